@@ -1,0 +1,87 @@
+"""The root of the `imagestream` command line: global options, and what every command shares."""
+
+import json
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from models.errors import ModelError
+from producer.errors import PublishError
+from streaming.errors import ServiceError
+from streaming.settings import Settings, read_settings
+
+EXIT_FAILED = 1  # what was asked for was not done, or not all of it; a usage error is 2
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+app = typer.Typer(
+    name="imagestream",
+    help="Streaming image classification: Kafka in, CNN on Spark, predictions in Delta, exactly once.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write a machine-readable summary.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        out.print(f"imagestream {version('imagestream')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    home: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where everything is kept (IMAGESTREAM_HOME; .imagestream)."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    context.obj = read_settings(home)
+
+
+def settings_of(context: typer.Context) -> Settings:
+    """The settings that the root command read."""
+    settings = context.obj
+    if not isinstance(settings, Settings):  # a command called without its root
+        return read_settings()
+    return settings
+
+
+def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
+    """Write `summary` to the file that `--json` named, if it named one."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Run one command and exit with its code; a user's mistake is one line on standard error.
+
+    `--debug` shows the traceback as well.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments)
+    except (ServiceError, PublishError, ModelError, OSError) as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        message = " ".join(str(error).split())
+        err.print(f"[red]error:[/red] {escape(message)}", highlight=False)
+        sys.exit(EXIT_FAILED)

@@ -1,0 +1,1 @@
+"""Importing this module registers every command; the commands import what they need only when they run."""
