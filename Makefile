@@ -1,0 +1,65 @@
+# Needs Python 3.11, 3.12 or 3.13 and Java 17 or 21; everything else is fetched on first use and kept.
+
+UV_VERSION := 0.13.9
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+# A version manager's shim answers for versions that are not there: only running it tells.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c '$(FITS)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+BIN := .venv/bin
+HOME_DIR := .imagestream
+CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean distclean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready $(HOME_DIR)/jars/.ready ## Install everything: .venv from the lock, Java if missing, the jars
+
+demo: setup ## The whole loop on real images: publish, stream, query, retrain
+	@$(BIN)/imagestream demo $(ARGS)
+
+test: setup ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.ready ## Format, lint, types and import rules; no Java, no jars
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup ## Measure speed against a bare loop in the same run
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove the home's data and all caches; keep .venv, Java and the jars
+	@test ! -x $(BIN)/imagestream || test ! -d $(HOME_DIR)/broker || $(BIN)/imagestream --home $(HOME_DIR) broker stop
+	@test ! -d $(HOME_DIR) || \
+		find $(HOME_DIR) -mindepth 1 -maxdepth 1 ! -name jars ! -name java -exec rm -rf {} +
+	@rm -rf $(CACHES)
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## Remove everything that set-up brought, too
+	@rm -rf .venv $(HOME_DIR)
+
+.venv/.locked: requirements.lock
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed, none was found:" \
+		"install one, or name it with PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c '$(FITS)' || { echo "error: Python 3.11, 3.12 or 3.13 is needed," \
+		"got $$($(PYTHON) --version 2>&1) as $(PYTHON): name another with PYTHON=…" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "set-up: virtual environment in .venv, $$($(PYTHON) --version)"; \
+		$(PYTHON) -m venv .venv; }
+	@echo "set-up: Python packages of requirements.lock (about 2 GB, some minutes)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip install -q --python $(BIN)/python --require-hashes -r requirements.lock
+	@touch $@
+
+.venv/.ready: .venv/.locked pyproject.toml
+	@echo "set-up: imagestream itself"
+	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation --offline -e .
+	@touch $@
+
+$(HOME_DIR)/jars/.ready: streaming/ivy.xml streaming/jars.lock | .venv/.ready
+	@echo "set-up: Java and the jars (60 MB, about a minute)"
+	@env -u IMAGESTREAM_JARS $(BIN)/imagestream --home $(HOME_DIR) setup
+	@touch $@

@@ -1,0 +1,62 @@
+"""Named arrays as `.npz` bytes, and the checks they pass before anything computes with them."""
+
+import io
+import zipfile
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import ModelError
+
+Features = NDArray[np.float32]
+Arrays = dict[str, NDArray[Any]]
+Number = TypeVar("Number", np.float32, np.float64)
+
+MAX_ARRAY_BYTES = 2 * 1024**3
+
+
+def write_npz(arrays: Arrays) -> bytes:
+    """`arrays` as the bytes of an uncompressed `.npz`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def read_npz(data: bytes, name: str) -> Arrays:
+    """The arrays of an `.npz`, never unpickling anything; `name` is the file's, for errors.
+
+    Raises:
+        ModelError: not an npz, an array of objects, or more than `MAX_ARRAY_BYTES` when unpacked.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > MAX_ARRAY_BYTES:
+            raise ModelError(f"{name} unpacks to {unpacked:,} bytes, more than the {MAX_ARRAY_BYTES:,} allowed")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{name} is not a readable npz without pickles: {error}") from error
+
+
+def checked_array(arrays: Arrays, name: str, shape: tuple[int | None, ...], dtype: type[Number]) -> NDArray[Number]:
+    """The array `name`, of this shape (`None` for any length) and type, all finite.
+
+    Raises:
+        ModelError: it is missing, or of another shape or type, or holds NaN or infinite values.
+    """
+    if name not in arrays:
+        raise ModelError(f"array {name!r} is missing")
+    array = arrays[name]
+    same_shape = len(array.shape) == len(shape) and all(
+        want in (None, got) for want, got in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not same_shape:
+        want = f"{np.dtype(dtype)} of shape {shape}"
+        raise ModelError(f"array {name!r} should be {want}, got {array.dtype} of shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ModelError(f"array {name!r} holds NaN or infinite values")
+    return array

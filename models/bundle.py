@@ -1,0 +1,215 @@
+"""A bundle: one directory that is one model version, all or nothing.
+
+`manifest.json` describes the model and holds the SHA-256 of every other file, so the manifest's own SHA-256 names the
+whole bundle. Nothing in a bundle can execute code: JSON, flatbuffer, HDF5 weights and `.npz` without pickles.
+Reading checks everything that can be checked without running the model; `models.scorer.check_golden` runs it.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.arrays import Arrays, read_npz, write_npz
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
+from models.errors import ModelError
+
+MANIFEST = "manifest.json"
+PROJECTION = "projection.npz"
+CLASSIFIER = "classifier.npz"
+GOLDEN = "golden.npz"
+FILES = frozenset({FLATBUFFER_FILE, WEIGHTS_FILE, PROJECTION, CLASSIFIER, GOLDEN})
+
+MAX_MANIFEST_BYTES = 16 * 1024**2
+MAX_FILE_BYTES = 2 * 1024**3
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[int, Field(gt=0, le=1_000_000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneEntry(_Strict):
+    """The CNN: raw pixels (N, height, width, 3) uint8 in, features (N, n_features) float32 out."""
+
+    name: str
+    weights: str
+    engine: Literal["litert"] = "litert"
+    input_size: tuple[Positive, Positive]
+    resize: Literal["stretch", "crop"] = "stretch"
+    scale: float  # a pixel value p enters the network as p · scale + offset; the flatbuffer does that itself
+    offset: float
+    n_features: Positive
+    parity: float = Field(ge=0, description="largest difference between LiteRT's and Keras' features when exported")
+
+
+class StageEntry(_Strict):
+    """A projection or classifier: its kind and widths."""
+
+    kind: str
+    n_in: Positive
+    n_out: Positive
+
+
+class TrainingData(_Strict):
+    """What the model was fitted on."""
+
+    rows: int = Field(ge=0)
+    holdout_rows: int = Field(ge=0)
+    fingerprint: Sha256
+
+
+class Manifest(_Strict):
+    """What `manifest.json` holds."""
+
+    schema_version: Literal[1] = 1
+    backbone: BackboneEntry
+    projection: StageEntry
+    classifier: StageEntry
+    classes: tuple[str, ...] = Field(min_length=2)
+    metrics: dict[str, float]
+    training_data: TrainingData
+    libraries: dict[str, str]
+    golden_tolerance: float = Field(1e-3, gt=0, le=0.05)
+    files: dict[str, Sha256] = {}
+
+    def check_dimensions(self) -> None:
+        """Every stage must take what the one before gives, and the classifier one output per class."""
+        widths = [
+            ("projection.n_in", self.projection.n_in, "backbone.n_features", self.backbone.n_features),
+            ("classifier.n_in", self.classifier.n_in, "projection.n_out", self.projection.n_out),
+            ("classifier.n_out", self.classifier.n_out, "the number of classes", len(self.classes)),
+        ]
+        for name, got, other, want in widths:
+            if got != want:
+                raise ModelError(f"{name} is {got}, but {other} is {want}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ModelError("class names repeat")
+        if set(self.files) != FILES:
+            raise ModelError(f"the manifest should list the files {sorted(FILES)}, it lists {sorted(self.files)}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory: the manifest, the SHA-256 that names it, and the files that scoring needs."""
+
+    manifest: Manifest
+    sha256: str
+    files: Mapping[str, bytes]
+
+    def arrays(self, name: str) -> Arrays:
+        """The arrays of one of the bundle's `.npz` files."""
+        return read_npz(self.files[name], name)
+
+    @property
+    def backbone_sha256(self) -> str:
+        """Names the features: two bundles with the same value give the same features for the same image."""
+        return self.manifest.files[FLATBUFFER_FILE]
+
+    @property
+    def projection_sha256(self) -> str:
+        return self.manifest.files[PROJECTION]
+
+
+def write_bundle(
+    directory: Path,
+    manifest: Manifest,
+    backbone_files: Mapping[str, Path],
+    arrays: Mapping[str, Arrays],
+) -> str:
+    """Write a bundle into `directory`, which must not exist, and return its SHA-256.
+
+    Args:
+        directory: made by this call; a failure leaves it for the caller to remove.
+        manifest: its `files` are filled in here.
+        backbone_files: `FLATBUFFER_FILE` and `WEIGHTS_FILE`, copied.
+        arrays: `PROJECTION`, `CLASSIFIER` and `GOLDEN`.
+    """
+    directory.mkdir(parents=True)
+    for name, source in backbone_files.items():
+        shutil.copyfile(source, directory / name)
+    for name, content in arrays.items():
+        (directory / name).write_bytes(write_npz(content))
+    hashes = {path.name: _sha256_of(path) for path in sorted(directory.iterdir())}
+    manifest = manifest.model_copy(update={"files": hashes})
+    manifest.check_dimensions()
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_bundle(directory: Path) -> Bundle:
+    """Read and check a bundle: its file list, every hash, and every stage's dimensions.
+
+    Raises:
+        ModelError: anything missing, extra, altered, a link, too large, or of the wrong shape; says which and why.
+    """
+    try:
+        return _read_checked(directory)
+    except ModelError as error:
+        raise ModelError(f"bundle {directory} is refused: {error}") from error
+    except OSError as error:
+        raise ModelError(f"bundle {directory} cannot be read: {error}") from error
+
+
+def _read_checked(directory: Path) -> Bundle:
+    text = _read_file(directory / MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = parse_manifest(text)
+    present = {path.name for path in directory.iterdir()} - {MANIFEST}
+    if present != FILES:
+        raise ModelError(f"it should hold {sorted(FILES)} beside its manifest, it holds {sorted(present)}")
+    files = {}
+    for name in sorted(FILES):
+        path = directory / name
+        if name == WEIGHTS_FILE:  # checked but not kept: scoring does not need it
+            _regular_file(path, MAX_FILE_BYTES)
+            digest = _sha256_of(path)
+        else:
+            files[name] = _read_file(path, MAX_FILE_BYTES)
+            digest = hashlib.sha256(files[name]).hexdigest()
+        if digest != manifest.files[name]:
+            raise ModelError(f"{name} has SHA-256 {digest}, the manifest says {manifest.files[name]}")
+    return Bundle(manifest, hashlib.sha256(text).hexdigest(), files)
+
+
+def parse_manifest(text: bytes) -> Manifest:
+    """The manifest in `text`, with its dimensions checked.
+
+    Raises:
+        ModelError: not JSON, a field missing, unknown or of the wrong type, or dimensions that do not fit together.
+    """
+    try:
+        content: Any = json.loads(text)
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{MANIFEST}: {where}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{MANIFEST} is not JSON: {error}") from error
+    manifest.check_dimensions()
+    return manifest
+
+
+def _regular_file(path: Path, max_bytes: int) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise ModelError(f"{path.name} is not a regular file")
+    if path.stat().st_size > max_bytes:
+        raise ModelError(f"{path.name} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} allowed")
+
+
+def _read_file(path: Path, max_bytes: int) -> bytes:
+    _regular_file(path, max_bytes)
+    return path.read_bytes()
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

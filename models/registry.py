@@ -1,0 +1,168 @@
+"""The model registry: immutable versions, and aliases that move atomically and keep their history.
+
+    <root>/1/ 2/ …        bundles; a version is a directory that appeared by one rename
+    <root>/aliases.json   where each alias points, and every move it ever made; replaced by one rename
+
+The running stream reads `champion` before every micro-batch; `challenger` is a candidate under observation.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.bundle import Bundle, read_bundle
+from models.errors import ModelError
+
+Alias = Literal["champion", "challenger"]
+CHAMPION: Alias = "champion"
+ALIASES: tuple[Alias, ...] = ("champion", "challenger")
+ROLLBACK = "rollback"  # why an alias was moved back
+
+
+class Move(BaseModel):
+    """One move of an alias."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alias: Alias
+    version: Annotated[int, Field(gt=0)]
+    previous: int | None
+    by: str
+    at: datetime
+    why: str
+    metrics: dict[str, float] = {}
+
+
+class _Aliases(BaseModel):
+    moves: list[Move] = []
+
+    def target(self, alias: Alias) -> int | None:
+        return next((move.version for move in reversed(self.moves) if move.alias == alias), None)
+
+
+class Registry:
+    """The versions and aliases under one directory, which need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def versions(self) -> list[int]:
+        """Every registered version, oldest first."""
+        if not self.root.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.root.iterdir() if path.name.isdecimal() and path.is_dir())
+
+    def path(self, version: int) -> Path:
+        """The directory of a version.
+
+        Raises:
+            ModelError: there is no such version.
+        """
+        path = self.root / str(version)
+        if not path.is_dir():
+            known = ", ".join(map(str, self.versions())) or "none"
+            raise ModelError(f"there is no model version {version} in {self.root}; there are: {known}")
+        return path
+
+    def read(self, version: int) -> Bundle:
+        """The bundle of a version, with hashes and dimensions checked."""
+        return read_bundle(self.path(version))
+
+    def register(self, write: Callable[[Path], object]) -> int:
+        """Let `write` make a bundle in a directory of its own, then give it the next version number.
+
+        The directory is made beside the versions and renamed into place, so a version is there whole or not at all.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+        try:
+            write(scratch / "bundle")
+            read_bundle(scratch / "bundle")
+            with self._locked():
+                version = max(self.versions(), default=0) + 1
+                (scratch / "bundle").rename(self.root / str(version))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return version
+
+    def target(self, alias: Alias) -> int | None:
+        """The version that an alias points to, if it was ever set."""
+        return self._read_aliases().target(alias)
+
+    def history(self, alias: Alias) -> list[Move]:
+        """Every move of an alias, oldest first."""
+        return [move for move in self._read_aliases().moves if move.alias == alias]
+
+    def promote(
+        self, version: int, *, alias: Alias = CHAMPION, by: str, why: str, metrics: Mapping[str, float] | None = None
+    ) -> Move:
+        """Point an alias at a version whose bundle passes its checks.
+
+        Raises:
+            ModelError: no such version, or its bundle is refused.
+        """
+        bundle = self.read(version)
+        with self._locked():
+            aliases = self._read_aliases()
+            move = Move(
+                alias=alias,
+                version=version,
+                previous=aliases.target(alias),
+                by=by,
+                at=datetime.now(UTC),
+                why=why,
+                metrics=dict(bundle.manifest.metrics if metrics is None else metrics),
+            )
+            self._write_aliases(_Aliases(moves=[*aliases.moves, move]))
+        return move
+
+    def rollback(self, *, alias: Alias = CHAMPION, by: str) -> Move:
+        """Point an alias back at the version it left in its last move that was not itself a rollback.
+
+        Rolling back twice goes two versions back.
+
+        Raises:
+            ModelError: there is nothing to go back to.
+        """
+        trail: list[int] = []  # the versions that led to today's, without those rolled back from
+        for move in self.history(alias):
+            if len(trail) > 1 and move.why == ROLLBACK and move.version == trail[-2]:
+                trail.pop()
+            elif not trail or trail[-1] != move.version:
+                trail.append(move.version)
+        if len(trail) < 2:  # noqa: PLR2004
+            raise ModelError(f"{alias} has no earlier version to go back to")
+        return self.promote(trail[-2], alias=alias, by=by, why=ROLLBACK)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # released when the file is closed, also by a crash
+            yield
+
+    def _read_aliases(self) -> _Aliases:
+        path = self.root / "aliases.json"
+        try:
+            return _Aliases.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return _Aliases()
+        except ValidationError as error:
+            raise ModelError(f"{path} is damaged: {error.errors()[0]['msg']}") from error
+
+    def _write_aliases(self, aliases: _Aliases) -> None:
+        scratch = self.root / f".aliases-{os.getpid()}.json"
+        with scratch.open("w", encoding="utf-8") as file:
+            json.dump(aliases.model_dump(mode="json"), file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(self.root / "aliases.json")

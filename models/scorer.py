@@ -1,0 +1,173 @@
+"""A model at work: images in, features and class probabilities out. Composes the stages, adds nothing to them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.arrays import Arrays, Features
+from models.backbone import FLATBUFFER_FILE
+from models.bundle import CLASSIFIER, GOLDEN, PROJECTION, Bundle
+from models.classifier import Classifier, classifier_from_arrays
+from models.decode import BadImage, Resize, decode
+from models.engine import LiteRTEngine
+from models.errors import ModelError
+from models.projection import Projection, projection_from_arrays
+
+Images = NDArray[np.uint8]
+
+
+class Engine(Protocol):
+    """Runs a backbone: images (N, H, W, 3) uint8 → features (N, D) float32."""
+
+    @property
+    def input_size(self) -> tuple[int, int]: ...
+
+    @property
+    def n_features(self) -> int: ...
+
+    def __call__(self, images: Images) -> Features: ...
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of a list of encoded images.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, those that decoded, in order.
+        rows: the N positions in the list that they came from.
+        bad: position → why that one is not an image.
+    """
+
+    images: Images
+    rows: list[int]
+    bad: dict[int, BadImage]
+
+
+def decode_all(values: Sequence[bytes | None], size: tuple[int, int], resize: Resize = "stretch") -> Decoded:
+    """Decode every image of a list to (height, width) = `size`."""
+    images = np.empty((len(values), *size, 3), np.uint8)
+    rows: list[int] = []
+    bad: dict[int, BadImage] = {}
+    for row, value in enumerate(values):
+        image = decode(value, size, resize=resize)
+        if isinstance(image, BadImage):
+            bad[row] = image
+        else:
+            images[len(rows)] = image
+            rows.append(row)
+    return Decoded(images[: len(rows)], rows, bad)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Projection and classifier: features (N, D) float32 → probabilities (N, C) float32 of `classes`."""
+
+    classes: tuple[str, ...]
+    projection: Projection
+    classifier: Classifier
+
+    def probabilities(self, features: Features) -> Features:
+        return self.classifier.probabilities(self.projection.transform(features))
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A whole model: encoded images to probabilities, a step at a time."""
+
+    engine: Engine
+    head: Head
+    resize: Resize = "stretch"
+
+    def decode(self, values: Sequence[bytes | None]) -> Decoded:
+        """Encoded images → pixels as the backbone takes them, and which could not be decoded."""
+        return decode_all(values, self.engine.input_size, self.resize)
+
+    def features(self, images: Images) -> Features:
+        """(N, H, W, 3) uint8 → (N, D) float32."""
+        return self.engine(images)
+
+    def probabilities(self, features: Features) -> Features:
+        """(N, D) float32 → (N, C) float32."""
+        return self.head.probabilities(features)
+
+
+def load_head(bundle: Bundle) -> Head:
+    """The projection and classifier of a bundle.
+
+    Raises:
+        ModelError: their arrays are not what the manifest says.
+    """
+    manifest = bundle.manifest
+    stage = manifest.projection
+    projection = projection_from_arrays(stage.kind, stage.n_in, bundle.arrays(PROJECTION))
+    if projection.n_out != stage.n_out:
+        raise ModelError(f"the projection gives {projection.n_out} values, the manifest says {stage.n_out}")
+    stage = manifest.classifier
+    classifier = classifier_from_arrays(stage.kind, stage.n_in, stage.n_out, bundle.arrays(CLASSIFIER))
+    return Head(manifest.classes, projection, classifier)
+
+
+def load_scorer(bundle: Bundle, threads: int = 1) -> Scorer:
+    """The model of a bundle, ready to score; costs tenths of a second, so a worker does it once.
+
+    Raises:
+        ModelError: a part cannot be loaded, or is not what the manifest says.
+    """
+    entry = bundle.manifest.backbone
+    engine = LiteRTEngine(bundle.files[FLATBUFFER_FILE], threads=threads)
+    if (engine.input_size, engine.n_features) != (entry.input_size, entry.n_features):
+        raise ModelError(
+            f"the flatbuffer takes {engine.input_size} and gives {engine.n_features} features, "
+            f"the manifest says {entry.input_size} and {entry.n_features}"
+        )
+    return Scorer(engine, load_head(bundle), entry.resize)
+
+
+def golden_arrays(scorer: Scorer, images: Sequence[bytes]) -> Arrays:
+    """A few encoded images with the probabilities that `scorer` gives them, as a bundle's golden predictions."""
+    decoded = scorer.decode(images)
+    if decoded.bad or not decoded.rows:
+        raise ModelError("golden predictions need at least one image, and only images that decode")
+    probabilities = scorer.probabilities(scorer.features(decoded.images))
+    return {
+        "lengths": np.array([len(image) for image in images], np.int64),
+        "data": np.frombuffer(b"".join(images), np.uint8),
+        "probabilities": probabilities,
+    }
+
+
+def check_golden(bundle: Bundle, scorer: Scorer) -> None:
+    """Score a bundle's own golden images with its scorer and compare.
+
+    Raises:
+        ModelError: the arrays make no sense, an image does not decode, or a probability is off by more than the
+            manifest's tolerance.
+    """
+    manifest = bundle.manifest
+    arrays = bundle.arrays(GOLDEN)
+    if set(arrays) != {"lengths", "data", "probabilities"}:
+        raise ModelError(f"{GOLDEN} should hold lengths, data and probabilities, it holds {sorted(arrays)}")
+    lengths, data, expected = arrays["lengths"], arrays["data"], arrays["probabilities"]
+    n = len(lengths) if lengths.ndim == 1 and lengths.dtype == np.int64 else 0
+    fits = n > 0 and data.dtype == np.uint8 and data.ndim == 1 and (lengths > 0).all() and lengths.sum() == len(data)
+    if not fits or expected.shape != (n, len(manifest.classes)) or not np.isfinite(expected).all():
+        raise ModelError(f"{GOLDEN} is inconsistent: lengths, data and probabilities do not fit together")
+    decoded = scorer.decode(golden_images(arrays))
+    if decoded.bad:
+        raise ModelError("a golden image does not decode")
+    got = scorer.probabilities(scorer.features(decoded.images))
+    worst = float(np.abs(got - expected).max())
+    if not worst <= manifest.golden_tolerance:  # also catches NaN
+        raise ModelError(
+            f"golden predictions differ by {worst:.2g}, more than the {manifest.golden_tolerance:g} allowed: "
+            "the model does not compute here what it computed when it was made"
+        )
+
+
+def golden_images(arrays: Arrays) -> list[bytes]:
+    """The encoded images among the arrays of golden predictions."""
+    ends = np.cumsum(arrays["lengths"])
+    return [arrays["data"][end - n : end].tobytes() for end, n in zip(ends, arrays["lengths"], strict=True)]

@@ -1,0 +1,5 @@
+"""`python -m streaming` is `imagestream`."""
+
+from streaming.cli import main
+
+main()

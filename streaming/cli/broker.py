@@ -1,0 +1,93 @@
+"""`imagestream broker`: the embedded broker."""
+
+from typing import Annotated
+
+import typer
+
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+
+broker = typer.Typer(help="The embedded broker: a real single-node Kafka on loopback.", no_args_is_help=True)
+app.add_typer(broker, name="broker")
+
+
+@broker.command()
+def start(
+    context: typer.Context,
+    port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Default: the remembered one, 9092, or a free one if that is taken."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Start the broker and wait until it answers; it runs on until it is stopped.
+
+    Example: imagestream broker start
+    """
+    from streaming.broker import start_broker
+
+    settings = settings_of(context)
+    state, started = start_broker(
+        settings,
+        port,
+        on_progress=lambda done, total, text: err.print(
+            text if done == 0 else f"{done} of {total} {text}", highlight=False, markup=False
+        ),
+    )
+    said = "started" if started else "is already running"
+    out.print(f"the broker {said} at {state.address}", highlight=False, markup=False)
+    write_json(json_file, {"bootstrap_servers": state.address, "pid": state.pid, "started": started})
+
+
+@broker.command()
+def stop(context: typer.Context, json_file: JsonOption = None) -> None:
+    """Stop the broker; its data stays.
+
+    Example: imagestream broker stop
+    """
+    from streaming.broker import stop_broker
+
+    stopped = stop_broker(settings_of(context))
+    out.print("the broker is stopped" if stopped else "the broker was not running")
+    write_json(json_file, {"stopped": stopped})
+
+
+@broker.command()
+def status(context: typer.Context, json_file: JsonOption = None) -> None:
+    """Say whether the broker runs, and where; the exit code is 1 if it does not.
+
+    Example: imagestream broker status
+    """
+    from streaming.broker import running_broker
+
+    state = running_broker(settings_of(context))
+    out.print(f"running at {state.address}, process {state.pid}" if state else "not running", highlight=False)
+    write_json(
+        json_file,
+        {
+            "running": state is not None,
+            "bootstrap_servers": state.address if state else None,
+            "pid": state.pid if state else None,
+        },
+    )
+    if state is None:
+        raise typer.Exit(EXIT_FAILED)
+
+
+@broker.command()
+def logs(
+    context: typer.Context,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="So many of the last lines.")] = 40,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added, until Ctrl-C.")] = False,
+) -> None:
+    """Print the end of the broker's log.
+
+    Example: imagestream broker logs -n 20 --follow
+    """
+    from streaming.broker import added_lines, last_lines, log_file
+
+    path = log_file(settings_of(context))
+    for line in last_lines(path, lines):
+        typer.echo(line, nl=False)
+    if follow:
+        for line in added_lines(path):
+            typer.echo(line, nl=False)

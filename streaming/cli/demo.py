@@ -1,0 +1,81 @@
+"""`imagestream demo`: the whole loop on real images."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+
+if TYPE_CHECKING:
+    from streaming.demo import DemoResult, Step
+
+SHOWN = 5
+NEXT = (
+    'query "SELECT label, count(*) FROM predictions GROUP BY label"',
+    "predictions --below 0.5",
+    "models list",
+    "broker start      and then publish images of your own",
+)
+
+
+@app.command()
+def demo(context: typer.Context, json_file: JsonOption = None) -> None:
+    """Run the whole loop on real images: broker, training, publishing, streaming, retraining, hot swap.
+
+    Run again, it starts over: it removes what the last demo made in this home, and nothing else.
+
+    Example: imagestream demo --json demo.json
+    """
+    from streaming.demo import run_demo
+    from streaming.plots import plot_predictions
+
+    settings = settings_of(context)
+    result = run_demo(settings, _begin, _end)
+    picture = settings.home / "report.png"
+    plot_predictions(result.sample, picture)
+    _tell(result)
+    out.print(f"\npicture: {picture}\ntables:  {settings.tables_dir}", highlight=False)
+    here = f"  imagestream --home {settings.home} "
+    out.print("\ntry next:", *(here + command for command in NEXT), sep="\n", highlight=False, markup=False)
+    write_json(json_file, result.summary)
+    if (
+        result.summary["duplicates"]
+        or result.summary["predicted"] + result.summary["quarantined"] != result.summary["published"]
+    ):
+        err.print("error: the tables do not add up to what was published")
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _begin(name: str) -> None:
+    out.print(f"· {name} …", end="\r" if out.is_terminal else "\n", highlight=False)
+
+
+def _end(step: "Step") -> None:
+    out.print(f"✓ {step.name}: {step.seconds:.1f} s   ", highlight=False)
+
+
+def _tell(result: "DemoResult") -> None:
+    from rich.table import Table
+
+    found = result.summary
+    versions = ", ".join(f"{n} by version {version}" for version, n in found["model_versions"].items())
+    out.print(
+        f"\npublished {found['published']}: {found['predicted']} predicted ({versions}), "
+        f"{found['quarantined']} quarantined, {found['duplicates']} duplicates",
+        highlight=False,
+    )
+    out.print(
+        f"accuracy {found['accuracy']:.4f}, {found['images_per_second']:.0f} images/s in the micro-batches\n",
+        highlight=False,
+    )
+    labels = sorted({label for true, predicted, _ in result.confusion for label in (true, predicted)})
+    counts = {(true, predicted): n for true, predicted, n in result.confusion}
+    confusion = Table("true", *labels, title="predicted", box=None)
+    for true in labels:
+        confusion.add_row(true, *(str(counts.get((true, predicted), "·")) for predicted in labels))
+    out.print(confusion)
+    sample = Table("source", "true", "predicted", "confidence", "version", title="\na few predictions", box=None)
+    for row in result.sample[-SHOWN:]:
+        confidence = f"{row['confidence']:.3f}"
+        sample.add_row(row["source"][-40:], row["label_true"], row["label"], confidence, str(row["model_version"]))
+    out.print(sample)

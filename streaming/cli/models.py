@@ -1,0 +1,112 @@
+"""`imagestream models`: the registry."""
+
+import getpass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from streaming.cli.app import JsonOption, app, out, settings_of, write_json
+
+models_app = typer.Typer(
+    name="models", help="Show, promote, roll back and verify model versions.", no_args_is_help=True
+)
+app.add_typer(models_app)
+
+VersionArgument = Annotated[int, typer.Argument(min=1, help="A version, as 'models list' shows them.")]
+
+
+@models_app.command("list")
+def list_(context: typer.Context, json_file: JsonOption = None) -> None:
+    """List the versions with their metrics and aliases.
+
+    Example: imagestream models list
+    """
+    from rich.table import Table
+
+    from models.registry import ALIASES, Registry
+
+    registry = Registry(settings_of(context).models_dir)
+    aliases = {alias: registry.target(alias) for alias in ALIASES}
+    table = Table("version", "alias", "backbone", "components", "classes", "rows", "accuracy", "log loss", box=None)
+    rows = []
+    for version in registry.versions():
+        manifest = registry.read(version).manifest
+        of_version = [alias for alias, target in aliases.items() if target == version]
+        metrics = manifest.metrics
+        table.add_row(
+            str(version),
+            " ".join(of_version),
+            manifest.backbone.name,
+            str(manifest.projection.n_out),
+            str(len(manifest.classes)),
+            f"{manifest.training_data.rows:,}",
+            f"{metrics.get('accuracy', float('nan')):.4f}",
+            f"{metrics.get('log_loss', float('nan')):.4f}",
+        )
+        rows.append({"version": version, "aliases": of_version, "metrics": metrics})
+    out.print(table if rows else f"no models in {registry.root} yet; make one with 'imagestream train'")
+    write_json(json_file, {"versions": rows})
+
+
+@models_app.command()
+def show(context: typer.Context, version: VersionArgument) -> None:
+    """Print the manifest of a version.
+
+    Example: imagestream models show 1
+    """
+    from models.registry import Registry
+
+    manifest = Registry(settings_of(context).models_dir).read(version).manifest
+    out.print_json(manifest.model_dump_json())
+
+
+@models_app.command()
+def promote(
+    context: typer.Context,
+    version: VersionArgument,
+    why: Annotated[str, typer.Option(help="Kept in the alias's history.")] = "promoted by hand",
+) -> None:
+    """Make a version the champion; a running stream takes it up at its next micro-batch.
+
+    Example: imagestream models promote 2 --why "more labels"
+    """
+    from models.registry import Registry
+
+    registry = Registry(settings_of(context).models_dir)
+    _check(registry.path(version))
+    move = registry.promote(version, by=getpass.getuser(), why=why)
+    out.print(f"champion: version {move.version} (before: {move.previous or 'none'})", highlight=False)
+
+
+@models_app.command()
+def rollback(context: typer.Context) -> None:
+    """Go back to the champion before this one.
+
+    Example: imagestream models rollback
+    """
+    from models.registry import Registry
+
+    move = Registry(settings_of(context).models_dir).rollback(by=getpass.getuser())
+    out.print(f"champion: version {move.version} (before: {move.previous})", highlight=False)
+
+
+@models_app.command()
+def verify(context: typer.Context, version: VersionArgument) -> None:
+    """Check a version: every file's hash, all dimensions, and its golden predictions.
+
+    Example: imagestream models verify 1
+    """
+    from models.registry import Registry
+
+    sha256 = _check(Registry(settings_of(context).models_dir).path(version))
+    out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}", highlight=False)
+
+
+def _check(path: Path) -> str:
+    from models.bundle import read_bundle
+    from models.scorer import check_golden, load_scorer
+
+    bundle = read_bundle(path)
+    check_golden(bundle, load_scorer(bundle))
+    return bundle.sha256

@@ -1,0 +1,113 @@
+"""`imagestream publish`: files to the topic, with a progress bar and a summary of what was sent and what was not."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from producer.sources import LabelFrom
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+
+if TYPE_CHECKING:
+    from producer import PublishSummary
+
+EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
+LISTED = 20  # file names shown on the terminal; --json has them all
+
+
+@app.command()
+def publish(
+    context: typer.Context,
+    paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="Files, folders and patterns.")],
+    topic: Annotated[str | None, typer.Option(help="The Kafka topic (IMAGESTREAM_TOPIC; images).")] = None,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
+    ] = None,
+    label_from: Annotated[
+        LabelFrom, typer.Option(help="`parent` sends the name of a file's folder as its label.")
+    ] = LabelFrom.NONE,
+    only_images: Annotated[bool, typer.Option("--only-images", help="Leave out what is no image by content.")] = False,
+    skip_too_large: Annotated[
+        bool, typer.Option("--skip-too-large", help="A file larger than the broker takes is no failure.")
+    ] = False,
+    json: JsonOption = None,
+) -> None:
+    """Publish image files to Kafka.
+
+    Every regular file is sent, hidden ones included, image or not: the stream decides. Each file is one message,
+    acknowledged by the broker; the exit code is 0 only if all of them were, but for those an option leaves out.
+
+    Example: imagestream publish --label-from parent photos/ 'more/*.jpg'
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    import producer
+
+    settings = settings_of(context)
+    if bootstrap_servers is None:
+        from streaming.broker import bootstrap_servers as servers_of
+
+        bootstrap_servers = servers_of(settings)
+    bar = Progress(
+        TextColumn("publishing"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+    with bar:
+        task = bar.add_task("publish", total=None, speed="")
+
+        def show(progress: producer.Progress) -> None:
+            seconds = bar.tasks[task].elapsed or 0.0
+            rate = (
+                f"{progress.sent / seconds:,.0f} images/s {progress.bytes / 1e6 / seconds:,.1f} MB/s" if seconds else ""
+            )
+            bar.update(task, completed=progress.done, total=progress.total, speed=rate)
+
+        summary = producer.publish(
+            paths,
+            bootstrap_servers=bootstrap_servers,
+            topic=topic or settings.topic,
+            label_from=label_from,
+            only_images=only_images,
+            skip_too_large=skip_too_large,
+            on_progress=show if err.is_terminal else None,
+        )
+    write_json(json, asdict(summary) | {"complete": summary.complete})
+    _print_summary(summary)
+    if summary.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if not summary.complete:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _print_summary(summary: "PublishSummary") -> None:
+    out.print(
+        f"sent {summary.sent:,} of {summary.found:,} files to {summary.topic}: {summary.bytes / 1e6:,.1f} MB"
+        f" in {summary.seconds:.1f} s ({summary.images_per_second:,.0f} images/s,"
+        f" {summary.megabytes_per_second:,.1f} MB/s)",
+        highlight=False,
+    )
+    _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skipped])
+    _print_files("[red]not delivered[/red]", [(failure.path, failure.reason) for failure in summary.failed])
+    untried = summary.found - summary.sent - len(summary.skipped) - len(summary.failed)
+    if untried:
+        why = "Ctrl-C" if summary.interrupted else "the failure above"
+        err.print(f"{untried:,} files were not confirmed as sent, because of {why}", highlight=False)
+
+
+def _print_files(what: str, files: list[tuple[str, str]]) -> None:
+    for name, reason in files[:LISTED]:
+        err.print(f"{what} {escape(_shown(name))}: {escape(_shown(reason))}", highlight=False)
+    if len(files) > LISTED:
+        err.print(f"{what} {len(files) - LISTED:,} more (--json FILE lists them all)", highlight=False)
+
+
+def _shown(text: str) -> str:
+    """A file's name on one line of a terminal: it may hold any character, and bytes that are no UTF-8."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

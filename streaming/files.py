@@ -1,0 +1,70 @@
+"""Parquet files that workers write into a table's directory, for the driver to commit.
+
+What is large (features, quarantined bytes) never travels to the driver: a worker writes it, and tells the file's name.
+A file is part of its table only once a commit names it; those of failed attempts never are, and are vacuumed later.
+"""
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from models.arrays import Features
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A Parquet file that a worker wrote into a table's directory, not yet part of the table."""
+
+    path: str
+    bytes: int
+    rows: int
+
+
+class FileSink:
+    """One Parquet file in a table's directory, begun with the first row and named only once it is whole."""
+
+    def __init__(self, directory: str | None, schema: pa.Schema) -> None:
+        self._directory = directory
+        self._schema = schema
+        self._name = f"part-{uuid.uuid4()}.zstd.parquet"  # each attempt of a task writes its own file
+        self._writer: pq.ParquetWriter | None = None
+        self._rows = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, rows: pa.Table) -> None:
+        if self._directory is None or not rows.num_rows:
+            return
+        if self._writer is None:
+            path = Path(self._directory) / self._name
+            self._writer = pq.ParquetWriter(
+                path, self._schema, compression="zstd", compression_level=1, use_dictionary=False
+            )  # a dictionary of floats costs a hundred times what writing them does
+        self._writer.write_table(rows.cast(self._schema))
+        self._rows += rows.num_rows
+
+    def close(self) -> DataFile | None:
+        """Finish the file, if a row was written."""
+        if self._writer is None or self._directory is None:
+            return None
+        self._writer.close()
+        self._writer = None
+        return DataFile(self._name, (Path(self._directory) / self._name).stat().st_size, self._rows)
+
+
+def list_array(rows: Features) -> pa.ListArray:
+    """(N, D) float32 as an Arrow list column of N rows, without a Python object per number."""
+    n, width = rows.shape
+    offsets = pa.array(np.arange(0, (n + 1) * width, width, dtype=np.int32) if width else np.zeros(n + 1, np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1)))

@@ -1,0 +1,221 @@
+"""The jars that Spark and the embedded broker load: named in `ivy.xml`, fetched once, pinned by SHA-256 in `jars.lock`.
+
+The Ivy that pyspark ships fetches them, so that neither Maven nor a resolution at every start of Spark is needed. Its
+cache stays beside the jars: a damaged jar is replaced from there, or from the registry if the cache is damaged too.
+"""
+
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from streaming.errors import ServiceError
+from streaming.home import locked, make_dir
+
+IVY_FILE = Path(__file__).with_name("ivy.xml")
+LOCK_FILE = Path(__file__).with_name("jars.lock")
+SPARK, BROKER = "spark", "broker"  # the configurations of ivy.xml, each a folder of jars
+REPLACED = (
+    "spark-token-provider-kafka 4.2.0, which Spark's Kafka connector asks for, is replaced by 4.0.0: "
+    "the registry lacks 4.2.0, and both have the same interface"
+)
+CONNECT_TIMEOUT_MS = 20_000
+READ_TIMEOUT_MS = 60_000
+
+Progress = Callable[[int, int, str], None]
+"""Called with the jars fetched so far, the jars there are, and the last one's name; at 0 with a line to show."""
+
+
+@dataclass(frozen=True)
+class LockedJar:
+    """A jar as `jars.lock` pins it; `name` is `configuration/file`."""
+
+    sha256: str
+    bytes: int
+    name: str
+
+    def damage(self, jars_dir: Path, *, verify: bool) -> str | None:
+        """What is wrong with the jar in `jars_dir`, or None; by its size alone unless `verify` asks for the hash."""
+        path = jars_dir / self.name
+        try:
+            size = path.stat().st_size
+            if size != self.bytes:
+                return f"expected {self.bytes:,} bytes, got {size:,}"
+            if verify and (sha256 := _sha256(path)) != self.sha256:
+                return f"expected SHA-256 {self.sha256}, got {sha256}"
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
+
+
+@cache
+def locked_jars() -> tuple[LockedJar, ...]:
+    """Every jar of `jars.lock`."""
+    rows = (line.split() for line in LOCK_FILE.read_text().splitlines() if line and not line.startswith("#"))
+    return tuple(LockedJar(sha256, int(size), name) for sha256, size, name in rows)
+
+
+def damaged_jars(jars_dir: Path, *, verify: bool = True) -> dict[str, str]:
+    """What is wrong with each locked jar that is not in `jars_dir` as it should be, by its name."""
+    found = {jar.name: jar.damage(jars_dir, verify=verify) for jar in locked_jars()}
+    return {name: damage for name, damage in found.items() if damage is not None}
+
+
+def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None, *, verify: bool = False) -> None:
+    """Fetch what is missing or damaged; a matter of milliseconds when nothing is.
+
+    A jar is moved into `jars_dir` only once its SHA-256 is the locked one, and by one process at a time.
+
+    Args:
+        verify: compare hashes, not only sizes, of the jars that are already there.
+
+    Raises:
+        ServiceError: a jar could not be fetched, or is not the locked one.
+    """
+    if not damaged_jars(jars_dir, verify=verify):
+        return
+    make_dir(jars_dir)
+    with locked(jars_dir / ".lock"):
+        wanted = damaged_jars(jars_dir, verify=verify)  # another process may have been faster
+        if not wanted:
+            return
+        if on_progress is not None:
+            size = sum(jar.bytes for jar in locked_jars() if jar.name in wanted) / 1e6
+            on_progress(0, len(wanted), f"fetching {len(wanted)} jars ({size:.0f} MB) into {jars_dir}")
+            on_progress(0, len(wanted), REPLACED)
+        wanted = _fetch(jars_dir, java, wanted, on_progress)
+        if wanted:  # Ivy takes what its cache holds without looking at it again
+            _drop_cached(jars_dir, wanted)
+            wanted = _fetch(jars_dir, java, wanted, on_progress)
+        for name, damage in wanted.items():
+            raise ServiceError(f"{name}: {damage}: {_way_out(jars_dir)}")
+
+
+def spark_jars(jars_dir: Path) -> list[Path]:
+    """The jars for `spark.jars`.
+
+    Raises:
+        ServiceError: one is missing or of another size than the lock says.
+    """
+    return _jars_of(SPARK, jars_dir)
+
+
+def broker_classpath(jars_dir: Path) -> str:
+    """The broker's class path.
+
+    Raises:
+        ServiceError: a jar is missing or of another size than the lock says.
+    """
+    return os.pathsep.join(str(jar) for jar in _jars_of(BROKER, jars_dir))
+
+
+def lock_jars(java: Path) -> int:
+    """Write `jars.lock` anew from what `ivy.xml` resolves to; the number of jars. For those who change `ivy.xml`.
+
+    Raises:
+        ServiceError: a jar could not be fetched.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        fetched = Path(scratch) / "jars"
+        _retrieve(fetched, Path(scratch) / "ivy", java, None)
+        rows = [
+            f"{_sha256(path)}  {path.stat().st_size:>9}  {path.relative_to(fetched)}"
+            for path in sorted(fetched.glob("*/*.jar"))
+        ]
+    header = "# SHA-256, bytes and place of each jar that ivy.xml resolves to; made by `imagestream setup --lock`.\n"
+    LOCK_FILE.write_text(header + "\n".join(rows) + "\n")
+    locked_jars.cache_clear()
+    return len(rows)
+
+
+def _jars_of(configuration: str, jars_dir: Path) -> list[Path]:
+    jars = [jar for jar in locked_jars() if jar.name.startswith(configuration + "/")]
+    for jar in jars:
+        if damage := jar.damage(jars_dir, verify=False):
+            raise ServiceError(f"{jars_dir / jar.name}: {damage}: run `imagestream setup`")
+    return [jars_dir / jar.name for jar in jars]
+
+
+def _fetch(jars_dir: Path, java: Path, wanted: dict[str, str], on_progress: Progress | None) -> dict[str, str]:
+    """Move the wanted jars in that Ivy brought whole; what is wrong with the others."""
+    left = {}
+    with tempfile.TemporaryDirectory(dir=jars_dir, prefix=".incoming-") as scratch:
+        fetched = Path(scratch)
+        _retrieve(fetched, jars_dir / "ivy", java, on_progress)
+        for jar in locked_jars():
+            if jar.name not in wanted:
+                continue
+            if damage := jar.damage(fetched, verify=True):
+                left[jar.name] = damage
+                continue
+            (jars_dir / jar.name).parent.mkdir(exist_ok=True)
+            (fetched / jar.name).replace(jars_dir / jar.name)
+    return left
+
+
+def _drop_cached(jars_dir: Path, names: Iterable[str]) -> None:
+    for name in names:
+        for cached in (jars_dir / "ivy").rglob(Path(name).name):
+            cached.unlink()
+
+
+def _retrieve(target: Path, ivy_dir: Path, java: Path, on_progress: Progress | None) -> None:
+    """Let Ivy copy every jar of ivy.xml to `target/configuration/`, by way of its cache in `ivy_dir`."""
+    command = [
+        str(java),
+        f"-Divy.default.ivy.user.dir={ivy_dir}",
+        f"-Dsun.net.client.defaultConnectTimeout={CONNECT_TIMEOUT_MS}",
+        f"-Dsun.net.client.defaultReadTimeout={READ_TIMEOUT_MS}",
+        *("-jar", str(_ivy_jar())),
+        *("-ivy", str(IVY_FILE)),
+        *("-retrieve", f"{target}/[conf]/[artifact]-[revision](-[classifier]).[ext]"),
+        *("-types", "jar", "bundle"),  # takes every word that follows, so it comes last
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ivy:
+        said = list(_reported(ivy.stdout or [], on_progress))
+    if ivy.returncode:
+        raise ServiceError(f"could not fetch {_failed_artifact(said)}: {_way_out(target.parent)}")
+
+
+def _reported(lines: Iterable[str], on_progress: Progress | None) -> Iterator[str]:
+    """Pass Ivy's lines on, and report each jar that it says it has downloaded."""
+    done = 0
+    for line in lines:
+        fetched = re.search(r"\[SUCCESSFUL ] .*!(\S+)", line)
+        if fetched is not None and on_progress is not None:
+            done += 1
+            on_progress(done, len(locked_jars()), fetched[1])
+        yield line
+
+
+def _failed_artifact(said: list[str]) -> str:
+    text = "".join(said)
+    failed = re.search(r"\[FAILED\s*] (\S+)", text) or re.search(r":: (\S+#\S+): ", text)
+    if failed is not None:
+        return failed[1]
+    return next((line.strip() for line in said if "Exception" in line), "the jars")
+
+
+def _way_out(jars_dir: Path) -> str:
+    return (
+        "check the network (a proxy: JAVA_TOOL_OPTIONS=-Dhttps.proxyHost=HOST -Dhttps.proxyPort=PORT), "
+        f"or copy the jars that {LOCK_FILE} lists to {jars_dir}"
+    )
+
+
+def _ivy_jar() -> Path:
+    pyspark = importlib.util.find_spec("pyspark")  # imports nothing
+    if pyspark is None or pyspark.origin is None:
+        raise ServiceError("pyspark is not installed, and Ivy comes with it: run `make setup`")
+    return next((Path(pyspark.origin).parent / "jars").glob("ivy-*.jar"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,118 @@
+"""The Java that Spark and the embedded broker run on: 17 or 21, found on the machine or installed into the home."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from streaming.errors import ServiceError
+from streaming.home import make_dir
+
+VERSIONS = (17, 21)
+VERSION_TO_INSTALL = "17"
+MODULE = "jdk.incubator.vector"  # Spark 4 asks for it; a trimmed Java lacks it
+PROBE_TIMEOUT_S = 30
+
+INSTALL_COMMANDS = {
+    "apt-get": "apt-get install openjdk-17-jre-headless",
+    "dnf": "dnf install java-21-openjdk-headless",
+    "zypper": "zypper install java-21-openjdk-headless",
+    "pacman": "pacman -S jre21-openjdk-headless",
+    "apk": "apk add openjdk21-jre-headless",
+    "brew": "brew install openjdk@21",
+}
+
+
+@dataclass(frozen=True)
+class Java:
+    """One Java on this machine."""
+
+    executable: Path
+    version: int
+    has_vector_module: bool
+
+    @property
+    def is_usable(self) -> bool:
+        return self.version in VERSIONS and self.has_vector_module
+
+    def __str__(self) -> str:
+        lack = "" if self.has_vector_module else f" without {MODULE}"
+        return f"Java {self.version}{lack} at {self.executable}"
+
+
+def find_java(home: Path) -> Path:
+    """The first usable Java of `JAVA_HOME`, `PATH` and the home's `java/`: its executable, two levels below its home.
+
+    Raises:
+        ServiceError: there is none; says what was found instead, and the platform's command to install one.
+    """
+    found = []
+    for candidate in _candidates(home):
+        java = _probe(candidate)
+        if java is not None and java.is_usable:
+            return java.executable
+        found.append(str(java or f"one that does not run at {candidate}"))
+    instead = "found " + ", ".join(found) if found else f"there is none in JAVA_HOME, PATH or {home / 'java'}"
+    raise ServiceError(f"Java 17 or 21 is needed, {instead}: {install_hint()}")
+
+
+def install_hint() -> str:
+    """How to get Java on this machine, in one sentence."""
+    by_platform = "brew" if platform.system() == "Darwin" else "apt-get"
+    manager = next((name for name in INSTALL_COMMANDS if shutil.which(name)), by_platform)
+    return f"run `{INSTALL_COMMANDS[manager]}`, or set JAVA_HOME to one"
+
+
+def install_java(home: Path) -> Path:
+    """Download a JDK into the home's `java/`, about 190 MB; the executable.
+
+    Raises:
+        ServiceError: it could not be downloaded; says the platform's command to install one.
+    """
+    import jdk
+
+    target = make_dir(home / "java")
+    try:
+        jdk.install(VERSION_TO_INSTALL, path=str(target))
+    except (jdk.JdkError, OSError) as error:
+        raise ServiceError(
+            f"Java 17 or 21 is needed, and could not be downloaded ({error}): {install_hint()}"
+        ) from error
+    return find_java(home)
+
+
+def _candidates(home: Path) -> list[Path]:
+    candidates = []
+    if java_home := os.environ.get("JAVA_HOME"):  # not a setting of ours: where every Java tool looks first
+        candidates.append(Path(java_home) / "bin" / "java")
+    if on_path := shutil.which("java"):
+        candidates.append(Path(on_path))
+    candidates += sorted((home / "java").glob("*/bin/java"))
+    candidates += sorted((home / "java").glob("*/Contents/Home/bin/java"))  # a JDK of macOS
+    return candidates
+
+
+def _probe(executable: Path) -> Java | None:
+    """What the Java behind `executable`, which may be a link or a shim, says of itself; None if it does not run."""
+    command = [str(executable), "-XshowSettings:properties", "-version"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True).stderr
+    except (OSError, subprocess.SubprocessError):
+        return None
+    home = re.search(r"^\s*java\.home = (.+)$", answer, re.MULTILINE)
+    version = re.search(r"^\s*java\.specification\.version = (?:1\.)?(\d+)$", answer, re.MULTILINE)
+    if home is None or version is None:
+        return None
+    java_home = Path(home[1].strip())
+    return Java(java_home / "bin" / "java", int(version[1]), _has_module(java_home))
+
+
+def _has_module(java_home: Path) -> bool:
+    try:
+        modules = re.search(r'^MODULES="(.*)"$', (java_home / "release").read_text(), re.MULTILINE)
+    except OSError:
+        return True  # some vendors leave the file out of a whole Java
+    return modules is None or MODULE in modules[1].split()

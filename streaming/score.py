@@ -1,0 +1,247 @@
+"""The iterator UDF: messages of one partition in, scored rows out, in one pass.
+
+Runs in Python workers. The bundle comes by broadcast and is loaded once per worker process, then kept for as long as
+its hash stays the same. Scored rows are small and go back to the driver. What is large stays on the worker: features
+and quarantined bytes go straight into Parquet files in their table's directory, and only the files' names travel.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from models.arrays import Features
+from models.bundle import Bundle
+from models.decode import BadImage, Reason, Stage
+from models.scorer import Decoded, Scorer, load_scorer
+from producer.message import read_headers
+from streaming.files import DataFile, FileSink, list_array
+from streaming.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
+
+TOP_K = 3
+MAX_KEY_BYTES = 256  # a longer key is cut
+REPORT = pa.field("report", pa.string())
+OUTPUT = pa.schema([*IDENTITY, *ANSWER, REPORT])
+INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """What a worker needs to know beside the bundle; every row of one micro-batch has the same lineage."""
+
+    model_version: int
+    bundle_sha256: str
+    backbone_sha256: str
+    query_id: str
+    batch_id: int
+    quarantine_dir: str
+    features_dir: str | None
+
+
+@dataclass
+class PartitionReport:
+    """What one partition tells the driver after its last row."""
+
+    input_rows: int = 0
+    input_bytes: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    quarantine_file: DataFile | None = None
+    features_file: DataFile | None = None
+
+    def timed(self, stage: str, since: float) -> float:
+        """Add the time since `since` to a stage; returns now."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
+        return now
+
+    def as_batch(self) -> pa.RecordBatch:
+        """One row of the output schema, with nothing but the report."""
+        text = json.dumps(self, default=lambda value: value.__dict__)
+        return pa.RecordBatch.from_pylist([{"report": text}], OUTPUT)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        content: dict[str, Any] = json.loads(text)
+        for name in ("quarantine_file", "features_file"):
+            content[name] = DataFile(**content[name]) if content[name] else None
+        return cls(**content)
+
+
+class _Worker:
+    """The model that this worker process holds."""
+
+    sha256: str | None = None
+    scorer: Scorer | None = None
+
+    @classmethod
+    def load(cls, sha256: str, bundle: Callable[[], Bundle]) -> Scorer:
+        if cls.scorer is None or cls.sha256 != sha256:
+            cls.scorer = None  # free the old model before the new one is loaded
+            cls.scorer = load_scorer(bundle())
+            cls.sha256 = sha256
+        return cls.scorer
+
+
+def score_partition(
+    batches: Iterator[pa.RecordBatch], bundle: Callable[[], Bundle], task: ScoreTask
+) -> Iterator[pa.RecordBatch]:
+    """Score the messages of one partition.
+
+    Args:
+        batches: Arrow batches of the columns `INPUT_COLUMNS`.
+        bundle: gives the broadcast bundle; called only if this worker has not loaded it yet.
+        task: lineage, and where files go.
+
+    Yields:
+        Batches of `OUTPUT`: one row per good message, and at the end one row that holds only the report.
+    """
+    report = PartitionReport()
+    clock = time.perf_counter()
+    scorer = _Worker.load(task.bundle_sha256, bundle)
+    clock = report.timed("load", clock)
+    with (
+        FileSink(task.quarantine_dir, QUARANTINE) as quarantine,
+        FileSink(task.features_dir, FEATURES) as features_sink,
+    ):
+        for batch in batches:
+            clock = report.timed("fetch", clock)
+            yield from _score_batch(batch, scorer, task, report, quarantine, features_sink)
+            clock = time.perf_counter()
+        report.timed("fetch", clock)
+        report.quarantine_file = quarantine.close()
+        report.features_file = features_sink.close()
+    yield report.as_batch()
+
+
+def _score_batch(
+    batch: pa.RecordBatch,
+    scorer: Scorer,
+    task: ScoreTask,
+    report: PartitionReport,
+    quarantine: FileSink,
+    features_sink: FileSink,
+) -> Iterator[pa.RecordBatch]:
+    clock = time.perf_counter()
+    values: list[bytes | None] = batch.column("value").to_pylist()
+    report.input_rows += len(values)
+    report.input_bytes += sum(len(value) for value in values if value is not None)
+
+    decoded = scorer.decode(values)
+    clock = report.timed("decode", clock)
+    features, good, bad = _features(scorer, decoded)
+    clock = report.timed("backbone", clock)
+
+    identity = pa.Table.from_batches([_identity(batch)])
+    if bad:
+        quarantine.write(_quarantined(identity, values, bad, task))
+        for image in bad.values():
+            report.quarantined[image.reason] = report.quarantined.get(image.reason, 0) + 1
+        clock = report.timed("write", clock)
+    if good:
+        rows = identity.take(good)
+        features_sink.write(_with_features(rows, features, task.backbone_sha256))
+        clock = report.timed("write", clock)
+        probabilities = scorer.probabilities(features)
+        answers = _answers(probabilities, scorer.head.classes)
+        no_report = pa.nulls(len(good), REPORT.type)
+        yield from pa.table([*rows.columns, *answers, no_report], schema=OUTPUT).to_batches()
+        report.timed("head", clock)
+
+
+def _features(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], dict[int, BadImage]]:
+    """Features of the images that decoded, with those that are not finite moved to the bad ones."""
+    if not decoded.rows:
+        return np.empty((0, 0), np.float32), [], decoded.bad
+    features = scorer.features(decoded.images)
+    finite = np.isfinite(features).all(axis=1)
+    detail = "the backbone's features of this image are not finite"
+    not_finite = BadImage(Stage.SCORE, Reason.NON_FINITE_FEATURES, detail)
+    bad = decoded.bad | {decoded.rows[row]: not_finite for row in np.flatnonzero(~finite)}
+    return features[finite], [decoded.rows[row] for row in np.flatnonzero(finite)], bad
+
+
+def _identity(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The identity columns of messages; the image id is the key, or the hash of the bytes where there is none."""
+    headers = [read_headers(one) for one in batch.column("headers").to_pylist()]
+    keys = zip(batch.column("key"), batch.column("value"), strict=True)
+    columns = [
+        pa.array([_image_id(key.as_py(), value) for key, value in keys], pa.string()),
+        batch.column("topic"),
+        batch.column("partition"),
+        batch.column("offset"),
+        batch.column("timestamp"),
+        pa.array([one.source for one in headers], pa.string()),
+        pa.array([one.label for one in headers], pa.string()),
+    ]
+    columns = [column.cast(want.type) for column, want in zip(columns, IDENTITY, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(IDENTITY))
+
+
+def _image_id(key: bytes | None, value: pa.Scalar) -> str:
+    if key:
+        return key[:MAX_KEY_BYTES].decode("utf-8", "replace")
+    return hashlib.sha256(value.as_py() or b"").hexdigest()
+
+
+def _quarantined(identity: pa.Table, values: list[bytes | None], bad: dict[int, BadImage], task: ScoreTask) -> pa.Table:
+    rows = sorted(bad)
+    n = len(rows)
+    now = datetime.now(UTC)
+    raw = [values[row] for row in rows]
+    columns = {
+        **{name: identity.column(name).take(rows) for name in identity.column_names},
+        **_lineage(task, n),
+        "quarantined_at": [now] * n,
+        "stage": [str(bad[row].stage) for row in rows],
+        "reason": [str(bad[row].reason) for row in rows],
+        "detail": [bad[row].detail for row in rows],
+        "value": raw,
+        "value_sha256": [hashlib.sha256(value or b"").hexdigest() for value in raw],
+        "replayed_at": [None] * n,
+    }
+    return pa.table([_column(columns[name.name], name.type) for name in QUARANTINE], schema=QUARANTINE)
+
+
+def _lineage(task: ScoreTask, n: int) -> dict[str, list[Any]]:
+    return {name.name: [getattr(task, name.name)] * n for name in LINEAGE}
+
+
+def _column(values: Any, kind: pa.DataType) -> Any:
+    return values if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
+
+
+def _with_features(rows: pa.Table, features: Features, backbone_sha256: str) -> pa.Table:
+    n = len(features)
+    columns = [
+        *rows.columns,
+        pa.repeat(backbone_sha256, n),
+        pa.nulls(n, pa.string()),
+        list_array(features),
+    ]
+    return pa.table(columns, schema=FEATURES)
+
+
+def _answers(probabilities: Features, classes: tuple[str, ...]) -> list[pa.Array]:
+    """The columns of `ANSWER`: best label, its probability, the `TOP_K` best, and when."""
+    n, width = probabilities.shape
+    k = min(TOP_K, width)
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    best = np.take_along_axis(probabilities, order, axis=1)
+    names = pa.array(classes, pa.string())
+    pairs = pa.StructArray.from_arrays(
+        [names.take(pa.array(order.reshape(-1))), pa.array(best.reshape(-1))], fields=list(ANSWER[2].type.value_type)
+    )
+    offsets = pa.array(np.arange(0, (n + 1) * k, k, dtype=np.int32))
+    return [
+        names.take(pa.array(order[:, 0])),
+        pa.array(np.ascontiguousarray(best[:, 0])),
+        pa.ListArray.from_arrays(offsets, pairs).cast(ANSWER[2].type),
+        pa.repeat(pa.scalar(datetime.now(UTC), ANSWER[3].type), n),
+    ]

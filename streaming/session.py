@@ -1,0 +1,126 @@
+"""The Spark session, the same for every job: jars from the home, Arrow to the workers, Delta, small local overheads."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from streaming.jars import install_jars, spark_jars
+from streaming.java import find_java
+from streaming.settings import Settings
+
+SPARK_LOG = "spark.log"
+ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s
+BYTES_PER_ARROW_BATCH = 64 * 1024**2
+
+# Compile quickly rather than well: a JVM that only moves bytes between Kafka and Python gains nothing from more.
+QUICK_START = "-XX:TieredStopAtLevel=1"
+DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.databricks.delta.snapshotPartitions": "1",  # a small log needs no 50 tasks to be read
+}
+CONF = {
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_PER_ARROW_BATCH),
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(BYTES_PER_ARROW_BATCH),
+    "spark.sql.adaptive.enabled": "false",  # our few shuffles are small: planning them anew costs more than it saves
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.log.level": "WARN",
+    "spark.driver.host": "127.0.0.1",
+    "spark.driver.bindAddress": "127.0.0.1",
+}
+
+
+@contextmanager
+def spark_session(
+    settings: Settings, name: str, *, delta: bool = False, java_options: str = ""
+) -> Iterator[SparkSession]:
+    """A Spark session with the home's jars, stopped on the way out.
+
+    Args:
+        delta: with Spark's own Delta reader and writer, which take seconds to load; the stream, training and
+            retraining go through `deltalake` and Parquet files instead.
+        java_options: for the JVM, e.g. `QUICK_START`.
+
+    Raises:
+        ServiceError: there is no usable Java, or a jar is missing and cannot be fetched.
+    """
+    java = find_java(settings.home)
+    install_jars(settings.jars_dir, java)
+    java_home = java.parent.parent
+    builder = (
+        SparkSession.builder.master(settings.master)
+        .appName(name)
+        .config("spark.jars", ",".join(str(jar) for jar in spark_jars(settings.jars_dir)))
+        .config("spark.driver.memory", settings.driver_memory)
+        .config("spark.sql.warehouse.dir", str(settings.home / "warehouse"))
+        .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
+    )
+    for key, value in (CONF | DELTA if delta else CONF).items():
+        builder = builder.config(key, value)
+    # PySpark takes these two from the environment only, and only when it starts.
+    with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _stderr_to(settings.home / SPARK_LOG):
+        spark = builder.getOrCreate()
+    try:
+        yield spark
+    finally:
+        spark.stop()
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables set for the block, and put back after it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Standard error of the processes started in the block: the JVM's, and so its Python workers', for good."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+
+
+def _log4j(settings: Settings) -> str:
+    """Spark logs to a file of the home; what its jobs raise reaches the caller as an exception."""
+    path = settings.home / "log4j2.properties"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"""\
+rootLogger.level = warn
+rootLogger.appenderRef.file.ref = file
+appender.file.type = RollingFile
+appender.file.name = file
+appender.file.fileName = {settings.home / SPARK_LOG}
+appender.file.filePattern = {settings.home / SPARK_LOG}.%i
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d %p %c{{1}}: %m%n%ex
+appender.file.policies.type = SizeBasedTriggeringPolicy
+appender.file.policies.size = 10MB
+appender.file.strategy.type = DefaultRolloverStrategy
+appender.file.strategy.max = 3
+"""
+    )
+    return f"-Dlog4j2.configurationFile={path.as_uri()}"

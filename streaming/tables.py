@@ -1,0 +1,172 @@
+"""The Delta tables of the service: their schemas, and appends that happen once however often they are tried.
+
+The stream writes through `deltalake`, not through Spark's Delta writer: a commit costs tens of milliseconds instead of
+seconds. Every append carries an application transaction (app id, version) in the same commit as its rows; an append
+whose version the table has already seen is left out.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.transaction import AddAction, RemoveAction
+
+from streaming.files import DataFile
+
+if TYPE_CHECKING:
+    from pyspark.sql.types import StructType
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+LINEAGE = [
+    pa.field("model_version", pa.int32()),
+    pa.field("bundle_sha256", pa.string()),
+    pa.field("query_id", pa.string()),
+    pa.field("batch_id", pa.int64()),
+]
+IDENTITY = [
+    pa.field("image_id", pa.string()),
+    pa.field("topic", pa.string()),
+    pa.field("partition", pa.int32()),
+    pa.field("offset", pa.int64()),
+    pa.field("published_at", TIMESTAMP),
+    pa.field("source", pa.string()),
+    pa.field("label_true", pa.string()),
+]
+ANSWER = [
+    pa.field("label", pa.string()),
+    pa.field("confidence", pa.float32()),
+    pa.field("top_k", pa.list_(pa.struct([pa.field("label", pa.string()), pa.field("probability", pa.float32())]))),
+    pa.field("scored_at", TIMESTAMP),
+]
+
+PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32())])
+QUARANTINE = pa.schema(
+    [
+        *IDENTITY,
+        *LINEAGE,
+        pa.field("quarantined_at", TIMESTAMP),
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("value", pa.binary()),
+        pa.field("value_sha256", pa.string()),
+        pa.field("replayed_at", TIMESTAMP),
+    ]
+)
+FEATURES = pa.schema(
+    [
+        *IDENTITY,
+        pa.field("backbone_sha256", pa.string()),
+        pa.field("projection_sha256", pa.string()),  # null: the backbone's features, before any projection
+        pa.field("features", pa.list_(pa.float32())),
+    ]
+)
+OFFSET_RANGE = pa.struct(
+    [
+        pa.field("topic", pa.string()),
+        pa.field("partition", pa.int32()),
+        pa.field("start", pa.int64()),  # the first offset of the batch
+        pa.field("end", pa.int64()),  # one past its last
+    ]
+)
+BATCHES = pa.schema(
+    [
+        *LINEAGE,
+        pa.field("offsets", pa.list_(OFFSET_RANGE)),
+        pa.field("input_rows", pa.int64()),
+        pa.field("predicted_rows", pa.int64()),
+        pa.field("quarantined_rows", pa.int64()),
+        pa.field("input_bytes", pa.int64()),
+        pa.field("seconds", pa.map_(pa.string(), pa.float64())),
+        pa.field("started_at", TIMESTAMP),
+        pa.field("committed_at", TIMESTAMP),
+    ]
+)
+
+# Deletion vectors stay off, so that readers without them can read the tables.
+CONFIGURATION = {"delta.enableDeletionVectors": "false", "delta.checkpointInterval": "50"}
+SCHEMAS: dict[str, tuple[pa.Schema, list[str]]] = {
+    "predictions": (PREDICTIONS, ["date"]),
+    "quarantine": (QUARANTINE, []),
+    "features": (FEATURES, []),
+    "batches": (BATCHES, []),
+}
+# Statistics of long values help no reader and make the log grow.
+STATISTICS = {
+    "features": "image_id,topic,partition,offset,label_true,backbone_sha256",
+    "quarantine": "image_id,topic,partition,offset,batch_id,reason",
+}
+
+
+class Table:
+    """One Delta table, made if it is not there, with its handle kept open."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        schema, partition_by = SCHEMAS[name]
+        configuration = dict(CONFIGURATION)
+        if name in STATISTICS:
+            configuration["delta.dataSkippingStatsColumns"] = STATISTICS[name]
+        self.name = name
+        self.schema = schema
+        self.directory = directory / name
+        self._partition_by = partition_by
+        self._handle = DeltaTable.create(
+            self.directory, schema, mode="ignore", partition_by=partition_by, configuration=configuration
+        )
+
+    def append(self, rows: pa.Table, app_id: str, version: int) -> bool:
+        """Append rows in one commit, unless `app_id` has already committed `version`; True if it did append."""
+        if not rows.num_rows or self.committed(app_id, version):
+            return False
+        write_deltalake(
+            self._handle,
+            rows.select(self.schema.names).cast(self.schema),
+            mode="append",
+            partition_by=self._partition_by,
+            commit_properties=_once(app_id, version),
+        )
+        return True
+
+    def append_files(self, files: Sequence[DataFile], app_id: str, version: int) -> bool:
+        """Make files that workers wrote part of the table, in one commit, under the same condition as `append`."""
+        if not files or self.committed(app_id, version):
+            return False
+        now_ms = _now_ms()
+        actions: list[AddAction | RemoveAction] = [
+            AddAction(file.path, file.bytes, {}, now_ms, data_change=True, stats=f'{{"numRecords":{file.rows}}}')
+            for file in files
+        ]
+        self._handle.create_write_transaction(
+            actions, "append", self._handle.schema(), commit_properties=_once(app_id, version)
+        )
+        return True
+
+    def files(self) -> list[str]:
+        """The Parquet files of the table's present version."""
+        self._handle.update_incremental()
+        return [str(path) for path in self._handle.file_uris()]
+
+    def committed(self, app_id: str, version: int) -> bool:
+        """Whether `app_id` has committed `version` or a later one to this table."""
+        self._handle.update_incremental()
+        seen = self._handle.transaction_version(app_id)
+        return seen is not None and seen >= version
+
+
+def _once(app_id: str, version: int) -> CommitProperties:
+    return CommitProperties(app_transactions=[Transaction(app_id, version)])
+
+
+def _now_ms() -> int:
+    import time
+
+    return int(time.time() * 1000)
+
+
+def spark_schema(schema: pa.Schema) -> "StructType":
+    """An Arrow schema as Spark's."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    return from_arrow_schema(schema)

@@ -1,0 +1,161 @@
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import sklearn.datasets
+
+from models import efficientnet_lite0
+from models.backbone import (
+    BACKBONES,
+    MAX_PARITY_ERROR,
+    WEIGHTS_FILE,
+    ExportedBackbone,
+    build,
+    build_body,
+    export_backbone,
+    find_backbone,
+)
+from models.convert import comparison_images, convert
+from models.decode import decode
+from models.engine import KerasEngine, LiteRTEngine
+from models.errors import ModelError
+
+if TYPE_CHECKING:
+    import keras
+
+PHOTOGRAPHS = Path(sklearn.datasets.__file__).parent / "images"
+PALACE, DAISY = 698, 985  # classes of ImageNet
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return comparison_images((224, 224))
+
+
+@pytest.fixture(scope="module", params=sorted(BACKBONES))
+def converted(
+    request: pytest.FixtureRequest, exported: ExportedBackbone, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """The name of a backbone, and a folder with its export; weights that need a download are random ones."""
+    if request.param == exported.spec.name:
+        return request.param, exported.flatbuffer.parent
+    folder = tmp_path_factory.mktemp(request.param)
+    convert(request.param, "random", folder)
+    return request.param, folder
+
+
+@pytest.fixture(scope="module")
+def mobilenet() -> "keras.Model":
+    return build_body(BACKBONES["mobilenet_v2"], "random")
+
+
+def test_the_flatbuffer_agrees_with_keras_built_from_the_exported_weights(
+    converted: tuple[str, Path], images: np.ndarray
+) -> None:
+    name, folder = converted
+    spec = BACKBONES[name]
+    lite = LiteRTEngine(folder / "backbone.tflite")
+    reference = KerasEngine(build(name, str(folder / WEIGHTS_FILE)))
+    for engine in (lite, reference):
+        assert (engine.input_size, engine.n_features) == (spec.input_size, spec.n_features)
+    features = lite(images)
+    assert np.abs(features - reference(images)).max() <= MAX_PARITY_ERROR
+    assert np.abs(features[0] - features[1]).max() > 0.1  # two photographs are not the same
+    assert json.loads((folder / "export.json").read_text())["parity"] <= MAX_PARITY_ERROR
+
+
+@pytest.mark.parametrize(("photograph", "expected"), [("china.jpg", PALACE), ("flower.jpg", DAISY)])
+def test_efficientnet_lite0_names_what_photographs_show(photograph: str, expected: int) -> None:
+    pixels = decode((PHOTOGRAPHS / photograph).read_bytes(), (224, 224), resize="crop")
+    assert isinstance(pixels, np.ndarray)
+    model = efficientnet_lite0.build(include_top=True)
+    probabilities = np.asarray(model((pixels[np.newaxis].astype(np.float32) - 127) / 128))[0]
+    assert probabilities.argmax() == expected
+    assert probabilities.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_export_is_exported_once_and_names_its_content(
+    exported: ExportedBackbone, exports: Path, images: np.ndarray
+) -> None:
+    before = exported.flatbuffer.stat().st_mtime_ns
+    assert export_backbone("efficientnet_lite0", "imagenet", exports) == exported
+    assert exported.flatbuffer.stat().st_mtime_ns == before
+    assert exported.parity <= MAX_PARITY_ERROR
+    assert LiteRTEngine(exported.flatbuffer)(images).shape == (5, 1280)
+    assert not list(exports.glob(".export-*"))
+
+
+def test_a_damaged_export_is_made_anew_and_the_same(exported: ExportedBackbone, tmp_path: Path) -> None:
+    copied = tmp_path / exported.flatbuffer.parent.name
+    shutil.copytree(exported.flatbuffer.parent, copied)
+    content = bytearray((copied / "backbone.tflite").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (copied / "backbone.tflite").write_bytes(content)
+    again = export_backbone("efficientnet_lite0", "imagenet", tmp_path)
+    assert again.flatbuffer.parent == copied
+    assert again.sha256 == exported.sha256
+    assert LiteRTEngine(again.flatbuffer).n_features == 1280
+    assert [folder.name for folder in tmp_path.iterdir()] == [copied.name]
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
+def test_weights_come_from_a_local_file(mobilenet: "keras.Model", suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"mine{suffix}"
+    if suffix == ".weights.h5":
+        mobilenet.save_weights(file)
+    else:
+        mobilenet.save(file)
+    spec = BACKBONES["mobilenet_v2"]
+    for got, expected in zip(build_body(spec, str(file)).get_weights(), mobilenet.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_random_weights_are_the_same_each_time_and_leave_other_randomness_alone(mobilenet: "keras.Model") -> None:
+    np.random.seed(3)
+    expected = np.random.random()
+    np.random.seed(3)
+    again = build_body(BACKBONES["mobilenet_v2"], "random")
+    assert np.random.random() == expected
+    for got, known in zip(again.get_weights(), mobilenet.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, known)
+
+
+def test_weights_that_do_not_fit_are_refused(exported: ExportedBackbone, tmp_path: Path) -> None:
+    spec = BACKBONES["mobilenet_v2"]
+    with pytest.raises(ModelError, match="do not fit mobilenet_v2"):
+        build_body(spec, str(exported.keras_weights))
+    (tmp_path / "noise.h5").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="do not fit mobilenet_v2"):
+        build_body(spec, str(tmp_path / "noise.h5"))
+    body = build_body(spec, "random")
+    body.set_weights([np.full_like(values, np.nan) for values in body.get_weights()])
+    body.save_weights(tmp_path / "nan.weights.h5")
+    with pytest.raises(ModelError, match="260 of 260 are missing or not finite"):
+        build_body(spec, str(tmp_path / "nan.weights.h5"))
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match=r"ends in one of \.h5"):
+        export_backbone("mobilenet_v2", str(tmp_path / "weights.pth"), tmp_path)
+    with pytest.raises(ModelError, match=r"there is no file 'absent\.h5'"):
+        export_backbone("mobilenet_v2", "absent.h5", tmp_path)
+
+
+def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(
+        ModelError, match="'MobileNetV2', known are efficientnet_lite0, mobilenet_v2; did you mean mobilenet_v2"
+    ):
+        find_backbone("MobileNetV2")
+    with pytest.raises(ModelError, match=r"known are efficientnet_lite0, mobilenet_v2$"):
+        find_backbone("xyz")
+
+
+def test_a_download_that_fails_names_both_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))  # nothing is cached there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # and nothing listens there
+    with pytest.raises(ModelError, match="could not be downloaded") as caught:
+        export_backbone("mobilenet_v2", "imagenet", tmp_path / "exports")
+    for way_out in ("a local .h5 file", "`random` by name", "efficientnet_lite0"):
+        assert way_out in str(caught.value)
+    assert not list((tmp_path / "exports").iterdir())

@@ -1,0 +1,120 @@
+"""The wire contract: what a message carries, and what is read back from any message, hostile ones too."""
+
+import hashlib
+import io
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from producer.message import MAX_HEADER_CHARS, MessageHeaders, build_message, content_type, read_headers
+
+MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    "WEBP": "image/webp",
+    "TIFF": "image/tiff",
+}
+
+
+def encoded(image_format: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), "teal").save(stream, image_format)
+    return stream.getvalue()
+
+
+def test_message_carries_the_bytes_untouched_under_their_sha256() -> None:
+    data = encoded("PNG")
+    message = build_message(data, "photos/a.png")
+    assert message.value == data
+    assert message.key == hashlib.sha256(data).hexdigest().encode()
+
+
+def test_headers_are_cloudevents_in_binary_mode() -> None:
+    at = datetime(2024, 5, 6, 14, 8, 9, 123456, tzinfo=timezone(timedelta(hours=2)))
+    message = build_message(
+        encoded("JPEG"), "a.jpg", label="cat", image_id="id-1", time=at, traceparent="00-4bf92f35-00f067aa-01"
+    )
+    assert message.key == b"id-1"
+    assert dict(message.headers) == {
+        "ce_specversion": b"1.0",
+        "ce_type": b"imagestream.image.published",
+        "ce_id": b"id-1",
+        "ce_source": b"a.jpg",
+        "ce_time": b"2024-05-06T12:08:09.123Z",
+        "content-type": b"image/jpeg",
+        "label": b"cat",
+        "traceparent": b"00-4bf92f35-00f067aa-01",
+    }
+
+
+def test_time_is_now_and_label_absent_unless_given() -> None:
+    before = datetime.now(UTC) - timedelta(seconds=1)
+    headers = read_headers(build_message(b"x", "x").headers)
+    assert headers.label is None
+    assert headers.traceparent is None
+    assert headers.time is not None
+    assert before < datetime.fromisoformat(headers.time) < datetime.now(UTC) + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("image_format", MEDIA_TYPES)
+def test_content_type_comes_from_the_first_bytes(image_format: str) -> None:
+    assert content_type(encoded(image_format)) == MEDIA_TYPES[image_format]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"BM", b"BMW is a maker of cars, not a bitmap", b"RIFF\x00\x00\x00\x00WAVE", b"%PDF-1.7", b"GIF88a"]
+)
+def test_content_type_of_anything_else_is_octet_stream(data: bytes) -> None:
+    assert content_type(data) == "application/octet-stream"
+
+
+@given(source=st.text(min_size=1, max_size=200), label=st.text(min_size=1, max_size=200))
+def test_source_and_label_come_back_as_they_were_sent(source: str, label: str) -> None:
+    headers = read_headers(build_message(b"x", source, label=label).headers)
+    assert (headers.source, headers.label) == (source, label)
+
+
+def test_source_that_is_no_utf8_keeps_its_bytes() -> None:
+    name = b"caf\xe9.jpg"  # Latin-1, as a file system may well hold it
+    message = build_message(b"x", name.decode("utf-8", "surrogateescape"))
+    assert dict(message.headers)["ce_source"] == name
+    assert read_headers(message.headers).source == "caf�.jpg"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["label", "ce_source", "ce_time", "ce_id", "x", ""]), st.none() | st.binary(max_size=9000)
+        )
+    )
+)
+def test_hostile_headers_are_read_without_an_error(headers: list[tuple[str, bytes | None]]) -> None:
+    as_spark_gives_them = [{"key": name, "value": value} for name, value in headers]
+    read = read_headers(headers)
+    assert read == read_headers(as_spark_gives_them)
+    for text in (read.label, read.source, read.time, read.id):
+        assert text is None or 0 < len(text) <= MAX_HEADER_CHARS
+
+
+def test_last_of_duplicate_headers_wins_and_long_ones_are_cut() -> None:
+    read = read_headers([("label", b"first"), ("label", b"last"), ("ce_source", "é".encode() * 5000)])
+    assert read.label == "last"
+    assert read.source == "é" * MAX_HEADER_CHARS
+
+
+def test_missing_and_empty_headers_are_none() -> None:
+    assert (
+        read_headers(None) == read_headers([]) == read_headers([("label", b""), ("label2", b"x")]) == MessageHeaders()
+    )
+
+
+def test_importing_the_contract_loads_no_kafka() -> None:
+    script = "import sys, producer.message; sys.exit('kafka' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

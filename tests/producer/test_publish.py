@@ -1,0 +1,208 @@
+"""Publishing to a real broker: what arrives, what is left out and why, and what happens when the broker does not."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
+
+import producer
+from producer import publish as publish_files
+from producer.errors import PublishError
+from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, read_headers
+from streaming.broker import bootstrap_servers
+from streaming.settings import Settings
+
+JPEG = b"\xff\xd8\xff"
+
+
+@pytest.fixture
+def servers(broker: Settings) -> str:
+    return bootstrap_servers(broker)
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"publish-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("photos/cat/a.jpg", "photos/dog/un été.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(JPEG + name.encode())
+    (tmp_path / "photos/notes.txt").write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+def consumed(servers: str, topic: str) -> dict[str, Any]:
+    """Every message of the topic by its source; a source that came twice is an error."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers, consumer_timeout_ms=5000, max_partition_fetch_bytes=MAX_MESSAGE_BYTES
+    )
+    try:
+        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+        ends = consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        consumer.seek_to_beginning()
+        found: dict[str, Any] = {}
+        for _ in range(sum(ends.values())):
+            message = next(consumer)
+            source = read_headers(message.headers).source or ""
+            assert source not in found
+            found[source] = message
+        return found
+    finally:
+        consumer.close()
+
+
+def create_topic(servers: str, topic: str, max_message_bytes: int) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    configs = {"max.message.bytes": str(max_message_bytes)}
+    admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1, topic_configs=configs)])
+    admin.close()
+
+
+def imagestream(servers: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-c",
+        "from streaming.cli import main; main()",
+        "publish",
+        "--bootstrap-servers",
+        servers,
+    ]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_every_file_arrives_once_with_its_bytes_name_and_label(servers: str, topic: str, photos: Path) -> None:
+    summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic, label_from="parent")
+    assert (summary.found, summary.sent, summary.skipped, summary.failed) == (3, 3, [], [])
+    assert summary.complete
+    messages = consumed(servers, topic)
+    assert {name: message.value for name, message in messages.items()} == {
+        name: Path(name).read_bytes() for name in ("photos/cat/a.jpg", "photos/dog/un été.jpg", "photos/notes.txt")
+    }
+    assert {read_headers(message.headers).label for message in messages.values()} == {"cat", "dog", "photos"}
+    assert summary.bytes == sum(len(message.value) for message in messages.values())
+
+
+def test_only_images_leaves_out_the_others_by_content(servers: str, topic: str, photos: Path) -> None:
+    (photos / "fake.jpg").write_bytes(b"a text with the name of an image")
+    summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic, only_images=True)
+    assert {skip.path for skip in summary.skipped} == {"photos/fake.jpg", "photos/notes.txt"}
+    assert {skip.reason for skip in summary.skipped} == {"not an image"}
+    assert summary.complete
+    assert set(consumed(servers, topic)) == {"photos/cat/a.jpg", "photos/dog/un été.jpg"}
+
+
+def test_file_larger_than_the_limit_is_named_and_the_others_are_sent(servers: str, topic: str, photos: Path) -> None:
+    with (photos / "huge.jpg").open("wb") as stream:
+        stream.truncate(MAX_MESSAGE_BYTES + 1)
+    summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic)
+    assert [(skip.path, skip.reason) for skip in summary.skipped] == [("photos/huge.jpg", "too large")]
+    assert summary.sent == 3
+    assert not summary.complete
+    assert publish_files(["photos"], bootstrap_servers=servers, topic=topic, skip_too_large=True).complete
+
+
+def test_image_of_exactly_the_limit_arrives(servers: str, topic: str, tmp_path: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes(JPEG + os.urandom(MAX_MESSAGE_BYTES - len(JPEG)))
+    assert publish_files([tmp_path / "large.jpg"], bootstrap_servers=servers, topic=topic).complete
+    (message,) = consumed(servers, topic).values()
+    assert len(message.value) == MAX_MESSAGE_BYTES
+
+
+def test_limit_of_the_topic_counts_where_it_is_the_smaller(servers: str, topic: str, tmp_path: Path) -> None:
+    create_topic(servers, topic, max_message_bytes=10_000)
+    for name, size in {"fits.jpg": 9_000, "headers-too-many.jpg": 9_990, "large.jpg": 10_001}.items():
+        (tmp_path / name).write_bytes(JPEG + bytes(size - len(JPEG)))
+    summary = publish_files([tmp_path], bootstrap_servers=servers, topic=topic)
+    assert [Path(skip.path).name for skip in summary.skipped] == ["headers-too-many.jpg", "large.jpg"]
+    assert (summary.sent, summary.failed) == (1, [])
+    assert {Path(name).name for name in consumed(servers, topic)} == {"fits.jpg"}
+
+
+def test_small_limit_of_a_topic_is_kept_by_whole_batches(servers: str, topic: str, tmp_path: Path) -> None:
+    create_topic(servers, topic, max_message_bytes=10_000)
+    for number in range(50):
+        (tmp_path / f"{number}.jpg").write_bytes(JPEG + bytes(4_000) + bytes([number]))
+    assert publish_files([tmp_path], bootstrap_servers=servers, topic=topic).complete
+    assert len(consumed(servers, topic)) == 50
+
+
+def test_file_that_cannot_be_read_is_named_and_makes_the_summary_incomplete(
+    servers: str, topic: str, photos: Path
+) -> None:
+    (photos / "gone.jpg").symlink_to("nowhere")
+    summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic)
+    assert [(skip.path, skip.reason) for skip in summary.skipped] == [("photos/gone.jpg", "unreadable")]
+    assert (summary.found, summary.sent, summary.complete) == (4, 3, False)
+
+
+def test_progress_ends_at_the_number_of_files(servers: str, topic: str, photos: Path) -> None:
+    seen: list[producer.Progress] = []
+    publish_files(["photos"], bootstrap_servers=servers, topic=topic, on_progress=seen.append)
+    assert [(progress.done, progress.total) for progress in seen] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_interrupted_publishing_says_how_many_were_sent(servers: str, topic: str, photos: Path) -> None:
+    def interrupt(progress: producer.Progress) -> None:
+        if progress.done == 2:
+            raise KeyboardInterrupt
+
+    summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic, on_progress=interrupt)
+    assert (summary.found, summary.sent, summary.interrupted, summary.complete) == (3, 2, True, False)
+    assert len(consumed(servers, topic)) == 2
+
+
+def test_topic_with_a_name_that_kafka_refuses_is_an_error_of_one_line(servers: str, photos: Path) -> None:
+    with pytest.raises(PublishError, match=r"topic 'no such/topic' at .* cannot be written to"):
+        publish_files(["photos"], bootstrap_servers=servers, topic="no such/topic")
+
+
+@pytest.fixture
+def deaf_server() -> Iterator[str]:
+    """A port that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_broker_that_does_not_answer_is_an_error_that_names_it(deaf_server: str, photos: Path) -> None:
+    with pytest.raises(PublishError) as caught:
+        publish_files(["photos"], bootstrap_servers=deaf_server, connect_timeout_s=1.0)
+    assert deaf_server in str(caught.value)
+    assert "imagestream broker start" in str(caught.value)
+
+
+def test_command_fails_where_a_file_was_too_large_unless_that_was_allowed(
+    servers: str, topic: str, photos: Path
+) -> None:
+    with (photos / "huge.jpg").open("wb") as stream:
+        stream.write(JPEG)
+        stream.truncate(MAX_MESSAGE_BYTES + HEADER_MARGIN_BYTES)
+    arguments = ["--topic", topic, "--only-images", "--json", "summary.json", "photos"]
+    done = imagestream(servers, *arguments)
+    assert done.returncode == 1
+    assert "sent 2 of 4 files" in done.stdout
+    assert "skipped photos/huge.jpg: too large" in done.stderr
+    assert "skipped photos/notes.txt: not an image" in done.stderr
+    assert imagestream(servers, *arguments, "--skip-too-large").returncode == 0
+    summary = json.loads(Path("summary.json").read_text(encoding="utf-8"))
+    assert (summary["sent"], summary["complete"]) == (2, True)
+
+
+def test_command_fails_in_one_line_on_a_path_that_is_not_there(servers: str, photos: Path) -> None:
+    done = imagestream(servers, "photos", "nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == ["error: nowhere: expected a file, a folder or a pattern, but it does not exist"]
