@@ -45,8 +45,8 @@ distclean: clean ## Remove everything that set-up brought, too
 .venv/.locked: requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed, none was found:" \
 		"install one, or name it with PYTHON=…" >&2; exit 1; }
-	@$(PYTHON) -c '$(FITS)' || { echo "error: Python 3.11, 3.12 or 3.13 is needed," \
-		"got $$($(PYTHON) --version 2>&1) as $(PYTHON): name another with PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { echo "error: Python 3.11, 3.12 or 3.13 is needed," \
+		"and $(PYTHON) is none of them: name another with PYTHON=…" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "set-up: virtual environment in .venv, $$($(PYTHON) --version)"; \
 		$(PYTHON) -m venv .venv; }
 	@echo "set-up: Python packages of requirements.lock (about 2 GB, some minutes)"

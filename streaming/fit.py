@@ -5,7 +5,7 @@ and a confusion matrix of C² counts.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,9 @@ from streaming.files import list_array
 from streaming.tables import FEATURES, Table, spark_schema
 
 HOLDOUT_BUCKETS = 1_000
+SUMS_DDL = "n long, total binary, gram binary"
+SUMS_ON_DRIVER = 8
+BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
 PROBABILITY_FLOOR = 1e-15  # as scikit-learn's log_loss clips
 
 
@@ -116,7 +119,11 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
 
 
 def gram_sums(rows: DataFrame) -> GramSums:
-    """Row count, sum and Gram matrix of the column `features`, added up per partition and merged here."""
+    """Row count, sum and Gram matrix of the column `features`, added up per partition, then merged.
+
+    Where there are many partitions their sums are merged on the workers first, so that the driver holds at most
+    `SUMS_ON_DRIVER` of them at a time, of 8·D² bytes each.
+    """
 
     def add_up(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         sums: GramSums | None = None
@@ -125,21 +132,34 @@ def gram_sums(rows: DataFrame) -> GramSums:
                 features = as_matrix(batch.column("features"))
                 sums = sums or GramSums(features.shape[1])
                 sums.add(features)
-        if sums is not None:
-            parts = {"n": [sums.n], "total": [sums.total.tobytes()], "gram": [sums.gram.tobytes()]}
-            yield pa.RecordBatch.from_pydict(parts)
+        yield from _sums_as_batches(sums)
 
-    merged: GramSums | None = None
-    parts = rows.select("features").mapInArrow(add_up, "n long, total binary, gram binary")
-    for part in parts.toLocalIterator():  # one partition's D² sums at a time
-        total, gram = np.frombuffer(part.total), np.frombuffer(part.gram)
-        sums = GramSums(len(total), part.n, total.copy(), gram.reshape(len(total), -1).copy())
-        if merged is None:
-            merged = sums
-        else:
-            merged.merge(sums)
+    def merge(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield from _sums_as_batches(_merged(batches))
+
+    cores = rows.sparkSession.sparkContext.defaultParallelism
+    parts = rows.select("features").coalesce(cores).mapInArrow(add_up, SUMS_DDL)
+    if cores > SUMS_ON_DRIVER:
+        parts = parts.repartition(SUMS_ON_DRIVER).mapInArrow(merge, SUMS_DDL)
+    merged = _merged(parts.toArrow().to_batches())
     if merged is None:
         raise ServiceError("there are no features to fit on")
+    return merged
+
+
+def _sums_as_batches(sums: GramSums | None) -> Iterator[pa.RecordBatch]:
+    if sums is not None:
+        parts = {"n": [sums.n], "total": [sums.total.tobytes()], "gram": [sums.gram.tobytes()]}
+        yield pa.RecordBatch.from_pydict(parts)
+
+
+def _merged(batches: Iterable[pa.RecordBatch]) -> GramSums | None:
+    merged: GramSums | None = None
+    for batch in batches:
+        for n, total, gram in zip(*batch.to_pydict().values(), strict=True):
+            width = len(total) // 8
+            merged = merged or GramSums(width)
+            merged.merge(GramSums(width, n, np.frombuffer(total), np.frombuffer(gram).reshape(width, width)))
     return merged
 
 
@@ -246,6 +266,9 @@ def labelled_features(spark: SparkSession, features: Table, backbone_sha256: str
     files = features.files()
     if not files:
         raise ServiceError(f"the table {features.directory} is empty: there is nothing to fit on")
+    cores = spark.sparkContext.defaultParallelism
+    partitions = max(cores, features.bytes() // BYTES_PER_PARTITION)
+    spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
     rows = spark.read.schema(spark_schema(FEATURES)).parquet(*files)
     rows = rows.where(
         (F.col("backbone_sha256") == backbone_sha256)

@@ -121,7 +121,7 @@ def _make_view(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Sche
         # By name: a file from before a column was added gives NULL there. A partition column is in the paths alone.
         connection.read_parquet(files, hive_partitioning=True, union_by_name=True).create_view(name)
     else:
-        connection.from_arrow(schema.empty_table()).create(name)
+        connection.from_arrow(pa.Table.from_batches([], schema)).create(name)
 
 
 def _only_select(sql: str) -> duckdb.Statement:

@@ -29,7 +29,6 @@ CONF = {
     "spark.sql.execution.arrow.maxBytesPerBatch": str(BYTES_PER_ARROW_BATCH),
     "spark.sql.adaptive.enabled": "false",  # our few shuffles are small: planning them anew costs more than it saves
     "spark.sql.session.timeZone": "UTC",
-    "spark.sql.shuffle.partitions": str(2 * (os.cpu_count() or 1)),
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",

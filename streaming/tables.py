@@ -148,6 +148,12 @@ class Table:
         self._handle.update_incremental()
         return [str(path) for path in self._handle.file_uris()]
 
+    def bytes(self) -> int:
+        """The size of those files."""
+        self._handle.update_incremental()
+        sizes = pa.table(self._handle.get_add_actions(flatten=True)).column("size_bytes")
+        return int(pa.compute.sum(sizes).as_py() or 0)
+
     def committed(self, app_id: str, version: int) -> bool:
         """Whether `app_id` has committed `version` or a later one to this table."""
         self._handle.update_incremental()

@@ -1,8 +1,15 @@
-"""What tests share: the jars of the checkout, and one real broker for the session."""
+"""What tests share: the jars of the checkout, one real broker for the session, and homes with a trained model."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -36,3 +43,62 @@ def broker(jars_dir: Path) -> Iterator[Settings]:
             yield settings.model_copy(update={"bootstrap_servers": state.address})
         finally:
             stop_broker(settings)
+
+
+@pytest.fixture(scope="session")
+def exports(pytestconfig: pytest.Config) -> Path:
+    """Where exported backbones are kept from run to run; their key tells when one is out of date."""
+    return pytestconfig.cache.mkdir("backbones")
+
+
+def imagestream(settings: Settings, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    """Run a command of `imagestream` as a process of its own; returns what it wrote for `--json`."""
+    summary = settings.home / "summary.json"
+    summary.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), *map(str, arguments)]
+    environment = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_TOPIC": settings.topic}
+    if settings.bootstrap_servers:
+        environment["IMAGESTREAM_BOOTSTRAP_SERVERS"] = settings.bootstrap_servers
+    done = subprocess.run(
+        [*command, "--json", str(summary)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
+    return json.loads(summary.read_text()) if summary.exists() else {"stderr": done.stderr}
+
+
+@pytest.fixture(scope="session")
+def trained(jars_dir: Path, exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home with one model version, trained on 300 digits; for copying, not for changing."""
+    home = tmp_path_factory.mktemp("trained")
+    (home / "models").mkdir()
+    (home / "models" / "backbones").symlink_to(exports)
+    result = imagestream(Settings(home=home, jars=jars_dir), "train", "--dataset", "digits", "--limit", 300)
+    assert result["version"] == 1
+    assert result["promoted"]
+    return home
+
+
+NewService = Callable[[], Settings]
+
+
+@pytest.fixture(scope="session")
+def new_service(broker: Settings, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> NewService:
+    """Makes settings of a service of its own: a home with a trained model, a topic that nobody else uses."""
+
+    def make() -> Settings:
+        home = tmp_path_factory.mktemp("service") / "home"
+        shutil.copytree(trained, home, symlinks=True)
+        return broker.model_copy(update={"home": home, "topic": f"images-{uuid4().hex[:8]}"})
+
+    return make
+
+
+@pytest.fixture
+def service(new_service: NewService) -> Settings:
+    """A service of this test alone."""
+    return new_service()

@@ -66,6 +66,7 @@ def promote(
     context: typer.Context,
     version: VersionArgument,
     why: Annotated[str, typer.Option(help="Kept in the alias's history.")] = "promoted by hand",
+    json_file: JsonOption = None,
 ) -> None:
     """Make a version the champion; a running stream takes it up at its next micro-batch.
 
@@ -77,10 +78,11 @@ def promote(
     _check(registry.path(version))
     move = registry.promote(version, by=getpass.getuser(), why=why)
     out.print(f"champion: version {move.version} (before: {move.previous or 'none'})", highlight=False)
+    write_json(json_file, move.model_dump(mode="json"))
 
 
 @models_app.command()
-def rollback(context: typer.Context) -> None:
+def rollback(context: typer.Context, json_file: JsonOption = None) -> None:
     """Go back to the champion before this one.
 
     Example: imagestream models rollback
@@ -89,10 +91,11 @@ def rollback(context: typer.Context) -> None:
 
     move = Registry(settings_of(context).models_dir).rollback(by=getpass.getuser())
     out.print(f"champion: version {move.version} (before: {move.previous})", highlight=False)
+    write_json(json_file, move.model_dump(mode="json"))
 
 
 @models_app.command()
-def verify(context: typer.Context, version: VersionArgument) -> None:
+def verify(context: typer.Context, version: VersionArgument, json_file: JsonOption = None) -> None:
     """Check a version: every file's hash, all dimensions, and its golden predictions.
 
     Example: imagestream models verify 1
@@ -101,6 +104,7 @@ def verify(context: typer.Context, version: VersionArgument) -> None:
 
     sha256 = _check(Registry(settings_of(context).models_dir).path(version))
     out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}", highlight=False)
+    write_json(json_file, {"version": version, "bundle_sha256": sha256})
 
 
 def _check(path: Path) -> str:

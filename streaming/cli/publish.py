@@ -87,8 +87,10 @@ def publish(
 
 
 def _print_summary(summary: "PublishSummary") -> None:
+    from rich.filesize import decimal
+
     out.print(
-        f"sent {summary.sent:,} of {summary.found:,} files to {summary.topic}: {summary.bytes / 1e6:,.1f} MB"
+        f"sent {summary.sent:,} of {summary.found:,} files to {summary.topic}: {decimal(summary.bytes)}"
         f" in {summary.seconds:.1f} s ({summary.images_per_second:,.0f} images/s,"
         f" {summary.megabytes_per_second:,.1f} MB/s)",
         highlight=False,

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
@@ -206,7 +206,17 @@ WRITERS = {Format.TABLE: _write_table, Format.CSV: _write_csv, Format.JSON: _wri
 
 def _rows(batch: "pa.RecordBatch") -> Iterable[tuple[Any, ...]]:
     # By column, not by name: a SELECT may give two columns the same name.
-    return zip(*(column.to_pylist(maps_as_pydicts="lossy") for column in batch.columns), strict=True)
+    return zip(*map(_values, batch.columns), strict=True)
+
+
+def _values(column: "pa.Array") -> list[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type) and column.type.unit == "us":
+        # For a timestamp `to_pylist` imports pandas, which takes longer than most queries.
+        epoch = datetime(1970, 1, 1, tzinfo=UTC if column.type.tz else None)
+        return [None if us is None else epoch + timedelta(microseconds=us) for us in column.view("int64").to_pylist()]
+    return list(column.to_pylist(maps_as_pydicts="lossy"))
 
 
 def _is_number(type_: "pa.DataType") -> bool:

@@ -51,7 +51,7 @@ def train(
 
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
-    from streaming.dataset import list_images, write_digits
+    from streaming.dataset import digit_images, list_images, write_images
     from streaming.fit import FitOptions
     from streaming.train import train as run
 
@@ -59,7 +59,7 @@ def train(
     if (images is None) == (dataset is None):
         raise ServiceError("give either --images DIR or --dataset digits")
     if images is None:
-        images = write_digits(settings.home / "datasets" / f"digits-{limit}", 0, limit)
+        images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
     files = list_images(images)
     options = FitOptions(explained_variance, holdout, max_iter, reg, elastic_net, seed)
     with err.status(f"training on {len(files):,} files …"):

@@ -1,7 +1,9 @@
 """Publishing to a real broker: what arrives, what is left out and why, and what happens when the broker does not."""
 
+import importlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import producer
 from producer import publish as publish_files
 from producer.errors import PublishError
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, read_headers
-from streaming.broker import bootstrap_servers
+from streaming.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
 
 JPEG = b"\xff\xd8\xff"
@@ -183,6 +185,27 @@ def test_broker_that_does_not_answer_is_an_error_that_names_it(deaf_server: str,
         publish_files(["photos"], bootstrap_servers=deaf_server, connect_timeout_s=1.0)
     assert deaf_server in str(caught.value)
     assert "imagestream broker start" in str(caught.value)
+
+
+def test_broker_that_falls_silent_ends_publishing_with_the_names_of_what_was_under_way(
+    broker: Settings, topic: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.import_module("producer.publish"), "DELIVERY_TIMEOUT_S", 2.0)
+    state = running_broker(broker)
+    assert state is not None
+
+    def pause(progress: producer.Progress) -> None:
+        if progress.done == 1:
+            os.kill(state.pid, signal.SIGSTOP)
+
+    try:
+        summary = publish_files(["photos"], bootstrap_servers=state.address, topic=topic, on_progress=pause)
+    finally:
+        os.kill(state.pid, signal.SIGCONT)
+    assert summary.failed
+    assert {failure.path for failure in summary.failed} <= {str(path) for path in Path("photos").rglob("*")}
+    assert not summary.complete
+    assert summary.sent + len(summary.failed) <= summary.found
 
 
 def test_command_fails_where_a_file_was_too_large_unless_that_was_allowed(

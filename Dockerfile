@@ -1,0 +1,36 @@
+# One image for every process of the service: Spark master and worker, stream, training, and the command line.
+FROM python:3.11.13-slim-bookworm AS base
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends openjdk-17-jre-headless procps \
+    && rm -rf /var/lib/apt/lists/*
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    IMAGESTREAM_JARS=/opt/imagestream/jars
+
+
+FROM base AS build
+WORKDIR /src
+RUN python -m venv /opt/venv
+# The lock first: a change of our own code does not install two gigabytes anew.
+COPY requirements.lock ./
+RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE ./
+COPY models models
+COPY producer producer
+COPY streaming streaming
+RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
+# Checked by SHA-256 against streaming/jars.lock; a container fetches nothing when it starts.
+RUN imagestream --home /opt/imagestream setup
+
+
+FROM base
+RUN useradd --create-home --uid 10001 imagestream \
+    && install -d -o imagestream -g imagestream /data
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build --chown=imagestream:imagestream /opt/imagestream/jars /opt/imagestream/jars
+ENV IMAGESTREAM_HOME=/data
+USER imagestream
+WORKDIR /data
+VOLUME /data
+ENTRYPOINT ["imagestream"]
+CMD ["--help"]

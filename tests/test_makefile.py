@@ -1,0 +1,79 @@
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+SOURCES = ("requirements.lock", "pyproject.toml", "streaming/ivy.xml", "streaming/jars.lock")
+STAMPS = (".venv/.locked", ".venv/.ready", ".imagestream/jars/.ready")
+UP_TO_DATE, STALE = 0, 1  # how `make --question` exits
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout as far as make looks at it, without an environment."""
+    for name in ("Makefile", *SOURCES):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(CHECKOUT / name, tmp_path / name)
+    return tmp_path
+
+
+def make(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=60)
+
+
+def set_up(directory: Path) -> None:
+    for stamp in STAMPS:
+        (directory / stamp).parent.mkdir(parents=True, exist_ok=True)
+        (directory / stamp).touch()
+
+
+def test_make_alone_lists_every_target(checkout: Path) -> None:
+    listed = make(checkout).stdout
+    assert all(f"make {target} " in listed for target in ("setup", "demo", "test", "check", "bench", "clean"))
+
+
+@pytest.mark.parametrize("target", ["setup", ".venv/.ready"])
+def test_what_was_set_up_is_not_set_up_again(checkout: Path, target: str) -> None:
+    assert make(checkout, "--question", target).returncode == STALE
+    set_up(checkout)
+    assert make(checkout, "--question", target).returncode == UP_TO_DATE
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_change_of_what_is_locked_sets_up_again(checkout: Path, source: str) -> None:
+    set_up(checkout)
+    later = time.time() + 10
+    os.utime(checkout / source, (later, later))
+    assert make(checkout, "--question", "setup").returncode == STALE
+
+
+def test_clean_keeps_the_jars_and_the_environment(checkout: Path) -> None:
+    set_up(checkout)
+    (checkout / ".imagestream" / "tables").mkdir()
+    (checkout / ".pytest_cache").mkdir()
+    assert make(checkout, "clean").returncode == 0
+    assert not (checkout / ".imagestream" / "tables").exists()
+    assert not (checkout / ".pytest_cache").exists()
+    assert make(checkout, "--question", "setup").returncode == UP_TO_DATE
+
+
+def test_without_a_fitting_python_set_up_is_one_line(checkout: Path) -> None:
+    none = make(checkout, "setup", "PYTHON=")
+    assert none.returncode != 0
+    assert "Python 3.11, 3.12 or 3.13 is needed, none was found" in none.stderr.splitlines()[0]
+    absent = make(checkout, "setup", "PYTHON=python3.9-absent")
+    assert "python3.9-absent is none of them" in absent.stderr.splitlines()[0]
+
+
+def test_first_python_that_fits_is_taken(checkout: Path) -> None:
+    planned = make(checkout, "--dry-run", ".venv/.locked", f"PYTHON={sys.executable}").stdout
+    assert f"{sys.executable} -m venv .venv" in planned
+    assert "--require-hashes -r requirements.lock" in planned
