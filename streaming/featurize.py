@@ -44,8 +44,7 @@ def featurize(
 
     Partitions are sized from the number of files and cores. A file that does not decode is left out and reported.
     """
-    cores = spark.sparkContext.defaultParallelism
-    tasks = max(1, min(len(files), cores * math.ceil(len(files) / (cores * IMAGES_PER_TASK))))
+    tasks = task_count(len(files), spark.sparkContext.defaultParallelism)
     flatbuffer = spark.sparkContext.broadcast(backbone.flatbuffer.read_bytes())
     directory, sha256 = str(table.directory), backbone.sha256
 
@@ -61,6 +60,12 @@ def featurize(
     table.append_files(written, app_id=f"featurize:{uuid.uuid4()}", version=0)
     flatbuffer.unpersist()
     return Featurized(sum(file.rows for file in written), dict(sorted(bad.items())[:max_bad_shown]))
+
+
+def task_count(files: int, cores: int) -> int:
+    """How many tasks to cut the files into: a whole number of rounds over the cores, so that they end together."""
+    rounds = math.ceil(files / (cores * IMAGES_PER_TASK))
+    return max(1, min(files, cores * rounds))
 
 
 def featurize_partition(

@@ -32,9 +32,8 @@ CONF = {
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
-    "spark.driver.host": "127.0.0.1",
-    "spark.driver.bindAddress": "127.0.0.1",
 }
+LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}  # where all is on one machine
 
 
 @contextmanager
@@ -62,7 +61,8 @@ def spark_session(
         .config("spark.sql.warehouse.dir", str(settings.home / "warehouse"))
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
     )
-    for key, value in (CONF | DELTA if delta else CONF).items():
+    local = settings.master.startswith("local")
+    for key, value in (CONF | (DELTA if delta else {}) | (LOOPBACK if local else {})).items():
         builder = builder.config(key, value)
     # PySpark takes these two from the environment only, and only when it starts.
     with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _stderr_to(settings.home / SPARK_LOG):

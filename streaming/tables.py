@@ -8,6 +8,7 @@ whose version the table has already seen is left out.
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -146,7 +147,7 @@ class Table:
     def files(self) -> list[str]:
         """The Parquet files of the table's present version."""
         self._handle.update_incremental()
-        return [str(path) for path in self._handle.file_uris()]
+        return [unquote(uri) for uri in self._handle.file_uris()]  # percent-encoded, as deltalake gives them
 
     def bytes(self) -> int:
         """The size of those files."""

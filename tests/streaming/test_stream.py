@@ -111,6 +111,28 @@ def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings
         assert row["replayed_at"] is None
 
 
+READ_WITH_SPARK = """
+import sys
+from pathlib import Path
+from streaming.session import spark_session
+from streaming.settings import Settings
+home, jars = map(Path, sys.argv[1:])
+with spark_session(Settings(home=home, jars=jars), "test", delta=True) as spark:
+    for name in ("predictions", "quarantine", "features", "batches"):
+        print(spark.read.format("delta").load(str(home / "tables" / name)).count())
+"""
+
+
+def test_sparks_own_delta_reader_sees_the_same_rows(drained: Settings) -> None:
+    command = [sys.executable, "-c", READ_WITH_SPARK, str(drained.home), str(drained.jars)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    ours = [
+        rows(drained, f"SELECT count(*) AS n FROM {name}")[0]["n"]
+        for name in ("predictions", "quarantine", "features", "batches")
+    ]
+    assert [int(line) for line in done.stdout.split()] == ours
+
+
 def test_a_batch_that_spark_offers_again_changes_nothing(drained: Settings) -> None:
     tables = ["predictions", "quarantine", "features", "batches"]
     before = {name: DeltaTable(drained.tables_dir / name).version() for name in tables}
