@@ -24,6 +24,7 @@ from models.errors import ModelError
 
 Alias = Literal["champion", "challenger"]
 CHAMPION: Alias = "champion"
+CHALLENGER: Alias = "challenger"
 ALIASES: tuple[Alias, ...] = ("champion", "challenger")
 ROLLBACK = "rollback"  # why an alias was moved back
 
@@ -43,7 +44,9 @@ class Move(BaseModel):
 
 
 class _Aliases(BaseModel):
-    moves: list[Move] = []
+    model_config = ConfigDict(extra="forbid")
+
+    moves: list[Move]
 
     def target(self, alias: Alias) -> int | None:
         return next((move.version for move in reversed(self.moves) if move.alias == alias), None)
@@ -155,7 +158,7 @@ class Registry:
         try:
             return _Aliases.model_validate_json(path.read_bytes())
         except FileNotFoundError:
-            return _Aliases()
+            return _Aliases(moves=[])
         except ValidationError as error:
             raise ModelError(f"{path} is damaged: {error.errors()[0]['msg']}") from error
 

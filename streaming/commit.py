@@ -1,59 +1,38 @@
 """The commit protocol of a micro-batch. It is why every message has exactly one row, whatever dies when.
 
-    1. pin          query id, batch id, offsets and model version go to the checkpoint's `pins/`, durably, before
-                    anything is scored; a retry finds the pin and scores with the same model
-    2. score        once, in one Spark job; workers write features and quarantined bytes into files of their own
-    3. predictions  appended in one commit with an application transaction (query id, batch id)
-    4. quarantine   the workers' files become part of the table, likewise
-    5. features     likewise
-    6. batches      last: a batch with a row here is whole
+    1. begin        a batch with a row in `batches` is whole: Spark only asks again because it died before noting it
+    2. pin          query id, batch id, offsets and model versions, durably beside the checkpoint, before anything is
+                    scored; a retry finds the pin and scores with the same models
+    3. score        once, in one Spark job; workers write features and quarantined bytes into files of their own
+    4. predictions  appended in one commit with an application transaction (query id, batch id)
+    5. quarantine   the workers' files become part of the table, likewise
+    6. features     likewise; so do the challenger's answers, in `shadow`
+    7. batches      last: a batch with a row here is whole
 
-Spark runs a batch again if the process dies before the batch returns. Tables that had committed leave their append
+Spark offers a batch again if the process dies before the batch returns. Tables that had committed leave their append
 out, the others make it. Files that no commit names are never read, and vacuumed later.
 """
 
-import json
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import pyarrow as pa
-from pyspark import Broadcast
-from pyspark.sql import DataFrame, SparkSession
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame
 
-from models.bundle import Bundle
-from models.errors import ModelError
-from models.registry import CHAMPION, Registry
-from models.scorer import check_golden, load_scorer
+from streaming.continuity import Continuity
 from streaming.errors import ServiceError
-from streaming.ingest import OffsetRange, batch_offsets
-from streaming.score import OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
-from streaming.tables import BATCHES, LINEAGE, PREDICTIONS, Table, spark_schema
+from streaming.ingest import batch_offsets, read_query_id
+from streaming.pin import Pin, Pins
+from streaming.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
+from streaming.serving import Serving
+from streaming.tables import ANSWER, BATCHES, IDENTITY, PREDICTIONS, SHADOW, Table, spark_schema
 
-
-@dataclass(frozen=True)
-class Pin:
-    """What a micro-batch is bound to."""
-
-    query_id: str
-    batch_id: int
-    model_version: int
-    bundle_sha256: str
-    offsets: list[OffsetRange]
-    pinned_at: str
-
-    @property
-    def input_rows(self) -> int:
-        return sum(one.rows for one in self.offsets)
-
-    @property
-    def date(self) -> date:
-        """The partition of the predictions: the day of the pin, so that a retry after midnight agrees."""
-        return datetime.fromisoformat(self.pinned_at).date()
+STEPS = ("begin", "pin", "score", "predictions", "quarantine", "features", "batches")
 
 
 @dataclass(frozen=True)
@@ -63,192 +42,163 @@ class BatchResult:
     batch_id: int
     model_version: int
     input_rows: int
+    input_bytes: int
     predicted_rows: int
-    quarantined: dict[str, int]
-    seconds: dict[str, float]  # per stage, summed over the workers
-    wall_s: float  # from the start of the batch to its last commit but one
+    quarantined: dict[str, int]  # reason → messages
+    seconds: dict[str, float]  # per stage, summed over the workers; `commit` and `batch` on the driver
+    refused: dict[int, str] = field(default_factory=dict)  # version → why, of models that an alias points to
+
+    @property
+    def wall_s(self) -> float:
+        """From the start of the batch to its last commit but one."""
+        return self.seconds["batch"]
 
 
-class LoadedModel:
-    """A model version that passed its checks, as the broadcast that workers load it from."""
+class Tables:
+    """The tables that the stream writes."""
 
-    def __init__(self, spark: SparkSession, registry: Registry, version: int) -> None:
-        bundle = registry.read(version)
-        check_golden(bundle, load_scorer(bundle))
-        self.version = version
-        self.sha256 = bundle.sha256
-        self.backbone_sha256 = bundle.backbone_sha256
-        self.broadcast: Broadcast[Bundle] = spark.sparkContext.broadcast(bundle)
+    def __init__(self, directory: Path) -> None:
+        self.predictions = Table(directory, "predictions")
+        self.quarantine = Table(directory, "quarantine")
+        self.features = Table(directory, "features")
+        self.shadow = Table(directory, "shadow")
+        self.batches = Table(directory, "batches")
+
+    def discard_unfinished(self, continuity: Continuity) -> int:
+        """Remove the rows of a batch that was never completed and never will be, since its checkpoint is gone.
+
+        Its messages are scored anew by the query that takes over. Returns how many rows.
+        """
+        return sum(
+            table.delete_beyond(continuity.topic, continuity.committed)
+            for table in (self.predictions, self.quarantine, self.features, self.shadow)
+        )
 
 
 class BatchCommitter:
-    """Runs the protocol for every micro-batch of one query."""
+    """Runs the protocol for every micro-batch of one query.
+
+    Args:
+        on_batch: called with every committed micro-batch.
+        on_step: called with the name of each of `STEPS` when it is done.
+    """
 
     def __init__(
         self,
-        spark: SparkSession,
-        registry: Registry,
-        tables_dir: Path,
+        serving: Serving,
+        tables: Tables,
+        continuity: Continuity,
         checkpoint: Path,
         *,
         store_features: bool,
         on_batch: Callable[[BatchResult], None],
-        on_refused: Callable[[int, str], None],
+        on_step: Callable[[str], None],
     ) -> None:
-        self._spark = spark
-        self._registry = registry
+        self._serving = serving
+        self._tables = tables
+        self._continuity = continuity
         self._checkpoint = checkpoint
+        self._pins = Pins(checkpoint.parent / "pins")
         self._store_features = store_features
         self._on_batch = on_batch
-        self._on_refused = on_refused
-        self._predictions = Table(tables_dir, "predictions")
-        self._quarantine = Table(tables_dir, "quarantine")
-        self._features = Table(tables_dir, "features")
-        self._batches = Table(tables_dir, "batches")
-        self._refused: int | None = None
-        self._model = LoadedModel(spark, registry, self._champion())
+        self._on_step = on_step
         self._output = spark_schema(OUTPUT)
 
     def __call__(self, messages: DataFrame, batch_id: int) -> None:
         """Run the protocol for one micro-batch; `foreachBatch` calls this."""
-        started = datetime.now(UTC)
-        clock = perf_counter()
+        started, clock = datetime.now(UTC), perf_counter()
         query_id = read_query_id(self._checkpoint)
-        if self._batches.committed(query_id, batch_id):
+        if self._tables.batches.committed(query_id, batch_id):
             return
-        pin = self._pin(query_id, batch_id)
-        model = self._model_of(pin)
-        rows, reports = self._score(messages, pin, model)
-        seconds = _summed([report.seconds for report in reports])
+        self._on_step("begin")
 
-        predicted = rows.num_rows
+        pin = self._pins.read(query_id, batch_id) or self._pin(query_id, batch_id)
+        self._on_step("pin")
+
+        rows, reports = self._score(messages, pin)
         quarantined = _summed([report.quarantined for report in reports])
-        self._account(pin, predicted, quarantined, reports)
-
+        self._account(pin, rows.num_rows, quarantined, reports)
+        seconds = _summed([report.seconds for report in reports])
         commit_clock = perf_counter()
-        self._predictions.append(_with_lineage(rows, pin), query_id, batch_id)
+        self._on_step("score")
+
+        self._tables.predictions.append(_predictions(rows, pin), query_id, batch_id)
+        self._on_step("predictions")
+
         files = [report.quarantine_file for report in reports if report.quarantine_file]
-        self._quarantine.append_files(files, query_id, batch_id)
+        self._tables.quarantine.append_files(files, query_id, batch_id)
+        self._on_step("quarantine")
+
         files = [report.features_file for report in reports if report.features_file]
-        self._features.append_files(files, query_id, batch_id)
+        self._tables.features.append_files(files, query_id, batch_id)
+        if pin.challenger is not None:
+            self._tables.shadow.append(_shadow(rows, pin), query_id, batch_id)
+        self._on_step("features")
+
         now = perf_counter()
-        seconds |= {"commit": now - commit_clock, "batch": now - clock}
-        result = BatchResult(batch_id, pin.model_version, pin.input_rows, predicted, quarantined, seconds, now - clock)
-        self._batches.append(_batch_row(result, pin, reports, started), query_id, batch_id)
+        result = BatchResult(
+            batch_id=batch_id,
+            model_version=pin.model.version,
+            input_rows=pin.input_rows,
+            input_bytes=sum(report.input_bytes for report in reports),
+            predicted_rows=rows.num_rows,
+            quarantined=quarantined,
+            seconds=seconds | {"commit": now - commit_clock, "batch": now - clock},
+            refused=self._serving.refused,
+        )
+        self._tables.batches.append(_batch_row(result, pin, started), query_id, batch_id)
+        self._continuity.advance(pin.offsets)
+        self._on_step("batches")
         self._on_batch(result)
 
     def _pin(self, query_id: str, batch_id: int) -> Pin:
-        path = self._checkpoint.parent / "pins" / f"{batch_id}.json"
-        if path.exists():
-            pin = _read_pin(path)
-            if (pin.query_id, pin.batch_id) == (query_id, batch_id):
-                return pin
-        self._follow_champion()
+        """Bind a batch to the models of this moment and to what Spark planned for it."""
+        offsets = batch_offsets(self._checkpoint, batch_id)
+        self._continuity.check(offsets)
+        self._serving.follow()
+        challenger = self._serving.challenger
         pin = Pin(
             query_id=query_id,
             batch_id=batch_id,
-            model_version=self._model.version,
-            bundle_sha256=self._model.sha256,
-            offsets=batch_offsets(self._checkpoint, batch_id),
+            model=self._serving.champion.pinned,
+            challenger=challenger.pinned if challenger else None,
+            offsets=offsets,
             pinned_at=datetime.now(UTC).isoformat(),
         )
-        _write_durably(path, json.dumps(asdict(pin)))
+        self._pins.write(pin)
         return pin
 
-    def _champion(self) -> int:
-        version = self._registry.target(CHAMPION)
-        if version is None:
-            raise ServiceError(
-                f"there is no champion model in {self._registry.root}; make one with 'imagestream train'"
-            )
-        return version
-
-    def _follow_champion(self) -> None:
-        """Take up a newly promoted model; one that is refused leaves the old one at work."""
-        version = self._champion()
-        if version in {self._model.version, self._refused}:
-            return
-        try:
-            self._swap(LoadedModel(self._spark, self._registry, version))
-        except ModelError as error:
-            self._refused = version
-            self._on_refused(version, str(error))
-
-    def _model_of(self, pin: Pin) -> LoadedModel:
-        """The pinned model, which after a crash need not be today's champion."""
-        if pin.bundle_sha256 != self._model.sha256:
-            self._swap(LoadedModel(self._spark, self._registry, pin.model_version))
-        if pin.bundle_sha256 != self._model.sha256:
-            raise ServiceError(
-                f"batch {pin.batch_id} is pinned to model version {pin.model_version} with SHA-256 "
-                f"{pin.bundle_sha256}, but the registry's has {self._model.sha256}"
-            )
-        return self._model
-
-    def _swap(self, model: LoadedModel) -> None:
-        self._model.broadcast.unpersist()
-        self._model = model
-        self._refused = None
-
-    def _score(self, messages: DataFrame, pin: Pin, model: LoadedModel) -> tuple[pa.Table, list[PartitionReport]]:
+    def _score(self, messages: DataFrame, pin: Pin) -> tuple[pa.Table, list[PartitionReport]]:
+        model = self._serving.pinned(pin.model)
+        challenger = self._serving.pinned(pin.challenger) if pin.challenger else None
         task = ScoreTask(
-            model_version=pin.model_version,
-            bundle_sha256=pin.bundle_sha256,
-            backbone_sha256=model.backbone_sha256,
+            model=pin.model,
+            challenger=pin.challenger,
             query_id=pin.query_id,
             batch_id=pin.batch_id,
-            quarantine_dir=str(self._quarantine.directory),
-            features_dir=str(self._features.directory) if self._store_features else None,
+            quarantine_dir=str(self._tables.quarantine.directory),
+            features_dir=str(self._tables.features.directory) if self._store_features else None,
         )
-        broadcast = model.broadcast
+        bundle = model.broadcast
+        other = challenger.broadcast if challenger else None
 
         def score(batches: Any) -> Any:
-            return score_partition(batches, lambda: broadcast.value, task)
+            return score_partition(batches, lambda: bundle.value, lambda: other.value if other else None, task)
 
         output = messages.mapInArrow(score, self._output).toArrow().cast(OUTPUT)
         is_report = output.column(REPORT.name).is_valid()
         reports = [PartitionReport.from_json(text) for text in output.filter(is_report).column(REPORT.name).to_pylist()]
-        return output.filter(pa.compute.invert(is_report)), reports
+        return output.filter(pc.invert(is_report)), reports
 
     def _account(self, pin: Pin, predicted: int, quarantined: dict[str, int], reports: list[PartitionReport]) -> None:
         """Input = predicted + quarantined, or nothing of the batch is committed."""
         read = sum(report.input_rows for report in reports)
-        total = predicted + sum(quarantined.values())
-        if not pin.input_rows == read == total:
+        bad = sum(quarantined.values())
+        if not pin.input_rows == read == predicted + bad:
             raise ServiceError(
                 f"batch {pin.batch_id} does not add up: {pin.input_rows} messages by offsets, {read} read, "
-                f"{predicted} predicted + {sum(quarantined.values())} quarantined"
+                f"{predicted} predicted + {bad} quarantined; nothing of it is committed"
             )
-
-
-def read_query_id(checkpoint: Path) -> str:
-    """The id that Spark gave the query when its checkpoint was made; it outlives restarts."""
-    try:
-        return str(json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ServiceError(f"{checkpoint} is not the checkpoint of a stream: {error}") from error
-
-
-def _read_pin(path: Path) -> Pin:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    content["offsets"] = [OffsetRange(**one) for one in content["offsets"]]
-    return Pin(**content)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    """Write a file so that after a crash of process or machine it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -259,27 +209,62 @@ def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _with_lineage(rows: pa.Table, pin: Pin) -> pa.Table:
-    rows = rows.drop_columns([REPORT.name])
-    for name in LINEAGE:
-        value = pa.scalar(getattr(pin, name.name), name.type)
-        rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
-    day = PREDICTIONS.field("date")
-    return rows.append_column(day, pa.repeat(pa.scalar(pin.date, day.type), rows.num_rows))
-
-
-def _batch_row(result: BatchResult, pin: Pin, reports: list[PartitionReport], started: datetime) -> pa.Table:
-    row = {
-        "model_version": pin.model_version,
-        "bundle_sha256": pin.bundle_sha256,
+def _predictions(rows: pa.Table, pin: Pin) -> pa.Table:
+    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER)])
+    constants = {
+        "model_version": pin.model.version,
+        "bundle_sha256": pin.model.sha256,
         "query_id": pin.query_id,
         "batch_id": pin.batch_id,
+        "date": pin.date,
+    }
+    return _with_constants(answers, constants, PREDICTIONS)
+
+
+def _shadow(rows: pa.Table, pin: Pin) -> pa.Table:
+    """The challenger's answers beside the champion's; messages that it failed on are left out."""
+    if pin.challenger is None:
+        raise ServiceError(f"batch {pin.batch_id} has no challenger")
+    rows = rows.filter(rows.column(SHADOW_ANSWER[0].name).is_valid())
+    columns = {
+        **{field.name: rows.column(field.name) for field in IDENTITY},
+        "champion_label": rows.column("label"),
+        "champion_confidence": rows.column("confidence"),
+        "label": rows.column("shadow_label"),
+        "confidence": rows.column("shadow_confidence"),
+        "scored_at": rows.column("scored_at"),
+    }
+    constants = {
+        "model_version": pin.challenger.version,
+        "bundle_sha256": pin.challenger.sha256,
+        "query_id": pin.query_id,
+        "batch_id": pin.batch_id,
+    }
+    return _with_constants(pa.table(columns), constants, SHADOW)
+
+
+def _with_constants(rows: pa.Table, constants: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    for name, value in constants.items():
+        field = schema.field(name)
+        rows = rows.append_column(field, pa.repeat(pa.scalar(value, field.type), rows.num_rows))
+    return rows.select(schema.names)
+
+
+def _batch_row(result: BatchResult, pin: Pin, started: datetime) -> pa.Table:
+    refused = "; ".join(f"version {version}: {why}" for version, why in result.refused.items())
+    row = {
+        "model_version": pin.model.version,
+        "bundle_sha256": pin.model.sha256,
+        "query_id": pin.query_id,
+        "batch_id": pin.batch_id,
+        "challenger_version": pin.challenger.version if pin.challenger else None,
         "offsets": [asdict(one) for one in pin.offsets],
         "input_rows": result.input_rows,
         "predicted_rows": result.predicted_rows,
         "quarantined_rows": sum(result.quarantined.values()),
-        "input_bytes": sum(report.input_bytes for report in reports),
+        "input_bytes": result.input_bytes,
         "seconds": list(result.seconds.items()),
+        "refused": refused or None,
         "started_at": started,
         "committed_at": datetime.now(UTC),
     }

@@ -35,3 +35,18 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def held(path: Path, busy: str) -> Iterator[None]:
+    """As `locked`, but refuse with `busy` instead of waiting.
+
+    Raises:
+        ServiceError: another process holds the lock.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ServiceError(busy) from error
+        yield

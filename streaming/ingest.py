@@ -2,75 +2,49 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
 
 from streaming.errors import ServiceError
-from streaming.score import INPUT_COLUMNS
+from streaming.pin import OffsetRange
 
-BROKER_TIMEOUT_MS = 10_000
-
-
-@dataclass(frozen=True)
-class OffsetRange:
-    """The messages of one topic partition in one micro-batch: from `start` to just before `end`."""
-
-    topic: str
-    partition: int
-    start: int
-    end: int
-
-    @property
-    def rows(self) -> int:
-        return self.end - self.start
+INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
 
 
-def ensure_topic(bootstrap_servers: str, topic: str) -> None:
-    """Make the topic with the broker's defaults if it is not there.
+def read_topic(
+    spark: SparkSession,
+    bootstrap_servers: str,
+    topic: str,
+    *,
+    images_per_batch: int,
+    starting_offsets: str,
+    fail_on_data_loss: bool,
+) -> DataFrame:
+    """The topic as an unbounded DataFrame of the columns that scoring reads.
 
-    Raises:
-        ServiceError: the broker does not answer, or does not let us.
+    Args:
+        starting_offsets: where to begin if the checkpoint does not say: `earliest`, or Kafka's JSON.
     """
-    from kafka.admin import KafkaAdminClient, NewTopic
-    from kafka.errors import KafkaError, TopicAlreadyExistsError
-
-    try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=bootstrap_servers,
-            request_timeout_ms=BROKER_TIMEOUT_MS,
-            bootstrap_timeout_ms=BROKER_TIMEOUT_MS,
-        )
-    except (KafkaError, ValueError) as error:
-        raise ServiceError(
-            f"no Kafka broker answers at {bootstrap_servers} ({error}); "
-            "start the home's own with 'imagestream broker start', or check --bootstrap-servers"
-        ) from error
-    try:
-        if topic not in admin.list_topics():
-            admin.create_topics([NewTopic(topic, num_partitions=-1, replication_factor=-1)])
-    except TopicAlreadyExistsError:
-        pass  # another process was quicker
-    except KafkaError as error:
-        raise ServiceError(f"topic {topic!r} is not there and cannot be made: {error}") from error
-    finally:
-        admin.close()
-
-
-def read_topic(spark: SparkSession, bootstrap_servers: str, topic: str, max_images_per_batch: int) -> DataFrame:
-    """The topic as an unbounded DataFrame of the columns that scoring reads, from its first message on."""
     return (
         spark.readStream.format("kafka")
         .option("kafka.bootstrap.servers", bootstrap_servers)
         .option("subscribe", topic)
-        .option("startingOffsets", "earliest")
+        .option("startingOffsets", starting_offsets)
         .option("includeHeaders", "true")
-        .option("maxOffsetsPerTrigger", max_images_per_batch)
-        .option("failOnDataLoss", "true")
+        .option("maxOffsetsPerTrigger", images_per_batch)
+        .option("failOnDataLoss", str(fail_on_data_loss).lower())
         .load()
         .select(*INPUT_COLUMNS)
     )
+
+
+def read_query_id(checkpoint: Path) -> str:
+    """The id that Spark gave the query when its checkpoint was made; it outlives restarts."""
+    try:
+        return str(json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ServiceError(f"{checkpoint} is not the checkpoint of a stream: {error}") from error
 
 
 def batch_offsets(checkpoint: Path, batch_id: int) -> list[OffsetRange]:
@@ -91,6 +65,12 @@ def batch_offsets(checkpoint: Path, batch_id: int) -> list[OffsetRange]:
             if end > start:
                 ranges.append(OffsetRange(topic, int(partition), start, end))
     return ranges
+
+
+def planned_offsets(checkpoint: Path) -> Mapping[str, Mapping[str, int]]:
+    """`{topic: {partition: end}}` of the last micro-batch that Spark planned; empty before the first."""
+    planned = [int(path.name) for path in (checkpoint / "offsets").glob("*") if path.name.isdecimal()]
+    return _offsets_in(checkpoint / "offsets" / str(max(planned))) if planned else {}
 
 
 def _offsets_in(path: Path) -> Mapping[str, Mapping[str, int]]:

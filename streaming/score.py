@@ -19,25 +19,26 @@ import pyarrow as pa
 from models.arrays import Features
 from models.bundle import Bundle
 from models.decode import BadImage, Reason, Stage
+from models.errors import ModelError
 from models.scorer import Decoded, Scorer, load_scorer
 from producer.message import read_headers
 from streaming.files import DataFile, FileSink, list_array
+from streaming.pin import PinnedModel
 from streaming.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
 TOP_K = 3
 MAX_KEY_BYTES = 256  # a longer key is cut
 REPORT = pa.field("report", pa.string())
-OUTPUT = pa.schema([*IDENTITY, *ANSWER, REPORT])
-INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
+SHADOW_ANSWER = [pa.field("shadow_label", pa.string()), pa.field("shadow_confidence", pa.float32())]
+OUTPUT = pa.schema([*IDENTITY, *ANSWER, *SHADOW_ANSWER, REPORT])
 
 
 @dataclass(frozen=True)
 class ScoreTask:
     """What a worker needs to know beside the bundle; every row of one micro-batch has the same lineage."""
 
-    model_version: int
-    bundle_sha256: str
-    backbone_sha256: str
+    model: PinnedModel
+    challenger: PinnedModel | None
     query_id: str
     batch_id: int
     quarantine_dir: str
@@ -54,6 +55,7 @@ class PartitionReport:
     seconds: dict[str, float] = field(default_factory=dict)
     quarantine_file: DataFile | None = None
     features_file: DataFile | None = None
+    challenger_error: str | None = None
 
     def timed(self, stage: str, since: float) -> float:
         """Add the time since `since` to a stage; returns now."""
@@ -74,60 +76,86 @@ class PartitionReport:
         return cls(**content)
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A model in this worker, and which features it takes."""
+
+    sha256: str
+    backbone_sha256: str
+    scorer: Scorer
+
+
 class _Worker:
-    """The model that this worker process holds."""
+    """The models that this worker process holds."""
 
-    sha256: str | None = None
-    scorer: Scorer | None = None
+    champion: _Loaded | None = None
+    challenger: _Loaded | None = None
 
-    @classmethod
-    def load(cls, sha256: str, bundle: Callable[[], Bundle]) -> Scorer:
-        if cls.scorer is None or cls.sha256 != sha256:
-            cls.scorer = None  # free the old model before the new one is loaded
-            cls.scorer = load_scorer(bundle())
-            cls.sha256 = sha256
-        return cls.scorer
+
+def _load(held: _Loaded | None, wanted: PinnedModel | None, bundle: Callable[[], Bundle | None]) -> _Loaded | None:
+    """The model held, if it is the one wanted; else the one wanted, from its bundle."""
+    if wanted is None:
+        return None
+    if held is not None and held.sha256 == wanted.sha256:
+        return held
+    content = bundle()
+    return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content)) if content else None
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass over a partition works with."""
+
+    task: ScoreTask
+    champion: _Loaded
+    challenger: _Loaded | None
+    report: PartitionReport
+    quarantine: FileSink
+    features: FileSink
 
 
 def score_partition(
-    batches: Iterator[pa.RecordBatch], bundle: Callable[[], Bundle], task: ScoreTask
+    batches: Iterator[pa.RecordBatch],
+    champion: Callable[[], Bundle],
+    challenger: Callable[[], Bundle | None],
+    task: ScoreTask,
 ) -> Iterator[pa.RecordBatch]:
     """Score the messages of one partition.
 
     Args:
-        batches: Arrow batches of the columns `INPUT_COLUMNS`.
-        bundle: gives the broadcast bundle; called only if this worker has not loaded it yet.
-        task: lineage, and where files go.
+        batches: Arrow batches of the columns that `streaming.ingest` selects.
+        champion: gives the broadcast bundle; called only if this worker has not loaded it yet.
+        challenger: likewise, for the model that is scored beside it.
+        task: models, lineage, and where files go.
 
     Yields:
         Batches of `OUTPUT`: one row per good message, and at the end one row that holds only the report.
     """
     report = PartitionReport()
     clock = time.perf_counter()
-    scorer = _Worker.load(task.bundle_sha256, bundle)
+    loaded = _Worker.champion = _load(_Worker.champion, task.model, champion)
+    if loaded is None:
+        raise ModelError(f"model version {task.model.version} has not reached the worker")
+    _Worker.challenger = _load(_Worker.challenger, task.challenger, challenger)
     clock = report.timed("load", clock)
     with (
         FileSink(task.quarantine_dir, QUARANTINE) as quarantine,
-        FileSink(task.features_dir, FEATURES) as features_sink,
+        FileSink(task.features_dir, FEATURES) as features,
     ):
+        one_pass = _Pass(task, loaded, _Worker.challenger, report, quarantine, features)
         for batch in batches:
-            clock = report.timed("fetch", clock)
-            yield from _score_batch(batch, scorer, task, report, quarantine, features_sink)
+            report.timed("fetch", clock)
+            yield from _score_batch(batch, one_pass)
             clock = time.perf_counter()
-        report.timed("fetch", clock)
+        clock = report.timed("fetch", clock)
         report.quarantine_file = quarantine.close()
-        report.features_file = features_sink.close()
+        report.features_file = features.close()
+        report.timed("write", clock)
     yield report.as_batch()
 
 
-def _score_batch(
-    batch: pa.RecordBatch,
-    scorer: Scorer,
-    task: ScoreTask,
-    report: PartitionReport,
-    quarantine: FileSink,
-    features_sink: FileSink,
-) -> Iterator[pa.RecordBatch]:
+def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
+    report, scorer = on.report, on.champion.scorer
     clock = time.perf_counter()
     values: list[bytes | None] = batch.column("value").to_pylist()
     report.input_rows += len(values)
@@ -139,20 +167,46 @@ def _score_batch(
     clock = report.timed("backbone", clock)
 
     identity = pa.Table.from_batches([_identity(batch)])
+    clock = report.timed("identity", clock)
     if bad:
-        quarantine.write(_quarantined(identity, values, bad, task))
+        on.quarantine.write(_quarantined(identity, values, bad, on.task))
         for image in bad.values():
             report.quarantined[image.reason] = report.quarantined.get(image.reason, 0) + 1
         clock = report.timed("write", clock)
     if good:
         rows = identity.take(good)
-        features_sink.write(_with_features(rows, features, task.backbone_sha256))
+        on.features.write(_with_features(rows, features, on.champion.backbone_sha256))
         clock = report.timed("write", clock)
-        probabilities = scorer.probabilities(features)
-        answers = _answers(probabilities, scorer.head.classes)
-        no_report = pa.nulls(len(good), REPORT.type)
-        yield from pa.table([*rows.columns, *answers, no_report], schema=OUTPUT).to_batches()
-        report.timed("head", clock)
+        answers = _answers(scorer.probabilities(features), scorer.head.classes)
+        clock = report.timed("head", clock)
+        shadow = _shadow_answers([values[row] for row in good], features, on)
+        report.timed("shadow", clock)
+        columns = [*rows.columns, *answers, *shadow, pa.nulls(len(good), REPORT.type)]
+        yield from pa.table(columns, schema=OUTPUT).to_batches()
+
+
+def _shadow_answers(values: list[bytes | None], features: Features, on: _Pass) -> list[pa.Array]:
+    """The challenger's answers for the good messages; nulls where there is none, or where it fails.
+
+    The backbone does not run again where both models have the same. A challenger is on trial: what it raises must not
+    touch the champion's answers.
+    """
+    n = len(values)
+    nothing = [pa.nulls(n, field.type) for field in SHADOW_ANSWER]
+    if on.challenger is None:
+        return nothing
+    scorer = on.challenger.scorer
+    try:
+        if on.challenger.backbone_sha256 != on.champion.backbone_sha256:
+            decoded = scorer.decode(values)
+            if decoded.bad:
+                return nothing
+            features = scorer.features(decoded.images)
+        label, confidence = _answers(scorer.probabilities(features), scorer.head.classes)[:2]
+    except Exception as error:  # noqa: BLE001  whatever it is
+        on.report.challenger_error = f"{type(error).__name__}: {error}"
+        return nothing
+    return [label, confidence]
 
 
 def _features(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], dict[int, BadImage]]:
@@ -210,7 +264,8 @@ def _quarantined(identity: pa.Table, values: list[bytes | None], bad: dict[int, 
 
 
 def _lineage(task: ScoreTask, n: int) -> dict[str, list[Any]]:
-    return {name.name: [getattr(task, name.name)] * n for name in LINEAGE}
+    values = (task.model.version, task.model.sha256, task.query_id, task.batch_id)
+    return {name.name: [value] * n for name, value in zip(LINEAGE, values, strict=True)}
 
 
 def _column(values: Any, kind: pa.DataType) -> Any:

@@ -9,6 +9,10 @@ from streaming.errors import ServiceError
 
 HOME = Path(".imagestream")
 
+TOPIC = r"^[a-zA-Z0-9._-]{1,249}$"  # as Kafka has it
+MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
+MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
+
 
 class Settings(BaseSettings):
     """Every setting, each from `IMAGESTREAM_<NAME>` unless given; derived places are computed here and nowhere else."""
@@ -18,9 +22,9 @@ class Settings(BaseSettings):
     home: Path = Field(HOME, description="where tables, checkpoints, models, jars and the broker's data live")
     jars: Path | None = Field(None, description="where the jars are; default: HOME/jars")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
-    topic: str = Field("images", description="the Kafka topic that images are published to")
-    master: str = Field("local[*]", description="the Spark master")
-    driver_memory: str = Field("2g", description="memory of Spark's JVM in local mode, e.g. 2g")
+    topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
+    master: str = Field("local[*]", pattern=MASTER, description="the Spark master")
+    driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
 
     @property
     def tables_dir(self) -> Path:

@@ -5,7 +5,7 @@ seconds. Every append carries an application transaction (app id, version) in th
 whose version the table has already seen is left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -64,6 +64,17 @@ FEATURES = pa.schema(
         pa.field("features", pa.list_(pa.float32())),
     ]
 )
+SHADOW = pa.schema(
+    [
+        *IDENTITY,
+        pa.field("champion_label", pa.string()),
+        pa.field("champion_confidence", pa.float32()),
+        pa.field("label", pa.string()),  # the challenger's, as are the two below
+        pa.field("confidence", pa.float32()),
+        pa.field("scored_at", TIMESTAMP),
+        *LINEAGE,
+    ]
+)
 OFFSET_RANGE = pa.struct(
     [
         pa.field("topic", pa.string()),
@@ -75,12 +86,14 @@ OFFSET_RANGE = pa.struct(
 BATCHES = pa.schema(
     [
         *LINEAGE,
+        pa.field("challenger_version", pa.int32()),
         pa.field("offsets", pa.list_(OFFSET_RANGE)),
         pa.field("input_rows", pa.int64()),
         pa.field("predicted_rows", pa.int64()),
         pa.field("quarantined_rows", pa.int64()),
         pa.field("input_bytes", pa.int64()),
         pa.field("seconds", pa.map_(pa.string(), pa.float64())),
+        pa.field("refused", pa.string()),  # models that an alias points to and the stream does not take, and why
         pa.field("started_at", TIMESTAMP),
         pa.field("committed_at", TIMESTAMP),
     ]
@@ -92,6 +105,7 @@ SCHEMAS: dict[str, tuple[pa.Schema, list[str]]] = {
     "predictions": (PREDICTIONS, ["date"]),
     "quarantine": (QUARANTINE, []),
     "features": (FEATURES, []),
+    "shadow": (SHADOW, []),
     "batches": (BATCHES, []),
 }
 # Statistics of long values help no reader and make the log grow.
@@ -143,6 +157,14 @@ class Table:
             actions, "append", self._handle.schema(), commit_properties=_once(app_id, version)
         )
         return True
+
+    def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
+        """Delete the rows of a topic at or after the committed end of their partition; returns how many."""
+        self._handle.update_incremental()
+        name = topic.replace("'", "''")
+        kept = " OR ".join(f"(partition = {one} AND offset < {end})" for one, end in sorted(committed.items()))
+        predicate = f"topic = '{name}'" + (f" AND NOT ({kept})" if kept else "")
+        return int(self._handle.delete(predicate)["num_deleted_rows"])
 
     def files(self) -> list[str]:
         """The Parquet files of the table's present version."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from models.errors import ModelError
 from producer.errors import PublishError
@@ -18,8 +18,9 @@ from streaming.settings import Settings, read_settings
 
 EXIT_FAILED = 1  # what was asked for was not done, or not all of it; a usage error is 2
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+# No emoji codes: a file or a host may be called a:b:c.
+out = Console(soft_wrap=True, emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 app = typer.Typer(
     name="imagestream",
@@ -78,10 +79,21 @@ def run(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments)
+        # Not standalone: Typer would tell a usage error in a box of several lines.
+        code = app(arguments, prog_name="imagestream", standalone_mode=False)
+    except typer.TyperException as error:
+        code = error.exit_code
+        if error.format_message():  # a group without its command has printed its help, and says nothing more
+            context = getattr(error, "ctx", None)
+            hint = f" (see '{context.command_path} --help')" if context else ""
+            _tell(f"{error.format_message().rstrip('.')}{hint}", arguments)
     except (ServiceError, PublishError, ModelError, OSError) as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        message = " ".join(str(error).split())
-        err.print(f"[red]error:[/red] {escape(message)}", highlight=False)
-        sys.exit(EXIT_FAILED)
+        code = EXIT_FAILED
+        _tell(str(error), arguments)
+    sys.exit(code)
+
+
+def _tell(message: str, arguments: list[str]) -> None:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    err.print(Text.assemble(("error:", "red"), " ", " ".join(message.split())))

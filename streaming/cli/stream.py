@@ -1,5 +1,6 @@
 """`imagestream stream`: score the topic."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +22,20 @@ def stream(
     ] = None,
     topic: Annotated[str | None, typer.Option(help="The topic to read; default: images.")] = None,
     images_per_batch: Annotated[int, typer.Option(min=1, help="At most so many images in a micro-batch.")] = 2_000,
+    megabytes_per_batch: Annotated[
+        int, typer.Option(min=1, help="Fewer images in a micro-batch, if they are so large that it would exceed this.")
+    ] = 512,
     features: Annotated[bool, typer.Option(help="Store the backbone's features, for retraining.")] = True,
+    resume_from_tables: Annotated[
+        bool,
+        typer.Option("--resume-from-tables", help="The checkpoint is lost: begin right after what the tables hold."),
+    ] = False,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on although messages were removed before they were read.")
+    ] = False,
+    accept_new_partitions: Annotated[
+        bool, typer.Option("--accept-new-partitions", help="Read partitions that were added to the topic.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Score the images of the topic into the Delta tables, exactly once, until stopped with Ctrl-C.
@@ -29,21 +43,27 @@ def stream(
     Example: imagestream stream --until-drained
     """
     from streaming.broker import bootstrap_servers as home_servers
-    from streaming.stream import run_stream
+    from streaming.continuity import Accept
+    from streaming.stream import StreamEvents, StreamOptions, run_stream
 
     given = {"bootstrap_servers": bootstrap_servers, "topic": topic}
     settings = settings_of(context).model_copy(update={key: value for key, value in given.items() if value})
     servers = home_servers(settings)
-    summary = run_stream(
-        settings,
-        servers,
+    options = StreamOptions(
         until_drained=until_drained,
         images_per_batch=images_per_batch,
+        bytes_per_batch=megabytes_per_batch * 1_000_000,
         store_features=features,
+        resume_from_tables=resume_from_tables,
+        accept=Accept(loss=accept_loss, new_partitions=accept_new_partitions),
+    )
+    events = StreamEvents(
         on_start=lambda: err.print(f"reading topic {settings.topic} at {servers}", highlight=False, markup=False),
         on_batch=_show_batch,
         on_refused=_show_refused,
+        on_trouble=lambda what: err.print(what, style="yellow", highlight=False, markup=False),
     )
+    summary = run_stream(settings, servers, options, events)
     versions = ", ".join(f"version {one}: {n:,}" for one, n in sorted(summary.predicted_by_version.items()))
     out.print(
         f"{summary.input_rows:,} images in {summary.batches} micro-batches: {summary.predicted:,} predicted"
@@ -51,18 +71,7 @@ def stream(
         + f", {sum(summary.quarantined.values()):,} quarantined",
         highlight=False,
     )
-    write_json(
-        json_file,
-        {
-            "batches": summary.batches,
-            "input": summary.input_rows,
-            "predicted": summary.predicted,
-            "quarantined": summary.quarantined,
-            "predicted_by_version": summary.predicted_by_version,
-            "seconds": summary.seconds,
-            "batch_seconds": summary.batch_seconds,
-        },
-    )
+    write_json(json_file, {"input": summary.input_rows, **asdict(summary)})
 
 
 def _show_batch(batch: "BatchResult") -> None:

@@ -52,8 +52,6 @@ def train(
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
     from streaming.dataset import digit_images, list_images, write_images
-    from streaming.fit import FitOptions
-    from streaming.train import train as run
 
     settings = settings_of(context)
     if (images is None) == (dataset is None):
@@ -61,6 +59,10 @@ def train(
     if images is None:
         images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
     files = list_images(images)
+
+    from streaming.fit import FitOptions  # takes a second, which a mistake above need not wait for
+    from streaming.train import train as run
+
     options = FitOptions(explained_variance, holdout, max_iter, reg, elastic_net, seed)
     with err.status(f"training on {len(files):,} files …"):
         result = run(settings, files, backbone, weights, options)
