@@ -1,7 +1,10 @@
 """Named arrays as `.npz` bytes, and the checks they pass before anything computes with them."""
 
 import io
+import lzma
+import tokenize
 import zipfile
+import zlib
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +17,21 @@ Arrays = dict[str, NDArray[Any]]
 Number = TypeVar("Number", np.float32, np.float64)
 
 MAX_ARRAY_BYTES = 2 * 1024**3
+
+# What NumPy and zipfile raise for a file that is damaged, or made to do harm.
+_UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,  # a header may promise an array that no machine can hold
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tokenize.TokenError,
+)
 
 
 def write_npz(arrays: Arrays) -> bytes:
@@ -30,16 +48,24 @@ def read_npz(data: bytes, name: str) -> Arrays:
         ModelError: not an npz, an array of objects, or more than `MAX_ARRAY_BYTES` when unpacked.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > MAX_ARRAY_BYTES:
-            raise ModelError(f"{name} unpacks to {unpacked:,} bytes, more than the {MAX_ARRAY_BYTES:,} allowed")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
-        if isinstance(error, ModelError):
-            raise
+        arrays = _unpacked(data, name)
+    except ModelError:
+        raise
+    except _UNREADABLE as error:
         raise ModelError(f"{name} is not a readable npz without pickles: {error}") from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives a member that is no array as its bytes
+            raise ModelError(f"{name} is not a readable npz without pickles: {key!r} is no array")
+    return arrays
+
+
+def _unpacked(data: bytes, name: str) -> Arrays:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > MAX_ARRAY_BYTES:
+        raise ModelError(f"{name} unpacks to {unpacked:,} bytes, more than the {MAX_ARRAY_BYTES:,} allowed")
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
 
 
 def checked_array(arrays: Arrays, name: str, shape: tuple[int | None, ...], dtype: type[Number]) -> NDArray[Number]:

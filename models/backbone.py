@@ -1,7 +1,8 @@
-"""The backbones that turn pixels into features: one table, how to build each in Keras, and its export to LiteRT.
+"""The backbones that turn pixels into features: how to build each in Keras, and its export to LiteRT.
 
 Preprocessing is part of the network, so every backbone takes raw RGB pixels: uint8 (N, H, W, 3), 0..255, to float32
-features (N, D). Importing this module imports no TensorFlow: workers read the table, only `build` needs Keras.
+features (N, D). Importing this module imports no TensorFlow: only `build` needs Keras. The table of backbones is in
+`models.architectures`.
 """
 
 import hashlib
@@ -9,60 +10,67 @@ import json
 import shutil
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from models import efficientnet_lite0
+import numpy as np
+from numpy.typing import NDArray
+
+from models.architectures import (
+    BACKBONES,
+    DEFAULT_BACKBONE,
+    BackboneSpec,
+    Output,
+    Preprocessing,
+    Size,
+    find_backbone,
+)
 from models.errors import ModelError
+from models.weights import RANDOM_SEED, load, local_file, randomise
 
 if TYPE_CHECKING:
     import keras
 
+__all__ = [
+    "BACKBONES",
+    "DEFAULT_BACKBONE",
+    "BackboneSpec",
+    "ExportedBackbone",
+    "Preprocessing",
+    "build",
+    "build_body",
+    "export_backbone",
+    "file_sha256",
+    "find_backbone",
+]
+
 FLATBUFFER_FILE = "backbone.tflite"
 WEIGHTS_FILE = "backbone.weights.h5"
 MAX_PARITY_ERROR = 1e-3
-RANDOM_SEED = 0
+# Features of VGG or of random weights reach thousands, where float32 itself resolves 1e-4: there, sums of some thousand
+# products taken in another order may differ by this much of the largest feature.
+MAX_RELATIVE_PARITY_ERROR = 1e-5
+# Quantised features that point elsewhere than the float ones are those of a network that was calibrated on other data.
+MIN_INT8_COSINE = 0.8
 RECORD_FILE = "export.json"
+CALIBRATION_FILE = "calibration.npy"
 _LIBRARIES = ("tensorflow", "keras", "ai-edge-litert")
-_EXPORTING_MODULES = ("backbone", "convert", "efficientnet_lite0")  # an export outlives no change of its code
-_WEIGHT_SUFFIXES = (".h5", ".hdf5", ".keras")
+# An export outlives no change of the code that makes it.
+_EXPORTING_MODULES = ("architectures", "backbone", "convert", "efficientnet_lite0", "quantization", "weights")
 
-# Given None or "imagenet", the network from preprocessed pixels to pooled features.
-BodyBuilder = Callable[[Literal["imagenet"] | None], "keras.Model"]
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocessing:
-    """What a network expects of a pixel value p in 0..255: p * scale + offset."""
-
-    scale: float
-    offset: float
-
-
-@dataclass(frozen=True, slots=True)
-class BackboneSpec:
-    """One row of the table. `imagenet_identity` changes whenever the weights called `imagenet` do."""
-
-    name: str
-    input_size: tuple[int, int]  # (height, width)
-    n_features: int
-    preprocessing: Preprocessing
-    build_body: BodyBuilder
-    imagenet_identity: str
+Precision = Literal["float32", "int8"]
+Images = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class ExportedBackbone:
     """A backbone on disk, as LiteRT flatbuffer and as Keras weights, and how far the two are apart.
 
-    `parity` is the largest absolute difference of their features on photographs and seeded noise.
+    `parity` is the largest absolute difference of their features on photographs and seeded noise; `cosine` is the
+    mean cosine between them, for int8 on the images that it was calibrated with.
     """
 
     spec: BackboneSpec
@@ -71,98 +79,77 @@ class ExportedBackbone:
     keras_weights: Path
     sha256: str  # of the flatbuffer: the identity of the features
     parity: float
+    precision: Precision = "float32"
+    cosine: float = 1.0
 
 
-def _build_mobilenet_v2(weights: Literal["imagenet"] | None) -> "keras.Model":
-    from keras.applications import MobileNetV2
-
-    return MobileNetV2(input_shape=(224, 224, 3), include_top=False, pooling="avg", weights=weights)
-
-
-def _build_efficientnet_lite0(weights: Literal["imagenet"] | None) -> "keras.Model":
-    return efficientnet_lite0.build(weights=weights)
-
-
-DEFAULT_BACKBONE = "efficientnet_lite0"
-BACKBONES: dict[str, BackboneSpec] = {
-    spec.name: spec
-    for spec in (
-        BackboneSpec(
-            name=DEFAULT_BACKBONE,
-            input_size=efficientnet_lite0.INPUT_SIZE,
-            n_features=efficientnet_lite0.N_FEATURES,
-            preprocessing=Preprocessing(scale=1 / 128, offset=-127 / 128),
-            build_body=_build_efficientnet_lite0,
-            imagenet_identity=efficientnet_lite0.WEIGHTS_SHA256,
-        ),
-        BackboneSpec(
-            name="mobilenet_v2",
-            input_size=(224, 224),
-            n_features=1280,
-            preprocessing=Preprocessing(scale=1 / 127.5, offset=-1.0),
-            build_body=_build_mobilenet_v2,
-            imagenet_identity="keras.applications",
-        ),
-    )
-}
-
-
-def find_backbone(name: str) -> BackboneSpec:
-    """The table's row for `name`; raises ModelError that lists the known names."""
-    if name in BACKBONES:
-        return BACKBONES[name]
-    close = get_close_matches(name.lower().replace("-", "_"), BACKBONES, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ModelError(f"unknown backbone {name!r}, known are {', '.join(BACKBONES)}{hint}")
-
-
-def build(name: str, weights: str = "imagenet") -> "keras.Model":
+def build(
+    name: str, weights: str = "imagenet", *, output: Output = "pooled", input_size: Size | None = None
+) -> "keras.Model":
     """Build a backbone in Keras: uint8 (N, H, W, 3) to float32 (N, D), preprocessing included.
 
-    `weights`: `imagenet`, `random` (seeded, for tests and timing), or a file that Keras saved from the same
-    architecture without its top (`.weights.h5`, `.h5`, `.keras`); only weights are taken from it, never code.
-    Raises ModelError for weights that cannot be had or do not fit.
+    `weights`: `imagenet`, `random` (seeded, for tests and timing), or a file from the same architecture without its
+    top: what Keras saved (`.weights.h5`, `.h5`, `.keras`) or an `.npz` of its `get_weights()` in order; only weights
+    are taken from it, never code. Raises ModelError for weights that cannot be had or do not fit.
     """
     import keras
 
-    spec = find_backbone(name)
+    spec = find_backbone(name, output, input_size)
     pixels = keras.Input((*spec.input_size, 3), dtype="uint8", name="pixels")
-    scaled = keras.layers.Rescaling(spec.preprocessing.scale, spec.preprocessing.offset, name="preprocessing")(pixels)
-    return keras.Model(pixels, build_body(spec, weights)(scaled), name=f"{name}_backbone")
+    feature_map = build_body(spec, weights)(preprocess(pixels, spec.preprocessing))
+    reduce = keras.layers.GlobalAveragePooling2D if spec.output == "pooled" else keras.layers.Flatten
+    return keras.Model(pixels, reduce(name="features")(feature_map), name=f"{name}_backbone")
 
 
 def build_body(spec: BackboneSpec, weights: str) -> "keras.Model":
-    """The part of `build` behind the preprocessing: the network whose weights a weights file holds."""
+    """The part of `build` between preprocessing and output: the network whose weights a weights file holds."""
     if weights == "imagenet":
         return _build_pretrained(spec)
-    body = spec.build_body(None)
+    body = spec.build_map(None, spec.input_size)
     if weights == "random":
-        _randomise(body)
+        randomise(body)
         return body
-    _load_weights(spec, body, _local_weights(weights))
+    load(body, local_file(weights), spec.name)
     return body
 
 
-def export_backbone(name: str, weights: str, cache_dir: Path) -> ExportedBackbone:
+def export_backbone(
+    name: str,
+    weights: str,
+    cache_dir: Path,
+    *,
+    output: Output = "pooled",
+    input_size: Size | None = None,
+    int8_calibration: Images | None = None,
+) -> ExportedBackbone:
     """Export a backbone to LiteRT, or return the export that `cache_dir` already holds.
 
-    An export lies in `cache_dir/NAME-KEY/`, the key made from name, weights, library versions and this code. It appears
-    there whole, and is made anew if its hashes no longer hold. The conversion runs in a process of its own, so that
-    the caller's stays free of TensorFlow and of its messages; the first time takes 20 to 30 s on two cores. Raises
-    ModelError for an unknown backbone, unusable weights, or features that differ from Keras' by more than 1e-3.
+    With `int8_calibration`, images (N, H, W, 3) uint8 such as it will see (about a hundred of the training images),
+    weights and activations become 8-bit integers: a quarter of the size, twice the speed, features a little off.
+
+    An export lies in `cache_dir/NAME-KEY/`, the key made from all that it depends on: name, weights, output, sizes,
+    calibration images, library versions and this code. It appears there whole, and is made anew if its hashes no
+    longer hold. The conversion runs in a process of its own, so that the caller's stays free of TensorFlow and of its
+    messages; the first time takes 20 to 30 s on two cores. Raises ModelError for an unknown backbone, unusable weights
+    or calibration images, or features that are too far from Keras'.
     """
-    spec = find_backbone(name)
+    spec = find_backbone(name, output, input_size)
     if weights not in ("imagenet", "random"):
-        weights = str(_local_weights(weights))
+        weights = str(local_file(weights))
+    if int8_calibration is not None:
+        _check_calibration(int8_calibration, spec)
     cache_dir = cache_dir.resolve()
-    target = cache_dir / f"{name}-{_export_key(spec, weights)}"
+    target = cache_dir / f"{name}-{_export_key(spec, weights, int8_calibration)}"
     if (found := _read_export(spec, weights, target)) is not None:
         return found
     cache_dir.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export-", dir=cache_dir) as staging:
         folder = Path(staging) / target.name
         folder.mkdir()
-        _convert_apart(name, weights, folder)
+        if int8_calibration is not None:
+            np.save(folder / CALIBRATION_FILE, int8_calibration, allow_pickle=False)
+        _convert_apart(spec, weights, folder)
+        (folder / CALIBRATION_FILE).unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         try:
             folder.rename(target)
@@ -181,9 +168,20 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def preprocess(pixels: Any, expected: Preprocessing) -> Any:
+    """Raw RGB pixels as the network expects them, by operations that every converter knows."""
+    import keras
+
+    if expected.channel_order == "bgr":
+        pixels = keras.ops.flip(pixels, axis=-1)
+    means = expected.channel_means
+    offset = [expected.offset - mean for mean in means] if any(means) else expected.offset
+    return keras.layers.Rescaling(expected.scale, offset, name="preprocessing")(pixels)
+
+
 def _build_pretrained(spec: BackboneSpec) -> "keras.Model":
     try:
-        return spec.build_body("imagenet")
+        return spec.build_map("imagenet", spec.input_size)
     except ModelError:
         raise
     except Exception as error:  # Keras raises a bare Exception when a download fails
@@ -194,54 +192,24 @@ def _build_pretrained(spec: BackboneSpec) -> "keras.Model":
         ) from error
 
 
-def _randomise(body: "keras.Model") -> None:
-    """He-normal kernels from a fixed seed; normalisations stay the identity. Keras' global seed is left alone."""
-    import numpy as np
-
-    generator = np.random.default_rng(RANDOM_SEED)
-    for weight in body.weights:
-        if len(weight.shape) > 1:
-            inputs = prod(weight.shape[:2]) if "depthwise" in weight.path else prod(weight.shape[:-1])
-            weight.assign(generator.normal(0.0, (2.0 / inputs) ** 0.5, weight.shape))
-
-
-def _load_weights(spec: BackboneSpec, body: "keras.Model", file: Path) -> None:
-    """Load `file` into `body`; raises ModelError unless it sets every single weight."""
-    import numpy as np
-
-    # Keras only warns of layers that it finds nothing for; whatever it leaves alone stays NaN and is found out.
-    body.set_weights([np.full(weight.shape, np.nan, np.float32) for weight in body.weights])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            body.load_weights(file)
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"the weights in {file} do not fit {spec.name} without its top: {reason}") from error
-    unset = [weight.path for weight in body.weights if not np.isfinite(weight).all()]
-    if unset:
+def _check_calibration(images: Images, spec: BackboneSpec) -> None:
+    if images.dtype != np.uint8 or images.shape[1:] != (*spec.input_size, 3) or not len(images):
+        height, width = spec.input_size
         raise ModelError(
-            f"the weights in {file} do not fit {spec.name} without its top: "
-            f"{len(unset)} of {len(body.weights)} are missing or not finite, {unset[0]} among them"
+            f"int8 is calibrated on at least one image, uint8 of shape (N, {height}, {width}, 3), "
+            f"got {images.dtype} {images.shape}"
         )
 
 
-def _local_weights(weights: str) -> Path:
-    file = Path(weights)
-    if not file.is_file():
-        raise ModelError(f"weights must be imagenet, random or a file, and there is no file {weights!r}")
-    if file.suffix not in _WEIGHT_SUFFIXES:
-        raise ModelError(f"a weights file ends in one of {', '.join(_WEIGHT_SUFFIXES)}, got {file.name!r}")
-    return file.resolve()
-
-
-def _export_key(spec: BackboneSpec, weights: str) -> str:
+def _export_key(spec: BackboneSpec, weights: str, calibration: Images | None) -> str:
     if weights == "imagenet":
         identity = spec.imagenet_identity
     else:
         identity = f"seed {RANDOM_SEED}" if weights == "random" else file_sha256(Path(weights))
     code = [file_sha256(Path(__file__).with_name(f"{module}.py")) for module in _EXPORTING_MODULES]
-    facts = [spec.name, identity, [version(library) for library in _LIBRARIES], code]
+    calibrated = None if calibration is None else hashlib.sha256(calibration.tobytes()).hexdigest()
+    libraries = [version(library) for library in _LIBRARIES]
+    facts = [spec.name, identity, spec.output, spec.input_size, calibrated, libraries, code]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
@@ -250,25 +218,41 @@ def _read_export(spec: BackboneSpec, weights: str, folder: Path) -> ExportedBack
     flatbuffer, keras_weights = folder / FLATBUFFER_FILE, folder / WEIGHTS_FILE
     try:
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-        parity, hashes = float(record["parity"]), record["sha256"]
+        hashes, parity, cosine = record["sha256"], float(record["parity"]), float(record["cosine"])
+        precision: Precision = "int8" if record["precision"] == "int8" else "float32"
         if hashes != {file.name: file_sha256(file) for file in (flatbuffer, keras_weights)}:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return ExportedBackbone(spec, weights, flatbuffer, keras_weights, hashes[FLATBUFFER_FILE], parity)
+    sha256 = hashes[FLATBUFFER_FILE]
+    return ExportedBackbone(spec, weights, flatbuffer, keras_weights, sha256, parity, precision, cosine)
 
 
-def _convert_apart(name: str, weights: str, folder: Path) -> None:
+def _convert_apart(spec: BackboneSpec, weights: str, folder: Path) -> None:
     """Fill `folder` with an export, by `models.convert` in a process of its own."""
-    command = [sys.executable, "-m", "models.convert", name, weights, str(folder)]
+    request = [spec.name, weights, str(folder), spec.output, *map(str, spec.input_size)]
     root = Path(__file__).parents[1]  # where `models` is found, installed or not
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "models.convert", *request], cwd=root, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"the conversion ended with code {done.returncode}"]
         raise ModelError(said[-1])
-    result = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-    if not result["parity"] <= MAX_PARITY_ERROR:
+    check_agreement(spec.name, json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")))
+
+
+def check_agreement(name: str, record: dict[str, Any]) -> None:
+    """Refuse an export whose features are not those of Keras; the comparisons also catch NaN."""
+    if record["precision"] == "int8":
+        if not record["cosine"] >= MIN_INT8_COSINE:
+            raise ModelError(
+                f"the int8 features of {name} have a cosine of {record['cosine']:.2f} to the exact ones, at least "
+                f"{MIN_INT8_COSINE} is asked for; calibrate on more images, or keep float32"
+            )
+        return
+    allowed = max(MAX_PARITY_ERROR, MAX_RELATIVE_PARITY_ERROR * record["largest"])
+    if not record["parity"] <= allowed:
         raise ModelError(
-            f"LiteRT and Keras disagree on the features of {name} by {result['parity']:.1e}, "
-            f"at most {MAX_PARITY_ERROR:.0e} is allowed"
+            f"LiteRT and Keras disagree on the features of {name} by {record['parity']:.1e}, "
+            f"at most {allowed:.0e} is allowed"
         )

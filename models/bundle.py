@@ -9,14 +9,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.architectures import Output
 from models.arrays import Arrays, read_npz, write_npz
-from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, Precision
+from models.decode import Resize
 from models.errors import ModelError
 
 MANIFEST = "manifest.json"
@@ -43,11 +45,33 @@ class BackboneEntry(_Strict):
     weights: str
     engine: Literal["litert"] = "litert"
     input_size: tuple[Positive, Positive]
-    resize: Literal["stretch", "crop"] = "stretch"
+    resize: Resize = "stretch"
     scale: float  # a pixel value p enters the network as p · scale + offset; the flatbuffer does that itself
     offset: float
+    channel_order: Literal["rgb", "bgr"] = "rgb"  # and then, in this order, the mean of each channel is taken off
+    channel_means: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    output: Output = "pooled"
+    precision: Precision = "float32"
     n_features: Positive
     parity: float = Field(ge=0, description="largest difference between LiteRT's and Keras' features when exported")
+    cosine: float = Field(1.0, le=1.001, description="mean cosine between the same; for int8, on calibration images")
+
+    @classmethod
+    def of(cls, exported: ExportedBackbone, resize: Resize = "stretch") -> Self:
+        """What a manifest says of an exported backbone."""
+        spec = exported.spec
+        return cls(
+            name=spec.name,
+            weights=exported.weights,
+            input_size=spec.input_size,
+            resize=resize,
+            output=spec.output,
+            n_features=spec.n_features,
+            precision=exported.precision,
+            parity=exported.parity,
+            cosine=exported.cosine,
+            **asdict(spec.preprocessing),
+        )
 
 
 class StageEntry(_Strict):

@@ -1,6 +1,8 @@
 """Classifiers: (N, K) float32 features in, (N, C) float32 class probabilities out, each row summing to 1."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +10,8 @@ from numpy.typing import NDArray
 
 from models.arrays import Arrays, Features, checked_array
 from models.errors import ModelError
+
+MAX_LAYERS = 32
 
 
 class Classifier(Protocol):
@@ -66,14 +70,96 @@ class LogisticRegression:
         return {"coefficients": self.coefficients, "intercept": self.intercept}
 
 
+@dataclass(frozen=True)
+class MLP:
+    """Multilayer perceptron: each layer is `x @ weights + bias`, then the sigmoid; the last one, the softmax.
+
+    The same network as Spark ML's `MultilayerPerceptronClassifier`, in float64 as Spark computes it.
+
+    Attributes:
+        weights: per layer (in, out) float64.
+        biases: per layer (out,) float64.
+    """
+
+    weights: tuple[NDArray[np.float64], ...]
+    biases: tuple[NDArray[np.float64], ...]
+    kind: str = "mlp"
+
+    @property
+    def n_in(self) -> int:
+        return len(self.weights[0])
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.biases[-1])
+
+    def probabilities(self, features: Features) -> Features:
+        hidden: NDArray[np.float64] = features.astype(np.float64)
+        for weights, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            # The sigmoid, 1 / (1 + exp(-x)), in a form that cannot overflow.
+            hidden = (1 + np.tanh((hidden @ weights + bias) / 2)) / 2
+        return softmax(hidden @ self.weights[-1] + self.biases[-1])
+
+    def to_arrays(self) -> Arrays:
+        layers = enumerate(zip(self.weights, self.biases, strict=True))
+        return {name: array for i, (w, b) in layers for name, array in ((f"weights_{i}", w), (f"bias_{i}", b))}
+
+
+def mlp_from_spark(layers: Sequence[int], weights: NDArray[np.float64]) -> MLP:
+    """The network of a Spark ML `MultilayerPerceptronClassificationModel`.
+
+    Spark keeps all weights in one vector, layer after layer: first the matrix of out x in, column by column (so it
+    reads row by row as in x out), then the `out` biases (spark/ml/ann/Layer.scala, `AffineLayerModel`).
+
+    Args:
+        layers: `model.getLayers()`, the widths from the features to the classes.
+        weights: `model.weights.toArray()`.
+
+    Raises:
+        ModelError: the vector is not as long as the layers need, or not finite.
+    """
+    pairs = list(pairwise(layers))
+    needed = sum((n_in + 1) * n_out for n_in, n_out in pairs)
+    if not pairs or min(layers) < 1 or np.shape(weights) != (needed,):
+        raise ModelError(f"an MLP of layers {list(layers)} has {needed} weights, got shape {np.shape(weights)}")
+    if not np.isfinite(weights).all():
+        raise ModelError("the weights of the MLP hold NaN or infinite values")
+    flat = np.asarray(weights, np.float64)
+    matrices, biases = [], []
+    for n_in, n_out in pairs:
+        matrix, bias, flat = np.split(flat, [n_in * n_out, (n_in + 1) * n_out])
+        matrices.append(matrix.reshape(n_in, n_out))
+        biases.append(bias)
+    return MLP(tuple(matrices), tuple(biases))
+
+
 def classifier_from_arrays(kind: str, n_in: int, n_classes: int, arrays: Arrays) -> Classifier:
     """Rebuild a classifier from what `to_arrays` gave.
 
     Raises:
         ModelError: an unknown kind, or arrays missing, of the wrong shape, or not finite.
     """
-    if kind != "logistic_regression":
-        raise ModelError(f"unknown classifier {kind!r}, expected one of: logistic_regression")
-    coefficients = checked_array(arrays, "coefficients", (n_classes, n_in), np.float64)
-    intercept = checked_array(arrays, "intercept", (n_classes,), np.float64)
-    return LogisticRegression(coefficients, intercept)
+    match kind:
+        case "logistic_regression":
+            coefficients = checked_array(arrays, "coefficients", (n_classes, n_in), np.float64)
+            return LogisticRegression(coefficients, checked_array(arrays, "intercept", (n_classes,), np.float64))
+        case "mlp":
+            return _mlp_from_arrays(n_in, n_classes, arrays)
+    raise ModelError(f"unknown classifier {kind!r}, expected one of: logistic_regression, mlp")
+
+
+def _mlp_from_arrays(n_in: int, n_classes: int, arrays: Arrays) -> MLP:
+    n_layers = len(arrays) // 2
+    if not 1 <= n_layers <= MAX_LAYERS or len(arrays) % 2:
+        raise ModelError(
+            f"an MLP has weights and a bias for each of 1 to {MAX_LAYERS} layers, got {len(arrays)} arrays"
+        )
+    weights: list[NDArray[np.float64]] = []
+    biases: list[NDArray[np.float64]] = []
+    width = n_in
+    for i in range(n_layers):
+        n_out = n_classes if i == n_layers - 1 else None
+        weights.append(checked_array(arrays, f"weights_{i}", (width, n_out), np.float64))
+        width = weights[i].shape[1]
+        biases.append(checked_array(arrays, f"bias_{i}", (width,), np.float64))
+    return MLP(tuple(weights), tuple(biases))

@@ -1,12 +1,13 @@
-"""Convert a backbone to LiteRT in a process of its own: `python -m models.convert NAME WEIGHTS FOLDER`.
+"""Convert a backbone to LiteRT in a process of its own: `python -m models.convert NAME WEIGHTS FOLDER OUTPUT H W`.
 
-Writes the flatbuffer, the Keras weights and a record (hashes, parity) into the folder. The last line on standard error
-says why it failed, if it did.
+Writes the flatbuffer, the Keras weights and a record (hashes, agreement) into the folder; calibration images that lie
+there ask for int8. The last line on standard error says why it failed, if it did.
 """
 
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -14,35 +15,76 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.backbone import FLATBUFFER_FILE, RECORD_FILE, WEIGHTS_FILE, build, build_body, file_sha256, find_backbone
+from models.architectures import Output, find_backbone
+from models.backbone import (
+    CALIBRATION_FILE,
+    FLATBUFFER_FILE,
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    build,
+    build_body,
+    file_sha256,
+)
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
+from models.quantization import mean_cosine
 
 if TYPE_CHECKING:
     import keras
 
+_MAX_COMPARED = 32  # calibration images on which int8 is compared with Keras
 
-def convert(name: str, weights: str, folder: Path) -> None:
-    """Export backbone `name` with `weights` into the empty `folder`."""
-    spec = find_backbone(name)
+
+def convert(
+    name: str, weights: str, folder: Path, output: Output = "pooled", input_size: tuple[int, int] | None = None
+) -> None:
+    """Export backbone `name` with `weights` into `folder`, empty but for calibration images if int8 is wanted."""
+    spec = find_backbone(name, output, input_size)
     build_body(spec, weights).save_weights(folder / WEIGHTS_FILE)
     # Built again from the very file that was written: the flatbuffer and the Keras weights cannot drift apart.
-    model = build(name, str(folder / WEIGHTS_FILE))
-    flatbuffer = to_flatbuffer(model)
-    (folder / FLATBUFFER_FILE).write_bytes(flatbuffer)
+    model = build(name, str(folder / WEIGHTS_FILE), output=output, input_size=spec.input_size)
     images = comparison_images(spec.input_size)
-    parity = float(np.abs(KerasEngine(model)(images) - LiteRTEngine(flatbuffer)(images)).max())
-    hashes = {file: file_sha256(folder / file) for file in (FLATBUFFER_FILE, WEIGHTS_FILE)}
-    (folder / RECORD_FILE).write_text(json.dumps({"parity": parity, "sha256": hashes}), encoding="utf-8")
+    calibration = None
+    if (folder / CALIBRATION_FILE).is_file():
+        calibration = np.load(folder / CALIBRATION_FILE, allow_pickle=False)
+        images = calibration[:_MAX_COMPARED]
+    flatbuffer = to_flatbuffer(model, calibration)
+    (folder / FLATBUFFER_FILE).write_bytes(flatbuffer)
+    reference, features = KerasEngine(model)(images), LiteRTEngine(flatbuffer)(images)
+    record = {
+        "precision": "float32" if calibration is None else "int8",
+        "parity": float(np.abs(reference - features).max()),
+        "largest": float(np.abs(reference).max()),
+        "cosine": mean_cosine(reference, features),
+        "sha256": {file: file_sha256(folder / file) for file in (FLATBUFFER_FILE, WEIGHTS_FILE)},
+    }
+    (folder / RECORD_FILE).write_text(json.dumps(record), encoding="utf-8")
 
 
-def to_flatbuffer(model: "keras.Model") -> bytes:
-    """Convert a Keras model by way of a SavedModel, the only way that works with Keras 3.15."""
+def to_flatbuffer(model: "keras.Model", calibration: NDArray[np.uint8] | None = None) -> bytes:
+    """Convert a Keras model by way of a SavedModel, the only way that works with Keras 3.15.
+
+    With `calibration`, images (N, H, W, 3), weights (per channel) and activations (per tensor, ranges as seen on those
+    images) become int8; pixels in and features out keep their types.
+    """
     import tensorflow as tf
+
+    def samples() -> Iterator[list[NDArray[np.uint8]]]:
+        for image in calibration if calibration is not None else ():
+            yield [image[np.newaxis]]
 
     with TemporaryDirectory() as saved:
         model.export(saved, format="tf_saved_model", verbose=False)
-        flatbuffer: bytes = tf.lite.TFLiteConverter.from_saved_model(saved).convert()
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved)
+        if calibration is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = samples
+            # Float operations stay allowed for the two ends: scaling the pixels and giving the features.
+            converter.target_spec.supported_ops = [
+                tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+                tf.lite.OpsSet.TFLITE_BUILTINS,
+            ]
+        flatbuffer: bytes = converter.convert()
     return flatbuffer
 
 
@@ -59,13 +101,13 @@ def comparison_images(size: tuple[int, int]) -> NDArray[np.uint8]:
 
 def main() -> None:
     """The process' entry: convert what the command line names."""
-    name, weights, folder = sys.argv[1:]
+    name, weights, folder, output, height, width = sys.argv[1:]
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # this process' own environment, before TensorFlow is imported
     try:
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")  # a GPU's reduced precision would blur the comparison
-        convert(name, weights, Path(folder))
+        convert(name, weights, Path(folder), "flat" if output == "flat" else "pooled", (int(height), int(width)))
     except (ModelError, OSError) as error:
         sys.exit(" ".join(str(error).split()))
 

@@ -47,15 +47,21 @@ _STAGES = (
 )
 
 
-def build(include_top: bool = False, weights: Literal["imagenet"] | None = "imagenet") -> "keras.Model":
+def build(
+    include_top: bool = False,
+    weights: Literal["imagenet"] | None = "imagenet",
+    input_size: tuple[int, int] = INPUT_SIZE,
+    pooled: bool = True,
+) -> "keras.Model":
     """Build the network: float32 (N, 224, 224, 3), pixels as (x - 127) / 128, to float32 features (N, 1280).
 
-    With `include_top` to the softmax probabilities (N, 1000) of ImageNet's classes. `weights=None` leaves Keras'
-    initial values. Raises ModelError if the weights file is not the one that this code knows.
+    With `include_top` to the softmax probabilities (N, 1000) of ImageNet's classes; without `pooled` to the feature
+    map (N, 7, 7, 1280) that the features are the mean of. `weights=None` leaves
+    Keras' initial values. Raises ModelError if the weights file is not the one that this code knows.
     """
     import keras
 
-    inputs = keras.Input((*INPUT_SIZE, 3), name="scaled_pixels")
+    inputs = keras.Input((*input_size, 3), name="scaled_pixels")
     x = _convolve(inputs, _STEM_FILTERS, 3, stride=2, name="stem")
     block = 0
     for stage in _STAGES:
@@ -63,7 +69,8 @@ def build(include_top: bool = False, weights: Literal["imagenet"] | None = "imag
             x = _inverted_residual(x, stage, stage.stride if repeat == 0 else 1, name=f"block{block}")
             block += 1
     x = _convolve(x, N_FEATURES, 1, name="head")
-    x = keras.layers.GlobalAveragePooling2D(name="features")(x)
+    if pooled or include_top:
+        x = keras.layers.GlobalAveragePooling2D(name="features")(x)
     if include_top:
         x = keras.layers.Dense(N_CLASSES, activation="softmax", name="top")(x)
     model = keras.Model(inputs, x, name="efficientnet_lite0")

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from models.arrays import Arrays, Features, checked_array
 from models.errors import ModelError
+from models.random_projection import random_projection_from_arrays
+
+MAX_PCA_BYTES = 2 * 1024**3  # of the sums that every worker and the driver hold: D = 16,384
+_EIGEN_COPIES = 5  # sums, covariance, eigenvectors, and what LAPACK works in
 
 
 class Projection(Protocol):
@@ -62,7 +66,8 @@ class PCA:
     Attributes:
         mean: (D,) float32.
         components: (K, D) float32, orthonormal rows, by falling variance; the entry of largest magnitude is positive.
-        explained_variance_ratio: (D,) float32, of every component, not only of the K kept: the variance curve.
+        explained_variance_ratio: (D,) float32, of every component, not only of the K kept: the variance curve. Of a
+            randomized PCA as many as its sketch is wide.
     """
 
     mean: Features
@@ -100,6 +105,7 @@ class GramSums:
     gram: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __post_init__(self) -> None:
+        check_pca_memory(self.n_features)
         if not self.total.size:
             self.total = np.zeros(self.n_features)
             self.gram = np.zeros((self.n_features, self.n_features))
@@ -116,6 +122,30 @@ class GramSums:
         self.n += other.n
         self.total += other.total
         self.gram += other.gram
+
+
+def check_pca_memory(n_features: int, size: int | None = None) -> None:
+    """Refuse a PCA whose sums do not fit: D x D, or D x `size` for a randomized one.
+
+    Raises:
+        ModelError: they need more than `MAX_PCA_BYTES`; says how much, and what to do instead.
+    """
+    width = n_features if size is None else size
+    needed = 8 * n_features * width
+    if needed <= MAX_PCA_BYTES:
+        return
+    if size is not None:
+        raise ModelError(
+            f"a randomized PCA of {n_features:,} features with a sketch of {size:,} columns needs "
+            f"{needed / 1e9:.1f} GB in every worker, at most {MAX_PCA_BYTES / 1e9:.1f} GB is allowed; "
+            "take fewer components"
+        )
+    raise ModelError(
+        f"PCA of {n_features:,} features needs {needed / 1e9:.1f} GB for its sums in every worker and "
+        f"{_EIGEN_COPIES * needed / 1e9:.0f} GB to solve them, at most {MAX_PCA_BYTES / 1e9:.1f} GB of sums is "
+        "allowed; take a sparse random projection, a randomized PCA with few components, or the backbone's pooled "
+        "output"
+    )
 
 
 def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | None = None) -> PCA:
@@ -136,10 +166,14 @@ def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | No
     if not rank:
         raise ModelError(f"PCA needs features that vary; all {sums.n} rows are equal")
     ratio = variances / variances.sum()
-    kept = _components_to_keep(ratio, rank, explained_variance, k)
-    components = vectors[:, ::-1].T[:kept]
-    largest = components[np.arange(kept), np.abs(components).argmax(axis=1)]
-    components = components * np.sign(largest)[:, None]  # an eigenvector's sign is free: fix it, so fits compare
+    kept = components_to_keep(ratio, rank, explained_variance, k)
+    return pca_of(mean, vectors[:, ::-1].T[:kept], ratio)
+
+
+def pca_of(mean: NDArray[np.float64], components: NDArray[np.float64], ratio: NDArray[np.float64]) -> PCA:
+    """The PCA of these components (K, D); an eigenvector's sign is free: it is fixed here, so that fits compare."""
+    largest = components[np.arange(len(components)), np.abs(components).argmax(axis=1)]
+    components = components * np.sign(largest)[:, None]
     return PCA(mean.astype(np.float32), components.astype(np.float32), ratio.astype(np.float32))
 
 
@@ -149,7 +183,8 @@ def _rounding(sums: GramSums) -> float:
     return float(np.finfo(np.float64).eps) * max(sums.n, sums.n_features) * largest
 
 
-def _components_to_keep(ratio: NDArray[np.float64], rank: int, explained_variance: float | None, k: int | None) -> int:
+def components_to_keep(ratio: NDArray[np.float64], rank: int, explained_variance: float | None, k: int | None) -> int:
+    """How many components: `k` of them, or the fewest that explain the variance, but no more than `rank`."""
     if k is not None:
         if not 1 <= k <= rank:
             raise ModelError(f"PCA's k must be from 1 to {rank}, the rank of the features, got {k}")
@@ -166,11 +201,20 @@ def projection_from_arrays(kind: str, n_in: int, arrays: Arrays) -> Projection:
     Raises:
         ModelError: an unknown kind, or arrays missing, of the wrong shape, or not finite.
     """
-    if kind == "none":
-        return NoProjection(n_in)
-    if kind != "pca":
-        raise ModelError(f"unknown projection {kind!r}, expected one of: none, pca")
+    match kind:
+        case "none":
+            return NoProjection(n_in)
+        case "pca":
+            return _pca_from_arrays(n_in, arrays)
+        case "random":
+            return random_projection_from_arrays(n_in, arrays)
+    raise ModelError(f"unknown projection {kind!r}, expected one of: none, pca, random")
+
+
+def _pca_from_arrays(n_in: int, arrays: Arrays) -> PCA:
     mean = checked_array(arrays, "mean", (n_in,), np.float32)
     components = checked_array(arrays, "components", (None, n_in), np.float32)
-    ratio = checked_array(arrays, "explained_variance_ratio", (n_in,), np.float32)
+    ratio = checked_array(arrays, "explained_variance_ratio", (None,), np.float32)
+    if not 1 <= len(components) <= len(ratio) <= n_in:
+        raise ModelError(f"a PCA of {n_in} features cannot have {len(components)} components, {len(ratio)} variances")
     return PCA(mean, components, ratio)

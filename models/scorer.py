@@ -153,7 +153,8 @@ def check_golden(bundle: Bundle, scorer: Scorer) -> None:
     lengths, data, expected = arrays["lengths"], arrays["data"], arrays["probabilities"]
     n = len(lengths) if lengths.ndim == 1 and lengths.dtype == np.int64 else 0
     fits = n > 0 and data.dtype == np.uint8 and data.ndim == 1 and (lengths > 0).all() and lengths.sum() == len(data)
-    if not fits or expected.shape != (n, len(manifest.classes)) or not np.isfinite(expected).all():
+    answers = expected.dtype == np.float32 and expected.shape == (n, len(manifest.classes))
+    if not fits or not answers or not np.isfinite(expected).all():
         raise ModelError(f"{GOLDEN} is inconsistent: lengths, data and probabilities do not fit together")
     decoded = scorer.decode(golden_images(arrays))
     if decoded.bad:

@@ -18,6 +18,7 @@ from typing import Any
 
 from streaming.dataset import digit_images, write_images
 from streaming.errors import ServiceError
+from streaming.home import make_dir
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.tables import SCHEMAS
@@ -65,7 +66,7 @@ def run_demo(settings: Settings, on_step: Callable[[str], None], on_done: Callab
     Raises:
         ServiceError: the home holds tables that no demo made, or a step failed.
     """
-    folder = settings.home / "demo"
+    folder = make_dir(settings.home) / "demo"
     steps: list[Step] = []
 
     @contextmanager

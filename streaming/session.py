@@ -1,13 +1,18 @@
 """The Spark session, the same for every job: jars from the home, Arrow to the workers, Delta, small local overheads."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from streaming.errors import ServiceError
+from streaming.home import make_dir
 from streaming.jars import install_jars, spark_jars
 from streaming.java import find_java
 from streaming.settings import Settings
@@ -48,8 +53,10 @@ def spark_session(
         java_options: for the JVM, e.g. `QUICK_START`.
 
     Raises:
-        ServiceError: there is no usable Java, or a jar is missing and cannot be fetched.
+        ServiceError: there is no usable Java, a jar is missing and cannot be fetched, the home cannot be written, Spark
+            does not start, or a job in the block fails.
     """
+    log = make_dir(settings.home) / SPARK_LOG
     java = find_java(settings.home)
     install_jars(settings.jars_dir, java)
     java_home = java.parent.parent
@@ -65,12 +72,26 @@ def spark_session(
     for key, value in (CONF | (DELTA if delta else {}) | (LOOPBACK if local else {})).items():
         builder = builder.config(key, value)
     # PySpark takes these two from the environment only, and only when it starts.
-    with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _stderr_to(settings.home / SPARK_LOG):
-        spark = builder.getOrCreate()
+    with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _output_to(log):
+        try:
+            spark = builder.getOrCreate()
+        except (PySparkException, Py4JError) as error:
+            raise ServiceError(f"Spark did not start ({cause(str(error))}); its log: {log}") from error
     try:
         yield spark
+    except (PySparkException, Py4JError) as error:
+        raise ServiceError(f"a Spark job failed: {cause(str(error))}; its log: {log}") from error
     finally:
         spark.stop()
+
+
+def cause(text: str) -> str:
+    """What a Spark error is about: the innermost Python error in it, else its first line."""
+    errors = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    if not errors:
+        return text.strip().split("\n", 1)[0] or "no reason given"
+    kind, message = errors[-1]
+    return str(message) if kind in {"ServiceError", "ModelError"} else f"{kind}: {message}"
 
 
 @contextmanager
@@ -89,17 +110,20 @@ def _environment(**variables: str) -> Iterator[None]:
 
 
 @contextmanager
-def _stderr_to(path: Path) -> Iterator[None]:
-    """Standard error of the processes started in the block: the JVM's, and so its Python workers', for good."""
+def _output_to(path: Path) -> Iterator[None]:
+    """Where processes started in the block write their output: the JVM, and so its Python workers, for good."""
+    sys.stdout.flush()
     sys.stderr.flush()
-    terminal = os.dup(2)
+    terminals = {number: os.dup(number) for number in (1, 2)}
     with path.open("ab") as file:
-        os.dup2(file.fileno(), 2)
+        for number in terminals:
+            os.dup2(file.fileno(), number)
     try:
         yield
     finally:
-        os.dup2(terminal, 2)
-        os.close(terminal)
+        for number, terminal in terminals.items():
+            os.dup2(terminal, number)
+            os.close(terminal)
 
 
 def _log4j(settings: Settings) -> str:

@@ -1,6 +1,8 @@
 """The settings of a process: read from the environment once, at the edge, then passed down and never changed."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -9,7 +11,7 @@ from streaming.errors import ServiceError
 
 HOME = Path(".imagestream")
 
-TOPIC = r"^[a-zA-Z0-9._-]{1,249}$"  # as Kafka has it
+TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a dot in front: it names a folder, too
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
 
@@ -23,7 +25,7 @@ class Settings(BaseSettings):
     jars: Path | None = Field(None, description="where the jars are; default: HOME/jars")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
-    master: str = Field("local[*]", pattern=MASTER, description="the Spark master")
+    master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
 
     @property
@@ -53,10 +55,25 @@ def read_settings(home: Path | None = None) -> Settings:
     Raises:
         ServiceError: a variable has a value that its setting does not take.
     """
+    settings = _checked({} if home is None else {"home": home}, "IMAGESTREAM_{}")
+    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+
+def with_options(settings: Settings, **options: str | None) -> Settings:
+    """Settings with those options of a command on top that were given.
+
+    Raises:
+        ServiceError: an option has a value that its setting does not take.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    return _checked(settings.model_dump() | given, "--{}")
+
+
+def _checked(values: Mapping[str, Any], shown_as: str) -> Settings:
     try:
-        settings = Settings() if home is None else Settings(home=home)
+        return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "IMAGESTREAM_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise ServiceError(f"{name}: {first['msg']}, got {first['input']!r}") from error
-    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+        name = "_".join(str(part) for part in first["loc"])
+        name = name.upper() if "_" in shown_as else name.replace("_", "-")
+        raise ServiceError(f"{shown_as.format(name)}: {first['msg']}, got {first['input']!r}") from error

@@ -5,7 +5,6 @@ engine failed in passing, and when messages turn out so large or small that anot
 wrong for good (a checkpoint that does not fit, a model that is refused) ends it with one line.
 """
 
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from streaming.home import held
 from streaming.ingest import read_topic
 from streaming.preflight import check_memory
 from streaming.serving import Serving
-from streaming.session import QUICK_START, spark_session
+from streaming.session import QUICK_START, cause, spark_session
 from streaming.settings import Settings
 from streaming.topic import broker_answers, describe_topic
 
@@ -253,15 +252,6 @@ class _ResizeError(Exception):
 def is_permanent(error: str) -> bool:
     """Whether trying again cannot help: offsets, pins or accounts that do not fit. An engine that fails may recover."""
     return "streaming.errors.ServiceError" in error
-
-
-def cause(text: str) -> str:
-    """What a Spark error is about: the innermost Python error in it, else its first line."""
-    errors = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
-    if not errors:
-        return text.strip().split("\n", 1)[0] or "no reason given"
-    kind, message = errors[-1]
-    return str(message) if kind in {"ServiceError", "ModelError"} else f"{kind}: {message}"
 
 
 @contextmanager

@@ -32,6 +32,8 @@ from streaming.dataset import LabelledFile
 from streaming.errors import ServiceError
 from streaming.featurize import featurize
 from streaming.fit import Evaluation, FitOptions, Fitted, evaluate, fit, labelled_features, split, variance_kept
+from streaming.home import make_dir
+from streaming.java import find_java
 from streaming.session import spark_session
 from streaming.settings import Settings
 from streaming.tables import Table
@@ -78,6 +80,8 @@ def train(
         ServiceError: no image decodes, or fewer than two classes.
         ModelError: an unknown backbone, or weights that cannot be had.
     """
+    make_dir(settings.home)
+    find_java(settings.home)  # before the minute that an export can take
     exported = export_backbone(backbone, weights, settings.models_dir / "backbones")
     features = Table(settings.tables_dir, "features")
     registry = Registry(settings.models_dir)

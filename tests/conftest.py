@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
 from streaming.broker import start_broker, stop_broker
 from streaming.jars import install_jars
 from streaming.java import find_java
@@ -49,6 +50,12 @@ def broker(jars_dir: Path) -> Iterator[Settings]:
 def exports(pytestconfig: pytest.Config) -> Path:
     """Where exported backbones are kept from run to run; their key tells when one is out of date."""
     return pytestconfig.cache.mkdir("backbones")
+
+
+@pytest.fixture(scope="session")
+def exported(exports: Path) -> ExportedBackbone:
+    """The default backbone with its ImageNet weights."""
+    return export_backbone(DEFAULT_BACKBONE, "imagenet", exports)
 
 
 def imagestream(settings: Settings, *arguments: str | Path, code: int = 0) -> dict[str, Any]:

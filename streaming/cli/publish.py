@@ -43,12 +43,10 @@ def publish(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     import producer
+    from streaming.broker import bootstrap_servers as home_servers
+    from streaming.settings import with_options
 
-    settings = settings_of(context)
-    if bootstrap_servers is None:
-        from streaming.broker import bootstrap_servers as servers_of
-
-        bootstrap_servers = servers_of(settings)
+    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
     bar = Progress(
         TextColumn("publishing"),
         BarColumn(),
@@ -71,8 +69,8 @@ def publish(
 
         summary = producer.publish(
             paths,
-            bootstrap_servers=bootstrap_servers,
-            topic=topic or settings.topic,
+            bootstrap_servers=home_servers(settings),
+            topic=settings.topic,
             label_from=label_from,
             only_images=only_images,
             skip_too_large=skip_too_large,

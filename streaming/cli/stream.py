@@ -44,10 +44,10 @@ def stream(
     """
     from streaming.broker import bootstrap_servers as home_servers
     from streaming.continuity import Accept
+    from streaming.settings import with_options
     from streaming.stream import StreamEvents, StreamOptions, run_stream
 
-    given = {"bootstrap_servers": bootstrap_servers, "topic": topic}
-    settings = settings_of(context).model_copy(update={key: value for key, value in given.items() if value})
+    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
     servers = home_servers(settings)
     options = StreamOptions(
         until_drained=until_drained,

@@ -5,7 +5,7 @@ import pytest
 from samples import Digits, copy_bundle
 from sklearn.linear_model import LogisticRegression as ReferenceRegression
 
-from models.backbone import DEFAULT_BACKBONE, FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, export_backbone
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone
 from models.bundle import (
     CLASSIFIER,
     GOLDEN,
@@ -23,18 +23,6 @@ from models.scorer import Head, Scorer, decode_all, golden_arrays
 from streaming.dataset import digit_images
 
 DIGITS = 150  # fewer than the features there are, as in many a first training
-
-
-@pytest.fixture(scope="session")
-def exports(pytestconfig: pytest.Config) -> Path:
-    """Where exports are kept from run to run; their key tells when one is out of date."""
-    return pytestconfig.cache.mkdir("backbones")
-
-
-@pytest.fixture(scope="session")
-def exported(exports: Path) -> ExportedBackbone:
-    """The default backbone with its ImageNet weights."""
-    return export_backbone(DEFAULT_BACKBONE, "imagenet", exports)
 
 
 @pytest.fixture(scope="session")

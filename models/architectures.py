@@ -1,0 +1,158 @@
+"""The table of backbones: what each one is called, what it takes, what it gives and how Keras builds it.
+
+Importing this module imports no TensorFlow: workers read the table, only the builders need Keras.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
+
+from models import efficientnet_lite0
+from models.errors import ModelError
+
+if TYPE_CHECKING:
+    import keras
+
+Size = tuple[int, int]  # (height, width)
+Output = Literal["pooled", "flat"]
+# Given None or "imagenet" and an input size, the network from preprocessed pixels to its last feature map.
+BodyBuilder = Callable[[Literal["imagenet"] | None, Size], "keras.Model"]
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+MAX_INPUT_SIDE = 640  # flat features are a million values there
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a network expects of a pixel value p in 0..255: p * scale + offset - the mean of its channel.
+
+    `channel_means` stand in the order of the channels that the network takes, `channel_order`; images come as RGB.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    channel_means: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSpec:
+    """One row of the table, at the input size and with the output that were asked for.
+
+    Attributes:
+        input_size: (height, width) of the images; the default of the row is the one its ImageNet weights come from.
+        channels: C of the last feature map (N, h, w, C).
+        map_side: from a side of the input to that side of the feature map.
+        min_side: the smallest input side; every side from there to `MAX_INPUT_SIDE` is accepted.
+        imagenet_identity: changes whenever the weights called `imagenet` do.
+        output: `pooled` is the mean over the map, `flat` all of it, row by row.
+    """
+
+    name: str
+    input_size: Size
+    channels: int
+    map_side: Callable[[int], int]
+    min_side: int
+    preprocessing: Preprocessing
+    build_map: BodyBuilder
+    imagenet_identity: str = "keras.applications"
+    output: Output = "pooled"
+
+    @property
+    def n_features(self) -> int:
+        """D, the number of features per image."""
+        height, width = (self.map_side(side) for side in self.input_size)
+        return self.channels if self.output == "pooled" else height * width * self.channels
+
+
+def _keras_application(
+    class_name: str, weights: Literal["imagenet"] | None, input_size: Size
+) -> "keras.Model":  # its own download and cache, checksum verified
+    import keras
+
+    network: keras.Model = getattr(keras.applications, class_name)(
+        input_shape=(*input_size, 3), include_top=False, weights=weights
+    )
+    return network
+
+
+def _efficientnet_lite0(weights: Literal["imagenet"] | None, input_size: Size) -> "keras.Model":
+    return efficientnet_lite0.build(weights=weights, input_size=input_size, pooled=False)
+
+
+def _halved_five_times(side: int) -> int:
+    """Strides of 2 that pad an odd side."""
+    return -(-side // 32)
+
+
+def _halved_five_times_unpadded(side: int) -> int:
+    return side // 32
+
+
+def _xception_side(side: int) -> int:
+    """Two convolutions that do not pad, the first with stride 2; then four strides of 2 that do."""
+    return -(-((side - 1) // 2 - 2) // 16)
+
+
+def _inception_v3_side(side: int) -> int:
+    """3x3 windows that do not pad: a stride, a convolution, two strides around another, and two strides."""
+
+    def stride(n: int) -> int:
+        return (n - 1) // 2
+
+    return stride(stride(stride(stride(stride(side) - 2) - 2)))
+
+
+_TO_UNIT_INTERVAL = Preprocessing(scale=1 / 127.5, offset=-1.0)  # Keras' mode `tf`
+_CENTRED_BGR = Preprocessing(channel_order="bgr", channel_means=(103.939, 116.779, 123.68))  # Keras' mode `caffe`
+
+BACKBONES: dict[str, BackboneSpec] = {
+    spec.name: spec
+    for spec in (
+        BackboneSpec(
+            name=DEFAULT_BACKBONE,
+            input_size=efficientnet_lite0.INPUT_SIZE,
+            channels=efficientnet_lite0.N_FEATURES,
+            map_side=_halved_five_times,
+            min_side=32,
+            preprocessing=Preprocessing(scale=1 / 128, offset=-127 / 128),
+            build_map=_efficientnet_lite0,
+            imagenet_identity=efficientnet_lite0.WEIGHTS_SHA256,
+        ),
+        *(
+            BackboneSpec(name, size, channels, map_side, min_side, scaling, partial(_keras_application, class_name))
+            for name, class_name, size, channels, map_side, min_side, scaling in (
+                ("mobilenet_v2", "MobileNetV2", (224, 224), 1280, _halved_five_times, 32, _TO_UNIT_INTERVAL),
+                ("inception_v3", "InceptionV3", (299, 299), 2048, _inception_v3_side, 75, _TO_UNIT_INTERVAL),
+                ("xception", "Xception", (299, 299), 2048, _xception_side, 71, _TO_UNIT_INTERVAL),
+                ("resnet50", "ResNet50", (224, 224), 2048, _halved_five_times, 32, _CENTRED_BGR),
+                ("vgg16", "VGG16", (224, 224), 512, _halved_five_times_unpadded, 32, _CENTRED_BGR),
+                ("vgg19", "VGG19", (224, 224), 512, _halved_five_times_unpadded, 32, _CENTRED_BGR),
+            )
+        ),
+    )
+}
+
+
+def find_backbone(name: str, output: Output = "pooled", input_size: Size | None = None) -> BackboneSpec:
+    """The table's row for `name`, with this output and input size (by default the row's own).
+
+    Raises ModelError for an unknown name (it lists the known ones), another output, or a size that it cannot take.
+    """
+    if name not in BACKBONES:
+        close = get_close_matches(name.lower().replace("-", "_"), BACKBONES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ModelError(f"unknown backbone {name!r}, known are {', '.join(BACKBONES)}{hint}")
+    spec = BACKBONES[name]
+    if output not in get_args(Output):
+        raise ModelError(f"the output of a backbone is pooled or flat, got {output!r}")
+    if input_size is None:
+        return replace(spec, output=output)
+    if len(input_size) != 2 or not all(spec.min_side <= side <= MAX_INPUT_SIDE for side in input_size):  # noqa: PLR2004
+        raise ModelError(
+            f"{name} takes images of (height, width) from {spec.min_side} to {MAX_INPUT_SIDE}, got {input_size}"
+        )
+    height, width = input_size
+    return replace(spec, output=output, input_size=(int(height), int(width)))

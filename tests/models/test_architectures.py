@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from models.architectures import BACKBONES, MAX_INPUT_SIDE, find_backbone
+from models.backbone import preprocess
+from models.errors import ModelError
+
+# The networks' own default sizes, and what the literature gives for their last feature map there.
+EXPECTED = {
+    "efficientnet_lite0": ((224, 224), 1280, 7 * 7 * 1280),
+    "mobilenet_v2": ((224, 224), 1280, 62_720),
+    "inception_v3": ((299, 299), 2048, 8 * 8 * 2048),
+    "xception": ((299, 299), 2048, 10 * 10 * 2048),
+    "resnet50": ((224, 224), 2048, 7 * 7 * 2048),
+    "vgg16": ((224, 224), 512, 25_088),
+    "vgg19": ((224, 224), 512, 25_088),
+}
+KERAS_MODULES = {
+    "mobilenet_v2": "mobilenet_v2",
+    "inception_v3": "inception_v3",
+    "xception": "xception",
+    "resnet50": "resnet50",
+    "vgg16": "vgg16",
+    "vgg19": "vgg19",
+}
+
+
+def test_the_table_holds_the_backbones_that_are_promised() -> None:
+    assert set(BACKBONES) == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_backbone_has_its_own_size_and_both_outputs(name: str) -> None:
+    size, pooled, flat = EXPECTED[name]
+    assert find_backbone(name) == BACKBONES[name]
+    assert (find_backbone(name).input_size, find_backbone(name).n_features) == (size, pooled)
+    assert find_backbone(name, "flat").n_features == flat
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_width_is_that_of_the_keras_network_at_every_size(name: str) -> None:
+    smallest = BACKBONES[name].min_side
+    for size in [(smallest, smallest + 1), (97, 130)]:
+        spec = find_backbone(name, "flat", size)
+        _, height, width, channels = spec.build_map(None, size).output_shape
+        assert spec.n_features == height * width * channels
+        assert find_backbone(name, "pooled", size).n_features == channels
+
+
+@pytest.mark.parametrize("name", KERAS_MODULES)
+def test_preprocessing_is_what_keras_applies_to_the_same_pixels(name: str) -> None:
+    import keras
+
+    pixels = keras.Input((4, 5, 3), dtype="uint8")
+    ours = keras.Model(pixels, preprocess(pixels, BACKBONES[name].preprocessing))
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3), np.uint8)
+    theirs = getattr(keras.applications, KERAS_MODULES[name]).preprocess_input(images.astype(np.float32))
+    np.testing.assert_allclose(np.asarray(ours(images)), theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(70, 299), (299, 70), (299, MAX_INPUT_SIDE + 1), (299,), (299, 299, 3)], ids=str)
+def test_a_size_that_the_network_cannot_take_is_refused(size: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match=rf"xception takes images .* from 71 to {MAX_INPUT_SIDE}, got \({size[0]}"):
+        find_backbone("xception", "pooled", size)  # type: ignore[arg-type]
+
+
+def test_another_output_is_refused() -> None:
+    with pytest.raises(ModelError, match="pooled or flat, got 'max'"):
+        find_backbone("xception", "max")  # type: ignore[arg-type]

@@ -1,0 +1,198 @@
+"""Bundles: what was written is read back, and whatever else lies there is refused with the reason."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from samples import copy_bundle, replace_file, seal
+
+from models import bundle as bundle_module
+from models.arrays import write_npz
+from models.backbone import WEIGHTS_FILE, ExportedBackbone, file_sha256
+from models.bundle import FILES, MANIFEST, PROJECTION, Manifest, parse_manifest, read_bundle, write_bundle
+from models.errors import ModelError
+from models.scorer import Head
+
+
+def content_of(bundle: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((bundle / MANIFEST).read_bytes())
+    return content
+
+
+def test_bundle_comes_back_as_it_was_written(
+    bundle_dir: Path, manifest: Manifest, head: Head, exported: ExportedBackbone
+) -> None:
+    bundle = read_bundle(bundle_dir)
+    assert bundle.manifest.model_copy(update={"files": {}}) == manifest
+    assert bundle.sha256 == file_sha256(bundle_dir / MANIFEST)
+    assert bundle.backbone_sha256 == exported.sha256
+    assert bundle.projection_sha256 == file_sha256(bundle_dir / PROJECTION)
+    assert bundle.manifest.files == {name: file_sha256(bundle_dir / name) for name in FILES}
+    assert set(bundle.files) == FILES - {WEIGHTS_FILE}
+    for name, array in head.projection.to_arrays().items():
+        np.testing.assert_array_equal(bundle.arrays(PROJECTION)[name], array)
+
+
+def test_copies_of_a_bundle_have_the_same_identity(bundle_dir: Path, bundle_copy: Path) -> None:
+    assert read_bundle(bundle_copy).sha256 == read_bundle(bundle_dir).sha256
+    seal(bundle_copy, metrics={"accuracy": 0.91})
+    assert read_bundle(bundle_copy).sha256 != read_bundle(bundle_dir).sha256
+
+
+def test_a_bundle_is_not_written_over_another(bundle_dir: Path, manifest: Manifest) -> None:
+    before = read_bundle(bundle_dir).sha256
+    with pytest.raises(FileExistsError):
+        write_bundle(bundle_dir, manifest, {}, {})
+    assert read_bundle(bundle_dir).sha256 == before
+
+
+def test_a_bundle_with_a_part_missing_is_not_finished(tmp_path: Path, manifest: Manifest) -> None:
+    with pytest.raises(ModelError, match="the manifest should list the files"):
+        write_bundle(tmp_path / "new", manifest, {}, {PROJECTION: {}})
+    assert not (tmp_path / "new" / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("damage", ["one bit", "cut short", "longer"])
+def test_an_altered_file_is_refused_by_name(bundle_copy: Path, name: str, damage: str) -> None:
+    content = bytearray((bundle_copy / name).read_bytes())
+    match damage:
+        case "one bit":
+            content[len(content) // 2] ^= 1
+        case "cut short":
+            del content[-1]
+        case "longer":
+            content.append(0)
+    replace_file(bundle_copy, name, content)
+    with pytest.raises(ModelError, match=rf"bundle .* is refused: {name} has SHA-256 \w+, the manifest says"):
+        read_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_missing_file_is_refused(bundle_copy: Path, name: str) -> None:
+    (bundle_copy / name).unlink()
+    with pytest.raises(ModelError, match=r"it should hold .* beside its manifest, it holds"):
+        read_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["extra.pkl", "__init__.py", ".hidden"])
+def test_a_file_more_is_refused_by_name(bundle_copy: Path, name: str) -> None:
+    (bundle_copy / name).touch()
+    with pytest.raises(ModelError, match=f"it should hold .* it holds .*{name}"):
+        read_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, *sorted(FILES)])
+def test_a_link_is_refused_even_to_the_right_content(bundle_dir: Path, bundle_copy: Path, name: str) -> None:
+    (bundle_copy / name).unlink()
+    (bundle_copy / name).symlink_to(bundle_dir / name)
+    with pytest.raises(ModelError, match=f"{name} is not a regular file"):
+        read_bundle(bundle_copy)
+
+
+def test_a_directory_in_the_place_of_a_file_is_refused(bundle_copy: Path) -> None:
+    (bundle_copy / PROJECTION).unlink()
+    (bundle_copy / PROJECTION).mkdir()
+    with pytest.raises(ModelError, match=f"{PROJECTION} is not a regular file"):
+        read_bundle(bundle_copy)
+
+
+def test_no_bundle_at_all_is_refused(tmp_path: Path) -> None:
+    for directory in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(ModelError, match=r"is refused: manifest\.json is not a regular file"):
+            read_bundle(directory)
+
+
+@pytest.mark.parametrize("name", ["../projection.npz", "/etc/passwd", "sub/projection.npz", "projection.npz/.."])
+def test_a_file_outside_the_bundle_is_never_named(bundle_copy: Path, name: str) -> None:
+    files = content_of(bundle_copy)["files"]
+    files[name] = files.pop(PROJECTION)
+    replace_file(bundle_copy, MANIFEST, json.dumps(content_of(bundle_copy) | {"files": files}).encode())
+    with pytest.raises(ModelError, match="the manifest should list the files"):
+        read_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({"backbone__lambda": "x"}, "backbone.lambda: Extra inputs are not permitted"),
+        ({"backbone__engine": "pickle"}, "backbone.engine: Input should be 'litert'"),
+        ({"backbone__input_size": [224]}, "backbone.input_size.1: Field required"),
+        ({"backbone__input_size": [224, 10**9]}, "backbone.input_size.1: .* less than or equal to 1000000"),
+        ({"backbone__scale": float("nan")}, "backbone.scale: Input should be a finite number"),
+        ({"backbone__n_features": 0}, "backbone.n_features: .* greater than 0"),
+        ({"backbone__n_features": 640}, "projection.n_in is 1280, but backbone.n_features is 640"),
+        ({"projection": None}, "projection: Input should be"),
+        ({"projection__n_out": 7}, r"classifier.n_in is \d+, but projection.n_out is 7"),
+        ({"classifier__n_out": "many"}, "classifier.n_out: Input should be a valid integer"),
+        ({"classifier__n_out": 9}, "classifier.n_out is 9, but the number of classes is 10"),
+        ({"classes": [*"0123456788"]}, "class names repeat"),
+        ({"classes": ["0"]}, "classes: .* at least 2 items"),
+        ({"classes": list(range(10))}, "classes.0: Input should be a valid string"),
+        ({"classes": "0123456789"}, "classes: Input should be a valid tuple"),
+        ({"metrics": {"accuracy": "good"}}, "metrics.accuracy: Input should be a valid number"),
+        ({"golden_tolerance": 1.0}, "golden_tolerance: Input should be less than or equal to 0.05"),
+        ({"training_data__fingerprint": "abc"}, "training_data.fingerprint: String should match pattern"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value),
+)
+def test_a_manifest_that_makes_no_sense_is_refused(bundle_copy: Path, fields: dict[str, Any], reason: str) -> None:
+    seal(bundle_copy, **fields)
+    with pytest.raises(ModelError, match=reason):
+        read_bundle(bundle_copy)
+
+
+@pytest.mark.parametrize("field", ["backbone", "projection", "classifier", "classes", "metrics", "training_data"])
+def test_a_manifest_that_lacks_a_field_is_refused_by_its_name(bundle_dir: Path, field: str) -> None:
+    content = content_of(bundle_dir)
+    del content[field]
+    with pytest.raises(ModelError, match=f"manifest.json: {field}: Field required"):
+        parse_manifest(json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b"[" * 100_000,
+        b"1" * 5_000,
+        b'{"schema_version": ' + b"1" * 5_000 + b"}",
+    ],
+    ids=["empty", "cut off", "no text", "null", "a list", "deep", "a huge number", "a huge number inside"],
+)
+def test_a_manifest_that_is_no_json_object_is_refused(text: bytes) -> None:
+    with pytest.raises(ModelError, match=r"^manifest\.json"):
+        parse_manifest(text)
+
+
+def test_a_huge_manifest_is_refused_before_it_is_read(bundle_copy: Path) -> None:
+    (bundle_copy / MANIFEST).unlink()
+    with (bundle_copy / MANIFEST).open("wb") as file:
+        file.truncate(bundle_module.MAX_MANIFEST_BYTES + 1)
+    with pytest.raises(ModelError, match=r"manifest\.json has 16,777,217 bytes, more than the 16,777,216 allowed"):
+        read_bundle(bundle_copy)
+
+
+def test_a_huge_file_is_refused_before_it_is_read(bundle_copy: Path) -> None:
+    for name in (PROJECTION, WEIGHTS_FILE):
+        bundle = copy_bundle(bundle_copy, bundle_copy.with_name(f"huge {name}"))
+        replace_file(bundle, name, b"")
+        with (bundle / name).open("wb") as file:
+            file.truncate(bundle_module.MAX_FILE_BYTES + 1)
+        with pytest.raises(ModelError, match=f"{name} has 2,147,483,649 bytes, more than the 2,147,483,648 allowed"):
+            read_bundle(bundle)
+
+
+def test_hashes_are_right_again_after_sealing(bundle_copy: Path) -> None:
+    """The tests of spoilt parts rest on this: what they refuse is not refused for its hash."""
+    replace_file(bundle_copy, PROJECTION, write_npz({}))
+    seal(bundle_copy)
+    assert read_bundle(bundle_copy).arrays(PROJECTION) == {}

@@ -1,0 +1,103 @@
+"""What every projection promises, whichever it is: one suite over all of them, on real features."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from samples import Digits
+
+from models.arrays import Features, read_npz, write_npz
+from models.errors import ModelError
+from models.projection import GramSums, NoProjection, Projection, fit_pca, projection_from_arrays
+from models.random_projection import make_random_projection
+from models.randomized_pca import RangeSketch, fit_randomized_pca
+
+
+def _pca(features: Features) -> Projection:
+    sums = GramSums(features.shape[1])
+    sums.add(features)
+    return fit_pca(sums, k=20)
+
+
+def _randomized_pca(features: Features) -> Projection:
+    sketch = RangeSketch.for_components(features.shape[1], 20)
+    sketch.add(features)
+    return fit_randomized_pca(sketch, k=20)
+
+
+MAKERS: dict[str, Callable[[Features], Projection]] = {
+    "none": lambda features: NoProjection(features.shape[1]),
+    "pca": _pca,
+    "randomized pca": _randomized_pca,
+    "random": lambda features: make_random_projection(features.shape[1], 300, seed=5),
+}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def make(request: pytest.FixtureRequest) -> Callable[[Features], Projection]:
+    return MAKERS[request.param]
+
+
+@pytest.fixture(scope="module")
+def projection(make: Callable[[Features], Projection], digits: Digits) -> Projection:
+    return make(digits.features)
+
+
+def test_widths_and_type_are_those_promised(projection: Projection, digits: Digits) -> None:
+    projected = projection.transform(digits.features)
+    assert projection.n_in == digits.features.shape[1]
+    assert (projected.shape, projected.dtype) == ((len(digits.features), projection.n_out), np.float32)
+    assert np.isfinite(projected).all()
+    assert projection.transform(digits.features[:0]).shape == (0, projection.n_out)
+
+
+def test_a_row_does_not_depend_on_the_others_and_features_are_left_alone(
+    projection: Projection, digits: Digits
+) -> None:
+    features = digits.features.copy()
+    features.flags.writeable = False
+    projected = projection.transform(features)
+    scale = np.abs(projected).max()
+    order = np.random.default_rng(0).permutation(len(features))
+    np.testing.assert_allclose(projection.transform(features[order]), projected[order], rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(projection.transform(features[7:8])[0], projected[7], rtol=0, atol=1e-6 * scale)
+    np.testing.assert_array_equal(features, digits.features)
+
+
+def test_the_same_features_give_the_same_projection(
+    make: Callable[[Features], Projection], projection: Projection, digits: Digits
+) -> None:
+    again = make(digits.features).to_arrays()
+    for name, array in projection.to_arrays().items():
+        np.testing.assert_array_equal(again[name], array)
+
+
+def test_a_bundle_gives_it_back_whole(projection: Projection, digits: Digits) -> None:
+    stored = read_npz(write_npz(projection.to_arrays()), "projection.npz")
+    again = projection_from_arrays(projection.kind, projection.n_in, stored)
+    assert (again.kind, again.n_in, again.n_out) == (projection.kind, projection.n_in, projection.n_out)
+    np.testing.assert_array_equal(again.transform(digits.features), projection.transform(digits.features))
+
+
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "none"])  # which fits every width
+def test_another_width_and_missing_arrays_are_refused(name: str, digits: Digits) -> None:
+    projection = MAKERS[name](digits.features)
+    arrays = projection.to_arrays()
+    with pytest.raises(ModelError):
+        projection_from_arrays(projection.kind, 16, arrays)
+    for missing in arrays:
+        others = {name: array for name, array in arrays.items() if name != missing}
+        with pytest.raises(ModelError, match=f"'{missing}' is missing"):
+            projection_from_arrays(projection.kind, projection.n_in, others)
+
+
+def test_neighbours_stay_neighbours(projection: Projection, digits: Digits) -> None:
+    """Nearest neighbours in the projection show the same digit about as often as in the features themselves."""
+
+    def hits(rows: Features) -> float:
+        distances = np.linalg.norm(rows[:, np.newaxis] - rows, axis=2)
+        np.fill_diagonal(distances, np.inf)
+        labels = np.array(digits.labels)
+        return float(np.mean(labels[distances.argmin(axis=1)] == labels))
+
+    assert hits(projection.transform(digits.features)) >= hits(digits.features) - 0.1

@@ -1,0 +1,106 @@
+"""8-bit backbones: a quarter of the size, features that are nearly the same, and what that costs, on real digits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import Digits
+
+from models.backbone import MIN_INT8_COSINE, ExportedBackbone, check_agreement, export_backbone
+from models.bundle import BackboneEntry
+from models.engine import LiteRTEngine
+from models.errors import ModelError
+from models.quantization import accuracy_cost, mean_cosine
+from models.scorer import Head, decode_all
+
+
+@pytest.fixture(scope="module")
+def pixels(digits: Digits) -> np.ndarray:
+    return decode_all(digits.images, (224, 224)).images
+
+
+@pytest.fixture(scope="module")
+def quantised(exports: Path, pixels: np.ndarray) -> ExportedBackbone:
+    """The default backbone, calibrated on some of the digits."""
+    return export_backbone("efficientnet_lite0", "imagenet", exports, int8_calibration=pixels[:60])
+
+
+@pytest.fixture(scope="module")
+def quantised_features(quantised: ExportedBackbone, pixels: np.ndarray) -> np.ndarray:
+    return LiteRTEngine(quantised.flatbuffer)(pixels)
+
+
+def test_an_int8_export_is_small_and_says_what_it_is(exported: ExportedBackbone, quantised: ExportedBackbone) -> None:
+    assert quantised.flatbuffer.stat().st_size < exported.flatbuffer.stat().st_size / 3
+    assert (exported.precision, quantised.precision) == ("float32", "int8")
+    assert quantised.sha256 != exported.sha256
+    entry = BackboneEntry.of(quantised)
+    assert (entry.precision, entry.cosine, entry.parity) == ("int8", quantised.cosine, quantised.parity)
+    assert not list(quantised.flatbuffer.parent.glob("*.npy"))  # nobody's images stay in the cache
+
+
+def test_int8_features_point_where_the_exact_ones_do(
+    quantised: ExportedBackbone, quantised_features: np.ndarray, digits: Digits
+) -> None:
+    assert quantised_features.dtype == np.float32
+    assert 0.95 < quantised.cosine < 1
+    assert mean_cosine(digits.features[60:], quantised_features[60:]) > 0.95  # also those it was not calibrated on
+
+
+def test_features_are_the_same_each_time_whatever_comes_along(
+    quantised: ExportedBackbone, quantised_features: np.ndarray, pixels: np.ndarray
+) -> None:
+    engine = LiteRTEngine(quantised.flatbuffer.read_bytes(), threads=2)
+    order = [9, 2, 70, 2]
+    np.testing.assert_array_equal(engine(pixels[order]), quantised_features[order])
+
+
+def test_the_accuracy_that_int8_costs_is_measured(head: Head, digits: Digits, quantised_features: np.ndarray) -> None:
+    assert accuracy_cost(head, digits.features, digits.features, digits.labels) == 0
+    assert accuracy_cost(head, digits.features, quantised_features, digits.labels) <= 0.05
+    noise = np.random.default_rng(0).permuted(digits.features, axis=0)
+    assert accuracy_cost(head, digits.features, noise, digits.labels) > 0.5
+    with pytest.raises(ModelError, match="got 150, 3 and 150"):
+        accuracy_cost(head, digits.features, quantised_features[:3], digits.labels)
+
+
+def test_the_same_calibration_is_exported_once_and_another_is_another_export(
+    quantised: ExportedBackbone, exported: ExportedBackbone, exports: Path, pixels: np.ndarray
+) -> None:
+    before = quantised.flatbuffer.stat().st_mtime_ns
+    assert export_backbone("efficientnet_lite0", "imagenet", exports, int8_calibration=pixels[:60]) == quantised
+    assert quantised.flatbuffer.stat().st_mtime_ns == before
+    assert quantised.flatbuffer.parent != exported.flatbuffer.parent
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((0, 224, 224, 3), np.uint8), np.zeros((4, 96, 96, 3), np.uint8), np.zeros((4, 224, 224, 3), np.float32)],
+    ids=["none", "another size", "floats"],
+)
+def test_images_that_it_cannot_be_calibrated_on_are_refused(images: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"at least one image, uint8 of shape \(N, 224, 224, 3\), got"):
+        export_backbone("efficientnet_lite0", "imagenet", tmp_path, int8_calibration=images)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"precision": "int8", "cosine": MIN_INT8_COSINE - 0.01}, "calibrate on more images"),
+        ({"precision": "int8", "cosine": float("nan")}, "calibrate on more images"),
+        ({"precision": "float32", "parity": 2e-3, "largest": 5.0}, "at most 1e-03 is allowed"),
+        ({"precision": "float32", "parity": 2e-2, "largest": 1000.0}, "at most 1e-02 is allowed"),
+        ({"precision": "float32", "parity": float("nan"), "largest": 5.0}, "disagree on the features"),
+    ],
+)
+def test_an_export_too_far_from_keras_is_refused(record: dict[str, object], reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        check_agreement("vgg16", record)
+    check_agreement("vgg16", {"precision": "float32", "parity": 5e-3, "largest": 1000.0})
+
+
+def test_cosines_are_the_mean_over_rows() -> None:
+    exact = np.array([[1, 0], [0, 2], [3, 4], [0, 0]], np.float32)
+    other = np.array([[2, 0], [1, 0], [4, 3], [1, 1]], np.float32)
+    assert mean_cosine(exact, other) == pytest.approx((1 + 0 + 24 / 25 + 0) / 4)

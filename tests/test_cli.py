@@ -1,0 +1,251 @@
+"""The command line as people use it: nonsense in, one line out that says why; and what every command shares."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from streaming.cli import commands  # noqa: F401  registers every command
+from streaming.cli.app import run
+from streaming.dataset import digit_images, write_images
+from streaming.tables import Table
+
+UNANSWERED = "127.0.0.1:1"
+FAILED, USAGE = 1, 2
+
+
+def imagestream(home: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a process of its own, with nothing of ours set in its environment but what is given."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("IMAGESTREAM_")}
+    command = [sys.executable, "-m", "streaming", "--home", str(home), *map(str, arguments)]
+    return subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """As `imagestream`, but in this process, where it need not be imported anew each time."""
+    for name in os.environ:
+        if name.startswith("IMAGESTREAM_"):
+            monkeypatch.delenv(name)
+
+    def run_here(home: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        line = ["--home", str(home), *map(str, arguments)]
+        with pytest.raises(SystemExit) as ended:
+            run(line)
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int | None)
+        return subprocess.CompletedProcess(line, ended.value.code or 0, said.out, said.err)
+
+    return run_here
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], reason: str, code: int = FAILED) -> None:
+    """It failed with this code, and said in one line of standard error why."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert (done.returncode, len(lines)) == (code, 1), done.stdout + done.stderr
+    assert re.search(rf"^error: .*{reason}", lines[0]), lines[0]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("publish no/such/file.png --bootstrap-servers 127.0.0.1:1", "no/such/file.png: expected a file, .* not exist"),
+        ("publish README.md", "the one of .*home is not running; run `imagestream broker start`"),
+        ("stream", "the one of .*home is not running; run `imagestream broker start`"),
+        ("train --images no/such/folder", "no/such/folder is not a folder; expected one folder per class"),
+        ("train --images README.md", "README.md is not a folder; expected one folder per class"),
+        ("train", "give either --images DIR or --dataset digits"),
+        ("train --images . --dataset digits", "give either --images DIR or --dataset digits"),
+        ("retrain", "there is no champion model in .* to retrain; run 'imagestream train' first"),
+        ("models show 99", "there is no model version 99 in .*models; there are: none"),
+        ("models promote 99", "there is no model version 99"),
+        ("models verify 99", "there is no model version 99"),
+        ("models rollback", "champion has no earlier version to go back to"),
+        ("query SELECT+1", "no tables yet in .*tables: run `imagestream demo`"),
+        ("predictions", "no tables yet in .*tables"),
+        ("query SELECT+1 --format parquet", "expected a file, give one with --output FILE"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
+    command: Command, home: Path, arguments: str, reason: str
+) -> None:
+    assert_refused(command(home, *arguments.split()), reason)
+    assert not home.exists() or not any(path.is_file() for path in home.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("frobnicate", r"No such command 'frobnicate' \(see 'imagestream --help'\)"),
+        ("models frobnicate", r"No such command 'frobnicate' \(see 'imagestream models --help'\)"),
+        ("train --limit -5 --dataset digits", "'--limit': Input should be greater than or equal to 2"),
+        ("train --holdout -0.1 --dataset digits", "'--holdout': Input should be greater than or equal to 0.01"),
+        ("train --explained-variance 1.5 --dataset digits", "'--explained-variance': .* less than or equal to 1"),
+        ("train --dataset cats", "'--dataset': .*'cats' is not one of 'digits'"),
+        ("stream --images-per-batch -1", "'--images-per-batch': Input should be greater than or equal to 1"),
+        ("predictions --limit -1", "'--limit': Input should be greater than or equal to 1"),
+        ("predictions --limit many", "'--limit': .*valid integer"),
+        ("broker start --port 0", "'--port': Input should be greater than or equal to 1"),
+        ("models show -- -3", "'version': Input should be greater than or equal to 1"),
+        ("models list --frob", "No such option: --frob"),
+        ("", "Missing command"),
+        ("publish", "Missing argument 'PATH…'"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line_that_names_the_help(
+    command: Command, home: Path, arguments: str, reason: str
+) -> None:
+    assert_refused(command(home, *arguments.split()), f"{reason}.*see 'imagestream .*--help'|{reason}", USAGE)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("IMAGESTREAM_DRIVER_MEMORY", "lots", "should match pattern .*, got 'lots'"),
+        ("IMAGESTREAM_MASTER", "yes", "should match pattern .*, got 'yes'"),
+        ("IMAGESTREAM_TOPIC", "../images", "should match pattern .*, got '../images'"),
+    ],
+)
+def test_a_variable_of_a_wrong_kind_is_named_with_its_value(
+    command: Command, home: Path, variable: str, value: str, reason: str
+) -> None:
+    assert_refused(command(home, "models", "list", **{variable: value}), f"{variable}: .*{reason}")
+
+
+def test_without_java_both_kafka_and_spark_say_how_to_get_one(home: Path, exports: Path, tmp_path: Path) -> None:
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "backbones").symlink_to(exports)
+    without = {"PATH": str(tmp_path / "empty"), "JAVA_HOME": str(tmp_path / "empty")}
+    for arguments in (("broker", "start"), ("train", "--dataset", "digits", "--limit", "10")):
+        done = imagestream(home, *arguments, **without)
+        assert_refused(done, "Java 17 or 21 is needed, .*: run `.*(17|21).*`, or set JAVA_HOME to one")
+
+
+def test_a_port_that_is_taken_is_named(home: Path, jars_dir: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = imagestream(home, "broker", "start", "--port", str(port), IMAGESTREAM_JARS=str(jars_dir))
+    assert_refused(done, f"port {port}")
+
+
+def test_a_broker_that_does_not_answer_is_named_by_all_who_ask(home: Path, tmp_path: Path) -> None:
+    file = write_images(tmp_path, digit_images(1))
+    asks = [("publish", str(file)), ("stream", "--until-drained")]
+    with ThreadPoolExecutor(len(asks)) as pool:  # each waits ten seconds for an answer
+        answers = pool.map(lambda ask: imagestream(home, *ask, "--bootstrap-servers", UNANSWERED), asks)
+    for done in answers:
+        assert_refused(done, f"no Kafka broker answer.* at '?{UNANSWERED}")
+
+
+def test_names_are_told_as_they_are(command: Command, home: Path) -> None:
+    """Neither the terminal's markup nor its emoji codes may change what a file or host is called."""
+    assert_refused(command(home, "train", "--images", "[red]a:b:c"), re.escape("[red]a:b:c is not a folder"))
+
+
+def test_folders_without_images_of_two_classes_are_refused(command: Command, home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    assert_refused(command(home, "train", "--images", folder), "photos holds no images; expected one folder per")
+    done = command(home, "publish", folder, "--bootstrap-servers", UNANSWERED)
+    assert done.returncode == FAILED
+    assert "Traceback" not in done.stderr
+    (folder / "cat").mkdir()
+    (folder / "cat" / "1.png").write_bytes(b"")
+    assert_refused(command(home, "train", "--images", folder), r"one class only \(cat\); training needs at least")
+
+
+def test_an_unknown_backbone_or_weights_file_is_answered_with_the_known_ones(
+    command: Command, home: Path, tmp_path: Path
+) -> None:
+    folder = write_images(tmp_path / "photos", digit_images(5))
+    done = command(home, "train", "--images", folder, "--backbone", "mobilnet_v2")
+    assert_refused(done, "unknown backbone 'mobilnet_v2', known are .*did you mean mobilenet_v2")
+    done = command(home, "train", "--images", folder, "--weights", "absent.h5")
+    assert_refused(done, r"imagenet, random or a file, and there is no file 'absent\.h5'")
+
+
+@pytest.mark.parametrize("sql", ["DELETE FROM predictions", "DROP TABLE predictions", "COPY predictions TO '{}'"])
+def test_sql_that_writes_is_refused(command: Command, home: Path, tmp_path: Path, sql: str) -> None:
+    Table(home / "tables", "predictions")
+    assert_refused(command(home, "query", sql.format(tmp_path / "stolen.csv")), "(read-only|SELECT)")
+    assert not (tmp_path / "stolen.csv").exists()
+    assert command(home, "query", "SELECT * FROM predictions").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", ["broker start", "train --dataset digits --limit 10", "models list", "retrain", "query SELECT+1"]
+)
+def test_a_home_below_a_file_is_told(command: Command, tmp_path: Path, arguments: str) -> None:
+    (tmp_path / "file").touch()
+    assert_refused(command(tmp_path / "file" / "home", *arguments.split()), "file/home")
+    assert (tmp_path / "file").is_file()
+
+
+def test_damaged_aliases_are_told(command: Command, home: Path) -> None:
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "aliases.json").write_text("{")
+    assert_refused(command(home, "models", "list"), r"aliases\.json is damaged")
+
+
+def test_debug_shows_the_traceback_as_well(home: Path) -> None:
+    done = imagestream(home, "--debug", "models", "show", "99")
+    assert done.returncode == FAILED
+    assert done.stderr.startswith("Traceback (most recent call last):")
+    assert done.stderr.splitlines()[-1].startswith("error: there is no model version 99")
+
+
+def test_version_is_that_of_the_package(home: Path) -> None:
+    done = imagestream(home, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"imagestream {version('imagestream')}\n", "")
+
+
+def test_a_group_without_a_command_prints_its_help(command: Command, home: Path) -> None:
+    for group in ("models", "broker"):
+        done = command(home, group)
+        assert (done.returncode, done.stderr) == (USAGE, "")
+        assert f"Usage: imagestream {group}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "summary"),
+    [
+        ("models list", 0, {"versions": []}),
+        ("broker status", FAILED, {"running": False, "bootstrap_servers": None, "pid": None}),
+        ("broker stop", 0, {"stopped": False}),
+    ],
+)
+def test_json_names_a_file_that_is_written_with_its_folder(
+    command: Command, home: Path, tmp_path: Path, arguments: str, code: int, summary: dict[str, object]
+) -> None:
+    file = tmp_path / "new" / "summary.json"
+    assert command(home, *arguments.split(), "--json", file).returncode == code
+    assert json.loads(file.read_text()) == summary
+
+
+def test_home_comes_from_the_option_before_the_environment(tmp_path: Path) -> None:
+    done = imagestream(tmp_path / "option", "models", "list", IMAGESTREAM_HOME=str(tmp_path / "variable"))
+    assert f"no models in {tmp_path / 'option' / 'models'}" in done.stdout
+    command = [sys.executable, "-m", "streaming", "models", "list"]
+    environment = os.environ | {"IMAGESTREAM_HOME": str(tmp_path / "variable")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"no models in {tmp_path / 'variable' / 'models'}" in done.stdout

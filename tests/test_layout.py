@@ -1,0 +1,101 @@
+"""What holds for all of the code: who imports whom, who reads the environment, and that everything explains itself."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+from typer.main import get_command
+
+from streaming.cli import commands  # noqa: F401  registers every command
+from streaming.cli.app import app, run
+
+CHECKOUT = Path(__file__).parent.parent
+MODULES = sorted(path for package in ("producer", "streaming", "models") for path in (CHECKOUT / package).rglob("*.py"))
+
+# Who may touch the environment, and in which function (None: anywhere).
+ENVIRONMENT = {
+    "streaming/session.py": "_environment",  # PySpark takes two settings from nowhere else
+    "streaming/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
+    "models/convert.py": None,  # a process of its own, before it imports TensorFlow
+}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(CHECKOUT))
+
+
+def leaves(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(names, command) of every command of the command line, those of groups included."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from leaves(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+COMMANDS = dict(leaves(get_command(app)))
+
+
+def test_import_rules_hold() -> None:
+    assert lint_imports(config_filename=str(CHECKOUT / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_only_settings_read_the_environment(module: Path) -> None:
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    allowed = ENVIRONMENT.get(name_of(module), "")
+    found = set(environment_uses(tree, "<module>"))
+    assert not found or allowed is None or found == {allowed}, f"{module} touches the environment in {found}"
+    derived = any(isinstance(node, ast.Name) and node.id == "BaseSettings" for node in ast.walk(tree))
+    assert derived == (name_of(module) == "streaming/settings.py")
+
+
+def environment_uses(tree: ast.AST, function: str) -> Iterator[str]:
+    """The names of the functions in which os.environ, os.getenv or the like is used, however imported."""
+    for node in ast.iter_child_nodes(tree):
+        inner = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        name = node.attr if isinstance(node, ast.Attribute) else node.name if isinstance(node, ast.alias) else ""
+        if name in {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv", "expandvars"}:
+            yield inner
+        yield from environment_uses(node, inner)
+
+
+def test_every_way_to_the_environment_is_seen() -> None:
+    ways = "import os\nos.environ['A']\nfrom os import getenv as g\ndef f():\n    os.putenv('A', '')\n"
+    assert list(environment_uses(ast.parse(ways), "<module>")) == ["<module>", "<module>", "f"]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name_of)
+def test_module_says_what_it_is_for(module: Path) -> None:
+    assert ast.get_docstring(ast.parse(module.read_text(encoding="utf-8")))
+
+
+def test_every_command_that_was_promised_is_there() -> None:
+    promised = "doctor demo publish stream train retrain query predictions setup"
+    promised_in_groups = {"broker": "start stop status logs", "models": "list show promote rollback verify"}
+    names = {(name,) for name in promised.split()}
+    names |= {(group, name) for group, members in promised_in_groups.items() for name in members.split()}
+    assert names <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
+def test_command_explains_itself_with_an_example_that_it_takes(
+    names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run([*names, "--help"])
+    assert ended.value.code == 0
+    assert f"Usage: imagestream {' '.join(names)}" in capsys.readouterr().out
+
+    text = COMMANDS[names].help
+    example = re.search(r"^Example: (.+)$", text, re.MULTILINE)
+    assert example, f"the help of {names} has no example: {text}"
+    for line in example[1].split(", or: "):
+        words = shlex.split(re.sub(r" \([^)\"]*\)$", "", line.strip()))
+        assert tuple(words[: 1 + len(names)]) == ("imagestream", *names)
+        COMMANDS[names].make_context(names[-1], words[1 + len(names) :])  # raises if it does not take them
