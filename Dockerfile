@@ -5,7 +5,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
-    IMAGESTREAM_JARS=/opt/imagestream/jars
+    IMAGESTREAM_JARS=/opt/imagestream/jars \
+    IMAGESTREAM_BACKBONES=/opt/imagestream/backbones
 
 
 FROM base AS build

@@ -32,10 +32,10 @@ check: .venv/.ready ## Format, lint, types and import rules; no Java, no jars
 bench: setup ## Measure speed against a bare loop in the same run
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## Remove the home's data and all caches; keep .venv, Java and the jars
+clean: ## Remove the home's data and all caches; keep what set-up brought
 	@test ! -x $(BIN)/imagestream || test ! -d $(HOME_DIR)/broker || $(BIN)/imagestream --home $(HOME_DIR) broker stop
 	@test ! -d $(HOME_DIR) || \
-		find $(HOME_DIR) -mindepth 1 -maxdepth 1 ! -name jars ! -name java -exec rm -rf {} +
+		find $(HOME_DIR) -mindepth 1 -maxdepth 1 ! -name jars ! -name java ! -name backbones -exec rm -rf {} +
 	@rm -rf $(CACHES)
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
@@ -60,6 +60,6 @@ distclean: clean ## Remove everything that set-up brought, too
 	@touch $@
 
 $(HOME_DIR)/jars/.ready: streaming/ivy.xml streaming/jars.lock | .venv/.ready
-	@echo "set-up: Java and the jars (60 MB, about a minute)"
-	@env -u IMAGESTREAM_JARS $(BIN)/imagestream --home $(HOME_DIR) setup
+	@echo "set-up: Java, the jars and the default backbone (60 MB, two minutes)"
+	@env -u IMAGESTREAM_JARS -u IMAGESTREAM_BACKBONES $(BIN)/imagestream --home $(HOME_DIR) setup
 	@touch $@

@@ -24,7 +24,7 @@ from streaming.settings import Settings
 from streaming.tables import SCHEMAS
 
 TRAINING, FIRST, MORE = 1_000, 500, 100
-MADE_BY_DEMO = ("tables", "checkpoints", "broker", "datasets", "demo", "spark.log", "log4j2.properties")
+MADE_BY_DEMO = ("tables", "checkpoints", "models", "broker", "demo", "spark.log", "log4j2.properties")
 STREAM_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 40.0
 POLL_S = 0.3
@@ -53,7 +53,7 @@ class DemoResult:
     summary: dict[str, Any]
     steps: list[Step]
     confusion: list[tuple[str, str, int]]  # (true, predicted, images)
-    sample: list[dict[str, Any]]
+    sample: list[dict[str, Any]]  # nine predictions, picked by the hash of the image
 
 
 def run_demo(settings: Settings, on_step: Callable[[str], None], on_done: Callable[[Step], None]) -> DemoResult:
@@ -122,10 +122,6 @@ def _start_over(settings: Settings, folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    if settings.models_dir.is_dir():
-        for path in settings.models_dir.iterdir():
-            if path.name != "backbones":  # an exported backbone is no result: it would come out the same
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True)
 
 
@@ -212,7 +208,7 @@ def _read_result(settings: Settings, steps: list[Step]) -> DemoResult:
         settings,
         """
         SELECT source, label_true, label, confidence, model_version
-        FROM predictions ORDER BY (label = label_true), image_id LIMIT 9
+        FROM predictions ORDER BY image_id LIMIT 9
         """,
     )
     summary = {

@@ -29,5 +29,5 @@ def plot_predictions(rows: Sequence[dict[str, Any]], path: Path) -> None:
         )
     for axes in figure.axes:
         axes.set_axis_off()
-    figure.suptitle("true / predicted, from the Delta table (wrong answers first)", fontsize=10)
+    figure.suptitle("nine predictions from the Delta table, picked by the images' hashes", fontsize=10)
     figure.savefig(path, dpi=120)

@@ -23,6 +23,7 @@ class Settings(BaseSettings):
 
     home: Path = Field(HOME, description="where tables, checkpoints, models, jars and the broker's data live")
     jars: Path | None = Field(None, description="where the jars are; default: HOME/jars")
+    backbones: Path | None = Field(None, description="where exported backbones are kept; default: HOME/backbones")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
@@ -47,6 +48,10 @@ class Settings(BaseSettings):
     @property
     def jars_dir(self) -> Path:
         return self.jars or self.home / "jars"
+
+    @property
+    def backbones_dir(self) -> Path:
+        return self.backbones or self.home / "backbones"
 
 
 def read_settings(home: Path | None = None) -> Settings:

@@ -82,7 +82,7 @@ def train(
     """
     make_dir(settings.home)
     find_java(settings.home)  # before the minute that an export can take
-    exported = export_backbone(backbone, weights, settings.models_dir / "backbones")
+    exported = export_backbone(backbone, weights, settings.backbones_dir)
     features = Table(settings.tables_dir, "features")
     registry = Registry(settings.models_dir)
     entry = BackboneEntry(

@@ -32,13 +32,13 @@ def jars_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def broker(jars_dir: Path) -> Iterator[Settings]:
+def broker(jars_dir: Path, exports: Path) -> Iterator[Settings]:
     """Settings with a home of their own and the address of a real broker there, stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="imagestream-") as directory:
         home = Path(directory)
         if (CHECKOUT / ".imagestream" / "java").is_dir():  # the Java that `make` installed where there was none
             (home / "java").symlink_to(CHECKOUT / ".imagestream" / "java")
-        settings = Settings(home=home, jars=jars_dir, bootstrap_servers=None)
+        settings = Settings(home=home, jars=jars_dir, backbones=exports, bootstrap_servers=None)
         state, _ = start_broker(settings, free_port())
         try:
             yield settings.model_copy(update={"bootstrap_servers": state.address})
@@ -47,9 +47,9 @@ def broker(jars_dir: Path) -> Iterator[Settings]:
 
 
 @pytest.fixture(scope="session")
-def exports(pytestconfig: pytest.Config) -> Path:
-    """Where exported backbones are kept from run to run; their key tells when one is out of date."""
-    return pytestconfig.cache.mkdir("backbones")
+def exports() -> Path:
+    """The checkout's own exported backbones; their key tells when one is out of date."""
+    return CHECKOUT / ".imagestream" / "backbones"
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +64,8 @@ def imagestream(settings: Settings, *arguments: str | Path, code: int = 0) -> di
     summary.unlink(missing_ok=True)
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), *map(str, arguments)]
     environment = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_TOPIC": settings.topic}
+    if settings.backbones:
+        environment["IMAGESTREAM_BACKBONES"] = str(settings.backbones)
     if settings.bootstrap_servers:
         environment["IMAGESTREAM_BOOTSTRAP_SERVERS"] = settings.bootstrap_servers
     done = subprocess.run(
@@ -82,9 +84,9 @@ def imagestream(settings: Settings, *arguments: str | Path, code: int = 0) -> di
 def trained(jars_dir: Path, exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home with one model version, trained on 300 digits; for copying, not for changing."""
     home = tmp_path_factory.mktemp("trained")
-    (home / "models").mkdir()
-    (home / "models" / "backbones").symlink_to(exports)
-    result = imagestream(Settings(home=home, jars=jars_dir), "train", "--dataset", "digits", "--limit", 300)
+    result = imagestream(
+        Settings(home=home, jars=jars_dir, backbones=exports), "train", "--dataset", "digits", "--limit", 300
+    )
     assert result["version"] == 1
     assert result["promoted"]
     return home

@@ -132,9 +132,7 @@ def test_a_variable_of_a_wrong_kind_is_named_with_its_value(
     assert_refused(command(home, "models", "list", **{variable: value}), f"{variable}: .*{reason}")
 
 
-def test_without_java_both_kafka_and_spark_say_how_to_get_one(home: Path, exports: Path, tmp_path: Path) -> None:
-    (home / "models").mkdir(parents=True)
-    (home / "models" / "backbones").symlink_to(exports)
+def test_without_java_both_kafka_and_spark_say_how_to_get_one(home: Path, tmp_path: Path) -> None:
     without = {"PATH": str(tmp_path / "empty"), "JAVA_HOME": str(tmp_path / "empty")}
     for arguments in (("broker", "start"), ("train", "--dataset", "digits", "--limit", "10")):
         done = imagestream(home, *arguments, **without)

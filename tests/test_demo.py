@@ -16,9 +16,7 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
     jars_dir: Path, exports: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    (home / "models").mkdir(parents=True)
-    (home / "models" / "backbones").symlink_to(exports)
-    settings = Settings(home=home, jars=jars_dir)
+    settings = Settings(home=home, jars=jars_dir, backbones=exports)
 
     found = imagestream(settings, "demo")
 

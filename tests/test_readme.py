@@ -42,7 +42,7 @@ def test_the_first_steps_with_images_of_your_own(jars_dir: Path, exports: Path, 
     own_images = next(block for block in BLOCKS if "imagestream train --images" in block)
     write_images(tmp_path / "photos", digit_images(120))
     write_images(tmp_path / "new-photos", digit_images(30, skip=120))
-    environment = {"IMAGESTREAM_JARS": str(jars_dir)}
+    environment = {"IMAGESTREAM_JARS": str(jars_dir), "IMAGESTREAM_BACKBONES": str(exports)}
     home = tmp_path
     said: list[str] = []
     try:
@@ -51,8 +51,6 @@ def test_the_first_steps_with_images_of_your_own(jars_dir: Path, exports: Path, 
                 name, value = command[1].split("=")
                 environment[name] = value
                 home = tmp_path / value
-                (home / "models").mkdir(parents=True)
-                (home / "models" / "backbones").symlink_to(exports)
             else:
                 said.append(run(command, tmp_path, environment))
     finally:

@@ -1,5 +1,6 @@
 """`imagestream demo`: the whole loop on real images."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -77,5 +78,11 @@ def _tell(result: "DemoResult") -> None:
     sample = Table("source", "true", "predicted", "confidence", "version", title="\na few predictions", box=None)
     for row in result.sample[-SHOWN:]:
         confidence = f"{row['confidence']:.3f}"
-        sample.add_row(row["source"][-40:], row["label_true"], row["label"], confidence, str(row["model_version"]))
+        sample.add_row(
+            "/".join(Path(row["source"]).parts[-3:]),
+            row["label_true"],
+            row["label"],
+            confidence,
+            str(row["model_version"]),
+        )
     out.print(sample)

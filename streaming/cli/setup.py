@@ -1,4 +1,4 @@
-"""`imagestream setup`: fetch what Python packages cannot bring."""
+"""`imagestream setup`: bring what Python packages cannot."""
 
 from typing import Annotated
 
@@ -13,10 +13,13 @@ def setup(
     context: typer.Context,
     lock: Annotated[bool, typer.Option("--lock", hidden=True, help="Write jars.lock anew from ivy.xml.")] = False,
 ) -> None:
-    """Fetch the jars of Spark and of the broker, and Java if there is none, into the home; replace damaged ones.
+    """Bring what Python packages cannot: the jars, Java if there is none, the default backbone as LiteRT.
+
+    What is there already is checked, and replaced if it is damaged.
 
     Example: imagestream setup
     """
+    from models.backbone import DEFAULT_BACKBONE, export_backbone
     from streaming.errors import ServiceError
     from streaming.jars import install_jars, lock_jars
     from streaming.java import find_java, install_java
@@ -40,6 +43,8 @@ def setup(
                 progress.update(task, completed=done, total=total, description=text, visible=True)
 
         install_jars(settings.jars_dir, java, show, verify=True)
+    with err.status("exporting the default backbone …"):
+        export_backbone(DEFAULT_BACKBONE, "imagenet", settings.backbones_dir)
     out.print(f"ready: Java at {java.parent.parent}, jars in {settings.jars_dir}", highlight=False, markup=False)
 
 
