@@ -1,6 +1,7 @@
 """`imagestream models`: the registry."""
 
 import getpass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,15 @@ models_app = typer.Typer(
 )
 app.add_typer(models_app)
 
+
+class AliasName(StrEnum):
+    """What a version can be promoted to."""
+
+    CHAMPION = "champion"
+    CHALLENGER = "challenger"
+
+
+AliasOption = Annotated[AliasName, typer.Option(help="Which alias to move.")]
 VersionArgument = Annotated[int, typer.Argument(min=1, help="A version, as 'models list' shows them.")]
 
 
@@ -65,10 +75,11 @@ def show(context: typer.Context, version: VersionArgument) -> None:
 def promote(
     context: typer.Context,
     version: VersionArgument,
+    alias: AliasOption = AliasName.CHAMPION,
     why: Annotated[str, typer.Option(help="Kept in the alias's history.")] = "promoted by hand",
     json_file: JsonOption = None,
 ) -> None:
-    """Make a version the champion; a running stream takes it up at its next micro-batch.
+    """Make a version the champion, or the challenger that is scored beside it; a running stream follows.
 
     Example: imagestream models promote 2 --why "more labels"
     """
@@ -76,21 +87,21 @@ def promote(
 
     registry = Registry(settings_of(context).models_dir)
     _check(registry.path(version))
-    move = registry.promote(version, by=getpass.getuser(), why=why)
-    out.print(f"champion: version {move.version} (before: {move.previous or 'none'})", highlight=False)
+    move = registry.promote(version, alias=alias.value, by=getpass.getuser(), why=why)
+    out.print(f"{alias.value}: version {move.version} (before: {move.previous or 'none'})", highlight=False)
     write_json(json_file, move.model_dump(mode="json"))
 
 
 @models_app.command()
-def rollback(context: typer.Context, json_file: JsonOption = None) -> None:
-    """Go back to the champion before this one.
+def rollback(context: typer.Context, alias: AliasOption = AliasName.CHAMPION, json_file: JsonOption = None) -> None:
+    """Go back to the version before this one.
 
     Example: imagestream models rollback
     """
     from models.registry import Registry
 
-    move = Registry(settings_of(context).models_dir).rollback(by=getpass.getuser())
-    out.print(f"champion: version {move.version} (before: {move.previous})", highlight=False)
+    move = Registry(settings_of(context).models_dir).rollback(alias=alias.value, by=getpass.getuser())
+    out.print(f"{alias.value}: version {move.version} (before: {move.previous})", highlight=False)
     write_json(json_file, move.model_dump(mode="json"))
 
 

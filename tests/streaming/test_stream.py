@@ -163,6 +163,43 @@ def test_a_batch_cut_off_before_its_last_commit_is_completed_with_its_pinned_mod
     assert batches == [{"model_version": 1, "input_rows": GOOD + len(BAD)}]
 
 
+def test_a_lost_checkpoint_stops_the_stream_until_it_is_told_to_resume_from_the_tables(
+    service: Settings, tmp_path: Path
+) -> None:
+    publish_all(service, tmp_path)
+    imagestream(service, "stream", "--until-drained", "--images-per-batch", 40)
+    newest = DeltaTable(service.tables_dir / "batches").version()
+    (service.tables_dir / "batches" / "_delta_log" / f"{newest:020}.json").unlink()  # the last batch was not completed
+    shutil.rmtree(service.checkpoints_dir)
+
+    said = imagestream(service, "stream", "--until-drained", code=1)["stderr"]
+    assert "--resume-from-tables" in said
+    assert len(said.splitlines()) == 1
+
+    resumed = imagestream(service, "stream", "--until-drained", "--resume-from-tables")
+    assert 0 < resumed["input"] < GOOD + len(BAD)
+    found = rows(service, 'SELECT topic, partition, "offset", query_id FROM predictions')
+    assert len({(row["partition"], row["offset"]) for row in found}) == len(found) == GOOD
+    assert len({row["query_id"] for row in found}) == 2
+    assert rows(service, "SELECT count(*) AS n FROM quarantine") == [{"n": len(BAD)}]
+
+
+def test_a_challenger_is_scored_beside_the_champion_and_answers_nobody(service: Settings, tmp_path: Path) -> None:
+    registry = Registry(service.models_dir)
+    second = registry.register(lambda directory: _copy_with_other_metrics(registry.path(1), directory))
+    imagestream(service, "models", "promote", second, "--alias", "challenger")
+    publish_all(service, tmp_path)
+    imagestream(service, "stream", "--until-drained")
+    assert rows(service, "SELECT DISTINCT model_version AS v FROM predictions") == [{"v": 1}]
+    shadow = rows(service, "SELECT * FROM shadow")
+    assert len(shadow) == GOOD
+    assert {row["model_version"] for row in shadow} == {second}
+    # The same numbers under another version: the challenger ran, and agrees.
+    assert all(
+        (row["label"], row["confidence"]) == (row["champion_label"], row["champion_confidence"]) for row in shadow
+    )
+
+
 def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
     service: Settings, tmp_path: Path
 ) -> None:
