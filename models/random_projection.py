@@ -59,7 +59,7 @@ class SparseRandomProjection:
     _by_column: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        from scipy.sparse import csr_array  # type: ignore[import-untyped]  # here, for workers that need no scipy
+        from scipy.sparse import csr_array  # here, for workers that need no scipy
 
         values = self.signs.astype(np.float32) * np.float32(self.magnitude)
         matrix = csr_array((values, self.columns, self.indptr), shape=(self.n_out, self.n_in))

@@ -12,7 +12,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg  # type: ignore[import-untyped]
+from scipy import linalg
 
 from models.arrays import Features
 from models.errors import ModelError

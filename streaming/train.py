@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pyspark.sql import DataFrame
 
-from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, export_backbone
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, export_backbone, find_backbone
 from models.bundle import (
     CLASSIFIER,
     GOLDEN,
@@ -26,6 +26,7 @@ from models.bundle import (
 )
 from models.decode import BadImage, decode
 from models.engine import LiteRTEngine
+from models.projection import check_pca_memory
 from models.registry import CHAMPION, Registry
 from models.scorer import Scorer, golden_arrays, golden_images, load_head
 from streaming.dataset import LabelledFile
@@ -82,20 +83,12 @@ def train(
     """
     make_dir(settings.home)
     find_java(settings.home)  # before the minute that an export can take
+    check_pca_memory(find_backbone(backbone).n_features)
     exported = export_backbone(backbone, weights, settings.backbones_dir)
     features = Table(settings.tables_dir, "features")
     registry = Registry(settings.models_dir)
-    entry = BackboneEntry(
-        name=exported.spec.name,
-        weights=exported.weights,
-        input_size=exported.spec.input_size,
-        scale=exported.spec.preprocessing.scale,
-        offset=exported.spec.preprocessing.offset,
-        n_features=exported.spec.n_features,
-        parity=exported.parity,
-    )
     parts = BackboneParts(
-        entry,
+        BackboneEntry.of(exported),
         files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
         golden=_some_images([Path(file.path) for file in files], exported.spec.input_size),
     )
