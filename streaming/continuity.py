@@ -12,8 +12,8 @@ from pathlib import Path
 
 from streaming.errors import ServiceError
 from streaming.ingest import planned_offsets
+from streaming.offsets import committed_offsets
 from streaming.pin import OffsetRange
-from streaming.query import query
 from streaming.settings import Settings
 from streaming.topic import Topic
 
@@ -68,16 +68,7 @@ class Continuity:
 
 def read_continuity(settings: Settings, accept: Accept) -> Continuity:
     """What the table `batches` says of the settings' topic."""
-    continuity = Continuity(settings.topic, accept)
-    if (settings.tables_dir / "batches" / "_delta_log").is_dir():
-        sql = """
-            SELECT o.partition AS partition, max(o."end") AS "end"
-            FROM (SELECT unnest(offsets) AS o FROM batches) WHERE o.topic = $topic GROUP BY o.partition
-        """
-        found = query(settings, sql, parameters={"topic": settings.topic})
-        for row in found.to_pylist():
-            continuity.committed[row["partition"]] = row["end"]
-    return continuity
+    return Continuity(settings.topic, accept, committed_offsets(settings))
 
 
 def check_checkpoint(continuity: Continuity, checkpoint: Path, *, resume: bool) -> None:

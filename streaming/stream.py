@@ -19,7 +19,7 @@ from models.registry import Registry
 from streaming.commit import BatchCommitter, BatchResult, Tables
 from streaming.continuity import Accept, check_checkpoint, check_topic, read_continuity
 from streaming.errors import ServiceError
-from streaming.home import held
+from streaming.home import held, rewriting
 from streaming.ingest import read_topic
 from streaming.preflight import check_memory
 from streaming.serving import Serving
@@ -57,7 +57,7 @@ class StreamEvents:
     on_step: Callable[[str], None] = lambda _: None
     on_refused: Callable[[int, str], None] = lambda _version, _why: None
     on_trouble: Callable[[str], None] = lambda _: None
-    on_poll: Callable[[], None] = lambda: None
+    on_idle: Callable[[], None] = lambda: None  # again and again, while there is nothing to do
 
 
 @dataclass
@@ -128,7 +128,8 @@ def run_stream(
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
             tables = Tables(settings.tables_dir)
             if not (checkpoint / "metadata").exists():
-                tables.discard_unfinished(continuity)
+                with rewriting(settings.home):
+                    tables.discard_unfinished(continuity)
             run = _Run(settings, bootstrap_servers, options, events, spark, stop)
             committer = BatchCommitter(
                 serving,
@@ -220,7 +221,8 @@ class _Run:
             Why it failed; None if it did not.
         """
         while query.isActive and not self._stop.wait(POLL_S):
-            self._events.on_poll()
+            if not query.status["isTriggerActive"]:
+                self._events.on_idle()
         if self._stop.is_set():
             give_up = monotonic() + STOP_TIMEOUT_S
             while query.isActive and query.status["isTriggerActive"] and monotonic() < give_up:
@@ -236,7 +238,7 @@ class _Run:
         if not broker_answers(self._servers):
             self._events.on_trouble(f"the broker at {self._servers} does not answer; waiting for it")
             while not self._stop.wait(RETRY_S) and not broker_answers(self._servers):
-                self._events.on_poll()
+                pass
             return
         self._failures += 1
         if self._failures >= MAX_FAILURES:

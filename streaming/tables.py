@@ -14,6 +14,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.transaction import AddAction, RemoveAction
 
+from streaming.errors import ServiceError
 from streaming.files import DataFile
 
 if TYPE_CHECKING:
@@ -148,6 +149,9 @@ class Table:
         """Make files that workers wrote part of the table, in one commit, under the same condition as `append`."""
         if not files or self.committed(app_id, version):
             return False
+        for file in files:
+            if not (self.directory / file.path).is_file():
+                raise ServiceError(f"{self.directory / file.path} was written for this commit and is no longer there")
         now_ms = _now_ms()
         actions: list[AddAction | RemoveAction] = [
             AddAction(file.path, file.bytes, {}, now_ms, data_change=True, stats=f'{{"numRecords":{file.rows}}}')

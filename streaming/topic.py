@@ -7,6 +7,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from streaming.errors import ServiceError
+from streaming.kafka_client import connect
 
 TIMEOUT_MS = 10_000
 RETRY_S = 0.2
@@ -91,8 +92,11 @@ def _admin(bootstrap_servers: str) -> Iterator[Any]:
     from kafka.errors import KafkaError
 
     try:
-        admin = KafkaAdminClient(
-            bootstrap_servers=bootstrap_servers, request_timeout_ms=TIMEOUT_MS, bootstrap_timeout_ms=TIMEOUT_MS
+        admin = connect(
+            KafkaAdminClient,
+            bootstrap_servers=bootstrap_servers,
+            request_timeout_ms=TIMEOUT_MS,
+            bootstrap_timeout_ms=TIMEOUT_MS,
         )
     except (KafkaError, ValueError) as error:
         raise ServiceError(

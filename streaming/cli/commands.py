@@ -1,3 +1,18 @@
 """Importing this module registers every command; the commands import what they need only when they run."""
 
-from streaming.cli import broker, demo, doctor, models, publish, query, setup, stream, train  # noqa: F401
+from streaming.cli import (  # noqa: F401
+    audit,
+    broker,
+    demo,
+    doctor,
+    maintain,
+    models,
+    publish,
+    query,
+    replay,
+    report,
+    setup,
+    status,
+    stream,
+    train,
+)

@@ -1,14 +1,11 @@
 """`imagestream stream`: score the topic."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
-
-if TYPE_CHECKING:
-    from streaming.commit import BatchResult
+from streaming.cli.app import JsonOption, app, out, settings_of, write_json
 
 
 @app.command()
@@ -36,6 +33,11 @@ def stream(
     accept_new_partitions: Annotated[
         bool, typer.Option("--accept-new-partitions", help="Read partitions that were added to the topic.")
     ] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve /metrics (Prometheus) and /healthz on loopback; 0: a free port."),
+    ] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log each batch as a line of JSON.")] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Score the images of the topic into the Delta tables, exactly once, until stopped with Ctrl-C.
@@ -44,6 +46,7 @@ def stream(
     """
     from streaming.broker import bootstrap_servers as home_servers
     from streaming.continuity import Accept
+    from streaming.observe import Observer, open_log
     from streaming.settings import with_options
     from streaming.stream import StreamEvents, StreamOptions, run_stream
 
@@ -57,13 +60,21 @@ def stream(
         resume_from_tables=resume_from_tables,
         accept=Accept(loss=accept_loss, new_partitions=accept_new_partitions),
     )
+    observer = Observer(settings, servers, log=open_log("json" if log_json else "text"), metrics_port=metrics_port)
     events = StreamEvents(
-        on_start=lambda: err.print(f"reading topic {settings.topic} at {servers}", highlight=False, markup=False),
-        on_batch=_show_batch,
-        on_refused=_show_refused,
-        on_trouble=lambda what: err.print(what, style="yellow", highlight=False, markup=False),
+        on_start=observer.on_start,
+        on_batch=observer.on_batch,
+        on_refused=observer.on_refused,
+        on_trouble=observer.on_trouble,
+        on_idle=observer.on_idle,
     )
-    summary = run_stream(settings, servers, options, events)
+    try:
+        summary = run_stream(settings, servers, options, events)
+    except Exception as error:
+        observer.on_failure(str(error))
+        raise
+    finally:
+        observer.close()
     versions = ", ".join(f"version {one}: {n:,}" for one, n in sorted(summary.predicted_by_version.items()))
     out.print(
         f"{summary.input_rows:,} images in {summary.batches} micro-batches: {summary.predicted:,} predicted"
@@ -72,17 +83,3 @@ def stream(
         highlight=False,
     )
     write_json(json_file, {"input": summary.input_rows, **asdict(summary)})
-
-
-def _show_batch(batch: "BatchResult") -> None:
-    quarantined = sum(batch.quarantined.values())
-    err.print(
-        f"batch {batch.batch_id}: {batch.input_rows:,} images, {batch.predicted_rows:,} predicted, "
-        f"{quarantined:,} quarantined, version {batch.model_version}, {batch.wall_s:.2f} s, "
-        f"{batch.input_rows / max(batch.wall_s, 1e-9):.0f} images/s",
-        highlight=False,
-    )
-
-
-def _show_refused(version: int, why: str) -> None:
-    err.print(f"version {version} is refused, the old one goes on: {why}", style="yellow", markup=False)

@@ -54,9 +54,7 @@ def test_a_batch_that_continues_is_taken_and_one_that_repeats_or_skips_is_not() 
     continuity.advance([OffsetRange("images", 0, 10, 20)])
     with pytest.raises(ServiceError, match="partition 0: the next batch begins at offset 15, but 5 messages .* to 19"):
         continuity.check([OffsetRange("images", 0, 15, 30)])
-    with pytest.raises(
-        ServiceError, match="partition 0: 5 messages are missing, from offset 20 to 24; .*-loss"
-    ):
+    with pytest.raises(ServiceError, match="partition 0: 5 messages are missing, from offset 20 to 24; .*-loss"):
         continuity.check([OffsetRange("images", 0, 25, 30)])
     Continuity("images", Accept(loss=True), {0: 20}).check([OffsetRange("images", 0, 25, 30)])
 

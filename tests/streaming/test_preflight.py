@@ -19,9 +19,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_a_model_too_large_for_the_machine_is_refused_with_the_figures() -> None:
-    with pytest.raises(
-        ServiceError, match=r"4 workers of up to [\d,]+ MiB .* need [\d,]+ MiB, [\d,]+ MiB are"
-    ):
+    with pytest.raises(ServiceError, match=r"4 workers of up to [\d,]+ MiB .* need [\d,]+ MiB, [\d,]+ MiB are"):
         check_memory(Settings(), bundle_bytes=1024**4, workers=4)
 
 

@@ -1,0 +1,65 @@
+"""`imagestream replay`: quarantined messages once more."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+
+if TYPE_CHECKING:
+    from streaming.replay import ReplayReport
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    reason: Annotated[str | None, typer.Option(help="Only what was quarantined for this reason.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many messages.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also what was replayed before.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and send nothing.")] = False,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Publish quarantined messages again, as they came, and mark them as replayed.
+
+    A message is marked once the broker has acknowledged it, and then not sent again. If the replay is killed nothing is
+    lost; a few that were sent but not yet marked may be sent twice.
+
+    Example: imagestream replay --reason truncated --dry-run
+    """
+    from streaming.broker import bootstrap_servers as home_servers
+    from streaming.replay import ReplayOptions, count_wanted
+    from streaming.replay import replay as run
+
+    settings = settings_of(context)
+    options = ReplayOptions(reason, limit, again)
+    if dry_run:
+        counts = count_wanted(settings, options)
+        total = sum(counts.values()) if limit is None else min(limit, sum(counts.values()))
+        for name, count in counts.items():
+            out.print(f"{name}: {count:,}", highlight=False)
+        out.print(f"{total:,} messages would be sent", highlight=False)
+        write_json(json_file, {"wanted": total, "by_reason": counts, "sent": 0})
+        return
+    servers = bootstrap_servers or home_servers(settings)
+    from rich.progress import Progress
+
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("replaying", total=None)
+
+        def show(report: "ReplayReport") -> None:
+            bar.update(task, completed=report.sent, total=report.wanted)
+
+        report = run(settings, servers, options, show)
+    told = ", ".join(f"{name} {count:,}" for name, count in sorted(report.by_reason.items()))
+    out.print(f"sent {report.sent:,} of {report.wanted:,} messages" + (f": {told}" if told else ""), highlight=False)
+    if report.refused:
+        err.print(f"{report.refused:,} are larger than the broker takes, and stay as they are", style="yellow")
+    if report.failed:
+        err.print(f"stopped: {report.failed}; run it again for the rest", style="red", markup=False)
+    write_json(json_file, asdict(report) | {"complete": report.complete})
+    if not report.complete:
+        raise typer.Exit(EXIT_FAILED)

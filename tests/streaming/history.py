@@ -1,0 +1,110 @@
+"""Histories of a stream in real Delta tables, written as the stream writes them but without Spark and Kafka."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Collection, Mapping
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from streaming.files import DataFile, FileSink
+from streaming.settings import Settings
+from streaming.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
+
+QUERY_ID = "00000000-0000-4000-8000-000000000001"
+SHA256 = "ab" * 32
+NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
+Ranges = Mapping[int, tuple[int, int]]  # partition → (start, end)
+
+
+def commit_batch(
+    settings: Settings,
+    batch_id: int,
+    ranges: Ranges,
+    *,
+    bad: Collection[int] = (),
+    upto: str = "batches",
+    query_id: str = QUERY_ID,
+    version: int = 1,
+) -> None:
+    """Commit one micro-batch: a row for every offset, those in `bad` quarantined; stop after the table `upto`."""
+    identities = [(partition, offset) for partition, (start, end) in ranges.items() for offset in range(start, end)]
+    good = [identity for identity in identities if identity[1] not in bad]
+    lineage = {"model_version": version, "bundle_sha256": SHA256, "query_id": query_id, "batch_id": batch_id}
+    rows = [prediction(settings, partition, offset) | lineage for partition, offset in good]
+    predictions = Table(settings.tables_dir, "predictions")
+    predictions.append(pa.Table.from_pylist(rows, schema=PREDICTIONS), query_id, batch_id)
+    quarantine = Table(settings.tables_dir, "quarantine")
+    if upto == "predictions":
+        return
+    worse = [quarantined(settings, partition, offset) | lineage for partition, offset in identities if offset in bad]
+    quarantine.append_files(worker_file(quarantine.directory, worse), query_id, batch_id)
+    if upto == "quarantine":
+        return
+    batch = lineage | {
+        "offsets": [
+            {"topic": settings.topic, "partition": partition, "start": start, "end": end}
+            for partition, (start, end) in ranges.items()
+        ],
+        "input_rows": len(identities),
+        "predicted_rows": len(good),
+        "quarantined_rows": len(worse),
+        "input_bytes": 1000 * len(identities),
+        "seconds": [("batch", 2.0)],
+        "started_at": datetime.now(UTC) - timedelta(seconds=2),
+        "committed_at": datetime.now(UTC),
+    }
+    Table(settings.tables_dir, "batches").append(pa.Table.from_pylist([batch], schema=BATCHES), query_id, batch_id)
+
+
+def prediction(settings: Settings, partition: int, offset: int) -> dict[str, Any]:
+    return {
+        "image_id": f"{partition}-{offset}",
+        "topic": settings.topic,
+        "partition": partition,
+        "offset": offset,
+        "label": "cat",
+        "confidence": 0.75,
+        "scored_at": NOON,
+        "date": date(2024, 5, 6),
+    }
+
+
+def quarantined(settings: Settings, partition: int, offset: int, value: bytes | None = None) -> dict[str, Any]:
+    value = f"bad {partition}-{offset}".encode() if value is None else value
+    return {
+        "image_id": hashlib.sha256(value).hexdigest(),
+        "topic": settings.topic,
+        "partition": partition,
+        "offset": offset,
+        "source": f"photos/{partition}-{offset}.jpg",
+        "label_true": "dog",
+        "stage": "decode",
+        "reason": "truncated" if offset % 2 else "not_an_image",
+        "value": value,
+    }
+
+
+def worker_file(directory: Path, rows: list[dict[str, Any]]) -> list[DataFile]:
+    """A file as a worker writes it, not yet part of the table; none without rows."""
+    with FileSink(str(directory), QUARANTINE) as sink:
+        sink.write(pa.Table.from_pylist(rows, schema=QUARANTINE))
+        file = sink.close()
+    return [] if file is None else [file]
+
+
+def write_pin(settings: Settings, batch_id: int, pinned_at: datetime, query_id: str = QUERY_ID) -> Path:
+    """A pin as the stream writes it."""
+    path = settings.checkpoints_dir / settings.topic / "pins" / f"{batch_id}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = {"version": 1, "sha256": SHA256}
+    pin = {"query_id": query_id, "batch_id": batch_id, "model": model, "challenger": None, "offsets": []}
+    path.write_text(json.dumps(pin | {"pinned_at": pinned_at.isoformat()}))
+    return path
+
+
+def new_topic() -> str:
+    return f"images-{uuid.uuid4().hex[:8]}"
