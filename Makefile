@@ -1,6 +1,7 @@
 # Needs Python 3.11, 3.12 or 3.13 and Java 17 or 21; everything else is fetched on first use and kept.
 
 UV_VERSION := 0.13.9
+ATHERIS_VERSION := 3.0.0
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 # A version manager's shim answers for versions that are not there: only running it tells.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -10,7 +11,7 @@ HOME_DIR := .imagestream
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean distclean
+.PHONY: help setup demo test soak check bench clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +23,10 @@ demo: setup ## The whole loop on real images: publish, stream, query, retrain
 
 test: setup ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")
 	@$(BIN)/python -m pytest $(ARGS)
+
+soak: setup ## Faults at full length, for hours (ARGS="--seed 7 -k kill")
+	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
+	@$(BIN)/python -m pytest tests/faults --full $(ARGS)
 
 check: .venv/.ready ## Format, lint, types and import rules; no Java, no jars
 	@$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """The model registry: immutable versions, and aliases that move atomically and keep their history.
 
     <root>/1/ 2/ …        bundles; a version is a directory that appeared by one rename
+    <root>/1.sha256 …     what each was registered with, so that a bundle that was altered as a whole is found
     <root>/aliases.json   where each alias points, and every move it ever made; replaced by one rename
 
 The running stream reads `champion` before every micro-batch; `challenger` is a candidate under observation.
@@ -77,8 +78,22 @@ class Registry:
         return path
 
     def read(self, version: int) -> Bundle:
-        """The bundle of a version, with hashes and dimensions checked."""
-        return read_bundle(self.path(version))
+        """The bundle of a version, with hashes and dimensions checked, and that it is the one that was registered.
+
+        Raises:
+            ModelError: there is no such version, or its bundle is refused.
+        """
+        bundle = read_bundle(self.path(version))
+        try:
+            registered = self._digest(version).read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"version {version} in {self.root} was not registered here: {error}") from error
+        if bundle.sha256 != registered:
+            raise ModelError(
+                f"bundle {self.path(version)} is refused: its SHA-256 is {bundle.sha256}, version {version} was "
+                f"registered with {registered}"
+            )
+        return bundle
 
     def register(self, write: Callable[[Path], object]) -> int:
         """Let `write` make a bundle in a directory of its own, then give it the next version number.
@@ -89,9 +104,10 @@ class Registry:
         scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
         try:
             write(scratch / "bundle")
-            read_bundle(scratch / "bundle")
+            bundle = read_bundle(scratch / "bundle")
             with self._locked():
                 version = max(self.versions(), default=0) + 1
+                self._digest(version).write_text(bundle.sha256 + "\n", encoding="ascii")
                 (scratch / "bundle").rename(self.root / str(version))
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -145,6 +161,10 @@ class Registry:
         if len(trail) < 2:  # noqa: PLR2004
             raise ModelError(f"{alias} has no earlier version to go back to")
         return self.promote(trail[-2], alias=alias, by=by, why=ROLLBACK)
+
+    def _digest(self, version: int) -> Path:
+        """Where the SHA-256 that a version was registered with is kept: beside the bundle, not in it."""
+        return self.root / f"{version}.sha256"
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -159,7 +159,10 @@ def check_golden(bundle: Bundle, scorer: Scorer) -> None:
     decoded = scorer.decode(golden_images(arrays))
     if decoded.bad:
         raise ModelError("a golden image does not decode")
-    got = scorer.probabilities(scorer.features(decoded.images))
+    try:
+        got = scorer.probabilities(scorer.features(decoded.images))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"the model fails on its own golden images: {error}") from error
     worst = float(np.abs(got - expected).max())
     if not worst <= manifest.golden_tolerance:  # also catches NaN
         raise ModelError(

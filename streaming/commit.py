@@ -109,6 +109,7 @@ class BatchCommitter:
         started, clock = datetime.now(UTC), perf_counter()
         query_id = read_query_id(self._checkpoint)
         if self._tables.batches.committed(query_id, batch_id):
+            self._continuity.check_whole(batch_offsets(self._checkpoint, batch_id))
             return
         self._on_step("begin")
 

@@ -55,6 +55,18 @@ class Continuity:
                     f"{one.start - 1}; go on without them with --accept-loss"
                 )
 
+    def check_whole(self, offsets: list[OffsetRange]) -> None:
+        """Refuse a batch that is whole in the tables but was planned anew, by an older copy of the checkpoint, to hold
+        more than was committed under its number."""
+        for one in offsets:
+            committed = self.committed.get(one.partition, 0)
+            if one.end > committed:
+                raise ServiceError(
+                    f"topic {one.topic!r} partition {one.partition}: the checkpoint plans a batch up to offset "
+                    f"{one.end} that is committed up to {committed} only: the checkpoint is an older copy; put the "
+                    "latest back, or remove it and start with --resume-from-tables"
+                )
+
     def advance(self, offsets: list[OffsetRange]) -> None:
         """Take in a committed micro-batch."""
         for one in offsets:

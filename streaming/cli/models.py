@@ -2,12 +2,14 @@
 
 import getpass
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streaming.cli.app import JsonOption, app, out, settings_of, write_json
+
+if TYPE_CHECKING:
+    from models.registry import Registry
 
 models_app = typer.Typer(
     name="models", help="Show, promote, roll back and verify model versions.", no_args_is_help=True
@@ -86,7 +88,7 @@ def promote(
     from models.registry import Registry
 
     registry = Registry(settings_of(context).models_dir)
-    _check(registry.path(version))
+    _check(registry, version)
     move = registry.promote(version, alias=alias.value, by=getpass.getuser(), why=why)
     out.print(f"{alias.value}: version {move.version} (before: {move.previous or 'none'})", highlight=False)
     write_json(json_file, move.model_dump(mode="json"))
@@ -113,15 +115,14 @@ def verify(context: typer.Context, version: VersionArgument, json_file: JsonOpti
     """
     from models.registry import Registry
 
-    sha256 = _check(Registry(settings_of(context).models_dir).path(version))
+    sha256 = _check(Registry(settings_of(context).models_dir), version)
     out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}", highlight=False)
     write_json(json_file, {"version": version, "bundle_sha256": sha256})
 
 
-def _check(path: Path) -> str:
-    from models.bundle import read_bundle
+def _check(registry: "Registry", version: int) -> str:
     from models.scorer import check_golden, load_scorer
 
-    bundle = read_bundle(path)
+    bundle = registry.read(version)
     check_golden(bundle, load_scorer(bundle))
     return bundle.sha256

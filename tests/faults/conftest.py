@@ -1,0 +1,75 @@
+"""The form of the scenarios (short in `make test`, full in `make soak`), their seed, and the figures they end with."""
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random, SystemRandom
+from typing import TypeVar
+
+import pytest
+
+from tests.faults.poison import generator
+
+T = TypeVar("T")
+Form = Callable[[T, T], T]
+Figure = tuple[str, str, str]  # what, the aim, what was seen
+Record = Callable[[str, str, str], None]
+
+FIGURES = pytest.StashKey[list[Figure]]()
+SEED = pytest.StashKey[int]()
+FULL_TIMEOUT_S = 4 * 3600
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Known to pytest only where this folder is named on the command line, as `make soak` does: else the defaults count.
+    parser.addoption("--full", action="store_true", help="the full form of the fault scenarios: hours")
+    parser.addoption("--seed", type=int, help="the seed of a run to see again")
+
+
+def _is_full(config: pytest.Config) -> bool:
+    return bool(config.getoption("full", default=False))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What has no short form is not even collected without --full."""
+    return True if collection_path.name == "test_coverage_guided.py" and not _is_full(config) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if _is_full(config) and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(FULL_TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def form(pytestconfig: pytest.Config) -> Form[T]:
+    """Picks: `form(full, short)`."""
+    return lambda full, short: full if _is_full(pytestconfig) else short
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    """The run's seed; the summary at the end tells it."""
+    given = pytestconfig.getoption("seed", default=None)
+    return pytestconfig.stash.setdefault(SEED, SystemRandom().randrange(1_000_000) if given is None else given)
+
+
+@pytest.fixture
+def rng(seed: int) -> Random:
+    return generator(seed)
+
+
+@pytest.fixture(scope="session")
+def record(pytestconfig: pytest.Config) -> Record:
+    """Notes a figure for the table at the end: what it is, its aim, and what was seen."""
+    figures = pytestconfig.stash.setdefault(FIGURES, [])
+    return lambda *figure: figures.append(figure)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    figures, seed = config.stash.get(FIGURES, []), config.stash.get(SEED, None)
+    if seed is not None:
+        form = "full" if _is_full(config) else "short"
+        terminalreporter.section(f"faults, {form} form, seed {seed}")
+        terminalreporter.line(f'to see the same again: make soak ARGS="--seed {seed} -k NAME"')
+    for what, aim, seen in figures:
+        terminalreporter.line(f"{what:<44} {aim:<32} {seen}")

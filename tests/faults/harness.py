@@ -1,0 +1,303 @@
+"""What every scenario is made of: messages sent, a stream in a process group of its own, and an independent judge.
+
+The judge reads the tables with deltalake alone and compares them with what the broker acknowledged, message by message.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+from uuid import uuid4
+
+import psutil
+import pyarrow as pa
+from deltalake import DeltaTable, QueryBuilder
+from kafka import KafkaProducer
+
+from models.registry import Registry
+from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
+from streaming.audit import audit
+from streaming.settings import Settings
+from tests.conftest import CHECKOUT
+from tests.faults.poison import Sample
+
+PATIENCE_S = 300.0  # until something that has to happen is taken not to happen
+POLL_S = 0.1
+HEAVY_BYTES = 1_000_000
+
+Place = tuple[int, int]  # partition, offset
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What should become of a message that the broker acknowledged."""
+
+    kind: str
+    reason: str | None  # None: predicted
+    sha256: str
+
+
+Sent = dict[Place, Expected]
+
+
+def send(settings: Settings, samples: Iterable[Sample]) -> Sent:
+    """Send messages and wait until the broker has acknowledged each; returns where it put them."""
+    producer = KafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers,
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=5,
+        max_request_size=MAX_MESSAGE_BYTES + HEADER_MARGIN_BYTES,
+    )
+    sent: Sent = {}
+    under_way = []
+
+    def settle() -> None:
+        for sample, future in under_way:
+            place = future.get(60)
+            reason = None if sample.reason is None else str(sample.reason)
+            sha256 = hashlib.sha256(sample.value or b"").hexdigest()
+            sent[place.partition, place.offset] = Expected(sample.kind, reason, sha256)
+        under_way.clear()
+
+    try:
+        for sample in samples:
+            under_way.append((sample, producer.send(settings.topic, sample.value, sample.key, sample.headers)))
+            if len(under_way) >= 500 or len(sample.value or b"") > HEAVY_BYTES:
+                settle()
+        settle()
+    finally:
+        producer.close(timeout=10)
+    return sent
+
+
+def wait_until(condition: Callable[[], bool], what: Callable[[], str], patience_s: float = PATIENCE_S) -> None:
+    give_up = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < give_up, f"not within {patience_s:.0f} s: {what()}"
+        time.sleep(POLL_S)
+
+
+@dataclass
+class Stream:
+    """One process of the stream; `kill` names a step of the protocol and the number of the batch to die at."""
+
+    settings: Settings
+    images_per_batch: int = 2_000
+    kill: tuple[str, int] | None = None
+    until_drained: bool = False
+    resume: bool = False
+    process: subprocess.Popen[bytes] = field(init=False)
+    started_at: float = field(init=False)
+    _log: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._log = self.settings.home / f"driver-{uuid4().hex[:8]}.jsonl"
+        self._log.touch()
+        options = {
+            "images_per_batch": self.images_per_batch,
+            "until_drained": self.until_drained,
+            "resume_from_tables": self.resume,
+        }
+        spec = {
+            "settings": self.settings.model_dump(mode="json"),
+            "options": options,
+            "log": str(self._log),
+            "kill": self.kill,
+        }
+        self.started_at = time.time()
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.driver", json.dumps(spec)],
+                cwd=CHECKOUT,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self.kill_now()
+
+    @property
+    def _output(self) -> Path:
+        return self._log.with_suffix(".out")
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """What it told so far, of one kind."""
+        lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
+        told = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [event for event in told if event["event"] == kind]
+
+    def said(self) -> str:
+        return f"{self._log.read_text(encoding='utf-8')[-3_000:]}\n{self._output.read_text(errors='replace')[-3_000:]}"
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to happen while the stream runs."""
+
+        def met() -> bool:
+            happened = condition()
+            assert happened or self.running, f"the stream ended by itself: {self.said()}"
+            return happened
+
+        wait_until(met, self.said)
+
+    def wait_started(self) -> None:
+        self.wait_for(lambda: bool(self.events("start")))
+
+    def wait_killed(self) -> float:
+        """Wait until it has killed itself, with all of its group; returns when it was dead."""
+        code = self.process.wait(PATIENCE_S)
+        assert code == -signal.SIGKILL, f"it should have died at {self.kill}: {self.said()}"
+        return time.time()
+
+    def wait_ended(self) -> None:
+        """Wait until it has ended well, for as long as the test may take."""
+        assert self.process.wait() == 0, self.said()
+
+    def kill_now(self) -> float:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        return time.time()
+
+    def stop(self) -> None:
+        """As `docker stop` or a service manager would."""
+        self.process.send_signal(signal.SIGTERM)
+        self.wait_ended()
+
+
+class MemoryWatch:
+    """Samples the resident memory of a process and all below it, Java and Python apart, until the block ends."""
+
+    def __init__(self, pid: int) -> None:
+        self.samples: list[tuple[float, int, int]] = []  # when, bytes of Java, bytes of Python
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.25):
+            java = python = 0
+            try:
+                root = psutil.Process(self._pid)
+                for process in (root, *root.children(recursive=True)):
+                    size = process.memory_info().rss
+                    java, python = (java + size, python) if "java" in process.name() else (java, python + size)
+            except psutil.Error:  # one of them has just ended
+                continue
+            self.samples.append((time.time(), java, python))
+
+    def peak_mb(self) -> tuple[float, float]:
+        """The most that Java, and that Python had, in MB."""
+        return max(one[1] for one in self.samples) / 1e6, max(one[2] for one in self.samples) / 1e6
+
+
+def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
+    """Read the tables with deltalake alone."""
+    builder = QueryBuilder()
+    for path in settings.tables_dir.iterdir():
+        builder = builder.register(path.name, DeltaTable(path))
+    return pa.table(builder.execute(sql).read_all()).to_pylist()
+
+
+def versions(settings: Settings) -> dict[str, int]:
+    """Every table's version."""
+    return {path.name: DeltaTable(path).version() for path in sorted(settings.tables_dir.iterdir())}
+
+
+def scored(settings: Settings) -> int:
+    """Messages of whole batches."""
+    if not (settings.tables_dir / "batches" / "_delta_log").is_dir():
+        return 0
+    return int(rows(settings, "SELECT coalesce(sum(input_rows), 0) AS n FROM batches")[0]["n"])
+
+
+def check_exactly_once(settings: Settings, sent: Sent) -> None:
+    """Every message sent has one row, in the right table, for the right reason, with the model of its batch's pin."""
+    found = rows(
+        settings,
+        """
+        SELECT "partition", "offset", batch_id, query_id, model_version, bundle_sha256, NULL AS reason, NULL AS sha256
+        FROM predictions UNION ALL
+        SELECT "partition", "offset", batch_id, query_id, model_version, bundle_sha256, reason, value_sha256
+        FROM quarantine
+        """,
+    )
+    counted = Counter((row["partition"], row["offset"]) for row in found)
+    lost, unknown = sent.keys() - counted.keys(), counted.keys() - sent.keys()
+    repeated = [place for place, n in counted.items() if n > 1]
+    assert not lost, f"{len(lost)} messages lost, of {len(sent)}: {sorted(lost)[:5]}"
+    assert not repeated, f"{len(repeated)} messages repeated: {repeated[:5]}"
+    assert not unknown, f"{len(unknown)} rows of messages that nobody sent: {sorted(unknown)[:5]}"
+
+    for row in found:
+        expected = sent[row["partition"], row["offset"]]
+        assert row["reason"] == expected.reason, f"{expected.kind}: {row}"
+        assert row["reason"] is None or row["sha256"] == expected.sha256, f"{expected.kind}: other bytes"
+    _check_models(settings, found)
+    _check_features(settings, found)
+
+    report = audit(settings)
+    assert report.clean, [problem.text for problem in report.problems]
+    assert report.predicted + report.quarantined == len(sent)
+    assert not report.unfinished
+
+
+def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
+    """Rows, `batches` and pins agree on each batch's model and on how many messages it has."""
+    batches = {(row["query_id"], row["batch_id"]): row for row in rows(settings, "SELECT * FROM batches")}
+    by_batch = Counter((row["query_id"], row["batch_id"]) for row in found)
+    assert by_batch == {batch: row["input_rows"] for batch, row in batches.items()}
+    for row in found:
+        batch = batches[row["query_id"], row["batch_id"]]
+        assert (row["model_version"], row["bundle_sha256"]) == (batch["model_version"], batch["bundle_sha256"])
+    pins = [json.loads(path.read_text()) for path in settings.checkpoints_dir.glob("*/pins/*.json")]
+    for pin in pins:
+        batch = batches[pin["query_id"], pin["batch_id"]]
+        assert pin["model"] == {"version": batch["model_version"], "sha256": batch["bundle_sha256"]}
+        assert pin["offsets"] == batch["offsets"]
+
+
+def _check_features(settings: Settings, found: list[dict[str, Any]]) -> None:
+    """The features are those of the messages that were predicted."""
+    places = rows(settings, 'SELECT "partition", "offset" FROM features WHERE topic IS NOT NULL')
+    predicted = [(row["partition"], row["offset"]) for row in found if row["reason"] is None]
+    assert sorted((row["partition"], row["offset"]) for row in places) == sorted(predicted)
+
+
+def register_twin(settings: Settings) -> int:
+    """Register version 1 once more, under another SHA-256: the same answers, told apart by their rows."""
+    registry = Registry(settings.models_dir)
+
+    def copy(target: Path) -> None:
+        shutil.copytree(registry.path(1), target)
+        manifest = target / "manifest.json"
+        spaces = " " * (len(registry.versions()) + 1)
+        manifest.write_text(manifest.read_text().replace('"holdout_rows":', f'"holdout_rows":{spaces}', 1))
+
+    return registry.register(copy)

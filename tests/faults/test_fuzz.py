@@ -1,0 +1,222 @@
+"""Bytes that nobody meant, at every door: decoding, the worker's pass over a partition, manifests, arrays and pins."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import seed as hypothesis_seed
+from hypothesis import settings as budget
+from hypothesis import strategies as st
+
+from models.arrays import read_npz, write_npz
+from models.bundle import MANIFEST, Bundle, Manifest, parse_manifest, read_bundle
+from models.decode import BadImage, Reason, Stage, decode
+from models.errors import ModelError
+from streaming.errors import ServiceError
+from streaming.pin import Pin, PinnedModel, Pins
+from streaming.score import OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
+from tests.faults.conftest import Form, Record
+from tests.faults.poison import BAD, GOOD, generator
+
+SIZE = (64, 64)
+SEEDS = [kind.make(generator(0)) or b"" for kind in (*GOOD, *BAD) if not kind.heavy]
+
+
+def _mutated(data: bytes, changes: list[tuple[str, float, int, bytes]], other: bytes) -> bytes:
+    for kind, where, amount, new in changes:
+        at = int(where * len(data))
+        match kind:
+            case "set":
+                data = data[:at] + new + data[at + len(new) :]
+            case "cut":
+                data = data[:at] + data[at + amount :]
+            case "insert":
+                data = data[:at] + new + data[at:]
+            case "repeat":
+                data = data[:at] + data[at : at + amount] * amount + data[at + amount :]
+            case _:
+                data = data[:at] + other[int(where * len(other)) :]
+    return data
+
+
+# (kind of change, where from 0 to 1, how much, bytes): what fuzzers do to a file
+CHANGE = st.tuples(
+    st.sampled_from(["set", "cut", "insert", "repeat", "splice"]),
+    st.floats(0, 1),
+    st.integers(1, 64),
+    st.binary(min_size=1, max_size=16),
+)
+MUTATED = st.builds(
+    _mutated,
+    st.sampled_from(SEEDS),
+    st.lists(CHANGE, max_size=8),
+    st.sampled_from(SEEDS),
+)
+ANYTHING = st.one_of(st.binary(max_size=300), MUTATED)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def fuzz(form: Form[int], seed: int) -> Any:
+    """As `given`, with the run's seed, and as many examples as the form has."""
+
+    def of(short: int) -> Any:
+        examples = form(short * 100, short)
+        checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
+        options = budget(max_examples=examples, deadline=None, database=None, suppress_health_check=checks)
+        return lambda test: hypothesis_seed(seed)(options(test))
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Path) -> Bundle:
+    return read_bundle(trained / "models" / "1")
+
+
+def test_no_bytes_make_decoding_raise(fuzz: Any, form: Form[int], record: Record) -> None:
+    seconds = [0.0]
+
+    @fuzz(1_500)
+    @given(ANYTHING)
+    def check(data: bytes) -> None:
+        clock = time.thread_time()
+        got = decode(data, SIZE)
+        seconds.append(time.thread_time() - clock)
+        if isinstance(got, BadImage):
+            assert (got.stage in Stage, got.reason in Reason, bool(got.detail)) == (True, True, True)
+            assert "\n" not in got.detail
+        else:
+            assert (got.shape, got.dtype) == ((*SIZE, 3), np.uint8)
+
+    check()
+    record("fuzz: decode, examples and the slowest", "no error, ≤ 1 s", f"{len(seconds) - 1:,}, {max(seconds):.3f} s")
+
+
+def test_no_message_makes_a_worker_raise_or_lose_a_row(fuzz: Any, bundle: Bundle, tmp_path: Path) -> None:
+    header = st.fixed_dictionaries(
+        {
+            "key": st.none() | st.sampled_from(["label", "ce_source", "ce_id", ""]) | st.text(max_size=5),
+            "value": st.none() | st.binary(max_size=40),
+        }
+    )
+    message = st.fixed_dictionaries(
+        {
+            "key": st.none() | st.binary(max_size=400),
+            "value": st.none() | ANYTHING,
+            "headers": st.none() | st.lists(header, max_size=4),
+        }
+    )
+    task = ScoreTask(PinnedModel(1, bundle.sha256), None, "q", 0, str(tmp_path), str(tmp_path))
+
+    @fuzz(40)
+    @given(st.lists(message, min_size=1, max_size=6))
+    def check(messages: list[dict[str, Any]]) -> None:
+        out = pa.Table.from_batches(
+            score_partition(iter([_as_spark_gives(messages)]), lambda: bundle, lambda: None, task), OUTPUT
+        )
+        reports = out.column(REPORT.name).drop_null().to_pylist()
+        (report,) = [PartitionReport.from_json(text) for text in reports]
+        predicted = out.num_rows - len(reports)
+        assert predicted + sum(report.quarantined.values()) == report.input_rows == len(messages)
+        assert (report.quarantine_file.rows if report.quarantine_file else 0) == sum(report.quarantined.values())
+        assert (report.features_file.rows if report.features_file else 0) == predicted
+
+    check()
+
+
+def _as_spark_gives(messages: list[dict[str, Any]]) -> pa.RecordBatch:
+    header = pa.struct([("key", pa.string()), ("value", pa.binary())])
+    columns = {
+        "key": pa.array([one["key"] for one in messages], pa.binary()),
+        "value": pa.array([one["value"] for one in messages], pa.binary()),
+        "topic": pa.array(["t"] * len(messages), pa.string()),
+        "partition": pa.array([0] * len(messages), pa.int32()),
+        "offset": pa.array(range(len(messages)), pa.int64()),
+        "timestamp": pa.array([0] * len(messages), pa.timestamp("us", tz="UTC")),
+        "headers": pa.array([one["headers"] for one in messages], pa.list_(header)),
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path of every value in a JSON document."""
+    yield path
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield from _places(value, (*path, key))
+
+
+def _replaced(content: Any, path: tuple[Any, ...], value: Any) -> Any:
+    if not path:
+        return value
+    copy = content.copy()
+    copy[path[0]] = _replaced(content[path[0]], path[1:], value)
+    return copy
+
+
+def test_no_manifest_makes_the_reader_raise_anything_but_its_own_error(fuzz: Any, trained: Path) -> None:
+    text = (trained / "models" / "1" / MANIFEST).read_bytes()
+    content = json.loads(text)
+    places = list(_places(content))
+
+    @fuzz(300)
+    @given(st.sampled_from(places), JSON, st.lists(CHANGE, max_size=3))
+    def check(place: tuple[Any, ...], value: Any, changes: list[tuple[str, float, int, bytes]]) -> None:
+        changed = json.dumps(_replaced(content, place, value)).encode()
+        try:
+            manifest = parse_manifest(_mutated(changed, changes, text))
+        except ModelError as error:
+            assert str(error)  # noqa: PT017  both outcomes are right
+        else:
+            assert isinstance(manifest, Manifest)
+            manifest.check_dimensions()
+
+    check()
+
+
+def test_no_arrays_make_the_reader_raise_anything_but_its_own_error(fuzz: Any) -> None:
+    whole = write_npz({"weights": np.eye(5, dtype=np.float32), "bias": np.zeros(5)})
+
+    @fuzz(300)
+    @given(st.lists(CHANGE, min_size=1, max_size=4))
+    def check(changes: list[tuple[str, float, int, bytes]]) -> None:
+        try:
+            arrays = read_npz(_mutated(whole, changes, whole), "weights.npz")
+        except ModelError as error:
+            assert str(error).startswith("weights.npz ")  # noqa: PT017
+        else:
+            assert all(isinstance(array, np.ndarray) and not array.dtype.hasobject for array in arrays.values())
+
+    check()
+
+
+def test_a_damaged_pin_is_refused_by_name_or_is_none(fuzz: Any, tmp_path: Path) -> None:
+    pins = Pins(tmp_path)
+    whole = Pin("q", 7, PinnedModel(1, "0" * 64), None, [], "2024-05-06T07:08:09+00:00")
+    pins.write(whole)
+    path = tmp_path / "7.json"
+    text = path.read_bytes()
+
+    @fuzz(200)
+    @given(st.lists(CHANGE, min_size=1, max_size=3))
+    def check(changes: list[tuple[str, float, int, bytes]]) -> None:
+        path.write_bytes(_mutated(text, changes, text))
+        try:
+            pin = pins.read("q", 7)
+        except ServiceError as error:
+            assert "7.json is damaged" in str(error)  # noqa: PT017
+        else:
+            assert pin is None or (pin.query_id, pin.batch_id) == ("q", 7)
+
+    check()

@@ -1,0 +1,297 @@
+"""Bundles made to do harm, or spoilt: each is refused with a reason before anything is answered with it."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.arrays import read_npz, write_npz
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
+from models.bundle import CLASSIFIER, FILES, GOLDEN, MANIFEST, PROJECTION, read_bundle
+from models.errors import ModelError
+from models.registry import Registry
+from models.scorer import check_golden, load_scorer
+from tests.faults.conftest import Form, Record
+from tests.models.samples import copy_bundle, replace_file, seal
+
+Spoil = Callable[[Path], None]
+
+
+class Trap:
+    """What unpickling must never reach: it would leave a mark in the working directory."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("unpickled",)
+
+
+def take(bundle: Path) -> None:
+    """All that the stream does before it answers with a model."""
+    content = read_bundle(bundle)
+    check_golden(content, load_scorer(content))
+
+
+def _content(bundle: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((bundle / MANIFEST).read_bytes())
+    return content
+
+
+def _file(name: str, make: Callable[[bytes], bytes], *, sealed: bool = True) -> Spoil:
+    """A file with other content; `sealed` has the manifest agree with it, so that its hash does not give it away."""
+
+    def spoil(bundle: Path) -> None:
+        replace_file(bundle, name, make((bundle / name).read_bytes()))
+        if sealed:
+            seal(bundle)
+
+    return spoil
+
+
+def _arrays(name: str, **change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
+    """An npz with some of its arrays changed, and the manifest in agreement."""
+
+    def make(data: bytes) -> bytes:
+        arrays = read_npz(data, name)
+        return write_npz(arrays | {key: make(arrays[key].copy()) for key, make in change.items()})
+
+    return _file(name, make)
+
+
+def _one(value: float) -> Callable[[np.ndarray], np.ndarray]:
+    def put(array: np.ndarray) -> np.ndarray:
+        array.flat[0] = value
+        return array
+
+    return put
+
+
+def _fields(**fields: Any) -> Spoil:
+    return lambda bundle: seal(bundle, **fields)
+
+
+def _renamed(new: str) -> Spoil:
+    """A manifest that names another place for a file, where the very same file lies."""
+
+    def spoil(bundle: Path) -> None:
+        content = _content(bundle)
+        content["files"][new] = content["files"].pop(CLASSIFIER)
+        replace_file(bundle, MANIFEST, json.dumps(content).encode())
+        if not new.startswith("/"):
+            target = bundle / new
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((bundle / CLASSIFIER).read_bytes())
+        (bundle / CLASSIFIER).unlink()
+
+    return spoil
+
+
+def _swapped(one: str, other: str, *, sealed: bool) -> Spoil:
+    def spoil(bundle: Path) -> None:
+        first, second = (bundle / one).read_bytes(), (bundle / other).read_bytes()
+        replace_file(bundle, one, second)
+        replace_file(bundle, other, first)
+        if sealed:
+            seal(bundle)
+
+    return spoil
+
+
+def _instead(name: str, make: Callable[[Path], object]) -> Spoil:
+    """Something else under a file's name."""
+
+    def spoil(bundle: Path) -> None:
+        (bundle / name).rename(bundle.parent / "moved")
+        make(bundle / name)
+
+    return spoil
+
+
+def _npz(**members: bytes) -> bytes:
+    """An npz put together by hand."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def _objects(_: bytes) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, coefficients=np.array([Trap()], dtype=object), intercept=np.zeros(10, np.float32))
+    return stream.getvalue()
+
+
+def _promise(shape: str) -> bytes:
+    """The header of an .npy file that promises an array of this shape, and nothing behind it."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+def _bomb() -> bytes:
+    """An npz of a hundred bytes whose directory promises 4 GB."""
+    data = _npz(**{"coefficients.npy": _promise("(1000000000,)")})
+    size = data.index(b"PK\x01\x02") + 24
+    return data[:size] + b"\xff\xff\xff\xfe"[::-1] + data[size + 4 :]
+
+
+def _missing_field(name: str) -> Spoil:
+    def spoil(bundle: Path) -> None:
+        content = _content(bundle)
+        del content[name]
+        replace_file(bundle, MANIFEST, json.dumps(content).encode())
+
+    return spoil
+
+
+def _other_weights(data: bytes) -> bytes:
+    """The flatbuffer with some of its numbers changed: it loads and runs, and computes something else."""
+    middle = len(data) // 2
+    return data[:middle] + bytes(200_000) + data[middle + 200_000 :]
+
+
+def _wider(array: np.ndarray) -> np.ndarray:
+    return np.hstack([array, array])
+
+
+HOSTILE: dict[str, Spoil] = {
+    "pickled objects in an npz": _file(CLASSIFIER, _objects),
+    "a pickle under the name of an npz": _file(CLASSIFIER, lambda _: pickle.dumps(Trap())),
+    "a pickle inside an npz": _file(CLASSIFIER, lambda _: _npz(**{"coefficients.npy": pickle.dumps(Trap())})),
+    "a pickle beside the files": lambda bundle: (bundle / "model.pkl").write_bytes(pickle.dumps(Trap())) and None,
+    "a Python file beside the files": lambda bundle: (bundle / "__init__.py").write_text("raise SystemExit") and None,
+    "path traversal in the manifest": _renamed("../classifier.npz"),
+    "an absolute path in the manifest": _renamed("/etc/passwd"),
+    "a path below in the manifest": _renamed("sub/classifier.npz"),
+    "path traversal inside an npz": _file(CLASSIFIER, lambda _: _npz(**{"../../coefficients.npy": _promise("(1,)")})),
+    "a wrong hash": _file(GOLDEN, lambda data: data[:-1] + b"\1", sealed=False),
+    "a hash in capitals": lambda bundle: replace_file(
+        bundle,
+        MANIFEST,
+        json.dumps(_content(bundle) | {"files": {k: v.upper() for k, v in _content(bundle)["files"].items()}}).encode(),
+    ),
+    "two files swapped": _swapped(PROJECTION, CLASSIFIER, sealed=False),
+    "two files swapped, hashes right": _swapped(PROJECTION, CLASSIFIER, sealed=True),
+    "golden and classifier swapped, hashes right": _swapped(GOLDEN, CLASSIFIER, sealed=True),
+    "flatbuffer and weights swapped, hashes right": _swapped(FLATBUFFER_FILE, WEIGHTS_FILE, sealed=True),
+    "NaN among the weights": _arrays(CLASSIFIER, coefficients=_one(np.nan)),
+    "infinity among the weights": _arrays(PROJECTION, components=_one(np.inf)),
+    "other weights in the classifier": _arrays(CLASSIFIER, intercept=_one(30.0)),
+    "other weights in the backbone": _file(FLATBUFFER_FILE, _other_weights),
+    "weights of double width": _arrays(CLASSIFIER, coefficients=_wider),
+    "weights as float64": _arrays(PROJECTION, components=lambda array: array.astype(np.float64)),
+    "weights as text": _arrays(CLASSIFIER, intercept=lambda array: array.astype(str)),
+    "huge dimensions in the manifest": _fields(projection__n_out=10**6, classifier__n_in=10**6),
+    "dimensions beyond all bounds": _fields(projection__n_out=10**18),
+    "negative dimensions": _fields(classifier__n_out=-10),
+    "an input size of gigapixels": _fields(backbone__input_size=[10**6, 10**6]),
+    "an array that promises terabytes": _file(
+        CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _promise("(1000000000000,)")})
+    ),
+    "an array of negative shape": _file(CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _promise("(-1, 5)")})),
+    "code for a shape": _file(CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _promise("(__import__('os'),)")})),
+    "a zip bomb for an npz": _file(CLASSIFIER, lambda _: _bomb()),
+    "an empty npz": _file(PROJECTION, lambda _: write_npz({})),
+    "a flatbuffer of zeros": _file(FLATBUFFER_FILE, lambda data: bytes(len(data))),
+    "a flatbuffer cut short": _file(FLATBUFFER_FILE, lambda data: data[: len(data) // 2]),
+    "an empty flatbuffer": _file(FLATBUFFER_FILE, lambda _: b""),
+    "golden answers altered": _arrays(GOLDEN, probabilities=lambda array: array[:, ::-1]),
+    "golden answers that are NaN": _arrays(GOLDEN, probabilities=_one(np.nan)),
+    "golden images that are none": _arrays(GOLDEN, data=np.zeros_like),
+    "golden lengths beyond the data": _arrays(GOLDEN, lengths=lambda array: array * 10),
+    "no golden image": _arrays(GOLDEN, lengths=lambda a: a[:0], data=lambda a: a[:0], probabilities=lambda a: a[:0]),
+    "a tolerance that lets anything through": _fields(golden_tolerance=1.0),
+    "an engine that unpickles": _fields(backbone__engine="pickle"),
+    "a classifier of unknown kind": _fields(classifier__kind="lambda"),
+    "a field more": _fields(on_load="os.system"),
+    "another schema": _fields(schema_version=2),
+    "class names that repeat": _fields(classes=["0"] * 10),
+    "no classes": _fields(classes=[]),
+    "a metric that is NaN": _fields(metrics={"accuracy": float("nan")}),
+    "no list of files": _missing_field("files"),
+    "an empty manifest": lambda bundle: replace_file(bundle, MANIFEST, b""),
+    "a manifest nested without end": lambda bundle: replace_file(bundle, MANIFEST, b'{"a":' * 100_000),
+    "a link to the right file": _instead(CLASSIFIER, lambda path: path.symlink_to(path.parent.parent / "moved")),
+    "a link to the right manifest": _instead(MANIFEST, lambda path: path.symlink_to(path.parent.parent / "moved")),
+    "a link to a device": _instead(GOLDEN, lambda path: path.symlink_to("/dev/zero")),
+    "a pipe that nobody writes": _instead(GOLDEN, os.mkfifo),
+    "a folder for a file": _instead(PROJECTION, lambda path: path.mkdir()),
+    "a file missing": _instead(PROJECTION, lambda _: None),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Path) -> Path:
+    """A bundle that is taken."""
+    take(trained / "models" / "1")
+    return trained / "models" / "1"
+
+
+@pytest.fixture(scope="module")
+def refused_kinds(record: Record) -> Iterator[set[str]]:
+    """The kinds that were refused, counted at the end."""
+    kinds: set[str] = set()
+    yield kinds
+    record("hostile bundles: kinds refused", "all, ≥ 25", f"{len(kinds)} of {len(HOSTILE)}")
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_bundle_is_refused_with_a_reason(
+    whole: Path, tmp_path: Path, kind: str, refused_kinds: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bundle = copy_bundle(whole, tmp_path / "bundle")
+    HOSTILE[kind](bundle)
+    with pytest.raises(ModelError) as refusal:
+        take(bundle)
+    assert str(refusal.value).strip()
+    assert not (tmp_path / "unpickled").exists()
+    refused_kinds.add(kind)
+
+
+def test_every_change_of_a_single_byte_of_a_registered_bundle_is_refused(
+    whole: Path, tmp_path: Path, rng: Random, form: Form[int], record: Record
+) -> None:
+    def make(bundle: Path) -> None:
+        copy_bundle(whole, bundle)
+        for name in FILES - {GOLDEN}:
+            replace_file(bundle, name, name.encode())  # small ones, for reading computes nothing with them
+        seal(bundle)
+
+    registry = Registry(tmp_path / "models")
+    version = registry.register(make)
+    bundle, refused = registry.path(version), 0
+    for name in sorted(FILES | {MANIFEST}):
+        content = (bundle / name).read_bytes()
+        with (bundle / name).open("r+b", buffering=0) as file:
+            for position, byte in enumerate(content):
+                for _ in range(form(8, 1)):
+                    os.pwrite(file.fileno(), bytes([byte ^ rng.randrange(1, 256)]), position)
+                    with pytest.raises(ModelError, match="."):
+                        registry.read(version)
+                    refused += 1
+                os.pwrite(file.fileno(), bytes([byte]), position)
+    registry.read(version)
+    record("hostile bundles: single bytes changed", "all refused", f"{refused:,} of {refused:,} refused")
+
+
+def test_a_changed_byte_anywhere_in_the_large_files_is_refused(
+    whole: Path, tmp_path: Path, rng: Random, form: Form[int]
+) -> None:
+    bundle = copy_bundle(whole, tmp_path / "bundle")
+    for name in (FLATBUFFER_FILE, WEIGHTS_FILE, PROJECTION, CLASSIFIER):
+        replace_file(bundle, name, (whole / name).read_bytes())
+        with (bundle / name).open("r+b", buffering=0) as file:
+            for _ in range(form(500, 5)):
+                position = rng.randrange((bundle / name).stat().st_size)
+                (byte,) = os.pread(file.fileno(), 1, position)
+                os.pwrite(file.fileno(), bytes([byte ^ rng.randrange(1, 256)]), position)
+                with pytest.raises(ModelError, match=f"{name} has SHA-256"):
+                    read_bundle(bundle)
+                os.pwrite(file.fileno(), bytes([byte]), position)

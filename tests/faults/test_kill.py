@@ -1,0 +1,95 @@
+"""SIGKILL at every step of the commit protocol, and in between: no message is lost, none has two rows."""
+
+import json
+from dataclasses import dataclass
+from statistics import median, quantiles
+from time import sleep
+
+import pytest
+
+from models.registry import Registry
+from streaming.commit import STEPS
+from streaming.settings import Settings
+from tests.conftest import NewService
+from tests.faults.conftest import Form, Record
+from tests.faults.harness import Sent, Stream, check_exactly_once, register_twin, rows, send
+from tests.faults.poison import generator, samples
+
+LONGEST_RUN_S = 20.0  # before a kill at a random time
+
+
+@dataclass(frozen=True)
+class Survived:
+    """A service after all the kills."""
+
+    settings: Settings
+    sent: Sent
+    recoveries_s: list[float]
+    pinned_otherwise: int  # kills after which the retry had to use another model than the champion
+
+
+@pytest.fixture(scope="module")
+def survived(new_service: NewService, form: Form, seed: int, record: Record) -> Survived:
+    """The stream was killed once at each step (full: 5 times, and 15 times at random), with the champion changed after
+    each kill, and then left to finish."""
+    rng = generator(seed)
+    plan: list[str | None] = form([*STEPS * 5, *[None] * 15], [*STEPS])
+    rng.shuffle(plan)
+    good, bad, size = form((300, 100, 100), (28, 12, 20))
+    settings = new_service()
+    versions, registry = [1, register_twin(settings)], Registry(settings.models_dir)
+    sent = send(settings, samples(rng, good=good, bad=bad))
+    recoveries, otherwise, dead_at = [], 0, None
+    for number, step in enumerate(plan):
+        kill = (step, rng.choice([1, 2])) if step else None
+        with Stream(settings, images_per_batch=size, kill=kill) as stream:
+            if number + 1 < len(plan):
+                sent |= send(settings, samples(rng, good=good, bad=bad))
+            if kill is None:
+                sleep(rng.uniform(0, LONGEST_RUN_S))
+                killed_at = stream.kill_now()
+            else:
+                killed_at = stream.wait_killed()
+        recoveries += _recovery(stream, dead_at)
+        dead_at = killed_at
+        champion = versions[number % 2 - 1]
+        otherwise += _unfinished_version(settings) not in {None, champion}
+        registry.promote(champion, by="test", why="test")
+    with Stream(settings, images_per_batch=size, until_drained=True) as stream:
+        stream.wait_ended()
+    recoveries += _recovery(stream, dead_at)
+
+    record("kill: messages, SIGKILLs", form("20,000, 50", "280, 7"), f"{len(sent):,}, {len(plan)}")
+    p95 = quantiles(recoveries, n=20)[-1] if len(recoveries) > 1 else recoveries[0]
+    record("recovery: SIGKILL to first new commit", "p95 ≤ 60 s", f"p50 {median(recoveries):.1f} s, p95 {p95:.1f} s")
+    return Survived(settings, sent, recoveries, otherwise)
+
+
+def _recovery(stream: Stream, dead_at: float | None) -> list[float]:
+    """Seconds from the last kill to this run's first commit, if there were both."""
+    commits = stream.events("batch")
+    return [commits[0]["at"] - dead_at] if commits and dead_at is not None else []
+
+
+def _unfinished_version(settings: Settings) -> int | None:
+    """The version that the last batch is pinned to, if it is cut off."""
+    pins = [json.loads(path.read_text()) for path in settings.checkpoints_dir.glob("*/pins/*.json")]
+    if not pins:
+        return None
+    last = max(pins, key=lambda pin: pin["batch_id"])
+    whole = [row["batch_id"] for row in rows(settings, "SELECT batch_id FROM batches")]
+    return None if last["batch_id"] in whole else int(last["model"]["version"])
+
+
+def test_no_message_is_lost_or_repeated_wherever_the_driver_is_killed(survived: Survived, record: Record) -> None:
+    check_exactly_once(survived.settings, survived.sent)
+    record("kill: lost, repeated, inconsistent", "0, 0, 0", "0, 0, 0")
+
+
+def test_a_batch_cut_off_is_completed_with_its_pinned_model_not_with_the_new_champion(survived: Survived) -> None:
+    assert survived.pinned_otherwise  # else the next line shows nothing
+    by_batch = rows(
+        survived.settings, "SELECT batch_id, count(DISTINCT model_version) AS n FROM predictions GROUP BY batch_id"
+    )
+    assert {row["n"] for row in by_batch} == {1}
+    assert len({row["model_version"] for row in rows(survived.settings, "SELECT model_version FROM batches")}) == 2

@@ -1,0 +1,100 @@
+"""The broker dies in the middle of publishing and streaming, and comes back: no acknowledged message is lost."""
+
+import hashlib
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from random import Random
+
+import producer
+from streaming.audit import audit
+from streaming.broker import running_broker, start_broker, stop_broker
+from streaming.settings import Settings
+from streaming.topic import describe_topic
+from tests.faults.conftest import Form, Record
+from tests.faults.harness import Stream, rows, scored
+from tests.faults.poison import encode, picture
+
+FILES_PER_S = 20
+MAX_TRIES = 5  # at publishing a folder: the publisher gives up after 30 s without an answer
+
+
+class Publishing(threading.Thread):
+    """Publishes a folder slowly, and again if it was not all acknowledged; `acknowledged` when it ends."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        super().__init__()
+        self._settings = settings
+        self._folder = folder
+        self.acknowledged = False
+        self.tries = 0
+
+    def run(self) -> None:
+        while not self.acknowledged and self.tries < MAX_TRIES:
+            self.tries += 1
+            summary = producer.publish(
+                [self._folder],
+                bootstrap_servers=str(self._settings.bootstrap_servers),
+                topic=self._settings.topic,
+                on_progress=lambda _: time.sleep(1 / FILES_PER_S),
+                connect_timeout_s=60,
+            )
+            self.acknowledged = summary.complete
+
+
+def _kill_broker(broker: Settings) -> None:
+    state = running_broker(broker)
+    assert state is not None
+    os.kill(state.pid, signal.SIGKILL)
+    assert stop_broker(broker) or running_broker(broker) is None  # waits until it is gone
+
+
+def _write_pictures(folder: Path, count: int, rng: Random) -> set[str]:
+    """Files, no two alike; their SHA-256, which are the ids of the messages."""
+    folder.mkdir()
+    ids = set()
+    for number in range(count):
+        data = encode(picture(rng), "PNG") + f"{folder.name} {number}".encode()
+        (folder / f"{number:04}.png").write_bytes(data)
+        ids.add(hashlib.sha256(data).hexdigest())
+    return ids
+
+
+def test_no_acknowledged_message_is_lost_when_the_broker_dies_and_comes_back(
+    service: Settings, broker: Settings, rng: Random, form: Form[int], tmp_path: Path, record: Record
+) -> None:
+    outages, outage_s = form(10, 1), form(30, 10)
+    published: set[str] = set()
+    tries = 0
+    with Stream(service, images_per_batch=50) as stream:
+        stream.wait_started()
+        for number in range(outages):
+            published |= _write_pictures(folder := tmp_path / str(number), FILES_PER_S * (outage_s + 6), rng)
+            publishing = Publishing(service, folder)
+            publishing.start()
+            before = scored(service)
+            stream.wait_for(lambda before=before: scored(service) > before)  # both are in the middle of it
+
+            stop_broker(broker) if rng.random() < 0.5 else _kill_broker(broker)
+            time.sleep(outage_s)
+            start_broker(broker)
+
+            publishing.join()
+            assert publishing.acknowledged
+            tries += publishing.tries
+        topic = describe_topic(str(service.bootstrap_servers), service.topic)
+        total = sum(topic.ends.values()) - sum(topic.begins.values())
+        stream.wait_for(lambda: scored(service) >= total)
+        stream.stop()
+
+    found = {row["image_id"] for row in rows(service, "SELECT image_id FROM predictions")}
+    assert found == published
+    report = audit(service)
+    assert report.clean, [problem.text for problem in report.problems]
+    assert report.predicted == total
+    if tries == outages:  # whatever the publisher tried again itself, the broker took once
+        assert total == len(published)
+    record("outage: broker gone", form("10 × 30 s", "1 × 10 s"), f"{outages} × {outage_s} s")
+    record("outage: acknowledged messages lost", "0", f"0 of {len(published):,}")

@@ -1,0 +1,52 @@
+"""Whatever a topic may bring: the query goes on, and each bad message lies in the quarantine for the right reason."""
+
+from random import Random
+
+import pytest
+
+from models.decode import BadImage, decode
+from streaming.settings import Settings
+from tests.conftest import NewService
+from tests.faults.conftest import Form, Record
+from tests.faults.harness import MemoryWatch, Sent, Stream, check_exactly_once, rows, send
+from tests.faults.poison import BAD, GOOD, Kind, samples
+
+SIZE = (224, 224)
+
+
+@pytest.mark.parametrize("kind", [*GOOD, *BAD], ids=lambda kind: kind.name)
+def test_decoding_judges_every_kind_as_it_should(kind: Kind, rng: Random) -> None:
+    for _ in range(1 if kind.heavy else 3):
+        got = decode(kind.make(rng), SIZE)
+        assert (got.reason if isinstance(got, BadImage) else None) == kind.reason
+
+
+def _drain(settings: Settings, sent: Sent) -> tuple[Stream, MemoryWatch]:
+    with Stream(settings, until_drained=True) as stream, MemoryWatch(stream.process.pid) as watch:
+        stream.wait_ended()
+    check_exactly_once(settings, sent)
+    return stream, watch
+
+
+def test_bad_messages_are_quarantined_for_their_reason_while_the_query_goes_on(
+    new_service: NewService, rng: Random, form: Form[int], record: Record
+) -> None:
+    count = form(10_000, 120)
+    poisoned = new_service()
+    sent = send(poisoned, samples(rng, good=count, bad=count, heavy=True))
+
+    stream, watch = _drain(poisoned, sent)
+
+    (end,) = stream.events("end")
+    assert end["restarts"] == 0
+    assert not stream.events("trouble")
+    kinds = {one.kind for one in sent.values() if one.reason}
+    record("poison: bad messages, kinds", form("10,000, ≥ 30", "120, ≥ 30"), f"{count:,}, {len(kinds)}")
+    (found,) = rows(poisoned, "SELECT count(*) AS n, count(DISTINCT reason) AS reasons FROM quarantine")
+    record("poison: quarantined, by right reason", "all", f"{found['n']:,}, {found['reasons']} reasons")
+    if form(True, False):
+        clean = new_service()
+        sent = send(clean, samples(rng, good=2 * count, bad=0))
+        _, other = _drain(clean, sent)
+        more = [mine - theirs for mine, theirs in zip(watch.peak_mb(), other.peak_mb(), strict=True)]
+        record("poison: peak memory over a clean run", "≤ 64 MB", f"Java {more[0]:+.0f} MB, Python {more[1]:+.0f} MB")

@@ -1,0 +1,130 @@
+"""A service operated at random: whatever is done to it, in whatever order, every message has one row in the end."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from random import Random
+
+from models.errors import ModelError
+from models.registry import CHALLENGER, Registry
+from streaming.broker import start_broker, stop_broker
+from streaming.maintain import maintain
+from streaming.settings import Settings
+from tests.faults.conftest import Form, Record
+from tests.faults.harness import Sent, Stream, check_exactly_once, register_twin, scored, send
+from tests.faults.poison import samples
+
+IMAGES_PER_BATCH = 15
+LONGEST_PAUSE_S = 3.0
+
+
+class Operator:
+    """Operates one service; a step that makes no sense at the moment is not among `possible`."""
+
+    def __init__(self, settings: Settings, broker: Settings, rng: Random) -> None:
+        self.sent: Sent = {}
+        self._settings = settings
+        self._broker = broker
+        self._rng = rng
+        self._registry = Registry(settings.models_dir)
+        self._versions = [1, register_twin(settings)]
+        self._stream: Stream | None = None
+        self._lost_checkpoint = False
+
+    def possible(self) -> list[Callable[[], None]]:
+        """The steps that can be done now, likelier ones several times."""
+        always = [self.publish, self.publish, self.promote, self.challenge, self.roll_back]
+        broker = [self.restart_broker]
+        if self._stream is None:
+            return [*always, *broker, self.start, self.start, self.start, self.maintain, self.lose_checkpoint]
+        return [*always, *broker, self.kill, self.kill, self.stop, self.maintain]
+
+    def step(self) -> str:
+        one = self._rng.choice(self.possible())
+        one()
+        threading.Event().wait(self._rng.uniform(0, LONGEST_PAUSE_S))
+        return one.__name__
+
+    def publish(self) -> None:
+        self.sent |= send(
+            self._settings, samples(self._rng, good=self._rng.randint(5, 25), bad=self._rng.randint(0, 9))
+        )
+
+    def start(self) -> None:
+        self._stream = Stream(self._settings, images_per_batch=IMAGES_PER_BATCH, resume=self._lost_checkpoint)
+        if self._rng.random() < 0.7:  # else the next step meets it while it starts
+            before = scored(self._settings)
+            done = len(self.sent) == before
+            self._stream.wait_started() if done else self._stream.wait_for(lambda: scored(self._settings) > before)
+
+    def kill(self) -> None:
+        if self._stream is not None:
+            self._stream.kill_now()
+            self._ended()
+
+    def stop(self) -> None:
+        if self._stream is not None:
+            self._stream.wait_started()
+            self._stream.stop()
+            self._ended()
+
+    def promote(self) -> None:
+        if self._rng.random() < 0.3:
+            self._versions.append(register_twin(self._settings))
+        self._registry.promote(self._rng.choice(self._versions), by="test", why="test")
+
+    def challenge(self) -> None:
+        self._registry.promote(self._rng.choice(self._versions), alias=CHALLENGER, by="test", why="test")
+
+    def roll_back(self) -> None:
+        try:
+            self._registry.rollback(by="test")
+        except ModelError as error:
+            assert "no earlier version" in str(error)  # noqa: PT017  it may have none yet
+
+    def restart_broker(self) -> None:
+        stop_broker(self._broker)
+        start_broker(self._broker)
+
+    def maintain(self) -> None:
+        if scored(self._settings):
+            maintain(self._settings, retention_hours=0)
+
+    def lose_checkpoint(self) -> None:
+        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
+        self._lost_checkpoint = self._lost_checkpoint or checkpoint.exists()
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+    def finish(self) -> None:
+        """Publish a little more, and let the stream come to the end of it."""
+        self.publish()
+        if self._stream is None:
+            self.start()
+        assert self._stream is not None
+        self._stream.wait_for(lambda: scored(self._settings) >= len(self.sent))
+        self.stop()
+
+    def close(self) -> None:
+        if self._stream is not None and self._stream.running:
+            self._stream.kill_now()
+
+    def _ended(self) -> None:
+        self._stream = None
+        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
+        self._lost_checkpoint = self._lost_checkpoint and not (checkpoint / "metadata").exists()
+
+
+def test_a_service_operated_at_random_has_one_row_for_every_message(
+    service: Settings, broker: Settings, rng: Random, form: Form[int], record: Record
+) -> None:
+    operator = Operator(service, broker, rng)
+    steps = form(200, 15)
+    try:
+        operator.publish()
+        for number in range(steps):
+            print(f"{number}: {operator.step()}", flush=True)
+        operator.finish()
+    finally:
+        operator.close()
+    check_exactly_once(service, operator.sent)
+    record("random operation: steps, audit", f"{steps}, clean", f"{steps}, clean ({len(operator.sent):,} messages)")

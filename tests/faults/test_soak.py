@@ -1,0 +1,139 @@
+"""Many micro-batches in a row beside maintenance, and the same ones offered again."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from random import Random
+from statistics import mean, median
+
+import pytest
+from deltalake import DeltaTable
+
+from streaming.ingest import batch_offsets
+from streaming.maintain import maintain
+from streaming.settings import Settings
+from tests.conftest import NewService
+from tests.faults.conftest import Form, Record
+from tests.faults.harness import MemoryWatch, Sent, Stream, check_exactly_once, rows, send, versions
+from tests.faults.poison import generator, samples
+
+MAX_LIVE_FILES = 50
+TIMES_OFFERED_AGAIN = 2
+
+
+@dataclass
+class Soaked:
+    """A service that has run for long."""
+
+    settings: Settings
+    sent: Sent
+    images_per_batch: int
+    most_files: dict[str, int]  # table → the most live files that were seen after maintenance
+
+
+@contextmanager
+def _maintained(settings: Settings, every_s: float) -> Iterator[dict[str, int]]:
+    """Maintenance beside a stream, again and again; gives the most live files of each table after it."""
+    over = threading.Event()
+    most: dict[str, int] = {}
+    failures: list[BaseException] = []
+
+    def keep() -> None:
+        try:
+            while not over.wait(every_s):
+                for table in maintain(settings).tables:
+                    most[table.name] = max(most.get(table.name, 0), table.files_after)
+        except BaseException as error:  # noqa: BLE001  told below, in the test's own thread
+            failures.append(error)
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.fixture(scope="module")
+def soaked(new_service: NewService, form: Form[int], seed: int, record: Record) -> Soaked:
+    batches, size = form(1_000, 60), form(50, 8)
+    settings, rng = new_service(), generator(seed)
+    sent: Sent = {}
+    for _ in range(10):
+        sent |= send(settings, samples(rng, good=batches * size * 9 // 100, bad=batches * size // 100))
+    with Stream(settings, images_per_batch=size, until_drained=True) as stream:
+        stream.wait_for(lambda: bool(stream.events("batch")))
+        with MemoryWatch(stream.process.pid) as watch, _maintained(settings, form(30, 3)) as most:
+            stream.wait_ended()
+    commits = [event["at"] for event in stream.events("batch")]
+    assert len(commits) >= batches
+
+    record("soak: micro-batches", str(batches), f"{len(commits):,} in {commits[-1] - commits[0]:.0f} s")
+    quarter = max(1, len(commits) // 4)
+    intervals = [later - earlier for earlier, later in pairwise(commits)]
+    ratio = median(intervals[-quarter:]) / median(intervals[:quarter])
+    record("soak: last quarter's batch time / first's", "≤ 1.1", f"{ratio:.2f}")
+    memory = [(java + python) / 1e6 for _, java, python in watch.samples]
+    quarter = max(1, len(memory) // 4)
+    first, last = mean(memory[:quarter]), mean(memory[-quarter:])
+    record("soak: memory, first and last quarter", "flat", f"{first:,.0f} MB, {last:,.0f} MB")
+    return Soaked(settings, sent, size, dict(most))
+
+
+def test_every_message_of_a_long_run_has_one_row(soaked: Soaked) -> None:
+    check_exactly_once(soaked.settings, soaked.sent)
+
+
+def test_maintenance_beside_the_stream_keeps_the_files_few(soaked: Soaked, record: Record) -> None:
+    assert soaked.most_files, "maintenance never ran beside the stream"
+    assert max(soaked.most_files.values()) <= MAX_LIVE_FILES
+    maintain(soaked.settings)
+    live = {path.name: len(DeltaTable(path).file_uris()) for path in soaked.settings.tables_dir.iterdir()}
+    assert max(live.values()) <= MAX_LIVE_FILES
+    record("soak: live files per table", f"≤ {MAX_LIVE_FILES}", f"≤ {max(soaked.most_files.values())}")
+    check_exactly_once(soaked.settings, soaked.sent)
+
+
+def test_batches_that_spark_offers_again_leave_every_table_unchanged(soaked: Soaked, record: Record) -> None:
+    settings = soaked.settings
+    checkpoint = settings.checkpoints_dir / settings.topic / "spark"
+    n = rows(settings, "SELECT count(*) AS n FROM batches")[0]["n"]
+    before, planned = versions(settings), [batch_offsets(checkpoint, batch_id) for batch_id in range(n)]
+
+    for _ in range(TIMES_OFFERED_AGAIN):
+        for log in ("offsets", "commits"):  # Spark plans them again, all from the first message on
+            shutil.rmtree(checkpoint / log)
+        with Stream(settings, images_per_batch=soaked.images_per_batch, until_drained=True) as stream:
+            stream.wait_ended()
+        assert [batch_offsets(checkpoint, batch_id) for batch_id in range(n)] == planned  # it was the same that came
+        assert len(list((checkpoint / "commits").glob("[0-9]*"))) == n
+        assert stream.events("batch") == []
+
+    assert versions(settings) == before
+    record("replay: batches offered three times, changes", "0", f"{n:,} batches, 0")
+
+
+def test_an_older_copy_of_the_checkpoint_skips_no_message(soaked: Soaked, rng: Random) -> None:
+    """Spark plans the batches anew that the copy does not know, and messages that came since join them."""
+    settings = soaked.settings
+    checkpoint = settings.checkpoints_dir / settings.topic / "spark"
+    last = rows(settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
+    for log in ("offsets", "commits"):
+        (checkpoint / log / str(last)).unlink()
+        (checkpoint / log / f".{last}.crc").unlink(missing_ok=True)
+    soaked.sent |= send(settings, samples(rng, good=soaked.images_per_batch, bad=0))
+
+    with Stream(settings, images_per_batch=4 * soaked.images_per_batch, until_drained=True) as stream:
+        code = stream.process.wait()
+
+    if code == 0:
+        check_exactly_once(settings, soaked.sent)
+    else:
+        (error,) = stream.events("error")
+        assert "checkpoint" in error["what"]
