@@ -1,0 +1,49 @@
+"""`python -m benchmarks`: every question, ours against a peer, as a table and as JSON."""
+
+import json
+import os
+import platform
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.pairs import Pair
+
+QUESTIONS = ("decoding", "projection", "engine")  # the last one imports TensorFlow
+LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pillow", "scikit-learn")
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Argument(help=f"Of: {', '.join(QUESTIONS)}; default: all.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")] = None,
+) -> None:
+    """Measure, ours and a peer in turn, and print the ratios."""
+    unknown = set(only or []) - set(QUESTIONS)
+    if unknown:
+        raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}; known are {', '.join(QUESTIONS)}")
+    console = Console()
+    pairs: list[Pair] = []
+    for name in only or QUESTIONS:
+        with Console(stderr=True).status(f"{name} …"):
+            pairs += import_module(f"benchmarks.{name}").questions()
+    table = Table("question", "ours", "peer", "unit", "ratio", "aim", "spread", box=None)
+    for one in pairs:
+        low, high = one.spread
+        ours, peer = sorted(one.ours)[len(one.ours) // 2], sorted(one.peer)[len(one.peer) // 2]
+        spread = f"{low:.2f} … {high:.2f}"
+        table.add_row(one.question, f"{ours:,.0f}", f"{peer:,.0f}", one.unit, f"{one.ratio:.2f}", f"{one.aim}", spread)
+    console.print(table)
+    versions = {name: version(name) for name in LIBRARIES}
+    console.print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}", highlight=False)
+    if json_file:
+        figures = [vars(one) | {"ratio": one.ratio, "spread": one.spread} for one in pairs]
+        json_file.write_text(json.dumps({"cores": os.cpu_count(), "versions": versions, "figures": figures}, indent=2))
+
+
+if __name__ == "__main__":
+    typer.run(main)
