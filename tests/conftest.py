@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import hypothesis
 import pytest
 
 from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
@@ -19,6 +20,10 @@ from streaming.jars import install_jars
 from streaming.java import find_java
 from streaming.kafka_node import free_port
 from streaming.settings import Settings
+
+# No deadline, for machines differ; the same examples in every run, so that what is green stays green.
+hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("steady")
 
 CHECKOUT = Path(__file__).parent.parent
 
