@@ -5,13 +5,14 @@ seconds. Every append carries an application transaction (app id, version) in th
 whose version the table has already seen is left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
@@ -100,6 +101,8 @@ BATCHES = pa.schema(
     ]
 )
 
+COMMIT_TRIES = 20
+
 # Deletion vectors stay off, so that readers without them can read the tables.
 CONFIGURATION = {"delta.enableDeletionVectors": "false", "delta.checkpointInterval": "50"}
 SCHEMAS: dict[str, tuple[pa.Schema, list[str]]] = {
@@ -134,33 +137,56 @@ class Table:
 
     def append(self, rows: pa.Table, app_id: str, version: int) -> bool:
         """Append rows in one commit, unless `app_id` has already committed `version`; True if it did append."""
-        if not rows.num_rows or self.committed(app_id, version):
+        if not rows.num_rows:
             return False
-        write_deltalake(
-            self._handle,
-            rows.select(self.schema.names).cast(self.schema),
-            mode="append",
-            partition_by=self._partition_by,
-            commit_properties=_once(app_id, version),
-        )
-        return True
+        data = rows.select(self.schema.names).cast(self.schema)
+
+        def write() -> None:
+            write_deltalake(
+                self._handle,
+                data,
+                mode="append",
+                partition_by=self._partition_by,
+                commit_properties=_once(app_id, version),
+            )
+
+        return self._commit_once(write, app_id, version)
 
     def append_files(self, files: Sequence[DataFile], app_id: str, version: int) -> bool:
         """Make files that workers wrote part of the table, in one commit, under the same condition as `append`."""
-        if not files or self.committed(app_id, version):
+        if not files:
             return False
-        for file in files:
-            if not (self.directory / file.path).is_file():
-                raise ServiceError(f"{self.directory / file.path} was written for this commit and is no longer there")
-        now_ms = _now_ms()
         actions: list[AddAction | RemoveAction] = [
-            AddAction(file.path, file.bytes, {}, now_ms, data_change=True, stats=f'{{"numRecords":{file.rows}}}')
+            AddAction(file.path, file.bytes, {}, _now_ms(), data_change=True, stats=f'{{"numRecords":{file.rows}}}')
             for file in files
         ]
-        self._handle.create_write_transaction(
-            actions, "append", self._handle.schema(), commit_properties=_once(app_id, version)
-        )
-        return True
+
+        def write() -> None:
+            for file in files:
+                if not (self.directory / file.path).is_file():
+                    raise ServiceError(f"{self.directory / file.path} was written for this commit and is gone")
+            schema, once = self._handle.schema(), _once(app_id, version)
+            self._handle.create_write_transaction(actions, "append", schema, commit_properties=once)
+
+        return self._commit_once(write, app_id, version)
+
+    def _commit_once(self, write: Callable[[], None], app_id: str, version: int) -> bool:
+        """Call `write`, unless the table has seen `version` of `app_id`; again, if rows were removed meanwhile.
+
+        An append reads nothing that others could have changed, but deltalake refuses it beside a commit that removes
+        rows, such as marking what was replayed. Nothing has been committed then, so it is simply tried again.
+        """
+        for tries_left in reversed(range(COMMIT_TRIES)):
+            if self.committed(app_id, version):
+                return False
+            try:
+                write()
+            except CommitFailedError:
+                if not tries_left:
+                    raise
+            else:
+                return True
+        return False
 
     def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
         """Delete the rows of a topic at or after the committed end of their partition; returns how many."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -232,7 +233,11 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
         stream.kill()
     by_version = rows(service, "SELECT model_version, count(*) AS n FROM predictions GROUP BY 1 ORDER BY 1")
     assert by_version == [{"model_version": 1, "n": GOOD}, {"model_version": second, "n": 2 * MORE}]
-    assert f"version {third} is refused" in log.read_text()
+    assert re.search(rf"model refused .*model_version={third}\b", log.read_text())
+    refused = rows(service, "SELECT refused FROM batches WHERE refused IS NOT NULL")
+    assert len(refused) == 1
+    assert f"version {third}: " in refused[0]["refused"]
+    assert "classifier.npz has SHA-256" in refused[0]["refused"]
 
 
 def _copy_with_other_metrics(source: Path, target: Path) -> None:
