@@ -16,6 +16,7 @@ Features = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
 Number = TypeVar("Number", np.float32, np.float64)
 
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # with members, and without
 MAX_ARRAY_BYTES = 2 * 1024**3
 
 # What NumPy and zipfile raise for a file that is damaged, or made to do harm.
@@ -60,6 +61,8 @@ def read_npz(data: bytes, name: str) -> Arrays:
 
 
 def _unpacked(data: bytes, name: str) -> Arrays:
+    if not data.startswith(ZIP_MAGIC):  # a zip may have anything in front, such as an array on its own
+        raise ModelError(f"{name} is not a readable npz without pickles: it is not a zip file from its first byte on")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > MAX_ARRAY_BYTES:

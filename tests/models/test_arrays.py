@@ -90,3 +90,10 @@ def test_damage_anywhere_is_either_harmless_or_refused(data: bytes, changes: lis
     except ModelError:
         return
     assert all(isinstance(array, np.ndarray) and not array.dtype.hasobject for array in arrays.values())
+
+
+def test_an_array_with_an_npz_behind_it_is_no_npz() -> None:
+    single = io.BytesIO()
+    np.save(single, np.zeros(3, np.float32))
+    with pytest.raises(ModelError, match="weights.npz is not a readable npz .* not a zip file"):
+        read_npz(single.getvalue() + write_npz({"mean": np.zeros(3, np.float32)}), "weights.npz")
