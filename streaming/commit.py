@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame
 from streaming.continuity import Continuity
 from streaming.errors import ServiceError
 from streaming.ingest import batch_offsets, read_query_id
-from streaming.pin import Pin, Pins
+from streaming.pin import OffsetRange, Pin, Pins
 from streaming.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.serving import Serving
 from streaming.tables import ANSWER, BATCHES, IDENTITY, PREDICTIONS, SHADOW, Table, spark_schema
@@ -107,13 +107,15 @@ class BatchCommitter:
     def __call__(self, messages: DataFrame, batch_id: int) -> None:
         """Run the protocol for one micro-batch; `foreachBatch` calls this."""
         started, clock = datetime.now(UTC), perf_counter()
-        query_id = read_query_id(self._checkpoint)
+        query_id, offsets = read_query_id(self._checkpoint), batch_offsets(self._checkpoint, batch_id)
+        if not offsets:
+            return  # the first batch of a query that found nothing new: there is nothing to account for
         if self._tables.batches.committed(query_id, batch_id):
-            self._continuity.check_whole(batch_offsets(self._checkpoint, batch_id))
+            self._continuity.check_whole(offsets)
             return
         self._on_step("begin")
 
-        pin = self._pins.read(query_id, batch_id) or self._pin(query_id, batch_id)
+        pin = self._pins.read(query_id, batch_id) or self._pin(query_id, batch_id, offsets)
         self._on_step("pin")
 
         rows, reports = self._score(messages, pin)
@@ -152,9 +154,8 @@ class BatchCommitter:
         self._on_step("batches")
         self._on_batch(result)
 
-    def _pin(self, query_id: str, batch_id: int) -> Pin:
+    def _pin(self, query_id: str, batch_id: int, offsets: list[OffsetRange]) -> Pin:
         """Bind a batch to the models of this moment and to what Spark planned for it."""
-        offsets = batch_offsets(self._checkpoint, batch_id)
         self._continuity.check(offsets)
         self._serving.follow()
         challenger = self._serving.challenger

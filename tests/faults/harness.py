@@ -272,7 +272,8 @@ def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
     """Rows, `batches` and pins agree on each batch's model and on how many messages it has."""
     batches = {(row["query_id"], row["batch_id"]): row for row in rows(settings, "SELECT * FROM batches")}
     by_batch = Counter((row["query_id"], row["batch_id"]) for row in found)
-    assert by_batch == {batch: row["input_rows"] for batch, row in batches.items()}
+    accounted = {batch: row["input_rows"] for batch, row in batches.items()}
+    assert by_batch == accounted, {key: (by_batch.get(key), accounted.get(key)) for key in by_batch | accounted}
     for row in found:
         batch = batches[row["query_id"], row["batch_id"]]
         assert (row["model_version"], row["bundle_sha256"]) == (batch["model_version"], batch["bundle_sha256"])
