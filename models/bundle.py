@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.architectures import Output
 from models.arrays import Arrays, read_npz, write_npz
-from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, Precision
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, Precision, file_sha256
 from models.decode import Resize
 from models.errors import ModelError
 
@@ -161,7 +161,7 @@ def write_bundle(
         shutil.copyfile(source, directory / name)
     for name, content in arrays.items():
         (directory / name).write_bytes(write_npz(content))
-    hashes = {path.name: _sha256_of(path) for path in sorted(directory.iterdir())}
+    hashes = {path.name: file_sha256(path) for path in sorted(directory.iterdir())}
     manifest = manifest.model_copy(update={"files": hashes})
     manifest.check_dimensions()
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
@@ -194,7 +194,7 @@ def _read_checked(directory: Path) -> Bundle:
         path = directory / name
         if name == WEIGHTS_FILE:  # checked but not kept: scoring does not need it
             _regular_file(path, MAX_FILE_BYTES)
-            digest = _sha256_of(path)
+            digest = file_sha256(path)
         else:
             files[name] = _read_file(path, MAX_FILE_BYTES)
             digest = hashlib.sha256(files[name]).hexdigest()
@@ -232,8 +232,3 @@ def _regular_file(path: Path, max_bytes: int) -> None:
 def _read_file(path: Path, max_bytes: int) -> bytes:
     _regular_file(path, max_bytes)
     return path.read_bytes()
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
