@@ -88,6 +88,8 @@ class TrainingData(_Strict):
     rows: int = Field(ge=0)
     holdout_rows: int = Field(ge=0)
     fingerprint: Sha256
+    seed: int = 42
+    holdout: dict[str, int] = {}  # class → an image whose hash lies below is held out; see streaming/split.py
 
 
 class Manifest(_Strict):

@@ -8,13 +8,14 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.arrays import Features
+from streaming.errors import ServiceError
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,16 @@ def list_array(rows: Features) -> pa.ListArray:
     n, width = rows.shape
     offsets = pa.array(np.arange(0, (n + 1) * width, width, dtype=np.int32) if width else np.zeros(n + 1, np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1)))
+
+
+def as_matrix(column: Any) -> Features:
+    """An Arrow list column of N equal lengths D as (N, D) float32.
+
+    Raises:
+        ServiceError: rows of different widths.
+    """
+    width = len(column[0])
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != width * len(column):
+        raise ServiceError(f"features of different widths: {len(column)} rows hold {len(flat)} values, first {width}")
+    return np.asarray(flat, np.float32).reshape(len(column), width)

@@ -31,12 +31,15 @@ from models.registry import CHAMPION, Registry
 from models.scorer import Scorer, golden_arrays, golden_images, load_head
 from streaming.dataset import LabelledFile
 from streaming.errors import ServiceError
+from streaming.evaluate import Evaluation, evaluate
 from streaming.featurize import featurize
-from streaming.fit import Evaluation, FitOptions, Fitted, evaluate, fit, labelled_features, split, variance_kept
+from streaming.fit import FitOptions, Fitted, fit, variance_kept
 from streaming.home import make_dir
 from streaming.java import find_java
+from streaming.labels import labelled_features
 from streaming.session import spark_session
 from streaming.settings import Settings
+from streaming.split import Split, plan_split
 from streaming.tables import Table
 
 GOLDEN_IMAGES = 4
@@ -133,16 +136,18 @@ def _fit_and_register(
 ) -> TrainResult:
     rows = rows.persist()
     try:
-        training, holdout = split(rows, options)
+        current = registry.target(CHAMPION)
+        champion_bundle = registry.read(current) if current else None
+        held_out = _split(rows, options, champion_bundle)
+        training, holdout = held_out.sides(rows)
         fitted = fit(training, options)
         evaluation = evaluate(holdout, fitted.head)
         if not evaluation.rows:
             raise ServiceError(f"no image fell into the holdout of {options.holdout:.0%}; train on more images")
-        current = registry.target(CHAMPION)
-        champion = _evaluate_bundle(registry.read(current), parts.entry, holdout) if current else None
+        champion = _evaluate_bundle(champion_bundle, parts.entry, holdout) if champion_bundle else None
     finally:
         rows.unpersist()
-    version = registry.register(lambda directory: _write(directory, fitted, evaluation, parts))
+    version = registry.register(lambda directory: _write(directory, fitted, evaluation, held_out, parts))
     promote, why = decide(evaluation, champion)
     if promote:
         registry.promote(version, by=by, why=why, metrics=evaluation.as_metrics())
@@ -167,6 +172,13 @@ def decide(candidate: Evaluation, champion: Evaluation | None) -> tuple[bool, st
     return candidate.accuracy >= champion.accuracy, figures
 
 
+def _split(rows: DataFrame, options: FitOptions, champion: Bundle | None) -> Split:
+    """The champion's split where the seed is the same, extended by classes it did not know; else one of its own."""
+    of_champion = champion.manifest.training_data if champion else None
+    kept = of_champion.holdout if of_champion and of_champion.seed == options.seed else None
+    return plan_split(rows, options.holdout, options.seed, kept)
+
+
 def _evaluate_bundle(bundle: Bundle, entry: BackboneEntry, holdout: DataFrame) -> Evaluation | None:
     """A registered model on the holdout; None if its features are not those that the holdout holds."""
     if bundle.manifest.backbone != entry:
@@ -188,7 +200,7 @@ def _some_images(paths: Sequence[Path], size: tuple[int, int]) -> list[bytes]:
     return images
 
 
-def _write(directory: Path, fitted: Fitted, evaluation: Evaluation, parts: BackboneParts) -> None:
+def _write(directory: Path, fitted: Fitted, evaluation: Evaluation, held_out: Split, parts: BackboneParts) -> None:
     projection, classifier = fitted.head.projection, fitted.head.classifier
     manifest = Manifest(
         backbone=parts.entry,
@@ -196,7 +208,13 @@ def _write(directory: Path, fitted: Fitted, evaluation: Evaluation, parts: Backb
         classifier=StageEntry(kind=classifier.kind, n_in=classifier.n_in, n_out=classifier.n_classes),
         classes=fitted.head.classes,
         metrics=evaluation.as_metrics(),
-        training_data=TrainingData(rows=fitted.rows, holdout_rows=evaluation.rows, fingerprint=fitted.fingerprint),
+        training_data=TrainingData(
+            rows=fitted.rows,
+            holdout_rows=evaluation.rows,
+            fingerprint=fitted.fingerprint,
+            seed=held_out.seed,
+            holdout=dict(held_out.thresholds),
+        ),
         libraries={name: installed_version(name) for name in LIBRARIES},
     )
     scorer = Scorer(LiteRTEngine(parts.files[FLATBUFFER_FILE]), fitted.head, parts.entry.resize)

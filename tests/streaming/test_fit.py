@@ -25,18 +25,10 @@ from models.projection import PCA, GramSums, NoProjection, fit_pca
 from models.scorer import Head
 from streaming import fit as fit_module
 from streaming.errors import ServiceError
-from streaming.files import list_array
-from streaming.fit import (
-    FitOptions,
-    as_matrix,
-    evaluate,
-    fit,
-    fit_logistic_regression,
-    gram_sums,
-    labelled_features,
-    split,
-    variance_kept,
-)
+from streaming.evaluate import evaluate
+from streaming.files import as_matrix, list_array
+from streaming.fit import FitOptions, fit, fit_logistic_regression, gram_sums, variance_kept
+from streaming.labels import labelled_features
 from streaming.tables import FEATURES, Table
 
 CLASSES = tuple("0123456789")
@@ -77,38 +69,6 @@ def pca(features: Features) -> PCA:
 
 def ids_of(frame: DataFrame) -> set[str]:
     return {row.image_id for row in frame.select("image_id").collect()}
-
-
-# --- the split
-
-
-def test_split_puts_every_image_on_one_side_and_a_fifth_of_them_aside(spark: SparkSession) -> None:
-    frame = spark.range(20_000).select(F.sha2(F.col("id").cast("string"), 256).alias("image_id"))
-    training, holdout = split(frame, FitOptions())
-    kept, held_out = ids_of(training), ids_of(holdout)
-    assert not kept & held_out
-    assert len(kept) + len(held_out) == 20_000
-    assert 0.19 < len(held_out) / 20_000 < 0.21
-
-
-def test_split_of_an_image_never_changes(spark: SparkSession) -> None:
-    names = [f"image {number}" for number in range(30)]
-    few = spark.createDataFrame([(name,) for name in names], "image_id string")
-    more = few.union(spark.range(500).select(F.concat(F.lit("other "), "id").alias("image_id"))).repartition(3)
-    # Written down, for it must be the same with the next version of Spark too.
-    expected = {f"image {number}" for number in (2, 4, 8, 14, 18, 20, 22, 23, 25, 26)}
-    assert ids_of(split(few, FitOptions())[1]) == expected
-    assert ids_of(split(more, FitOptions())[1]) & set(names) == expected
-    assert ids_of(split(few, FitOptions(seed=7))[1]) != expected
-    smaller = ids_of(split(more, FitOptions(holdout=0.1))[1])
-    assert smaller < ids_of(split(more, FitOptions(holdout=0.3))[1])
-
-
-def test_equal_images_are_on_the_same_side(spark: SparkSession) -> None:
-    frame = spark.createDataFrame([(f"image {n % 50}", n) for n in range(200)], "image_id string, n long")
-    training, holdout = split(frame, FitOptions(holdout=0.5))
-    assert not ids_of(training) & ids_of(holdout)
-    assert training.count() + holdout.count() == 200
 
 
 # --- sums

@@ -1,0 +1,60 @@
+"""Who is held out: the same share of every class, by hash of the image's id.
+
+An image's side depends on its id, the seed and its class's threshold alone. Equal images therefore never straddle, and
+a retraining that keeps the thresholds compares models on images that neither was fitted on, however the data grows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+DROPPED_BITS = 11  # 53 remain, which JSON's numbers hold exactly
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images are held out.
+
+    Attributes:
+        seed: of the hash.
+        thresholds: class → images whose hash lies below it are held out. A class that is not named has none.
+    """
+
+    seed: int
+    thresholds: Mapping[str, int]
+
+    def sides(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
+        """(training rows, holdout rows) of rows with the columns image_id and label."""
+        cases = F.lit(0)
+        if self.thresholds:
+            pairs = [F.lit(part) for pair in sorted(self.thresholds.items()) for part in pair]
+            cases = F.coalesce(F.element_at(F.create_map(*pairs), F.col("label")), cases)
+        held_out = _hash(self.seed) < cases
+        return rows.where(~held_out), rows.where(held_out)
+
+
+def plan_split(rows: DataFrame, share: float, seed: int, kept: Mapping[str, int] | None = None) -> Split:
+    """Hold out `share` of each class of `rows` (image_id, label), at least one image of every class that has two.
+
+    Args:
+        kept: thresholds of an earlier split with the same seed; its classes keep them.
+    """
+    known = dict(kept or {})
+    by_hash = Window.partitionBy("label").orderBy("hash")
+    per_class = Window.partitionBy("label")
+    ranked = rows.select("label", _hash(seed).alias("hash")).select(
+        "label",
+        "hash",
+        F.row_number().over(by_hash).alias("rank"),
+        F.count(F.lit(1)).over(per_class).alias("n"),
+    )
+    wanted = F.greatest(F.lit(1), F.round(F.col("n") * share).cast("int"))
+    new = ranked.where((F.col("n") > 1) & (F.col("rank") == F.least(wanted, F.col("n") - 1) + 1))
+    found = {row.label: row.hash for row in new.select("label", "hash").collect()}
+    return Split(seed, found | known)
+
+
+def _hash(seed: int) -> Column:
+    return F.shiftrightunsigned(F.xxhash64("image_id", F.lit(seed)), DROPPED_BITS)
