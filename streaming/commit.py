@@ -107,7 +107,8 @@ class BatchCommitter:
     def __call__(self, messages: DataFrame, batch_id: int) -> None:
         """Run the protocol for one micro-batch; `foreachBatch` calls this."""
         started, clock = datetime.now(UTC), perf_counter()
-        query_id, offsets = read_query_id(self._checkpoint), batch_offsets(self._checkpoint, batch_id)
+        query_id = read_query_id(self._checkpoint)
+        offsets = batch_offsets(self._checkpoint, batch_id, self._continuity.topic)
         if not offsets:
             return  # the first batch of a query that found nothing new: there is nothing to account for
         if self._tables.batches.committed(query_id, batch_id):
@@ -156,7 +157,7 @@ class BatchCommitter:
 
     def _pin(self, query_id: str, batch_id: int, offsets: list[OffsetRange]) -> Pin:
         """Bind a batch to the models of this moment and to what Spark planned for it."""
-        self._continuity.check(offsets)
+        left_out = self._continuity.check(offsets)
         self._serving.follow()
         challenger = self._serving.challenger
         pin = Pin(
@@ -165,6 +166,7 @@ class BatchCommitter:
             model=self._serving.champion.pinned,
             challenger=challenger.pinned if challenger else None,
             offsets=offsets,
+            left_out=left_out,
             pinned_at=datetime.now(UTC).isoformat(),
         )
         self._pins.write(pin)
@@ -178,6 +180,7 @@ class BatchCommitter:
             challenger=pin.challenger,
             query_id=pin.query_id,
             batch_id=pin.batch_id,
+            topic=self._continuity.topic,
             quarantine_dir=str(self._tables.quarantine.directory),
             features_dir=str(self._tables.features.directory) if self._store_features else None,
         )
@@ -261,6 +264,7 @@ def _batch_row(result: BatchResult, pin: Pin, started: datetime) -> pa.Table:
         "batch_id": pin.batch_id,
         "challenger_version": pin.challenger.version if pin.challenger else None,
         "offsets": [asdict(one) for one in pin.offsets],
+        "left_out": [asdict(one) for one in pin.left_out] or None,
         "input_rows": result.input_rows,
         "predicted_rows": result.predicted_rows,
         "quarantined_rows": sum(result.quarantined.values()),

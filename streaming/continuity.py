@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from streaming.errors import ServiceError
+from streaming.incarnation import Incarnation, name_in_tables, number_of
 from streaming.ingest import planned_offsets
 from streaming.offsets import committed_offsets
 from streaming.pin import OffsetRange
 from streaming.settings import Settings
 from streaming.topic import Topic
-
-TOPIC_ID_FILE = "topic.json"
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,32 @@ class Accept:
 
     loss: bool = False  # offsets that Kafka no longer holds
     new_partitions: bool = False
+    new_topic: bool = False  # a topic that was made again under its name
+
+    @property
+    def from_tables(self) -> bool:
+        """Whether the tables may be followed where the checkpoint cannot."""
+        return self.loss or self.new_topic
 
 
 @dataclass
 class Continuity:
-    """Where every partition of a topic stands: partition → one past the last offset committed."""
+    """Where every partition of a topic stands: partition → one past the last offset committed.
+
+    `topic` is its name in the tables.
+    """
 
     topic: str
-    accept: Accept
     committed: dict[int, int] = field(default_factory=dict)
+    accept: Accept = field(default_factory=Accept)
 
-    def check(self, offsets: list[OffsetRange]) -> None:
-        """Refuse a micro-batch that repeats committed offsets, or leaves some out."""
+    def check(self, offsets: list[OffsetRange]) -> list[OffsetRange]:
+        """Refuse a micro-batch that repeats committed offsets, or leaves some out.
+
+        Returns:
+            What it leaves out with the user's consent.
+        """
+        left_out = []
         for one in offsets:
             expected = self.committed.get(one.partition)
             if expected is None or one.start == expected:
@@ -54,6 +67,8 @@ class Continuity:
                     f"{where}: {one.start - expected} messages are missing, from offset {expected} to "
                     f"{one.start - 1}; go on without them with --accept-loss"
                 )
+            left_out.append(OffsetRange(one.topic, one.partition, expected, one.start))
+        return left_out
 
     def check_whole(self, offsets: list[OffsetRange]) -> None:
         """Refuse a batch that is whole in the tables but was planned anew, by an older copy of the checkpoint, to hold
@@ -72,15 +87,10 @@ class Continuity:
         for one in offsets:
             self.committed[one.partition] = one.end
 
-    def starting_offsets(self, topic: Topic) -> str:
-        """Kafka's `startingOffsets`: exactly after what is committed, and from the first message elsewhere."""
-        begins = {str(partition): self.committed.get(partition, begin) for partition, begin in topic.begins.items()}
-        return json.dumps({topic.name: begins})
-
 
 def read_continuity(settings: Settings, accept: Accept) -> Continuity:
     """What the table `batches` says of the settings' topic."""
-    return Continuity(settings.topic, accept, committed_offsets(settings))
+    return Continuity(*committed_offsets(settings), accept=accept)
 
 
 def check_checkpoint(continuity: Continuity, checkpoint: Path, *, resume: bool) -> None:
@@ -92,7 +102,7 @@ def check_checkpoint(continuity: Continuity, checkpoint: Path, *, resume: bool) 
     has_checkpoint = (checkpoint / "metadata").exists()
     if has_checkpoint and resume:
         raise ServiceError(f"--resume-from-tables begins a new checkpoint, but there is one in {checkpoint}")
-    if continuity.committed and not has_checkpoint and not resume:
+    if continuity.committed and not has_checkpoint and not resume and not continuity.accept.from_tables:
         total = sum(continuity.committed.values())
         raise ServiceError(
             f"the tables hold batches of topic {continuity.topic!r} up to {total} messages, but there is no checkpoint "
@@ -101,52 +111,89 @@ def check_checkpoint(continuity: Continuity, checkpoint: Path, *, resume: bool) 
         )
 
 
-def check_topic(continuity: Continuity, topic: Topic, checkpoint: Path) -> None:
-    """The topic must still be the one that was read, and hold what comes next.
+@dataclass(frozen=True)
+class Start:
+    """Where and how a stream begins.
+
+    Attributes:
+        continuity: what it continues.
+        incarnation: the topic that it reads.
+        anew: the checkpoint can no longer be followed, and the user has said to go on from the tables.
+    """
+
+    continuity: Continuity
+    incarnation: Incarnation
+    anew: bool
+
+    def starting_offsets(self, topic: Topic) -> str:
+        """Kafka's `startingOffsets`: exactly after what is committed, or at the first message that is still there."""
+        committed = self.continuity.committed
+        begins = {str(one): max(committed.get(one, begin), begin) for one, begin in topic.begins.items()}
+        return json.dumps({topic.name: begins})
+
+
+def check_topic(continuity: Continuity, topic: Topic, checkpoint: Path, before: Incarnation | None) -> Start:
+    """The topic must still be the one that was read, and hold what comes next, or the user must have said to go on.
+
+    Args:
+        before: the topic that was read last, where that is remembered.
 
     Raises:
         ServiceError: it was made again, partitions were added, or retention has eaten offsets; says which.
     """
-    _check_identity(topic, checkpoint.parent / TOPIC_ID_FILE)
     known = planned_offsets(checkpoint).get(topic.name, {})
+    expected = {int(partition): offset for partition, offset in known.items()} | continuity.committed
+    number = number_of(continuity.topic)
+    again = _made_again(topic, expected, before)
+    if again is not None:
+        if not continuity.accept.new_topic:
+            raise ServiceError(
+                f"{again}: its offsets start over; read it from its first message on with --accept-new-topic, which "
+                f"has its rows in the tables as topic {name_in_tables(topic.name, number + 1)!r}"
+            )
+        renamed = Continuity(name_in_tables(topic.name, number + 1), {}, continuity.accept)
+        return Start(renamed, Incarnation(topic.id, number + 1), anew=True)
     added = sorted(set(topic.begins) - {int(partition) for partition in known}) if known else []
     if added and not continuity.accept.new_partitions:
         raise ServiceError(
             f"topic {topic.name!r} has new partitions: {', '.join(map(str, added))}; read them from their first "
             "message on with --accept-new-partitions"
         )
-    for partition, expected in _next_offsets(continuity, known).items():
-        begin, end = topic.begins.get(partition), topic.ends.get(partition)
-        where = f"topic {topic.name!r} partition {partition}"
-        if begin is None or end is None or end < expected:
+    lost = {one: offset for one, offset in expected.items() if topic.begins[one] > offset}
+    for partition, offset in lost.items():
+        if not continuity.accept.loss:
+            begin = topic.begins[partition]
+            raise ServiceError(
+                f"topic {topic.name!r} partition {partition}: {begin - offset} messages are lost, from offset {offset} "
+                f"to {begin - 1}: Kafka's retention removed them before they were read; go on without them with "
+                "--accept-loss"
+            )
+    return Start(continuity, Incarnation(topic.id, number), anew=bool(lost))
+
+
+def _made_again(topic: Topic, expected: Mapping[int, int], before: Incarnation | None) -> str | None:
+    """How it shows that the topic is another than the one that was read; None if it does not.
+
+    A topic made again has another id, even where its offsets have grown past the old ones.
+    """
+    if before is not None and before.id != topic.id:
+        return f"topic {topic.name!r} was made again (id {topic.id}, before {before.id})"
+    for partition, offset in sorted(expected.items()):
+        end = topic.ends.get(partition)
+        if end is None or end < offset:
             have = "is gone" if end is None else f"ends at offset {end}"
-            raise ServiceError(
-                f"{where} {have}, but messages up to {expected - 1} are committed: the topic was made again; "
-                "publish to a topic of another name (--topic), so that offsets stay unique"
+            return (
+                f"topic {topic.name!r} partition {partition} {have}, but messages up to {offset - 1} are committed: "
+                "the topic was made again"
             )
-        if begin > expected and not continuity.accept.loss:
-            raise ServiceError(
-                f"{where}: {begin - expected} messages are lost, from offset {expected} to {begin - 1}: Kafka's "
-                "retention removed them before they were read; go on without them with --accept-loss"
-            )
+    return None
 
 
-def _next_offsets(continuity: Continuity, known: Mapping[str, int]) -> dict[int, int]:
-    """Partition → the next offset: what is committed, or what the checkpoint has planned where nothing is."""
-    return {int(partition): offset for partition, offset in known.items()} | continuity.committed
-
-
-def _check_identity(topic: Topic, path: Path) -> None:
-    """A topic made again has another id, even where its offsets have grown past the old ones."""
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))["id"]
-        if before != topic.id:
-            raise ServiceError(
-                f"topic {topic.name!r} was made again (id {topic.id}, before {before}): its offsets start over; "
-                "publish to a topic of another name (--topic), so that offsets stay unique"
-            )
+def set_aside(checkpoint: Path) -> None:
+    """Rename a checkpoint that is no longer followed; it may tell somebody what Spark had planned."""
+    if not checkpoint.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text(json.dumps({"id": topic.id}), encoding="utf-8")
-    scratch.replace(path)
+    number = 1
+    while (aside := checkpoint.with_name(f"{checkpoint.name}.aside-{number}")).exists():
+        number += 1
+    checkpoint.rename(aside)

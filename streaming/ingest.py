@@ -19,7 +19,6 @@ def read_topic(
     *,
     images_per_batch: int,
     starting_offsets: str,
-    fail_on_data_loss: bool,
 ) -> DataFrame:
     """The topic as an unbounded DataFrame of the columns that scoring reads.
 
@@ -33,7 +32,7 @@ def read_topic(
         .option("startingOffsets", starting_offsets)
         .option("includeHeaders", "true")
         .option("maxOffsetsPerTrigger", images_per_batch)
-        .option("failOnDataLoss", str(fail_on_data_loss).lower())
+        .option("failOnDataLoss", "true")  # what is accepted as lost is left out by where the query starts
         .load()
         .select(*INPUT_COLUMNS)
     )
@@ -47,8 +46,11 @@ def read_query_id(checkpoint: Path) -> str:
         raise ServiceError(f"{checkpoint} is not the checkpoint of a stream: {error}") from error
 
 
-def batch_offsets(checkpoint: Path, batch_id: int) -> list[OffsetRange]:
+def batch_offsets(checkpoint: Path, batch_id: int, name: str | None = None) -> list[OffsetRange]:
     """What Spark planned for a micro-batch, read from the checkpoint that it wrote before running it.
+
+    Args:
+        name: the topic's name in the tables, where that is not Kafka's.
 
     `offsets/N` holds where batch N ends. It starts where N - 1 ends, and batch 0 where the source first looked. A
     partition that appeared since then starts at 0.
@@ -63,7 +65,7 @@ def batch_offsets(checkpoint: Path, batch_id: int) -> list[OffsetRange]:
         for partition, end in sorted(partitions.items(), key=lambda item: int(item[0])):
             start = starts.get(topic, {}).get(partition, 0)
             if end > start:
-                ranges.append(OffsetRange(topic, int(partition), start, end))
+                ranges.append(OffsetRange(name or topic, int(partition), start, end))
     return ranges
 
 

@@ -263,7 +263,7 @@ class Observer:
             if self._advanced.is_set():
                 self._advanced.clear()
                 with suppress(ServiceError):  # tables that cannot be read just now leave the lag as it was
-                    committed = committed_offsets(self._settings)
+                    _, committed = committed_offsets(self._settings)
             found = offsets.read()
             partitions = None if found is None else lags(committed, found)
             self._lag = None if partitions is None else sum(one.lag or 0 for one in partitions)

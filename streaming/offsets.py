@@ -1,9 +1,10 @@
 """How far a topic reaches, and how far the tables have come: the two ends whose distance is the lag."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from streaming.errors import ServiceError
+from streaming.incarnation import name_in_kafka, name_in_tables, number_of, read_incarnation
 from streaming.kafka_client import connect
 from streaming.settings import Settings
 
@@ -76,10 +77,11 @@ class TopicOffsets:
             self._consumer = None
 
 
-def committed_offsets(settings: Settings) -> dict[int, int]:
-    """Partition → one past its last message in a whole batch, of the settings' topic, by the table `batches`.
+def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
+    """The settings' topic as the tables name it, and partition → one past its last message in a whole batch.
 
-    Read with deltalake alone: in the stream's process, whose JVM leaves threads behind, DuckDB complains at the end.
+    By the table `batches`, read with deltalake alone: in the stream's process, whose JVM leaves threads behind, DuckDB
+    complains at the end.
 
     Raises:
         ServiceError: the table cannot be read.
@@ -89,14 +91,19 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
     from deltalake.exceptions import DeltaError
 
     directory = settings.tables_dir / "batches"
-    if not (directory / "_delta_log").is_dir():
-        return {}
-    try:
-        answer = QueryBuilder().register("batches", DeltaTable(directory)).execute(COMMITTED)
-        rows = pa.table(answer.read_all()).to_pylist()
-    except (DeltaError, OSError) as error:
-        raise ServiceError(f"table batches in {settings.tables_dir} cannot be read: {error}") from error
-    return {row["partition"]: row["end"] for row in rows if row["topic"] == settings.topic}
+    rows: list[dict[str, Any]] = []
+    if (directory / "_delta_log").is_dir():
+        try:
+            answer = QueryBuilder().register("batches", DeltaTable(directory)).execute(COMMITTED)
+            rows = pa.table(answer.read_all()).to_pylist()
+        except (DeltaError, OSError) as error:
+            raise ServiceError(f"table batches in {settings.tables_dir} cannot be read: {error}") from error
+    ours = [row for row in rows if name_in_kafka(row["topic"]) == settings.topic]
+    now = read_incarnation(settings)
+    # The file goes first where a topic was made again, the tables where the checkpoints' folder is lost.
+    number = max([now.number if now else 1, *(number_of(row["topic"]) for row in ours)])
+    name = name_in_tables(settings.topic, number)
+    return name, {row["partition"]: row["end"] for row in ours if row["topic"] == name}
 
 
 def lags(committed: dict[int, int], offsets: dict[int, tuple[int, int]] | None) -> list[PartitionLag]:

@@ -40,6 +40,7 @@ class Pin:
     model: PinnedModel
     challenger: PinnedModel | None
     offsets: list[OffsetRange]
+    left_out: list[OffsetRange]  # lost before these were read, and accepted as lost
     pinned_at: str
 
     @property
@@ -69,7 +70,8 @@ class Pins:
             content = json.loads(path.read_text(encoding="utf-8"))
             content["model"] = PinnedModel(**content["model"])
             content["challenger"] = PinnedModel(**content["challenger"]) if content["challenger"] else None
-            content["offsets"] = [OffsetRange(**one) for one in content["offsets"]]
+            for name in ("offsets", "left_out"):
+                content[name] = [OffsetRange(**one) for one in content.get(name, [])]
             pin = Pin(**content)
         except FileNotFoundError:
             return None

@@ -6,6 +6,7 @@ from typing import Any
 
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, build_message
 from streaming.errors import ServiceError
+from streaming.incarnation import name_in_kafka
 from streaming.kafka_client import connect
 
 IN_FLIGHT_BYTES = 32 * 1024**2
@@ -69,7 +70,7 @@ class Sender:
         sent = Sent((row["topic"], row["partition"], row["offset"]), row["reason"], size)
         message = build_message(value or b"", row["source"] or "", label=row["label_true"], image_id=row["image_id"])
         try:
-            future = self._producer.send(row["topic"], value, message.key, message.headers)
+            future = self._producer.send(name_in_kafka(row["topic"]), value, message.key, message.headers)
         except MessageSizeTooLargeError:
             self.refused += 1
         except KafkaError as error:

@@ -8,13 +8,14 @@ and quarantined bytes go straight into Parquet files in their table's directory,
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.arrays import Features
 from models.bundle import Bundle
@@ -41,6 +42,7 @@ class ScoreTask:
     challenger: PinnedModel | None
     query_id: str
     batch_id: int
+    topic: str  # its name in the tables
     quarantine_dir: str
     features_dir: str | None
 
@@ -102,6 +104,19 @@ def _load(held: _Loaded | None, wanted: PinnedModel | None, bundle: Callable[[],
     return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content)) if content else None
 
 
+class _Values(Sequence[bytes | None]):
+    """The messages' bytes, each made a Python object only while it is looked at: one may have 20 MB."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self.column[row].as_py()
+
+
 @dataclass(frozen=True)
 class _Pass:
     """What one pass over a partition works with."""
@@ -157,19 +172,19 @@ def score_partition(
 def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     report, scorer = on.report, on.champion.scorer
     clock = time.perf_counter()
-    values: list[bytes | None] = batch.column("value").to_pylist()
+    values = _Values(batch.column("value"))
     report.input_rows += len(values)
-    report.input_bytes += sum(len(value) for value in values if value is not None)
+    report.input_bytes += pc.sum(pc.binary_length(values.column)).as_py() or 0
 
     decoded = scorer.decode(values)
     clock = report.timed("decode", clock)
     features, good, bad = _features(scorer, decoded)
     clock = report.timed("backbone", clock)
 
-    identity = pa.Table.from_batches([_identity(batch)])
+    identity = pa.Table.from_batches([_identity(batch, on.task.topic)])
     clock = report.timed("identity", clock)
     if bad:
-        on.quarantine.write(_quarantined(identity, values, bad, on.task))
+        on.quarantine.write(_quarantined(identity, values.column, bad, on.task))
         for image in bad.values():
             report.quarantined[image.reason] = report.quarantined.get(image.reason, 0) + 1
         clock = report.timed("write", clock)
@@ -179,26 +194,26 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
         clock = report.timed("write", clock)
         answers = _answers(scorer.probabilities(features), scorer.head.classes)
         clock = report.timed("head", clock)
-        shadow = _shadow_answers([values[row] for row in good], features, on)
+        shadow = _shadow_answers(values, good, features, on)
         report.timed("shadow", clock)
         columns = [*rows.columns, *answers, *shadow, pa.nulls(len(good), REPORT.type)]
         yield from pa.table(columns, schema=OUTPUT).to_batches()
 
 
-def _shadow_answers(values: list[bytes | None], features: Features, on: _Pass) -> list[pa.Array]:
+def _shadow_answers(values: _Values, good: list[int], features: Features, on: _Pass) -> list[pa.Array]:
     """The challenger's answers for the good messages; nulls where there is none, or where it fails.
 
     The backbone does not run again where both models have the same. A challenger is on trial: what it raises must not
     touch the champion's answers.
     """
-    n = len(values)
+    n = len(good)
     nothing = [pa.nulls(n, field.type) for field in SHADOW_ANSWER]
     if on.challenger is None:
         return nothing
     scorer = on.challenger.scorer
     try:
         if on.challenger.backbone_sha256 != on.champion.backbone_sha256:
-            decoded = scorer.decode(values)
+            decoded = scorer.decode([values[row] for row in good])
             if decoded.bad:
                 return nothing
             features = scorer.features(decoded.images)
@@ -221,13 +236,13 @@ def _features(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], di
     return features[finite], [decoded.rows[row] for row in np.flatnonzero(finite)], bad
 
 
-def _identity(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _identity(batch: pa.RecordBatch, topic: str) -> pa.RecordBatch:
     """The identity columns of messages; the image id is the key, or the hash of the bytes where there is none."""
     headers = [read_headers(one) for one in batch.column("headers").to_pylist()]
     keys = zip(batch.column("key"), batch.column("value"), strict=True)
     columns = [
         pa.array([_image_id(key.as_py(), value) for key, value in keys], pa.string()),
-        batch.column("topic"),
+        pa.repeat(topic, batch.num_rows),
         batch.column("partition"),
         batch.column("offset"),
         batch.column("timestamp"),
@@ -241,14 +256,14 @@ def _identity(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _image_id(key: bytes | None, value: pa.Scalar) -> str:
     if key:
         return key[:MAX_KEY_BYTES].decode("utf-8", "replace")
-    return hashlib.sha256(value.as_py() or b"").hexdigest()
+    return hashlib.sha256(value.as_buffer() or b"").hexdigest()
 
 
-def _quarantined(identity: pa.Table, values: list[bytes | None], bad: dict[int, BadImage], task: ScoreTask) -> pa.Table:
+def _quarantined(identity: pa.Table, values: pa.Array, bad: dict[int, BadImage], task: ScoreTask) -> pa.Table:
     rows = sorted(bad)
     n = len(rows)
     now = datetime.now(UTC)
-    raw = [values[row] for row in rows]
+    raw = pa.chunked_array([values.slice(row, 1) for row in rows])  # slices: 20 MB are not copied to be written
     columns = {
         **{name: identity.column(name).take(rows) for name in identity.column_names},
         **_lineage(task, n),
@@ -257,7 +272,7 @@ def _quarantined(identity: pa.Table, values: list[bytes | None], bad: dict[int, 
         "reason": [str(bad[row].reason) for row in rows],
         "detail": [bad[row].detail for row in rows],
         "value": raw,
-        "value_sha256": [hashlib.sha256(value or b"").hexdigest() for value in raw],
+        "value_sha256": [hashlib.sha256(value.as_buffer() or b"").hexdigest() for value in raw],
         "replayed_at": [None] * n,
     }
     return pa.table([_column(columns[name.name], name.type) for name in QUARANTINE], schema=QUARANTINE)
@@ -279,6 +294,7 @@ def _with_features(rows: pa.Table, features: Features, backbone_sha256: str) -> 
         pa.repeat(backbone_sha256, n),
         pa.nulls(n, pa.string()),
         list_array(features),
+        pa.nulls(n, pa.int32()),
     ]
     return pa.table(columns, schema=FEATURES)
 

@@ -88,7 +88,8 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
     aliases, problem = _aliases(settings)
     if problem:
         reasons.append(problem)
-    batches = _rows(settings, "batches", LAST_BATCHES, limit=BATCHES_FOR_RATE)
+    topic, committed = committed_offsets(settings)
+    batches = _rows(settings, "batches", LAST_BATCHES, topic=topic, limit=BATCHES_FOR_RATE)
     if batches and f"version {aliases.get(CHAMPION)}:" in (batches[0]["refused"] or ""):
         reasons.append(f"the champion is refused, an older model goes on: {batches[0]['refused']}")
     busy_s = sum(row["seconds"] or 0 for row in batches)
@@ -98,13 +99,13 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
         reasons=reasons,
         broker=broker,
         broker_up=offsets is not None,
-        partitions=lags(committed_offsets(settings), offsets),
+        partitions=lags(committed, offsets),
         stream=state,
         streaming=state is not None and state.alive,
         images_per_second=sum(row["input_rows"] for row in batches) / busy_s if busy_s else None,
         last_batch=_last(batches[0]) if batches else None,
         aliases=aliases,
-        quarantined={row["reason"]: row["n"] for row in _rows(settings, "quarantine", QUARANTINED)},
+        quarantined={row["reason"]: row["n"] for row in _rows(settings, "quarantine", QUARANTINED, topic=topic)},
     )
 
 
@@ -134,7 +135,7 @@ def _aliases(settings: Settings) -> tuple[dict[str, int | None], str | None]:
 def _rows(settings: Settings, table: str, sql: str, **parameters: Any) -> list[dict[str, Any]]:
     if not (settings.tables_dir / table / "_delta_log").is_dir():
         return []
-    rows: list[dict[str, Any]] = query(settings, sql, parameters={"topic": settings.topic, **parameters}).to_pylist()
+    rows: list[dict[str, Any]] = query(settings, sql, parameters=parameters).to_pylist()
     return rows
 
 

@@ -17,9 +17,10 @@ from pyspark.sql import SparkSession
 
 from models.registry import Registry
 from streaming.commit import BatchCommitter, BatchResult, Tables
-from streaming.continuity import Accept, check_checkpoint, check_topic, read_continuity
+from streaming.continuity import Accept, Continuity, check_checkpoint, check_topic, read_continuity, set_aside
 from streaming.errors import ServiceError
 from streaming.home import held, rewriting
+from streaming.incarnation import read_incarnation, write_incarnation
 from streaming.ingest import read_topic
 from streaming.preflight import check_memory
 from streaming.serving import Serving
@@ -118,7 +119,7 @@ def run_stream(
         continuity = read_continuity(settings, options.accept)
         check_checkpoint(continuity, checkpoint, resume=options.resume_from_tables)
         topic = describe_topic(bootstrap_servers, settings.topic)
-        check_topic(continuity, topic, checkpoint)
+        start = check_topic(continuity, topic, checkpoint, read_incarnation(settings))
         registry = Registry(settings.models_dir)
         name = f"imagestream {settings.topic}"
         with spark_session(settings, name, java_options=QUICK_START) as spark:
@@ -127,20 +128,22 @@ def run_stream(
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
             tables = Tables(settings.tables_dir)
-            if not (checkpoint / "metadata").exists():
+            if start.anew or not (checkpoint / "metadata").exists():
                 with rewriting(settings.home):
                     tables.discard_unfinished(continuity)
-            run = _Run(settings, bootstrap_servers, options, events, spark, stop)
+                set_aside(checkpoint)
+            write_incarnation(settings, start.incarnation)
+            run = _Run(settings, bootstrap_servers, options, events, spark, stop, start.continuity)
             committer = BatchCommitter(
                 serving,
                 tables,
-                continuity,
+                start.continuity,
                 checkpoint,
                 store_features=options.store_features,
                 on_batch=run.committed,
                 on_step=events.on_step,
             )
-            run.until_done(committer, continuity.starting_offsets(topic))
+            run.until_done(committer, start.starting_offsets(topic))
     return run.summary
 
 
@@ -155,8 +158,10 @@ class _Run:
         events: StreamEvents,
         spark: SparkSession,
         stop: threading.Event,
+        continuity: Continuity,
     ) -> None:
         self._settings = settings
+        self._continuity = continuity
         self._servers = bootstrap_servers
         self._options = options
         self._events = events
@@ -205,7 +210,6 @@ class _Run:
             self._settings.topic,
             images_per_batch=self._size.images,
             starting_offsets=starting_offsets,
-            fail_on_data_loss=not self._options.accept.loss,
         )
         checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
         trigger: dict[str, Any] = {"processingTime": "0 seconds"}
@@ -240,11 +244,24 @@ class _Run:
             while not self._stop.wait(RETRY_S) and not broker_answers(self._servers):
                 pass
             return
+        self._check_topic()
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}")
         self._events.on_trouble(f"trying again: {cause(error)}")
         self._stop.wait(RETRY_S)
+
+    def _check_topic(self) -> None:
+        """Say what has become of the topic, if that is why the query failed."""
+        try:
+            topic = describe_topic(self._servers, self._settings.topic)
+        except ServiceError:
+            return  # the broker is on its way down or up: the next try will tell
+        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
+        if check_topic(self._continuity, topic, checkpoint, read_incarnation(self._settings)).anew:
+            raise ServiceError(
+                f"topic {topic.name!r} has changed while it was read; start again to go on as the options say"
+            )
 
 
 class _ResizeError(Exception):

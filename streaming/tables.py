@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -64,6 +64,15 @@ FEATURES = pa.schema(
         pa.field("backbone_sha256", pa.string()),
         pa.field("projection_sha256", pa.string()),  # null: the backbone's features, before any projection
         pa.field("features", pa.list_(pa.float32())),
+        pa.field("augmentation", pa.int32()),  # null: the image itself; else the number of its altered copy
+    ]
+)
+LABELS = pa.schema(
+    [
+        pa.field("image_id", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("labelled_at", TIMESTAMP),  # of one image the latest wins
+        pa.field("by", pa.string()),
     ]
 )
 SHADOW = pa.schema(
@@ -90,6 +99,7 @@ BATCHES = pa.schema(
         *LINEAGE,
         pa.field("challenger_version", pa.int32()),
         pa.field("offsets", pa.list_(OFFSET_RANGE)),
+        pa.field("left_out", pa.list_(OFFSET_RANGE)),  # lost before these were read, and accepted as lost
         pa.field("input_rows", pa.int64()),
         pa.field("predicted_rows", pa.int64()),
         pa.field("quarantined_rows", pa.int64()),
@@ -109,6 +119,7 @@ SCHEMAS: dict[str, tuple[pa.Schema, list[str]]] = {
     "predictions": (PREDICTIONS, ["date"]),
     "quarantine": (QUARANTINE, []),
     "features": (FEATURES, []),
+    "labels": (LABELS, []),
     "shadow": (SHADOW, []),
     "batches": (BATCHES, []),
 }
@@ -134,6 +145,14 @@ class Table:
         self._handle = DeltaTable.create(
             self.directory, schema, mode="ignore", partition_by=partition_by, configuration=configuration
         )
+        self._add_missing_columns()
+
+    def _add_missing_columns(self) -> None:
+        """Give a table that was made before a column was thought of that column; its old rows hold null there."""
+        there = {field.name for field in self._handle.schema().fields}
+        missing = [field for field in Schema.from_arrow(self.schema).fields if field.name not in there]
+        if missing:
+            self._handle.alter.add_columns(missing)
 
     def append(self, rows: pa.Table, app_id: str, version: int) -> bool:
         """Append rows in one commit, unless `app_id` has already committed `version`; True if it did append."""

@@ -28,6 +28,14 @@ def audit(context: typer.Context, json_file: JsonOption = None) -> None:
             highlight=False,
             markup=False,
         )
+    for lost in report.left_out:
+        err.print(
+            f"left out: {lost['topic']} partition {lost['partition']}, offsets {lost['from']:,} to {lost['to']:,}, "
+            "lost before they were read and accepted as lost",
+            style="yellow",
+            highlight=False,
+            markup=False,
+        )
     for batch in report.unfinished:
         err.print(
             f"unfinished: batch {batch['batch_id']} of query {batch['query_id']}, in flight or cut off; "

@@ -33,6 +33,9 @@ def stream(
     accept_new_partitions: Annotated[
         bool, typer.Option("--accept-new-partitions", help="Read partitions that were added to the topic.")
     ] = False,
+    accept_new_topic: Annotated[
+        bool, typer.Option("--accept-new-topic", help="Read a topic that was deleted and made again under its name.")
+    ] = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="Serve /metrics (Prometheus) and /healthz on loopback; 0: a free port."),
@@ -58,7 +61,7 @@ def stream(
         bytes_per_batch=megabytes_per_batch * 1_000_000,
         store_features=features,
         resume_from_tables=resume_from_tables,
-        accept=Accept(loss=accept_loss, new_partitions=accept_new_partitions),
+        accept=Accept(accept_loss, accept_new_partitions, accept_new_topic),
     )
     observer = Observer(settings, servers, log=open_log("json" if log_json else "text"), metrics_port=metrics_port)
     events = StreamEvents(

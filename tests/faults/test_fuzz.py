@@ -117,7 +117,7 @@ def test_no_message_makes_a_worker_raise_or_lose_a_row(fuzz: Any, bundle: Bundle
             "headers": st.none() | st.lists(header, max_size=4),
         }
     )
-    task = ScoreTask(PinnedModel(1, bundle.sha256), None, "q", 0, str(tmp_path), str(tmp_path))
+    task = ScoreTask(PinnedModel(1, bundle.sha256), None, "q", 0, "images", str(tmp_path), str(tmp_path))
 
     @fuzz(40)
     @given(st.lists(message, min_size=1, max_size=6))
@@ -203,7 +203,7 @@ def test_no_arrays_make_the_reader_raise_anything_but_its_own_error(fuzz: Any) -
 
 def test_a_damaged_pin_is_refused_by_name_or_is_none(fuzz: Any, tmp_path: Path) -> None:
     pins = Pins(tmp_path)
-    whole = Pin("q", 7, PinnedModel(1, "0" * 64), None, [], "2024-05-06T07:08:09+00:00")
+    whole = Pin("q", 7, PinnedModel(1, "0" * 64), None, [], [], "2024-05-06T07:08:09+00:00")
     pins.write(whole)
     path = tmp_path / "7.json"
     text = path.read_bytes()

@@ -29,6 +29,7 @@ def commit_batch(
     upto: str = "batches",
     query_id: str = QUERY_ID,
     version: int = 1,
+    left_out: Ranges | None = None,
 ) -> None:
     """Commit one micro-batch: a row for every offset, those in `bad` quarantined; stop after the table `upto`."""
     identities = [(partition, offset) for partition, (start, end) in ranges.items() for offset in range(start, end)]
@@ -45,10 +46,8 @@ def commit_batch(
     if upto == "quarantine":
         return
     batch = lineage | {
-        "offsets": [
-            {"topic": settings.topic, "partition": partition, "start": start, "end": end}
-            for partition, (start, end) in ranges.items()
-        ],
+        "offsets": ranges_of(settings, ranges),
+        "left_out": ranges_of(settings, left_out or {}),
         "input_rows": len(identities),
         "predicted_rows": len(good),
         "quarantined_rows": len(worse),
@@ -58,6 +57,14 @@ def commit_batch(
         "committed_at": datetime.now(UTC),
     }
     Table(settings.tables_dir, "batches").append(pa.Table.from_pylist([batch], schema=BATCHES), query_id, batch_id)
+
+
+def ranges_of(settings: Settings, ranges: Ranges) -> list[dict[str, Any]]:
+    """As the tables hold them."""
+    return [
+        {"topic": settings.topic, "partition": partition, "start": start, "end": end}
+        for partition, (start, end) in ranges.items()
+    ]
 
 
 def prediction(settings: Settings, partition: int, offset: int) -> dict[str, Any]:

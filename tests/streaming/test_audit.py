@@ -165,3 +165,19 @@ def test_command_tells_the_first_problems_and_exits_1(settings: Settings) -> Non
 def test_without_tables_there_is_nothing_to_audit(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"nothing to audit .* no table predictions, quarantine, batches"):
         audit(Settings(home=tmp_path))
+
+
+def test_a_gap_that_was_accepted_is_told_and_is_no_problem(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    commit_batch(settings, 0, {0: (0, 10)})
+    commit_batch(settings, 1, {0: (14, 20)}, left_out={0: (10, 14)})
+    report = audit(settings)
+    assert report.clean
+    assert report.left_out == [{"topic": settings.topic, "partition": 0, "from": 10, "to": 13}]
+
+
+def test_a_gap_larger_than_what_was_accepted_is_a_problem(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    commit_batch(settings, 0, {0: (0, 10)})
+    commit_batch(settings, 1, {0: (14, 20)}, left_out={0: (12, 14)})
+    assert audit(settings).counts == {Kind.GAP: 1}
