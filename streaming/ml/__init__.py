@@ -1,0 +1,27 @@
+"""The steps of the way from pixels to classes as Spark ML stages: for Pipelines, CrossValidator and notebooks.
+
+    Pipeline(stages=[
+        DeepImageFeaturizer(inputCol="image", outputCol="features", modelName="InceptionV3"),
+        LogisticRegression(maxIter=5, regParam=0.03, elasticNetParam=0.5),
+    ])
+
+Names, Params and persistence are Spark ML's; the numbers are those of the stream, which runs the same NumPy code.
+"""
+
+from streaming.ml.classifiers import BundleScorer
+from streaming.ml.featurizer import DeepImageFeaturizer
+from streaming.ml.projections import (
+    ImagePCA,
+    ImagePCAModel,
+    SparseRandomProjection,
+    SparseRandomProjectionModel,
+)
+
+__all__ = [
+    "BundleScorer",
+    "DeepImageFeaturizer",
+    "ImagePCA",
+    "ImagePCAModel",
+    "SparseRandomProjection",
+    "SparseRandomProjectionModel",
+]

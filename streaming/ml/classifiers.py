@@ -1,0 +1,196 @@
+"""`BundleScorer`: a registered model version as a Spark ML Transformer, on images or on features."""
+
+# ruff: noqa: N802, N803, N815  Spark ML's way of naming
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+from pyspark.ml import Transformer
+from pyspark.ml.param import TypeConverters
+from pyspark.ml.param.shared import HasInputCol, HasPredictionCol, HasProbabilityCol
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql.types import DoubleType, StringType, StructType
+
+from models.bundle import MANIFEST, Bundle, parse_manifest, read_bundle
+from models.scorer import check_golden, load_head, load_scorer
+from streaming.errors import ServiceError
+from streaming.ml.columns import (
+    as_floats,
+    as_vector,
+    check_input,
+    check_outputs,
+    column,
+    computed,
+    is_features,
+    is_image,
+    vector_type,
+)
+from streaming.ml.params import FromImages, given, param
+from streaming.ml.storage import StoredStage
+from streaming.ml.workers import RESULT_DDL, from_features, from_images, loaded
+
+LINEAGE_FILE = "bundle.json"
+NO_FEATURES = "missing: the row has no features"
+
+
+class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol, FromImages, StoredStage):
+    """What the stream answers with a model version, as a Transformer; the same code computes it.
+
+    | column           | in or out | type |
+    |------------------|-----------|------|
+    | `inputCol`       | in        | images (bytes, or Spark's image struct): the whole model; or features (vectors or
+    |                  |           | arrays): projection and classifier alone |
+    | `probabilityCol` | out       | vector, one probability for each of `classes` |
+    | `predictionCol`  | out       | double, the position of the most probable class, as Spark's evaluators take it |
+    | `labelCol`       | out       | string, the name of that class |
+    | `reasonCol`      | out       | string, if asked for: why an image has no answer |
+
+    A row without an answer has nulls. Saving the stage saves the model along with it.
+
+    Example:
+        BundleScorer(inputCol="image", bundle=".imagestream/models/1").transform(images)
+    """
+
+    bundle = param(
+        "bundle",
+        "directory of a bundle: a model version, HOME/models/N",
+        TypeConverters.toString,
+    )
+    labelCol = param(
+        "labelCol",
+        "name of the column of predicted class names",
+        TypeConverters.toString,
+    )
+
+    def __init__(
+        self,
+        *,
+        inputCol: str | None = None,
+        bundle: str | None = None,
+        probabilityCol: str | None = None,
+        predictionCol: str | None = None,
+        labelCol: str | None = None,
+        reasonCol: str | None = None,
+        handleInvalid: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._setDefault(probabilityCol="probability", predictionCol="prediction", labelCol="predictedLabel")
+        self._held: tuple[str | None, Bundle] | None = None
+        self._set(
+            **given(
+                inputCol=inputCol,
+                bundle=bundle,
+                probabilityCol=probabilityCol,
+                predictionCol=predictionCol,
+                labelCol=labelCol,
+                reasonCol=reasonCol,
+                handleInvalid=handleInvalid,
+            )
+        )
+
+    def setParams(self, **params: Any) -> Self:
+        """Set Params by name, as the constructor takes them."""
+        return self._set(**given(**params))
+
+    def getLabelCol(self) -> str:
+        """Name of the column of predicted class names."""
+        return self.getOrDefault(self.labelCol)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names, in the order of the probabilities."""
+        return self._bundle().manifest.classes
+
+    def transformSchema(self, schema: StructType) -> StructType:
+        """The columns that `transform` gives for these.
+
+        Raises:
+            ServiceError: the input column is missing or of another type, or an output column is there already.
+        """
+        stage, name = type(self).__name__, self.getInputCol()
+        kind = check_input(stage, schema, name)
+        if not is_image(kind) and not is_features(kind):
+            raise ServiceError(
+                f"{stage}: column {name!r} should hold images (encoded bytes, or what spark.read.format('image') "
+                f"gives) or features (vectors, or arrays of float or double), it holds {kind.simpleString()}"
+            )
+        reason = self.getReasonCol()
+        names = [self.getProbabilityCol(), self.getPredictionCol(), self.getLabelCol(), *([reason] if reason else [])]
+        check_outputs(stage, schema, names)
+        result = StructType(list(schema.fields))
+        for name, field in zip(names, (vector_type(), DoubleType(), StringType(), StringType()), strict=False):
+            result.add(name, field)
+        return result
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        self.transformSchema(dataset.schema)
+        given_column, kind = column(self.getInputCol()), dataset.schema[self.getInputCol()].dataType
+        bundle = self._bundle()
+        if is_image(kind):
+            scored = _score_images(dataset, bundle, given_column)
+        else:
+            scored = _score_features(dataset, bundle, as_floats(given_column, kind))
+        names = F.array(*map(F.lit, bundle.manifest.classes))
+        results: dict[str, Callable[[Column], Column]] = {
+            self.getProbabilityCol(): as_vector,
+            self.getPredictionCol(): lambda values: (_most_probable(values) - 1).cast("double"),
+            self.getLabelCol(): lambda values: F.element_at(names, _most_probable(values)),
+        }
+        return self._with_results(dataset, scored, results)
+
+    def _bundle(self) -> Bundle:
+        """The bundle that the Param names, checked when it is first read; or the one that was loaded."""
+        wanted = self.getOrDefault(self.bundle) if self.isDefined(self.bundle) else None
+        if self._held is None or self._held[0] != wanted:
+            if wanted is None:
+                raise ServiceError("BundleScorer needs a bundle: the directory of a model version, HOME/models/N")
+            bundle = read_bundle(Path(wanted))
+            check_golden(bundle, load_scorer(bundle))
+            self._held = (wanted, bundle)
+        return self._held[1]
+
+    def to_files(self) -> Mapping[str, bytes]:
+        bundle = self._bundle()
+        wanted = self._held[0] if self._held else None
+        lineage = {"bundle": wanted, "sha256": bundle.sha256}
+        manifest = bundle.manifest.model_dump_json().encode()
+        return {MANIFEST: manifest, LINEAGE_FILE: json.dumps(lineage).encode(), **bundle.files}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        stage = cls()
+        lineage = json.loads(files[LINEAGE_FILE])
+        parts = {name: content for name, content in files.items() if name not in {MANIFEST, LINEAGE_FILE}}
+        stage._held = (lineage["bundle"], Bundle(parse_manifest(files[MANIFEST]), lineage["sha256"], parts))
+        return stage
+
+
+def _most_probable(values: Column) -> Column:
+    """The position, from 1, of the largest of an array."""
+    return F.array_position(values, F.array_max(values)).cast("int")
+
+
+def _score_images(dataset: DataFrame, bundle: Bundle, images: Column) -> Column:
+    broadcast = dataset.sparkSession.sparkContext.broadcast(bundle)
+    sha256 = bundle.sha256
+
+    def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        scorer = loaded(sha256, lambda: load_scorer(broadcast.value))
+        return from_images(columns, scorer.engine, scorer.resize, scorer.probabilities)
+
+    return computed(score, images, RESULT_DDL)
+
+
+def _score_features(dataset: DataFrame, bundle: Bundle, features: Column) -> Column:
+    broadcast = dataset.sparkSession.sparkContext.broadcast(load_head(bundle))
+    n_in = bundle.manifest.projection.n_in
+
+    def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
+        for values in from_features(columns, n_in, broadcast.value.probabilities):
+            reasons = pa.array([None if one.is_valid else NO_FEATURES for one in values], pa.string())
+            yield pa.StructArray.from_arrays([values, reasons], ["values", "reason"])
+
+    return computed(score, features, RESULT_DDL)

@@ -1,0 +1,214 @@
+"""The projections as Spark ML Estimators: `ImagePCA` by explained variance or by k, `SparseRandomProjection` by eps."""
+
+# ruff: noqa: N802, N803, N815  Spark ML's way of naming
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import pyarrow as pa
+from pyspark.ml import Estimator, Model
+from pyspark.ml.param import TypeConverters
+from pyspark.ml.param.shared import HasInputCol, HasOutputCol, HasSeed
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812
+from pyspark.sql.types import StructType
+
+from models.arrays import read_npz, write_npz
+from models.bundle import PROJECTION
+from models.projection import Projection, check_pca_memory, fit_pca, projection_from_arrays
+from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
+from streaming.errors import ServiceError
+from streaming.ml.columns import as_floats, as_vector, check_features, check_outputs, column, computed, vector_type
+from streaming.ml.params import given, param
+from streaming.ml.storage import StoredStage
+from streaming.ml.workers import from_features
+from streaming.sums import gram_sums
+
+STAGE_FILE = "projection.json"
+
+
+class _FeaturesToFeatures(HasInputCol, HasOutputCol):
+    """Vectors, or arrays of numbers, in; vectors out; null stays null."""
+
+    def setParams(self, **params: Any) -> Self:
+        """Set Params by name, as the constructor takes them."""
+        return self._set(**given(**params))
+
+    def transformSchema(self, schema: StructType) -> StructType:
+        """The columns that `transform` gives for these.
+
+        Raises:
+            ServiceError: the input column is missing or holds no features, or the output column is there already.
+        """
+        stage = type(self).__name__
+        check_features(stage, schema, self.getInputCol())
+        check_outputs(stage, schema, [self.getOutputCol()])
+        return StructType(list(schema.fields)).add(self.getOutputCol(), vector_type())
+
+    def _rows_to_fit(self, dataset: DataFrame) -> DataFrame:
+        """The rows that have features, as the column `features` of array<float>."""
+        self.transformSchema(dataset.schema)
+        name = self.getInputCol()
+        rows = dataset.select(as_floats(column(name), dataset.schema[name].dataType).alias("features"))
+        return rows.where(F.col("features").isNotNull())
+
+
+class _ProjectionModel(Model, _FeaturesToFeatures, StoredStage):
+    """A projection at work."""
+
+    def __init__(self, projection: Projection | None = None) -> None:
+        super().__init__()
+        self._projection = projection
+
+    @property
+    def projection(self) -> Projection:
+        """The projection itself: NumPy arrays, `transform` from (N, n_in) to (N, n_out).
+
+        Raises:
+            ServiceError: this model was made by its constructor, and neither fitted nor loaded.
+        """
+        if self._projection is None:
+            raise ServiceError(f"{type(self).__name__} comes from fit() or load(), this one has no projection")
+        return self._projection
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        self.transformSchema(dataset.schema)
+        name, n_in = self.getInputCol(), self.projection.n_in
+        broadcast = dataset.sparkSession.sparkContext.broadcast(self.projection)
+
+        def project(features: Iterator[pa.Array]) -> Iterator[pa.Array]:
+            return from_features(features, n_in, broadcast.value.transform)
+
+        scratch = f"{self.uid}__computed"
+        values = as_floats(column(name), dataset.schema[name].dataType)
+        rows = dataset.withColumn(scratch, computed(project, values, "array<float>"))
+        return rows.withColumn(self.getOutputCol(), as_vector(F.col(scratch))).drop(scratch)
+
+    def to_files(self) -> Mapping[str, bytes]:
+        facts = {"kind": self.projection.kind, "n_in": self.projection.n_in}
+        return {STAGE_FILE: json.dumps(facts).encode(), PROJECTION: write_npz(self.projection.to_arrays())}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        facts = json.loads(files[STAGE_FILE])
+        return cls(projection_from_arrays(facts["kind"], facts["n_in"], read_npz(files[PROJECTION], PROJECTION)))
+
+
+class _PCAParams(_FeaturesToFeatures):
+    explainedVariance = param(
+        "explainedVariance",
+        "keep the fewest components that explain this share of the variance, above 0 and at most 1; k goes first",
+        TypeConverters.toFloat,
+    )
+    k = param(
+        "k",
+        "the number of components to keep; by explainedVariance if not set",
+        TypeConverters.toInt,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._setDefault(explainedVariance=0.9)
+
+    def getK(self) -> int | None:
+        """The number of components asked for, or None."""
+        return self.getOrDefault(self.k) if self.isDefined(self.k) else None
+
+
+class ImagePCAModel(_ProjectionModel, _PCAParams):
+    """A fitted PCA; `projection.explained_variance_ratio` is the curve over all components."""
+
+
+class ImagePCA(Estimator[ImagePCAModel], _PCAParams, DefaultParamsReadable["ImagePCA"], DefaultParamsWritable):
+    """Exact principal components from one pass over the data; see `models.projection`.
+
+    Reads `inputCol` (vectors or arrays of D numbers; rows of null are left out) and writes `outputCol` (vectors of K).
+    What reaches the driver are sums of D² numbers, however many rows there are.
+
+    Example:
+        ImagePCA(inputCol="features", outputCol="pca", explainedVariance=0.9).fit(rows).transform(rows)
+    """
+
+    def __init__(
+        self,
+        *,
+        inputCol: str | None = None,
+        outputCol: str | None = None,
+        explainedVariance: float | None = None,
+        k: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._set(**given(inputCol=inputCol, outputCol=outputCol, explainedVariance=explainedVariance, k=k))
+
+    def _fit(self, dataset: DataFrame) -> ImagePCAModel:
+        rows = self._rows_to_fit(dataset)
+        first = rows.first()
+        if first is not None:
+            check_pca_memory(len(first["features"]))  # here in one line, rather than in a worker's traceback
+        k = self.getK()
+        pca = fit_pca(gram_sums(rows), None if k else self.getOrDefault(self.explainedVariance), k)
+        return self._copyValues(ImagePCAModel(pca))
+
+
+class _RandomParams(_FeaturesToFeatures, HasSeed):
+    eps = param(
+        "eps",
+        "distances are kept within a factor of 1 ± eps: decides the number of columns, from that of the rows",
+        TypeConverters.toFloat,
+    )
+    k = param(
+        "k",
+        "the number of columns; by eps if not set",
+        TypeConverters.toInt,
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._setDefault(eps=0.1, seed=0)
+
+    def getK(self) -> int | None:
+        """The number of columns asked for, or None."""
+        return self.getOrDefault(self.k) if self.isDefined(self.k) else None
+
+
+class SparseRandomProjectionModel(_ProjectionModel, _RandomParams):
+    """A sparse random projection of features of one width."""
+
+
+class SparseRandomProjection(
+    Estimator[SparseRandomProjectionModel],
+    _RandomParams,
+    DefaultParamsReadable["SparseRandomProjection"],
+    DefaultParamsWritable,
+):
+    """Random directions that keep distances, for features too wide for PCA; see `models.random_projection`.
+
+    Reads `inputCol` (vectors or arrays of D numbers) and writes `outputCol` (vectors of K). Nothing is fitted: the data
+    gives D, and without `k` the number of rows that K follows from. The same seed gives the same matrix.
+
+    Example:
+        SparseRandomProjection(inputCol="features", outputCol="projected", eps=0.1, seed=7).fit(rows)
+    """
+
+    def __init__(
+        self,
+        *,
+        inputCol: str | None = None,
+        outputCol: str | None = None,
+        eps: float | None = None,
+        k: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._set(**given(inputCol=inputCol, outputCol=outputCol, eps=eps, k=k, seed=seed))
+
+    def _fit(self, dataset: DataFrame) -> SparseRandomProjectionModel:
+        rows = self._rows_to_fit(dataset)
+        first = rows.first()
+        if first is None:
+            raise ServiceError("SparseRandomProjection: there are no features to take the width of")
+        n_in, k = len(first["features"]), self.getK()
+        if k is None:
+            k = johnson_lindenstrauss_dim(rows.count(), self.getOrDefault(self.eps))
+        return self._copyValues(SparseRandomProjectionModel(make_random_projection(n_in, k, self.getSeed())))

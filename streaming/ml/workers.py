@@ -1,0 +1,139 @@
+"""What the stages run in Python workers: columns of images or features in, columns of features or probabilities out.
+
+A row that cannot be read gives a null and, for images, the reason. The model comes by broadcast and is loaded once per
+worker process, then kept for as long as its hash stays the same.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.arrays import Features
+from models.decode import BadImage, Limits, Reason, Resize, Stage, decode
+from models.errors import ModelError
+from models.scorer import Engine
+from streaming.files import as_matrix, list_array
+
+IMAGES_AT_ONCE = 64
+RESULT_DDL = "values array<float>, reason string"
+# OpenCV's numbers for 8-bit pixels, as Spark's image source writes them → the pixels' layout, for Pillow.
+LAYOUTS = {0: ("L", "L", 1), 16: ("RGB", "BGR", 3), 24: ("RGBA", "BGRA", 4)}
+LIMITS = Limits()
+# Pixels that are not encoded any more are bounded by their number alone.
+PIXEL_LIMITS = Limits(max_bytes=4 * LIMITS.max_pixels + 1024**2)
+
+Values = NDArray[np.float32]
+
+
+class _Worker:
+    """The model that this worker process holds, and its SHA-256."""
+
+    sha256: str | None = None
+    model: Any = None
+
+
+def loaded(sha256: str, load: Callable[[], Any]) -> Any:
+    """The model of this hash: the one held, or else what `load` gives, held from now on."""
+    if _Worker.sha256 != sha256:
+        _Worker.model = load()
+        _Worker.sha256 = sha256
+    return _Worker.model
+
+
+def from_images(
+    columns: Iterator[Any], engine: Engine, resize: Resize, finish: Callable[[Features], Values]
+) -> Iterator[Any]:
+    """A column of images (bytes, or Spark's image struct) as structs of `RESULT_DDL`, in order, one a row.
+
+    Args:
+        columns: Arrow arrays.
+        engine: pixels → features (N, D).
+        resize: as the model was made for.
+        finish: features (N, D) → values (N, K) float32.
+    """
+    for column in columns:
+        for start in range(0, len(column), IMAGES_AT_ONCE):
+            yield _image_results(column.slice(start, IMAGES_AT_ONCE), engine, resize, finish)
+
+
+def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features], Values]) -> Iterator[Any]:
+    """A column of array<float>, each `n_in` long, as the arrays that `finish` makes of them; null stays null.
+
+    Raises:
+        ModelError: an array is longer or shorter.
+    """
+    for column in columns:
+        given = column.drop_null()
+        if not len(given):
+            yield pa.nulls(len(column), pa.list_(pa.float32()))
+            continue
+        matrix = as_matrix(given)
+        if matrix.shape[1] != n_in:
+            raise ModelError(f"expected {n_in} features a row, got {matrix.shape[1]}")
+        rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
+        yield _placed(finish(matrix), rows, len(column))
+
+
+def _image_results(column: Any, engine: Engine, resize: Resize, finish: Callable[[Features], Values]) -> Any:
+    rows: list[int] = []
+    images = np.empty((len(column), *engine.input_size, 3), np.uint8)
+    reasons: list[str | None] = [None] * len(column)
+    for row, value in enumerate(column.to_pylist()):
+        image = _decode(value, engine.input_size, resize)
+        if isinstance(image, BadImage):
+            reasons[row] = f"{image.reason}: {image.detail}"
+        else:
+            images[len(rows)] = image
+            rows.append(row)
+    features = engine(images[: len(rows)])
+    finite = np.isfinite(features).all(axis=1)
+    for place in np.flatnonzero(~finite):
+        reasons[rows[place]] = f"{Reason.NON_FINITE_FEATURES}: the backbone's features of this image are not finite"
+    values = _placed(finish(features[finite]), np.array(rows, np.int64)[finite], len(column))
+    return pa.StructArray.from_arrays([values, pa.array(reasons, pa.string())], ["values", "reason"])
+
+
+def _placed(values: Values, rows: NDArray[np.int64], n: int) -> Any:
+    """`values` (N, K) as a list column of `n` rows: each in its row of `rows`, null in the others."""
+    where = np.full(n, -1, np.int64)
+    where[rows] = np.arange(len(rows))
+    return list_array(values).take(pa.array(where, mask=where < 0))
+
+
+def _decode(value: Any, size: tuple[int, int], resize: Resize) -> NDArray[np.uint8] | BadImage:
+    if isinstance(value, dict):
+        encoded = _encoded(value)
+        return encoded if isinstance(encoded, BadImage) else decode(encoded, size, PIXEL_LIMITS, resize)
+    return decode(value, size, LIMITS, resize)
+
+
+def _encoded(image: dict[str, Any]) -> bytes | BadImage:
+    """Spark's image struct as an uncompressed TIFF, so that pixels go the same way as files do."""
+    height, width, channels, mode, data = (image[name] for name in ("height", "width", "nChannels", "mode", "data"))
+    if data is None or not all(isinstance(number, int) for number in (height, width, channels, mode)):
+        return BadImage(Stage.READ, Reason.MISSING, "the image struct has no pixels")
+    if height < 1 or width < 1:  # what Spark's image source gives for a file that it cannot read
+        return BadImage(Stage.DECODE, Reason.NOT_AN_IMAGE, f"the image struct has {width}x{height} pixels")
+    layout = LAYOUTS.get(mode)
+    if layout is None or layout[2] != channels:
+        detail = f"OpenCV mode {mode} with {channels} channels, taken are 0, 16 and 24 with 1, 3 and 4"
+        return BadImage(Stage.DECODE, Reason.UNSUPPORTED_MODE, detail)
+    if height * width > LIMITS.max_pixels:
+        detail = f"{width}x{height} pixels, at most {LIMITS.max_pixels} are taken"
+        return BadImage(Stage.DECODE, Reason.DECOMPRESSION_BOMB, detail)
+    if len(data) != height * width * channels:
+        detail = f"{len(data)} bytes of pixels, {width}x{height} with {channels} channels need another number"
+        return BadImage(Stage.DECODE, Reason.CORRUPT, detail)
+    return _as_tiff(Image.frombytes(layout[0], (width, height), bytes(data), "raw", layout[1]))
+
+
+def _as_tiff(image: Image.Image) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    image.save(buffer, "TIFF")
+    return buffer.getvalue()
