@@ -26,6 +26,10 @@ class Classifier(Protocol):
     @property
     def n_classes(self) -> int: ...
 
+    def logits(self, features: Features) -> NDArray[np.float64]:
+        """(N, n_in) float32 → (N, n_classes) float64, whose softmax the probabilities are; the input is not changed."""
+        ...
+
     def probabilities(self, features: Features) -> Features:
         """(N, n_in) float32 → (N, n_classes) float32; the input is not changed."""
         ...
@@ -63,8 +67,12 @@ class LogisticRegression:
     def n_classes(self) -> int:
         return int(self.coefficients.shape[0])
 
+    def logits(self, features: Features) -> NDArray[np.float64]:
+        logits: NDArray[np.float64] = features @ self.coefficients.T + self.intercept
+        return logits
+
     def probabilities(self, features: Features) -> Features:
-        return softmax(features @ self.coefficients.T + self.intercept)
+        return softmax(self.logits(features))
 
     def to_arrays(self) -> Arrays:
         return {"coefficients": self.coefficients, "intercept": self.intercept}
@@ -93,12 +101,16 @@ class MLP:
     def n_classes(self) -> int:
         return len(self.biases[-1])
 
-    def probabilities(self, features: Features) -> Features:
+    def logits(self, features: Features) -> NDArray[np.float64]:
         hidden: NDArray[np.float64] = features.astype(np.float64)
         for weights, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             # The sigmoid, 1 / (1 + exp(-x)), in a form that cannot overflow.
             hidden = (1 + np.tanh((hidden @ weights + bias) / 2)) / 2
-        return softmax(hidden @ self.weights[-1] + self.biases[-1])
+        logits: NDArray[np.float64] = hidden @ self.weights[-1] + self.biases[-1]
+        return logits
+
+    def probabilities(self, features: Features) -> Features:
+        return softmax(self.logits(features))
 
     def to_arrays(self) -> Arrays:
         layers = enumerate(zip(self.weights, self.biases, strict=True))

@@ -69,6 +69,10 @@ class Head:
     projection: Projection
     classifier: Classifier
 
+    def logits(self, features: Features) -> NDArray[np.float64]:
+        """(N, D) float32 → (N, C) float64, whose softmax the probabilities are."""
+        return self.classifier.logits(self.projection.transform(features))
+
     def probabilities(self, features: Features) -> Features:
         return self.classifier.probabilities(self.projection.transform(features))
 

@@ -1,58 +1,23 @@
-"""What a model is worth: counted on the workers by the same NumPy code that the stream runs."""
+"""What a model is worth: added up on the workers by the same NumPy code that the stream runs, merged on the driver."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.arrays import Features
+from models.classifier import softmax
+from models.evaluation import Evaluation
+from models.evaluation_sums import EvaluationSums
 from models.scorer import Head
 from streaming.files import as_matrix
 
-PROBABILITY_FLOOR = 1e-15  # as scikit-learn's log_loss clips
+__all__ = ["Evaluation", "evaluate", "most_confident_mistakes", "predict", "sample_predictions"]
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a model did on rows that it was not fitted on.
-
-    Attributes:
-        classes: (C) names.
-        confusion: (C, C) counts, rows true and columns predicted.
-        log_loss: mean negative log of the true class's probability, in nats.
-    """
-
-    classes: tuple[str, ...]
-    confusion: NDArray[np.int64]
-    log_loss: float
-
-    @property
-    def rows(self) -> int:
-        return int(self.confusion.sum())
-
-    @property
-    def accuracy(self) -> float:
-        return float(np.trace(self.confusion) / max(1, self.rows))
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean over the classes that occur of 2·true positives / (predicted + true)."""
-        both = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
-        return float(np.mean(2 * np.diag(self.confusion)[both > 0] / both[both > 0])) if both.any() else 0.0
-
-    def as_metrics(self) -> dict[str, float]:
-        return {
-            "accuracy": self.accuracy,
-            "macro_f1": self.macro_f1,
-            "log_loss": self.log_loss,
-            "holdout_rows": float(self.rows),
-        }
+SUMS_DDL = "sums binary"
+SUMS_ON_DRIVER = 8  # at a time, of some hundred KB for ten classes
 
 
 def evaluate(rows: DataFrame, head: Head) -> Evaluation:
@@ -60,33 +25,62 @@ def evaluate(rows: DataFrame, head: Head) -> Evaluation:
 
     A row whose label the model does not know counts as an error, with the least probability there is.
     """
-    known = sorted(set(head.classes) | {row.label for row in rows.select("label").distinct().collect()})
+    unknown = {row.label for row in rows.select("label").distinct().collect()} - set(head.classes)
+    classes, n_outputs = (*head.classes, *sorted(unknown)), len(head.classes)
 
-    def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def add_up(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        sums = EvaluationSums(classes, n_outputs)
         for batch in batches:
             if batch.num_rows:
-                features = as_matrix(batch.column("features"))
-                yield _counts(features, batch.column("label"), head)
+                truth = pc.index_in(batch.column("label"), pa.array(classes)).to_numpy().astype(np.int64)
+                sums.add(head.logits(as_matrix(batch.column("features"))), truth)
+        yield pa.RecordBatch.from_pydict({"sums": [sums.to_bytes()]})
 
-    counted = (
-        rows.select("label", "features")
-        .mapInArrow(count, "label string, predicted string, loss double")
-        .groupBy("label", "predicted")
-        .agg(F.count(F.lit(1)).alias("n"), F.sum("loss").alias("loss"))
-        .collect()
-    )
-    position = {label: index for index, label in enumerate(known)}
-    confusion = np.zeros((len(known), len(known)), np.int64)
-    for row in counted:
-        confusion[position[row.label], position[row.predicted]] += row.n
-    log_loss = sum(row.loss for row in counted) / max(1, int(confusion.sum()))
-    return Evaluation(tuple(known), confusion, log_loss)
+    def merge(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        yield pa.RecordBatch.from_pydict({"sums": [_merged(batches, classes, n_outputs).to_bytes()]})
+
+    cores = rows.sparkSession.sparkContext.defaultParallelism
+    parts = rows.select("label", "features").coalesce(cores).mapInArrow(add_up, SUMS_DDL)
+    if cores > SUMS_ON_DRIVER:
+        parts = parts.repartition(SUMS_ON_DRIVER).mapInArrow(merge, SUMS_DDL)
+    return _merged(parts.toArrow().to_batches(), classes, n_outputs).result()
 
 
-def _counts(features: Features, labels: Any, head: Head) -> pa.RecordBatch:
-    probabilities = head.probabilities(features).astype(np.float64)
-    predicted = pa.array(head.classes).take(pa.array(probabilities.argmax(axis=1)))
-    index = pc.index_in(labels, pa.array(head.classes)).fill_null(-1).to_numpy(zero_copy_only=False)
-    of_true = np.where(index >= 0, probabilities[np.arange(len(index)), index], 0.0)
-    loss = -np.log(np.clip(of_true, PROBABILITY_FLOOR, 1.0))
-    return pa.RecordBatch.from_arrays([labels, predicted, pa.array(loss)], ["label", "predicted", "loss"])
+def predict(rows: DataFrame, head: Head) -> DataFrame:
+    """The answer to each of the rows (features, and any others, which are kept): predicted, confidence (0..1)."""
+    kept = [field for field in rows.schema.fields if field.name != "features"]
+    names = [field.name for field in kept]
+
+    def answer(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                probabilities = softmax(head.logits(as_matrix(batch.column("features"))))
+                best = probabilities.argmax(axis=1)
+                predicted = pa.array(head.classes).take(pa.array(best))
+                confidence = pa.array(probabilities[np.arange(len(best)), best].astype(np.float64))
+                columns = [*(batch.column(name) for name in names), predicted, confidence]
+                yield pa.RecordBatch.from_arrays(columns, [*names, "predicted", "confidence"])
+
+    schema = rows.select(*names).schema.add("predicted", "string").add("confidence", "double")
+    return rows.mapInArrow(answer, schema)
+
+
+def sample_predictions(rows: DataFrame, head: Head, n: int, seed: int = 0) -> pa.Table:
+    """`n` of the rows (image_id, label, features, …), picked by a hash, with the model's answers to them."""
+    order = (F.xxhash64("image_id", F.lit(seed)), "image_id")
+    picked = predict(rows.orderBy(*order).limit(n), head)  # each partition gives its first n, and no more
+    return picked.orderBy(*order).toArrow()
+
+
+def most_confident_mistakes(rows: DataFrame, head: Head, n: int) -> pa.Table:
+    """The `n` wrong answers to rows (image_id, label, features, …) that the model was most sure of, surest first."""
+    wrong = predict(rows, head).where(F.col("predicted") != F.col("label"))
+    return wrong.orderBy(F.desc("confidence"), "image_id").limit(n).toArrow()
+
+
+def _merged(batches: Iterable[pa.RecordBatch], classes: tuple[str, ...], n_outputs: int) -> EvaluationSums:
+    merged = EvaluationSums(classes, n_outputs)
+    for batch in batches:
+        for data in batch.column("sums"):
+            merged.merge(EvaluationSums.from_bytes(classes, n_outputs, data.as_py()))
+    return merged

