@@ -28,7 +28,7 @@ from streaming.ml.columns import (
     is_image,
     vector_type,
 )
-from streaming.ml.params import FromImages, given, param
+from streaming.ml.params import FromImages, given, input_of, param
 from streaming.ml.storage import StoredStage
 from streaming.ml.workers import RESULT_DDL, from_features, from_images, loaded
 
@@ -110,7 +110,7 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
         Raises:
             ServiceError: the input column is missing or of another type, or an output column is there already.
         """
-        stage, name = type(self).__name__, self.getInputCol()
+        stage, name = type(self).__name__, input_of(self)
         kind = check_input(stage, schema, name)
         if not is_image(kind) and not is_features(kind):
             raise ServiceError(
@@ -127,7 +127,7 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
-        given_column, kind = column(self.getInputCol()), dataset.schema[self.getInputCol()].dataType
+        given_column, kind = column(input_of(self)), dataset.schema[input_of(self)].dataType
         bundle = self._bundle()
         if is_image(kind):
             scored = _score_images(dataset, bundle, given_column)
@@ -137,7 +137,8 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
         results: dict[str, Callable[[Column], Column]] = {
             self.getProbabilityCol(): as_vector,
             self.getPredictionCol(): lambda values: (_most_probable(values) - 1).cast("double"),
-            self.getLabelCol(): lambda values: F.element_at(names, _most_probable(values)),
+            # Spark takes `element_at` of names that are all there for one that is never null.
+            self.getLabelCol(): lambda values: F.when(values.isNotNull(), F.element_at(names, _most_probable(values))),
         }
         return self._with_results(dataset, scored, results)
 

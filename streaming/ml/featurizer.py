@@ -21,7 +21,7 @@ from models.backbone import FLATBUFFER_FILE, export_backbone
 from models.engine import LiteRTEngine
 from streaming.errors import ServiceError
 from streaming.ml.columns import as_vector, check_image, check_outputs, column, computed, vector_type
-from streaming.ml.params import FromImages, given, param
+from streaming.ml.params import FromImages, given, input_of, param
 from streaming.ml.storage import StoredStage
 from streaming.ml.workers import RESULT_DDL, from_images, loaded
 from streaming.settings import read_settings
@@ -144,7 +144,7 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
             ServiceError: the input column is missing or holds no images, or an output column is there already.
         """
         stage = type(self).__name__
-        check_image(stage, schema, self.getInputCol())
+        check_image(stage, schema, input_of(self))
         reason = self.getReasonCol()
         check_outputs(stage, schema, [self.getOutputCol(), *([reason] if reason else [])])
         result = StructType(list(schema.fields)).add(self.getOutputCol(), vector_type())
@@ -160,7 +160,7 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
             engine = loaded(sha256, lambda: LiteRTEngine(broadcast.value))
             return from_images(images, engine, "stretch", lambda features: features)
 
-        values = computed(featurize, column(self.getInputCol()), RESULT_DDL)
+        values = computed(featurize, column(input_of(self)), RESULT_DDL)
         return self._with_results(dataset, values, {self.getOutputCol(): as_vector})
 
     def _exported(self) -> _Flatbuffer:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import HasInputCol
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
@@ -22,6 +23,17 @@ def given(**params: Any) -> dict[str, Any]:
 def param(name: str, doc: str, converter: Callable[[Any], Value]) -> Param[Value]:
     """A Param of the class that it is assigned in, as Spark ML declares them."""
     return Param(Params._dummy(), name, doc, converter)
+
+
+def input_of(stage: HasInputCol) -> str:
+    """The name of the column that a stage reads.
+
+    Raises:
+        ServiceError: it was given none.
+    """
+    if not stage.isDefined(stage.inputCol):
+        raise ServiceError(f"{type(stage).__name__} needs an inputCol: the name of the column to read")
+    return stage.getInputCol()
 
 
 class FromImages(Params):

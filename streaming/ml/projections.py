@@ -20,7 +20,7 @@ from models.projection import Projection, check_pca_memory, fit_pca, projection_
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from streaming.errors import ServiceError
 from streaming.ml.columns import as_floats, as_vector, check_features, check_outputs, column, computed, vector_type
-from streaming.ml.params import given, param
+from streaming.ml.params import given, input_of, param
 from streaming.ml.storage import StoredStage
 from streaming.ml.workers import from_features
 from streaming.sums import gram_sums
@@ -42,14 +42,14 @@ class _FeaturesToFeatures(HasInputCol, HasOutputCol):
             ServiceError: the input column is missing or holds no features, or the output column is there already.
         """
         stage = type(self).__name__
-        check_features(stage, schema, self.getInputCol())
+        check_features(stage, schema, input_of(self))
         check_outputs(stage, schema, [self.getOutputCol()])
         return StructType(list(schema.fields)).add(self.getOutputCol(), vector_type())
 
     def _rows_to_fit(self, dataset: DataFrame) -> DataFrame:
         """The rows that have features, as the column `features` of array<float>."""
         self.transformSchema(dataset.schema)
-        name = self.getInputCol()
+        name = input_of(self)
         rows = dataset.select(as_floats(column(name), dataset.schema[name].dataType).alias("features"))
         return rows.where(F.col("features").isNotNull())
 
@@ -74,7 +74,7 @@ class _ProjectionModel(Model, _FeaturesToFeatures, StoredStage):
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
         self.transformSchema(dataset.schema)
-        name, n_in = self.getInputCol(), self.projection.n_in
+        name, n_in = input_of(self), self.projection.n_in
         broadcast = dataset.sparkSession.sparkContext.broadcast(self.projection)
 
         def project(features: Iterator[pa.Array]) -> Iterator[pa.Array]:

@@ -1,0 +1,71 @@
+"""Real model versions in moments: the default backbone with a head fitted by scikit-learn on a few digits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression as ReferenceRegression
+
+from models.arrays import Features
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone
+from models.bundle import (
+    CLASSIFIER,
+    GOLDEN,
+    PROJECTION,
+    BackboneEntry,
+    Manifest,
+    StageEntry,
+    TrainingData,
+    write_bundle,
+)
+from models.classifier import LogisticRegression
+from models.engine import LiteRTEngine
+from models.projection import GramSums, fit_pca
+from models.registry import Registry
+from models.scorer import Head, Scorer, decode_all, golden_arrays
+from streaming.dataset import digit_images
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Real images, what they show, and the default backbone's features (N, 1280) of them."""
+
+    images: list[bytes]
+    labels: list[str]
+    features: Features
+
+
+def some_digits(exported: ExportedBackbone, count: int) -> Digits:
+    _, labels, images = zip(*digit_images(count), strict=True)
+    engine = LiteRTEngine(exported.flatbuffer, threads=2)
+    return Digits(list(images), list(labels), engine(decode_all(images, engine.input_size).images))
+
+
+def fit_head(features: Features, labels: Sequence[str], k: int = 8) -> Head:
+    """PCA to `k` components and logistic regression."""
+    sums = GramSums(features.shape[1])
+    sums.add(features)
+    pca = fit_pca(sums, k=k)
+    fitted = ReferenceRegression(max_iter=1000).fit(pca.transform(features).astype(np.float64), list(labels))
+    return Head(tuple(map(str, fitted.classes_)), pca, LogisticRegression(fitted.coef_, fitted.intercept_))
+
+
+def register_model(registry: Registry, exported: ExportedBackbone, head: Head, images: Sequence[bytes]) -> int:
+    """Register a version of this head; `images` become its golden ones."""
+    spec, projection, classifier = exported.spec, head.projection, head.classifier
+    manifest = Manifest(
+        backbone=BackboneEntry.of(exported),
+        projection=StageEntry(kind=projection.kind, n_in=spec.n_features, n_out=projection.n_out),
+        classifier=StageEntry(kind=classifier.kind, n_in=projection.n_out, n_out=len(head.classes)),
+        classes=head.classes,
+        metrics={"accuracy": 0.9},
+        training_data=TrainingData(rows=100, holdout_rows=0, fingerprint="0" * 64),
+        libraries={},
+    )
+    arrays = {
+        PROJECTION: projection.to_arrays(),
+        CLASSIFIER: classifier.to_arrays(),
+        GOLDEN: golden_arrays(Scorer(LiteRTEngine(exported.flatbuffer), head), images),
+    }
+    files = {FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights}
+    return registry.register(lambda directory: write_bundle(directory, manifest, files, arrays))
