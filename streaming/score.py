@@ -192,7 +192,7 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
         rows = identity.take(good)
         on.features.write(_with_features(rows, features, on.champion.backbone_sha256))
         clock = report.timed("write", clock)
-        answers = _answers(scorer.probabilities(features), scorer.head.classes)
+        answers = answer_columns(scorer.probabilities(features), scorer.head.classes)
         clock = report.timed("head", clock)
         shadow = _shadow_answers(values, good, features, on)
         report.timed("shadow", clock)
@@ -217,7 +217,7 @@ def _shadow_answers(values: _Values, good: list[int], features: Features, on: _P
             if decoded.bad:
                 return nothing
             features = scorer.features(decoded.images)
-        label, confidence = _answers(scorer.probabilities(features), scorer.head.classes)[:2]
+        label, confidence = answer_columns(scorer.probabilities(features), scorer.head.classes)[:2]
     except Exception as error:  # noqa: BLE001  whatever it is
         on.report.challenger_error = f"{type(error).__name__}: {error}"
         return nothing
@@ -299,7 +299,7 @@ def _with_features(rows: pa.Table, features: Features, backbone_sha256: str) -> 
     return pa.table(columns, schema=FEATURES)
 
 
-def _answers(probabilities: Features, classes: tuple[str, ...]) -> list[pa.Array]:
+def answer_columns(probabilities: Features, classes: tuple[str, ...]) -> list[pa.Array]:
     """The columns of `ANSWER`: best label, its probability, the `TOP_K` best, and when."""
     n, width = probabilities.shape
     k = min(TOP_K, width)

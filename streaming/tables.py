@@ -86,6 +86,8 @@ SHADOW = pa.schema(
         *LINEAGE,
     ]
 )
+# What another version answers to history: the stream's answers are in `predictions`, by the same identity.
+RESCORED = pa.schema([*IDENTITY, *ANSWER, *LINEAGE])
 OFFSET_RANGE = pa.struct(
     [
         pa.field("topic", pa.string()),
@@ -121,6 +123,7 @@ SCHEMAS: dict[str, tuple[pa.Schema, list[str]]] = {
     "features": (FEATURES, []),
     "labels": (LABELS, []),
     "shadow": (SHADOW, []),
+    "rescored": (RESCORED, []),
     "batches": (BATCHES, []),
 }
 # Statistics of long values help no reader and make the log grow.
