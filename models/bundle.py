@@ -32,6 +32,7 @@ MAX_FILE_BYTES = 2 * 1024**3
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
+EngineName = Literal["litert", "keras"]  # Keras is the reference, and runs on a GPU where there is one
 
 
 class _Strict(BaseModel):
@@ -43,7 +44,7 @@ class BackboneEntry(_Strict):
 
     name: str
     weights: str
-    engine: Literal["litert"] = "litert"
+    engine: EngineName = "litert"
     input_size: tuple[Positive, Positive]
     resize: Resize = "stretch"
     scale: float  # a pixel value p enters the network as p · scale + offset; the flatbuffer does that itself
@@ -57,12 +58,19 @@ class BackboneEntry(_Strict):
     cosine: float = Field(1.0, le=1.001, description="mean cosine between the same; for int8, on calibration images")
 
     @classmethod
-    def of(cls, exported: ExportedBackbone, resize: Resize = "stretch") -> Self:
-        """What a manifest says of an exported backbone."""
+    def of(cls, exported: ExportedBackbone, resize: Resize = "stretch", engine: EngineName = "litert") -> Self:
+        """What a manifest says of an exported backbone.
+
+        Raises:
+            ModelError: Keras is asked to run 8-bit integers, which only the flatbuffer holds.
+        """
         spec = exported.spec
+        if engine == "keras" and exported.precision != "float32":
+            raise ModelError(f"the engine keras computes in float32, {exported.precision} needs the engine litert")
         return cls(
             name=spec.name,
             weights=exported.weights,
+            engine=engine,
             input_size=spec.input_size,
             resize=resize,
             output=spec.output,
@@ -72,6 +80,11 @@ class BackboneEntry(_Strict):
             cosine=exported.cosine,
             **asdict(spec.preprocessing),
         )
+
+    @property
+    def scored_file(self) -> str:
+        """The one of the backbone's two files that its engine runs."""
+        return WEIGHTS_FILE if self.engine == "keras" else FLATBUFFER_FILE
 
 
 class StageEntry(_Strict):
@@ -102,6 +115,7 @@ class Manifest(_Strict):
     classes: tuple[str, ...] = Field(min_length=2)
     metrics: dict[str, float]
     training_data: TrainingData
+    fit: dict[str, str | int | float] = {}  # the settings it was fitted with; see streaming/fit_options.py
     libraries: dict[str, str]
     golden_tolerance: float = Field(1e-3, gt=0, le=0.05)
     files: dict[str, Sha256] = {}
@@ -194,7 +208,7 @@ def _read_checked(directory: Path) -> Bundle:
     files = {}
     for name in sorted(FILES):
         path = directory / name
-        if name == WEIGHTS_FILE:  # checked but not kept: scoring does not need it
+        if name in {FLATBUFFER_FILE, WEIGHTS_FILE} - {manifest.backbone.scored_file}:  # checked, but not kept
             _regular_file(path, MAX_FILE_BYTES)
             digest = file_sha256(path)
         else:

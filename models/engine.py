@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.architectures import BackboneSpec
 from models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -80,6 +82,19 @@ class KerasEngine:
         _, height, width, _ = model.input_shape
         self.input_size: tuple[int, int] = (height, width)
         self.n_features: int = model.output_shape[1]
+
+    @classmethod
+    def of(cls, spec: BackboneSpec, weights: bytes) -> Self:
+        """The engine of a backbone with the content of a `.weights.h5` file; raises ModelError if they do not fit.
+
+        Takes seconds and half a gigabyte, most of them TensorFlow's.
+        """
+        from models.backbone import build
+
+        with NamedTemporaryFile(suffix=".weights.h5") as file:
+            file.write(weights)
+            file.flush()
+            return cls(build(spec.name, file.name, output=spec.output, input_size=spec.input_size))
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features (N, D) of `images` (N, H, W, 3), in their order; raises ModelError for another shape or dtype."""

@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.architectures import Preprocessing, find_backbone
 from models.arrays import Arrays, Features
-from models.backbone import FLATBUFFER_FILE
-from models.bundle import CLASSIFIER, GOLDEN, PROJECTION, Bundle
+from models.bundle import CLASSIFIER, GOLDEN, PROJECTION, BackboneEntry, Bundle
 from models.classifier import Classifier, classifier_from_arrays
 from models.decode import BadImage, Resize, decode
-from models.engine import LiteRTEngine
+from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
 from models.projection import Projection, projection_from_arrays
 
@@ -121,13 +121,30 @@ def load_scorer(bundle: Bundle, threads: int = 1) -> Scorer:
         ModelError: a part cannot be loaded, or is not what the manifest says.
     """
     entry = bundle.manifest.backbone
-    engine = LiteRTEngine(bundle.files[FLATBUFFER_FILE], threads=threads)
+    return Scorer(load_engine(entry, bundle.files[entry.scored_file], threads), load_head(bundle), entry.resize)
+
+
+def load_engine(entry: BackboneEntry, content: bytes, threads: int = 1) -> Engine:
+    """The engine that a manifest names, of the content of its file; `threads` are LiteRT's.
+
+    Raises:
+        ModelError: the content is not usable, or gives something else than the manifest says.
+    """
+    if entry.engine == "keras":
+        spec = find_backbone(entry.name, entry.output, entry.input_size)
+        pixels = Preprocessing(entry.scale, entry.offset, entry.channel_order, entry.channel_means)
+        if pixels != spec.preprocessing or entry.precision != "float32":
+            raise ModelError(f"the manifest has {entry.name} prepare pixels in another way, or in integers")
+        engine: Engine = KerasEngine.of(spec, content)
+    else:
+        engine = LiteRTEngine(content, threads=threads)
     if (engine.input_size, engine.n_features) != (entry.input_size, entry.n_features):
+        what = "network" if entry.engine == "keras" else "flatbuffer"
         raise ModelError(
-            f"the flatbuffer takes {engine.input_size} and gives {engine.n_features} features, "
+            f"the {what} takes {engine.input_size} and gives {engine.n_features} features, "
             f"the manifest says {entry.input_size} and {entry.n_features}"
         )
-    return Scorer(engine, load_head(bundle), entry.resize)
+    return engine
 
 
 def golden_arrays(scorer: Scorer, images: Sequence[bytes]) -> Arrays:

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyspark.ml import Pipeline
 from pyspark.ml.classification import LogisticRegression as SparkLogisticRegression
+from pyspark.ml.classification import MultilayerPerceptronClassifier
 from pyspark.ml.feature import PCA as SparkPCA  # noqa: N811
 from pyspark.ml.feature import StandardScaler
 from pyspark.ml.functions import array_to_vector, vector_to_array
@@ -17,18 +19,22 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 from models.arrays import Features
 from models.classifier import LogisticRegression
 from models.errors import ModelError
 from models.projection import PCA, GramSums, NoProjection, fit_pca
+from models.randomized_pca import RangeSketch
 from models.scorer import Head
 from streaming import fit as fit_module
+from streaming import sums as sums_module
 from streaming.errors import ServiceError
 from streaming.evaluate import evaluate
 from streaming.files import as_matrix, list_array
-from streaming.fit import FitOptions, fit, fit_logistic_regression, gram_sums, variance_kept
+from streaming.fit import FitOptions, fit, fit_classifier, fit_projection, in_order, variance_kept
 from streaming.labels import labelled_features
+from streaming.sums import gram_sums, range_sketch
 from streaming.tables import FEATURES, Table
 
 CLASSES = tuple("0123456789")
@@ -74,11 +80,11 @@ def ids_of(frame: DataFrame) -> set[str]:
 # --- sums
 
 
-@pytest.mark.parametrize("on_driver", [8, 1], ids=["merged on the driver", "merged on the workers first"])
+@pytest.mark.parametrize("piece_bytes", [2**24, 5000], ids=["in one piece", "in pieces"])
 def test_sums_of_partitions_are_the_sums_of_all_rows(
-    rows: DataFrame, features: Features, on_driver: int, monkeypatch: pytest.MonkeyPatch
+    rows: DataFrame, features: Features, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_module, "SUMS_ON_DRIVER", on_driver)
+    monkeypatch.setattr(sums_module, "PIECE_BYTES", piece_bytes)
     wide = features.astype(np.float64)
     sums = gram_sums(rows)
     assert sums.n == ROWS
@@ -136,7 +142,8 @@ def test_regression_is_the_one_that_spark_ml_fits_on_the_projected_rows(
     spark: SparkSession, rows: DataFrame, features: Features, labels: list[str], pca: PCA
 ) -> None:
     options = FitOptions(reg_param=0.1, elastic_net=0.5)
-    ours = fit_logistic_regression(rows, CLASSES, pca, options)
+    ours = fit_classifier(rows, ROWS, CLASSES, pca, options)
+    assert isinstance(ours, LogisticRegression)
     projected = frame_of(spark, pca.transform(features), labels)
     vectors = projected.select(array_to_vector("features").alias("features"), F.col("label").cast("double"))
     theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial").fit(vectors)
@@ -145,7 +152,156 @@ def test_regression_is_the_one_that_spark_ml_fits_on_the_projected_rows(
     assert (ours.coefficients == 0).any()  # the lasso's part
 
 
+def test_mlp_is_the_one_that_spark_ml_fits_on_standardised_rows(
+    spark: SparkSession, rows: DataFrame, features: Features, labels: list[str]
+) -> None:
+    """A constant column and columns of very different scales: the first layer takes the scaling over."""
+    spread = features * np.geomspace(0.01, 100, 64, dtype=np.float32) + 3
+    spread[:, 0] = 7
+    frame = frame_of(spark, spread, labels)
+    options = FitOptions(classifier="mlp", layers=(24, 16), max_iter=40)
+    ours = fit_classifier(frame, ROWS, CLASSES, NoProjection(64), options)
+
+    ordered = frame.repartition(2, "image_id").sortWithinPartitions("image_id")
+    vectors = ordered.select(
+        array_to_vector(F.col("features").cast("array<double>")).alias("raw"), F.col("label").cast("double")
+    ).persist()
+    scaler = StandardScaler(inputCol="raw", outputCol="features", withMean=True, withStd=True).fit(vectors)
+    network = MultilayerPerceptronClassifier(layers=[64, 24, 16, 10], maxIter=40, seed=42)
+    scaled = scaler.transform(vectors).select("raw", "features", "label").persist()
+    model = network.fit(scaled)
+    columns = [vector_to_array(name).alias(name) for name in ("raw", "probability")]
+    answers = model.transform(scaled).select("label", *columns).toArrow()
+    raw, probability = (np.array(answers.column(name).to_pylist()) for name in ("raw", "probability"))
+    np.testing.assert_allclose(ours.probabilities(raw.astype(np.float32)), probability, atol=1e-5)
+    assert np.mean(probability.argmax(axis=1) == answers.column("label").to_numpy()) > 0.9
+
+
+# --- projections
+
+
+def test_the_sketch_of_partitions_is_that_of_all_rows(
+    rows: DataFrame, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sums_module, "PIECE_BYTES", 3000)
+    ours = range_sketch(rows, 40, 7)
+    whole = RangeSketch(64, 40, 7)
+    whole.add(features)
+    assert ours.n == ROWS
+    assert ours.squares == pytest.approx(whole.squares, rel=1e-12)
+    np.testing.assert_allclose(ours.total, whole.total, rtol=1e-12)
+    np.testing.assert_allclose(ours.sketch, whole.sketch, rtol=1e-9, atol=1e-9)
+
+
+def test_randomized_pca_finds_the_components_of_the_exact_one(rows: DataFrame, features: Features, pca: PCA) -> None:
+    by_k = fit_projection(rows, ROWS, FitOptions(projection="randomized_pca", n_components=10))
+    assert (by_k.kind, by_k.n_out) == ("pca", 10)
+    exact, ours = pca.transform(features)[:, :10], by_k.transform(features)
+    assert abs(np.var(ours, axis=0).sum() / np.var(exact, axis=0).sum() - 1) < 0.02
+    by_share = fit_projection(rows, ROWS, FitOptions(projection="randomized_pca", explained_variance=0.9))
+    assert by_share.n_out == pca.n_out
+    few = rows.where("label = '3'").limit(20)  # fewer than the sketch would like
+    assert fit_projection(few, 20, FitOptions(projection="randomized_pca", n_components=15)).n_out == 15
+
+
+def test_random_projection_has_as_many_columns_as_the_rows_ask_for(spark: SparkSession) -> None:
+    rows = frame_of(spark, np.zeros((4, 400), np.float32), ["a", "b"] * 2)
+    options = FitOptions(projection="random", eps=0.9, seed=5)
+    ours = fit_projection(rows, ROWS, options)
+    assert ours.n_out == johnson_lindenstrauss_min_dim(ROWS, eps=0.9) == 165
+    again = fit_projection(rows, ROWS, options)
+    for name, array in ours.to_arrays().items():
+        np.testing.assert_array_equal(again.to_arrays()[name], array)
+    assert fit_projection(rows, ROWS, FitOptions(projection="random", n_components=20)).n_out == 20
+
+
+def test_a_projection_that_does_not_suit_the_features_is_refused_before_any_job(spark: SparkSession) -> None:
+    wide = frame_of(spark, np.zeros((4, 62_720), np.float32), ["a", "b"] * 2)
+    with pytest.raises(ModelError, match=r"PCA of 62,720 features needs 31.5 GB .* take a sparse random projection"):
+        fit_projection(wide, 4, FitOptions())
+    narrow = frame_of(spark, np.zeros((4, 8), np.float32), ["a", "b"] * 2)
+    with pytest.raises(ModelError, match="1 to 8 columns, got 1188; a larger eps"):
+        fit_projection(narrow, 4, FitOptions(projection="random"))
+
+
+def test_features_as_wide_as_a_flat_backbones_are_fitted_in_little_memory(spark: SparkSession) -> None:
+    generator = np.random.default_rng(0)
+    labels = ["a", "b"] * 60
+    wide = np.maximum(generator.normal(size=(120, 62_720)), 0).astype(np.float32)
+    wide[::2, :2000] += 1.0
+    rows = in_order(frame_of(spark, wide, labels), wide.shape[1]).persist()
+    for options in (
+        FitOptions(projection="random", eps=0.5, reg_param=0.1),
+        FitOptions(projection="randomized_pca", n_components=5),
+    ):
+        assert evaluate(rows, fit(rows, options).head).accuracy > 0.9
+    rows.unpersist()
+
+
 # --- the whole fit
+
+
+@pytest.mark.parametrize(
+    ("options", "few_bytes"),
+    [
+        (FitOptions(max_iter=8), 0),
+        (FitOptions(max_iter=8, classifier="mlp", layers=(16,), projection="randomized_pca", n_components=12), 2**27),
+    ],
+    ids=["pca and regression in eight partitions", "randomized pca and mlp in two"],
+)
+def test_the_same_rows_give_the_same_bits_however_they_lie(
+    spark: SparkSession,
+    features: Features,
+    labels: list[str],
+    options: FitOptions,
+    few_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fit_module, "FEW_BYTES", few_bytes)
+    monkeypatch.setattr(fit_module, "BYTES_PER_PARTITION", 40_000)  # of several partitions
+    rows = frame_of(spark, features, labels)
+    found = []
+    for other in (rows, rows.orderBy(F.desc("image_id")).repartition(5)):
+        ordered = in_order(other, features.shape[1]).persist()
+        found.append(fit(ordered, options))
+        ordered.unpersist()
+    first, second = found
+    assert first.fingerprint == second.fingerprint
+    for ours, theirs in (
+        (first.head.projection.to_arrays(), second.head.projection.to_arrays()),
+        (first.head.classifier.to_arrays(), second.head.classifier.to_arrays()),
+    ):
+        for name, array in ours.items():
+            np.testing.assert_array_equal(theirs[name], array)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"projection": "umap"}, "projection should be pca or random or randomized_pca or none, got 'umap'"),
+        ({"classifier": "forest"}, "classifier should be logistic_regression or mlp, got 'forest'"),
+        ({"explained_variance": 1.1}, "explained variance should be above 0 and at most 1, got 1.1"),
+        ({"n_components": 0}, "n components should be 1 or more, got 0"),
+        ({"eps": 1.0}, "eps should be between 0 and 1, got 1.0"),
+        ({"layers": (8, 0)}, r"layers should be at most 16 widths of 1 or more, got \(8, 0\)"),
+        ({"max_iter": 0}, "max iter should be 1 or more, got 0"),
+        ({"reg_param": -1.0}, "reg param should be 0 or more, got -1.0"),
+        ({"elastic_net": 2.0}, "elastic net should be from 0 to 1, got 2.0"),
+        ({"block_size": 0}, "block size should be 1 or more, got 0"),
+        ({"holdout": 0.0}, "holdout should be between 0 and 1, got 0.0"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_settings_outside_their_limits_are_refused(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ServiceError, match=reason):
+        FitOptions(**values)
+
+
+def test_settings_are_recorded_as_plain_values() -> None:
+    record = FitOptions(layers=(64, 32), n_components=None).as_record()
+    assert record["layers"] == "64,32"
+    assert "n_components" not in record
+    assert FitOptions(n_components=7).as_record()["n_components"] == 7
 
 
 def test_fit_learns_digits_and_its_pca_is_that_of_one_pass(rows: DataFrame, features: Features, pca: PCA) -> None:

@@ -1,0 +1,95 @@
+"""How to fit, and what the result must show: every setting, its default and its limits, in one place.
+
+Apart from the fit and the gate themselves so that the command line, which shows the defaults, need not import Spark.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from streaming.errors import ServiceError
+
+ProjectionKind = Literal["pca", "random", "randomized_pca", "none"]
+ClassifierKind = Literal["logistic_regression", "mlp"]
+MAX_HIDDEN_LAYERS = 16
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit.
+
+    Attributes:
+        projection: `pca` is exact, `randomized_pca` for features too wide for it, `random` for the widest.
+        explained_variance: PCA keeps the fewest components that explain this share of the variance.
+        n_components: keep so many instead; also for the random projection, in place of `eps`.
+        eps: a random projection keeps squared distances within 1 ± eps, which asks for more columns the more rows
+            there are (Johnson and Lindenstrauss).
+        layers: the widths of the MLP's hidden layers; none make it a plain softmax.
+        reg_param, elastic_net: strength of logistic regression's penalty, and its part that is the lasso's.
+        block_size: rows that the MLP multiplies at a time.
+        holdout: the share of each class, by hash of the image's id, that no model is ever fitted on.
+        seed: of the split, the projections and the MLP's first weights.
+    """
+
+    projection: ProjectionKind = "pca"
+    explained_variance: float = 0.90
+    n_components: int | None = None
+    eps: float = 0.1
+    classifier: ClassifierKind = "logistic_regression"
+    layers: tuple[int, ...] = (128,)
+    max_iter: int = 100
+    reg_param: float = 0.03
+    elastic_net: float = 0.0
+    block_size: int = 128
+    holdout: float = 0.2
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        checks: list[tuple[str, bool, str]] = [
+            ("projection", self.projection in get_args(ProjectionKind), _one_of(ProjectionKind)),
+            ("explained_variance", 0 < self.explained_variance <= 1, "above 0 and at most 1"),
+            ("n_components", self.n_components is None or self.n_components > 0, "1 or more"),
+            ("eps", 0 < self.eps < 1, "between 0 and 1"),
+            ("classifier", self.classifier in get_args(ClassifierKind), _one_of(ClassifierKind)),
+            ("layers", len(self.layers) <= MAX_HIDDEN_LAYERS and all(width > 0 for width in self.layers), _LAYERS),
+            ("max_iter", self.max_iter > 0, "1 or more"),
+            ("reg_param", self.reg_param >= 0, "0 or more"),
+            ("elastic_net", 0 <= self.elastic_net <= 1, "from 0 to 1"),
+            ("block_size", self.block_size > 0, "1 or more"),
+            ("holdout", 0 < self.holdout < 1, "between 0 and 1"),
+        ]
+        for name, fits, wanted in checks:
+            if not fits:
+                raise ServiceError(f"{name.replace('_', ' ')} should be {wanted}, got {getattr(self, name)!r}")
+
+    def as_record(self) -> dict[str, str | int | float]:
+        """What a manifest keeps of them: the settings that have a value, each as one."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["layers"] = ",".join(map(str, self.layers))
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class GateOptions:
+    """What a candidate must show.
+
+    Attributes:
+        margin: by how much accuracy it must be better, as a share of 1. A negative margin asks that it be no worse by
+            more than that: for handing over to a model that was fitted on more, or newer, images.
+        confidence: the share of the draws in which it must be so.
+    """
+
+    margin: float = 0.0
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not -1 < self.margin < 1:
+            raise ServiceError(f"the margin is a difference of accuracy between -1 and 1, got {self.margin}")
+        if not 0.5 <= self.confidence < 1:  # noqa: PLR2004
+            raise ServiceError(f"the confidence is at least 0.5 and below 1, got {self.confidence}")
+
+
+_LAYERS = f"at most {MAX_HIDDEN_LAYERS} widths of 1 or more"
+
+
+def _one_of(kinds: Any) -> str:
+    return " or ".join(get_args(kinds))

@@ -1,0 +1,144 @@
+"""Sums over all rows, of the size of a model and not of the data: what PCA is fitted from.
+
+Every partition adds up its rows. Its sums leave it in pieces of bounded size, and the workers add up the pieces that
+belong together, partition after partition: the driver gets one set of sums however many partitions there are, and the
+same rows in the same partitions give the same bits, whichever task ends first.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from pyspark import TaskContext
+from pyspark.sql import DataFrame
+
+from models.arrays import Features
+from models.projection import GramSums
+from models.randomized_pca import RangeSketch
+from streaming.errors import ServiceError
+from streaming.files import as_matrix
+
+BLOCK_BYTES = 8 * 1024**2  # of features multiplied at a time: a product with few rows is bound by memory
+PIECE_BYTES = 16 * 1024**2
+PIECE = pa.schema(
+    [
+        pa.field("piece", pa.int32()),  # which rows of the matrix
+        pa.field("part", pa.int32()),  # of the partition that it comes from
+        pa.field("n", pa.int64()),
+        pa.field("squares", pa.float64()),
+        pa.field("total", pa.binary()),
+        pa.field("matrix", pa.binary()),
+    ]
+)
+PIECE_DDL = "piece int, part int, n long, squares double, total binary, matrix binary"
+
+Sums = TypeVar("Sums", GramSums, RangeSketch)
+
+
+def gram_sums(rows: DataFrame) -> GramSums:
+    """Row count, sum and Gram matrix of the column `features` (array<float>), 8·D² bytes on the driver.
+
+    Raises:
+        ServiceError: no rows.
+    """
+    return _added_up(rows, GramSums)
+
+
+def range_sketch(rows: DataFrame, size: int, seed: int) -> RangeSketch:
+    """The sketch of `size` columns of a randomized PCA of the column `features`, 16·D·`size` bytes on the driver.
+
+    Raises:
+        ServiceError: no rows.
+    """
+    return _added_up(rows, lambda width: RangeSketch(width, size, seed))
+
+
+def _added_up(rows: DataFrame, start: Callable[[int], Sums]) -> Sums:
+    piece_bytes = PIECE_BYTES
+
+    def add_up(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        sums: Any = None
+        for block in _blocks(batches):
+            sums = start(block.shape[1]) if sums is None else sums
+            sums.add(block)
+        if sums is not None:
+            context = TaskContext.get()
+            yield from _in_pieces(sums, context.partitionId() if context else 0, piece_bytes)
+
+    pieces = rows.select("features").mapInArrow(add_up, PIECE_DDL)
+    merged = pieces.repartition("piece").sortWithinPartitions("piece", "part").mapInArrow(_merge, PIECE_DDL).toArrow()
+    if not merged.num_rows:
+        raise ServiceError("there are no features to fit on")
+    return _put_together(sorted(merged.to_pylist(), key=itemgetter("piece")), start)
+
+
+def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Features]:
+    """The rows of small batches in blocks of about `BLOCK_BYTES`."""
+    gathered: list[Features] = []
+    for batch in batches:
+        if batch.num_rows:
+            gathered.append(as_matrix(batch.column("features")))
+            if sum(part.nbytes for part in gathered) >= BLOCK_BYTES:
+                yield np.concatenate(gathered)
+                gathered = []
+    if gathered:
+        yield np.concatenate(gathered)
+
+
+def _matrix(sums: Any) -> Any:
+    return sums.gram if isinstance(sums, GramSums) else sums.sketch
+
+
+def _in_pieces(sums: Any, part: int, piece_bytes: int) -> Iterator[pa.RecordBatch]:
+    matrix = _matrix(sums)
+    step = max(1, piece_bytes // matrix[0].nbytes)
+    for piece, first in enumerate(range(0, len(matrix), step)):
+        # Count and sums go with the first piece only.
+        n, squares, total = (sums.n, getattr(sums, "squares", 0.0), sums.total) if piece == 0 else (0, 0.0, None)
+        yield _batch(piece, part, n, squares, total, matrix[first : first + step])
+
+
+def _batch(piece: int, part: int, n: int, squares: float, total: Any, matrix: Any) -> pa.RecordBatch:
+    values = (piece, part, n, squares, None if total is None else total.tobytes(), matrix.tobytes())
+    return pa.RecordBatch.from_pydict({name: [value] for name, value in zip(PIECE.names, values, strict=True)}, PIECE)
+
+
+def _merge(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Add up the pieces of each number; they come sorted by number and partition."""
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for piece, parts in groupby(rows, key=itemgetter("piece")):
+        n, squares, total, matrix = 0, 0.0, None, None
+        for part in parts:
+            n, squares = n + part["n"], squares + part["squares"]
+            total = _plus(total, part["total"])
+            matrix = _plus(matrix, part["matrix"])
+        yield _batch(piece, 0, n, squares, total, matrix)
+
+
+def _plus(added: Any, numbers: bytes | None) -> Any:
+    if numbers is None:
+        return added
+    more = np.frombuffer(numbers)
+    if added is None:
+        return more.copy()
+    if len(more) != len(added):
+        raise ServiceError("features of different widths in different partitions")
+    return np.add(added, more, out=added)
+
+
+def _put_together(pieces: list[dict[str, Any]], start: Callable[[int], Sums]) -> Sums:
+    first = pieces[0]
+    sums = start(len(first["total"]) // 8)
+    sums.n = first["n"]
+    sums.total[:] = np.frombuffer(first["total"])
+    if isinstance(sums, RangeSketch):
+        sums.squares = first["squares"]
+    flat, position = _matrix(sums).reshape(-1), 0
+    for piece in pieces:
+        numbers = np.frombuffer(piece["matrix"])
+        flat[position : position + len(numbers)] = numbers
+        position += len(numbers)
+    return sums
