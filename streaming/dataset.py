@@ -40,11 +40,14 @@ class Dataset:
     examples: Mapping[str, str] = field(default_factory=dict)
     files: tuple[LabelledFile, ...] = ()
     table: ImageTable | None = None
+    keep_unlabelled: bool = False  # of a table; of files those without a label are left out already
 
     @property
     def n_images(self) -> int:
-        """How many images there are, before any of them is decoded."""
-        return len(self.files) if self.table is None else self.table.n_images
+        """How many images there are to read, before any of them is decoded."""
+        if self.table is None:
+            return len(self.files)
+        return self.table.n_images - sum(self.dropped.values())
 
     def warnings(self) -> list[str]:
         """What to know of the data set before it is used, a line each."""
@@ -103,7 +106,7 @@ def read_dataset(
     if _is_table(source):
         if label_pattern is not None or labels_csv is not None:
             raise ServiceError(f"{source} is a table with labels of its own; a pattern or a CSV is for folders")
-        found = _read_table(source)
+        found = _read_table(source, keep_unlabelled=not labelled)
     else:
         files, left_out = read_folder(source, label_pattern, labels_csv, not labelled)
         counts = Counter(file.label for file in files if file.label is not None)
@@ -125,9 +128,10 @@ def _is_table(source: Path) -> bool:
     return source.suffix == ".parquet" and source.is_file()
 
 
-def _read_table(source: Path) -> Dataset:
+def _read_table(source: Path, *, keep_unlabelled: bool) -> Dataset:
     table, counts, unlabelled = open_image_table(source)
-    return Dataset(source, table.kind, counts, {NO_LABEL: unlabelled} if unlabelled else {}, table=table)
+    dropped = {NO_LABEL: unlabelled} if unlabelled and not keep_unlabelled else {}
+    return Dataset(source, table.kind, counts, dropped, table=table, keep_unlabelled=keep_unlabelled)
 
 
 def _check_classes(found: Dataset) -> None:

@@ -1,118 +1,167 @@
-"""Batch featurization: labelled files in, rows of the table `features` out, on the workers and without the driver."""
+"""Batch featurization: images in, rows of the table `features` out, on the workers and without the driver.
 
-import hashlib
+Each task commits the rows that it made, so that a run that was stopped loses no more than the tasks under way. The next
+run leaves out what the table holds already: the same image from the same place, with the same label, by the same
+backbone. Tasks are cut by cores, number and bytes of the images.
+"""
+
 import math
-import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark import Accumulator
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.backbone import ExportedBackbone
-from models.decode import Reason
-from models.engine import LiteRTEngine
-from models.scorer import decode_all
-from streaming.dataset import LabelledFile
-from streaming.files import DataFile, FileSink, list_array
-from streaming.tables import FEATURES, Table
+from models.augment import DEFAULT_AUGMENTATION, Augmentation
+from models.decode import Resize
+from streaming.dataset import Dataset, LabelledFile
+from streaming.featurize_task import REPORT_DDL, FeaturizeTask, featurize_partition
+from streaming.images_frame import count_duplicates, images_frame, known_images
+from streaming.tables import Table
 
-IMAGES_PER_READ = 64
 IMAGES_PER_TASK = 512  # long enough that starting a task costs little, short enough that the cores end together
-REPORT_DDL = "path string, reason string, detail string, file string, bytes long, rows long"
+BYTES_PER_TASK = 128 * 1024**2
+BAD_SHOWN = 100
+POLL_S = 0.5
+
+
+class FeatureBackbone(Protocol):
+    """A backbone on disk: an export, or that of a bundle."""
+
+    @property
+    def flatbuffer(self) -> Path: ...
+
+    @property
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
 class Featurized:
-    """What became of a list of files."""
+    """What became of the images.
+
+    Attributes:
+        rows: images whose features the table holds now.
+        bad: path → why it is not in the table, of the first ones.
+        n_bad: how many are not.
+        reused: of `rows`, those that the table held before.
+        copies: altered copies that were added.
+        duplicates: images whose very bytes come earlier in the data set, too.
+        conflicting: different images that the data set gives more than one label.
+    """
 
     rows: int
-    bad: dict[str, str]  # path → why it is not in the table
+    bad: dict[str, str]
+    n_bad: int = 0
+    reused: int = 0
+    copies: int = 0
+    duplicates: int = 0
+    conflicting: int = 0
+
+    def warnings(self) -> list[str]:
+        """What to know of the images, a line each."""
+        lines = []
+        if self.duplicates:
+            lines.append(f"{self.duplicates:,} images are duplicates: their bytes come more than once")
+        if self.conflicting:
+            lines.append(f"{self.conflicting:,} images have more than one label; one of them is taken")
+        return lines
 
 
 def featurize(
     spark: SparkSession,
-    files: Sequence[LabelledFile],
-    backbone: ExportedBackbone,
+    images: Dataset | Sequence[LabelledFile],
+    backbone: FeatureBackbone,
     table: Table,
-    max_bad_shown: int = 100,
+    max_bad_shown: int = BAD_SHOWN,
+    *,
+    augment: int = 0,
+    augmentation: Augmentation = DEFAULT_AUGMENTATION,
+    resize: Resize = "stretch",
+    on_progress: Callable[[int], None] | None = None,
 ) -> Featurized:
-    """Append the backbone's features of every image to `table` in one commit.
+    """Append the backbone's features of every image to `table`, but for those that it holds already.
 
-    Partitions are sized from the number of files and cores. A file that does not decode is left out and reported.
+    An image that does not decode is left out and reported.
+
+    Args:
+        augment: how many altered copies of each image to store, too. They bear the image's id, so that they are on its
+            side of a split, and are made anew by each run that asks for them.
+        resize: how an image is fitted to the backbone's input; the same for one table and backbone.
+        on_progress: called now and then with the number of images done.
     """
-    tasks = task_count(len(files), spark.sparkContext.defaultParallelism)
+    cores = spark.sparkContext.defaultParallelism
+    spark.conf.set("spark.sql.shuffle.partitions", str(cores))
+    frame = images_frame(spark, images, lambda n, size: task_count(n, size, cores))
+    known = known_images(spark, table, backbone.sha256)
+    work = frame if known is None else frame.join(F.broadcast(known), "source", "left")
     flatbuffer = spark.sparkContext.broadcast(backbone.flatbuffer.read_bytes())
-    directory, sha256 = str(table.directory), backbone.sha256
+    done = spark.sparkContext.accumulator(0)
+    task = FeaturizeTask(
+        uuid.uuid4().hex,
+        datetime.now(UTC),
+        str(table.directory),
+        not isinstance(images, Dataset) or images.kind == "files",
+        backbone.sha256,
+        resize,
+        augment,
+        augmentation,
+    )
 
-    def work(batches: Any) -> Any:
-        return featurize_partition(batches, lambda: flatbuffer.value, sha256, directory)
+    def run(batches: Any) -> Any:
+        return featurize_partition(batches, lambda: flatbuffer.value, task, done)
 
-    frame = spark.createDataFrame(
-        pa.table({"path": [file.path for file in files], "label": [file.label for file in files]})
-    ).repartition(tasks)
-    reports = frame.mapInArrow(work, REPORT_DDL).toArrow().to_pylist()
-    written = [DataFile(one["file"], one["bytes"], one["rows"]) for one in reports if one["file"]]
-    bad = {one["path"]: f"{one['reason']}: {one['detail']}" for one in reports if one["path"]}
-    table.append_files(written, app_id=f"featurize:{uuid.uuid4()}", version=0)
+    with _polled(done, on_progress):
+        reports = work.mapInArrow(run, REPORT_DDL).toArrow()
     flatbuffer.unpersist()
-    return Featurized(sum(file.rows for file in written), dict(sorted(bad.items())[:max_bad_shown]))
+    total = {name: pc.sum(reports.column(name)).as_py() or 0 for name in ("rows", "reused", "copies", "bad")}
+    bad = {one["path"]: one["why"] for one in reports.to_pylist() if one["path"] is not None}
+    duplicates, conflicting = count_duplicates(frame, table, backbone.sha256) if any(total.values()) else (0, 0)
+    return Featurized(
+        rows=total["rows"] + total["reused"],
+        bad=dict(sorted(bad.items())[:max_bad_shown]),
+        n_bad=total["bad"],
+        reused=total["reused"],
+        copies=total["copies"],
+        duplicates=duplicates,
+        conflicting=conflicting,
+    )
 
 
-def task_count(files: int, cores: int) -> int:
-    """How many tasks to cut the files into: a whole number of rounds over the cores, so that they end together."""
-    rounds = math.ceil(files / (cores * IMAGES_PER_TASK))
-    return max(1, min(files, cores * rounds))
+def task_count(images: int, size: int, cores: int) -> int:
+    """How many tasks to cut the images into: a whole number of rounds over the cores, so that they end together.
+
+    Args:
+        size: bytes of all images together.
+    """
+    rounds = max(math.ceil(images / (cores * IMAGES_PER_TASK)), math.ceil(size / (cores * BYTES_PER_TASK)))
+    return max(1, min(images, cores * rounds))
 
 
-def featurize_partition(
-    batches: Iterator[pa.RecordBatch], flatbuffer: Callable[[], bytes], backbone_sha256: str, directory: str
-) -> Iterator[pa.RecordBatch]:
-    """Featurize the files named in (path, label) batches into one Parquet file; yields what to report of it."""
-    engine = LiteRTEngine(flatbuffer())
-    reports: list[dict[str, Any]] = []
-    with FileSink(directory, FEATURES) as sink:
-        for batch in batches:
-            for start in range(0, batch.num_rows, IMAGES_PER_READ):
-                part = batch.slice(start, IMAGES_PER_READ)
-                reports += _featurize_files(part, engine, backbone_sha256, sink)
-        written = sink.close()
-    if written:
-        reports.append({"file": written.path, "bytes": written.bytes, "rows": written.rows})
-    names = [field.split()[0] for field in REPORT_DDL.split(", ")]
-    kinds = [pa.string(), pa.string(), pa.string(), pa.string(), pa.int64(), pa.int64()]
-    yield pa.RecordBatch.from_pylist(reports, pa.schema(list(zip(names, kinds, strict=True))))
+@contextmanager
+def _polled(done: "Accumulator[int]", tell: Callable[[int], None] | None) -> Iterator[None]:
+    """Tell the accumulator's value now and then during the block, and at its end."""
+    if tell is None:
+        yield
+        return
+    ended = threading.Event()
 
+    def poll() -> None:
+        while not ended.wait(POLL_S):
+            tell(done.value)
 
-def _featurize_files(
-    files: pa.RecordBatch, engine: LiteRTEngine, backbone_sha256: str, sink: FileSink
-) -> list[dict[str, Any]]:
-    paths, labels = files.column("path").to_pylist(), files.column("label").to_pylist()
-    reports: list[dict[str, Any]] = []
-    values: list[bytes | None] = []
-    for path in paths:
-        try:
-            values.append(Path(path).read_bytes())
-        except OSError as error:
-            values.append(None)
-            reports.append({"path": path, "reason": Reason.MISSING, "detail": os.strerror(error.errno or 0)})
-    decoded = decode_all(values, engine.input_size)
-    for row, image in decoded.bad.items():
-        if values[row] is not None:
-            reports.append({"path": paths[row], "reason": image.reason, "detail": image.detail})
-    if decoded.rows:
-        n = len(decoded.rows)
-        ids = [hashlib.sha256(values[row] or b"").hexdigest() for row in decoded.rows]
-        given = {
-            "image_id": pa.array(ids),
-            "source": pa.array([paths[row] for row in decoded.rows]),
-            "label_true": pa.array([labels[row] for row in decoded.rows]),
-            "backbone_sha256": pa.repeat(backbone_sha256, n),
-            "features": list_array(engine(decoded.images)),
-        }
-        columns = [given.get(field.name, pa.nulls(n, field.type)) for field in FEATURES]
-        sink.write(pa.table(columns, schema=FEATURES))
-    return reports
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    tell(done.value)

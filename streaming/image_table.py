@@ -32,7 +32,7 @@ class ImageTable:
         files: its Parquet files.
         image: the column of encoded bytes; with `.bytes` where it is a struct, as Hugging Face has it.
         label: the column of labels, of any type that has a text.
-        name: a column that tells the images apart.
+        name: a column of texts that tells the images apart.
     """
 
     root: Path
@@ -78,13 +78,13 @@ def open_image_table(source: Path) -> tuple[ImageTable, dict[str, int], int]:
         label = "label" if "label" in names else None
         counts = _count_labels(source, dataset, label)
         n_images = dataset.count_rows()
+        name = _name_column(dataset, n_images)
     except (pa.ArrowException, OSError) as error:
         raise ServiceError(f"{source} cannot be read as {kind}: {' '.join(str(error).split())}") from error
     classes: Counter[str] = Counter()
     for one, n in counts.items():
         if one is not None and usable(one):
             classes[one.strip()] += n
-    name = next((one for one in NAME_COLUMNS if one in names), None)
     size = sum(Path(file).stat().st_size for file in files)
     table = ImageTable(root, kind, files, partitions, names, image, label, name, n_images, size)
     return table, dict(sorted(classes.items())), counts.total() - classes.total()
@@ -94,6 +94,8 @@ def _delta_files(source: Path) -> tuple[str, ...]:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
+    if set("[]") & set(str(source.absolute())):  # deltalake panics on them
+        raise ServiceError(f"{source}: a Delta table cannot be read from a path with a [ or ] in it; rename the folder")
     try:
         table = DeltaTable(source)
         protocol = table.protocol()
@@ -145,6 +147,16 @@ def _image_column(source: Path, schema: pa.Schema) -> str:
         f"{source} has no column of encoded images: expected one of {', '.join(IMAGE_COLUMNS)} as bytes, or as a "
         f"struct with bytes in it; got {columns}"
     )
+
+
+def _name_column(dataset: Any, n_images: int) -> str | None:
+    """A column that tells every image from the others, if there is one."""
+    for name in NAME_COLUMNS:
+        if name in dataset.schema.names and pa.types.is_string(dataset.schema.field(name).type):
+            names = dataset.to_table(columns=[name]).column(0)
+            if not names.null_count and len(names.unique()) == n_images:
+                return name
+    return None
 
 
 def _is_bytes(kind: pa.DataType | None) -> bool:

@@ -1,0 +1,193 @@
+"""One task of a batch featurization: runs in a Python worker, from encoded images to a committed Parquet file."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark import Accumulator, TaskContext
+
+from models.augment import Augmentation, augment
+from models.decode import DEFAULT_LIMITS, Reason, Resize
+from models.engine import LiteRTEngine
+from models.scorer import Images, decode_all
+from streaming.files import FileSink, list_array
+from streaming.tables import FEATURES, TIMESTAMP, Table
+
+IMAGES_PER_READ = 64
+BAD_PER_TASK = 100  # are named, the others counted
+REPORT = pa.schema(
+    [
+        pa.field("path", pa.string()),
+        pa.field("why", pa.string()),
+        pa.field("rows", pa.int64()),
+        pa.field("reused", pa.int64()),
+        pa.field("copies", pa.int64()),
+        pa.field("bad", pa.int64()),
+    ]
+)
+REPORT_DDL = "path string, why string, rows long, reused long, copies long, bad long"
+
+
+@dataclass(frozen=True)
+class FeaturizeTask:
+    """What a worker needs to know beside the flatbuffer; the same for all tasks of a run."""
+
+    run: str
+    started_at: datetime
+    directory: str  # of the table `features`
+    from_files: bool  # the sources are paths of files, which the worker reads
+    backbone_sha256: str
+    resize: Resize
+    copies: int
+    augmentation: Augmentation
+
+
+@dataclass
+class _Report:
+    """What a task tells the driver: counts, and the first bad images by name."""
+
+    rows: int = 0
+    reused: int = 0
+    copies: int = 0
+    bad: int = 0
+    named: dict[str, str] = field(default_factory=dict)
+
+    def add_bad(self, path: str, reason: str, detail: str) -> None:
+        self.bad += 1
+        if len(self.named) < BAD_PER_TASK:
+            self.named[path] = f"{reason}: {detail}"
+
+    def as_batch(self) -> pa.RecordBatch:
+        counts = {"rows": self.rows, "reused": self.reused, "copies": self.copies, "bad": self.bad}
+        named = [{"path": path, "why": why} for path, why in self.named.items()]
+        return pa.RecordBatch.from_pylist([counts, *named], REPORT)
+
+
+class _Worker:
+    """The backbone that this worker process holds, by the hash of its flatbuffer."""
+
+    sha256: str | None = None
+    engine: LiteRTEngine | None = None
+
+    @classmethod
+    def engine_of(cls, sha256: str, flatbuffer: Callable[[], bytes]) -> LiteRTEngine:
+        if cls.engine is None or cls.sha256 != sha256:
+            cls.engine, cls.sha256 = LiteRTEngine(flatbuffer()), sha256
+        return cls.engine
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An encoded image, or None where it cannot be read; known if the table holds its features already."""
+
+    source: str
+    label: str | None
+    content: bytes | None
+    image_id: str
+    known: bool
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass over a partition works with."""
+
+    task: FeaturizeTask
+    engine: LiteRTEngine
+    sink: FileSink
+    report: _Report
+
+
+def featurize_partition(
+    batches: Iterator[pa.RecordBatch],
+    flatbuffer: Callable[[], bytes],
+    task: FeaturizeTask,
+    done: "Accumulator[int]",
+) -> Iterator[pa.RecordBatch]:
+    """Featurize the images of one partition into one Parquet file and commit it; yields what to report.
+
+    Args:
+        batches: of the columns source, label, content, and known_id and known_label where anything is known.
+        done: counts the images.
+    """
+    context = TaskContext.get()
+    part = context.partitionId() if context is not None else 0
+    engine = _Worker.engine_of(task.backbone_sha256, flatbuffer)
+    report = _Report()
+    with FileSink(task.directory, FEATURES) as sink:
+        for batch in batches:
+            for start in range(0, batch.num_rows, IMAGES_PER_READ):
+                images = batch.slice(start, IMAGES_PER_READ)
+                _featurize(images.to_pylist(), _Pass(task, engine, sink, report))
+                done += images.num_rows
+        written = sink.close()
+    if written is not None:
+        # A second try of this task adds nothing where the first one had committed before it was lost.
+        directory = Path(task.directory)
+        Table(directory.parent, directory.name).append_files([written], f"featurize:{task.run}:{part}", 0)
+    yield report.as_batch()
+
+
+def _featurize(rows: list[dict[str, Any]], on: _Pass) -> None:
+    """Featurize images and their altered copies; an image that is known is not featurized again."""
+    images = [_read(row, on) for row in rows]
+    wanted = [image for image in images if image.content is not None and (on.task.copies or not image.known)]
+    on.report.reused += sum(image.known for image in images)
+    decoded = decode_all([image.content for image in wanted], on.engine.input_size, on.task.resize)
+    for row, bad in decoded.bad.items():
+        on.report.add_bad(wanted[row].source, bad.reason, bad.detail)
+    good = [wanted[row] for row in decoded.rows]
+    new = [at for at, image in enumerate(good) if not image.known]
+    on.report.rows += _write([good[at] for at in new], decoded.images[new], on)
+    for copy in range(1, on.task.copies + 1):
+        altered = [
+            augment(pixels, image.image_id, copy, on.task.augmentation)
+            for image, pixels in zip(good, decoded.images, strict=True)
+        ]
+        on.report.copies += _write(good, np.array(altered, np.uint8), on, copy)
+
+
+def _read(row: dict[str, Any], on: _Pass) -> _Image:
+    source, content = row["source"], row["content"]
+    if on.task.from_files:
+        try:
+            with Path(source).open("rb") as file:
+                content = file.read(DEFAULT_LIMITS.max_bytes + 1)  # one byte too many is enough to tell
+        except OSError as error:
+            on.report.add_bad(source, Reason.MISSING, os.strerror(error.errno or 0))
+            return _Image(source, row["label"], None, "", known=False)
+    elif content is None:
+        on.report.add_bad(source, Reason.MISSING, "the row holds no image")
+    image_id = hashlib.sha256(content or b"").hexdigest()
+    known = row.get("known_id") == image_id and row["known_label"] == row["label"]
+    return _Image(source, row["label"], content, image_id, known)
+
+
+def _write(images: list[_Image], pixels: Images, on: _Pass, copy: int | None = None) -> int:
+    """Write a row of features per image, and tell of those that are not finite; returns how many were written."""
+    if not images:
+        return 0
+    features = on.engine(pixels)
+    finite = np.isfinite(features).all(axis=1)
+    for at in np.flatnonzero(~finite):
+        detail = "the backbone's features of this image are not finite"
+        on.report.add_bad(images[at].source, Reason.NON_FINITE_FEATURES, detail)
+    images, features = [images[at] for at in np.flatnonzero(finite)], features[finite]
+    n = len(images)
+    given = {
+        "image_id": pa.array([image.image_id for image in images], pa.string()),
+        "published_at": pa.repeat(pa.scalar(on.task.started_at, TIMESTAMP), n),
+        "source": pa.array([image.source for image in images], pa.string()),
+        "label_true": pa.array([image.label for image in images], pa.string()),
+        "backbone_sha256": pa.repeat(on.task.backbone_sha256, n),
+        "features": list_array(features),
+        "augmentation": pa.repeat(pa.scalar(copy, pa.int32()), n),
+    }
+    columns = [given.get(one.name, pa.nulls(n, one.type)) for one in FEATURES]
+    on.sink.write(pa.table(columns, schema=FEATURES))
+    return n
