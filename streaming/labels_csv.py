@@ -1,6 +1,7 @@
 """CSV files of labels, which come from people: any usual delimiter, odd column names, and cells that mean nothing."""
 
 import csv
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ DELIMITERS = ",;\t|"
 MAX_ROWS = 10_000_000
 MAX_HEADER_CHARS = 100_000
 MAX_LABEL_CHARS = 200
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # What pandas' read_csv takes for a missing value (its default `na_values`).
 NUMBERS = {"NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
 NOT_A_LABEL = frozenset({"", "#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None", *NUMBERS})
@@ -21,6 +23,7 @@ NOT_A_LABEL = frozenset({"", "#N/A", "#N/A N/A", "#NA", "<NA>", "N/A", "n/a", "N
 EMPTY = "the label is empty or stands for a missing value"
 TOO_LONG = f"the label is longer than {MAX_LABEL_CHARS} characters"
 NO_KEY = "the row names no image"
+CONTROL = "the row has control characters"
 CONFLICT = "rows give one image different labels"
 
 
@@ -72,7 +75,7 @@ def _collect(path: Path, key: str, rows: Iterator[tuple[str, str]], max_rows: in
             raise ServiceError(f"{path} has more than {max_rows:,} rows; split it")
         if reason := _unusable(name, label):
             dropped[reason] += 1
-            examples.setdefault(reason, name[:MAX_LABEL_CHARS] or f"row {number}")
+            examples.setdefault(reason, f"row {number}" if reason in (NO_KEY, CONTROL) else name[:MAX_LABEL_CHARS])
         elif name in conflicting:
             conflicting[name] += 1
         elif labels.setdefault(name, label) != label:
@@ -126,4 +129,6 @@ def _unusable(name: str, label: str) -> str | None:
         return NO_KEY
     if len(label) > MAX_LABEL_CHARS:
         return TOO_LONG
+    if CONTROL_CHARACTER.search(name) or CONTROL_CHARACTER.search(label):
+        return CONTROL
     return None if usable(label) else EMPTY
