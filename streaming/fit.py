@@ -75,12 +75,14 @@ def in_order(rows: DataFrame, n_features: int) -> DataFrame:
     """The same rows in partitions, and in an order within them, that depend on nothing but the rows.
 
     Args:
-        rows: columns image_id, unique, and features, `n_features` wide.
+        rows: columns image_id and features, `n_features` wide; where an image_id comes more than once, a column
+            augmentation tells the rows apart.
     """
     row_bytes = 4 * n_features
     partitions = max(2, math.ceil(rows.count() * row_bytes / BYTES_PER_PARTITION))
     _cache_in_batches_of(rows, row_bytes)
-    return rows.repartition(partitions, "image_id").sortWithinPartitions("image_id")
+    order = [name for name in ("image_id", "augmentation") if name in rows.columns]
+    return rows.repartition(partitions, "image_id").sortWithinPartitions(*order)
 
 
 def fit_projection(training: DataFrame, n: int, options: FitOptions) -> Projection:
@@ -159,13 +161,14 @@ def _projected(rows: DataFrame, n: int, projection: Projection, classes: tuple[s
                 matrix = projection.transform(as_matrix(batch.column("features")))
                 index = pc.index_in(batch.column("label"), pa.array(classes)).cast(pa.float64())
                 wide = list_array(matrix).cast(pa.list_(pa.float64()))
-                columns = [batch.column("image_id"), index, wide]
-                yield pa.RecordBatch.from_arrays(columns, ["image_id", "label", "projected"])
+                columns = [*(batch.column(name) for name in order), index, wide]
+                yield pa.RecordBatch.from_arrays(columns, [*order, "label", "projected"])
 
-    ddl = "image_id string, label double, projected array<double>"
-    projected = rows.select("image_id", "label", "features").mapInArrow(project, ddl)
+    order = [name for name in ("image_id", "augmentation") if name in rows.columns]
+    schema = rows.select(*order).schema.add("label", "double").add("projected", "array<double>")
+    projected = rows.select(*order, "label", "features").mapInArrow(project, schema)
     partitions = _classifier_partitions(8 * n * projection.n_out)
-    ordered = projected.repartition(partitions, "image_id").sortWithinPartitions("image_id")
+    ordered = projected.repartition(partitions, "image_id").sortWithinPartitions(*order)
     return ordered.select(array_to_vector(F.col("projected")).alias("features"), "label")
 
 

@@ -19,7 +19,7 @@ MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
 class Settings(BaseSettings):
     """Every setting, each from `IMAGESTREAM_<NAME>` unless given; derived places are computed here and nowhere else."""
 
-    model_config = SettingsConfigDict(env_prefix="IMAGESTREAM_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="IMAGESTREAM_", frozen=True, extra="ignore", populate_by_name=True)
 
     home: Path = Field(HOME, description="where tables, checkpoints, models, jars and the broker's data live")
     jars: Path | None = Field(None, description="where the jars are; default: HOME/jars")
@@ -28,6 +28,9 @@ class Settings(BaseSettings):
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
+    mlflow_tracking_uri: str | None = Field(
+        None, validation_alias="MLFLOW_TRACKING_URI", description="where runs of training are told, too; MLflow's own"
+    )
 
     @property
     def tables_dir(self) -> Path:

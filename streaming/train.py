@@ -1,226 +1,311 @@
 """Training and retraining: two batch jobs over the same fit, beside the stream and never inside it.
 
-`train` featurizes labelled files into the table `features` and fits on them. `retrain` fits on all that the table
-holds: the first training set, and what the stream has stored with the labels that came with the messages. Both hold
-out the same images, so a candidate and the champion are compared on rows that neither was fitted on.
+`train` featurizes labelled images into the table `features` and fits on them. `retrain` fits on all that the table
+holds: the first training set, and what the stream has stored, with the labels that came with the messages or were given
+since. Both hold out the same images, so a candidate and the champion are compared on rows that neither was fitted on,
+and the gate (`streaming.gate`) decides from their answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version as installed_version
-from pathlib import Path
+from functools import partial
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
-from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, export_backbone, find_backbone
-from models.bundle import (
-    CLASSIFIER,
-    GOLDEN,
-    PROJECTION,
-    BackboneEntry,
-    Bundle,
-    Manifest,
-    StageEntry,
-    TrainingData,
-    write_bundle,
-)
+from models.architectures import DEFAULT_BACKBONE, Output
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, export_backbone, find_backbone
+from models.bundle import GOLDEN, BackboneEntry, Bundle, EngineName
 from models.decode import BadImage, decode
-from models.engine import LiteRTEngine
 from models.projection import check_pca_memory
 from models.registry import CHAMPION, Registry
-from models.scorer import Scorer, golden_arrays, golden_images, load_head
-from streaming.dataset import LabelledFile
+from models.scorer import golden_images
+from streaming.calibrate import calibration_images
+from streaming.candidate import BackboneParts, Candidate, Comparison, compare, make_candidate, register
+from streaming.dataset import Dataset
 from streaming.errors import ServiceError
-from streaming.evaluate import Evaluation, evaluate
-from streaming.featurize import featurize
-from streaming.fit import FitOptions, Fitted, fit, variance_kept
+from streaming.evaluate import Evaluation
+from streaming.featurize import Featurized, featurize
+from streaming.fit import in_order, variance_kept
+from streaming.fit_options import FitOptions, GateOptions
+from streaming.gate import Verdict, decide, refuse_costly_int8
 from streaming.home import make_dir
 from streaming.java import find_java
 from streaming.labels import labelled_features
 from streaming.session import spark_session
 from streaming.settings import Settings
-from streaming.split import Split, plan_split
 from streaming.tables import Table
+from streaming.tracking import check_tracking, track_run
 
 GOLDEN_IMAGES = 4
-LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pyspark", "tensorflow")
+OnStep = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class BackboneParts:
-    """What a new bundle takes over as it is: the backbone, and images to make golden predictions of."""
+class BackboneOptions:
+    """Which network makes the features.
 
-    entry: BackboneEntry
-    files: Mapping[str, Path]
-    golden: Sequence[bytes]
+    Attributes:
+        weights: `imagenet`, `random`, or a file.
+        input_size: height and width of the images; None for the backbone's own.
+        engine: what runs it when the model answers.
+        int8: as 8-bit integers, calibrated on training images.
+    """
+
+    name: str = DEFAULT_BACKBONE
+    weights: str = "imagenet"
+    output: Output = "pooled"
+    input_size: int | None = None
+    engine: EngineName = "litert"
+    int8: bool = False
+
+    def __post_init__(self) -> None:
+        if self.int8 and self.engine == "keras":
+            raise ServiceError("8-bit integers are for the engine litert; keras computes in float32")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return None if self.input_size is None else (self.input_size, self.input_size)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A registered model version and what was found about it."""
+    """What was found about a new model, and what became of it.
 
-    version: int
+    Attributes:
+        version: None after a dry run.
+        promoted: whether it is the champion now; after a dry run, whether it would be.
+        champion: the champion of before, on the images of the holdout that both have features for.
+        n_components: what the projection gives the classifier.
+        metrics: as the manifest keeps them.
+    """
+
+    version: int | None
+    sha256: str | None
     promoted: bool
     why: str
+    verdict: Verdict
     evaluation: Evaluation
-    champion: Evaluation | None  # the champion on the same holdout, where there was one
+    metrics: dict[str, float]
+    champion: Evaluation | None
     training_rows: int
+    fingerprint: str
     n_components: int
     variance_kept: float | None
-    bad: dict[str, str]
+    bad: dict[str, str]  # image → why it was left out, of the first ones
+    n_bad: int
+    warnings: list[str]
 
 
 def train(
     settings: Settings,
-    files: Sequence[LabelledFile],
-    backbone: str,
-    weights: str,
+    dataset: Dataset,
+    backbone: BackboneOptions,
     options: FitOptions,
+    gate: GateOptions,
+    *,
+    augment: int = 0,
+    on_step: OnStep = lambda _: None,
     by: str = "train",
 ) -> TrainResult:
-    """Featurize files, fit, evaluate, register; the champion when it is the first, else by the gate of `retrain`.
+    """Featurize images, fit, evaluate, register; the champion when it is the first, else by the gate.
+
+    Args:
+        augment: how many altered copies of each training image to fit on, too.
 
     Raises:
         ServiceError: no image decodes, or fewer than two classes.
         ModelError: an unknown backbone, or weights that cannot be had.
     """
+    check_tracking(settings.mlflow_tracking_uri)
     make_dir(settings.home)
     find_java(settings.home)  # before the minute that an export can take
-    check_pca_memory(find_backbone(backbone).n_features)
-    exported = export_backbone(backbone, weights, settings.backbones_dir)
-    features = Table(settings.tables_dir, "features")
+    spec = find_backbone(backbone.name, backbone.output, backbone.size)
+    if options.projection == "pca":
+        check_pca_memory(spec.n_features)
+    export = partial(export_backbone, backbone.name, backbone.weights, settings.backbones_dir, output=spec.output)
+    on_step(f"preparing {backbone.name}")
+    exported = export(input_size=spec.input_size)
     registry = Registry(settings.models_dir)
-    parts = BackboneParts(
-        BackboneEntry.of(exported),
-        files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
-        golden=_some_images([Path(file.path) for file in files], exported.spec.input_size),
-    )
+    champion = _champion(registry)
+    golden = _some_images(dataset, spec.input_size)
     with spark_session(settings, "imagestream train") as spark:
-        featurized = featurize(spark, files, exported, features)
-        if not featurized.rows:
-            path, why = next(iter(featurized.bad.items()))
-            raise ServiceError(f"not one of the {len(files)} files is an image that decodes; the first: {path}: {why}")
-        rows = labelled_features(spark, features, exported.sha256)
-        return _fit_and_register(rows, registry, parts, options, by, featurized.bad)
+        job = _Job(settings, spark, registry, champion, options, gate, on_step, by, augment)
+        rows, read = job.featurized(dataset, exported)
+        float_accuracy = None
+        if backbone.int8:
+            exact = make_candidate(rows, options, champion)
+            pixels = calibration_images(dataset, exact.split, rows, spec.input_size)
+            on_step(f"preparing {backbone.name} in 8-bit integers")
+            exported = export(input_size=spec.input_size, int8_calibration=pixels)
+            rows.unpersist()
+            rows, read = job.featurized(dataset, exported)
+            float_accuracy = exact.evaluation.accuracy
+        parts = BackboneParts(
+            BackboneEntry.of(exported, engine=backbone.engine),
+            files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
+            golden=golden,
+        )
+        return job.finish(rows, parts, read, float_accuracy=float_accuracy)
 
 
-def retrain(settings: Settings, options: FitOptions, by: str = "retrain") -> TrainResult:
+def retrain(
+    settings: Settings,
+    options: FitOptions,
+    gate: GateOptions,
+    *,
+    dry_run: bool = False,
+    augmented: bool = False,
+    on_step: OnStep = lambda _: None,
+    by: str = "retrain",
+) -> TrainResult:
     """Fit a new version on all labelled features there are, with the champion's backbone; promote it by the gate.
+
+    No image is read and no feature computed again. With `dry_run` nothing is registered and nothing promoted, with
+    `augmented` it is fitted on the altered copies that a training has stored, too.
 
     Raises:
         ServiceError: there is no champion, or no labelled features.
     """
+    check_tracking(settings.mlflow_tracking_uri)
     registry = Registry(settings.models_dir)
     current = registry.target(CHAMPION)
-    if current is None:
+    champion = _champion(registry)
+    if current is None or champion is None:
         raise ServiceError(f"there is no champion model in {registry.root} to retrain; run 'imagestream train' first")
-    champion = registry.read(current)
-    features = Table(settings.tables_dir, "features")
     parts = BackboneParts(
         champion.manifest.backbone,
         files={name: registry.path(current) / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)},
         golden=golden_images(champion.arrays(GOLDEN)),
     )
     with spark_session(settings, "imagestream retrain") as spark:
-        rows = labelled_features(spark, features, champion.backbone_sha256)
-        return _fit_and_register(rows, registry, parts, options, by, {})
+        job = _Job(settings, spark, registry, champion, options, gate, on_step, by, int(augmented))
+        return job.finish(job.stored(parts.sha256, parts.entry.n_features), parts, None, dry_run=dry_run)
 
 
-def _fit_and_register(
-    rows: DataFrame,
-    registry: Registry,
-    parts: BackboneParts,
-    options: FitOptions,
-    by: str,
-    bad: dict[str, str],
-) -> TrainResult:
-    rows = rows.persist()
-    try:
-        current = registry.target(CHAMPION)
-        champion_bundle = registry.read(current) if current else None
-        held_out = _split(rows, options, champion_bundle)
-        training, holdout = held_out.sides(rows)
-        fitted = fit(training, options)
-        evaluation = evaluate(holdout, fitted.head)
-        if not evaluation.rows:
-            raise ServiceError(f"no image fell into the holdout of {options.holdout:.0%}; train on more images")
-        champion = _evaluate_bundle(champion_bundle, parts.entry, holdout) if champion_bundle else None
-    finally:
+@dataclass(frozen=True)
+class _Job:
+    """What the steps of one training share."""
+
+    settings: Settings
+    spark: SparkSession
+    registry: Registry
+    champion: Bundle | None
+    options: FitOptions
+    gate: GateOptions
+    on_step: OnStep
+    by: str
+    augment: int
+
+    @property
+    def features(self) -> Table:
+        return Table(self.settings.tables_dir, "features")
+
+    def featurized(self, dataset: Dataset, exported: ExportedBackbone) -> tuple[DataFrame, Featurized]:
+        """Every labelled row of the backbone, those of the data set now among them; and the images that are bad."""
+        self.on_step(f"computing the features of {dataset.n_images:,} images")
+        found = featurize(self.spark, dataset, exported, self.features, augment=self.augment)
+        if not found.rows:
+            path, why = next(iter(found.bad.items()))
+            raise ServiceError(f"not one of the {dataset.n_images:,} files is an image that decodes; {path}: {why}")
+        return self.stored(exported.sha256, exported.spec.n_features), found
+
+    def stored(self, backbone_sha256: str, n_features: int) -> DataFrame:
+        """The labelled rows of a backbone, in an order of their own, persisted."""
+        rows = labelled_features(self.spark, self.features, backbone_sha256, augmented=self.augment > 0)
+        return in_order(rows, n_features).persist()
+
+    def finish(
+        self,
+        rows: DataFrame,
+        parts: BackboneParts,
+        read: Featurized | None,
+        *,
+        float_accuracy: float | None = None,
+        dry_run: bool = False,
+    ) -> TrainResult:
+        """Fit, evaluate, compare, register and promote."""
+        self.on_step("fitting and evaluating")
+        candidate = make_candidate(rows, self.options, self.champion)
+        comparison = self._compared(candidate, rows, parts)
+        cost = None if float_accuracy is None else float_accuracy - candidate.evaluation.accuracy
+        verdict = self._verdict(comparison, cost)
+        more = {} if cost is None or float_accuracy is None else {"float_accuracy": float_accuracy, "int8_cost": cost}
+        version = sha256 = None
+        if not dry_run:
+            version, sha256 = register(self.registry, candidate, parts, more)
+            verdict = self._promoted(version, verdict, candidate)
         rows.unpersist()
-    version = registry.register(lambda directory: _write(directory, fitted, evaluation, held_out, parts))
-    promote, why = decide(evaluation, champion)
-    if promote:
-        registry.promote(version, by=by, why=why, metrics=evaluation.as_metrics())
-    return TrainResult(
-        version=version,
-        promoted=promote,
-        why=why,
-        evaluation=evaluation,
-        champion=champion,
-        training_rows=fitted.rows,
-        n_components=fitted.head.projection.n_out,
-        variance_kept=variance_kept(fitted.head.projection),
-        bad=bad,
-    )
+        fitted = candidate.fitted
+        result = TrainResult(
+            version=version,
+            sha256=sha256,
+            promoted=verdict.promote,
+            why=verdict.why,
+            verdict=verdict,
+            evaluation=candidate.evaluation,
+            metrics=candidate.metrics() | more,
+            champion=comparison.champion if comparison else None,
+            training_rows=fitted.rows,
+            fingerprint=fitted.fingerprint,
+            n_components=fitted.head.projection.n_out,
+            variance_kept=variance_kept(fitted.head.projection),
+            bad=read.bad if read else {},
+            n_bad=read.n_bad if read else 0,
+            warnings=read.warnings() if read else [],
+        )
+        if not dry_run:
+            self._track(result, parts.entry)
+        return result
+
+    def _track(self, result: TrainResult, backbone: BackboneEntry) -> None:
+        """Tell MLflow of it, if the settings name a server."""
+        uri = self.settings.mlflow_tracking_uri
+        if uri is None:
+            return
+        verdict = {"promoted": result.promoted, "why": result.why, "fingerprint": result.fingerprint}
+        track_run(
+            uri,
+            f"{self.by}: version {result.version}",
+            parameters=self.options.as_record() | backbone.model_dump() | {"training_rows": result.training_rows},
+            metrics=result.metrics,
+            tags={"version": result.version, "bundle_sha256": result.sha256, "by": self.by} | verdict,
+        )
+
+    def _compared(self, candidate: Candidate, rows: DataFrame, parts: BackboneParts) -> Comparison | None:
+        """The champion on the same images, from its own backbone's features if that is another; None without one."""
+        if self.champion is None:
+            return None
+        self.on_step("comparing with the champion")
+        sha256 = self.champion.backbone_sha256
+        same = sha256 == parts.sha256 and not self.augment
+        theirs = rows if same else labelled_features(self.spark, self.features, sha256)
+        return compare(candidate, self.champion, theirs)
+
+    def _verdict(self, comparison: Comparison | None, int8_cost: float | None) -> Verdict:
+        first = Verdict(True, "the first model")
+        verdict = decide(comparison.counts, self.gate, self.options.seed) if comparison else first
+        return refuse_costly_int8(verdict, int8_cost)
+
+    def _promoted(self, version: int, verdict: Verdict, candidate: Candidate) -> Verdict:
+        """Move the alias if the verdict says so."""
+        if version == self.registry.target(CHAMPION):
+            return Verdict(False, "nothing has changed: it is the champion's very model", verdict.counts, verdict.low)
+        if verdict.promote:
+            self.registry.promote(version, by=self.by, why=verdict.why, metrics=candidate.metrics())
+        return verdict
 
 
-def decide(candidate: Evaluation, champion: Evaluation | None) -> tuple[bool, str]:
-    """The gate: (promote?, why). A candidate must be at least as accurate as the champion on the same holdout."""
-    if champion is None:
-        return True, "the first model"
-    figures = f"accuracy {candidate.accuracy:.4f} against {champion.accuracy:.4f} on the same {candidate.rows} images"
-    return candidate.accuracy >= champion.accuracy, figures
+def _champion(registry: Registry) -> Bundle | None:
+    current = registry.target(CHAMPION)
+    return registry.read(current) if current else None
 
 
-def _split(rows: DataFrame, options: FitOptions, champion: Bundle | None) -> Split:
-    """The champion's split where the seed is the same, extended by classes it did not know; else one of its own."""
-    of_champion = champion.manifest.training_data if champion else None
-    kept = of_champion.holdout if of_champion and of_champion.seed == options.seed else None
-    return plan_split(rows, options.holdout, options.seed, kept)
-
-
-def _evaluate_bundle(bundle: Bundle, entry: BackboneEntry, holdout: DataFrame) -> Evaluation | None:
-    """A registered model on the holdout; None if its features are not those that the holdout holds."""
-    if bundle.manifest.backbone != entry:
-        return None
-    return evaluate(holdout, load_head(bundle))
-
-
-def _some_images(paths: Sequence[Path], size: tuple[int, int]) -> list[bytes]:
-    """A few images that decode, spread over the files, to keep in the bundle as golden ones."""
-    step = max(1, len(paths) // GOLDEN_IMAGES)
+def _some_images(dataset: Dataset, size: tuple[int, int]) -> list[bytes]:
+    """A few images that decode, spread over the data set, to keep in the bundle as golden ones."""
     images: list[bytes] = []
-    for path in [*paths[::step], *paths]:
+    for data in dataset.some_images(GOLDEN_IMAGES):
+        if data not in images and not isinstance(decode(data, size), BadImage):
+            images.append(data)
         if len(images) == GOLDEN_IMAGES:
             break
-        if path.is_file():
-            data = path.read_bytes()
-            if data not in images and not isinstance(decode(data, size), BadImage):
-                images.append(data)
     return images
-
-
-def _write(directory: Path, fitted: Fitted, evaluation: Evaluation, held_out: Split, parts: BackboneParts) -> None:
-    projection, classifier = fitted.head.projection, fitted.head.classifier
-    manifest = Manifest(
-        backbone=parts.entry,
-        projection=StageEntry(kind=projection.kind, n_in=projection.n_in, n_out=projection.n_out),
-        classifier=StageEntry(kind=classifier.kind, n_in=classifier.n_in, n_out=classifier.n_classes),
-        classes=fitted.head.classes,
-        metrics=evaluation.as_metrics(),
-        training_data=TrainingData(
-            rows=fitted.rows,
-            holdout_rows=evaluation.rows,
-            fingerprint=fitted.fingerprint,
-            seed=held_out.seed,
-            holdout=dict(held_out.thresholds),
-        ),
-        libraries={name: installed_version(name) for name in LIBRARIES},
-    )
-    scorer = Scorer(LiteRTEngine(parts.files[FLATBUFFER_FILE]), fitted.head, parts.entry.resize)
-    arrays = {
-        PROJECTION: projection.to_arrays(),
-        CLASSIFIER: classifier.to_arrays(),
-        GOLDEN: golden_arrays(scorer, parts.golden),
-    }
-    write_bundle(directory, manifest, parts.files, arrays)

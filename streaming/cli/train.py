@@ -1,126 +1,215 @@
 """`imagestream train` and `imagestream retrain`: the batch jobs that make model versions."""
 
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.status import Status
 
+from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.fit_options import with_fit_options
 from streaming.errors import ServiceError
+from streaming.fit_options import FitOptions, GateOptions
 
 if TYPE_CHECKING:
     from streaming.train import TrainResult
 
 
-class Dataset(StrEnum):
+class Installed(StrEnum):
     """Data sets that come with an installed package."""
 
     DIGITS = "digits"
 
 
-VarianceOption = Annotated[
-    float, typer.Option(min=0.01, max=1.0, help="Keep as many principal components as explain this share of variance.")
+GATE = GateOptions()
+MarginOption = Annotated[
+    float,
+    typer.Option(help="Promote if better than the champion by more than this; below 0: if not worse by so much."),
 ]
-HoldoutOption = Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of images that no model is fitted on.")]
-RegOption = Annotated[float, typer.Option(min=0.0, help="Strength of the regularisation.")]
-ElasticNetOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="0 is ridge, 1 is lasso.")]
-IterationsOption = Annotated[int, typer.Option(min=1, help="At most so many iterations of logistic regression.")]
-SeedOption = Annotated[int, typer.Option(help="Decides which images are held out; keep it when retraining.")]
+ConfidenceOption = Annotated[float, typer.Option(help="How sure the paired bootstrap must be of that.")]
 
 
 @app.command()
+@with_fit_options
 def train(
     context: typer.Context,
+    options: FitOptions,
     images: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A folder with one folder of images per class.")
+        Path | None,
+        typer.Option(metavar="PATH", help="A folder with one folder of images per class, or a Parquet or Delta table."),
     ] = None,
-    dataset: Annotated[Dataset | None, typer.Option(help="A small data set that is already installed.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Labels of a folder's files: columns label and path, name or id.")
+    ] = None,
+    label_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Takes the label from a file's path below the folder.")
+    ] = None,
+    dataset: Annotated[Installed | None, typer.Option(help="A small data set that is already installed.")] = None,
     limit: Annotated[int, typer.Option(min=2, help="How many images of --dataset to take.")] = 1_000,
-    backbone: Annotated[str, typer.Option(help="The CNN that turns an image into features.")] = "efficientnet_lite0",
+    backbone: Annotated[str, typer.Option(help="The CNN that turns an image into features.")] = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
-    explained_variance: VarianceOption = 0.90,
-    holdout: HoldoutOption = 0.2,
-    reg: RegOption = 0.03,
-    elastic_net: ElasticNetOption = 0.0,
-    max_iter: IterationsOption = 100,
-    seed: SeedOption = 42,
+    output: Annotated[
+        Literal["pooled", "flat"], typer.Option(help="The mean over the last feature map, or all of it.")
+    ] = "pooled",
+    input_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Images of N×N pixels instead of the backbone's own size.")
+    ] = None,
+    engine: Annotated[
+        Literal["litert", "keras"], typer.Option(help="What runs the backbone; keras is the reference, and for GPUs.")
+    ] = "litert",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Run it in 8-bit integers, unless that costs more than a point of accuracy.")
+    ] = False,
+    augment: Annotated[int, typer.Option(min=0, max=20, help="Fit on so many altered copies of each image, too.")] = 0,
+    margin: MarginOption = GATE.margin,
+    confidence: ConfidenceOption = GATE.confidence,
     json_file: JsonOption = None,
 ) -> None:
     """Train a model on labelled images and register it; the first one becomes the champion.
 
+    A later one takes its place only if it is better on the same held-out images, as far as a paired bootstrap supports.
+
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
-    from streaming.dataset import digit_images, list_images, write_images
+    from streaming.dataset import digit_images, read_dataset, write_images
 
     settings = settings_of(context)
     if (images is None) == (dataset is None):
-        raise ServiceError("give either --images DIR or --dataset digits")
+        raise ServiceError("give either --images PATH or --dataset digits")
     if images is None:
         images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
-    files = list_images(images)
+    found = read_dataset(images, label_pattern=label_pattern, labels_csv=labels)
+    _warn(found.warnings())
 
-    from streaming.fit import FitOptions  # takes a second, which a mistake above need not wait for
+    from streaming.train import BackboneOptions  # takes a second, which a mistake above need not wait for
     from streaming.train import train as run
 
-    options = FitOptions(explained_variance, holdout, max_iter, reg, elastic_net, seed)
-    with err.status(f"training on {len(files):,} files …"):
-        result = run(settings, files, backbone, weights, options)
-    for path, why in result.bad.items():
-        err.print(f"left out {path}: {why}", style="yellow", markup=False, highlight=False)
+    network = BackboneOptions(backbone, weights, output, input_size, engine, int8)
+    gate = GateOptions(margin, confidence)
+    with _interrupted_by_sigterm(), err.status("starting …") as status:
+        tell = _telling(status)
+        result = run(settings, found, network, options, gate, augment=augment, on_step=tell)
+    _warn([*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
     _tell(result, json_file)
 
 
 @app.command()
+@with_fit_options
 def retrain(
     context: typer.Context,
-    explained_variance: VarianceOption = 0.90,
-    holdout: HoldoutOption = 0.2,
-    reg: RegOption = 0.03,
-    elastic_net: ElasticNetOption = 0.0,
-    max_iter: IterationsOption = 100,
-    seed: SeedOption = 42,
+    options: FitOptions,
+    margin: MarginOption = GATE.margin,
+    confidence: ConfidenceOption = GATE.confidence,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fit and compare, but register nothing and promote nothing.")
+    ] = False,
+    augmented: Annotated[
+        bool, typer.Option("--augmented", help="Fit on the altered copies that train --augment stored, too.")
+    ] = False,
+    every: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Do it again and again, e.g. every 24h, until stopped.")
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Fit a new version on all labelled features stored so far; promote it if it does at least as well.
+    """Fit a new version on all labelled features stored so far; promote it if it is better than the champion.
 
-    A running stream takes up the new champion at its next micro-batch.
+    Both answer the same held-out images, which neither was fitted on; better is what a paired bootstrap supports. No
+    image is read and no feature computed again. A running stream takes up the new champion at its next micro-batch.
 
-    Example: imagestream retrain
+    Example: imagestream retrain --every 24h --margin 0.005
     """
-    from streaming.fit import FitOptions
+    gate = GateOptions(margin, confidence)
+    if every is not None:
+        _retrain_every(every)
+        return
     from streaming.train import retrain as run
 
-    options = FitOptions(explained_variance, holdout, max_iter, reg, elastic_net, seed)
-    with err.status("retraining …"):
-        result = run(settings_of(context), options)
+    with _interrupted_by_sigterm(), err.status("starting …") as status:
+        tell = _telling(status)
+        result = run(settings_of(context), options, gate, dry_run=dry_run, augmented=augmented, on_step=tell)
     _tell(result, json_file)
+
+
+def _retrain_every(every: str) -> None:
+    """This very command without `--every`, again and again, each time in a process of its own; a log line each."""
+    from streaming.observe import open_log
+    from streaming.schedule import parse_interval, run_every
+
+    interval = parse_interval(every)
+    log = open_log()
+    arguments = iter(sys.argv[1:])
+    # The value of the option may be an argument of its own, or part of it.
+    kept = [one for one in arguments if not (one == "--every" and next(arguments)) and not one.startswith("--every=")]
+
+    def on_run(code: int, said: str) -> None:
+        if code == 0:
+            log.info("retrained", result=said)
+        else:
+            log.error("retraining failed", why=said.removeprefix("error: "))
+
+    log.info("retraining", every=every)
+    run_every(interval, [sys.executable, "-m", "streaming", *kept], on_run)
+    log.info("stopped")
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: Spark stops, and nothing half made is left behind."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _telling(status: Status) -> Callable[[str], None]:
+    """Shows a step beside the spinner."""
+    return lambda step: status.update(f"{step} …")
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        err.print(line, style="yellow", markup=False, highlight=False)
 
 
 def summary_of(result: "TrainResult") -> dict[str, Any]:
     """The machine-readable summary of a training."""
+    counts = result.verdict.counts
     return {
         "version": result.version,
+        "bundle_sha256": result.sha256,
         "promoted": result.promoted,
         "why": result.why,
+        "paired_counts": asdict(counts) if counts else None,
+        "gain": counts.gain if counts else None,
+        "gain_above": result.verdict.low,
         "training_rows": result.training_rows,
-        "left_out": len(result.bad),
+        "fingerprint": result.fingerprint,
+        "left_out": result.n_bad,
         "n_components": result.n_components,
         "variance_kept": result.variance_kept,
-        "metrics": result.evaluation.as_metrics(),
+        "metrics": result.metrics,
         "champion_metrics": result.champion.as_metrics() if result.champion else None,
     }
 
 
 def _tell(result: "TrainResult", json_file: Path | None) -> None:
     found = result.evaluation
+    name = "the candidate" if result.version is None else f"version {result.version}"
     out.print(
-        f"version {result.version}: {result.training_rows:,} images, {result.n_components} components"
+        f"{name}: {result.training_rows:,} images, {result.n_components} components"
         + (f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else "")
         + f", accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f}, log loss {found.log_loss:.4f}"
         f" on {found.rows:,} held-out images",
         highlight=False,
     )
-    verdict = "champion" if result.promoted else "not promoted"
-    out.print(f"version {result.version} is {verdict}: {result.why}", highlight=False)
+    verdict = ("would be " if result.version is None else "is ") + ("champion" if result.promoted else "not promoted")
+    out.print(f"{name} {verdict}: {result.why}", highlight=False)
     write_json(json_file, summary_of(result))

@@ -1,0 +1,92 @@
+"""A batch job done again and again, each time in a process of its own.
+
+Between two runs nothing is left that holds memory, and a run that fails, or a JVM that dies, does not end the others.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from re import fullmatch
+from time import monotonic
+
+from streaming.errors import ServiceError
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+LONGEST = timedelta(days=366)
+STOP_TIMEOUT_S = 30.0
+POLL_S = 0.2
+
+OnRun = Callable[[int, str], None]
+
+
+def parse_interval(text: str) -> timedelta:
+    """The time in `90s`, `30m`, `24h` or `7d`.
+
+    Raises:
+        ServiceError: it is none of these, or not between a second and a year.
+    """
+    match = fullmatch(r"([0-9]{1,9})([smhd])", text.strip())
+    interval = timedelta(**{UNITS[match[2]]: int(match[1])}) if match else timedelta()
+    if not timedelta(seconds=1) <= interval <= LONGEST:
+        raise ServiceError(f"expected a time such as 90s, 30m, 24h or 7d, up to a year, got {text!r}")
+    return interval
+
+
+def run_every(interval: timedelta, command: Sequence[str], on_run: OnRun) -> None:
+    """Run `command` now and then every `interval`, until SIGINT or SIGTERM; the run under way is then interrupted.
+
+    A run that takes longer than the interval delays the next one; no two run at a time.
+
+    Args:
+        on_run: called after each run with its exit code and the last line that it said, on standard error if it failed.
+    """
+    with _stop_signals() as stop:
+        while not stop.is_set():
+            due = monotonic() + interval.total_seconds()
+            code, said = _run(command, stop)
+            if stop.is_set():
+                return
+            on_run(code, said)
+            stop.wait(max(0.0, due - monotonic()))
+
+
+def _run(command: Sequence[str], stop: threading.Event) -> tuple[int, str]:
+    # A session of its own, so that Ctrl-C in a terminal comes to us alone, and all that it started ends with it.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
+    )
+    ended = threading.Event()
+    watch = threading.Thread(target=_interrupt_on, args=(stop, ended, process), daemon=True)
+    watch.start()
+    try:
+        output, errors = process.communicate()
+    finally:
+        ended.set()
+        watch.join()
+    lines = (output if process.returncode == 0 else errors or output).strip().splitlines()
+    return process.returncode, lines[-1] if lines else "it said nothing"
+
+
+def _interrupt_on(stop: threading.Event, ended: threading.Event, process: "subprocess.Popen[str]") -> None:
+    while not ended.wait(POLL_S):
+        if stop.is_set():
+            process.terminate()
+            if not ended.wait(STOP_TIMEOUT_S):
+                os.killpg(process.pid, signal.SIGKILL)
+            return
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, for as long as the block runs."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
