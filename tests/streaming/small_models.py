@@ -25,6 +25,8 @@ from models.registry import Registry
 from models.scorer import Head, Scorer, decode_all, golden_arrays
 from streaming.dataset import digit_images
 
+TRAINING_DATA = TrainingData(rows=100, holdout_rows=0, fingerprint="0" * 64)
+
 
 @dataclass(frozen=True)
 class Digits:
@@ -50,7 +52,13 @@ def fit_head(features: Features, labels: Sequence[str], k: int = 8) -> Head:
     return Head(tuple(map(str, fitted.classes_)), pca, LogisticRegression(fitted.coef_, fitted.intercept_))
 
 
-def register_model(registry: Registry, exported: ExportedBackbone, head: Head, images: Sequence[bytes]) -> int:
+def register_model(
+    registry: Registry,
+    exported: ExportedBackbone,
+    head: Head,
+    images: Sequence[bytes],
+    training_data: TrainingData = TRAINING_DATA,
+) -> int:
     """Register a version of this head; `images` become its golden ones."""
     spec, projection, classifier = exported.spec, head.projection, head.classifier
     manifest = Manifest(
@@ -59,7 +67,7 @@ def register_model(registry: Registry, exported: ExportedBackbone, head: Head, i
         classifier=StageEntry(kind=classifier.kind, n_in=projection.n_out, n_out=len(head.classes)),
         classes=head.classes,
         metrics={"accuracy": 0.9},
-        training_data=TrainingData(rows=100, holdout_rows=0, fingerprint="0" * 64),
+        training_data=training_data,
         libraries={},
     )
     arrays = {

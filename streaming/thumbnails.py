@@ -1,0 +1,45 @@
+"""Small pictures of images that a table names: shown only if the file is, to the bit, the image that was scored.
+
+Where an image came from is what its sender said, which may be any path. A file is looked at only if it is a regular
+one of an image's size, and shown only if its SHA-256 is the image's id.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.decode import DEFAULT_LIMITS, BadImage, Resize, decode
+
+SIZE = (112, 112)  # pixels
+
+
+def thumbnail(sources: Iterable[str | None], image_id: str, resize: Resize = "stretch") -> NDArray[np.uint8] | None:
+    """The image as (112, 112, 3) uint8, from the first of `sources` that holds it; None if none does."""
+    for source in sources:
+        data = _read(source) if source else None
+        if data is not None and hashlib.sha256(data).hexdigest() == image_id:
+            pixels = decode(data, SIZE, resize=resize)
+            return None if isinstance(pixels, BadImage) else pixels
+    return None
+
+
+def _read(path: str) -> bytes | None:
+    """The content of a regular file that is no larger than an image may be; a pipe or device is not even waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):  # a path may hold a NUL
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > DEFAULT_LIMITS.max_bytes:
+            return None
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(DEFAULT_LIMITS.max_bytes + 1)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,49 @@
+"""A real browser without a window, and what pages ask it for."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+
+NEEDED = "this test opens a page in Chromium: install it, e.g. by `apt-get install chromium chromium-driver`"
+
+
+@contextmanager
+def chromium(*, dark: bool = False, width: int = 1200) -> Iterator[Chrome]:
+    """Headless Chromium, `width` pixels wide, that keeps a log of what it requests."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.fail(NEEDED)
+    options = ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    chrome = Chrome(options, Service(driver))
+    try:
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+def requested(chrome: Chrome) -> set[str]:
+    """Every address that the pages so far asked for, but those that are pictures themselves."""
+    events = (json.loads(entry["message"])["message"] for entry in chrome.get_log("performance"))
+    urls = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+    return {url for url in urls if not url.startswith("data:")}
+
+
+def open_page(chrome: Chrome, path: Path) -> str:
+    """Open a file and return its address."""
+    chrome.get(path.as_uri())
+    return path.as_uri()
