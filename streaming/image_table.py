@@ -15,6 +15,7 @@ from streaming.labels_csv import usable
 IMAGE_COLUMNS = ("image", "content", "value", "img", "bytes")
 NAME_COLUMNS = ("path", "name", "id", "image_id", "source")
 MAX_CLASSES = 100_000
+TEXTS = (pa.string(), pa.large_string(), pa.string_view())
 SAMPLE_ROWS = 16
 SAMPLE_BATCHES = 8
 # Reader features of Delta under which the Parquet files alone are not the table.
@@ -152,7 +153,7 @@ def _image_column(source: Path, schema: pa.Schema) -> str:
 def _name_column(dataset: Any, n_images: int) -> str | None:
     """A column that tells every image from the others, if there is one."""
     for name in NAME_COLUMNS:
-        if name in dataset.schema.names and pa.types.is_string(dataset.schema.field(name).type):
+        if name in dataset.schema.names and dataset.schema.field(name).type in TEXTS:
             names = dataset.to_table(columns=[name]).column(0)
             if not names.null_count and len(names.unique()) == n_images:
                 return name
@@ -160,15 +161,19 @@ def _name_column(dataset: Any, n_images: int) -> str | None:
 
 
 def _is_bytes(kind: pa.DataType | None) -> bool:
-    return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str | None]:
     counts: Counter[str | None] = Counter()
     if label is None:
         return counts
+    kind = dataset.schema.field(label).type
+    if pa.types.is_nested(kind) or _is_bytes(kind):
+        raise ServiceError(f"{source}: expected a column label of texts or numbers, got {kind}")
     for batch in dataset.scanner(columns=[label]).to_batches():
-        for one in batch.column(0).value_counts():
+        column = batch.column(0)
+        for one in (column.cast(pa.string()) if kind in TEXTS else column).value_counts():
             value = one["values"].as_py()
             counts[None if value is None else str(value)] += one["counts"].as_py()
         if len(counts) > MAX_CLASSES:
