@@ -27,8 +27,9 @@ TIMEOUT_S = 600.0
 
 ANSWERED = """
 , answered AS (
-    SELECT p.image_id, coalesce(known.label, p.label_true) AS truth, p.label AS predicted, p.confidence, p.source,
-           p.model_version, list_contains([one.label FOR one IN p.top_k], truth) AS among_best
+    SELECT p.image_id, coalesce(known.label, p.label_true) AS truth, p.label AS predicted,
+           coalesce(p.confidence, 0) AS confidence, p.source, p.model_version,
+           p.label = truth OR coalesce(list_contains([one.label FOR one IN p.top_k], truth), false) AS among_best
     FROM predictions p LEFT JOIN known USING (image_id)
     WHERE truth IS NOT NULL AND p.label IS NOT NULL AND ($version::INT IS NULL OR p.model_version = $version)
 )

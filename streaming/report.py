@@ -13,9 +13,11 @@ from streaming.settings import Settings
 DISAGREEMENTS = 10
 TIMEOUT_S = 600.0
 
-# `known`: image id → label given later; empty where there is no table of labels.
+# `known`: image id → label given later, as `streaming.labels` takes it; empty where there is no table of labels.
 KNOWN = """
-WITH known AS (SELECT image_id, arg_max(label, labelled_at) AS label FROM labels GROUP BY image_id)
+WITH known AS (
+    SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels WHERE label IS NOT NULL GROUP BY image_id
+)
 """
 NOT_KNOWN = "WITH known AS (SELECT NULL::VARCHAR AS image_id, NULL::VARCHAR AS label WHERE false)"
 VERSIONS = """
