@@ -11,17 +11,24 @@ HOME_DIR := .imagestream
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak check bench clean distclean
+.PHONY: help setup browser demo test soak check bench clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready $(HOME_DIR)/jars/.ready ## Install everything: .venv from the lock, Java if missing, the jars
 
+browser:
+	@command -v chromedriver >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "set-up: Chromium, for the browser tests" && \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; \
+	} || echo "set-up: there is no Chromium, and it cannot be installed here; the browser tests will say so"
+
 demo: setup ## The whole loop on real images: publish, stream, query, retrain
 	@$(BIN)/imagestream demo $(ARGS)
 
-test: setup ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")
+test: setup browser ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")
 	@$(BIN)/python -m pytest $(ARGS)
 
 soak: setup ## Faults at full length, for hours (ARGS="--seed 7 -k kill")
