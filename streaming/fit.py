@@ -22,6 +22,7 @@ from pyspark.ml.feature import StandardScaler
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+from pyspark.sql.types import ArrayType, DoubleType
 
 from models.classifier import MLP, Classifier, LogisticRegression, mlp_from_spark
 from models.projection import PCA, NoProjection, Projection, check_pca_memory, fit_pca
@@ -165,7 +166,7 @@ def _projected(rows: DataFrame, n: int, projection: Projection, classes: tuple[s
                 yield pa.RecordBatch.from_arrays(columns, [*order, "label", "projected"])
 
     order = [name for name in ("image_id", "augmentation") if name in rows.columns]
-    schema = rows.select(*order).schema.add("label", "double").add("projected", "array<double>")
+    schema = rows.select(*order).schema.add("label", DoubleType()).add("projected", ArrayType(DoubleType()))
     projected = rows.select(*order, "label", "features").mapInArrow(project, schema)
     partitions = _classifier_partitions(8 * n * projection.n_out)
     ordered = projected.repartition(partitions, "image_id").sortWithinPartitions(*order)
