@@ -2,8 +2,8 @@
 
 A score is the log-odds that a model gives a class, rounded to float32 and kept by its bits, which sort as the number
 does. While there are more distinct scores than there is room for, the lowest bit that is still kept is dropped, of all
-scores alike. What is left is as fine as the room allows, wherever the scores crowd: exact up to `SCORES_PER_CLASS` rows
-of a class, and whatever was dropped depends on the scores alone, not on the order in which parts were merged.
+scores alike. What is left is as fine as the room allows, wherever the scores crowd: exact for up to `SCORES_PER_CLASS`
+rows. What is dropped depends on the scores alone, not on the order in which parts were merged.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ Counts = NDArray[np.int64]
 Keys = NDArray[np.uint64]
 
 SCORES_PER_CLASS = 4096
+MAX_SCORES = 1 << 20  # of all classes together, 24 bytes each
 _SCORE_BITS = 32
 _SIGN = np.uint32(1 << 31)
 
@@ -38,7 +39,8 @@ class ScoreCounts:
 
     @property
     def room(self) -> int:
-        return self.n_classes * SCORES_PER_CLASS
+        """How many keys are kept at most."""
+        return max(self.n_classes, min(self.n_classes * SCORES_PER_CLASS, MAX_SCORES))
 
     def add(self, odds: NDArray[np.float64], truth: Counts) -> None:
         """Take in log-odds (N, C), infinite ones too, of rows whose true classes are `truth` (N)."""

@@ -17,7 +17,6 @@ from PIL import Image
 
 from models.evaluation import Evaluation, Interval
 from streaming import plots
-from streaming.home import make_dir
 from streaming.plots import Sample, png
 from streaming.report_content import CONFIDENCE, Comparison, ModelReport
 
@@ -26,13 +25,10 @@ MAX_TEXT = 200  # characters
 
 
 def write_page(report: ModelReport, path: Path) -> list[Path]:
-    """Write the report to `path`, and its figures as PNG files to a folder beside it; returns these files.
-
-    Raises:
-        ServiceError: the directory cannot be written to.
-    """
+    """Write the report to `path`, and its figures as PNG files to a folder beside it; returns these files."""
     figures = figures_of(report)
-    folder = make_dir(path.parent / f"{path.stem}-figures")
+    folder = path.parent / f"{path.stem}-figures"
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, (draw, _, _) in figures.items():
         file = folder / f"{name}.png"

@@ -1,5 +1,6 @@
 """`imagestream report`: what the models answered and what they are worth, as tables or as a page."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +41,7 @@ def report(
     Example: imagestream report, or: imagestream report --model 2 --against 1 --output report.html
     """
     if model is not None or live:
+        _check_output(output)
         return _write_page(_read_page(context, model, against, live), output, json_file)
     if against is not None:
         raise ServiceError("--against M compares with a version: name the other with --model N")
@@ -65,7 +67,9 @@ def report(
     return write_json(json_file, asdict(found))
 
 
-def _read_page(context: typer.Context, model: int | None, against: int | None, live: bool) -> "ModelReport":
+def _read_page(
+    context: typer.Context, model: int | None, against: int | None, live: bool, output: Path
+) -> "ModelReport":
     settings = settings_of(context)
     if live:
         if against is not None:
@@ -80,6 +84,13 @@ def _read_page(context: typer.Context, model: int | None, against: int | None, l
         raise ServiceError(f"--against compares two versions, got {model} and {against}")
     with err.status(f"evaluating version {model} …"):
         return read_model_report(settings, model, against)
+
+
+def _check_output(output: Path) -> None:
+    """See that the page can be written, before the minute that the figures may take."""
+    parent = next((folder for folder in output.absolute().parents if folder.exists()), output)
+    if output.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ServiceError(f"--output names a file in a folder that can be written to, got {output}")
 
 
 def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> None:

@@ -276,6 +276,7 @@ def test_command_writes_the_page_and_a_summary(service: Service, report: ModelRe
         (["--live", "--against", "1"], "--against compares on a holdout"),
         (["--model", "1", "--against", "1"], "--against compares two versions"),
         (["--model", "9"], "there is no model version 9"),
+        (["--model", "1", "--output", "/"], "--output names a file in a folder that can be written to, got /"),
     ],
 )
 def test_mistakes_are_told_in_one_line(service: Service, arguments: list[str], message: str) -> None:
