@@ -5,6 +5,7 @@ from streaming.cli import (  # noqa: F401
     broker,
     demo,
     doctor,
+    features,
     label,
     maintain,
     models,

@@ -1,0 +1,121 @@
+"""`imagestream features`: a folder of images to a CSV, Parquet or Delta table of features."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.fit_options import FitOptions, ProjectionKind
+from streaming.output import FileFormat
+
+if TYPE_CHECKING:
+    from streaming.dataset import Dataset
+    from streaming.export import Exported
+
+
+@app.command()
+def features(
+    context: typer.Context,
+    images: Annotated[
+        Path, typer.Argument(metavar="IMAGES", help="A folder of images, or a Parquet or Delta table of them.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="FILE|DIR", help="Where to write; a folder for a Delta table.")],
+    format_: Annotated[
+        FileFormat | None, typer.Option("--format", help="Default: by the suffix of --output, else a Delta table.")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="The CNN that turns an image into features.")] = "efficientnet_lite0",
+    weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
+    flat: Annotated[bool, typer.Option("--flat/--pooled", help="Every value of the last layer, or means.")] = False,
+    projection: Annotated[ProjectionKind, typer.Option(help="How to make the features fewer.")] = "pca",
+    explained_variance: Annotated[
+        float, typer.Option(help="PCA keeps the fewest components that explain this share.")
+    ] = 0.90,
+    components: Annotated[int | None, typer.Option(help="Keep so many components instead.")] = None,
+    eps: Annotated[float, typer.Option(help="A random projection keeps squared distances within 1 ± eps.")] = 0.1,
+    model: Annotated[
+        int | None, typer.Option(min=1, help="Take backbone and projection of this registered version.")
+    ] = None,
+    label_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Its group `label`, or first group, in a path is the label.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="Labels from a CSV with the columns label and path, name or id.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Write the features of every image, with its path and label, in order of path.
+
+    A run that was stopped goes on where it was: what the backbone gave is kept in HOME/featurized, also for other
+    projections later; remove that folder when it is not needed any more. An image that does not decode is left out and
+    told, and the exit code is then 1.
+
+    Example: imagestream features fruits/ --output fruits.csv --backbone mobilenet_v2 --explained-variance 0.9
+    """
+    from streaming.dataset import read_dataset
+    from streaming.output import check_output, output_format
+
+    settings = settings_of(context)
+    options = FitOptions(projection, explained_variance, components, eps)
+    kind = output_format(output, format_)
+    check_output(output, kind)
+    dataset = read_dataset(images, label_pattern=label_pattern, labels_csv=labels, labelled=False)
+    for line in dataset.warnings():
+        err.print(line, style="yellow", markup=False, highlight=False)
+
+    from streaming.export import backbone_source, export_features, model_source  # takes a second
+
+    if model is not None:
+        source = model_source(settings, model)
+    else:
+        with err.status(f"exporting {backbone} …"):
+            source = backbone_source(settings, backbone, weights, "flat" if flat else "pooled", options)
+    with _progress(dataset.n_images) as show:
+        result = export_features(settings, dataset, source, options, output, kind, show)
+    _tell(result, dataset, output, json_file)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
+    """A bar with images/s on a terminal; None elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not err.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("featurizing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
+        task = bar.add_task("features", total=total, rate="")
+        started: list[float] = []  # what was featurized before costs no time, and Spark's start is not counted
+
+        def show(done: int) -> None:
+            now = perf_counter()
+            started.append(now)
+            seconds = now - started[0]
+            bar.update(task, completed=done, rate=f"{done / seconds:,.0f} images/s" if seconds else "")
+
+        yield show
+
+
+def _tell(result: "Exported", dataset: "Dataset", output: Path, json_file: Path | None) -> None:
+    found = result.featurized
+    for line in found.warnings():
+        err.print(line, style="yellow", markup=False, highlight=False)
+    for path, why in found.bad.items():
+        err.print(f"left out {path}: {why}", style="yellow", markup=False, highlight=False)
+    if found.n_bad > len(found.bad):
+        err.print(f"left out {found.n_bad - len(found.bad):,} more", style="yellow", highlight=False)
+    kept = f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else ""
+    out.print(
+        f"{output}: {result.rows:,} of {dataset.n_images:,} images, {result.n_components:,} columns{kept}; "
+        f"{found.reused:,} had been featurized before",
+        highlight=False,
+    )
+    summary = {"output": str(output), **asdict(result), "dataset": dataset.as_summary()}
+    write_json(json_file, summary)
+    if result.rows < dataset.n_images:
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,47 @@
+"""Where a file of features goes, and as what: told before the work, which may take hours."""
+
+import tempfile
+from pathlib import Path
+from typing import Literal, get_args
+
+from streaming.errors import ServiceError
+
+FileFormat = Literal["csv", "parquet", "delta"]
+
+
+def output_format(output: Path, given: FileFormat | None) -> FileFormat:
+    """The format that was asked for, else that of the file's suffix; without a suffix a Delta table's folder.
+
+    Raises:
+        ServiceError: a suffix that stands for none of them.
+    """
+    if given is not None:
+        return given
+    suffix = output.suffix.lower().removeprefix(".")
+    for one in get_args(FileFormat):
+        if suffix == one:
+            known: FileFormat = one
+            return known
+    if suffix:
+        raise ServiceError(
+            f"{output}: expected a name that ends in .csv or .parquet, or --format csv, parquet or delta"
+        )
+    return "delta"
+
+
+def check_output(output: Path, format_: FileFormat) -> None:
+    """See that the output can be written, and replaced if it is there.
+
+    Raises:
+        ServiceError: something else is in its place, or the folder cannot be written to.
+    """
+    if format_ == "delta":
+        if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / "_delta_log").is_dir()):
+            raise ServiceError(f"{output} is there and is no Delta table; give another --output")
+    elif output.is_dir():
+        raise ServiceError(f"{output} is a folder; give a file as --output, or --format delta")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise ServiceError(f"cannot write to {output.parent}: {error.strerror}") from error
