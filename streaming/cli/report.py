@@ -67,9 +67,7 @@ def report(
     return write_json(json_file, asdict(found))
 
 
-def _read_page(
-    context: typer.Context, model: int | None, against: int | None, live: bool, output: Path
-) -> "ModelReport":
+def _read_page(context: typer.Context, model: int | None, against: int | None, live: bool) -> "ModelReport":
     settings = settings_of(context)
     if live:
         if against is not None:
