@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.publish import EXIT_INTERRUPTED
+from streaming.errors import ServiceError
 from streaming.fit_options import FitOptions, ProjectionKind
 from streaming.output import FileFormat
 
@@ -74,9 +76,24 @@ def features(
     else:
         with err.status(f"exporting {backbone} …"):
             source = backbone_source(settings, backbone, weights, "flat" if flat else "pooled", options)
-    with _progress(dataset.n_images) as show:
+    with _stoppable(), _progress(dataset.n_images) as show:
         result = export_features(settings, dataset, source, options, output, kind, show)
     _tell(result, dataset, output, json_file)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C ends the block with a line that says how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, ServiceError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__  # Spark cancels its jobs, and reports that on top
+        if cause is None:
+            raise
+        err.print("interrupted; the same command goes on where it was", style="yellow")
+        raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
 @contextmanager

@@ -1,6 +1,12 @@
 """`imagestream features`: every image a row of the output, in order of path, in each format and projection."""
 
 import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import duckdb
@@ -130,6 +136,54 @@ def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trai
     images = decode_all([Path(file.path).read_bytes() for file in list_images(folder)], engine.input_size).images
     expected = load_head(registry.read(1)).projection.transform(engine(images))
     np.testing.assert_allclose(rows_of(output, "parquet")[2], expected, atol=1e-4)
+
+
+def test_a_run_that_was_killed_or_stopped_goes_on_where_it_was(settings: Settings, tmp_path: Path) -> None:
+    """Killed as soon as a task has committed, then stopped by Ctrl-C as soon as another has, then left alone."""
+    folder = write_images(tmp_path / "digits", digit_images(240))
+    summary = tmp_path / "summary.json"
+    arguments = ["--home", settings.home, "features", folder, "--output", tmp_path / "out.csv", "--json", summary]
+    code = f"""
+import signal
+from streaming import featurize
+from streaming.cli import commands
+from streaming.cli.app import run
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests themselves were started with
+featurize.IMAGES_PER_TASK = 20
+run({[str(argument) for argument in arguments]!r})
+"""
+    places = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_BACKBONES": str(settings.backbones)}
+    environment = os.environ | places | {"IMAGESTREAM_MASTER": "local[1]"}
+
+    def start() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, start_new_session=True, text=True, stderr=subprocess.PIPE
+        )
+
+    def commits() -> int:
+        return len(list((settings.home / "featurized" / "features" / "_delta_log").glob("*.json"))) - 1
+
+    def wait_for_a_commit(process: "subprocess.Popen[str]") -> None:
+        before, until = max(0, commits()), time.monotonic() + 180
+        while commits() <= before and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+
+    for number, code_wanted in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        process = start()
+        wait_for_a_commit(process)
+        os.killpg(process.pid, number)  # as a terminal does: the process, its JVM and its workers
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == code_wanted, said
+    assert said.splitlines() == ["interrupted; the same command goes on where it was"]
+    assert not (tmp_path / "out.csv").exists()
+    last = start()
+    _, said = last.communicate(timeout=240)
+    assert last.returncode == 0, said
+    found = json.loads(summary.read_text())
+    assert found["rows"] == 240
+    assert 40 <= found["featurized"]["reused"] < 240
+    assert len(rows_of(tmp_path / "out.csv", "csv")[0]) == 240
 
 
 @pytest.mark.parametrize(

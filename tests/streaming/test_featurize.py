@@ -1,11 +1,6 @@
 """Files to rows of the table `features`: the good ones as the engine computes them, the bad ones by name."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -86,45 +81,6 @@ def test_a_second_run_featurizes_only_what_is_new_or_changed(
     assert len(rows_of(table)) == 11
     back = featurize(spark, files[2:3], exported, table)  # the label that it had at first is new again
     assert (back.rows, back.reused) == (1, 0)
-
-
-def test_a_run_that_was_killed_goes_on_where_it_was(
-    exported: ExportedBackbone, jars_dir: Path, exports: Path, tmp_path: Path
-) -> None:
-    """The first process is killed as soon as one of its tasks has committed; the second does the others only."""
-    images = write_images(tmp_path / "images", digit_images(160))
-    script = f"""
-from pathlib import Path
-from models.backbone import export_backbone
-from streaming import featurize
-from streaming.dataset import list_images
-from streaming.session import QUICK_START, spark_session
-from streaming.settings import Settings
-from streaming.tables import Table
-
-featurize.IMAGES_PER_TASK = 20
-settings = Settings(home=Path({str(tmp_path)!r}), jars=Path({str(jars_dir)!r}), master="local[1]", driver_memory="1g")
-exported = export_backbone({exported.spec.name!r}, "imagenet", Path({str(exports)!r}))
-with spark_session(settings, "killed", java_options=QUICK_START) as spark:
-    result = featurize.featurize(
-        spark, list_images(Path({str(images)!r})), exported, Table(Path({str(tmp_path)!r}), "features")
-    )
-    print(result.rows, result.reused)
-"""
-    command = [sys.executable, "-c", script]
-    first = subprocess.Popen(command, start_new_session=True)
-    log = tmp_path / "features" / "_delta_log"
-    until = time.monotonic() + 120
-    while len(list(log.glob("*.json"))) < 2 and first.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL
-    done = len(rows_of(Table(tmp_path, "features")))
-    assert 20 <= done < 160
-    second = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
-    assert second.stdout.split() == ["160", str(done)]
-    rows = rows_of(Table(tmp_path, "features"))
-    assert len({row["source"] for row in rows}) == len(rows) == 160
 
 
 def test_duplicates_and_those_with_different_labels_are_counted(
