@@ -18,4 +18,5 @@ from streaming.cli import (  # noqa: F401
     status,
     stream,
     train,
+    tune,
 )

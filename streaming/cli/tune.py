@@ -1,0 +1,212 @@
+"""`imagestream tune`: which projection and classifier, and what accuracy costs."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+
+from models.architectures import DEFAULT_BACKBONE
+from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.rows import print_table
+from streaming.cli.train import Installed
+from streaming.errors import ServiceError
+from streaming.fit_options import ClassifierKind, FitOptions, ProjectionKind
+
+if TYPE_CHECKING:
+    from streaming.settings import Settings
+    from streaming.tune import Source, Tuned
+
+DEFAULTS = FitOptions()
+SHOWN = 10
+COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
+
+
+@app.command()
+def tune(
+    context: typer.Context,
+    trials: Annotated[
+        int, typer.Option(min=1, help="So many in all, those of earlier runs on the same data too.")
+    ] = 30,
+    timeout: Annotated[float | None, typer.Option(metavar="S", help="Begin no trial after so many seconds.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the search, and of the split as in training.")] = DEFAULTS.seed,
+    holdout: Annotated[float, typer.Option(help="Share of images that is not looked at.")] = DEFAULTS.holdout,
+    validation: Annotated[float, typer.Option(help="Share of the others that settings are compared on.")] = 0.25,
+    projections: Annotated[str, typer.Option(metavar="NAME,…", help="Of pca, random, randomized_pca, none.")] = (
+        "pca,random,none"
+    ),
+    classifiers: Annotated[str, typer.Option(metavar="NAME,…", help="Of logistic_regression, mlp.")] = (
+        "logistic_regression,mlp"
+    ),
+    images: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Search on these images' features, not on the stored ones.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="CSV", help="As for `imagestream train`.")] = None,
+    label_pattern: Annotated[str | None, typer.Option(metavar="REGEX", help="As for `imagestream train`.")] = None,
+    dataset: Annotated[Installed | None, typer.Option(help="A small data set that is already installed.")] = None,
+    limit: Annotated[int, typer.Option(min=2, help="How many images of --dataset to take.")] = 1_000,
+    backbone: Annotated[str, typer.Option(help="The CNN, for --images or --dataset.")] = DEFAULT_BACKBONE,
+    weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
+    output: Annotated[Literal["pooled", "flat"], typer.Option(help="As for `imagestream train`.")] = "pooled",
+    input_sizes: Annotated[
+        str | None, typer.Option(metavar="N,…", help="Compare input sizes, too, such as 224,160; computes features.")
+    ] = None,
+    engines: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Of float32, int8: compare precisions, too; computes features.")
+    ] = "float32",
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the picture of the trade-offs goes; HOME/tune/trade-offs.png."),
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Search projection and classifier settings on features that are computed once, and show what accuracy costs.
+
+    Settings are compared on a part of the training images; held-out images are not looked at. The search is kept in the
+    home: run it again to go on. At the end it prints the command that trains with the best settings.
+
+    Example: imagestream tune --trials 50, or: imagestream tune --images photos/ --input-sizes 224,160 --engines
+    float32,int8
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    settings = settings_of(context)
+    kinds = _names("--projections", projections, get_args(ProjectionKind))
+    fitted = _names("--classifiers", classifiers, get_args(ClassifierKind))
+    precisions = _names("--engines", engines, ("float32", "int8"))
+    sizes = _sizes(input_sizes)
+    if images is None and dataset is None and (sizes or precisions != ("float32",)):
+        raise ServiceError("--input-sizes and --engines make features anew: give the images, by --images or --dataset")
+    if images is not None and dataset is not None:
+        raise ServiceError("give either --images PATH or --dataset digits")
+    places = {"images": images, "labels": labels, "dataset": dataset}
+    given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "output": output}
+
+    from streaming.tune import TuneOptions  # takes a second, which a mistake above need not wait for
+    from streaming.tune import tune as run
+
+    options = TuneOptions(trials, timeout, jobs, seed, validation, holdout, kinds, fitted)
+    source = _source(settings, places | given, limit, sizes, precisions)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        bar = progress.add_task("starting", total=trials)
+        found = run(
+            settings,
+            options,
+            source,
+            on_step=lambda step: progress.update(bar, description=step),
+            on_trial=lambda done: progress.update(bar, completed=done),
+        )
+    command = _command(settings, found, places | given, limit)
+    _tell(found, command)
+    picture = plot or settings.home / "tune" / "trade-offs.png"
+    from streaming.tune_plot import plot_trade_offs
+
+    plot_trade_offs(found, picture)
+    out.print(f"trade-offs: {picture}", highlight=False)
+    write_json(json_file, summary_of(found) | {"command": command, "plot": str(picture)})
+
+
+def summary_of(found: "Tuned") -> dict[str, Any]:
+    """The machine-readable summary of a search."""
+    return {
+        "best": found.best.as_record(),
+        "front": found.front,
+        "trials": [one.as_record() for one in sorted(found.outcomes, key=lambda one: one.number)],
+        "failed": found.failed,
+        "resumed": found.resumed,
+        "fit_rows": found.rows[0],
+        "validation_rows": found.rows[1],
+        "study": str(found.study),
+    }
+
+
+def _tell(found: "Tuned", command: str) -> None:
+    from streaming.tune_space import describe
+
+    shown = sorted({one.number for one in found.outcomes[:SHOWN]} | set(found.front))
+    rows = [
+        {
+            "trial": one.number,
+            "features": one.variant,
+            "settings": describe(one.options),
+            "components": one.components,
+            "accuracy": one.accuracy,
+            "macro_f1": one.macro_f1,
+            "log_loss": one.log_loss,
+            "images_per_s": round(one.images_per_s),
+            "front": "*" if one.number in found.front else "",
+        }
+        for one in found.outcomes
+        if one.number in shown
+    ]
+    fit_rows, validation_rows = found.rows
+    columns = COLUMNS if len(found.variants) > 1 else COLUMNS.replace("features ", "")
+    print_table(f"fitted on {fit_rows:,} images, compared on {validation_rows:,} others", rows, columns)
+    if found.failed:
+        number, why = next(iter(found.failed.items()))
+        err.print(
+            f"{len(found.failed)} trials could not be fitted; trial {number}: {why}", style="yellow", markup=False
+        )
+    resumed = f", {found.resumed} of them from before" if found.resumed else ""
+    out.print(
+        f"{len(found.outcomes)} trials{resumed}; * no other is better in both. The best settings:", highlight=False
+    )
+    out.print(f"  {command}", highlight=False)
+
+
+def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit: int) -> str:
+    """What trains with the best settings, ready for a shell."""
+    from streaming.settings import HOME
+    from streaming.tune_space import command_of
+
+    words = ["imagestream"] if settings.home == HOME.absolute() else ["imagestream", "--home", str(settings.home)]
+    best = found.best
+    if given["images"] is None and given["dataset"] is None:
+        return shlex.join(command_of(best.options, [*words, "retrain"]))
+    words.append("train")
+    usual = {"backbone": DEFAULT_BACKBONE, "weights": "imagenet", "output": "pooled"}
+    for name, value in given.items():
+        if value is not None and value != usual.get(name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    if given["dataset"] is not None:
+        words += ["--limit", str(limit)]
+    size = next(one.input_size for one in found.variants if one.name == best.variant)
+    precision = next(one.precision for one in found.variants if one.name == best.variant)
+    words += ["--input-size", str(size)] if size is not None else []
+    words += ["--int8"] if precision == "int8" else []
+    return shlex.join(command_of(best.options, words))
+
+
+def _source(
+    settings: "Settings", given: dict[str, Any], limit: int, sizes: tuple[int, ...], precisions: Any
+) -> "Source | None":
+    from streaming.dataset import digit_images, read_dataset, write_images
+    from streaming.train import BackboneOptions
+    from streaming.tune import Source
+
+    images = given["images"]
+    if given["dataset"] is not None:
+        images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
+    if images is None:
+        return None
+    found = read_dataset(images, label_pattern=given["label_pattern"], labels_csv=given["labels"])
+    for line in found.warnings():
+        err.print(line, style="yellow", markup=False, highlight=False)
+    backbone = BackboneOptions(given["backbone"], given["weights"], given["output"])
+    return Source(found, backbone, sizes, precisions)
+
+
+def _names(option: str, text: str, known: tuple[str, ...]) -> Any:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names or not set(names) <= set(known):
+        raise ServiceError(f"{option} takes names of {', '.join(known)}, separated by commas; got {text!r}")
+    return names
+
+
+def _sizes(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(int(size) for size in text.split(","))) if text else ()
+    except ValueError:
+        raise ServiceError(f"--input-sizes takes numbers of pixels such as 224,160; got {text!r}") from None
