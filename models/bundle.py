@@ -25,7 +25,9 @@ MANIFEST = "manifest.json"
 PROJECTION = "projection.npz"
 CLASSIFIER = "classifier.npz"
 GOLDEN = "golden.npz"
+DRIFT = "drift.npz"
 FILES = frozenset({FLATBUFFER_FILE, WEIGHTS_FILE, PROJECTION, CLASSIFIER, GOLDEN})
+OPTIONAL = frozenset({DRIFT})  # a bundle without it scores as well, and tells no drift
 
 MAX_MANIFEST_BYTES = 16 * 1024**2
 MAX_FILE_BYTES = 2 * 1024**3
@@ -132,7 +134,7 @@ class Manifest(_Strict):
                 raise ModelError(f"{name} is {got}, but {other} is {want}")
         if len(set(self.classes)) != len(self.classes):
             raise ModelError("class names repeat")
-        if set(self.files) != FILES:
+        if set(self.files) - OPTIONAL != FILES:
             raise ModelError(f"the manifest should list the files {sorted(FILES)}, it lists {sorted(self.files)}")
 
 
@@ -170,7 +172,7 @@ def write_bundle(
         directory: made by this call; a failure leaves it for the caller to remove.
         manifest: its `files` are filled in here.
         backbone_files: `FLATBUFFER_FILE` and `WEIGHTS_FILE`, copied.
-        arrays: `PROJECTION`, `CLASSIFIER` and `GOLDEN`.
+        arrays: `PROJECTION`, `CLASSIFIER` and `GOLDEN`, and `DRIFT` if there is one.
     """
     directory.mkdir(parents=True)
     for name, source in backbone_files.items():
@@ -203,10 +205,10 @@ def _read_checked(directory: Path) -> Bundle:
     text = _read_file(directory / MANIFEST, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(text)
     present = {path.name for path in directory.iterdir()} - {MANIFEST}
-    if present != FILES:
-        raise ModelError(f"it should hold {sorted(FILES)} beside its manifest, it holds {sorted(present)}")
+    if present != set(manifest.files):
+        raise ModelError(f"it should hold {sorted(manifest.files)} beside its manifest, it holds {sorted(present)}")
     files = {}
-    for name in sorted(FILES):
+    for name in sorted(present):
         path = directory / name
         if name in {FLATBUFFER_FILE, WEIGHTS_FILE} - {manifest.backbone.scored_file}:  # checked, but not kept
             _regular_file(path, MAX_FILE_BYTES)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from models.architectures import Preprocessing, find_backbone
 from models.arrays import Arrays, Features
-from models.bundle import CLASSIFIER, GOLDEN, PROJECTION, BackboneEntry, Bundle
+from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle
 from models.classifier import Classifier, classifier_from_arrays
 from models.decode import BadImage, Resize, decode
+from models.drift import DriftReference, reference_from_arrays
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
 from models.projection import Projection, projection_from_arrays
@@ -145,6 +146,17 @@ def load_engine(entry: BackboneEntry, content: bytes, threads: int = 1) -> Engin
             f"the manifest says {entry.input_size} and {entry.n_features}"
         )
     return engine
+
+
+def load_reference(bundle: Bundle) -> DriftReference | None:
+    """What a bundle says of its training images; None if it says nothing.
+
+    Raises:
+        ModelError: what it says makes no sense.
+    """
+    if DRIFT not in bundle.files:
+        return None
+    return reference_from_arrays(bundle.manifest.projection.n_out, bundle.arrays(DRIFT))
 
 
 def golden_arrays(scorer: Scorer, images: Sequence[bytes]) -> Arrays:

@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame
 from models.backbone import FLATBUFFER_FILE, file_sha256
 from models.bundle import (
     CLASSIFIER,
+    DRIFT,
     GOLDEN,
     MANIFEST,
     PROJECTION,
@@ -23,6 +24,7 @@ from models.bundle import (
     TrainingData,
     write_bundle,
 )
+from models.drift import DriftReference
 from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
@@ -30,6 +32,7 @@ from streaming.evaluate import Evaluation, evaluate
 from streaming.fit import Fitted, fit
 from streaming.fit_options import FitOptions
 from streaming.gate import PairedCounts, paired_counts
+from streaming.reference import drift_reference
 from streaming.split import Split, plan_split
 
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pyspark", "scipy", "tensorflow")
@@ -59,6 +62,7 @@ class Candidate:
     split: Split
     options: FitOptions
     holdout: DataFrame  # image_id, label, features
+    reference: DriftReference  # what its training images look like to it
 
     def metrics(self) -> dict[str, float]:
         """The finite ones of its figures."""
@@ -94,7 +98,8 @@ def make_candidate(rows: DataFrame, options: FitOptions, champion: Bundle | None
     evaluation = evaluate(holdout, fitted.head)
     if not evaluation.rows:
         raise ServiceError(f"no image fell into the holdout of {options.holdout:.0%}; train on more images")
-    return Candidate(fitted, evaluation, split, options, holdout)
+    reference = drift_reference(training, fitted.head, fitted.rows)
+    return Candidate(fitted, evaluation, split, options, holdout, reference)
 
 
 def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame) -> Comparison:
@@ -164,5 +169,6 @@ def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Ma
         PROJECTION: projection.to_arrays(),
         CLASSIFIER: classifier.to_arrays(),
         GOLDEN: golden_arrays(scorer, parts.golden),
+        DRIFT: candidate.reference.to_arrays(),
     }
     return write_bundle(directory, manifest, parts.files, arrays)

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
+from models.drift import DriftReference, DriftSums, drift
 from streaming.continuity import Continuity
 from streaming.errors import ServiceError
 from streaming.ingest import batch_offsets, read_query_id
@@ -47,6 +48,7 @@ class BatchResult:
     quarantined: dict[str, int]  # reason → messages
     seconds: dict[str, float]  # per stage, summed over the workers; `commit` and `batch` on the driver
     refused: dict[int, str] = field(default_factory=dict)  # version → why, of models that an alias points to
+    drift: dict[str, float] = field(default_factory=dict)  # from the champion's training images; see models/drift.py
 
     @property
     def wall_s(self) -> float:
@@ -149,6 +151,7 @@ class BatchCommitter:
             quarantined=quarantined,
             seconds=seconds | {"commit": now - commit_clock, "batch": now - clock},
             refused=self._serving.refused,
+            drift=_drift(self._serving.pinned(pin.model).reference, reports),
         )
         self._tables.batches.append(_batch_row(result, pin, started), query_id, batch_id)
         self._continuity.advance(pin.offsets)
@@ -214,6 +217,16 @@ def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
+def _drift(reference: DriftReference | None, reports: list[PartitionReport]) -> dict[str, float]:
+    if reference is None:
+        return {}
+    seen = DriftSums.empty(reference.components)
+    for report in reports:
+        if report.drift is not None:
+            seen.merge(DriftSums.from_json(report.drift))
+    return drift(reference, seen)
+
+
 def _predictions(rows: pa.Table, pin: Pin) -> pa.Table:
     answers = rows.select([field.name for field in (*IDENTITY, *ANSWER)])
     constants = {
@@ -271,6 +284,7 @@ def _batch_row(result: BatchResult, pin: Pin, started: datetime) -> pa.Table:
         "input_bytes": result.input_bytes,
         "seconds": list(result.seconds.items()),
         "refused": refused or None,
+        "drift": list(result.drift.items()) or None,
         "started_at": started,
         "committed_at": datetime.now(UTC),
     }

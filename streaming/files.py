@@ -49,9 +49,11 @@ class FileSink:
             return
         if self._writer is None:
             path = Path(self._directory) / self._name
+            # Images hardly get smaller. A dictionary of floats costs a hundred times what writing them does.
+            raw = any(pa.types.is_binary(field.type) for field in self._schema)
             self._writer = pq.ParquetWriter(
-                path, self._schema, compression="zstd", compression_level=1, use_dictionary=False
-            )  # a dictionary of floats costs a hundred times what writing them does
+                path, self._schema, compression="none" if raw else "zstd", use_dictionary=False
+            )
         self._writer.write_table(rows.cast(self._schema))
         self._rows += rows.num_rows
 

@@ -38,6 +38,12 @@ class Batch(Protocol):
     def seconds(self) -> Mapping[str, float]: ...
     @property
     def wall_s(self) -> float: ...
+    @property
+    def drift(self) -> Mapping[str, float]: ...
+
+
+DRIFT_ROWS = 100  # of fewer images a distance says more of chance than of drift
+DRIFT_FIGURES = ("psi_max", "psi_mean", "mean_shift", "spread", "low_confidence")
 
 
 class Metrics:
@@ -54,6 +60,7 @@ class Metrics:
             "stage_seconds", "Seconds a micro-batch spent.", ["stage"], buckets=STAGE_BUCKETS, **new
         )
         self._version = Gauge("model_version", "Model version of the last micro-batch.", **new)
+        self._drift = Gauge("drift", "Distance of the last images from those of the training.", ["figure"], **new)
         self._refused = Counter("refused_models", "Promoted versions that were refused.", **new)
         self._trouble = Counter("troubles", "Failures after which the stream tried again.", **new)
         self._lag = Gauge("lag_messages", "Messages that wait for their row.", ["topic", "partition"], **new)
@@ -77,6 +84,9 @@ class Metrics:
             self._quarantined.labels(reason).inc(count)
         for stage, seconds in batch.seconds.items():
             self._stage.labels(stage).observe(seconds)
+        if batch.drift.get("rows", 0) >= DRIFT_ROWS:
+            for figure in DRIFT_FIGURES:
+                self._drift.labels(figure).set(batch.drift[figure])
 
     def refused(self) -> None:
         """Count a promoted model version that was refused."""

@@ -1,5 +1,8 @@
 """Whether a stream fits into the memory there is, worked out before it starts."""
 
+import os
+import re
+
 import psutil
 
 from streaming.errors import ServiceError
@@ -9,8 +12,21 @@ from streaming.settings import Settings
 MIB = 1024**2
 WORKER_BYTES = 250 * MIB  # a Python worker with NumPy, Arrow and LiteRT, before it has a model
 DECODE_BYTES = 2 * 24_000_000 * 3  # the largest image as pixels, and once more while it is resized
+HEAP_BYTES = 320 * MIB  # Spark and the commit of a batch
+HEAP_PER_TASK_BYTES = 96 * MIB  # a message of 20 MB is held about three times on its way to Python
 # An Arrow batch arrives, is turned into Python bytes, and is copied once more where it is quarantined.
 COPIES_OF_A_BATCH = 3
+
+
+def stream_heap(settings: Settings) -> str:
+    """How much heap the JVM of a stream takes in local mode, all of it at once: no message can make it grow later.
+
+    By the number of tasks that run at a time, and never more than the settings allow.
+    """
+    tasks = re.match(r"local\[(\d+)", settings.master)
+    cores = int(tasks[1]) if tasks else 1 if settings.master == "local" else os.cpu_count() or 1
+    wanted = HEAP_BYTES + cores * HEAP_PER_TASK_BYTES
+    return f"{min(wanted, parse_size(settings.driver_memory)) // MIB}m"
 
 
 def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:

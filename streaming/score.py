@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 from models.arrays import Features
 from models.bundle import Bundle
 from models.decode import BadImage, Reason, Stage
+from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
-from models.scorer import Decoded, Scorer, load_scorer
+from models.scorer import Decoded, Scorer, load_reference, load_scorer
 from producer.message import read_headers
 from streaming.files import DataFile, FileSink, list_array
 from streaming.pin import PinnedModel
@@ -58,6 +59,7 @@ class PartitionReport:
     quarantine_file: DataFile | None = None
     features_file: DataFile | None = None
     challenger_error: str | None = None
+    drift: dict[str, Any] | None = None
 
     def timed(self, stage: str, since: float) -> float:
         """Add the time since `since` to a stage; returns now."""
@@ -85,6 +87,7 @@ class _Loaded:
     sha256: str
     backbone_sha256: str
     scorer: Scorer
+    reference: DriftReference | None
 
 
 class _Worker:
@@ -101,7 +104,9 @@ def _load(held: _Loaded | None, wanted: PinnedModel | None, bundle: Callable[[],
     if held is not None and held.sha256 == wanted.sha256:
         return held
     content = bundle()
-    return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content)) if content else None
+    if content is None:
+        return None
+    return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content), load_reference(content))
 
 
 class _Values(Sequence[bytes | None]):
@@ -127,6 +132,7 @@ class _Pass:
     report: PartitionReport
     quarantine: FileSink
     features: FileSink
+    drift: DriftSums | None
 
 
 def score_partition(
@@ -157,7 +163,8 @@ def score_partition(
         FileSink(task.quarantine_dir, QUARANTINE) as quarantine,
         FileSink(task.features_dir, FEATURES) as features,
     ):
-        one_pass = _Pass(task, loaded, _Worker.challenger, report, quarantine, features)
+        drift = DriftSums.empty(loaded.reference.components) if loaded.reference else None
+        one_pass = _Pass(task, loaded, _Worker.challenger, report, quarantine, features, drift)
         for batch in batches:
             report.timed("fetch", clock)
             yield from _score_batch(batch, one_pass)
@@ -166,6 +173,7 @@ def score_partition(
         report.quarantine_file = quarantine.close()
         report.features_file = features.close()
         report.timed("write", clock)
+    report.drift = drift.as_json() if drift else None
     yield report.as_batch()
 
 
@@ -192,8 +200,13 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
         rows = identity.take(good)
         on.features.write(_with_features(rows, features, on.champion.backbone_sha256))
         clock = report.timed("write", clock)
-        answers = answer_columns(scorer.probabilities(features), scorer.head.classes)
+        projected = scorer.head.projection.transform(features)
+        probabilities = scorer.head.classifier.probabilities(projected)
+        answers = answer_columns(probabilities, scorer.head.classes)
         clock = report.timed("head", clock)
+        if on.drift is not None and on.champion.reference is not None:
+            on.drift.add(on.champion.reference, projected, probabilities.max(axis=1))
+            clock = report.timed("drift", clock)
         shadow = _shadow_answers(values, good, features, on)
         report.timed("shadow", clock)
         columns = [*rows.columns, *answers, *shadow, pa.nulls(len(good), REPORT.type)]

@@ -7,9 +7,10 @@ from pyspark import Broadcast
 from pyspark.sql import SparkSession
 
 from models.bundle import Bundle
+from models.drift import DriftReference
 from models.errors import ModelError
 from models.registry import CHALLENGER, CHAMPION, Registry
-from models.scorer import check_golden, load_scorer
+from models.scorer import check_golden, load_reference, load_scorer
 from streaming.errors import ServiceError
 from streaming.pin import PinnedModel
 
@@ -23,6 +24,7 @@ class LoadedModel:
     pinned: PinnedModel
     backbone_sha256: str
     broadcast: "Broadcast[Bundle]"
+    reference: DriftReference | None  # its training images
 
 
 class Serving:
@@ -94,10 +96,11 @@ class Serving:
     def _load(self, version: int) -> LoadedModel:
         bundle = self._registry.read(version)
         check_golden(bundle, load_scorer(bundle))
+        reference = load_reference(bundle)
         pinned = PinnedModel(version, bundle.sha256)
         if pinned not in self._loaded:
             broadcast = self._spark.sparkContext.broadcast(bundle)
-            self._loaded[pinned] = LoadedModel(pinned, bundle.backbone_sha256, broadcast)
+            self._loaded[pinned] = LoadedModel(pinned, bundle.backbone_sha256, broadcast, reference)
         return self._loaded[pinned]
 
     def _forget_others(self) -> None:

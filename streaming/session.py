@@ -19,7 +19,7 @@ from streaming.settings import Settings
 
 SPARK_LOG = "spark.log"
 ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s
-BYTES_PER_ARROW_BATCH = 64 * 1024**2
+BYTES_PER_ARROW_BATCH = 8 * 1024**2  # of large messages few are under way at a time
 
 # Compile quickly rather than well: a JVM that only moves bytes between Kafka and Python gains nothing from more.
 QUICK_START = "-XX:TieredStopAtLevel=1"
@@ -35,6 +35,9 @@ CONF = {
     "spark.sql.adaptive.enabled": "false",  # our few shuffles are small: planning them anew costs more than it saves
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.enabled": "false",
+    # In Python workers memory goes back to the system when a large message is done with.
+    "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",
+    "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
 }

@@ -184,7 +184,10 @@ class Stream:
 
 
 class MemoryWatch:
-    """Samples the resident memory of a process and all below it, Java and Python apart, until the block ends."""
+    """Samples the memory of a process and all below it, Java and Python apart, until the block ends.
+
+    Proportional set sizes: what forked workers share counts once.
+    """
 
     def __init__(self, pid: int) -> None:
         self.samples: list[tuple[float, int, int]] = []  # when, bytes of Java, bytes of Python
@@ -206,7 +209,7 @@ class MemoryWatch:
             try:
                 root = psutil.Process(self._pid)
                 for process in (root, *root.children(recursive=True)):
-                    size = process.memory_info().rss
+                    size = process.memory_full_info().pss
                     java, python = (java + size, python) if "java" in process.name() else (java, python + size)
             except psutil.Error:  # one of them has just ended
                 continue

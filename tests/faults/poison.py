@@ -9,9 +9,10 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import cycle, islice
 from random import Random
 from typing import Any
 
@@ -23,7 +24,7 @@ from models.decode import DEFAULT_LIMITS, Reason
 from producer.message import build_message
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-HEAVY_OF_A_KIND = 4  # messages of 20 MB, however many samples are asked for
+HEAVY_MESSAGES = 8  # of 20 MB, however many samples are asked for
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,12 @@ def _tiff_that_goes_in_circles(rng: Random) -> bytes:
     return _patched(data, directory + 2 + 12 * count, struct.pack("<I", directory))
 
 
+def _large(rng: Random) -> bytes:
+    """A photograph of 19 MB that nothing could make smaller."""
+    side = 2_500
+    return encode(Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)), "BMP")
+
+
 GOOD = (
     *(Kind(name.lower(), None, partial(_plain, name)) for name in FORMATS),
     Kind("progressive jpeg", None, partial(_plain, "JPEG", progressive=True)),
@@ -161,6 +168,7 @@ GOOD = (
     Kind("1x100000", None, partial(_thin, 1, 100_000)),
     Kind("100000x1", None, partial(_thin, 100_000, 1)),
     Kind("1x1", None, partial(_thin, 1, 1)),
+    Kind("19 MB bitmap", None, _large, heavy=True),
 )
 
 
@@ -334,13 +342,13 @@ def _enveloped(kind: Kind, number: int, rng: Random) -> Sample:
     return Sample(kind.name, kind.reason, value, key, headers)
 
 
-def samples(rng: Random, *, good: int, bad: int, heavy: bool = False) -> list[Sample]:
-    """So many good and bad messages, mixed; every kind in turn, those of 20 MB a few times and only if asked for."""
+def samples(rng: Random, *, good: int, bad: int, heavy: tuple[Kind, ...] = ()) -> list[Sample]:
+    """So many good and bad messages, mixed; every kind in turn, those of `heavy` a few times among their like."""
     made: list[Sample] = []
     for kinds, count in ((GOOD, good), (BAD, bad)):
         light = [kind for kind in kinds if not kind.heavy]
-        large = [kind for kind in kinds if kind.heavy] * HEAVY_OF_A_KIND if heavy else []
-        turn: Sequence[Kind] = large[: max(1, count // 50)] if large else ()
+        large = [kind for kind in heavy if kind in kinds]
+        turn = list(islice(cycle(large), min(HEAVY_MESSAGES, max(1, count // 50)))) if large else []
         picked = [*turn, *(light[number % len(light)] for number in range(count - len(turn)))]
         made += [_enveloped(kind, number, rng) for number, kind in enumerate(picked)]
     rng.shuffle(made)

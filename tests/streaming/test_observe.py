@@ -37,6 +37,16 @@ class Batch:
     quarantined: dict[str, int] = field(default_factory=lambda: {"empty": 2, "truncated": 1})
     seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.5, "backbone": 1.5})
     wall_s: float = 2.0
+    drift: dict[str, float] = field(
+        default_factory=lambda: {
+            "rows": 97.0,
+            "psi_max": 0.3,
+            "psi_mean": 0.1,
+            "mean_shift": 0.5,
+            "spread": 1.1,
+            "low_confidence": 0.2,
+        }
+    )
 
 
 @pytest.fixture
@@ -102,6 +112,14 @@ def test_a_batch_is_one_json_line_with_its_figures(observer: Observer, log: io.S
         "images_per_second": 50.0,
         "lag": None,
     }
+
+
+def test_drift_is_a_metric_where_enough_images_were_seen(observer: Observer) -> None:
+    observer.on_batch(Batch())
+    assert not any("imagestream_drift{" in name for name in metrics(observer))
+    observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 500.0}))
+    assert metrics(observer)['imagestream_drift{figure="psi_max"}'] == 0.3
+    assert metrics(observer)['imagestream_drift{figure="low_confidence"}'] == 0.2
 
 
 def test_text_log_keeps_each_event_on_one_line() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from streaming.errors import ServiceError
-from streaming.preflight import check_memory, parse_size
+from streaming.preflight import check_memory, parse_size, stream_heap
 from streaming.settings import Settings
 
 
@@ -25,3 +25,17 @@ def test_a_model_too_large_for_the_machine_is_refused_with_the_figures() -> None
 
 def test_a_small_model_fits() -> None:
     check_memory(Settings(driver_memory="64m"), bundle_bytes=1, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("master", "memory", "heap"),
+    [
+        ("local[2]", "2g", "512m"),
+        ("local[8,4]", "2g", "1088m"),
+        ("local[64]", "2g", "2048m"),
+        ("local[2]", "300m", "300m"),
+        ("local", "2g", "416m"),
+    ],
+)
+def test_the_heap_of_a_stream_follows_its_tasks_up_to_what_is_allowed(master: str, memory: str, heap: str) -> None:
+    assert stream_heap(Settings(master=master, driver_memory=memory)) == heap

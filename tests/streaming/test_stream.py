@@ -103,6 +103,15 @@ def test_every_row_tells_where_it_came_from_and_what_answered_it(drained: Settin
     assert {row["backbone_sha256"] for row in features} == {bundle.backbone_sha256}
 
 
+def test_every_batch_tells_how_far_its_images_are_from_those_of_the_training(drained: Settings) -> None:
+    found = rows(drained, "SELECT batch_id, predicted_rows, drift FROM batches ORDER BY batch_id")
+    (first, *_) = [dict(row["drift"]) for row in found if row["predicted_rows"]]
+    assert first["rows"] == GOOD
+    assert 0 <= first["psi_mean"] <= first["psi_max"]
+    assert first["mean_shift"] < 1  # they are digits of the same kind
+    assert 0 <= first["low_confidence"] <= 1
+
+
 def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings) -> None:
     found = {Path(row["source"]).name: row for row in rows(drained, "SELECT * FROM quarantine")}
     assert {name: (row["value"], row["reason"]) for name, row in found.items()} == BAD

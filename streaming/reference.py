@@ -1,0 +1,38 @@
+"""The drift reference of a model: what its training images look like to it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from models.drift import COMPONENTS, DriftReference
+from models.scorer import Head
+from streaming.files import as_matrix, list_array
+
+SAMPLE = 10_000  # images: deciles of more would hardly differ, and the driver holds them
+BUCKETS = 1_000_000
+
+
+def drift_reference(rows: DataFrame, head: Head, count: int) -> DriftReference:
+    """Of about `SAMPLE` of `count` training rows (image_id, features), the same ones for the same images.
+
+    Only the components that are watched reach the driver: at most 64 numbers an image.
+    """
+
+    def look(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                projected = head.projection.transform(as_matrix(batch.column("features")))
+                confidence = head.classifier.probabilities(projected).max(axis=1)
+                watched = list_array(np.asarray(projected[:, :COMPONENTS], np.float32))
+                columns = [batch.column("image_id"), watched, pa.array(confidence, pa.float32())]
+                yield pa.RecordBatch.from_arrays(columns, ["image_id", "projected", "confidence"])
+
+    sampled = F.pmod(F.xxhash64("image_id"), F.lit(BUCKETS)) < max(1, round(BUCKETS * min(1.0, SAMPLE / count)))
+    few = rows.where(sampled).select("image_id", "features")
+    seen = few.mapInArrow(look, "image_id string, projected array<float>, confidence float").toArrow()
+    seen = seen.sort_by("image_id").combine_chunks()  # sums of floats depend on their order
+    confidence = seen.column("confidence").to_numpy()
+    return DriftReference.of(as_matrix(seen.column("projected").combine_chunks()), confidence)

@@ -1,0 +1,122 @@
+"""Drift: nothing where the images are like those of the training, and a number that grows with the difference."""
+
+import json
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.arrays import read_npz, write_npz
+from models.drift import BINS, COMPONENTS, DriftReference, DriftSums, drift, reference_from_arrays
+from models.errors import ModelError
+
+WIDTH = 80
+
+
+def images(seed: int, rows: int = 4_000, shift: float = 0.0, spread: float = 1.0) -> NDArray[np.float32]:
+    """(rows, 80): the first component moved and widened."""
+    values = np.random.default_rng(seed).normal(size=(rows, WIDTH))
+    values[:, 0] = values[:, 0] * spread + shift
+    return values.astype(np.float32)
+
+
+def confidence(rows: int, low: float) -> NDArray[np.float32]:
+    return np.where(np.arange(rows) < low * rows, 0.3, 0.9).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def reference() -> DriftReference:
+    return DriftReference.of(images(1), confidence(4_000, 0.1))
+
+
+def seen(reference: DriftReference, values: NDArray[np.float32], low: float = 0.1) -> DriftSums:
+    """Counted in two halves, as two partitions would."""
+    sure = confidence(len(values), low)
+    halves = []
+    for half in (slice(None, None, 2), slice(1, None, 2)):
+        sums = DriftSums.empty(reference.components)
+        sums.add(reference, values[half], sure[half])
+        halves.append(DriftSums.from_json(json.loads(json.dumps(sums.as_json()))))
+    halves[0].merge(halves[1])
+    return halves[0]
+
+
+def test_images_like_those_of_the_training_have_no_drift(reference: DriftReference) -> None:
+    found = drift(reference, seen(reference, images(2)))
+    assert found["rows"] == 4_000
+    assert found["psi_max"] < 0.03
+    assert found["mean_shift"] < 0.1
+    assert 0.9 < found["spread"] < 1.1
+    assert found["low_confidence"] == pytest.approx(found["low_confidence_in_training"], abs=1e-9)
+
+
+def test_the_index_is_that_of_its_definition(reference: DriftReference) -> None:
+    values = images(3, shift=0.5)
+    found = drift(reference, seen(reference, values))
+    edges = np.quantile(images(1)[:, 0], np.arange(1, BINS) / BINS)
+    before, _ = np.histogram(images(1)[:, 0], [-np.inf, *edges, np.inf])
+    now, _ = np.histogram(values[:, 0], [-np.inf, *edges, np.inf])
+    p, q = now / now.sum(), before / before.sum()
+    assert found["psi_max"] == pytest.approx(float(((p - q) * np.log(p / q)).sum()), rel=0.02)
+    assert found["component"] == 0
+
+
+@pytest.mark.parametrize("shift", [0.5, 1.0, 2.0])
+def test_a_shift_is_told_in_spreads_of_the_training(reference: DriftReference, shift: float) -> None:
+    found = drift(reference, seen(reference, images(4, shift=shift)))
+    assert found["mean_shift"] == pytest.approx(shift, abs=0.1)
+    assert found["psi_max"] > 0.2 * shift
+    assert found["psi_mean"] < found["psi_max"]
+
+
+@pytest.mark.parametrize("spread", [0.25, 3.0])
+def test_a_change_of_spread_is_told(reference: DriftReference, spread: float) -> None:
+    found = drift(reference, seen(reference, images(5, spread=spread)))
+    assert found["spread"] == pytest.approx(spread, rel=0.1)
+    assert found["psi_max"] > 0.25
+
+
+def test_low_answers_are_counted(reference: DriftReference) -> None:
+    assert drift(reference, seen(reference, images(6), low=0.4))["low_confidence"] == pytest.approx(0.4)
+
+
+def test_nothing_seen_is_no_drift(reference: DriftReference) -> None:
+    assert drift(reference, DriftSums.empty(reference.components)) == {}
+
+
+def test_a_component_that_never_varied_gives_finite_figures() -> None:
+    constant = np.zeros((50, 3), np.float32)
+    found = DriftReference.of(constant, confidence(50, 0.0))
+    values = drift(found, seen(found, constant + np.float32(1.0)))
+    assert all(np.isfinite(value) for value in values.values())
+    assert values["psi_max"] > 1
+
+
+def test_a_reference_survives_its_file(reference: DriftReference) -> None:
+    again = reference_from_arrays(WIDTH, read_npz(write_npz(reference.to_arrays()), "drift.npz"))
+    assert again.components == COMPONENTS
+    assert drift(again, seen(again, images(7))) == drift(reference, seen(reference, images(7)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("std", np.full(COMPONENTS, -1, np.float32)),
+        ("edges", np.zeros((COMPONENTS, BINS), np.float32)),
+        ("edges", np.tile(np.arange(BINS - 1, 0, -1, dtype=np.float32), (COMPONENTS, 1))),
+        ("counts", np.full((COMPONENTS, BINS), -1, np.float32)),
+        ("totals", np.array([0.0, 0.5])),
+        ("totals", np.array([10.0, 2.0])),
+        ("mean", np.full(COMPONENTS, np.nan, np.float32)),
+    ],
+)
+def test_a_reference_that_makes_no_sense_is_refused(
+    reference: DriftReference, name: str, value: NDArray[np.float32]
+) -> None:
+    with pytest.raises(ModelError):
+        reference_from_arrays(WIDTH, reference.to_arrays() | {name: value})
+
+
+def test_no_images_are_no_reference() -> None:
+    with pytest.raises(ModelError, match="at least one image"):
+        DriftReference.of(np.empty((0, 3), np.float32), np.empty(0, np.float32))
