@@ -36,6 +36,8 @@ def test_an_int8_export_is_small_and_says_what_it_is(exported: ExportedBackbone,
     assert quantised.sha256 != exported.sha256
     entry = BackboneEntry.of(quantised)
     assert (entry.precision, entry.cosine, entry.parity) == ("int8", quantised.cosine, quantised.parity)
+    with pytest.raises(ModelError, match="the engine keras computes in float32, int8 needs the engine litert"):
+        BackboneEntry.of(quantised, engine="keras")
     assert not list(quantised.flatbuffer.parent.glob("*.npy"))  # nobody's images stay in the cache
 
 

@@ -9,8 +9,9 @@ from samples import Digits, replace_file, seal
 
 from models.arrays import Arrays, read_npz, write_npz
 from models.backbone import FLATBUFFER_FILE
-from models.bundle import CLASSIFIER, GOLDEN, PROJECTION, read_bundle
+from models.bundle import CLASSIFIER, FILES, GOLDEN, PROJECTION, read_bundle
 from models.decode import Reason
+from models.engine import KerasEngine
 from models.errors import ModelError
 from models.scorer import Scorer, check_golden, decode_all, golden_arrays, golden_images, load_head, load_scorer
 
@@ -34,6 +35,34 @@ def test_a_bundle_scores_as_the_model_it_was_made_of(bundle_dir: Path, scorer: S
     predicted = [loaded.head.classes[i] for i in got.argmax(axis=1)]
     assert np.mean([a == b for a, b in zip(predicted, digits.labels, strict=False)]) > 0.9
     check_golden(bundle, loaded)
+
+
+def test_keras_gives_the_answers_of_the_flatbuffer(bundle_copy: Path) -> None:
+    """The reference engine runs the weights that lie in every bundle, and holds nothing else of the backbone."""
+    seal(bundle_copy, backbone__engine="keras")
+    bundle = read_bundle(bundle_copy)
+    assert set(bundle.files) == FILES - {FLATBUFFER_FILE}
+    loaded = load_scorer(bundle)
+    assert isinstance(loaded.engine, KerasEngine)
+    check_golden(bundle, loaded)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"backbone__scale": 0.5}, "prepare pixels in another way"),
+        ({"backbone__precision": "int8"}, "in integers"),
+        ({"backbone__name": "vgg17"}, "unknown backbone 'vgg17'"),
+        ({"backbone__name": "mobilenet_v2", "backbone__scale": 1 / 127.5, "backbone__offset": -1.0}, "do not fit"),
+        ({"backbone__input_size": [24, 24]}, "takes images of .* from 32"),
+    ],
+)
+def test_a_network_that_keras_cannot_build_of_the_weights_is_refused(
+    bundle_copy: Path, fields: dict[str, Any], reason: str
+) -> None:
+    seal(bundle_copy, backbone__engine="keras", **fields)
+    with pytest.raises(ModelError, match=reason):
+        load_scorer(read_bundle(bundle_copy))
 
 
 def test_bad_images_are_told_apart_and_keep_their_places(digits: Digits) -> None:
