@@ -53,7 +53,7 @@ def track_run(
         client.set_terminated(run.info.run_id)
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ServiceError(f"the run could not be told to MLflow at {uri}: {reason}") from error
+        raise ServiceError(f"the run {name!r} could not be told to MLflow at {uri}: {reason}") from error
 
 
 def _finite(value: float) -> bool:
