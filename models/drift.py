@@ -22,6 +22,7 @@ from models.errors import ModelError
 COMPONENTS = 64  # the first so many are watched; of a PCA they hold most of the variance
 BINS = 10
 LOW_CONFIDENCE = 0.5
+MEANINGFUL_ROWS = 100  # of fewer images a distance says more of chance than of drift
 PSEUDO_COUNT = 0.5  # of an image in every bin, so that an empty one has a logarithm
 
 

@@ -11,6 +11,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from models.drift import MEANINGFUL_ROWS
 from streaming.errors import ServiceError
 from streaming.offsets import PartitionLag
 
@@ -42,7 +43,6 @@ class Batch(Protocol):
     def drift(self) -> Mapping[str, float]: ...
 
 
-DRIFT_ROWS = 100  # of fewer images a distance says more of chance than of drift
 DRIFT_FIGURES = ("psi_max", "psi_mean", "mean_shift", "spread", "low_confidence")
 
 
@@ -84,7 +84,7 @@ class Metrics:
             self._quarantined.labels(reason).inc(count)
         for stage, seconds in batch.seconds.items():
             self._stage.labels(stage).observe(seconds)
-        if batch.drift.get("rows", 0) >= DRIFT_ROWS:
+        if batch.drift.get("rows", 0) >= MEANINGFUL_ROWS:
             for figure in DRIFT_FIGURES:
                 self._drift.labels(figure).set(batch.drift[figure])
 

@@ -6,6 +6,7 @@ A label is known where one came with the message, or was given since in the tabl
 from dataclasses import dataclass
 from typing import Any
 
+from models.drift import MEANINGFUL_ROWS
 from streaming.errors import ServiceError
 from streaming.query import query
 from streaming.settings import Settings
@@ -54,6 +55,15 @@ FROM shadowed WHERE label <> champion_label GROUP BY ALL
 ORDER BY rows DESC, challenger, champion_label, challenger_label LIMIT $limit
 """
 
+# Distances from the training images, of the newest micro-batches that were large enough for them to mean something.
+DRIFT = """
+SELECT batch_id, model_version AS version, drift['rows']::BIGINT AS images, drift['psi_max'] AS psi_max,
+       drift['component']::BIGINT AS component, drift['psi_mean'] AS psi_mean, drift['mean_shift'] AS mean_shift,
+       drift['spread'] AS spread, drift['low_confidence'] AS low_confidence,
+       drift['low_confidence_in_training'] AS low_confidence_in_training
+FROM batches WHERE drift['rows'] >= $least ORDER BY committed_at DESC LIMIT $limit
+"""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -63,6 +73,7 @@ class Report:
     quarantined: list[dict[str, Any]]
     agreement: list[dict[str, Any]]
     disagreements: list[dict[str, Any]]  # the most frequent ones
+    drift: list[dict[str, Any]]  # newest first
 
 
 def read_report(settings: Settings, *, challenger: int | None = None, limit: int = DISAGREEMENTS) -> Report:
@@ -80,10 +91,15 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
         found: list[dict[str, Any]] = query(settings, sql, parameters=parameters, timeout_s=TIMEOUT_S).to_pylist()
         return found
 
+    def tells_drift() -> bool:
+        """A table from before there was the column lacks it until a stream opens it."""
+        return "batches" in there and "drift" in query(settings, "SELECT * FROM batches LIMIT 0").schema.names
+
     has_shadow = "shadow" in there
     return Report(
         versions=rows(known + VERSIONS),
         quarantined=rows(QUARANTINED) if "quarantine" in there else [],
         agreement=rows(known + SHADOW + AGREEMENT, version=challenger) if has_shadow else [],
         disagreements=rows(known + SHADOW + DIFFERENT, version=challenger, limit=limit) if has_shadow else [],
+        drift=rows(DRIFT, least=MEANINGFUL_ROWS, limit=limit) if tells_drift() else [],
     )

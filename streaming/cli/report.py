@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def report(
     context: typer.Context,
     challenger: Annotated[int | None, typer.Option(min=1, help="Only this challenger's version.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many of the most frequent disagreements.")] = 10,
+    limit: Annotated[
+        int, typer.Option(min=1, help="So many of the most frequent disagreements, and of the newest micro-batches.")
+    ] = 10,
     model: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Evaluate this version on its holdout, as an HTML page.")
     ] = None,
@@ -61,6 +63,12 @@ def report(
         "most frequent disagreements",
         found.disagreements,
         "champion_label challenger_label rows champion_right challenger_right",
+    )
+    _table(
+        "distance from the training images, newest micro-batches first; a PSI of 0.25 and more is a change",
+        found.drift,
+        "batch_id version images psi_max component psi_mean mean_shift spread low_confidence "
+        "low_confidence_in_training",
     )
     if not found.agreement:
         out.print("no challenger has been scored beside the champion", highlight=False)

@@ -30,6 +30,7 @@ def commit_batch(
     query_id: str = QUERY_ID,
     version: int = 1,
     left_out: Ranges | None = None,
+    drift: Mapping[str, float] | None = None,
 ) -> None:
     """Commit one micro-batch: a row for every offset, those in `bad` quarantined; stop after the table `upto`."""
     identities = [(partition, offset) for partition, (start, end) in ranges.items() for offset in range(start, end)]
@@ -53,6 +54,7 @@ def commit_batch(
         "quarantined_rows": len(worse),
         "input_bytes": 1000 * len(identities),
         "seconds": [("batch", 2.0)],
+        "drift": list(drift.items()) if drift else None,
         "started_at": datetime.now(UTC) - timedelta(seconds=2),
         "committed_at": datetime.now(UTC),
     }

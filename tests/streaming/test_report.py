@@ -125,3 +125,15 @@ def test_command_reports_a_stream_without_a_challenger(settings: Settings) -> No
 def test_without_predictions_there_is_nothing_to_report(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="no predictions yet"):
         read_report(settings)
+
+
+def test_drift_is_told_of_the_newest_batches_that_are_large_enough(settings: Settings) -> None:
+    figures = {"psi_max": 0.3, "component": 7.0, "psi_mean": 0.1, "mean_shift": 0.5, "spread": 1.1}
+    figures |= {"low_confidence": 0.2, "low_confidence_in_training": 0.1}
+    for number, images in enumerate((500, 20, 400)):
+        ranges = {0: (3 * number, 3 * number + 3)}
+        commit_batch(settings, number, ranges, drift=figures | {"rows": float(images)})
+    found = read_report(settings).drift
+    assert [(row["batch_id"], row["images"]) for row in found] == [(2, 400), (0, 500)]
+    assert (found[0]["psi_max"], found[0]["component"], found[0]["low_confidence"]) == (0.3, 7, 0.2)
+    assert len(read_report(settings, limit=1).drift) == 1
