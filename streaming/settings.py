@@ -64,7 +64,10 @@ def read_settings(home: Path | None = None) -> Settings:
         ServiceError: a variable has a value that its setting does not take.
     """
     settings = _checked({} if home is None else {"home": home}, "IMAGESTREAM_{}")
-    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+    home = settings.home.expanduser().absolute()
+    if set("[]") & set(str(home)):
+        raise ServiceError(f"the home {home} has a square bracket in its path, which deltalake does not open: move it")
+    return settings.model_copy(update={"home": home})
 
 
 def with_options(settings: Settings, **options: str | None) -> Settings:
