@@ -24,7 +24,7 @@ def label(
     labels of an image the latest counts, and it counts more than the one that came with the image. The same file again
     adds nothing. Exit code 1 if a row could not be used.
 
-    Example: imagestream label corrections.csv --by maria
+    Example: imagestream label corrections.csv --by review
     """
     from streaming.corrections import add_labels
 
