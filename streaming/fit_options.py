@@ -31,7 +31,7 @@ class FitOptions:
     """
 
     projection: ProjectionKind = "pca"
-    explained_variance: float = 0.90
+    explained_variance: float = 0.95
     n_components: int | None = None
     eps: float = 0.1
     classifier: ClassifierKind = "logistic_regression"

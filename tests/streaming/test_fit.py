@@ -305,7 +305,7 @@ def test_settings_are_recorded_as_plain_values() -> None:
 
 
 def test_fit_learns_digits_and_its_pca_is_that_of_one_pass(rows: DataFrame, features: Features, pca: PCA) -> None:
-    fitted = fit(rows, FitOptions())
+    fitted = fit(rows, FitOptions(explained_variance=0.9))
     assert fitted.head.classes == CLASSES
     assert fitted.rows == ROWS
     assert isinstance(fitted.head.projection, PCA)
