@@ -78,6 +78,7 @@ class Rescored:
     """
 
     version: int
+    bundle_sha256: str
     rows: int
     there_before: int
     missing: int
@@ -141,7 +142,7 @@ def rescore(
             answers = _with_lineage(rows, lineage | {"batch_id": number})
             if table.append(answers, chunk.id, 0):
                 added += answers.num_rows
-    return Rescored(version, added, done.rows, missing)
+    return Rescored(version, bundle.sha256, added, done.rows, missing)
 
 
 def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_missing: bool) -> int:

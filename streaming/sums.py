@@ -69,7 +69,9 @@ def _added_up(rows: DataFrame, start: Callable[[int], Sums]) -> Sums:
             yield from _in_pieces(sums, context.partitionId() if context else 0, piece_bytes)
 
     pieces = rows.select("features").mapInArrow(add_up, PIECE_DDL)
-    merged = pieces.repartition("piece").sortWithinPartitions("piece", "part").mapInArrow(_merge, PIECE_DDL).toArrow()
+    cores = rows.sparkSession.sparkContext.defaultParallelism  # a session's own number of partitions may be hundreds
+    ordered = pieces.repartition(cores, "piece").sortWithinPartitions("piece", "part")
+    merged = ordered.mapInArrow(_merge, PIECE_DDL).toArrow()
     if not merged.num_rows:
         raise ServiceError("there are no features to fit on")
     return _put_together(sorted(merged.to_pylist(), key=itemgetter("piece")), start)

@@ -34,13 +34,11 @@ def rescore(
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from models.registry import Registry
     from streaming.rescore import rescore as run
     from streaming.rescore import rows_to_read
     from streaming.rescore_compare import compare
 
     settings = settings_of(context)
-    bundle = Registry(settings.models_dir).read(model)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     clock = perf_counter()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
@@ -54,7 +52,7 @@ def rescore(
             on_rows=lambda rows: progress.advance(bar, rows),
         )
     seconds = perf_counter() - clock
-    found = compare(settings, bundle.sha256, limit=changes)
+    found = compare(settings, done.bundle_sha256, limit=changes)
     out.print(
         f"version {model}: {done.rows:,} answers added in {seconds:.1f} s ({done.rows / seconds:,.0f} rows/s), "
         f"{done.there_before:,} were there"

@@ -30,7 +30,7 @@ from streaming.ml.columns import (
 )
 from streaming.ml.params import FromImages, given, input_of, param
 from streaming.ml.storage import StoredStage
-from streaming.ml.workers import RESULT_DDL, from_features, from_images, loaded
+from streaming.ml_worker import RESULT_DDL, from_features, from_images, loaded
 
 LINEAGE_FILE = "bundle.json"
 NO_FEATURES = "missing: the row has no features"

@@ -22,7 +22,7 @@ from streaming.errors import ServiceError
 from streaming.ml.columns import as_floats, as_vector, check_features, check_outputs, column, computed, vector_type
 from streaming.ml.params import given, input_of, param
 from streaming.ml.storage import StoredStage
-from streaming.ml.workers import from_features
+from streaming.ml_worker import from_features
 from streaming.sums import gram_sums
 
 STAGE_FILE = "projection.json"

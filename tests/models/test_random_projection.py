@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from samples import Digits
+from scipy.spatial.distance import pdist
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 from models.arrays import Arrays
@@ -50,17 +51,14 @@ def test_a_seed_gives_one_matrix_and_another_seed_another() -> None:
 
 
 def test_wide_features_keep_their_distances_within_eps(digits: Digits) -> None:
-    """62,720 columns, made of real features: each image's beside those of 48 others."""
-    eps, n = 0.1, 60
+    """62,720 columns, made of real features: each image's beside those of 48 others. 19,900 distances."""
+    eps, n = 0.1, 200
     rng = np.random.default_rng(0)
     features = np.stack([digits.features[rng.permutation(150)[:49]].ravel() for _ in range(n)])
     assert features.shape == (n, 62_720)
     projected = make_random_projection(62_720, johnson_lindenstrauss_dim(62_720, eps)).transform(features)
     assert projected.shape == (n, 9_468)
-    i, j = np.triu_indices(n, 1)
-    ratio = (
-        np.linalg.norm(projected[i] - projected[j], axis=1) / np.linalg.norm(features[i] - features[j], axis=1)
-    ) ** 2
+    ratio = pdist(projected, "sqeuclidean") / pdist(features, "sqeuclidean")
     assert np.mean(np.abs(ratio - 1) <= eps) >= 0.99
 
 

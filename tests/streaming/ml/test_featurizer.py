@@ -159,7 +159,7 @@ class ReasonOf:
         self.engine = LiteRTEngine(flatbuffer)
 
     def __call__(self, struct: dict[str, object]) -> str | None:
-        from streaming.ml.workers import from_images
+        from streaming.ml_worker import from_images
 
         (found,) = from_images(iter([pa.array([struct])]), self.engine, "stretch", lambda features: features)
         assert found[0]["values"].is_valid == (found[0]["reason"].as_py() is None)

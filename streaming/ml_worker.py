@@ -1,7 +1,8 @@
-"""What the stages run in Python workers: columns of images or features in, columns of features or probabilities out.
+"""What the stages of `streaming.ml` run in Python workers: columns of images or features in, of results out.
 
 A row that cannot be read gives a null and, for images, the reason. The model comes by broadcast and is loaded once per
-worker process, then kept for as long as its hash stays the same.
+worker process, then kept for as long as its hash stays the same. Outside of that package, whose import would cost a
+worker most of a second.
 """
 
 from collections.abc import Callable, Iterator
