@@ -66,8 +66,7 @@ def tune(
     Settings are compared on a part of the training images; held-out images are not looked at. The search is kept in the
     home: run it again to go on. At the end it prints the command that trains with the best settings.
 
-    Example: imagestream tune --trials 50, or: imagestream tune --images photos/ --input-sizes 224,160 --engines
-    float32,int8
+    Example: imagestream tune --trials 50, or: imagestream tune --images photos/ --input-sizes 224,160
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -183,6 +183,12 @@ class Stream:
         self.wait_ended()
 
 
+def _proportional_set(pid: int) -> int:
+    """Bytes, from the kernel's own sum: adding up a JVM's mappings takes a tenth of a second."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
 class MemoryWatch:
     """Samples the memory of a process and all below it, Java and Python apart, until the block ends.
 
@@ -209,9 +215,9 @@ class MemoryWatch:
             try:
                 root = psutil.Process(self._pid)
                 for process in (root, *root.children(recursive=True)):
-                    size = process.memory_full_info().pss
+                    size = _proportional_set(process.pid)
                     java, python = (java + size, python) if "java" in process.name() else (java, python + size)
-            except psutil.Error:  # one of them has just ended
+            except (psutil.Error, OSError):  # one of them has just ended
                 continue
             self.samples.append((time.time(), java, python))
 
