@@ -20,7 +20,7 @@ COPY models models
 COPY producer producer
 COPY streaming streaming
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
-# Checked by SHA-256 against streaming/jars.lock; a container fetches nothing when it starts.
+# Checked by SHA-256 against streaming/platform/jars.lock; a container fetches nothing when it starts.
 RUN imagestream --home /opt/imagestream setup
 
 

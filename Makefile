@@ -71,7 +71,7 @@ distclean: clean ## Remove everything that set-up brought, too
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation --offline -e .
 	@touch $@
 
-$(HOME_DIR)/jars/.ready: streaming/ivy.xml streaming/jars.lock | .venv/.ready
+$(HOME_DIR)/jars/.ready: streaming/platform/ivy.xml streaming/platform/jars.lock | .venv/.ready
 	@echo "set-up: Java, the jars and the default backbone (60 MB, two minutes)"
 	@env -u IMAGESTREAM_JARS -u IMAGESTREAM_BACKBONES $(BIN)/imagestream --home $(HOME_DIR) setup
 	@touch $@

@@ -19,7 +19,7 @@ from benchmarks.pairs import Pair
 from models.arrays import Features
 from streaming.files import as_matrix, list_array
 from streaming.ml import ImagePCA
-from streaming.session import spark_session
+from streaming.platform.session import spark_session
 from streaming.settings import Settings, read_settings
 
 ROWS, WIDTH = 22_688, 1_280  # as many images as Fruits-360 has in its test set, through MobileNetV2

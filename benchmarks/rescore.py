@@ -33,9 +33,9 @@ from models.engine import LiteRTEngine
 from models.projection import GramSums, fit_pca
 from models.registry import Registry
 from models.scorer import Head, Scorer, decode_all, golden_arrays
-from streaming.dataset import digit_images
 from streaming.files import FileSink, list_array
-from streaming.rescore import rescore
+from streaming.images.dataset import digit_images
+from streaming.jobs.rescore import rescore
 from streaming.settings import Settings
 from streaming.tables import FEATURES, Table
 

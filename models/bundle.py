@@ -104,7 +104,7 @@ class TrainingData(_Strict):
     holdout_rows: int = Field(ge=0)
     fingerprint: Sha256
     seed: int = 42
-    holdout: dict[str, int] = {}  # class → an image whose hash lies below is held out; see streaming/split.py
+    holdout: dict[str, int] = {}  # class → an image whose hash lies below is held out; see streaming/images/split.py
 
 
 class Manifest(_Strict):
@@ -117,7 +117,7 @@ class Manifest(_Strict):
     classes: tuple[str, ...] = Field(min_length=2)
     metrics: dict[str, float]
     training_data: TrainingData
-    fit: dict[str, str | int | float] = {}  # the settings it was fitted with; see streaming/fit_options.py
+    fit: dict[str, str | int | float] = {}  # the settings it was fitted with; see streaming/training/fit_options.py
     libraries: dict[str, str]
     golden_tolerance: float = Field(1e-3, gt=0, le=0.05)
     files: dict[str, Sha256] = {}

@@ -15,10 +15,10 @@ import hypothesis
 import pytest
 
 from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
-from streaming.broker import start_broker, stop_broker
-from streaming.jars import install_jars
-from streaming.java import find_java
-from streaming.kafka_node import free_port
+from streaming.platform.broker import start_broker, stop_broker
+from streaming.platform.jars import install_jars
+from streaming.platform.java import find_java
+from streaming.platform.kafka_node import free_port
 from streaming.settings import Settings
 
 # No deadline, for machines differ; the same examples in every run, so that what is green stays green.

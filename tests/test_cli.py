@@ -15,7 +15,7 @@ import pytest
 
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run
-from streaming.dataset import digit_images, write_images
+from streaming.images.dataset import digit_images, write_images
 from streaming.tables import Table
 
 UNANSWERED = "127.0.0.1:1"

@@ -19,8 +19,8 @@ MODULES = sorted(path for package in ("producer", "streaming", "models") for pat
 
 # Who may touch the environment, and in which function (None: anywhere).
 ENVIRONMENT = {
-    "streaming/session.py": "_environment",  # PySpark takes two settings from nowhere else
-    "streaming/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
+    "streaming/platform/session.py": "_environment",  # PySpark takes two settings from nowhere else
+    "streaming/platform/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
     "models/convert.py": None,  # a process of its own, before it imports TensorFlow
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parent.parent
-SOURCES = ("requirements.lock", "pyproject.toml", "streaming/ivy.xml", "streaming/jars.lock")
+SOURCES = ("requirements.lock", "pyproject.toml", "streaming/platform/ivy.xml", "streaming/platform/jars.lock")
 STAMPS = (".venv/.locked", ".venv/.ready", ".imagestream/jars/.ready")
 UP_TO_DATE, STALE = 0, 1  # how `make --question` exits
 

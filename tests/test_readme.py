@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from streaming.broker import stop_broker
-from streaming.dataset import digit_images, write_images
+from streaming.images.dataset import digit_images, write_images
+from streaming.platform.broker import stop_broker
 from streaming.settings import Settings
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")

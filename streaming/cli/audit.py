@@ -18,7 +18,7 @@ def audit(context: typer.Context, json_file: JsonOption = None) -> None:
 
     Example: imagestream audit --json audit.json
     """
-    from streaming.audit import audit as check
+    from streaming.jobs.audit import audit as check
 
     report = check(settings_of(context))
     for span in report.spans:

@@ -23,7 +23,7 @@ def start(
 
     Example: imagestream broker start
     """
-    from streaming.broker import start_broker
+    from streaming.platform.broker import start_broker
 
     settings = settings_of(context)
     state, started = start_broker(
@@ -44,7 +44,7 @@ def stop(context: typer.Context, json_file: JsonOption = None) -> None:
 
     Example: imagestream broker stop
     """
-    from streaming.broker import stop_broker
+    from streaming.platform.broker import stop_broker
 
     stopped = stop_broker(settings_of(context))
     out.print("the broker is stopped" if stopped else "the broker was not running")
@@ -57,7 +57,7 @@ def status(context: typer.Context, json_file: JsonOption = None) -> None:
 
     Example: imagestream broker status
     """
-    from streaming.broker import running_broker
+    from streaming.platform.broker import running_broker
 
     state = running_broker(settings_of(context))
     out.print(f"running at {state.address}, process {state.pid}" if state else "not running", highlight=False)
@@ -83,7 +83,7 @@ def logs(
 
     Example: imagestream broker logs -n 20 --follow
     """
-    from streaming.broker import added_lines, last_lines, log_file
+    from streaming.platform.broker import added_lines, last_lines, log_file
 
     path = log_file(settings_of(context))
     for line in last_lines(path, lines):

@@ -8,7 +8,7 @@ import typer
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
 
 if TYPE_CHECKING:
-    from streaming.demo import DemoResult, Step
+    from streaming.jobs.demo import DemoResult, Step
 
 SHOWN = 5
 NEXT = (
@@ -27,8 +27,8 @@ def demo(context: typer.Context, json_file: JsonOption = None) -> None:
 
     Example: imagestream demo --json demo.json
     """
-    from streaming.demo import run_demo
-    from streaming.plots import plot_predictions
+    from streaming.jobs.demo import run_demo
+    from streaming.reports.plots import plot_predictions
 
     settings = settings_of(context)
     result = run_demo(settings, _begin, _end)

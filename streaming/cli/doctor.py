@@ -13,7 +13,7 @@ def doctor(context: typer.Context, json_file: JsonOption = None) -> None:
     """
     from rich.markup import escape
 
-    from streaming.doctor import diagnose
+    from streaming.platform.doctor import diagnose
 
     checks = diagnose(settings_of(context))
     for check in checks:

@@ -12,12 +12,12 @@ import typer
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
 from streaming.cli.publish import EXIT_INTERRUPTED
 from streaming.errors import ServiceError
-from streaming.fit_options import FitOptions, ProjectionKind
-from streaming.output import FileFormat
+from streaming.jobs.output import FileFormat
+from streaming.training.fit_options import FitOptions, ProjectionKind
 
 if TYPE_CHECKING:
-    from streaming.dataset import Dataset
-    from streaming.export import Exported
+    from streaming.images.dataset import Dataset
+    from streaming.jobs.export import Exported
 
 
 @app.command()
@@ -58,8 +58,8 @@ def features(
 
     Example: imagestream features fruits/ --output fruits.csv --backbone mobilenet_v2 --explained-variance 0.9
     """
-    from streaming.dataset import read_dataset
-    from streaming.output import check_output, output_format
+    from streaming.images.dataset import read_dataset
+    from streaming.jobs.output import check_output, output_format
 
     settings = settings_of(context)
     options = FitOptions(projection, explained_variance, components, eps)
@@ -69,7 +69,7 @@ def features(
     for line in dataset.warnings():
         err.print(line, style="yellow", markup=False, highlight=False)
 
-    from streaming.export import backbone_source, export_features, model_source  # takes a second
+    from streaming.jobs.export import backbone_source, export_features, model_source  # takes a second
 
     if model is not None:
         source = model_source(settings, model)

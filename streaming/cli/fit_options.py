@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from streaming.fit_options import FitOptions
+from streaming.training.fit_options import FitOptions
 
 PANEL = "Fitting"
 

@@ -26,7 +26,7 @@ def label(
 
     Example: imagestream label corrections.csv --by review
     """
-    from streaming.corrections import add_labels
+    from streaming.images.corrections import add_labels
 
     result = add_labels(settings_of(context), csv, by)
     for why, n in result.left_out.items():

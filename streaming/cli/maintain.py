@@ -9,7 +9,7 @@ import typer
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
 
 if TYPE_CHECKING:
-    from streaming.maintain import MaintenanceReport
+    from streaming.jobs.maintain import MaintenanceReport
 
 
 @app.command()
@@ -31,7 +31,7 @@ def maintain(
 
     Example: imagestream maintain --every 10
     """
-    from streaming.maintain import maintain as run
+    from streaming.jobs.maintain import maintain as run
 
     settings = settings_of(context)
     try:

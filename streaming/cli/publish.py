@@ -43,7 +43,7 @@ def publish(
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     import producer
-    from streaming.broker import bootstrap_servers as home_servers
+    from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.settings import with_options
 
     settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)

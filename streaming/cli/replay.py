@@ -8,7 +8,7 @@ import typer
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
 
 if TYPE_CHECKING:
-    from streaming.replay import ReplayReport
+    from streaming.jobs.replay import ReplayReport
 
 
 @app.command()
@@ -30,9 +30,9 @@ def replay(
 
     Example: imagestream replay --reason truncated --dry-run
     """
-    from streaming.broker import bootstrap_servers as home_servers
-    from streaming.replay import ReplayOptions, count_wanted
-    from streaming.replay import replay as run
+    from streaming.jobs.replay import ReplayOptions, count_wanted
+    from streaming.jobs.replay import replay as run
+    from streaming.platform.broker import bootstrap_servers as home_servers
 
     settings = settings_of(context)
     options = ReplayOptions(reason, limit, again)

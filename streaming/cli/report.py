@@ -11,7 +11,7 @@ from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
-    from streaming.report_content import ModelReport
+    from streaming.reports.report_content import ModelReport
 
 
 @app.command()
@@ -48,7 +48,7 @@ def report(
     if against is not None:
         raise ServiceError("--against M compares with a version: name the other with --model N")
 
-    from streaming.report import read_report
+    from streaming.reports.report import read_report
 
     found = read_report(settings_of(context), challenger=challenger, limit=limit)
     _table("predictions by model version", found.versions, "version rows labelled accuracy mean_confidence")
@@ -80,11 +80,11 @@ def _read_page(context: typer.Context, model: int | None, against: int | None, l
     if live:
         if against is not None:
             raise ServiceError("--against compares on a holdout, --live reports on the stream: give one of the two")
-        from streaming.live_report import read_live_report
+        from streaming.reports.live_report import read_live_report
 
         with err.status("reading the predictions …"):
             return read_live_report(settings, model)
-    from streaming.model_report import read_model_report
+    from streaming.reports.model_report import read_model_report
 
     if model is None or model == against:
         raise ServiceError(f"--against compares two versions, got {model} and {against}")
@@ -100,8 +100,8 @@ def _check_output(output: Path) -> None:
 
 
 def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> None:
-    from streaming.report_content import summary_of
-    from streaming.report_page import write_page
+    from streaming.reports.report_content import summary_of
+    from streaming.reports.report_page import write_page
 
     with err.status("drawing …"):
         figures = write_page(found, output)

@@ -34,9 +34,9 @@ def rescore(
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from streaming.rescore import rescore as run
-    from streaming.rescore import rows_to_read
-    from streaming.rescore_compare import compare
+    from streaming.jobs.rescore import rescore as run
+    from streaming.jobs.rescore import rows_to_read
+    from streaming.jobs.rescore_compare import compare
 
     settings = settings_of(context)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -21,8 +21,8 @@ def setup(
     """
     from models.backbone import DEFAULT_BACKBONE, export_backbone
     from streaming.errors import ServiceError
-    from streaming.jars import install_jars, lock_jars
-    from streaming.java import find_java, install_java
+    from streaming.platform.jars import install_jars, lock_jars
+    from streaming.platform.java import find_java, install_java
 
     settings = settings_of(context)
     try:

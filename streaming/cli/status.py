@@ -10,7 +10,7 @@ from streaming.cli.app import EXIT_FAILED, JsonOption, app, out, settings_of, wr
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from streaming.status import Status
+    from streaming.pipeline.status import Status
 
 
 @app.command()
@@ -32,7 +32,7 @@ def status(
     """
     from rich.live import Live
 
-    from streaming.status import read_status
+    from streaming.pipeline.status import read_status
 
     given = {"bootstrap_servers": bootstrap_servers, "topic": topic}
     settings = settings_of(context).model_copy(update={key: value for key, value in given.items() if value})

@@ -47,11 +47,11 @@ def stream(
 
     Example: imagestream stream --until-drained
     """
-    from streaming.broker import bootstrap_servers as home_servers
-    from streaming.continuity import Accept
-    from streaming.observe import Observer, open_log
+    from streaming.pipeline.continuity import Accept
+    from streaming.pipeline.observe import Observer, open_log
+    from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
+    from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.settings import with_options
-    from streaming.stream import StreamEvents, StreamOptions, run_stream
 
     settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
     servers = home_servers(settings)

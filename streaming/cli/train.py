@@ -1,5 +1,6 @@
 """`imagestream train` and `imagestream retrain`: the batch jobs that make model versions."""
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +17,10 @@ from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
 from streaming.cli.fit_options import with_fit_options
 from streaming.errors import ServiceError
-from streaming.fit_options import FitOptions, GateOptions
+from streaming.training.fit_options import FitOptions, GateOptions
 
 if TYPE_CHECKING:
-    from streaming.train import TrainResult
+    from streaming.training.train import TrainResult
 
 
 class Installed(StrEnum):
@@ -78,7 +79,7 @@ def train(
 
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
-    from streaming.dataset import digit_images, read_dataset, write_images
+    from streaming.images.dataset import digit_images, read_dataset, write_images
 
     settings = settings_of(context)
     if (images is None) == (dataset is None):
@@ -88,12 +89,12 @@ def train(
     found = read_dataset(images, label_pattern=label_pattern, labels_csv=labels)
     _warn(found.warnings())
 
-    from streaming.train import BackboneOptions  # takes a second, which a mistake above need not wait for
-    from streaming.train import train as run
+    from streaming.training.train import BackboneOptions  # takes a second, which a mistake above need not wait for
+    from streaming.training.train import train as run
 
     network = BackboneOptions(backbone, weights, output, input_size, engine, int8)
     gate = GateOptions(margin, confidence)
-    with _interrupted_by_sigterm(), err.status("starting …") as status:
+    with _stopping_cleanly(), err.status("starting …") as status:
         tell = _telling(status)
         result = run(settings, found, network, options, gate, augment=augment, on_step=tell)
     _warn([*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
@@ -129,9 +130,9 @@ def retrain(
     if every is not None:
         _retrain_every(every)
         return
-    from streaming.train import retrain as run
+    from streaming.training.train import retrain as run
 
-    with _interrupted_by_sigterm(), err.status("starting …") as status:
+    with _stopping_cleanly(), err.status("starting …") as status:
         tell = _telling(status)
         result = run(settings_of(context), options, gate, dry_run=dry_run, augmented=augmented, on_step=tell)
     _tell(result, json_file)
@@ -139,8 +140,8 @@ def retrain(
 
 def _retrain_every(every: str) -> None:
     """This very command without `--every`, again and again, each time in a process of its own; a log line each."""
-    from streaming.observe import open_log
-    from streaming.schedule import parse_interval, run_every
+    from streaming.pipeline.observe import open_log
+    from streaming.training.schedule import parse_interval, run_every
 
     interval = parse_interval(every)
     log = open_log()
@@ -160,13 +161,15 @@ def _retrain_every(every: str) -> None:
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: Spark stops, and nothing half made is left behind."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _stopping_cleanly() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: Spark stops, nothing half made is left behind, and no library logs it."""
+    handler, disabled = signal.signal(signal.SIGTERM, signal.default_int_handler), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what goes wrong comes as an exception, too
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
+        logging.disable(disabled)
 
 
 def _telling(status: Status) -> Callable[[str], None]:

@@ -11,11 +11,11 @@ from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
 from streaming.cli.rows import print_table
 from streaming.cli.train import Installed
 from streaming.errors import ServiceError
-from streaming.fit_options import ClassifierKind, FitOptions, ProjectionKind
+from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 
 if TYPE_CHECKING:
     from streaming.settings import Settings
-    from streaming.tune import Source, Tuned
+    from streaming.training.tune import Source, Tuned
 
 DEFAULTS = FitOptions()
 SHOWN = 10
@@ -82,8 +82,8 @@ def tune(
     places = {"images": images, "labels": labels, "dataset": dataset}
     given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "output": output}
 
-    from streaming.tune import TuneOptions  # takes a second, which a mistake above need not wait for
-    from streaming.tune import tune as run
+    from streaming.training.tune import TuneOptions  # takes a second, which a mistake above need not wait for
+    from streaming.training.tune import tune as run
 
     options = TuneOptions(trials, timeout, jobs, seed, validation, holdout, kinds, fitted)
     source = _source(settings, places | given, limit, sizes, precisions)
@@ -100,7 +100,7 @@ def tune(
     command = _command(settings, found, places | given, limit)
     _tell(found, command)
     picture = plot or settings.home / "tune" / "trade-offs.png"
-    from streaming.tune_plot import plot_trade_offs
+    from streaming.training.tune_plot import plot_trade_offs
 
     plot_trade_offs(found, picture)
     out.print(f"trade-offs: {picture}", highlight=False)
@@ -122,7 +122,7 @@ def summary_of(found: "Tuned") -> dict[str, Any]:
 
 
 def _tell(found: "Tuned", command: str) -> None:
-    from streaming.tune_space import describe
+    from streaming.training.tune_space import describe
 
     shown = sorted({one.number for one in found.outcomes[:SHOWN]} | set(found.front))
     rows = [
@@ -158,7 +158,7 @@ def _tell(found: "Tuned", command: str) -> None:
 def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit: int) -> str:
     """What trains with the best settings, ready for a shell."""
     from streaming.settings import HOME
-    from streaming.tune_space import command_of
+    from streaming.training.tune_space import command_of
 
     words = ["imagestream"] if settings.home == HOME.absolute() else ["imagestream", "--home", str(settings.home)]
     best = found.best
@@ -181,9 +181,9 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
 def _source(
     settings: "Settings", given: dict[str, Any], limit: int, sizes: tuple[int, ...], precisions: Any
 ) -> "Source | None":
-    from streaming.dataset import digit_images, read_dataset, write_images
-    from streaming.train import BackboneOptions
-    from streaming.tune import Source
+    from streaming.images.dataset import digit_images, read_dataset, write_images
+    from streaming.training.train import BackboneOptions
+    from streaming.training.tune import Source
 
     images = given["images"]
     if given["dataset"] is not None:

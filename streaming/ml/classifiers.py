@@ -17,6 +17,7 @@ from pyspark.sql.types import DoubleType, StringType, StructType
 from models.bundle import MANIFEST, Bundle, parse_manifest, read_bundle
 from models.scorer import check_golden, load_head, load_scorer
 from streaming.errors import ServiceError
+from streaming.images.ml_worker import RESULT_DDL, from_features, from_images, loaded
 from streaming.ml.columns import (
     as_floats,
     as_vector,
@@ -30,7 +31,6 @@ from streaming.ml.columns import (
 )
 from streaming.ml.params import FromImages, given, input_of, param
 from streaming.ml.storage import StoredStage
-from streaming.ml_worker import RESULT_DDL, from_features, from_images, loaded
 
 LINEAGE_FILE = "bundle.json"
 NO_FEATURES = "missing: the row has no features"

@@ -20,10 +20,10 @@ from models.architectures import BACKBONES, BackboneSpec, find_backbone
 from models.backbone import FLATBUFFER_FILE, export_backbone
 from models.engine import LiteRTEngine
 from streaming.errors import ServiceError
+from streaming.images.ml_worker import RESULT_DDL, from_images, loaded
 from streaming.ml.columns import as_vector, check_image, check_outputs, column, computed, vector_type
 from streaming.ml.params import FromImages, given, input_of, param
 from streaming.ml.storage import StoredStage
-from streaming.ml_worker import RESULT_DDL, from_images, loaded
 from streaming.settings import read_settings
 
 WANTED_FILE = "backbone.json"

@@ -69,7 +69,7 @@ class FromImages(Params):
         """`rows` with a column for each of `results`, made of the values of `computed`, and one for the reason.
 
         Args:
-            computed: a struct of `streaming.ml_worker.RESULT_DDL`.
+            computed: a struct of `streaming.images.ml_worker.RESULT_DDL`.
             results: name of a column → from array<float> to what it holds.
         """
         wanted = self.getHandleInvalid()

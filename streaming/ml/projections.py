@@ -19,11 +19,11 @@ from models.bundle import PROJECTION
 from models.projection import Projection, check_pca_memory, fit_pca, projection_from_arrays
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from streaming.errors import ServiceError
+from streaming.images.ml_worker import from_features
 from streaming.ml.columns import as_floats, as_vector, check_features, check_outputs, column, computed, vector_type
 from streaming.ml.params import given, input_of, param
 from streaming.ml.storage import StoredStage
-from streaming.ml_worker import from_features
-from streaming.sums import gram_sums
+from streaming.training.sums import gram_sums
 
 STAGE_FILE = "projection.json"
 

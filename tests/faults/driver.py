@@ -3,7 +3,7 @@
     python -m tests.faults.driver SPEC
 
 SPEC is JSON: `settings`, `options` of the stream, `log` (a file for one JSON line per event), and `kill` (null, or a
-step of `streaming.commit.STEPS` and the number of the micro-batch of this run, from 1).
+step of `streaming.pipeline.commit.STEPS` and the number of the micro-batch of this run, from 1).
 """
 
 import json
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import ModelError
-from streaming.commit import STEPS, BatchResult
 from streaming.errors import ServiceError
+from streaming.pipeline.commit import STEPS, BatchResult
+from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
 from streaming.settings import Settings
-from streaming.stream import StreamEvents, StreamOptions, run_stream
 
 
 class Killer:

@@ -26,7 +26,7 @@ from kafka import KafkaProducer
 
 from models.registry import Registry
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
-from streaming.audit import audit
+from streaming.jobs.audit import audit
 from streaming.settings import Settings
 from tests.conftest import CHECKOUT
 from tests.faults.poison import Sample

@@ -19,8 +19,8 @@ from models.bundle import MANIFEST, Bundle, Manifest, parse_manifest, read_bundl
 from models.decode import BadImage, Reason, Stage, decode
 from models.errors import ModelError
 from streaming.errors import ServiceError
-from streaming.pin import Pin, PinnedModel, Pins
-from streaming.score import OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
+from streaming.pipeline.pin import Pin, PinnedModel, Pins
+from streaming.pipeline.score import OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
 from tests.faults.conftest import Form, Record
 from tests.faults.poison import BAD, GOOD, generator
 

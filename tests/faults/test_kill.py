@@ -8,7 +8,7 @@ from time import sleep
 import pytest
 
 from models.registry import Registry
-from streaming.commit import STEPS
+from streaming.pipeline.commit import STEPS
 from streaming.settings import Settings
 from tests.conftest import NewService
 from tests.faults.conftest import Form, Record

@@ -9,10 +9,10 @@ from pathlib import Path
 from random import Random
 
 import producer
-from streaming.audit import audit
-from streaming.broker import running_broker, start_broker, stop_broker
+from streaming.jobs.audit import audit
+from streaming.platform.broker import running_broker, start_broker, stop_broker
+from streaming.platform.topic import describe_topic
 from streaming.settings import Settings
-from streaming.topic import describe_topic
 from tests.faults.conftest import Form, Record
 from tests.faults.harness import Stream, rows, scored
 from tests.faults.poison import encode, picture

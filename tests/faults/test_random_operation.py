@@ -7,8 +7,8 @@ from random import Random
 
 from models.errors import ModelError
 from models.registry import CHALLENGER, Registry
-from streaming.broker import start_broker, stop_broker
-from streaming.maintain import maintain
+from streaming.jobs.maintain import maintain
+from streaming.platform.broker import start_broker, stop_broker
 from streaming.settings import Settings
 from tests.faults.conftest import Form, Record
 from tests.faults.harness import Sent, Stream, check_exactly_once, register_twin, scored, send

@@ -12,8 +12,8 @@ from statistics import mean, median
 import pytest
 from deltalake import DeltaTable
 
-from streaming.ingest import batch_offsets
-from streaming.maintain import maintain
+from streaming.jobs.maintain import maintain
+from streaming.pipeline.ingest import batch_offsets
 from streaming.settings import Settings
 from tests.conftest import NewService
 from tests.faults.conftest import Form, Record

@@ -20,7 +20,7 @@ from models.classifier import LogisticRegression
 from models.engine import LiteRTEngine
 from models.projection import GramSums, fit_pca
 from models.scorer import Head, Scorer, decode_all, golden_arrays
-from streaming.dataset import digit_images
+from streaming.images.dataset import digit_images
 
 DIGITS = 150  # fewer than the features there are, as in many a first training
 

@@ -20,7 +20,7 @@ import producer
 from producer import publish as publish_files
 from producer.errors import PublishError
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, read_headers
-from streaming.broker import bootstrap_servers, running_broker
+from streaming.platform.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
 
 JPEG = b"\xff\xd8\xff"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pyspark.sql import SparkSession
 
-from streaming.session import QUICK_START, spark_session
+from streaming.platform.session import QUICK_START, spark_session
 from streaming.settings import Settings
 
 

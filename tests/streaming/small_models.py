@@ -23,7 +23,7 @@ from models.engine import LiteRTEngine
 from models.projection import GramSums, fit_pca
 from models.registry import Registry
 from models.scorer import Head, Scorer, decode_all, golden_arrays
-from streaming.dataset import digit_images
+from streaming.images.dataset import digit_images
 
 TRAINING_DATA = TrainingData(rows=100, holdout_rows=0, fingerprint="0" * 64)
 

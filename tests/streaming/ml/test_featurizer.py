@@ -21,8 +21,8 @@ from models.backbone import ExportedBackbone
 from models.engine import LiteRTEngine
 from models.errors import ModelError
 from models.scorer import decode_all
-from streaming.dataset import digit_images
 from streaming.errors import ServiceError
+from streaming.images.dataset import digit_images
 from streaming.ml import DeepImageFeaturizer
 from streaming.ml.featurizer import backbone_name
 
@@ -159,7 +159,7 @@ class ReasonOf:
         self.engine = LiteRTEngine(flatbuffer)
 
     def __call__(self, struct: dict[str, object]) -> str | None:
-        from streaming.ml_worker import from_images
+        from streaming.images.ml_worker import from_images
 
         (found,) = from_images(iter([pa.array([struct])]), self.engine, "stretch", lambda features: features)
         assert found[0]["values"].is_valid == (found[0]["reason"].as_py() is None)

@@ -1,0 +1,1 @@
+"""Images and labels in: data sets, splits, and the features computed of them."""

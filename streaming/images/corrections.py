@@ -1,0 +1,138 @@
+"""Labels that people give later: a CSV becomes rows of the table `labels`, each for an image that the tables know."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+
+from streaming.errors import ServiceError
+from streaming.images.labels_csv import LabelRows, read_labels
+from streaming.query import query
+from streaming.settings import Settings
+from streaming.tables import LABELS, Table
+
+KEYS = ("image_id", "source", "path", "name")
+MAX_ROWS = 1_000_000
+EXAMPLES = 10
+TIMEOUT_S = 600.0
+WITH_IMAGES = ("predictions", "features")
+
+UNKNOWN = "the tables hold no such image"
+AMBIGUOUS = "several images are called so: give their image_id"
+DIFFERENT = "rows give one image different labels"
+
+# A source as `labels_csv` writes a path: composed, forward slashes, nothing in front.
+SOURCE = r"regexp_replace(replace(nfc_normalize(source), '\', '/'), '^\./', '')"
+KEY_OF = {"image_id": "image_id", "source": SOURCE, "path": SOURCE, "name": f"parse_filename({SOURCE})"}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What became of a CSV of labels.
+
+    Attributes:
+        added: images whose label was added.
+        unchanged: images that had this label already.
+        superseded: images whose label of this very file was given another one since; that one stays.
+        left_out: why → rows that were not used.
+        examples: why → some of what they name.
+    """
+
+    added: int
+    unchanged: int
+    superseded: int
+    left_out: dict[str, int]
+    examples: dict[str, list[str]]
+
+
+def add_labels(settings: Settings, csv: Path, by: str) -> Labelled:
+    """Append the labels of a CSV (label, and image_id, source or name) in one commit.
+
+    The same labels for the same images are added once, however often the file is given: also where a later file
+    corrected them.
+
+    Raises:
+        ServiceError: the CSV cannot be used, or no table holds images yet.
+    """
+    rows = read_labels(csv, KEYS, MAX_ROWS)
+    left_out, examples = dict(rows.dropped), {why: [one] for why, one in rows.examples.items()}
+    labels = _resolve(rows, _images(settings, rows), left_out, examples)
+    table = Table(settings.tables_dir, "labels")
+    current = _current(settings, list(labels))
+    new = {image: label for image, label in labels.items() if current.get(image) != label}
+    now = datetime.now(UTC)
+    appended = table.append(
+        pa.table(
+            {
+                "image_id": pa.array(list(new), pa.string()),
+                "label": pa.array(list(new.values()), pa.string()),
+                "labelled_at": pa.array([now] * len(new), LABELS.field("labelled_at").type),
+                "by": pa.array([by] * len(new), pa.string()),
+            }
+        ),
+        f"labels:{_fingerprint(labels)}",
+        0,
+    )
+    added = len(new) if appended else 0
+    return Labelled(added, len(labels) - len(new), len(new) - added, left_out, examples)
+
+
+def _images(settings: Settings, rows: LabelRows) -> dict[str, list[str]]:
+    """What the CSV names → the ids of the images that are called so, at most two of them."""
+    there = [name for name in WITH_IMAGES if (settings.tables_dir / name / "_delta_log").is_dir()]
+    if not there:
+        raise ServiceError(f"no images yet in {settings.tables_dir}: run `imagestream stream` or `train` first")
+    images = " UNION ".join(f"SELECT image_id, {KEY_OF[rows.key]} AS key FROM {name}" for name in there)  # noqa: S608
+    found = query(
+        settings,
+        f"SELECT key, list_slice(list(DISTINCT image_id), 1, 2) AS ids FROM ({images}) "  # noqa: S608
+        "WHERE key IN (SELECT unnest($keys::VARCHAR[])) GROUP BY key",
+        parameters={"keys": list(rows.labels)},
+        timeout_s=TIMEOUT_S,
+    )
+    return dict(zip(found.column("key").to_pylist(), found.column("ids").to_pylist(), strict=True))
+
+
+def _resolve(
+    rows: LabelRows, images: Mapping[str, list[str]], left_out: dict[str, int], examples: dict[str, list[str]]
+) -> dict[str, str]:
+    """Image id → label; what cannot be used is added to `left_out`."""
+
+    def leave_out(why: str, name: str) -> None:
+        left_out[why] = left_out.get(why, 0) + 1
+        shown = examples.setdefault(why, [])
+        if len(shown) < EXAMPLES:
+            shown.append(name)
+
+    labels: dict[str, str] = {}
+    different: set[str] = set()
+    for name, label in rows.labels.items():
+        ids = images.get(name, [])
+        if len(ids) != 1:
+            leave_out(AMBIGUOUS if ids else UNKNOWN, name)
+        elif labels.setdefault(ids[0], label) != label:  # two names of one image
+            leave_out(DIFFERENT, name)
+            different.add(ids[0])
+    return {image: label for image, label in labels.items() if image not in different}
+
+
+def _current(settings: Settings, images: list[str]) -> dict[str, str]:
+    """The latest of the labels that these images were given."""
+    found = query(
+        settings,
+        "SELECT image_id, arg_max(label, labelled_at) AS label FROM labels "
+        "WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) GROUP BY image_id",
+        parameters={"ids": images},
+        timeout_s=TIMEOUT_S,
+    )
+    return dict(zip(found.column("image_id").to_pylist(), found.column("label").to_pylist(), strict=True))
+
+
+def _fingerprint(labels: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for image, label in sorted(labels.items()):
+        digest.update(f"{image}\0{label}\0".encode())
+    return digest.hexdigest()

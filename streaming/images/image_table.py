@@ -1,0 +1,181 @@
+"""A Parquet or Delta table of encoded images. Names of columns and counts of labels are read here, never the bytes."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from streaming.errors import ServiceError
+from streaming.images.labels_csv import usable
+
+IMAGE_COLUMNS = ("image", "content", "value", "img", "bytes")
+NAME_COLUMNS = ("path", "name", "id", "image_id", "source")
+MAX_CLASSES = 100_000
+TEXTS = (pa.string(), pa.large_string(), pa.string_view())
+SAMPLE_ROWS = 16
+SAMPLE_BATCHES = 8
+# Reader features of Delta under which the Parquet files alone are not the table.
+PLAIN_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})
+MAX_PLAIN_READER = 1
+FEATURES_READER = 3
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """Where a table's rows are, and which columns hold what.
+
+    Attributes:
+        root: of the partition folders (`label=cat/`), where there are any.
+        files: its Parquet files.
+        image: the column of encoded bytes; with `.bytes` where it is a struct, as Hugging Face has it.
+        label: the column of labels, of any type that has a text.
+        name: a column of texts that tells the images apart.
+    """
+
+    root: Path
+    kind: Literal["parquet", "delta"]
+    files: tuple[str, ...]
+    partitions: tuple[str, ...]
+    columns: tuple[str, ...]
+    image: str
+    label: str | None
+    name: str | None
+    n_images: int
+    n_bytes: int
+
+    def first_images(self) -> Iterator[bytes]:
+        """A few of the encoded images, of as many files as needed."""
+        dataset = _open(self.root, self.files, self.partitions)
+        column = self.image.split(".")[0]
+        scanner = dataset.scanner(columns=[column], batch_size=SAMPLE_ROWS, batch_readahead=0, fragment_readahead=1)
+        for number, batch in enumerate(scanner.to_batches()):
+            for cell in batch.column(0):
+                value = cell.as_py()
+                value = value["bytes"] if isinstance(value, dict) else value
+                if value is not None:
+                    yield bytes(value)
+            if number == SAMPLE_BATCHES:
+                return
+
+
+def open_image_table(source: Path) -> tuple[ImageTable, dict[str, int], int]:
+    """A table, how many images each label has, and how many have no usable one.
+
+    Raises:
+        ServiceError: it cannot be read, has no column of bytes, or more labels than classes can be.
+    """
+    kind: Literal["parquet", "delta"] = "delta" if (source / "_delta_log").is_dir() else "parquet"
+    files = _delta_files(source) if kind == "delta" else _parquet_files(source)
+    root = source if source.is_dir() else source.parent
+    partitions = _partition_names(root, files)
+    try:
+        dataset = _open(root, files, partitions)
+        image = _image_column(source, dataset.schema)
+        names = tuple(dataset.schema.names)
+        label = "label" if "label" in names else None
+        counts = _count_labels(source, dataset, label)
+        n_images = dataset.count_rows()
+        name = _name_column(dataset, n_images)
+    except (pa.ArrowException, OSError) as error:
+        raise ServiceError(f"{source} cannot be read as {kind}: {' '.join(str(error).split())}") from error
+    classes: Counter[str] = Counter()
+    for one, n in counts.items():
+        if one is not None and usable(one):
+            classes[one.strip()] += n
+    size = sum(Path(file).stat().st_size for file in files)
+    table = ImageTable(root, kind, files, partitions, names, image, label, name, n_images, size)
+    return table, dict(sorted(classes.items())), counts.total() - classes.total()
+
+
+def _delta_files(source: Path) -> tuple[str, ...]:
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    if set("[]") & set(str(source.absolute())):  # deltalake panics on them
+        raise ServiceError(f"{source}: a Delta table cannot be read from a path with a [ or ] in it; rename the folder")
+    try:
+        table = DeltaTable(source)
+        protocol = table.protocol()
+        extra = set(protocol.reader_features or ()) - PLAIN_FEATURES
+        if extra or protocol.min_reader_version not in (MAX_PLAIN_READER, FEATURES_READER):
+            what = ", ".join(sorted(extra)) or "column mapping"
+            raise ServiceError(f"{source} uses Delta's {what}, which is not read here; write its rows to a plain table")
+        # In the log the names are percent-encoded, as in a URL, on top of what a partition's value already is.
+        names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
+        return tuple(str(source / unquote(name)) for name in names)
+    except DeltaError as error:
+        raise ServiceError(f"{source} cannot be read as delta: {' '.join(str(error).split())}") from error
+
+
+def _parquet_files(source: Path) -> tuple[str, ...]:
+    if source.is_file():
+        return (str(source),)
+    paths = (path for path in source.rglob("*.parquet") if path.is_file())
+    return tuple(sorted(str(path) for path in paths if not path.name.startswith((".", "_"))))
+
+
+def _partition_names(root: Path, files: tuple[str, ...]) -> tuple[str, ...]:
+    folders = Path(files[0]).relative_to(root).parts[:-1] if files else ()
+    return tuple(part.split("=", 1)[0] for part in folders if "=" in part)
+
+
+def _open(root: Path, files: tuple[str, ...], partitions: tuple[str, ...]) -> Any:
+    from pyarrow import dataset as ds
+    from pyarrow import fs
+
+    hive = ds.partitioning(pa.schema([(name, pa.string()) for name in partitions]), flavor="hive")
+    return ds.dataset(
+        list(files), format="parquet", filesystem=fs.LocalFileSystem(), partitioning=hive, partition_base_dir=str(root)
+    )
+
+
+def _image_column(source: Path, schema: pa.Schema) -> str:
+    for name in IMAGE_COLUMNS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            if pa.types.is_struct(kind):
+                inner = {one.name: one.type for one in kind}
+                if _is_bytes(inner.get("bytes")):
+                    return f"{name}.bytes"
+            elif _is_bytes(kind):
+                return name
+    columns = ", ".join(f"{one.name} {one.type}"[:80] for one in schema)
+    raise ServiceError(
+        f"{source} has no column of encoded images: expected one of {', '.join(IMAGE_COLUMNS)} as bytes, or as a "
+        f"struct with bytes in it; got {columns}"
+    )
+
+
+def _name_column(dataset: Any, n_images: int) -> str | None:
+    """A column that tells every image from the others, if there is one."""
+    for name in NAME_COLUMNS:
+        if name in dataset.schema.names and dataset.schema.field(name).type in TEXTS:
+            names = dataset.to_table(columns=[name]).column(0)
+            if not names.null_count and len(names.unique()) == n_images:
+                return name
+    return None
+
+
+def _is_bytes(kind: pa.DataType | None) -> bool:
+    return kind in (pa.binary(), pa.large_binary(), pa.binary_view())
+
+
+def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str | None]:
+    counts: Counter[str | None] = Counter()
+    if label is None:
+        return counts
+    kind = dataset.schema.field(label).type
+    if pa.types.is_nested(kind) or _is_bytes(kind):
+        raise ServiceError(f"{source}: expected a column label of texts or numbers, got {kind}")
+    for batch in dataset.scanner(columns=[label]).to_batches():
+        column = batch.column(0)
+        for one in (column.cast(pa.string()) if kind in TEXTS else column).value_counts():
+            value = one["values"].as_py()
+            counts[None if value is None else str(value)] += one["counts"].as_py()
+        if len(counts) > MAX_CLASSES:
+            raise ServiceError(f"{source} has more than {MAX_CLASSES:,} different labels; expected classes")
+    return counts

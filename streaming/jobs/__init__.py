@@ -1,0 +1,1 @@
+"""Batch jobs over the tables: audit, maintenance, replay, scoring again, export; and the demo."""

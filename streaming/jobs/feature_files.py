@@ -1,0 +1,162 @@
+"""Projected features as files for others: one CSV, Parquet, or a Delta table, in order of path.
+
+The workers write the parts. The driver only joins them: a CSV byte by byte, Parquet a group of rows at a time.
+"""
+
+import csv
+import io
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.transaction import AddAction, RemoveAction
+from pyspark import TaskContext
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from models.projection import Projection
+from streaming.files import as_matrix, list_array
+from streaming.jobs.output import FileFormat
+
+SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("image_id", pa.string()),
+        pa.field("features", pa.list_(pa.float32())),
+    ]
+)
+ROWS_DDL = "path string, label string, image_id string, features array<float>"
+BYTES_PER_PART = 64 * 1024**2
+COLUMN = {"pca": "pca", "random": "random", "none": "feature"}  # kind of projection → its columns in a CSV
+
+
+def write_feature_files(rows: DataFrame, n: int, projection: Projection, output: Path, format_: FileFormat) -> int:
+    """Project the rows and write them to `output`, in order of path; what was there is replaced at the end, whole.
+
+    Args:
+        rows: source, image_id, label, features (array<float>).
+        n: about how many.
+
+    Returns:
+        The number of rows written.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
+        parts = _write_parts(rows, n, projection, Path(staging), format_)
+        paths = [Path(staging, part) for part, _ in parts]
+        match format_:
+            case "csv":
+                _replace(output, lambda to: _join_csv(paths, _header(projection), to))
+            case "parquet":
+                _replace(output, lambda to: _join_parquet(paths, to))
+            case "delta":
+                _commit_delta(parts, Path(staging), output)
+    return sum(count for _, count in parts)
+
+
+def _write_parts(
+    rows: DataFrame, n: int, projection: Projection, staging: Path, format_: FileFormat
+) -> list[tuple[str, int]]:
+    """(name, rows) of the files that the workers write, in order of path."""
+    spark = rows.sparkSession
+    tasks = max(spark.sparkContext.defaultParallelism, n * projection.n_out * 4 // BYTES_PER_PART)
+    shared = spark.sparkContext.broadcast(projection)
+    directory, suffix = str(staging), "csv" if format_ == "csv" else "parquet"
+
+    def project(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                projected = list_array(shared.value.transform(as_matrix(batch.column("features"))))
+                columns = [batch.column(name) for name in ("source", "label", "image_id")]
+                yield pa.RecordBatch.from_arrays([*columns, projected], schema=SCHEMA)
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        context = TaskContext.get()
+        part = context.partitionId() if context is not None else 0
+        name = f"part-{part:05d}-{uuid.uuid4()}.{suffix}"
+        written = _write_part(batches, Path(directory, name), format_)
+        yield pa.RecordBatch.from_pydict({"part": [part], "name": [name], "rows": [written]})
+
+    # Where each path belongs is found from the paths alone, so that the wide rows are shuffled once.
+    place = F.ntile(tasks).over(Window.orderBy("source")) - 1
+    places = rows.select("source").withColumn("part", place)
+    narrow = rows.select("source", "label", "image_id", "features").mapInArrow(project, ROWS_DDL)
+    placed = narrow.join(F.broadcast(places.withColumnRenamed("source", "path")), "path")
+    ordered = placed.repartitionById(tasks, "part").sortWithinPartitions("path").select(*SCHEMA.names)
+    found = ordered.mapInArrow(write, "part long, name string, rows long").toArrow().to_pylist()
+    shared.unpersist()
+    return [(one["name"], one["rows"]) for one in sorted(found, key=lambda one: one["part"])]
+
+
+def _write_part(batches: Iterator[pa.RecordBatch], path: Path, format_: FileFormat) -> int:
+    count = 0
+    if format_ == "csv":
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            for batch in batches:
+                if batch.num_rows:
+                    # A float32 has a short text of its own; as a Python float it would have the digits of a float64.
+                    values = np.asarray(as_matrix(batch.column("features"))).astype(str).tolist()
+                    names = zip(batch.column("path").to_pylist(), batch.column("label").to_pylist(), strict=True)
+                    writer.writerows([*name, *row] for name, row in zip(names, values, strict=True))
+                    count += batch.num_rows
+        return count
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=["label"]) as parquet:
+        for batch in batches:
+            parquet.write_batch(batch.cast(SCHEMA))
+            count += batch.num_rows
+    return count
+
+
+def _header(projection: Projection) -> bytes:
+    names = [f"{COLUMN[projection.kind]}_{number}" for number in range(1, projection.n_out + 1)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(["path", "label", *names])
+    return text.getvalue().encode()
+
+
+def _replace(output: Path, write: Any) -> None:
+    unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        write(unfinished)
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _join_csv(parts: Sequence[Path], header: bytes, to: Path) -> None:
+    with to.open("wb") as whole:
+        whole.write(header)
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, whole)
+            part.unlink()
+
+
+def _join_parquet(parts: Sequence[Path], to: Path) -> None:
+    with pq.ParquetWriter(to, SCHEMA, compression="zstd", use_dictionary=["label"]) as whole:
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches():
+                    whole.write_batch(batch)
+            part.unlink()
+
+
+def _commit_delta(parts: Sequence[tuple[str, int]], staging: Path, output: Path) -> None:
+    """Move the parts into the table's directory and make them all of its content, in one commit."""
+    table = DeltaTable.create(output, SCHEMA, mode="ignore")
+    actions: list[AddAction | RemoveAction] = []
+    for name, rows in parts:
+        if rows:
+            target = (staging / name).rename(output / name)
+            stats = f'{{"numRecords":{rows}}}'
+            modified_ms = int(target.stat().st_mtime * 1000)
+            actions.append(AddAction(name, target.stat().st_size, {}, modified_ms, data_change=True, stats=stats))
+    table.create_write_transaction(actions, "overwrite", table.schema())

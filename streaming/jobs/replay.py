@@ -1,0 +1,224 @@
+"""Replay: quarantined messages are published again, as they came, and marked `replayed_at`.
+
+File by file of the table:
+
+    1. send   the unmarked rows, a few at a time, to the topics that they came from
+    2. wait   until the broker has acknowledged every one of them
+    3. mark   those, by replacing the file with a copy in which they have a `replayed_at`, in one commit
+
+A row is marked only after its acknowledgement, so nothing is lost if the replay is killed; what was sent of the file at
+hand is then sent again by the next replay: at least once. What is marked is never sent again, unless asked for.
+
+The stream goes on meanwhile: it only adds files, which conflicts with nothing. Maintenance, which replaces files too,
+takes turns with the marking. Memory holds a few rows, and what is under way to the broker.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction, RemoveAction
+
+from streaming.errors import ServiceError
+from streaming.files import DataFile, FileSink
+from streaming.home import held, rewriting
+from streaming.jobs.resend import Identity, Sender
+from streaming.query import query
+from streaming.settings import Settings
+
+BYTES_AT_A_TIME = 16 * 1024**2
+MAX_ROWS_AT_A_TIME = 1024
+MARK_ATTEMPTS = 5
+TO_SEND = ["topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"]
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Which rows: of this reason only, at most so many, also those that were replayed before."""
+
+    reason: str | None = None
+    limit: int | None = None
+    again: bool = False
+
+
+@dataclass
+class ReplayReport:
+    """What one replay did."""
+
+    wanted: int  # rows that were asked for
+    sent: int = 0  # acknowledged and marked
+    bytes: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)  # of those sent
+    refused: int = 0  # larger than the broker takes; they stay unmarked
+    failed: str | None = None  # why it stopped before the end
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for is sent."""
+        return self.failed is None and self.sent == self.wanted
+
+
+def count_wanted(settings: Settings, options: ReplayOptions) -> dict[str, int]:
+    """Reason → rows that a replay would send; a limit cuts the sum of them.
+
+    Raises:
+        ServiceError: there is no quarantine.
+    """
+    if not (settings.tables_dir / "quarantine" / "_delta_log").is_dir():
+        raise ServiceError(f"no quarantine in {settings.tables_dir}: run `imagestream stream` first")
+    sql = """
+        SELECT reason, count(*) AS n FROM quarantine
+        WHERE ($again OR replayed_at IS NULL) AND ($reason::VARCHAR IS NULL OR reason = $reason)
+        GROUP BY reason ORDER BY n DESC, reason
+    """
+    rows = query(settings, sql, parameters={"again": options.again, "reason": options.reason}).to_pylist()
+    return {row["reason"]: row["n"] for row in rows}
+
+
+def replay(
+    settings: Settings,
+    bootstrap_servers: str,
+    options: ReplayOptions,
+    on_progress: Callable[[ReplayReport], None] = lambda _: None,
+) -> ReplayReport:
+    """Publish quarantined messages again, each to the topic it came from, and mark them.
+
+    Args:
+        on_progress: called after every few rows that were sent and every file that was marked.
+
+    Raises:
+        ServiceError: there is no quarantine, another replay is at work, or no broker answers; nothing was sent then.
+    """
+    wanted = sum(count_wanted(settings, options).values())
+    report = ReplayReport(wanted if options.limit is None else min(wanted, options.limit))
+    with held(settings.home / "replay.lock", f"another replay is at work in {settings.home}: wait until it has ended"):
+        files = [Path(unquote(uri)) for uri in DeltaTable(settings.tables_dir / "quarantine").file_uris()]
+        sender = Sender(bootstrap_servers)
+        try:
+            for file in files:
+                left = report.wanted - report.sent - report.refused
+                if left <= 0 or report.failed:
+                    break
+                _replay_file(settings, file, options, left, sender, report)
+                on_progress(report)
+        finally:
+            sender.close()
+    return report
+
+
+def _replay_file(
+    settings: Settings, file: Path, options: ReplayOptions, left: int, sender: Sender, report: ReplayReport
+) -> None:
+    """Send at most `left` wanted rows of one file; mark what was acknowledged, also when it is stopped on the way."""
+    try:
+        for row in _wanted_rows(file, options, left):
+            if sender.failed:
+                break
+            sender.send(row)
+    finally:
+        sender.flush()
+        sent, sender.acknowledged = sender.acknowledged, []
+        report.refused, report.failed = sender.refused, sender.failed
+        mark_replayed(settings, {one.identity for one in sent}, datetime.now(UTC), likely=file)
+        for one in sent:
+            report.sent += 1
+            report.bytes += one.bytes
+            report.by_reason[one.reason] = report.by_reason.get(one.reason, 0) + 1
+
+
+def _wanted_rows(file: Path, options: ReplayOptions, left: int) -> Iterator[dict[str, Any]]:
+    for batch in _read(file, TO_SEND):
+        for row in batch.to_pylist():
+            unmarked = options.again or row["replayed_at"] is None
+            if left and unmarked and options.reason in {None, row["reason"]}:
+                left -= 1
+                yield row
+
+
+def _read(file: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows of a file, some BYTES_AT_A_TIME at a time where they are of one size, and never more than a row group.
+
+    A row group that the stream or a compaction wrote has some 64 MB at most.
+    """
+    with pq.ParquetFile(file, buffer_size=1024**2) as parquet:
+        for number in range(parquet.num_row_groups):
+            group = parquet.metadata.row_group(number)
+            row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+            rows = max(1, min(MAX_ROWS_AT_A_TIME, BYTES_AT_A_TIME // row_bytes))
+            yield from parquet.iter_batches(batch_size=rows, row_groups=[number], columns=columns)
+
+
+def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, likely: Path) -> None:
+    """Give the rows of these identities their `replayed_at`, in one commit.
+
+    Args:
+        likely: the file where they were last; if maintenance has merged it with others since, those are searched.
+
+    Raises:
+        ServiceError: others replaced the same files again and again.
+    """
+    for _ in range(MARK_ATTEMPTS if identities else 0):
+        try:
+            with rewriting(settings.home):
+                _replace_files(settings.tables_dir / "quarantine", identities, at, likely)
+        except CommitFailedError as error:  # another program than this one rewrites the table
+            reason = str(error).splitlines()[0]
+        else:
+            return
+    if identities:
+        raise ServiceError(f"{len(identities):,} messages were sent but could not be marked as replayed: {reason}")
+
+
+def _replace_files(directory: Path, identities: set[Identity], at: datetime, likely: Path) -> None:
+    table = DeltaTable(directory)
+    schema = pa.schema(table.schema())
+    now_ms = int(time() * 1000)
+    left = len(identities)
+    actions: list[AddAction | RemoveAction] = []
+    live = pa.table(table.get_add_actions()).select(["path", "size_bytes"]).to_pylist()
+    for old in sorted(live, key=lambda one: one["path"] != likely.name):
+        path = directory / unquote(old["path"])
+        marks = sum(len(_positions(batch, identities)) for batch in _read(path, ["topic", "partition", "offset"]))
+        if marks:
+            new = _marked_copy(path, identities, at, schema)
+            stats = f'{{"numRecords":{new.rows}}}'
+            actions += [
+                RemoveAction(old["path"], data_change=True, deletion_timestamp=now_ms, size=old["size_bytes"]),
+                AddAction(new.path, new.bytes, {}, now_ms, data_change=True, stats=stats),
+            ]
+            left -= marks
+        if left <= 0:
+            break
+    table.create_write_transaction(actions, "append", table.schema())
+
+
+def _marked_copy(path: Path, identities: set[Identity], at: datetime, schema: pa.Schema) -> DataFile:
+    with FileSink(str(path.parent), schema) as sink:
+        for batch in _read(path):
+            sink.write(_marked(batch, identities, at, schema))
+        copy = sink.close()
+    if copy is None:
+        raise ServiceError(f"{path} should have rows to mark, but has none any more")
+    return copy
+
+
+def _positions(batch: pa.RecordBatch, identities: set[Identity]) -> list[int]:
+    columns = (batch.column(name).to_pylist() for name in ("topic", "partition", "offset"))
+    return [number for number, identity in enumerate(zip(*columns, strict=True)) if identity in identities]
+
+
+def _marked(batch: pa.RecordBatch, identities: set[Identity], at: datetime, schema: pa.Schema) -> pa.Table:
+    rows = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+    values = rows.column("replayed_at").to_pylist()
+    for position in _positions(batch, identities):
+        values[position] = at
+    place = schema.get_field_index("replayed_at")
+    return rows.set_column(place, schema.field(place), pa.array(values, schema.field(place).type))

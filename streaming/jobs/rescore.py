@@ -1,0 +1,298 @@
+"""Scoring history again by another version, from the features that the stream stored: no CNN, no Spark, no JVM.
+
+    1. Plan: the files of `features` in chunks of bounded size, oldest first, and which rows are scored already.
+    2. Worker threads read a chunk a few thousand rows at a time and apply the version's projection and classifier;
+       Parquet and NumPy do that outside of Python's lock.
+    3. The chunk's answers go into `rescored` in one commit, which names the chunk as a transaction.
+
+A chunk whose transaction the table knows is left out unread. Rows that are scored already are left out as well, which
+also holds when a compaction has made other files of them. So a run that was killed goes on where it was, and a second
+run adds what has come since.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.registry import Registry
+from models.scorer import Head, check_golden, load_head, load_scorer
+from streaming.errors import ServiceError
+from streaming.files import as_matrix
+from streaming.home import held, make_dir
+from streaming.pipeline.score import answer_columns
+from streaming.query import query
+from streaming.settings import Settings
+from streaming.tables import ANSWER, IDENTITY, RESCORED, Table
+
+ROWS_AT_ONCE = 2_048  # 10 MB of features that are 1,280 wide
+CHUNK_BYTES = 64 * 1024**2  # of files a commit
+IN_FLIGHT = 2  # chunks a worker, so that none waits for a commit
+TIMEOUT_S = 3_600.0
+ON_ROWS = Callable[[int], None]
+
+OF_BACKBONE = "backbone_sha256 = $backbone AND projection_sha256 IS NULL AND topic IS NOT NULL"
+STORED = f"""
+SELECT count(*) FILTER ({OF_BACKBONE}) AS usable, count(*) FILTER (topic IS NOT NULL) AS stored FROM features
+"""  # noqa: S608  a constant
+WITHOUT_FEATURES = f"""
+SELECT count(*) AS predicted, count(*) FILTER (f.topic IS NULL) AS missing
+FROM predictions p
+LEFT JOIN (SELECT topic, "partition", "offset" FROM features WHERE {OF_BACKBONE}) f
+USING (topic, "partition", "offset")
+"""  # noqa: S608
+# Runs of offsets that follow each other: as many rows as there are gaps, not as there are messages.
+DONE = """
+WITH numbered AS (
+    SELECT topic, "partition", "offset",
+           "offset" - row_number() OVER (PARTITION BY topic, "partition" ORDER BY "offset") AS run
+    FROM rescored WHERE bundle_sha256 = $bundle
+)
+SELECT topic, "partition", min("offset") AS first, max("offset") AS last, count(*) AS rows
+FROM numbered GROUP BY topic, "partition", run ORDER BY topic, "partition", first
+"""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What a run did.
+
+    Attributes:
+        rows: answers that this run added.
+        there_before: answers of this version that were there already.
+        missing: predictions that have no stored features of this backbone, and so got no new answer.
+    """
+
+    version: int
+    bundle_sha256: str
+    rows: int
+    there_before: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Files that are scored in one commit; `id` names them and the model."""
+
+    id: str
+    files: list[str]
+
+
+@dataclass
+class _Done:
+    """Which messages are scored already: per (topic, partition) the first and last offsets of runs, both rising."""
+
+    rows: int = 0
+    runs: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
+
+    def holds(self, topic: str, partition: int, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+        if (topic, partition) not in self.runs:
+            return np.zeros(len(offsets), bool)
+        firsts, lasts = self.runs[topic, partition]
+        place = np.searchsorted(firsts, offsets, side="right") - 1
+        return (place >= 0) & (offsets <= lasts[place])
+
+
+def rescore(
+    settings: Settings,
+    version: int,
+    *,
+    allow_missing: bool = False,
+    workers: int | None = None,
+    on_rows: ON_ROWS = lambda _: None,
+) -> Rescored:
+    """Score every message whose features are stored with model `version`, into the table `rescored`.
+
+    Args:
+        allow_missing: score what has features, where some predictions have none.
+        workers: threads; as many as there are cores if not given.
+        on_rows: told how many rows were read, as they are.
+
+    Raises:
+        ServiceError: no features are stored, they are another backbone's, or some predictions have none (unless that
+            is allowed), or another rescoring is at work in this home.
+        ModelError: there is no such version, or it is refused.
+    """
+    bundle = Registry(settings.models_dir).read(version)
+    check_golden(bundle, load_scorer(bundle))
+    missing = check_features(settings, bundle, version, allow_missing=allow_missing)
+    lock = make_dir(settings.home) / "rescore.lock"
+    with held(lock, "another rescoring is at work in this home; wait until it is done"):
+        table = Table(settings.tables_dir, "rescored")
+        done = _done(settings, bundle.sha256)
+        chunks = [chunk for chunk in _chunks(settings, bundle.sha256) if not table.committed(chunk.id, 0)]
+        added = 0
+        lineage = {"model_version": version, "bundle_sha256": bundle.sha256, "query_id": f"rescore-{uuid4()}"}
+        work = _Work(load_head(bundle), bundle, done, on_rows)
+        for number, (chunk, rows) in enumerate(_scored(chunks, work, workers or os.cpu_count() or 1)):
+            answers = _with_lineage(rows, lineage | {"batch_id": number})
+            if table.append(answers, chunk.id, 0):
+                added += answers.num_rows
+    return Rescored(version, bundle.sha256, added, done.rows, missing)
+
+
+def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_missing: bool) -> int:
+    """Refuse what cannot be rescored, in one line with counts; returns how many predictions have no features.
+
+    Raises:
+        ServiceError: see `rescore`.
+    """
+    there = {log.parent.name for log in settings.tables_dir.glob("*/_delta_log")}
+    if "features" not in there:
+        raise ServiceError(
+            f"no features are stored in {settings.tables_dir}: run `imagestream stream` (with --features), then rescore"
+        )
+    backbone = {"backbone": bundle.backbone_sha256}
+    (stored,) = query(settings, STORED, parameters=backbone, timeout_s=TIMEOUT_S).to_pylist()
+    name = bundle.manifest.backbone.name
+    if not stored["stored"]:
+        raise ServiceError(
+            f"the features stored in {settings.tables_dir} are of training images only: run `imagestream stream` "
+            "(with --features), then rescore"
+        )
+    if not stored["usable"]:
+        raise ServiceError(
+            f"version {version} needs features of its backbone {name} ({bundle.backbone_sha256[:12]}); "
+            f"all {stored['stored']:,} stored rows are another backbone's, and the images are needed to make new ones"
+        )
+    if "predictions" not in there:
+        return 0
+    (found,) = query(settings, WITHOUT_FEATURES, parameters=backbone, timeout_s=TIMEOUT_S).to_pylist()
+    if found["missing"] and not allow_missing:
+        raise ServiceError(
+            f"{found['missing']:,} of {found['predicted']:,} predictions have no stored features of backbone {name} "
+            f"({bundle.backbone_sha256[:12]}); give --allow-missing to rescore the others"
+        )
+    return int(found["missing"])
+
+
+def rows_to_read(settings: Settings) -> int:
+    """How many rows the table `features` has, for a progress bar."""
+    (found,) = query(settings, "SELECT count(*) AS n FROM features", timeout_s=TIMEOUT_S).to_pylist()
+    return int(found["n"])
+
+
+def _chunks(settings: Settings, bundle_sha256: str) -> Iterator[_Chunk]:
+    """The files of `features`, oldest first, so that those that come later do not change the chunks before them."""
+    directory = settings.tables_dir / "features"
+    actions = pa.table(DeltaTable(directory).get_add_actions(flatten=True))
+    actions = actions.sort_by([("modification_time", "ascending"), ("path", "ascending")])
+    gathered: list[str] = []
+    size = 0
+    for action in actions.select(["path", "size_bytes"]).to_pylist():
+        if gathered and size + action["size_bytes"] > CHUNK_BYTES:
+            yield _chunk(gathered, bundle_sha256)
+            gathered, size = [], 0
+        gathered.append(str(directory / unquote(action["path"])))  # percent-encoded, as deltalake gives them
+        size += action["size_bytes"]
+    if gathered:
+        yield _chunk(gathered, bundle_sha256)
+
+
+def _chunk(files: list[str], bundle_sha256: str) -> _Chunk:
+    names = "\n".join(Path(file).name for file in files)
+    return _Chunk(f"rescore:{bundle_sha256}:{hashlib.sha256(names.encode()).hexdigest()}", files)
+
+
+def _done(settings: Settings, bundle_sha256: str) -> _Done:
+    found = query(settings, DONE, parameters={"bundle": bundle_sha256}, timeout_s=TIMEOUT_S)
+    done = _Done(rows=int(pc.sum(found.column("rows")).as_py() or 0))
+    keys = found.select(["topic", "partition"]).group_by(["topic", "partition"]).aggregate([]).to_pylist()
+    for key in keys:
+        mask = pc.and_(
+            pc.equal(found.column("topic"), key["topic"]), pc.equal(found.column("partition"), key["partition"])
+        )
+        runs = found.filter(mask)
+        done.runs[key["topic"], key["partition"]] = runs.column("first").to_numpy(), runs.column("last").to_numpy()
+    return done
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker needs; it changes nothing of it."""
+
+    head: Head
+    bundle: Bundle
+    done: _Done
+    on_rows: ON_ROWS
+
+
+def _scored(chunks: list[_Chunk], work: _Work, workers: int) -> Iterator[tuple[_Chunk, pa.Table]]:
+    """Chunks with their answers, in order; at most `IN_FLIGHT` a worker are begun and not yet taken."""
+    waiting: deque[tuple[_Chunk, Future[pa.Table]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(_score_chunk, chunk, work)))
+            if len(waiting) >= IN_FLIGHT * workers:
+                first, scored = waiting.popleft()
+                yield first, scored.result()
+        for chunk, scored in waiting:
+            yield chunk, scored.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _score_chunk(chunk: _Chunk, work: _Work) -> pa.Table:
+    wanted = ["backbone_sha256", "projection_sha256", "features", *(one.name for one in IDENTITY)]
+    parts = []
+    for file in chunk.files:
+        for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=wanted):
+            parts.append(_score_batch(batch, work, file))
+            work.on_rows(batch.num_rows)
+    return pa.concat_tables(parts)
+
+
+def _score_batch(batch: pa.RecordBatch, work: _Work, file: str) -> pa.Table:
+    usable = _usable(batch, work)
+    if not usable.all():
+        batch = batch.filter(pa.array(usable))
+    if not batch.num_rows:
+        return pa.schema([*IDENTITY, *ANSWER]).empty_table()
+    features = as_matrix(batch.column("features"))
+    if features.shape[1] != work.head.projection.n_in:
+        raise ServiceError(
+            f"{file} holds features of {features.shape[1]} numbers, the model takes {work.head.projection.n_in}"
+        )
+    answers = answer_columns(work.head.probabilities(features), work.head.classes)
+    identity = [batch.column(one.name).cast(one.type) for one in IDENTITY]
+    return pa.table([*identity, *answers], schema=pa.schema([*IDENTITY, *ANSWER]))
+
+
+def _usable(batch: pa.RecordBatch, work: _Work) -> NDArray[np.bool_]:
+    """Rows of the stream, of this backbone, that are not scored yet."""
+    of_backbone = pc.equal(batch.column("backbone_sha256"), work.bundle.backbone_sha256)
+    raw = pc.is_null(batch.column("projection_sha256"))
+    usable = pc.and_(pc.and_(of_backbone, raw), pc.is_valid(batch.column("topic"))).to_numpy(zero_copy_only=False)
+    if not work.done.runs:
+        return np.asarray(usable, bool)
+    topics = pc.dictionary_encode(batch.column("topic"))
+    partitions = batch.column("partition").fill_null(-1).to_numpy()
+    offsets = batch.column("offset").fill_null(-1).to_numpy()
+    numbers = topics.indices.fill_null(-1).to_numpy()
+    for number, topic in enumerate(topics.dictionary.to_pylist()):
+        for partition in np.unique(partitions[numbers == number]):
+            rows = (numbers == number) & (partitions == partition)
+            usable[rows] &= ~work.done.holds(topic, int(partition), offsets[rows])
+    return np.asarray(usable, bool)
+
+
+def _with_lineage(rows: pa.Table, lineage: dict[str, Any]) -> pa.Table:
+    for name, value in lineage.items():
+        one = RESCORED.field(name)
+        rows = rows.append_column(one, pa.repeat(pa.scalar(value, one.type), rows.num_rows))
+    return rows.select(RESCORED.names)

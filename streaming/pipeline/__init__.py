@@ -1,0 +1,1 @@
+"""The running stream: from a Kafka topic to rows in Delta tables, exactly once."""

@@ -1,0 +1,86 @@
+"""The Kafka side of the stream: the source, its options, and the offsets of a micro-batch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pyspark.sql import DataFrame, SparkSession
+
+from streaming.errors import ServiceError
+from streaming.pipeline.pin import OffsetRange
+
+INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
+
+
+def read_topic(
+    spark: SparkSession,
+    bootstrap_servers: str,
+    topic: str,
+    *,
+    images_per_batch: int,
+    starting_offsets: str,
+) -> DataFrame:
+    """The topic as an unbounded DataFrame of the columns that scoring reads.
+
+    Args:
+        starting_offsets: where to begin if the checkpoint does not say: `earliest`, or Kafka's JSON.
+    """
+    return (
+        spark.readStream.format("kafka")
+        .option("kafka.bootstrap.servers", bootstrap_servers)
+        .option("subscribe", topic)
+        .option("startingOffsets", starting_offsets)
+        .option("includeHeaders", "true")
+        .option("maxOffsetsPerTrigger", images_per_batch)
+        .option("failOnDataLoss", "true")  # what is accepted as lost is left out by where the query starts
+        .load()
+        .select(*INPUT_COLUMNS)
+    )
+
+
+def read_query_id(checkpoint: Path) -> str:
+    """The id that Spark gave the query when its checkpoint was made; it outlives restarts."""
+    try:
+        return str(json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ServiceError(f"{checkpoint} is not the checkpoint of a stream: {error}") from error
+
+
+def batch_offsets(checkpoint: Path, batch_id: int, name: str | None = None) -> list[OffsetRange]:
+    """What Spark planned for a micro-batch, read from the checkpoint that it wrote before running it.
+
+    Args:
+        name: the topic's name in the tables, where that is not Kafka's.
+
+    `offsets/N` holds where batch N ends. It starts where N - 1 ends, and batch 0 where the source first looked. A
+    partition that appeared since then starts at 0.
+    """
+    ends = _offsets_in(checkpoint / "offsets" / str(batch_id))
+    if batch_id > 0:
+        starts = _offsets_in(checkpoint / "offsets" / str(batch_id - 1))
+    else:
+        starts = _offsets_in(checkpoint / "sources" / "0" / "0")
+    ranges = []
+    for topic, partitions in sorted(ends.items()):
+        for partition, end in sorted(partitions.items(), key=lambda item: int(item[0])):
+            start = starts.get(topic, {}).get(partition, 0)
+            if end > start:
+                ranges.append(OffsetRange(name or topic, int(partition), start, end))
+    return ranges
+
+
+def planned_offsets(checkpoint: Path) -> Mapping[str, Mapping[str, int]]:
+    """`{topic: {partition: end}}` of the last micro-batch that Spark planned; empty before the first."""
+    planned = [int(path.name) for path in (checkpoint / "offsets").glob("*") if path.name.isdecimal()]
+    return _offsets_in(checkpoint / "offsets" / str(max(planned))) if planned else {}
+
+
+def _offsets_in(path: Path) -> Mapping[str, Mapping[str, int]]:
+    """The last line of a file of Spark's offset log: `{topic: {partition: offset}}` after a version line."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, ValueError, IndexError) as error:
+        raise ServiceError(f"the checkpoint's offsets in {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ServiceError(f"the checkpoint's offsets in {path} should be a JSON object, got {content!r}")
+    return content

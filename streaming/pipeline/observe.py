@@ -1,0 +1,272 @@
+"""Seeing a running stream: one log line per micro-batch, metrics, health, and a state file for `imagestream status`.
+
+`run_stream` reports to an `Observer`; nothing here touches a message, so no image can reach a log. The state file
+`stream-<topic>.json` in the home says which process streams the topic, in what phase, and when it last gave a sign of
+life. It is believed only as far as that process is alive.
+"""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from time import time
+from typing import Any, TextIO
+
+import psutil
+
+from streaming.errors import ServiceError
+from streaming.pipeline.metrics import LOOPBACK, Batch, Metrics, MetricsServer
+from streaming.pipeline.offsets import TopicOffsets, committed_offsets, lags
+from streaming.settings import Settings
+
+STALE_AFTER_S = 300.0  # a micro-batch may take as long as this; an idle stream gives a sign every POLL seconds
+STATE_EVERY_S = 5.0
+PROBE_EVERY_S = 10.0
+CLOSE_TIMEOUT_S = 1.0
+
+
+class Phase(StrEnum):
+    """Where a stream stands."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    FAILED = "failed"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """What `stream-<topic>.json` says of the last process that streamed the topic; times are seconds since 1970."""
+
+    pid: int
+    started: float  # of the process: process ids are used again
+    phase: Phase
+    seen: float  # its last sign of life: a micro-batch, or a poll that found nothing
+    reason: str = ""  # why it failed
+    model_version: int | None = None  # of its last micro-batch
+    url: str | None = None  # where /metrics and /healthz are
+
+    @property
+    def alive(self) -> bool:
+        """Whether that process still runs and means to stream."""
+        if self.phase in {Phase.FAILED, Phase.ENDED}:
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def health(self, stale_after_s: float = STALE_AFTER_S) -> tuple[bool, str]:
+        """Whether the query is active and gave a sign of life in the last `stale_after_s` seconds; and the reason."""
+        if self.phase is Phase.FAILED:
+            return False, f"the stream failed: {self.reason}"
+        if self.phase is Phase.ENDED:
+            return False, "the stream has ended"
+        if not self.alive:
+            return False, f"process {self.pid} of the stream is gone"
+        if self.phase is Phase.STARTING:
+            return False, "the stream is starting"
+        silent_s = time() - self.seen
+        if silent_s > stale_after_s:
+            return False, f"no micro-batch and no idle poll for {silent_s:.0f} s"
+        return True, "streaming"
+
+
+def state_path(settings: Settings) -> Path:
+    """Where the state of the topic's stream is kept."""
+    return settings.home / f"stream-{settings.topic}.json"
+
+
+def read_state(settings: Settings) -> StreamState | None:
+    """The state of the last stream of the settings' topic, if there ever was one."""
+    try:
+        content = json.loads(state_path(settings).read_text(encoding="utf-8"))
+        return StreamState(**content | {"phase": Phase(content["phase"])})
+    except (OSError, ValueError, TypeError, KeyError):  # never started, or damaged: then nothing is known
+        return None
+
+
+def write_state(settings: Settings, state: StreamState) -> None:
+    """Replace the state, by one rename."""
+    path = state_path(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    scratch.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+class LogFormat(StrEnum):
+    """How the log is written."""
+
+    JSON = "json"
+    TEXT = "text"
+
+
+def open_log(format_: LogFormat | str = LogFormat.TEXT, stream: TextIO | None = None) -> Any:
+    """A structlog logger that writes one line per event to `stream`, by default standard error; nothing is global."""
+    import structlog
+
+    stream = stream or sys.stderr
+    as_json = LogFormat(format_) is LogFormat.JSON
+    render: Any = structlog.processors.JSONRenderer() if as_json else _as_text
+    stamp = structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json)
+    return structlog.wrap_logger(
+        structlog.WriteLogger(stream), processors=[structlog.processors.add_log_level, stamp, render]
+    )
+
+
+def _as_text(_logger: object, _method: str, event: Mapping[str, Any]) -> str:
+    """`12:00:00 batch input=63 …`, one line whatever the values hold."""
+    fields = {key: value for key, value in event.items() if key not in {"timestamp", "event", "level"}}
+    level = "" if event["level"] == "info" else f"{event['level']}: "
+    told = " ".join(f"{key}={json.dumps(value, default=str)}" for key, value in fields.items())
+    return f"{event['timestamp']} {level}{event['event']} {told}".rstrip()
+
+
+class Observer:
+    """Takes what `run_stream` reports; safe to call from several threads, and never the cause of a failed batch.
+
+    A thread of its own asks the broker for the topic's end every `PROBE_EVERY_S`, so that lag and the broker's state
+    are known also while no micro-batch comes.
+
+    Args:
+        log: from `open_log`; None logs nothing.
+        metrics_port: serve /metrics and /healthz on loopback, at a free port if 0; None serves nothing.
+        stale_after_s: for health, the longest time between two signs of life.
+
+    Raises:
+        ServiceError: the port is taken.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        bootstrap_servers: str,
+        *,
+        log: Any = None,
+        metrics_port: int | None = None,
+        host: str = LOOPBACK,
+        stale_after_s: float = STALE_AFTER_S,
+        probe_every_s: float = PROBE_EVERY_S,
+    ) -> None:
+        self.metrics = Metrics()
+        self._settings = settings
+        self._log = log
+        self._stale_after_s = stale_after_s
+        self._lock = threading.Lock()
+        self._written = 0.0
+        self._advanced = threading.Event()  # since the tables were last read for the lag
+        self._advanced.set()
+        self._lag: int | None = None
+        self._state = StreamState(os.getpid(), psutil.Process().create_time(), Phase.STARTING, time())
+        self._server = None
+        if metrics_port is not None:
+            self._server = MetricsServer(self.metrics, self.health, metrics_port, host)
+            self._state = replace(self._state, url=self._server.url)
+        self._closing = threading.Event()
+        self._probe = threading.Thread(
+            target=self._watch_broker, args=(bootstrap_servers, probe_every_s), name="lag", daemon=True
+        )
+        self._probe.start()
+
+    @property
+    def url(self) -> str | None:
+        """Where /metrics and /healthz are served, if they are."""
+        return self._state.url
+
+    def health(self) -> tuple[bool, str]:
+        """(healthy, reason) as /healthz says it."""
+        return self._state.health(self._stale_after_s)
+
+    def on_start(self) -> None:
+        """The query runs."""
+        self._become(phase=Phase.RUNNING, write=True)
+        self._tell("info", "start", topic=self._settings.topic, pid=os.getpid(), metrics=self.url)
+
+    def on_batch(self, batch: Batch) -> None:
+        """A micro-batch is committed."""
+        self._advanced.set()
+        self.metrics.batch(batch)
+        self._become(phase=Phase.RUNNING, model_version=batch.model_version, write=True)
+        self._tell(
+            "info",
+            "batch",
+            topic=self._settings.topic,
+            batch_id=batch.batch_id,
+            model_version=batch.model_version,
+            input=batch.input_rows,
+            predicted=batch.predicted_rows,
+            quarantined=dict(batch.quarantined),
+            bytes=batch.input_bytes,
+            seconds={stage: round(spent, 4) for stage, spent in batch.seconds.items()},
+            wall_s=round(batch.wall_s, 4),
+            images_per_second=round(batch.input_rows / max(batch.wall_s, 1e-9), 1),
+            lag=self._lag,
+        )
+
+    def on_refused(self, version: int, why: str) -> None:
+        """A promoted model is refused; the old one goes on."""
+        self.metrics.refused()
+        self._tell("warning", "model refused", model_version=version, reason=why)
+
+    def on_trouble(self, what: str) -> None:
+        """Something failed in passing, and the stream tries again."""
+        self.metrics.trouble()
+        self._tell("warning", "trouble", reason=what)
+
+    def on_idle(self) -> None:
+        """The query waits for messages, all there are being scored; call it as often as you like."""
+        self._become(write=self._state.phase is Phase.RUNNING and time() - self._written >= STATE_EVERY_S)
+
+    def on_failure(self, error: str) -> None:
+        """The query failed; health says so from now on."""
+        # Until the query has run, the file may be that of another process which streams this topic, and whoever
+        # started this one hears of the failure at once.
+        running = self._state.phase is Phase.RUNNING
+        self._become(phase=Phase.FAILED, reason=error, write=running)
+        if running:
+            self._tell("error", "failed", topic=self._settings.topic, reason=error)
+
+    def close(self) -> None:
+        """The stream is over: stop serving, and leave its last word in the state file."""
+        self._closing.set()
+        if self._state.phase is Phase.RUNNING:
+            self._become(phase=Phase.ENDED, write=True)
+            self._tell("info", "end", topic=self._settings.topic)
+        self._probe.join(CLOSE_TIMEOUT_S)  # a broker that does not answer must not hold up the end
+        if self._server is not None:
+            self._server.close()
+
+    def _become(self, *, write: bool, **changes: Any) -> None:
+        with self._lock:
+            self._state = replace(self._state, seen=time(), **changes)
+            if write:
+                self._written = self._state.seen
+                with suppress(OSError):  # a full disk must not fail a batch on account of this file
+                    write_state(self._settings, self._state)
+
+    def _tell(self, level: str, event: str, **fields: Any) -> None:
+        if self._log is not None:
+            with suppress(OSError):  # nor must a log that nobody reads any more
+                getattr(self._log, level)(event, **fields)
+
+    def _watch_broker(self, bootstrap_servers: str, every_s: float) -> None:
+        offsets = TopicOffsets(bootstrap_servers, self._settings.topic)
+        committed: dict[int, int] = {}
+        while not self._closing.is_set():
+            if self._advanced.is_set():
+                self._advanced.clear()
+                with suppress(ServiceError):  # tables that cannot be read just now leave the lag as it was
+                    _, committed = committed_offsets(self._settings)
+            found = offsets.read()
+            partitions = None if found is None else lags(committed, found)
+            self._lag = None if partitions is None else sum(one.lag or 0 for one in partitions)
+            self.metrics.broker(self._settings.topic, partitions)
+            self._closing.wait(every_s)
+        offsets.close()

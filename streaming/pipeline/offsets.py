@@ -1,0 +1,120 @@
+"""How far a topic reaches, and how far the tables have come: the two ends whose distance is the lag."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from streaming.errors import ServiceError
+from streaming.pipeline.incarnation import name_in_kafka, name_in_tables, number_of, read_incarnation
+from streaming.platform.kafka_client import connect
+from streaming.settings import Settings
+
+if TYPE_CHECKING:
+    from kafka import KafkaConsumer
+
+TIMEOUT_MS = 5_000
+COMMITTED = """
+SELECT o['topic'] AS topic, o['partition'] AS "partition", max(o['end']) AS "end"
+FROM (SELECT unnest(offsets) AS o FROM batches) GROUP BY o['topic'], o['partition']
+"""
+
+
+@dataclass(frozen=True)
+class PartitionLag:
+    """One topic partition; None where the broker, or the tables, say nothing of it."""
+
+    partition: int
+    committed: int | None  # one past the last message that has its row
+    end: int | None  # one past the last message that the broker has
+    begin: int | None  # the oldest message that the broker still has
+
+    @property
+    def lag(self) -> int | None:
+        """Messages that wait for their row."""
+        if self.end is None:
+            return None
+        return max(0, self.end - max(self.committed or 0, self.begin or 0))
+
+
+class TopicOffsets:
+    """Asks the broker for a topic's offsets; one connection, kept for as long as it works."""
+
+    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+        self._servers = bootstrap_servers
+        self._topic = topic
+        self._consumer: KafkaConsumer | None = None
+
+    def read(self) -> dict[int, tuple[int, int]] | None:
+        """Partition → (first offset, one past the last); empty where there is no such topic, None without a broker."""
+        from kafka import KafkaConsumer, TopicPartition
+        from kafka.errors import KafkaError
+
+        try:
+            if self._consumer is None:
+                self._consumer = connect(
+                    KafkaConsumer,
+                    bootstrap_servers=self._servers,
+                    client_id="imagestream-lag",
+                    bootstrap_timeout_ms=TIMEOUT_MS,
+                    request_timeout_ms=TIMEOUT_MS,
+                    allow_auto_create_topics=False,
+                    metrics_enabled=False,
+                )
+            names = self._consumer.partitions_for_topic(self._topic) or ()
+            partitions = [TopicPartition(self._topic, number) for number in sorted(names)]
+            if not partitions:
+                return {}
+            begins = self._consumer.beginning_offsets(partitions, timeout_ms=TIMEOUT_MS)
+            ends = self._consumer.end_offsets(partitions, timeout_ms=TIMEOUT_MS)
+        except (KafkaError, ValueError, OSError):
+            self.close()
+            return None
+        return {one.partition: (begins[one], ends[one]) for one in partitions}
+
+    def close(self) -> None:
+        """Give the connection back; the next `read` opens another."""
+        if self._consumer is not None:
+            self._consumer.close(autocommit=False)
+            self._consumer = None
+
+
+def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
+    """The settings' topic as the tables name it, and partition → one past its last message in a whole batch.
+
+    By the table `batches`, read with deltalake alone: in the stream's process, whose JVM leaves threads behind, DuckDB
+    complains at the end.
+
+    Raises:
+        ServiceError: the table cannot be read.
+    """
+    import pyarrow as pa
+    from deltalake import DeltaTable, QueryBuilder
+    from deltalake.exceptions import DeltaError
+
+    directory = settings.tables_dir / "batches"
+    rows: list[dict[str, Any]] = []
+    if (directory / "_delta_log").is_dir():
+        try:
+            answer = QueryBuilder().register("batches", DeltaTable(directory)).execute(COMMITTED)
+            rows = pa.table(answer.read_all()).to_pylist()
+        except (DeltaError, OSError) as error:
+            raise ServiceError(f"table batches in {settings.tables_dir} cannot be read: {error}") from error
+    ours = [row for row in rows if name_in_kafka(row["topic"]) == settings.topic]
+    now = read_incarnation(settings)
+    # The file goes first where a topic was made again, the tables where the checkpoints' folder is lost.
+    number = max([now.number if now else 1, *(number_of(row["topic"]) for row in ours)])
+    name = name_in_tables(settings.topic, number)
+    return name, {row["partition"]: row["end"] for row in ours if row["topic"] == name}
+
+
+def lags(committed: dict[int, int], offsets: dict[int, tuple[int, int]] | None) -> list[PartitionLag]:
+    """Both sides of every partition that either side knows."""
+    known = offsets or {}
+    return [
+        PartitionLag(
+            partition,
+            committed.get(partition),
+            end=known[partition][1] if partition in known else None,
+            begin=known[partition][0] if partition in known else None,
+        )
+        for partition in sorted({*committed, *known})
+    ]

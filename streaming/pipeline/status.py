@@ -1,0 +1,145 @@
+"""The state of the service at a glance, from the outside: tables, registry, broker, and the stream's own state file.
+
+Healthy means: the broker answers, a stream of the topic runs here and gave a sign of life lately (a micro-batch, or a
+poll that found nothing to do), and it takes the champion: no version is promoted that it refuses. Lag alone is not
+ill health: it says how much there is to do.
+"""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from models.errors import ModelError
+from models.registry import ALIASES, CHAMPION, Registry
+from streaming.errors import ServiceError
+from streaming.pipeline.observe import STALE_AFTER_S, StreamState, read_state
+from streaming.pipeline.offsets import PartitionLag, TopicOffsets, committed_offsets, lags
+from streaming.platform.broker import bootstrap_servers as home_servers
+from streaming.query import query
+from streaming.settings import Settings
+
+BATCHES_FOR_RATE = 10
+
+LAST_BATCHES = """
+SELECT query_id, batch_id, model_version, input_rows, predicted_rows, quarantined_rows, input_bytes,
+       element_at(seconds, 'batch')[1] AS seconds, refused, epoch(committed_at) AS committed
+FROM batches WHERE len(list_filter(offsets, lambda o: o.topic = $topic)) > 0
+ORDER BY committed DESC LIMIT $limit
+"""
+QUARANTINED = (
+    "SELECT reason, count(*) AS n FROM quarantine WHERE topic = $topic GROUP BY reason ORDER BY n DESC, reason"
+)
+
+
+@dataclass(frozen=True)
+class LastBatch:
+    """The newest micro-batch of the topic."""
+
+    query_id: str
+    batch_id: int
+    model_version: int
+    input_rows: int
+    committed_at: datetime
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """What `imagestream status` shows; None where nothing is known."""
+
+    topic: str
+    healthy: bool
+    reasons: list[str]  # why it is not healthy
+    broker: str | None  # its address
+    broker_up: bool
+    partitions: list[PartitionLag]
+    stream: StreamState | None  # the last process that streamed the topic
+    streaming: bool  # whether it still does
+    images_per_second: float | None  # of the last batches, while they ran
+    last_batch: LastBatch | None
+    aliases: dict[str, int | None]
+    quarantined: dict[str, int]
+
+    @property
+    def lag(self) -> int | None:
+        """Messages of the topic that wait for their row; None if the broker does not say."""
+        return sum(one.lag or 0 for one in self.partitions) if self.broker_up else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        partitions = [asdict(one) | {"lag": one.lag} for one in self.partitions]
+        return asdict(self) | {"lag": self.lag, "partitions": partitions}
+
+
+def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> Status:
+    """Look at everything once; what cannot be had is left out, and named in the reasons.
+
+    Raises:
+        ServiceError: a table cannot be read.
+    """
+    reasons = []
+    broker, offsets = _broker(settings)
+    if offsets is None:
+        reasons.append(f"the broker at {broker} does not answer" if broker else "the home's broker is not running")
+    state = read_state(settings)
+    streaming, why = (False, "no stream has run on this topic here") if state is None else state.health(stale_after_s)
+    if not streaming:
+        reasons.append(why)
+    aliases, problem = _aliases(settings)
+    if problem:
+        reasons.append(problem)
+    topic, committed = committed_offsets(settings)
+    batches = _rows(settings, "batches", LAST_BATCHES, topic=topic, limit=BATCHES_FOR_RATE)
+    if batches and f"version {aliases.get(CHAMPION)}:" in (batches[0]["refused"] or ""):
+        reasons.append(f"the champion is refused, an older model goes on: {batches[0]['refused']}")
+    busy_s = sum(row["seconds"] or 0 for row in batches)
+    return Status(
+        topic=settings.topic,
+        healthy=not reasons,
+        reasons=reasons,
+        broker=broker,
+        broker_up=offsets is not None,
+        partitions=lags(committed, offsets),
+        stream=state,
+        streaming=state is not None and state.alive,
+        images_per_second=sum(row["input_rows"] for row in batches) / busy_s if busy_s else None,
+        last_batch=_last(batches[0]) if batches else None,
+        aliases=aliases,
+        quarantined={row["reason"]: row["n"] for row in _rows(settings, "quarantine", QUARANTINED, topic=topic)},
+    )
+
+
+def _broker(settings: Settings) -> tuple[str | None, dict[int, tuple[int, int]] | None]:
+    """(its address, what it says of the topic); None where it is not running, or does not answer."""
+    try:
+        servers = home_servers(settings)
+    except ServiceError:
+        return None, None
+    offsets = TopicOffsets(servers, settings.topic)
+    try:
+        return servers, offsets.read()
+    finally:
+        offsets.close()
+
+
+def _aliases(settings: Settings) -> tuple[dict[str, int | None], str | None]:
+    """(where each alias points, what is wrong with that)."""
+    registry = Registry(settings.models_dir)
+    try:
+        aliases = {str(alias): registry.target(alias) for alias in ALIASES}
+    except ModelError as error:
+        return {}, str(error)
+    return aliases, None if aliases[CHAMPION] else f"there is no champion model in {registry.root}"
+
+
+def _rows(settings: Settings, table: str, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+    if not (settings.tables_dir / table / "_delta_log").is_dir():
+        return []
+    rows: list[dict[str, Any]] = query(settings, sql, parameters=parameters).to_pylist()
+    return rows
+
+
+def _last(row: dict[str, Any]) -> LastBatch:
+    at = datetime.fromtimestamp(row["committed"], UTC)
+    named = {name: row[name] for name in ("query_id", "batch_id", "model_version", "input_rows")}
+    return LastBatch(**named, committed_at=at, age_s=(datetime.now(UTC) - at).total_seconds())

@@ -1,0 +1,292 @@
+"""The running stream: a Kafka topic scored in micro-batches until it is drained or told to stop.
+
+The Spark query is started, and started again, by one loop: when the broker was gone and is back, when a worker or an
+engine failed in passing, and when messages turn out so large or small that another batch size fits better. What is
+wrong for good (a checkpoint that does not fit, a model that is refused) ends it with one line.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from models.registry import Registry
+from streaming.errors import ServiceError
+from streaming.home import held, rewriting
+from streaming.pipeline.commit import BatchCommitter, BatchResult, Tables
+from streaming.pipeline.continuity import Accept, Continuity, check_checkpoint, check_topic, read_continuity, set_aside
+from streaming.pipeline.incarnation import read_incarnation, write_incarnation
+from streaming.pipeline.ingest import read_topic
+from streaming.pipeline.preflight import check_memory, stream_heap
+from streaming.pipeline.serving import Serving
+from streaming.platform.session import QUICK_START, cause, spark_session
+from streaming.platform.topic import broker_answers, describe_topic
+from streaming.settings import Settings
+
+# The whole heap is there from the start, in one piece that is collected by one thread: what a stream needs does not
+# depend on what comes. Buffers for large messages are given back rather than kept per thread.
+JVM = f"{QUICK_START} -XX:+UseSerialGC -XX:+AlwaysPreTouch -Djdk.nio.maxCachedBufferSize=262144 -Xms{{heap}}"
+
+IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
+BYTES_PER_BATCH = 512 * 1024**2
+RESIZE_FACTOR = 2.0  # a batch size is changed only if it is off by more than this
+POLL_S = 0.2
+STOP_TIMEOUT_S = 25.0
+RETRY_S = 2.0
+MAX_FAILURES = 3  # in a row, without a committed batch in between
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How to run."""
+
+    until_drained: bool = False
+    images_per_batch: int = IMAGES_PER_BATCH
+    bytes_per_batch: int = BYTES_PER_BATCH
+    store_features: bool = True
+    resume_from_tables: bool = False
+    accept: Accept = field(default_factory=Accept)
+
+
+@dataclass(frozen=True)
+class StreamEvents:
+    """Whom to tell; every callback is called from the stream's own threads and must be quick."""
+
+    on_start: Callable[[], None] = lambda: None
+    on_batch: Callable[[BatchResult], None] = lambda _: None
+    on_step: Callable[[str], None] = lambda _: None
+    on_refused: Callable[[int, str], None] = lambda _version, _why: None
+    on_trouble: Callable[[str], None] = lambda _: None
+    on_idle: Callable[[], None] = lambda: None  # again and again, while there is nothing to do
+
+
+@dataclass
+class StreamSummary:
+    """What one run of the stream did."""
+
+    batches: int = 0
+    input_rows: int = 0
+    predicted: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    predicted_by_version: dict[int, int] = field(default_factory=dict)
+    restarts: int = 0  # of the Spark query, within this run
+    seconds: float = 0.0  # from the query's start to its end
+    batch_seconds: float = 0.0  # of the micro-batches alone
+
+    def add(self, batch: BatchResult) -> None:
+        self.batches += 1
+        self.input_rows += batch.input_rows
+        self.predicted += batch.predicted_rows
+        self.batch_seconds += batch.wall_s
+        for reason, count in batch.quarantined.items():
+            self.quarantined[reason] = self.quarantined.get(reason, 0) + count
+        of_version = self.predicted_by_version
+        of_version[batch.model_version] = of_version.get(batch.model_version, 0) + batch.predicted_rows
+
+
+class BatchSize:
+    """How many messages a micro-batch may hold: as many as asked for, fewer where they are large."""
+
+    def __init__(self, options: StreamOptions) -> None:
+        self._options = options
+        self.images = options.images_per_batch
+
+    def fitting(self, batch: BatchResult) -> int:
+        """The size that fits messages like those of `batch`."""
+        mean_bytes = max(1, batch.input_bytes // max(1, batch.input_rows))
+        return max(1, min(self._options.images_per_batch, self._options.bytes_per_batch // mean_bytes))
+
+    def is_off(self, batch: BatchResult) -> bool:
+        ratio = self.fitting(batch) / self.images
+        return not 1 / RESIZE_FACTOR <= ratio <= RESIZE_FACTOR
+
+
+def run_stream(
+    settings: Settings, bootstrap_servers: str, options: StreamOptions, events: StreamEvents
+) -> StreamSummary:
+    """Score the settings' topic until SIGTERM or Ctrl-C, or, if the options say so, until all there is now is scored.
+
+    Raises:
+        ServiceError: another stream runs on this topic here, no broker answers at the start, there is no champion, the
+            offsets do not continue what was committed, memory does not suffice, or the query keeps failing.
+        ModelError: the champion's bundle is refused.
+    """
+    checkpoint = settings.checkpoints_dir / settings.topic / "spark"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
+    with held(checkpoint.parent / ".lock", busy), _stop_signals() as stop:
+        continuity = read_continuity(settings, options.accept)
+        check_checkpoint(continuity, checkpoint, resume=options.resume_from_tables)
+        topic = describe_topic(bootstrap_servers, settings.topic)
+        start = check_topic(continuity, topic, checkpoint, read_incarnation(settings))
+        registry = Registry(settings.models_dir)
+        name, java_options = f"imagestream {settings.topic}", QUICK_START
+        if settings.master.startswith("local"):
+            settings = settings.model_copy(update={"driver_memory": stream_heap(settings)})
+            java_options = JVM.format(heap=settings.driver_memory)
+        with spark_session(settings, name, java_options=java_options) as spark:
+            serving = Serving(spark, registry, events.on_refused)
+            if settings.master.startswith("local"):
+                bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
+                check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
+            tables = Tables(settings.tables_dir)
+            if start.anew or not (checkpoint / "metadata").exists():
+                with rewriting(settings.home):
+                    tables.discard_unfinished(continuity)
+                set_aside(checkpoint)
+            write_incarnation(settings, start.incarnation)
+            run = _Run(settings, bootstrap_servers, options, events, spark, stop, start.continuity)
+            committer = BatchCommitter(
+                serving,
+                tables,
+                start.continuity,
+                checkpoint,
+                store_features=options.store_features,
+                on_batch=run.committed,
+                on_step=events.on_step,
+            )
+            run.until_done(committer, start.starting_offsets(topic))
+    return run.summary
+
+
+class _Run:
+    """One run of the stream: the loop around the Spark query."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        bootstrap_servers: str,
+        options: StreamOptions,
+        events: StreamEvents,
+        spark: SparkSession,
+        stop: threading.Event,
+        continuity: Continuity,
+    ) -> None:
+        self._settings = settings
+        self._continuity = continuity
+        self._servers = bootstrap_servers
+        self._options = options
+        self._events = events
+        self._spark = spark
+        self._stop = stop
+        self._size = BatchSize(options)
+        self._last: BatchResult | None = None
+        self._failures = 0
+        self.summary = StreamSummary()
+
+    def committed(self, batch: BatchResult) -> None:
+        """Take note of a committed micro-batch."""
+        self._last = batch
+        self._failures = 0
+        self.summary.add(batch)
+        self._events.on_batch(batch)
+
+    def until_done(self, committer: BatchCommitter, starting_offsets: str) -> None:
+        """Start the query, and again as often as it takes."""
+
+        def run_batch(messages: Any, batch_id: int) -> None:
+            if self._last is not None and self._size.is_off(self._last):
+                raise _ResizeError
+            committer(messages, batch_id)
+
+        clock = perf_counter()
+        while not self._stop.is_set():
+            query = self._start(run_batch, starting_offsets)
+            if self.summary.restarts == 0:
+                self._events.on_start()
+            error = self._wait(query)
+            if error is None:
+                break
+            self.summary.restarts += 1
+            if _ResizeError.__name__ in error and self._last is not None:
+                self._size.images = self._size.fitting(self._last)
+                self._last = None  # the batch that was planned with the old size still runs
+            else:
+                self._after_failure(error)
+        self.summary.seconds = perf_counter() - clock
+
+    def _start(self, run_batch: Callable[[Any, int], None], starting_offsets: str) -> Any:
+        messages = read_topic(
+            self._spark,
+            self._servers,
+            self._settings.topic,
+            images_per_batch=self._size.images,
+            starting_offsets=starting_offsets,
+        )
+        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
+        trigger: dict[str, Any] = {"processingTime": "0 seconds"}
+        if self._options.until_drained:
+            trigger = {"availableNow": True}
+        writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(run_batch)
+        return writer.option("checkpointLocation", str(checkpoint)).trigger(**trigger).start()
+
+    def _wait(self, query: Any) -> str | None:
+        """Wait until the query ends by itself, or let its running micro-batch finish when told to stop.
+
+        Returns:
+            Why it failed; None if it did not.
+        """
+        while query.isActive and not self._stop.wait(POLL_S):
+            if not query.status["isTriggerActive"]:
+                self._events.on_idle()
+        if self._stop.is_set():
+            give_up = monotonic() + STOP_TIMEOUT_S
+            while query.isActive and query.status["isTriggerActive"] and monotonic() < give_up:
+                threading.Event().wait(POLL_S)
+            query.stop()
+        error = query.exception()
+        return None if error is None or self._stop.is_set() else str(error)
+
+    def _after_failure(self, error: str) -> None:
+        """Wait for the broker if that is what is missing; else give it another try, but not for ever."""
+        if is_permanent(error):
+            raise ServiceError(f"the stream stopped: {cause(error)}")
+        if not broker_answers(self._servers):
+            self._events.on_trouble(f"the broker at {self._servers} does not answer; waiting for it")
+            while not self._stop.wait(RETRY_S) and not broker_answers(self._servers):
+                pass
+            return
+        self._check_topic()
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}")
+        self._events.on_trouble(f"trying again: {cause(error)}")
+        self._stop.wait(RETRY_S)
+
+    def _check_topic(self) -> None:
+        """Say what has become of the topic, if that is why the query failed."""
+        try:
+            topic = describe_topic(self._servers, self._settings.topic)
+        except ServiceError:
+            return  # the broker is on its way down or up: the next try will tell
+        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
+        if check_topic(self._continuity, topic, checkpoint, read_incarnation(self._settings)).anew:
+            raise ServiceError(
+                f"topic {topic.name!r} has changed while it was read; start again to go on as the options say"
+            )
+
+
+class _ResizeError(Exception):
+    """Raised before a micro-batch is pinned, to have the query started again with another batch size."""
+
+
+def is_permanent(error: str) -> bool:
+    """Whether trying again cannot help: offsets, pins or accounts that do not fit. An engine that fails may recover."""
+    return "streaming.errors.ServiceError" in error
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, for as long as the block runs."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,134 @@
+"""What the service needs of the machine it runs on, looked at one by one; each thing that is missing says its fix."""
+
+import platform
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from streaming.errors import ServiceError
+from streaming.home import make_dir
+from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
+from streaming.platform.jars import damaged_jars, locked_jars
+from streaming.platform.java import find_java
+from streaming.settings import Settings
+
+PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
+MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each
+MIN_DISK_GIB = 2.0
+GIB = 1024**3
+ANSWER_TIMEOUT_S = 3.0
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: what was found, and how to mend it if that does not do."""
+
+    name: str
+    found: str
+    fix: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.fix is None
+
+
+def diagnose(settings: Settings) -> list[Check]:
+    """Look at everything; never raises for what it finds."""
+    checks: tuple[Callable[[Settings], Check], ...] = (
+        check_python,
+        check_java,
+        check_home,
+        check_jars,
+        check_memory,
+        check_disk,
+        check_broker,
+    )
+    return [check(settings) for check in checks]
+
+
+def check_python(_: Settings) -> Check:
+    fits = PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW
+    fix = None if fits else "make the environment anew with Python 3.11, 3.12 or 3.13: `make distclean setup`"
+    return Check("Python", platform.python_version(), fix)
+
+
+def check_java(settings: Settings) -> Check:
+    try:
+        return Check("Java", str(find_java(settings.home)))
+    except ServiceError as error:
+        needed, _, fix = str(error).partition(": ")
+        return Check("Java", needed, fix)
+
+
+def check_home(settings: Settings) -> Check:
+    try:
+        return Check("home", f"{make_dir(settings.home)} can be written to")
+    except ServiceError as error:
+        found, _, fix = str(error).rpartition(": ")
+        return Check("home", found, fix)
+
+
+def check_jars(settings: Settings) -> Check:
+    damaged = damaged_jars(settings.jars_dir)
+    if not damaged:
+        return Check("jars", f"{len(locked_jars())} in {settings.jars_dir}, as locked")
+    name, damage = next(iter(damaged.items()))
+    others = f", and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+    return Check("jars", f"{settings.jars_dir / name}: {damage}{others}", "run `imagestream setup`")
+
+
+def check_memory(_: Settings) -> Check:
+    gib = _memory_bytes() / GIB
+    fix = None if gib >= MIN_MEMORY_GIB else f"give the machine or container {MIN_MEMORY_GIB:.0f} GiB"
+    return Check(
+        "memory", f"{gib:.1f} GiB, {psutil.virtual_memory().available / GIB:.1f} GiB of the machine's free", fix
+    )
+
+
+def check_disk(settings: Settings) -> Check:
+    there = next(path for path in (settings.home, *settings.home.parents) if path.is_dir())
+    gib = shutil.disk_usage(there).free / GIB
+    fix = None if gib >= MIN_DISK_GIB else f"free {MIN_DISK_GIB:.0f} GiB there, or choose another home with --home DIR"
+    return Check("disk", f"{gib:.1f} GiB free at {there}", fix)
+
+
+def check_broker(settings: Settings) -> Check:
+    """The brokers that were given must answer; the home's own needs its port, or takes a free one."""
+    if settings.bootstrap_servers:
+        servers = settings.bootstrap_servers.split(",")
+        silent = [server for server in servers if not _answers(server.strip())]
+        fix = "start them, or correct IMAGESTREAM_BOOTSTRAP_SERVERS" if silent else None
+        return Check(
+            "broker", f"no answer from {', '.join(silent)}" if silent else f"{', '.join(servers)} answers", fix
+        )
+    running = running_broker(settings)
+    if running is not None:
+        fix = None if _answers(running.address) else "run `imagestream broker stop`, then `imagestream broker start`"
+        return Check("broker", f"{'running' if fix is None else 'does not answer'} at {running.address}", fix)
+    port = remembered_port(settings) or DEFAULT_PORT
+    free = "free" if not is_taken(port) else "taken by another process: the broker will choose a free one"
+    return Check("broker", f"not running; port {port} is {free}")
+
+
+def _memory_bytes() -> int:
+    """The machine's memory, or its container's share of it."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int(CGROUP_LIMIT.read_text()))
+    except (OSError, ValueError):  # no control groups, or "max"
+        return total
+
+
+def _answers(server: str) -> bool:
+    host, _, port = server.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True

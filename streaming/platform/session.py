@@ -1,0 +1,152 @@
+"""The Spark session, the same for every job: jars from the home, Arrow to the workers, Delta, small local overheads."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from streaming.errors import ServiceError
+from streaming.home import make_dir
+from streaming.platform.jars import install_jars, spark_jars
+from streaming.platform.java import find_java
+from streaming.settings import Settings
+
+SPARK_LOG = "spark.log"
+ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s
+BYTES_PER_ARROW_BATCH = 8 * 1024**2  # of large messages few are under way at a time
+
+# Compile quickly rather than well: a JVM that only moves bytes between Kafka and Python gains nothing from more.
+QUICK_START = "-XX:TieredStopAtLevel=1"
+DELTA = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    "spark.databricks.delta.snapshotPartitions": "1",  # a small log needs no 50 tasks to be read
+}
+CONF = {
+    "spark.sql.execution.arrow.pyspark.enabled": "true",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_PER_ARROW_BATCH),
+    "spark.sql.execution.arrow.maxBytesPerBatch": str(BYTES_PER_ARROW_BATCH),
+    "spark.sql.adaptive.enabled": "false",  # our few shuffles are small: planning them anew costs more than it saves
+    "spark.sql.session.timeZone": "UTC",
+    "spark.ui.enabled": "false",
+    # In Python workers memory goes back to the system when a large message is done with.
+    "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",
+    "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
+    "spark.ui.showConsoleProgress": "false",
+    "spark.log.level": "WARN",
+}
+LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}  # where all is on one machine
+
+
+@contextmanager
+def spark_session(
+    settings: Settings, name: str, *, delta: bool = False, java_options: str = ""
+) -> Iterator[SparkSession]:
+    """A Spark session with the home's jars, stopped on the way out.
+
+    Args:
+        delta: with Spark's own Delta reader and writer, which take seconds to load; the stream, training and
+            retraining go through `deltalake` and Parquet files instead.
+        java_options: for the JVM, e.g. `QUICK_START`.
+
+    Raises:
+        ServiceError: there is no usable Java, a jar is missing and cannot be fetched, the home cannot be written, Spark
+            does not start, or a job in the block fails.
+    """
+    log = make_dir(settings.home) / SPARK_LOG
+    java = find_java(settings.home)
+    install_jars(settings.jars_dir, java)
+    java_home = java.parent.parent
+    builder = (
+        SparkSession.builder.master(settings.master)
+        .appName(name)
+        .config("spark.jars", ",".join(str(jar) for jar in spark_jars(settings.jars_dir)))
+        .config("spark.driver.memory", settings.driver_memory)
+        .config("spark.sql.warehouse.dir", str(settings.home / "warehouse"))
+        .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
+    )
+    local = settings.master.startswith("local")
+    for key, value in (CONF | (DELTA if delta else {}) | (LOOPBACK if local else {})).items():
+        builder = builder.config(key, value)
+    # PySpark takes these two from the environment only, and only when it starts.
+    with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _output_to(log):
+        try:
+            spark = builder.getOrCreate()
+        except (PySparkException, Py4JError) as error:
+            raise ServiceError(f"Spark did not start ({cause(str(error))}); its log: {log}") from error
+    try:
+        yield spark
+    except (PySparkException, Py4JError) as error:
+        raise ServiceError(f"a Spark job failed: {cause(str(error))}; its log: {log}") from error
+    finally:
+        spark.stop()
+
+
+def cause(text: str) -> str:
+    """What a Spark error is about: the innermost Python error in it, else its first line."""
+    errors = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    if not errors:
+        return text.strip().split("\n", 1)[0] or "no reason given"
+    kind, message = errors[-1]
+    return str(message) if kind in {"ServiceError", "ModelError"} else f"{kind}: {message}"
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Environment variables set for the block, and put back after it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Where processes started in the block write their output: the JVM, and so its Python workers, for good."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminals = {number: os.dup(number) for number in (1, 2)}
+    with path.open("ab") as file:
+        for number in terminals:
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, terminal in terminals.items():
+            os.dup2(terminal, number)
+            os.close(terminal)
+
+
+def _log4j(settings: Settings) -> str:
+    """Spark logs to a file of the home; what its jobs raise reaches the caller as an exception."""
+    path = settings.home / "log4j2.properties"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"""\
+rootLogger.level = warn
+rootLogger.appenderRef.file.ref = file
+appender.file.type = RollingFile
+appender.file.name = file
+appender.file.fileName = {settings.home / SPARK_LOG}
+appender.file.filePattern = {settings.home / SPARK_LOG}.%i
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d %p %c{{1}}: %m%n%ex
+appender.file.policies.type = SizeBasedTriggeringPolicy
+appender.file.policies.size = 10MB
+appender.file.strategy.type = DefaultRolloverStrategy
+appender.file.strategy.max = 3
+"""
+    )
+    return f"-Dlog4j2.configurationFile={path.as_uri()}"

@@ -1,0 +1,124 @@
+"""What the stored predictions are worth, as far as labels are known by now: the HTML report without a JVM.
+
+A stored prediction keeps its best answers and their probabilities, not the scores of every class: counts, F1 and
+calibration come out exactly, log loss and ROC curves cannot be had from them, and `imagestream report --model N` tells
+them of a version's holdout.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from models.evaluation_sums import EvaluationSums
+from streaming.errors import ServiceError
+from streaming.query import open_query, query
+from streaming.reports.plots import GRID
+from streaming.reports.report import KNOWN, NOT_KNOWN
+from streaming.reports.report_content import ModelReport, sample_of
+from streaming.settings import Settings
+
+SAMPLES = GRID * GRID
+MISTAKES = 12
+MAX_CLASSES = 500
+REST = "(other labels)"
+TIMEOUT_S = 600.0
+
+ANSWERED = """
+, answered AS (
+    SELECT p.image_id, coalesce(known.label, p.label_true) AS truth, p.label AS predicted,
+           coalesce(p.confidence, 0) AS confidence, p.source, p.model_version,
+           p.label = truth OR coalesce(list_contains([one.label FOR one IN p.top_k], truth), false) AS among_best
+    FROM predictions p LEFT JOIN known USING (image_id)
+    WHERE truth IS NOT NULL AND p.label IS NOT NULL AND ($version::INT IS NULL OR p.model_version = $version)
+)
+"""
+CLASSES = """
+SELECT label, bool_or(answer) AS answer, count(*) AS rows
+FROM (SELECT predicted AS label, true AS answer FROM answered UNION ALL SELECT truth, false FROM answered)
+GROUP BY label ORDER BY answer DESC, rows DESC, label LIMIT $limit
+"""
+ANSWERS = "SELECT truth, predicted, confidence FROM answered"
+COUNTS = """
+SELECT count(*) AS labelled, avg(among_best::INT) AS among_best,
+       list_sort(list(DISTINCT model_version)) AS versions FROM answered
+"""
+SHOWN = """
+SELECT image_id, truth AS label, predicted, any_value(confidence)::DOUBLE AS confidence, any_value(source) AS source
+FROM answered GROUP BY ALL
+"""
+PICKED = "SELECT * FROM shown ORDER BY hash(image_id), image_id LIMIT $limit"
+SUREST = "SELECT * FROM shown WHERE label <> predicted ORDER BY confidence DESC, image_id LIMIT $limit"
+
+
+def read_live_report(settings: Settings, version: int | None = None) -> ModelReport:
+    """Report on the predictions in Delta whose label is known, of one version or of all.
+
+    Raises:
+        ServiceError: there are no predictions, or none with a label.
+    """
+    there = {log.parent.name for log in settings.tables_dir.glob("*/_delta_log")}
+    if "predictions" not in there:
+        raise ServiceError(f"no predictions yet in {settings.tables_dir}: run `imagestream stream` first")
+    reader = _Reader(settings, (KNOWN if "labels" in there else NOT_KNOWN) + ANSWERED, version)
+    (counts,) = reader.rows(COUNTS)
+    if not counts["labelled"]:
+        whose = "" if version is None else f" of version {version}"
+        raise ServiceError(
+            f"no prediction{whose} has a label yet: publish images with labels, or give some with 'imagestream label'"
+        )
+    evaluation = reader.sums().result()
+    shown = f", shown AS ({SHOWN})"
+    samples, mistakes = (
+        [sample_of(row, [row["source"]] if row["source"] else []) for row in reader.rows(shown + sql, limit=limit)]
+        for sql, limit in ((PICKED, SAMPLES), (SUREST, MISTAKES))
+    )
+    versions = ", ".join(map(str, counts["versions"]))
+    return ModelReport(
+        title="Live predictions" + ("" if version is None else f" of model version {version}"),
+        about=f"{counts['labelled']:,} stored predictions whose label is known by now, by model version {versions}",
+        evaluation=evaluation,
+        balance={"labelled predictions": evaluation.support.tolist()},
+        samples=samples,
+        mistakes=mistakes,
+        notes=[
+            f"Stored predictions keep the best answers only, so there is neither a log loss nor a ROC curve. The true "
+            f"class is among those answers of {counts['among_best']:.2%} of the images."
+        ],
+    )
+
+
+class _Reader:
+    """Queries over the labelled predictions."""
+
+    def __init__(self, settings: Settings, prefix: str, version: int | None) -> None:
+        self._settings = settings
+        self._prefix = prefix
+        self._version = version
+
+    def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        table = query(
+            self._settings, self._prefix + sql, parameters={"version": self._version, **parameters}, timeout_s=TIMEOUT_S
+        )
+        found: list[dict[str, Any]] = table.to_pylist()
+        return found
+
+    def sums(self) -> EvaluationSums:
+        """The counts over all labelled predictions, read batch by batch.
+
+        Classes that are answers come first, then labels that never are, by how often they occur; those beyond
+        `MAX_CLASSES` are counted together, for labels come from outside and may be as many as there are messages.
+        """
+        classes = [row["label"] for row in self.rows(CLASSES, limit=MAX_CLASSES)] + [REST]
+        sums = EvaluationSums(tuple(classes), len(classes))
+        parameters = {"version": self._version}
+        with open_query(self._settings, self._prefix + ANSWERS, parameters=parameters, timeout_s=TIMEOUT_S) as batches:
+            for batch in batches:
+                truth, predicted = (
+                    pc.index_in(batch.column(name), pa.array(classes)).fill_null(len(classes) - 1).to_numpy()
+                    for name in ("truth", "predicted")
+                )
+                confidence = batch.column("confidence").to_numpy(zero_copy_only=False)
+                sums.add_answers(predicted.astype(np.int64), confidence, truth.astype(np.int64))
+        return sums

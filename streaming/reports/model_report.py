@@ -1,0 +1,156 @@
+"""What a model version is worth on its own holdout, and beside another version: what the HTML report tells.
+
+The holdout is found again from the bundle's seed and thresholds, so it holds what has been labelled since, too. Two
+versions are compared on images that neither was fitted on.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from models.bundle import Bundle
+from models.evaluation import Interval
+from models.projection import PCA
+from models.registry import Registry
+from models.scorer import load_head
+from streaming.errors import ServiceError
+from streaming.images.images_frame import read_files
+from streaming.images.labels import labelled_features
+from streaming.images.split import Split
+from streaming.platform.session import QUICK_START, spark_session
+from streaming.reports.plots import GRID, Sample
+from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport, lineage_of, sample_of
+from streaming.settings import Settings
+from streaming.tables import Table
+from streaming.training.evaluate import evaluate, most_confident_mistakes, sample_predictions
+from streaming.training.gate import PairedCounts, lower_bound, paired_counts
+
+SAMPLES = GRID * GRID
+MISTAKES = 12
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version with its bundle."""
+
+    number: int
+    bundle: Bundle
+
+
+def read_model_report(settings: Settings, version: int, against: int | None = None) -> ModelReport:
+    """Evaluate a version on its holdout, and beside another one if asked to.
+
+    Raises:
+        ModelError: there is no such version, or its bundle is refused.
+        ServiceError: no stored features, none of the version's backbone with a label, or none held out.
+    """
+    registry = Registry(settings.models_dir)
+    ours = Version(version, registry.read(version))
+    other = None if against is None else Version(against, registry.read(against))
+    if not (settings.tables_dir / "features" / "_delta_log").is_dir():
+        raise ServiceError(
+            f"there are no stored features in {settings.tables_dir} to evaluate version {version} on: "
+            "run 'imagestream train' first"
+        )
+    features = Table(settings.tables_dir, "features")
+    with spark_session(settings, "imagestream report", java_options=QUICK_START) as spark:
+        return model_report(spark, features, ours, other)
+
+
+def model_report(
+    spark: SparkSession, features: Table, ours: Version, other: Version | None = None, seed: int = 0
+) -> ModelReport:
+    """The report on `ours`, beside `other`; errors as for `read_model_report`.
+
+    Args:
+        features: the service's table of them.
+        seed: picks the samples, and seeds the bootstrap.
+    """
+    bundle, head = ours.bundle, load_head(ours.bundle)
+    training, holdout = split_of(bundle).sides(labelled_features(spark, features, bundle.backbone_sha256))
+    holdout = holdout.persist()
+    try:
+        evaluation = evaluate(holdout, head)
+        if not evaluation.rows:
+            raise ServiceError(
+                f"version {ours.number} has no held-out image among the labelled features in {features.directory}: "
+                "they are of another backbone, or gone"
+            )
+        fitted_on = {row.label: row["count"] for row in training.groupBy("label").count().collect()}
+        comparison = _compare(spark, features, ours, other, holdout, seed) if other else None
+        answers = sample_predictions(holdout, head, SAMPLES, seed), most_confident_mistakes(holdout, head, MISTAKES)
+    finally:
+        holdout.unpersist()
+    samples, mistakes = _with_images(spark, features, bundle, *answers)
+    projection = head.projection
+    return ModelReport(
+        title=f"Model version {ours.number}",
+        about=f"{evaluation.rows:,} labelled images that version {ours.number} was not fitted on",
+        evaluation=evaluation,
+        balance={
+            "for training": [fitted_on.get(name, 0) for name in evaluation.classes],
+            "held out": evaluation.support.tolist(),
+        },
+        samples=samples,
+        mistakes=mistakes,
+        lineage=lineage_of(bundle),
+        variance=(projection.explained_variance_ratio, projection.n_out) if isinstance(projection, PCA) else None,
+        comparison=comparison,
+        notes=[] if isinstance(projection, PCA) else [f"A projection of kind {projection.kind} has no variance curve."],
+    )
+
+
+def split_of(bundle: Bundle) -> Split:
+    """The split that a version was fitted by."""
+    data = bundle.manifest.training_data
+    return Split(data.seed, data.holdout)
+
+
+def gain_interval(counts: PairedCounts, seed: int) -> Interval:
+    """Where the gain in accuracy lies with `CONFIDENCE`, by the gate's own paired bootstrap, from both sides."""
+    swapped = PairedCounts(counts.both, counts.only_champion, counts.only_candidate, counts.neither)
+    one_sided = (1 + CONFIDENCE) / 2
+    return Interval(lower_bound(counts, one_sided, seed), -lower_bound(swapped, one_sided, seed))
+
+
+def _compare(
+    spark: SparkSession, features: Table, ours: Version, other: Version, holdout: DataFrame, seed: int
+) -> Comparison:
+    """Both versions on the images of our holdout that the other was not fitted on and that both have features of."""
+    # What is of a class that the other does not know cannot have been among its training images.
+    new = holdout.where(~F.col("label").isin(*other.bundle.manifest.classes))
+    rows = split_of(other.bundle).sides(holdout)[1].union(new)
+    their_rows = rows
+    if other.bundle.backbone_sha256 != ours.bundle.backbone_sha256:
+        stored = labelled_features(spark, features, other.bundle.backbone_sha256)
+        their_rows = stored.join(rows.select("image_id"), "image_id", "left_semi")
+        rows = rows.join(their_rows.select("image_id"), "image_id", "left_semi")
+    head, their_head = load_head(ours.bundle), load_head(other.bundle)
+    evaluation = evaluate(rows, head)
+    if not evaluation.rows:
+        raise ServiceError(
+            f"versions {ours.number} and {other.number} cannot be compared: no labelled image is held out of both and "
+            "has stored features of both backbones"
+        )
+    counts = paired_counts(head, rows, their_head, their_rows)
+    theirs = evaluate(their_rows, their_head)
+    return Comparison(other.number, evaluation, theirs, counts, gain_interval(counts, seed))
+
+
+def _with_images(spark: SparkSession, features: Table, bundle: Bundle, *answers: pa.Table) -> list[list[Sample]]:
+    """Answers as samples, with the image where it can still be had."""
+    rows = [table.to_pylist() for table in answers]
+    sources = _sources(spark, features, {row["image_id"] for part in rows for row in part})
+    resize = bundle.manifest.backbone.resize
+    return [[sample_of(row, sources.get(row["image_id"], []), resize) for row in part] for part in rows]
+
+
+def _sources(spark: SparkSession, features: Table, image_ids: set[str]) -> dict[str, list[str]]:
+    """Where these few images came from: up to two places of each."""
+    if not image_ids:
+        return {}
+    found = read_files(spark, features.files()).where(F.col("image_id").isin(*image_ids) & F.col("source").isNotNull())
+    places = found.groupBy("image_id").agg(F.min("source").alias("first"), F.max("source").alias("last")).collect()
+    return {row.image_id: list(dict.fromkeys([row.first, row.last])) for row in places}

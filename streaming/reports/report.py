@@ -1,0 +1,105 @@
+"""How well the models do, by the tables: per version, and the challenger beside the champion.
+
+A label is known where one came with the message, or was given since in the table `labels`, whose latest entry wins.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.drift import MEANINGFUL_ROWS
+from streaming.errors import ServiceError
+from streaming.query import query
+from streaming.settings import Settings
+
+DISAGREEMENTS = 10
+TIMEOUT_S = 600.0
+
+# `known`: image id → label given later, as `streaming.images.labels` takes it; empty where there is no table of labels.
+KNOWN = """
+WITH known AS (
+    SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels WHERE label IS NOT NULL GROUP BY image_id
+)
+"""
+NOT_KNOWN = "WITH known AS (SELECT NULL::VARCHAR AS image_id, NULL::VARCHAR AS label WHERE false)"
+VERSIONS = """
+SELECT p.model_version AS version, count(*) AS rows,
+       count(coalesce(known.label, p.label_true)) AS labelled,
+       avg((p.label = coalesce(known.label, p.label_true))::INT) AS accuracy,
+       avg(p.confidence) AS mean_confidence, min(p.scored_at)::VARCHAR AS first, max(p.scored_at)::VARCHAR AS last
+FROM predictions p LEFT JOIN known USING (image_id)
+GROUP BY version ORDER BY version
+"""
+QUARANTINED = """
+SELECT reason, count(*) AS rows, count(replayed_at) AS replayed
+FROM quarantine GROUP BY reason ORDER BY rows DESC, reason
+"""
+SHADOW = """
+, shadowed AS (
+    SELECT s.*, coalesce(known.label, s.label_true) AS truth FROM shadow s LEFT JOIN known USING (image_id)
+    WHERE $version::INT IS NULL OR model_version = $version
+)
+"""
+AGREEMENT = """
+SELECT model_version AS challenger, count(*) AS rows, avg((label = champion_label)::INT) AS agreement,
+       count(truth) AS labelled, avg((label = truth)::INT) AS challenger_accuracy,
+       avg((champion_label = truth)::INT) AS champion_accuracy,
+       count(*) FILTER (label = truth AND champion_label <> truth) AS only_challenger_right,
+       count(*) FILTER (label <> truth AND champion_label = truth) AS only_champion_right,
+       avg(confidence) AS challenger_confidence, avg(champion_confidence) AS champion_confidence
+FROM shadowed GROUP BY challenger ORDER BY challenger
+"""
+DIFFERENT = """
+SELECT model_version AS challenger, champion_label, label AS challenger_label, count(*) AS rows,
+       count(*) FILTER (champion_label = truth) AS champion_right, count(*) FILTER (label = truth) AS challenger_right
+FROM shadowed WHERE label <> champion_label GROUP BY ALL
+ORDER BY rows DESC, challenger, champion_label, challenger_label LIMIT $limit
+"""
+
+# Distances from the training images, of the newest micro-batches that were large enough for them to mean something.
+DRIFT = """
+SELECT batch_id, model_version AS version, drift['rows']::BIGINT AS images, drift['psi_max'] AS psi_max,
+       drift['component']::BIGINT AS component, drift['psi_mean'] AS psi_mean, drift['mean_shift'] AS mean_shift,
+       drift['spread'] AS spread, drift['low_confidence'] AS low_confidence,
+       drift['low_confidence_in_training'] AS low_confidence_in_training
+FROM batches WHERE drift['rows'] >= $least ORDER BY committed_at DESC LIMIT $limit
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows as the SQL above names them; every list may be empty."""
+
+    versions: list[dict[str, Any]]
+    quarantined: list[dict[str, Any]]
+    agreement: list[dict[str, Any]]
+    disagreements: list[dict[str, Any]]  # the most frequent ones
+    drift: list[dict[str, Any]]  # newest first
+
+
+def read_report(settings: Settings, *, challenger: int | None = None, limit: int = DISAGREEMENTS) -> Report:
+    """Read the report; of one challenger only, if its version is given.
+
+    Raises:
+        ServiceError: nothing has been predicted yet.
+    """
+    there = {log.parent.name for log in settings.tables_dir.glob("*/_delta_log")}
+    if "predictions" not in there:
+        raise ServiceError(f"no predictions yet in {settings.tables_dir}: run `imagestream stream` first")
+    known = KNOWN if "labels" in there else NOT_KNOWN
+
+    def rows(sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = query(settings, sql, parameters=parameters, timeout_s=TIMEOUT_S).to_pylist()
+        return found
+
+    def tells_drift() -> bool:
+        """A table from before there was the column lacks it until a stream opens it."""
+        return "batches" in there and "drift" in query(settings, "SELECT * FROM batches LIMIT 0").schema.names
+
+    has_shadow = "shadow" in there
+    return Report(
+        versions=rows(known + VERSIONS),
+        quarantined=rows(QUARANTINED) if "quarantine" in there else [],
+        agreement=rows(known + SHADOW + AGREEMENT, version=challenger) if has_shadow else [],
+        disagreements=rows(known + SHADOW + DIFFERENT, version=challenger, limit=limit) if has_shadow else [],
+        drift=rows(DRIFT, least=MEANINGFUL_ROWS, limit=limit) if tells_drift() else [],
+    )

@@ -1,0 +1,129 @@
+"""What a report on a model tells, wherever it was read; `streaming.reports.report_page` makes a page of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from models.arrays import Features
+from models.bundle import Bundle
+from models.decode import Resize
+from models.evaluation import Evaluation, Interval
+from streaming.reports.plots import Sample
+from streaming.reports.thumbnails import thumbnail
+
+if TYPE_CHECKING:
+    from streaming.training.gate import PairedCounts
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two versions on the same images.
+
+    Attributes:
+        against: the other version.
+        ours, theirs: what each is worth on these images.
+        counts: how many each of them got right; the candidate is ours, the champion theirs.
+        gain: where the difference in accuracy, ours less theirs, lies with `CONFIDENCE`, by the paired bootstrap.
+    """
+
+    against: int
+    ours: Evaluation
+    theirs: Evaluation
+    counts: "PairedCounts"
+    gain: Interval
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What the report tells of a model; see `streaming.reports.report_page` for how.
+
+    Attributes:
+        about: which images the figures are of, in a sentence.
+        balance: name of a part of the data → images of each of the evaluation's classes.
+        variance: (share of the variance that each component explains, how many are kept), of a PCA.
+        lineage: heading → name → value.
+        notes: what cannot be told, and why.
+    """
+
+    title: str
+    about: str
+    evaluation: Evaluation
+    balance: Mapping[str, Sequence[int]]
+    samples: Sequence[Sample]
+    mistakes: Sequence[Sample]
+    lineage: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    variance: tuple[Features, int] | None = None
+    comparison: Comparison | None = None
+    notes: Sequence[str] = ()
+
+
+def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """Where a version comes from, as its manifest tells it."""
+    manifest = bundle.manifest
+    backbone, data = manifest.backbone, manifest.training_data
+    stages = {
+        name: f"{stage.kind}, {stage.n_in:,} → {stage.n_out:,}"
+        for name, stage in (("projection", manifest.projection), ("classifier", manifest.classifier))
+    }
+    return {
+        "Bundle": {"SHA-256": bundle.sha256, **stages, "classes": f"{len(manifest.classes):,}"},
+        "Backbone": {
+            "name": backbone.name,
+            "weights": backbone.weights,
+            "engine": f"{backbone.engine}, {backbone.precision}",
+            "input": f"{backbone.input_size[0]}×{backbone.input_size[1]} pixels, {backbone.resize}",
+            "output": f"{backbone.output}, {backbone.n_features:,} features",
+            "largest difference to Keras": f"{backbone.parity:.1e}",
+            "SHA-256": bundle.backbone_sha256,
+        },
+        "Training data": {
+            "images": f"{data.rows:,} fitted on, {data.holdout_rows:,} held out",
+            "fingerprint": data.fingerprint,
+            "seed": str(data.seed),
+        },
+        "Libraries": dict(manifest.libraries),
+    }
+
+
+def sample_of(row: Mapping[str, Any], sources: Sequence[str], resize: Resize = "stretch") -> Sample:
+    """An answer (image_id, label, predicted, confidence) with its image, if one of `sources` still holds it."""
+    pixels = thumbnail(sources, row["image_id"], resize)
+    answer = {name: row[name] for name in ("image_id", "label", "predicted", "confidence")}
+    return Sample(**answer, pixels=pixels, source=next(iter(sources), None))
+
+
+def summary_of(report: ModelReport) -> dict[str, Any]:
+    """The machine-readable summary of a report."""
+    found, compared = report.evaluation, report.comparison
+    low, high = found.macro_f1_interval()
+    summary: dict[str, Any] = {
+        "title": report.title,
+        "metrics": found.as_metrics() | {"macro_f1_low": low, "macro_f1_high": high},
+        "classes": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+            for name, p, r, f, n in zip(
+                found.classes, found.precision, found.recall, found.f1, found.support, strict=True
+            )
+        },
+        "mistakes": [
+            {name: getattr(one, name) for name in ("image_id", "label", "predicted", "confidence", "source")}
+            for one in report.mistakes
+        ],
+        "notes": list(report.notes),
+    }
+    if compared:
+        summary["comparison"] = {
+            "against": compared.against,
+            "metrics": compared.ours.as_metrics(),
+            "against_metrics": compared.theirs.as_metrics(),
+            "both_right": compared.counts.both,
+            "only_this_right": compared.counts.only_candidate,
+            "only_other_right": compared.counts.only_champion,
+            "neither_right": compared.counts.neither,
+            "gain": compared.counts.gain,
+            "gain_low": compared.gain.low,
+            "gain_high": compared.gain.high,
+        }
+    return summary

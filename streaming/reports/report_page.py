@@ -1,0 +1,248 @@
+"""The report as one HTML file that needs nothing else: no script, no request, pictures inside it, light and dark.
+
+Whatever comes from outside (names of classes, files, libraries) passes through `text`, which leaves no markup in it.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.evaluation import Evaluation, Interval
+from streaming.reports import plots
+from streaming.reports.plots import Sample, png
+from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport
+
+TEMPLATE = Path(__file__).with_name("report_page.html")
+MAX_TEXT = 200  # characters
+
+
+def write_page(report: ModelReport, path: Path) -> list[Path]:
+    """Write the report to `path`, and its figures as PNG files to a folder beside it; returns these files."""
+    figures = figures_of(report)
+    folder = path.parent / f"{path.stem}-figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, (draw, _, _) in figures.items():
+        file = folder / f"{name}.png"
+        file.write_bytes(png(draw))
+        written.append(file)
+    path.write_text(page(report, figures), encoding="utf-8")
+    return written
+
+
+Figures = dict[str, tuple[Callable[[], Figure], str, str]]  # name → how to draw it, what it shows, its caption
+
+
+def figures_of(report: ModelReport) -> Figures:
+    """The figures that there is something to draw for."""
+    found = report.evaluation
+    figures: Figures = {
+        "confusion": (
+            lambda: plots.confusion_figure(found),
+            "Confusion matrix",
+            "Rows are the true classes, columns the answers; the darker, the larger a share of its row.",
+        )
+    }
+    if np.isfinite(found.macro_auc):
+        figures["roc"] = (
+            lambda: plots.roc_figure(found),
+            "ROC curves",
+            "Each class against the rest; the classes that are hardest to tell have their names.",
+        )
+    if found.reliability[0].any():
+        figures["reliability"] = (
+            lambda: plots.reliability_figure(found),
+            "Reliability curve",
+            "How often the model is right when it is so sure: below the diagonal it is too sure, above it not enough.",
+        )
+    if report.variance is not None:
+        ratio, kept = report.variance
+        figures["variance"] = (
+            lambda: plots.variance_figure(ratio, kept),
+            "Explained variance",
+            f"Of {len(ratio):,} principal components the first {kept:,} are kept.",
+        )
+    figures["balance"] = (
+        lambda: plots.balance_figure(found.classes, report.balance),
+        "Class balance",
+        "Labelled images of each class.",
+    )
+    if report.samples:
+        figures["samples"] = (
+            lambda: plots.samples_figure(report.samples),
+            "Samples with true and predicted class",
+            "Picked by the hash of the image, not by hand; ✗ marks a wrong answer.",
+        )
+    return figures
+
+
+def page(report: ModelReport, figures: Figures) -> str:
+    """The report as HTML."""
+    sections = [
+        _headline(report.evaluation),
+        *(_notes(report.notes) if report.notes else ()),
+        *(_comparison(report.comparison) if report.comparison else ()),
+        _section("Per class", _per_class(report.evaluation)),
+        _section("Figures", _grid("wide", (_figure(*figure) for figure in figures.values()))),
+        _section("Most confident mistakes", _mistakes(report.mistakes)),
+    ]
+    if report.lineage:
+        cards = (_card(f"<h3>{text(name)}</h3>{_definitions(values)}") for name, values in report.lineage.items())
+        sections.append(_section("Where it comes from", _grid("wide", cards)))
+    template = Template(TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(title=text(report.title), about=text(report.about), sections="\n".join(sections))
+
+
+def text(value: object) -> str:
+    """Anything from outside as text of the page: no markup, no character that hides or turns others, not too long."""
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in str(value)[: MAX_TEXT + 1])
+    return html.escape(shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…")
+
+
+def _headline(found: Evaluation) -> str:
+    level = f"{CONFIDENCE:.0%}"
+    figures = [
+        ("Accuracy", f"{found.accuracy:.2%}", f"{level}: {_between(found.accuracy_interval(CONFIDENCE), '.2%')}"),
+        ("Macro F1", f"{found.macro_f1:.4f}", f"{level}: {_between(found.macro_f1_interval(CONFIDENCE), '.4f')}"),
+        ("Log loss", f"{found.log_loss:.4f}", f"nats; {found.log_loss_from_logits:.4f} from logits, unclipped"),
+        ("ROC AUC", f"{found.macro_auc:.4f}", f"mean, one against the rest; weighted {found.weighted_auc:.4f}"),
+        ("Calibration error", f"{found.calibration_error:.4f}", "mean gap between how sure and how often right"),
+        ("Images", f"{found.rows:,}", f"{found.right:,} right, {found.rows - found.right:,} wrong"),
+    ]
+    cards = (
+        _card(
+            f'<div class="label">{text(name)}</div><div class="value" data-figure="{text(name)}">{text(value)}</div>'
+            f'<div class="label">{text(more)}</div>'
+        )
+        for name, value, more in figures
+        if value != "nan"
+    )
+    return _grid("row", cards)
+
+
+def _comparison(compared: Comparison) -> Iterable[str]:
+    counts, ours, theirs = compared.counts, compared.ours, compared.theirs
+    low, high = compared.gain
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    sentence = (
+        f"On {counts.rows:,} images that neither version was fitted on, this version is {verdict} version "
+        f"{compared.against}: its accuracy differs by {counts.gain:+.2%}, with {CONFIDENCE:.0%} confidence by "
+        f"{low:+.2%} to {high:+.2%} (paired bootstrap)."
+    )
+    names = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss", "macro_auc": "ROC AUC"}
+    names |= {"calibration_error": "calibration error"}
+    mine, other = ours.as_metrics(), theirs.as_metrics()
+    rows = [
+        [label, f"{mine[name]:.4f}", f"{other[name]:.4f}", f"{mine[name] - other[name]:+.4f}"]
+        for name, label in names.items()
+        if name in mine and name in other
+    ]
+    pairs = [
+        ["both right", f"{counts.both:,}"],
+        ["only this version right", f"{counts.only_candidate:,}"],
+        [f"only version {compared.against} right", f"{counts.only_champion:,}"],
+        ["neither right", f"{counts.neither:,}"],
+    ]
+    tables = [
+        _table(["", "this version", f"version {compared.against}", "difference"], rows),
+        _table(["", "images"], pairs),
+    ]
+    yield _section(f"Against version {compared.against}", f"<p>{text(sentence)}</p>{_grid('wide', tables)}")
+
+
+def _per_class(found: Evaluation) -> str:
+    rows = []
+    for index in np.flatnonzero(found.occurring):
+        area = found.auc[index]
+        shares = [found.precision[index], found.recall[index], found.f1[index]]
+        rows.append([found.classes[index], *_four(shares), f"{area:.4f}" if np.isfinite(area) else "–"])
+        rows[-1].append(f"{found.support[index]:,}")
+    figures = (found.precision, found.recall, found.f1)
+    for name, mean, area in (
+        ("macro average", found.macro, found.macro_auc),
+        ("weighted average", found.weighted, found.weighted_auc),
+    ):
+        last = f"{area:.4f}" if np.isfinite(area) else "–"
+        rows.append([name, *_four(mean(figure) for figure in figures), last, f"{found.rows:,}"])
+    return _table(["class", "precision", "recall", "F1", "ROC AUC", "images"], rows)
+
+
+def _mistakes(mistakes: Sequence[Sample]) -> str:
+    if not mistakes:
+        return "<p>There are none: every answer is right.</p>"
+    return _grid("wide", (_card(_answer(one)) for one in mistakes))
+
+
+def _answer(sample: Sample) -> str:
+    if sample.pixels is None:
+        picture = '<span class="none">image not available</span>'
+    else:
+        alt = f"a {sample.label}, taken for a {sample.predicted}"
+        picture = f'<img src="{_inline(_as_png(sample.pixels))}" alt="{text(alt)}">'
+    lines = [
+        f'<span class="wrong">✗ {text(sample.predicted)}</span>, {sample.confidence:.1%} sure',
+        f'truly <span class="right">{text(sample.label)}</span>',
+        f'<span class="muted">{text(sample.source or "no file given")}<br>{text(sample.image_id[:16])}…</span>',
+    ]
+    return f'<div class="answer">{picture}<div>{"<br>".join(lines)}</div></div>'
+
+
+def _figure(draw: Callable[[], Figure], title: str, caption: str) -> str:
+    light, dark = (_inline(png(draw, style)) for style in ("light", "dark"))
+    return (
+        f'<figure class="card"><h3>{text(title)}</h3><picture>'
+        f'<source srcset="{dark}" media="(prefers-color-scheme: dark)"><img src="{light}" alt="{text(title)}: '
+        f'{text(caption)}"></picture><figcaption>{text(caption)}</figcaption></figure>'
+    )
+
+
+def _notes(notes: Sequence[str]) -> Iterable[str]:
+    yield _section("What cannot be told", "".join(f"<p>{text(note)}</p>" for note in notes))
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{text(name)}</th>' for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="card scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _definitions(values: Mapping[str, str]) -> str:
+    return f"<dl>{''.join(f'<dt>{text(name)}</dt><dd>{text(value)}</dd>' for name, value in values.items())}</dl>"
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{text(title)}</h2>{content}</section>"
+
+
+def _grid(kind: str, cells: Iterable[str]) -> str:
+    return f'<div class="{kind}">{"".join(cells)}</div>'
+
+
+def _card(content: str) -> str:
+    return f'<div class="card">{content}</div>'
+
+
+def _between(interval: Interval, form: str) -> str:
+    return f"{interval.low:{form}} to {interval.high:{form}}"
+
+
+def _four(values: Iterable[float]) -> list[str]:
+    return [f"{value:.4f}" for value in values]
+
+
+def _as_png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _inline(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,1 @@
+"""Fitting, judging, promoting and searching models, beside the stream."""

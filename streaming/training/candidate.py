@@ -1,0 +1,174 @@
+"""A candidate for the champion's place: fitted and evaluated on stored features, compared, written as a bundle."""
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pyspark.sql import DataFrame
+
+from models.backbone import FLATBUFFER_FILE, file_sha256
+from models.bundle import (
+    CLASSIFIER,
+    DRIFT,
+    GOLDEN,
+    MANIFEST,
+    PROJECTION,
+    BackboneEntry,
+    Bundle,
+    Manifest,
+    StageEntry,
+    TrainingData,
+    write_bundle,
+)
+from models.drift import DriftReference
+from models.registry import Registry
+from models.scorer import Scorer, golden_arrays, load_engine, load_head
+from streaming.errors import ServiceError
+from streaming.images.split import Split, plan_split
+from streaming.training.evaluate import Evaluation, evaluate
+from streaming.training.fit import Fitted, fit
+from streaming.training.fit_options import FitOptions
+from streaming.training.gate import PairedCounts, paired_counts
+from streaming.training.reference import drift_reference
+
+LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pyspark", "scipy", "tensorflow")
+METRIC_DIGITS = 9  # sums of floats may differ in their last bits with the order of the rows
+
+
+@dataclass(frozen=True)
+class BackboneParts:
+    """What a new bundle takes over as it is: the backbone, and images to make golden predictions of."""
+
+    entry: BackboneEntry
+    files: Mapping[str, Path]
+    golden: Sequence[bytes]
+
+    @property
+    def sha256(self) -> str:
+        """Names the features."""
+        return file_sha256(self.files[FLATBUFFER_FILE])
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A fitted model, and how it does on the images that were held out."""
+
+    fitted: Fitted
+    evaluation: Evaluation
+    split: Split
+    options: FitOptions
+    holdout: DataFrame  # image_id, label, features
+    reference: DriftReference  # what its training images look like to it
+
+    def metrics(self) -> dict[str, float]:
+        """The finite ones of its figures."""
+        found = self.evaluation.as_metrics()
+        return {name: round(value, METRIC_DIGITS) for name, value in found.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The champion beside a candidate, on images that neither was fitted on."""
+
+    counts: PairedCounts
+    champion: Evaluation
+
+
+def make_candidate(rows: DataFrame, options: FitOptions, champion: Bundle | None) -> Candidate:
+    """Split, fit and evaluate.
+
+    Args:
+        rows: image_id, label, features, and augmentation where there are altered copies, on which is fitted but not
+            evaluated; persisted, and in the order of `streaming.training.fit.in_order`.
+        champion: its split is kept where the seed is the same, so that it was not fitted on what is held out now.
+
+    Raises:
+        ServiceError: fewer than two classes, or nothing to hold out.
+    """
+    known = champion.manifest.training_data if champion else None
+    kept = known.holdout if known and known.seed == options.seed else None
+    images = rows.where("augmentation IS NULL") if "augmentation" in rows.columns else rows
+    split = plan_split(images, options.holdout, options.seed, kept)
+    (training, _), (_, holdout) = split.sides(rows), split.sides(images)
+    fitted = fit(training, options)
+    evaluation = evaluate(holdout, fitted.head)
+    if not evaluation.rows:
+        raise ServiceError(f"no image fell into the holdout of {options.holdout:.0%}; train on more images")
+    reference = drift_reference(training, fitted.head, fitted.rows)
+    return Candidate(fitted, evaluation, split, options, holdout, reference)
+
+
+def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame) -> Comparison:
+    """The answers of both to the candidate's holdout, without images that the champion was fitted on.
+
+    Args:
+        champion_rows: image_id, label, features, of the champion's backbone.
+    """
+    head, known = load_head(champion), champion.manifest.training_data
+    unseen = champion_rows
+    if known.seed != candidate.options.seed:
+        unknown_classes = champion_rows.where(~champion_rows.label.isin(list(champion.manifest.classes)))
+        unseen = Split(known.seed, known.holdout).sides(champion_rows)[1].union(unknown_classes).distinct()
+    ids = candidate.holdout.select("image_id")
+    unseen = unseen.join(ids, "image_id", "left_semi").select("image_id", "label", "features").persist()
+    try:
+        counts = paired_counts(candidate.fitted.head, candidate.holdout, head, unseen)
+        return Comparison(counts, evaluate(unseen, head))
+    finally:
+        unseen.unpersist()
+
+
+def register(
+    registry: Registry, candidate: Candidate, parts: BackboneParts, more: Mapping[str, float]
+) -> tuple[int, str]:
+    """Make the candidate a version of the registry, or find the version that is the same to the last bit.
+
+    Args:
+        more: figures to keep in the manifest beside the candidate's own.
+
+    Returns:
+        (version, SHA-256 of the bundle).
+    """
+    registry.root.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".new-", dir=registry.root) as scratch:
+        written = Path(scratch) / "bundle"
+        sha256 = _write(written, candidate, parts, more)
+        for version in registry.versions():
+            manifest = registry.path(version) / MANIFEST
+            if manifest.is_file() and file_sha256(manifest) == sha256:
+                return version, sha256
+        return registry.register(lambda directory: shutil.move(written, directory)), sha256
+
+
+def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Mapping[str, float]) -> str:
+    fitted, entry = candidate.fitted, parts.entry
+    projection, classifier = fitted.head.projection, fitted.head.classifier
+    manifest = Manifest(
+        backbone=entry,
+        projection=StageEntry(kind=projection.kind, n_in=projection.n_in, n_out=projection.n_out),
+        classifier=StageEntry(kind=classifier.kind, n_in=classifier.n_in, n_out=classifier.n_classes),
+        classes=fitted.head.classes,
+        metrics=candidate.metrics() | {name: round(value, METRIC_DIGITS) for name, value in more.items()},
+        training_data=TrainingData(
+            rows=fitted.rows,
+            holdout_rows=candidate.evaluation.rows,
+            fingerprint=fitted.fingerprint,
+            seed=candidate.split.seed,
+            holdout=dict(candidate.split.thresholds),
+        ),
+        fit=candidate.options.as_record(),
+        libraries={name: installed_version(name) for name in LIBRARIES},
+    )
+    engine = load_engine(entry, parts.files[entry.scored_file].read_bytes())
+    scorer = Scorer(engine, fitted.head, entry.resize)
+    arrays = {
+        PROJECTION: projection.to_arrays(),
+        CLASSIFIER: classifier.to_arrays(),
+        GOLDEN: golden_arrays(scorer, parts.golden),
+        DRIFT: candidate.reference.to_arrays(),
+    }
+    return write_bundle(directory, manifest, parts.files, arrays)

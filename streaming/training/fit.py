@@ -1,0 +1,194 @@
+"""Fitting on Spark: features with labels in, a projection and a classifier out.
+
+Data stays in the partitions. What reaches the driver is of the size of the model: sums for PCA, coefficients, weights.
+
+A floating-point sum depends on its order, so the same rows give the same model only if they are added up in the same
+order. `in_order` sees to that for the features, and `_projected` for the classifier, whatever files and partitions the
+rows came from. Spark ML adds up gradients by `treeAggregate`, in the order in which tasks end; it is the same in any
+order where two sums are left at its last level, as `_classifier_partitions` arranges.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.ml.classification import LogisticRegression as SparkLogisticRegression
+from pyspark.ml.classification import MultilayerPerceptronClassifier
+from pyspark.ml.feature import StandardScaler
+from pyspark.ml.functions import array_to_vector
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+from pyspark.sql.types import ArrayType, DoubleType
+
+from models.classifier import MLP, Classifier, LogisticRegression, mlp_from_spark
+from models.projection import PCA, NoProjection, Projection, check_pca_memory, fit_pca
+from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
+from models.randomized_pca import fit_randomized_pca
+from models.scorer import Head
+from streaming.errors import ServiceError
+from streaming.files import as_matrix, list_array
+from streaming.training.fit_options import FitOptions
+from streaming.training.sums import gram_sums, range_sketch
+
+__all__ = ["FitOptions", "Fitted", "fit", "fit_classifier", "fit_projection", "in_order", "variance_kept"]
+
+BYTES_PER_PARTITION = 16 * 1024**2  # of features
+CACHED_BYTES = 8 * 1024**2  # of rows that Spark puts into one batch of its cache; its default is 10,000 rows
+FEW_BYTES = 128 * 1024**2  # of projected features that two partitions can hold
+SKETCHED_COMPONENTS = 256  # what a randomized PCA looks for where only a share of the variance is asked for
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted projection and classifier, and what they were fitted on."""
+
+    head: Head
+    rows: int
+    fingerprint: str
+
+
+def fit(training: DataFrame, options: FitOptions) -> Fitted:
+    """Fit the projection, then the classifier on the projected rows.
+
+    Args:
+        training: columns image_id, label, features (array<float>); persisted by the caller, and `in_order` if the same
+            rows shall give the same model.
+
+    Raises:
+        ServiceError: fewer than two classes.
+        ModelError: features that are not finite or do not vary, or that this projection does not suit.
+    """
+    n, mixed = training.agg(F.count(F.lit(1)), F.bit_xor(F.xxhash64("image_id", "label"))).collect()[0]
+    classes = tuple(sorted(row.label for row in training.select("label").distinct().collect()))
+    if len(classes) < 2:  # noqa: PLR2004
+        raise ServiceError(f"training needs images of at least two classes, got {list(classes)}")
+    projection = fit_projection(training, n, options)
+    classifier = fit_classifier(training, n, classes, projection, options)
+    fingerprint = hashlib.sha256(f"{n}:{mixed}".encode()).hexdigest()
+    return Fitted(Head(classes, projection, classifier), n, fingerprint)
+
+
+def in_order(rows: DataFrame, n_features: int) -> DataFrame:
+    """The same rows in partitions, and in an order within them, that depend on nothing but the rows.
+
+    Args:
+        rows: columns image_id and features, `n_features` wide; where an image_id comes more than once, a column
+            augmentation tells the rows apart.
+    """
+    row_bytes = 4 * n_features
+    partitions = max(2, math.ceil(rows.count() * row_bytes / BYTES_PER_PARTITION))
+    _cache_in_batches_of(rows, row_bytes)
+    order = [name for name in ("image_id", "augmentation") if name in rows.columns]
+    return rows.repartition(partitions, "image_id").sortWithinPartitions(*order)
+
+
+def fit_projection(training: DataFrame, n: int, options: FitOptions) -> Projection:
+    """The projection that the options ask for, from one pass over the `n` rows, or from none."""
+    first = training.select(F.size("features")).first()
+    width = int(first[0]) if first else 0
+    k = options.n_components
+    match options.projection:
+        case "pca":
+            check_pca_memory(width)
+            return fit_pca(gram_sums(training), options.explained_variance, k)
+        case "randomized_pca":
+            # Twice the components, and some more, as Tropp et al. advise; no more than the rank there can be.
+            size = max(1, min(2 * (k or SKETCHED_COMPONENTS) + 10, width, n - 1))
+            check_pca_memory(width, size)
+            return fit_randomized_pca(range_sketch(training, size, options.seed), options.explained_variance, k)
+        case "random":
+            return make_random_projection(width, k or johnson_lindenstrauss_dim(n, options.eps), options.seed)
+        case "none":
+            return NoProjection(width)
+
+
+def fit_classifier(
+    training: DataFrame, n: int, classes: tuple[str, ...], projection: Projection, options: FitOptions
+) -> Classifier:
+    """The classifier that the options ask for, by Spark ML, distributed, on the projected features of the `n` rows."""
+    _cache_in_batches_of(training, 8 * projection.n_out)
+    rows = _projected(training, n, projection, classes).persist()
+    try:
+        if options.classifier == "mlp":
+            return _fit_mlp(rows, (projection.n_out, *options.layers, len(classes)), options)
+        return _fit_logistic_regression(rows, options)
+    finally:
+        rows.unpersist()
+
+
+def _fit_logistic_regression(rows: DataFrame, options: FitOptions) -> LogisticRegression:
+    estimator = SparkLogisticRegression(
+        maxIter=options.max_iter,
+        regParam=options.reg_param,
+        elasticNetParam=options.elastic_net,
+        family="multinomial",
+    )
+    model = estimator.fit(rows)
+    return LogisticRegression(model.coefficientMatrix.toArray(), model.interceptVector.toArray())
+
+
+def _fit_mlp(rows: DataFrame, layers: tuple[int, ...], options: FitOptions) -> MLP:
+    """The MLP of Spark ML, which learns from standardised features and would get lost in others.
+
+    The scaling x → (x − m) / s goes into the first layer: (x − m) / s · W + b = x · (W / s) + (b − m / s · W).
+    """
+    scaler = StandardScaler(inputCol="features", outputCol="scaled", withMean=True, withStd=True).fit(rows)
+    scaled = scaler.transform(rows).select(F.col("scaled").alias("features"), "label").persist()
+    try:
+        estimator = MultilayerPerceptronClassifier(
+            layers=list(layers), maxIter=options.max_iter, blockSize=options.block_size, seed=options.seed
+        )
+        weights = estimator.fit(scaled).weights.toArray()
+    finally:
+        scaled.unpersist()
+    mlp = mlp_from_spark(layers, weights)
+    spread = scaler.std.toArray()
+    scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)  # a constant feature says nothing
+    first = mlp.weights[0] * scale[:, None]
+    bias = mlp.biases[0] - scaler.mean.toArray() @ first
+    return MLP((first, *mlp.weights[1:]), (bias, *mlp.biases[1:]))
+
+
+def _projected(rows: DataFrame, n: int, projection: Projection, classes: tuple[str, ...]) -> DataFrame:
+    """Rows (image_id, label, features) as (label: index in `classes`, features: vector), in order of the id."""
+
+    def project(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                matrix = projection.transform(as_matrix(batch.column("features")))
+                index = pc.index_in(batch.column("label"), pa.array(classes)).cast(pa.float64())
+                wide = list_array(matrix).cast(pa.list_(pa.float64()))
+                columns = [*(batch.column(name) for name in order), index, wide]
+                yield pa.RecordBatch.from_arrays(columns, [*order, "label", "projected"])
+
+    order = [name for name in ("image_id", "augmentation") if name in rows.columns]
+    schema = rows.select(*order).schema.add("label", DoubleType()).add("projected", ArrayType(DoubleType()))
+    projected = rows.select(*order, "label", "features").mapInArrow(project, schema)
+    partitions = _classifier_partitions(8 * n * projection.n_out)
+    ordered = projected.repartition(partitions, "image_id").sortWithinPartitions(*order)
+    return ordered.select(array_to_vector(F.col("projected")).alias("features"), "label")
+
+
+def _classifier_partitions(projected_bytes: int) -> int:
+    """Two partitions, or eight, which `treeAggregate` (of depth 2) makes two of before the last sum: a + b is b + a.
+
+    Spark's RDD.treeAggregate takes scale = ceil(sqrt(8)) = 3, and so 8 // 3 = 2 partitions at its second level.
+    """
+    return 2 if projected_bytes <= FEW_BYTES else 8
+
+
+def _cache_in_batches_of(rows: DataFrame, row_bytes: int) -> None:
+    """Have Spark cache rows this wide in batches that its memory bears: 10,000 of them may be gigabytes."""
+    batch = str(max(1, min(10_000, CACHED_BYTES // max(1, row_bytes))))
+    rows.sparkSession.conf.set("spark.sql.inMemoryColumnarStorage.batchSize", batch)
+
+
+def variance_kept(projection: Projection) -> float | None:
+    """The share of the variance that a PCA keeps; None for another projection."""
+    if not isinstance(projection, PCA):
+        return None
+    return float(projection.explained_variance_ratio[: projection.n_out].sum())

@@ -1,0 +1,233 @@
+"""The features that `tune` searches on: stored ones, or made anew for each input size and precision."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from models.arrays import Features
+from models.backbone import ExportedBackbone, Precision, export_backbone, find_backbone
+from models.bundle import GOLDEN, Bundle
+from models.decode import Resize
+from models.engine import LiteRTEngine
+from models.scorer import Engine, Head, decode_all, golden_images, load_scorer
+from streaming.errors import ServiceError
+from streaming.files import as_matrix
+from streaming.images.dataset import Dataset
+from streaming.images.featurize import featurize
+from streaming.images.labels import labelled_features
+from streaming.images.split import Split, plan_split
+from streaming.tables import Table
+from streaming.training.calibrate import calibration_images
+from streaming.training.fit import in_order
+from streaming.training.train import BackboneOptions
+
+SAMPLE_IMAGES = 16
+SAMPLE_ROWS, SAMPLE_BYTES = 256, 16 * 1024**2
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make features, and the rows of the training side that it gives.
+
+    Attributes:
+        name: tells it from the others, e.g. `160 int8`.
+        input_size, precision: what a training needs to make the same; None for the backbone's own.
+        sha256: of the backbone.
+        fit_rows, validation_rows: image_id, label, features; persisted.
+        fingerprint: of the images and labels of both.
+        backbone_s: seconds an image, decoding included, on one core.
+        sample: (N, D) some of the features, to time heads on.
+    """
+
+    name: str
+    input_size: int | None
+    precision: Precision
+    sha256: str
+    n_features: int
+    classes: tuple[str, ...]
+    fit_rows: DataFrame
+    validation_rows: DataFrame
+    n_fit: int
+    n_validation: int
+    fingerprint: str
+    backbone_s: float
+    sample: Features
+
+    def images_per_s(self, head: Head) -> float:
+        """Images a second on one core, with this head; measured, so never twice the same."""
+        seconds = _fastest(lambda: head.probabilities(self.sample)) / len(self.sample)
+        return 1 / (self.backbone_s + seconds)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How rows are divided: held out for good, to validate on, to fit on."""
+
+    holdout: Split
+    validation: Split
+
+    def training(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
+        """(rows to fit on, rows to validate on); the held out ones are in neither."""
+        training, _ = self.holdout.sides(rows)
+        return self.validation.sides(training)
+
+
+PlanSides = Callable[[DataFrame], Sides]
+
+
+def plan_sides(rows: DataFrame, holdout: float, validation: float, seed: int, champion: Bundle | None) -> Sides:
+    """Hold out what a training with this seed holds out, and divide the rest by another seed."""
+    known = champion.manifest.training_data if champion else None
+    kept = known.holdout if known and known.seed == seed else None
+    of_holdout = plan_split(rows, holdout, seed, kept)
+    training, _ = of_holdout.sides(rows)
+    return Sides(of_holdout, plan_split(training, validation, seed + 1))
+
+
+def stored_variant(spark: SparkSession, features: Table, champion: Bundle, plan: PlanSides) -> Variant:
+    """The champion's features, as the table holds them; no image is read but the golden ones of its bundle.
+
+    Raises:
+        ServiceError: there are no labelled features, of fewer than two classes, or too few to divide.
+    """
+    entry = champion.manifest.backbone
+    rows = _ordered(labelled_features(spark, features, champion.backbone_sha256), entry.n_features)
+    scorer = load_scorer(champion)
+    seconds = _seconds_per_image(scorer.engine, golden_images(champion.arrays(GOLDEN)), scorer.resize)
+    made = _Made(None, entry.precision, champion.backbone_sha256, entry.n_features, entry.input_size, seconds)
+    return _variant(made, rows, plan(rows))
+
+
+@dataclass(frozen=True)
+class VariantMaker:
+    """Makes features of a data set, once for each input size and precision."""
+
+    spark: SparkSession
+    features: Table
+    dataset: Dataset
+    backbone: BackboneOptions
+    cache_dir: Path
+    plan: PlanSides
+    on_step: Callable[[str], None]
+
+    def make(self, sizes: Sequence[int | None], precisions: Sequence[Precision]) -> list[Variant]:
+        """A variant for each, all of the same images: those that every one of them has features of."""
+        made: list[tuple[_Made, DataFrame]] = []
+        sides: Sides | None = None
+        for size in sizes:
+            exact, rows = self._featurized(size, None)
+            sides = sides or self.plan(rows)
+            if "float32" in precisions:
+                made.append((exact, rows))
+            if "int8" in precisions:  # calibrated on images that are not held out
+                pixels = calibration_images(self.dataset, sides.holdout, rows, exact.pixels)
+                made.append(self._featurized(size, pixels))
+        if sides is None:
+            raise ServiceError("tune needs at least one input size")
+        if len(made) > 1:
+            ids = reduce(DataFrame.intersect, [rows.select("image_id") for _, rows in made]).persist()
+            made = [(one, rows.join(F.broadcast(ids), "image_id", "left_semi")) for one, rows in made]
+        return [_variant(one, rows, sides) for one, rows in made]
+
+    def _featurized(self, size: int | None, calibration: "np.ndarray | None") -> "tuple[_Made, DataFrame]":
+        pixels = None if size is None else (size, size)
+        spec = find_backbone(self.backbone.name, self.backbone.output, pixels)
+        shown = (
+            f"{spec.name} at {spec.input_size[0]}×{spec.input_size[1]}{' in int8' if calibration is not None else ''}"
+        )
+        self.on_step(f"preparing {shown}")
+        exported = export_backbone(
+            spec.name,
+            self.backbone.weights,
+            self.cache_dir,
+            output=spec.output,
+            input_size=spec.input_size,
+            int8_calibration=calibration,
+        )
+        self.on_step(f"computing the features of {self.dataset.n_images:,} images by {shown}")
+        found = featurize(self.spark, self.dataset, exported, self.features)
+        if not found.rows:
+            path, why = next(iter(found.bad.items()))
+            raise ServiceError(f"not one of the {self.dataset.n_images:,} images decodes; {path}: {why}")
+        rows = _ordered(labelled_features(self.spark, self.features, exported.sha256), spec.n_features)
+        return self._timed(exported, size), rows
+
+    def _timed(self, exported: ExportedBackbone, size: int | None) -> "_Made":
+        images = [data for data, _ in zip(self.dataset.some_images(SAMPLE_IMAGES), range(SAMPLE_IMAGES), strict=False)]
+        seconds = _seconds_per_image(LiteRTEngine(exported.flatbuffer), images, "stretch")
+        spec = exported.spec
+        return _Made(size, exported.precision, exported.sha256, spec.n_features, spec.input_size, seconds)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A backbone, and what it costs."""
+
+    input_size: int | None
+    precision: Precision
+    sha256: str
+    n_features: int
+    pixels: tuple[int, int]
+    seconds: float  # an image
+
+    @property
+    def name(self) -> str:
+        return "×".join(map(str, dict.fromkeys(self.pixels))) + f" {self.precision}"
+
+
+def _ordered(rows: DataFrame, n_features: int) -> DataFrame:
+    return in_order(rows.select("image_id", "label", "features"), n_features).persist()
+
+
+def _variant(made: _Made, rows: DataFrame, sides: Sides) -> Variant:
+    fit_rows, validation_rows = sides.training(rows)
+    classes = tuple(sorted(row.label for row in fit_rows.select("label").distinct().collect()))
+    if len(classes) < 2:  # noqa: PLR2004
+        raise ServiceError(f"tuning needs images of at least two classes, got {list(classes)}")
+    counted = F.count(F.lit(1)), F.bit_xor(F.xxhash64("image_id", "label"))
+    n_fit, mixed = fit_rows.agg(*counted).collect()[0]
+    n_validation, mixed_too = validation_rows.agg(*counted).collect()[0]
+    if not n_validation:
+        raise ServiceError(f"there are too few images ({n_fit}) to compare settings on some of them; label more")
+    some = max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * made.n_features)))
+    sample = as_matrix(validation_rows.select("features").limit(some).toArrow().column(0).combine_chunks())
+    return Variant(
+        name=made.name,
+        input_size=made.input_size,
+        precision=made.precision,
+        sha256=made.sha256,
+        n_features=made.n_features,
+        classes=classes,
+        fit_rows=fit_rows,
+        validation_rows=validation_rows,
+        n_fit=n_fit,
+        n_validation=n_validation,
+        fingerprint=f"{n_fit}:{mixed} {n_validation}:{mixed_too}",
+        backbone_s=made.seconds,
+        sample=sample,
+    )
+
+
+def _seconds_per_image(engine: Engine, images: Sequence[bytes], resize: Resize) -> float:
+    decoded = decode_all(images, engine.input_size, resize)
+    if not decoded.rows:
+        raise ServiceError("there is no image that decodes to time the backbone with")
+    return _fastest(lambda: engine(decode_all(images, engine.input_size, resize).images)) / len(decoded.rows)
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    """The seconds of the fastest of a few calls: what else the machine does only adds to them."""
+
+    def timed() -> float:
+        clock = perf_counter()
+        call()
+        return perf_counter() - clock
+
+    return min(timed() for _ in range(REPEATS))

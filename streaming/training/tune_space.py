@@ -1,0 +1,160 @@
+"""What `tune` searches: settings of projection and classifier, and the command line that asks for them again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from math import floor, log10
+from typing import Any, Protocol
+
+from models.errors import ModelError
+from models.projection import check_pca_memory
+from models.random_projection import johnson_lindenstrauss_dim
+from streaming.errors import ServiceError
+from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
+
+SHARES = (0.50, 0.99)  # of the variance
+MAX_EPS = 0.9
+SKETCHED = (16, 256)  # components of a randomized PCA, where the features are too wide for the exact one
+REG = (1e-4, 0.3)
+WIDTHS = (16, 32, 64, 128, 256)
+MAX_DEPTH = 2
+ITERATIONS = (50, 100, 200)
+DIGITS = 3  # of a setting: what is fitted is what the command line says
+
+FLAGS = {"n_components": "--components", "reg_param": "--reg"}  # the others are named as the field
+
+
+class Trial(Protocol):
+    """What is asked of an Optuna trial."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
+
+
+@dataclass(frozen=True)
+class Space:
+    """What may be chosen, for features of one width.
+
+    Attributes:
+        lowest_eps: below it a random projection would have more columns than there are features.
+        base: the settings that are not searched.
+    """
+
+    projections: tuple[ProjectionKind, ...]
+    classifiers: tuple[ClassifierKind, ...]
+    lowest_eps: float
+    base: FitOptions
+
+    def suggest(self, trial: Trial) -> FitOptions:
+        """Settings for one trial; the same suggestions give the same settings."""
+        projection: ProjectionKind = trial.suggest_categorical("projection", self.projections)
+        options = replace(self.base, projection=projection)
+        match projection:
+            case "pca":
+                share = trial.suggest_float("explained_variance", *SHARES)
+                options = replace(options, explained_variance=_rounded(share))
+            case "randomized_pca":
+                options = replace(options, n_components=trial.suggest_int("components", *SKETCHED, log=True))
+            case "random":
+                options = replace(options, eps=_rounded(trial.suggest_float("eps", self.lowest_eps, MAX_EPS)))
+        classifier: ClassifierKind = trial.suggest_categorical("classifier", self.classifiers)
+        if classifier == "mlp":
+            depth = trial.suggest_int("depth", 1, MAX_DEPTH)
+            layers = tuple(trial.suggest_categorical(f"width_{layer}", WIDTHS) for layer in range(depth))
+            iterations = trial.suggest_categorical("iterations", ITERATIONS)
+            return replace(options, classifier=classifier, layers=layers, max_iter=iterations)
+        reg = trial.suggest_float("reg", *REG, log=True)
+        elastic_net = trial.suggest_float("elastic_net", 0.0, 1.0)
+        return replace(options, classifier=classifier, reg_param=_rounded(reg), elastic_net=_rounded(elastic_net))
+
+    def defaults(self) -> dict[str, Any]:
+        """The suggestions that give what a training without options does, as far as they are in this space."""
+        known = {
+            "projection": self.base.projection,
+            "explained_variance": self.base.explained_variance,
+            "classifier": self.base.classifier,
+            "reg": self.base.reg_param,
+            "elastic_net": self.base.elastic_net,
+        }
+        if self.base.projection not in self.projections:
+            known.pop("projection")
+            known.pop("explained_variance")
+        if self.base.classifier not in self.classifiers:
+            known = {name: value for name, value in known.items() if name not in {"classifier", "reg", "elastic_net"}}
+        return known
+
+
+def make_space(
+    projections: Sequence[ProjectionKind],
+    classifiers: Sequence[ClassifierKind],
+    n_features: int,
+    n_rows: int,
+    base: FitOptions,
+) -> Space:
+    """The space for `n_rows` training rows of `n_features`; a PCA that has no room becomes a randomized one.
+
+    Raises:
+        ServiceError: nothing is left to choose.
+    """
+    kept: list[ProjectionKind] = []
+    lowest_eps = _lowest_eps(n_features, n_rows)
+    for projection in projections:
+        wanted = projection
+        if wanted == "pca":
+            try:
+                check_pca_memory(n_features)
+            except ModelError:
+                wanted = "randomized_pca"
+        if wanted == "random" and lowest_eps is None:
+            continue
+        if wanted not in kept:
+            kept.append(wanted)
+    if not kept or not classifiers:
+        raise ServiceError(
+            f"there is nothing to choose from: a random projection of {n_features:,} features makes them no narrower "
+            f"for {n_rows:,} rows; allow another projection"
+        )
+    return Space(tuple(kept), tuple(classifiers), lowest_eps or MAX_EPS, base)
+
+
+def command_of(options: FitOptions, command: Sequence[str]) -> list[str]:
+    """`command` with a flag for every setting that is not the default."""
+    words = list(command)
+    for field in fields(FitOptions):
+        value = getattr(options, field.name)
+        if value != field.default and value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            words += [FLAGS.get(field.name, f"--{field.name.replace('_', '-')}"), text]
+    return words
+
+
+def describe(options: FitOptions) -> str:
+    """The settings that were searched, in a few words."""
+    projection = {
+        "pca": f"pca {options.explained_variance:g}",
+        "randomized_pca": f"randomized_pca {options.n_components}",
+        "random": f"random eps {options.eps:g}",
+        "none": "none",
+    }[options.projection]
+    if options.classifier == "mlp":
+        return f"{projection} · mlp {','.join(map(str, options.layers))} iterations {options.max_iter}"
+    return f"{projection} · logistic reg {options.reg_param:g} elastic net {options.elastic_net:g}"
+
+
+def options_from_record(record: dict[str, Any]) -> FitOptions:
+    """What `FitOptions.as_record` was made of."""
+    layers = tuple(int(width) for width in str(record["layers"]).split(",") if width)
+    return FitOptions(**{**record, "layers": layers})
+
+
+def _lowest_eps(n_features: int, n_rows: int) -> float | None:
+    """The smallest eps, to two digits, whose projection is narrower than the features; None if there is none."""
+    steps = range(5, int(100 * MAX_EPS))
+    fitting = (step / 100 for step in steps if johnson_lindenstrauss_dim(max(2, n_rows), step / 100) < n_features)
+    return next(fitting, None)
+
+
+def _rounded(value: float) -> float:
+    return round(value, DIGITS - 1 - floor(log10(abs(value)))) if value else value

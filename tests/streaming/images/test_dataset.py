@@ -1,0 +1,207 @@
+"""Images and their labels as people have them: folders, patterns, CSVs and tables; what is left out is told."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.errors import ServiceError
+from streaming.images.dataset import Dataset, read_dataset
+
+
+def make_files(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return folder
+
+
+def labels_of(found: Dataset) -> dict[str, str | None]:
+    return {Path(file.path).relative_to(found.source).as_posix(): file.label for file in found.files}
+
+
+# --- folders
+
+
+def test_the_folder_that_a_file_lies_in_is_its_class(tmp_path: Path) -> None:
+    names = [
+        "Pomme d\u2019api/1.jpg",
+        "Pe\u0302che/a b.png",
+        "v1.2/x.tar.gz",
+        "deep/er/y",
+        "loose.png",
+        ".hidden/h.png",
+    ]
+    folder = make_files(tmp_path / "images [1]*", *names, "v1.2/.DS_Store")
+    found = read_dataset(folder)
+    assert labels_of(found) == {
+        "Pomme d\u2019api/1.jpg": "Pomme d\u2019api",
+        "Pe\u0302che/a b.png": "P\u00eache",  # composed, whichever system named the folder
+        "v1.2/x.tar.gz": "v1.2",
+        "deep/er/y": "er",
+    }
+    assert found.dropped == {"it lies in no class folder": 1}
+    assert found.examples == {"it lies in no class folder": "loose.png"}
+    assert [file.bytes for file in found.files] == [(folder / one).stat().st_size for one in labels_of(found)]
+    assert read_dataset(folder, labelled=False).n_images == 5
+
+
+def test_what_is_no_file_or_has_no_readable_name_is_passed_over(tmp_path: Path) -> None:
+    folder = make_files(tmp_path / "images", "a/1.png", "b/2.png")
+    os.mkfifo(folder / "a" / "pipe.png")
+    (folder / "a" / "nowhere.png").symlink_to(folder / "absent")
+    Path(os.fsdecode(os.fsencode(folder) + b"/a/\xff.png")).write_bytes(b"x")
+    found = read_dataset(folder)
+    assert labels_of(found) == {"a/1.png": "a", "b/2.png": "b"}
+    assert found.dropped == {"its name is not UTF-8": 1}
+    assert str(found.as_summary()).encode()  # also the example can be written
+
+
+def test_balance_of_the_classes_is_reported(tmp_path: Path) -> None:
+    names = [*(f"many/{n}" for n in range(21)), "few/1", "few/2"]
+    found = read_dataset(make_files(tmp_path, *names))
+    assert found.class_counts == {"few": 2, "many": 21}
+    assert found.warnings() == ["unbalanced classes: 21 images of many, 2 of few"]
+    make_files(tmp_path, "few/3")
+    assert read_dataset(tmp_path).warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "images is not a folder"),
+        (["1.png"], "images holds no image with a label; training needs .*no class folder"),
+        (["a/1.png", "a/2.png"], r"images holds one class only \(a\); training needs at least two"),
+        ([".a/1.png"], "images holds no images; expected one folder per class"),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on_is_told(tmp_path: Path, names: list[str], message: str) -> None:
+    with pytest.raises(ServiceError, match=message):
+        read_dataset(make_files(tmp_path / "images", *names))
+
+
+# --- patterns
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^([^/]+?)(?:_\d+)?/[^/]+$", r"(?P<number>\d*)/?(?P<label>[A-Z][^/]*?)(_\d+)?/[^/]*$"]
+)
+def test_a_pattern_takes_the_label_from_the_path(tmp_path: Path, pattern: str) -> None:
+    folder = make_files(tmp_path, "Apple Red_12/1.jpg", "Apple Red_3/2.jpg", "Pe\u0302che/3.jpg", "x.jpg")
+    found = read_dataset(folder, label_pattern=pattern)
+    assert found.class_counts == {"Apple Red": 2, "P\u00eache": 1}
+    assert found.dropped == {"its path does not match the label pattern": 1}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("[a", "is not a regular expression"),
+        ("cats", "has no group to take the label from"),
+        (r"(a)\1", "look-around and back-references are not taken"),
+        (r"(?=(a))", "look-around and back-references are not taken"),
+        ("(a)" * 400, "has 1,200 characters, at most 1,000 are taken"),
+        ("(b)", "holds no image with a label"),
+    ],
+)
+def test_a_pattern_that_cannot_be_used_is_told(tmp_path: Path, pattern: str, message: str) -> None:
+    with pytest.raises(ServiceError, match=message):
+        read_dataset(make_files(tmp_path, "a/1"), label_pattern=pattern)
+
+
+def test_a_pattern_takes_time_in_proportion_to_the_path(tmp_path: Path) -> None:
+    """Python's own engine needs years for these, so that the test would not end."""
+    folder = make_files(tmp_path, f"{'x' * 200}/{'a' * 200}.png", "b/1")
+    with pytest.raises(ServiceError, match="holds no image with a label"):
+        read_dataset(folder, label_pattern=r"(x+x+)+y|(a|aa)+$|^(\w*)*!$")
+
+
+# --- CSVs
+
+
+def test_a_csv_labels_files_by_path_name_or_stem(tmp_path: Path) -> None:
+    folder = make_files(tmp_path / "images", "a/1.png", "a/2.png", "b/2.png", "b/Pe\u0302che 3.png", "4.png", "5.png")
+    csv = tmp_path / "labels.csv"
+    lines = ["id;label", "a/1.png;cat", "images/a/2.png;dog", "2.png;bird", "P\u00eache 3;cat", "4.png;dog", "absent;x"]
+    csv.write_text("\n".join([*lines, "5.png;nan"]))
+    found = read_dataset(folder, labels_csv=csv)
+    assert labels_of(found) == {"a/1.png": "cat", "a/2.png": "dog", "b/Pe\u0302che 3.png": "cat", "4.png": "dog"}
+    assert found.dropped == {
+        "the label is empty or stands for a missing value": 1,
+        "the CSV's name for it fits other files, too: give paths": 1,
+        "a row of the CSV names an image that is not there": 1,
+        "the CSV has no usable row for it": 2,
+    }
+    assert found.examples["a row of the CSV names an image that is not there"] == "absent"
+    assert read_dataset(folder, labels_csv=csv, labelled=False).n_images == 6
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_csv_or_a_message(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = make_files(tmp_path_factory.getbasetemp() / "any", "a/1", "b/2")
+    csv = folder.parent / "any.csv"
+    csv.write_bytes(b"name,label\n1,cat\n2,dog\n" + data)
+    with suppress(ServiceError):  # and nothing else
+        assert read_dataset(folder, labels_csv=csv).n_images == 2
+
+
+def test_labels_come_from_one_place(tmp_path: Path) -> None:
+    folder = make_files(tmp_path / "images", "a/1", "b/2")
+    with pytest.raises(ServiceError, match="either from a pattern or from a CSV"):
+        read_dataset(folder, label_pattern="(a)", labels_csv=tmp_path / "x.csv")
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": [b"x", b"y"], "label": ["a", "b"]}), table)
+    with pytest.raises(ServiceError, match="is a table with labels of its own"):
+        read_dataset(table, label_pattern="(a)")
+
+
+# --- tables (read on the workers: tests/streaming/images/test_featurize.py)
+
+
+def test_a_folder_of_parquet_files_is_one_table_with_its_labels_counted(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        rows = {"content": [b"1", b"2", b"3"], "label": pa.array([number, 7, None]), "name": ["a", "b", "c"]}
+        pq.write_table(pa.table(rows), tmp_path / "sub" / f"{number}.parquet")
+    found = read_dataset(tmp_path)
+    assert (found.kind, found.n_images, found.class_counts) == ("parquet", 4, {"0": 1, "1": 1, "7": 2})
+    assert found.dropped == {"its label is empty or stands for a missing value": 2}
+    assert found.table is not None
+    assert (found.table.image, found.table.name) == ("content", None)  # the names come twice
+    everything = read_dataset(tmp_path, labelled=False)
+    assert (everything.n_images, everything.dropped) == (6, {})
+
+
+def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    def refused(name: str, message: str) -> None:
+        with pytest.raises(ServiceError, match=message) as error:
+            read_dataset(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+    (tmp_path / "text.parquet").write_bytes(b"no parquet at all")
+    refused("text.parquet", "cannot be read as parquet")
+    pq.write_table(pa.table({"image": ["path.png"], "label": ["a"]}), tmp_path / "paths.parquet")
+    refused("paths.parquet", "has no column of encoded images: .*; got image string, label string")
+    pq.write_table(pa.table({"image": [b"x"], "class": ["a"]}), tmp_path / "unlabelled.parquet")
+    refused("unlabelled.parquet", "has no column label, only image, class")
+    write_deltalake(tmp_path / "delta", pa.table({"image": [b"x"], "label": ["a"]}))
+    refused("delta", r"holds one class only \(a\)")
+    (tmp_path / "delta" / "_delta_log" / "00000000000000000000.json").write_text("{")
+    refused("delta", "cannot be read as delta")
+    (tmp_path / "a [b]" / "_delta_log").mkdir(parents=True)
+    refused("a [b]", "cannot be read from a path with a")
+
+
+def test_a_delta_table_is_read_as_of_now(tmp_path: Path) -> None:
+    rows = {"image": [b"1", b"2", b"3", b"4"], "label": ["a", "b", "a", "b"]}
+    write_deltalake(tmp_path / "t", pa.table(rows))
+    write_deltalake(tmp_path / "t", pa.table({"image": [b"5"], "label": ["c"]}), mode="append")
+    DeltaTable(tmp_path / "t").delete("label = 'b'")
+    assert read_dataset(tmp_path / "t").class_counts == {"a": 2, "c": 1}

@@ -1,0 +1,241 @@
+"""Labels: those that came with the images, those given later by CSV, and which of them a training goes by."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from pyspark.sql import SparkSession
+
+from streaming.errors import ServiceError
+from streaming.images.corrections import add_labels
+from streaming.images.labels import labelled_features
+from streaming.images.labels_csv import read_labels
+from streaming.query import query
+from streaming.reports.report import read_report
+from streaming.settings import Settings
+from streaming.tables import FEATURES, Table
+
+
+def stored(image: str, label: str | None, hour: int | None, value: float, **more: Any) -> dict[str, Any]:
+    published = None if hour is None else datetime(2024, 5, 6, hour, tzinfo=UTC)
+    row = {"image_id": image, "label_true": label, "published_at": published, "features": [value, value]}
+    return row | {"backbone_sha256": "ours"} | more
+
+
+def store(table: Table, *rows: dict[str, Any], version: int = 0) -> None:
+    assert table.append(pa.Table.from_pylist(list(rows), schema=table.schema), "test", version)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(tmp_path / "tables", "features")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+def write_csv(directory: Path, text: str) -> Path:
+    path = directory / "labels.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- CSV files
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp_path: Path, delimiter: str) -> None:
+    lines = [
+        "\ufeffnote, Name ,LABEL",
+        'a,"one, two.png",cat',
+        "b,./sub\\three.png,Pe\u0302che",
+        "c,empty.png,",
+        "d,nan.png,NaN",
+        "e,,dog",
+        "f,short.png",
+        "",
+        "g,twice.png,cat",
+        "h,twice.png,cat",
+        "i,torn.png,cat",
+        "j,torn.png,dog",
+        "k,torn.png,cat",
+        f"l,long.png,{'x' * 201}",
+        "m,\x1bescape.png,cat",
+        "n,nul.png,c\0t",
+    ]
+    text = "\r\n".join(line if "one, two" in line else line.replace(",", delimiter) for line in lines)
+    if delimiter != ",":
+        text = text.replace('a,"one, two.png",cat', f"a{delimiter}one, two.png{delimiter}cat")
+    found = read_labels(write_csv(tmp_path, text), ["path", "name"])
+    assert found.key == "name"
+    assert found.labels == {"one, two.png": "cat", "sub/three.png": "P\u00eache", "twice.png": "cat"}
+    assert found.dropped == {
+        "the label is empty or stands for a missing value": 3,
+        "the row names no image": 1,
+        "rows give one image different labels": 3,
+        "the label is longer than 200 characters": 1,
+        "the row has control characters": 2,
+    }
+    assert found.examples["rows give one image different labels"] == "torn.png"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected a header with the columns label and one of path, name, got ''"),
+        (b"path,class\na,b\n", "got 'path,class'"),
+        ("name;label\nK\u00f6ln;cat\n".encode("latin-1"), "is not UTF-8 at byte 12; save it as CSV UTF-8"),
+        (b"name,label\n" + b'"' + b"x" * 200_000 + b'",cat\n', "is not a CSV: field larger than field limit"),
+        (b"name,label\n" + b"a,b\n" * 11, "has more than 10 rows; split it"),
+    ],
+    ids=["empty", "without label", "latin-1", "huge cell", "too many rows"],
+)
+def test_csv_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes(content)
+    with pytest.raises(ServiceError, match=message):
+        read_labels(path, ["path", "name"], max_rows=10)
+    with pytest.raises(ServiceError, match="cannot be read: No such file"):
+        read_labels(tmp_path / "absent.csv", ["name"])
+
+
+# --- labels given later
+
+
+def predictions(settings: Settings) -> None:
+    """Images one … four, two of them called the same, and five, known by its features only."""
+    names = {"one": "photos/a/1.png", "two": "photos/b/2.png", "three": "photos/a/same.png", "four": "x/same.png"}
+    rows = [
+        {"image_id": image, "source": source, "label": "cat", "confidence": 0.9, "model_version": 1, "offset": n}
+        for n, (image, source) in enumerate(names.items())
+    ]
+    store(Table(settings.tables_dir, "predictions"), *rows)
+    store(Table(settings.tables_dir, "features"), stored("five", None, 1, 0.5, source=".\\win\\Pe\u0302che.png"))
+
+
+@pytest.mark.parametrize(
+    ("header", "named"),
+    [
+        ("image_id", ["one", "two", "five"]),
+        ("source", ["photos/a/1.png", "./photos/b/2.png", "win/P\u00eache.png"]),
+        ("name", ["1.png", "2.png", "Pe\u0302che.png"]),
+    ],
+)
+def test_images_are_labelled_by_id_source_or_name(settings: Settings, header: str, named: list[str]) -> None:
+    predictions(settings)
+    lines = [f"{header},label", *(f"{name},dog" for name in named), "same.png,dog", "nowhere,dog", f"{named[0]} ,dog"]
+    result = add_labels(settings, write_csv(settings.home, "\n".join(lines)), "maria")
+    assert result.added == 3
+    ambiguous = {"several images are called so: give their image_id": 1} if header == "name" else {}
+    assert result.left_out == {"the tables hold no such image": 2 - len(ambiguous)} | ambiguous
+    assert result.examples["the tables hold no such image"][-1] == "nowhere"
+    rows = query(settings, 'SELECT image_id, label, "by" FROM labels ORDER BY image_id').to_pylist()
+    assert rows == [{"image_id": image, "label": "dog", "by": "maria"} for image in ("five", "one", "two")]
+
+
+def test_the_same_file_again_adds_nothing_also_after_a_correction(settings: Settings) -> None:
+    predictions(settings)
+    first = write_csv(settings.home, "image_id,label\none,dog\ntwo,dog\n")
+    assert (add_labels(settings, first, "a").added, add_labels(settings, first, "b").unchanged) == (2, 2)
+    second = settings.home / "second.csv"
+    second.write_text("image_id,label\none,bird\ntwo,dog\n")
+    result = add_labels(settings, second, "c")
+    assert (result.added, result.unchanged) == (1, 1)
+    again = add_labels(settings, first, "d")
+    assert (again.added, again.unchanged, again.superseded) == (0, 1, 1)
+    assert query(settings, "SELECT count(*) AS n FROM labels").to_pylist() == [{"n": 3}]
+    assert read_report(settings).versions[0]["labelled"] == 2
+
+
+def test_rows_that_name_one_image_in_two_ways_must_agree(settings: Settings) -> None:
+    predictions(settings)
+    store(Table(settings.tables_dir, "features"), stored("one", None, 2, 1.0, source="other/1b.png"), version=1)
+    result = add_labels(settings, write_csv(settings.home, "name,label\n1.png,dog\n1b.png,cat\n2.png,cat\n"), "a")
+    assert result.added == 1
+    assert result.left_out == {"rows give one image different labels": 1}
+
+
+def test_labels_without_images_are_refused(settings: Settings) -> None:
+    with pytest.raises(ServiceError, match="no images yet in .*: run `imagestream stream` or `train` first"):
+        add_labels(settings, write_csv(settings.home, "image_id,label\none,dog\n"), "a")
+    assert not settings.tables_dir.exists()
+
+
+# --- features with labels
+
+
+def test_each_labelled_image_is_taken_once_with_its_latest_label(spark: SparkSession, table: Table) -> None:
+    commits = [
+        [stored("trained", "cat", None, 1), stored("relabelled", "cat", 9, 2), stored("again", "dog", 9, 3)],
+        [stored("relabelled", "dog", 11, 2), stored("trained", "dog", 9, 1), stored("again", "dog", 9, 3)],
+        [stored("relabelled", "bird", 10, 2), stored("relabelled", None, 12, 2), stored("never", None, 9, 4)],
+        [stored("theirs", "cat", 9, 5, backbone_sha256="theirs"), stored("done", "cat", 9, 6, projection_sha256="p")],
+        [stored("tied", "b", 9, 7), stored("tied", "a", 9, 7)],
+    ]
+    for version, rows in enumerate(commits):
+        store(table, *rows, version=version)
+    found = labelled_features(spark, table, "ours")
+    assert found.columns == ["image_id", "label", "features"]
+    assert sorted(tuple(row) for row in found.collect()) == [
+        ("again", "dog", [3.0, 3.0]),
+        ("relabelled", "dog", [2.0, 2.0]),
+        ("tied", "b", [7.0, 7.0]),
+        ("trained", "dog", [1.0, 1.0]),
+    ]
+
+
+def test_a_label_given_later_counts_more_than_the_one_that_came_along(spark: SparkSession, table: Table) -> None:
+    store(
+        table,
+        stored("wrong", "cat", 23, 1),
+        stored("late", None, 9, 2),
+        stored("right", "dog", 9, 3),
+        stored("never", None, 9, 4),
+        stored("wrong", "cat", 23, 5, augmentation=1),
+    )
+    labels = Table(table.directory.parent, "labels")
+    assert {tuple(row) for row in labelled_features(spark, table, "ours").select("image_id", "label").collect()} == {
+        ("wrong", "cat"),
+        ("right", "dog"),
+    }
+    given = [
+        ("wrong", "bird", 2),
+        ("wrong", "dog", 3),
+        ("wrong", "cat", 1),
+        ("late", "cat", 1),
+        ("elsewhere", "cat", 1),
+    ]
+    rows = [
+        {"image_id": image, "label": label, "labelled_at": datetime(2024, 5, 6, hour, tzinfo=UTC), "by": "maria"}
+        for image, label, hour in given
+    ]
+    store(labels, *rows)
+    found = labelled_features(spark, table, "ours").select("image_id", "label").collect()
+    assert {tuple(row) for row in found} == {("wrong", "dog"), ("late", "cat"), ("right", "dog")}
+    copies = labelled_features(spark, table, "ours", augmented=True).where("augmentation IS NOT NULL").collect()
+    assert [(row.image_id, row.label, row.features) for row in copies] == [("wrong", "dog", [5.0, 5.0])]
+
+
+def test_features_written_before_there_were_copies_are_read_and_added_to(spark: SparkSession, tmp_path: Path) -> None:
+    before = pa.schema([field for field in FEATURES if field.name != "augmentation"])
+    row = stored("old", "cat", 9, 1)
+    write_deltalake(tmp_path / "features", pa.Table.from_pylist([row], schema=before))
+    table = Table(tmp_path, "features")
+    store(table, stored("new", "dog", 9, 2), stored("new", "dog", 9, 3, augmentation=1))
+    assert [field.name for field in DeltaTable(tmp_path / "features").schema().fields] == FEATURES.names
+    found = labelled_features(spark, table, "ours", augmented=True).collect()
+    assert sorted((row.image_id, row.augmentation or 0, row.features) for row in found) == [
+        ("new", 0, [2.0, 2.0]),
+        ("new", 1, [3.0, 3.0]),
+        ("old", 0, [1.0, 1.0]),
+    ]
+
+
+def test_an_empty_table_is_told_before_spark_reads(spark: SparkSession, table: Table) -> None:
+    with pytest.raises(ServiceError, match=r"features is empty: there is nothing to fit on"):
+        labelled_features(spark, table, "ours")

@@ -1,0 +1,183 @@
+"""The audit over real Delta tables, sound ones and every way in which they can be wrong."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from streaming.errors import ServiceError
+from streaming.jobs import audit as module
+from streaming.jobs.audit import AuditReport, Kind, Span, audit
+from streaming.settings import Settings
+from streaming.tables import PREDICTIONS
+from tests.conftest import imagestream
+from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Three whole batches of two partitions: offsets 0 to 29 and 0 to 14, four of them quarantined."""
+    settings = Settings(home=tmp_path)
+    for number in range(3):
+        ranges = {0: (10 * number, 10 * number + 10), 1: (5 * number, 5 * number + 5)}
+        commit_batch(settings, number, ranges, bad={3, 12})
+    return settings
+
+
+def append(settings: Settings, *offsets: int, **columns: Any) -> None:
+    """Rows in partition 0 that the stream would not have written."""
+    lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
+    rows = [prediction(settings, 0, offset) | lineage | columns for offset in offsets]
+    write_deltalake(settings.tables_dir / "predictions", pa.Table.from_pylist(rows, schema=PREDICTIONS), mode="append")
+
+
+def delete(settings: Settings, predicate: str) -> None:
+    DeltaTable(settings.tables_dir / "predictions").delete(predicate)
+
+
+def texts(report: AuditReport, kind: Kind) -> list[str]:
+    return [problem.text for problem in report.problems if problem.kind is kind]
+
+
+def test_sound_history_is_clean_and_its_reach_is_told(settings: Settings) -> None:
+    report = audit(settings)
+    assert report.clean
+    assert not report.problems
+    assert (report.batches, report.predicted, report.quarantined) == (3, 41, 4)
+    topic = settings.topic
+    assert report.spans == [Span(topic, 0, 0, 29, 30, 3), Span(topic, 1, 0, 14, 15, 3)]
+
+
+def test_missing_rows_are_named_as_runs_of_offsets(settings: Settings) -> None:
+    delete(settings, "partition = 0 AND (offset IN (5, 6, 8) OR offset = 10)")
+    report = audit(settings)
+    gaps = [
+        (p.where["topic"], p.where["partition"], p.where["from"], p.where["to"])
+        for p in report.problems
+        if p.kind is Kind.GAP
+    ]
+    assert gaps == [(settings.topic, 0, 5, 6), (settings.topic, 0, 8, 8), (settings.topic, 0, 10, 10)]
+    assert len(texts(report, Kind.ACCOUNT)) == 2  # batches 0 and 1
+    assert set(report.counts) == {Kind.GAP, Kind.ACCOUNT}
+
+
+def test_a_row_that_stands_twice_is_named(settings: Settings) -> None:
+    append(settings, 4, 5)
+    report = audit(settings)
+    assert texts(report, Kind.REPEAT) == [f"{settings.topic} partition 0: 2 rows for each of the offsets 4 to 5"]
+    assert Kind.ACCOUNT in report.counts
+
+
+def test_a_message_both_predicted_and_quarantined_is_a_repeat(settings: Settings) -> None:
+    append(settings, 3)
+    assert texts(audit(settings), Kind.REPEAT) == [
+        f"{settings.topic} partition 0: 2 rows for each of the offsets 3 to 3"
+    ]
+
+
+def test_repeats_are_found_in_every_window_of_offsets(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW_ROWS", 8)  # four offsets of two partitions
+    append(settings, 0, 9, 29)
+    found = [problem.where["from"] for problem in audit(settings).problems if problem.kind is Kind.REPEAT]
+    assert found == [0, 9, 29]
+
+
+def test_a_message_lost_and_one_repeated_in_one_batch_do_not_cancel_out(settings: Settings) -> None:
+    delete(settings, "partition = 0 AND offset = 5")
+    append(settings, 4)
+    report = audit(settings)
+    assert set(report.counts) == {Kind.REPEAT, Kind.GAP}  # all counts agree
+    assert [(p.where["from"], p.where["to"]) for p in report.problems] == [(4, 4), (5, 5)]
+
+
+def test_offsets_between_batches_and_offsets_of_two_batches_are_named(settings: Settings) -> None:
+    commit_batch(settings, 3, {0: (33, 40), 1: (14, 20)})
+    report = audit(settings)
+    assert [problem.where | {"kind": problem.kind} for problem in report.problems if problem.kind is Kind.GAP] == [
+        {"kind": Kind.GAP, "topic": settings.topic, "partition": 0, "from": 30, "to": 32}
+    ]
+    (overlap,) = [problem.where for problem in report.problems if problem.kind is Kind.OVERLAP]
+    assert (overlap["partition"], overlap["from"], overlap["to"], overlap["batch_id"]) == (1, 14, 14, 3)
+
+
+@pytest.mark.parametrize("upto", ["predictions", "quarantine"])
+def test_newest_batch_without_its_mark_is_unfinished_and_no_error(settings: Settings, upto: str) -> None:
+    commit_batch(settings, 3, {0: (30, 40)}, bad={35}, upto=upto)
+    report = audit(settings)
+    assert report.clean
+    assert [(batch["batch_id"], batch["predicted"]) for batch in report.unfinished] == [(3, 9)]
+
+
+def test_an_older_batch_without_its_mark_is_an_error(settings: Settings) -> None:
+    commit_batch(settings, 3, {0: (30, 40)}, upto="quarantine")
+    commit_batch(settings, 4, {0: (40, 50)})
+    report = audit(settings)
+    assert [problem.where["batch_id"] for problem in report.problems if problem.kind is Kind.NO_BATCH] == [3]
+    assert (30, 39) in [(p.where["from"], p.where["to"]) for p in report.problems if p.kind is Kind.GAP]
+
+
+def test_a_row_of_another_model_than_its_batch_is_named(settings: Settings) -> None:
+    delete(settings, "partition = 0 AND offset = 5")
+    append(settings, 5, model_version=2)
+    report = audit(settings)
+    assert set(report.counts) == {Kind.MODEL}
+    assert "is of version 1, its rows of 1 to 2" in texts(report, Kind.MODEL)[0]
+
+
+def test_a_row_outside_its_batchs_offsets_is_named(settings: Settings) -> None:
+    delete(settings, "partition = 0 AND offset = 5")
+    append(settings, 77)
+    report = audit(settings)
+    assert any("outside its offsets" in text for text in texts(report, Kind.ACCOUNT))
+    assert Kind.GAP in report.counts
+
+
+def test_audit_beside_a_running_stream_is_clean_at_every_moment(settings: Settings) -> None:
+    over = threading.Event()
+
+    def stream() -> None:
+        for number in range(3, 28):
+            commit_batch(settings, number, {0: (10 * number, 10 * number + 10)}, bad={10 * number + 1})
+        over.set()
+
+    writer = threading.Thread(target=stream)
+    writer.start()
+    reports = []
+    while not over.is_set():
+        reports.append(audit(settings))
+    writer.join()
+    assert [report.problems for report in reports if not report.clean] == []
+    assert reports[0].batches < audit(settings).batches == 28
+
+
+def test_command_tells_the_first_problems_and_exits_1(settings: Settings) -> None:
+    assert imagestream(settings, "audit")["clean"] is True
+    delete(settings, "offset = 7 AND partition = 1")
+    found = imagestream(settings, "audit", code=1)
+    assert found["counts"] == {"account": 1, "gap": 1}
+    assert json.dumps(found).count('"from": 7') == 1
+
+
+def test_without_tables_there_is_nothing_to_audit(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match=r"nothing to audit .* no table predictions, quarantine, batches"):
+        audit(Settings(home=tmp_path))
+
+
+def test_a_gap_that_was_accepted_is_told_and_is_no_problem(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    commit_batch(settings, 0, {0: (0, 10)})
+    commit_batch(settings, 1, {0: (14, 20)}, left_out={0: (10, 14)})
+    report = audit(settings)
+    assert report.clean
+    assert report.left_out == [{"topic": settings.topic, "partition": 0, "from": 10, "to": 13}]
+
+
+def test_a_gap_larger_than_what_was_accepted_is_a_problem(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    commit_batch(settings, 0, {0: (0, 10)})
+    commit_batch(settings, 1, {0: (14, 20)}, left_out={0: (12, 14)})
+    assert audit(settings).counts == {Kind.GAP: 1}

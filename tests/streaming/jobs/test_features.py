@@ -1,0 +1,232 @@
+"""`imagestream features`: every image a row of the output, in order of path, in each format and projection."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from pyspark.sql import SparkSession
+from sklearn.decomposition import PCA as SklearnPCA  # noqa: N811
+
+from models.arrays import Features
+from models.backbone import FLATBUFFER_FILE
+from models.engine import LiteRTEngine
+from models.projection import NoProjection, Projection
+from models.random_projection import make_random_projection
+from models.registry import Registry
+from models.scorer import decode_all, load_head
+from streaming.cli import commands  # noqa: F401  registers every command
+from streaming.cli.app import run
+from streaming.errors import ServiceError
+from streaming.files import list_array
+from streaming.images.dataset import digit_images, list_images, write_images
+from streaming.jobs.feature_files import SCHEMA, write_feature_files
+from streaming.jobs.output import FileFormat, check_output, output_format
+from streaming.settings import Settings
+from tests.conftest import imagestream
+
+ROWS, WIDTH = 60, 8
+
+
+@pytest.fixture
+def settings(tmp_path: Path, jars_dir: Path, exports: Path) -> Settings:
+    return Settings(home=tmp_path / "home", jars=jars_dir, backbones=exports)
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    return np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
+
+
+def paths() -> list[str]:
+    return [f'd/{number:03d} "\u00e9", x.png' for number in range(ROWS)]
+
+
+def rows_of(output: Path, format_: FileFormat) -> tuple[list[str], list[str | None], Features]:
+    """(paths, labels, features) as another reader sees them."""
+    if format_ == "csv":
+        with output.open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        assert header[:3] == ["path", "label", f"{header[2].rstrip('1')}1"]
+        values = np.array([[float(value) for value in row[2:]] for row in rows], np.float32)
+        return [row[0] for row in rows], [row[1] or None for row in rows], values
+    if format_ == "parquet":
+        table = pq.read_table(output)
+    else:
+        table = duckdb.read_parquet(DeltaTable(output).file_uris()).order("path").to_arrow_table()
+    assert table.column_names == SCHEMA.names
+    found = [table.column(name).to_pylist() for name in ("path", "label", "features")]
+    return found[0], found[1], np.array(found[2], np.float32)
+
+
+@pytest.mark.parametrize("format_", ["csv", "parquet", "delta"])
+@pytest.mark.parametrize(
+    "projection", [NoProjection(WIDTH), make_random_projection(WIDTH, 3, 1)], ids=["none", "random"]
+)
+def test_every_row_is_written_projected_in_order_of_path_and_replaces_what_was_there(
+    spark: SparkSession, features: Features, tmp_path: Path, projection: Projection, format_: FileFormat
+) -> None:
+    labels = [None if number % 7 == 0 else f"label {number % 3}" for number in range(ROWS)]
+    table = pa.table({"source": paths(), "image_id": ["id"] * ROWS, "label": labels, "features": list_array(features)})
+    shuffled = spark.createDataFrame(table.take(np.random.default_rng(1).permutation(ROWS))).repartition(5)
+    output = tmp_path / "out"
+    for rows in (shuffled.limit(9), shuffled):
+        n = write_feature_files(rows, ROWS, projection, output, format_)
+    assert n == ROWS
+    found = rows_of(output, format_)
+    assert found[:2] == (paths(), labels)
+    np.testing.assert_array_equal(found[2], projection.transform(features))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_output_stays_as_it_was_when_a_run_fails(spark: SparkSession, tmp_path: Path) -> None:
+    torn = pa.table({"source": ["a", "b"], "image_id": ["", ""], "label": ["", ""], "features": [[1.0], [1.0, 2.0]]})
+    rows = spark.createDataFrame(torn).coalesce(1)
+    output = tmp_path / "out.csv"
+    output.write_text("before")
+    with pytest.raises(Exception, match="features of different widths"):
+        write_feature_files(rows, 2, NoProjection(1), output, "csv")
+    assert output.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_folder_becomes_one_csv_of_principal_components(settings: Settings, tmp_path: Path) -> None:
+    """All in one: header, rows = images, as many components as scikit-learn keeps; a bad file is told, code 1."""
+    folder = write_images(tmp_path / "digits", digit_images(60))
+    (folder / "7" / "bad.png").write_bytes(b"no image")
+    output = tmp_path / "out" / "digits.csv"
+    summary = imagestream(settings, "features", folder, "--output", output, code=1)
+    assert (summary["rows"], summary["dataset"]["images"], summary["featurized"]["n_bad"]) == (60, 61, 1)
+    assert summary["featurized"]["bad"] == {
+        str(folder / "7" / "bad.png"): "not_an_image: starts with 6e 6f 20 69 6d 61 67 65, no known image format"
+    }
+    (folder / "7" / "bad.png").unlink()
+    files = list_images(folder)
+    names, labels, found = rows_of(output, "csv")
+    assert names == [file.path for file in files]
+    assert labels == [file.label for file in files]
+    kept = duckdb.read_parquet(DeltaTable(settings.home / "featurized" / "features").file_uris())
+    raw = np.array(kept.order("source").project("features").fetchall(), np.float32)[:, 0]
+    pca = SklearnPCA(0.9, svd_solver="full").fit(raw)
+    assert found.shape == (60, pca.n_components_)
+    expected = pca.transform(raw)
+    signs = np.sign((found * expected).sum(axis=0))
+    np.testing.assert_allclose(found * signs, expected, atol=1e-3)
+
+
+def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trained: Path, tmp_path: Path) -> None:
+    registry = Registry(trained / "models")
+    (settings.home / "models").parent.mkdir(parents=True)
+    (settings.home / "models").symlink_to(registry.root)
+    folder = write_images(tmp_path / "digits", digit_images(8, skip=300))
+    output = tmp_path / "digits.parquet"
+    summary = imagestream(settings, "features", folder, "--output", output, "--model", 1)
+    assert (summary["rows"], summary["featurized"]["reused"]) == (8, 0)
+    engine = LiteRTEngine(registry.path(1) / FLATBUFFER_FILE)
+    images = decode_all([Path(file.path).read_bytes() for file in list_images(folder)], engine.input_size).images
+    expected = load_head(registry.read(1)).projection.transform(engine(images))
+    np.testing.assert_allclose(rows_of(output, "parquet")[2], expected, atol=1e-4)
+
+
+def test_a_run_that_was_killed_or_stopped_goes_on_where_it_was(settings: Settings, tmp_path: Path) -> None:
+    """Killed as soon as a task has committed, then stopped by Ctrl-C as soon as another has, then left alone."""
+    folder = write_images(tmp_path / "digits", digit_images(240))
+    summary = tmp_path / "summary.json"
+    arguments = ["--home", settings.home, "features", folder, "--output", tmp_path / "out.csv", "--json", summary]
+    code = f"""
+import signal
+from streaming.images import featurize
+from streaming.cli import commands
+from streaming.cli.app import run
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests themselves were started with
+featurize.IMAGES_PER_TASK = 20
+run({[str(argument) for argument in arguments]!r})
+"""
+    places = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_BACKBONES": str(settings.backbones)}
+    environment = os.environ | places | {"IMAGESTREAM_MASTER": "local[1]"}
+
+    def start() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, start_new_session=True, text=True, stderr=subprocess.PIPE
+        )
+
+    def commits() -> int:
+        return len(list((settings.home / "featurized" / "features" / "_delta_log").glob("*.json"))) - 1
+
+    def wait_for_a_commit(process: "subprocess.Popen[str]") -> None:
+        before, until = max(0, commits()), time.monotonic() + 180
+        while commits() <= before and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+
+    for number, code_wanted in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+        process = start()
+        wait_for_a_commit(process)
+        os.killpg(process.pid, number)  # as a terminal does: the process, its JVM and its workers
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == code_wanted, said
+    assert said.splitlines() == ["interrupted; the same command goes on where it was"]
+    assert not (tmp_path / "out.csv").exists()
+    last = start()
+    _, said = last.communicate(timeout=240)
+    assert last.returncode == 0, said
+    found = json.loads(summary.read_text())
+    assert found["rows"] == 240
+    assert 40 <= found["featurized"]["reused"] < 240
+    assert len(rows_of(tmp_path / "out.csv", "csv")[0]) == 240
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [("a.csv", None, "csv"), ("a.PARQUET", None, "parquet"), ("a", None, "delta"), ("a.txt", "csv", "csv")],
+)
+def test_the_format_is_told_by_the_suffix(name: str, given: FileFormat | None, expected: FileFormat) -> None:
+    assert output_format(Path(name), given) == expected
+
+
+def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match=r"expected a name that ends in .csv or .parquet"):
+        output_format(tmp_path / "a.txt", None)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ServiceError, match="is there and is no Delta table"):
+        check_output(tmp_path / "file", "delta")
+    with pytest.raises(ServiceError, match="is there and is no Delta table"):
+        check_output(tmp_path, "delta")
+    with pytest.raises(ServiceError, match="is a folder; give a file"):
+        check_output(tmp_path, "csv")
+    with pytest.raises(ServiceError, match="cannot write to"):
+        check_output(tmp_path / "file" / "a.csv", "csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--projection", "pca", "--flat"], "PCA of 62,720 features needs 31.5 GB"),
+        (["--model", "3"], "there is no model version 3"),
+        (["--explained-variance", "1.5"], "explained variance should be above 0 and at most 1"),
+        (["--backbone", "resnet"], "unknown backbone 'resnet'"),
+        (["--label-pattern", "a"], "has no group to take the label from"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    folder = write_images(tmp_path / "images", [("1.png", "a", b"1"), ("2.png", "b", b"2")])
+    arguments = ["--home", str(tmp_path / "home"), "features", str(folder), "--output", str(tmp_path / "x.csv")]
+    with pytest.raises(SystemExit) as stopped:
+        run([*arguments, *options])
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "home").exists()

@@ -1,0 +1,220 @@
+"""Replay on a real broker and real Delta tables: everything is sent, marked, and nothing lost whatever happens."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable
+
+from producer.message import read_headers
+from streaming.errors import ServiceError
+from streaming.home import locked
+from streaming.jobs import resend
+from streaming.jobs.audit import audit
+from streaming.jobs.maintain import maintain
+from streaming.jobs.replay import ReplayOptions, count_wanted, mark_replayed, replay
+from streaming.query import query
+from streaming.settings import Settings
+from streaming.tables import Table
+from tests.conftest import imagestream
+from tests.streaming.history import QUERY_ID, commit_batch, new_topic, quarantined, worker_file
+
+BAD = {number: {10 * number + 3, 10 * number + 4, 10 * number + 5} for number in range(3)}
+
+
+@pytest.fixture
+def settings(broker: Settings, tmp_path: Path) -> Settings:
+    """Three batches of a topic of their own, three messages of each quarantined: at odd offsets as truncated."""
+    settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
+    for number, bad in BAD.items():
+        commit_batch(settings, number, {0: (10 * number, 10 * number + 10)}, bad=bad)
+    return settings
+
+
+@pytest.fixture
+def servers(broker: Settings) -> str:
+    assert broker.bootstrap_servers
+    return broker.bootstrap_servers
+
+
+def messages(settings: Settings) -> list[Any]:
+    """All that is in the topic now."""
+    from kafka import KafkaConsumer, TopicPartition
+
+    consumer = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers, auto_offset_reset="earliest")
+    try:
+        partitions = [
+            TopicPartition(settings.topic, one) for one in consumer.partitions_for_topic(settings.topic) or ()
+        ]
+        if not partitions:
+            return []
+        consumer.assign(partitions)
+        wanted, found = sum(consumer.end_offsets(partitions).values()), []
+        while len(found) < wanted:
+            found += [message for batch in consumer.poll(1000).values() for message in batch]
+        return found
+    finally:
+        consumer.close()
+
+
+def marked(settings: Settings) -> list[int]:
+    rows = query(settings, 'SELECT "offset" FROM quarantine WHERE replayed_at IS NOT NULL ORDER BY ALL').to_pylist()
+    return [row["offset"] for row in rows]
+
+
+def test_messages_come_again_as_they_were_and_are_marked(settings: Settings, servers: str) -> None:
+    before = query(settings, "SELECT * EXCLUDE replayed_at FROM quarantine ORDER BY ALL")
+    report = replay(settings, servers, ReplayOptions())
+    assert (report.wanted, report.sent, report.complete) == (9, 9, True)
+    assert report.by_reason == {"truncated": 6, "not_an_image": 3}
+
+    rows = query(settings, "SELECT image_id, source, label_true, value FROM quarantine").to_pylist()
+    expected = {(row["value"], row["image_id"].encode(), row["source"], row["label_true"]) for row in rows}
+    found = [(one.value, one.key, read_headers(one.headers)) for one in messages(settings)]
+    assert len(found) == 9
+    assert {(value, key, headers.source, headers.label) for value, key, headers in found} == expected
+
+    assert marked(settings) == sorted(offset for bad in BAD.values() for offset in bad)
+    assert query(settings, "SELECT * EXCLUDE replayed_at FROM quarantine ORDER BY ALL") == before
+    assert audit(settings).clean
+
+
+def test_what_is_marked_is_not_sent_again_unless_asked_for(settings: Settings, servers: str) -> None:
+    replay(settings, servers, ReplayOptions())
+    assert replay(settings, servers, ReplayOptions()).sent == 0
+    assert len(messages(settings)) == 9
+    assert replay(settings, servers, ReplayOptions(again=True)).sent == 9
+    assert len(messages(settings)) == 18
+
+
+def test_reason_and_limit_choose_and_the_rest_stays_unmarked(settings: Settings, servers: str) -> None:
+    assert count_wanted(settings, ReplayOptions()) == {"truncated": 6, "not_an_image": 3}
+    report = replay(settings, servers, ReplayOptions(reason="truncated", limit=3))
+    assert (report.sent, report.by_reason) == (3, {"truncated": 3})
+    assert [offset % 2 for offset in marked(settings)] == [1, 1, 1]
+    assert count_wanted(settings, ReplayOptions()) == {"not_an_image": 3, "truncated": 3}
+    assert replay(settings, servers, ReplayOptions(reason="truncated")).sent == 3
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from streaming.jobs import replay
+from streaming.settings import Settings
+mark, calls = replay.mark_replayed, []
+def die_at_second(*arguments, **named):
+    calls.append(1)
+    if len(calls) == 2:
+        os._exit(9)
+    mark(*arguments, **named)
+replay.mark_replayed = die_at_second
+home, topic, servers = sys.argv[1:]
+replay.replay(Settings(home=Path(home), topic=topic), servers, replay.ReplayOptions())
+"""
+
+
+def test_replay_killed_between_sending_and_marking_loses_nothing(settings: Settings, servers: str) -> None:
+    command = [sys.executable, "-c", KILLED, str(settings.home), settings.topic, servers]
+    assert subprocess.run(command, check=False).returncode == 9
+    assert len(messages(settings)) == 6  # two files of three
+    assert len(marked(settings)) == 3
+
+    assert replay(settings, servers, ReplayOptions()).sent == 6  # at least once: three of them again
+    values = [one.value for one in messages(settings)]
+    assert (len(values), len(set(values))) == (12, 9)
+    assert len(marked(settings)) == 9
+    assert audit(settings).clean
+
+
+def while_running(work: Callable[[int], None], during: Callable[[], Any]) -> Any:
+    """Call `work` with 0, 1, 2, … in a thread until `during` has returned, at least once."""
+    over = threading.Event()
+    errors: list[BaseException] = []
+
+    def loop() -> None:
+        number = 0
+        try:
+            while not over.is_set() or number == 0:
+                work(number)
+                number += 1
+        except BaseException as error:  # noqa: BLE001  told to the test below
+            errors.append(error)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        return during()
+    finally:
+        over.set()
+        thread.join()
+        assert errors == []
+
+
+def test_marking_beside_a_stream_and_maintenance_loses_no_row(settings: Settings, servers: str) -> None:
+    def commit_and_maintain(number: int) -> None:
+        batch = 3 + number
+        commit_batch(settings, batch, {0: (10 * batch, 10 * batch + 10)}, bad={10 * batch + 1})
+        maintain(settings, retention_hours=0)
+
+    def replay_in_parts() -> int:
+        return sum(replay(settings, servers, ReplayOptions(limit=2)).sent for _ in range(4))
+
+    sent = while_running(commit_and_maintain, replay_in_parts)
+    assert len(marked(settings)) == sent == 8
+    rest = replay(settings, servers, ReplayOptions()).sent
+    report = audit(settings)
+    assert report.clean
+    assert len(marked(settings)) == sent + rest == report.quarantined
+    assert len(messages(settings)) == report.quarantined  # none was sent twice
+
+
+def test_rows_are_found_and_marked_after_compaction_has_moved_them(settings: Settings) -> None:
+    table = settings.tables_dir / "quarantine"
+    before = Path(DeltaTable(table).file_uris()[0])
+    maintain(settings)
+    mark_replayed(settings, {(settings.topic, 0, 13), (settings.topic, 0, 24)}, datetime.now(UTC), likely=before)
+    assert marked(settings) == [13, 24]
+    assert audit(settings).clean
+
+
+def test_message_that_the_topic_does_not_take_stays_and_the_others_go(settings: Settings, servers: str) -> None:
+    from kafka.admin import KafkaAdminClient, NewTopic
+
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    admin.create_topics([NewTopic(settings.topic, 1, 1, topic_configs={"max.message.bytes": "2000"})])
+    admin.close()
+    large = quarantined(settings, 0, 31, os.urandom(5000)) | {"query_id": QUERY_ID, "batch_id": 3}
+    quarantine = Table(settings.tables_dir, "quarantine")
+    quarantine.append_files(worker_file(quarantine.directory, [large]), QUERY_ID, 3)
+
+    summary = imagestream(settings, "replay", code=1)
+
+    assert (summary["wanted"], summary["sent"], summary["refused"], summary["failed"]) == (10, 9, 1, None)
+    assert 31 not in marked(settings)
+    assert len(marked(settings)) == 9
+
+
+def test_dry_run_counts_and_sends_nothing(settings: Settings) -> None:
+    summary = imagestream(settings, "replay", "--reason", "truncated", "--dry-run")
+    assert summary == {"wanted": 6, "by_reason": {"truncated": 6}, "sent": 0}
+    assert messages(settings) == []
+    assert marked(settings) == []
+
+
+def test_two_replays_at_once_are_refused_not_doubled(settings: Settings, servers: str) -> None:
+    with locked(settings.home / "replay.lock"), pytest.raises(ServiceError, match="another replay is at work"):
+        replay(settings, servers, ReplayOptions())
+    assert messages(settings) == []
+
+
+def test_without_a_broker_nothing_is_marked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resend, "CONNECT_TIMEOUT_S", 1.0)
+    with pytest.raises(ServiceError, match="no Kafka broker answers at 127.0.0.1:1"):
+        replay(settings, "127.0.0.1:1", ReplayOptions())
+    assert marked(settings) == []

@@ -1,0 +1,249 @@
+"""History scored again from stored features: the model's own answers, once each, whatever happened on the way."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from models.backbone import ExportedBackbone
+from models.errors import ModelError
+from models.registry import Registry
+from models.scorer import Head
+from streaming.errors import ServiceError
+from streaming.files import list_array
+from streaming.jobs import rescore as rescore_module
+from streaming.jobs.rescore import rescore
+from streaming.jobs.rescore_compare import compare
+from streaming.query import query
+from streaming.settings import Settings
+from streaming.tables import FEATURES, LABELS, PREDICTIONS, Table
+from tests.conftest import imagestream
+from tests.streaming.small_models import Digits, fit_head, register_model, some_digits
+
+N = 40
+NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def digits(exported: ExportedBackbone) -> Digits:
+    return some_digits(exported, N)
+
+
+@pytest.fixture(scope="module")
+def heads(digits: Digits) -> list[Head]:
+    """The version that answered, which knows half of it, and the one that scores again."""
+    return [fit_head(digits.features[:20], digits.labels[:20], k=4), fit_head(digits.features, digits.labels)]
+
+
+@pytest.fixture(scope="module")
+def models(
+    exported: ExportedBackbone, heads: list[Head], digits: Digits, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    for head in heads:
+        register_model(Registry(root), exported, head, digits.images[:2])
+    return root
+
+
+@pytest.fixture
+def settings(models: Path, tmp_path: Path) -> Settings:
+    """A home with two model versions and no history."""
+    (tmp_path / "models").symlink_to(models)
+    return Settings(home=tmp_path)
+
+
+def identities(settings: Settings, numbers: Sequence[int], labels: Sequence[str | None]) -> dict[str, Any]:
+    """Messages `numbers`, in two partitions."""
+    return {
+        "image_id": [f"image {number}" for number in numbers],
+        "topic": [settings.topic] * len(numbers),
+        "partition": [number % 2 for number in numbers],
+        "offset": [number // 2 for number in numbers],
+        "label_true": list(labels),
+    }
+
+
+def store_features(
+    settings: Settings, digits: Digits, numbers: Sequence[int], backbone: str, labels: Sequence[str | None] = ()
+) -> None:
+    """One file of `features`: message n shows digit n modulo N."""
+    columns = identities(settings, numbers, labels or [None] * len(numbers)) | {
+        "backbone_sha256": [backbone] * len(numbers),
+        "features": list_array(digits.features[[number % N for number in numbers]]),
+    }
+    table = pa.table(columns)
+    given = [table.column(one.name) if one.name in columns else pa.nulls(len(table), one.type) for one in FEATURES]
+    Table(settings.tables_dir, "features").append(
+        pa.table([one.cast(field.type) for one, field in zip(given, FEATURES, strict=True)], schema=FEATURES),
+        f"test {min(numbers)}", 0,
+    )  # fmt: skip
+
+
+def store_predictions(
+    settings: Settings, head: Head, digits: Digits, numbers: Sequence[int], labels: Sequence[str | None] = ()
+) -> list[str]:
+    answers = head.probabilities(digits.features[[number % N for number in numbers]])
+    best = [head.classes[position] for position in answers.argmax(axis=1)]
+    columns = identities(settings, numbers, labels or [None] * len(numbers))
+    rows = [
+        dict(zip(columns, values, strict=True))
+        | {"label": label, "confidence": 0.5, "model_version": 1, "bundle_sha256": "old", "date": date(2024, 5, 6)}
+        for label, *values in zip(best, *columns.values(), strict=True)
+    ]
+    Table(settings.tables_dir, "predictions").append(
+        pa.Table.from_pylist(rows, schema=PREDICTIONS), f"test {min(numbers)}", 0
+    )
+    return best
+
+
+def rescored(settings: Settings) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = query(settings, 'FROM rescored ORDER BY "offset", "partition"').to_pylist()
+    return found
+
+
+@pytest.fixture
+def history(settings: Settings, exported: ExportedBackbone, heads: list[Head], digits: Digits) -> Settings:
+    """100 messages in five files, answered by version 1; beside them training images, which are no history."""
+    for start in range(0, 100, 20):
+        numbers = range(start, start + 20)
+        store_features(settings, digits, numbers, exported.sha256, [digits.labels[n % N] for n in numbers])
+        store_predictions(settings, heads[0], digits, numbers, [digits.labels[n % N] for n in numbers])
+    training = pa.table({
+        "image_id": ["trained"], "backbone_sha256": [exported.sha256], "features": list_array(digits.features[:1])
+    })  # fmt: skip
+    columns = [
+        training.column(one.name) if one.name in training.column_names else pa.nulls(1, one.type) for one in FEATURES
+    ]
+    Table(settings.tables_dir, "features").append(pa.table(columns, schema=FEATURES), "training", 0)
+    return settings
+
+
+def test_every_message_gets_the_answer_of_the_new_version_once(
+    history: Settings, digits: Digits, heads: list[Head]
+) -> None:
+    seen: list[int] = []
+    result = rescore(history, 2, on_rows=seen.append)
+    assert (result.rows, result.there_before, result.missing) == (100, 0, 0)
+    assert sum(seen) == 101
+    rows = rescored(history)
+    assert [row["partition"] + 2 * row["offset"] for row in rows] == list(range(100))
+    probabilities = heads[1].probabilities(digits.features[[number % N for number in range(100)]])
+    assert [row["label"] for row in rows] == [heads[1].classes[i] for i in probabilities.argmax(axis=1)]
+    np.testing.assert_allclose([row["confidence"] for row in rows], probabilities.max(axis=1), rtol=1e-6)
+    sha256 = Registry(history.models_dir).read(2).sha256
+    assert {(row["model_version"], row["bundle_sha256"]) for row in rows} == {(2, sha256)}
+    assert [row["image_id"] for row in rows] == [f"image {number}" for number in range(100)]
+
+
+def test_a_second_run_adds_nothing_but_what_has_come_since(
+    history: Settings, digits: Digits, heads: list[Head], exported: ExportedBackbone
+) -> None:
+    rescore(history, 2)
+    again = rescore(history, 2)
+    assert (again.rows, again.there_before) == (0, 100)
+    store_features(history, digits, range(100, 120), exported.sha256)
+    more = rescore(history, 2)
+    assert (more.rows, more.there_before) == (20, 100)
+    assert len(rescored(history)) == 120
+    other = rescore(history, 1)
+    assert (other.rows, other.there_before) == (120, 0)
+
+
+def test_a_compaction_of_the_features_between_two_runs_scores_nothing_twice(
+    history: Settings, digits: Digits, exported: ExportedBackbone
+) -> None:
+    rescore(history, 2)
+    store_features(history, digits, range(100, 120), exported.sha256)
+    assert DeltaTable(history.tables_dir / "features").optimize.compact()["numFilesRemoved"] > 1
+    assert rescore(history, 2).rows == 20
+    rows = rescored(history)
+    assert len({(row["partition"], row["offset"]) for row in rows}) == len(rows) == 120
+
+
+def _rescore_and_be_killed(home: Path, after_rows: int) -> None:
+    rescore_module.CHUNK_BYTES = 1  # a commit for each file
+    seen = 0
+
+    def on_rows(rows: int) -> None:
+        nonlocal seen
+        seen += rows
+        if seen >= after_rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    rescore(Settings(home=home), 2, workers=1, on_rows=on_rows)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(history: Settings) -> None:
+    child = multiprocessing.get_context("spawn").Process(target=_rescore_and_be_killed, args=(history.home, 90))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    before = len(rescored(history))
+    assert 0 < before < 100
+    result = rescore(history, 2)
+    assert (result.rows, result.there_before) == (100 - before, before)
+    rows = rescored(history)
+    assert len({(row["partition"], row["offset"]) for row in rows}) == len(rows) == 100
+
+
+def test_the_comparison_counts_agreement_accuracy_and_changes(
+    history: Settings, digits: Digits, heads: list[Head]
+) -> None:
+    label = pa.table({"image_id": ["image 0"], "label": ["none of these"], "labelled_at": [NOW], "by": ["test"]})
+    Table(history.tables_dir, "labels").append(label.cast(LABELS), "test", 0)
+    rescore(history, 2)
+    found = compare(history, Registry(history.models_dir).read(2).sha256, limit=3)
+    old, new = ([head.classes[i] for i in head.probabilities(digits.features).argmax(axis=1)] for head in heads)
+    shown = [number % N for number in range(100)]
+    truth = ["none of these", *(digits.labels[n] for n in shown[1:])]
+    (row,) = found.agreement
+    assert (row["old_version"], row["rows"], row["labelled"]) == (1, 100, 100)
+    assert row["agreement"] == pytest.approx(np.mean([old[n] == new[n] for n in shown]))
+    assert row["old_accuracy"] == pytest.approx(np.mean([old[n] == t for n, t in zip(shown, truth, strict=True)]))
+    assert row["new_accuracy"] == pytest.approx(np.mean([new[n] == t for n, t in zip(shown, truth, strict=True)]))
+    assert row["new_accuracy"] > row["old_accuracy"]
+    changed = [(old[n], new[n]) for n in shown if old[n] != new[n]]
+    counts = [changed.count((one["old_label"], one["new_label"])) for one in found.changes]
+    assert counts == [one["rows"] for one in found.changes]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == max(changed.count(pair) for pair in changed)
+    assert len(found.changes) == 3
+
+
+def test_predictions_without_features_are_counted_and_refused_unless_allowed(
+    history: Settings, digits: Digits, heads: list[Head]
+) -> None:
+    store_predictions(history, heads[0], digits, range(100, 107))
+    with pytest.raises(ServiceError, match=r"7 of 107 predictions have no stored features .* --allow-missing"):
+        rescore(history, 2)
+    assert not (history.tables_dir / "rescored").exists()
+    result = rescore(history, 2, allow_missing=True)
+    assert (result.rows, result.missing) == (100, 7)
+
+
+def test_what_cannot_be_rescored_is_refused_in_one_line(settings: Settings, digits: Digits) -> None:
+    with pytest.raises(ModelError, match="there is no model version 9"):
+        rescore(settings, 9)
+    with pytest.raises(ServiceError, match=r"no features are stored in .*imagestream stream"):
+        rescore(settings, 2)
+    store_features(settings, digits, range(30), "another backbone")
+    with pytest.raises(ServiceError, match="all 30 stored rows are another backbone's") as refused:
+        rescore(settings, 2)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_command_rescores_tells_and_compares(history: Settings) -> None:
+    summary = imagestream(history, "rescore", "--model", 2, "--changes", 2)
+    assert (summary["version"], summary["rows"], summary["missing"]) == (2, 100, 0)
+    assert summary["agreement"][0]["rows"] == 100
+    assert len(summary["changes"]) == 2
+    json.dumps(summary)

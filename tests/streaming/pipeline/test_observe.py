@@ -1,0 +1,256 @@
+"""Log, metrics, health and state file of a running stream, over real HTTP."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streaming.errors import ServiceError
+from streaming.pipeline import offsets
+from streaming.pipeline.observe import LogFormat, Observer, Phase, StreamState, open_log, read_state, write_state
+from streaming.settings import Settings
+from tests.streaming.history import commit_batch, new_topic
+
+NOWHERE = "127.0.0.1:1"  # no broker answers there
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch as `streaming.pipeline.commit` reports it."""
+
+    batch_id: int = 7
+    model_version: int = 3
+    input_rows: int = 100
+    input_bytes: int = 5000
+    predicted_rows: int = 97
+    quarantined: dict[str, int] = field(default_factory=lambda: {"empty": 2, "truncated": 1})
+    seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.5, "backbone": 1.5})
+    wall_s: float = 2.0
+    drift: dict[str, float] = field(
+        default_factory=lambda: {
+            "rows": 97.0,
+            "psi_max": 0.3,
+            "psi_mean": 0.1,
+            "mean_shift": 0.5,
+            "spread": 1.1,
+            "low_confidence": 0.2,
+        }
+    )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path, topic="images")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offsets, "TIMEOUT_MS", 1000)
+
+
+@pytest.fixture
+def log() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def observer(settings: Settings, log: io.StringIO) -> Iterator[Observer]:
+    observer = Observer(settings, NOWHERE, log=open_log(LogFormat.JSON, log), metrics_port=0)
+    yield observer
+    observer.close()
+
+
+def get(observer: Observer, path: str) -> tuple[int, str]:
+    assert observer.url
+    try:
+        with urllib.request.urlopen(observer.url + path, timeout=10) as answer:  # noqa: S310
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def metrics(observer: Observer) -> dict[str, float]:
+    lines = [line for line in get(observer, "/metrics")[1].splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def test_a_batch_is_one_json_line_with_its_figures(observer: Observer, log: io.StringIO) -> None:
+    observer.on_start()
+    observer.on_batch(Batch())
+    line = json.loads(log.getvalue().splitlines()[1])
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {
+        "event": "batch",
+        "level": "info",
+        "topic": "images",
+        "batch_id": 7,
+        "model_version": 3,
+        "input": 100,
+        "predicted": 97,
+        "quarantined": {"empty": 2, "truncated": 1},
+        "bytes": 5000,
+        "seconds": {"decode": 0.5, "backbone": 1.5},
+        "wall_s": 2.0,
+        "images_per_second": 50.0,
+        "lag": None,
+    }
+
+
+def test_drift_is_a_metric_where_enough_images_were_seen(observer: Observer) -> None:
+    observer.on_batch(Batch())
+    assert not any("imagestream_drift{" in name for name in metrics(observer))
+    observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 500.0}))
+    assert metrics(observer)['imagestream_drift{figure="psi_max"}'] == 0.3
+    assert metrics(observer)['imagestream_drift{figure="low_confidence"}'] == 0.2
+
+
+def test_text_log_keeps_each_event_on_one_line() -> None:
+    stream = io.StringIO()
+    open_log("text", stream).warning("model refused", reason="two\nlines\x1b[31m", model_version=4)
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith('warning: model refused reason="two\\nlines\\u001b[31m" model_version=4')
+
+
+def test_metrics_add_up_over_batches(observer: Observer) -> None:
+    observer.on_batch(Batch())
+    observer.on_batch(replace(Batch(), model_version=4, quarantined={}, predicted_rows=100))
+    observer.on_refused(5, "its hash is wrong")
+    observer.on_trouble("the broker is away")
+    found = metrics(observer)
+    assert found['imagestream_rows_total{outcome="predicted"}'] == 197
+    assert found['imagestream_rows_total{outcome="quarantined"}'] == 3
+    assert found['imagestream_quarantined_total{reason="empty"}'] == 2
+    assert found["imagestream_input_bytes_total"] == 10_000
+    assert found["imagestream_batches_total"] == 2
+    assert found["imagestream_model_version"] == 4
+    assert found["imagestream_refused_models_total"] == 1
+    assert found["imagestream_troubles_total"] == 1
+    assert found['imagestream_stage_seconds_sum{stage="backbone"}'] == 3.0
+    assert found['imagestream_stage_seconds_count{stage="decode"}'] == 2
+    assert 0 <= found["imagestream_batch_age_seconds"] < 60
+
+
+def test_two_observers_share_no_metric(observer: Observer, settings: Settings) -> None:
+    other = Observer(settings, NOWHERE, metrics_port=0)
+    other.on_batch(Batch())
+    assert metrics(other)["imagestream_batches_total"] == 1
+    assert metrics(observer)["imagestream_batches_total"] == 0
+    other.close()
+
+
+def test_health_is_200_only_while_the_query_gives_signs_of_life(settings: Settings) -> None:
+    observer = Observer(settings, NOWHERE, metrics_port=0, stale_after_s=0.5)
+    assert get(observer, "/healthz") == (503, '{"healthy": false, "reason": "the stream is starting"}\n')
+    observer.on_start()
+    assert get(observer, "/healthz") == (200, '{"healthy": true, "reason": "streaming"}\n')
+    wait_for(lambda: get(observer, "/healthz")[0] == 503)
+    assert "no micro-batch and no idle poll" in get(observer, "/healthz")[1]
+    observer.on_idle()
+    assert get(observer, "/healthz")[0] == 200
+    wait_for(lambda: get(observer, "/healthz")[0] == 503)
+    observer.on_batch(Batch())
+    assert get(observer, "/healthz")[0] == 200
+    observer.on_failure("the disk is full")
+    assert get(observer, "/healthz") == (
+        503,
+        '{"healthy": false, "reason": "the stream failed: the disk is full"}\n',
+    )
+    observer.close()
+
+
+def test_unknown_path_is_404_and_a_taken_port_is_said(observer: Observer, settings: Settings) -> None:
+    assert get(observer, "/")[0] == 404
+    port = int(str(observer.url).rsplit(":", 1)[1])
+    with pytest.raises(ServiceError, match=f"metrics cannot be served at 127.0.0.1:{port}"):
+        Observer(settings, NOWHERE, metrics_port=port)
+
+
+def test_lag_and_broker_are_known_without_a_batch(broker: Settings, tmp_path: Path) -> None:
+    from kafka import KafkaProducer
+
+    settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+    for _ in range(25):
+        producer.send(settings.topic, b"image", partition=0).get(timeout=30)
+    commit_batch(settings, 0, {0: (0, 10)})
+    observer = Observer(settings, str(broker.bootstrap_servers), metrics_port=0, probe_every_s=0.1)
+    lag = f'imagestream_lag_messages{{partition="0",topic="{settings.topic}"}}'
+    wait_for(lambda: metrics(observer).get(lag) == 15)
+    assert metrics(observer)["imagestream_broker_up"] == 1
+    commit_batch(settings, 1, {0: (10, 24)})
+    observer.on_batch(Batch())
+    wait_for(lambda: metrics(observer).get(lag) == 1)
+    observer.close()
+    producer.close()
+
+
+def test_broker_that_does_not_answer_is_shown_and_the_lag_is_not(observer: Observer) -> None:
+    wait_for(lambda: metrics(observer)["imagestream_broker_up"] == 0)
+    found = metrics(observer)
+    assert not any("lag" in name for name in found)
+
+
+def test_state_file_tells_the_process_and_outlives_it(settings: Settings) -> None:
+    observer = Observer(settings, NOWHERE, metrics_port=0)
+    assert read_state(settings) is None  # until the query runs, another process may stream this topic
+    observer.on_start()
+    observer.on_batch(Batch())
+    state = read_state(settings)
+    assert state is not None
+    assert (state.pid, state.phase, state.model_version, state.url) == (os.getpid(), "running", 3, observer.url)
+    assert state.alive
+    assert state.health() == (True, "streaming")
+    observer.close()
+    ended = read_state(settings)
+    assert ended is not None
+    assert ended.health() == (False, "the stream has ended")
+
+
+def test_process_that_is_gone_or_another_of_the_same_number_does_not_stream(settings: Settings) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = psutil.Process(child.pid).create_time()
+    write_state(settings, StreamState(child.pid, started, Phase.RUNNING, time.time()))
+    state = read_state(settings)
+    assert state is not None
+    assert state.alive
+    assert not replace(state, started=started - 100).alive
+    child.kill()
+    assert child.wait() != 0
+    assert state.health() == (False, f"process {child.pid} of the stream is gone")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"phase": "odd"}', "\xff"])
+def test_damaged_state_file_is_as_none(settings: Settings, content: str) -> None:
+    (settings.home / "stream-images.json").write_text(content, encoding="latin-1")
+    assert read_state(settings) is None
+
+
+def test_log_that_cannot_be_written_does_not_stop_the_stream(settings: Settings) -> None:
+    full = open("/dev/full", "w", buffering=1, encoding="utf-8")  # noqa: PTH123, SIM115  it cannot be closed either
+    observer = Observer(settings, NOWHERE, log=open_log("json", full))
+    observer.on_start()
+    observer.on_batch(Batch())
+    observer.close()
+    state = read_state(settings)
+    assert state is not None
+    assert state.model_version == 3
+    with suppress(OSError):
+        full.close()

@@ -1,0 +1,41 @@
+"""Memory is worked out before the stream starts."""
+
+import pytest
+
+from streaming.errors import ServiceError
+from streaming.pipeline.preflight import check_memory, parse_size, stream_heap
+from streaming.settings import Settings
+
+
+@pytest.mark.parametrize(("text", "size"), [("512m", 512 * 1024**2), ("2g", 2 * 1024**3), ("1K", 1024)])
+def test_sizes_are_read_as_spark_writes_them(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "g", "2x", "-1g", "1.5g"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ServiceError, match="expected a size such as 512m or 2g"):
+        parse_size(text)
+
+
+def test_a_model_too_large_for_the_machine_is_refused_with_the_figures() -> None:
+    with pytest.raises(ServiceError, match=r"4 workers of up to [\d,]+ MiB .* need [\d,]+ MiB, [\d,]+ MiB are"):
+        check_memory(Settings(), bundle_bytes=1024**4, workers=4)
+
+
+def test_a_small_model_fits() -> None:
+    check_memory(Settings(driver_memory="64m"), bundle_bytes=1, workers=1)
+
+
+@pytest.mark.parametrize(
+    ("master", "memory", "heap"),
+    [
+        ("local[2]", "2g", "512m"),
+        ("local[8,4]", "2g", "1088m"),
+        ("local[64]", "2g", "2048m"),
+        ("local[2]", "300m", "300m"),
+        ("local", "2g", "416m"),
+    ],
+)
+def test_the_heap_of_a_stream_follows_its_tasks_up_to_what_is_allowed(master: str, memory: str, heap: str) -> None:
+    assert stream_heap(Settings(master=master, driver_memory=memory)) == heap

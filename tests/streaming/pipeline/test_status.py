@@ -1,0 +1,112 @@
+"""`imagestream status` with a real broker, real tables and real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from models.registry import Registry
+from streaming.pipeline.observe import Phase, StreamState, write_state
+from streaming.pipeline.status import read_status
+from streaming.settings import Settings
+from tests.conftest import imagestream
+from tests.streaming.history import commit_batch, new_topic
+
+
+@pytest.fixture
+def settings(broker: Settings, tmp_path: Path) -> Settings:
+    """A topic of two partitions with 30 and 5 messages, of which 20 and 5 are committed, 3 of them quarantined."""
+    from kafka import KafkaProducer
+    from kafka.admin import KafkaAdminClient, NewTopic
+
+    settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
+    admin = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    admin.create_topics([NewTopic(settings.topic, 2, 1)])
+    admin.close()
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+    for partition, count in ((0, 30), (1, 5)):
+        for _ in range(count):
+            producer.send(settings.topic, b"image", partition=partition).get(timeout=30)
+    producer.close()
+    commit_batch(settings, 0, {0: (0, 10), 1: (0, 5)}, bad={7, 8})
+    commit_batch(settings, 1, {0: (10, 20)}, bad={13}, version=2)
+    return settings
+
+
+def streaming(settings: Settings, phase: Phase = Phase.RUNNING, seen: float | None = None) -> None:
+    """As if this process were the stream."""
+    started = psutil.Process().create_time()
+    write_state(settings, StreamState(os.getpid(), started, phase, seen or time.time(), model_version=2))
+
+
+def with_champion(settings: Settings, trained: Path) -> Settings:
+    settings.models_dir.symlink_to(trained / "models")
+    return settings
+
+
+def test_lag_rate_batch_and_quarantine_are_told(settings: Settings) -> None:
+    found = read_status(settings)
+    assert [(one.partition, one.committed, one.end, one.lag) for one in found.partitions] == [
+        (0, 20, 30, 10),
+        (1, 5, 5, 0),
+    ]
+    assert (found.broker_up, found.lag) == (True, 10)
+    assert found.images_per_second == pytest.approx(25 / 4)  # two seconds each
+    assert found.last_batch is not None
+    assert (found.last_batch.batch_id, found.last_batch.model_version, found.last_batch.input_rows) == (1, 2, 10)
+    assert found.last_batch.age_s >= 0
+    assert found.quarantined == {"not_an_image": 1, "truncated": 2}
+
+
+def test_healthy_needs_broker_stream_and_champion(settings: Settings, trained: Path) -> None:
+    streaming(with_champion(settings, trained))
+    found = imagestream(settings, "status")
+    assert (found["healthy"], found["reasons"], found["streaming"]) == (True, [], True)
+    assert found["aliases"]["champion"] == Registry(settings.models_dir).target("champion")
+    assert found["lag"] == 10  # there is something to do, and it is being done
+
+    streaming(settings, Phase.ENDED)
+    assert imagestream(settings, "status", code=1)["reasons"] == ["the stream has ended"]
+
+
+def test_stream_that_is_silent_for_long_is_not_healthy(settings: Settings) -> None:
+    streaming(settings, seen=time.time() - 400)
+    found = read_status(settings)
+    assert found.streaming
+    assert "no micro-batch and no idle poll for 400 s" in found.reasons[0]
+
+
+def test_broker_that_is_down_is_said_and_the_rest_still_answered(settings: Settings) -> None:
+    streaming(settings)
+    found = read_status(settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"}))
+    assert found.reasons[0] == "the broker at 127.0.0.1:1 does not answer"
+    assert (found.broker_up, found.lag, found.streaming) == (False, None, True)
+    assert [(one.committed, one.end, one.lag) for one in found.partitions] == [(20, None, None), (5, None, None)]
+
+
+def test_a_home_where_nothing_ever_ran_is_answered(tmp_path: Path) -> None:
+    found = imagestream(Settings(home=tmp_path, bootstrap_servers=None), "status", code=1)
+    assert found["healthy"] is False
+    assert found["reasons"] == [
+        "the home's broker is not running",
+        "no stream has run on this topic here",
+        f"there is no champion model in {tmp_path / 'models'}",
+    ]
+    assert found["partitions"] == []
+
+
+def test_watch_goes_on_until_interrupted(settings: Settings) -> None:
+    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "status", "--watch"]
+    command += ["--topic", settings.topic, "--bootstrap-servers", str(settings.bootstrap_servers)]
+    watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    time.sleep(4)
+    assert watch.poll() is None
+    watch.send_signal(signal.SIGINT)
+    shown, _ = watch.communicate(timeout=30)
+    assert watch.returncode == 1  # not healthy, as it says
+    assert "lag 10" in shown

@@ -1,0 +1,269 @@
+"""The stream on a real broker, with real Spark, into real Delta tables."""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, QueryBuilder
+
+from models.registry import Registry
+from streaming.images.dataset import digit_images, write_images
+from streaming.settings import Settings
+from tests.conftest import NewService, imagestream
+
+GOOD, MORE = 60, 20
+BAD = {
+    "empty.png": (b"", "empty"),
+    "notes.txt": (b"this is text", "not_an_image"),
+    "cut.jpg": (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", "truncated"),
+}
+
+
+def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
+    """Read the tables with deltalake alone."""
+    builder = QueryBuilder()
+    for path in settings.tables_dir.iterdir():
+        builder = builder.register(path.name, DeltaTable(path))
+    return pa.table(builder.execute(sql).read_all()).to_pylist()
+
+
+def publish_digits(settings: Settings, folder: Path, count: int, skip: int) -> None:
+    write_images(folder, digit_images(count, skip))
+    assert imagestream(settings, "publish", folder, "--label-from", "parent")["sent"] == count
+
+
+def publish_all(settings: Settings, folder: Path) -> None:
+    """60 digits, and three files that are no images."""
+    publish_digits(settings, folder / "digits", GOOD, skip=300)
+    (folder / "bad").mkdir()
+    for name, (data, _) in BAD.items():
+        (folder / "bad" / name).write_bytes(data)
+    imagestream(settings, "publish", folder / "bad")
+
+
+def forget_commit(settings: Settings, batch_id: int) -> None:
+    """As if the process had died just before Spark noted that the batch was done."""
+    commits = settings.checkpoints_dir / settings.topic / "spark" / "commits"
+    (commits / str(batch_id)).unlink()
+    (commits / f".{batch_id}.crc").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="module")
+def drained(new_service: NewService, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A service that has answered 60 digits and three messages that are no images; only to be added to."""
+    settings = new_service()
+    publish_all(settings, tmp_path_factory.mktemp("published"))
+    summary = imagestream(settings, "stream", "--until-drained")
+    assert (summary["input"], summary["predicted"], sum(summary["quarantined"].values())) == (GOOD + 3, GOOD, 3)
+    return settings
+
+
+def test_new_messages_get_exactly_one_row_each_and_old_ones_no_second(drained: Settings, tmp_path: Path) -> None:
+    before = rows(drained, "SELECT count(*) AS n FROM predictions")[0]["n"]
+    publish_digits(drained, tmp_path / "more", MORE, skip=400)
+
+    more = imagestream(drained, "stream", "--until-drained")
+
+    assert (more["input"], more["predicted"]) == (MORE, MORE)
+    found = rows(drained, 'SELECT topic, partition, "offset" FROM predictions')
+    assert len({tuple(row.values()) for row in found}) == len(found) == before + MORE
+    for batch in rows(drained, "SELECT input_rows, predicted_rows, quarantined_rows FROM batches"):
+        assert batch["input_rows"] == batch["predicted_rows"] + batch["quarantined_rows"]
+
+
+def test_every_row_tells_where_it_came_from_and_what_answered_it(drained: Settings) -> None:
+    bundle = Registry(drained.models_dir).read(1)
+    batches = {row["batch_id"]: row for row in rows(drained, "SELECT * FROM batches")}
+    found = rows(drained, "SELECT * FROM predictions")
+    assert len(found) >= GOOD
+    for row in found:
+        source = Path(row["source"])
+        assert row["image_id"] == hashlib.sha256(source.read_bytes()).hexdigest()
+        assert row["label_true"] == source.parent.name
+        assert (row["model_version"], row["bundle_sha256"]) == (1, bundle.sha256)
+        assert row["query_id"] == batches[row["batch_id"]]["query_id"]
+        assert row["top_k"][0] == {"label": row["label"], "probability": row["confidence"]}
+        assert row["published_at"] <= row["scored_at"]
+        assert row["date"] == row["scored_at"].date()
+    right = sum(row["label"] == row["label_true"] for row in found)
+    assert right > len(found) / 2  # ten classes: chance is a tenth
+
+    features = rows(drained, "SELECT image_id, features, backbone_sha256 FROM features WHERE topic IS NOT NULL")
+    assert {row["image_id"] for row in features} == {row["image_id"] for row in found}
+    assert {len(row["features"]) for row in features} == {bundle.manifest.backbone.n_features}
+    assert {row["backbone_sha256"] for row in features} == {bundle.backbone_sha256}
+
+
+def test_every_batch_tells_how_far_its_images_are_from_those_of_the_training(drained: Settings) -> None:
+    found = rows(drained, "SELECT batch_id, predicted_rows, drift FROM batches ORDER BY batch_id")
+    (first, *_) = [dict(row["drift"]) for row in found if row["predicted_rows"]]
+    assert first["rows"] == GOOD
+    assert 0 <= first["psi_mean"] <= first["psi_max"]
+    assert first["mean_shift"] < 1  # they are digits of the same kind
+    assert 0 <= first["low_confidence"] <= 1
+
+
+def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings) -> None:
+    found = {Path(row["source"]).name: row for row in rows(drained, "SELECT * FROM quarantine")}
+    assert {name: (row["value"], row["reason"]) for name, row in found.items()} == BAD
+    for row in found.values():
+        assert row["value_sha256"] == hashlib.sha256(row["value"]).hexdigest()
+        assert row["model_version"] == 1
+        assert row["replayed_at"] is None
+
+
+READ_WITH_SPARK = """
+import sys
+from pathlib import Path
+from streaming.platform.session import spark_session
+from streaming.settings import Settings
+home, jars = map(Path, sys.argv[1:])
+with spark_session(Settings(home=home, jars=jars), "test", delta=True) as spark:
+    for name in ("predictions", "quarantine", "features", "batches"):
+        print(spark.read.format("delta").load(str(home / "tables" / name)).count())
+"""
+
+
+def test_sparks_own_delta_reader_sees_the_same_rows(drained: Settings) -> None:
+    command = [sys.executable, "-c", READ_WITH_SPARK, str(drained.home), str(drained.jars)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names = ("predictions", "quarantine", "features", "batches")
+    ours = [DeltaTable(drained.tables_dir / name).count() for name in names]
+    assert [int(line) for line in done.stdout.split()] == ours
+
+
+def test_a_batch_that_spark_offers_again_changes_nothing(drained: Settings) -> None:
+    tables = ["predictions", "quarantine", "features", "batches"]
+    before = {name: DeltaTable(drained.tables_dir / name).version() for name in tables}
+    last = rows(drained, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
+    forget_commit(drained, last)
+
+    again = imagestream(drained, "stream", "--until-drained")
+
+    assert again["predicted"] == 0
+    assert {name: DeltaTable(drained.tables_dir / name).version() for name in tables} == before
+
+
+def test_a_batch_cut_off_before_its_last_commit_is_completed_with_its_pinned_model(
+    service: Settings, tmp_path: Path
+) -> None:
+    publish_all(service, tmp_path)
+    imagestream(service, "stream", "--until-drained")
+    forget_commit(service, 0)
+    newest = DeltaTable(service.tables_dir / "batches").version()
+    log = service.tables_dir / "batches" / "_delta_log"
+    (log / f"{newest:020}.json").unlink()  # as if it had died before the batch was marked as whole
+    retrained = imagestream(service, "retrain")
+    imagestream(service, "models", "promote", retrained["version"])
+
+    imagestream(service, "stream", "--until-drained")
+
+    assert rows(service, "SELECT count(*) AS n FROM predictions") == [{"n": GOOD}]
+    assert rows(service, "SELECT count(*) AS n FROM quarantine") == [{"n": len(BAD)}]
+    batches = rows(service, "SELECT model_version, input_rows FROM batches WHERE batch_id = 0")
+    assert batches == [{"model_version": 1, "input_rows": GOOD + len(BAD)}]
+
+
+def test_a_lost_checkpoint_stops_the_stream_until_it_is_told_to_resume_from_the_tables(
+    service: Settings, tmp_path: Path
+) -> None:
+    publish_all(service, tmp_path)
+    imagestream(service, "stream", "--until-drained", "--images-per-batch", 40)
+    newest = DeltaTable(service.tables_dir / "batches").version()
+    (service.tables_dir / "batches" / "_delta_log" / f"{newest:020}.json").unlink()  # the last batch was not completed
+    shutil.rmtree(service.checkpoints_dir)
+
+    said = imagestream(service, "stream", "--until-drained", code=1)["stderr"]
+    assert "--resume-from-tables" in said
+    assert len(said.splitlines()) == 1
+
+    resumed = imagestream(service, "stream", "--until-drained", "--resume-from-tables")
+    assert 0 < resumed["input"] < GOOD + len(BAD)
+    found = rows(service, 'SELECT topic, partition, "offset", query_id FROM predictions')
+    assert len({(row["partition"], row["offset"]) for row in found}) == len(found) == GOOD
+    assert len({row["query_id"] for row in found}) == 2
+    assert rows(service, "SELECT count(*) AS n FROM quarantine") == [{"n": len(BAD)}]
+
+
+def test_a_challenger_is_scored_beside_the_champion_and_answers_nobody(service: Settings, tmp_path: Path) -> None:
+    registry = Registry(service.models_dir)
+    second = registry.register(lambda directory: _copy_with_other_metrics(registry.path(1), directory))
+    imagestream(service, "models", "promote", second, "--alias", "challenger")
+    publish_all(service, tmp_path)
+    imagestream(service, "stream", "--until-drained")
+    assert rows(service, "SELECT DISTINCT model_version AS v FROM predictions") == [{"v": 1}]
+    shadow = rows(service, "SELECT * FROM shadow")
+    assert len(shadow) == GOOD
+    assert {row["model_version"] for row in shadow} == {second}
+    # The same numbers under another version: the challenger ran, and agrees.
+    assert all(
+        (row["label"], row["confidence"]) == (row["champion_label"], row["champion_confidence"]) for row in shadow
+    )
+
+
+def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
+    service: Settings, tmp_path: Path
+) -> None:
+    publish_digits(service, tmp_path / "first", GOOD, skip=300)
+    registry = Registry(service.models_dir)
+    log = tmp_path / "stream.log"
+    environment = os.environ | {
+        "IMAGESTREAM_JARS": str(service.jars),
+        "IMAGESTREAM_TOPIC": service.topic,
+        "IMAGESTREAM_BOOTSTRAP_SERVERS": str(service.bootstrap_servers),
+    }
+    command = [sys.executable, "-m", "streaming", "--home", str(service.home), "stream"]
+    with log.open("wb") as file:
+        stream = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    try:
+        _wait_for_predictions(service, GOOD, stream, log)
+        second = registry.register(lambda directory: _copy_with_other_metrics(registry.path(1), directory))
+        registry.promote(second, by="test", why="test")
+        publish_digits(service, tmp_path / "second", MORE, skip=400)
+        _wait_for_predictions(service, GOOD + MORE, stream, log)
+
+        third = registry.register(lambda directory: _copy_with_other_metrics(registry.path(1), directory))
+        registry.promote(third, by="test", why="test")
+        (registry.path(third) / "classifier.npz").write_bytes(b"broken")
+        publish_digits(service, tmp_path / "third", MORE, skip=430)
+        _wait_for_predictions(service, GOOD + 2 * MORE, stream, log)
+        stream.send_signal(signal.SIGTERM)
+        assert stream.wait(60) == 0, log.read_text()
+    finally:
+        stream.kill()
+    by_version = rows(service, "SELECT model_version, count(*) AS n FROM predictions GROUP BY 1 ORDER BY 1")
+    assert by_version == [{"model_version": 1, "n": GOOD}, {"model_version": second, "n": 2 * MORE}]
+    assert re.search(rf"model refused .*model_version={third}\b", log.read_text())
+    refused = rows(service, "SELECT refused FROM batches WHERE refused IS NOT NULL")
+    assert len(refused) == 1
+    assert f"version {third}: " in refused[0]["refused"]
+    assert "classifier.npz has SHA-256" in refused[0]["refused"]
+
+
+def _copy_with_other_metrics(source: Path, target: Path) -> None:
+    """A bundle that differs from another in its manifest only, and so has a SHA-256 of its own."""
+    shutil.copytree(source, target)
+    manifest = target / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"holdout_rows": ', '"holdout_rows":  ', 1))
+    assert manifest.read_text() != text
+
+
+def _wait_for_predictions(settings: Settings, count: int, stream: subprocess.Popen[bytes], log: Path) -> None:
+    give_up = time.monotonic() + 120
+    while True:
+        done = (settings.tables_dir / "batches").is_dir() and rows(settings, "SELECT count(*) AS n FROM predictions")
+        if done and done[0]["n"] >= count:
+            return
+        assert stream.poll() is None, log.read_text()
+        assert time.monotonic() < give_up, f"{done} after 120 s: {log.read_text()}"
+        time.sleep(0.3)

@@ -1,0 +1,155 @@
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from kafka import KafkaConsumer, KafkaProducer
+from kafka.errors import MessageSizeTooLargeError
+
+from streaming.errors import ServiceError
+from streaming.platform.broker import (
+    bootstrap_servers,
+    is_taken,
+    log_file,
+    remembered_port,
+    running_broker,
+    start_broker,
+    stop_broker,
+)
+from streaming.platform.kafka_node import free_port
+from streaming.settings import Settings
+
+MIB = 1024**2
+
+
+@contextlib.contextmanager
+def listener(port: int = 0) -> Iterator[int]:
+    """Another process's port, as far as the broker can tell."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        yield int(taken.getsockname()[1])
+
+
+@pytest.fixture
+def own(jars_dir: Path, tmp_path: Path) -> Iterator[Settings]:
+    """A home without a broker so far; whatever broker a test starts there is stopped."""
+    settings = Settings(home=tmp_path / "home", jars=jars_dir, bootstrap_servers=None)
+    yield settings
+    stop_broker(settings)
+
+
+def send(servers: str, topic: str, *values: bytes) -> None:
+    producer = KafkaProducer(bootstrap_servers=servers, acks="all", max_request_size=64 * MIB)
+    with contextlib.closing(producer):
+        for value in values:
+            producer.send(topic, value).get(timeout=30)
+
+
+def received(servers: str, topic: str) -> list[bytes]:
+    consumer = KafkaConsumer(
+        topic,
+        bootstrap_servers=servers,
+        auto_offset_reset="earliest",
+        consumer_timeout_ms=5_000,
+        max_partition_fetch_bytes=32 * MIB,
+    )
+    with contextlib.closing(consumer):
+        return [message.value for message in consumer]
+
+
+def test_broker_that_was_killed_starts_again_on_its_port_with_its_data(own: Settings) -> None:
+    first, _ = start_broker(own, free_port())
+    send(first.address, "kept", b"one", b"two")
+    psutil.Process(first.pid).kill()
+    psutil.wait_procs([psutil.Process(first.pid)] if psutil.pid_exists(first.pid) else [], timeout=10)
+    assert running_broker(own) is None
+
+    second, started = start_broker(own)
+    assert started
+    assert (second.port, second.pid != first.pid) == (first.port, True)
+    assert sorted(received(second.address, "kept")) == [b"one", b"two"]
+
+
+def test_second_start_does_nothing_and_stop_leaves_nothing_behind(own: Settings) -> None:
+    first, started = start_broker(own, free_port())
+    assert started
+    assert start_broker(own) == (first, False)
+    with pytest.raises(ServiceError, match=f"running on port {first.port}, not {first.port + 1}: stop it first"):
+        start_broker(own, first.port + 1)
+
+    assert stop_broker(own)
+    assert not stop_broker(own)
+    assert not is_taken(first.port)
+    assert remembered_port(own) == first.port
+    assert "shut down completed" in log_file(own).read_text()
+
+
+def test_taken_port_makes_the_broker_choose_another_and_remember_it(own: Settings) -> None:
+    with listener() as taken:
+        (own.home / "broker").mkdir(parents=True)
+        (own.home / "broker" / "broker.json").write_text(f'{{"port": {taken}, "pid": 0}}')
+        state, _ = start_broker(own)
+        assert state.port != taken
+    assert bootstrap_servers(own) == state.address
+    stop_broker(own)
+    assert remembered_port(own) == state.port
+
+
+def test_port_that_was_asked_for_and_is_taken_is_one_line(own: Settings) -> None:
+    with listener() as taken, pytest.raises(ServiceError, match=f"port {taken} is taken by another process"):
+        start_broker(own, taken)
+
+
+def test_image_of_20_mb_is_taken_and_one_of_22_mb_is_not(broker: Settings) -> None:
+    servers = bootstrap_servers(broker)
+    largest = os.urandom(20 * MIB)
+    send(servers, "large", largest)
+    assert received(servers, "large") == [largest]
+    with pytest.raises(MessageSizeTooLargeError):
+        send(servers, "large", os.urandom(22 * MIB))
+
+
+def test_address_that_was_given_wins_over_the_homes_broker(own: Settings) -> None:
+    assert bootstrap_servers(own.model_copy(update={"bootstrap_servers": "kafka:9092"})) == "kafka:9092"
+
+
+def test_without_a_broker_the_error_says_how_to_get_one(own: Settings) -> None:
+    with pytest.raises(ServiceError, match=r"run `imagestream broker start`, or pass --bootstrap-servers"):
+        bootstrap_servers(own)
+    with pytest.raises(ServiceError, match="has not been started"):
+        log_file(own)
+
+
+def test_process_id_that_another_process_has_now_is_not_our_broker(own: Settings) -> None:
+    (own.home / "broker").mkdir(parents=True)
+    (own.home / "broker" / "broker.json").write_text(f'{{"port": 9092, "pid": {os.getpid()}}}')
+    assert running_broker(own) is None
+    assert not stop_broker(own)
+
+
+def test_damaged_state_file_counts_as_never_started(own: Settings) -> None:
+    (own.home / "broker").mkdir(parents=True)
+    (own.home / "broker" / "broker.json").write_text('{"port": 90')
+    assert running_broker(own) is None
+    assert remembered_port(own) is None
+
+
+def test_jvm_that_ends_while_it_starts_is_one_line_from_its_log(own: Settings) -> None:
+    data = own.home / "broker" / "data"
+    data.mkdir(parents=True)
+    (data / "meta.properties").write_text("version=1\ncluster.id=other\nnode.id=7\n")  # another node's data
+    with pytest.raises(ServiceError, match=r"the broker ended while it started: .*node.*see .*server\.log") as error:
+        start_broker(own, free_port())
+    assert "\n" not in str(error.value)
+    assert running_broker(own) is None
+
+
+def test_home_that_cannot_be_written_is_one_line(jars_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ServiceError, match=r"cannot write to .*: choose another home with --home"):
+        start_broker(Settings(home=tmp_path / "file" / "home", jars=jars_dir))

@@ -1,0 +1,69 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streaming.platform.broker import running_broker
+from streaming.platform.doctor import diagnose
+from streaming.platform.kafka_node import free_port
+from streaming.settings import Settings
+
+
+def doctor(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-c",
+        "from streaming.cli import main; main()",
+        "--home",
+        str(home),
+        "doctor",
+        *arguments,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+
+
+def test_machine_that_runs_these_tests_passes_every_check(broker: Settings) -> None:
+    assert [check for check in diagnose(broker) if not check.ok] == []
+    its_own = broker.model_copy(update={"bootstrap_servers": None})
+    state = running_broker(its_own)
+    assert state is not None
+    assert f"running at {state.address}" in [check.found for check in diagnose(its_own)]
+
+
+def test_each_thing_that_is_missing_is_named_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    silent = f"127.0.0.1:{free_port()}"
+    checks = diagnose(Settings(home=tmp_path / "file" / "home", bootstrap_servers=silent))
+    failed = {check.name: check.fix or "" for check in checks if not check.ok}
+    assert set(failed) == {"Java", "home", "jars", "broker"}
+    assert "openjdk" in failed["Java"]
+    assert "--home" in failed["home"]
+    assert "imagestream setup" in failed["jars"]
+    assert "IMAGESTREAM_BOOTSTRAP_SERVERS" in failed["broker"]
+
+
+def test_damaged_jar_is_found_by_its_hash(jars_dir: Path, tmp_path: Path) -> None:
+    for jar in jars_dir.glob("*/*.jar"):
+        copy = tmp_path / jar.relative_to(jars_dir)
+        copy.parent.mkdir(exist_ok=True)
+        copy.symlink_to(jar)
+    copy.unlink()
+    copy.write_bytes(b"\0" * jar.stat().st_size)
+    (jars,) = (check for check in diagnose(Settings(home=tmp_path, jars=tmp_path)) if check.name == "jars")
+    assert copy.name in jars.found
+    assert jars.fix == "run `imagestream setup`"
+
+
+def test_command_fails_without_java_and_writes_what_it_found(tmp_path: Path) -> None:
+    done = doctor(tmp_path, "--json", str(tmp_path / "doctor.json"), PATH="")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    found = json.loads((tmp_path / "doctor.json").read_text())
+    assert not found["ok"]
+    failed = {check["name"]: check["fix"] for check in found["checks"] if not check["ok"]}
+    assert set(failed) == {"Java", "jars"}
+    assert all(fix in done.stdout for fix in failed.values())

@@ -1,0 +1,285 @@
+"""The report on a model: figures of its own holdout, a fair comparison, and a page that stands alone in a browser."""
+
+import json
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyspark.sql import SparkSession
+
+from models.backbone import FLATBUFFER_FILE, ExportedBackbone
+from models.bundle import TrainingData
+from models.evaluation_sums import EvaluationSums
+from models.registry import Registry
+from models.scorer import Head, load_head
+from streaming.errors import ServiceError
+from streaming.files import list_array
+from streaming.images.labels import labelled_features
+from streaming.images.split import plan_split
+from streaming.reports.model_report import Version, model_report
+from streaming.reports.report_content import ModelReport, summary_of
+from streaming.reports.report_page import write_page
+from streaming.settings import Settings
+from streaming.tables import FEATURES, Table
+from tests.conftest import imagestream
+from tests.streaming.browser import chromium, open_page, requested
+from tests.streaming.small_models import Digits, fit_head, register_model, some_digits
+
+N = 120
+SCRIPT = "<script>document.title = 'owned'</script>"
+NAMES = {"3": SCRIPT, "7": "$x^{7", "8": '" onmouseover="alert(8)'}
+OTHER_BACKBONE = "f" * 64
+
+
+@dataclass(frozen=True)
+class Service:
+    """A home with labelled features of digits, two versions of which the second is poor, and who is held out."""
+
+    settings: Settings
+    digits: Digits
+    ids: list[str]
+    held_out: np.ndarray
+
+    @property
+    def features(self) -> Table:
+        return Table(self.settings.tables_dir, "features")
+
+    def version(self, number: int) -> Version:
+        return Version(number, Registry(self.settings.models_dir).read(number))
+
+
+def store(table: Table, digits: Digits, ids: list[str], sources: list[str], backbone: str, version: int) -> None:
+    n = len(ids)
+    given = {
+        "image_id": ids,
+        "source": sources,
+        "label_true": digits.labels,
+        "backbone_sha256": [backbone] * n,
+        "features": list_array(digits.features),
+    }
+    columns = [given.get(field.name, pa.nulls(n, field.type)) for field in FEATURES]
+    table.append(pa.table(columns, schema=FEATURES), "test", version)
+
+
+@pytest.fixture(scope="module")
+def service(
+    spark: SparkSession, exported: ExportedBackbone, jars_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Service:
+    home = tmp_path_factory.mktemp("reported")
+    settings = Settings(home=home, jars=jars_dir)
+    some = some_digits(exported, N)
+    digits = replace(some, labels=[NAMES.get(label, label) for label in some.labels])
+    ids, sources = [sha256(image).hexdigest() for image in digits.images], []
+    for number, image in enumerate(digits.images):
+        path = home / f"{number}.png"
+        sources.append(str(path))
+        if number % 3:  # a third of the files is gone
+            path.write_bytes(image if number % 3 == 1 else image + b"\0")  # and another has changed since
+    table = Table(settings.tables_dir, "features")
+    store(table, digits, ids, sources, exported.sha256, 0)
+    half = Digits(digits.images[: N // 2], digits.labels[: N // 2], digits.features[: N // 2])
+    store(table, half, ids[: N // 2], sources[: N // 2], OTHER_BACKBONE, 1)
+
+    rows = labelled_features(spark, table, exported.sha256)
+    split = plan_split(rows, 0.4, 42)
+    chosen = {row.image_id for row in split.sides(rows)[1].select("image_id").collect()}
+    held_out = np.array([one in chosen for one in ids])
+    data = TrainingData(rows=N, holdout_rows=0, fingerprint="0" * 64, seed=42, holdout=dict(split.thresholds))
+    labels = [label for label, out in zip(digits.labels, held_out, strict=True) if not out]
+    for k in (24, 2):
+        head = fit_head(digits.features[~held_out], labels, k)
+        register_model(Registry(settings.models_dir), exported, head, digits.images[:2], data)
+    return Service(settings, digits, ids, held_out)
+
+
+@pytest.fixture(scope="module")
+def report(spark: SparkSession, service: Service) -> ModelReport:
+    """Version 1 beside version 2."""
+    return model_report(spark, service.features, service.version(1), service.version(2))
+
+
+def expected(service: Service, head: Head, rows: np.ndarray) -> EvaluationSums:
+    labels = [label for label, taken in zip(service.digits.labels, rows, strict=True) if taken]
+    sums = EvaluationSums(head.classes, len(head.classes))
+    sums.add(head.logits(service.digits.features[rows]), np.array([head.classes.index(label) for label in labels]))
+    return sums
+
+
+def right(service: Service, number: int) -> np.ndarray:
+    head = load_head(service.version(number).bundle)
+    best = head.logits(service.digits.features).argmax(axis=1)
+    return np.array([head.classes[i] == label for i, label in zip(best, service.digits.labels, strict=True)])
+
+
+# --- what it reads
+
+
+def test_figures_are_those_of_the_images_that_were_held_out(report: ModelReport, service: Service) -> None:
+    head = load_head(service.version(1).bundle)
+    whole = expected(service, head, service.held_out).result()
+    np.testing.assert_array_equal(report.evaluation.confusion, whole.confusion)
+    assert report.evaluation.as_metrics() == pytest.approx(whole.as_metrics(), abs=1e-5)
+    assert sum(report.balance["held out"]) == service.held_out.sum()
+    assert sum(report.balance["for training"]) == (~service.held_out).sum()
+    assert report.variance is not None
+    assert report.variance[1] == 24
+
+
+def test_versions_are_compared_image_by_image(report: ModelReport, service: Service) -> None:
+    ours, theirs = (right(service, number)[service.held_out] for number in (1, 2))
+    compared = report.comparison
+    assert compared is not None
+    counts = compared.counts
+    assert (counts.both, counts.only_candidate) == ((ours & theirs).sum(), (ours & ~theirs).sum())
+    assert (counts.only_champion, counts.neither) == ((~ours & theirs).sum(), (~ours & ~theirs).sum())
+    assert (compared.ours.accuracy, compared.theirs.accuracy) == pytest.approx((ours.mean(), theirs.mean()))
+    generator = np.random.default_rng(1)
+    picks = generator.integers(0, len(ours), (4000, len(ours)))
+    gains = ours[picks].mean(axis=1) - theirs[picks].mean(axis=1)
+    assert compared.gain == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=1.01 / len(ours))  # an image
+    assert 0 < compared.gain.low < counts.gain < compared.gain.high
+
+
+def other_data(version: Version, number: int, **changes: object) -> Version:
+    manifest = version.bundle.manifest
+    data = manifest.training_data.model_copy(update=changes)
+    return Version(number, replace(version.bundle, manifest=manifest.model_copy(update={"training_data": data})))
+
+
+def test_images_that_the_other_version_was_fitted_on_do_not_count(spark: SparkSession, service: Service) -> None:
+    thresholds = service.version(2).bundle.manifest.training_data.holdout
+    other = other_data(service.version(2), 3, holdout={name: cut for name, cut in thresholds.items() if name != "0"})
+    compared = model_report(spark, service.features, service.version(1), other).comparison
+    assert compared is not None
+    of_zero = np.array([label == "0" for label in service.digits.labels])
+    assert compared.ours.rows == compared.counts.rows == (service.held_out & ~of_zero).sum()
+
+
+def test_a_class_that_the_other_version_does_not_know_counts(spark: SparkSession, service: Service) -> None:
+    version = service.version(2)
+    thresholds = version.bundle.manifest.training_data.holdout
+    other = other_data(version, 3, holdout={name: cut for name, cut in thresholds.items() if name != "0"})
+    renamed = tuple("zero" if name == "0" else name for name in version.bundle.manifest.classes)
+    manifest = other.bundle.manifest.model_copy(update={"classes": renamed})
+    ignorant = Version(3, replace(other.bundle, manifest=manifest))
+    compared = model_report(spark, service.features, service.version(1), ignorant).comparison
+    assert compared is not None
+    assert compared.counts.rows == service.held_out.sum()
+    assert compared.theirs.classes == (*renamed, "0")
+    assert compared.theirs.recall[-1] == 0
+
+
+def on_other_backbone(version: Version, backbone: str) -> Version:
+    files = version.bundle.manifest.files | {FLATBUFFER_FILE: backbone}
+    return Version(3, replace(version.bundle, manifest=version.bundle.manifest.model_copy(update={"files": files})))
+
+
+def test_versions_of_different_backbones_meet_where_both_have_features(spark: SparkSession, service: Service) -> None:
+    other = on_other_backbone(service.version(2), OTHER_BACKBONE)
+    compared = model_report(spark, service.features, service.version(1), other).comparison
+    assert compared is not None
+    first_half = np.arange(N) < N // 2
+    assert compared.ours.rows == compared.theirs.rows == compared.counts.rows == (service.held_out & first_half).sum()
+
+
+def test_what_cannot_be_compared_or_evaluated_is_said_in_one_line(spark: SparkSession, service: Service) -> None:
+    stranger = on_other_backbone(service.version(2), "e" * 64)
+    with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: no labelled image is held out of bot"):
+        model_report(spark, service.features, service.version(1), stranger)
+    with pytest.raises(ServiceError, match="version 3 has no held-out image among the labelled features"):
+        model_report(spark, service.features, stranger)
+
+
+def test_images_are_shown_only_while_their_files_are_what_was_scored(report: ModelReport, service: Service) -> None:
+    shown = [*report.samples, *report.mistakes]
+    assert len(report.samples) == 9
+    assert {one.pixels is not None for one in shown} == {True, False}
+    for one in shown:
+        number = service.ids.index(one.image_id)
+        assert (one.pixels is not None) == (number % 3 == 1)
+        assert one.label == service.digits.labels[number]
+        assert one.source is not None
+        assert one.source.endswith(f"/{number}.png")
+    sure = [one.confidence for one in report.mistakes]
+    assert sure == sorted(sure, reverse=True)
+    assert all(one.label != one.predicted for one in report.mistakes)
+
+
+# --- the page
+
+
+@pytest.fixture(scope="module")
+def written(report: ModelReport, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    page = tmp_path_factory.mktemp("page") / "report.html"
+    return page, write_page(report, page)
+
+
+def test_figures_lie_beside_the_page_as_png(written: tuple[Path, list[Path]]) -> None:
+    page, figures = written
+    names = {"confusion", "roc", "reliability", "variance", "balance", "samples"}
+    assert {file.stem for file in figures} == names
+    assert all(file.parent == page.parent / "report-figures" for file in figures)
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in figures)
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 360)], ids=["light and wide", "dark on a phone"])
+def test_page_stands_alone_in_a_browser(
+    written: tuple[Path, list[Path]], report: ModelReport, service: Service, dark: bool, width: int
+) -> None:
+    with chromium(dark=dark, width=width) as chrome:
+        url = open_page(chrome, written[0])
+        pictures = chrome.execute_script(
+            "return Array.from(document.images, i => [i.complete && i.naturalWidth, i.alt, i.currentSrc.slice(0, 15)])"
+        )
+        shown = sum(one.pixels is not None for one in report.mistakes)
+        assert len(pictures) == 6 + shown
+        assert all(width > 0 and alt and source == "data:image/png;" for width, alt, source in pictures)
+        assert requested(chrome) == {url}
+        accuracy = chrome.execute_script("return document.querySelector('[data-figure=Accuracy]').textContent")
+        assert accuracy == f"{report.evaluation.accuracy:.2%}"
+        text = chrome.execute_script("return document.body.innerText")
+        assert all(name in text for name in NAMES.values())
+        assert chrome.title == "Model version 1"
+        assert chrome.execute_script("return document.scripts.length") == 0
+        assert chrome.execute_script("return document.querySelectorAll('[onmouseover]').length") == 0
+        overflow = chrome.execute_script("return document.documentElement.scrollWidth - innerWidth")
+        assert overflow <= 0
+        background = chrome.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert background == ("rgb(14, 19, 25)" if dark else "rgb(243, 245, 248)")
+        used = chrome.execute_script("return document.querySelector('picture img').currentSrc")
+        assert (used == chrome.execute_script("return document.querySelector('picture source').srcset")) == dark
+
+
+# --- the command
+
+
+def test_command_writes_the_page_and_a_summary(service: Service, report: ModelReport, tmp_path: Path) -> None:
+    page = tmp_path / "some page.html"
+    found = imagestream(service.settings, "report", "--model", 1, "--against", 2, "--output", page)
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert len(found["figures"]) == 6
+    same = json.loads(json.dumps(summary_of(report)))
+    assert {name: found[name] for name in ("classes", "mistakes", "notes")} == {
+        name: same[name] for name in ("classes", "mistakes", "notes")
+    }
+    assert found["metrics"] == pytest.approx(same["metrics"], abs=1e-6)
+    assert found["comparison"]["only_this_right"] == same["comparison"]["only_this_right"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--against", "1"], "name the other with --model N"),
+        (["--live", "--against", "1"], "--against compares on a holdout"),
+        (["--model", "1", "--against", "1"], "--against compares two versions"),
+        (["--model", "9"], "there is no model version 9"),
+        (["--model", "1", "--output", "/"], "--output names a file in a folder that can be written to, got /"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(service: Service, arguments: list[str], message: str) -> None:
+    said = imagestream(service.settings, "report", *arguments, code=1)["stderr"]
+    assert message in said
+    assert said.count("\n") == 1

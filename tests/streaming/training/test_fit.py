@@ -1,0 +1,434 @@
+"""The fit on Spark, held against NumPy, scikit-learn and Spark ML's own transforms on the same rows."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression as SparkLogisticRegression
+from pyspark.ml.classification import MultilayerPerceptronClassifier
+from pyspark.ml.feature import PCA as SparkPCA  # noqa: N811
+from pyspark.ml.feature import StandardScaler
+from pyspark.ml.functions import array_to_vector, vector_to_array
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+from sklearn.datasets import load_digits
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
+
+from models.arrays import Features
+from models.classifier import LogisticRegression
+from models.errors import ModelError
+from models.projection import PCA, GramSums, NoProjection, fit_pca
+from models.randomized_pca import RangeSketch
+from models.scorer import Head
+from streaming.errors import ServiceError
+from streaming.files import as_matrix, list_array
+from streaming.images.labels import labelled_features
+from streaming.tables import FEATURES, Table
+from streaming.training import fit as fit_module
+from streaming.training import sums as sums_module
+from streaming.training.evaluate import evaluate
+from streaming.training.fit import FitOptions, fit, fit_classifier, fit_projection, in_order, variance_kept
+from streaming.training.sums import gram_sums, range_sketch
+
+CLASSES = tuple("0123456789")
+ROWS = 800
+
+
+def frame_of(spark: SparkSession, features: Features, labels: list[str], ids: list[str] | None = None) -> DataFrame:
+    """Rows (image_id, label, features) in four partitions."""
+    ids = ids or [sha256(b"%d" % number).hexdigest() for number in range(len(labels))]
+    table = pa.table({"image_id": ids, "label": labels, "features": list_array(features)})
+    return spark.createDataFrame(table).repartition(4)
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    """(800, 64) grey values 0..1 of handwritten digits."""
+    return (load_digits().data[:ROWS] / 16).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def labels() -> list[str]:
+    return [str(label) for label in load_digits().target[:ROWS]]
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, features: Features, labels: list[str]) -> Iterator[DataFrame]:
+    frame = frame_of(spark, features, labels).persist()
+    yield frame
+    frame.unpersist()
+
+
+@pytest.fixture(scope="module")
+def pca(features: Features) -> PCA:
+    sums = GramSums(features.shape[1])
+    sums.add(features)
+    return fit_pca(sums, 0.9)
+
+
+def ids_of(frame: DataFrame) -> set[str]:
+    return {row.image_id for row in frame.select("image_id").collect()}
+
+
+# --- sums
+
+
+@pytest.mark.parametrize("piece_bytes", [2**24, 5000], ids=["in one piece", "in pieces"])
+def test_sums_of_partitions_are_the_sums_of_all_rows(
+    rows: DataFrame, features: Features, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sums_module, "PIECE_BYTES", piece_bytes)
+    wide = features.astype(np.float64)
+    sums = gram_sums(rows)
+    assert sums.n == ROWS
+    np.testing.assert_allclose(sums.total, wide.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(sums.gram, wide.T @ wide, rtol=1e-12)
+
+
+def test_no_rows_give_no_sums(rows: DataFrame) -> None:
+    with pytest.raises(ServiceError, match="there are no features to fit on"):
+        gram_sums(rows.where("false"))
+
+
+def test_features_of_different_widths_are_refused() -> None:
+    with pytest.raises(ServiceError, match="features of different widths: 2 rows hold 3 values, first 1"):
+        as_matrix(pa.array([[1.0], [1.0, 2.0]], pa.list_(pa.float32())))
+
+
+# --- Spark ML's own transforms
+
+
+def test_pca_and_logistic_regression_agree_with_spark_mls(
+    spark: SparkSession, rows: DataFrame, features: Features, labels: list[str], pca: PCA
+) -> None:
+    """Spark's PCA does not centre, so that the rows are centred for it; a component's sign is free."""
+    vectors = rows.select(
+        array_to_vector(F.col("features").cast("array<double>")).alias("raw"), F.col("label").cast("double"), "image_id"
+    )
+    stages = [
+        StandardScaler(inputCol="raw", outputCol="centred", withMean=True, withStd=False),
+        SparkPCA(inputCol="centred", outputCol="features", k=pca.n_out),
+        SparkLogisticRegression(family="multinomial", regParam=0.03),
+    ]
+    model = Pipeline(stages=stages).fit(vectors)
+    _, spark_pca, spark_regression = model.stages
+    columns = [vector_to_array(name).alias(name) for name in ("raw", "features", "probability")]
+    answers = model.transform(vectors).select("prediction", *columns).toArrow()
+    raw, projected, probability = (
+        np.array(answers.column(name).to_pylist()) for name in ("raw", "features", "probability")
+    )
+    ours = pca.transform(raw.astype(np.float32))
+    signs = np.sign(np.sum(ours * projected, axis=0))
+    np.testing.assert_allclose(ours * signs, projected, atol=1e-5)
+    np.testing.assert_allclose(pca.components.T * signs, spark_pca.pc.toArray(), atol=1e-5)
+    kept = spark_pca.explainedVariance.toArray()
+    np.testing.assert_allclose(pca.explained_variance_ratio[: pca.n_out], kept, atol=1e-6)
+
+    coefficients = spark_regression.coefficientMatrix.toArray() * signs
+    head = Head(CLASSES, pca, LogisticRegression(coefficients, spark_regression.interceptVector.toArray()))
+    got = head.probabilities(raw.astype(np.float32))
+    np.testing.assert_allclose(got, probability, atol=1e-5)
+    np.testing.assert_array_equal(got.argmax(axis=1), answers.column("prediction").to_numpy())
+
+
+def test_regression_is_the_one_that_spark_ml_fits_on_the_projected_rows(
+    spark: SparkSession, rows: DataFrame, features: Features, labels: list[str], pca: PCA
+) -> None:
+    options = FitOptions(reg_param=0.1, elastic_net=0.5)
+    ours = fit_classifier(rows, ROWS, CLASSES, pca, options)
+    assert isinstance(ours, LogisticRegression)
+    projected = frame_of(spark, pca.transform(features), labels)
+    vectors = projected.select(array_to_vector("features").alias("features"), F.col("label").cast("double"))
+    theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial").fit(vectors)
+    np.testing.assert_allclose(ours.coefficients, theirs.coefficientMatrix.toArray(), atol=1e-4)
+    np.testing.assert_allclose(ours.intercept, theirs.interceptVector.toArray(), atol=1e-4)
+    assert (ours.coefficients == 0).any()  # the lasso's part
+
+
+def test_mlp_is_the_one_that_spark_ml_fits_on_standardised_rows(
+    spark: SparkSession, rows: DataFrame, features: Features, labels: list[str]
+) -> None:
+    """A constant column and columns of very different scales: the first layer takes the scaling over."""
+    spread = features * np.geomspace(0.01, 100, 64, dtype=np.float32) + 3
+    spread[:, 0] = 7
+    frame = frame_of(spark, spread, labels)
+    options = FitOptions(classifier="mlp", layers=(24, 16), max_iter=40)
+    ours = fit_classifier(frame, ROWS, CLASSES, NoProjection(64), options)
+
+    ordered = frame.repartition(2, "image_id").sortWithinPartitions("image_id")
+    vectors = ordered.select(
+        array_to_vector(F.col("features").cast("array<double>")).alias("raw"), F.col("label").cast("double")
+    ).persist()
+    scaler = StandardScaler(inputCol="raw", outputCol="features", withMean=True, withStd=True).fit(vectors)
+    network = MultilayerPerceptronClassifier(layers=[64, 24, 16, 10], maxIter=40, seed=42)
+    scaled = scaler.transform(vectors).select("raw", "features", "label").persist()
+    model = network.fit(scaled)
+    columns = [vector_to_array(name).alias(name) for name in ("raw", "probability")]
+    answers = model.transform(scaled).select("label", *columns).toArrow()
+    raw, probability = (np.array(answers.column(name).to_pylist()) for name in ("raw", "probability"))
+    np.testing.assert_allclose(ours.probabilities(raw.astype(np.float32)), probability, atol=1e-5)
+    assert np.mean(probability.argmax(axis=1) == answers.column("label").to_numpy()) > 0.9
+
+
+# --- projections
+
+
+def test_the_sketch_of_partitions_is_that_of_all_rows(
+    rows: DataFrame, features: Features, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sums_module, "PIECE_BYTES", 3000)
+    ours = range_sketch(rows, 40, 7)
+    whole = RangeSketch(64, 40, 7)
+    whole.add(features)
+    assert ours.n == ROWS
+    assert ours.squares == pytest.approx(whole.squares, rel=1e-12)
+    np.testing.assert_allclose(ours.total, whole.total, rtol=1e-12)
+    np.testing.assert_allclose(ours.sketch, whole.sketch, rtol=1e-9, atol=1e-9)
+
+
+def test_randomized_pca_finds_the_components_of_the_exact_one(rows: DataFrame, features: Features, pca: PCA) -> None:
+    by_k = fit_projection(rows, ROWS, FitOptions(projection="randomized_pca", n_components=10))
+    assert (by_k.kind, by_k.n_out) == ("pca", 10)
+    exact, ours = pca.transform(features)[:, :10], by_k.transform(features)
+    assert abs(np.var(ours, axis=0).sum() / np.var(exact, axis=0).sum() - 1) < 0.02
+    by_share = fit_projection(rows, ROWS, FitOptions(projection="randomized_pca", explained_variance=0.9))
+    assert by_share.n_out == pca.n_out
+    few = rows.where("label = '3'").limit(20)  # fewer than the sketch would like
+    assert fit_projection(few, 20, FitOptions(projection="randomized_pca", n_components=15)).n_out == 15
+
+
+def test_random_projection_has_as_many_columns_as_the_rows_ask_for(spark: SparkSession) -> None:
+    rows = frame_of(spark, np.zeros((4, 400), np.float32), ["a", "b"] * 2)
+    options = FitOptions(projection="random", eps=0.9, seed=5)
+    ours = fit_projection(rows, ROWS, options)
+    assert ours.n_out == johnson_lindenstrauss_min_dim(ROWS, eps=0.9) == 165
+    again = fit_projection(rows, ROWS, options)
+    for name, array in ours.to_arrays().items():
+        np.testing.assert_array_equal(again.to_arrays()[name], array)
+    assert fit_projection(rows, ROWS, FitOptions(projection="random", n_components=20)).n_out == 20
+
+
+def test_a_projection_that_does_not_suit_the_features_is_refused_before_any_job(spark: SparkSession) -> None:
+    wide = frame_of(spark, np.zeros((4, 62_720), np.float32), ["a", "b"] * 2)
+    with pytest.raises(ModelError, match=r"PCA of 62,720 features needs 31.5 GB .* take a sparse random projection"):
+        fit_projection(wide, 4, FitOptions())
+    narrow = frame_of(spark, np.zeros((4, 8), np.float32), ["a", "b"] * 2)
+    with pytest.raises(ModelError, match="1 to 8 columns, got 1188; a larger eps"):
+        fit_projection(narrow, 4, FitOptions(projection="random"))
+
+
+def test_features_as_wide_as_a_flat_backbones_are_fitted_in_little_memory(spark: SparkSession) -> None:
+    generator = np.random.default_rng(0)
+    labels = ["a", "b"] * 60
+    wide = np.maximum(generator.normal(size=(120, 62_720)), 0).astype(np.float32)
+    wide[::2, :2000] += 1.0
+    rows = in_order(frame_of(spark, wide, labels), wide.shape[1]).persist()
+    for options in (
+        FitOptions(projection="random", eps=0.5, reg_param=0.1),
+        FitOptions(projection="randomized_pca", n_components=5),
+    ):
+        assert evaluate(rows, fit(rows, options).head).accuracy > 0.9
+    rows.unpersist()
+
+
+# --- the whole fit
+
+
+@pytest.mark.parametrize(
+    ("options", "few_bytes"),
+    [
+        (FitOptions(max_iter=8), 0),
+        (FitOptions(max_iter=8, classifier="mlp", layers=(16,), projection="randomized_pca", n_components=12), 2**27),
+    ],
+    ids=["pca and regression in eight partitions", "randomized pca and mlp in two"],
+)
+def test_the_same_rows_give_the_same_bits_however_they_lie(
+    spark: SparkSession,
+    features: Features,
+    labels: list[str],
+    options: FitOptions,
+    few_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fit_module, "FEW_BYTES", few_bytes)
+    monkeypatch.setattr(fit_module, "BYTES_PER_PARTITION", 40_000)  # of several partitions
+    rows = frame_of(spark, features, labels)
+    found = []
+    for other in (rows, rows.orderBy(F.desc("image_id")).repartition(5)):
+        ordered = in_order(other, features.shape[1]).persist()
+        found.append(fit(ordered, options))
+        ordered.unpersist()
+    first, second = found
+    assert first.fingerprint == second.fingerprint
+    for ours, theirs in (
+        (first.head.projection.to_arrays(), second.head.projection.to_arrays()),
+        (first.head.classifier.to_arrays(), second.head.classifier.to_arrays()),
+    ):
+        for name, array in ours.items():
+            np.testing.assert_array_equal(theirs[name], array)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"projection": "umap"}, "projection should be pca or random or randomized_pca or none, got 'umap'"),
+        ({"classifier": "forest"}, "classifier should be logistic_regression or mlp, got 'forest'"),
+        ({"explained_variance": 1.1}, "explained variance should be above 0 and at most 1, got 1.1"),
+        ({"n_components": 0}, "n components should be 1 or more, got 0"),
+        ({"eps": 1.0}, "eps should be between 0 and 1, got 1.0"),
+        ({"layers": (8, 0)}, r"layers should be at most 16 widths of 1 or more, got \(8, 0\)"),
+        ({"max_iter": 0}, "max iter should be 1 or more, got 0"),
+        ({"reg_param": -1.0}, "reg param should be 0 or more, got -1.0"),
+        ({"elastic_net": 2.0}, "elastic net should be from 0 to 1, got 2.0"),
+        ({"block_size": 0}, "block size should be 1 or more, got 0"),
+        ({"holdout": 0.0}, "holdout should be between 0 and 1, got 0.0"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+)
+def test_settings_outside_their_limits_are_refused(values: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ServiceError, match=reason):
+        FitOptions(**values)
+
+
+def test_settings_are_recorded_as_plain_values() -> None:
+    record = FitOptions(layers=(64, 32), n_components=None).as_record()
+    assert record["layers"] == "64,32"
+    assert "n_components" not in record
+    assert FitOptions(n_components=7).as_record()["n_components"] == 7
+
+
+def test_fit_learns_digits_and_its_pca_is_that_of_one_pass(rows: DataFrame, features: Features, pca: PCA) -> None:
+    fitted = fit(rows, FitOptions(explained_variance=0.9))
+    assert fitted.head.classes == CLASSES
+    assert fitted.rows == ROWS
+    assert isinstance(fitted.head.projection, PCA)
+    np.testing.assert_allclose(fitted.head.projection.components, pca.components, atol=1e-5)
+    assert 0.9 <= (variance_kept(fitted.head.projection) or 0) < 0.92
+    assert evaluate(rows, fitted.head).accuracy > 0.95
+
+
+def test_fingerprint_tells_the_rows_apart_not_their_order(rows: DataFrame) -> None:
+    few = rows.where("label in ('0', '1')").limit(60).persist()
+    options = FitOptions(max_iter=1)
+    fingerprint = fit(few, options).fingerprint
+    assert fit(few.orderBy("image_id").coalesce(1), options).fingerprint == fingerprint
+    first = few.agg(F.min("image_id")).collect()[0][0]
+    other_label = F.when(F.col("image_id") == first, F.lit("2")).otherwise(F.col("label"))
+    assert fit(few.withColumn("label", other_label), options).fingerprint != fingerprint
+    assert fit(few.where(F.col("image_id") != first), options).fingerprint != fingerprint
+    few.unpersist()
+
+
+def test_one_class_is_not_enough(rows: DataFrame) -> None:
+    with pytest.raises(ServiceError, match=r"images of at least two classes, got \['3'\]"):
+        fit(rows.where("label = '3'"), FitOptions())
+
+
+def test_features_that_are_not_finite_are_refused(spark: SparkSession, features: Features) -> None:
+    spoilt = features[:20].copy()
+    spoilt[7, 7] = np.nan
+    with pytest.raises(ModelError, match="finite features"):
+        fit(frame_of(spark, spoilt, ["a", "b"] * 10), FitOptions())
+
+
+# --- evaluation
+
+
+@pytest.fixture(scope="module")
+def guesses(features: Features) -> Head:
+    """A poor model, so that every kind of error occurs."""
+    generator = np.random.default_rng(0)
+    return Head(CLASSES, NoProjection(64), LogisticRegression(generator.normal(size=(10, 64)), np.zeros(10)))
+
+
+def test_evaluation_agrees_with_scikit_learn(
+    rows: DataFrame, features: Features, labels: list[str], guesses: Head
+) -> None:
+    probabilities = guesses.probabilities(features).astype(np.float64)
+    predicted = [CLASSES[i] for i in probabilities.argmax(axis=1)]
+    found = evaluate(rows, guesses)
+    assert found.classes == CLASSES
+    assert found.rows == ROWS
+    np.testing.assert_array_equal(found.confusion, confusion_matrix(labels, predicted, labels=CLASSES))
+    assert found.accuracy == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
+    assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # scikit-learn warns of the last bit of a float32
+    assert found.log_loss == pytest.approx(log_loss(labels, probabilities, labels=CLASSES), abs=1e-5)
+    assert found.as_metrics()["holdout_rows"] == ROWS
+
+
+def test_labels_that_the_model_does_not_know_count_as_errors(
+    spark: SparkSession, features: Features, labels: list[str], guesses: Head
+) -> None:
+    twenty = ["cat" if number % 4 == 0 else label for number, label in enumerate(labels[:20])]
+    probabilities = guesses.probabilities(features[:20])
+    predicted = [CLASSES[i] for i in probabilities.argmax(axis=1)]
+    found = evaluate(frame_of(spark, features[:20], twenty), guesses)
+    assert found.classes == (*CLASSES, "cat")
+    np.testing.assert_array_equal(found.confusion, confusion_matrix(twenty, predicted, labels=[*CLASSES, "cat"]))
+    assert found.confusion[-1].sum() == 5
+    assert found.confusion[:, -1].sum() == 0
+    assert found.accuracy == pytest.approx(accuracy_score(twenty, predicted))
+    assert found.macro_f1 == pytest.approx(f1_score(twenty, predicted, average="macro", zero_division=0.0))
+    of_true = [0 if label == "cat" else probabilities[i, int(label)] for i, label in enumerate(twenty)]
+    assert found.log_loss == pytest.approx(-np.mean(np.log(np.maximum(np.array(of_true, float), 1e-15))), abs=1e-5)
+
+
+def test_no_rows_evaluate_to_nothing(rows: DataFrame, guesses: Head) -> None:
+    found = evaluate(rows.where("false"), guesses)
+    assert (found.rows, found.accuracy, found.macro_f1, found.log_loss) == (0, 0.0, 0.0, 0.0)
+
+
+# --- labelled features
+
+
+def stored(image: str, label: str | None, hour: int | None, value: float, **more: str) -> dict[str, object]:
+    published = None if hour is None else datetime(2024, 5, 6, hour, tzinfo=UTC)
+    row = {"image_id": image, "label_true": label, "published_at": published, "features": [value, value]}
+    return row | {"backbone_sha256": "ours"} | more
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(tmp_path, "features")
+
+
+def test_each_labelled_image_is_taken_once_with_its_latest_label(spark: SparkSession, table: Table) -> None:
+    commits = [
+        [stored("trained", "cat", None, 1), stored("relabelled", "cat", 9, 2), stored("again", "dog", 9, 3)],
+        [stored("relabelled", "dog", 11, 2), stored("trained", "dog", 9, 1), stored("again", "dog", 9, 3)],
+        [stored("relabelled", "bird", 10, 2), stored("relabelled", None, 12, 2), stored("never", None, 9, 4)],
+    ]
+    for version, rows in enumerate(commits):
+        assert table.append(pa.Table.from_pylist(rows, schema=FEATURES), "test", version)
+    found = labelled_features(spark, table, "ours")
+    assert found.columns == ["image_id", "label", "features"]
+    assert sorted(tuple(row) for row in found.collect()) == [
+        ("again", "dog", [3.0, 3.0]),
+        ("relabelled", "dog", [2.0, 2.0]),
+        ("trained", "dog", [1.0, 1.0]),
+    ]
+
+
+def test_features_of_another_backbone_or_projected_ones_are_left_out(spark: SparkSession, table: Table) -> None:
+    rows = [
+        stored("ours", "cat", 9, 1),
+        stored("theirs", "cat", 9, 2, backbone_sha256="theirs"),
+        stored("ours", "dog", 10, 3, backbone_sha256="theirs"),
+        stored("projected", "cat", 9, 4, projection_sha256="any"),
+    ]
+    table.append(pa.Table.from_pylist(rows, schema=FEATURES), "test", 0)
+    assert [tuple(row) for row in labelled_features(spark, table, "ours").collect()] == [("ours", "cat", [1.0, 1.0])]
+    assert labelled_features(spark, table, "nobody's").collect() == []
+
+
+def test_an_empty_table_is_told_before_spark_reads(spark: SparkSession, table: Table) -> None:
+    with pytest.raises(ServiceError, match=r"features is empty: there is nothing to fit on"):
+        labelled_features(spark, table, "ours")

@@ -1,0 +1,253 @@
+"""Training and retraining: from stored features to a bundle, and from a bundle to the champion's place."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
+from models.bundle import GOLDEN, Bundle
+from models.registry import Registry
+from models.scorer import check_golden, golden_images, load_scorer
+from streaming.errors import ServiceError
+from streaming.images.labels import labelled_features
+from streaming.images.split import Split
+from streaming.settings import Settings
+from streaming.tables import Table
+from streaming.training.candidate import BackboneParts, compare, make_candidate, register
+from streaming.training.fit import in_order
+from streaming.training.fit_options import FitOptions, GateOptions
+from streaming.training.gate import decide
+from streaming.training.schedule import parse_interval, run_every
+from streaming.training.train import BackboneOptions
+from tests.conftest import imagestream
+
+OPTIONS = FitOptions()
+
+
+@pytest.fixture(scope="module")
+def champion(trained: Path) -> Bundle:
+    return Registry(trained / "models").read(1)
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, trained: Path, champion: Bundle) -> Iterator[DataFrame]:
+    """The features of the 300 digits that the champion was trained with."""
+    found = labelled_features(spark, Table(trained / "tables", "features"), champion.backbone_sha256)
+    ordered = in_order(found, 1280).persist()
+    yield ordered
+    ordered.unpersist()
+
+
+@pytest.fixture
+def home(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "home", symlinks=True)
+
+
+def parts_of(home: Path, bundle: Bundle) -> BackboneParts:
+    files = {name: home / "models" / "1" / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)}
+    return BackboneParts(bundle.manifest.backbone, files, golden_images(bundle.arrays(GOLDEN)))
+
+
+# --- candidates
+
+
+def test_the_same_features_make_the_same_bundle_again(rows: DataFrame, champion: Bundle, home: Path) -> None:
+    """In another process, with the rows in another order."""
+    registry = Registry(home / "models")
+    other_order = in_order(rows.orderBy(F.desc("image_id")).repartition(3), 1280).persist()
+    again = make_candidate(other_order, OPTIONS, champion)
+    assert register(registry, again, parts_of(home, champion), {}) == (1, champion.sha256)
+    assert registry.versions() == [1]
+
+    version, sha256 = register(registry, again, parts_of(home, champion), {"extra": 1.0})
+    assert (version, registry.read(2).sha256) == (2, sha256)
+    assert registry.read(2).manifest.metrics["extra"] == 1.0
+    assert not list((home / "models").glob(".new-*"))
+    other_order.unpersist()
+
+
+def test_a_bundle_tells_how_it_was_made(champion: Bundle) -> None:
+    manifest = champion.manifest
+    assert manifest.fit == OPTIONS.as_record()
+    assert manifest.training_data.rows + manifest.training_data.holdout_rows == 300
+    assert set(manifest.training_data.holdout) == set("0123456789")
+    assert manifest.libraries["pyspark"] == "4.2.0"
+    assert manifest.metrics["accuracy"] > 0.8
+
+
+def test_any_projection_and_classifier_becomes_a_bundle_that_answers(
+    rows: DataFrame, champion: Bundle, home: Path
+) -> None:
+    registry = Registry(home / "models")
+    for options in (
+        FitOptions(projection="random", n_components=300, classifier="mlp", layers=(24, 16), max_iter=30),
+        FitOptions(projection="randomized_pca", n_components=40, elastic_net=0.5, reg_param=0.01, max_iter=20),
+    ):
+        candidate = make_candidate(rows, options, champion)
+        version, _ = register(registry, candidate, parts_of(home, champion), {})
+        bundle = registry.read(version)
+        check_golden(bundle, load_scorer(bundle))
+        assert bundle.manifest.fit == options.as_record()
+        assert bundle.manifest.projection.n_out == options.n_components
+        assert bundle.manifest.metrics["accuracy"] > 0.5
+
+
+def test_a_model_of_shuffled_labels_is_refused(spark: SparkSession, rows: DataFrame, champion: Bundle) -> None:
+    """Its training images bear each other's labels; those held out, on which it is judged, bear their own."""
+    split = Split(champion.manifest.training_data.seed, champion.manifest.training_data.holdout)
+    training, holdout = split.sides(rows)
+    found = training.orderBy("image_id").select("image_id", "label").toArrow()
+    shuffled = np.random.default_rng(0).permutation(np.array(found.column("label").to_pylist()))
+    labels = spark.createDataFrame(pa.table({"image_id": found.column("image_id"), "label": pa.array(shuffled)}))
+    spoilt = training.drop("label").join(labels, "image_id").select("image_id", "label", "features")
+    # The shuffled labels may move an image below its new class's threshold: those few do not count.
+    candidate = make_candidate(in_order(spoilt.union(holdout), 1280), OPTIONS, champion)
+    counts = compare(replace(candidate, holdout=holdout), champion, rows).counts
+    assert counts.rows == champion.manifest.training_data.holdout_rows
+    assert counts.gain < -0.3
+    assert not decide(counts, GateOptions(margin=-0.3), seed=42).promote
+
+
+def test_a_comparison_leaves_out_what_the_champion_was_fitted_on(rows: DataFrame, champion: Bundle) -> None:
+    candidate = make_candidate(rows, FitOptions(seed=7, max_iter=5), champion)
+    known = champion.manifest.training_data
+    theirs = {row.image_id for row in Split(known.seed, known.holdout).sides(rows)[1].select("image_id").collect()}
+    ours = {row.image_id for row in candidate.holdout.select("image_id").collect()}
+    comparison = compare(candidate, champion, rows)
+    assert 0 < comparison.counts.rows == comparison.champion.rows == len(ours & theirs) < len(ours)
+
+
+def test_altered_copies_are_fitted_on_and_never_evaluated(spark: SparkSession, rows: DataFrame) -> None:
+    plain = rows.withColumn("augmentation", F.lit(None).cast("int"))
+    copies = plain.withColumn("augmentation", F.lit(1)).withColumn(
+        "features", F.transform("features", lambda value: (value * 1.1).cast("float"))
+    )
+    both = in_order(plain.union(copies), 1280).persist()
+    candidate, alone = (make_candidate(one, FitOptions(max_iter=5), None) for one in (both, rows))
+    assert candidate.evaluation.rows == alone.evaluation.rows
+    assert candidate.fitted.rows == 2 * alone.fitted.rows
+    assert candidate.split == alone.split
+    both.unpersist()
+
+
+# --- the commands
+
+
+def test_a_dry_run_shows_what_it_would_do_and_does_nothing(home: Path, jars_dir: Path, exports: Path) -> None:
+    settings = Settings(home=home, jars=jars_dir, backbones=exports)
+    before = sorted((home / "models").rglob("*")), (home / "models" / "aliases.json").read_bytes()
+    found = imagestream(settings, "retrain", "--dry-run", "--margin=-0.9", "--explained-variance", "0.5")
+    assert (found["version"], found["bundle_sha256"]) == (None, None)
+    assert found["promoted"]  # it would be
+    assert found["n_components"] < 30
+    assert sum(found["paired_counts"].values()) == found["metrics"]["holdout_rows"]
+    assert found["gain_above"] <= found["gain"]
+    assert found["champion_metrics"]["accuracy"] + found["gain"] == pytest.approx(found["metrics"]["accuracy"])
+    assert (sorted((home / "models").rglob("*")), (home / "models" / "aliases.json").read_bytes()) == before
+
+
+def test_int8_is_measured_against_float_on_the_holdout(home: Path, jars_dir: Path, exports: Path) -> None:
+    settings = Settings(home=home, jars=jars_dir, backbones=exports)
+    arguments = ("--limit", 150, "--int8", "--input-size", 64, "--margin=-0.9", "--max-iter", 20)
+    found = imagestream(settings, "train", "--dataset", "digits", *arguments)
+    metrics = found["metrics"]
+    assert metrics["int8_cost"] == pytest.approx(metrics["float_accuracy"] - metrics["accuracy"], abs=1e-8)
+    assert found["promoted"] is (metrics["int8_cost"] <= 0.01)
+    bundle = Registry(home / "models").read(found["version"])
+    assert bundle.manifest.backbone.precision == "int8"
+    assert bundle.manifest.metrics["int8_cost"] == pytest.approx(metrics["int8_cost"], abs=1e-8)
+    # The champion has other features of the same images, and is compared by those.
+    assert sum(found["paired_counts"].values()) == metrics["holdout_rows"]
+
+
+def test_int8_is_for_litert() -> None:
+    with pytest.raises(ServiceError, match="8-bit integers are for the engine litert"):
+        BackboneOptions(engine="keras", int8=True)
+
+
+# --- on a schedule
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [("90s", timedelta(seconds=90)), ("30m", timedelta(minutes=30)), ("24h", timedelta(1)), ("7d", timedelta(7))],
+)
+def test_intervals_are_read(text: str, interval: timedelta) -> None:
+    assert parse_interval(text) == interval
+
+
+@pytest.mark.parametrize("text", ["", "24", "h", "0s", "-1h", "1.5h", "400d", "24 hours", "9" * 12 + "s", "١h"])
+def test_what_is_no_interval_is_refused(text: str) -> None:
+    with pytest.raises(ServiceError, match="expected a time such as 90s, 30m, 24h or 7d"):
+        parse_interval(text)
+
+
+def test_a_run_that_fails_is_told_and_the_next_one_comes(tmp_path: Path) -> None:
+    """The real command in an empty home: each run fails for lack of a champion."""
+    command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "retrain", "--every", "1s"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        service = subprocess.Popen(command, stdout=file, stderr=file)
+    try:
+        give_up = time.monotonic() + 100
+        while log.read_text().count("retraining failed") < 2:
+            assert service.poll() is None, log.read_text()
+            assert time.monotonic() < give_up, log.read_text()
+            time.sleep(0.2)
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(40) == 0
+    finally:
+        service.kill()
+    lines = log.read_text().splitlines()
+    assert "retraining every=" in lines[0]
+    assert all('error: retraining failed why="there is no champion model in' in line for line in lines[1:-1])
+    assert lines[-1].endswith("stopped")
+
+
+def test_a_run_under_way_is_ended_with_the_service(tmp_path: Path) -> None:
+    """As Ctrl-C does it: the run may clean up, and no later one starts."""
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(open(sys.argv[1], 'a').write('cleaned')))"
+    code += "; open(sys.argv[1], 'a').write('started '); time.sleep(60)"
+    service = (
+        "import sys; from datetime import timedelta; from streaming.training.schedule import run_every; "
+        "run_every(timedelta(seconds=1), sys.argv[1:], lambda *run: print(run))"
+    )
+    mark = tmp_path / "mark"
+    command = [sys.executable, "-c", service, sys.executable, "-c", code, str(mark)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 60
+    while not mark.exists() or not mark.read_text():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    output, _ = running.communicate(timeout=40)
+    assert (running.returncode, output) == (0, "")
+    assert mark.read_text() == "started cleaned"
+
+
+def test_each_run_tells_its_last_line(tmp_path: Path) -> None:
+    told: list[tuple[int, str]] = []
+
+    def on_run(code: int, said: str) -> None:
+        told.append((code, said))
+        if len(told) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    mark = tmp_path / "mark"
+    code = (
+        "import os, sys; os.path.exists(sys.argv[1]) and sys.exit('no\\nwrong'); open(sys.argv[1], 'w'); print('a\\nb')"
+    )
+    run_every(timedelta(seconds=1), [sys.executable, "-c", code, str(mark)], on_run)
+    assert told == [(0, "b"), (1, "wrong")]

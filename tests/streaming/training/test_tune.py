@@ -1,0 +1,283 @@
+"""The search: fitted as training fits, on rows that are not held out, going on where it was, and what it says."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import typer
+from PIL import Image
+from pyspark.sql import DataFrame, SparkSession
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from models.arrays import Features
+from models.random_projection import johnson_lindenstrauss_dim
+from models.registry import Registry
+from streaming.cli.fit_options import with_fit_options
+from streaming.errors import ServiceError
+from streaming.files import list_array
+from streaming.home import held
+from streaming.images.dataset import digit_images, read_dataset, write_images
+from streaming.settings import Settings
+from streaming.tables import Table
+from streaming.training.evaluate import evaluate
+from streaming.training.fit import fit
+from streaming.training.fit_options import FitOptions
+from streaming.training.train import BackboneOptions
+from streaming.training.tune import Tuned, TuneOptions, front_of, search
+from streaming.training.tune_features import Sides, Variant, VariantMaker, plan_sides
+from streaming.training.tune_plot import plot_trade_offs
+from streaming.training.tune_space import command_of, describe, make_space, options_from_record
+from streaming.training.tune_study import Outcome
+from tests.conftest import imagestream
+
+ROWS = 300
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession) -> Iterator[DataFrame]:
+    """image_id, label, features (64 grey values) of handwritten digits."""
+    data = load_digits()
+    features = (data.data[:ROWS] / 16).astype(np.float32)
+    ids = [sha256(b"%d" % number).hexdigest() for number in range(ROWS)]
+    table = pa.table({
+        "image_id": ids, "label": [str(one) for one in data.target[:ROWS]], "features": list_array(features)
+    })  # fmt: skip
+    frame = spark.createDataFrame(table).repartition(2).persist()
+    yield frame
+    frame.unpersist()
+
+
+@pytest.fixture(scope="module")
+def sides(rows: DataFrame) -> Sides:
+    return plan_sides(rows, 0.2, 0.25, 42, None)
+
+
+@pytest.fixture(scope="module")
+def variant(rows: DataFrame, sides: Sides) -> Variant:
+    fit_rows, validation_rows = (part.persist() for part in sides.training(rows))
+    sample: Features = np.zeros((8, 64), np.float32)
+    n_fit, n_validation = fit_rows.count(), validation_rows.count()
+    classes = tuple("0123456789")
+    counts = n_fit, n_validation
+    return Variant(
+        "stored", None, "float32", "a" * 64, 64, classes, fit_rows, validation_rows, *counts, "f", 0.01, sample
+    )
+
+
+def comparable(found: Tuned) -> list[tuple[int, FitOptions, float, int]]:
+    outcomes = sorted(found.outcomes, key=lambda one: one.number)
+    return [(one.number, one.options, round(one.accuracy, 6), one.components) for one in outcomes]
+
+
+def ids_of(frame: DataFrame) -> set[str]:
+    return {row.image_id for row in frame.select("image_id").collect()}
+
+
+def test_settings_are_compared_on_rows_that_are_neither_fitted_on_nor_held_out(
+    rows: DataFrame, sides: Sides, variant: Variant
+) -> None:
+    _, holdout = sides.holdout.sides(rows)
+    parts = [ids_of(holdout), ids_of(variant.fit_rows), ids_of(variant.validation_rows)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == ROWS
+    assert [len(part) / ROWS for part in parts] == pytest.approx([0.2, 0.6, 0.2], abs=0.03)
+
+
+def test_a_search_fits_as_training_does_and_is_the_same_from_the_same_seed(variant: Variant, tmp_path: Path) -> None:
+    options = TuneOptions(trials=4, jobs=2, projections=("pca", "random"), classifiers=("logistic_regression",))
+    told: list[int] = []
+    found = search([variant], options, tmp_path / "one", on_trial=told.append)
+    assert told == [2, 4]
+    assert comparable(search([variant], options, tmp_path / "two")) == comparable(found)
+    accuracies = [one.accuracy for one in found.outcomes]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert found.rows == (variant.n_fit, variant.n_validation)
+    first = next(one for one in found.outcomes if one.number == 0)
+    assert first.options == FitOptions()
+    fitted = fit(variant.fit_rows, first.options)
+    assert first.components == fitted.head.projection.n_out
+    again = evaluate(variant.validation_rows, fitted.head)
+    assert (first.accuracy, first.log_loss) == pytest.approx((again.accuracy, again.log_loss), abs=1e-4)
+
+
+def test_a_second_run_goes_on_with_the_study_and_a_killed_trial_does_not_count(
+    variant: Variant, tmp_path: Path
+) -> None:
+    options = TuneOptions(trials=2, projections=("none",), classifiers=("logistic_regression",))
+    first = search([variant], options, tmp_path)
+    journal = first.study.read_bytes()
+    more = search([variant], replace(options, trials=4), tmp_path)
+    assert (first.resumed, more.resumed) == (0, 2)
+    assert comparable(more)[:2] == comparable(first)
+    assert len({one.options for one in more.outcomes}) == 4
+    assert more.study.read_bytes().startswith(journal)
+    # As a kill leaves it: the last two were asked for, nothing told, and a line begun.
+    lines = more.study.read_bytes().splitlines(keepends=True)
+    asked = max(place for place, line in enumerate(lines) if json.loads(line)["op_code"] == 4)
+    more.study.write_bytes(b"".join(lines[: asked + 1]) + lines[-1][:9])
+    last = search([variant], replace(options, trials=4), tmp_path)
+    assert (last.resumed, len(last.outcomes)) == (2, 4)
+    nothing = search([variant], replace(options, trials=4), tmp_path)
+    assert (nothing.resumed, len(nothing.outcomes)) == (4, 4)
+
+
+def test_a_search_ends_by_its_time_and_one_at_a_time_in_a_home(variant: Variant, tmp_path: Path) -> None:
+    options = TuneOptions(trials=1000, jobs=1, timeout_s=1e-6, classifiers=("logistic_regression",))
+    assert len(search([variant], options, tmp_path).outcomes) == 1
+    with held(tmp_path / "tune" / "lock", ""), pytest.raises(ServiceError, match="another search is at work"):
+        search([variant], options, tmp_path)
+    (tmp_path / "tune" / "studies.jsonl").write_text("not\njson\n")
+    with pytest.raises(ServiceError, match=r"studies.jsonl cannot be read .* remove the file"):
+        search([variant], options, tmp_path)
+
+
+def test_settings_that_cannot_be_fitted_are_told_and_the_search_goes_on(variant: Variant, tmp_path: Path) -> None:
+    constant = variant.fit_rows.selectExpr("image_id", "label", "transform(features, x -> float(1)) AS features")
+    broken = replace(variant, name="constant", fit_rows=constant, sha256="b" * 64)
+    options = TuneOptions(trials=2, projections=("randomized_pca",), classifiers=("logistic_regression",))
+    with pytest.raises(ServiceError, match=r"not one of 2 trials could be fitted; .*features that vary"):
+        search([broken], options, tmp_path)
+
+
+def test_options_that_make_no_sense_are_refused() -> None:
+    for wrong in ({"trials": 0}, {"jobs": 0}, {"validation": 1.0}, {"timeout_s": 0.0}):
+        with pytest.raises(ServiceError):
+            TuneOptions(**wrong)  # type: ignore[arg-type]
+
+
+# --- the space
+
+
+class Choices:
+    """A trial that takes the same end of every range."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+
+    def suggest_categorical(self, name: str, choices: tuple[object, ...]) -> object:
+        return choices[self.end]
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return (low, high)[self.end] * 1.000123
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
+        return (low, high)[self.end]
+
+
+SUGGESTED = [
+    make_space(projections, classifiers, 1280, 4000, FitOptions()).suggest(Choices(end))  # type: ignore[arg-type]
+    for projections in (("pca",), ("random",), ("randomized_pca",), ("none",))
+    for classifiers in (("logistic_regression",), ("mlp",))
+    for end in (0, -1)
+]
+
+
+@pytest.mark.parametrize("options", SUGGESTED, ids=describe)
+def test_the_printed_command_asks_for_the_very_settings(options: FitOptions) -> None:
+    taken: list[FitOptions] = []
+    app = typer.Typer()
+
+    @app.command()
+    @with_fit_options
+    def train(options: FitOptions) -> None:
+        taken.append(options)
+
+    done = CliRunner().invoke(app, command_of(options, []))
+    assert done.exit_code == 0, done.output
+    assert taken == [options]
+    assert options_from_record(json.loads(json.dumps(options.as_record()))) == options
+
+
+def test_a_space_holds_only_projections_that_make_the_features_narrower() -> None:
+    narrow = make_space(("pca", "random"), ("mlp",), 64, 5000, FitOptions())
+    assert narrow.projections == ("pca",)
+    space = make_space(("random",), ("mlp",), 1280, 5000, FitOptions())
+    assert johnson_lindenstrauss_dim(5000, space.lowest_eps) < 1280
+    assert johnson_lindenstrauss_dim(5000, space.lowest_eps - 0.02) >= 1280
+    wide = make_space(("pca", "random", "none"), ("mlp",), 62_720, 5000, FitOptions())
+    assert wide.projections == ("randomized_pca", "random", "none")
+    with pytest.raises(ServiceError, match="nothing to choose from: a random projection of 64 features"):
+        make_space(("random",), ("mlp",), 64, 5000, FitOptions())
+
+
+# --- trade-offs
+
+
+def outcome(number: int, accuracy: float, components: int, images_per_s: float = 1.0, variant: str = "a") -> Outcome:
+    return Outcome(number, variant, FitOptions(), accuracy, accuracy, 0.5, components, images_per_s, 1.0)
+
+
+def test_the_front_is_what_nothing_beats_in_both_ways(tmp_path: Path) -> None:
+    of_one = [
+        outcome(0, 0.9, 100),
+        outcome(1, 0.9, 50),
+        outcome(2, 0.8, 60),
+        outcome(3, 0.7, 10),
+        outcome(4, 0.95, 200),
+    ]
+    assert front_of(of_one) == [4, 1, 3]
+    of_two = [outcome(0, 0.9, 10, 50.0), outcome(1, 0.8, 10, 200.0, "b"), outcome(2, 0.85, 5, 40.0)]
+    assert front_of(of_two) == [0, 1]
+    ranked = sorted(of_one, key=lambda one: -one.accuracy)
+    plot_trade_offs(Tuned(ranked, front_of(of_one), {}, 0, [], (80, 20), tmp_path), tmp_path / "folder" / "a.png")
+    with Image.open(tmp_path / "folder" / "a.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 500
+
+
+# --- features made anew, and the command
+
+
+def test_input_sizes_and_precisions_become_features_of_the_same_images(
+    spark: SparkSession, exports: Path, tmp_path: Path
+) -> None:
+    dataset = read_dataset(write_images(tmp_path / "images", digit_images(60)))
+    maker = VariantMaker(
+        spark,
+        Table(tmp_path / "tables", "features"),
+        dataset,
+        BackboneOptions("mobilenet_v2", "random"),
+        exports,
+        lambda rows: plan_sides(rows, 0.2, 0.25, 42, None),
+        lambda _: None,
+    )
+    made = maker.make((32,), ("float32", "int8"))
+    assert [one.name for one in made] == ["32 float32", "32 int8"]
+    assert [(one.input_size, one.precision, one.n_features) for one in made] == [
+        (32, "float32", 1280),
+        (32, "int8", 1280),
+    ]
+    assert made[0].sha256 != made[1].sha256
+    assert made[0].fingerprint == made[1].fingerprint
+    assert ids_of(made[0].fit_rows) == ids_of(made[1].fit_rows)
+    options = TuneOptions(trials=2, projections=("pca",), classifiers=("logistic_regression",))
+    found = search(made, options, tmp_path)
+    assert len(found.variants) == 2
+    assert {one.variant for one in found.outcomes} <= {"32 float32", "32 int8"}
+    assert all(one.images_per_s > 0 for one in found.outcomes)
+
+
+def test_the_command_searches_on_stored_features_and_tells_how_to_train(
+    trained: Path, jars_dir: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(trained, home, symlinks=True)
+    settings = Settings(home=home, jars=jars_dir)
+    found = imagestream(settings, "tune", "--trials", 2, "--classifiers", "logistic_regression", "--projections", "pca")
+    assert len(found["trials"]) == 2
+    assert found["best"]["accuracy"] == max(one["accuracy"] for one in found["trials"])
+    assert found["command"].startswith(f"imagestream --home {home} retrain")
+    assert Path(found["plot"]).stat().st_size > 0
+    of_training = Registry(home / "models").read(1).manifest.training_data.rows  # which held the same images out
+    assert found["fit_rows"] + found["validation_rows"] == of_training
+    wrong = imagestream(settings, "tune", "--input-sizes", "160", code=1)
+    assert wrong["stderr"].count("\n") == 1
+    assert "give the images, by --images or --dataset" in wrong["stderr"]
+    wrong = imagestream(Settings(home=tmp_path / "empty", jars=jars_dir), "tune", code=1)
+    assert "there is no champion model" in wrong["stderr"]
