@@ -8,10 +8,10 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from re import fullmatch
-from time import monotonic
+from time import monotonic, sleep
 
 from streaming.errors import ServiceError
 
@@ -59,25 +59,24 @@ def _run(command: Sequence[str], stop: threading.Event) -> tuple[int, str]:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
     )
-    ended = threading.Event()
-    watch = threading.Thread(target=_interrupt_on, args=(stop, ended, process), daemon=True)
+    watch = threading.Thread(target=_end_group, args=(process, stop), daemon=True)
     watch.start()
-    try:
-        output, errors = process.communicate()
-    finally:
-        ended.set()
-        watch.join()
+    output, errors = process.communicate()
+    watch.join()
     lines = (output if process.returncode == 0 else errors or output).strip().splitlines()
     return process.returncode, lines[-1] if lines else "it said nothing"
 
 
-def _interrupt_on(stop: threading.Event, ended: threading.Event, process: "subprocess.Popen[str]") -> None:
-    while not ended.wait(POLL_S):
-        if stop.is_set():
+def _end_group(process: "subprocess.Popen[str]", stop: threading.Event) -> None:
+    """Interrupt the process when told to stop; once it has ended, end what it left running, such as a JVM."""
+    give_up: float | None = None
+    while process.poll() is None and (give_up is None or monotonic() < give_up):
+        if give_up is None and stop.is_set():
             process.terminate()
-            if not ended.wait(STOP_TIMEOUT_S):
-                os.killpg(process.pid, signal.SIGKILL)
-            return
+            give_up = monotonic() + STOP_TIMEOUT_S
+        sleep(POLL_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager

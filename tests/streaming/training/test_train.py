@@ -251,3 +251,17 @@ def test_each_run_tells_its_last_line(tmp_path: Path) -> None:
     )
     run_every(timedelta(seconds=1), [sys.executable, "-c", code, str(mark)], on_run)
     assert told == [(0, "b"), (1, "wrong")]
+
+
+def test_nothing_that_a_run_started_outlives_it() -> None:
+    """As a JVM whose Python died while it was starting; it holds the run's output open, too."""
+    code = "import subprocess, sys; child = subprocess.Popen(['sleep', '60']); print(child.pid)"
+    told: list[str] = []
+
+    def on_run(_: int, said: str) -> None:
+        told.append(said)
+        signal.raise_signal(signal.SIGTERM)
+
+    run_every(timedelta(seconds=1), [sys.executable, "-c", code], on_run)
+    left = Path(f"/proc/{told[0]}/stat")
+    assert not left.exists() or left.read_text().split()[2] == "Z"  # nobody may have collected it yet
