@@ -3,11 +3,12 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.rows import print_table
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -51,20 +52,20 @@ def report(
     from streaming.reports.report import read_report
 
     found = read_report(settings_of(context), challenger=challenger, limit=limit)
-    _table("predictions by model version", found.versions, "version rows labelled accuracy mean_confidence")
-    _table("quarantine", found.quarantined, "reason rows replayed")
-    _table(
+    print_table("predictions by model version", found.versions, "version rows labelled accuracy mean_confidence")
+    print_table("quarantine", found.quarantined, "reason rows replayed")
+    print_table(
         "champion and challenger on the same images",
         found.agreement,
         "challenger rows agreement labelled champion_accuracy challenger_accuracy only_champion_right "
         "only_challenger_right",
     )
-    _table(
+    print_table(
         "most frequent disagreements",
         found.disagreements,
         "champion_label challenger_label rows champion_right challenger_right",
     )
-    _table(
+    print_table(
         "distance from the training images, newest micro-batches first; a PSI of 0.25 and more is a change",
         found.drift,
         "batch_id version images psi_max component psi_mean mean_shift spread low_confidence "
@@ -121,23 +122,3 @@ def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> N
         )
     out.print(f"{output} ({len(figures)} figures in {figures[0].parent})", highlight=False, markup=False)
     write_json(json_file, summary_of(found) | {"output": str(output), "figures": [str(file) for file in figures]})
-
-
-def _table(title: str, rows: list[dict[str, Any]], names: str) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    if not rows:
-        return
-    columns = names.split()
-    table = Table(*(column.replace("_", " ") for column in columns), title=title, title_justify="left", box=None)
-    for row in rows:
-        table.add_row(*(Text(_cell(row[column])) for column in columns))
-    out.print(table)
-    out.print()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -5,10 +5,8 @@ engine failed in passing, and when messages turn out so large or small that anot
 wrong for good (a checkpoint that does not fit, a model that is refused) ends it with one line.
 """
 
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import Any
@@ -27,6 +25,7 @@ from streaming.pipeline.serving import Serving
 from streaming.platform.session import QUICK_START, cause, spark_session
 from streaming.platform.topic import broker_answers, describe_topic
 from streaming.settings import Settings
+from streaming.signals import stop_signals
 
 # The whole heap is there from the start, in one piece that is collected by one thread: what a stream needs does not
 # depend on what comes. Buffers for large messages are given back rather than kept per thread.
@@ -119,7 +118,7 @@ def run_stream(
     checkpoint = settings.checkpoints_dir / settings.topic / "spark"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
-    with held(checkpoint.parent / ".lock", busy), _stop_signals() as stop:
+    with held(checkpoint.parent / ".lock", busy), stop_signals() as stop:
         continuity = read_continuity(settings, options.accept)
         check_checkpoint(continuity, checkpoint, resume=options.resume_from_tables)
         topic = describe_topic(bootstrap_servers, settings.topic)
@@ -278,15 +277,3 @@ class _ResizeError(Exception):
 def is_permanent(error: str) -> bool:
     """Whether trying again cannot help: offsets, pins or accounts that do not fit. An engine that fails may recover."""
     return "streaming.errors.ServiceError" in error
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, for as long as the block runs."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from re import fullmatch
 from time import monotonic, sleep
 
 from streaming.errors import ServiceError
+from streaming.signals import stop_signals
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 LONGEST = timedelta(days=366)
@@ -44,7 +45,7 @@ def run_every(interval: timedelta, command: Sequence[str], on_run: OnRun) -> Non
     Args:
         on_run: called after each run with its exit code and the last line that it said, on standard error if it failed.
     """
-    with _stop_signals() as stop:
+    with stop_signals() as stop:
         while not stop.is_set():
             due = monotonic() + interval.total_seconds()
             code, said = _run(command, stop)
@@ -77,15 +78,3 @@ def _end_group(process: "subprocess.Popen[str]", stop: threading.Event) -> None:
         sleep(POLL_S)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, for as long as the block runs."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
