@@ -186,7 +186,7 @@ class Stream:
 def _proportional_set(pid: int) -> int:
     """Bytes, from the kernel's own sum: adding up a JVM's mappings takes a tenth of a second."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)  # a zombie has none
 
 
 class MemoryWatch:
