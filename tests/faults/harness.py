@@ -184,9 +184,12 @@ class Stream:
 
 
 def _proportional_set(pid: int) -> int:
-    """Bytes, from the kernel's own sum: adding up a JVM's mappings takes a tenth of a second."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)  # a zombie has none
+    """Bytes, from the kernel's own sum: adding up a JVM's mappings takes a tenth of a second; 0 of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0
+    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
 
 
 class MemoryWatch:
@@ -217,7 +220,7 @@ class MemoryWatch:
                 for process in (root, *root.children(recursive=True)):
                     size = _proportional_set(process.pid)
                     java, python = (java + size, python) if "java" in process.name() else (java, python + size)
-            except (psutil.Error, OSError):  # one of them has just ended
+            except psutil.Error:  # one of them has just ended
                 continue
             self.samples.append((time.time(), java, python))
 
