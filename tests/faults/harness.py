@@ -184,7 +184,7 @@ class Stream:
 
 
 def _proportional_set(pid: int) -> int:
-    """Bytes, from the kernel's own sum: adding up a JVM's mappings takes a tenth of a second; 0 of one that has ended."""
+    """Bytes, by the kernel's own sum, since adding up a JVM's mappings takes long; 0 of a process that has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
