@@ -1,6 +1,7 @@
 """`imagestream status`: is it running, is it healthy, how far behind is it."""
 
 import threading
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,14 +39,12 @@ def status(
     settings = settings_of(context).model_copy(update={key: value for key, value in given.items() if value})
     found = read_status(settings)
     if watch:
-        try:
-            with Live(_table(found), console=out) as live:
-                while True:
-                    threading.Event().wait(WATCH_S)
-                    found = read_status(settings)
-                    live.update(_table(found))
-        except KeyboardInterrupt:
-            pass
+        # One table that is drawn again on a terminal; elsewhere one after the other.
+        with suppress(KeyboardInterrupt), Live(console=out) if out.is_terminal else nullcontext() as live:
+            while True:
+                live.update(_table(found), refresh=True) if live else out.print(_table(found))
+                threading.Event().wait(WATCH_S)
+                found = read_status(settings)
     else:
         out.print(_table(found))
     write_json(json_file, found.as_json())
