@@ -50,9 +50,15 @@ class FileSink:
         if self._writer is None:
             path = Path(self._directory) / self._name
             # Images hardly get smaller. A dictionary of floats costs a hundred times what writing them does.
-            raw = any(pa.types.is_binary(field.type) for field in self._schema)
+            # The least and the greatest of images would be copies of whole images.
+            told = [field.name for field in self._schema if not pa.types.is_binary(field.type)]
+            raw = len(told) < len(self._schema)
             self._writer = pq.ParquetWriter(
-                path, self._schema, compression="none" if raw else "zstd", use_dictionary=False
+                path,
+                self._schema,
+                compression="none" if raw else "zstd",
+                use_dictionary=False,
+                write_statistics=told,
             )
         self._writer.write_table(rows.cast(self._schema))
         self._rows += rows.num_rows
