@@ -42,6 +42,8 @@ def test_the_first_steps_with_images_of_your_own(jars_dir: Path, exports: Path, 
     own_images = next(block for block in BLOCKS if "imagestream train --images" in block)
     write_images(tmp_path / "photos", digit_images(120))
     write_images(tmp_path / "new-photos", digit_images(30, skip=120))
+    first = min((tmp_path / "new-photos").rglob("*.png"))
+    (tmp_path / "corrections.csv").write_text(f"name,label\n{first.name},{first.parent.name}\n")
     environment = {"IMAGESTREAM_JARS": str(jars_dir), "IMAGESTREAM_BACKBONES": str(exports)}
     home = tmp_path
     said: list[str] = []

@@ -223,7 +223,7 @@ def _read_result(settings: Settings, steps: list[Step]) -> DemoResult:
         "accuracy": totals["accuracy"],
         "images_per_second": batches["n"] / batches["s"],
         "model_versions": {str(row["v"]): row["n"] for row in versions.to_pylist()},
-        "tables": {name: str(settings.tables_dir / name) for name in SCHEMAS},
+        "tables": {name: str(directory) for name in SCHEMAS if (directory := settings.tables_dir / name).is_dir()},
         "seconds": {step.name: round(step.seconds, 2) for step in steps},
     }
     triples = [(row["label_true"], row["label"], row["n"]) for row in confusion.to_pylist()]
