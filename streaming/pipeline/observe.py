@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from time import time
 from typing import Any, TextIO
@@ -170,6 +171,8 @@ class Observer:
             self._server = MetricsServer(self.metrics, self.health, metrics_port, host)
             self._state = replace(self._state, url=self._server.url)
         self._closing = threading.Event()
+        # kafka-python's modules import one another in a circle: two threads that import it at once both fail.
+        import_module("kafka")
         self._probe = threading.Thread(
             target=self._watch_broker, args=(bootstrap_servers, probe_every_s), name="lag", daemon=True
         )
