@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
+from models.bundle import Bundle
+
 DROPPED_BITS = 11  # 53 remain, which JSON's numbers hold exactly
 
 
@@ -25,23 +27,38 @@ class Split:
     seed: int
     thresholds: Mapping[str, int]
 
-    def sides(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
-        """(training rows, holdout rows) of rows with the columns image_id and label."""
+    def held_out(self) -> Column:
+        """Whether a row with the columns image_id and label is held out."""
         cases = F.lit(0)
         if self.thresholds:
             pairs = [F.lit(part) for pair in sorted(self.thresholds.items()) for part in pair]
             cases = F.coalesce(F.element_at(F.create_map(*pairs), F.col("label")), cases)
-        held_out = _hash(self.seed) < cases
-        return rows.where(~held_out), rows.where(held_out)
+        return _hash(self.seed) < cases
+
+    def sides(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
+        """(training rows, holdout rows) of rows with the columns image_id and label."""
+        return rows.where(~self.held_out()), rows.where(self.held_out())
 
 
-def plan_split(rows: DataFrame, share: float, seed: int, kept: Mapping[str, int] | None = None) -> Split:
+def split_of(bundle: Bundle) -> Split:
+    """The split that a version was fitted by."""
+    data = bundle.manifest.training_data
+    return Split(data.seed, data.holdout)
+
+
+def unseen_by(bundle: Bundle, rows: DataFrame) -> DataFrame:
+    """Those of `rows` (image_id, label) that a version was not fitted on: what its split holds out, and classes that it
+    does not know."""
+    return rows.where(split_of(bundle).held_out() | ~F.col("label").isin(*bundle.manifest.classes))
+
+
+def plan_split(rows: DataFrame, share: float, seed: int, kept: Split | None = None) -> Split:
     """Hold out `share` of each class of `rows` (image_id, label), at least one image of every class that has two.
 
     Args:
-        kept: thresholds of an earlier split with the same seed; its classes keep them.
+        kept: an earlier split; if its seed is the same, its classes keep their thresholds.
     """
-    known = dict(kept or {})
+    known = dict(kept.thresholds) if kept and kept.seed == seed else {}
     by_hash = Window.partitionBy("label").orderBy("hash")
     per_class = Window.partitionBy("label")
     ranked = rows.select("label", _hash(seed).alias("hash")).select(

@@ -18,7 +18,7 @@ from models.scorer import load_head
 from streaming.errors import ServiceError
 from streaming.images.images_frame import read_files
 from streaming.images.labels import labelled_features
-from streaming.images.split import Split
+from streaming.images.split import split_of, unseen_by
 from streaming.platform.session import QUICK_START, spark_session
 from streaming.reports.plots import GRID, Sample
 from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport, lineage_of, sample_of
@@ -102,12 +102,6 @@ def model_report(
     )
 
 
-def split_of(bundle: Bundle) -> Split:
-    """The split that a version was fitted by."""
-    data = bundle.manifest.training_data
-    return Split(data.seed, data.holdout)
-
-
 def gain_interval(counts: PairedCounts, seed: int) -> Interval:
     """Where the gain in accuracy lies with `CONFIDENCE`, by the gate's own paired bootstrap, from both sides."""
     swapped = PairedCounts(counts.both, counts.only_champion, counts.only_candidate, counts.neither)
@@ -119,9 +113,7 @@ def _compare(
     spark: SparkSession, features: Table, ours: Version, other: Version, holdout: DataFrame, seed: int
 ) -> Comparison:
     """Both versions on the images of our holdout that the other was not fitted on and that both have features of."""
-    # What is of a class that the other does not know cannot have been among its training images.
-    new = holdout.where(~F.col("label").isin(*other.bundle.manifest.classes))
-    rows = split_of(other.bundle).sides(holdout)[1].union(new)
+    rows = unseen_by(other.bundle, holdout)
     their_rows = rows
     if other.bundle.backbone_sha256 != ours.bundle.backbone_sha256:
         stored = labelled_features(spark, features, other.bundle.backbone_sha256)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from pyspark.sql import DataFrame
 
-from models.backbone import FLATBUFFER_FILE, file_sha256
+from models.backbone import file_sha256
 from models.bundle import (
     CLASSIFIER,
     DRIFT,
@@ -24,11 +24,10 @@ from models.bundle import (
     TrainingData,
     write_bundle,
 )
-from models.drift import DriftReference
 from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
-from streaming.images.split import Split, plan_split
+from streaming.images.split import Split, plan_split, split_of, unseen_by
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
@@ -47,11 +46,6 @@ class BackboneParts:
     files: Mapping[str, Path]
     golden: Sequence[bytes]
 
-    @property
-    def sha256(self) -> str:
-        """Names the features."""
-        return file_sha256(self.files[FLATBUFFER_FILE])
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -61,8 +55,8 @@ class Candidate:
     evaluation: Evaluation
     split: Split
     options: FitOptions
-    holdout: DataFrame  # image_id, label, features
-    reference: DriftReference  # what its training images look like to it
+    training: DataFrame  # image_id, label, features, without altered copies
+    holdout: DataFrame  # likewise
 
     def metrics(self) -> dict[str, float]:
         """The finite ones of its figures."""
@@ -89,17 +83,14 @@ def make_candidate(rows: DataFrame, options: FitOptions, champion: Bundle | None
     Raises:
         ServiceError: fewer than two classes, or nothing to hold out.
     """
-    known = champion.manifest.training_data if champion else None
-    kept = known.holdout if known and known.seed == options.seed else None
     images = rows.where("augmentation IS NULL") if "augmentation" in rows.columns else rows
-    split = plan_split(images, options.holdout, options.seed, kept)
+    split = plan_split(images, options.holdout, options.seed, split_of(champion) if champion else None)
     (training, _), (_, holdout) = split.sides(rows), split.sides(images)
     fitted = fit(training, options)
     evaluation = evaluate(holdout, fitted.head)
     if not evaluation.rows:
         raise ServiceError(f"no image fell into the holdout of {options.holdout:.0%}; train on more images")
-    reference = drift_reference(training, fitted.head, fitted.rows)
-    return Candidate(fitted, evaluation, split, options, holdout, reference)
+    return Candidate(fitted, evaluation, split, options, split.sides(images)[0], holdout)
 
 
 def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame) -> Comparison:
@@ -108,11 +99,8 @@ def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame) ->
     Args:
         champion_rows: image_id, label, features, of the champion's backbone.
     """
-    head, known = load_head(champion), champion.manifest.training_data
-    unseen = champion_rows
-    if known.seed != candidate.options.seed:
-        unknown_classes = champion_rows.where(~champion_rows.label.isin(list(champion.manifest.classes)))
-        unseen = Split(known.seed, known.holdout).sides(champion_rows)[1].union(unknown_classes).distinct()
+    head, same_split = load_head(champion), split_of(champion).seed == candidate.split.seed
+    unseen = champion_rows if same_split else unseen_by(champion, champion_rows)
     ids = candidate.holdout.select("image_id")
     unseen = unseen.join(ids, "image_id", "left_semi").select("image_id", "label", "features").persist()
     try:
@@ -169,6 +157,6 @@ def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Ma
         PROJECTION: projection.to_arrays(),
         CLASSIFIER: classifier.to_arrays(),
         GOLDEN: golden_arrays(scorer, parts.golden),
-        DRIFT: candidate.reference.to_arrays(),
+        DRIFT: drift_reference(candidate.training, fitted.head).to_arrays(),
     }
     return write_bundle(directory, manifest, parts.files, arrays)

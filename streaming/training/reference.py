@@ -15,8 +15,8 @@ SAMPLE = 10_000  # images: deciles of more would hardly differ, and the driver h
 BUCKETS = 1_000_000
 
 
-def drift_reference(rows: DataFrame, head: Head, count: int) -> DriftReference:
-    """Of about `SAMPLE` of `count` training rows (image_id, features), the same ones for the same images.
+def drift_reference(rows: DataFrame, head: Head) -> DriftReference:
+    """Of about `SAMPLE` of the training rows (image_id, features), each image once, the same ones for the same images.
 
     Only the components that are watched reach the driver: at most 64 numbers an image.
     """
@@ -30,7 +30,8 @@ def drift_reference(rows: DataFrame, head: Head, count: int) -> DriftReference:
                 columns = [batch.column("image_id"), watched, pa.array(confidence, pa.float32())]
                 yield pa.RecordBatch.from_arrays(columns, ["image_id", "projected", "confidence"])
 
-    sampled = F.pmod(F.xxhash64("image_id"), F.lit(BUCKETS)) < max(1, round(BUCKETS * min(1.0, SAMPLE / count)))
+    share = min(1.0, SAMPLE / max(1, rows.count()))
+    sampled = F.pmod(F.xxhash64("image_id"), F.lit(BUCKETS)) < max(1, round(BUCKETS * share))
     few = rows.where(sampled).select("image_id", "features")
     seen = few.mapInArrow(look, "image_id string, projected array<float>, confidence float").toArrow()
     seen = seen.sort_by("image_id").combine_chunks()  # sums of floats depend on their order

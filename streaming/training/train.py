@@ -145,7 +145,7 @@ def train(
             files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
             golden=golden,
         )
-        return job.finish(rows, parts, read, float_accuracy=float_accuracy)
+        return job.finish(rows, parts, exported.sha256, read, float_accuracy=float_accuracy)
 
 
 def retrain(
@@ -169,9 +169,9 @@ def retrain(
     check_tracking(settings.mlflow_tracking_uri)
     registry = Registry(settings.models_dir)
     current = registry.target(CHAMPION)
-    champion = _champion(registry)
-    if current is None or champion is None:
+    if current is None:
         raise ServiceError(f"there is no champion model in {registry.root} to retrain; run 'imagestream train' first")
+    champion = registry.read(current)
     parts = BackboneParts(
         champion.manifest.backbone,
         files={name: registry.path(current) / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)},
@@ -179,7 +179,8 @@ def retrain(
     )
     with spark_session(settings, "imagestream retrain") as spark:
         job = _Job(settings, spark, registry, champion, options, gate, on_step, by, int(augmented))
-        return job.finish(job.stored(parts.sha256, parts.entry.n_features), parts, None, dry_run=dry_run)
+        rows = job.stored(champion.backbone_sha256, parts.entry.n_features)
+        return job.finish(rows, parts, champion.backbone_sha256, None, dry_run=dry_run)
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,7 @@ class _Job:
         self,
         rows: DataFrame,
         parts: BackboneParts,
+        backbone_sha256: str,
         read: Featurized | None,
         *,
         float_accuracy: float | None = None,
@@ -226,7 +228,7 @@ class _Job:
         """Fit, evaluate, compare, register and promote."""
         self.on_step("fitting and evaluating")
         candidate = make_candidate(rows, self.options, self.champion)
-        comparison = self._compared(candidate, rows, parts)
+        comparison = self._compared(candidate, rows, backbone_sha256)
         cost = None if float_accuracy is None else float_accuracy - candidate.evaluation.accuracy
         verdict = self._verdict(comparison, cost)
         more = {} if cost is None or float_accuracy is None else {"float_accuracy": float_accuracy, "int8_cost": cost}
@@ -271,13 +273,13 @@ class _Job:
             tags={"version": result.version, "bundle_sha256": result.sha256, "by": self.by} | verdict,
         )
 
-    def _compared(self, candidate: Candidate, rows: DataFrame, parts: BackboneParts) -> Comparison | None:
+    def _compared(self, candidate: Candidate, rows: DataFrame, backbone_sha256: str) -> Comparison | None:
         """The champion on the same images, from its own backbone's features if that is another; None without one."""
         if self.champion is None:
             return None
         self.on_step("comparing with the champion")
         sha256 = self.champion.backbone_sha256
-        same = sha256 == parts.sha256 and not self.augment
+        same = sha256 == backbone_sha256 and not self.augment
         theirs = rows if same else labelled_features(self.spark, self.features, sha256)
         return compare(candidate, self.champion, theirs)
 

@@ -21,7 +21,7 @@ from streaming.files import as_matrix
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import featurize
 from streaming.images.labels import labelled_features
-from streaming.images.split import Split, plan_split
+from streaming.images.split import Split, plan_split, split_of
 from streaming.tables import Table
 from streaming.training.calibrate import calibration_images
 from streaming.training.fit import in_order
@@ -84,9 +84,7 @@ PlanSides = Callable[[DataFrame], Sides]
 
 def plan_sides(rows: DataFrame, holdout: float, validation: float, seed: int, champion: Bundle | None) -> Sides:
     """Hold out what a training with this seed holds out, and divide the rest by another seed."""
-    known = champion.manifest.training_data if champion else None
-    kept = known.holdout if known and known.seed == seed else None
-    of_holdout = plan_split(rows, holdout, seed, kept)
+    of_holdout = plan_split(rows, holdout, seed, split_of(champion) if champion else None)
     training, _ = of_holdout.sides(rows)
     return Sides(of_holdout, plan_split(training, validation, seed + 1))
 

@@ -36,7 +36,7 @@ def test_split_holds_out_the_share_of_every_class_exactly(spark: SparkSession, s
 def test_split_kept_holds_out_the_same_images_as_data_grows(spark: SparkSession) -> None:
     few, more = images(spark, {"a": 40, "b": 40}), images(spark, {"a": 400, "b": 90, "c": 50})
     first = plan_split(few, 0.2, 42)
-    then = plan_split(more, 0.2, 42, first.thresholds)
+    then = plan_split(more, 0.2, 42, first)
     before, after = held_out(first, few), held_out(then, more)
     common = {row.image_id for row in few.collect()}
     assert {image for image in after if image in common} == set(before)
