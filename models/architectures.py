@@ -9,8 +9,9 @@ from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
-from models import efficientnet_lite0
+from models import efficientnet_lite0, small_cnn
 from models.errors import ModelError
+from models.small_cnn import SmallCnn
 
 if TYPE_CHECKING:
     import keras
@@ -45,9 +46,11 @@ class BackboneSpec:
         input_size: (height, width) of the images; the default of the row is the one its ImageNet weights come from.
         channels: C of the last feature map (N, h, w, C).
         map_side: from a side of the input to that side of the feature map.
-        min_side: the smallest input side; every side from there to `MAX_INPUT_SIDE` is accepted.
-        imagenet_identity: changes whenever the weights called `imagenet` do.
+        min_side, max_side: the smallest and the largest input side; all between them are accepted.
+        imagenet_identity: changes whenever the weights called `imagenet` do; None where there are no such weights.
+        has_weights: False for a network that only prepares pixels.
         output: `pooled` is the mean over the map, `flat` all of it, row by row.
+        always_flat: for a map whose mean would say nothing; it is flat whatever is asked for.
     """
 
     name: str
@@ -57,8 +60,11 @@ class BackboneSpec:
     min_side: int
     preprocessing: Preprocessing
     build_map: BodyBuilder
-    imagenet_identity: str = "keras.applications"
+    imagenet_identity: str | None = "keras.applications"
+    has_weights: bool = True
     output: Output = "pooled"
+    always_flat: bool = False
+    max_side: int = MAX_INPUT_SIDE
 
     @property
     def n_features(self) -> int:
@@ -80,6 +86,26 @@ def _keras_application(
 
 def _efficientnet_lite0(weights: Literal["imagenet"] | None, input_size: Size) -> "keras.Model":
     return efficientnet_lite0.build(weights=weights, input_size=input_size, pooled=False)
+
+
+def _small_cnn(architecture: SmallCnn, _: Literal["imagenet"] | None, input_size: Size) -> "keras.Model":
+    return small_cnn.build(architecture, input_size)
+
+
+def _pixels(_: Literal["imagenet"] | None, input_size: Size) -> "keras.Model":
+    import keras
+
+    scaled = keras.Input((*input_size, 3), name="scaled_pixels")
+    return keras.Model(scaled, keras.layers.Identity(name="identity")(scaled), name="pixel_map")
+
+
+def _single(_: int) -> int:
+    """The map is a single pixel, whatever the input."""
+    return 1
+
+
+def _unchanged(side: int) -> int:
+    return side
 
 
 def _halved_five_times(side: int) -> int:
@@ -106,6 +132,7 @@ def _inception_v3_side(side: int) -> int:
 
 
 _TO_UNIT_INTERVAL = Preprocessing(scale=1 / 127.5, offset=-1.0)  # Keras' mode `tf`
+_TO_ZERO_ONE = Preprocessing(scale=1 / 255)
 _CENTRED_BGR = Preprocessing(channel_order="bgr", channel_means=(103.939, 116.779, 123.68))  # Keras' mode `caffe`
 
 BACKBONES: dict[str, BackboneSpec] = {
@@ -132,6 +159,33 @@ BACKBONES: dict[str, BackboneSpec] = {
                 ("vgg19", "VGG19", (224, 224), 512, _halved_five_times_unpadded, 32, _CENTRED_BGR),
             )
         ),
+        *(
+            BackboneSpec(
+                name=architecture.name,
+                input_size=size,
+                channels=architecture.n_features,
+                map_side=_single,
+                min_side=architecture.min_side,
+                preprocessing=_TO_ZERO_ONE,
+                build_map=partial(_small_cnn, architecture),
+                imagenet_identity=None,
+            )
+            for architecture, size in ((small_cnn.GRAY, (128, 128)), (small_cnn.COLOR, (64, 64)))
+        ),
+        BackboneSpec(
+            name="pixels",
+            input_size=(32, 32),
+            channels=3,
+            map_side=_unchanged,
+            min_side=1,
+            preprocessing=_TO_ZERO_ONE,
+            build_map=_pixels,
+            imagenet_identity=None,
+            has_weights=False,
+            output="flat",
+            always_flat=True,
+            max_side=512,
+        ),
     )
 }
 
@@ -148,11 +202,13 @@ def find_backbone(name: str, output: Output = "pooled", input_size: Size | None 
     spec = BACKBONES[name]
     if output not in get_args(Output):
         raise ModelError(f"the output of a backbone is pooled or flat, got {output!r}")
+    if spec.always_flat:
+        output = "flat"
     if input_size is None:
         return replace(spec, output=output)
-    if len(input_size) != 2 or not all(spec.min_side <= side <= MAX_INPUT_SIDE for side in input_size):  # noqa: PLR2004
+    if len(input_size) != 2 or not all(spec.min_side <= side <= spec.max_side for side in input_size):  # noqa: PLR2004
         raise ModelError(
-            f"{name} takes images of (height, width) from {spec.min_side} to {MAX_INPUT_SIDE}, got {input_size}"
+            f"{name} takes images of (height, width) from {spec.min_side} to {spec.max_side}, got {input_size}"
         )
     height, width = input_size
     return replace(spec, output=output, input_size=(int(height), int(width)))

@@ -59,7 +59,16 @@ RECORD_FILE = "export.json"
 CALIBRATION_FILE = "calibration.npy"
 _LIBRARIES = ("tensorflow", "keras", "ai-edge-litert")
 # An export outlives no change of the code that makes it.
-_EXPORTING_MODULES = ("architectures", "backbone", "convert", "efficientnet_lite0", "quantization", "weights")
+_EXPORTING_MODULES = (
+    "architectures",
+    "backbone",
+    "convert",
+    "efficientnet_lite0",
+    "quantization",
+    "small_cnn",
+    "weights",
+)
+NO_WEIGHTS = "none"
 
 Precision = Literal["float32", "int8"]
 Images = NDArray[np.uint8]
@@ -84,33 +93,58 @@ class ExportedBackbone:
 
 
 def build(
-    name: str, weights: str = "imagenet", *, output: Output = "pooled", input_size: Size | None = None
+    name: str,
+    weights: str = "imagenet",
+    *,
+    output: Output = "pooled",
+    input_size: Size | None = None,
+    seed: int = RANDOM_SEED,
 ) -> "keras.Model":
     """Build a backbone in Keras: uint8 (N, H, W, 3) to float32 (N, D), preprocessing included.
 
-    `weights`: `imagenet`, `random` (seeded, for tests and timing), or a file from the same architecture without its
-    top: what Keras saved (`.weights.h5`, `.h5`, `.keras`) or an `.npz` of its `get_weights()` in order; only weights
-    are taken from it, never code. Raises ModelError for weights that cannot be had or do not fit.
+    `weights`: `imagenet`, `random` (by `seed`: to train, to test, to time), or a file from the same architecture
+    without its top: what Keras saved (`.weights.h5`, `.h5`, `.keras`) or an `.npz` of its `get_weights()` in order;
+    only weights are taken from it, never code. A backbone without weights takes none. Raises ModelError for weights
+    that cannot be had or do not fit.
     """
     import keras
 
     spec = find_backbone(name, output, input_size)
     pixels = keras.Input((*spec.input_size, 3), dtype="uint8", name="pixels")
-    feature_map = build_body(spec, weights)(preprocess(pixels, spec.preprocessing))
+    feature_map = build_body(spec, weights, seed)(preprocess(pixels, spec.preprocessing))
     reduce = keras.layers.GlobalAveragePooling2D if spec.output == "pooled" else keras.layers.Flatten
     return keras.Model(pixels, reduce(name="features")(feature_map), name=f"{name}_backbone")
 
 
-def build_body(spec: BackboneSpec, weights: str) -> "keras.Model":
+def build_body(spec: BackboneSpec, weights: str, seed: int = RANDOM_SEED) -> "keras.Model":
     """The part of `build` between preprocessing and output: the network whose weights a weights file holds."""
+    if not spec.has_weights:
+        return spec.build_map(None, spec.input_size)
+    weights = resolve_weights(spec, weights)
     if weights == "imagenet":
         return _build_pretrained(spec)
     body = spec.build_map(None, spec.input_size)
     if weights == "random":
-        randomise(body)
-        return body
-    load(body, local_file(weights), spec.name)
+        randomise(body, seed)
+    else:
+        load(body, Path(weights), spec.name)
     return body
+
+
+def resolve_weights(spec: BackboneSpec, weights: str) -> str:
+    """What a request for weights comes to: `imagenet`, `random`, the whole path of a file, or `none` for a backbone
+    that has no weights. Raises ModelError for a file that is not there or not wanted, and for ImageNet weights that
+    nobody has."""
+    if not spec.has_weights:
+        if weights not in ("imagenet", "random", NO_WEIGHTS):
+            raise ModelError(f"{spec.name} has no weights to load, leave weights out; got {weights!r}")
+        return NO_WEIGHTS
+    if weights == "imagenet" and spec.imagenet_identity is None:
+        raise ModelError(
+            f"{spec.name} has no ImageNet weights: train it with 'imagestream train-cnn', give a weights file, or ask "
+            "for weights `random` by name"
+        )
+    return weights if weights in ("imagenet", "random") else str(local_file(weights))
 
 
 def export_backbone(
@@ -134,8 +168,7 @@ def export_backbone(
     or calibration images, or features that are too far from Keras'.
     """
     spec = find_backbone(name, output, input_size)
-    if weights not in ("imagenet", "random"):
-        weights = str(local_file(weights))
+    weights = resolve_weights(spec, weights)
     if int8_calibration is not None:
         _check_calibration(int8_calibration, spec)
     cache_dir = cache_dir.resolve()
@@ -202,10 +235,8 @@ def _check_calibration(images: Images, spec: BackboneSpec) -> None:
 
 
 def _export_key(spec: BackboneSpec, weights: str, calibration: Images | None) -> str:
-    if weights == "imagenet":
-        identity = spec.imagenet_identity
-    else:
-        identity = f"seed {RANDOM_SEED}" if weights == "random" else file_sha256(Path(weights))
+    known = {"imagenet": spec.imagenet_identity, "random": f"seed {RANDOM_SEED}", NO_WEIGHTS: NO_WEIGHTS}
+    identity = known[weights] if weights in known else file_sha256(Path(weights))
     code = [file_sha256(Path(__file__).with_name(f"{module}.py")) for module in _EXPORTING_MODULES]
     calibrated = None if calibration is None else hashlib.sha256(calibration.tobytes()).hexdigest()
     libraries = [version(library) for library in _LIBRARIES]

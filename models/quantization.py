@@ -19,10 +19,14 @@ class FittedHead(Protocol):
 
 
 def mean_cosine(exact: Features, quantised: Features) -> float:
-    """The mean over the rows of two (N, D) arrays of the cosine between them; 0 for a row that is all zero."""
+    """The mean over the rows of two (N, D) arrays of the cosine between them.
+
+    It is 1 for two rows that are all zero, as the pixels of a black image are, and 0 where only one of them is.
+    """
     wide = exact.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(quantised, axis=1)
-    return float(np.mean(np.sum(wide * quantised, axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)))
+    cosines = np.sum(wide * quantised, axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return float(np.mean(np.where(wide.any(axis=1) | quantised.any(axis=1), cosines, 1.0)))
 
 
 def accuracy_cost(head: FittedHead, exact: Features, quantised: Features, labels: Sequence[str]) -> float:

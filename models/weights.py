@@ -27,9 +27,9 @@ def local_file(weights: str) -> Path:
     return file.resolve()
 
 
-def randomise(body: "keras.Model") -> None:
-    """He-normal kernels from a fixed seed; normalisations stay the identity. Keras' global seed is left alone."""
-    generator = np.random.default_rng(RANDOM_SEED)
+def randomise(body: "keras.Model", seed: int = RANDOM_SEED) -> None:
+    """He-normal kernels from a seed; biases are 0, normalisations the identity. Keras' global seed is left alone."""
+    generator = np.random.default_rng(seed)
     for weight in body.weights:
         if len(weight.shape) > 1:
             inputs = prod(weight.shape[:2]) if "depthwise" in weight.path else prod(weight.shape[:-1])

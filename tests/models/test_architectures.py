@@ -14,6 +14,8 @@ EXPECTED = {
     "resnet50": ((224, 224), 2048, 7 * 7 * 2048),
     "vgg16": ((224, 224), 512, 25_088),
     "vgg19": ((224, 224), 512, 25_088),
+    "cnn_gray": ((128, 128), 16, 16),
+    "cnn_color": ((64, 64), 128, 128),
 }
 KERAS_MODULES = {
     "mobilenet_v2": "mobilenet_v2",
@@ -26,7 +28,7 @@ KERAS_MODULES = {
 
 
 def test_the_table_holds_the_backbones_that_are_promised() -> None:
-    assert set(BACKBONES) == set(EXPECTED)
+    assert set(BACKBONES) == {*EXPECTED, "pixels"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -45,6 +47,15 @@ def test_the_width_is_that_of_the_keras_network_at_every_size(name: str) -> None
         _, height, width, channels = spec.build_map(None, size).output_shape
         assert spec.n_features == height * width * channels
         assert find_backbone(name, "pooled", size).n_features == channels
+
+
+def test_pixels_are_flat_whatever_is_asked_for() -> None:
+    assert find_backbone("pixels").n_features == 32 * 32 * 3
+    spec = find_backbone("pixels", "pooled", (7, 5))
+    assert (spec.output, spec.n_features) == ("flat", 7 * 5 * 3)
+    assert find_backbone("pixels", input_size=(512, 512)).n_features == 512 * 512 * 3
+    with pytest.raises(ModelError, match=r"pixels takes images .* from 1 to 512, got \(513, 513\)"):
+        find_backbone("pixels", input_size=(513, 513))
 
 
 @pytest.mark.parametrize("name", KERAS_MODULES)

@@ -43,6 +43,9 @@ CASES = {
     "resnet50": Case("random", "pooled", (64, 48), 2048),
     "vgg16": Case("random", "flat", (32, 64), 2 * 512),
     "vgg19": Case("random", "pooled", (40, 40), 512),
+    "cnn_gray": Case("random", "pooled", None, 16),
+    "cnn_color": Case("random", "flat", (20, 34), 128),
+    "pixels": Case("none", "flat", (8, 6), 8 * 6 * 3),
 }
 
 # As a Spark worker: the parent, which runs an engine of its own, forks; the child makes its engine and answers.
@@ -114,7 +117,7 @@ def test_features_have_the_promised_shape_type_and_range(
     assert features.shape == (len(images), case.n_features)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
-    assert features.min() >= 0  # every one of these networks ends in a ReLU
+    assert features.min() >= 0  # every one of these networks ends in a ReLU, or gives the pixels themselves
 
 
 def test_different_images_have_different_features(features: np.ndarray) -> None:
