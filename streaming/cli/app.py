@@ -17,6 +17,7 @@ from streaming.errors import ServiceError
 from streaming.settings import Settings, read_settings
 
 EXIT_FAILED = 1  # what was asked for was not done, or not all of it; a usage error is 2
+EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 
 # No emoji codes: a file or a host may be called a:b:c.
 out = Console(soft_wrap=True, emoji=False)

@@ -18,5 +18,6 @@ from streaming.cli import (  # noqa: F401
     status,
     stream,
     train,
+    train_cnn,
     tune,
 )

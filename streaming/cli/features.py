@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
-from streaming.cli.publish import EXIT_INTERRUPTED
-from streaming.errors import ServiceError
+from streaming.cli.images import warn
+from streaming.cli.interrupts import stoppable
 from streaming.jobs.output import FileFormat
 from streaming.training.fit_options import FitOptions, ProjectionKind
 
@@ -66,8 +66,7 @@ def features(
     kind = output_format(output, format_)
     check_output(output, kind)
     dataset = read_dataset(images, label_pattern=label_pattern, labels_csv=labels, labelled=False)
-    for line in dataset.warnings():
-        err.print(line, style="yellow", markup=False, highlight=False)
+    warn(dataset.warnings())
 
     from streaming.jobs.export import backbone_source, export_features, model_source  # takes a second
 
@@ -76,24 +75,9 @@ def features(
     else:
         with err.status(f"exporting {backbone} …"):
             source = backbone_source(settings, backbone, weights, "flat" if flat else "pooled", options)
-    with _stoppable(), _progress(dataset.n_images) as show:
+    with stoppable("the same command goes on where it was"), _progress(dataset.n_images) as show:
         result = export_features(settings, dataset, source, options, output, kind, show)
     _tell(result, dataset, output, json_file)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Ctrl-C ends the block with a line that says how to go on."""
-    try:
-        yield
-    except (KeyboardInterrupt, ServiceError) as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, KeyboardInterrupt):
-            cause = cause.__cause__ or cause.__context__  # Spark cancels its jobs, and reports that on top
-        if cause is None:
-            raise
-        err.print("interrupted; the same command goes on where it was", style="yellow")
-        raise typer.Exit(EXIT_INTERRUPTED) from error
 
 
 @contextmanager
@@ -120,10 +104,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
 
 def _tell(result: "Exported", dataset: "Dataset", output: Path, json_file: Path | None) -> None:
     found = result.featurized
-    for line in found.warnings():
-        err.print(line, style="yellow", markup=False, highlight=False)
-    for path, why in found.bad.items():
-        err.print(f"left out {path}: {why}", style="yellow", markup=False, highlight=False)
+    warn([*found.warnings(), *(f"left out {path}: {why}" for path, why in found.bad.items())])
     if found.n_bad > len(found.bad):
         err.print(f"left out {found.n_bad - len(found.bad):,} more", style="yellow", highlight=False)
     kept = f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else ""

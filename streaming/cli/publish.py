@@ -7,12 +7,11 @@ import typer
 from rich.markup import escape
 
 from producer.sources import LabelFrom
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, err, out, settings_of, write_json
 
 if TYPE_CHECKING:
     from producer import PublishSummary
 
-EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
 LISTED = 20  # file names shown on the terminal; --json has them all
 
 

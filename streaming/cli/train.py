@@ -1,12 +1,8 @@
 """`imagestream train` and `imagestream retrain`: the batch jobs that make model versions."""
 
-import logging
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,17 +12,20 @@ from rich.status import Status
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
 from streaming.cli.fit_options import with_fit_options
-from streaming.errors import ServiceError
+from streaming.cli.images import (
+    DatasetOption,
+    ImagesOption,
+    LabelsOption,
+    LimitOption,
+    PatternOption,
+    choose_dataset,
+    warn,
+)
+from streaming.cli.interrupts import stopping_cleanly
 from streaming.training.fit_options import FitOptions, GateOptions
 
 if TYPE_CHECKING:
-    from streaming.training.train import TrainResult
-
-
-class Installed(StrEnum):
-    """Data sets that come with an installed package."""
-
-    DIGITS = "digits"
+    from streaming.training.job import TrainResult
 
 
 GATE = GateOptions()
@@ -42,18 +41,11 @@ ConfidenceOption = Annotated[float, typer.Option(help="How sure the paired boots
 def train(
     context: typer.Context,
     options: FitOptions,
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="A folder with one folder of images per class, or a Parquet or Delta table."),
-    ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="Labels of a folder's files: columns label and path, name or id.")
-    ] = None,
-    label_pattern: Annotated[
-        str | None, typer.Option(metavar="REGEX", help="Takes the label from a file's path below the folder.")
-    ] = None,
-    dataset: Annotated[Installed | None, typer.Option(help="A small data set that is already installed.")] = None,
-    limit: Annotated[int, typer.Option(min=2, help="How many images of --dataset to take.")] = 1_000,
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
+    label_pattern: PatternOption = None,
+    dataset: DatasetOption = None,
+    limit: LimitOption = 1_000,
     backbone: Annotated[str, typer.Option(help="The CNN that turns an image into features.")] = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
     output: Annotated[
@@ -79,26 +71,19 @@ def train(
 
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
-    from streaming.images.dataset import digit_images, read_dataset, write_images
-
     settings = settings_of(context)
-    if (images is None) == (dataset is None):
-        raise ServiceError("give either --images PATH or --dataset digits")
-    if images is None:
-        images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
-    found = read_dataset(images, label_pattern=label_pattern, labels_csv=labels)
-    _warn(found.warnings())
+    found = choose_dataset(settings, images, dataset, limit, label_pattern, labels)
 
     from streaming.training.train import BackboneOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.train import train as run
 
     network = BackboneOptions(backbone, weights, output, input_size, engine, int8)
     gate = GateOptions(margin, confidence)
-    with _stopping_cleanly(), err.status("starting …") as status:
-        tell = _telling(status)
+    with stopping_cleanly(), err.status("starting …") as status:
+        tell = telling(status)
         result = run(settings, found, network, options, gate, augment=augment, on_step=tell)
-    _warn([*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
-    _tell(result, json_file)
+    warn([*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
+    tell_result(result, json_file)
 
 
 @app.command()
@@ -132,10 +117,10 @@ def retrain(
         return
     from streaming.training.train import retrain as run
 
-    with _stopping_cleanly(), err.status("starting …") as status:
-        tell = _telling(status)
+    with stopping_cleanly(), err.status("starting …") as status:
+        tell = telling(status)
         result = run(settings_of(context), options, gate, dry_run=dry_run, augmented=augmented, on_step=tell)
-    _tell(result, json_file)
+    tell_result(result, json_file)
 
 
 def _retrain_every(every: str) -> None:
@@ -160,26 +145,9 @@ def _retrain_every(every: str) -> None:
     log.info("stopped")
 
 
-@contextmanager
-def _stopping_cleanly() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: Spark stops, nothing half made is left behind, and no library logs it."""
-    handler, disabled = signal.signal(signal.SIGTERM, signal.default_int_handler), logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # what goes wrong comes as an exception, too
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-        logging.disable(disabled)
-
-
-def _telling(status: Status) -> Callable[[str], None]:
+def telling(status: Status) -> Callable[[str], None]:
     """Shows a step beside the spinner."""
     return lambda step: status.update(f"{step} …")
-
-
-def _warn(lines: Iterable[str]) -> None:
-    for line in lines:
-        err.print(line, style="yellow", markup=False, highlight=False)
 
 
 def summary_of(result: "TrainResult") -> dict[str, Any]:
@@ -203,7 +171,7 @@ def summary_of(result: "TrainResult") -> dict[str, Any]:
     }
 
 
-def _tell(result: "TrainResult", json_file: Path | None) -> None:
+def tell_result(result: "TrainResult", json_file: Path | None) -> None:
     found = result.evaluation
     name = "the candidate" if result.version is None else f"version {result.version}"
     out.print(

@@ -8,8 +8,8 @@ import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.images import DatasetOption, LimitOption, choose_dataset
 from streaming.cli.rows import print_table
-from streaming.cli.train import Installed
 from streaming.errors import ServiceError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 
@@ -44,8 +44,8 @@ def tune(
     ] = None,
     labels: Annotated[Path | None, typer.Option(metavar="CSV", help="As for `imagestream train`.")] = None,
     label_pattern: Annotated[str | None, typer.Option(metavar="REGEX", help="As for `imagestream train`.")] = None,
-    dataset: Annotated[Installed | None, typer.Option(help="A small data set that is already installed.")] = None,
-    limit: Annotated[int, typer.Option(min=2, help="How many images of --dataset to take.")] = 1_000,
+    dataset: DatasetOption = None,
+    limit: LimitOption = 1_000,
     backbone: Annotated[str, typer.Option(help="The CNN, for --images or --dataset.")] = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
     output: Annotated[Literal["pooled", "flat"], typer.Option(help="As for `imagestream train`.")] = "pooled",
@@ -181,18 +181,13 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
 def _source(
     settings: "Settings", given: dict[str, Any], limit: int, sizes: tuple[int, ...], precisions: Any
 ) -> "Source | None":
-    from streaming.images.dataset import digit_images, read_dataset, write_images
     from streaming.training.train import BackboneOptions
     from streaming.training.tune import Source
 
-    images = given["images"]
-    if given["dataset"] is not None:
-        images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
-    if images is None:
+    if given["images"] is None and given["dataset"] is None:
         return None
-    found = read_dataset(images, label_pattern=given["label_pattern"], labels_csv=given["labels"])
-    for line in found.warnings():
-        err.print(line, style="yellow", markup=False, highlight=False)
+    images, dataset = given["images"], given["dataset"]
+    found = choose_dataset(settings, images, dataset, limit, given["label_pattern"], given["labels"])
     backbone = BackboneOptions(given["backbone"], given["weights"], given["output"])
     return Source(found, backbone, sizes, precisions)
 

@@ -46,6 +46,19 @@ def split_of(bundle: Bundle) -> Split:
     return Split(data.seed, data.holdout)
 
 
+@dataclass(frozen=True)
+class Sides:
+    """How rows are divided: held out for good, to validate on, to fit on."""
+
+    holdout: Split
+    validation: Split
+
+    def training(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
+        """(rows to fit on, rows to validate on); the held out ones are in neither."""
+        training, _ = self.holdout.sides(rows)
+        return self.validation.sides(training)
+
+
 def unseen_by(bundle: Bundle, rows: DataFrame) -> DataFrame:
     """Those of `rows` (image_id, label) that a version was not fitted on: what its split holds out, and classes that it
     does not know."""
@@ -71,6 +84,13 @@ def plan_split(rows: DataFrame, share: float, seed: int, kept: Split | None = No
     new = ranked.where((F.col("n") > 1) & (F.col("rank") == F.least(wanted, F.col("n") - 1) + 1))
     found = {row.label: row.hash for row in new.select("label", "hash").collect()}
     return Split(seed, found | known)
+
+
+def plan_sides(rows: DataFrame, holdout: float, validation: float, seed: int, champion: Bundle | None) -> Sides:
+    """Hold out what a training with this seed holds out, and divide the rest by another seed."""
+    of_holdout = plan_split(rows, holdout, seed, split_of(champion) if champion else None)
+    training, _ = of_holdout.sides(rows)
+    return Sides(of_holdout, plan_split(training, validation, seed + 1))
 
 
 def _hash(seed: int) -> Column:

@@ -3,9 +3,10 @@
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
@@ -46,7 +47,12 @@ LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0
 
 @contextmanager
 def spark_session(
-    settings: Settings, name: str, *, delta: bool = False, java_options: str = ""
+    settings: Settings,
+    name: str,
+    *,
+    delta: bool = False,
+    java_options: str = "",
+    conf: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[SparkSession]:
     """A Spark session with the home's jars, stopped on the way out.
 
@@ -54,6 +60,7 @@ def spark_session(
         delta: with Spark's own Delta reader and writer, which take seconds to load; the stream, training and
             retraining go through `deltalake` and Parquet files instead.
         java_options: for the JVM, e.g. `QUICK_START`.
+        conf: Spark's own settings on top.
 
     Raises:
         ServiceError: there is no usable Java, a jar is missing and cannot be fetched, the home cannot be written, Spark
@@ -72,7 +79,7 @@ def spark_session(
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
     )
     local = settings.master.startswith("local")
-    for key, value in (CONF | (DELTA if delta else {}) | (LOOPBACK if local else {})).items():
+    for key, value in (CONF | (DELTA if delta else {}) | (LOOPBACK if local else {}) | dict(conf)).items():
         builder = builder.config(key, value)
     # PySpark takes these two from the environment only, and only when it starts.
     with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _output_to(log):

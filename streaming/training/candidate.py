@@ -33,6 +33,7 @@ from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
 from streaming.training.gate import PairedCounts, paired_counts
 from streaming.training.reference import drift_reference
+from streaming.training.threshold import with_threshold
 
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pyspark", "scipy", "tensorflow")
 METRIC_DIGITS = 9  # sums of floats may differ in their last bits with the order of the rows
@@ -54,7 +55,7 @@ class Candidate:
     fitted: Fitted
     evaluation: Evaluation
     split: Split
-    options: FitOptions
+    record: Mapping[str, str | int | float]  # the settings that it was fitted with
     training: DataFrame  # image_id, label, features, without altered copies
     holdout: DataFrame  # likewise
 
@@ -85,12 +86,26 @@ def make_candidate(rows: DataFrame, options: FitOptions, champion: Bundle | None
     """
     images = rows.where("augmentation IS NULL") if "augmentation" in rows.columns else rows
     split = plan_split(images, options.holdout, options.seed, split_of(champion) if champion else None)
-    (training, _), (_, holdout) = split.sides(rows), split.sides(images)
-    fitted = fit(training, options)
+    training = split.sides(rows)[0]
+    fitted = with_threshold(fit(training, options), training, options)
+    return judge(fitted, split, images, options.as_record())
+
+
+def judge(fitted: Fitted, split: Split, images: DataFrame, record: Mapping[str, str | int | float]) -> Candidate:
+    """Evaluate what was fitted on one side of a split by the other.
+
+    Args:
+        images: image_id, label, features, of both sides.
+        record: the settings that it was fitted with.
+
+    Raises:
+        ServiceError: nothing is held out.
+    """
+    training, holdout = split.sides(images)
     evaluation = evaluate(holdout, fitted.head)
     if not evaluation.rows:
-        raise ServiceError(f"no image fell into the holdout of {options.holdout:.0%}; train on more images")
-    return Candidate(fitted, evaluation, split, options, split.sides(images)[0], holdout)
+        raise ServiceError("no image fell into the holdout; train on more images, or hold out more of them")
+    return Candidate(fitted, evaluation, split, record, training, holdout)
 
 
 def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame) -> Comparison:
@@ -140,6 +155,7 @@ def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Ma
         projection=StageEntry(kind=projection.kind, n_in=projection.n_in, n_out=projection.n_out),
         classifier=StageEntry(kind=classifier.kind, n_in=classifier.n_in, n_out=classifier.n_classes),
         classes=fitted.head.classes,
+        threshold=fitted.head.threshold,
         metrics=candidate.metrics() | {name: round(value, METRIC_DIGITS) for name, value in more.items()},
         training_data=TrainingData(
             rows=fitted.rows,
@@ -148,7 +164,7 @@ def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Ma
             seed=candidate.split.seed,
             holdout=dict(candidate.split.thresholds),
         ),
-        fit=candidate.options.as_record(),
+        fit=dict(candidate.record),
         libraries={name: installed_version(name) for name in LIBRARIES},
     )
     engine = load_engine(entry, parts.files[entry.scored_file].read_bytes())

@@ -34,7 +34,16 @@ from streaming.files import as_matrix, list_array
 from streaming.training.fit_options import FitOptions
 from streaming.training.sums import gram_sums, range_sketch
 
-__all__ = ["FitOptions", "Fitted", "fit", "fit_classifier", "fit_projection", "in_order", "variance_kept"]
+__all__ = [
+    "FitOptions",
+    "Fitted",
+    "fingerprint_of",
+    "fit",
+    "fit_classifier",
+    "fit_projection",
+    "in_order",
+    "variance_kept",
+]
 
 BYTES_PER_PARTITION = 16 * 1024**2  # of features
 CACHED_BYTES = 8 * 1024**2  # of rows that Spark puts into one batch of its cache; its default is 10,000 rows
@@ -62,14 +71,19 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
         ServiceError: fewer than two classes.
         ModelError: features that are not finite or do not vary, or that this projection does not suit.
     """
-    n, mixed = training.agg(F.count(F.lit(1)), F.bit_xor(F.xxhash64("image_id", "label"))).collect()[0]
+    n, fingerprint = fingerprint_of(training)
     classes = tuple(sorted(row.label for row in training.select("label").distinct().collect()))
     if len(classes) < 2:  # noqa: PLR2004
         raise ServiceError(f"training needs images of at least two classes, got {list(classes)}")
     projection = fit_projection(training, n, options)
     classifier = fit_classifier(training, n, classes, projection, options)
-    fingerprint = hashlib.sha256(f"{n}:{mixed}".encode()).hexdigest()
     return Fitted(Head(classes, projection, classifier), n, fingerprint)
+
+
+def fingerprint_of(rows: DataFrame) -> tuple[int, str]:
+    """(how many rows, a hash of the images and labels in them, in any order)."""
+    n, mixed = rows.agg(F.count(F.lit(1)), F.bit_xor(F.xxhash64("image_id", "label"))).collect()[0]
+    return n, hashlib.sha256(f"{n}:{mixed}".encode()).hexdigest()
 
 
 def in_order(rows: DataFrame, n_features: int) -> DataFrame:

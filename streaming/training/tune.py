@@ -28,6 +28,7 @@ from models.scorer import Head
 from streaming.errors import ServiceError
 from streaming.home import held, make_dir
 from streaming.images.dataset import Dataset
+from streaming.images.split import Sides, plan_sides
 from streaming.platform.session import spark_session
 from streaming.settings import Settings
 from streaming.tables import Table
@@ -36,7 +37,7 @@ from streaming.training.fit import fit_classifier, fit_projection
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 from streaming.training.sums import gram_sums
 from streaming.training.train import BackboneOptions
-from streaming.training.tune_features import Sides, Variant, VariantMaker, plan_sides, stored_variant
+from streaming.training.tune_features import Variant, VariantMaker, stored_variant
 from streaming.training.tune_space import Space, make_space
 from streaming.training.tune_study import Outcome, finished, open_study, outcomes_of, tell
 

@@ -21,7 +21,7 @@ from streaming.files import as_matrix
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import featurize
 from streaming.images.labels import labelled_features
-from streaming.images.split import Split, plan_split, split_of
+from streaming.images.split import Sides
 from streaming.tables import Table
 from streaming.training.calibrate import calibration_images
 from streaming.training.fit import in_order
@@ -66,27 +66,7 @@ class Variant:
         return 1 / (self.backbone_s + seconds)
 
 
-@dataclass(frozen=True)
-class Sides:
-    """How rows are divided: held out for good, to validate on, to fit on."""
-
-    holdout: Split
-    validation: Split
-
-    def training(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
-        """(rows to fit on, rows to validate on); the held out ones are in neither."""
-        training, _ = self.holdout.sides(rows)
-        return self.validation.sides(training)
-
-
 PlanSides = Callable[[DataFrame], Sides]
-
-
-def plan_sides(rows: DataFrame, holdout: float, validation: float, seed: int, champion: Bundle | None) -> Sides:
-    """Hold out what a training with this seed holds out, and divide the rest by another seed."""
-    of_holdout = plan_split(rows, holdout, seed, split_of(champion) if champion else None)
-    training, _ = of_holdout.sides(rows)
-    return Sides(of_holdout, plan_split(training, validation, seed + 1))
 
 
 def stored_variant(spark: SparkSession, features: Table, champion: Bundle, plan: PlanSides) -> Variant:

@@ -24,6 +24,7 @@ from streaming.errors import ServiceError
 from streaming.files import list_array
 from streaming.home import held
 from streaming.images.dataset import digit_images, read_dataset, write_images
+from streaming.images.split import Sides, plan_sides
 from streaming.settings import Settings
 from streaming.tables import Table
 from streaming.training.evaluate import evaluate
@@ -31,7 +32,7 @@ from streaming.training.fit import fit
 from streaming.training.fit_options import FitOptions
 from streaming.training.train import BackboneOptions
 from streaming.training.tune import Tuned, TuneOptions, front_of, search
-from streaming.training.tune_features import Sides, Variant, VariantMaker, plan_sides
+from streaming.training.tune_features import Variant, VariantMaker
 from streaming.training.tune_plot import plot_trade_offs
 from streaming.training.tune_space import command_of, describe, make_space, options_from_record
 from streaming.training.tune_study import Outcome

@@ -1,0 +1,65 @@
+"""The options that say which images, for every command that learns from them."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streaming.cli.app import err
+from streaming.errors import ServiceError
+
+if TYPE_CHECKING:
+    from streaming.images.dataset import Dataset
+    from streaming.settings import Settings
+
+
+class Installed(StrEnum):
+    """Data sets that come with an installed package."""
+
+    DIGITS = "digits"
+
+
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(metavar="PATH", help="A folder with one folder of images per class, or a Parquet or Delta table."),
+]
+LabelsOption = Annotated[
+    Path | None, typer.Option(metavar="CSV", help="Labels of a folder's files: columns label and path, name or id.")
+]
+PatternOption = Annotated[
+    str | None, typer.Option(metavar="REGEX", help="Takes the label from a file's path below the folder.")
+]
+DatasetOption = Annotated[Installed | None, typer.Option(help="A small data set that is already installed.")]
+LimitOption = Annotated[int, typer.Option(min=2, help="How many images of --dataset to take.")]
+
+
+def choose_dataset(
+    settings: "Settings",
+    images: Path | None,
+    dataset: Installed | None,
+    limit: int,
+    label_pattern: str | None,
+    labels: Path | None,
+) -> "Dataset":
+    """The data set that the options name; what is to know of it is told.
+
+    Raises:
+        ServiceError: both or neither of images and dataset, or images that cannot be read.
+    """
+    from streaming.images.dataset import digit_images, read_dataset, write_images
+
+    if (images is None) == (dataset is None):
+        raise ServiceError("give either --images PATH or --dataset digits")
+    if images is None:
+        images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
+    found = read_dataset(images, label_pattern=label_pattern, labels_csv=labels)
+    warn(found.warnings())
+    return found
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Tell what to know, a line each, on standard error."""
+    for line in lines:
+        err.print(line, style="yellow", markup=False, highlight=False)

@@ -1,0 +1,38 @@
+"""How long commands end when they are interrupted."""
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from streaming.cli.app import EXIT_INTERRUPTED, err
+from streaming.errors import ServiceError
+
+
+@contextmanager
+def stopping_cleanly() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: Spark stops, nothing half made is left behind, and no library logs it."""
+    handler, disabled = signal.signal(signal.SIGTERM, signal.default_int_handler), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # what goes wrong comes as an exception, too
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        logging.disable(disabled)
+
+
+@contextmanager
+def stoppable(hint: str) -> Iterator[None]:
+    """Ctrl-C ends the block with a line that says how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, ServiceError) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__  # Spark cancels its jobs, and reports that on top
+        if cause is None:
+            raise
+        err.print(f"interrupted; {hint}", style="yellow")
+        raise typer.Exit(EXIT_INTERRUPTED) from error

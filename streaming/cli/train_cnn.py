@@ -1,0 +1,238 @@
+"""`imagestream train-cnn`: train a CNN itself, on Spark's workers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.status import Status
+
+from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.images import (
+    DatasetOption,
+    ImagesOption,
+    LabelsOption,
+    LimitOption,
+    PatternOption,
+    choose_dataset,
+    warn,
+)
+from streaming.cli.interrupts import stoppable, stopping_cleanly
+from streaming.cli.rows import print_table
+from streaming.cli.train import GATE, ConfidenceOption, MarginOption, summary_of, tell_result
+from streaming.distributed.options import Frequency, Mode, TrainerOptions
+from streaming.errors import ServiceError
+from streaming.training.fit_options import GateOptions
+
+if TYPE_CHECKING:
+    from models.evaluation import Evaluation
+    from streaming.distributed.history import EpochRecord
+    from streaming.distributed.server import Progress
+    from streaming.training.train_cnn import CNNResult
+
+DEFAULTS = TrainerOptions()
+LEARNING = "Learning"
+WORKERS = "Workers"
+
+
+@app.command("train-cnn")
+def train_cnn(
+    context: typer.Context,
+    images: ImagesOption = None,
+    labels: LabelsOption = None,
+    label_pattern: PatternOption = None,
+    dataset: DatasetOption = None,
+    limit: LimitOption = 1_000,
+    architecture: Annotated[
+        str, typer.Option(help="cnn_gray, cnn_color, or any backbone, which gets a new head.")
+    ] = "cnn_gray",
+    weights: Annotated[str, typer.Option(help="To begin with: random, imagenet, or a weights file.")] = "random",
+    input_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Images of N×N pixels instead of the network's own size.")
+    ] = None,
+    unfreeze: Annotated[
+        int, typer.Option(min=-1, help="Train so many of a backbone's last blocks beside the head; -1 for all.")
+    ] = 0,
+    mode: Annotated[Mode, typer.Option(help="How the workers' work is put together.", rich_help_panel=WORKERS)] = (
+        DEFAULTS.mode
+    ),
+    frequency: Annotated[Frequency, typer.Option(help="How often it is.", rich_help_panel=WORKERS)] = (
+        DEFAULTS.frequency
+    ),
+    workers: Annotated[int, typer.Option(help="Tasks that train at a time.", rich_help_panel=WORKERS)] = (
+        DEFAULTS.workers
+    ),
+    threads: Annotated[int, typer.Option(help="Of each worker.", rich_help_panel=WORKERS)] = DEFAULTS.threads,
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="S", help="Give up a worker that is silent so long.", rich_help_panel=WORKERS),
+    ] = DEFAULTS.timeout_s,
+    epochs: Annotated[int, typer.Option(help="At most so many.", rich_help_panel=LEARNING)] = DEFAULTS.epochs,
+    batch_size: Annotated[
+        int, typer.Option(help="Images per step, of all workers together.", rich_help_panel=LEARNING)
+    ] = DEFAULTS.batch_size,
+    learning_rate: Annotated[float, typer.Option(help="To begin with.", rich_help_panel=LEARNING)] = (
+        DEFAULTS.learning_rate
+    ),
+    optimizer: Annotated[str, typer.Option(help="As Keras names it: adam, sgd, …", rich_help_panel=LEARNING)] = "adam",
+    schedule: Annotated[
+        Literal["constant", "cosine", "plateau"],
+        typer.Option(
+            help="Of the learning rate: down to nothing, or halved when it no longer helps.", rich_help_panel=LEARNING
+        ),
+    ] = "constant",
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop when validation has not improved for so many epochs.", rich_help_panel=LEARNING),
+    ] = None,
+    class_weight: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CLASS=W", help="How much its images count; repeatable.", rich_help_panel=LEARNING),
+    ] = None,
+    augment: Annotated[
+        bool,
+        typer.Option("--augment", help="Mirror, turn, crop, light images anew each epoch.", rich_help_panel=LEARNING),
+    ] = False,
+    mirror: Annotated[
+        bool, typer.Option(help="Whether --augment may swap left and right.", rich_help_panel=LEARNING)
+    ] = True,
+    mixed_precision: Annotated[
+        bool, typer.Option("--mixed-precision", help="Compute in bfloat16 on GPUs.", rich_help_panel=LEARNING)
+    ] = False,
+    holdout: Annotated[float, typer.Option(help="Share of images that no model is fitted on.")] = 0.2,
+    validation: Annotated[float, typer.Option(help="Share of the others to watch the training by.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of first weights, order and splits.")] = DEFAULTS.seed,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last epoch of a training that was interrupted.")
+    ] = False,
+    margin: MarginOption = GATE.margin,
+    confidence: ConfidenceOption = GATE.confidence,
+    json_file: JsonOption = None,
+) -> None:
+    """Train a CNN on Spark's workers and register it as a model; the first one becomes the champion.
+
+    Synchronous workers wait for one another: per batch they take the very step of one process, per epoch they average
+    their weights. Asynchronous ones add their changes to the server's weights when they are ready; hogwild ones do so
+    without a lock. Only the synchronous mode gives the same model again.
+
+    Example: imagestream train-cnn --images faces/ --workers 4 --epochs 20 --patience 5
+    """
+    settings = settings_of(context)
+    options = TrainerOptions(
+        mode=mode,
+        frequency=frequency,
+        workers=workers,
+        batch_size=batch_size,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        class_weights=_class_weights(class_weight),
+        augment=augment,
+        mirror=mirror,
+        mixed_precision=mixed_precision,
+        threads=threads,
+        timeout_s=timeout,
+        seed=seed,
+    )
+    found = choose_dataset(settings, images, dataset, limit, label_pattern, labels)
+
+    from streaming.training.train_cnn import CNNOptions  # takes a second, which a mistake above need not wait for
+    from streaming.training.train_cnn import train_cnn as run
+
+    network = CNNOptions(architecture, weights, input_size, unfreeze, holdout, validation, schedule, patience)
+    hint = "train again with --resume to go on after the last whole epoch"
+    with stoppable(hint), stopping_cleanly(), _Live(options) as live:
+        result = run(
+            settings,
+            found,
+            network,
+            options,
+            GateOptions(margin, confidence),
+            resume=resume,
+            on_step=live.step,
+            on_epoch=live.epoch,
+            on_progress=live.progress,
+        )
+    _tell(result, json_file)
+
+
+class _Live:
+    """What is going on, beside a spinner; and a line for every epoch."""
+
+    def __init__(self, options: TrainerOptions) -> None:
+        self._options = options
+        self._rows: dict[int, Progress] = {}
+        self._status: Status = err.status("starting …")
+
+    def __enter__(self) -> "_Live":
+        self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
+
+    def step(self, step: str) -> None:
+        self._status.update(f"{step} …")
+
+    def progress(self, progress: "Progress") -> None:
+        self._rows[progress.worker] = progress
+        of_all = [self._rows.get(worker) for worker in range(self._options.workers)]
+        told = (f"{one.rows:,}" if one is not None else "–" for one in of_all)
+        reading = any(one is None or one.epoch < 0 for one in of_all)
+        where = (
+            "reading images"
+            if reading
+            else f"epoch {min(one.epoch for one in of_all if one) + 1}/{self._options.epochs}"
+        )
+        self._status.update(f"{where}: images by worker {' · '.join(told)}")
+
+    def epoch(self, record: "EpochRecord") -> None:
+        training, validation = record.training, record.validation
+        watched = f", validation {validation.log_loss:.4f} and {validation.accuracy:.4f}" if validation.rows else ""
+        err.print(
+            f"epoch {record.epoch + 1}/{self._options.epochs}: {record.seconds:.1f} s, "
+            f"log loss {training.log_loss:.4f}, accuracy {training.accuracy:.4f}{watched}",
+            highlight=False,
+        )
+
+
+def _class_weights(given: list[str] | None) -> dict[str, float] | None:
+    weights = {}
+    for one in given or ():
+        name, equals, value = one.rpartition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not 0 < weights[name] < float("inf"):
+            raise ServiceError(f"--class-weight is CLASS=WEIGHT with a weight above 0, got {one!r}")
+    return weights or None
+
+
+def _tell(result: "CNNResult", json_file: Path | None) -> None:
+    history = result.history
+    warn(f"{event}; it was started again" for event in history.events)
+    warn([*result.model.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
+    sides = (("trained on", result.training), ("held out", result.model.evaluation))
+    print_table("", [_row(name, found) for name, found in sides], "images rows accuracy log_loss log_loss_from_logits")
+    stale = f", staleness {history.mean_staleness:.1f}" if history.staleness else ""
+    lost = f", {history.lost.values:,} weights lost changes" if history.mode == Mode.HOGWILD else ""
+    out.print(
+        f"{history.mode}, per {history.frequency}, {history.workers} workers: {len(history.epochs)} epochs in "
+        f"{history.seconds:.1f} s, {history.images_per_second:,.0f} images/s, {history.bytes_moved / 1e6:,.0f} MB moved"
+        f"{stale}{lost}",
+        highlight=False,
+    )
+    out.print(f"learning curves: {result.curves}", highlight=False)
+    tell_result(result.model, None)
+    summary: dict[str, Any] = summary_of(result.model) | {
+        "history": history.as_record() | {"images_per_second": history.images_per_second},
+        "training_metrics": result.training.as_metrics(),
+        "learning_curves": str(result.curves),
+        "left_out": result.n_bad,
+    }
+    write_json(json_file, summary)
+
+
+def _row(name: str, found: "Evaluation") -> dict[str, Any]:
+    figures = ("rows", "accuracy", "log_loss", "log_loss_from_logits")
+    return {"images": name} | {figure: getattr(found, figure) for figure in figures}

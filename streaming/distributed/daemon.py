@@ -1,0 +1,17 @@
+"""PySpark's daemon of Python workers, with TensorFlow imported once for all that it forks.
+
+TensorFlow takes seconds to import, in every worker at the same time. Importing starts nothing that a fork would break;
+what TensorFlow starts, it starts when it first computes, which happens in the workers.
+"""
+
+import os
+
+from pyspark import daemon
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+if __name__ == "__main__":
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401
+
+    daemon.manager()

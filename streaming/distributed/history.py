@@ -1,0 +1,179 @@
+"""What a training tells: counts per epoch and worker, and what follows from them."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+import numpy as np
+
+from streaming.distributed.options import Mode, TrainerOptions
+from streaming.distributed.shared_weights import Lost
+
+CLIP = 1e-7  # Keras keeps probabilities this far from 0 and 1 before it takes a logarithm
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over images; `loss` is from the logits, `clipped_loss` from probabilities kept off 0 and 1."""
+
+    rows: int = 0
+    loss: float = 0.0
+    clipped_loss: float = 0.0
+    correct: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.rows + other.rows,
+            self.loss + other.loss,
+            self.clipped_loss + other.clipped_loss,
+            self.correct + other.correct,
+        )
+
+    @property
+    def log_loss(self) -> float:
+        return self.loss / self.rows if self.rows else float("nan")
+
+    @property
+    def clipped_log_loss(self) -> float:
+        return self.clipped_loss / self.rows if self.rows else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.rows if self.rows else float("nan")
+
+    @classmethod
+    def of(cls, logits: "np.ndarray[Any, np.dtype[np.float32]]", truth: "np.ndarray[Any, np.dtype[np.int64]]") -> Self:
+        """Of logits (N, 1) of the second class, or (N, C), and the classes' numbers (N,)."""
+        z = logits.astype(np.float64)
+        if z.shape[1] == 1:
+            z = np.concatenate([np.zeros_like(z), z], axis=1)
+        at = np.arange(len(z))
+        normaliser = np.logaddexp.reduce(z, axis=1)
+        losses = normaliser - z[at, truth]
+        clipped = -np.log(np.clip(np.exp(-losses), CLIP, 1 - CLIP))
+        return cls(len(z), float(losses.sum()), float(clipped.sum()), int((z.argmax(axis=1) == truth).sum()))
+
+
+@dataclass(frozen=True)
+class WorkerEpoch:
+    """One worker's epoch.
+
+    Attributes:
+        training: as the images went by, each before the step that it was part of.
+        validation: after the epoch.
+        bytes: sent and received by the worker so far.
+    """
+
+    worker: int
+    epoch: int
+    seconds: float
+    training: Counts
+    validation: Counts
+    bytes: int = 0
+
+    @classmethod
+    def from_meta(cls, worker: int, epoch: int, meta: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError or ValueError for what is not the counts of an epoch."""
+        counts = {name: Counts(**meta[name]) for name in ("training", "validation")}
+        return cls(worker, epoch, float(meta["seconds"]), bytes=int(meta["bytes"]), **counts)
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """An epoch that every worker has finished."""
+
+    epoch: int
+    seconds: float
+    learning_rate: float
+    workers: tuple[WorkerEpoch, ...]
+
+    @property
+    def training(self) -> Counts:
+        return sum((one.training for one in self.workers), Counts())
+
+    @property
+    def validation(self) -> Counts:
+        return sum((one.validation for one in self.workers), Counts())
+
+    def logs(self) -> dict[str, float]:
+        """As Keras' callbacks get them."""
+        logs = {"loss": self.training.log_loss, "accuracy": self.training.accuracy}
+        if self.validation.rows:
+            logs |= {"val_loss": self.validation.log_loss, "val_accuracy": self.validation.accuracy}
+        return logs
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        workers = (WorkerEpoch(**one | _counts(one)) for one in record["workers"])
+        return cls(record["epoch"], record["seconds"], record["learning_rate"], tuple(workers))
+
+
+@dataclass
+class History:
+    """A training from its first epoch on, in the mode that it really ran.
+
+    Attributes:
+        parameters: how many numbers are trained.
+        staleness: changes by others between a worker's read and its push → how often, over all workers.
+        lost: what racing writers lost.
+        bytes_moved: between workers and server, both ways.
+        events: what went wrong and was mended, a line each.
+        best_epoch: whose weights the network has, if a callback brought them back.
+    """
+
+    mode: str
+    frequency: str
+    workers: int
+    parameters: int = 0
+    epochs: list[EpochRecord] = field(default_factory=list)
+    seconds: float = 0.0
+    staleness: dict[int, int] = field(default_factory=dict)
+    lost: Lost = field(default_factory=Lost)
+    bytes_moved: int = 0
+    events: list[str] = field(default_factory=list)
+    stopped_early: bool = False
+
+    @classmethod
+    def begin(cls, options: TrainerOptions, parameters: int) -> Self:
+        return cls(str(options.mode), str(options.frequency), options.workers, parameters)
+
+    @property
+    def images_per_second(self) -> float:
+        """Over the epochs after the first, in which TensorFlow compiles."""
+        later = self.epochs[1:] or self.epochs
+        seconds = sum(one.seconds for one in later)
+        return sum(one.training.rows for one in later) / seconds if seconds else 0.0
+
+    def add_staleness(self, found: Mapping[int, Counter[int]]) -> None:
+        total = Counter(self.staleness)
+        for one in found.values():
+            total.update(one)
+        self.staleness = dict(sorted(total.items()))
+
+    @property
+    def mean_staleness(self) -> float:
+        n = sum(self.staleness.values())
+        return sum(late * times for late, times in self.staleness.items()) / n if n else 0.0
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether the same settings give the same bits again on the same machine."""
+        return self.mode == Mode.SYNCHRONOUS
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Raises KeyError, TypeError or ValueError for what `as_record` did not give."""
+        values = dict(record)
+        values["epochs"] = [EpochRecord.from_record(one) for one in values["epochs"]]
+        values["staleness"] = {int(late): int(times) for late, times in values["staleness"].items()}
+        values["lost"] = Lost(**values["lost"])
+        return cls(**values)
+
+
+def _counts(record: Mapping[str, Any]) -> dict[str, Counts]:
+    return {name: Counts(**record[name]) for name in ("training", "validation")}

@@ -1,0 +1,200 @@
+"""A Keras network in a worker: its numbers as one row each, a step, and answers.
+
+TensorFlow is imported here alone of all modules that workers need, and only when a network is built.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.scorer import Images
+from streaming.distributed.options import TrainerOptions
+from streaming.distributed.protocol import Values
+
+if TYPE_CHECKING:
+    import keras
+
+ANSWERED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class NetworkParts:
+    """What a worker builds the network from: its layers as Keras writes them, all weights, and the optimizer."""
+
+    architecture: str  # JSON
+    weights: Sequence[NDArray[Any]]
+    optimizer: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: "keras.Model", optimizer: "keras.Optimizer") -> "NetworkParts":
+        import keras
+
+        return cls(model.to_json(), model.get_weights(), keras.optimizers.serialize(optimizer))
+
+
+def quiet_tensorflow() -> None:
+    """Keep TensorFlow's native code from telling about the machine; before it is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def use_threads(threads: int) -> None:
+    """Give TensorFlow so many threads in this process, and the same result for the same work; before it first works."""
+    quiet_tensorflow()
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:  # a process that Spark uses again, and that has its threads already
+        return
+    tf.config.experimental.enable_op_determinism()
+
+
+class Network:
+    """A network that learns.
+
+    Attributes:
+        model: the Keras model; what is trained is `weights`, the rest never changes.
+    """
+
+    def __init__(self, parts: NetworkParts, options: TrainerOptions, worker: int = 0) -> None:
+        use_threads(options.threads)
+        import keras
+        import tensorflow as tf
+
+        keras.utils.set_random_seed(options.seed * 1_000_003 % 2**31 + worker)  # of layers such as dropout
+        self.model: keras.Model = keras.models.model_from_json(parts.architecture)
+        self.model.set_weights(list(parts.weights))
+        if options.mixed_precision and tf.config.list_physical_devices("GPU"):
+            compute_in_bfloat16(self.model)
+        self._optimizer = keras.optimizers.deserialize(parts.optimizer)
+        self._variables = self.model.trainable_variables
+        self._optimizer.build(self._variables)
+        self._state = [one for one in self._optimizer.variables if one.name != "learning_rate"]
+        self._binary = self.model.output_shape[-1] == 1
+        spec = tf.TensorSpec
+        shape = (None, *self.model.input_shape[1:])
+        row = spec([None], tf.float32)
+        inputs = [spec(shape, tf.uint8), spec([None], tf.int64), row]
+        self._gradient = tf.function(self._compute_gradient, input_signature=inputs)
+        self._step = tf.function(self._compute_step, input_signature=inputs)
+        self._apply = tf.function(self._apply_flat, input_signature=[row])
+        self._answer = tf.function(lambda x: self.model(x, training=False), input_signature=inputs[:1])
+        self._read_weights = tf.function(lambda: _flat(self._variables), input_signature=[])
+        self._read_state = tf.function(lambda: _flat(self._state), input_signature=[])
+        self._write_weights = tf.function(lambda x: _assign(self._variables, x), input_signature=[row])
+        self._write_state = tf.function(lambda x: _assign(self._state, x), input_signature=[row])
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        _, height, width, _ = self.model.input_shape
+        return height, width
+
+    @property
+    def weights(self) -> Values:
+        """All that is trained, in one row."""
+        return np.array(self._read_weights())
+
+    @weights.setter
+    def weights(self, values: Values) -> None:
+        self._write_weights(values)
+
+    @property
+    def optimizer(self) -> Values:
+        """The optimizer's state in one row: its counter of steps, and what it keeps of each weight."""
+        return np.array(self._read_state()) if self._state else np.empty(0, np.float32)
+
+    @optimizer.setter
+    def optimizer(self, values: Values) -> None:
+        if self._state:
+            self._write_state(values)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self._optimizer.learning_rate)
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self._optimizer.learning_rate = value
+
+    def gradient(
+        self, images: Images, labels: NDArray[np.int64], importance: Values
+    ) -> tuple[Values, NDArray[np.float32]]:
+        """(mean gradient over the images, in the order of `weights`; logits before the step)."""
+        gradient, logits = self._gradient(images, labels, importance)
+        return gradient.numpy(), logits.numpy()
+
+    def apply(self, gradient: Values) -> None:
+        """Take the optimizer's step."""
+        self._apply(gradient)
+
+    def step(self, images: Images, labels: NDArray[np.int64], importance: Values) -> NDArray[np.float32]:
+        """`gradient` and `apply` in one; returns the logits."""
+        logits: NDArray[np.float32] = self._step(images, labels, importance).numpy()
+        return logits
+
+    def logits(self, images: Images) -> NDArray[np.float32]:
+        """(N, H, W, 3) uint8 → (N, 1) or (N, C)."""
+        parts = [images[at : at + ANSWERED_AT_ONCE] for at in range(0, len(images), ANSWERED_AT_ONCE)]
+        answers = [self._answer(part).numpy() for part in parts]
+        return np.concatenate(answers) if answers else np.empty((0, self.model.output_shape[-1]), np.float32)
+
+    def _compute_gradient(self, images: Any, labels: Any, importance: Any) -> tuple[Any, Any]:
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            logits = tf.cast(self.model(images, training=True), tf.float32)
+            if self._binary:
+                truth = tf.cast(labels, tf.float32)
+                losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=truth, logits=logits[:, 0])
+            else:
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+            loss = tf.reduce_mean(losses * importance)
+        return _flat(tape.gradient(loss, self._variables, unconnected_gradients="zero")), logits
+
+    def _compute_step(self, images: Any, labels: Any, importance: Any) -> Any:
+        gradient, logits = self._compute_gradient(images, labels, importance)
+        self._apply_flat(gradient)
+        return logits
+
+    def _apply_flat(self, gradient: Any) -> None:
+        self._optimizer.apply(_split(gradient, self._variables), self._variables)
+
+
+def compute_in_bfloat16(model: "keras.Model") -> None:
+    """Let all layers but the head compute in bfloat16, whose range needs no scaled loss; weights stay float32."""
+    import keras
+
+    for layer in model.layers[:-1]:
+        if isinstance(layer, keras.Model):
+            for inner in layer.layers:
+                inner.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+        else:
+            layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+
+
+def _flat(variables: Sequence[Any]) -> Any:
+    import tensorflow as tf
+
+    if not variables:
+        return tf.zeros([0], tf.float32)
+    return tf.concat([tf.reshape(tf.cast(tf.convert_to_tensor(one), tf.float32), [-1]) for one in variables], 0)
+
+
+def _split(row: Any, variables: Sequence[Any]) -> list[Any]:
+    import tensorflow as tf
+
+    parts = tf.split(row, [int(np.prod(one.shape)) for one in variables])
+    return [tf.reshape(part, one.shape) for part, one in zip(parts, variables, strict=True)]
+
+
+def _assign(variables: Sequence[Any], row: Any) -> None:
+    import tensorflow as tf
+
+    for one, part in zip(variables, _split(row, variables), strict=True):
+        value = tf.cast(tf.round(part), one.dtype) if "int" in str(one.dtype) else part
+        one.assign(value)

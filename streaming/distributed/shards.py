@@ -1,0 +1,60 @@
+"""Which worker gets which images: the same for the same images and seed, and as many to each as to the others."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from models.decode import DEFAULT_LIMITS
+
+COLUMNS = ("image_id", "label", "validation", "source", "content")
+
+
+def identified(images: DataFrame) -> DataFrame:
+    """Rows (source, label, content) with image_id, the SHA-256 of the image; those that cannot be read are left out.
+
+    Args:
+        images: content may be null, where the file `source` holds the image; it stays there.
+    """
+
+    def identify(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            ids = [
+                _sha256(source.as_py(), content.as_py())
+                for source, content in zip(batch.column("source"), batch.column("content"), strict=True)
+            ]
+            names = ["image_id", "source", "label", "content"]
+            columns = [pa.array(ids, pa.string()), *(batch.column(name) for name in names[1:])]
+            yield pa.RecordBatch.from_arrays(columns, names)
+
+    rows = images.select("source", "label", "content")
+    found = rows.mapInArrow(identify, "image_id string, source string, label string, content binary")
+    return found.where(F.col("image_id").isNotNull())
+
+
+def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
+    """Rows (image_id, label, validation, source, content) in `workers` partitions, one for each worker.
+
+    Training and validation images are dealt out one by one, in an order by hash. Only names are put in that order, not
+    images.
+    """
+    ordered = Window.partitionBy("validation").orderBy(
+        F.xxhash64("image_id", "source", F.lit(seed)), "image_id", "source"
+    )
+    names = rows.select("image_id", "source", "validation")
+    dealt = names.select("source", ((F.row_number().over(ordered) - 1) % workers).cast("int").alias("worker"))
+    given = rows.join(dealt, "source").repartitionById(workers, "worker")
+    return given.sortWithinPartitions("image_id", "source").select(*COLUMNS)
+
+
+def _sha256(source: str | None, content: bytes | None) -> str | None:
+    if content is None and source is not None:
+        try:
+            with Path(source).open("rb") as file:
+                content = file.read(DEFAULT_LIMITS.max_bytes + 1)
+        except OSError:
+            return None
+    return None if content is None else hashlib.sha256(content).hexdigest()

@@ -1,0 +1,252 @@
+"""The driver's side of a distributed training: plan, serve, watch, and give back what was learned."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from streaming.distributed.checkpoint import Checkpoint, read_checkpoint
+from streaming.distributed.history import EpochRecord, History
+from streaming.distributed.network import Network, NetworkParts
+from streaming.distributed.options import TrainerOptions
+from streaming.distributed.server import Answer, Callbacks, ParameterServer, Progress, State
+from streaming.distributed.shards import shard
+from streaming.distributed.worker import DONE_DDL, WorkerTask, train_partition
+from streaming.errors import ServiceError
+
+if TYPE_CHECKING:
+    import keras
+
+OnProgress = Callable[[Progress], None]
+OnEpoch = Callable[[EpochRecord], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gave.
+
+    Attributes:
+        model: the Keras model that was given, with the weights that were learned.
+        bad: image → why no worker could read it, of the first ones.
+    """
+
+    model: "keras.Model"
+    classes: tuple[str, ...]
+    history: History
+    bad: dict[str, str]
+    n_bad: int
+
+
+class DistributedTrainer:
+    """Trains a Keras model from pixels to logits on the partitions of a DataFrame.
+
+    The model takes uint8 (N, H, W, 3) and gives float32 logits, (N, 1) for two classes or (N, C); only its trainable
+    weights travel. `models.cnn.build_network` builds such models.
+
+    Example:
+        >>> options = TrainerOptions(mode="synchronous", frequency="epoch", workers=4, epochs=10)
+        >>> trained = DistributedTrainer(build_network("cnn_gray", 2), options).fit(rows)
+    """
+
+    def __init__(
+        self,
+        model: "keras.Model",
+        options: TrainerOptions,
+        *,
+        callbacks: Sequence["keras.callbacks.Callback"] = (),
+        checkpoint_dir: Path | None = None,
+        on_epoch: OnEpoch = lambda _: None,
+        on_progress: OnProgress = lambda _: None,
+    ) -> None:
+        """Args:
+        callbacks: Keras' own, run on the driver at the end of every epoch: they see the losses and the model, may
+            change the learning rate and stop the training.
+        checkpoint_dir: where the state after every epoch is kept, for `fit(resume=True)`.
+        on_epoch: called after each epoch, from another thread.
+        on_progress: called now and then, from other threads.
+        """
+        self.model = model
+        self.options = options
+        self._keras_callbacks = callbacks
+        self._checkpoint_dir = checkpoint_dir
+        self._on_epoch = on_epoch
+        self._on_progress = on_progress
+
+    def fit(self, rows: DataFrame, *, resume: bool = False) -> Trained:
+        """Train.
+
+        Args:
+            rows: image_id, label (string), source and content (bytes; null where the file `source` holds the image),
+                and validation (boolean): whether the image is only to be asked about. Unpersisted; read once.
+            resume: go on after the last epoch of `checkpoint_dir`.
+
+        Raises:
+            ServiceError: fewer than two classes, a model that does not fit, no image that decodes, workers that fail
+                more often than Spark tries, or weights that are no longer finite.
+        """
+        spark = rows.sparkSession
+        _check_slots(spark, self.options)
+        counts = {
+            (row.label, row.validation): row.n
+            for row in rows.groupBy("label", "validation").agg(F.count(F.lit(1)).alias("n")).collect()
+        }
+        classes = tuple(sorted({label for label, validation in counts if not validation}))
+        self._check(classes)
+        run = _Run(self, classes, sum(n for (_, validation), n in counts.items() if not validation))
+        return run.train(
+            shard(rows.where(F.col("label").isin(*classes)), self.options.workers, self.options.seed), resume
+        )
+
+    def _check(self, classes: tuple[str, ...]) -> None:
+        if len(classes) < 2:  # noqa: PLR2004
+            raise ServiceError(f"training needs images of at least two classes, got {list(classes)}")
+        outputs = self.model.output_shape[-1]
+        if outputs != (1 if len(classes) == 2 else len(classes)):  # noqa: PLR2004
+            raise ServiceError(f"the model gives {outputs} logits, which does not suit {len(classes)} classes")
+        unknown = set(self.options.class_weights or {}) - set(classes)
+        if unknown:
+            raise ServiceError(f"there are weights for classes that no image has: {', '.join(sorted(unknown))}")
+
+
+class _Run:
+    """One call of `fit`."""
+
+    def __init__(self, trainer: DistributedTrainer, classes: tuple[str, ...], rows: int) -> None:
+        import keras
+
+        self.options, self.classes, self._trainer = trainer.options, classes, trainer
+        self._rows = rows
+        self._bad: dict[int, tuple[dict[str, str], int]] = {}
+        optimizer = keras.optimizers.get(self.options.optimizer)
+        optimizer.learning_rate = self.options.learning_rate
+        self.parts = NetworkParts.of(trainer.model, optimizer)
+        self._network = Network(self.parts, replace(self.options, mixed_precision=False))
+        model = self._network.model
+        model.compile(optimizer)
+        self._callbacks = keras.callbacks.CallbackList(list(trainer._keras_callbacks), model=model)
+        self.history = History.begin(self.options, len(self._network.weights))
+        self._before, self._bytes_before, self._since = 0.0, 0, 0.0
+
+    def train(self, rows: DataFrame, resume: bool) -> Trained:
+        state = State(self._network.weights, self._network.optimizer)
+        if resume:
+            state = self._resumed(state)
+        self._callbacks.on_train_begin()
+        self._callbacks.on_epoch_begin(state.epoch)
+        answer = self._answer(state.epoch)
+        told = Callbacks(self._end_epoch, self._trainer._on_progress, self._on_lost, self._on_ready)
+        spark, self._spark = rows.sparkSession, rows.sparkSession
+        host = spark.conf.get("spark.driver.host") or "127.0.0.1"
+        since = monotonic()
+        self._before, self._bytes_before = self.history.seconds, self.history.bytes_moved
+        self._since = since
+        with ParameterServer(self.options, self._rows, state, answer, told, host) as server:
+            self._server = server
+            if not answer.stop:
+                self._run_job(rows, server)
+            final = server.final_state()
+            self._sum_up(server)
+        self.history.seconds = self._before + monotonic() - since
+        self._network.weights = final.weights
+        self._callbacks.on_train_end()  # may bring back the best epoch's weights
+        self._trainer.model.set_weights(self._network.model.get_weights())
+        bad = {name: why for named, _ in self._bad.values() for name, why in named.items()}
+        return Trained(self._trainer.model, self.classes, self.history, bad, sum(n for _, n in self._bad.values()))
+
+    def _run_job(self, rows: DataFrame, server: ParameterServer) -> None:
+        parts = self._spark.sparkContext.broadcast(self.parts)
+        task = WorkerTask(self.options, self.classes, server.address, server.token, server.sizes)
+
+        def run(batches: Any) -> Any:
+            return train_partition(batches, lambda: parts.value, task)
+
+        try:
+            rows.mapInArrow(run, DONE_DDL, barrier=self.options.waits).collect()
+        except (PySparkException, Py4JError) as error:
+            if server.error is not None:
+                raise server.error from error
+            if self.history.events:
+                tried = f"the workers failed too often, at last: {self.history.events[-1]}"
+                raise ServiceError(f"{tried}; {_resume_hint(server.state.epoch)}") from error
+            raise
+        finally:
+            parts.unpersist()
+
+    def _resumed(self, fresh: State) -> State:
+        if self._trainer._checkpoint_dir is None:
+            raise ServiceError("a training can only be resumed from a directory of checkpoints")
+        found = read_checkpoint(self._trainer._checkpoint_dir)
+        differing = [name for name, value in found.settings.items() if self._settings().get(name) != value]
+        if differing or len(found.state.weights) != len(fresh.weights):
+            what = ", ".join(differing) or "network"
+            raise ServiceError(f"the checkpoint is of a training with another {what}; train again without resuming")
+        self.history = found.history
+        return found.state
+
+    def _settings(self) -> dict[str, Any]:
+        """What must be the same for a training to go on."""
+        given = asdict(self.options)
+        for name in ("epochs", "timeout_s", "threads"):
+            del given[name]
+        given["optimizer"] = self.options.optimizer if isinstance(self.options.optimizer, str) else "configured"
+        return given | {"classes": list(self.classes), "parameters": self.history.parameters}
+
+    def _end_epoch(self, record: EpochRecord, state: State) -> Answer:
+        if not np.isfinite(state.weights).all():
+            raise ServiceError(
+                f"the weights are no longer finite after epoch {record.epoch + 1}: the training has diverged; learn "
+                "more slowly"
+            )
+        self.history.epochs.append(record)
+        self._sum_up(self._server)
+        self.history.seconds = self._before + monotonic() - self._since
+        if self._trainer._checkpoint_dir is not None:
+            Checkpoint(state, self.history, self._settings()).write(self._trainer._checkpoint_dir)
+        self._network.weights = state.weights
+        self._callbacks.on_epoch_end(record.epoch, record.logs())
+        self._trainer._on_epoch(record)
+        self.history.stopped_early = bool(self._network.model.stop_training)
+        if not self.history.stopped_early and state.epoch < self.options.epochs:
+            self._callbacks.on_epoch_begin(state.epoch)
+        return self._answer(state.epoch)
+
+    def _answer(self, epoch: int) -> Answer:
+        model = self._network.model
+        stop = epoch >= self.options.epochs or bool(model.stop_training)
+        return Answer(stop, float(model.optimizer.learning_rate))
+
+    def _sum_up(self, server: ParameterServer) -> None:
+        self.history.bytes_moved = self._bytes_before + server.bytes_moved
+        self.history.lost = server.lost()
+        self.history.staleness = {}
+        self.history.add_staleness(server.shared.staleness)
+
+    def _on_ready(self, worker: int, meta: dict[str, Any]) -> None:
+        bad = meta.get("bad")
+        self._bad[worker] = (dict(bad) if isinstance(bad, dict) else {}, int(meta.get("n_bad", 0)))
+
+    def _on_lost(self, worker: int, attempt: int, why: str) -> None:
+        self.history.events.append(f"worker {worker}: {why}")
+        context = self._spark.sparkContext._jsc
+        if context is not None:  # one that hangs would hold its task for good; killed, it is tried again
+            context.sc().killTaskAttempt(attempt, True, why[:200])
+
+
+def _check_slots(spark: SparkSession, options: TrainerOptions) -> None:
+    slots = spark.sparkContext.defaultParallelism
+    if options.waits and slots < options.workers:
+        raise ServiceError(
+            f"{options.workers} workers that wait for one another need as many slots, Spark has {slots}: "
+            f"take a master such as local[{options.workers}], or fewer workers"
+        )
+
+
+def _resume_hint(epoch: int) -> str:
+    return "nothing was learned yet" if epoch == 0 else f"resume it to go on after epoch {epoch}"

@@ -1,0 +1,231 @@
+"""A CNN trained by Spark's workers, as a model version like every other: a backbone, and a head on its features."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Literal
+
+from pyspark.sql import DataFrame
+
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, export_backbone, find_backbone
+from models.bundle import BackboneEntry
+from models.projection import NoProjection
+from models.registry import Registry
+from models.scorer import Head
+from streaming.distributed.history import EpochRecord, History
+from streaming.distributed.network import quiet_tensorflow
+from streaming.distributed.options import TrainerOptions
+from streaming.distributed.server import Progress
+from streaming.distributed.shards import identified
+from streaming.distributed.trainer import DistributedTrainer, Trained
+from streaming.errors import ServiceError
+from streaming.home import make_dir
+from streaming.images.dataset import Dataset
+from streaming.images.images_frame import images_frame
+from streaming.images.split import Sides, plan_sides
+from streaming.platform.java import find_java
+from streaming.platform.session import spark_session
+from streaming.reports.curves import learning_curves
+from streaming.reports.plots import png
+from streaming.settings import Settings
+from streaming.training.candidate import BackboneParts, judge
+from streaming.training.evaluate import Evaluation, evaluate
+from streaming.training.fit import Fitted, fingerprint_of
+from streaming.training.fit_options import GateOptions
+from streaming.training.job import Job, OnStep, TrainResult, champion_of, some_images
+from streaming.training.tracking import check_tracking
+
+if TYPE_CHECKING:
+    import keras
+
+Schedule = Literal["constant", "cosine", "plateau"]
+SESSION = {
+    "spark.python.daemon.module": "streaming.distributed.daemon",
+    "spark.stage.maxConsecutiveAttempts": "8",  # tries of a synchronous training, whose workers all start again
+}
+
+
+@dataclass(frozen=True)
+class CNNOptions:
+    """Which network to train, and on what.
+
+    Attributes:
+        weights: of the backbone: `random`, `imagenet`, or a file.
+        unfreeze: how many of a pretrained backbone's last blocks are trained beside the head; -1 for all.
+        holdout: share of images that no model is ever fitted on.
+        validation: share of the others that the training only asks about.
+        schedule: of the learning rate: `cosine` down to nothing, `plateau` halves it when the validation loss has not
+            fallen for three epochs.
+        patience: stop when the validation loss has not fallen for so many epochs, and take the best one's weights.
+    """
+
+    architecture: str = "cnn_gray"
+    weights: str = "random"
+    input_size: int | None = None
+    unfreeze: int = 0
+    holdout: float = 0.2
+    validation: float = 0.1
+    schedule: Schedule = "constant"
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("holdout", "validation"):
+            if not 0 < getattr(self, name) < 1:
+                raise ServiceError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+        if self.patience is not None and self.patience < 1:
+            raise ServiceError(f"patience is 1 epoch or more, got {self.patience}")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return None if self.input_size is None else (self.input_size, self.input_size)
+
+
+@dataclass(frozen=True)
+class CNNResult:
+    """What became of a training.
+
+    Attributes:
+        model: the registered version, evaluated on the held-out images.
+        training: the same model on the images that it was trained on.
+        bad: image → why no worker could read it.
+    """
+
+    model: TrainResult
+    training: Evaluation
+    history: History
+    bad: dict[str, str]
+    n_bad: int
+    curves: Path
+
+
+def train_cnn(
+    settings: Settings,
+    dataset: Dataset,
+    network: CNNOptions,
+    options: TrainerOptions,
+    gate: GateOptions,
+    *,
+    resume: bool = False,
+    on_step: OnStep = lambda _: None,
+    on_epoch: Callable[[EpochRecord], None] = lambda _: None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> CNNResult:
+    """Train, export, evaluate, register; the champion when it is the first, else by the gate.
+
+    Raises:
+        ServiceError: see `DistributedTrainer.fit`; or no checkpoint to resume.
+        ModelError: an unknown architecture, or weights that cannot be had.
+    """
+    check_tracking(settings.mlflow_tracking_uri)
+    make_dir(settings.home)
+    find_java(settings.home)
+    spec = find_backbone(network.architecture, input_size=network.size)
+    registry = Registry(settings.models_dir)
+    champion = champion_of(registry)
+    golden = some_images(dataset, spec.input_size)
+    directory = settings.home / "train-cnn"
+    with spark_session(_with_slots(settings, options.workers), "imagestream train-cnn", conf=SESSION) as spark:
+        job = Job(settings, spark, registry, champion, gate, on_step, "train-cnn")
+        on_step(f"dividing {dataset.n_images:,} images")
+        images = identified(images_frame(spark, dataset, lambda n, _: min(n, options.workers)))
+        sides = plan_sides(images, network.holdout, network.validation, options.seed, champion)
+        on_step(f"building {network.architecture}")
+        model = _build(network, options, len(dataset.class_counts))
+        trainer = DistributedTrainer(
+            model,
+            options,
+            callbacks=_callbacks(network, options),
+            checkpoint_dir=directory,
+            on_epoch=on_epoch,
+            on_progress=on_progress,
+        )
+        on_step(f"training on {options.workers} workers")
+        trained = trainer.fit(_to_train(images, sides), resume=resume)
+        on_step("exporting what was learned")
+        exported, head = _export(settings, network, trained)
+        rows, read = job.featurized(dataset, exported)
+        fitted = Fitted(head, *fingerprint_of(sides.holdout.sides(rows)[0]))
+        candidate = judge(fitted, sides.holdout, rows, _record(network, options, trained.history))
+        on_training = evaluate(candidate.training, head)
+        parts = BackboneParts(
+            BackboneEntry.of(exported),
+            files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
+            golden=golden,
+        )
+        result = job.finish(candidate, rows, parts, exported.sha256, read)
+    curves = _write_history(directory, trained.history)
+    return CNNResult(result, on_training, trained.history, trained.bad, trained.n_bad, curves)
+
+
+def _with_slots(settings: Settings, workers: int) -> Settings:
+    """On one machine, as many slots as workers: those that wait for one another must all run at once."""
+    match = re.fullmatch(r"local(?:\[([^\],]+)(,[0-9]+)?\])?", settings.master.replace(" ", ""))
+    if match is None or (match[1] and match[1].isdigit() and int(match[1]) >= workers):
+        return settings
+    return settings.model_copy(update={"master": f"local[{workers}{match[2] or ',4'}]"})
+
+
+def _to_train(images: DataFrame, sides: Sides) -> DataFrame:
+    rows, _ = sides.holdout.sides(images)
+    return rows.withColumn("validation", sides.validation.held_out())
+
+
+def _build(network: CNNOptions, options: TrainerOptions, n_classes: int) -> "keras.Model":
+    quiet_tensorflow()
+    from models.cnn import build_network
+
+    return build_network(
+        network.architecture,
+        n_classes,
+        weights=network.weights,
+        input_size=network.size,
+        seed=options.seed,
+        unfreeze=network.unfreeze,
+    )
+
+
+def _callbacks(network: CNNOptions, options: TrainerOptions) -> Sequence["keras.callbacks.Callback"]:
+    import keras
+
+    callbacks: list[keras.callbacks.Callback] = []
+    if network.schedule == "cosine":
+        schedule = keras.optimizers.schedules.CosineDecay(options.learning_rate, options.epochs)
+        callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(schedule(epoch))))
+    if network.schedule == "plateau":
+        callbacks.append(keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=3))
+    if network.patience is not None:
+        callbacks.append(keras.callbacks.EarlyStopping(patience=network.patience, restore_best_weights=True))
+    return callbacks
+
+
+def _export(settings: Settings, network: CNNOptions, trained: Trained) -> tuple[ExportedBackbone, Head]:
+    from models.cnn import head_of, save_body
+
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
+        weights = Path(scratch) / "body.weights.h5"
+        save_body(trained.model, weights)
+        exported = export_backbone(network.architecture, str(weights), settings.backbones_dir, input_size=network.size)
+    classifier = head_of(trained.model)
+    head = Head(trained.classes, NoProjection(exported.spec.n_features), classifier)
+    return replace(exported, weights="trained"), head
+
+
+def _record(network: CNNOptions, options: TrainerOptions, history: History) -> dict[str, str | int | float]:
+    """The settings that a manifest keeps."""
+    given = asdict(options) | {
+        "epochs": len(history.epochs),
+        "schedule": network.schedule,
+        "unfreeze": network.unfreeze,
+    }
+    return {name: value for name, value in given.items() if isinstance(value, str | int | float)}
+
+
+def _write_history(directory: Path, history: History) -> Path:
+    """Keep what the training told: `history.json`, and the learning curves, whose path is returned."""
+    (directory / "history.json").write_text(json.dumps(history.as_record(), indent=1) + "\n", encoding="utf-8")
+    path = directory / "learning-curves.png"
+    path.write_bytes(png(lambda: learning_curves(history)))
+    return path
