@@ -1,0 +1,105 @@
+"""The original's way, as one Spark ML Pipeline: a CNN's features, logistic regression on them; judged and tuned."""
+
+from pathlib import Path
+
+import numpy as np
+from pyspark.ml import Pipeline
+from pyspark.ml.classification import LogisticRegression, LogisticRegressionModel
+from pyspark.ml.evaluation import MulticlassClassificationEvaluator
+from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from models.decode import BadImage, decode
+from models.evaluation import Evaluation
+from models.evaluation_sums import EvaluationSums
+from streaming.ml import DeepImageFeaturizer
+from streaming.reports.plots import Sample, confusion_figure, png, roc_figure, samples_figure
+
+MAX_ITER, REG_PARAM, ELASTIC_NET = 5, 0.03, 0.5
+SPLIT, SEED = [0.8, 0.2], 42
+SAMPLES = 9
+LEAST_PROBABILITY = 1e-30
+SHOWN = (112, 112)  # pixels
+DIGITS = tuple(map(str, range(10)))
+
+
+def read_digits(spark: SparkSession, folder: Path) -> DataFrame:
+    """Rows (path, image: the encoded bytes, label: double) of a folder per digit."""
+    files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(folder))
+    digit = F.element_at(F.split("path", "/"), -2)
+    return files.select("path", F.col("content").alias("image"), digit.cast("double").alias("label"))
+
+
+def make_pipeline(backbone: str, weights: str, cache_dir: Path) -> Pipeline:
+    """Images in, digits out, with the original's settings."""
+    featurizer = DeepImageFeaturizer(
+        inputCol="image",
+        outputCol="features",
+        modelName=backbone,
+        weights=weights,
+        handleInvalid="skip",
+        cacheDir=str(cache_dir),
+    )
+    classifier = LogisticRegression(maxIter=MAX_ITER, regParam=REG_PARAM, elasticNetParam=ELASTIC_NET)
+    return Pipeline(stages=[featurizer, classifier])
+
+
+def evaluate(answers: DataFrame) -> Evaluation:
+    """What the answers (label, probability) are worth; they pass by the driver one at a time, only counts stay."""
+    sums = EvaluationSums(DIGITS, len(DIGITS))
+    for row in answers.select("label", "probability").toLocalIterator():
+        logits = np.log(np.maximum(row["probability"].toArray(), LEAST_PROBABILITY))
+        sums.add(logits[None], np.array([int(row["label"])]))
+    return sums.result()
+
+
+def some_answers(answers: DataFrame) -> list[Sample]:
+    """Nine answers (path, image, label, prediction, probability), picked by the hash of the path."""
+    picked = answers.orderBy(F.xxhash64("path", F.lit(SEED))).limit(SAMPLES).collect()
+    samples = []
+    for row in picked:
+        pixels = decode(bytes(row["image"]), SHOWN)
+        confidence = float(row["probability"].toArray().max())
+        label, predicted = DIGITS[int(row["label"])], DIGITS[int(row["prediction"])]
+        shown = None if isinstance(pixels, BadImage) else pixels
+        samples.append(Sample(row["path"], label, predicted, confidence, shown, row["path"]))
+    return samples
+
+
+def write_plots(found: Evaluation, samples: list[Sample], folder: Path) -> list[Path]:
+    """Confusion matrix, ROC curves and sampled predictions as PNG files."""
+    pictures = {
+        "confusion.png": png(lambda: confusion_figure(found)),
+        "roc.png": png(lambda: roc_figure(found)),
+        "samples.png": png(lambda: samples_figure(samples)),
+    }
+    for name, content in pictures.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in pictures]
+
+
+def classification_report(found: Evaluation) -> str:
+    """Precision, recall and F1 of each digit, a line each."""
+    figures = zip(found.classes, found.precision, found.recall, found.f1, found.support, strict=True)
+    lines = [f"  {name:>5} {p:10.4f} {r:10.4f} {f1:10.4f} {n:10,}" for name, p, r, f1, n in figures]
+    return "\n".join([f"  digit {'precision':>10} {'recall':>10} {'F1':>10} {'images':>10}", *lines])
+
+
+def tune(features: DataFrame, folds: int) -> tuple[LogisticRegressionModel, float]:
+    """(the best logistic regression on rows of features and label, its mean F1): cross-validation on Spark's cores."""
+    classifier = LogisticRegression(maxIter=MAX_ITER)
+    grid = (
+        ParamGridBuilder()
+        .addGrid(classifier.regParam, [0.003, REG_PARAM])
+        .addGrid(classifier.elasticNetParam, [0.0, ELASTIC_NET])
+        .build()
+    )
+    judge = MulticlassClassificationEvaluator(metricName="f1")
+    search = CrossValidator(
+        estimator=classifier, estimatorParamMaps=grid, evaluator=judge, numFolds=folds, seed=SEED, parallelism=2
+    )
+    found: CrossValidatorModel = search.fit(features)
+    best = found.bestModel
+    assert isinstance(best, LogisticRegressionModel)  # noqa: S101  for mypy
+    return best, float(max(found.avgMetrics))

@@ -1,0 +1,51 @@
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from examples.fruit_images import FRUITS
+from tests.examples.conftest import RunExample
+
+PER_CLASS = 4
+IMAGES = PER_CLASS * len(FRUITS)
+
+
+@pytest.fixture(scope="module")
+def outcome(run_example: RunExample) -> dict[str, Any]:
+    return run_example("fruits_pca", "--weights", "random", "--per-class", PER_CLASS)
+
+
+def test_every_image_has_its_row_with_the_label_of_its_folder(outcome: dict[str, Any]) -> None:
+    rows = pd.read_csv(outcome["home"] / "features.csv")
+    assert (outcome["rows_in"], outcome["rows_out"], len(rows)) == (IMAGES, IMAGES, IMAGES)
+    k = outcome["details"]["components"]
+    assert list(rows.columns) == ["path", "label", *(f"pca_{number}" for number in range(1, k + 1))]
+    assert set(rows["path"]) == set(map(str, (outcome["home"] / "images").rglob("*.jpg")))
+    assert [Path(path).parent.name for path in rows["path"]] == list(rows["label"])
+    assert dict(rows["label"].value_counts()) == {fruit.folder: PER_CLASS for fruit in FRUITS}
+
+
+def test_components_are_the_fewest_that_explain_nine_tenths_of_the_variance(outcome: dict[str, Any]) -> None:
+    rows = pd.read_csv(outcome["home"] / "features.csv").filter(like="pca_")
+    variances = rows.var().to_numpy()
+    assert (variances[:-1] >= variances[1:]).all()
+    kept = outcome["details"]["variance kept"]
+    assert kept >= 0.9
+    assert kept * (1 - variances[-1] / variances.sum()) < 0.9
+
+
+def test_parquet_holds_the_rows_of_the_csv(outcome: dict[str, Any]) -> None:
+    of_csv = pd.read_csv(outcome["home"] / "features.csv")
+    of_parquet = pd.read_parquet(outcome["home"] / "features.parquet")
+    assert list(of_parquet["path"]) == list(of_csv["path"])
+    assert list(of_parquet["label"]) == list(of_csv["label"])
+    for wide, narrow in zip(of_parquet["features"], of_csv.filter(like="pca_").to_numpy(), strict=True):
+        assert wide == pytest.approx(narrow, abs=1e-4)
+
+
+def test_the_registered_model_answers_every_image_in_the_stream(outcome: dict[str, Any]) -> None:
+    assert (outcome["published"], outcome["streamed"]) == (IMAGES, IMAGES)
+    assert outcome["value"] > 3 / len(FRUITS)  # three times chance, of a network with random weights
+    assert {Path(plot).name for plot in outcome["plots"]} == {"variance.png", "samples.png"}
+    assert all(Path(plot).read_bytes().startswith(b"\x89PNG") for plot in outcome["plots"])

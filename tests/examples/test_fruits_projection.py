@@ -1,0 +1,49 @@
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from sklearn.random_projection import johnson_lindenstrauss_min_dim
+
+from examples.fruit_images import FRUITS
+from tests.examples.conftest import RunExample
+
+PER_CLASS = 3
+IMAGES = PER_CLASS * len(FRUITS)
+
+
+@pytest.fixture(scope="module")
+def outcome(run_example: RunExample) -> dict[str, Any]:
+    return run_example("fruits_projection", "--weights", "random", "--per-class", PER_CLASS)
+
+
+def test_labels_are_the_folders_names_without_a_trailing_number(outcome: dict[str, Any]) -> None:
+    rows = pd.read_parquet(outcome["home"] / "features" / "features.parquet")
+    assert (outcome["rows_in"], outcome["rows_out"], len(rows)) == (IMAGES, IMAGES, IMAGES)
+    assert [re.sub(r"_\d+$", "", Path(path).parent.name) for path in rows["path"]] == list(rows["label"])
+    assert {"Cherry Wax Black", "Limón", "Pêche de vigne 2"} <= set(rows["label"]) < {one.folder for one in FRUITS} | {
+        "Cherry Wax Black", "Grape White", "Limón",
+    }  # fmt: skip
+
+
+def test_width_is_that_of_johnson_and_lindenstrauss(outcome: dict[str, Any]) -> None:
+    assert outcome["details"]["components"] == johnson_lindenstrauss_min_dim(IMAGES, eps=0.1)
+    assert johnson_lindenstrauss_min_dim(22_688, eps=0.1) == 9_468
+
+
+def test_three_tools_read_the_same_rows_labels_and_width(outcome: dict[str, Any]) -> None:
+    labels = len({re.sub(r"_\d+$", "", fruit.folder) for fruit in FRUITS})
+    shape = [IMAGES, labels, outcome["details"]["components"]]
+    assert outcome["details"]["read back (rows, labels, width)"] == dict.fromkeys(
+        ["pandas", "deltalake", "duckdb"], shape
+    )
+
+
+def test_the_stream_answers_every_image_whatever_its_folder_is_called(outcome: dict[str, Any]) -> None:
+    assert (outcome["published"], outcome["streamed"]) == (IMAGES, IMAGES)
+    assert outcome["details"]["accuracy of the stream, on images it was fitted on, too"] > 0.5
+    with (outcome["home"] / "labels.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == IMAGES
