@@ -222,12 +222,17 @@ def _tell(result: "CNNResult", json_file: Path | None) -> None:
         f"{stale}{lost}",
         highlight=False,
     )
-    out.print(f"learning curves: {result.curves}", highlight=False)
+    from streaming.reports.curves import learning_curves
+    from streaming.reports.plots import png
+
+    curves = result.history_file.with_name("learning-curves.png")
+    curves.write_bytes(png(lambda: learning_curves(history)))
+    out.print(f"learning curves: {curves}", highlight=False)
     tell_result(result.model, None)
     summary: dict[str, Any] = summary_of(result.model) | {
         "history": history.as_record() | {"images_per_second": history.images_per_second},
         "training_metrics": result.training.as_metrics(),
-        "learning_curves": str(result.curves),
+        "learning_curves": str(curves),
         "left_out": result.n_bad,
     }
     write_json(json_file, summary)

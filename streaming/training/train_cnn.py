@@ -28,8 +28,6 @@ from streaming.images.images_frame import images_frame
 from streaming.images.split import Sides, plan_sides
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
-from streaming.reports.curves import learning_curves
-from streaming.reports.plots import png
 from streaming.settings import Settings
 from streaming.training.candidate import BackboneParts, judge
 from streaming.training.evaluate import Evaluation, evaluate
@@ -91,6 +89,7 @@ class CNNResult:
         model: the registered version, evaluated on the held-out images.
         training: the same model on the images that it was trained on.
         bad: image → why no worker could read it.
+        history_file: `history` as JSON.
     """
 
     model: TrainResult
@@ -98,7 +97,7 @@ class CNNResult:
     history: History
     bad: dict[str, str]
     n_bad: int
-    curves: Path
+    history_file: Path
 
 
 def train_cnn(
@@ -156,8 +155,8 @@ def train_cnn(
             golden=golden,
         )
         result = job.finish(candidate, rows, parts, exported.sha256, read)
-    curves = _write_history(directory, trained.history)
-    return CNNResult(result, on_training, trained.history, trained.bad, trained.n_bad, curves)
+    path = _write_history(directory, trained.history)
+    return CNNResult(result, on_training, trained.history, trained.bad, trained.n_bad, path)
 
 
 def _with_slots(settings: Settings, workers: int) -> Settings:
@@ -224,8 +223,7 @@ def _record(network: CNNOptions, options: TrainerOptions, history: History) -> d
 
 
 def _write_history(directory: Path, history: History) -> Path:
-    """Keep what the training told: `history.json`, and the learning curves, whose path is returned."""
-    (directory / "history.json").write_text(json.dumps(history.as_record(), indent=1) + "\n", encoding="utf-8")
-    path = directory / "learning-curves.png"
-    path.write_bytes(png(lambda: learning_curves(history)))
+    """Keep what the training told."""
+    path = directory / "history.json"
+    path.write_text(json.dumps(history.as_record(), indent=1) + "\n", encoding="utf-8")
     return path
