@@ -115,6 +115,8 @@ class Manifest(_Strict):
     projection: StageEntry
     classifier: StageEntry
     classes: tuple[str, ...] = Field(min_length=2)
+    # Of two classes, the second one is answered where its probability is at least this; without it, the more probable.
+    threshold: float | None = Field(None, gt=0, lt=1)
     metrics: dict[str, float]
     training_data: TrainingData
     fit: dict[str, str | int | float] = {}  # the settings it was fitted with; see streaming/training/fit_options.py
@@ -132,6 +134,8 @@ class Manifest(_Strict):
         for name, got, other, want in widths:
             if got != want:
                 raise ModelError(f"{name} is {got}, but {other} is {want}")
+        if self.threshold is not None and len(self.classes) != 2:  # noqa: PLR2004
+            raise ModelError(f"a threshold is for two classes, there are {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ModelError("class names repeat")
         if set(self.files) - OPTIONAL != FILES:
@@ -182,7 +186,8 @@ def write_bundle(
     hashes = {path.name: file_sha256(path) for path in sorted(directory.iterdir())}
     manifest = manifest.model_copy(update={"files": hashes})
     manifest.check_dimensions()
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    content = manifest.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -46,6 +46,18 @@ def softmax(logits: NDArray[np.floating]) -> Features:
     return probabilities
 
 
+def answers_of(probabilities: Features, threshold: float | None = None) -> NDArray[np.int64]:
+    """The class (N,) that each row of (N, C) probabilities answers: the most probable one, the first of equals.
+
+    Args:
+        threshold: of two classes, the second one is answered where its probability is at least this.
+    """
+    if threshold is None:
+        return np.asarray(probabilities.argmax(axis=1), np.int64)
+    # Compared as float64, as Spark and SQL compare, too.
+    return np.asarray(probabilities[:, 1].astype(np.float64) >= threshold, np.int64)
+
+
 @dataclass(frozen=True)
 class LogisticRegression:
     """Multinomial logistic regression: `softmax(features @ coefficients.T + intercept)`.

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.classifier import softmax
+from models.classifier import answers_of, softmax
 from models.errors import ModelError
 from models.evaluation import CONFIDENCE_BINS, UNIT, Evaluation, Floats
 from models.score_counts import Counts, ScoreCounts
@@ -46,13 +46,14 @@ class EvaluationSums:
         self.reliability = np.zeros((3, CONFIDENCE_BINS), np.int64)
         self.scores = ScoreCounts(self.n_outputs)
 
-    def add(self, logits: NDArray[np.floating], truth: Counts) -> None:
+    def add(self, logits: NDArray[np.floating], truth: Counts, threshold: float | None = None) -> None:
         """Take in rows by their logits; logarithms of probabilities are logits, too.
 
         Args:
             logits: (N, n_outputs).
             truth: (N,) indices in `classes`. A row of a class that the model does not know has lost, and its
                 probability is the floor.
+            threshold: that the model answers by; see `models.classifier.answers_of`.
 
         Raises:
             ModelError: other shapes, an index out of range, or logits that are NaN or infinite.
@@ -63,7 +64,7 @@ class EvaluationSums:
         if not len(truth):
             return
         probabilities = softmax(wide)  # as the stream computes them, so that the answers are those it gives
-        predicted = probabilities.argmax(axis=1)
+        predicted = answers_of(probabilities, threshold)
         self.add_answers(predicted, probabilities[np.arange(len(truth)), predicted], truth)
         logs = wide - _log_sum_exp(wide)  # log p
         self._add_losses(probabilities, logs, truth)

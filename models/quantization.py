@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.arrays import Features
 from models.errors import ModelError
@@ -16,6 +17,8 @@ class FittedHead(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
     def probabilities(self, features: Features) -> Features: ...
+
+    def answers(self, probabilities: Features) -> NDArray[np.int64]: ...
 
 
 def mean_cosine(exact: Features, quantised: Features) -> float:
@@ -42,6 +45,6 @@ def accuracy_cost(head: FittedHead, exact: Features, quantised: Features, labels
     names = np.array(head.classes)
 
     def accuracy(features: Features) -> float:
-        return float(np.mean(names[head.probabilities(features).argmax(axis=1)] == truth))
+        return float(np.mean(names[head.answers(head.probabilities(features))] == truth))
 
     return accuracy(exact) - accuracy(quantised)

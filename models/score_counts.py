@@ -62,6 +62,13 @@ class ScoreCounts:
         others, members = self.counts[:, slice(*np.searchsorted(self.keys, [low, high]))]
         return others, members
 
+    def bounds_of_class(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(lowest, highest): the log-odds that each number of `of_class` counts; equal while no bits are dropped."""
+        self.compact()
+        low, high = (np.uint64(number) << np.uint64(_SCORE_BITS) for number in (index, index + 1))
+        keys = self.keys[slice(*np.searchsorted(self.keys, [low, high]))].astype(np.uint32)
+        return _score_of(keys), _score_of(keys | np.uint32((1 << self.dropped) - 1))
+
     def compact(self) -> None:
         """Sort in what was taken in, and drop bits until there is room for it."""
         if not self._new:
@@ -86,6 +93,11 @@ def _sortable(scores: NDArray[np.float64]) -> Keys:
     with np.errstate(over="ignore"):
         bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0 becomes 0
     return np.where(bits & _SIGN, ~bits, bits | _SIGN).astype(np.uint64)
+
+
+def _score_of(bits: NDArray[np.uint32]) -> NDArray[np.float64]:
+    """The scores that `_sortable` gives these bits."""
+    return np.where(bits & _SIGN, bits & ~_SIGN, ~bits).astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def _grouped(keys: Keys, counts: Counts, dropped: int) -> tuple[Keys, Counts]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from models.architectures import Preprocessing, find_backbone
 from models.arrays import Arrays, Features
 from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle
-from models.classifier import Classifier, classifier_from_arrays
+from models.classifier import Classifier, answers_of, classifier_from_arrays
 from models.decode import BadImage, Resize, decode
 from models.drift import DriftReference, reference_from_arrays
 from models.engine import KerasEngine, LiteRTEngine
@@ -64,11 +64,17 @@ def decode_all(values: Sequence[bytes | None], size: tuple[int, int], resize: Re
 
 @dataclass(frozen=True)
 class Head:
-    """Projection and classifier: features (N, D) float32 → probabilities (N, C) float32 of `classes`."""
+    """Projection and classifier: features (N, D) float32 → probabilities (N, C) float32 of `classes`.
+
+    Attributes:
+        threshold: of two classes, the second one is answered where its probability is at least this; None for the
+            most probable class.
+    """
 
     classes: tuple[str, ...]
     projection: Projection
     classifier: Classifier
+    threshold: float | None = None
 
     def logits(self, features: Features) -> NDArray[np.float64]:
         """(N, D) float32 → (N, C) float64, whose softmax the probabilities are."""
@@ -76,6 +82,10 @@ class Head:
 
     def probabilities(self, features: Features) -> Features:
         return self.classifier.probabilities(self.projection.transform(features))
+
+    def answers(self, probabilities: Features) -> NDArray[np.int64]:
+        """(N, C) float32 probabilities → (N) positions in `classes`."""
+        return answers_of(probabilities, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def load_head(bundle: Bundle) -> Head:
         raise ModelError(f"the projection gives {projection.n_out} values, the manifest says {stage.n_out}")
     stage = manifest.classifier
     classifier = classifier_from_arrays(stage.kind, stage.n_in, stage.n_out, bundle.arrays(CLASSIFIER))
-    return Head(manifest.classes, projection, classifier)
+    return Head(manifest.classes, projection, classifier, manifest.threshold)
 
 
 def load_scorer(bundle: Bundle, threads: int = 1) -> Scorer:

@@ -34,6 +34,11 @@ OPTIONS: dict[str, Any] = {
     "reg_param": typer.Option("--reg", help="Strength of logistic regression's regularisation."),
     "elastic_net": typer.Option(help="0 is ridge, 1 is lasso."),
     "block_size": typer.Option(help="Rows that the MLP multiplies at a time.", hidden=True),
+    "threshold": typer.Option(
+        metavar="P|f1|cost:FP:FN",
+        help="Of two classes, answer the second one from this probability on; or from the best one for its F1, or for "
+        "what a false positive and a false negative cost.",
+    ),
     "holdout": typer.Option(help="Share of images that no model is fitted on."),
     "seed": typer.Option(help="Decides, among others, which images are held out; keep it when retraining."),
 }

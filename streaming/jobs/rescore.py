@@ -268,7 +268,7 @@ def _score_batch(batch: pa.RecordBatch, work: _Work, file: str) -> pa.Table:
         raise ServiceError(
             f"{file} holds features of {features.shape[1]} numbers, the model takes {work.head.projection.n_in}"
         )
-    answers = answer_columns(work.head.probabilities(features), work.head.classes)
+    answers = answer_columns(work.head.probabilities(features), work.head)
     identity = [batch.column(one.name).cast(one.type) for one in IDENTITY]
     return pa.table([*identity, *answers], schema=pa.schema([*IDENTITY, *ANSWER]))
 

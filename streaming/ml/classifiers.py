@@ -3,6 +3,7 @@
 # ruff: noqa: N802, N803, N815  Spark ML's way of naming
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,7 +45,7 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
     | `inputCol`       | in        | images (bytes, or Spark's image struct): the whole model; or features (vectors or
     |                  |           | arrays): projection and classifier alone |
     | `probabilityCol` | out       | vector, one probability for each of `classes` |
-    | `predictionCol`  | out       | double, the position of the most probable class, as Spark's evaluators take it |
+    | `predictionCol`  | out       | double, the position of the class answered, as Spark's evaluators take it |
     | `labelCol`       | out       | string, the name of that class |
     | `reasonCol`      | out       | string, if asked for: why an image has no answer |
 
@@ -134,11 +135,12 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
         else:
             scored = _score_features(dataset, bundle, as_floats(given_column, kind))
         names = F.array(*map(F.lit, bundle.manifest.classes))
+        answered = partial(_answered, threshold=bundle.manifest.threshold)
         results: dict[str, Callable[[Column], Column]] = {
             self.getProbabilityCol(): as_vector,
-            self.getPredictionCol(): lambda values: (_most_probable(values) - 1).cast("double"),
+            self.getPredictionCol(): lambda values: (answered(values) - 1).cast("double"),
             # Spark takes `element_at` of names that are all there for one that is never null.
-            self.getLabelCol(): lambda values: F.when(values.isNotNull(), F.element_at(names, _most_probable(values))),
+            self.getLabelCol(): lambda values: F.when(values.isNotNull(), F.element_at(names, answered(values))),
         }
         return self._with_results(dataset, scored, results)
 
@@ -169,8 +171,11 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
         return stage
 
 
-def _most_probable(values: Column) -> Column:
-    """The position, from 1, of the largest of an array."""
+def _answered(values: Column, threshold: float | None) -> Column:
+    """The position, from 1, that an array of probabilities answers, as `models.classifier.answers_of` has it."""
+    if threshold is not None:
+        second = F.get(values, F.lit(1)).cast("double") >= threshold
+        return F.when(values.isNotNull(), F.when(second, F.lit(2)).otherwise(F.lit(1)))
     return F.array_position(values, F.array_max(values)).cast("int")
 
 

@@ -22,7 +22,7 @@ from models.bundle import Bundle
 from models.decode import BadImage, Reason, Stage
 from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
-from models.scorer import Decoded, Scorer, load_reference, load_scorer
+from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
 from producer.message import read_headers
 from streaming.files import DataFile, FileSink, list_array
 from streaming.pipeline.pin import PinnedModel
@@ -202,7 +202,7 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
         clock = report.timed("write", clock)
         projected = scorer.head.projection.transform(features)
         probabilities = scorer.head.classifier.probabilities(projected)
-        answers = answer_columns(probabilities, scorer.head.classes)
+        answers = answer_columns(probabilities, scorer.head)
         clock = report.timed("head", clock)
         if on.drift is not None and on.champion.reference is not None:
             on.drift.add(on.champion.reference, projected, probabilities.max(axis=1))
@@ -230,7 +230,7 @@ def _shadow_answers(values: _Values, good: list[int], features: Features, on: _P
             if decoded.bad:
                 return nothing
             features = scorer.features(decoded.images)
-        label, confidence = answer_columns(scorer.probabilities(features), scorer.head.classes)[:2]
+        label, confidence = answer_columns(scorer.probabilities(features), scorer.head)[:2]
     except Exception as error:  # noqa: BLE001  whatever it is
         on.report.challenger_error = f"{type(error).__name__}: {error}"
         return nothing
@@ -312,20 +312,24 @@ def _with_features(rows: pa.Table, features: Features, backbone_sha256: str) -> 
     return pa.table(columns, schema=FEATURES)
 
 
-def answer_columns(probabilities: Features, classes: tuple[str, ...]) -> list[pa.Array]:
-    """The columns of `ANSWER`: best label, its probability, the `TOP_K` best, and when."""
+def answer_columns(probabilities: Features, head: Head) -> list[pa.Array]:
+    """The columns of `ANSWER`: the label that is answered, its probability, the `TOP_K` most probable, and when.
+
+    With a threshold of its own, a model may answer the less probable of two labels.
+    """
     n, width = probabilities.shape
     k = min(TOP_K, width)
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     best = np.take_along_axis(probabilities, order, axis=1)
-    names = pa.array(classes, pa.string())
+    answers = head.answers(probabilities)
+    names = pa.array(head.classes, pa.string())
     pairs = pa.StructArray.from_arrays(
         [names.take(pa.array(order.reshape(-1))), pa.array(best.reshape(-1))], fields=list(ANSWER[2].type.value_type)
     )
     offsets = pa.array(np.arange(0, (n + 1) * k, k, dtype=np.int32))
     return [
-        names.take(pa.array(order[:, 0])),
-        pa.array(np.ascontiguousarray(best[:, 0])),
+        names.take(pa.array(answers)),
+        pa.array(probabilities[np.arange(n), answers]),
         pa.ListArray.from_arrays(offsets, pairs).cast(ANSWER[2].type),
         pa.repeat(pa.scalar(datetime.now(UTC), ANSWER[3].type), n),
     ]

@@ -67,8 +67,9 @@ def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
         name: f"{stage.kind}, {stage.n_in:,} → {stage.n_out:,}"
         for name, stage in (("projection", manifest.projection), ("classifier", manifest.classifier))
     }
+    threshold = {} if manifest.threshold is None else {"threshold": f"{manifest.threshold:.6g}"}
     return {
-        "Bundle": {"SHA-256": bundle.sha256, **stages, "classes": f"{len(manifest.classes):,}"},
+        "Bundle": {"SHA-256": bundle.sha256, **stages, "classes": f"{len(manifest.classes):,}", **threshold},
         "Backbone": {
             "name": backbone.name,
             "weights": backbone.weights,

@@ -33,7 +33,7 @@ def evaluate(rows: DataFrame, head: Head) -> Evaluation:
         for batch in batches:
             if batch.num_rows:
                 truth = pc.index_in(batch.column("label"), pa.array(classes)).to_numpy().astype(np.int64)
-                sums.add(head.logits(as_matrix(batch.column("features"))), truth)
+                sums.add(head.logits(as_matrix(batch.column("features"))), truth, head.threshold)
         yield pa.RecordBatch.from_pydict({"sums": [sums.to_bytes()]})
 
     def merge(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -55,7 +55,7 @@ def predict(rows: DataFrame, head: Head) -> DataFrame:
         for batch in batches:
             if batch.num_rows:
                 probabilities = softmax(head.logits(as_matrix(batch.column("features"))))
-                best = probabilities.argmax(axis=1)
+                best = head.answers(probabilities)
                 predicted = pa.array(head.classes).take(pa.array(best))
                 confidence = pa.array(probabilities[np.arange(len(best)), best].astype(np.float64))
                 columns = [*(batch.column(name) for name in names), predicted, confidence]

@@ -6,6 +6,7 @@ Apart from the fit and the gate themselves so that the command line, which shows
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from models.threshold import parse_threshold
 from streaming.errors import ServiceError
 
 ProjectionKind = Literal["pca", "random", "randomized_pca", "none"]
@@ -26,6 +27,9 @@ class FitOptions:
         layers: the widths of the MLP's hidden layers; none make it a plain softmax.
         reg_param, elastic_net: strength of logistic regression's penalty, and its part that is the lasso's.
         block_size: rows that the MLP multiplies at a time.
+        threshold: of two classes, the probability from which on the second one (in order of their names) is answered:
+            a number, or `f1` or `cost:FP:FN` for the one that is best in that; see `models.threshold`. None for the
+            more probable class.
         holdout: the share of each class, by hash of the image's id, that no model is ever fitted on.
         seed: of the split, the projections and the MLP's first weights.
     """
@@ -40,6 +44,7 @@ class FitOptions:
     reg_param: float = 0.03
     elastic_net: float = 0.0
     block_size: int = 128
+    threshold: str | None = None
     holdout: float = 0.2
     seed: int = 42
 
@@ -57,6 +62,8 @@ class FitOptions:
             ("block_size", self.block_size > 0, "1 or more"),
             ("holdout", 0 < self.holdout < 1, "between 0 and 1"),
         ]
+        if self.threshold is not None:
+            parse_threshold(self.threshold)
         for name, fits, wanted in checks:
             if not fits:
                 raise ServiceError(f"{name.replace('_', ' ')} should be {wanted}, got {getattr(self, name)!r}")

@@ -54,6 +54,19 @@ def test_a_bundle_with_a_part_missing_is_not_finished(tmp_path: Path, manifest: 
     assert not (tmp_path / "new" / MANIFEST).exists()
 
 
+def test_a_threshold_is_kept_where_there_is_one(bundle_copy: Path) -> None:
+    assert "threshold" not in content_of(bundle_copy)  # as in bundles of before there were any
+    assert read_bundle(bundle_copy).manifest.threshold is None
+    with pytest.raises(ModelError, match="a threshold is for two classes, there are 10"):
+        parse_manifest(json.dumps(content_of(bundle_copy) | {"threshold": 0.3}).encode())
+    two = content_of(bundle_copy) | {"classes": ["no", "yes"]}
+    two["classifier"]["n_out"] = 2
+    assert parse_manifest(json.dumps(two | {"threshold": 0.3}).encode()).threshold == 0.3
+    for wrong in (0, 1, -0.5, "half", float("nan")):
+        with pytest.raises(ModelError, match="threshold"):
+            parse_manifest(json.dumps(two | {"threshold": wrong}).encode())
+
+
 @pytest.mark.parametrize("name", sorted(FILES))
 @pytest.mark.parametrize("damage", ["one bit", "cut short", "longer"])
 def test_an_altered_file_is_refused_by_name(bundle_copy: Path, name: str, damage: str) -> None:

@@ -66,6 +66,7 @@ def register_model(
         projection=StageEntry(kind=projection.kind, n_in=spec.n_features, n_out=projection.n_out),
         classifier=StageEntry(kind=classifier.kind, n_in=projection.n_out, n_out=len(head.classes)),
         classes=head.classes,
+        threshold=head.threshold,
         metrics={"accuracy": 0.9},
         training_data=training_data,
         libraries={},

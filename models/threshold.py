@@ -1,0 +1,110 @@
+"""Where to draw the line between two classes: the probability from which on the second one is answered.
+
+Half is right where the probabilities are, and both kinds of mistakes cost the same. Otherwise the best threshold is
+looked for among all that tell the scores apart, on images that the model was not fitted on: the one that gives the
+second class the greatest F1 (Lipton et al. 2014, "Optimal Thresholding of Classifiers to Maximize F1 Measure"), or that
+makes mistakes cost least.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import ModelError
+from models.score_counts import ScoreCounts
+
+Floats = NDArray[np.float64]
+
+_SECOND = 1  # of the two classes
+_LIMITS = (-104.0, 30.0)  # log-odds beyond any float32 probability that is neither 0 nor 1
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdAim:
+    """What the threshold shall be: `fixed`; or the one of the least cost, if `costs` are given; or that of best F1.
+
+    Attributes:
+        costs: what a false positive costs (answering the second class where it is the first), and a false negative.
+    """
+
+    fixed: float | None = None
+    costs: tuple[float, float] | None = None
+
+
+def parse_threshold(text: str) -> ThresholdAim:
+    """The aim that `0.7`, `f1` or `cost:1:5` (of a false positive, of a false negative) names.
+
+    Raises:
+        ModelError: anything else, a threshold that is not between 0 and 1, or a cost that is not above 0.
+    """
+    name, *numbers = text.strip().lower().split(":")
+    if name == "f1" and not numbers:
+        return ThresholdAim()
+    try:
+        values = [float(number) for number in (numbers if name == "cost" else [name, *numbers])]
+    except ValueError:
+        values = []
+    if name == "cost" and len(values) == 2 and all(0 < value < math.inf for value in values):  # noqa: PLR2004
+        return ThresholdAim(costs=(values[0], values[1]))
+    if name != "cost" and len(values) == 1 and 0 < values[0] < 1:
+        return ThresholdAim(fixed=values[0])
+    raise ModelError(
+        "a threshold is a number between 0 and 1, or f1, or cost:FP:FN with what a false positive and a false negative "
+        f"cost, such as cost:1:5; got {text!r}"
+    )
+
+
+def best_threshold(scores: ScoreCounts, aim: ThresholdAim) -> float:
+    """The threshold that reaches the aim on rows whose scores were counted; a half, where that is as good as any.
+
+    Args:
+        scores: of a model of two classes; see `models.evaluation.Evaluation.scores`.
+
+    Raises:
+        ModelError: other than two classes, or rows of one of them only.
+    """
+    if scores.n_classes != 2:  # noqa: PLR2004
+        raise ModelError(f"a threshold is for two classes, there are {scores.n_classes}")
+    if aim.fixed is not None:
+        return aim.fixed
+    others, members = scores.of_class(_SECOND)
+    if not others.any() or not members.any():
+        raise ModelError(
+            "the best threshold shows on rows of both classes, "
+            f"got {members.sum()} of the second and {others.sum()} others"
+        )
+    # Cut number i answers the second class for the scores from number i on; the last cut, for none.
+    found = np.concatenate([members[::-1].cumsum()[::-1], [0]])  # true positives
+    wrong = np.concatenate([others[::-1].cumsum()[::-1], [0]])  # false positives
+    missed = members.sum() - found
+    if aim.costs is None:
+        worth = 2 * found / (2 * found + wrong + missed)
+    else:
+        worth = -(aim.costs[0] * wrong + aim.costs[1] * missed)
+    places, possible = _cuts(*scores.bounds_of_class(_SECOND))
+    most = worth[possible].max()
+    places = places[possible & (worth >= most - 1e-12 * abs(most))]
+    return float(_sigmoid(places[np.abs(places).argmin()]))
+
+
+def _cuts(lowest: Floats, highest: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Log-odds (n + 1) that part ascending scores (n), before, between and behind them: 0, a half, where that does.
+
+    And whether they do: two scores whose probabilities are the same float32 cannot be parted, nor 0 or 1 be passed.
+    """
+    below = np.concatenate([[-np.inf], highest])
+    above = np.concatenate([lowest, [np.inf]])
+    possible = _sigmoid(below).astype(np.float32) < _sigmoid(above).astype(np.float32)
+    # A step away from the outermost scores.
+    low = np.where(np.isfinite(below), below, above - 1)
+    high = np.where(np.isfinite(above), above, below + 1)
+    with np.errstate(invalid="ignore"):
+        middle = np.clip((low + high) / 2, *_LIMITS)
+    return np.where((below < 0) & (above >= 0), 0.0, middle), possible
+
+
+def _sigmoid(odds: Floats) -> Floats:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-odds)), np.float64)
