@@ -28,12 +28,12 @@ from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
 from streaming.images.split import Split, plan_split, split_of, unseen_by
+from streaming.training.choose_threshold import with_threshold
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
 from streaming.training.gate import PairedCounts, paired_counts
 from streaming.training.reference import drift_reference
-from streaming.training.choose_threshold import with_threshold
 
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pyspark", "scipy", "tensorflow")
 METRIC_DIGITS = 9  # sums of floats may differ in their last bits with the order of the rows
