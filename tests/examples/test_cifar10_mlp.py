@@ -1,0 +1,40 @@
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from examples.cifar10_mlp.generated import NAMES, TRAINING_BATCHES
+from tests.examples.conftest import RunExample
+
+PER_BATCH = 40
+TRAINING = PER_BATCH * TRAINING_BATCHES
+
+
+@pytest.fixture(scope="module")
+def outcome(run_example: RunExample) -> dict[str, Any]:
+    return run_example("cifar10_mlp", "--per-batch", PER_BATCH, "--max-iter", 20, "--input-size", 224)
+
+
+def test_every_training_image_is_a_vector_of_3072_values_from_0_to_1(outcome: dict[str, Any]) -> None:
+    rows = pq.read_table(outcome["home"] / "vectors.parquet")
+    assert rows.num_rows == outcome["details"]["training images"] == TRAINING
+    assert set(rows["label"].to_pylist()) == set(NAMES)
+    assert rows.schema.field("features").type.value_type == "float"
+    assert {len(vector) for vector in rows["features"]} == {3_072}
+    values = rows["features"].combine_chunks().flatten().to_numpy()
+    assert 0 <= values.min() < 0.1  # a NaN would be in no range
+    assert 0.9 < values.max() <= 1
+
+
+def test_the_stream_answers_the_whole_test_batch_with_the_mlp(outcome: dict[str, Any]) -> None:
+    assert (outcome["published"], outcome["streamed"]) == (PER_BATCH, PER_BATCH)
+    assert (outcome["rows_in"], outcome["rows_out"]) == (TRAINING + PER_BATCH, TRAINING + PER_BATCH)
+    assert len(list((outcome["home"] / "test").rglob("*.png"))) == PER_BATCH
+    assert {Path(plot).name for plot in outcome["plots"]} == {"samples.png"}
+
+
+def test_features_of_a_cnn_beat_the_mlp_on_pixels(outcome: dict[str, Any]) -> None:
+    mlp, cnn = outcome["details"]["on the same held-out images"].values()
+    assert outcome["value"] > 0.15
+    assert cnn > max(0.6, mlp)
