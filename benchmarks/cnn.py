@@ -1,0 +1,186 @@
+"""How do our ways of training a CNN compare with Keras in one process, and with Elephas, on the same faces and cores?
+
+Elephas runs in an environment of its own, since it needs older versions of Spark, TensorFlow and NumPy; that is made on
+first use. Every training is a process of its own, and ended with all its children when it takes too long.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from benchmarks.pairs import Pair
+from examples.glasses_distributed.faces import WITH, write_folders
+from streaming.distributed.options import Frequency, Mode
+from streaming.distributed.shards import identified
+from streaming.images.dataset import read_dataset
+from streaming.images.images_frame import images_frame
+from streaming.images.split import plan_sides
+from streaming.platform.java import find_java
+from streaming.platform.session import QUICK_START, spark_session
+from streaming.settings import Settings, read_settings
+
+IMAGES, SIDE, SEED = 2_000, 128, 614
+HOLDOUT, VALIDATION = 0.2, 0.1
+WORKERS, EPOCHS, BATCH_SIZE = 4, 10, 128
+TIMEOUT_S = 400  # for any one training
+GRACE_S = 10  # for a process that is told to end
+INSTALL_TIMEOUT_S = 1_200
+ELEPHAS = ("elephas==7.3.0", "pyspark==4.0.0", "tensorflow==2.19.1", "numpy==1.26.4", "setuptools==80.10.2")
+PEER = Path(__file__).with_name("cnn_peer.py")
+WITHIN_A_POINT, WITHIN_A_TENTH = 0.99, 1 / 1.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a training gave; of one that did not end, only that it was no faster than `images_per_s` is known."""
+
+    images_per_s: float
+    accuracy: float | None = None
+    log_loss: float | None = None
+
+    def __str__(self) -> str:
+        if self.accuracy is None:
+            return f"not ended in {TIMEOUT_S} s"
+        return f"accuracy {self.accuracy:.3f}, log loss {self.log_loss:.3f}"
+
+
+@dataclass(frozen=True)
+class Faces:
+    """The same faces as files and, divided in the same way, as gray arrays; `rows` of them are trained on."""
+
+    folder: Path
+    arrays: Path
+    rows: int
+
+
+def questions() -> Iterator[Pair]:
+    settings = read_settings()
+    settings = settings.model_copy(update={"jars": settings.jars_dir.resolve()})
+    elephas = _make_environment(settings.home / "benchmarks" / "elephas")
+    with TemporaryDirectory() as scratch:
+        faces = _write_faces(settings, Path(scratch))
+        for mode in Mode:
+            for frequency in Frequency:
+                yield from _compare(mode, frequency, settings, faces, elephas)
+
+
+def _compare(mode: Mode, frequency: Frequency, settings: Settings, faces: Faces, elephas: Path) -> Iterator[Pair]:
+    keras = _run_peer(sys.executable, ["keras"], settings, faces)
+    ours = _run_ours(mode, frequency, settings, faces)
+    what = f"{mode}, per {frequency}: {faces.rows:,} images × {EPOCHS} epochs, {WORKERS} workers ({ours}), against"
+    yield Pair(f"{what} Keras in one process ({keras})", "images/s", WITHIN_A_TENTH, *_speeds(ours, keras))
+    if ours.accuracy is not None and keras.accuracy is not None:
+        yield Pair(
+            f"{mode}, per {frequency}: images answered rightly, against Keras", "%", WITHIN_A_POINT,
+            [100 * ours.accuracy], [100 * keras.accuracy],
+        )  # fmt: skip
+    if (mode, frequency) != (Mode.SYNCHRONOUS, Frequency.BATCH):  # which Elephas does not have
+        peer = _run_peer(elephas, ["elephas", "--mode", mode, "--frequency", frequency], settings, faces)
+        yield Pair(f"{what} Elephas ({peer})", "images/s", 1.0, *_speeds(ours, peer))
+
+
+def _speeds(ours: Run, peer: Run) -> tuple[list[float], list[float]]:
+    return [ours.images_per_s], [peer.images_per_s]
+
+
+def _run_ours(mode: Mode, frequency: Frequency, settings: Settings, faces: Faces) -> Run:
+    home = faces.folder.parent / f"{mode}-{frequency}"
+    figures = _run(
+        sys.executable, "-m", "streaming", "--home", home, "train-cnn", "--images", faces.folder, "--architecture",
+        "cnn_gray", "--input-size", SIDE, "--mode", mode, "--frequency", frequency, "--workers", WORKERS, "--holdout",
+        HOLDOUT, "--validation", VALIDATION, "--seed", SEED, settings=settings,
+    )  # fmt: skip
+    if figures is None:
+        return Run(faces.rows * EPOCHS / TIMEOUT_S)
+    found = figures["metrics"]
+    return Run(faces.rows * EPOCHS / figures["history"]["seconds"], found["accuracy"], found["log_loss"])
+
+
+def _run_peer(python: str | Path, library: list[str], settings: Settings, faces: Faces) -> Run:
+    options = ("--workers", WORKERS) if library[0] == "elephas" else ()
+    figures = _run(python, PEER, *library, "--data", faces.arrays, *options, settings=settings)
+    if figures is None:
+        return Run(faces.rows * EPOCHS / TIMEOUT_S)
+    return Run(faces.rows * EPOCHS / figures["seconds"], figures["test_accuracy"], figures["test_log_loss"])
+
+
+def _run(*command: str | float | Path, settings: Settings) -> dict[str, Any] | None:
+    """The figures that a training writes as JSON; None if it does not end in time, and then nothing of it goes on.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    java_home = find_java(settings.home).parent.parent
+    environment = os.environ | {"JAVA_HOME": str(java_home), "IMAGESTREAM_JARS": str(settings.jars)}
+    with TemporaryDirectory() as scratch:
+        summary, log = Path(scratch, "summary.json"), Path(scratch, "log")
+        options = ("--epochs", EPOCHS, "--batch-size", BATCH_SIZE, "--json", summary)
+        with log.open("w") as said:
+            process = subprocess.Popen(
+                [str(word) for word in (*command, *options)], env=environment, stdin=subprocess.DEVNULL, stdout=said,
+                stderr=said, start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = process.wait(TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                return None
+            finally:
+                _end(process)
+        if code != 0:
+            raise RuntimeError(f"{command} ended with {code}: {log.read_text(errors='replace')[-2_000:]}")
+        figures: dict[str, Any] = json.loads(summary.read_bytes())
+        return figures
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process and all that it started, first kindly."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(GRACE_S)
+        except ProcessLookupError:  # nobody is left
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _write_faces(settings: Settings, scratch: Path) -> Faces:
+    """The faces, divided as `train-cnn` divides them: the peers train on what ours trains on, and answer the same."""
+    folder = write_folders(scratch / "faces", IMAGES, SIDE, SEED)
+    apart = settings.model_copy(update={"home": scratch / "split"})
+    with spark_session(apart, "benchmark", java_options=QUICK_START) as spark:
+        images = identified(images_frame(spark, read_dataset(folder), lambda n, _: min(n, WORKERS))).persist()
+        sides = plan_sides(images, HOLDOUT, VALIDATION, SEED, None)
+        side = F.when(sides.holdout.held_out(), "test").when(sides.validation.held_out(), "validation")
+        divided = images.select("source", side.otherwise("train").alias("side")).orderBy("source").collect()
+    arrays: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}
+    for name in ("train", "test"):
+        files = [Path(row.source) for row in divided if row.side == name]
+        arrays[f"x_{name}"] = np.stack([np.asarray(Image.open(file).convert("L")) for file in files])
+        arrays[f"y_{name}"] = np.array([file.parent.name == WITH for file in files], np.uint8)
+    np.savez(scratch / "faces.npz", allow_pickle=False, **arrays)
+    return Faces(folder, scratch / "faces.npz", len(arrays["x_train"]))
+
+
+def _make_environment(directory: Path) -> Path:
+    """The Python of an environment that has Elephas and what it needs, made if it is not there yet."""
+    python, ready = directory / "bin" / "python", directory / ".ready"
+    if not (ready.exists() and ready.read_text(encoding="utf-8").split() == list(ELEPHAS)):
+        uv = Path(sys.executable).with_name("uv")
+        make = (uv, "venv", "--quiet", "--clear", "--python", sys.executable, directory)
+        install = (uv, "pip", "install", "--quiet", "--python", python, *ELEPHAS)
+        for command in (make, install):
+            subprocess.run(list(map(str, command)), check=True, timeout=INSTALL_TIMEOUT_S)
+        ready.write_text("\n".join(ELEPHAS), encoding="utf-8")
+    return python
