@@ -166,6 +166,7 @@ def summary_of(result: "TrainResult") -> dict[str, Any]:
         "left_out": result.n_bad,
         "n_components": result.n_components,
         "variance_kept": result.variance_kept,
+        "threshold": result.threshold,
         "metrics": result.metrics,
         "champion_metrics": result.champion.as_metrics() if result.champion else None,
     }
@@ -177,6 +178,7 @@ def tell_result(result: "TrainResult", json_file: Path | None) -> None:
     out.print(
         f"{name}: {result.training_rows:,} images, {result.n_components} components"
         + (f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else "")
+        + (f", threshold {result.threshold:.6g}" if result.threshold is not None else "")
         + f", accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f}, log loss {found.log_loss:.4f}"
         f" on {found.rows:,} held-out images",
         highlight=False,

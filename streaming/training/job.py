@@ -35,6 +35,7 @@ class TrainResult:
         promoted: whether it is the champion now; after a dry run, whether it would be.
         champion: the champion of before, on the images of the holdout that both have features for.
         n_components: what the projection gives the classifier.
+        threshold: of two classes, the probability from which on the second one is answered; None for the more probable.
         metrics: as the manifest keeps them.
     """
 
@@ -50,6 +51,7 @@ class TrainResult:
     fingerprint: str
     n_components: int
     variance_kept: float | None
+    threshold: float | None
     bad: dict[str, str]  # image → why it was left out, of the first ones
     n_bad: int
     warnings: list[str]
@@ -125,6 +127,7 @@ class Job:
             fingerprint=fitted.fingerprint,
             n_components=fitted.head.projection.n_out,
             variance_kept=variance_kept(fitted.head.projection),
+            threshold=fitted.head.threshold,
             bad=read.bad if read else {},
             n_bad=read.n_bad if read else 0,
             warnings=read.warnings() if read else [],
