@@ -11,7 +11,7 @@ HOME_DIR := .imagestream
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test soak check bench clean distclean
+.PHONY: help setup browser demo examples test soak check bench clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ browser:
 
 demo: setup ## The whole loop on real images: publish, stream, query, retrain
 	@$(BIN)/imagestream demo $(ARGS)
+
+examples: setup ## Five published systems on small data, better than they were (ARGS="digits_transfer fruits_pca")
+	@$(BIN)/python -m examples $(ARGS)
 
 test: setup browser ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")
 	@$(BIN)/python -m pytest $(ARGS)
