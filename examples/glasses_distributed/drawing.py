@@ -11,6 +11,7 @@ Points = NDArray[np.float64]  # (N, 2): x to the right, y down
 Colour = tuple[int, ...]
 
 CORNERS = 36  # of a drawn circle
+GRAINS = 256  # of noise along each side
 BELOW = 1.3  # half height of a head, in its half widths
 
 
@@ -100,5 +101,12 @@ def develop(rng: np.random.Generator, canvas: Image.Image, size: int) -> Pixels:
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.4)
     light *= (1 + strength * (np.cos(angle) * steps[None, :] + np.sin(angle) * steps[:, None]))[..., None]
     light = (light * np.float32(rng.uniform(0.7, 1.25))).clip(0, 1) ** np.float32(rng.uniform(0.7, 1.4))
-    light += np.float32(rng.uniform(0.005, 0.03)) * rng.standard_normal(light.shape, np.float32)
+    light += np.float32(rng.uniform(0.005, 0.03)) * _grain(rng, size)
     return (light.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _grain(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
+    """Noise of unit variance, float32 (size, size, 3), no finer than `GRAINS`: small copies have it, too."""
+    grains = min(size, GRAINS)
+    nearest = np.arange(size) * grains // size
+    return rng.standard_normal((grains, grains, 3), np.float32)[nearest][:, nearest]

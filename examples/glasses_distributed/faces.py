@@ -23,8 +23,9 @@ from examples.glasses_distributed.eyewear import draw_glasses
 from examples.glasses_distributed.head import draw_front, draw_head, look_of
 
 WITH, WITHOUT = "glasses", "no glasses"  # the folders
-LABELS = "labels.csv"
+FACES, LABELS = "faces", "labels.csv"  # of the original layout
 QUALITY = 92  # of JPEG files
+SEED = 614
 UNLABELLED = 0.1  # of the images in the original layout, as there: 500 of 5,000
 CANVAS = 256  # pixels at least, from which smaller pictures are scaled down
 
@@ -70,19 +71,19 @@ def write_folders(folder: Path, n: int, size: int, seed: int, on_image: Callable
 
 
 def write_original_layout(
-    folder: Path, n: int, size: int = 1024, seed: int = 614, on_image: Callable[[], object] = int
+    folder: Path, n: int, size: int = 1024, seed: int = SEED, on_image: Callable[[], object] = int
 ) -> Path:
-    """The published set's layout: PNG files face-N.png in one folder and labels.csv, whose path is returned.
+    """The published set's layout: faces/face-N.png, and labels.csv beside that folder, whose path is returned.
 
     The CSV's column id has the number in the file's name; its column glasses 1 or 0, and nothing for a tenth of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACES).mkdir(parents=True, exist_ok=True)
     undefined = set(np.random.default_rng([seed, n]).permutation(n)[: round(UNLABELLED * n)] + 1)
     with (folder / LABELS).open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "glasses"])
         for number, glasses, picture in faces(n, size, seed):
-            Image.fromarray(picture).save(folder / f"face-{number}.png", compress_level=1)
+            Image.fromarray(picture).save(folder / FACES / f"face-{number}.png", compress_level=1)
             rows.writerow([number, "" if number in undefined else int(glasses)])
             on_image()
     return folder / LABELS
@@ -97,7 +98,7 @@ def main(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; it is made if it is not there.")],
     images: Annotated[int, typer.Option(min=2, help="How many, half of them with glasses.")] = 2_000,
     size: Annotated[int, typer.Option(min=16, max=4_096, help="Pixels along each side.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same faces.")] = 614,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same faces.")] = SEED,
     layout: Annotated[
         Layout, typer.Option(help="A folder per class, or PNG files in one folder with labels.csv.")
     ] = Layout.FOLDERS,

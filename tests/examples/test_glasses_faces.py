@@ -82,12 +82,12 @@ def test_the_original_layout_names_each_picture_by_its_id_and_leaves_some_undefi
     labels_csv = write_original_layout(tmp_path, 20, size=40, seed=1)
     with labels_csv.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    ids = {int(path.stem.removeprefix("face-")) for path in tmp_path.glob("*.png")}
+    ids = {int(path.stem.removeprefix("face-")) for path in (tmp_path / "faces").glob("*.png")}
     assert {int(row["id"]) for row in rows} == ids == set(range(1, 21))
     assert sum(row["glasses"] == "" for row in rows) == 2
     truth = {number: str(int(glasses)) for number, glasses, _ in faces(20, 40, 1)}
     assert all(row["glasses"] in {"", truth[int(row["id"])]} for row in rows)
-    with Image.open(tmp_path / "face-1.png") as picture:
+    with Image.open(tmp_path / "faces" / "face-1.png") as picture:
         assert picture.size == (40, 40)
 
 
@@ -96,4 +96,4 @@ def test_the_command_writes_as_many_faces_as_asked_for(tmp_path: Path) -> None:
     app.command()(main)
     done = CliRunner().invoke(app, [str(tmp_path), "--images", "6", "--size", "16", "--layout", "original"])
     assert done.exit_code == 0, done.output
-    assert len(list(tmp_path.glob("*.png"))) == 6
+    assert len(list((tmp_path / "faces").glob("*.png"))) == 6
