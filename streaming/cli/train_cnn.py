@@ -84,6 +84,12 @@ def train_cnn(
         int | None,
         typer.Option(help="Stop when validation has not improved for so many epochs.", rich_help_panel=LEARNING),
     ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="T", help="Of two classes: a number, f1 or cost:FP:FN, on validation.", rich_help_panel=LEARNING
+        ),
+    ] = None,
     class_weight: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS=W", help="How much its images count; repeatable.", rich_help_panel=LEARNING),
@@ -138,7 +144,9 @@ def train_cnn(
     from streaming.training.train_cnn import CNNOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.train_cnn import train_cnn as run
 
-    network = CNNOptions(architecture, weights, input_size, unfreeze, holdout, validation, schedule, patience)
+    network = CNNOptions(
+        architecture, weights, input_size, unfreeze, holdout, validation, schedule, patience, threshold
+    )
     hint = "train again with --resume to go on after the last whole epoch"
     with stoppable(hint), stopping_cleanly(), _Live(options) as live:
         result = run(

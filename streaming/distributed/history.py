@@ -10,6 +10,7 @@ import numpy as np
 from streaming.distributed.options import Mode, TrainerOptions
 from streaming.distributed.shared_weights import Lost
 
+MAX_PROCESS_CHARS = 300
 CLIP = 1e-7  # Keras keeps probabilities this far from 0 and 1 before it takes a logarithm
 
 
@@ -63,6 +64,7 @@ class WorkerEpoch:
         training: as the images went by, each before the step that it was part of.
         validation: after the epoch.
         bytes: sent and received by the worker so far.
+        process: host:pid of the worker.
     """
 
     worker: int
@@ -71,12 +73,14 @@ class WorkerEpoch:
     training: Counts
     validation: Counts
     bytes: int = 0
+    process: str = ""
 
     @classmethod
     def from_meta(cls, worker: int, epoch: int, meta: Mapping[str, Any]) -> Self:
         """Raises KeyError, TypeError or ValueError for what is not the counts of an epoch."""
         counts = {name: Counts(**meta[name]) for name in ("training", "validation")}
-        return cls(worker, epoch, float(meta["seconds"]), bytes=int(meta["bytes"]), **counts)
+        process = str(meta.get("process", ""))[:MAX_PROCESS_CHARS]
+        return cls(worker, epoch, float(meta["seconds"]), **counts, bytes=int(meta["bytes"]), process=process)
 
 
 @dataclass(frozen=True)

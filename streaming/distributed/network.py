@@ -4,7 +4,7 @@ TensorFlow is imported here alone of all modules that workers need, and only whe
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,14 +80,19 @@ class Network:
         shape = (None, *self.model.input_shape[1:])
         row = spec([None], tf.float32)
         inputs = [spec(shape, tf.uint8), spec([None], tf.int64), row]
-        self._gradient = tf.function(self._compute_gradient, input_signature=inputs)
-        self._step = tf.function(self._compute_step, input_signature=inputs)
-        self._apply = tf.function(self._apply_flat, input_signature=[row])
-        self._answer = tf.function(lambda x: self.model(x, training=False), input_signature=inputs[:1])
-        self._read_weights = tf.function(lambda: _flat(self._variables), input_signature=[])
-        self._read_state = tf.function(lambda: _flat(self._state), input_signature=[])
-        self._write_weights = tf.function(lambda x: _assign(self._variables, x), input_signature=[row])
-        self._write_state = tf.function(lambda x: _assign(self._state, x), input_signature=[row])
+
+        def compiled(python: Callable[..., Any], signature: list[Any]) -> Any:
+            # Nothing here branches on a tensor, so the source need not be read again and rewritten.
+            return tf.function(python, input_signature=signature, autograph=False)
+
+        self._gradient = compiled(self._compute_gradient, inputs)
+        self._step = compiled(self._compute_step, inputs)
+        self._apply = compiled(self._apply_flat, [row])
+        self._answer = compiled(lambda x: self.model(x, training=False), inputs[:1])
+        self._read_weights = compiled(lambda: _flat(self._variables), [])
+        self._read_state = compiled(lambda: _flat(self._state), [])
+        self._write_weights = compiled(lambda x: _assign(self._variables, x), [row])
+        self._write_state = compiled(lambda x: _assign(self._state, x), [row])
 
     @property
     def input_size(self) -> tuple[int, int]:

@@ -60,7 +60,8 @@ class Rendezvous(Generic[Brought, Result]):
             while not self._condition.wait_for(lambda: self._round != here or self._why, KEEP_ALIVE_S):
                 waited += KEEP_ALIVE_S
                 waiting(waited, [one for one in range(self._n) if one not in self._brought])
-            self._check()
+            if self._round == here:
+                self._check()
             # Those who wait cannot bring anything to the next meeting before they have read what came of this one.
             return self._result
 

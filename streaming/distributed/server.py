@@ -65,12 +65,14 @@ class Callbacks:
         progress: now and then.
         lost: (worker, attempt of its task, why): it is given up.
         ready: what a worker says of the images that it has read.
+        failed: no worker can go on.
     """
 
     epoch: OnEpoch
     progress: Callable[[Progress], None] = lambda _: None
     lost: Callable[[int, int, str], None] = lambda *_: None
     ready: Callable[[int, dict[str, Any]], None] = lambda *_: None
+    failed: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -212,8 +214,11 @@ class ParameterServer:
 
     def _fail(self, error: ServiceError) -> None:
         with self._lock:
+            first = self.error is None
             self.error = self.error or error
             self._meeting.rendezvous.break_off(str(self.error))
+        if first:
+            self._callbacks.failed()
 
     def _give_up(self, worker: int, attempt: int, why: str) -> None:
         with self._lock:

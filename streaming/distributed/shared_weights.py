@@ -89,8 +89,10 @@ class SharedWeights:
         expected = self._first + np.sum([one.total for one in pushed], axis=0)
         missing = np.abs(expected - self.weights)
         largest = np.maximum(np.abs(expected), np.maximum(np.abs(self._first), np.abs(self.weights)))
-        # Each addition rounds by half a unit in the last place of what may for a while have been twice as large.
-        rounding = 2 * FLOAT32_ROUNDING * sum(one.pushes for one in pushed) * np.maximum(largest, FLOAT32_ROUNDING)
+        # Each addition rounds by half a unit in the last place of what may for a while have been twice as large; a
+        # weight near zero may have come from as far away as the others are.
+        typical = float(largest.mean())
+        rounding = 2 * FLOAT32_ROUNDING * sum(one.pushes for one in pushed) * np.maximum(largest, typical)
         lost = missing > rounding
         moved = sum(one.moved for one in pushed)
         return Lost(int(lost.sum()), float(missing[lost].sum() / moved) if moved else 0.0, self._overlapping)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from py4j.protocol import Py4JError
@@ -83,8 +84,8 @@ class DistributedTrainer:
         """Train.
 
         Args:
-            rows: image_id, label (string), source and content (bytes; null where the file `source` holds the image),
-                and validation (boolean): whether the image is only to be asked about. Unpersisted; read once.
+            rows: image_id, label (string), source, which tells an image from all others, content (bytes; null where the
+                file `source` holds the image), and validation (boolean): whether the image is only to be asked about.
             resume: go on after the last epoch of `checkpoint_dir`.
 
         Raises:
@@ -123,6 +124,7 @@ class _Run:
 
         self.options, self.classes, self._trainer = trainer.options, classes, trainer
         self._rows = rows
+        self._group = f"train-cnn-{uuid4().hex}"
         self._bad: dict[int, tuple[dict[str, str], int]] = {}
         optimizer = keras.optimizers.get(self.options.optimizer)
         optimizer.learning_rate = self.options.learning_rate
@@ -141,7 +143,9 @@ class _Run:
         self._callbacks.on_train_begin()
         self._callbacks.on_epoch_begin(state.epoch)
         answer = self._answer(state.epoch)
-        told = Callbacks(self._end_epoch, self._trainer._on_progress, self._on_lost, self._on_ready)
+        told = Callbacks(
+            self._end_epoch, self._trainer._on_progress, self._on_lost, self._on_ready, failed=self._cancel
+        )
         spark, self._spark = rows.sparkSession, rows.sparkSession
         host = spark.conf.get("spark.driver.host") or "127.0.0.1"
         since = monotonic()
@@ -167,8 +171,11 @@ class _Run:
         def run(batches: Any) -> Any:
             return train_partition(batches, lambda: parts.value, task)
 
+        self._spark.sparkContext.setJobGroup(self._group, "train a CNN", interruptOnCancel=True)
         try:
-            rows.mapInArrow(run, DONE_DDL, barrier=self.options.waits).collect()
+            done = rows.mapInArrow(run, DONE_DDL, barrier=self.options.waits)
+            # Spark tries a failed stage of waiting tasks again only if its result goes into a shuffle.
+            (done.repartition(1) if self.options.waits else done).collect()
         except (PySparkException, Py4JError) as error:
             if server.error is not None:
                 raise server.error from error
@@ -177,6 +184,7 @@ class _Run:
                 raise ServiceError(f"{tried}; {_resume_hint(server.state.epoch)}") from error
             raise
         finally:
+            self._spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]  # clears it
             parts.unpersist()
 
     def _resumed(self, fresh: State) -> State:
@@ -231,6 +239,10 @@ class _Run:
     def _on_ready(self, worker: int, meta: dict[str, Any]) -> None:
         bad = meta.get("bad")
         self._bad[worker] = (dict(bad) if isinstance(bad, dict) else {}, int(meta.get("n_bad", 0)))
+
+    def _cancel(self) -> None:
+        """Spark need not try again what would fail again."""
+        self._spark.sparkContext.cancelJobGroup(self._group)
 
     def _on_lost(self, worker: int, attempt: int, why: str) -> None:
         self.history.events.append(f"worker {worker}: {why}")

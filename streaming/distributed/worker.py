@@ -1,5 +1,7 @@
 """A worker's task: read and decode its images once, then learn, epoch after epoch, with the server's help."""
 
+import os
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -237,6 +239,7 @@ class _Learner:
             "validation": vars(validation),
             "seconds": seconds,
             "bytes": self._channel.sent + self._channel.received,
+            "process": f"{socket.gethostname()}:{os.getpid()}",
         }
         state = network.optimizer
         if self._options.waits:

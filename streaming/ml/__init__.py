@@ -9,6 +9,7 @@ Names, Params and persistence are Spark ML's; the numbers are those of the strea
 """
 
 from streaming.ml.classifiers import BundleScorer
+from streaming.ml.cnn import DistributedCNNClassifier
 from streaming.ml.featurizer import DeepImageFeaturizer
 from streaming.ml.projections import (
     ImagePCA,
@@ -20,6 +21,7 @@ from streaming.ml.projections import (
 __all__ = [
     "BundleScorer",
     "DeepImageFeaturizer",
+    "DistributedCNNClassifier",
     "ImagePCA",
     "ImagePCAModel",
     "SparseRandomProjection",

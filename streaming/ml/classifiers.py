@@ -92,6 +92,13 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
             )
         )
 
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self:
+        """The stage of a bundle that is in memory; saving the stage saves it along."""
+        stage = cls()
+        stage._held = (None, bundle)
+        return stage
+
     def setParams(self, **params: Any) -> Self:
         """Set Params by name, as the constructor takes them."""
         return self._set(**given(**params))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 from pyspark.sql import DataFrame
 
@@ -24,6 +25,7 @@ from models.bundle import (
     TrainingData,
     write_bundle,
 )
+from models.drift import DriftReference
 from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
@@ -147,32 +149,50 @@ def register(
         return registry.register(lambda directory: shutil.move(written, directory)), sha256
 
 
-def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Mapping[str, float]) -> str:
-    fitted, entry = candidate.fitted, parts.entry
-    projection, classifier = fitted.head.projection, fitted.head.classifier
+def write_model(
+    directory: Path,
+    fitted: Fitted,
+    parts: BackboneParts,
+    data: TrainingData,
+    *,
+    metrics: Mapping[str, float] = MappingProxyType({}),
+    record: Mapping[str, str | int | float] = MappingProxyType({}),
+    drift: DriftReference | None = None,
+) -> str:
+    """Write a fitted model as a bundle into `directory`, which must not exist; returns its SHA-256."""
+    head, entry = fitted.head, parts.entry
+    projection, classifier = head.projection, head.classifier
     manifest = Manifest(
         backbone=entry,
         projection=StageEntry(kind=projection.kind, n_in=projection.n_in, n_out=projection.n_out),
         classifier=StageEntry(kind=classifier.kind, n_in=classifier.n_in, n_out=classifier.n_classes),
-        classes=fitted.head.classes,
-        threshold=fitted.head.threshold,
-        metrics=candidate.metrics() | {name: round(value, METRIC_DIGITS) for name, value in more.items()},
-        training_data=TrainingData(
-            rows=fitted.rows,
-            holdout_rows=candidate.evaluation.rows,
-            fingerprint=fitted.fingerprint,
-            seed=candidate.split.seed,
-            holdout=dict(candidate.split.thresholds),
-        ),
-        fit=dict(candidate.record),
+        classes=head.classes,
+        threshold=head.threshold,
+        metrics={name: round(value, METRIC_DIGITS) for name, value in metrics.items()},
+        training_data=data,
+        fit=dict(record),
         libraries={name: installed_version(name) for name in LIBRARIES},
     )
-    engine = load_engine(entry, parts.files[entry.scored_file].read_bytes())
-    scorer = Scorer(engine, fitted.head, entry.resize)
+    scorer = Scorer(load_engine(entry, parts.files[entry.scored_file].read_bytes()), head, entry.resize)
     arrays = {
         PROJECTION: projection.to_arrays(),
         CLASSIFIER: classifier.to_arrays(),
         GOLDEN: golden_arrays(scorer, parts.golden),
-        DRIFT: drift_reference(candidate.training, fitted.head).to_arrays(),
     }
+    if drift is not None:
+        arrays[DRIFT] = drift.to_arrays()
     return write_bundle(directory, manifest, parts.files, arrays)
+
+
+def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Mapping[str, float]) -> str:
+    fitted = candidate.fitted
+    data = TrainingData(
+        rows=fitted.rows,
+        holdout_rows=candidate.evaluation.rows,
+        fingerprint=fitted.fingerprint,
+        seed=candidate.split.seed,
+        holdout=dict(candidate.split.thresholds),
+    )
+    drift = drift_reference(candidate.training, fitted.head)
+    metrics = {**candidate.metrics(), **more}
+    return write_model(directory, fitted, parts, data, metrics=metrics, record=candidate.record, drift=drift)

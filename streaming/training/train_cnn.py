@@ -1,5 +1,6 @@
 """A CNN trained by Spark's workers, as a model version like every other: a backbone, and a head on its features."""
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Literal
 from pyspark.sql import DataFrame
 
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, export_backbone, find_backbone
-from models.bundle import BackboneEntry
+from models.bundle import BackboneEntry, Bundle, TrainingData, read_bundle
 from models.projection import NoProjection
 from models.registry import Registry
 from models.scorer import Head
+from models.threshold import parse_threshold
 from streaming.distributed.history import EpochRecord, History
 from streaming.distributed.network import quiet_tensorflow
 from streaming.distributed.options import TrainerOptions
@@ -29,7 +31,8 @@ from streaming.images.split import Sides, plan_sides
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.settings import Settings
-from streaming.training.candidate import BackboneParts, judge
+from streaming.training.candidate import BackboneParts, judge, write_model
+from streaming.training.choose_threshold import tuned_threshold
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fingerprint_of
 from streaming.training.fit_options import GateOptions
@@ -58,6 +61,7 @@ class CNNOptions:
         schedule: of the learning rate: `cosine` down to nothing, `plateau` halves it when the validation loss has not
             fallen for three epochs.
         patience: stop when the validation loss has not fallen for so many epochs, and take the best one's weights.
+        threshold: of two classes, as `FitOptions` has it; looked for on the validation images.
     """
 
     architecture: str = "cnn_gray"
@@ -68,8 +72,11 @@ class CNNOptions:
     validation: float = 0.1
     schedule: Schedule = "constant"
     patience: int | None = None
+    threshold: str | None = None
 
     def __post_init__(self) -> None:
+        if self.threshold is not None:
+            parse_threshold(self.threshold)
         for name in ("holdout", "validation"):
             if not 0 < getattr(self, name) < 1:
                 raise ServiceError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
@@ -144,8 +151,9 @@ def train_cnn(
         on_step(f"training on {options.workers} workers")
         trained = trainer.fit(_to_train(images, sides), resume=resume)
         on_step("exporting what was learned")
-        exported, head = _export(settings, network, trained)
+        exported, head = export_trained(network.architecture, network.size, trained, settings.backbones_dir)
         rows, read = job.featurized(dataset, exported)
+        head = _with_threshold(head, sides.training(rows)[1], network.threshold)
         fitted = Fitted(head, *fingerprint_of(sides.holdout.sides(rows)[0]))
         candidate = judge(fitted, sides.holdout, rows, _record(network, options, trained.history))
         on_training = evaluate(candidate.training, head)
@@ -200,16 +208,49 @@ def _callbacks(network: CNNOptions, options: TrainerOptions) -> Sequence["keras.
     return callbacks
 
 
-def _export(settings: Settings, network: CNNOptions, trained: Trained) -> tuple[ExportedBackbone, Head]:
+def export_trained(
+    architecture: str, input_size: tuple[int, int] | None, trained: Trained, cache_dir: Path
+) -> tuple[ExportedBackbone, Head]:
+    """What was trained, taken apart: the backbone, exported to LiteRT and checked against Keras, and the head."""
     from models.cnn import head_of, save_body
 
     with TemporaryDirectory(prefix="imagestream-") as scratch:
         weights = Path(scratch) / "body.weights.h5"
         save_body(trained.model, weights)
-        exported = export_backbone(network.architecture, str(weights), settings.backbones_dir, input_size=network.size)
-    classifier = head_of(trained.model)
-    head = Head(trained.classes, NoProjection(exported.spec.n_features), classifier)
+        exported = export_backbone(architecture, str(weights), cache_dir, input_size=input_size)
+    head = Head(trained.classes, NoProjection(exported.spec.n_features), head_of(trained.model))
     return replace(exported, weights="trained"), head
+
+
+def _with_threshold(head: Head, validation: DataFrame, wanted: str | None) -> Head:
+    if wanted is None:
+        return head
+    if len(head.classes) != 2:  # noqa: PLR2004
+        raise ServiceError(f"a threshold is for two classes, there are {len(head.classes)}; leave out --threshold")
+    aim = parse_threshold(wanted)
+    return replace(head, threshold=aim.fixed if aim.fixed is not None else tuned_threshold(validation, head, aim))
+
+
+def as_bundle(
+    architecture: str, input_size: tuple[int, int] | None, trained: Trained, golden: Sequence[bytes], scratch: Path
+) -> Bundle:
+    """What was trained as a bundle in memory, without a registry.
+
+    Args:
+        golden: a few images to keep the answers to.
+        scratch: a directory for its files, and for the export.
+    """
+    exported, head = export_trained(architecture, input_size, trained, scratch / "backbones")
+    n = sum(one.training.rows for one in trained.history.epochs[-1].workers) if trained.history.epochs else 0
+    parts = BackboneParts(
+        BackboneEntry.of(exported),
+        files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
+        golden=golden,
+    )
+    fingerprint = hashlib.sha256(exported.sha256.encode()).hexdigest()
+    data = TrainingData(rows=n, holdout_rows=0, fingerprint=fingerprint)
+    write_model(scratch / "bundle", Fitted(head, n, fingerprint), parts, data)
+    return read_bundle(scratch / "bundle")
 
 
 def _record(network: CNNOptions, options: TrainerOptions, history: History) -> dict[str, str | int | float]:

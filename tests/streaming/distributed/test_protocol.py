@@ -1,0 +1,111 @@
+"""Frames between workers and server, and who may send them."""
+
+import json
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streaming.distributed.protocol import HEADER, MAGIC, Channel, Kind, LostPeerError, Message, accept, connect
+
+SIZES = frozenset({4, 7})
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Channel, Channel]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Channel(ours, SIZES, 5), Channel(theirs, SIZES, 5)
+
+
+def test_what_is_sent_is_received(pair: tuple[Channel, Channel]) -> None:
+    one, other = pair
+    sent = Message(Kind.PUSH, 3, 4, 5, 600, 7, {"why": "ä"}, np.array([1, -2, np.inf, 1e-30], np.float32))
+    one.send(sent)
+    one.send(Message(Kind.NEXT))
+    got, empty = other.receive(), other.receive()
+    assert (got.kind, got.worker, got.epoch, got.step, got.rows, got.version) == (Kind.PUSH, 3, 4, 5, 600, 7)
+    assert got.meta == {"why": "ä"}
+    assert got.values.tolist() == sent.values.tolist()
+    assert (empty.kind, empty.meta, len(empty.values)) == (Kind.NEXT, {}, 0)
+    assert one.sent == other.received > 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        HEADER.pack(b"GET ", Kind.PUSH, 0, 0, 0, 0, 0, 0, 0),
+        HEADER.pack(MAGIC, 99, 0, 0, 0, 0, 0, 0, 0),
+        HEADER.pack(MAGIC, Kind.PUSH, 0, 0, 0, 0, 0, 2**31, 0),
+        HEADER.pack(MAGIC, Kind.PUSH, 0, 0, 0, 0, 0, 0, 2**40),
+        HEADER.pack(MAGIC, Kind.PUSH, 0, 0, 0, 0, 0, 0, 5),
+        HEADER.pack(MAGIC, Kind.PUSH, 0, 0, 0, 0, 0, 4, 0) + b"{]{]",
+        HEADER.pack(MAGIC, Kind.PUSH, 0, 0, 0, 0, 0, 2, 0) + b"[]",
+        HEADER.pack(MAGIC, Kind.PUSH, 0, 0, 0, 0, 0, 0, 4) + struct.pack("<3f", 1, 2, 3),
+        b"",
+    ],
+)
+def test_what_is_no_frame_is_refused(frame: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(frame)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(LostPeerError):
+            Channel(ours, SIZES, 5).receive()
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_else(frame: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(frame)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(LostPeerError):
+            _receive_all(Channel(ours, SIZES, 5))
+
+
+def _receive_all(channel: Channel) -> None:
+    while True:
+        assert isinstance(channel.receive(), Message)
+
+
+def test_silence_is_named() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(LostPeerError, match="nothing was heard for"):
+        Channel(ours, SIZES, 0.05).receive()
+
+
+@pytest.mark.parametrize(("theirs", "fits"), [(b"a" * 32, True), (b"b" * 32, False), (b"", False)])
+def test_only_who_knows_the_token_is_let_in(theirs: bytes, fits: bool) -> None:
+    outcome: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                try:
+                    accept(connection, b"a" * 32)
+                    outcome.append("in")
+                except LostPeerError as error:
+                    outcome.append(str(error))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            connect(server.getsockname(), theirs, SIZES, 5).close()
+            assert fits
+        except LostPeerError:
+            assert not fits
+        thread.join(10)
+    assert outcome == (["in"] if fits else ["the other end does not know the token"])
+
+
+def test_text_is_json_and_nothing_else(pair: tuple[Channel, Channel]) -> None:
+    one, other = pair
+    one.send(Message(Kind.FAILED, meta={"why": "__import__('os')"}))
+    assert json.loads(json.dumps(other.receive().meta)) == {"why": "__import__('os')"}

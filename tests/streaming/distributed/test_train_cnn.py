@@ -1,0 +1,95 @@
+"""`imagestream train-cnn`: from a folder of images to a version that the stream serves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.glasses_distributed.faces import write_folders
+from models.decode import decode
+from models.registry import Registry
+from models.scorer import check_golden, load_scorer
+from streaming.distributed.checkpoint import read_checkpoint
+from streaming.settings import Settings
+from tests.conftest import imagestream
+
+SIDE = 64
+NETWORK = ("--input-size", SIDE, "--workers", 4, "--batch-size", 32, "--learning-rate", 0.002)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_folders(tmp_path_factory.mktemp("faces") / "faces", 300, SIDE, 614)
+    (folder / "glasses" / "bad.jpg").write_bytes(b"\xff\xd8 no more")
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, jars_dir: Path) -> Settings:
+    return Settings(home=tmp_path, jars=jars_dir)
+
+
+def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings, faces: Path) -> None:
+    told = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, "--epochs", 8, "--threshold", "f1")
+    assert (told["version"], told["promoted"], told["left_out"]) == (1, True, 1)
+    history = told["history"]
+    assert (history["mode"], history["workers"], len(history["epochs"])) == ("synchronous", 4, 8)
+    rows = [sum(worker["training"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
+    watched = [sum(worker["validation"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
+    assert len(set(rows)) == len(set(watched)) == 1
+    assert rows[0] + watched[0] == told["training_rows"]
+    assert told["training_metrics"]["accuracy"] > 0.75
+    assert Path(told["learning_curves"]).read_bytes().startswith(b"\x89PNG")
+
+    bundle = Registry(settings.models_dir).read(1)
+    assert bundle.manifest.training_data.holdout_rows + told["training_rows"] == 300
+    scorer = load_scorer(bundle)
+    check_golden(bundle, scorer)
+    assert bundle.manifest.backbone.name == "cnn_gray"
+    assert bundle.manifest.backbone.weights == "trained"
+    assert bundle.manifest.threshold is not None
+    assert bundle.manifest.fit["mode"] == "synchronous"
+    with_glasses = sorted((faces / "glasses").glob("face-*.jpg"))[:60]
+    images = np.stack([decode(path.read_bytes(), (SIDE, SIDE)) for path in with_glasses])
+    answers = scorer.probabilities(scorer.features(images))
+    assert (answers[:, bundle.manifest.classes.index("glasses")] > 0.5).mean() > 0.6
+
+
+def test_a_killed_driver_goes_on_from_its_last_epoch(settings: Settings, faces: Path) -> None:
+    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "train-cnn", "--images", str(faces)]
+    command += [*map(str, NETWORK), "--epochs", "40", "--mode", "asynchronous"]
+    environment = os.environ | {"IMAGESTREAM_JARS": str(settings.jars)}
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    assert running.stderr is not None
+    assert any(line.startswith("epoch 2/") for line in iter(running.stderr.readline, ""))
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait(30)
+    done = read_checkpoint(settings.home / "train-cnn").state.epoch
+    assert done >= 2
+    again = [*NETWORK, "--epochs", done + 2, "--mode", "asynchronous", "--resume"]
+    history = imagestream(settings, "train-cnn", "--images", faces, *again)["history"]
+    assert [epoch["epoch"] for epoch in history["epochs"]] == list(range(done + 2))
+    kept = json.loads((settings.home / "train-cnn" / "history.json").read_text())
+    assert len(kept["epochs"]) == done + 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--mode", "sideways"], "sideways"),
+        (["--workers", 0], "workers is at least 1"),
+        (["--class-weight", "glasses"], "--class-weight is CLASS=WEIGHT"),
+        (["--architecture", "cnn_grey"], "did you mean cnn_gray"),
+        (["--resume"], "no training to resume"),
+    ],
+)
+def test_a_mistake_is_one_line(settings: Settings, faces: Path, arguments: list[str], why: str) -> None:
+    code = 2 if "sideways" in arguments else 1
+    told = imagestream(settings, "train-cnn", "--images", faces, "--input-size", SIDE, *arguments, code=code)["stderr"]
+    assert why in told
+    assert "Traceback" not in told

@@ -1,0 +1,202 @@
+"""Training on Spark's workers: every mode, and what goes wrong on the way."""
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+
+from models.cnn import build_network
+from models.decode import decode
+from streaming.distributed.checkpoint import FILE, read_checkpoint
+from streaming.distributed.history import EpochRecord
+from streaming.distributed.options import Frequency, Mode, TrainerOptions
+from streaming.distributed.shards import shard
+from streaming.distributed.trainer import DistributedTrainer, Trained
+from streaming.errors import ServiceError
+
+SIDE = 32
+OPTIONS = TrainerOptions(workers=2, batch_size=32, epochs=3, learning_rate=2e-3, seed=7)
+MODES = [pytest.param(mode, frequency, id=f"{mode}-{frequency}") for mode in Mode for frequency in Frequency]
+
+
+def network(seed: int = 7) -> keras.Model:
+    return build_network("cnn_gray", 2, input_size=(SIDE, SIDE), seed=seed)
+
+
+def train(rows: DataFrame, options: TrainerOptions, *, resume: bool = False, **given: Any) -> Trained:
+    return DistributedTrainer(network(), options, **given).fit(rows, resume=resume)
+
+
+def learned(trained: Trained) -> np.ndarray:
+    return np.concatenate([values.ravel() for values in trained.model.get_weights()])
+
+
+@pytest.mark.parametrize(("mode", "frequency"), MODES)
+def test_every_mode_ends_and_learns(rows: DataFrame, mode: Mode, frequency: Frequency) -> None:
+    history = train(rows, replace(OPTIONS, mode=mode, frequency=frequency, epochs=4)).history
+    assert (history.mode, history.frequency, history.workers) == (mode, frequency, 2)
+    assert [one.epoch for one in history.epochs] == [0, 1, 2, 3]
+    assert {one.training.rows for one in history.epochs} == {270}
+    assert {one.validation.rows for one in history.epochs} == {30}
+    assert {worker.training.rows for one in history.epochs for worker in one.workers} == {135}
+    last = history.epochs[-1]
+    assert last.validation.accuracy >= 0.9
+    assert last.validation.log_loss < history.epochs[0].training.log_loss
+    assert last.validation.clipped_log_loss == pytest.approx(last.validation.log_loss, abs=1e-4)
+    assert history.bytes_moved > 0
+    pushes = 0 if mode is Mode.SYNCHRONOUS else 2 * 4 * (9 if frequency is Frequency.BATCH else 1)
+    assert sum(history.staleness.values()) == pushes
+    if mode is not Mode.HOGWILD:
+        assert history.lost.values == 0
+    assert not history.events
+
+
+def test_synchronous_batches_take_the_steps_of_one_process(rows: DataFrame) -> None:
+    options = replace(OPTIONS, frequency=Frequency.BATCH, epochs=2, optimizer="adam")
+    ours = train(rows, options)
+    alone = network()
+    alone.compile(keras.optimizers.Adam(options.learning_rate), keras.losses.BinaryCrossentropy(from_logits=True))
+    shards = shard(rows, 2, options.seed).withColumn("worker", F.spark_partition_id()).where("NOT validation").collect()
+    images, labels = [], []
+    for worker in (0, 1):
+        own = [row for row in shards if row.worker == worker]
+        images.append(np.stack([decode(Path(row.source).read_bytes(), (SIDE, SIDE)) for row in own]))
+        labels.append(np.array([int(row.label) for row in own]))
+    for epoch in range(options.epochs):
+        orders = [np.random.default_rng([7, worker, epoch]).permutation(len(labels[worker])) for worker in (0, 1)]
+        for start in range(0, max(map(len, orders)), 16):
+            picked = [order[start : start + 16] for order in orders]
+            batch = np.concatenate([images[worker][picked[worker]] for worker in (0, 1)])
+            truth = np.concatenate([labels[worker][picked[worker]] for worker in (0, 1)])
+            alone.train_on_batch(batch, truth[:, None])
+    theirs = np.concatenate([values.ravel() for values in alone.get_weights()])
+    moved = np.abs(theirs - np.concatenate([values.ravel() for values in network().get_weights()])).max()
+    assert moved > 0.01
+    assert np.abs(learned(ours) - theirs).max() < 1e-4
+
+
+@pytest.mark.parametrize("frequency", list(Frequency))
+def test_the_synchronous_mode_gives_the_same_bits_again_and_goes_on_as_if_never_stopped(
+    rows: DataFrame, tmp_path: Path, frequency: Frequency
+) -> None:
+    options = replace(OPTIONS, frequency=frequency, augment=True)
+    whole, again = train(rows, options), train(rows.repartition(3), options)
+    assert (learned(whole) == learned(again)).all()
+    train(rows, replace(options, epochs=1), checkpoint_dir=tmp_path)
+    assert read_checkpoint(tmp_path).state.epoch == 1
+    resumed = train(rows, options, checkpoint_dir=tmp_path, resume=True)
+    assert (learned(resumed) == learned(whole)).all()
+    assert [one.epoch for one in resumed.history.epochs] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_a_killed_worker_costs_at_most_an_epoch(rows: DataFrame, mode: Mode) -> None:
+    killed: list[int] = []
+
+    def kill_once(record: EpochRecord) -> None:
+        if not killed:
+            killed.append(record.epoch)
+            for worker in record.workers:  # one that is far ahead may be done already
+                with suppress(ProcessLookupError):
+                    os.kill(int(worker.process.rpartition(":")[2]), signal.SIGKILL)
+
+    history = train(rows, replace(OPTIONS, mode=mode, epochs=5), on_epoch=kill_once).history
+    assert killed == [0]
+    assert 1 <= len(history.events) <= 2
+    assert [one.epoch for one in history.epochs] == [0, 1, 2, 3, 4]
+    assert {one.training.rows for one in history.epochs} == {270}
+    assert history.epochs[-1].validation.accuracy >= 0.9
+
+
+def test_a_worker_without_images_holds_nobody_up(spark: SparkSession, rows: DataFrame) -> None:
+    few = rows.where("NOT validation").limit(3).collect()
+    one_class = spark.createDataFrame([row.asDict() for row in few], rows.schema)
+    damaged = spark.createDataFrame(
+        [
+            {
+                "source": f"bad {at}",
+                "label": "other",
+                "validation": False,
+                "image_id": f"bad {at}",
+                "content": b"no image",
+            }
+            for at in range(2)
+        ],
+        rows.schema,
+    )
+    trained = train(one_class.limit(1).union(damaged), replace(OPTIONS, frequency=Frequency.BATCH, epochs=2))
+    assert [one.training.rows for one in trained.history.epochs] == [1, 1]
+    assert sorted(worker.training.rows for worker in trained.history.epochs[0].workers) == [0, 1]
+    assert trained.n_bad == 2
+    assert trained.bad["bad 1"].startswith("not_an_image")
+
+
+def test_keras_callbacks_are_passed_through(rows: DataFrame) -> None:
+    rates: list[float] = []
+
+    class Seen(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+            rates.append(float(self.model.optimizer.learning_rate))
+            assert logs is not None
+            assert set(logs) >= {"loss", "accuracy", "val_loss", "val_accuracy"}
+
+    callbacks = [
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.002 if epoch == 0 else 0.5),  # spoils what was learned
+        keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True),
+        Seen(),
+    ]
+    trained = train(rows, replace(OPTIONS, epochs=9), callbacks=callbacks)
+    history = trained.history
+    assert rates == pytest.approx([0.002, 0.5, 0.5][: len(rates)])
+    assert history.stopped_early
+    assert len(history.epochs) == 3
+    assert [one.learning_rate for one in history.epochs] == pytest.approx(rates)
+    assert history.epochs[0].validation.log_loss < history.epochs[-1].validation.log_loss
+    assert np.abs(learned(trained)).max() < 5  # those of the first epoch
+
+
+def test_class_weights_move_the_answers(rows: DataFrame) -> None:
+    plain = train(rows, replace(OPTIONS, epochs=1))
+    weighted = train(rows, replace(OPTIONS, epochs=1, class_weights={"1": 50.0}))
+    images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    assert weighted.model(images)[0, 0] > plain.model(images)[0, 0]
+
+
+def test_weights_that_are_no_longer_finite_end_the_training(rows: DataFrame) -> None:
+    with pytest.raises(ServiceError, match="has diverged"):
+        train(rows, replace(OPTIONS, optimizer="sgd", learning_rate=1e30))
+
+
+def test_what_cannot_be_trained_is_refused(rows: DataFrame, tmp_path: Path) -> None:
+    cases: list[tuple[Callable[[], object], str]] = [
+        (lambda: train(rows.where("label = '0'"), OPTIONS), "at least two classes"),
+        (lambda: DistributedTrainer(build_network("cnn_gray", 3), OPTIONS).fit(rows), "gives 3 logits"),
+        (lambda: train(rows, replace(OPTIONS, class_weights={"7": 2.0})), "no image has: 7"),
+        (lambda: train(rows, replace(OPTIONS, workers=5)), "need as many slots, Spark has 2"),
+        (lambda: train(rows, OPTIONS, checkpoint_dir=tmp_path, resume=True), "no training to resume"),
+        (lambda: TrainerOptions(mode="sideways"), "mode is one of synchronous"),
+        (lambda: TrainerOptions(workers=0), "workers is at least 1"),
+    ]
+    for run, why in cases:
+        with pytest.raises(ServiceError, match=why):
+            run()
+    with pytest.raises(TypeError):
+        TrainerOptions(sideways=True)  # type: ignore[call-arg]
+
+
+def test_a_checkpoint_of_another_training_is_not_resumed(rows: DataFrame, tmp_path: Path) -> None:
+    train(rows, replace(OPTIONS, epochs=1), checkpoint_dir=tmp_path)
+    with pytest.raises(ServiceError, match="another seed"):
+        train(rows, replace(OPTIONS, seed=8), checkpoint_dir=tmp_path, resume=True)
+    (tmp_path / FILE).write_bytes(b"PK\x03\x04 damaged")
+    with pytest.raises(ServiceError, match="is damaged"):
+        train(rows, OPTIONS, checkpoint_dir=tmp_path, resume=True)

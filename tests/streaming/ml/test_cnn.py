@@ -1,0 +1,42 @@
+"""A CNN trained on Spark's workers, as a stage of Spark ML."""
+
+from pathlib import Path
+
+import pytest
+from pyspark.ml import Pipeline, PipelineModel
+from pyspark.sql import DataFrame, SparkSession
+
+from streaming.errors import ServiceError
+from streaming.images.dataset import digit_images
+from streaming.ml import DistributedCNNClassifier
+
+
+@pytest.fixture(scope="module")
+def digits(spark: SparkSession) -> DataFrame:
+    """100 handwritten zeros and ones, an image that is none, and one without a label."""
+    known = [(data, label) for _, label, data in digit_images(600) if label in ("0", "1")][:100]
+    given = [*known, (b"no image", "0"), (known[0][0], None)]
+    return spark.createDataFrame(given, "image binary, label string").repartition(2).persist()
+
+
+def test_a_pipeline_with_a_network_is_fitted_saved_and_loaded(digits: DataFrame, tmp_path: Path) -> None:
+    network = DistributedCNNClassifier(
+        inputCol="image", inputSize=32, epochs=4, batchSize=16, learningRate=0.003, predictionCol="answer"
+    )
+    model = Pipeline(stages=[network]).fit(digits)
+    model.save(str(tmp_path / "model"))
+    scored = PipelineModel.load(str(tmp_path / "model")).transform(digits).where("label IS NOT NULL").collect()
+    unreadable = [row for row in scored if bytes(row.image) == b"no image"]
+    assert [row.answer for row in unreadable] == [None]
+    answered = [row for row in scored if row.answer is not None]
+    assert len(answered) == 100
+    right = sum(row.predictedLabel == row.label for row in answered)
+    assert right >= 90
+    assert all(row.probability.sum() == pytest.approx(1, abs=1e-5) for row in answered)
+
+
+def test_columns_of_another_type_are_refused(digits: DataFrame) -> None:
+    with pytest.raises(ServiceError, match="should hold encoded images, it holds string"):
+        DistributedCNNClassifier(inputCol="label").fit(digits)
+    with pytest.raises(ServiceError, match="mode is one of"):
+        DistributedCNNClassifier(inputCol="image", mode="sideways").fit(digits)
