@@ -106,3 +106,4 @@ def test_cosines_are_the_mean_over_rows() -> None:
     exact = np.array([[1, 0], [0, 2], [3, 4], [0, 0]], np.float32)
     other = np.array([[2, 0], [1, 0], [4, 3], [1, 1]], np.float32)
     assert mean_cosine(exact, other) == pytest.approx((1 + 0 + 24 / 25 + 0) / 4)
+    assert mean_cosine(exact[2:], exact[2:]) == pytest.approx(1)  # nothing is like nothing

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,19 +16,23 @@ from models.arrays import Features
 from models.classifier import LogisticRegression
 from models.errors import ModelError
 from models.projection import NoProjection
+from models.registry import Registry
 from models.score_counts import ScoreCounts
-from models.scorer import Head
+from models.scorer import Head, load_scorer
 from models.threshold import ThresholdAim, best_threshold
 from streaming.errors import ServiceError
 from streaming.files import list_array
+from streaming.images.dataset import digit_images, write_images
 from streaming.ml.classifiers import _answered
 from streaming.pipeline.score import answer_columns
+from streaming.settings import Settings
 from streaming.training import choose_threshold
 from streaming.training.choose_threshold import tuned_threshold, with_threshold
 from streaming.training.evaluate import evaluate, predict
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
 from streaming.training.gate import PairedCounts, paired_counts
+from tests.conftest import imagestream
 
 CLASSES = ("absent", "present")
 OPTIONS = FitOptions(projection="none", threshold="f1", seed=3)
@@ -156,3 +161,27 @@ def test_every_answer_follows_the_threshold(spark: SparkSession, head: Head) -> 
     arrays = spark.createDataFrame([(one.tolist(),) for one in probabilities] + [(None,)], "p array<float>")
     position = [row[0] for row in arrays.select(_answered(F.col("p"), 0.9)).collect()]
     assert position == [*(1 + CLASSES.index(one) for one in strict_answers), None]
+
+
+def test_an_mlp_on_pixels_is_a_model_with_a_threshold_like_any_other(
+    jars_dir: Path, exports: Path, tmp_path: Path
+) -> None:
+    digits = [digit for digit in digit_images(1_000) if digit[1] in {"3", "8"}]
+    write_images(tmp_path / "images", digits)
+    settings = Settings(home=tmp_path / "home", jars=jars_dir, backbones=exports)
+    settings.home.mkdir()
+    backbone = ("--backbone", "pixels", "--input-size", 14, "--projection", "none")
+    fitting = ("--classifier", "mlp", "--layers", 8, "--max-iter", 30, "--threshold", 0.3)
+    result = imagestream(settings, "train", "--images", tmp_path / "images", *backbone, *fitting)
+
+    bundle = Registry(settings.models_dir).read(result["version"])
+    entry = bundle.manifest.backbone
+    assert (entry.name, entry.weights, entry.output, entry.n_features) == ("pixels", "none", "flat", 14 * 14 * 3)
+    assert bundle.manifest.threshold == result["threshold"] == 0.3
+    assert result["metrics"]["accuracy"] > 0.8
+    scorer = load_scorer(bundle)
+    decoded = scorer.decode([image for _, _, image in digits])
+    probabilities = scorer.probabilities(scorer.features(decoded.images))
+    is_eight = probabilities[:, 1].astype(np.float64) >= 0.3
+    assert scorer.head.answers(probabilities).tolist() == is_eight.astype(int).tolist()
+    assert np.mean(is_eight == np.array([label == "8" for _, label, _ in digits])) > 0.85
