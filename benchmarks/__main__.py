@@ -14,7 +14,16 @@ from rich.table import Table
 
 from benchmarks.pairs import Pair
 
-QUESTIONS = ("decoding", "projection", "rescore", "pca_spark", "cnn", "engine")  # the last one imports TensorFlow
+# The last one imports TensorFlow.
+QUESTIONS = ("decoding", "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "engine")
+    "decoding",
+    "projection",
+    "rescore",
+    "pca_spark",
+    "cnn",
+    "cnn_scale",
+    "engine",
+)  # the last one imports TensorFlow
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pillow", "scikit-learn")
 
 

@@ -137,6 +137,8 @@ def train_cnn(
         job = Job(settings, spark, registry, champion, gate, on_step, "train-cnn")
         on_step(f"dividing {dataset.n_images:,} images")
         images = identified(images_frame(spark, dataset, lambda n, _: min(n, options.workers)))
+        if dataset.kind == "files":  # rows of names alone, which would else be made of all files again and again
+            images = images.persist()
         sides = plan_sides(images, network.holdout, network.validation, options.seed, champion)
         on_step(f"building {network.architecture}")
         model = _build(network, options, len(dataset.class_counts))
