@@ -33,7 +33,7 @@ from streaming.settings import Settings, read_settings
 IMAGES, SIDE, SEED = 2_000, 128, 614
 HOLDOUT, VALIDATION = 0.2, 0.1
 WORKERS, EPOCHS, BATCH_SIZE = 4, 10, 128
-TIMEOUT_S = 400  # for any one training
+TIMEOUT_S = 600  # for any one training, of which each should take one or two minutes
 GRACE_S = 10  # for a process that is told to end
 INSTALL_TIMEOUT_S = 1_200
 ELEPHAS = ("elephas==7.3.0", "pyspark==4.0.0", "tensorflow==2.19.1", "numpy==1.26.4", "setuptools==80.10.2")
@@ -75,9 +75,15 @@ def questions() -> Iterator[Pair]:
                 yield from _compare(mode, frequency, settings, faces, elephas)
 
 
+def _tell(what: str, run: Run) -> Run:
+    """Say how a training went as soon as it has ended: all of them take half an hour."""
+    print(f"{what}: {run.images_per_s:,.0f} images/s, {run}", file=sys.stderr, flush=True)
+    return run
+
+
 def _compare(mode: Mode, frequency: Frequency, settings: Settings, faces: Faces, elephas: Path) -> Iterator[Pair]:
-    keras = _run_peer(sys.executable, ["keras"], settings, faces)
-    ours = _run_ours(mode, frequency, settings, faces)
+    keras = _tell("Keras", _run_peer(sys.executable, ["keras"], settings, faces))
+    ours = _tell(f"ours, {mode}, per {frequency}", _run_ours(mode, frequency, settings, faces))
     what = f"{mode}, per {frequency}: {faces.rows:,} images × {EPOCHS} epochs, {WORKERS} workers ({ours}), against"
     yield Pair(f"{what} Keras in one process ({keras})", "images/s", WITHIN_A_TENTH, *_speeds(ours, keras))
     if ours.accuracy is not None and keras.accuracy is not None:
@@ -86,7 +92,8 @@ def _compare(mode: Mode, frequency: Frequency, settings: Settings, faces: Faces,
             [100 * ours.accuracy], [100 * keras.accuracy],
         )  # fmt: skip
     if (mode, frequency) != (Mode.SYNCHRONOUS, Frequency.BATCH):  # which Elephas does not have
-        peer = _run_peer(elephas, ["elephas", "--mode", mode, "--frequency", frequency], settings, faces)
+        library = ["elephas", "--mode", mode, "--frequency", frequency]
+        peer = _tell(f"Elephas, {mode}, per {frequency}", _run_peer(elephas, library, settings, faces))
         yield Pair(f"{what} Elephas ({peer})", "images/s", 1.0, *_speeds(ours, peer))
 
 
