@@ -21,6 +21,7 @@ MODULES = sorted(path for package in ("producer", "streaming", "models") for pat
 ENVIRONMENT = {
     "streaming/platform/session.py": "_environment",  # PySpark takes two settings from nowhere else
     "streaming/platform/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
+    "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
     "models/convert.py": None,  # a process of its own, before it imports TensorFlow
 }
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from models.arrays import Arrays, read_npz, write_npz
 from models.errors import ModelError
+from streaming.distributed.course import State
 from streaming.distributed.history import History
-from streaming.distributed.server import State
 from streaming.errors import ServiceError
 
 FILE = "checkpoint.npz"

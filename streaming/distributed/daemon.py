@@ -4,13 +4,12 @@ TensorFlow takes seconds to import, in every worker at the same time. Importing 
 what TensorFlow starts, it starts when it first computes, which happens in the workers.
 """
 
-import os
-
 from pyspark import daemon
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from streaming.distributed.network import quiet_tensorflow
 
 if __name__ == "__main__":
+    quiet_tensorflow()
     import keras  # noqa: F401
     import tensorflow  # noqa: F401
 

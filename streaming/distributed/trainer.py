@@ -14,10 +14,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from streaming.distributed.checkpoint import Checkpoint, read_checkpoint
+from streaming.distributed.course import Answer, Callbacks, Progress, State
 from streaming.distributed.history import EpochRecord, History
 from streaming.distributed.network import Network, NetworkParts
 from streaming.distributed.options import TrainerOptions
-from streaming.distributed.server import Answer, Callbacks, ParameterServer, Progress, State
+from streaming.distributed.server import ParameterServer
 from streaming.distributed.shards import shard
 from streaming.distributed.worker import DONE_DDL, WorkerTask, train_partition
 from streaming.errors import ServiceError
@@ -155,7 +156,7 @@ class _Run:
             self._server = server
             if not answer.stop:
                 self._run_job(rows, server)
-            final = server.final_state()
+            final = server.mode.final_state()
             self._sum_up(server)
         self.history.seconds = self._before + monotonic() - since
         self._network.weights = final.weights
@@ -177,11 +178,11 @@ class _Run:
             # Spark tries a failed stage of waiting tasks again only if its result goes into a shuffle.
             (done.repartition(1) if self.options.waits else done).collect()
         except (PySparkException, Py4JError) as error:
-            if server.error is not None:
-                raise server.error from error
+            if server.course.error is not None:
+                raise server.course.error from error
             if self.history.events:
                 tried = f"the workers failed too often, at last: {self.history.events[-1]}"
-                raise ServiceError(f"{tried}; {_resume_hint(server.state.epoch)}") from error
+                raise ServiceError(f"{tried}; {_resume_hint(server.course.state.epoch)}") from error
             raise
         finally:
             self._spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]  # clears it
@@ -232,9 +233,9 @@ class _Run:
 
     def _sum_up(self, server: ParameterServer) -> None:
         self.history.bytes_moved = self._bytes_before + server.bytes_moved
-        self.history.lost = server.lost()
+        self.history.lost = server.mode.lost()
         self.history.staleness = {}
-        self.history.add_staleness(server.shared.staleness)
+        self.history.add_staleness(server.mode.staleness)
 
     def _on_ready(self, worker: int, meta: dict[str, Any]) -> None:
         bad = meta.get("bad")

@@ -22,7 +22,7 @@ from streaming.distributed.images_cache import ImagesCache
 from streaming.distributed.network import Network, NetworkParts
 from streaming.distributed.options import Frequency, TrainerOptions
 from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, Values, connect
-from streaming.distributed.server import digest
+from streaming.distributed.synchronous import digest
 from streaming.errors import ServiceError
 
 DONE = pa.schema([pa.field("worker", pa.int32()), pa.field("rows", pa.int64())])

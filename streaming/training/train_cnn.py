@@ -17,10 +17,11 @@ from models.projection import NoProjection
 from models.registry import Registry
 from models.scorer import Head
 from models.threshold import parse_threshold
+from streaming.distributed.checkpoint import read_checkpoint
+from streaming.distributed.course import Progress
 from streaming.distributed.history import EpochRecord, History
 from streaming.distributed.network import quiet_tensorflow
 from streaming.distributed.options import TrainerOptions
-from streaming.distributed.server import Progress
 from streaming.distributed.shards import identified
 from streaming.distributed.trainer import DistributedTrainer, Trained
 from streaming.errors import ServiceError
@@ -133,6 +134,8 @@ def train_cnn(
     champion = champion_of(registry)
     golden = some_images(dataset, spec.input_size)
     directory = settings.home / "train-cnn"
+    if resume:
+        read_checkpoint(directory)  # before the minute that the start of it all can take
     with spark_session(_with_slots(settings, options.workers), "imagestream train-cnn", conf=SESSION) as spark:
         job = Job(settings, spark, registry, champion, gate, on_step, "train-cnn")
         on_step(f"dividing {dataset.n_images:,} images")

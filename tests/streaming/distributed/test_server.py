@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from streaming.distributed.course import Answer, Callbacks, State
 from streaming.distributed.history import EpochRecord
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
 from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, connect
-from streaming.distributed.server import Answer, Callbacks, ParameterServer, State
+from streaming.distributed.server import ParameterServer
 
 OPTIONS = TrainerOptions(workers=2, batch_size=4, epochs=2, timeout_s=5)
 COUNTS = {"rows": 3, "loss": 1.5, "clipped_loss": 1.5, "correct": 2}
@@ -100,8 +101,8 @@ def test_synchronous_workers_get_the_mean_by_rows_and_end_together() -> None:
         assert [one.meta["stop"] for one in ends] == [False, True]
         assert ends[0].meta["learning_rate"] == 0.5
     assert [record.training.rows for record in told.records] == [6, 6]
-    assert server.state.weights.tolist() == [0, 1]
-    assert server.state.epoch == 2
+    assert server.course.state.weights.tolist() == [0, 1]
+    assert server.course.state.epoch == 2
     assert not told.lost
 
 
@@ -166,7 +167,7 @@ def test_an_asynchronous_push_counts_by_the_workers_share(mode: Mode) -> None:
     assert [record.epoch for record in told.records] == [0]
     assert told.states[0].weights.tolist() == [2, 4]
     assert told.states[0].optimizer.tolist() == [2, 2, 2]
-    assert {worker: dict(late) for worker, late in server.shared.staleness.items()} == {0: {0: 1}, 1: {1: 1}}
+    assert {worker: dict(late) for worker, late in server.mode.staleness.items()} == {0: {0: 1}, 1: {1: 1}}
 
 
 def test_an_asynchronous_worker_that_comes_again_goes_on_where_it_was() -> None:
@@ -192,7 +193,7 @@ def test_weights_that_differ_between_workers_end_the_training() -> None:
 
         answers = together(lambda: work(0), lambda: work(1))
         assert [answer.kind for answer in answers] == [Kind.FAILED, Kind.FAILED]
-        assert "no longer the same" in str(server.error)
+        assert "no longer the same" in str(server.course.error)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_an_epoch_that_cannot_be_read_ends_only_that_try(meta: dict[str, Any]) -
         ask(channel, Message(Kind.READY, 0, rows=2))
         answer = ask(channel, Message(Kind.EPOCH, 0, 0, meta=meta, values=np.zeros(3, np.float32)))
         assert answer.kind is Kind.FAILED
-        assert server.error is None
+        assert server.course.error is None
     assert len(told.lost) == 1
 
 
