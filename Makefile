@@ -28,7 +28,7 @@ browser:
 demo: setup ## The whole loop on real images: publish, stream, query, retrain
 	@$(BIN)/imagestream demo $(ARGS)
 
-examples: setup ## Five published systems on small data, better than they were (ARGS="digits_transfer fruits_pca")
+examples: setup ## Five published systems on small data, in one table (ARGS="digits_transfer fruits_pca")
 	@$(BIN)/python -m examples $(ARGS)
 
 test: setup browser ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")

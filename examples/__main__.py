@@ -23,7 +23,7 @@ from streaming.settings import read_settings
 # ImageNet's weights are installed for one backbone; the originals' are fetched, which small data should not need.
 INSTALLED = ("--backbone", "efficientnet_lite0")
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "cifar10_mlp": ("--per-batch", "500"),
+    "cifar10_mlp": ("--per-batch", "300", "--max-iter", "50"),
     "fruits_pca": INSTALLED,
     "digits_transfer": INSTALLED,
     "glasses_distributed": ("--faces", "500", "--size", "256", "--epochs", "6"),
