@@ -22,7 +22,7 @@ from examples.service import (
 )
 from streaming.errors import ServiceError
 
-ORIGINAL = "features only: k = 9,468 for 22,688 images; folders had to be renamed"
+ORIGINAL = "features only: k = 9,468, where 22,688 images need 8,596; folders had to be renamed"
 LABEL_PATTERN = r"^(?:.*/)?([^/]+?)(?:_\d+)?/[^/]+$"  # the folder's name, without _1, _2, … at its end
 EPS = 0.1
 

@@ -8,6 +8,7 @@ import pytest
 from sklearn.random_projection import johnson_lindenstrauss_min_dim
 
 from examples.fruit_images import FRUITS
+from models.random_projection import johnson_lindenstrauss_dim
 from tests.examples.conftest import RunExample
 
 PER_CLASS = 3
@@ -28,9 +29,13 @@ def test_labels_are_the_folders_names_without_a_trailing_number(outcome: dict[st
     }  # fmt: skip
 
 
-def test_width_is_that_of_johnson_and_lindenstrauss(outcome: dict[str, Any]) -> None:
+def test_width_is_that_of_johnson_and_lindenstrauss_for_as_many_images(outcome: dict[str, Any]) -> None:
     assert outcome["details"]["components"] == johnson_lindenstrauss_min_dim(IMAGES, eps=0.1)
-    assert johnson_lindenstrauss_min_dim(22_688, eps=0.1) == 9_468
+
+
+def test_width_of_the_original_was_that_for_its_number_of_features() -> None:
+    assert johnson_lindenstrauss_dim(22_688, 0.1) == johnson_lindenstrauss_min_dim(22_688, eps=0.1) == 8_596
+    assert johnson_lindenstrauss_dim(7 * 7 * 1_280, 0.1) == 9_468
 
 
 def test_three_tools_read_the_same_rows_labels_and_width(outcome: dict[str, Any]) -> None:
