@@ -60,15 +60,20 @@ def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings
     assert (answers[:, bundle.manifest.classes.index("glasses")] > 0.5).mean() > 0.6
 
 
-def test_a_killed_driver_goes_on_from_its_last_epoch(settings: Settings, faces: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_driver_that_ended_goes_on_from_its_last_epoch(settings: Settings, faces: Path, end: signal.Signals) -> None:
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "train-cnn", "--images", str(faces)]
     command += [*map(str, NETWORK), "--epochs", "40", "--mode", "asynchronous"]
     environment = os.environ | {"IMAGESTREAM_JARS": str(settings.jars)}
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     assert running.stderr is not None
     assert any(line.startswith("epoch 2/") for line in iter(running.stderr.readline, ""))
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait(30)
+    os.killpg(running.pid, end)
+    said = running.stderr.read()
+    assert running.wait(60) == (130 if end is signal.SIGINT else -signal.SIGKILL)
+    if end is signal.SIGINT:
+        assert "interrupted; train again with --resume" in said
+        assert "Traceback" not in said
     done = read_checkpoint(settings.home / "train-cnn").state.epoch
     assert done >= 2
     again = [*NETWORK, "--epochs", done + 2, "--mode", "asynchronous", "--resume"]
