@@ -16,14 +16,6 @@ from benchmarks.pairs import Pair
 
 # The last one imports TensorFlow.
 QUESTIONS = ("decoding", "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "engine")
-    "decoding",
-    "projection",
-    "rescore",
-    "pca_spark",
-    "cnn",
-    "cnn_scale",
-    "engine",
-)  # the last one imports TensorFlow
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pillow", "scikit-learn")
 
 

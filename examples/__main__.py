@@ -26,7 +26,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "cifar10_mlp": ("--per-batch", "300", "--max-iter", "50"),
     "fruits_pca": INSTALLED,
     "digits_transfer": INSTALLED,
-    "glasses_distributed": ("--faces", "500", "--size", "256", "--epochs", "6"),
+    "glasses_distributed": ("--faces", "600", "--size", "128", "--epochs", "12"),
     "fruits_projection": (*INSTALLED, "--per-class", "10"),
 }
 DOCS = Path(__file__).parent.parent / "docs"

@@ -37,7 +37,9 @@ def set_up(directory: Path) -> None:
 
 def test_make_alone_lists_every_target(checkout: Path) -> None:
     listed = make(checkout).stdout
-    assert all(f"make {target} " in listed for target in ("setup", "demo", "test", "check", "bench", "clean"))
+    assert all(
+        f"make {target} " in listed for target in ("setup", "demo", "test", "check", "bench", "examples", "clean")
+    )
 
 
 @pytest.mark.parametrize("target", ["setup", ".venv/.ready"])

@@ -26,7 +26,7 @@ WITH, WITHOUT = "glasses", "no glasses"  # the folders
 FACES, LABELS = "faces", "labels.csv"  # of the original layout
 QUALITY = 92  # of JPEG files
 SEED = 614
-UNLABELLED = 0.1  # of the images in the original layout, as there: 500 of 5,000
+UNLABELLED = 0.1  # of the images in the original layout
 CANVAS = 256  # pixels at least, from which smaller pictures are scaled down
 
 

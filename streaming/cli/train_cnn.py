@@ -240,6 +240,7 @@ def _tell(result: "CNNResult", json_file: Path | None) -> None:
     summary: dict[str, Any] = summary_of(result.model) | {
         "history": history.as_record() | {"images_per_second": history.images_per_second},
         "training_metrics": result.training.as_metrics(),
+        "metrics_at_half": result.at_half.as_metrics(),
         "learning_curves": str(curves),
         "left_out": result.n_bad,
     }

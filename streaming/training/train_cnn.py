@@ -96,12 +96,14 @@ class CNNResult:
     Attributes:
         model: the registered version, evaluated on the held-out images.
         training: the same model on the images that it was trained on.
+        at_half: on the held-out images without its threshold: the more probable class is answered.
         bad: image → why no worker could read it.
         history_file: `history` as JSON.
     """
 
     model: TrainResult
     training: Evaluation
+    at_half: Evaluation
     history: History
     bad: dict[str, str]
     n_bad: int
@@ -161,6 +163,9 @@ def train_cnn(
         head = _with_threshold(head, sides.training(rows)[1], network.threshold)
         fitted = Fitted(head, *fingerprint_of(sides.holdout.sides(rows)[0]))
         candidate = judge(fitted, sides.holdout, rows, _record(network, options, trained.history))
+        at_half = candidate.evaluation
+        if head.threshold is not None:
+            at_half = evaluate(candidate.holdout, replace(head, threshold=None))
         on_training = evaluate(candidate.training, head)
         parts = BackboneParts(
             BackboneEntry.of(exported),
@@ -169,7 +174,7 @@ def train_cnn(
         )
         result = job.finish(candidate, rows, parts, exported.sha256, read)
     path = _write_history(directory, trained.history)
-    return CNNResult(result, on_training, trained.history, trained.bad, trained.n_bad, path)
+    return CNNResult(result, on_training, at_half, trained.history, trained.bad, trained.n_bad, path)
 
 
 def _with_slots(settings: Settings, workers: int) -> Settings:

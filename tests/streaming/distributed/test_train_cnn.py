@@ -44,6 +44,7 @@ def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings
     assert len(set(rows)) == len(set(watched)) == 1
     assert rows[0] + watched[0] == told["training_rows"]
     assert told["training_metrics"]["accuracy"] > 0.75
+    assert 0.5 <= told["metrics_at_half"]["accuracy"] <= 1.0
     assert Path(told["learning_curves"]).read_bytes().startswith(b"\x89PNG")
 
     bundle = Registry(settings.models_dir).read(1)
