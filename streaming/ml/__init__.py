@@ -9,7 +9,7 @@ Names, Params and persistence are Spark ML's; the numbers are those of the strea
 """
 
 from streaming.ml.classifiers import BundleScorer
-from streaming.ml.cnn import DistributedCNNClassifier
+from streaming.ml.cnn_classifier import DistributedCNNClassifier
 from streaming.ml.featurizer import DeepImageFeaturizer
 from streaming.ml.projections import (
     ImagePCA,
