@@ -39,7 +39,7 @@ class LiteRTEngine:
 
         try:
             content = flatbuffer.read_bytes() if isinstance(flatbuffer, Path) else flatbuffer
-            with _without_native_log():
+            with without_native_log():
                 self._interpreter = Interpreter(model_content=content, num_threads=threads)
                 self._interpreter.allocate_tensors()
         except (OSError, ValueError, RuntimeError) as error:
@@ -107,7 +107,7 @@ class KerasEngine:
 
 
 @contextmanager
-def _without_native_log() -> Iterator[None]:
+def without_native_log() -> Iterator[None]:
     """Standard error of native code is dropped for the block: LiteRT announces every interpreter there, and has no
     switch for it. Its errors come as exceptions."""
     saved = os.dup(2)

@@ -10,7 +10,4 @@ from streaming.distributed.network import quiet_tensorflow
 
 if __name__ == "__main__":
     quiet_tensorflow()
-    import keras  # noqa: F401
-    import tensorflow  # noqa: F401
-
     daemon.manager()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.engine import without_native_log
 from models.scorer import Images
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.protocol import Values
@@ -37,8 +38,11 @@ class NetworkParts:
 
 
 def quiet_tensorflow() -> None:
-    """Keep TensorFlow's native code from telling about the machine; before it is imported."""
+    """Import TensorFlow without what its native code tells of the machine on standard error."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with without_native_log():  # what it tells while it is imported heeds no level
+        import keras  # noqa: F401
+        import tensorflow  # noqa: F401
 
 
 def use_threads(threads: int) -> None:
