@@ -10,6 +10,7 @@ import warnings
 from dataclasses import dataclass
 from enum import StrEnum
 from io import BytesIO
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -119,6 +120,15 @@ def decode(
         # What Pillow warns of (odd metadata, sizes between its two bomb limits) is either harmless or judged here.
         warnings.simplefilter("ignore")
         return _decode_known(data, size, limits, resize)
+
+
+def read_limited(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """A file's content, or one byte more than an image may have: enough for `decode` to tell that it is too large.
+
+    Raises OSError if it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        return file.read(limits.max_bytes + 1)
 
 
 def _decode_known(data: bytes, size: tuple[int, int], limits: Limits, resize: Resize) -> NDArray[np.uint8] | BadImage:

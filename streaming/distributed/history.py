@@ -149,12 +149,6 @@ class History:
         seconds = sum(one.seconds for one in later)
         return sum(one.training.rows for one in later) / seconds if seconds else 0.0
 
-    def add_staleness(self, found: Mapping[int, Counter[int]]) -> None:
-        total = Counter(self.staleness)
-        for one in found.values():
-            total.update(one)
-        self.staleness = dict(sorted(total.items()))
-
     @property
     def mean_staleness(self) -> float:
         n = sum(self.staleness.values())
@@ -177,6 +171,14 @@ class History:
         values["staleness"] = {int(late): int(times) for late, times in values["staleness"].items()}
         values["lost"] = Lost(**values["lost"])
         return cls(**values)
+
+
+def summed_staleness(*found: Mapping[int, int]) -> dict[int, int]:
+    """Of several workers, or runs: changes by others → how often, the fewest first."""
+    total: Counter[int] = Counter()
+    for one in found:
+        total.update(one)
+    return dict(sorted(total.items()))
 
 
 def _counts(record: Mapping[str, Any]) -> dict[str, Counts]:

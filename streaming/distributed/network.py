@@ -63,6 +63,7 @@ class Network:
 
     Attributes:
         model: the Keras model; what is trained is `weights`, the rest never changes.
+        n_weights: how many numbers that is.
     """
 
     def __init__(self, parts: NetworkParts, options: TrainerOptions, worker: int = 0) -> None:
@@ -77,6 +78,7 @@ class Network:
             compute_in_bfloat16(self.model)
         self._optimizer = keras.optimizers.deserialize(parts.optimizer)
         self._variables = self.model.trainable_variables
+        self.n_weights = sum(int(np.prod(one.shape)) for one in self._variables)
         self._optimizer.build(self._variables)
         self._state = [one for one in self._optimizer.variables if one.name != "learning_rate"]
         self._binary = self.model.output_shape[-1] == 1

@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.decode import DEFAULT_LIMITS
+from models.decode import read_limited
 
 COLUMNS = ("image_id", "label", "validation", "source", "content")
 
@@ -53,8 +52,7 @@ def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
 def _sha256(source: str | None, content: bytes | None) -> str | None:
     if content is None and source is not None:
         try:
-            with Path(source).open("rb") as file:
-                content = file.read(DEFAULT_LIMITS.max_bytes + 1)
+            content = read_limited(source)
         except OSError:
             return None
     return None if content is None else hashlib.sha256(content).hexdigest()

@@ -15,7 +15,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from streaming.distributed.checkpoint import Checkpoint, read_checkpoint
 from streaming.distributed.course import Answer, Callbacks, Progress, State
-from streaming.distributed.history import EpochRecord, History
+from streaming.distributed.history import EpochRecord, History, summed_staleness
 from streaming.distributed.network import Network, NetworkParts
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.server import ParameterServer
@@ -127,15 +127,20 @@ class _Run:
         self._rows = rows
         self._group = f"train-cnn-{uuid4().hex}"
         self._bad: dict[int, tuple[dict[str, str], int]] = {}
-        optimizer = keras.optimizers.get(self.options.optimizer)
+        try:
+            optimizer = keras.optimizers.get(self.options.optimizer)
+        except (ValueError, TypeError) as error:
+            raise ServiceError(
+                f"Keras knows no optimizer {self.options.optimizer!r}; it knows adam, adamw, sgd, rmsprop and others"
+            ) from error
         optimizer.learning_rate = self.options.learning_rate
         self.parts = NetworkParts.of(trainer.model, optimizer)
         self._network = Network(self.parts, replace(self.options, mixed_precision=False))
         model = self._network.model
         model.compile(optimizer)
         self._callbacks = keras.callbacks.CallbackList(list(trainer._keras_callbacks), model=model)
-        self.history = History.begin(self.options, len(self._network.weights))
-        self._before, self._bytes_before, self._since = 0.0, 0, 0.0
+        self.history = History.begin(self.options, self._network.n_weights)
+        self._earlier, self._since = self.history, 0.0
 
     def train(self, rows: DataFrame, resume: bool) -> Trained:
         state = State(self._network.weights, self._network.optimizer)
@@ -149,16 +154,14 @@ class _Run:
         )
         spark, self._spark = rows.sparkSession, rows.sparkSession
         host = spark.conf.get("spark.driver.host") or "127.0.0.1"
-        since = monotonic()
-        self._before, self._bytes_before = self.history.seconds, self.history.bytes_moved
-        self._since = since
+        self._earlier, self._since = replace(self.history), monotonic()
         with ParameterServer(self.options, self._rows, state, answer, told, host) as server:
             self._server = server
             if not answer.stop:
                 self._run_job(rows, server)
             final = server.mode.final_state()
-            self._sum_up(server)
-        self.history.seconds = self._before + monotonic() - since
+            self._sum_up()
+            self.history.lost = server.mode.lost()  # now that no worker writes any more
         self._network.weights = final.weights
         self._callbacks.on_train_end()  # may bring back the best epoch's weights
         self._trainer.model.set_weights(self._network.model.get_weights())
@@ -214,8 +217,7 @@ class _Run:
                 "more slowly"
             )
         self.history.epochs.append(record)
-        self._sum_up(self._server)
-        self.history.seconds = self._before + monotonic() - self._since
+        self._sum_up()
         if self._trainer._checkpoint_dir is not None:
             Checkpoint(state, self.history, self._settings()).write(self._trainer._checkpoint_dir)
         self._network.weights = state.weights
@@ -231,11 +233,12 @@ class _Run:
         stop = epoch >= self.options.epochs or bool(model.stop_training)
         return Answer(stop, float(model.optimizer.learning_rate))
 
-    def _sum_up(self, server: ParameterServer) -> None:
-        self.history.bytes_moved = self._bytes_before + server.bytes_moved
-        self.history.lost = server.mode.lost()
-        self.history.staleness = {}
-        self.history.add_staleness(server.mode.staleness)
+    def _sum_up(self) -> None:
+        """What was so far, in this run and in the one that it goes on from."""
+        earlier, server = self._earlier, self._server
+        self.history.seconds = earlier.seconds + monotonic() - self._since
+        self.history.bytes_moved = earlier.bytes_moved + server.bytes_moved
+        self.history.staleness = summed_staleness(earlier.staleness, *server.mode.staleness.values())
 
     def _on_ready(self, worker: int, meta: dict[str, Any]) -> None:
         bad = meta.get("bad")

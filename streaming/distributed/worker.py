@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from pyspark import TaskContext
 
 from models.augment import Augmentation, augment
-from models.decode import DEFAULT_LIMITS
+from models.decode import read_limited
 from models.scorer import Images, decode_all
 from streaming.distributed.history import Counts
 from streaming.distributed.images_cache import ImagesCache
@@ -122,8 +121,7 @@ def _content(row: dict[str, Any]) -> bytes | None:
     if content is not None or row["source"] is None:
         return content
     try:
-        with Path(row["source"]).open("rb") as file:
-            return file.read(DEFAULT_LIMITS.max_bytes + 1)  # one byte too many is enough to tell
+        return read_limited(row["source"])
     except OSError:
         return None
 
@@ -146,7 +144,7 @@ class _Learner:
 
     def run(self) -> int:
         """Learn until the server says stop; returns how many images this worker learned from."""
-        network, n = self._network, len(self._network.weights)
+        network, n = self._network, self._network.n_weights
         cache = self._read.training
         meta = {"bad": self._read.bad, "n_bad": self._read.n_bad, "validation": len(self._read.validation)}
         start = self._ask(Message(Kind.READY, self._worker, rows=len(cache), meta=meta), Kind.START)
@@ -211,12 +209,12 @@ class _Learner:
             gradient, logits = self._network.gradient(images, labels, importance)
             self._counts += Counts.of(logits, labels)
         else:  # has run out, and takes the others' step
-            gradient = np.zeros(len(self._network.weights), np.float32)
+            gradient = np.zeros(self._network.n_weights, np.float32)
         message = Message(Kind.REDUCE, self._worker, epoch, step, len(rows), values=gradient)
         self._network.apply(self._ask(message, Kind.REDUCED).values)
 
     def _average(self, epoch: int, step: int, rows: int) -> None:
-        network, n = self._network, len(self._network.weights)
+        network, n = self._network, self._network.n_weights
         own = np.concatenate([network.weights, network.optimizer])
         mean = self._ask(Message(Kind.REDUCE, self._worker, epoch, step, rows, values=own), Kind.REDUCED).values
         network.weights, network.optimizer = mean[:n], mean[n:]

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyspark import Accumulator, TaskContext
 
 from models.augment import Augmentation, augment
-from models.decode import DEFAULT_LIMITS, Reason, Resize
+from models.decode import Reason, Resize, read_limited
 from models.engine import LiteRTEngine
 from models.scorer import Images, decode_all
 from streaming.files import FileSink, list_array
@@ -156,8 +156,7 @@ def _read(row: dict[str, Any], on: _Pass) -> _Image:
     source, content = row["source"], row["content"]
     if on.task.from_files:
         try:
-            with Path(source).open("rb") as file:
-                content = file.read(DEFAULT_LIMITS.max_bytes + 1)  # one byte too many is enough to tell
+            content = read_limited(source)
         except OSError as error:
             on.report.add_bad(source, Reason.MISSING, os.strerror(error.errno or 0))
             return _Image(source, row["label"], None, "", known=False)

@@ -8,10 +8,11 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
+from typing import Self
 
 from pyspark.sql import DataFrame
 
-from models.backbone import file_sha256
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, file_sha256
 from models.bundle import (
     CLASSIFIER,
     DRIFT,
@@ -20,6 +21,7 @@ from models.bundle import (
     PROJECTION,
     BackboneEntry,
     Bundle,
+    EngineName,
     Manifest,
     StageEntry,
     TrainingData,
@@ -48,6 +50,12 @@ class BackboneParts:
     entry: BackboneEntry
     files: Mapping[str, Path]
     golden: Sequence[bytes]
+
+    @classmethod
+    def of(cls, exported: ExportedBackbone, golden: Sequence[bytes], engine: EngineName = "litert") -> Self:
+        """An export, to be run by `engine`."""
+        files = {FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights}
+        return cls(BackboneEntry.of(exported, engine=engine), files, golden)
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,21 @@ def with_threshold(fitted: Fitted, training: DataFrame, options: FitOptions) -> 
     """
     if options.threshold is None:
         return fitted
-    aim, classes = parse_threshold(options.threshold), fitted.head.classes
-    if len(classes) != 2:  # noqa: PLR2004
-        raise ServiceError(f"a threshold is for two classes, there are {len(classes)}; leave out --threshold")
+    aim = aim_for(options.threshold, len(fitted.head.classes))
     threshold = aim.fixed if aim.fixed is not None else _cross_fitted(fitted.head, training, options, aim)
     return replace(fitted, head=replace(fitted.head, threshold=threshold))
+
+
+def aim_for(wanted: str, n_classes: int) -> ThresholdAim:
+    """What a threshold is asked to be.
+
+    Raises:
+        ModelError: see `parse_threshold`.
+        ServiceError: other than two classes.
+    """
+    if n_classes != 2:  # noqa: PLR2004
+        raise ServiceError(f"a threshold is for two classes, there are {n_classes}; leave out --threshold")
+    return parse_threshold(wanted)
 
 
 def tuned_threshold(rows: DataFrame, head: Head, aim: ThresholdAim) -> float:

@@ -11,7 +11,7 @@ from functools import partial
 
 from models.architectures import DEFAULT_BACKBONE, Output
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, export_backbone, find_backbone
-from models.bundle import GOLDEN, BackboneEntry, EngineName
+from models.bundle import GOLDEN, EngineName
 from models.projection import check_pca_memory
 from models.registry import CHAMPION, Registry
 from models.scorer import golden_images
@@ -99,11 +99,7 @@ def train(
             rows.unpersist()
             rows, read = job.featurized(dataset, exported)
             float_accuracy = exact.evaluation.accuracy
-        parts = BackboneParts(
-            BackboneEntry.of(exported, engine=backbone.engine),
-            files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
-            golden=golden,
-        )
+        parts = BackboneParts.of(exported, golden, backbone.engine)
         on_step("fitting and evaluating")
         candidate = make_candidate(rows, options, champion)
         return job.finish(candidate, rows, parts, exported.sha256, read, float_accuracy=float_accuracy)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pyspark.sql import DataFrame
 
-from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, export_backbone, find_backbone
-from models.bundle import BackboneEntry, Bundle, TrainingData, read_bundle
+from models.backbone import ExportedBackbone, export_backbone, find_backbone
+from models.bundle import Bundle, TrainingData, read_bundle
 from models.projection import NoProjection
 from models.registry import Registry
 from models.scorer import Head
-from models.threshold import parse_threshold
+from models.threshold import ThresholdAim, parse_threshold
 from streaming.distributed.checkpoint import read_checkpoint
 from streaming.distributed.course import Progress
 from streaming.distributed.history import EpochRecord, History
@@ -33,7 +33,7 @@ from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.settings import Settings
 from streaming.training.candidate import BackboneParts, judge, write_model
-from streaming.training.choose_threshold import tuned_threshold
+from streaming.training.choose_threshold import aim_for, tuned_threshold
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fingerprint_of
 from streaming.training.fit_options import GateOptions
@@ -132,6 +132,7 @@ def train_cnn(
     make_dir(settings.home)
     find_java(settings.home)
     spec = find_backbone(network.architecture, input_size=network.size)
+    aim = None if network.threshold is None else aim_for(network.threshold, len(dataset.class_counts))
     registry = Registry(settings.models_dir)
     champion = champion_of(registry)
     golden = some_images(dataset, spec.input_size)
@@ -160,19 +161,14 @@ def train_cnn(
         on_step("exporting what was learned")
         exported, head = export_trained(network.architecture, network.size, trained, settings.backbones_dir)
         rows, read = job.featurized(dataset, exported)
-        head = _with_threshold(head, sides.training(rows)[1], network.threshold)
+        head = _with_threshold(head, sides.training(rows)[1], aim)
         fitted = Fitted(head, *fingerprint_of(sides.holdout.sides(rows)[0]))
         candidate = judge(fitted, sides.holdout, rows, _record(network, options, trained.history))
         at_half = candidate.evaluation
         if head.threshold is not None:
             at_half = evaluate(candidate.holdout, replace(head, threshold=None))
         on_training = evaluate(candidate.training, head)
-        parts = BackboneParts(
-            BackboneEntry.of(exported),
-            files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
-            golden=golden,
-        )
-        result = job.finish(candidate, rows, parts, exported.sha256, read)
+        result = job.finish(candidate, rows, BackboneParts.of(exported, golden), exported.sha256, read)
     path = _write_history(directory, trained.history)
     return CNNResult(result, on_training, at_half, trained.history, trained.bad, trained.n_bad, path)
 
@@ -232,12 +228,9 @@ def export_trained(
     return replace(exported, weights="trained"), head
 
 
-def _with_threshold(head: Head, validation: DataFrame, wanted: str | None) -> Head:
-    if wanted is None:
+def _with_threshold(head: Head, validation: DataFrame, aim: ThresholdAim | None) -> Head:
+    if aim is None:
         return head
-    if len(head.classes) != 2:  # noqa: PLR2004
-        raise ServiceError(f"a threshold is for two classes, there are {len(head.classes)}; leave out --threshold")
-    aim = parse_threshold(wanted)
     return replace(head, threshold=aim.fixed if aim.fixed is not None else tuned_threshold(validation, head, aim))
 
 
@@ -252,14 +245,9 @@ def as_bundle(
     """
     exported, head = export_trained(architecture, input_size, trained, scratch / "backbones")
     n = sum(one.training.rows for one in trained.history.epochs[-1].workers) if trained.history.epochs else 0
-    parts = BackboneParts(
-        BackboneEntry.of(exported),
-        files={FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights},
-        golden=golden,
-    )
     fingerprint = hashlib.sha256(exported.sha256.encode()).hexdigest()
     data = TrainingData(rows=n, holdout_rows=0, fingerprint=fingerprint)
-    write_model(scratch / "bundle", Fitted(head, n, fingerprint), parts, data)
+    write_model(scratch / "bundle", Fitted(head, n, fingerprint), BackboneParts.of(exported, golden), data)
     return read_bundle(scratch / "bundle")
 
 
