@@ -1,12 +1,18 @@
-"""The settings of a process: read from the environment once, at the edge, then passed down and never changed."""
+"""The settings of a process: read once, at the edge, then passed down and never changed.
+
+A value comes from the option of a command; without one from the environment; else from the configuration file; else it
+is the default. Nothing but this module reads the environment.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from streaming.config_file import DEFAULT_FILE, read_config_file
 from streaming.errors import ServiceError
 
 HOME = Path(".imagestream")
@@ -31,6 +37,7 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias="MLFLOW_TRACKING_URI", description="where runs of training are told, too; MLflow's own"
     )
+    config: Path | None = Field(None, description="the configuration file; default: imagestream.toml, if it is there")
 
     @property
     def tables_dir(self) -> Path:
@@ -57,17 +64,48 @@ class Settings(BaseSettings):
         return self.backbones or self.home / "backbones"
 
 
-def read_settings(home: Path | None = None) -> Settings:
-    """Settings from the environment, with `home` from the command line on top; the home becomes absolute.
+@dataclass(frozen=True)
+class Configuration:
+    """The settings and, by the name of each that is not its default, where its value comes from."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def read_settings(home: Path | None = None, config: Path | None = None) -> Settings:
+    """The settings; arguments and errors as for `read_configuration`."""
+    return read_configuration(home, config).settings
+
+
+def read_configuration(home: Path | None = None, config: Path | None = None) -> Configuration:
+    """Settings from the environment and the configuration file, with what the command line gives on top.
+
+    Args:
+        home: `--home`; the home becomes absolute.
+        config: `--config`; without it IMAGESTREAM_CONFIG, or `imagestream.toml` where the command runs.
 
     Raises:
-        ServiceError: a variable has a value that its setting does not take.
+        ServiceError: a value is none that its setting takes, or the file is not as `read_config_file` expects it.
     """
-    settings = _checked({} if home is None else {"home": home}, "IMAGESTREAM_{}")
+    options = {name: value for name, value in {"home": home, "config": config}.items() if value is not None}
+    variables = _from_environment()
+    file, given = _from_file(options.get("config", variables.get("config")))
+    # The environment is on top of the file: pydantic reads it, unless a value is handed to it.
+    from_file = {name: value for name, value in given.items() if name not in variables}
+    if file is not None:
+        options["config"] = file
+    origins = (
+        {name: f"{file}: {name}" for name in from_file}
+        | {name: variable_of(name) for name in variables}
+        | {name: f"--{name}" for name in options}
+    )
+    if config is None and file is not None:
+        origins["config"] = variable_of("config") if "config" in variables else "the working directory"
+    settings = _checked(from_file | options, origins)
     home = settings.home.expanduser().absolute()
     if set("[]") & set(str(home)):
         raise ServiceError(f"the home {home} has a square bracket in its path, which deltalake does not open: move it")
-    return settings.model_copy(update={"home": home})
+    return Configuration(settings.model_copy(update={"home": home}), origins)
 
 
 def with_options(settings: Settings, **options: str | None) -> Settings:
@@ -77,14 +115,41 @@ def with_options(settings: Settings, **options: str | None) -> Settings:
         ServiceError: an option has a value that its setting does not take.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    return _checked(settings.model_dump() | given, "--{}")
+    return _checked(settings.model_dump() | given, {name: f"--{name.replace('_', '-')}" for name in given})
 
 
-def _checked(values: Mapping[str, Any], shown_as: str) -> Settings:
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else f"IMAGESTREAM_{name.upper()}"
+
+
+def is_place(name: str) -> bool:
+    """Whether a setting is a path."""
+    annotation = Settings.model_fields[name].annotation
+    return Path in (annotation, *get_args(annotation))
+
+
+def _from_environment() -> dict[str, Any]:
+    names = {variable_of(name): name for name in Settings.model_fields}
+    return {names.get(key, key): value for key, value in EnvSettingsSource(Settings)().items()}
+
+
+def _from_file(chosen: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
+    """The configuration file, if there is one, and what it gives."""
+    file = DEFAULT_FILE if chosen is None else Path(chosen).expanduser()
+    if chosen is None and not file.is_file():
+        return None, {}
+    names = Settings.model_fields.keys() - {"config"}  # a file does not name another
+    return file.absolute(), read_config_file(file, names, {name for name in names if is_place(name)})
+
+
+def _checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
     try:
         return Settings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
-        name = name.upper() if "_" in shown_as else name.replace("_", "-")
-        raise ServiceError(f"{shown_as.format(name)}: {first['msg']}, got {first['input']!r}") from error
+        key = str(first["loc"][0])
+        name = next((name for name in Settings.model_fields if key in {name, variable_of(name)}), key)
+        origin = origins.get(name, variable_of(name) if name in Settings.model_fields else name)
+        raise ServiceError(f"{origin}: {first['msg']}, got {first['input']!r}") from error

@@ -3,7 +3,8 @@
 import json
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +15,17 @@ from rich.text import Text
 from models.errors import ModelError
 from producer.errors import PublishError
 from streaming.errors import ServiceError
-from streaming.settings import Settings, read_settings
+from streaming.settings import Configuration, Settings, read_configuration
 
-EXIT_FAILED = 1  # what was asked for was not done, or not all of it; a usage error is 2
+EXIT_FAILED = 1  # what was asked for was not done, or not all of it
+EXIT_USAGE = 2  # Typer's own
 EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
+EXIT_CODES = {
+    0: "all that was asked for is done",
+    EXIT_FAILED: "it is not, or not all of it; one line on standard error says why",
+    EXIT_USAGE: "no such command, option or value of an option",
+    EXIT_INTERRUPTED: "interrupted with Ctrl-C, or SIGTERM",
+}
 
 # No emoji codes: a file or a host may be called a:b:c.
 out = Console(soft_wrap=True, emoji=False)
@@ -25,7 +33,10 @@ err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 app = typer.Typer(
     name="imagestream",
-    help="Streaming image classification: Kafka in, CNN on Spark, predictions in Delta, exactly once.",
+    help="Streaming image classification: Kafka in, CNN on Spark, predictions in Delta, exactly once.\n\n"
+    "Settings come from options, else from the environment, else from imagestream.toml, else they are defaults: "
+    "`imagestream config show` tells.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -50,20 +61,28 @@ def root(
         Path | None,
         typer.Option(metavar="DIR", help="Where everything is kept (IMAGESTREAM_HOME; .imagestream)."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Settings as TOML (IMAGESTREAM_CONFIG; imagestream.toml, if it is there)."),
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
     version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    context.obj = read_settings(home)
+    # Read by the command that asks for them: help, and `config init`, work beside a file that is wrong.
+    context.obj = cache(partial(read_configuration, home, config))
 
 
 def settings_of(context: typer.Context) -> Settings:
     """The settings that the root command read."""
-    settings = context.obj
-    if not isinstance(settings, Settings):  # a command called without its root
-        return read_settings()
-    return settings
+    return configuration_of(context).settings
+
+
+def configuration_of(context: typer.Context) -> Configuration:
+    """They, and where each comes from."""
+    read: Callable[[], Configuration] = context.obj or read_configuration  # a command called without its root
+    return read()
 
 
 def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:

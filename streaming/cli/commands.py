@@ -3,6 +3,7 @@
 from streaming.cli import (  # noqa: F401
     audit,
     broker,
+    config,
     demo,
     doctor,
     features,

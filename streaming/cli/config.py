@@ -1,0 +1,86 @@
+"""`imagestream config`: what the settings are, where each comes from, and a file to write them in."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from streaming.cli.app import JsonOption, app, configuration_of, out, write_json
+from streaming.config_file import DEFAULT_FILE
+from streaming.errors import ServiceError
+from streaming.settings import Settings, variable_of
+
+config_app = typer.Typer(name="config", help="Show the settings, and write a file for them.", no_args_is_help=True)
+app.add_typer(config_app)
+
+
+@config_app.command()
+def show(context: typer.Context, json_file: JsonOption = None) -> None:
+    """Show every setting, its value, and where the value comes from.
+
+    An option wins over the environment, the environment over the configuration file, the file over the default. Of a
+    secret only the file that holds it is shown, and of a URL not its password.
+
+    Example: imagestream config show
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    configuration = configuration_of(context)
+    table = Table("setting", "value", "from", box=None)
+    summary = {}
+    for name in Settings.model_fields:
+        value = shown(getattr(configuration.settings, name))
+        origin = configuration.origins.get(name, "default")
+        table.add_row(name, Text("-" if value is None else str(value)), Text(origin))
+        summary[name] = {"value": value, "from": origin}
+    out.print(table)
+    write_json(json_file, summary)
+
+
+@config_app.command()
+def init(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The file to write; it must not be there.")
+    ] = DEFAULT_FILE,
+) -> None:
+    """Write a configuration file that names every setting, each commented out with its default.
+
+    Example: imagestream config init
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("x", encoding="utf-8") as stream:
+            stream.writelines(lines())
+    except FileExistsError as error:
+        raise ServiceError(f"{file} is there already: give another name, or edit it") from error
+    out.print(f"wrote {file}: every setting is in it, with its default", highlight=False, markup=False)
+
+
+def lines() -> Iterator[str]:
+    """The lines of a new configuration file."""
+    yield "# Settings of imagestream. An option or an environment variable wins over this file.\n"
+    yield "# A relative path lies beside this file.\n"
+    for name, field in Settings.model_fields.items():
+        if name == "config":
+            continue
+        yield f"\n# {field.description} ({variable_of(name)})\n"
+        # Without a default there is no value to show, and TOML takes no line without one.
+        yield f"# {name} = {_toml(field.default)}".rstrip() + "\n"
+
+
+def shown(value: Any) -> Any:
+    """A setting's value for people: a URL without its password."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return re.sub(r"(?<=://)[^/@\s]+@", "***@", str(value))
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,54 @@
+"""The configuration file: settings as TOML, written by hand once and found by every command.
+
+A name that is no setting is a mistake, never ignored: a misspelt one would otherwise keep its default in silence.
+"""
+
+import tomllib
+from collections.abc import Collection
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from streaming.errors import ServiceError
+
+DEFAULT_FILE = Path("imagestream.toml")  # in the working directory
+MAX_BYTES = 64 * 1024
+
+
+def read_config_file(file: Path, names: Collection[str], places: Collection[str]) -> dict[str, Any]:
+    """The settings that the file gives, by name; a relative place lies beside the file, wherever a command is run.
+
+    Args:
+        file: TOML, at most MAX_BYTES.
+        names: every setting that there is.
+        places: those of them that are paths.
+
+    Raises:
+        ServiceError: the file cannot be read, is no TOML, or names what is no setting.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ServiceError(f"configuration file {file} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise ServiceError(f"configuration file {file} is larger than {MAX_BYTES:,} bytes: expected a few settings")
+    try:
+        values = tomllib.loads(content.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ServiceError(f"configuration file {file} is no TOML: {error}") from error
+    for name in values:
+        if name not in names:
+            raise ServiceError(f"{file}: there is no setting {name!r}, {_nearest(name, names)}")
+    return {name: _beside(file, value) if name in places else value for name, value in values.items()}
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    close = get_close_matches(name.lower().replace("-", "_"), names, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
+
+
+def _beside(file: Path, value: object) -> object:
+    if not isinstance(value, str):  # refused by the setting itself, which says what it expects
+        return value
+    return file.absolute().parent / Path(value).expanduser()

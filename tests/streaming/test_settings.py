@@ -1,0 +1,155 @@
+"""Settings: which of option, environment, file and default wins, and that a mistake in one is named with its place."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from streaming.cli.config import lines, shown
+from streaming.errors import ServiceError
+from streaming.settings import Settings, read_configuration, read_settings
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of its own, and no setting in the environment."""
+    for name in os.environ:
+        if name.startswith("IMAGESTREAM_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(file: Path, text: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def imagestream(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "streaming", *arguments]
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])} | environment
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def test_option_wins_over_environment_over_file_over_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_configuration().origins == {}
+    write(folder / "imagestream.toml", 'home = "of-file"\ntopic = "of-file"\nmaster = "local[1]"\n')
+    monkeypatch.setenv("IMAGESTREAM_HOME", "of-environment")
+    monkeypatch.setenv("IMAGESTREAM_TOPIC", "of-environment")
+    configuration = read_configuration(home=Path("of-option"))
+    settings = configuration.settings
+    assert (settings.home, settings.topic) == (folder / "of-option", "of-environment")
+    assert (settings.master, settings.driver_memory) == ("local[1]", "2g")
+    assert configuration.origins == {
+        "home": "--home",
+        "topic": "IMAGESTREAM_TOPIC",
+        "master": f"{folder / 'imagestream.toml'}: master",
+        "config": "the working directory",
+    }
+
+
+def test_places_in_a_file_lie_beside_it_wherever_the_command_runs(folder: Path) -> None:
+    file = write(folder / "etc" / "own.toml", 'home = "data"\njars = "/opt/jars"\nbackbones = "~/backbones"\n')
+    settings = read_settings(config=file)
+    assert (settings.home, settings.jars) == (folder / "etc" / "data", Path("/opt/jars"))
+    assert settings.backbones == Path.home() / "backbones"
+
+
+def test_the_named_file_is_read_instead_of_the_one_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder / "imagestream.toml", 'topic = "here"\n')
+    first, second = write(folder / "1.toml", 'topic = "one"\n'), write(folder / "2.toml", 'topic = "two"\n')
+    assert read_settings().topic == "here"
+    monkeypatch.setenv("IMAGESTREAM_CONFIG", str(first))
+    assert read_settings().topic == "one"
+    assert read_settings(config=second).topic == "two"
+
+
+def test_a_setting_with_a_name_of_its_own_is_called_so_in_the_environment_and_plainly_in_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "imagestream.toml", 'mlflow_tracking_uri = "http://file"\n')
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert read_settings().mlflow_tracking_uri == "http://file"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
+    configuration = read_configuration()
+    assert configuration.settings.mlflow_tracking_uri == "http://environment"
+    assert configuration.origins["mlflow_tracking_uri"] == "MLFLOW_TRACKING_URI"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('toipc = "x"', r"imagestream\.toml: there is no setting 'toipc', did you mean topic\?"),
+        ('driver-memory = "1g"', r"there is no setting 'driver-memory', did you mean driver_memory\?"),
+        ("zzz = 1", "there is no setting 'zzz', there are: .*home, .*topic"),
+        ('config = "other.toml"', "there is no setting 'config'"),
+        ("[stream]\nx = 1", "there is no setting 'stream'"),
+        ("topic = 5", r"imagestream\.toml: topic: Input should be a valid string, got 5"),
+        ("home = 5", r"imagestream\.toml: home: .*path.*, got 5"),
+        ('topic = "../up"', r"imagestream\.toml: topic: String should match pattern .*, got '\.\./up'"),
+        ("topic = ", "imagestream.toml is no TOML: Invalid value"),
+        ("a = " + "[" * 60_000, "imagestream.toml is no TOML"),
+        ("# " + "x" * 70_000, "is larger than 65,536 bytes"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_that_names_it(folder: Path, text: str, reason: str) -> None:
+    write(folder / "imagestream.toml", text)
+    with pytest.raises(ServiceError, match=reason) as caught:
+        read_settings()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_named_file_that_is_not_there_is_told(folder: Path) -> None:
+    with pytest.raises(ServiceError, match=r"absent\.toml cannot be read: No such file"):
+        read_settings(config=Path("absent.toml"))
+
+
+def test_show_tells_each_value_and_where_it_comes_from(folder: Path) -> None:
+    file = write(folder / "own.toml", 'home = "data"\nmaster = "local[1]"\n')
+    arguments = ("--config", str(file), "config", "show", "--json", "settings.json")
+    done = imagestream(*arguments, IMAGESTREAM_TOPIC="photos", MLFLOW_TRACKING_URI="https://me:secret@host/x")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    assert found["home"] == {"value": str(folder / "data"), "from": f"{file}: home"}
+    assert found["topic"] == {"value": "photos", "from": "IMAGESTREAM_TOPIC"}
+    assert found["driver_memory"] == {"value": "2g", "from": "default"}
+    assert found["config"] == {"value": str(file), "from": "--config"}
+    assert found["mlflow_tracking_uri"] == {"value": "https://***@host/x", "from": "MLFLOW_TRACKING_URI"}
+    assert set(found) == set(Settings.model_fields)
+    assert "secret" not in done.stdout
+    assert all(name in done.stdout for name in found)
+
+
+def test_a_url_is_shown_without_its_password() -> None:
+    assert shown("https://user:pass@host/path") == "https://***@host/path"
+    assert shown("host:9092") == "host:9092"
+
+
+def test_init_writes_a_file_that_changes_nothing_and_names_every_setting(folder: Path) -> None:
+    before = read_settings()
+    assert imagestream("config", "init").returncode == 0
+    text = (folder / "imagestream.toml").read_text(encoding="utf-8")
+    assert text == "".join(lines())
+    assert read_settings().model_dump(exclude={"config"}) == before.model_dump(exclude={"config"})
+    assert all(
+        f"\n# {name} = " in text or f"\n# {name} =\n" in text for name in Settings.model_fields.keys() - {"config"}
+    )
+    uncommented = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ") and " = " in line]
+    assert tomllib.loads("\n".join(uncommented))["topic"] == before.topic
+    again = imagestream("config", "init")
+    assert (again.returncode, again.stderr) == (
+        1, "error: imagestream.toml is there already: give another name, or edit it\n",
+    )  # fmt: skip
+    assert (folder / "imagestream.toml").read_text(encoding="utf-8") == text
+
+
+def test_help_and_init_work_beside_a_file_that_is_wrong(folder: Path) -> None:
+    write(folder / "imagestream.toml", "nonsense")
+    assert imagestream("models", "list", "--help").returncode == 0
+    assert imagestream("config", "init", "new.toml").returncode == 0
+    assert imagestream("models", "list").stderr.startswith("error: configuration file imagestream.toml is no TOML")
