@@ -1,8 +1,9 @@
 """The message on the topic: the one contract between whoever publishes images and the stream that reads them.
 
 Key: the image id, by default the SHA-256 of the bytes in hex. Value: the encoded image, untouched. Headers:
-CloudEvents 1.0 in binary mode (github.com/cloudevents/spec, bindings/kafka-protocol-binding.md) and two of our own,
-`label` and the W3C `traceparent`. Only the standard library is imported: Spark workers import this too.
+CloudEvents 1.0 in binary mode (github.com/cloudevents/spec, bindings/kafka-protocol-binding.md), our own `label`, the
+W3C `traceparent`, and two that tell of the original where an image was made smaller before it was sent. Only the
+standard library is imported: Spark workers import this too.
 """
 
 import hashlib
@@ -40,6 +41,8 @@ HEADER_SPEC_VERSION = "ce_specversion"
 HEADER_CONTENT_TYPE = "content-type"
 HEADER_LABEL = "label"
 HEADER_TRACEPARENT = "traceparent"
+HEADER_ORIGINAL_SHA256 = "imagestream-original-sha256"  # in hex
+HEADER_ORIGINAL_BYTES = "imagestream-original-bytes"  # in decimal
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,15 @@ class Message:
     key: bytes
     value: bytes
     headers: list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """Where the broker put a message that it acknowledged."""
+
+    topic: str
+    partition: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +97,7 @@ def build_message(
     image_id: str | None = None,
     time: datetime | None = None,
     traceparent: str | None = None,
+    original: bytes | None = None,
 ) -> Message:
     """The message for one encoded image.
 
@@ -95,6 +108,7 @@ def build_message(
         image_id: the key; default: the SHA-256 of `data` in hex.
         time: when the image came to be published, with a time zone; default: now.
         traceparent: the W3C trace context to pass on.
+        original: what `data` was made from, where it is not sent as it was; its hash and size become headers.
     """
     key = image_id or hashlib.sha256(data).hexdigest()
     at = (time or datetime.now(UTC)).astimezone(UTC)
@@ -107,6 +121,8 @@ def build_message(
         HEADER_CONTENT_TYPE: content_type(data),
         HEADER_LABEL: label,
         HEADER_TRACEPARENT: traceparent,
+        HEADER_ORIGINAL_SHA256: hashlib.sha256(original).hexdigest() if original else None,
+        HEADER_ORIGINAL_BYTES: str(len(original)) if original else None,
     }
     return Message(_encoded(key), data, [(name, _encoded(text)) for name, text in headers.items() if text])
 

@@ -27,10 +27,19 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The files found, and what lies below a given folder but cannot be reached, as (name, reason)."""
+    """The files found, and what lies below a given folder but cannot be reached, as (name, reason).
 
-    files: list[SourceFile] = field(default_factory=list)
+    Attributes:
+        files: a list, or files that come one by one and are not yet known.
+    """
+
+    files: Iterable[SourceFile]
     unreadable: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def total(self) -> int | None:
+        """How many there are in all; None where that is not yet known."""
+        return len(self.files) + len(self.unreadable) if isinstance(self.files, list) else None
 
 
 def find_files(paths: Iterable[str | os.PathLike[str]], label_from: LabelFrom | str = LabelFrom.NONE) -> Sources:
@@ -49,19 +58,20 @@ def find_files(paths: Iterable[str | os.PathLike[str]], label_from: LabelFrom | 
         label_from = LabelFrom(label_from)
     except ValueError as error:
         raise PublishError(f"label_from: expected parent or none, got {label_from!r}") from error
-    found = Sources()
+    found: list[SourceFile] = []
+    unreadable: list[tuple[str, str]] = []
     seen_files: set[str] = set()
     seen_folders: set[str] = set()
     for path in paths:
         for name in _expanded(os.fspath(path)):
-            for file in _files_of(name, seen_folders, found.unreadable):
+            for file in _files_of(name, seen_folders, unreadable):
                 real = os.path.realpath(file)
                 if real not in seen_files:
                     seen_files.add(real)
-                    found.files.append(SourceFile(file, _label(file, label_from)))
-    if not found.files and not found.unreadable:
+                    found.append(SourceFile(file, label_of(file, label_from)))
+    if not found and not unreadable:
         raise PublishError("nothing to publish: expected at least one file, folder or pattern")
-    return found
+    return Sources(found, unreadable)
 
 
 def _expanded(path: str) -> list[str]:
@@ -111,6 +121,7 @@ def _walked(folder: str, seen_folders: set[str], unreadable: list[tuple[str, str
             unreadable.append((name, "a symbolic link to nothing"))
 
 
-def _label(file: str, label_from: LabelFrom) -> str | None:
+def label_of(file: str, label_from: LabelFrom) -> str | None:
+    """The label of a file."""
     # Not resolved: a folder of symbolic links has the label that its own name gives.
     return Path(file).absolute().parent.name or None if label_from is LabelFrom.PARENT else None

@@ -1,6 +1,8 @@
 """`imagestream publish`: files to the topic, with a progress bar and a summary of what was sent and what was not."""
 
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,17 +10,20 @@ from rich.markup import escape
 
 from producer.sources import LabelFrom
 from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, err, out, settings_of, write_json
+from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
     from producer import PublishSummary
+    from producer.sources import Sources
 
+STDIN = "-"
 LISTED = 20  # file names shown on the terminal; --json has them all
 
 
 @app.command()
 def publish(
     context: typer.Context,
-    paths: Annotated[list[str], typer.Argument(metavar="PATH…", help="Files, folders and patterns.")],
+    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH…", help="Files, folders and patterns.")] = None,
     topic: Annotated[str | None, typer.Option(help="The Kafka topic (IMAGESTREAM_TOPIC; images).")] = None,
     bootstrap_servers: Annotated[
         str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
@@ -30,12 +35,22 @@ def publish(
     skip_too_large: Annotated[
         bool, typer.Option("--skip-too-large", help="A file larger than the broker takes is no failure.")
     ] = False,
+    from_csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The files and labels of a CSV with the header path,label.")
+    ] = None,
+    shrink_to: Annotated[
+        int | None,
+        typer.Option(min=16, metavar="PX", help="Make larger images smaller first, to this longest side in pixels."),
+    ] = None,
+    rate: Annotated[float | None, typer.Option(metavar="N", help="Images a second, evenly spaced.")] = None,
     json: JsonOption = None,
 ) -> None:
     """Publish image files to Kafka.
 
     Every regular file is sent, hidden ones included, image or not: the stream decides. Each file is one message,
     acknowledged by the broker; the exit code is 0 only if all of them were, but for those an option leaves out.
+
+    PATH - reads the files' names from standard input, one a line. A relative path in a CSV begins at the CSV's folder.
 
     Example: imagestream publish --label-from parent photos/ 'more/*.jpg'
     """
@@ -67,12 +82,14 @@ def publish(
             bar.update(task, completed=progress.done, total=progress.total, speed=rate)
 
         summary = producer.publish(
-            paths,
+            _sources(paths or [], from_csv, label_from),
             bootstrap_servers=home_servers(settings),
             topic=settings.topic,
             label_from=label_from,
             only_images=only_images,
             skip_too_large=skip_too_large,
+            shrink_to=shrink_to,
+            rate=rate,
             on_progress=show if err.is_terminal else None,
         )
     write_json(json, asdict(summary) | {"complete": summary.complete})
@@ -81,6 +98,25 @@ def publish(
         raise typer.Exit(EXIT_INTERRUPTED)
     if not summary.complete:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> "list[str] | Sources":
+    """What is to be published: paths, the rows of a CSV, or the lines of standard input."""
+    from producer.lists import read_csv, read_lines
+
+    if from_csv is not None:
+        if paths:
+            raise ServiceError(f"expected either PATH… or --from-csv FILE, got both: {paths[0]} and {from_csv}")
+        if label_from is not LabelFrom.NONE:
+            raise ServiceError("expected either --from-csv, which has the labels, or --label-from, got both")
+        return read_csv(from_csv)
+    if STDIN in paths:
+        if len(paths) > 1:
+            raise ServiceError(f"expected {STDIN} alone, for standard input, got other paths too")
+        return read_lines(sys.stdin.buffer, label_from)
+    if not paths:
+        raise typer.BadParameter("Missing argument 'PATH…'")
+    return paths
 
 
 def _print_summary(summary: "PublishSummary") -> None:

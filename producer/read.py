@@ -1,0 +1,93 @@
+"""A file becomes a message, or a name and a reason why not; no more of it is read than may be sent."""
+
+import os
+import stat
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from producer.message import MAX_MESSAGE_BYTES, SNIFF_BYTES, UNKNOWN_CONTENT, Message, build_message, content_type
+from producer.sender import message_bytes
+from producer.sources import SourceFile
+
+MAX_ORIGINAL_BYTES = 256 * 1024 * 1024  # of an image that is made smaller
+
+
+class Reason(StrEnum):
+    """Why a file was not sent."""
+
+    TOO_LARGE = "too large"
+    UNREADABLE = "unreadable"
+    NOT_AN_IMAGE = "not an image"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was left out before it was sent; `wanted` where an option asked for leaving it out."""
+
+    path: str
+    reason: Reason
+    detail: str
+    wanted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is made of each file.
+
+    Attributes:
+        only_images: leave out what is no image by its first bytes.
+        skip_too_large: count a file that is too large as left out on purpose.
+        max_bytes: the largest image to send.
+        shrink_to: the longest side in pixels; larger images are made smaller before they are sent.
+    """
+
+    only_images: bool = False
+    skip_too_large: bool = False
+    max_bytes: int = MAX_MESSAGE_BYTES
+    shrink_to: int | None = None
+
+
+def read(file: SourceFile, reading: Reading, max_message_bytes: int) -> Message | Skipped:
+    """The message for a file, or why there is none.
+
+    Args:
+        max_message_bytes: the largest message that the topic takes, headers included.
+    """
+    max_bytes = min(reading.max_bytes, max_message_bytes)
+    found = _content(file.name, MAX_ORIGINAL_BYTES if reading.shrink_to else max_bytes, reading)
+    if isinstance(found, Skipped):
+        return found
+    data = found
+    if reading.shrink_to:
+        from producer.shrink import shrink  # Pillow, which workers that read the contract need not load
+
+        data = shrink(found, reading.shrink_to)
+    if len(data) > max_bytes:
+        return _too_large(file.name, f"{len(data):,} bytes, at most {max_bytes:,} are taken", reading)
+    message = build_message(data, file.name, label=file.label, original=None if data is found else found)
+    if (size := message_bytes(message)) > max_message_bytes:
+        detail = f"{size:,} bytes with its headers, the topic takes {max_message_bytes:,}"
+        return _too_large(file.name, detail, reading)
+    return message
+
+
+def _content(name: str, max_bytes: int, reading: Reading) -> bytes | Skipped:
+    try:
+        if not stat.S_ISREG(Path(name).stat().st_mode):  # opening a pipe would wait for a writer
+            return Skipped(name, Reason.UNREADABLE, "no regular file")
+        with open(name, "rb") as stream:  # noqa: PTH123  the name as it was given
+            head = stream.read(SNIFF_BYTES)
+            if reading.only_images and content_type(head) == UNKNOWN_CONTENT:
+                return Skipped(name, Reason.NOT_AN_IMAGE, "by its first bytes", wanted=True)
+            size = os.fstat(stream.fileno()).st_size
+            data = b"" if size > max_bytes else head + stream.read(max_bytes + 1 - len(head))
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        return Skipped(name, Reason.UNREADABLE, getattr(error, "strerror", None) or str(error))
+    if (size := max(size, len(data))) > max_bytes:
+        return _too_large(name, f"{size:,} bytes, at most {max_bytes:,} are taken", reading)
+    return data
+
+
+def _too_large(name: str, detail: str, reading: Reading) -> Skipped:
+    return Skipped(name, Reason.TOO_LARGE, detail, wanted=reading.skip_too_large)

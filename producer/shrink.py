@@ -1,0 +1,51 @@
+"""Photographs made smaller before they are sent: aspect and orientation kept, metadata left behind.
+
+Only images larger than asked for are touched, and what Pillow cannot open is sent as it is: the stream decides on it.
+"""
+
+import warnings
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # as the stream takes them
+JPEG_QUALITY = 90
+ORIENTATION_TAG = 0x0112
+RESIZABLE = ("RGB", "RGBA", "L", "CMYK", "I;16")  # modes that are resized as they are
+
+
+def shrink(data: bytes, max_side: int) -> bytes:
+    """The encoded image with no side longer than `max_side` pixels; `data` itself where that holds already.
+
+    It becomes a JPEG, or a PNG where it has transparency or 16-bit gray; of an animation the first frame stays. EXIF
+    orientation is applied, other metadata (the place a photograph was taken at, too) is dropped, the colour profile is
+    kept. Returns `data` itself as well if it cannot be opened as an image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd metadata, and sizes between Pillow's two limits
+        try:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                return data if max(image.size) <= max_side else _shrunk(image, max_side)
+        # Bytes that are no sound image make Pillow's decoders raise anything, struct.error and SyntaxError too.
+        except Exception:  # noqa: BLE001
+            return data
+
+
+def _shrunk(image: Image.Image, max_side: int) -> bytes:
+    profile = image.info.get("icc_profile")
+    orientation = image.getexif().get(ORIENTATION_TAG)
+    if image.mode not in RESIZABLE:  # a palette's numbers cannot be averaged
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still twice what is wanted.
+    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    if orientation:  # a conversion may have lost it
+        image.getexif()[ORIENTATION_TAG] = orientation
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "CMYK":
+        image, profile = image.convert("RGB"), None
+    encoded = BytesIO()
+    if image.has_transparency_data or image.mode == "I;16":
+        image.save(encoded, "PNG", icc_profile=profile, exif=b"")
+    else:
+        image.save(encoded, "JPEG", quality=JPEG_QUALITY, icc_profile=profile)
+    return encoded.getvalue()
