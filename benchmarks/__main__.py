@@ -15,7 +15,11 @@ from rich.table import Table
 from benchmarks.pairs import Pair
 
 # The last one imports TensorFlow.
-QUESTIONS = ("decoding", "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "engine")
+QUESTIONS = (
+    "decoding", "end_to_end", "rivals", "latency", "micro_batch", "publishing", "workers", "cold_start", "memory",
+    "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "engine",
+)  # fmt: skip
+WHOLE_FROM = 100
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pillow", "scikit-learn")
 
 
@@ -37,13 +41,17 @@ def main(
         low, high = one.spread
         ours, peer = sorted(one.ours)[len(one.ours) // 2], sorted(one.peer)[len(one.peer) // 2]
         spread = f"{low:.2f} … {high:.2f}"
-        table.add_row(one.question, f"{ours:,.0f}", f"{peer:,.0f}", one.unit, f"{one.ratio:.2f}", f"{one.aim}", spread)
+        table.add_row(one.question, _shown(ours), _shown(peer), one.unit, f"{one.ratio:.2f}", f"{one.aim}", spread)
     console.print(table)
     versions = {name: version(name) for name in LIBRARIES}
     console.print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}", highlight=False)
     if json_file:
         figures = [vars(one) | {"ratio": one.ratio, "spread": one.spread} for one in pairs]
         json_file.write_text(json.dumps({"cores": os.cpu_count(), "versions": versions, "figures": figures}, indent=2))
+
+
+def _shown(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= WHOLE_FROM else f"{figure:.3g}"
 
 
 if __name__ == "__main__":

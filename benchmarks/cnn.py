@@ -4,10 +4,6 @@ Elephas runs in an environment of its own, since it needs older versions of Spar
 first use. Every training is a process of its own, and ended with all its children when it takes too long.
 """
 
-import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +16,7 @@ from PIL import Image
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from benchmarks.pairs import Pair
+from benchmarks.processes import make_environment, run_json
 from examples.glasses_distributed.faces import WITH, write_folders
 from streaming.distributed.options import Frequency, Mode
 from streaming.distributed.shards import identified
@@ -34,8 +31,6 @@ IMAGES, SIDE, SEED = 2_000, 128, 614
 HOLDOUT, VALIDATION = 0.2, 0.1
 WORKERS, EPOCHS, BATCH_SIZE = 4, 10, 128
 TIMEOUT_S = 600  # for any one training, of which each should take one or two minutes
-GRACE_S = 10  # for a process that is told to end
-INSTALL_TIMEOUT_S = 1_200
 ELEPHAS = ("elephas==7.3.0", "pyspark==4.0.0", "tensorflow==2.19.1", "numpy==1.26.4", "setuptools==80.10.2")
 PEER = Path(__file__).with_name("cnn_peer.py")
 WITHIN_A_POINT, WITHIN_A_TENTH = 0.99, 0.91
@@ -67,7 +62,7 @@ class Faces:
 def questions() -> Iterator[Pair]:
     settings = read_settings()
     settings = settings.model_copy(update={"jars": settings.jars_dir.resolve()})
-    elephas = _make_environment(settings.home / "benchmarks" / "elephas")
+    elephas = make_environment(settings.home / "benchmarks" / "elephas", ELEPHAS)
     with TemporaryDirectory() as scratch:
         faces = _write_faces(settings, Path(scratch))
         for mode in Mode:
@@ -129,37 +124,12 @@ def _run(*command: str | float | Path, settings: Settings) -> dict[str, Any] | N
         RuntimeError: it fails.
     """
     java_home = find_java(settings.home).parent.parent
-    environment = os.environ | {"JAVA_HOME": str(java_home), "IMAGESTREAM_JARS": str(settings.jars)}
-    with TemporaryDirectory() as scratch:
-        summary, log = Path(scratch, "summary.json"), Path(scratch, "log")
-        options = ("--epochs", EPOCHS, "--batch-size", BATCH_SIZE, "--json", summary)
-        with log.open("w") as said:
-            process = subprocess.Popen(
-                [str(word) for word in (*command, *options)], env=environment, stdin=subprocess.DEVNULL, stdout=said,
-                stderr=said, start_new_session=True,
-            )  # fmt: skip
-            try:
-                code = process.wait(TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                return None
-            finally:
-                _end(process)
-        if code != 0:
-            raise RuntimeError(f"{command} ended with {code}: {log.read_text(errors='replace')[-2_000:]}")
-        figures: dict[str, Any] = json.loads(summary.read_bytes())
-        return figures
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started, first kindly."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(GRACE_S)
-        except ProcessLookupError:  # nobody is left
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    environment = {"JAVA_HOME": str(java_home), "IMAGESTREAM_JARS": str(settings.jars)}
+    options = ("--epochs", EPOCHS, "--batch-size", BATCH_SIZE)
+    try:
+        return run_json(*command, *options, environment=environment, timeout_s=TIMEOUT_S)
+    except TimeoutError:
+        return None
 
 
 def _write_faces(settings: Settings, scratch: Path) -> Faces:
@@ -178,16 +148,3 @@ def _write_faces(settings: Settings, scratch: Path) -> Faces:
         arrays[f"y_{name}"] = np.array([file.parent.name == WITH for file in files], np.uint8)
     np.savez(scratch / "faces.npz", allow_pickle=False, **arrays)
     return Faces(folder, scratch / "faces.npz", len(arrays["x_train"]))
-
-
-def _make_environment(directory: Path) -> Path:
-    """The Python of an environment that has Elephas and what it needs, made if it is not there yet."""
-    python, ready = directory / "bin" / "python", directory / ".ready"
-    if not (ready.exists() and ready.read_text(encoding="utf-8").split() == list(ELEPHAS)):
-        uv = Path(sys.executable).with_name("uv")
-        make = (uv, "venv", "--quiet", "--clear", "--python", sys.executable, directory)
-        install = (uv, "pip", "install", "--quiet", "--python", python, *ELEPHAS)
-        for command in (make, install):
-            subprocess.run(list(map(str, command)), check=True, timeout=INSTALL_TIMEOUT_S)
-        ready.write_text("\n".join(ELEPHAS), encoding="utf-8")
-    return python

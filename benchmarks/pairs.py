@@ -17,16 +17,22 @@ class Pair:
     aim: float  # of the ratio
     ours: list[float]
     peer: list[float]
+    less_is_better: bool = False  # seconds or megabytes: then the ratio is the peer's by ours
+
+    @property
+    def ratios(self) -> list[float]:
+        """Pair by pair; above 1 is in our favour."""
+        pairs = zip(self.ours, self.peer, strict=True)
+        return [peer / ours if self.less_is_better else ours / peer for ours, peer in pairs]
 
     @property
     def ratio(self) -> float:
-        """The median of the ratios, pair by pair."""
-        return median(ours / peer for ours, peer in zip(self.ours, self.peer, strict=True))
+        """The median of the ratios."""
+        return median(self.ratios)
 
     @property
     def spread(self) -> tuple[float, float]:
-        ratios = [ours / peer for ours, peer in zip(self.ours, self.peer, strict=True)]
-        return min(ratios), max(ratios)
+        return min(self.ratios), max(self.ratios)
 
 
 def pair(

@@ -1,11 +1,15 @@
 """`imagestream stream`: score the topic."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+
+if TYPE_CHECKING:
+    from streaming.pipeline.commit import BatchResult
+    from streaming.pipeline.profile import Profile
 
 
 @app.command()
@@ -41,6 +45,9 @@ def stream(
         typer.Option(min=0, max=65535, help="Serve /metrics (Prometheus) and /healthz on loopback; 0: a free port."),
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log each batch as a line of JSON.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where each micro-batch's time went, and that of all at the end.")
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Score the images of the topic into the Delta tables, exactly once, until stopped with Ctrl-C.
@@ -49,6 +56,7 @@ def stream(
     """
     from streaming.pipeline.continuity import Accept
     from streaming.pipeline.observe import Observer, open_log
+    from streaming.pipeline.profile import Profiler
     from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.settings import with_options
@@ -64,9 +72,16 @@ def stream(
         accept=Accept(accept_loss, accept_new_partitions, accept_new_topic),
     )
     observer = Observer(settings, servers, log=open_log("json" if log_json else "text"), metrics_port=metrics_port)
+    profiler = Profiler() if profile else None
+
+    def on_batch(batch: "BatchResult") -> None:
+        observer.on_batch(batch)
+        if profiler is not None:
+            err.print(profiler.add(batch), highlight=False, soft_wrap=True)
+
     events = StreamEvents(
         on_start=observer.on_start,
-        on_batch=observer.on_batch,
+        on_batch=on_batch,
         on_refused=observer.on_refused,
         on_trouble=observer.on_trouble,
         on_idle=observer.on_idle,
@@ -85,4 +100,29 @@ def stream(
         + f", {sum(summary.quarantined.values()):,} quarantined",
         highlight=False,
     )
-    write_json(json_file, {"input": summary.input_rows, **asdict(summary)})
+    profiled = profiler.total.as_dict() if profiler is not None else None
+    if profiler is not None:
+        _print_profile(profiler.total)
+    write_json(json_file, {"input": summary.input_rows, **asdict(summary), "profile": profiled})
+
+
+def _print_profile(profile: "Profile") -> None:
+    from rich import box
+    from rich.table import Table
+
+    if not profile.batches:
+        out.print("no profile: it leaves out the first micro-batch, in which the workers start, and there was no other")
+        return
+    table = Table("stage", "core-seconds", "share", "ms per image", box=box.SIMPLE_HEAD)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in profile.shares():
+        per_image = 1000 * one.seconds / max(profile.images, 1)
+        table.add_row(one.stage, f"{one.seconds:,.2f}", f"{one.share:.1%}", f"{per_image:.3f}")
+    out.print(table)
+    out.print(
+        f"{profile.images:,} images in {profile.batches} micro-batches after the first: {profile.wall_s:.1f} s by the"
+        f" clock on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s;"
+        f" the stages explain {profile.measured:.1%}",
+        highlight=False,
+    )

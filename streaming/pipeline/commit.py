@@ -34,6 +34,8 @@ from streaming.pipeline.serving import Serving
 from streaming.tables import ANSWER, BATCHES, IDENTITY, PREDICTIONS, SHADOW, Table, spark_schema
 
 STEPS = ("begin", "pin", "score", "predictions", "quarantine", "features", "batches")
+# Seconds by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is since the batch before.
+DRIVER_STEPS = ("plan", "score", "commit", "batch", "between")
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ class BatchResult:
     input_bytes: int
     predicted_rows: int
     quarantined: dict[str, int]  # reason → messages
-    seconds: dict[str, float]  # per stage, summed over the workers; `commit` and `batch` on the driver
+    seconds: dict[
+        str, float
+    ]  # of the stages in `models/` and `score.py`, summed over the workers, and of `DRIVER_STEPS`
     refused: dict[int, str] = field(default_factory=dict)  # version → why, of models that an alias points to
     drift: dict[str, float] = field(default_factory=dict)  # from the champion's training images; see models/drift.py
+    cores: int = 1  # that worked on it at a time
 
     @property
     def wall_s(self) -> float:
@@ -105,6 +110,7 @@ class BatchCommitter:
         self._on_batch = on_batch
         self._on_step = on_step
         self._output = spark_schema(OUTPUT)
+        self._ended: float | None = None  # when the batch before was committed
 
     def __call__(self, messages: DataFrame, batch_id: int) -> None:
         """Run the protocol for one micro-batch; `foreachBatch` calls this."""
@@ -121,6 +127,7 @@ class BatchCommitter:
         pin = self._pins.read(query_id, batch_id) or self._pin(query_id, batch_id, offsets)
         self._on_step("pin")
 
+        score_clock = perf_counter()
         rows, reports = self._score(messages, pin)
         quarantined = _summed([report.quarantined for report in reports])
         self._account(pin, rows.num_rows, quarantined, reports)
@@ -142,6 +149,13 @@ class BatchCommitter:
         self._on_step("features")
 
         now = perf_counter()
+        driver = {
+            "plan": score_clock - clock,
+            "score": commit_clock - score_clock,
+            "commit": now - commit_clock,
+            "batch": now - clock,
+            "between": clock - self._ended if self._ended is not None else 0.0,
+        }
         result = BatchResult(
             batch_id=batch_id,
             model_version=pin.model.version,
@@ -149,12 +163,14 @@ class BatchCommitter:
             input_bytes=sum(report.input_bytes for report in reports),
             predicted_rows=rows.num_rows,
             quarantined=quarantined,
-            seconds=seconds | {"commit": now - commit_clock, "batch": now - clock},
+            seconds=seconds | driver,
             refused=self._serving.refused,
             drift=_drift(self._serving.pinned(pin.model).reference, reports),
+            cores=min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(reports))),
         )
         self._tables.batches.append(_batch_row(result, pin, started), query_id, batch_id)
         self._continuity.advance(pin.offsets)
+        self._ended = perf_counter()
         self._on_step("batches")
         self._on_batch(result)
 

@@ -167,7 +167,10 @@ def score_partition(
         one_pass = _Pass(task, loaded, _Worker.challenger, report, quarantine, features, drift)
         for batch in batches:
             report.timed("fetch", clock)
-            yield from _score_batch(batch, one_pass)
+            for scored in _score_batch(batch, one_pass):
+                clock = time.perf_counter()
+                yield scored  # until Spark asks for the next one, it serialises this one and takes it over
+                report.timed("serialise", clock)
             clock = time.perf_counter()
         clock = report.timed("fetch", clock)
         report.quarantine_file = quarantine.close()
@@ -201,9 +204,10 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
         on.features.write(_with_features(rows, features, on.champion.backbone_sha256))
         clock = report.timed("write", clock)
         projected = scorer.head.projection.transform(features)
+        clock = report.timed("projection", clock)
         probabilities = scorer.head.classifier.probabilities(projected)
         answers = answer_columns(probabilities, scorer.head)
-        clock = report.timed("head", clock)
+        clock = report.timed("classifier", clock)
         if on.drift is not None and on.champion.reference is not None:
             on.drift.add(on.champion.reference, projected, probabilities.max(axis=1))
             clock = report.timed("drift", clock)

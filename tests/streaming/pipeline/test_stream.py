@@ -50,6 +50,16 @@ def publish_all(settings: Settings, folder: Path) -> None:
     imagestream(settings, "publish", folder / "bad")
 
 
+def assert_profile_adds_up(profile: dict[str, Any]) -> None:
+    """What was measured, and what it leaves over, is all the time that the cores had after the first micro-batch."""
+    spent = profile["core_seconds"]
+    assert {"fetch", "decode", "backbone", "projection", "classifier", "serialise", "write", "commit"} <= set(spent)
+    assert all(seconds >= 0 for seconds in spent.values())
+    assert sum(spent.values()) == pytest.approx(profile["wall_s"] * profile["cores"])
+    assert spent["backbone"] > spent["projection"]
+    assert 0 < profile["images"] < MORE
+
+
 def forget_commit(settings: Settings, batch_id: int) -> None:
     """As if the process had died just before Spark noted that the batch was done."""
     commits = settings.checkpoints_dir / settings.topic / "spark" / "commits"
@@ -71,9 +81,10 @@ def test_new_messages_get_exactly_one_row_each_and_old_ones_no_second(drained: S
     before = rows(drained, "SELECT count(*) AS n FROM predictions")[0]["n"]
     publish_digits(drained, tmp_path / "more", MORE, skip=400)
 
-    more = imagestream(drained, "stream", "--until-drained")
+    more = imagestream(drained, "stream", "--until-drained", "--images-per-batch", "8", "--profile")
 
     assert (more["input"], more["predicted"]) == (MORE, MORE)
+    assert_profile_adds_up(more["profile"])
     found = rows(drained, 'SELECT topic, partition, "offset" FROM predictions')
     assert len({tuple(row.values()) for row in found}) == len(found) == before + MORE
     for batch in rows(drained, "SELECT input_rows, predicted_rows, quarantined_rows FROM batches"):

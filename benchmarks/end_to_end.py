@@ -1,0 +1,69 @@
+"""How many images a second go from Kafka to Delta, exactly once, against the machine's limit?"""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.pairs import Pair
+from benchmarks.processes import PEERS, run_json
+from benchmarks.service import CORES, Service, a_service
+from streaming.settings import Settings
+
+IMAGES, QUICK_IMAGES = 20_000, 4_000
+BATCH, SMALL_BATCH = 2_000, 1_000
+BARE_S = 25
+RUNS = 3
+EVERY_GAIN = ("--input-size", 192)  # what `tune` finds to cost no more than a point on the digits
+
+
+def questions() -> Iterator[Pair]:
+    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+        plain = service.home("plain")
+        small = service.home("small", *EVERY_GAIN)
+        yield _against_bare(service, plain, plain, IMAGES, BATCH, 1.0, "")
+        yield _against_bare(service, plain, plain, IMAGES, SMALL_BATCH, 0.95, "")
+        yield _against_bare(service, small, plain, IMAGES, BATCH, 1.3, ", input size 192 against the loop's 224")
+
+
+def quick_questions() -> Iterator[Pair]:
+    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+        plain = service.home("plain")
+        yield _against_bare(service, plain, plain, QUICK_IMAGES, SMALL_BATCH, 0.95, "", runs=1)
+
+
+def in_turn(ours: Callable[[int], float], peer: Callable[[int], float], runs: int) -> tuple[list[float], list[float]]:
+    """Peer and ours in turn, with the peer once more at the end: ours is held against the runs on both its sides."""
+    found: tuple[list[float], list[float]] = ([], [])
+    before = peer(0)
+    for run in range(runs):
+        found[0].append(ours(run))
+        after = peer(run + 1)
+        found[1].append((before + after) / 2)
+        before = after
+    return found
+
+
+def _against_bare(
+    service: Service, ours: Settings, bare: Settings, images: int, batch: int, aim: float, how: str, runs: int = RUNS
+) -> Pair:
+    def stream(run: int) -> float:
+        topic = f"{ours.home.name}-{batch}-{run}"
+        service.publish(topic, images)
+        return service.drain(ours, topic, batch).images_per_s
+
+    def loop(_: int) -> float:
+        return bare_loop(service, bare)
+
+    question = f"Kafka → Delta, {images:,} images in micro-batches of {batch:,}{how}, against the bare loop"
+    return Pair(question, "images/s", aim, *in_turn(stream, loop, runs))
+
+
+def bare_loop(service: Service, settings: Settings) -> float:
+    """Images a second of one process per core that does nothing but decode and run the model."""
+    return float(
+        run_json(
+            sys.executable, PEERS / "bare_loop.py", "--images", service.write_images(), "--flatbuffer",
+            service.flatbuffer(settings), "--processes", CORES, "--seconds", BARE_S,
+        )["images_per_s"]
+    )  # fmt: skip

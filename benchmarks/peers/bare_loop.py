@@ -1,0 +1,69 @@
+"""The limit of the machine: as many processes as cores, each decodes and runs the same LiteRT model, and nothing else.
+
+No Kafka, no Spark, no Delta. One image at a time, which on LiteRT is faster than batches.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+WARM_UP_S = 2.0
+
+
+def work(options: argparse.Namespace, barrier: Any, counts: Any) -> None:
+    """Go round the images for as long as asked; puts how many a second."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(options.flatbuffer), num_threads=1)
+    interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    height, width = taken["shape"][1:3]
+    images = [path.read_bytes() for path in sorted(options.images.iterdir())]
+
+    def run(seconds: float) -> float:
+        since, done = time.perf_counter(), 0
+        while (spent := time.perf_counter() - since) < seconds:
+            image = Image.open(BytesIO(images[done % len(images)]))
+            image.draft("RGB", (int(width), int(height)))
+            image = image.convert("RGB").resize((int(width), int(height)), Image.Resampling.BILINEAR)
+            interpreter.set_tensor(taken["index"], np.asarray(image)[np.newaxis])
+            interpreter.invoke()
+            interpreter.get_tensor(given["index"])
+            done += 1
+        return done / spent
+
+    run(WARM_UP_S)
+    barrier.wait()
+    counts.put(run(options.seconds))
+
+
+def main() -> None:
+    """Run the loop and write how many images a second all processes did."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--flatbuffer", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    barrier, counts = context.Barrier(options.processes), context.Queue()
+    processes = [context.Process(target=work, args=(options, barrier, counts)) for _ in range(options.processes)]
+    for process in processes:
+        process.start()
+    rates = [counts.get() for _ in processes]
+    for process in processes:
+        process.join()
+    options.json.write_text(json.dumps({"images_per_s": sum(rates)}))
+
+
+if __name__ == "__main__":
+    main()

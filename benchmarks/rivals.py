@@ -1,0 +1,143 @@
+"""How many images a second go from Kafka to Delta, against other ways to do the same?"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmarks.end_to_end import in_turn
+from benchmarks.pairs import Pair
+from benchmarks.processes import INSTALL_TIMEOUT_S, PEERS, make_environment, run_json
+from benchmarks.service import Service, a_service
+from models.backbone import WEIGHTS_FILE
+from models.registry import Registry
+from models.scorer import load_head
+from streaming.settings import Settings, read_settings
+
+PEER_IMAGES, BATCH = 8_000, 2_000
+SLOW_IMAGES = 1_500  # for peers that take ten times as long
+RUNS = 2
+
+CONSUMER = ("ai-edge-litert==2.3.0", "confluent-kafka==2.16.1", "deltalake==1.6.6", "numpy==2.4.6", "pillow==12.3.0",
+            "pyarrow==21.0.0")  # fmt: skip
+QUIX = ("quixstreams==3.28.1", "onnxruntime==1.31.1", "deltalake==1.6.6", "numpy==2.4.6", "pillow==12.3.0",
+        "pyarrow==21.0.0")  # fmt: skip
+CONVERTER = ("tf2onnx==1.17.0", "onnx==1.23.2", "flatbuffers==25.12.19", "protobuf==7.36.2")
+
+
+def questions() -> Iterator[Pair]:
+    with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
+        settings = service.home("plain")
+        for peer in (_plain_consumer, _quix, _keras_udf, _predict_batch_udf):
+            yield peer(service, settings)
+
+
+def write_head(service: Service, settings: Settings) -> Path:
+    """The champion's projection and classifier as one matrix and offset, since both are linear."""
+    head = load_head(Registry(settings.models_dir).read(1))
+    offset = head.logits(np.zeros((1, _width(settings)), np.float32))[0]
+    matrix = head.logits(np.eye(_width(settings), dtype=np.float32)) - offset
+    path = service.scratch / "head.npz"
+    np.savez(path, matrix=matrix.astype(np.float32), offset=offset.astype(np.float32), classes=np.array(head.classes))
+    return path
+
+
+def _width(settings: Settings) -> int:
+    return Registry(settings.models_dir).read(1).manifest.backbone.n_features
+
+
+def _against_consumer(
+    service: Service, settings: Settings, python: Path, script: str, model: Path, name: str, runs: int = RUNS
+) -> Pair:
+    """Ours against a peer that consumes the same number of messages from a topic of its own."""
+    service.publish(script, PEER_IMAGES)
+    head = write_head(service, settings)
+
+    def peer(run: int) -> float:
+        return float(
+            run_json(
+                python, PEERS / script, "--bootstrap", service.settings.bootstrap_servers, "--topic", script,
+                "--table", service.scratch / f"{script}-{run}", "--model", model, "--head", head,
+            )["images_per_s"]
+        )  # fmt: skip
+
+    def ours(run: int) -> float:
+        topic = f"against-{script}-{run}"
+        service.publish(topic, PEER_IMAGES)
+        return service.drain(settings, topic, BATCH).images_per_s
+
+    question = f"Kafka → Delta, {PEER_IMAGES:,} images, against {name}"
+    return Pair(question, "images/s", 1.0, *in_turn(ours, peer, runs))
+
+
+def _plain_consumer(service: Service, settings: Settings) -> Pair:
+    python = make_environment(read_settings().home / "benchmarks" / "consumer", CONSUMER)
+    name = "a plain consumer (confluent-kafka, LiteRT, deltalake; at least once)"
+    return _against_consumer(service, settings, python, "plain_consumer.py", service.flatbuffer(settings), name)
+
+
+def _quix(service: Service, settings: Settings) -> Pair:
+    home = read_settings().home / "benchmarks"
+    python = make_environment(home / "quix", QUIX)
+    model = _as_onnx(service.flatbuffer(settings), home / "onnx", service.scratch / "backbone.onnx")
+    return _against_consumer(service, settings, python, "quix_onnx.py", model, "Quix Streams with ONNX Runtime")
+
+
+def _as_onnx(flatbuffer: Path, packages: Path, target: Path) -> Path:
+    """The same network for ONNX Runtime; the converter's packages are kept apart, since their protobuf is not ours."""
+    uv = Path(sys.executable).with_name("uv")
+    install = (
+        uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--python",
+        sys.executable,
+        "--target",
+        packages,
+        *CONVERTER,
+    )
+    subprocess.run(list(map(str, install)), check=True, timeout=INSTALL_TIMEOUT_S)
+    convert = (sys.executable, "-m", "tf2onnx.convert", "--tflite", flatbuffer, "--output", target, "--opset", "17")
+    environment = os.environ | {"PYTHONPATH": str(packages), "CUDA_VISIBLE_DEVICES": "-1"}
+    subprocess.run(list(map(str, convert)), check=True, env=environment, capture_output=True, timeout=INSTALL_TIMEOUT_S)
+    return target
+
+
+def _keras_udf(service: Service, settings: Settings) -> Pair:
+    return _against_spark(service, settings, "iterator", 5.0, "Keras in a pandas UDF, Spark's writer")
+
+
+def _predict_batch_udf(service: Service, settings: Settings) -> Pair:
+    return _against_spark(service, settings, "batch", 7.0, "predict_batch_udf with Keras, Spark's writer")
+
+
+def _against_spark(service: Service, settings: Settings, way: str, aim: float, name: str, runs: int = 1) -> Pair:
+    """Ours against Keras on Spark, each after its first micro-batch; ours at `BATCH`, Keras' way at its own size."""
+    bundle = Registry(settings.models_dir)
+    backbone = bundle.read(1).manifest.backbone
+    head = write_head(service, settings)
+
+    def peer(run: int) -> float:
+        topic = f"{way}-{run}"
+        service.publish(topic, SLOW_IMAGES)
+        return float(
+            run_json(
+                sys.executable, "-m", "benchmarks.peers.spark_keras", "--way", way, "--bootstrap",
+                service.settings.bootstrap_servers, "--topic", topic, "--table", service.scratch / topic / "table",
+                "--backbone", backbone.name, "--size", *backbone.input_size, "--weights",
+                bundle.path(1) / WEIGHTS_FILE, "--head", head, environment=service.environment(topic),
+            )["images_per_s"]
+        )  # fmt: skip
+
+    def ours(run: int) -> float:
+        topic = f"against-{way}-{run}"
+        service.publish(topic, PEER_IMAGES)
+        return service.drain(settings, topic, BATCH).images_per_s
+
+    return Pair(f"Kafka → Delta, against {name}", "images/s", aim, *in_turn(ours, peer, runs))

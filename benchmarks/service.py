@@ -1,0 +1,167 @@
+"""A whole service to measure: a real broker, a model, published photographs, and the stream as its own process."""
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from benchmarks.processes import run_json
+from models.backbone import FLATBUFFER_FILE
+from models.registry import Registry
+from producer.message import build_message
+from streaming.platform.broker import start_broker, stop_broker
+from streaming.platform.kafka_node import free_port
+from streaming.query import query
+from streaming.settings import Settings, read_settings
+
+CORES = os.cpu_count() or 1
+PIXELS = 300
+PHOTOGRAPHS = 256  # different ones, published over and over
+DIGITS = 1_000  # that a model is trained on
+
+# From the first micro-batch's commit, before which workers start and load the model, to the last one's.
+STEADY_SQL = """
+WITH mine AS (SELECT * FROM batches WHERE offsets[1].topic = $topic),
+     first AS (SELECT min(committed_at) AS at FROM mine)
+SELECT count(*) AS batches, sum(input_rows)::BIGINT AS rows,
+       epoch(max(committed_at)) - epoch(any_value(first.at)) AS seconds
+FROM mine, first WHERE committed_at > first.at
+"""
+
+
+def photographs(count: int = PHOTOGRAPHS, width: int = PIXELS, height: int = PIXELS) -> list[bytes]:
+    """JPEGs of different parts of two photographs; at 300×300 they have about 24 KB."""
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(image) for image in load_sample_images().images]
+    made = []
+    for number in range(count):
+        picture = pictures[number % len(pictures)]
+        part = rng.uniform(0.5, 0.9)
+        box_width, box_height = int(picture.width * part), int(picture.height * part)
+        left, top = int(rng.integers(picture.width - box_width)), int(rng.integers(picture.height - box_height))
+        image = picture.crop((left, top, left + box_width, top + box_height)).resize((width, height))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=86)
+        made.append(buffer.getvalue())
+    return made
+
+
+@dataclass(frozen=True)
+class Steady:
+    """What a stream did after its first micro-batch."""
+
+    batches: int
+    rows: int
+    seconds: float
+    summary: dict[str, Any]  # what `stream --json` says of the whole run
+
+    @property
+    def images_per_s(self) -> float:
+        return self.rows / self.seconds
+
+
+class Service:
+    """A broker and, for each model that is measured, a home."""
+
+    def __init__(self, scratch: Path, settings: Settings) -> None:
+        self.scratch = scratch
+        self.settings = settings
+        self.images = photographs()
+
+    def write_images(self) -> Path:
+        """The photographs as files, for peers."""
+        folder = self.scratch / "images"
+        folder.mkdir(exist_ok=True)
+        for number, image in enumerate(self.images):
+            (folder / f"{number:04}.jpg").write_bytes(image)
+        return folder
+
+    def publish(self, topic: str, count: int) -> None:
+        """`count` messages on a topic that is made for them."""
+        from kafka import KafkaProducer
+
+        producer = KafkaProducer(bootstrap_servers=self.settings.bootstrap_servers, batch_size=512 * 1024, linger_ms=10)
+        for number in range(count):
+            image = self.images[number % len(self.images)]
+            message = build_message(image, f"photograph-{number}.jpg", image_id=f"{number:064x}")
+            producer.send(topic, message.value, message.key, message.headers)
+            if number % 1_000 == 0:
+                producer.flush()
+        producer.flush()
+        producer.close()
+
+    def home(self, name: str, *options: object) -> Settings:
+        """A home whose champion was trained on `DIGITS` digits, with the options of `imagestream train`."""
+        settings = self.settings.model_copy(update={"home": self.scratch / name})
+        if not settings.models_dir.exists():
+            command = (sys.executable, "-m", "streaming", "--home", settings.home, "train", "--dataset", "digits")
+            run_json(*command, "--limit", DIGITS, *options, environment=self.environment("unused"))
+        return settings
+
+    def flatbuffer(self, settings: Settings) -> Path:
+        """The champion's backbone, for peers."""
+        return Registry(settings.models_dir).path(1) / FLATBUFFER_FILE
+
+    def stream(
+        self, settings: Settings, topic: str, *options: object, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> dict[str, Any]:
+        """Run `imagestream stream` on a topic as a process of its own; its summary."""
+        return run_json(
+            sys.executable, "-m", "streaming", "--home", settings.home, "stream", *options,
+            environment=self.environment(topic) | dict(environment),
+        )  # fmt: skip
+
+    def drain(
+        self,
+        settings: Settings,
+        topic: str,
+        images_per_batch: int,
+        *options: object,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Steady:
+        """Score all of a topic, catching up; the steady part of it."""
+        options = ("--until-drained", "--images-per-batch", images_per_batch, *options)
+        summary = self.stream(settings, topic, *options, environment=environment)
+        return steady(settings, topic, summary)
+
+    def environment(self, topic: str) -> dict[str, str]:
+        """What a command of `imagestream` needs to find this broker and the jars."""
+        return {
+            "IMAGESTREAM_TOPIC": topic,
+            "IMAGESTREAM_BOOTSTRAP_SERVERS": str(self.settings.bootstrap_servers),
+            "IMAGESTREAM_JARS": str(self.settings.jars),
+            "IMAGESTREAM_BACKBONES": str(self.settings.backbones),
+        }
+
+
+def steady(settings: Settings, topic: str, summary: dict[str, Any]) -> Steady:
+    """What the table `batches` says of a topic after the first micro-batch."""
+    (row,) = query(settings, STEADY_SQL, parameters={"topic": topic}).to_pylist()
+    if not row["rows"]:
+        raise RuntimeError("there was but one micro-batch, so there is no steady part to measure")
+    return Steady(row["batches"], row["rows"], row["seconds"], summary)
+
+
+@contextmanager
+def a_service(scratch: Path) -> Iterator[Service]:
+    """A service whose broker lives as long as the context, with the jars and backbones of the checkout's home."""
+    settings = read_settings()
+    settings = settings.model_copy(
+        update={"home": scratch, "jars": settings.jars_dir.resolve(), "backbones": settings.backbones_dir.resolve()}
+    )
+    state, _ = start_broker(settings, free_port())
+    try:
+        yield Service(scratch, settings.model_copy(update={"bootstrap_servers": state.address}))
+    finally:
+        stop_broker(settings)
+        shutil.rmtree(settings.broker_dir, ignore_errors=True)
