@@ -3,13 +3,16 @@
 The SQL comes from a user and is confined: one SELECT, in a database in memory whose configuration is locked and which
 can open the tables' files and nothing else, so it cannot write, attach, install or read other files; it has a limit of
 time and one of memory. Rows stream: neither side holds a large result.
+
+With a time, each table is read as it was then: Delta keeps its versions until their files are vacuumed.
 """
 
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import duckdb
@@ -17,6 +20,9 @@ import pyarrow as pa
 
 from streaming.errors import ServiceError
 from streaming.settings import Settings
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 TIMEOUT_S = 60.0
 MEMORY_LIMIT = "1GB"
@@ -34,16 +40,26 @@ SET TimeZone = 'UTC';
 
 
 def query(
-    settings: Settings, sql: str, *, parameters: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S
+    settings: Settings,
+    sql: str,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    at: datetime | None = None,
 ) -> pa.Table:
     """The rows that a SELECT over the tables gives, all at once; arguments and errors as for `open_query`."""
-    with open_query(settings, sql, parameters=parameters, timeout_s=timeout_s) as reader:
+    with open_query(settings, sql, parameters=parameters, timeout_s=timeout_s, at=at) as reader:
         return reader.read_all()
 
 
 @contextmanager
 def open_query(
-    settings: Settings, sql: str, *, parameters: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S
+    settings: Settings,
+    sql: str,
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    at: datetime | None = None,
 ) -> Iterator[pa.RecordBatchReader]:
     """The rows that a SELECT over the tables gives, batch by batch, read while the context lasts.
 
@@ -51,16 +67,18 @@ def open_query(
         sql: one SELECT (or WITH, FROM, VALUES, DESCRIBE, SHOW TABLES); each Delta table is a view of its own name.
         parameters: the values of `$name` in the SQL.
         timeout_s: from now until the last row is read.
+        at: a time with its zone; the tables as they were then, those left out that were not there yet.
 
     Raises:
-        ServiceError: there is no table yet, the SQL is not a single SELECT, names what is not there, or needs more time
-            or memory than it may have; also while the rows are read.
+        ServiceError: there is no table yet, or a table's files of that time have been vacuumed, the SQL is not a
+            single SELECT, names what is not there, or needs more time or memory than it may have; also while the rows
+            are read.
     """
     connection = duckdb.connect(":memory:")
     limit = _TimeLimit(connection, timeout_s)
     try:
         connection.execute(CONFINEMENT)
-        tables = _open_tables(connection, settings.tables_dir)
+        tables = _open_tables(connection, settings.tables_dir, at)
         statement = _only_select(sql)
         with _errors_in_one_line(tables, limit):
             rows = connection.sql(statement, params=dict(parameters or {})).to_arrow_reader(BATCH_ROWS)
@@ -90,9 +108,8 @@ class _TimeLimit:
         self._connection.interrupt()
 
 
-def _open_tables(connection: duckdb.DuckDBPyConnection, tables_dir: Path) -> list[str]:
-    """Make each Delta table a view over its current files, then shut the connection off from everything else."""
-    from deltalake import DeltaTable
+def _open_tables(connection: duckdb.DuckDBPyConnection, tables_dir: Path, at: datetime | None) -> list[str]:
+    """Make each Delta table a view over its files, then shut the connection off from everything else."""
     from deltalake.exceptions import DeltaError
 
     names = sorted(log.parent.name for log in tables_dir.glob("*/_delta_log"))
@@ -100,20 +117,55 @@ def _open_tables(connection: duckdb.DuckDBPyConnection, tables_dir: Path) -> lis
         raise ServiceError(
             f"no tables yet in {tables_dir}: run `imagestream demo`, or publish images and run `imagestream stream`"
         )
+    there: list[str] = []
     readable: list[str] = []
     for name in names:
         try:
-            table = DeltaTable(tables_dir / name)
+            table = _table_at(tables_dir / name, at)
+            if table is None:
+                continue
             # The names come percent-encoded, as in a URL; on the disk they are plain.
             files = [unquote(uri) for uri in table.file_uris()]
+            if at is not None:
+                _refuse_vacuumed(name, files, at)
             _make_view(connection, name, pa.schema(table.schema()), files)
         except (DeltaError, duckdb.Error, OSError) as error:
             raise ServiceError(f"table {name} in {tables_dir} cannot be read: {_condensed(error)}") from error
+        there.append(name)
         readable += files
+    if not there:
+        raise ServiceError(f"no table in {tables_dir} was there at {at}: give a later time")
     connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, readable))}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    return names
+    return there
+
+
+def _table_at(directory: Path, at: datetime | None) -> "DeltaTable | None":
+    """The table as it was at a time, None if it was not there yet; without a time, as it is."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    if at is None:
+        return DeltaTable(directory)
+    # As Delta itself dates a version, by its file; asked for an earlier time than it knows, deltalake gives version 0.
+    commits = {int(path.stem): path for path in directory.glob(f"_delta_log/{'[0-9]' * 20}.json")}
+    versions = [version for version, path in commits.items() if path.stat().st_mtime <= at.timestamp()]
+    if not versions and 0 in commits:
+        return None
+    try:
+        return DeltaTable(directory, version=max(versions))
+    except (ValueError, DeltaError) as error:
+        raise ServiceError(f"table {directory.name} has no history as old as {at}: `maintain` cleaned it") from error
+
+
+def _refuse_vacuumed(name: str, files: list[str], at: datetime) -> None:
+    gone = sum(not Path(file).is_file() for file in files)
+    if gone:
+        raise ServiceError(
+            f"table {name} cannot be read as of {at}: {gone} of its {len(files)} files have been vacuumed since;"
+            " `imagestream maintain --retention-hours` says how long they are kept"
+        )
 
 
 def _make_view(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, files: list[str]) -> None:

@@ -1,59 +1,50 @@
 """`imagestream query` and `imagestream predictions`: rows of the Delta tables as a table, CSV, JSON or Parquet."""
 
-import base64
-import csv
-import json
-import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
-from enum import StrEnum
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streaming.cli.app import JsonOption, app, err, settings_of, write_json
+from streaming.cli.row_formats import Format, write_rows
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TABLE_ROWS = 50  # rows that a table on the terminal shows
-CELL_CHARS = 60
+MAX_SQL_CHARS = 1_000_000  # from standard input
+PREDICTIONS_COLUMNS = "SELECT scored_at, source, label, confidence, label_true, model_version, image_id"
 
-PREDICTIONS_SQL = """
-SELECT scored_at, source, label, confidence, label_true, model_version, image_id
-FROM predictions
-WHERE ($label::VARCHAR IS NULL OR label = $label) AND ($below::DOUBLE IS NULL OR confidence < $below)
-ORDER BY CASE WHEN $below::DOUBLE IS NULL THEN 0 ELSE confidence END, scored_at DESC, "partition", "offset" DESC
-LIMIT $limit
-"""
-
-
-class Format(StrEnum):
-    """How rows are written."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    PARQUET = "parquet"
-
+Ask = Callable[[], AbstractContextManager["pa.RecordBatchReader"]]
 
 FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to write the rows.")]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file; Parquet needs one.")
 ]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Time limit.")]
+AtOption = Annotated[
+    str | None, typer.Option("--at", metavar="TIME", help="The tables as they were then, such as 2026-11-16T09:30.")
+]
+WatchOption = Annotated[
+    float | None,
+    typer.Option(
+        "--watch", min=0.1, metavar="SECONDS", help="Ask again so often, and show what changed, until Ctrl-C."
+    ),
+]
 
 
 @app.command()
 def query(
     context: typer.Context,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT over the tables.")],
+    sql: Annotated[str | None, typer.Argument(metavar="SQL", help="One SELECT over the tables.")] = None,
+    at: AtOption = None,
+    watch: WatchOption = None,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     timeout_s: TimeoutOption = 60.0,
@@ -61,11 +52,20 @@ def query(
 ) -> None:
     """Query the Delta tables with SQL, read-only: predictions, quarantine, batches, features, labels.
 
-    `DESCRIBE predictions` lists the columns of one, `SHOW TABLES` the tables that are there.
+    `DESCRIBE predictions` lists the columns of one, `SHOW TABLES` the tables that are there. Without SQL it is read
+    from standard input; on a terminal, a shell asks for it, with history and completion.
 
     Example: imagestream query "SELECT label, count(*) FROM predictions GROUP BY label ORDER BY label"
     """
-    _answer(context, sql, {}, format_, output, timeout_s, json)
+    from streaming.query import open_query
+
+    ask = partial(open_query, settings_of(context), timeout_s=timeout_s, at=_moment(at))
+    if sql is None and sys.stdin.isatty() and sys.stdout.isatty():
+        from streaming.cli.query_shell import run_shell
+
+        run_shell(ask, settings_of(context).home / "query_history")
+        return
+    _answer(partial(ask, _from_stdin() if sql is None else sql), format_, output, watch, json)
 
 
 @app.command()
@@ -76,190 +76,69 @@ def predictions(
     below: Annotated[
         float | None, typer.Option(metavar="CONF", help="Only below this confidence, the least sure first.")
     ] = None,
+    model: Annotated[int | None, typer.Option(min=1, help="Only by this model version.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only what was scored from then on.")] = None,
+    at: AtOption = None,
+    watch: WatchOption = None,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     timeout_s: TimeoutOption = 60.0,
     json: JsonOption = None,
 ) -> None:
-    """Show the latest predictions, of one class or of low confidence.
+    """Show the latest predictions, of one class, of low confidence, or of one model version.
 
     Example: imagestream predictions --label 7 --below 0.6
     """
-    parameters: dict[str, object] = {"limit": limit, "label": label, "below": below}
-    _answer(context, PREDICTIONS_SQL, parameters, format_, output, timeout_s, json)
-
-
-def _answer(
-    context: typer.Context,
-    sql: str,
-    parameters: dict[str, object],
-    format_: Format,
-    output: Path | None,
-    timeout_s: float,
-    summary: Path | None,
-) -> None:
+    from streaming.answers import PREDICTIONS, PREDICTIONS_ORDER
     from streaming.query import open_query
 
+    values = {"limit": limit, "label": label, "below": below, "version": model, "since": _moment(since)}
+    sql = PREDICTIONS_COLUMNS + PREDICTIONS + PREDICTIONS_ORDER
+    ask = partial(open_query, settings_of(context), sql, parameters=values, timeout_s=timeout_s, at=_moment(at))
+    _answer(ask, format_, output, watch, json)
+
+
+def _moment(text: str | None) -> datetime | None:
+    from streaming.answers import moment
+
+    return None if text is None else moment(text)
+
+
+def _from_stdin() -> str:
+    sql = sys.stdin.read(MAX_SQL_CHARS + 1)
+    if len(sql) > MAX_SQL_CHARS:
+        raise ServiceError(f"the SQL on standard input is longer than {MAX_SQL_CHARS:,} characters")
+    if not sql.strip():
+        raise ServiceError("no SQL: expected a SELECT as argument or on standard input")
+    return sql
+
+
+def _answer(ask: Ask, format_: Format, output: Path | None, watch_s: float | None, summary: Path | None) -> None:
     if format_ is Format.PARQUET and output is None:
         raise ServiceError("--format parquet is binary: expected a file, give one with --output FILE")
-    try:
-        with open_query(settings_of(context), sql, parameters=parameters, timeout_s=timeout_s) as reader:
+    if watch_s is not None:
+        if output is not None:
+            raise ServiceError("--watch shows rows as they change: expected no --output FILE with it")
+        from streaming.cli.query_watch import watch
+
+        with pipe_may_close():
+            write_json(summary, {"answers": watch(ask, watch_s, format_)})
+        return
+    with pipe_may_close():
+        with ask() as reader:
             columns = reader.schema.names
             rows = write_rows(reader, format_, output)
             sys.stdout.flush()
-    except BrokenPipeError:
-        # `| head` has read enough; what is still buffered must not fail again when Python closes the stream.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return
-    if output is not None:
-        err.print(f"{rows:,} rows in {output}", highlight=False)
-    write_json(summary, {"rows": rows, "columns": columns, "format": format_.value, "output": output})
-
-
-def write_rows(reader: "pa.RecordBatchReader", format_: Format, output: Path | None) -> int:
-    """Write every row in the format to `output`, or to standard output; the number of rows.
-
-    A file appears whole or not at all.
-    """
-    if output is None:
-        return WRITERS[format_](reader, sys.stdout)
-    with _whole(output) as unfinished:
-        if format_ is Format.PARQUET:
-            return _write_parquet(reader, unfinished)
-        with unfinished.open("w", encoding="utf-8", newline="") as stream:
-            return WRITERS[format_](reader, stream)
+        if output is not None:
+            err.print(f"{rows:,} rows in {output}", highlight=False)
+        write_json(summary, {"rows": rows, "columns": columns, "format": format_.value, "output": output})
 
 
 @contextmanager
-def _whole(output: Path) -> Iterator[Path]:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+def pipe_may_close() -> Iterator[None]:
+    """End quietly when the reader of standard output has read enough, as `| head` does."""
     try:
-        yield unfinished
-        unfinished.replace(output)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _write_table(reader: "pa.RecordBatchReader", stream: IO[str]) -> int:
-    """The first TABLE_ROWS rows, each cell cut at CELL_CHARS, and how many more there are."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for field in reader.schema:
-        table.add_column(Text(field.name), no_wrap=True, justify="right" if _is_number(field.type) else "left")
-    rows = 0
-    for batch in reader:
-        for row in _rows(batch.slice(0, max(0, TABLE_ROWS - rows))):
-            table.add_row(*(Text(_cell(value)) for value in row))
-        rows += batch.num_rows
-    # As wide as its cells ask for: a table squeezed into the terminal loses what it should show.
-    console = Console(file=stream, width=10_000)
-    console.print(table)
-    more = f", {rows - TABLE_ROWS:,} more not shown (--format csv shows all)" if rows > TABLE_ROWS else ""
-    console.print(f"{rows:,} row{'' if rows == 1 else 's'}{more}", highlight=False)
-    return rows
-
-
-def _write_csv(reader: "pa.RecordBatchReader", stream: IO[str]) -> int:
-    """RFC 4180 with a header line: NULL is empty, a list or struct is JSON, bytes are base64."""
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(reader.schema.names)
-    rows = 0
-    for batch in reader:
-        for row in _rows(batch):
-            writer.writerow([_text(value) for value in row])
-        rows += batch.num_rows
-    return rows
-
-
-def _write_json(reader: "pa.RecordBatchReader", stream: IO[str]) -> int:
-    """One array of objects, a line each: times are ISO 8601, bytes base64, NaN and infinity null."""
-    names = reader.schema.names
-    rows = 0
-    stream.write("[")
-    for batch in reader:
-        for row in _rows(batch):
-            stream.write(",\n" if rows else "\n")
-            stream.write(json.dumps(dict(zip(names, map(_plain, row), strict=True)), ensure_ascii=False))
-            rows += 1
-    stream.write("\n]\n")
-    return rows
-
-
-def _write_parquet(reader: "pa.RecordBatchReader", path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    rows = 0
-    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
-        for batch in reader:
-            writer.write_batch(batch)
-            rows += batch.num_rows
-    return rows
-
-
-WRITERS = {Format.TABLE: _write_table, Format.CSV: _write_csv, Format.JSON: _write_json}
-
-
-def _rows(batch: "pa.RecordBatch") -> Iterable[tuple[Any, ...]]:
-    # By column, not by name: a SELECT may give two columns the same name.
-    return zip(*map(_values, batch.columns), strict=True)
-
-
-def _values(column: "pa.Array") -> list[Any]:
-    import pyarrow as pa
-
-    if pa.types.is_timestamp(column.type) and column.type.unit == "us":
-        # For a timestamp `to_pylist` imports pandas, which takes longer than most queries.
-        epoch = datetime(1970, 1, 1, tzinfo=UTC if column.type.tz else None)
-        return [None if us is None else epoch + timedelta(microseconds=us) for us in column.view("int64").to_pylist()]
-    return list(column.to_pylist(maps_as_pydicts="lossy"))
-
-
-def _is_number(type_: "pa.DataType") -> bool:
-    from pyarrow import types
-
-    return bool(types.is_integer(type_) or types.is_floating(type_) or types.is_decimal(type_))
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON knows it."""
-    if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float) else _spelled(value)
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return value.isoformat() if isinstance(value, date | time) else str(value)  # a datetime is a date
-
-
-def _text(value: Any) -> str:
-    plain = _plain(value)
-    if plain is None:
-        return "" if value is None else str(value)
-    return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
-
-
-def _cell(value: Any) -> str:
-    match value:
-        case bytes():
-            text = f"<{len(value):,} bytes>"
-        case float():
-            text = f"{value:.6g}"
-        case datetime():
-            text = value.strftime("%Y-%m-%d %H:%M:%S")
-        case _:
-            text = _text(value)
-    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-    return text if len(text) <= CELL_CHARS else text[: CELL_CHARS - 1] + "…"
+        yield
+    except BrokenPipeError:
+        # What is still buffered must not fail again when Python closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

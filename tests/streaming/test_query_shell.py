@@ -1,0 +1,191 @@
+"""`imagestream query` without SQL, on a real terminal, from a pipe, and watching."""
+
+import os
+import pty
+import select
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+
+from streaming.cli.query_shell import SqlCompleter
+from streaming.settings import Settings
+from tests.streaming.history import commit_batch
+
+TABLES = {"labels": ["image_id", "label", "by"], "predictions": ["image_id", "label", "confidence"]}
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = Settings(home=tmp_path / "home")
+    commit_batch(settings, 0, {0: (0, 4)}, bad={3})
+    return settings
+
+
+def command(settings: Settings, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "streaming", "--home", str(settings.home), *arguments]
+
+
+class Terminal:
+    """A process on a pseudo-terminal, typed to and read as a person would."""
+
+    def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
+        self.process = process
+        self._terminal = terminal
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def until(self, text: str) -> str:
+        """What appeared until `text` did, which is then behind."""
+        end = time.monotonic() + PATIENCE_S
+        while text not in self.seen:
+            assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
+            if select.select([self._terminal], [], [], 0.2)[0]:
+                try:
+                    self.seen += os.read(self._terminal, 65536).decode(errors="replace")
+                except OSError:  # how Linux says that the other side has closed
+                    assert text in self.seen, f"ended without {text!r}: {self.seen!r}"
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+
+@contextmanager
+def on_terminal(arguments: list[str], **environment: str) -> Iterator[Terminal]:
+    ours, theirs = pty.openpty()
+    inherited = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
+    process = subprocess.Popen(
+        arguments,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=inherited | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"} | environment,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        yield Terminal(process, ours)
+        process.wait(PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(settings: Settings) -> None:
+    with on_terminal(command(settings, "query")) as shell:
+        assert "batches, features" not in shell.until("imagestream>")
+        shell.type("SELECT count(*)\r")  # no semicolon yet: the statement goes on
+        shell.until("...>")
+        shell.type("AS predicted FROM predictions;\r")
+        shell.until("1 row")
+        shell.until("imagestream>")
+        shell.type("SELECT nothing FROM predictions;\r")
+        shell.until('error: SQL: Binder Error: Referenced column "nothing" not found')
+        shell.type("SELECT 1 FROM oops")
+        shell.type("\x03")  # Ctrl-C clears what is typed
+        shell.type("\\timing\r")
+        shell.until("timing is on")
+        shell.type("\\d quarantine\r")
+        shell.until("value_sha256")
+        shell.until(" s\r\n")
+        shell.type("\\nonsense\r")
+        shell.until("error: no such command \\nonsense, there are: \\d \\timing \\? \\q")
+        shell.type("\x04")
+    assert shell.process.returncode == 0
+    history = settings.home / "query_history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+    assert "AS predicted FROM predictions;" in history.read_text(encoding="utf-8")
+    assert "oops" not in history.read_text(encoding="utf-8")
+
+
+def test_shell_refuses_to_begin_without_tables(tmp_path: Path) -> None:
+    with on_terminal(command(Settings(home=tmp_path / "empty"), "query")) as shell:
+        shell.until("no tables yet")
+    assert shell.process.returncode == 1
+    assert not (tmp_path / "empty").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "unexpected"),
+    [
+        ("", {"SELECT", "predictions", "confidence"}, {"\\d"}),
+        ("sel", {"select"}, {"SELECT"}),
+        ("SELECT * FROM p", {"predictions"}, {"labels"}),
+        ("SELECT * FROM ", {"predictions", "labels"}, {"confidence", "SELECT"}),
+        ("FROM labels SELECT ", {"by"}, {"confidence"}),
+        ("SELECT predictions.con", {"confidence"}, {"predictions"}),
+        ("\\", {"\\d", "\\q", "\\timing"}, {"SELECT"}),
+        ("\\d l", {"labels"}, {"label"}),
+    ],
+)
+def test_completion_offers_what_may_follow(text: str, expected: set[str], unexpected: set[str]) -> None:
+    document = Document(text)
+    offered = {found.text for found in SqlCompleter(TABLES).get_completions(document, CompleteEvent())}
+    assert expected <= offered
+    assert not unexpected & offered
+
+
+def test_sql_is_read_from_a_pipe(settings: Settings) -> None:
+    def ask(sql: str) -> subprocess.CompletedProcess[str]:
+        arguments = command(settings, "query", "--format", "csv")
+        return subprocess.run(arguments, input=sql, capture_output=True, text=True, check=False, timeout=60)
+
+    done = ask("SELECT count(*) AS n\nFROM predictions;\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "n\n3\n", "")
+    done = ask("")
+    assert (done.returncode, done.stderr) == (
+        1, "error: no SQL: expected a SELECT as argument or on standard input\n",
+    )  # fmt: skip
+
+
+def test_watch_prints_each_answer_once_per_change_and_ends_well_on_interrupt(settings: Settings) -> None:
+    sql = "SELECT count(*) AS n FROM predictions"
+    arguments = command(settings, "query", sql, "--format", "csv", "--watch", "0.2")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        assert [process.stdout.readline() for _ in range(2)] == ["n\n", "3\n"]
+        time.sleep(1)  # several answers that are the same
+        commit_batch(settings, 1, {0: (4, 8)})
+        assert [process.stdout.readline() for _ in range(2)] == ["n\n", "7\n"]
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read(), process.stderr.read()
+        assert (process.wait(PATIENCE_S), *rest) == (0, "", "")
+
+
+def test_watch_redraws_a_terminal_in_place(settings: Settings) -> None:
+    arguments = command(settings, "query", "SELECT count(*) AS n FROM predictions", "--watch", "0.2")
+    with on_terminal(arguments) as terminal:
+        terminal.until("3")
+        terminal.until("Ctrl-C ends")
+        commit_batch(settings, 1, {0: (4, 8)})
+        assert "\x1b[" in terminal.until("7")  # moved back up
+        terminal.process.send_signal(signal.SIGINT)
+    assert terminal.process.returncode == 0
+
+
+def test_watch_into_a_file_is_refused(settings: Settings) -> None:
+    arguments = command(settings, "query", "SELECT 1", "--watch", "1", "--output", "rows.csv")
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        1, "error: --watch shows rows as they change: expected no --output FILE with it\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_no_color_is_respected(tmp_path: Path, colour: bool) -> None:
+    environment = {} if colour else {"NO_COLOR": "1"}
+    with on_terminal(command(Settings(home=tmp_path / "empty"), "models", "show", "99"), **environment) as terminal:
+        before = terminal.until("there is no model version 99")
+    assert ("\x1b[31m" in before) == colour
