@@ -7,6 +7,7 @@ from streaming.cli import (  # noqa: F401
     demo,
     doctor,
     features,
+    gateway,
     label,
     maintain,
     models,

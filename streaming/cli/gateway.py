@@ -1,0 +1,59 @@
+"""`imagestream gateway`: images in and predictions out over HTTP."""
+
+from typing import Annotated
+
+import typer
+
+from streaming.cli.app import app, out, settings_of
+from streaming.errors import ServiceError
+
+HEADERS_BYTES = 4096  # more than key, label and all other headers of a message from the gateway take
+ACKNOWLEDGED_S = 15.0
+
+
+@app.command()
+def gateway(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="The address to listen on; other than loopback only with an API key.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: a free one.")] = 8080,
+    topic: Annotated[str | None, typer.Option(help="The Kafka topic (IMAGESTREAM_TOPIC; images).")] = None,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
+    ] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
+) -> None:
+    """Take images and answer with predictions over HTTP, until stopped with Ctrl-C.
+
+    POST /images publishes an image, GET /predictions/ID tells what became of it, /docs describes both. The API key is
+    the content of the file that IMAGESTREAM_GATEWAY_API_KEY_FILE names; without one, only this machine is let in.
+
+    Example: imagestream gateway --port 8080
+    """
+    from producer.message import MAX_MESSAGE_BYTES
+    from producer.sender import Sender
+    from streaming.gateway.access import check_binding, read_key
+    from streaming.gateway.app import create_app
+    from streaming.gateway.serve import listen, serve
+    from streaming.gateway.service import Broker
+    from streaming.platform.broker import bootstrap_servers as home_servers
+    from streaming.platform.kafka_security import client_arguments
+    from streaming.settings import with_options
+
+    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
+    key = read_key(settings.gateway_api_key_file)
+    check_binding(host, key)
+    servers, client = home_servers(settings), client_arguments(settings)
+    sender = Sender(servers, settings.topic, delivery_timeout_s=ACKNOWLEDGED_S, client=client)
+    try:
+        largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)
+        if largest <= 0:
+            raise ServiceError(f"topic {settings.topic} takes messages of {sender.max_message_bytes:,} bytes at most")
+        broker = Broker(largest, sender.send, sender.answers, ACKNOWLEDGED_S)
+        with listen(host, port) as listener:
+            url_host = f"[{host}]" if ":" in host else host
+            out.print(f"gateway: http://{url_host}:{listener.getsockname()[1]}/docs", highlight=False)
+            serve(create_app(settings, broker, key), listener, access_log=access_log)
+    finally:
+        sender.close()

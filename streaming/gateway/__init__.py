@@ -1,0 +1,1 @@
+"""The HTTP gateway: images in and predictions out, for programs without a Kafka client."""

@@ -1,0 +1,88 @@
+"""Who may use the gateway: whoever has the API key; without a key, programs of this machine alone.
+
+A browser is a program of this machine, too, and any page that it shows can make it send requests. So a request that
+says that it comes from another site is refused, and without a key so is one for a name that is not this machine's,
+which a page could have been given.
+"""
+
+import hmac
+import ipaddress
+import re
+from pathlib import Path
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.security import APIKeyHeader, HTTPBearer
+
+from streaming.errors import ServiceError
+
+MIN_KEY_CHARS = 16
+MAX_KEY_BYTES = 4096
+PORT = re.compile(r":[0-9]*$")
+
+header_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="the API key")
+bearer_key = HTTPBearer(auto_error=False, description="the API key as a bearer token")
+
+
+def read_key(path: Path | None) -> str | None:
+    """The API key: the content of the file without white space around it; None if no file is given.
+
+    Raises:
+        ServiceError: the file cannot be read, or holds no key of 16 printable ASCII characters or more.
+    """
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            key = file.read(MAX_KEY_BYTES).decode("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServiceError(f"the file of the API key, {path}, cannot be read: {error}") from error
+    if len(key) < MIN_KEY_CHARS or not key.isprintable():
+        raise ServiceError(
+            f"the file of the API key, {path}: expected at least {MIN_KEY_CHARS} printable characters, got {len(key)}; "
+            "make one with: openssl rand -hex 32"
+        )
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, reachable from nowhere else."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check_binding(host: str, key: str | None) -> None:
+    """Raises ServiceError if others could reach the gateway and there is no key to keep them out."""
+    if key is None and not is_loopback(host):
+        raise ServiceError(
+            f"--host {host} lets other machines in: give the gateway an API key in a file, "
+            "IMAGESTREAM_GATEWAY_API_KEY_FILE=FILE, or leave it on 127.0.0.1"
+        )
+
+
+class Access:
+    """A FastAPI dependency that lets a request pass or refuses it, before its body is read."""
+
+    def __init__(self, key: str | None) -> None:
+        self._key = key.encode() if key is not None else None
+
+    def __call__(
+        self,
+        request: Request,
+        header: str | None = Depends(header_key),
+        bearer: object = Depends(bearer_key),
+    ) -> None:
+        host = request.headers.get("host", "")
+        origin = request.headers.get("origin")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise HTTPException(403, "requests from the pages of another site are refused")
+        if self._key is None:
+            if not is_loopback(PORT.sub("", host)):
+                raise HTTPException(403, "without an API key the gateway answers to this machine's own name only")
+            return
+        given = header if header is not None else getattr(bearer, "credentials", "")
+        if not hmac.compare_digest(given.encode(), self._key):
+            raise HTTPException(
+                401, "expected the API key in X-API-Key or as a bearer token", {"WWW-Authenticate": "Bearer"}
+            )

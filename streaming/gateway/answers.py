@@ -1,0 +1,79 @@
+"""What the gateway answers, as OpenAPI tells it."""
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+IMAGE_ID = r"^[0-9a-f]{64}$"
+
+
+class Accepted(BaseModel):
+    """The broker has acknowledged the image: it will be scored."""
+
+    image_id: str = Field(pattern=IMAGE_ID, description="the SHA-256 of the image's bytes")
+    topic: str
+    partition: int
+    offset: int
+
+
+class Ranked(BaseModel):
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+class Prediction(BaseModel):
+    """One scored message of the image."""
+
+    label: str
+    confidence: float
+    top_k: list[Ranked]
+    model_version: int
+    topic: str
+    partition: int
+    offset: int
+    published_at: datetime | None
+    scored_at: datetime
+
+
+class Quarantined(BaseModel):
+    """One message of the image that could not be scored, and why."""
+
+    stage: str
+    reason: str
+    detail: str
+    topic: str
+    partition: int
+    offset: int
+    published_at: datetime | None
+    quarantined_at: datetime
+
+
+class Answer(BaseModel):
+    """What became of an image: every message of it, the latest first, at most 100 of each kind."""
+
+    image_id: str = Field(pattern=IMAGE_ID)
+    status: Literal["predicted", "quarantined"]
+    predictions: list[Prediction]
+    quarantined: list[Quarantined]
+
+
+class Unknown(BaseModel):
+    """No row of the image yet: it was never published, or it is on its way."""
+
+    image_id: str = Field(pattern=IMAGE_ID)
+    status: Literal["unknown"] = "unknown"
+
+
+class Health(BaseModel):
+    """The gateway, or what it stands on, is there."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Problem(BaseModel):
+    """What was wrong, in one line."""
+
+    detail: str

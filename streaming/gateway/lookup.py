@@ -1,0 +1,147 @@
+"""What became of an image, from the Delta tables: deltalake tells their files, DuckDB searches those.
+
+An image's id is a hash, so that no statistics of a file tell that it cannot be in there, and all of them are searched:
+the column of ids only, and of rows that match the rest. Files never change, so that whoever asks again while it waits
+has only those searched that are new.
+"""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import duckdb
+
+from streaming.errors import ServiceError
+
+MAX_ROWS = 100
+TIMEOUT_S = 20.0
+MEMORY_LIMIT = "512MB"
+FRESH_S = 0.2  # for so long the list of a table's files is not asked for again
+
+PLACE = 'topic, "partition", "offset", published_at'
+COLUMNS = {
+    "predictions": f"label, confidence, top_k, model_version, {PLACE}, scored_at",
+    "quarantine": f"stage, reason, detail, {PLACE}, quarantined_at",
+}
+LATEST_FIRST = {"predictions": "scored_at", "quarantine": "quarantined_at"}
+
+Rows = list[dict[str, Any]]
+Files = frozenset[str]
+NOTHING: Files = frozenset()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of an image by table, the latest first, and the files that were searched for them."""
+
+    rows: Mapping[str, Rows]
+    searched: Mapping[str, Files] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return any(self.rows.values())
+
+
+class Lookup:
+    """Finds images in the tables of a home; may be used by several threads."""
+
+    def __init__(self, tables_dir: Path) -> None:
+        self._tables = {name: _Files(tables_dir / name) for name in COLUMNS}
+        self._connection = duckdb.connect(":memory:")
+        self._connection.execute(
+            f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = ''; SET parquet_metadata_cache = true; "
+            "SET autoinstall_known_extensions = false; SET autoload_known_extensions = false; SET TimeZone = 'UTC'"
+        )
+
+    def find(self, image_id: str, before: Found | None = None) -> Found:
+        """Every row of an image.
+
+        Args:
+            before: what was found when it was asked for last, which was nothing: only new files are searched.
+
+        Raises:
+            ServiceError: the tables cannot be read now.
+        """
+        searched = before.searched if before is not None else {}
+        try:
+            return self._search(image_id, searched)
+        except (duckdb.Error, OSError):  # a file was vacuumed after its table had a new version
+            for table in self._tables.values():
+                table.forget()
+        try:
+            return self._search(image_id, searched)
+        except (duckdb.Error, OSError) as error:
+            raise ServiceError("the tables cannot be read now") from error
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _search(self, image_id: str, searched: Mapping[str, Files]) -> Found:
+        files = {name: table.current() for name, table in self._tables.items()}
+        rows = {
+            name: self._rows(name, sorted(current - searched.get(name, NOTHING)), image_id)
+            for name, current in files.items()
+        }
+        return Found(rows, files)
+
+    def _rows(self, table: str, files: list[str], image_id: str) -> Rows:
+        if not files:
+            return []
+        sql = (
+            f"SELECT {COLUMNS[table]} FROM read_parquet($files, hive_partitioning = false) "  # noqa: S608
+            f'WHERE image_id = $image_id ORDER BY {LATEST_FIRST[table]} DESC, "offset" DESC LIMIT {MAX_ROWS}'
+        )
+        with self._connection.cursor() as cursor:
+            timer = threading.Timer(TIMEOUT_S, cursor.interrupt)
+            timer.start()
+            try:
+                found = cursor.execute(sql, {"files": files, "image_id": image_id})
+                names = [column[0] for column in found.description or ()]
+                return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
+            finally:
+                timer.cancel()
+                timer.join()  # an interrupt must not meet a cursor that is being closed
+
+
+class _Files:
+    """The files of a table's latest version; its handle is kept open, and asked for what is new."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._handle: Any = None
+        self._version = -1
+        self._files: Files = NOTHING
+        self._asked = 0.0
+        self._lock = threading.Lock()
+
+    def current(self) -> Files:
+        """Raises ServiceError if the table cannot be opened; one that is not there has no files."""
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError
+
+        with self._lock:
+            if self._version >= 0 and time.monotonic() - self._asked < FRESH_S:
+                return self._files
+            try:
+                if self._handle is None:
+                    if not (self._directory / "_delta_log").is_dir():
+                        return NOTHING
+                    self._handle = DeltaTable(self._directory)
+                else:
+                    self._handle.update_incremental()
+                if self._handle.version() != self._version:
+                    self._files = frozenset(unquote(uri) for uri in self._handle.file_uris())
+                    self._version = self._handle.version()
+            except (DeltaError, OSError) as error:
+                self._handle, self._version = None, -1
+                raise ServiceError("the tables cannot be read now") from error
+            self._asked = time.monotonic()
+            return self._files
+
+    def forget(self) -> None:
+        """Have the table opened anew."""
+        with self._lock:
+            self._handle, self._version, self._files = None, -1, NOTHING

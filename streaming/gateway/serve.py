@@ -1,0 +1,42 @@
+"""The gateway as a process: uvicorn, which finishes the uploads under way when it is told to stop."""
+
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from streaming.errors import ServiceError
+
+GRACE_S = 30  # for what is under way
+MAX_CONNECTIONS = 1_000
+IDLE_S = 30  # a connection without a request is closed
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        ServiceError: the address cannot be taken.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:
+        raise ServiceError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
+        ) from error
+
+
+def serve(app: FastAPI, listener: socket.socket, *, access_log: bool = False) -> None:
+    """Answer requests until SIGTERM or Ctrl-C, then finish those under way."""
+    config = uvicorn.Config(
+        app,
+        log_level="info" if access_log else "warning",
+        access_log=access_log,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=IDLE_S,
+        limit_concurrency=MAX_CONNECTIONS,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
