@@ -1,0 +1,140 @@
+"""The reference, written from what runs: `python -m streaming.cli.reference > docs/reference.md`.
+
+Commands and their options come from the command line itself, settings and tables from their definitions.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import Any
+
+from typer.main import get_command
+
+from streaming.cli.app import EXIT_CODES, app
+from streaming.settings import Settings, variable_of
+from streaming.tables import SCHEMAS
+
+HEAD = """# Reference
+
+Written by `python -m streaming.cli.reference > docs/reference.md` from the commands, settings and tables themselves.
+[How-to guides](how-to.md) say what to use them for.
+"""
+PRECEDENCE = """
+A value comes from the option of a command; without one from the environment; else from the configuration file, which is
+the one that `--config` or `IMAGESTREAM_CONFIG` names, else `imagestream.toml` in the working directory; else it is the
+default. `imagestream config show` tells each value and where it comes from, `imagestream config init` writes a file
+with every setting. A relative path in the file lies beside it; a name that is no setting is an error. A secret is never
+a value: its setting names the file that holds it.
+"""
+SHELL = """
+Results go to standard output, everything about the work (progress, warnings, errors) to standard error. A progress bar
+is drawn on a terminal only, and colours are left out where output is no terminal or `NO_COLOR` is set. `imagestream
+--install-completion` installs completion for bash, zsh, fish or PowerShell. `--json FILE` writes what a command did for
+programs. `--debug` before the command shows the traceback of an error.
+"""
+
+
+def reference() -> str:
+    """The whole of it, as Markdown."""
+    return "\n".join([HEAD, *_exit_codes(), *_settings(), *_commands(), *_tables()]) + "\n"
+
+
+def _exit_codes() -> Iterator[str]:
+    yield "## In the shell"
+    yield SHELL
+    yield from _table("exit code", "meaning", rows=[(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
+
+def _settings() -> Iterator[str]:
+    yield "\n## Settings"
+    yield PRECEDENCE
+    rows = [
+        (f"`{name}`", f"`{variable_of(name)}`", _code(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+    yield from _table("setting", "variable", "default", "meaning", rows=rows)
+
+
+def _commands() -> Iterator[str]:
+    yield "\n## Commands"
+    yield from _command("imagestream", get_command(app))
+
+
+def _command(path: str, command: Any) -> Iterator[str]:
+    if command.hidden:
+        return
+    members = getattr(command, "commands", {})
+    yield f"\n### `{path}`\n"
+    yield from _text(command.help or "")
+    options = [param for param in command.params if not getattr(param, "hidden", False) and param.name != "help"]
+    if options:
+        yield ""
+        yield from _table("option", "default", "meaning", rows=map(_option, options))
+    for name in sorted(members):
+        yield from _command(f"{path} {name}", members[name])
+
+
+def _text(help_: str) -> Iterator[str]:
+    """The help, its examples as code."""
+    for line in inspect.cleandoc(help_).replace("\f", "").splitlines():
+        example = line.removeprefix("Example: ")
+        if example == line:
+            yield line
+            continue
+        yield "```shell"
+        yield from (one.strip() for one in example.split(", or: "))
+        yield "```"
+
+
+def _option(param: Any) -> tuple[str, str, str]:
+    names = [*param.opts, *param.secondary_opts]
+    if param.param_type_name == "argument":
+        names = [param.metavar or param.name.upper()]
+    takes = "" if param.param_type_name == "argument" or getattr(param, "is_flag", False) else f" {_value(param)}"
+    default = "" if param.default is None or callable(param.default) else _code(param.default)
+    required = "required" if param.required else default
+    return ", ".join(f"`{name}{takes}`" for name in names), required, param.help or ""
+
+
+def _value(param: Any) -> str:
+    """What stands for the option's value: its own name for it, the words it may be, or its type."""
+    if param.metavar:
+        return str(param.metavar)
+    annotation = param.type_descriptor.annotation
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return "|".join(str(member.value) for member in annotation)
+    return getattr(annotation, "__name__", "value").upper()
+
+
+def _tables() -> Iterator[str]:
+    yield "\n## Tables\n"
+    yield "Delta tables in `HOME/tables/`, written without deletion vectors, so that any reader can read them."
+    for name, (schema, partition_by) in sorted(SCHEMAS.items()):
+        yield f"\n### `{name}`\n"
+        rows = [
+            (f"`{field.name}`", f"`{field.type}`", "partition column" if field.name in partition_by else "")
+            for field in schema
+        ]
+        yield from _table("column", "type", "", rows=rows)
+
+
+def _code(value: Any) -> str:
+    if value is None or value is False or value == []:
+        return ""
+    if value is True:
+        return "on"
+    return f"`{value}`"
+
+
+def _table(*heads: str, rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(heads)} |"
+    yield "|" + "---|" * len(heads)
+    for row in rows:
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+
+
+if __name__ == "__main__":
+    from streaming.cli import commands  # noqa: F401  registers every command
+
+    sys.stdout.write(reference())
