@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
+    dashboard_token_file: Path | None = Field(
+        None, description="the file with the token that a browser shows to the dashboard; default: none on loopback"
+    )
     gateway_api_key_file: Path | None = Field(
         None, description="the file with the key that the gateway asks for; default: none, on loopback only"
     )

@@ -4,6 +4,7 @@ from streaming.cli import (  # noqa: F401
     audit,
     broker,
     config,
+    dashboard,
     demo,
     doctor,
     features,

@@ -1,0 +1,58 @@
+"""`imagestream dashboard`: the service in a browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from producer.message import Delivery, Message
+from streaming.cli.app import app, out, settings_of
+
+SCRIPT = Path(__file__).parent / "dashboard_app.py"
+DELIVERY_S = 15.0
+
+
+@app.command()
+def dashboard(
+    context: typer.Context,
+    host: Annotated[str, typer.Option(help="Where to listen; others than loopback need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: a free one.")] = 8501,
+    read_only: Annotated[
+        bool,
+        typer.Option("--read-only", help="Show everything, change nothing: no upload, label, replay or promotion."),
+    ] = False,
+) -> None:
+    """Show the service in a browser: what it does, its predictions, quarantine, models and drift.
+
+    IMAGESTREAM_DASHBOARD_TOKEN_FILE names a file with a token that every browser then has to show first; to listen
+    where other machines can reach it, there has to be one. Stop it with Ctrl-C.
+
+    Example: imagestream dashboard --port 8600
+    """
+    from producer.errors import PublishError
+    from producer.sender import Sender
+    from streaming.dashboard.context import Dashboard
+    from streaming.dashboard.server import run_dashboard
+    from streaming.dashboard.wall import read_token
+    from streaming.errors import ServiceError
+    from streaming.platform.broker import bootstrap_servers
+    from streaming.platform.kafka_security import client_arguments
+
+    settings = settings_of(context)
+    token = read_token(settings.dashboard_token_file) if settings.dashboard_token_file else None
+
+    def post(message: Message) -> Delivery:
+        client = client_arguments(settings)
+        try:
+            sender = Sender(bootstrap_servers(settings), settings.topic, delivery_timeout_s=DELIVERY_S, client=client)
+            try:
+                return sender.send(message).result()
+            finally:
+                sender.close()
+        except PublishError as error:
+            raise ServiceError(f"not published: {error}") from error
+
+    def tell(address: str) -> None:
+        out.print(f"the dashboard is at {address} (Ctrl-C stops it)", highlight=False)
+
+    run_dashboard(Dashboard.of(settings, post, read_only=read_only), SCRIPT, host, port, token, tell)

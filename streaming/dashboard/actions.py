@@ -1,0 +1,87 @@
+"""What the dashboard changes: a message is published, a label given, an alias moved, as the commands do it."""
+
+import hashlib
+import time
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from models.errors import ModelError
+from models.registry import Alias, Move, Registry
+from models.scorer import check_golden, load_scorer
+from producer.message import MAX_MESSAGE_BYTES, build_message
+from streaming.dashboard.context import Dashboard
+from streaming.dashboard.pictures import Wanted
+from streaming.errors import ServiceError
+from streaming.images.labels_csv import CONTROL_CHARACTER, MAX_LABEL_CHARS, composed, usable
+from streaming.pipeline.offsets import committed_offsets
+from streaming.settings import Settings
+from streaming.tables import LABELS, Table
+
+BY = "dashboard"
+
+
+def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = None) -> Wanted:
+    """Publish an image to the topic; where it is there, once the broker has acknowledged it.
+
+    Raises:
+        ServiceError: it is too large, the label says nothing, or no broker takes it.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ServiceError(f"{name} has {len(data):,} bytes, at most {MAX_MESSAGE_BYTES:,} are taken")
+    source = f"{BY}/{name}"
+    placed = dashboard.post(build_message(data, source, label=checked_label(label) if label else None))
+    topic, _ = committed_offsets(dashboard.settings)  # as the tables name it
+    return Wanted(topic, placed.partition, placed.offset, hashlib.sha256(data).hexdigest(), source)
+
+
+def checked_label(label: str) -> str:
+    """A label as the table `labels` takes it.
+
+    Raises:
+        ServiceError: it is empty, stands for a missing value, is too long or has control characters.
+    """
+    label = composed(label.strip())
+    if not usable(label) or CONTROL_CHARACTER.search(label):
+        raise ServiceError(f"expected a label of 1 to {MAX_LABEL_CHARS} printed characters, got {label[:50]!r}")
+    return label
+
+
+def give_label(settings: Settings, image_id: str, label: str) -> None:
+    """Append a label to the table `labels`, where the latest of an image counts.
+
+    Raises:
+        ServiceError: the label says nothing.
+    """
+    row = {"image_id": image_id, "label": checked_label(label), "labelled_at": datetime.now(UTC), "by": BY}
+    # Given by hand, the same label may come again after another one: each time is an append of its own.
+    Table(settings.tables_dir, "labels").append(
+        pa.Table.from_pylist([row], schema=LABELS), "labels-by-hand", time.time_ns()
+    )
+
+
+def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
+    """Point an alias at a version that computes what it should; a running stream follows.
+
+    Raises:
+        ServiceError: there is no such version, or its bundle is refused.
+    """
+    registry = Registry(settings.models_dir)
+    try:
+        bundle = registry.read(version)
+        check_golden(bundle, load_scorer(bundle))
+        return registry.promote(version, alias=alias, by=BY, why=why or "promoted by hand")
+    except ModelError as error:
+        raise ServiceError(str(error)) from error
+
+
+def roll_back(settings: Settings, alias: Alias) -> Move:
+    """Point an alias back at the version before.
+
+    Raises:
+        ServiceError: there is none.
+    """
+    try:
+        return Registry(settings.models_dir).rollback(alias=alias, by=BY)
+    except ModelError as error:
+        raise ServiceError(str(error)) from error

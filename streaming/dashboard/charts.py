@@ -1,0 +1,183 @@
+"""The plots, in colours that are legible on light and dark."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import altair as alt
+import pandas as pd
+
+from streaming.dashboard.data import Rows, Window
+from streaming.dashboard.palette import BLUE, GRAY, ORANGE, RED, SERIES
+
+HEIGHT, BAR = 230, 4  # pixels
+PSI_WATCH, PSI_CHANGED = 0.1, 0.25  # see models/drift.py
+
+
+def throughput(rows: Rows, window: Window) -> alt.LayerChart:
+    """Images a second, stacked by the model version that answered; a rule where another one took over."""
+    frame = _frame(rows, version=str)
+    bars = (
+        alt.Chart(frame)
+        .mark_bar(size=BAR)
+        .encode(
+            x=_time(window),
+            y=alt.Y("images_per_s:Q", title="images per second", stack="zero"),
+            color=_by_version(),
+            tooltip=[
+                alt.Tooltip("moment:T", title="from", format="%H:%M:%S"),
+                alt.Tooltip("version:N", title="model version"),
+                alt.Tooltip("images_per_s:Q", title="images/s", format=",.1f"),
+                alt.Tooltip("images:Q", format=","),
+                alt.Tooltip("quarantined:Q", format=","),
+            ],
+        )
+    )
+    return _sized(alt.layer(bars))
+
+
+def with_swaps(chart: alt.LayerChart, swaps: Rows) -> alt.LayerChart:
+    """The same with a dashed rule at every swap."""
+    if not swaps:
+        return chart
+    frame = _frame(swaps)
+    frame["to"] = [f"version {row['before']} → {row['version']}" for row in swaps]
+    rule = alt.Chart(frame).mark_rule(strokeDash=[4, 3], color=GRAY, size=1.5).encode(x="moment:T", tooltip=["to:N"])
+    return _sized(alt.layer(*chart.layer, rule))
+
+
+def latency(rows: Rows, window: Window) -> alt.LayerChart:
+    """Median and 95th percentile of the seconds from publishing to the row."""
+    frame = _frame(rows).melt(["moment", "images"], ["p50", "p95"], "percentile", "seconds")
+    base = alt.Chart(frame).encode(
+        x=_time(window),
+        y=alt.Y("seconds:Q", title="seconds, publish to row"),
+        color=alt.Color("percentile:N", title=None, scale=alt.Scale(domain=["p50", "p95"], range=[BLUE, ORANGE])),
+        tooltip=[
+            alt.Tooltip("moment:T", title="from", format="%H:%M:%S"),
+            "percentile:N",
+            alt.Tooltip("seconds:Q", format=",.2f"),
+            alt.Tooltip("images:Q", format=","),
+        ],
+    )
+    return _sized(alt.layer(base.mark_line(interpolate="monotone"), base.mark_circle(size=28)))
+
+
+def accuracy(rows: Rows, window: Window) -> alt.LayerChart:
+    """The share of labelled predictions that is right, by version."""
+    base = alt.Chart(_frame(rows, version=str)).encode(
+        x=_time(window),
+        y=alt.Y(
+            "accuracy:Q", title="right, of those labelled", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
+        ),
+        color=_by_version(),
+        tooltip=[
+            alt.Tooltip("moment:T", title="from", format="%H:%M:%S"),
+            alt.Tooltip("version:N", title="model version"),
+            alt.Tooltip("accuracy:Q", format=".1%"),
+            alt.Tooltip("labelled:Q", format=","),
+        ],
+    )
+    return _sized(alt.layer(base.mark_line(interpolate="monotone"), base.mark_circle(size=28)))
+
+
+def per_step(rows: Rows, window: Window, column: str, title: str) -> alt.LayerChart:
+    """Bars of one count over time."""
+    frame = _frame(rows)
+    bars = (
+        alt.Chart(frame)
+        .mark_bar(size=BAR, color=RED)
+        .encode(
+            x=_time(window),
+            y=alt.Y(f"sum({column}):Q", title=title, axis=alt.Axis(tickMinStep=1)),
+            tooltip=[
+                alt.Tooltip("moment:T", title="from", format="%H:%M:%S"),
+                alt.Tooltip(f"sum({column}):Q", title=title),
+            ],
+        )
+    )
+    return _sized(alt.layer(bars))
+
+
+def counts(rows: Rows, name: str, value: str, title: str) -> alt.LayerChart:
+    """A horizontal bar for each row, the longest first."""
+    bars = (
+        alt.Chart(_frame(rows))
+        .mark_bar(color=BLUE, cornerRadiusEnd=3, height={"band": 0.7})
+        .encode(
+            x=alt.X(f"{value}:Q", title=title, axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y(f"{name}:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
+            tooltip=[f"{name}:N", alt.Tooltip(f"{value}:Q", format=",")],
+        )
+    )
+    return _sized(alt.layer(bars), max(90, 30 * len(rows) + 40))
+
+
+def probabilities(top: Rows) -> alt.LayerChart:
+    """The best answers and their probabilities."""
+    base = alt.Chart(_frame(top)).encode(y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=180)))
+    bars = base.mark_bar(color=BLUE, cornerRadiusEnd=3, height={"band": 0.65}).encode(
+        x=alt.X("probability:Q", title="probability", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
+        tooltip=["label:N", alt.Tooltip("probability:Q", format=".2%")],
+    )
+    return _sized(alt.layer(bars), 30 * len(top) + 45)
+
+
+def confusion(rows: Rows) -> alt.LayerChart:
+    """Rows true, columns predicted; the colour is the share of the true class."""
+    frame = _frame(rows)
+    frame["share"] = frame["images"] / frame.groupby("truth")["images"].transform("sum")
+    classes = sorted({*frame["truth"], *frame["predicted"]})
+    base = alt.Chart(frame).encode(
+        x=alt.X("predicted:N", title="predicted", sort=classes, axis=alt.Axis(labelAngle=-45, labelLimit=120)),
+        y=alt.Y("truth:N", title="true", sort=classes, axis=alt.Axis(labelLimit=120)),
+        tooltip=["truth:N", "predicted:N", "images:Q", alt.Tooltip("share:Q", title="of the true class", format=".1%")],
+    )
+    # From nearly transparent to full: on light and on dark, more is more.
+    boxes = base.mark_rect(color=BLUE, cornerRadius=2).encode(
+        opacity=alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.08, 1]), legend=None)
+    )
+    layers = [boxes]
+    if len(classes) <= 15:  # noqa: PLR2004  more would not be legible
+        layers.append(base.mark_text(fontSize=12, color=GRAY).encode(text="images:Q"))
+    return _sized(alt.layer(*layers), min(560, max(240, 30 * len(classes) + 70)))
+
+
+def drift(rows: Rows, names: dict[str, str], title: str, *, thresholds: bool = False) -> alt.LayerChart:
+    """Distances of the micro-batches from the training images: column → what it is called."""
+    frame = _frame(rows)[["moment", "version", "images", *names]].rename(columns=names)
+    frame = frame.melt(["moment", "version", "images"], list(names.values()), "figure", "value")
+    base = alt.Chart(frame).encode(
+        x=alt.X("moment:T", title=None),
+        y=alt.Y("value:Q", title=title),
+        color=alt.Color(
+            "figure:N", title=None, scale=alt.Scale(domain=list(names.values()), range=[BLUE, ORANGE, GRAY])
+        ),
+        tooltip=["moment:T", "version:N", "images:Q", "figure:N", alt.Tooltip("value:Q", format=".3f")],
+    )
+    layers: list[Any] = [base.mark_line(), base.mark_circle(size=24)]
+    if thresholds:
+        marks = pd.DataFrame({"value": [PSI_WATCH, PSI_CHANGED], "colour": [ORANGE, RED]})
+        layers.append(
+            alt.Chart(marks)
+            .mark_rule(strokeDash=[5, 4], size=1.5)
+            .encode(y="value:Q", color=alt.Color("colour:N", scale=None))
+        )
+    return _sized(alt.layer(*layers).resolve_scale(color="independent"), HEIGHT + 30)
+
+
+def _frame(rows: Rows, **kinds: Any) -> pd.DataFrame:
+    return pd.DataFrame(rows).astype(kinds)
+
+
+def _time(window: Window) -> alt.X:
+    domain = [window.since, datetime.now(UTC)]
+    return alt.X("moment:T", title=None, scale=alt.Scale(domain=domain), axis=alt.Axis(tickCount=6, labelOverlap=True))
+
+
+def _by_version() -> alt.Color:
+    return alt.Color("version:N", title="model version", scale=alt.Scale(range=SERIES))
+
+
+def _sized(chart: Any, height: int = HEIGHT) -> alt.LayerChart:
+    sized: alt.LayerChart = chart.properties(height=height)
+    return sized

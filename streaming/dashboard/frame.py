@@ -1,0 +1,68 @@
+"""The frame of the dashboard: what the script runs for every visitor and click."""
+
+from collections.abc import Callable
+
+import streamlit as st
+from PIL import Image, ImageDraw
+
+from streaming.dashboard.context import Dashboard, served
+from streaming.dashboard.layout import told
+from streaming.dashboard.pages import drift, live, models, predictions, quarantine, upload
+from streaming.dashboard.palette import BLUE, GREEN, VIOLET
+
+# Streamlit leaves much room above a page and little sign of which cards belong together.
+STYLE = """<style>
+.block-container { padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1500px }
+[data-testid="stMetric"] { padding: .7rem .9rem; min-height: 6.4rem }
+[data-testid="stMetricLabel"] p { font-size: .8rem; opacity: .75 }
+[data-testid="stImage"] img { border-radius: .4rem; image-rendering: auto }
+h2 { padding-bottom: .2rem } h3 { padding-top: .6rem }
+</style>"""
+
+
+def show() -> None:
+    """The dashboard: what the script runs."""
+    st.set_page_config(page_title="imagestream", page_icon=_icon(), layout="wide")
+    st.html(STYLE)
+    with told():
+        dashboard = served()
+        pages = {
+            "Live": (live.show, "monitoring"),
+            "Predictions": (predictions.show, "photo_library"),
+            "Upload": (upload.show, "upload"),
+            "Quarantine": (quarantine.show, "report"),
+            "Models": (models.show, "model_training"),
+            "Drift": (drift.show, "moving"),
+        }
+        chosen = st.navigation(
+            [
+                st.Page(
+                    _page(draw, dashboard, title),
+                    title=title,
+                    icon=f":material/{icon}:",
+                    url_path=title.lower(),
+                    default=title == "Live",
+                )
+                for title, (draw, icon) in pages.items()
+            ],
+            position="top",
+        )
+        chosen.run()
+
+
+def _icon() -> Image.Image:
+    """Of our own: Streamlit would fetch its icons from elsewhere."""
+    icon = Image.new("RGBA", (64, 64))
+    draw = ImageDraw.Draw(icon)
+    for left, top, colour in ((4, 36, BLUE), (24, 20, VIOLET), (44, 4, GREEN)):
+        draw.rounded_rectangle((left, top, left + 16, 60), 4, fill=colour)
+    return icon
+
+
+def _page(draw: Callable[[Dashboard], None], dashboard: Dashboard, title: str) -> Callable[[], None]:
+    def run() -> None:
+        with told():
+            draw(dashboard)
+
+    run.__name__ = title.lower()
+    return run

@@ -1,0 +1,76 @@
+"""How many messages wait for their row, asked for in the background: a page never waits for a broker."""
+
+import threading
+from dataclasses import dataclass
+
+from streaming.errors import ServiceError
+from streaming.pipeline.offsets import TopicOffsets, committed_offsets, lags
+from streaming.platform.broker import bootstrap_servers
+from streaming.settings import Settings
+
+PROBE_EVERY_S = 3.0
+
+
+@dataclass(frozen=True)
+class Lag:
+    """What was last seen; the messages are None where the broker does not say."""
+
+    messages: int | None = None
+    trouble: str | None = None
+
+
+class LagProbe:
+    """Asks as long as somebody looks: `read` starts it, and it rests after IDLE_S seconds without."""
+
+    IDLE_S = 30.0
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._wanted = threading.Event()
+        self._answered = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lag = Lag()
+
+    def read(self, wait_s: float = 1.0) -> Lag:
+        """The last answer; the first one is waited for, no longer than `wait_s` seconds."""
+        with self._lock:
+            self._wanted.set()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="lag", daemon=True)
+                self._thread.start()
+        self._answered.wait(wait_s)
+        return self._lag
+
+    def _run(self) -> None:
+        offsets: TopicOffsets | None = None
+        pause = threading.Event()
+        try:
+            while self._wanted.wait(self.IDLE_S):
+                self._wanted.clear()
+                if offsets is None:
+                    offsets = self._connect()
+                if offsets is not None:
+                    self._lag = self._ask(offsets)
+                self._answered.set()
+                pause.wait(PROBE_EVERY_S)
+        finally:
+            if offsets is not None:
+                offsets.close()
+
+    def _connect(self) -> TopicOffsets | None:
+        try:
+            return TopicOffsets(bootstrap_servers(self._settings), self._settings.topic)
+        except ServiceError as error:
+            self._lag = Lag(trouble=str(error))
+            return None
+
+    def _ask(self, offsets: TopicOffsets) -> Lag:
+        try:
+            _, committed = committed_offsets(self._settings)
+        except ServiceError as error:
+            return Lag(trouble=str(error))
+        known = offsets.read()
+        if known is None:
+            return Lag(trouble="the broker does not answer")
+        return Lag(sum(one.lag or 0 for one in lags(committed, known)))

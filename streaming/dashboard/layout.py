@@ -1,0 +1,99 @@
+"""What all pages share: cards, states without data, errors in one line, and how values are written."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import streamlit as st
+
+from models.errors import ModelError
+from streaming.dashboard.context import served
+from streaming.dashboard.pictures import Wanted
+from streaming.errors import ServiceError
+
+T = TypeVar("T")
+NOTHING = "–"
+PLACEHOLDER = ":material/image_not_supported:"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """An error that a user can mend is one message on the page."""
+    try:
+        yield
+    except (ServiceError, ModelError) as error:
+        st.error(str(error), icon=":material/error:")
+
+
+def title(text: str, caption: str) -> None:
+    """The head of a page."""
+    st.header(text, anchor=False)
+    st.caption(caption)
+
+
+def empty(text: str) -> None:
+    """What a page, or a part of it, says where there is nothing to show yet."""
+    with st.container(border=True):
+        st.markdown(f":material/hourglass_empty: {text}")
+
+
+@st.cache_data(max_entries=300, show_spinner=False)
+def _asked(_question: Callable[..., Any], name: str, version: Any, arguments: Any, named: Any) -> Any:  # noqa: ARG001
+    return _question(served().reader, *arguments, **dict(named))
+
+
+def ask(question: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """An answer of `streaming.dashboard.data`; the same answer until a table has a new version."""
+    version = served().reader.version("predictions", "batches", "labels", "quarantine", "shadow")
+    answer: T = _asked(question, question.__name__, version, arguments, sorted(named.items()))
+    return answer
+
+
+def cards(values: Sequence[tuple[str, str, str]]) -> None:
+    """One row of figures: (label, value, help)."""
+    for column, (label, value, why) in zip(st.columns(len(values)), values, strict=True):
+        column.metric(label, value, help=why, border=True)
+
+
+def picture_of(row: dict[str, Any]) -> Wanted:
+    """Where the image of a prediction, or of a quarantined message, is."""
+    return Wanted(row["topic"], row["partition"], row["offset"], row["image_id"], row["source"])
+
+
+def placeholder(why: str = "not kept any more") -> None:
+    """Where a picture would be."""
+    st.markdown(f"{PLACEHOLDER} :small[:gray[{why}]]")
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    return NOTHING if share is None else f"{share:.{digits}%}"
+
+
+def seconds(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s" if value < 100 else f"{value / 60:,.0f} min"  # noqa: PLR2004
+
+
+def ago(moment: datetime | None) -> str:
+    """How long ago, in the largest fitting unit."""
+    if moment is None:
+        return NOTHING
+    passed = max(0.0, (datetime.now(UTC) - moment).total_seconds())
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if passed >= size:
+            return f"{passed / size:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"
+
+
+def moment(at: datetime | None) -> str:
+    return NOTHING if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def plain(text: str | None) -> str:
+    """Text that came from outside, such that Markdown shows it as it is and draws nothing."""
+    if not text:
+        return NOTHING
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(f"\\{character}" if character in "\\`*_{}[]()<>#+-.!|~:$&@^=" else character for character in shown)

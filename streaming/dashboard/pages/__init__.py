@@ -1,0 +1,1 @@
+"""A module per page; each draws what `streaming.dashboard.data` tells."""

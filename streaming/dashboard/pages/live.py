@@ -1,0 +1,127 @@
+"""Live: how much comes in, how long it takes, how good the answers are, and which model gives them."""
+
+from datetime import timedelta
+
+import streamlit as st
+
+from models.registry import CHAMPION, Registry
+from streaming.dashboard import charts, data
+from streaming.dashboard.context import Dashboard
+from streaming.dashboard.data import Window
+from streaming.dashboard.layout import NOTHING, ago, cards, empty, percent, seconds, title, told
+from streaming.pipeline.observe import read_state
+
+SPANS = {
+    "15 min": timedelta(minutes=15),
+    "1 h": timedelta(hours=1),
+    "24 h": timedelta(days=1),
+    "7 days": timedelta(days=7),
+    "90 days": timedelta(days=90),
+}
+EVERY_S = 3.0
+
+
+def show(dashboard: Dashboard) -> None:
+    """Draw the page; what moves is drawn anew every few seconds."""
+    title("Live", f"Topic `{dashboard.settings.topic}` · drawn anew every {EVERY_S:.0f} s")
+    chosen = st.segmented_control("Time", list(SPANS), default="1 h", label_visibility="collapsed", required=True)
+    _moving(dashboard, SPANS[chosen or "1 h"])
+
+
+@st.fragment(run_every=EVERY_S)
+def _moving(dashboard: Dashboard, span: timedelta) -> None:
+    with told():
+        reader, window = dashboard.reader, Window.last(span)
+        reader.version("predictions", "batches", "labels")
+        last = data.last_batches(reader)
+        _state(dashboard, last)
+        if not last:
+            empty("No predictions yet: publish images with `imagestream publish` and run `imagestream stream`.")
+            return
+        _cards(dashboard, window, last)
+        _plots(dashboard, window)
+
+
+def _state(dashboard: Dashboard, last: data.Rows) -> None:
+    state = read_state(dashboard.settings)
+    streaming, why = (False, "no stream has run here") if state is None else state.health()
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.badge(
+            "streaming" if streaming else why,
+            icon=":material/check_circle:" if streaming else ":material/pause_circle:",
+            color="green" if streaming else "gray",
+        )
+        if last:
+            st.caption(f"last micro-batch {ago(last[0]['committed_at'])}")
+            if last[0]["refused"]:
+                st.badge(f"refused: {last[0]['refused'][:120]}", icon=":material/block:", color="red")
+
+
+def _cards(dashboard: Dashboard, window: Window, last: data.Rows) -> None:
+    lag = dashboard.lag.read()
+    busy = sum(row["seconds"] or 0 for row in last)
+    rate = sum(row["input_rows"] for row in last) / busy if busy else None
+    waited = data.latency_in_all(dashboard.reader, window)
+    judged = data.accuracy(dashboard.reader, window)
+    labelled = sum(row["labelled"] for row in judged)
+    right = sum(row["labelled"] * row["accuracy"] for row in judged) / labelled if labelled else None
+    champion = Registry(dashboard.settings.models_dir).target(CHAMPION)
+    answering = last[0]["version"]
+    cards(
+        [
+            (
+                "Throughput",
+                NOTHING if rate is None else f"{rate:,.0f} /s",
+                "Images a second while the last batches ran",
+            ),
+            (
+                "Waiting",
+                NOTHING if lag.messages is None else f"{lag.messages:,}",
+                lag.trouble or "Messages of the topic that have no row yet (lag)",
+            ),
+            ("Latency, median", seconds(waited["p50"]), "From publishing to the committed row"),
+            ("Latency, p95", seconds(waited["p95"]), "19 of 20 images are quicker"),
+            ("Accuracy", percent(right), f"Of {labelled:,} predictions whose label is known"),
+            (
+                "Model",
+                f"v{answering}" if champion in {None, answering} else f"v{answering} → v{champion}",
+                "The version of the last micro-batch; behind the arrow the champion that takes over with the next",
+            ),
+        ]
+    )
+
+
+def _plots(dashboard: Dashboard, window: Window) -> None:
+    reader = dashboard.reader
+    came = data.throughput(reader, window)
+    if not came:
+        empty("No micro-batch in this time: choose a longer one above.")
+        return
+    left, right = st.columns(2)
+    with left, st.container(border=True):
+        st.markdown("**Throughput** by model version")
+        swaps = data.swaps(reader, window)
+        st.altair_chart(charts.with_swaps(charts.throughput(came, window), swaps), key="throughput")
+        if swaps:
+            st.caption(f"Last swap: version {swaps[0]['before']} → {swaps[0]['version']}, {ago(swaps[0]['moment'])}")
+    with right, st.container(border=True):
+        st.markdown("**Latency** from publishing to the row")
+        waited = data.latency(reader, window)
+        if waited:
+            st.altair_chart(charts.latency(waited, window), key="latency")
+        else:
+            st.caption("No message says when it was published.")
+    left, right = st.columns(2)
+    with left, st.container(border=True):
+        st.markdown("**Accuracy** where labels are known")
+        judged = data.accuracy(reader, window)
+        if judged:
+            st.altair_chart(charts.accuracy(judged, window), key="accuracy")
+        else:
+            st.caption("No label is known yet: publish with labels, or give some on the page Predictions.")
+    with right, st.container(border=True):
+        st.markdown("**Quarantined** messages")
+        if any(row["quarantined"] for row in came):
+            st.altair_chart(charts.per_step(came, window, "quarantined", "messages"), key="quarantined")
+        else:
+            st.caption("None in this time.")

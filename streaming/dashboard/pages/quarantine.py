@@ -1,0 +1,135 @@
+"""Quarantine: what could not be scored, why, and once more."""
+
+from typing import Any
+
+import streamlit as st
+
+from streaming.dashboard import charts, data
+from streaming.dashboard.context import Dashboard
+from streaming.dashboard.layout import ago, ask, cards, empty, moment, plain, title, told
+from streaming.dashboard.pictures import picture
+from streaming.jobs.replay import ReplayOptions, ReplayReport, replay
+from streaming.platform.broker import bootstrap_servers
+
+ROWS = 50
+SHOWN_BYTES = 256
+HEX_WIDTH = 16
+ANY = "all reasons"
+
+
+def show(dashboard: Dashboard) -> None:
+    """Draw the page."""
+    title("Quarantine", "Messages that could not be scored. Their bytes are kept; a replay sends them once more.")
+    found = ask(data.reasons)
+    if not found:
+        empty("Nothing is quarantined: every message so far has its prediction.")
+        return
+    total, replayed = sum(row["messages"] for row in found), sum(row["replayed"] for row in found)
+    cards(
+        [
+            ("Quarantined", f"{total:,}", "Messages without a prediction"),
+            ("Replayed", f"{replayed:,}", "Of them, sent once more"),
+            ("Reasons", f"{len(found)}", "Different ones"),
+            ("Last", ago(max(filter(None, (row["last"] for row in found)), default=None)), "When the newest came"),
+        ]
+    )
+    left, right = st.columns([1, 1.6])
+    with left, st.container(border=True):
+        st.markdown("**By reason**")
+        st.altair_chart(charts.counts(found, "reason", "messages", "messages"), key="reasons")
+    with right, st.container(border=True):
+        _replay(dashboard, found)
+    _rows(dashboard, found)
+
+
+def _replay(dashboard: Dashboard, found: data.Rows) -> None:
+    st.markdown("**Replay**")
+    st.caption("Useful after a fix: the messages go to their topic again, as they came, and are marked as replayed.")
+    reason = st.selectbox("Which", [ANY, *(row["reason"] for row in found)], key="replayed_reason")
+    waiting = sum(row["messages"] - row["replayed"] for row in found if reason in {ANY, row["reason"]})
+    text = f"Replay {waiting:,} message" + ("" if waiting == 1 else "s")
+    if not dashboard.read_only and st.button(text, icon=":material/replay:", type="primary", disabled=not waiting):
+        _confirm(dashboard, None if reason == ANY else reason, waiting)
+    if told_of := st.session_state.pop("replayed", None):
+        st.success(told_of, icon=":material/check:")
+
+
+@st.dialog("Replay?")
+def _confirm(dashboard: Dashboard, reason: str | None, waiting: int) -> None:
+    st.write(f"{waiting:,} messages{f' quarantined as {plain(reason)}' if reason else ''} will be published again.")
+    if st.button("Yes, replay", type="primary", icon=":material/replay:"):
+        with told():
+            bar = st.progress(0.0)
+
+            def shown(report: ReplayReport) -> None:
+                bar.progress(min(1.0, report.sent / max(1, report.wanted)))
+
+            servers = bootstrap_servers(dashboard.settings)
+            report = replay(dashboard.settings, servers, ReplayOptions(reason), shown)
+            left = f"; stopped: {report.failed}" if report.failed else ""
+            refused = f"; {report.refused:,} are larger than the broker takes" if report.refused else ""
+            st.session_state.replayed = f"Sent {report.sent:,} of {report.wanted:,} messages{refused}{left}."
+            st.rerun()
+
+
+def _rows(dashboard: Dashboard, found: data.Rows) -> None:
+    chosen = st.pills("Show", [row["reason"] for row in found], key="shown_reason")
+    rows = ask(data.quarantined, chosen, limit=ROWS)
+    st.caption(f"The newest {len(rows)}. Choose a row to look into it.")
+    table = [
+        {
+            "when": row["quarantined_at"],
+            "reason": row["reason"],
+            "detail": row["detail"],
+            "source": row["source"],
+            "partition": row["partition"],
+            "offset": row["offset"],
+            "replayed": row["replayed_at"],
+        }
+        for row in rows
+    ]
+    event: Any = st.dataframe(
+        table,
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        height=min(38 * (len(rows) + 1), 320),
+        column_config={
+            "when": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm:ss"),
+            "replayed": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm:ss"),
+            "detail": st.column_config.TextColumn(width="large"),
+        },
+    )
+    picked = event.selection.rows
+    if picked and picked[0] < len(rows):
+        _look_into(dashboard, rows[picked[0]])
+    elif rows:
+        _look_into(dashboard, rows[0])
+
+
+def _look_into(dashboard: Dashboard, row: dict[str, Any]) -> None:
+    value = data.bad_bytes(dashboard.reader, row["topic"], row["partition"], row["offset"])
+    with st.container(border=True):
+        left, right = st.columns([1, 2])
+        with left:
+            st.markdown(f"**{plain(row['reason'])}** on stage {row['stage']}")
+            st.markdown(plain(row["detail"]))
+            st.caption(f"{plain(row['source'])}  \n{moment(row['quarantined_at'])}  \n{len(value or b''):,} bytes")
+        with right:
+            made = picture(value) if value else None
+            if made is not None:
+                st.image(made, caption="It can be decoded: a replay would score it.")
+            elif value:
+                st.code(as_hex(value[:SHOWN_BYTES]), language=None)
+            else:
+                st.caption("The message has no bytes.")
+
+
+def as_hex(value: bytes) -> str:
+    """Lines of offset, bytes in hex, and what of them is printable ASCII."""
+    lines = []
+    for first in range(0, len(value), HEX_WIDTH):
+        part = value[first : first + HEX_WIDTH]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "·" for byte in part)  # noqa: PLR2004  printable ASCII
+        lines.append(f"{first:04x}  {part.hex(' '):<{3 * HEX_WIDTH}} {text}")
+    return "\n".join(lines)

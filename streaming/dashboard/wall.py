@@ -1,0 +1,114 @@
+"""The token wall: nothing of the dashboard is served to a browser that has not shown the token, not even its pages.
+
+It stands before Streamlit, as ASGI middleware: pages, pictures, uploads and the websocket alike. Who shows the token,
+once, by `?token=…` or in the form, gets a cookie with a random value of this process, and an address without the token.
+"""
+
+import hmac
+import secrets
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from streaming.errors import ServiceError
+
+COOKIE = "imagestream_dashboard"
+LEAST_CHARS = 16
+MOST_FORM_BYTES = 4096
+POLICY_VIOLATION = 1008  # how a websocket is closed, RFC 6455, section 7.4.1
+FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>imagestream</title>
+<meta name="viewport" content="width=device-width"><meta name="referrer" content="no-referrer"><style>
+:root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
+body {{ display: grid; place-items: center; min-height: 90vh; margin: 0 }}
+form {{ display: grid; gap: .75rem; width: min(22rem, 90vw) }}
+h1 {{ font-size: 1.4rem; margin: 0 }} p {{ margin: 0; opacity: .75 }} .no {{ color: #dc2626; opacity: 1 }}
+input, button {{ font: inherit; padding: .55rem .7rem; border-radius: .5rem; border: 1px solid #8888 }}
+button {{ background: #2563eb; color: #fff; border: 0 }}
+</style></head><body><form method="post" action="/"><h1>imagestream</h1>
+<p>Enter the token of this dashboard.</p>{said}
+<input name="token" type="password" autocomplete="current-password" aria-label="Token" autofocus required>
+<button>Open</button></form></body></html>"""
+
+
+def read_token(path: Path) -> str:
+    """The token that a file holds, without white space around it.
+
+    Raises:
+        ServiceError: the file cannot be read, or the token is too short to be one.
+    """
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServiceError(f"the token file {path} cannot be read: {error}") from error
+    if len(token) < LEAST_CHARS:
+        raise ServiceError(
+            f"the token in {path} has {len(token)} characters, expected at least {LEAST_CHARS}: "
+            "make one with `openssl rand -hex 32`"
+        )
+    return token
+
+
+class TokenWall:
+    """Lets through what carries the cookie; everything else sees the form, and a websocket is refused."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token
+        self._cookie = secrets.token_urlsafe(32)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        if _same(HTTPConnection(scope).cookies.get(COOKIE, ""), self._cookie):
+            if scope["type"] == "http" and "token" in HTTPConnection(scope).query_params:
+                await _without_token(Request(scope))(scope, receive, send)
+                return
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+        else:
+            response = await self._ask(Request(scope, receive))
+            await response(scope, receive, send)
+
+    async def _ask(self, request: Request) -> Response:
+        shown = await _shown_token(request)
+        if shown is None or not _same(shown, self._token):
+            said = "" if shown is None else '<p class="no" role="alert">This is not the token.</p>'
+            return HTMLResponse(FORM.format(said=said), status_code=401, headers={"Cache-Control": "no-store"})
+        response = _without_token(request)
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, self._cookie, httponly=True, samesite="strict", secure=secure)
+        return response
+
+
+async def _shown_token(request: Request) -> str | None:
+    """The token in the address or in a posted form; None where there is none."""
+    if request.method == "GET":
+        return request.query_params.get("token")
+    body = b""
+    if request.method == "POST":
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MOST_FORM_BYTES:
+                return ""
+    return parse_qs(body.decode("utf-8", "replace")).get("token", [None])[0]
+
+
+def _without_token(request: Request) -> Response:
+    address = request.url.remove_query_params("token")
+    path = address.path + (f"?{address.query}" if address.query else "")
+    response = RedirectResponse("/" + path.lstrip("/\\"), status_code=303)
+    headers = MutableHeaders(raw=response.raw_headers)
+    headers["Cache-Control"] = "no-store"
+    headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def _same(shown: str, expected: str) -> bool:
+    return hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), expected.encode())
