@@ -6,15 +6,16 @@ A file is read only when there is room for it, so memory does not grow with the 
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from producer.message import DEFAULT_TOPIC, MAX_MESSAGE_BYTES, Delivery
 from producer.pace import Pace
 from producer.read import Reading, Reason, Skipped, read
-from producer.sender import CONNECT_TIMEOUT_S, Sender
+from producer.sender import CONNECT_TIMEOUT_S, OPEN, Sender
 from producer.sources import LabelFrom, Sources, find_files
 
 
@@ -77,6 +78,7 @@ def publish(
     paths: Iterable[str | os.PathLike[str]] | Sources,
     *,
     bootstrap_servers: str,
+    client: Mapping[str, Any] = OPEN,
     topic: str = DEFAULT_TOPIC,
     label_from: LabelFrom | str = LabelFrom.NONE,
     only_images: bool = False,
@@ -92,6 +94,7 @@ def publish(
     Args:
         paths: files, folders and patterns, as `producer.sources.find_files` takes them; or the files themselves.
         bootstrap_servers: `host:port,…` of the brokers.
+        client: kafka-python's arguments for protocol, user and certificates; default: an open broker.
         topic: made with the brokers' defaults if it is not there.
         label_from: `parent` sends the name of the folder that a file lies in as its label.
         only_images: leave out what is no image by its first bytes.
@@ -112,7 +115,7 @@ def publish(
     reading = Reading(only_images, skip_too_large, max_bytes, shrink_to)
     pace = Pace(rate)
     skipped = [Skipped(name, Reason.UNREADABLE, reason) for name, reason in sources.unreadable]
-    sender = Sender(bootstrap_servers, topic, connect_timeout_s=connect_timeout_s)
+    sender = Sender(bootstrap_servers, topic, connect_timeout_s=connect_timeout_s, client=client)
     outcomes = _Outcomes()
     done = len(skipped)
     interrupted = False

@@ -5,11 +5,12 @@ kafka-python itself is imported late, since Spark workers import this package fo
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from producer.errors import PublishError
@@ -25,6 +26,7 @@ IN_FLIGHT_BYTES = 64 * 1024 * 1024  # kafka-python 3 has no bound of its own on 
 IN_FLIGHT_MESSAGES = 20_000
 BATCH_BYTES = 512 * 1024  # some twenty images of 24 KB, and below the smallest usual limit of a broker, 1 MB
 LINGER_MS = 10
+OPEN: Mapping[str, Any] = MappingProxyType({})  # the arguments of a client that talks to an open broker
 
 
 class Sender:
@@ -42,14 +44,19 @@ class Sender:
         *,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         delivery_timeout_s: float | None = None,
+        client: Mapping[str, Any] = OPEN,
     ) -> None:
         """Connect, and make the topic if it is not there.
+
+        Args:
+            client: kafka-python's arguments for protocol, user and certificates.
 
         Raises:
             PublishError: the broker does not answer, or the topic cannot be used.
         """
         self.topic = topic
         self._servers = bootstrap_servers
+        self._client = client
         self._connect_timeout_s = connect_timeout_s
         self._patience_s = DELIVERY_TIMEOUT_S if delivery_timeout_s is None else delivery_timeout_s
         self._numbers = count()
@@ -57,7 +64,7 @@ class Sender:
         self._in_flight_bytes = 0
         self._changed = threading.Condition()
         self._making = threading.Lock()
-        admin = _admin(bootstrap_servers, connect_timeout_s)
+        admin = _admin(bootstrap_servers, connect_timeout_s, client)
         try:
             self.max_message_bytes = _topic_limit(admin, bootstrap_servers, topic)
         finally:
@@ -103,7 +110,7 @@ class Sender:
         from kafka.errors import KafkaError
 
         try:
-            admin = _admin(self._servers, timeout_s)
+            admin = _admin(self._servers, timeout_s, self._client)
         except PublishError:
             return False
         try:
@@ -178,6 +185,7 @@ class Sender:
                 max_block_ms=int(self._connect_timeout_s * 1000),
                 request_timeout_ms=int(self._patience_s * 1000 / 2),
                 delivery_timeout_ms=int(self._patience_s * 1000),
+                **self._client,
             )
         except (KafkaError, ValueError) as error:
             raise PublishError(f"no Kafka broker answers at {self._servers!r}: {error}") from error
@@ -190,14 +198,16 @@ def message_bytes(message: Message) -> int:
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(message.key, message.value, message.headers))
 
 
-def _admin(bootstrap_servers: str, timeout_s: float) -> "KafkaAdminClient":
+def _admin(bootstrap_servers: str, timeout_s: float, client: Mapping[str, Any]) -> "KafkaAdminClient":
     from kafka.admin import KafkaAdminClient
     from kafka.errors import KafkaError
 
     # Its retries are no concern of the user's; a program that wants to see them gives the logger "kafka" a handler.
     logging.getLogger("kafka").addHandler(logging.NullHandler())
     try:
-        return KafkaAdminClient(bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=int(timeout_s * 1000))
+        return KafkaAdminClient(
+            bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=int(timeout_s * 1000), **client
+        )
     except (KafkaError, ValueError) as error:
         raise PublishError(
             f"no Kafka broker answered at {bootstrap_servers!r} within {timeout_s:g} s: start the home's own "
@@ -208,17 +218,21 @@ def _admin(bootstrap_servers: str, timeout_s: float) -> "KafkaAdminClient":
 def _topic_limit(admin: "KafkaAdminClient", bootstrap_servers: str, topic: str) -> int:
     """The largest message in bytes, headers included, that `topic` takes; the topic is made if it is not there."""
     from kafka.admin import ConfigResource, ConfigResourceType, NewTopic
-    from kafka.errors import KafkaError, TopicAlreadyExistsError
+    from kafka.errors import AuthorizationError, KafkaError, TopicAlreadyExistsError
 
+    unknown = MAX_MESSAGE_BYTES + HEADER_MARGIN_BYTES
     try:
         if topic not in admin.list_topics():
             with suppress(TopicAlreadyExistsError):  # another process was quicker
                 admin.create_topics([NewTopic(topic, num_partitions=-1, replication_factor=-1)])
         asked = ConfigResource(ConfigResourceType.TOPIC, topic, ["max.message.bytes"])
-        answer: dict[str, Any] = admin.describe_configs([asked], config_filter="all")
+        try:
+            answer: dict[str, Any] = admin.describe_configs([asked], config_filter="all")
+        except AuthorizationError:  # to write takes no right to read the configuration
+            return unknown
         return int(answer["topic"][topic]["max.message.bytes"]["value"])
     except (KeyError, TypeError):  # a broker may keep its configuration to itself
-        return MAX_MESSAGE_BYTES + HEADER_MARGIN_BYTES
+        return unknown
     except (KafkaError, ValueError) as error:
         raise PublishError(f"topic {topic!r} at {bootstrap_servers!r} cannot be written to: {error}") from error
 

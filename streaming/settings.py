@@ -7,7 +7,7 @@ is the default. Nothing but this module reads the environment.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
@@ -20,6 +20,7 @@ HOME = Path(".imagestream")
 TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a dot in front: it names a folder, too
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
+USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
 
 
 class Settings(BaseSettings):
@@ -31,6 +32,17 @@ class Settings(BaseSettings):
     jars: Path | None = Field(None, description="where the jars are; default: HOME/jars")
     backbones: Path | None = Field(None, description="where exported backbones are kept; default: HOME/backbones")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how Kafka is talked to: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = Field(
+        "SCRAM-SHA-512", description="with SASL: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN"
+    )
+    kafka_username: str | None = Field(None, pattern=USERNAME, description="with SASL: the user's name")
+    kafka_password_file: Path | None = Field(None, description="with SASL: the file that holds the password")
+    kafka_ca_file: Path | None = Field(None, description="PEM of who may vouch for the brokers; default: the system's")
+    kafka_certificate_file: Path | None = Field(None, description="PEM of our own certificate, where brokers want one")
+    kafka_key_file: Path | None = Field(None, description="PEM (PKCS#8) of its key")
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")

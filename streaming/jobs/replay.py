@@ -31,6 +31,7 @@ from streaming.errors import ServiceError
 from streaming.files import DataFile, FileSink
 from streaming.home import held, rewriting
 from streaming.jobs.resend import Identity, Sender
+from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
 
@@ -101,7 +102,7 @@ def replay(
     report = ReplayReport(wanted if options.limit is None else min(wanted, options.limit))
     with held(settings.home / "replay.lock", f"another replay is at work in {settings.home}: wait until it has ended"):
         files = [Path(unquote(uri)) for uri in DeltaTable(settings.tables_dir / "quarantine").file_uris()]
-        sender = Sender(bootstrap_servers)
+        sender = Sender(bootstrap_servers, client_arguments(settings))
         try:
             for file in files:
                 left = report.wanted - report.sent - report.refused

@@ -1,6 +1,7 @@
 """Sending quarantined rows to Kafka, each as the message it was: raw bytes, key, source and label."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ class Sent:
 class Sender:
     """Sends rows, with at most IN_FLIGHT_BYTES under way, and collects what became of them."""
 
-    def __init__(self, bootstrap_servers: str) -> None:
+    def __init__(self, bootstrap_servers: str, client: Mapping[str, Any]) -> None:
         from kafka import KafkaProducer
         from kafka.errors import KafkaError
 
@@ -52,6 +53,7 @@ class Sender:
                 max_block_ms=int(CONNECT_TIMEOUT_S * 1000),
                 request_timeout_ms=int(DELIVERY_TIMEOUT_S * 1000 / 2),
                 delivery_timeout_ms=int(DELIVERY_TIMEOUT_S * 1000),
+                **client,
             )
         except (KafkaError, ValueError) as error:
             raise ServiceError(

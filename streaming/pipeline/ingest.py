@@ -19,14 +19,17 @@ def read_topic(
     *,
     images_per_batch: int,
     starting_offsets: str,
+    client: Mapping[str, str],
 ) -> DataFrame:
     """The topic as an unbounded DataFrame of the columns that scoring reads.
 
     Args:
         starting_offsets: where to begin if the checkpoint does not say: `earliest`, or Kafka's JSON.
+        client: options of protocol, user and certificates, as `kafka_security.spark_options` makes them.
     """
     return (
         spark.readStream.format("kafka")
+        .options(**client)
         .option("kafka.bootstrap.servers", bootstrap_servers)
         .option("subscribe", topic)
         .option("startingOffsets", starting_offsets)

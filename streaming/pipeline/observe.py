@@ -23,6 +23,7 @@ import psutil
 from streaming.errors import ServiceError
 from streaming.pipeline.metrics import LOOPBACK, Batch, Metrics, MetricsServer
 from streaming.pipeline.offsets import TopicOffsets, committed_offsets, lags
+from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
 
 STALE_AFTER_S = 300.0  # a micro-batch may take as long as this; an idle stream gives a sign every POLL seconds
@@ -260,7 +261,7 @@ class Observer:
                 getattr(self._log, level)(event, **fields)
 
     def _watch_broker(self, bootstrap_servers: str, every_s: float) -> None:
-        offsets = TopicOffsets(bootstrap_servers, self._settings.topic)
+        offsets = TopicOffsets(bootstrap_servers, self._settings.topic, client_arguments(self._settings))
         committed: dict[int, int] = {}
         while not self._closing.is_set():
             if self._advanced.is_set():

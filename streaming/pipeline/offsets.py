@@ -1,11 +1,14 @@
 """How far a topic reaches, and how far the tables have come: the two ends whose distance is the lag."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streaming.errors import ServiceError
 from streaming.pipeline.incarnation import name_in_kafka, name_in_tables, number_of, read_incarnation
 from streaming.platform.kafka_client import connect
+from streaming.platform.kafka_probe import RefusedError
+from streaming.platform.topic import OPEN, Right, no_right
 from streaming.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,9 +39,15 @@ class PartitionLag:
 
 
 class TopicOffsets:
-    """Asks the broker for a topic's offsets; one connection, kept for as long as it works."""
+    """Asks the broker for a topic's offsets; one connection, kept for as long as it works.
 
-    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+    Attributes:
+        refused: why the broker did not let us in at the last `read`, if that was it.
+    """
+
+    def __init__(self, bootstrap_servers: str, topic: str, client: Mapping[str, Any] = OPEN) -> None:
+        self.refused: str | None = None
+        self._client = client
         self._servers = bootstrap_servers
         self._topic = topic
         self._consumer: KafkaConsumer | None = None
@@ -46,8 +55,9 @@ class TopicOffsets:
     def read(self) -> dict[int, tuple[int, int]] | None:
         """Partition → (first offset, one past the last); empty where there is no such topic, None without a broker."""
         from kafka import KafkaConsumer, TopicPartition
-        from kafka.errors import KafkaError
+        from kafka.errors import AuthorizationError, KafkaError
 
+        self.refused = None
         try:
             if self._consumer is None:
                 self._consumer = connect(
@@ -58,6 +68,7 @@ class TopicOffsets:
                     request_timeout_ms=TIMEOUT_MS,
                     allow_auto_create_topics=False,
                     metrics_enabled=False,
+                    **self._client,
                 )
             names = self._consumer.partitions_for_topic(self._topic) or ()
             partitions = [TopicPartition(self._topic, number) for number in sorted(names)]
@@ -65,6 +76,13 @@ class TopicOffsets:
                 return {}
             begins = self._consumer.beginning_offsets(partitions, timeout_ms=TIMEOUT_MS)
             ends = self._consumer.end_offsets(partitions, timeout_ms=TIMEOUT_MS)
+        except RefusedError as error:
+            self.refused = str(error)
+            return None
+        except AuthorizationError:
+            self.refused = no_right(self._topic, Right.READ, self._client)
+            self.close()
+            return None
         except (KafkaError, ValueError, OSError):
             self.close()
             return None

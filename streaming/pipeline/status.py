@@ -15,6 +15,8 @@ from streaming.errors import ServiceError
 from streaming.pipeline.observe import STALE_AFTER_S, StreamState, read_state
 from streaming.pipeline.offsets import PartitionLag, TopicOffsets, committed_offsets, lags
 from streaming.platform.broker import bootstrap_servers as home_servers
+from streaming.platform.kafka_security import client_arguments
+from streaming.platform.topic import Right, is_hidden, no_right
 from streaming.query import query
 from streaming.settings import Settings
 
@@ -78,9 +80,10 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
         ServiceError: a table cannot be read.
     """
     reasons = []
-    broker, offsets = _broker(settings)
+    broker, offsets, refused = _broker(settings)
     if offsets is None:
-        reasons.append(f"the broker at {broker} does not answer" if broker else "the home's broker is not running")
+        silent = f"the broker at {broker} does not answer" if broker else "the home's broker is not running"
+        reasons.append(refused or silent)
     state = read_state(settings)
     streaming, why = (False, "no stream has run on this topic here") if state is None else state.health(stale_after_s)
     if not streaming:
@@ -109,15 +112,19 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
     )
 
 
-def _broker(settings: Settings) -> tuple[str | None, dict[int, tuple[int, int]] | None]:
-    """(its address, what it says of the topic); None where it is not running, or does not answer."""
+def _broker(settings: Settings) -> tuple[str | None, dict[int, tuple[int, int]] | None, str | None]:
+    """(its address, what it says of the topic, why it refuses); None where it is not running, or does not answer."""
+    client = client_arguments(settings)
     try:
         servers = home_servers(settings)
     except ServiceError:
-        return None, None
-    offsets = TopicOffsets(servers, settings.topic)
+        return None, None, None
+    offsets = TopicOffsets(servers, settings.topic, client)
     try:
-        return servers, offsets.read()
+        found = offsets.read()
+        if found == {} and client and is_hidden(servers, settings.topic, client):
+            return servers, None, no_right(settings.topic, Right.READ, client)
+        return servers, found, offsets.refused
     finally:
         offsets.close()
 

@@ -22,8 +22,10 @@ from streaming.pipeline.incarnation import read_incarnation, write_incarnation
 from streaming.pipeline.ingest import read_topic
 from streaming.pipeline.preflight import check_memory, stream_heap
 from streaming.pipeline.serving import Serving
+from streaming.platform.kafka_probe import RefusedError
+from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.session import QUICK_START, cause, spark_session
-from streaming.platform.topic import broker_answers, describe_topic
+from streaming.platform.topic import describe_topic, trouble_with_broker
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 
@@ -121,14 +123,14 @@ def run_stream(
     with held(checkpoint.parent / ".lock", busy), stop_signals() as stop:
         continuity = read_continuity(settings, options.accept)
         check_checkpoint(continuity, checkpoint, resume=options.resume_from_tables)
-        topic = describe_topic(bootstrap_servers, settings.topic)
+        topic = describe_topic(bootstrap_servers, settings.topic, client_arguments(settings))
         start = check_topic(continuity, topic, checkpoint, read_incarnation(settings))
         registry = Registry(settings.models_dir)
         name, java_options = f"imagestream {settings.topic}", QUICK_START
         if settings.master.startswith("local"):
             settings = settings.model_copy(update={"driver_memory": stream_heap(settings)})
             java_options = JVM.format(heap=settings.driver_memory)
-        with spark_session(settings, name, java_options=java_options) as spark:
+        with spark_session(settings, name, java_options=java_options, conf=REDACTION) as spark:
             serving = Serving(spark, registry, events.on_refused)
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
@@ -173,6 +175,7 @@ class _Run:
         self._events = events
         self._spark = spark
         self._stop = stop
+        self._client = client_arguments(settings)
         self._size = BatchSize(options)
         self._last: BatchResult | None = None
         self._failures = 0
@@ -216,6 +219,7 @@ class _Run:
             self._settings.topic,
             images_per_batch=self._size.images,
             starting_offsets=starting_offsets,
+            client=spark_options(self._settings),
         )
         checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
         trigger: dict[str, Any] = {"processingTime": "0 seconds"}
@@ -245,9 +249,9 @@ class _Run:
         """Wait for the broker if that is what is missing; else give it another try, but not for ever."""
         if is_permanent(error):
             raise ServiceError(f"the stream stopped: {cause(error)}")
-        if not broker_answers(self._servers):
-            self._events.on_trouble(f"the broker at {self._servers} does not answer; waiting for it")
-            while not self._stop.wait(RETRY_S) and not broker_answers(self._servers):
+        if trouble := trouble_with_broker(self._servers, self._client):
+            self._events.on_trouble(f"{trouble}; waiting for it")
+            while not self._stop.wait(RETRY_S) and trouble_with_broker(self._servers, self._client):
                 pass
             return
         self._check_topic()
@@ -260,7 +264,9 @@ class _Run:
     def _check_topic(self) -> None:
         """Say what has become of the topic, if that is why the query failed."""
         try:
-            topic = describe_topic(self._servers, self._settings.topic)
+            topic = describe_topic(self._servers, self._settings.topic, self._client)
+        except RefusedError:
+            raise
         except ServiceError:
             return  # the broker is on its way down or up: the next try will tell
         checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"

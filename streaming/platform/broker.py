@@ -54,6 +54,11 @@ def bootstrap_servers(settings: Settings) -> str:
             f"no Kafka broker: the one of {settings.home} is not running; "
             "run `imagestream broker start`, or pass --bootstrap-servers HOST:PORT"
         )
+    if settings.kafka_security_protocol != "PLAINTEXT":
+        raise ServiceError(
+            f"the broker of {settings.home} talks PLAINTEXT, not {settings.kafka_security_protocol}: name the secured "
+            "one with IMAGESTREAM_BOOTSTRAP_SERVERS, or leave IMAGESTREAM_KAFKA_SECURITY_PROTOCOL out"
+        )
     return state.address
 
 

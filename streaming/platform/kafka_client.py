@@ -1,8 +1,10 @@
-"""Making a client of Kafka such that nothing of it stays behind if no broker answers."""
+"""Making a client of Kafka such that it is refused at once, and nothing of it stays behind if no broker answers."""
 
 import logging
 from collections.abc import Callable
 from typing import Any
+
+from streaming.platform.kafka_probe import check_broker
 
 
 def connect(kind: Callable[..., Any], **config: Any) -> Any:
@@ -12,9 +14,10 @@ def connect(kind: Callable[..., Any], **config: Any) -> Any:
 
     Args:
         kind: the class.
-        config: its arguments.
+        config: its arguments, with those of `kafka_security.client_arguments`.
 
     Raises:
+        RefusedError: a broker is there, and does not let us in.
         kafka.errors.KafkaError, ValueError: as the class does.
     """
     from kafka.net.compat import KafkaNetClient
@@ -23,6 +26,7 @@ def connect(kind: Callable[..., Any], **config: Any) -> Any:
     logger = logging.getLogger("kafka")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
+    check_broker(config["bootstrap_servers"], config)
     made: list[Any] = []
 
     def network(**network_config: Any) -> Any:

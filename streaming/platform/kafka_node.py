@@ -6,7 +6,8 @@ import re
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -41,12 +42,18 @@ appender.file.strategy.max = 2
 
 @dataclass(frozen=True)
 class KafkaNode:
-    """A node whose configuration, data and logs lie in `directory`."""
+    """A node whose configuration, data and logs lie in `directory`.
+
+    Attributes:
+        port: where it listens without protection, on loopback only.
+        extra: Kafka's properties on top of ours.
+    """
 
     directory: Path
     port: int
     java: Path
     classpath: str
+    extra: Mapping[str, str] = field(default_factory=dict)
 
     def configure(self) -> None:
         """Write the configuration; the quorum is static, so that another port at the next start does no harm."""
@@ -70,6 +77,7 @@ class KafkaNode:
             properties |= {f"{internal}.replication.factor": 1, f"{internal}.num.partitions": 4}
         for internal in ("transaction.state.log", "share.coordinator.state.topic"):
             properties[f"{internal}.min.isr"] = 1
+        properties |= self.extra
         lines = [f"{name}={value}\n" for name, value in properties.items()]
         self._config.write_text("".join(lines))
         (self.directory / "log4j2.properties").write_text(LOG4J.format(log=_escaped(self._log)))

@@ -1,16 +1,29 @@
 """What Kafka says of a topic: its identity, and the offsets that it holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from time import monotonic, sleep
+from types import MappingProxyType
 from typing import Any
 
 from streaming.errors import ServiceError
 from streaming.platform.kafka_client import connect
+from streaming.platform.kafka_probe import RefusedError, check_broker
 
 TIMEOUT_MS = 10_000
 RETRY_S = 0.2
+OPEN: Mapping[str, Any] = MappingProxyType({})  # the arguments of a client that talks to an open broker
+TOPIC_AUTHORIZATION_FAILED = 29  # Kafka's error codes
+UNKNOWN_TOPIC = 3
+
+
+class Right(StrEnum):
+    """What one may be allowed to do with a topic, as Kafka's ACLs call it; each brings `Describe` with it."""
+
+    READ = "READ"
+    WRITE = "WRITE"
 
 
 @dataclass(frozen=True)
@@ -29,29 +42,82 @@ class Topic:
     ends: dict[int, int]
 
 
-def describe_topic(bootstrap_servers: str, name: str) -> Topic:
+def describe_topic(
+    bootstrap_servers: str, name: str, client: Mapping[str, Any] = OPEN, right: Right = Right.READ
+) -> Topic:
     """The topic, made with the broker's defaults if it is not there.
 
-    Raises:
-        ServiceError: the broker does not answer, or does not let us.
-    """
-    from kafka.admin import NewTopic
-    from kafka.errors import KafkaError, TopicAlreadyExistsError
+    Args:
+        client: kafka-python's arguments, as `kafka_security.client_arguments` makes them.
+        right: what we are going to do with it.
 
-    with _admin(bootstrap_servers) as admin:
-        try:
-            if name not in admin.list_topics():
-                admin.create_topics([NewTopic(name, num_partitions=-1, replication_factor=-1)])
-        except TopicAlreadyExistsError:
-            pass  # another process was quicker
-        except KafkaError as error:
-            raise ServiceError(f"topic {name!r} is not there and cannot be made: {error}") from error
+    Raises:
+        ServiceError: the broker does not answer, or does not let us; a RefusedError where that is not about the moment.
+    """
+    with _admin(bootstrap_servers, client) as admin:
+        _check_right(admin, name, right, client)
         described, begins, ends = _offsets_of(admin, name)
     return Topic(
         name,
         str(described["topic_id"]),
         {one.partition: found.offset for one, found in begins.items()},
         {one.partition: found.offset for one, found in ends.items()},
+    )
+
+
+def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], right: Right) -> None:
+    """Refuse to begin what the broker would not allow; the topic is made if it is not there.
+
+    An open broker is only asked whether it is open. Args and errors as for `describe_topic`.
+    """
+    if not client:
+        check_broker(bootstrap_servers, client)
+        return
+    with _admin(bootstrap_servers, client) as admin:
+        _check_right(admin, name, right, client)
+
+
+def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any]) -> None:
+    from kafka.admin import NewTopic
+    from kafka.errors import AuthorizationError, KafkaError, TopicAlreadyExistsError
+
+    try:
+        found = admin.describe_topics([name])[0]
+        if found["error_code"] == UNKNOWN_TOPIC:
+            admin.create_topics([NewTopic(name, num_partitions=-1, replication_factor=-1)])
+            return
+    except TopicAlreadyExistsError:
+        return  # another process was quicker
+    except AuthorizationError as error:
+        raise RefusedError(f"topic {name!r} is not there, and {_who(client)} may not make it: make it first") from error
+    except KafkaError as error:
+        raise ServiceError(f"topic {name!r} is not there and cannot be made: {error}") from error
+    # A broker without ACLs allows everything, and an old one does not say.
+    allowed = found.get("authorized_operations")
+    if found["error_code"] == TOPIC_AUTHORIZATION_FAILED or (allowed and right not in {*allowed, "ALL"}):
+        raise RefusedError(no_right(name, right, client))
+
+
+def is_hidden(bootstrap_servers: str, name: str, client: Mapping[str, Any]) -> bool:
+    """Whether the broker keeps the topic from us: for want of a right it looks as if it were not there."""
+    with _admin(bootstrap_servers, client) as admin:
+        return bool(admin.describe_topics([name])[0]["error_code"] == TOPIC_AUTHORIZATION_FAILED)
+
+
+def no_right(name: str, right: Right, client: Mapping[str, Any]) -> str:
+    """What to tell a user who may not do with a topic what he is about to do."""
+    return (
+        f"{_who(client)} has no right to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
+        f"--allow-principal User:NAME --operation {right.capitalize()} --topic {name}`, or look at "
+        "IMAGESTREAM_KAFKA_USERNAME"
+    )
+
+
+def _who(client: Mapping[str, Any]) -> str:
+    if user := client.get("sasl_plain_username"):
+        return f"Kafka user {user!r}"
+    return (
+        "the owner of IMAGESTREAM_KAFKA_CERTIFICATE_FILE" if client.get("ssl_certfile") else "a client without a user"
     )
 
 
@@ -77,17 +143,19 @@ def _offsets_of(admin: Any, name: str) -> tuple[Any, Any, Any]:
         sleep(RETRY_S)
 
 
-def broker_answers(bootstrap_servers: str) -> bool:
-    """Whether a broker answers within seconds."""
+def trouble_with_broker(bootstrap_servers: str, client: Mapping[str, Any] = OPEN) -> str | None:
+    """Why no broker can be talked to just now; None where one answers within seconds."""
     try:
-        with _admin(bootstrap_servers):
-            return True
+        with _admin(bootstrap_servers, client):
+            return None
+    except RefusedError as error:
+        return str(error)
     except ServiceError:
-        return False
+        return f"the broker at {bootstrap_servers} does not answer"
 
 
 @contextmanager
-def _admin(bootstrap_servers: str) -> Iterator[Any]:
+def _admin(bootstrap_servers: str, client: Mapping[str, Any]) -> Iterator[Any]:
     from kafka.admin import KafkaAdminClient
     from kafka.errors import KafkaError
 
@@ -97,6 +165,7 @@ def _admin(bootstrap_servers: str) -> Iterator[Any]:
             bootstrap_servers=bootstrap_servers,
             request_timeout_ms=TIMEOUT_MS,
             bootstrap_timeout_ms=TIMEOUT_MS,
+            **client,
         )
     except (KafkaError, ValueError) as error:
         raise ServiceError(

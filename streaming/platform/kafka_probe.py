@@ -1,0 +1,189 @@
+"""Why a Kafka broker will not talk to us, found out by one short exchange before a client begins to try.
+
+A client, kafka-python as well as Java's, takes a failed handshake for an outage and tries again until its time is up,
+and then says that there was no broker. Here the first broker that takes a connection is asked once:
+
+    1. TLS, where the protocol says so: its certificate, its name, our certificate
+    2. one request that needs no rights, and which tells a plain listener from one with SASL and one with TLS
+    3. the user and password, where there are any: kafka-python 3.0.12 mostly loses the broker's answer to wrong ones
+
+Nothing is said of brokers that cannot be reached: the client waits for those as long as it was told to.
+"""
+
+import socket
+import ssl
+import struct
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+from streaming.errors import ServiceError
+
+TIMEOUT_S = 5.0
+SIZE_BYTES = 4  # before every request and answer
+MIN_ANSWER_BYTES = 6  # correlation id and error code
+MIN_SASL_BYTES = 8  # and the length of a message
+MAX_ANSWER_BYTES = 64 * 1024
+PROTOCOL = "IMAGESTREAM_KAFKA_SECURITY_PROTOCOL"
+
+# Requests of the Kafka protocol: key, version, correlation id 1, no client id; then the body.
+METADATA_OF_NO_TOPIC = struct.pack(">hhihi", 3, 1, 1, -1, 0)
+SASL_HANDSHAKE = struct.pack(">hhih", 17, 1, 1, -1)
+SASL_AUTHENTICATE = struct.pack(">hhih", 36, 0, 1, -1)
+UNSUPPORTED_SASL_MECHANISM, ILLEGAL_SASL_STATE = 33, 34
+
+EXPIRED, NOT_YET_VALID = 10, 9  # of X509_V_ERR_…, as ssl.SSLCertVerificationError.verify_code gives them
+WRONG_NAME = {62, 64}  # host name, IP address
+
+
+class RefusedError(ServiceError):
+    """A broker is there, but not for a client with these settings; the message names the setting to look at."""
+
+
+def check_broker(bootstrap_servers: str, client: Mapping[str, Any]) -> None:
+    """Ask the first broker that takes a connection whether it talks as the client is going to.
+
+    Args:
+        client: kafka-python's arguments, as `kafka_security.client_arguments` makes them.
+
+    Raises:
+        RefusedError: it does not.
+    """
+    for server in bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            connection = socket.create_connection((host.strip("[]"), int(port)), TIMEOUT_S)
+        except (OSError, ValueError):
+            continue
+        with closing(connection):
+            _check(connection, host.strip("[]"), server.strip(), client)
+        return
+
+
+def _check(connection: socket.socket, host: str, server: str, client: Mapping[str, Any]) -> None:
+    protocol = client.get("security_protocol", "PLAINTEXT")
+    try:
+        if protocol.endswith("SSL"):
+            connection = _with_tls(connection, host, server, client)
+        if protocol.startswith("SASL"):
+            _check_sasl(connection, server, client)
+        elif not _ask(connection, METADATA_OF_NO_TOPIC):
+            raise RefusedError(_why_closed(host, server, protocol))
+    except TimeoutError:
+        return  # silent, or slow: for the client to tell
+    except ssl.SSLError as error:  # TLS 1.3 tells after the handshake that our certificate is wanted, or not liked
+        raise RefusedError(
+            f"the broker at {server} does not accept our certificate ({error.reason}): look at "
+            "IMAGESTREAM_KAFKA_CERTIFICATE_FILE and IMAGESTREAM_KAFKA_KEY_FILE"
+        ) from error
+    except OSError as error:
+        raise RefusedError(_why_closed(host, server, protocol)) from error
+    finally:
+        connection.close()
+
+
+def _with_tls(connection: socket.socket, host: str, server: str, client: Mapping[str, Any]) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=client.get("ssl_cafile"))
+    if client.get("ssl_certfile"):
+        context.load_cert_chain(client["ssl_certfile"], client.get("ssl_keyfile"))
+    try:
+        return context.wrap_socket(connection, server_hostname=host)
+    except ssl.SSLCertVerificationError as error:
+        raise RefusedError(_why_not_trusted(error, host, server)) from error
+    except TimeoutError:
+        raise
+    except OSError as error:
+        if "ALERT" in _reason(error):  # it does, and told what it dislikes: our certificate
+            raise
+        raise RefusedError(
+            f"the broker at {server} does not talk TLS ({_reason(error)}): look at {PROTOCOL}, or take its TLS port"
+        ) from error
+
+
+def _why_not_trusted(error: ssl.SSLCertVerificationError, host: str, server: str) -> str:
+    if error.verify_code in {EXPIRED, NOT_YET_VALID}:
+        when = "has expired" if error.verify_code == EXPIRED else "is not valid yet"
+        return f"the certificate of the broker at {server} {when}: it must be renewed there (or look at the clock here)"
+    if error.verify_code in WRONG_NAME:
+        return (
+            f"the certificate of the broker at {server} is not for {host!r}: look at IMAGESTREAM_BOOTSTRAP_SERVERS, "
+            "which must name the broker as its certificate does"
+        )
+    return (
+        f"the certificate of the broker at {server} is not trusted ({error.verify_message}): look at "
+        "IMAGESTREAM_KAFKA_CA_FILE, which must hold the certificate of who signed it"
+    )
+
+
+def _check_sasl(connection: socket.socket, server: str, client: Mapping[str, Any]) -> None:
+    mechanism = str(client["sasl_mechanism"])
+    answer = _ask(connection, SASL_HANDSHAKE + struct.pack(">h", len(mechanism)) + mechanism.encode())
+    if not answer:
+        raise RefusedError(f"the broker at {server} closed the connection: it may want TLS; look at {PROTOCOL}")
+    code = struct.unpack_from(">h", answer, 4)[0]
+    if code == UNSUPPORTED_SASL_MECHANISM:
+        raise RefusedError(
+            f"the broker at {server} does not take {mechanism}: look at IMAGESTREAM_KAFKA_SASL_MECHANISM"
+        )
+    if code == ILLEGAL_SASL_STATE:
+        raise RefusedError(f"the broker at {server} takes no user on this port: look at {PROTOCOL}")
+    _authenticate(connection, server, client)
+
+
+def _authenticate(connection: socket.socket, server: str, client: Mapping[str, Any]) -> None:
+    from kafka.net.sasl import get_sasl_mechanism
+
+    mechanism = get_sasl_mechanism(client["sasl_mechanism"])(host=server, **client)
+    while not mechanism.is_done():
+        said = mechanism.auth_bytes()
+        answer = _ask(connection, SASL_AUTHENTICATE + struct.pack(">i", len(said)) + said)
+        code, message_bytes = struct.unpack_from(">hh", answer, 4) if len(answer) >= MIN_SASL_BYTES else (-1, 0)
+        try:
+            if code == 0:
+                mechanism.receive(answer[MIN_SASL_BYTES + max(message_bytes, 0) + SIZE_BYTES :])
+        except ValueError:  # the broker does not know the password either: it is not who it says
+            code = -1
+        if code != 0:
+            raise RefusedError(
+                f"the broker at {server} refuses user {client['sasl_plain_username']!r}: look at "
+                "IMAGESTREAM_KAFKA_USERNAME and the password in IMAGESTREAM_KAFKA_PASSWORD_FILE"
+            )
+
+
+def _why_closed(host: str, server: str, protocol: str) -> str:
+    if not protocol.endswith("SSL") and _talks_tls(host, server):
+        return f"the broker at {server} wants TLS, and got {protocol}: set {PROTOCOL} to SSL or SASL_SSL"
+    wanted = protocol if protocol.startswith("SASL") else {"SSL": "SASL_SSL"}.get(protocol, "SASL_PLAINTEXT")
+    return f"the broker at {server} closed the connection: it may want a user; set {PROTOCOL} to {wanted}"
+
+
+def _talks_tls(host: str, server: str) -> bool:
+    context = ssl.create_default_context()
+    context.check_hostname = False  # nothing is sent: it only matters whether the other side answers in TLS
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        plain = socket.create_connection((host, int(server.rpartition(":")[2])), TIMEOUT_S)
+        with closing(plain), context.wrap_socket(plain, server_hostname=host):
+            return True
+    except OSError:
+        return False
+
+
+def _ask(connection: socket.socket, request: bytes) -> bytes:
+    """The answer to a request; empty where the connection was closed instead, or what came is no answer."""
+    connection.sendall(struct.pack(">i", len(request)) + request)
+    head = _receive(connection, SIZE_BYTES)
+    size = struct.unpack(">i", head)[0] if len(head) == SIZE_BYTES else 0
+    answer = _receive(connection, min(size, MAX_ANSWER_BYTES)) if size >= MIN_ANSWER_BYTES else b""
+    return answer if len(answer) >= MIN_ANSWER_BYTES else b""
+
+
+def _receive(connection: socket.socket, count: int) -> bytes:
+    received = b""
+    while len(received) < count and (more := connection.recv(count - len(received))):
+        received += more
+    return received
+
+
+def _reason(error: OSError) -> str:
+    return (error.reason if isinstance(error, ssl.SSLError) else error.strerror) or str(error)

@@ -1,0 +1,222 @@
+"""A broker with TLS, users and ACLs: who is let in, who is refused, how quickly, and what is said."""
+
+import contextlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable
+from kafka.admin import ACLOperation
+
+from streaming.cli import commands  # noqa: F401  registers every command
+from streaming.cli.app import run
+from streaming.errors import ServiceError
+from streaming.images.dataset import digit_images, write_images
+from streaming.pipeline.offsets import TopicOffsets
+from streaming.platform.broker import bootstrap_servers
+from streaming.platform.kafka_probe import RefusedError
+from streaming.platform.kafka_security import client_arguments, spark_options
+from streaming.platform.topic import Right, check_access, describe_topic
+from streaming.settings import Settings
+from tests.conftest import imagestream
+from tests.streaming.platform.secure_broker import PASSWORD, SecureBroker, secure_broker
+
+TOPIC = "guarded"
+CERTIFICATE = {"kafka_certificate_file": "crt", "kafka_key_file": "key"}
+
+
+@pytest.fixture(scope="module")
+def secured(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
+    """A broker where `publisher` may write to one topic, `streamer` may read it, and `stranger` may nothing."""
+    with secure_broker(tmp_path_factory.mktemp("secured"), jars_dir) as started:
+        started.allow("publisher", TOPIC, ACLOperation.WRITE)
+        started.allow("streamer", TOPIC, ACLOperation.READ)
+        yield started
+
+
+@pytest.fixture
+def base(jars_dir: Path, tmp_path: Path) -> Settings:
+    """Settings of an empty home, without any Kafka."""
+    return Settings(home=tmp_path / "home", jars=jars_dir, topic=TOPIC)
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What a user of these settings has in the environment."""
+    names = [name for name in Settings.model_fields if name.startswith("kafka_")]
+    given = {name: getattr(settings, name) for name in (*names, "bootstrap_servers", "topic", "jars", "backbones")}
+    return {f"IMAGESTREAM_{name.upper()}": str(value) for name, value in given.items() if value is not None}
+
+
+def refused(case: str, secured: SecureBroker, base: Settings, tmp_path: Path) -> Settings:
+    """Settings with one thing wrong."""
+    good = secured.settings(base, "streamer")
+    (tmp_path / "wrong").write_text("guessed\n")
+    change: dict[str, Any] = {
+        "wrong password": {"kafka_password_file": tmp_path / "wrong"},
+        "unknown user": {"kafka_username": "nobody"},
+        "no right": {"kafka_username": "stranger"},
+        "plaintext to a TLS port": {"kafka_security_protocol": "PLAINTEXT"},
+        "TLS to a plaintext port": {"bootstrap_servers": secured.listeners["PLAINTEXT"]},
+        "expired certificate": {"bootstrap_servers": secured.listeners["EXPIRED"]},
+        "wrong host name": {"bootstrap_servers": secured.listeners["ELSEWHERE"]},
+        "unknown authority": {"kafka_ca_file": None},
+        "no user": {"kafka_security_protocol": "SSL"},
+        "no TLS": {"kafka_security_protocol": "SASL_PLAINTEXT"},
+        "another mechanism": {"kafka_sasl_mechanism": "SCRAM-SHA-256"},
+        "no client certificate": {
+            "bootstrap_servers": secured.listeners["CLIENTS"],
+            "kafka_security_protocol": "SSL",
+        },
+    }[case]
+    return good.model_copy(update=change)
+
+
+REFUSALS = {
+    "wrong password": r"refuses user 'streamer': look at IMAGESTREAM_KAFKA_USERNAME and .*KAFKA_PASSWORD_FILE",
+    "no right": r"user 'stranger' has no right to \w+ topic 'guarded': grant it .* or look at .*_KAFKA_USERNAME",
+    "plaintext to a TLS port": r"wants TLS, and got PLAINTEXT: set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to",
+    "expired certificate": r"the certificate of the broker at [\d.:]+ has expired",
+    "wrong host name": r"is not for '127\.0\.0\.1': look at IMAGESTREAM_BOOTSTRAP_SERVERS",
+}
+OTHER_REFUSALS = {
+    "unknown user": r"refuses user 'nobody'",
+    "TLS to a plaintext port": r"does not talk TLS .*look at IMAGESTREAM_KAFKA_SECURITY_PROTOCOL",
+    "unknown authority": r"is not trusted \(.*\): look at IMAGESTREAM_KAFKA_CA_FILE",
+    "no user": r"may want a user; set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to SASL_SSL",
+    "no TLS": r"may want TLS; look at IMAGESTREAM_KAFKA_SECURITY_PROTOCOL",
+    "another mechanism": r"does not take SCRAM-SHA-256: look at IMAGESTREAM_KAFKA_SASL_MECHANISM",
+    "no client certificate": r"does not accept our certificate .*look at IMAGESTREAM_KAFKA_CERTIFICATE_FILE",
+}
+
+
+@pytest.mark.parametrize("command", ["publish", "stream", "status"])
+@pytest.mark.parametrize("case", REFUSALS)
+def test_command_says_in_one_line_why_it_is_refused(
+    case: str,
+    command: str,
+    secured: SecureBroker,
+    base: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment(refused(case, secured, base, tmp_path)).items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "image.png").write_bytes(b"never read")
+    more = {"publish": [str(tmp_path / "image.png")], "stream": [], "status": ["--json", str(tmp_path / "status.json")]}
+
+    with pytest.raises(SystemExit) as ended:
+        run(["--home", str(base.home), command, *more[command]])
+
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    if command == "status":
+        lines = json.loads((tmp_path / "status.json").read_text())["reasons"][:1]
+    else:
+        lines = said.err.splitlines()
+        assert said.out == ""
+    assert len(lines) == 1
+    assert re.search(REFUSALS[case], lines[0]), lines
+    assert "guessed" not in said.out + said.err
+
+
+@pytest.mark.parametrize("case", REFUSALS | OTHER_REFUSALS)
+def test_refusal_names_the_setting_to_look_at(case: str, secured: SecureBroker, base: Settings, tmp_path: Path) -> None:
+    settings = refused(case, secured, base, tmp_path)
+    with pytest.raises(RefusedError, match=(REFUSALS | OTHER_REFUSALS)[case]):
+        describe_topic(str(settings.bootstrap_servers), TOPIC, client_arguments(settings))
+
+
+def test_users_with_just_the_rights_they_need_publish_and_stream(
+    secured: SecureBroker, trained: Path, base: Settings, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "service"
+    shutil.copytree(trained, home, symlinks=True)
+    publisher = secured.settings(base.model_copy(update={"home": home, "backbones": exports}), "publisher")
+    write_images(tmp_path / "digits", digit_images(10, 300))
+
+    for name, value in environment(publisher).items():
+        monkeypatch.setenv(name, value)
+    assert imagestream(publisher, "publish", tmp_path / "digits")["sent"] == 10
+    monkeypatch.setenv("IMAGESTREAM_KAFKA_USERNAME", "streamer")
+    assert imagestream(publisher, "stream", "--until-drained")["predicted"] == 10
+
+    assert DeltaTable(home / "tables" / "predictions").count() == 10
+    offsets = TopicOffsets(str(publisher.bootstrap_servers), TOPIC, client_arguments(publisher))
+    assert sum(end for _, end in (offsets.read() or {}).values()) == 10
+    offsets.close()
+    for file in home.rglob("*"):  # the log of Spark, the checkpoint, the tables, the state of the stream
+        if file.is_file() and not file.is_symlink():
+            content = file.read_bytes()
+            assert PASSWORD.encode() not in content, file
+            assert PASSWORD.replace("\\", "\\\\").replace('"', '\\"').encode() not in content, file
+
+
+def test_client_certificate_is_a_user_too(secured: SecureBroker, base: Settings) -> None:
+    certificate = {name: secured.directory / f"client.{end}" for name, end in CERTIFICATE.items()}
+    change = {"bootstrap_servers": secured.listeners["CLIENTS"], "kafka_security_protocol": "SSL", **certificate}
+    settings = secured.settings(base, "ignored").model_copy(update=change)
+    check = partial(check_access, str(settings.bootstrap_servers), TOPIC, client_arguments(settings), Right.WRITE)
+    with pytest.raises(RefusedError, match="the owner of IMAGESTREAM_KAFKA_CERTIFICATE_FILE has no right to write"):
+        check()
+    secured.allow("CN=client", TOPIC, ACLOperation.WRITE)
+    for _ in range(50):  # a right takes a moment to get about
+        with contextlib.suppress(RefusedError):
+            check()
+            return
+        time.sleep(0.1)
+    check()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kafka_password_file": None}, "SASL_SSL needs a user: set .*_USERNAME and IMAGESTREAM_KAFKA_PASSWORD_FILE"),
+        ({"kafka_password_file": Path("missing")}, "_KAFKA_PASSWORD_FILE: missing cannot be read: No such file"),
+        ({"kafka_password_file": Path("two lines")}, "_KAFKA_PASSWORD_FILE: expected one line, the password, in two"),
+        ({"kafka_ca_file": Path("two lines")}, "_KAFKA_CA_FILE: expected certificates as PEM in two lines"),
+        ({"kafka_certificate_file": Path("two lines")}, "_CERTIFICATE_FILE and .*_KEY_FILE go together: set both"),
+        (
+            {"kafka_certificate_file": Path("two lines"), "kafka_key_file": Path("two lines")},
+            "_KAFKA_KEY_FILE: expected a PKCS#8 key without a passphrase in two lines",
+        ),
+    ],
+)
+def test_file_that_is_not_as_its_setting_says_is_one_line(
+    change: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two lines").write_text("one\ntwo\n")
+    (tmp_path / "password").write_text("secret\n")
+    good = Settings(
+        kafka_security_protocol="SASL_SSL", kafka_username="somebody", kafka_password_file=tmp_path / "password"
+    )
+    for turned_into in (client_arguments, spark_options):
+        assert turned_into(good)
+        with pytest.raises(ServiceError, match=said):
+            turned_into(good.model_copy(update=change))
+
+
+def test_spark_gets_the_password_as_java_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(f"{PASSWORD}\n")
+    settings = Settings(
+        kafka_security_protocol="SASL_PLAINTEXT", kafka_username="me", kafka_password_file=tmp_path / "password"
+    )
+    assert spark_options(settings) == {
+        "kafka.security.protocol": "SASL_PLAINTEXT",
+        "kafka.sasl.mechanism": "SCRAM-SHA-512",
+        "kafka.sasl.jaas.config": "org.apache.kafka.common.security.scram.ScramLoginModule required "
+        r'username="me" password="p\"a\\ss=w;ord";',
+    }
+
+
+def test_home_broker_is_not_taken_for_a_secured_one(broker: Settings) -> None:
+    own = broker.model_copy(update={"bootstrap_servers": None, "kafka_security_protocol": "SASL_SSL"})
+    with pytest.raises(ServiceError, match="talks PLAINTEXT, not SASL_SSL: name the secured one with IMAGESTREAM_BOOT"):
+        bootstrap_servers(own)
