@@ -1,9 +1,10 @@
 """`imagestream publish`: files to the topic, with a progress bar and a summary of what was sent and what was not."""
 
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -14,6 +15,7 @@ from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
     from producer import PublishSummary
+    from producer.read import Reading
     from producer.sources import Sources
 
 STDIN = "-"
@@ -43,6 +45,13 @@ def publish(
         typer.Option(min=16, metavar="PX", help="Make larger images smaller first, to this longest side in pixels."),
     ] = None,
     rate: Annotated[float | None, typer.Option(metavar="N", help="Images a second, evenly spaced.")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Publish what is in the folders PATH…, then every new file, until Ctrl-C.")
+    ] = False,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What --watch remembers; default: HOME/publish/TOPIC.sqlite."),
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Publish image files to Kafka.
@@ -52,15 +61,51 @@ def publish(
 
     PATH - reads the files' names from standard input, one a line. A relative path in a CSV begins at the CSV's folder.
 
-    Example: imagestream publish --label-from parent photos/ 'more/*.jpg'
-    """
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    --watch sends each file once, also across restarts, when it has not changed for a second; hidden, empty and
+    unfinished ones (.part, .tmp, …) wait. Killed, it may send the last few once more, with the same image id.
 
-    import producer
+    Example: imagestream publish --label-from parent photos/ 'more/*.jpg', or: imagestream publish --watch photos/
+    """
+    from producer.pace import Pace
+    from producer.read import Reading
     from streaming.platform.broker import bootstrap_servers as home_servers
+    from streaming.platform.kafka_security import client_arguments
+    from streaming.platform.topic import Right, check_access
     from streaming.settings import with_options
 
     settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
+    Pace(rate)  # what is wrong with the command is told before a broker is asked
+    reading = Reading(only_images, skip_too_large, shrink_to=shrink_to)
+    if watch:
+        folders = _folders(paths or [], from_csv)
+    elif state is not None:
+        raise ServiceError("--state is what --watch remembers: expected both, got --state alone")
+    else:
+        sources = _sources(paths or [], from_csv, label_from)
+    servers, client = home_servers(settings), client_arguments(settings)
+    check_access(servers, settings.topic, client, Right.WRITE)
+    target = Target(servers, client, settings.topic)
+    if watch:
+        remembered = state or settings.home / "publish" / f"{settings.topic}.sqlite"
+        _watch(target, folders, remembered, label_from, reading, rate, json)
+    else:
+        _publish(target, sources, reading, rate, json)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where images are published to."""
+
+    servers: str
+    client: Mapping[str, Any]
+    topic: str
+
+
+def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float | None, json: Path | None) -> None:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    import producer
+
     bar = Progress(
         TextColumn("publishing"),
         BarColumn(),
@@ -82,13 +127,13 @@ def publish(
             bar.update(task, completed=progress.done, total=progress.total, speed=rate)
 
         summary = producer.publish(
-            _sources(paths or [], from_csv, label_from),
-            bootstrap_servers=home_servers(settings),
-            topic=settings.topic,
-            label_from=label_from,
-            only_images=only_images,
-            skip_too_large=skip_too_large,
-            shrink_to=shrink_to,
+            sources,
+            bootstrap_servers=target.servers,
+            client=target.client,
+            topic=target.topic,
+            only_images=reading.only_images,
+            skip_too_large=reading.skip_too_large,
+            shrink_to=reading.shrink_to,
             rate=rate,
             on_progress=show if err.is_terminal else None,
         )
@@ -100,9 +145,66 @@ def publish(
         raise typer.Exit(EXIT_FAILED)
 
 
-def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> "list[str] | Sources":
+def _watch(
+    target: Target,
+    folders: list[str],
+    state: Path,
+    label_from: LabelFrom,
+    reading: "Reading",
+    rate: float | None,
+    json: Path | None,
+) -> None:
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from producer.watch import WatchSummary, watch
+    from streaming.signals import stop_signals
+
+    columns = SpinnerColumn(), TextColumn("watching {task.fields[how]}")
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar, stop_signals() as stop:
+        task = bar.add_task("watch", total=None, how=f"{len(folders):,} folders")
+
+        def show(summary: WatchSummary) -> None:
+            bar.update(task, how=f"{len(folders):,} folders: sent {summary.sent:,}, skipped {summary.skipped:,}")
+
+        summary = watch(
+            folders,
+            bootstrap_servers=target.servers,
+            client=target.client,
+            state=state,
+            stop=stop,
+            topic=target.topic,
+            label_from=label_from,
+            reading=reading,
+            rate=rate,
+            on_change=show,
+            on_trouble=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow", markup=False),
+        )
+    write_json(json, asdict(summary))
+    out.print(
+        f"sent {summary.sent:,} files to {summary.topic} in {summary.seconds:.1f} s: {summary.bytes / 1e6:,.1f} MB;"
+        f" {summary.skipped:,} were skipped",
+        highlight=False,
+    )
+    _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skips])
+    if summary.undelivered:
+        err.print(f"{summary.undelivered:,} were not acknowledged: the next start sends them", style="red")
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _folders(paths: list[str], from_csv: Path | None) -> list[str]:
+    """What is to be watched."""
+    if from_csv is not None or STDIN in paths:
+        other = STDIN if from_csv is None else "--from-csv"
+        raise ServiceError(f"--watch follows folders: expected their names, got {other}")
+    if not paths:
+        raise ServiceError("--watch follows folders: expected their names, got none")
+    return paths
+
+
+def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> "Sources":
     """What is to be published: paths, the rows of a CSV, or the lines of standard input."""
     from producer.lists import read_csv, read_lines
+    from producer.sources import find_files
 
     if from_csv is not None:
         if paths:
@@ -116,7 +218,7 @@ def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> 
         return read_lines(sys.stdin.buffer, label_from)
     if not paths:
         raise typer.BadParameter("Missing argument 'PATH…'")
-    return paths
+    return find_files(paths, label_from)
 
 
 def _print_summary(summary: "PublishSummary") -> None:

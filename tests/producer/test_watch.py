@@ -1,0 +1,279 @@
+"""Watching folders with a real broker: each file once, when it is whole, also across restarts and an outage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from producer.errors import PublishError
+from producer.message import read_headers
+from producer.seen import FileState, Seen
+from producer.settle import SETTLE_S, Settling
+from streaming.platform.broker import bootstrap_servers
+from streaming.settings import Settings
+from tests.producer.topics import messages
+
+JPEG = b"\xff\xd8\xff"
+LONG_AGO = 1_600_000_000
+
+
+@pytest.fixture
+def servers(broker: Settings) -> str:
+    return bootstrap_servers(broker)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "cat").mkdir(parents=True)
+    for number in range(3):
+        written(folder / "cat" / f"old {number}.jpg", b"old %d" % number)
+    return folder
+
+
+def written(path: Path, content: bytes, mtime: int | None = LONG_AGO) -> Path:
+    path.write_bytes(JPEG + content)
+    if mtime is not None:
+        os.utime(path, (mtime, mtime))
+    return path
+
+
+class Watcher:
+    """`imagestream publish --watch` as a process of its own."""
+
+    def __init__(self, servers: str, topic: str, folder: Path, *options: str) -> None:
+        self.home = folder.parent / "home"
+        self.summary = folder.parent / "summary.json"
+        self.topic = topic
+        self._command = [sys.executable, "-m", "streaming", "--home", str(self.home), "publish", "--watch"]
+        self._command += ["--bootstrap-servers", servers, "--topic", topic, "--json", str(self.summary)]
+        self._command += [*options, str(folder)]
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def restart(self) -> None:
+        self.process = self._start()
+
+    def stop(self, number: int = signal.SIGINT) -> dict[str, Any]:
+        self.process.send_signal(number)
+        said, told = self.process.communicate(timeout=60)
+        if number == signal.SIGKILL:
+            return {}
+        assert self.process.returncode == 0, said + told
+        summary: dict[str, Any] = json.loads(self.summary.read_text())
+        return summary
+
+    def remembers(self, count: int) -> Callable[[], bool]:
+        """Whether as many files are remembered as sent."""
+
+        def enough() -> bool:
+            import sqlite3
+
+            path = self.home / "publish" / f"{self.topic}.sqlite"
+            if not path.exists():
+                return False
+            with sqlite3.connect(path) as files:
+                tables = files.execute("SELECT 1 FROM sqlite_master WHERE name = 'files'").fetchall()
+                return bool(tables) and files.execute("SELECT sum(sent) FROM files").fetchone()[0] == count
+
+        return enough
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.1)
+
+
+NewWatcher = Callable[..., Watcher]
+
+
+@pytest.fixture
+def watcher(servers: str, photos: Path) -> Iterator[NewWatcher]:
+    made: list[Watcher] = []
+
+    def make(*options: str) -> Watcher:
+        made.append(Watcher(servers, f"watch-{uuid.uuid4().hex[:8]}", photos, *options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.communicate()
+
+
+def test_each_file_is_sent_once_and_whole_also_across_restarts(
+    servers: str, photos: Path, watcher: NewWatcher, tmp_path: Path
+) -> None:
+    running = watcher("--label-from", "parent")
+    wait_until(running.remembers(3))
+
+    slow = photos / "dog" / "slow.jpg"
+    slow.parent.mkdir()
+    with slow.open("wb") as file:  # its parts come closer together than a file must have been left alone
+        for part in (JPEG, b"first", b"second", b"third"):
+            file.write(part)
+            file.flush()
+            time.sleep(SETTLE_S / 3)
+    for unfinished in (".hidden.jpg", "rsync.jpg.part"):
+        written(photos / unfinished, unfinished.encode())
+    (photos / "empty.jpg").touch()
+    (tmp_path / "moved").mkdir()
+    written(tmp_path / "moved" / "in.jpg", b"moved in")
+    (tmp_path / "moved").rename(photos / "moved")
+    (photos / "rsync.jpg.part").rename(photos / "rsync.jpg")
+    wait_until(running.remembers(6))
+    summary = running.stop()
+    assert (summary["sent"], summary["skipped"], summary["undelivered"]) == (6, 0, 0)
+
+    written(photos / "while away.jpg", b"while away")
+    written(photos / "cat" / "old 1.jpg", b"old 1, changed", mtime=LONG_AGO + 1)
+    running.restart()
+    wait_until(running.remembers(7))  # the changed one took its own place
+    wait_until(lambda: len(messages(servers, running.topic)) >= 8)
+    assert running.stop(signal.SIGTERM)["sent"] == 2
+
+    hidden_or_empty = {".hidden.jpg", "empty.jpg"}
+    expected = Counter(path.read_bytes() for path in photos.rglob("*.jpg") if path.name not in hidden_or_empty)
+    expected[JPEG + b"old 1"] += 1
+    found = messages(servers, running.topic)
+    assert Counter(message.value for message in found) == expected
+    labels = {read_headers(message.headers).source: read_headers(message.headers).label for message in found}
+    assert labels[str(slow)] == "dog"
+    assert labels[str(photos / "moved" / "in.jpg")] == "moved"
+
+
+def test_killed_it_goes_on_where_it_was_and_loses_nothing(servers: str, photos: Path, watcher: NewWatcher) -> None:
+    for number in range(120):
+        written(photos / f"{number}.jpg", b"%d" % number)
+    running = watcher("--rate", "40")
+    wait_until(lambda: running.remembers(0)() is False and len(remembered(running)) >= 30)
+    running.stop(signal.SIGKILL)
+    before = len(remembered(running))
+    assert before < 123
+    running.restart()
+    wait_until(running.remembers(123))
+    again = running.stop()["sent"]
+    assert again == 123 - before
+    found = Counter(message.key for message in messages(servers, running.topic))
+    assert len(found) == 123
+    assert sum(found.values()) <= 123 + 5  # acknowledged, but not yet remembered when it was killed
+
+
+def remembered(running: Watcher) -> list[object]:
+    import sqlite3
+
+    path = running.home / "publish" / f"{running.topic}.sqlite"
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as files:
+            return files.execute("SELECT path FROM files WHERE sent").fetchall()
+    except sqlite3.OperationalError:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--watch"], "--watch follows folders: expected their names, got none"),
+        (["--watch", "-"], "--watch follows folders: expected their names, got -"),
+        (["--watch", "--from-csv", "list.csv"], "--watch follows folders: expected their names, got --from-csv"),
+        (["--state", "x.sqlite", "photos"], "--state is what --watch remembers: expected both"),
+        (["--from-csv", "list.csv", "photos"], "expected either PATH… or --from-csv FILE, got both"),
+        (["--from-csv", "list.csv", "--label-from", "parent"], "expected either --from-csv, which has the labels"),
+        (["-", "photos"], "expected - alone"),
+        (["--rate", "0", "photos"], "rate: expected images a second, above 0, got 0"),
+        (["--rate", "nan", "photos"], "rate: expected images a second, above 0, got nan"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    from streaming.cli import commands  # noqa: F401  registers every command
+    from streaming.cli.app import run
+
+    with pytest.raises(SystemExit) as ended:
+        run(["--home", str(tmp_path), "publish", "--bootstrap-servers", "127.0.0.1:1", *arguments])
+    told = capsys.readouterr().err
+    assert (ended.value.code, told.count("\n")) == (1, 1)
+    assert reason in told
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_file_settles_when_it_has_not_changed_for_a_while(tmp_path: Path) -> None:
+    clock, path = Clock(), tmp_path / "a.jpg"
+    settling = Settling(clock)
+    path.write_bytes(b"half")
+    settling.note(str(path))
+    path.write_bytes(b"the whole")
+    clock.now = SETTLE_S
+    assert list(settling.settled()) == []  # it changed since it was noted
+    clock.now = 2 * SETTLE_S - 0.01
+    assert list(settling.settled()) == []
+    clock.now = 2 * SETTLE_S
+    assert [name for name, _ in settling.settled()] == [str(path)]
+    assert len(settling) == 0
+    settling.note(str(path))
+    path.unlink()
+    clock.now = 3 * SETTLE_S
+    assert list(settling.settled()) == []
+    assert len(settling) == 0
+
+
+def test_seen_knows_a_file_by_path_size_and_time_and_forgets_what_was_left_out(tmp_path: Path) -> None:
+    photo, text = written(tmp_path / "a.jpg", b"a"), written(tmp_path / "b.jpg", b"b")
+    (tmp_path / "link.jpg").symlink_to(photo)
+    states = [FileState.of(str(path)) for path in (photo, text)]
+    with Seen(tmp_path / "state" / "seen.sqlite") as seen:
+        seen.add(states[:1], sent=True)
+        seen.add(states[1:], sent=False)
+        assert all(state in seen for state in states)
+        assert FileState.of(str(tmp_path / "link.jpg")) in seen
+        with pytest.raises(PublishError, match="another `imagestream publish --watch` remembers in"):
+            Seen(tmp_path / "state" / "seen.sqlite")
+    os.utime(photo, (LONG_AGO + 5, LONG_AGO + 5))
+    with Seen(tmp_path / "state" / "seen.sqlite") as seen:
+        assert states[0] in seen
+        assert states[1] not in seen
+        assert FileState.of(str(photo)) not in seen
+
+
+def test_a_state_that_is_another_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    photo = written(tmp_path / "a.jpg", b"a" * 5000)
+    with pytest.raises(PublishError, match=r"a\.jpg: expected the memory of `imagestream publish --watch`"):
+        Seen(photo)
+    assert photo.read_bytes() == JPEG + b"a" * 5000
+
+
+def test_a_folder_that_is_none_is_refused(servers: str, tmp_path: Path) -> None:
+    from producer.watch import watch
+
+    with pytest.raises(PublishError, match="nowhere: expected a folder to watch, but it does not exist"):
+        watch(
+            [str(tmp_path / "nowhere")],
+            bootstrap_servers=servers,
+            client={},
+            state=tmp_path / "state.sqlite",
+            stop=threading.Event(),
+            topic=f"watch-{uuid.uuid4().hex[:8]}",
+        )

@@ -1,0 +1,30 @@
+"""What the tests of publishing share: topics of a real broker, and everything that is in one."""
+
+from typing import Any
+
+from kafka import KafkaConsumer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
+
+from producer.message import MAX_MESSAGE_BYTES
+
+
+def messages(servers: str, topic: str) -> list[Any]:
+    """Every message of the topic, partition by partition, as kafka-python gives it."""
+    consumer = KafkaConsumer(
+        bootstrap_servers=servers, consumer_timeout_ms=5000, max_partition_fetch_bytes=MAX_MESSAGE_BYTES
+    )
+    try:
+        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        ends = consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        consumer.seek_to_beginning()
+        return [next(consumer) for _ in range(sum(ends.values()))]
+    finally:
+        consumer.close()
+
+
+def create_topic(servers: str, topic: str, partitions: int = 1, **configs: object) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=servers)
+    texts = {name.replace("_", "."): str(value) for name, value in configs.items()}
+    admin.create_topics([NewTopic(topic, num_partitions=partitions, replication_factor=1, topic_configs=texts)])
+    admin.close()
