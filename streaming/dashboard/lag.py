@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from streaming.errors import ServiceError
 from streaming.pipeline.offsets import TopicOffsets, committed_offsets, lags
 from streaming.platform.broker import bootstrap_servers
+from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
 
 PROBE_EVERY_S = 3.0
@@ -60,7 +61,8 @@ class LagProbe:
 
     def _connect(self) -> TopicOffsets | None:
         try:
-            return TopicOffsets(bootstrap_servers(self._settings), self._settings.topic)
+            servers, client = bootstrap_servers(self._settings), client_arguments(self._settings)
+            return TopicOffsets(servers, self._settings.topic, client)
         except ServiceError as error:
             self._lag = Lag(trouble=str(error))
             return None
@@ -72,5 +74,5 @@ class LagProbe:
             return Lag(trouble=str(error))
         known = offsets.read()
         if known is None:
-            return Lag(trouble="the broker does not answer")
+            return Lag(trouble=offsets.refused or "the broker does not answer")
         return Lag(sum(one.lag or 0 for one in lags(committed, known)))
