@@ -1,0 +1,105 @@
+"""`imagestream size`: how large a service has to be for a load."""
+
+import os
+import re
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.errors import ServiceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from streaming.jobs.capacity import Costs, Plan
+    from streaming.settings import Settings
+
+PIXELS = re.compile(r"^([1-9][0-9]{0,4})[x×]([1-9][0-9]{0,4})$")
+
+
+@app.command()
+def size(
+    context: typer.Context,
+    images_per_second: Annotated[float, typer.Option(min=0.001, help="The load, as it is in its busiest minute.")],
+    pixels: Annotated[str, typer.Option(metavar="WxH", help="Width and height of the images that come.")] = "300x300",
+    backbone: Annotated[str | None, typer.Option(help="The CNN; default: the champion's, or the default one.")] = None,
+    weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file: speed is the same.")] = "imagenet",
+    input_size: Annotated[int | None, typer.Option(metavar="N", help="N×N instead of the backbone's own.")] = None,
+    cores: Annotated[
+        int | None, typer.Option(min=1, help="Measure on so many cores at once; default: all of this machine.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Say how many cores, partitions and how much memory a load takes, and what gives way first if it grows.
+
+    Decoding and the CNN are measured here for some seconds, on all cores at once; run it on a machine like those that
+    will do the work. What a micro-batch costs beyond its images is known from docs/scale.md.
+
+    Example: imagestream size --images-per-second 2000 --pixels 1024x768
+    """
+    found = PIXELS.match(pixels)
+    if found is None:
+        raise ServiceError(f"--pixels: expected width and height such as 300x300, got {pixels!r}")
+    from streaming.jobs.capacity import measure, plan
+
+    settings = settings_of(context)
+    with err.status("measuring …"):
+        flatbuffer, n_features, bundle_bytes = _network(settings, backbone, weights, input_size)
+        costs = measure(flatbuffer, int(found[1]), int(found[2]), cores or os.cpu_count() or 1)
+    answer = plan(images_per_second, costs, n_features, bundle_bytes)
+    _print(images_per_second, costs, answer)
+    write_json(json_file, {"costs": asdict(costs), "plan": asdict(answer), "first_limit": answer.first_limit})
+
+
+def _network(
+    settings: "Settings", backbone: str | None, weights: str, input_size: int | None
+) -> "tuple[Path, int, int]":
+    """The flatbuffer to measure, how many features it gives, and about how many bytes a bundle with it has."""
+    from models.backbone import DEFAULT_BACKBONE, FLATBUFFER_FILE, export_backbone
+    from models.registry import CHAMPION, Registry
+
+    registry = Registry(settings.models_dir)
+    champion = registry.target(CHAMPION)
+    if backbone is None and input_size is None and champion is not None:
+        bundle = registry.read(champion)
+        if bundle.manifest.backbone.engine == "litert":
+            size = sum(len(content) for content in bundle.files.values())
+            return registry.path(champion) / FLATBUFFER_FILE, bundle.manifest.backbone.n_features, size
+    square = None if input_size is None else (input_size, input_size)
+    exported = export_backbone(backbone or DEFAULT_BACKBONE, weights, settings.backbones_dir, input_size=square)
+    return exported.flatbuffer, exported.spec.n_features, exported.flatbuffer.stat().st_size
+
+
+def _print(load: float, costs: "Costs", plan: "Plan") -> None:
+    from rich.table import Table
+
+    from streaming.jobs.capacity import gigabytes
+
+    per_core = 1 / costs.per_image_s
+    out.print(
+        f"an image of {costs.image_bytes / 1e3:,.0f} KB costs {1000 * costs.per_image_s:.2f} ms of a core:"
+        f" decoding {1000 * costs.decode_s:.2f}, CNN {1000 * costs.backbone_s:.2f}, the rest"
+        f" {1000 * costs.rest_s:.2f}; a core does {per_core:,.0f} images/s",
+        highlight=False,
+    )
+    table = Table(f"for {load:,.0f} images/s", "", box=None, pad_edge=False)
+    rows = {
+        "streams, each with its topic and home": f"{plan.streams:,}",
+        "cores for Python workers": f"{plan.cores:,}",
+        "partitions": f"{plan.partitions:,} or a multiple",
+        "a micro-batch": f"{plan.images_per_batch:,} images, one every {plan.interval_s:.1f} s",
+        "publish → committed row": f"about {plan.latency_s:.1f} s",
+        "memory of the Python workers": f"{gigabytes(plan.worker_memory_bytes)}, all together",
+        "memory of each driver": gigabytes(plan.driver_memory_bytes),
+        "the topics grow by": f"{gigabytes(plan.topic_bytes_per_day)} a day",
+        "the tables grow by": f"{gigabytes(plan.table_bytes_per_day)} a day",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    out.print(table)
+    used, limit = plan.limits[plan.first_limit]
+    out.print(
+        f"what gives way first as the load grows: {plan.first_limit} ({used:,.4g} of {limit:,.4g})", highlight=False
+    )
