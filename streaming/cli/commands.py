@@ -18,6 +18,7 @@ from streaming.cli import (  # noqa: F401
     report,
     rescore,
     setup,
+    size,
     status,
     stream,
     train,
