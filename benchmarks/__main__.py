@@ -16,7 +16,7 @@ from benchmarks.pairs import Pair
 
 # The last one imports TensorFlow.
 QUESTIONS = (
-    "decoding", "end_to_end", "rivals", "latency", "micro_batch", "publishing", "workers", "cold_start", "memory",
+    "decoding", "end_to_end", "rivals", "latency", "micro_batch", "publishing", "workers", "capacity", "cold_start", "memory",
     "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "engine",
 )  # fmt: skip
 WHOLE_FROM = 100
