@@ -8,11 +8,12 @@ With a time, each table is read as it was then: Delta keeps its versions until t
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 import duckdb
@@ -23,6 +24,8 @@ from streaming.settings import Settings
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
+
+T = TypeVar("T")
 
 TIMEOUT_S = 60.0
 MEMORY_LIMIT = "1GB"
@@ -75,21 +78,23 @@ def open_query(
             are read.
     """
     connection = duckdb.connect(":memory:")
-    limit = _TimeLimit(connection, timeout_s)
+    limit = _Limit(connection, timeout_s)
     try:
         connection.execute(CONFINEMENT)
         tables = _open_tables(connection, settings.tables_dir, at)
         statement = _only_select(sql)
         with _errors_in_one_line(tables, limit):
-            rows = connection.sql(statement, params=dict(parameters or {})).to_arrow_reader(BATCH_ROWS)
+            rows = limit.call(
+                lambda: connection.sql(statement, params=dict(parameters or {})).to_arrow_reader(BATCH_ROWS)
+            )
         yield pa.RecordBatchReader.from_batches(rows.schema, _guarded(rows, tables, limit))
     finally:
         limit.cancel()
         connection.close()
 
 
-class _TimeLimit:
-    """Interrupts what a connection is doing when its time is up."""
+class _Limit:
+    """Interrupts what a connection is doing when its time is up, or at Ctrl-C."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -98,10 +103,21 @@ class _TimeLimit:
         self._timer = threading.Timer(timeout_s, self._interrupt)
         self._timer.daemon = True
         self._timer.start()
+        self._worker = ThreadPoolExecutor(1)
+
+    def call(self, step: Callable[[], T]) -> T:
+        """What `step` gives, run in another thread: while DuckDB works, this one could not see a Ctrl-C."""
+        result = self._worker.submit(step)
+        try:
+            return result.result()
+        except KeyboardInterrupt:
+            self._connection.interrupt()
+            raise
 
     def cancel(self) -> None:
         self._timer.cancel()
         self._timer.join()  # an interrupt must not meet a connection that is being closed
+        self._worker.shutdown()
 
     def _interrupt(self) -> None:
         self.passed = True
@@ -190,13 +206,15 @@ def _only_select(sql: str) -> duckdb.Statement:
     return statement
 
 
-def _guarded(rows: pa.RecordBatchReader, tables: list[str], limit: _TimeLimit) -> Iterator[pa.RecordBatch]:
+def _guarded(rows: pa.RecordBatchReader, tables: list[str], limit: _Limit) -> Iterator[pa.RecordBatch]:
+    batches = iter(rows)
     with _errors_in_one_line(tables, limit):
-        yield from rows
+        while (batch := limit.call(lambda: next(batches, None))) is not None:
+            yield batch
 
 
 @contextmanager
-def _errors_in_one_line(tables: list[str], limit: _TimeLimit) -> Iterator[None]:
+def _errors_in_one_line(tables: list[str], limit: _Limit) -> Iterator[None]:
     try:
         yield
     except (duckdb.Error, pa.ArrowException, OSError) as error:  # the Arrow reader gives DuckDB's errors as OSError

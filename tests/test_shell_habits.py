@@ -1,0 +1,92 @@
+"""What a shell expects of a command: completion, quiet pipes, exit codes that mean something, Ctrl-C."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from streaming.cli.app import EXIT_CODES, EXIT_INTERRUPTED
+from streaming.settings import Settings
+from tests.streaming.history import commit_batch
+
+BIN = Path(sys.executable).parent
+
+
+def shell(line: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line in bash, in a home directory of its own, with `imagestream` on the path."""
+    path = f"{BIN}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["/bin/bash", "-c", line],
+        cwd=home,
+        env={"HOME": str(home), "PATH": path, "SHELL": "/bin/bash"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("imagestream mod", {"models"}), ("imagestream models ro", {"rollback"}), ("imagestream query --f", {"--format"})],
+)
+def test_bash_completes_commands_and_options(tmp_path: Path, typed: str, expected: set[str]) -> None:
+    words = str(len(typed.split()) - 1)
+    asked = {"_IMAGESTREAM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": words}
+    assert set(shell("imagestream", tmp_path, **asked).stdout.split()) == expected
+
+
+def test_completion_is_installed_for_bash(tmp_path: Path) -> None:
+    done = shell("imagestream --install-completion; true", tmp_path)  # not the last command: bash stays its parent
+    assert "bash completion installed" in done.stdout, done.stderr
+    assert "imagestream.sh" in (tmp_path / ".bashrc").read_text(encoding="utf-8")
+    (script,) = (tmp_path / ".bash_completions").iterdir()
+    loaded = shell(f"source {script} && complete -p imagestream", tmp_path)
+    assert loaded.stdout.startswith("complete -o default -F _imagestream_completion imagestream")
+
+
+@pytest.mark.parametrize("command", ["--help", "models --help", "models list", "config show", "predictions", "status"])
+def test_a_pipe_gets_neither_colours_nor_moving_parts(tmp_path: Path, command: str) -> None:
+    commit_batch(Settings(home=tmp_path / ".imagestream"), 0, {0: (0, 4)})
+    done = shell(f"imagestream {command} | cat", tmp_path, TERM="xterm-256color")
+    assert done.stdout.strip()
+    assert not re.search(r"[\x1b\r]", done.stdout + done.stderr)
+
+
+def test_the_help_tells_the_exit_codes(tmp_path: Path) -> None:
+    told = " ".join(shell("imagestream --help", tmp_path).stdout.split())
+    assert all(f"{code} {meaning}" in told for code, meaning in EXIT_CODES.items()), told
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("imagestream models list", 0),
+        ("imagestream models show 99", 1),
+        ("imagestream broker status", 1),
+        ("imagestream nonsense", 2),
+        ("imagestream predictions --limit many", 2),
+    ],
+)
+def test_exit_codes_are_those_that_the_help_tells(tmp_path: Path, line: str, code: int) -> None:
+    assert shell(line, tmp_path).returncode == code
+
+
+def test_ctrl_c_stops_a_question_that_takes_long(tmp_path: Path) -> None:
+    commit_batch(Settings(home=tmp_path), 0, {0: (0, 4)})
+    endless = "SELECT sum(sqrt(range)) FROM range(100000000000)"
+    arguments = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "query", endless]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        used = Path(f"/proc/{process.pid}/stat")
+        # Well into the question: more CPU time than all imports take.
+        while sum(map(int, used.read_text().rsplit(")", 1)[1].split()[11:13])) < 3 * os.sysconf("SC_CLK_TCK"):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=20)
+    assert (process.returncode, *said) == (EXIT_INTERRUPTED, "", "")
