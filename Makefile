@@ -11,10 +11,10 @@ HOME_DIR := .imagestream
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo examples test soak check bench clean distclean
+.PHONY: help setup browser demo examples test soak check audit bench bench-quick clean distclean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready $(HOME_DIR)/jars/.ready ## Install everything: .venv from the lock, Java if missing, the jars
 
@@ -44,8 +44,11 @@ check: .venv/.ready ## Format, lint, types and import rules; no Java, no jars
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: setup ## Measure speed against a bare loop in the same run
+bench: setup ## Measure speed, memory and latency against peers in the same run (ARGS="end_to_end --json F")
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-quick: setup ## The most telling of them, in five minutes
+	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
 clean: ## Remove the home's data and all caches; keep what set-up brought
 	@test ! -x $(BIN)/imagestream || test ! -d $(HOME_DIR)/broker || $(BIN)/imagestream --home $(HOME_DIR) broker stop

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -16,15 +17,19 @@ from benchmarks.pairs import Pair
 
 # The last one imports TensorFlow.
 QUESTIONS = (
-    "decoding", "end_to_end", "rivals", "latency", "micro_batch", "publishing", "workers", "capacity", "cold_start", "memory",
-    "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "engine",
+    "decoding", "end_to_end", "rivals", "latency", "micro_batch", "publishing", "workers", "capacity", "cold_start",
+    "memory", "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "int8", "engine",
 )  # fmt: skip
+QUICK = ("decoding", "end_to_end", "engine")  # with `quick_questions` where a module has them
 WHOLE_FROM = 100
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pillow", "scikit-learn")
 
 
 def main(
     only: Annotated[list[str] | None, typer.Argument(help=f"Of: {', '.join(QUESTIONS)}; default: all.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"Only {', '.join(QUICK)}, on less work: five minutes.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")] = None,
 ) -> None:
     """Measure, ours and a peer in turn, and print the ratios."""
@@ -33,9 +38,13 @@ def main(
         raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}; known are {', '.join(QUESTIONS)}")
     console = Console()
     pairs: list[Pair] = []
-    for name in only or QUESTIONS:
+    for name in only or (QUICK if quick else QUESTIONS):
+        module = import_module(f"benchmarks.{name}")
+        ask = getattr(module, "quick_questions", module.questions) if quick else module.questions
         with Console(stderr=True).status(f"{name} …"):
-            pairs += import_module(f"benchmarks.{name}").questions()
+            for one in ask():
+                pairs.append(one)
+                print(f"{one.question}: {one.ratio:.2f}", file=sys.stderr, flush=True)  # the whole takes an hour
     table = Table("question", "ours", "peer", "unit", "ratio", "aim", "spread", box=None)
     for one in pairs:
         low, high = one.spread
