@@ -1,0 +1,169 @@
+"""The processes of docker-compose.yml on loopback: broker, Spark master and workers, stream, gateway and dashboard."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+import pyspark
+import pytest
+from deltalake import DeltaTable
+
+from streaming.images.dataset import digit_images, write_images
+from streaming.platform.java import find_java
+from streaming.platform.kafka_node import free_port
+from streaming.settings import Settings
+from tests.conftest import imagestream
+
+IMAGES = 300
+PER_BATCH = 30
+PATIENCE_S = 90.0
+LOOPBACK = "127.0.0.1"
+API_KEY = "a key of the topology test"
+
+T = TypeVar("T")
+
+
+@contextmanager
+def process(name: str, logs: Path, command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process for the block, with all that it starts; its output goes to a file."""
+    with (logs / f"{name}.log").open("wb") as log:
+        started = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        yield started
+    finally:
+        family = [started.pid, *(child.pid for child in children(started.pid))]
+        started.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            started.wait(30)
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        started.wait(10)
+
+
+def children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for(what: str, ask: Callable[[], T], logs: Path) -> T:
+    """The first true answer; an OSError or a failed request is none."""
+    give_up = time.monotonic() + PATIENCE_S
+    while time.monotonic() < give_up:
+        with suppress(OSError, httpx.HTTPError, ValueError):
+            if answer := ask():
+                return answer
+        time.sleep(0.2)
+    ends = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in logs.iterdir())
+    pytest.fail(f"{what}: not within {PATIENCE_S:.0f} s\n{ends}")
+
+
+class Cluster:
+    """A Spark standalone cluster, its daemons started as docker-compose starts them."""
+
+    def __init__(self, settings: Settings, directory: Path, stack: ExitStack) -> None:
+        self._directory = directory
+        self._logs = directory / "logs"
+        self._stack = stack
+        spark_home = Path(pyspark.__file__).parent
+        self._spark_class = str(spark_home / "bin" / "spark-class")
+        java_home = find_java(settings.jars_dir.parent).parent.parent
+        self._environment = {
+            "SPARK_HOME": str(spark_home),
+            "JAVA_HOME": str(java_home),
+            "PYSPARK_PYTHON": sys.executable,
+            "SPARK_DAEMON_MEMORY": "256m",
+        }
+        port, self._page = free_port(), free_port()
+        self.address = f"spark://{LOOPBACK}:{port}"
+        self._start("master", "master.Master", "--port", str(port), "--webui-port", str(self._page))
+        self.workers = [
+            self._start(f"worker-{number}", "worker.Worker", self.address, *self._worker(number)) for number in (1, 2)
+        ]
+        wait_for("two workers", lambda: self.tell()["aliveworkers"] == len(self.workers), self._logs)
+
+    def tell(self) -> dict[str, Any]:
+        """What the master says of the cluster."""
+        answer: dict[str, Any] = httpx.get(f"http://{LOOPBACK}:{self._page}/json/").json()
+        return answer
+
+    def _start(self, name: str, kind: str, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [self._spark_class, f"org.apache.spark.deploy.{kind}", "--host", LOOPBACK, *arguments]
+        return self._stack.enter_context(process(name, self._logs, command, **self._environment))
+
+    def _worker(self, number: int) -> list[str]:
+        directory = str(self._directory / f"worker-{number}")
+        return ["--cores", "1", "--memory", "1g", "--webui-port", "0", "--work-dir", directory]
+
+
+def rows(settings: Settings) -> int:
+    table = settings.tables_dir / "predictions"
+    return DeltaTable(table).count() if (table / "_delta_log").is_dir() else 0
+
+
+def test_a_killed_spark_worker_costs_no_image(service: Settings, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (tmp_path / "key").write_text(API_KEY)
+    first, *_ = (data for _, _, data in digit_images(1, IMAGES + 1))
+    write_images(tmp_path / "digits", digit_images(IMAGES, 0))
+    ours = [sys.executable, "-m", "streaming", "--home", str(service.home)]
+    environment = {
+        "IMAGESTREAM_BOOTSTRAP_SERVERS": str(service.bootstrap_servers),
+        "IMAGESTREAM_JARS": str(service.jars),
+        "IMAGESTREAM_TOPIC": service.topic,
+        "IMAGESTREAM_GATEWAY_API_KEY_FILE": str(tmp_path / "key"),
+        "SPARK_LOCAL_IP": LOOPBACK,
+    }
+    with ExitStack() as stack:
+        cluster = Cluster(service, tmp_path, stack)
+        gateway_port, page_port = free_port(), free_port()
+        command = [*ours, "stream", "--images-per-batch", str(PER_BATCH)]
+        master = {"IMAGESTREAM_MASTER": cluster.address}
+        stream = stack.enter_context(process("stream", logs, command, **environment, **master))
+        command = [*ours, "gateway", "--port", str(gateway_port)]
+        stack.enter_context(process("gateway", logs, command, **environment))
+        command = [*ours, "dashboard", "--port", str(page_port)]
+        stack.enter_context(process("dashboard", logs, command, **environment))
+        assert imagestream(service, "publish", tmp_path / "digits", "--label-from", "parent")["sent"] == IMAGES
+
+        wait_for("the first rows", lambda: rows(service) >= PER_BATCH, logs)
+        executors = [one for one in children(cluster.workers[0].pid) if "CoarseGrained" in " ".join(one.cmdline())]
+        assert executors, "the worker that is killed should have been at work"
+        before = rows(service)
+        cluster.workers[0].kill()
+        assert before < IMAGES
+        wait_for("all rows", lambda: rows(service) == IMAGES, logs)
+        wait_for("the master to miss it", lambda: cluster.tell()["aliveworkers"] == 1 or stream.poll(), logs)
+
+        with httpx.Client(base_url=f"http://{LOOPBACK}:{gateway_port}", headers={"X-API-Key": API_KEY}) as gateway:
+            wait_for("the gateway", lambda: gateway.get("/readyz").is_success, logs)
+            accepted = gateway.post("/images", content=first, headers={"content-type": "image/png"})
+            assert accepted.status_code == 202, accepted.text
+            image_id = accepted.json()["image_id"]
+            answer = wait_for("its prediction", lambda: predicted(gateway, image_id), logs)
+            assert answer["label"].isdecimal()
+        page = wait_for("the dashboard", lambda: httpx.get(f"http://{LOOPBACK}:{page_port}").is_success, logs)
+        assert page
+        assert stream.poll() is None
+        stream.terminate()
+        assert stream.wait(60) == 0, (logs / "stream.log").read_text(errors="replace")[-3000:]
+
+    assert imagestream(service, "audit")["clean"] is True
+    assert DeltaTable(service.tables_dir / "predictions").count() == IMAGES + 1
+
+
+def predicted(gateway: httpx.Client, image_id: str) -> dict[str, Any] | None:
+    answer = gateway.get(f"/predictions/{image_id}")
+    found: dict[str, Any] | None = answer.json()["predictions"][0] if answer.is_success else None
+    return found
