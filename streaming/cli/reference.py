@@ -4,6 +4,7 @@ Commands and their options come from the command line itself, settings and table
 """
 
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -83,7 +84,8 @@ def _text(help_: str) -> Iterator[str]:
             yield line
             continue
         yield "```shell"
-        yield from (one.strip() for one in example.split(", or: "))
+        # What stands in parentheses behind an example is a remark.
+        yield from (re.sub(r" \(([^)\"]*)\)$", r"  # \1", one.strip()) for one in example.split(", or: "))
         yield "```"
 
 
