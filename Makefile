@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c '$(FITS)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 HOME_DIR := .imagestream
+# Most of a test is waiting for a JVM. A file's tests stay together, for they share its services.
+SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --durations 20
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
@@ -32,7 +34,7 @@ examples: setup ## Five published systems on small data, in one table (ARGS="dig
 	@$(BIN)/python -m examples $(ARGS)
 
 test: setup browser ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 soak: setup ## Faults at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
