@@ -1,5 +1,8 @@
-# One image for every process of the service: Spark master and worker, stream, training, and the command line.
+# One image for every process of the service: Spark master and worker, stream, training, dashboard, gateway, and the
+# command line.
 FROM python:3.11.13-slim-bookworm AS base
+# Debian keeps only the latest build of a package, so its versions cannot be pinned; the base image's tag is.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends openjdk-17-jre-headless procps \
     && rm -rf /var/lib/apt/lists/*
@@ -21,16 +24,18 @@ COPY producer producer
 COPY streaming streaming
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
 # Checked by SHA-256 against streaming/platform/jars.lock; a container fetches nothing when it starts.
+# hadolint ignore=DL3059
 RUN imagestream --home /opt/imagestream setup
 
 
 FROM base
 RUN useradd --create-home --uid 10001 imagestream \
-    && install -d -o imagestream -g imagestream /data
+    && install -d -o imagestream -g imagestream /data \
+    && install -d -o imagestream -g imagestream -m 700 /secrets
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=imagestream:imagestream /opt/imagestream/jars /opt/imagestream/jars
 ENV IMAGESTREAM_HOME=/data
-USER imagestream
+USER 10001
 WORKDIR /data
 VOLUME /data
 ENTRYPOINT ["imagestream"]

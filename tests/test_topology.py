@@ -23,7 +23,7 @@ from streaming.settings import Settings
 from tests.conftest import imagestream
 
 IMAGES = 300
-PER_BATCH = 30
+PER_BATCH = 60
 PATIENCE_S = 90.0
 LOOPBACK = "127.0.0.1"
 API_KEY = "a key of the topology test"
@@ -144,7 +144,6 @@ def test_a_killed_spark_worker_costs_no_image(service: Settings, tmp_path: Path)
         cluster.workers[0].kill()
         assert before < IMAGES
         wait_for("all rows", lambda: rows(service) == IMAGES, logs)
-        wait_for("the master to miss it", lambda: cluster.tell()["aliveworkers"] == 1 or stream.poll(), logs)
 
         with httpx.Client(base_url=f"http://{LOOPBACK}:{gateway_port}", headers={"X-API-Key": API_KEY}) as gateway:
             wait_for("the gateway", lambda: gateway.get("/readyz").is_success, logs)

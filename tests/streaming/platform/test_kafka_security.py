@@ -4,6 +4,8 @@ import contextlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -156,6 +158,28 @@ def test_users_with_just_the_rights_they_need_publish_and_stream(
             content = file.read_bytes()
             assert PASSWORD.encode() not in content, file
             assert PASSWORD.replace("\\", "\\\\").replace('"', '\\"').encode() not in content, file
+
+
+def test_users_of_the_compose_file_get_the_rights_that_the_service_needs(
+    secured: SecureBroker, base: Settings, tmp_path: Path
+) -> None:
+    for user in ("streamer", "publisher", "operator"):
+        (tmp_path / f"kafka-{user}").write_text(f"{PASSWORD}\n")
+    script = Path(__file__).parents[3] / "docs" / "deploy" / "kafka_users.py"
+    command = [sys.executable, str(script), secured.listeners["PLAINTEXT"], "composed", str(tmp_path)]
+    for _ in range(2):  # again and again, with every `up`
+        subprocess.run(command, check=True, timeout=60)
+
+    may: dict[str, list[Right]] = {}
+    for user in ("streamer", "publisher", "operator"):
+        settings = secured.settings(base, user)
+        for right in Right:
+            try:
+                check_access(str(settings.bootstrap_servers), "composed", client_arguments(settings), right)
+            except RefusedError:
+                continue
+            may[user] = [*may.get(user, []), right]
+    assert may == {"streamer": [Right.READ], "publisher": [Right.WRITE], "operator": [Right.READ, Right.WRITE]}
 
 
 def test_client_certificate_is_a_user_too(secured: SecureBroker, base: Settings) -> None:
