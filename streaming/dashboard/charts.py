@@ -105,11 +105,11 @@ def counts(rows: Rows, name: str, value: str, title: str) -> alt.LayerChart:
         .mark_bar(color=BLUE, cornerRadiusEnd=3, height={"band": 0.7})
         .encode(
             x=alt.X(f"{value}:Q", title=title, axis=alt.Axis(tickMinStep=1)),
-            y=alt.Y(f"{name}:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
+            y=alt.Y(f"{name}:N", title=None, sort=None, axis=alt.Axis(labelLimit=220, labelOverlap=False)),
             tooltip=[f"{name}:N", alt.Tooltip(f"{value}:Q", format=",")],
         )
     )
-    return _sized(alt.layer(bars), max(90, 30 * len(rows) + 40))
+    return _sized(alt.layer(bars), 36 * len(rows) + 60)
 
 
 def probabilities(top: Rows) -> alt.LayerChart:
@@ -128,8 +128,13 @@ def confusion(rows: Rows) -> alt.LayerChart:
     frame["share"] = frame["images"] / frame.groupby("truth")["images"].transform("sum")
     classes = sorted({*frame["truth"], *frame["predicted"]})
     base = alt.Chart(frame).encode(
-        x=alt.X("predicted:N", title="predicted", sort=classes, axis=alt.Axis(labelAngle=-45, labelLimit=120)),
-        y=alt.Y("truth:N", title="true", sort=classes, axis=alt.Axis(labelLimit=120)),
+        x=alt.X(
+            "predicted:N",
+            title="predicted",
+            sort=classes,
+            axis=alt.Axis(labelAngle=-45, labelLimit=120, labelOverlap=False),
+        ),
+        y=alt.Y("truth:N", title="true", sort=classes, axis=alt.Axis(labelLimit=120, labelOverlap=False)),
         tooltip=["truth:N", "predicted:N", "images:Q", alt.Tooltip("share:Q", title="of the true class", format=".1%")],
     )
     # From nearly transparent to full: on light and on dark, more is more.
@@ -154,7 +159,7 @@ def drift(rows: Rows, names: dict[str, str], title: str, *, thresholds: bool = F
         ),
         tooltip=["moment:T", "version:N", "images:Q", "figure:N", alt.Tooltip("value:Q", format=".3f")],
     )
-    layers: list[Any] = [base.mark_line(), base.mark_circle(size=24)]
+    layers: list[Any] = [base.mark_line(point=True)]
     if thresholds:
         marks = pd.DataFrame({"value": [PSI_WATCH, PSI_CHANGED], "colour": [ORANGE, RED]})
         layers.append(

@@ -53,6 +53,9 @@ class LagProbe:
                     offsets = self._connect()
                 if offsets is not None:
                     self._lag = self._ask(offsets)
+                    if self._lag.messages is None:  # the broker may come back at another address
+                        offsets.close()
+                        offsets = None
                 self._answered.set()
                 pause.wait(PROBE_EVERY_S)
         finally:

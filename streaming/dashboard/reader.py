@@ -39,8 +39,8 @@ class Reader:
     def __init__(self, tables_dir: Path) -> None:
         self._tables_dir = tables_dir
         self._lock = threading.Lock()
-        self._handles: dict[str, DeltaTable] = {}
-        self._viewed: dict[str, tuple[str, int]] = {}  # table → (its id, the version that its view shows)
+        self._handles: dict[str, tuple[DeltaTable, int]] = {}
+        self._viewed: dict[str, tuple[str, int]] = {}  # table → (which table, the version that its view shows)
         self._database = duckdb.connect(":memory:")
         self._database.execute(SETTINGS)
         for name, (schema, _) in SCHEMAS.items():
@@ -86,18 +86,21 @@ class Reader:
     def _follow(self, name: str) -> tuple[str, int]:
         directory = self._tables_dir / name
         try:
-            if not (directory / "_delta_log").is_dir():
+            log = directory / "_delta_log"
+            if not log.is_dir():
                 if name in self._handles:  # the table was removed
                     del self._handles[name]
                     self._view_nothing(name, SCHEMAS[name][0])
                     self._viewed.pop(name, None)
                 return ("", -1)
-            table = self._handles.get(name)
-            if table is None:
-                table = self._handles[name] = DeltaTable(directory)
+            made = log.stat().st_ino  # another one if the table was removed and made again, which its handle would miss
+            table, made_before = self._handles.get(name, (None, 0))
+            if table is None or made != made_before:
+                table = DeltaTable(directory)
+                self._handles[name] = (table, made)
             else:
                 table.update_incremental()
-            seen = (str(table.metadata().id), table.version())
+            seen = (f"{made}", table.version())
             if self._viewed.get(name) != seen:
                 self._view(name, table)
                 self._viewed[name] = seen

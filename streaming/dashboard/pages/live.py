@@ -24,8 +24,8 @@ EVERY_S = 3.0
 def show(dashboard: Dashboard) -> None:
     """Draw the page; what moves is drawn anew every few seconds."""
     title("Live", f"Topic `{dashboard.settings.topic}` · drawn anew every {EVERY_S:.0f} s")
-    chosen = st.segmented_control("Time", list(SPANS), default="1 h", label_visibility="collapsed", required=True)
-    _moving(dashboard, SPANS[chosen or "1 h"])
+    chosen = st.segmented_control("Time", list(SPANS), default="15 min", label_visibility="collapsed", required=True)
+    _moving(dashboard, SPANS[chosen or "15 min"])
 
 
 @st.fragment(run_every=EVERY_S)

@@ -23,6 +23,7 @@ from streaming.dashboard.layout import (
 )
 
 COLUMNS, LINES = 8, 3
+LABEL_CHARS = 15  # as fit in one line of a card
 JUDGED = {"all": None, "right": "right", "wrong": "wrong"}
 
 
@@ -86,8 +87,9 @@ def _card(dashboard: Dashboard, row: dict[str, Any], picture: bytes | None) -> N
     else:
         st.image(picture, width="stretch")
     judged = "" if row["truth"] is None else " :green[✓]" if row["truth"] == row["label"] else " :red[✗]"
-    st.markdown(f"**{plain(row['label'])}** {percent(row['confidence'], 0)}{judged}")
-    st.caption(f"v{row['model_version']} · {ago(row['scored_at'])}")
+    label = row["label"] or ""
+    st.markdown(f"**{plain(label if len(label) <= LABEL_CHARS else label[: LABEL_CHARS - 1] + '…')}**")
+    st.caption(f"{percent(row['confidence'], 0)}{judged} · v{row['model_version']} · {ago(row['scored_at'])}")
     key = f"open-{row['topic']}-{row['partition']}-{row['offset']}"
     if st.button("Open", key=key, type="tertiary", icon=":material/open_in_full:"):
         _details(dashboard, row)

@@ -43,22 +43,27 @@ def _publish_and_wait(dashboard: Dashboard, content: bytes, name: str, label: st
         st.write(f"Acknowledged: partition {wanted.partition}, offset {wanted.offset}")
         status.update(label="Waiting for the stream …")
         while monotonic() - started < WAIT_S:
-            if _show_answer(dashboard, wanted, content, monotonic() - started):
-                status.update(label=f"Done after {seconds(monotonic() - started)}", state="complete", expanded=False)
-                return
+            if _has_row(dashboard, wanted):
+                break
             sleep(POLL_S)
-        status.update(label="No answer yet", state="error")
-    st.warning(
-        f"No row after {WAIT_S:.0f} s. The message is safe in Kafka and is answered once `imagestream stream` runs.",
-        icon=":material/hourglass_empty:",
-    )
+        waited_s = monotonic() - started
+        status.update(label=f"Waited {seconds(waited_s)}", state="complete", expanded=False)
+    if not _show_answer(dashboard, wanted, content, waited_s):
+        st.warning(
+            f"No row after {WAIT_S:.0f} s. The message is safe in Kafka, and answered once `imagestream stream` runs.",
+            icon=":material/hourglass_empty:",
+        )
+
+
+def _has_row(dashboard: Dashboard, wanted: Wanted) -> bool:
+    reader, place = dashboard.reader, (wanted.topic, wanted.partition, wanted.offset)
+    reader.version("predictions", "quarantine", "batches")
+    return bool(data.one_prediction(reader, *place) or data.one_quarantined(reader, *place))
 
 
 def _show_answer(dashboard: Dashboard, wanted: Wanted, content: bytes, waited_s: float) -> bool:
     """Show what became of the message, if anything did."""
-    reader = dashboard.reader
-    reader.version("predictions", "quarantine", "batches")
-    place = (wanted.topic, wanted.partition, wanted.offset)
+    reader, place = dashboard.reader, (wanted.topic, wanted.partition, wanted.offset)
     if row := data.one_prediction(reader, *place):
         image, text = st.columns([1, 2])
         if made := picture(content):

@@ -1,0 +1,154 @@
+"""A dashboard as a process, and a browser that looks at it."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from streaming.settings import Settings
+from tests.conftest import CHECKOUT
+
+T = TypeVar("T")
+SCREENSHOTS = CHECKOUT / "docs" / "images" if os.environ.get("IMAGESTREAM_SCREENSHOTS") else None
+PATIENCE_S = 30.0
+
+
+def environment_of(settings: Settings, **more: str) -> dict[str, str]:
+    """What a process of this service finds in its environment."""
+    environment = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_TOPIC": settings.topic}
+    if settings.bootstrap_servers:
+        environment["IMAGESTREAM_BOOTSTRAP_SERVERS"] = settings.bootstrap_servers
+    return os.environ | environment | more
+
+
+@contextmanager
+def running_dashboard(settings: Settings, *arguments: str, **environment: str) -> Iterator[str]:
+    """The address of a dashboard that runs for as long as the block; it has to end well when it is told to."""
+    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "dashboard", "--port", "0", *arguments]
+    log = settings.home.parent / "dashboard.log"
+    with log.open("w", encoding="utf-8") as errors:
+        process = subprocess.Popen(
+            command, env=environment_of(settings, **environment), stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, line + log.read_text()
+        yield found[0]
+        process.terminate()
+        assert process.wait(20) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def wait_for(what: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+    """The first answer that is true, within the time there is."""
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            if found := what():
+                return found
+        except StaleElementReferenceException:
+            pass  # it was drawn anew
+        assert time.monotonic() < give_up, "it never came"
+        time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """A browser on the dashboard."""
+
+    chrome: Chrome
+    address: str
+
+    def open(self, page: str) -> None:
+        """Go to a page as its address says, and wait until it is drawn."""
+        self.chrome.get(f"{self.address}/{page}")
+        wait_for(lambda: self.all("[data-testid=stHeading]"))
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the script has ended."""
+        wait_for(lambda: not self.all("[data-testid=stStatusWidget]"))
+
+    def all(self, css: str) -> list[WebElement]:
+        found: list[WebElement] = self.chrome.find_elements(By.CSS_SELECTOR, css)
+        return found
+
+    def text(self) -> str:
+        return str(self.chrome.execute_script("return document.body.innerText"))
+
+    def waits_for_text(self, pattern: str, patience_s: float = PATIENCE_S) -> re.Match[str]:
+        """The first match of a pattern in what the page says."""
+        give_up = time.monotonic() + patience_s
+        while not (found := re.search(pattern, self.text())):
+            assert time.monotonic() < give_up, f"{pattern!r} is not in: {self.text()}"
+            time.sleep(0.1)
+        return found
+
+    def click(self, label: str) -> None:
+        """Click the first button that can be clicked and whose text begins so."""
+
+        def there() -> WebElement | None:
+            buttons = (one for one in self.all("button") if one.is_enabled() and one.is_displayed())
+            return next((one for one in buttons if re.match(label, _words(one))), None)
+
+        button = wait_for(there)
+        self.chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
+        self.chrome.execute_script("arguments[0].click()", button)
+
+    def choose(self, label: str, option: str) -> None:
+        """Type an option into the box of this label, and take it."""
+        box = wait_for(lambda: self.all(f"input[aria-label*='{label}']"))[-1]
+        self.chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
+        box.click()
+        box.send_keys(option)
+        time.sleep(0.5)  # until the list has followed
+        box.send_keys(Keys.ENTER)
+        self.settle()
+
+    def show(self, name: str) -> None:
+        """Write what is to be seen to the documentation, if it is to be written."""
+        if SCREENSHOTS is None:
+            return
+        time.sleep(1.5)  # until the plots are drawn
+        height = self.chrome.execute_script(
+            "const main = document.querySelector('[data-testid=stMainBlockContainer]');"
+            "return main ? main.scrollHeight : 900"
+        )
+        self._resize(max(760, min(height + 20, 1700)))
+        time.sleep(1.0)
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.chrome.save_screenshot(str(SCREENSHOTS / f"dashboard-{name}.png"))
+        self._resize(900)
+
+    def _resize(self, height: int) -> None:
+        size = {"width": 1400, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def _words(element: Any) -> str:
+    """The text of a button without the names of its icons."""
+    return str(element.text).split("\n")[-1].strip()
+
+
+def stop(process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """End a stream as Ctrl-C does."""
+    process.terminate()
+    assert process.wait(60) == 0, log.read_text()

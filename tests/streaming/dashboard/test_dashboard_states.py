@@ -1,0 +1,133 @@
+"""What the dashboard shows where there is nothing, where something is broken, and to whom it shows nothing at all."""
+
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome
+
+from streaming.settings import Settings
+from tests.streaming.browser import chromium
+from tests.streaming.dashboard.conftest import Visitor, environment_of, running_dashboard
+from tests.streaming.history import commit_batch
+
+TOKEN = "a-token-for-the-tests"  # noqa: S105
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[Chrome]:
+    with chromium(width=1400) as browser:
+        yield browser
+
+
+@pytest.fixture
+def settings(tmp_path: Path, jars_dir: Path) -> Settings:
+    home = tmp_path / "home"
+    home.mkdir()
+    return Settings(home=home, jars=jars_dir)
+
+
+def test_without_anything_every_page_says_what_to_do_first(settings: Settings, chrome: Chrome) -> None:
+    expected = {
+        "": "No predictions yet: publish images",
+        "predictions": "No predictions yet: publish images",
+        "upload": "The prediction will be here",
+        "quarantine": "Nothing is quarantined",
+        "models": "No models yet: make one with",
+        "drift": "Nothing to tell yet",
+    }
+    with running_dashboard(settings) as address:
+        visitor = Visitor(chrome, address)
+        for page, text in expected.items():
+            visitor.open(page)
+            visitor.waits_for_text(text)
+    assert not settings.tables_dir.exists()
+
+
+def test_a_broken_table_and_a_silent_broker_are_one_message_each(settings: Settings, chrome: Chrome) -> None:
+    commit_batch(settings, 0, {0: (0, 30)}, bad={3})
+    with running_dashboard(settings) as address:
+        visitor = Visitor(chrome, address)
+        visitor.open("predictions")
+        visitor.waits_for_text("29 predictions")
+        visitor.open("quarantine")
+        visitor.click("Replay 1 message")
+        visitor.click("Yes, replay")
+        visitor.waits_for_text("no Kafka broker: the one of .* is not running")
+
+        log = settings.tables_dir / "predictions" / "_delta_log"
+        (log / f"{len(list(log.glob('*.json'))):020}.json").write_text("{")
+        visitor.open("predictions")
+        visitor.waits_for_text("table predictions in .* cannot be read")
+        assert "Traceback" not in visitor.text()
+
+
+def test_a_dashboard_that_is_read_only_offers_no_change(settings: Settings, chrome: Chrome) -> None:
+    commit_batch(settings, 0, {0: (0, 30)}, bad={3})
+    with running_dashboard(settings, "--read-only") as address:
+        visitor = Visitor(chrome, address)
+        visitor.open("upload")
+        visitor.waits_for_text("read-only")
+        assert not visitor.all("input[type=file]")
+        visitor.open("quarantine")
+        visitor.waits_for_text("not_an_image|truncated")
+        assert "Replay 1" not in visitor.text()
+        visitor.open("predictions")
+        visitor.click("Open")
+        visitor.waits_for_text("True label")
+        assert "Save label" not in visitor.text()
+
+
+def test_with_a_token_nothing_is_shown_before_it_is_entered(settings: Settings, chrome: Chrome) -> None:
+    file = settings.home / "token"
+    file.write_text(TOKEN)
+    with running_dashboard(settings, IMAGESTREAM_DASHBOARD_TOKEN_FILE=str(file)) as address:
+        for path in ("", "_stcore/health", "_stcore/host-config", "media/x.png"):
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(f"{address}/{path}")  # noqa: S310
+        visitor = Visitor(chrome, address)
+        chrome.get(address)
+        visitor.waits_for_text("Enter the token")
+        (box,) = visitor.all("input[name=token]")
+        box.send_keys("wrong")
+        box.submit()
+        visitor.waits_for_text("This is not the token")
+        (box,) = visitor.all("input[name=token]")
+        box.send_keys(TOKEN)
+        box.submit()
+        visitor.waits_for_text("No predictions yet")
+
+        chrome.delete_all_cookies()
+        chrome.get(f"{address}/models?token={TOKEN}")
+        visitor.waits_for_text("No models yet")
+        assert chrome.current_url == f"{address}/models"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
+def test_other_machines_are_let_in_with_a_token_only(settings: Settings, host: str) -> None:
+    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "dashboard", "--host", host]
+    done = subprocess.run(
+        command, env=environment_of(settings), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "wants a token there" in line
+    assert "IMAGESTREAM_DASHBOARD_TOKEN_FILE" in line
+
+
+def test_a_page_of_another_site_cannot_open_the_websocket(settings: Settings, chrome: Chrome) -> None:
+    tried = """
+        const done = arguments[arguments.length - 1];
+        const socket = new WebSocket(arguments[0]);
+        socket.onopen = () => done("open"); socket.onerror = () => done("refused");
+    """
+    with running_dashboard(settings) as address:
+        socket = address.replace("http", "ws") + "/_stcore/stream"
+        chrome.get("data:text/html,another site")
+        assert chrome.execute_async_script(tried, socket) == "refused"
+        chrome.get(f"{address}/_stcore/health")
+        assert chrome.execute_async_script(tried, socket) == "open"

@@ -1,0 +1,62 @@
+"""Pictures of images that only Kafka still has, from a real broker."""
+
+import hashlib
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from streaming.dashboard.pictures import Pictures, Wanted
+from streaming.images.dataset import digit_images
+from streaming.settings import Settings
+from tests.streaming.history import new_topic
+
+HOSTILE = b"\x89PNG\r\n\x1a\n" + b"\xff" * 200
+
+
+@pytest.fixture(scope="module")
+def published(broker: Settings) -> tuple[Settings, list[Wanted]]:
+    """A topic of 30 digits and a message that is none, and where each is."""
+    from kafka import KafkaProducer
+
+    settings = broker.model_copy(update={"topic": new_topic()})
+    producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
+    wanted = []
+    for data in [*(data for _, _, data in digit_images(30)), HOSTILE]:
+        image_id = hashlib.sha256(data).hexdigest()
+        placed = producer.send(settings.topic, data, key=image_id.encode()).get(timeout=30)
+        wanted.append(Wanted(settings.topic, placed.partition, placed.offset, image_id))
+    producer.close()
+    return settings, wanted
+
+
+def test_an_image_that_kafka_has_becomes_a_small_picture(published: tuple[Settings, list[Wanted]]) -> None:
+    settings, (*digits, hostile) = published
+    found = Pictures(settings).of([*digits[::3], hostile])
+    assert list(found) == digits[::3]
+    for made in found.values():
+        with Image.open(BytesIO(made)) as image:
+            assert (image.format, image.size) == ("PNG", (224, 224))
+
+
+def test_what_kafka_does_not_have_or_has_something_else_for_is_left_out(
+    published: tuple[Settings, list[Wanted]],
+) -> None:
+    settings, (first, second, *_) = published
+    gone = replace(first, offset=10_000)
+    of_an_earlier_topic = replace(first, image_id=second.image_id, offset=first.offset)
+    no_such_topic = replace(second, topic=new_topic())
+    assert Pictures(settings).of([gone, of_an_earlier_topic]) == {}
+    assert Pictures(settings).of([no_such_topic]) == {}
+
+
+def test_without_a_broker_the_file_that_was_published_is_shown_if_it_is_the_same(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    (_, _, data), *_ = digit_images(1)
+    file = tmp_path / "digit.png"
+    file.write_bytes(data)
+    same = Wanted("images", 0, 0, hashlib.sha256(data).hexdigest(), str(file))
+    other = replace(same, image_id="0" * 64)
+    assert list(Pictures(settings).of([same, other])) == [same]
