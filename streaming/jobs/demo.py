@@ -137,7 +137,8 @@ def _write_non_images(folder: Path) -> Path:
 
 
 def _command(settings: Settings, *arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "streaming", "--home", str(settings.home), *map(str, arguments)]
+    config = ["--config", str(settings.config)] if settings.config else []
+    return [sys.executable, "-m", "streaming", "--home", str(settings.home), *config, *map(str, arguments)]
 
 
 def _imagestream(settings: Settings, *arguments: str | Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from streaming.cli.config import lines, shown
 from streaming.errors import ServiceError
+from streaming.jobs.demo import _command as demo_command
 from streaming.settings import Settings, read_configuration, read_settings
 
 
@@ -153,3 +154,13 @@ def test_help_and_init_work_beside_a_file_that_is_wrong(folder: Path) -> None:
     assert imagestream("models", "list", "--help").returncode == 0
     assert imagestream("config", "init", "new.toml").returncode == 0
     assert imagestream("models", "list").stderr.startswith("error: configuration file imagestream.toml is no TOML")
+
+
+def test_the_processes_that_the_demo_starts_read_the_same_file(folder: Path) -> None:
+    file = write(folder / "etc" / "own.toml", 'home = "data"\ntopic = "photos"\n')
+    settings = read_settings(config=file)
+    command = demo_command(settings, "config", "show", "--json", "settings.json")
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    assert found["topic"] == {"value": "photos", "from": f"{file}: topic"}
+    assert found["home"] == {"value": str(folder / "etc" / "data"), "from": "--home"}
