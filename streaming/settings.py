@@ -155,8 +155,8 @@ def _from_environment() -> dict[str, Any]:
 
 def _from_file(chosen: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
     """The configuration file, if there is one, and what it gives."""
-    file = DEFAULT_FILE if chosen is None else Path(chosen).expanduser()
-    if chosen is None and not file.is_file():
+    file = Path(chosen).expanduser() if chosen else DEFAULT_FILE  # a variable that is empty names none
+    if not chosen and not file.is_file():
         return None, {}
     names = Settings.model_fields.keys() - {"config"}  # a file does not name another
     return file.absolute(), read_config_file(file, names, {name for name in names if is_place(name)})

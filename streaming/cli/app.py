@@ -27,8 +27,8 @@ EXIT_CODES = {
     EXIT_INTERRUPTED: "interrupted with Ctrl-C, or SIGTERM",
 }
 
-# No emoji codes: a file or a host may be called a:b:c.
-out = Console(soft_wrap=True, emoji=False)
+# No emoji codes: a file or a host may be called a:b:c. What goes into a pipe or file is never cut to fit a terminal.
+out = Console(soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else 10_000)
 err = Console(stderr=True, soft_wrap=True, emoji=False)
 
 app = typer.Typer(

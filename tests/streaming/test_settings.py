@@ -68,6 +68,8 @@ def test_the_named_file_is_read_instead_of_the_one_here(folder: Path, monkeypatc
     monkeypatch.setenv("IMAGESTREAM_CONFIG", str(first))
     assert read_settings().topic == "one"
     assert read_settings(config=second).topic == "two"
+    monkeypatch.setenv("IMAGESTREAM_CONFIG", "")
+    assert read_settings().topic == "here"
 
 
 def test_a_setting_with_a_name_of_its_own_is_called_so_in_the_environment_and_plainly_in_the_file(
@@ -124,10 +126,11 @@ def test_show_tells_each_value_and_where_it_comes_from(folder: Path) -> None:
     assert set(found) == set(Settings.model_fields)
     assert "secret" not in done.stdout
     assert all(name in done.stdout for name in found)
+    assert f"{file}: home" in done.stdout  # whole, however long, where it is no terminal
 
 
 def test_a_url_is_shown_without_its_password() -> None:
-    assert shown("https://user:pass@host/path") == "https://***@host/path"
+    assert shown("https://user:pass@host/path") == "https://***@host/path"  # pragma: allowlist secret
     assert shown("host:9092") == "host:9092"
 
 
