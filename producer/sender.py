@@ -5,9 +5,11 @@ kafka-python itself is imported late, since Spark workers import this package fo
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from types import MappingProxyType
@@ -26,7 +28,20 @@ IN_FLIGHT_BYTES = 64 * 1024 * 1024  # kafka-python 3 has no bound of its own on 
 IN_FLIGHT_MESSAGES = 20_000
 BATCH_BYTES = 512 * 1024  # some twenty images of 24 KB, and below the smallest usual limit of a broker, 1 MB
 LINGER_MS = 10
+REMAKE_S = 2.0  # where no broker answers, for so long none is asked again
 OPEN: Mapping[str, Any] = MappingProxyType({})  # the arguments of a client that talks to an open broker
+
+
+@dataclass(eq=False, slots=True)
+class _Promise:
+    """A message under way: its bytes, what becomes of it, and since when."""
+
+    bytes: int
+    delivery: "Future[Delivery]" = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.delivery.set_running_or_notify_cancel()  # from now on nobody can cancel it
 
 
 class Sender:
@@ -60,10 +75,12 @@ class Sender:
         self._connect_timeout_s = connect_timeout_s
         self._patience_s = DELIVERY_TIMEOUT_S if delivery_timeout_s is None else delivery_timeout_s
         self._numbers = count()
-        self._under_way: dict[int, tuple[Future[Delivery], int]] = {}  # number → what is promised, bytes
+        self._under_way: dict[int, _Promise] = {}  # by number, the oldest first
         self._in_flight_bytes = 0
         self._changed = threading.Condition()
         self._making = threading.Lock()
+        self._suspect: KafkaProducer | None = None  # it failed to deliver a message
+        self._make_again = 0.0
         admin = _admin(bootstrap_servers, connect_timeout_s, client)
         try:
             self.max_message_bytes = _topic_limit(admin, bootstrap_servers, topic)
@@ -80,21 +97,21 @@ class Sender:
         """
         from kafka.errors import KafkaError
 
-        size = len(message.value)
-        promised: Future[Delivery] = Future()
+        promise = _Promise(len(message.value))
         with self._changed:
-            self._wait_until(lambda: self._has_room(size))
+            self._wait_until(lambda: self._has_room(promise.bytes))
             number = next(self._numbers)
-            self._under_way[number] = (promised, size)
-            self._in_flight_bytes += size
+            self._under_way[number] = promise
+            self._in_flight_bytes += promise.bytes
         try:
-            sending = self._usable_producer().send(self.topic, message.value, message.key, message.headers)
+            producer = self._usable_producer()
+            sending = producer.send(self.topic, message.value, message.key, message.headers)
         except (KafkaError, PublishError) as error:
-            self._on_failed(number, error)
+            self._on_failed(number, None, error)
         else:
             sending.add_callback(partial(self._on_sent, number))
-            sending.add_errback(partial(self._on_failed, number))
-        return promised
+            sending.add_errback(partial(self._on_failed, number, producer))
+        return promise.delivery
 
     def finish(self) -> None:
         """Wait for the answers to everything that is under way."""
@@ -136,12 +153,12 @@ class Sender:
         # An answer may come after we have given up on it: what was told about that message stands.
         if number not in self._under_way:
             return
-        promised, size = self._under_way.pop(number)
-        self._in_flight_bytes -= size
+        promise = self._under_way.pop(number)
+        self._in_flight_bytes -= promise.bytes
         if isinstance(outcome, Delivery):
-            promised.set_result(outcome)
+            promise.delivery.set_result(outcome)
         else:
-            promised.set_exception(outcome)
+            promise.delivery.set_exception(outcome)
         self._changed.notify_all()
 
     # The callbacks run on the producer's own thread.
@@ -150,19 +167,34 @@ class Sender:
         with self._changed:
             self._settle(number, Delivery(metadata.topic, metadata.partition, metadata.offset))
 
-    def _on_failed(self, number: int, error: BaseException) -> None:
+    def _on_failed(self, number: int, producer: "KafkaProducer | None", error: BaseException) -> None:
         with self._changed:
+            self._suspect = producer or self._suspect
             self._settle(number, PublishError(str(error) or type(error).__name__))
 
     def _usable_producer(self) -> "KafkaProducer":
-        # An idempotent producer of kafka-python 3.0.12 refuses everything after an error that it takes for fatal, such
-        # as one message larger than a limit that was lowered meanwhile.
+        """The producer, or a new one after a failure.
+
+        An idempotent producer of kafka-python 3.0.12 may send nothing any more, and not say so, after one message was
+        not acknowledged in time; and it refuses everything after an error that it takes for fatal.
+        """
         with self._making:
-            manager = self._producer._transaction_manager
-            if manager is not None and manager.has_fatal_error():
-                _close(self._producer)
-                self._producer = self._make_producer()
+            if self._suspect is self._producer or self._is_stuck():
+                if time.monotonic() < self._make_again:
+                    raise PublishError(f"no Kafka broker answers at {self._servers!r}")
+                suspect = self._producer
+                try:
+                    self._producer = self._make_producer()
+                except PublishError:
+                    self._make_again = time.monotonic() + REMAKE_S
+                    raise
+                _close(suspect)
             return self._producer
+
+    def _is_stuck(self) -> bool:
+        with self._changed:
+            oldest = next(iter(self._under_way.values()))
+            return time.monotonic() - oldest.since > 2 * self._patience_s
 
     def _make_producer(self) -> "KafkaProducer":
         from kafka import KafkaProducer

@@ -35,16 +35,19 @@ def gateway(
     from producer.sender import Sender
     from streaming.gateway.access import check_binding, read_key
     from streaming.gateway.app import create_app
-    from streaming.gateway.serve import listen, serve
+    from streaming.gateway.serve import listen, make_server
     from streaming.gateway.service import Broker
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
+    from streaming.platform.topic import Right, check_access
     from streaming.settings import with_options
+    from streaming.signals import stop_signals
 
     settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
     key = read_key(settings.gateway_api_key_file)
     check_binding(host, key)
     servers, client = home_servers(settings), client_arguments(settings)
+    check_access(servers, settings.topic, client, Right.WRITE)
     sender = Sender(servers, settings.topic, delivery_timeout_s=ACKNOWLEDGED_S, client=client)
     try:
         largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)
@@ -54,6 +57,8 @@ def gateway(
         with listen(host, port) as listener:
             url_host = f"[{host}]" if ":" in host else host
             out.print(f"gateway: http://{url_host}:{listener.getsockname()[1]}/docs", highlight=False)
-            serve(create_app(settings, broker, key), listener, access_log=access_log)
+            server = make_server(create_app(settings, broker, key), access_log=access_log)
+            with stop_signals():  # uvicorn raises the signal again when it has stopped: then it is done with
+                server.run(sockets=[listener])
     finally:
         sender.close()

@@ -8,10 +8,12 @@ which a page could have been given.
 import hmac
 import ipaddress
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
-from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from streaming.errors import ServiceError
 
@@ -61,28 +63,31 @@ def check_binding(host: str, key: str | None) -> None:
         )
 
 
-class Access:
+def access(key: str | None) -> Callable[..., None]:
     """A FastAPI dependency that lets a request pass or refuses it, before its body is read."""
 
-    def __init__(self, key: str | None) -> None:
-        self._key = key.encode() if key is not None else None
-
-    def __call__(
-        self,
+    def with_key(
         request: Request,
-        header: str | None = Depends(header_key),
-        bearer: object = Depends(bearer_key),
+        header: Annotated[str | None, Depends(header_key)],
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer_key)],
     ) -> None:
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
-            raise HTTPException(403, "requests from the pages of another site are refused")
-        if self._key is None:
-            if not is_loopback(PORT.sub("", host)):
-                raise HTTPException(403, "without an API key the gateway answers to this machine's own name only")
-            return
-        given = header if header is not None else getattr(bearer, "credentials", "")
-        if not hmac.compare_digest(given.encode(), self._key):
+        refuse_other_sites(request)
+        given = header if header is not None else bearer.credentials if bearer is not None else ""
+        if not hmac.compare_digest(given.encode(), (key or "").encode()):
             raise HTTPException(
                 401, "expected the API key in X-API-Key or as a bearer token", {"WWW-Authenticate": "Bearer"}
             )
+
+    def without_key(request: Request) -> None:
+        refuse_other_sites(request)
+        if not is_loopback(PORT.sub("", request.headers.get("host", ""))):
+            raise HTTPException(403, "without an API key the gateway answers to this machine's own name only")
+
+    return without_key if key is None else with_key
+
+
+def refuse_other_sites(request: Request) -> None:
+    """403 for what a browser sends on behalf of another site's page."""
+    origin = request.headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("host", ""):
+        raise HTTPException(403, "requests from the pages of another site are refused")

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 
 from producer.message import MAGIC
 from streaming.errors import ServiceError
-from streaming.gateway.access import Access
+from streaming.gateway.access import access
 from streaming.gateway.answers import IMAGE_ID, Accepted, Answer, Health, Problem, Unknown
 from streaming.gateway.lookup import Lookup
 from streaming.gateway.service import Broker, Service
@@ -65,9 +65,9 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         lifespan=lifespan,
         redoc_url=None,
     )
-    access = Depends(Access(api_key))
-    _take_images(app, service, access)
-    _tell_predictions(app, service, access)
+    allowed = Depends(access(api_key))
+    _take_images(app, service, allowed)
+    _tell_predictions(app, service, allowed)
     _tell_health(app, service)
     _tell_problems(app)
     return app
@@ -81,11 +81,11 @@ def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 REFUSED = _problems(401, 403, 422, 503)
 
 
-def _take_images(app: FastAPI, service: Service, access: Any) -> None:
+def _take_images(app: FastAPI, service: Service, allowed: Any) -> None:
     @app.post(
         "/images",
         status_code=202,
-        dependencies=[access],
+        dependencies=[allowed],
         responses=REFUSED | _problems(400, 408, 413, 415),
         openapi_extra={"requestBody": BODY},
     )
@@ -105,11 +105,11 @@ def _take_images(app: FastAPI, service: Service, access: Any) -> None:
         return await service.publish(request, label, trace)
 
 
-def _tell_predictions(app: FastAPI, service: Service, access: Any) -> None:
+def _tell_predictions(app: FastAPI, service: Service, allowed: Any) -> None:
     @app.get(
         "/predictions/{image_id}",
         response_model=Answer,
-        dependencies=[access],
+        dependencies=[allowed],
         responses=REFUSED | {404: {"model": Unknown}},
     )
     async def predictions(

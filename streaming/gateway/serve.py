@@ -27,8 +27,8 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(app: FastAPI, listener: socket.socket, *, access_log: bool = False) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, then finish those under way."""
+def make_server(app: FastAPI, *, access_log: bool = False) -> uvicorn.Server:
+    """A server whose `run(sockets=[…])` answers requests until SIGTERM or Ctrl-C, then finishes those under way."""
     config = uvicorn.Config(
         app,
         log_level="info" if access_log else "warning",
@@ -39,4 +39,4 @@ def serve(app: FastAPI, listener: socket.socket, *, access_log: bool = False) ->
         timeout_keep_alive=IDLE_S,
         limit_concurrency=MAX_CONNECTIONS,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)

@@ -76,6 +76,7 @@ class Service:
             async with asyncio.timeout(self._broker.timeout_s):
                 sending = await asyncio.get_running_loop().run_in_executor(self._sends, self._broker.send, message)
                 answer = asyncio.wrap_future(sending)
+                answer.add_done_callback(asyncio.Future.exception)  # it may come when nobody waits for it any more
                 await asyncio.wait([answer])
         except TimeoutError as error:
             raise ServiceError("the broker did not acknowledge the image in time: send it again") from error

@@ -1,0 +1,406 @@
+"""The gateway over real HTTP with a real broker and real tables: what it takes, what it refuses, what it tells."""
+
+import hashlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as examples
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS
+
+from producer.message import HEADER_LABEL, HEADER_TRACEPARENT, read_headers
+from producer.sender import Sender
+from streaming.cli import commands  # noqa: F401  registers every command
+from streaming.cli.app import run as run_command
+from streaming.gateway.app import create_app
+from streaming.gateway.lookup import Lookup
+from streaming.gateway.serve import listen, make_server
+from streaming.gateway.service import Broker
+from streaming.platform.broker import bootstrap_servers, running_broker
+from streaming.settings import Settings
+from streaming.tables import SCHEMAS, Table
+from tests.producer.topics import create_topic, messages
+
+JPEG = b"\xff\xd8\xff"
+JPEG_TYPE = {"Content-Type": "image/jpeg"}
+KEY = "a key of thirty-two characters.."
+MAX_BYTES = 200_000
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def image_id(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def served(settings: Settings, broker: Broker, key: str | None = None) -> Iterator[httpx.Client]:
+    """A client of a gateway that runs on a thread of this process, behind a real socket."""
+    with listen("127.0.0.1", 0) as listener:
+        server = make_server(create_app(settings, broker, key))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            limits = httpx.Limits(max_connections=200)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            with httpx.Client(base_url=url, timeout=60, limits=limits) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def topic(broker: Settings) -> str:
+    name = f"gateway-{uuid.uuid4().hex[:8]}"
+    create_topic(bootstrap_servers(broker), name, partitions=3)
+    return name
+
+
+@pytest.fixture(scope="module")
+def sender(broker: Settings, topic: str) -> Iterator[Sender]:
+    sender = Sender(bootstrap_servers(broker), topic, delivery_timeout_s=3)
+    yield sender
+    sender.close()
+
+
+@pytest.fixture(scope="module")
+def kafka(sender: Sender) -> Broker:
+    return Broker(MAX_BYTES, sender.send, sender.answers, 3.0)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(home=tmp_path_factory.mktemp("gateway"))
+
+
+@pytest.fixture(scope="module")
+def client(home: Settings, kafka: Broker) -> Iterator[httpx.Client]:
+    with served(home, kafka) as client:
+        yield client
+
+
+def at(found: list[Any], answer: dict[str, Any]) -> Any:
+    """The message where an answer says that it is."""
+    (message,) = [one for one in found if (one.partition, one.offset) == (answer["partition"], answer["offset"])]
+    return message
+
+
+def append(settings: Settings, table: str, rows: list[dict[str, Any]]) -> None:
+    schema = SCHEMAS[table][0]
+    nothing: dict[str, Any] = dict.fromkeys(schema.names)
+    data = pa.Table.from_pylist([nothing | row for row in rows], schema)
+    Table(settings.tables_dir, table).append(data, uuid.uuid4().hex, 1)
+
+
+def prediction(data: bytes, label: str, offset: int = 0, scored_at: datetime = NOW) -> dict[str, Any]:
+    return {
+        "image_id": image_id(data),
+        "topic": "images",
+        "partition": 0,
+        "offset": offset,
+        "label": label,
+        "confidence": 0.75,
+        "top_k": [{"label": label, "probability": 0.75}, {"label": "other", "probability": 0.25}],
+        "model_version": 3,
+        "scored_at": scored_at,
+        "date": scored_at.date(),
+    }
+
+
+def test_two_hundred_uploads_at_once_are_each_in_the_topic_where_the_answer_says(
+    client: httpx.Client, broker: Settings, topic: str
+) -> None:
+    images = [JPEG + str(number).encode() + os.urandom(2_000 + 900 * number) for number in range(200)]
+
+    def upload(number: int) -> httpx.Response:
+        if number % 2:
+            return client.post("/images", files={"file": ("a.jpg", images[number])}, data={"label": f"odd {number}"})
+        return client.post(f"/images?label=even+{number}", content=images[number], headers=JPEG_TYPE)
+
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(upload, range(200)))
+    assert {answer.status_code for answer in answers} == {202}
+    found = {(one.partition, one.offset): one for one in messages(bootstrap_servers(broker), topic)}
+    for number, (image, answer) in enumerate(zip(images, map(httpx.Response.json, answers), strict=True)):
+        message = found[answer["partition"], answer["offset"]]
+        assert (answer["topic"], answer["image_id"], message.key.decode()) == (topic, image_id(image), image_id(image))
+        assert message.value == image
+        assert read_headers(message.headers).label == f"{'odd' if number % 2 else 'even'} {number}"
+
+
+def test_trace_and_content_type_go_with_the_image(client: httpx.Client, broker: Settings, topic: str) -> None:
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    answer = client.post("/images", content=JPEG + b"traced", headers=JPEG_TYPE | {"traceparent": trace})
+    headers = dict(at(messages(bootstrap_servers(broker), topic), answer.json()).headers)
+    assert headers[HEADER_TRACEPARENT].decode() == trace
+    assert headers["content-type"] == b"image/jpeg"
+    assert HEADER_LABEL not in headers
+    for nonsense in ("x", f"00-{'A' * 32}-{'b' * 16}-01"):
+        headers = JPEG_TYPE | {"traceparent": nonsense}
+        assert client.post("/images", content=JPEG + b"traced", headers=headers).status_code == 202
+
+
+def chunks(size: int) -> Iterator[bytes]:
+    yield JPEG
+    for _ in range(size // 1000):
+        yield bytes(1000)
+
+
+def form(name: str, content: bytes) -> dict[str, Any]:
+    return {"files": {name: ("a.jpg", content)}}
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "detail"),
+    [
+        ({"content": JPEG + bytes(MAX_BYTES), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes"),
+        ({"content": chunks(MAX_BYTES * 50), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes"),
+        (form("file", JPEG + bytes(MAX_BYTES)), 413, "at most 200,000 bytes"),
+        (form("file", JPEG + bytes(MAX_BYTES * 50)), 413, "at most 200,000 bytes"),
+        ({"content": b"a text", "headers": JPEG_TYPE}, 415, "expected an image"),
+        (form("file", b"a text"), 415, "expected an image"),
+        ({"content": JPEG, "headers": {"Content-Type": "text/plain"}}, 415, "expected multipart/form-data"),
+        ({"content": JPEG}, 415, "expected multipart/form-data"),
+        ({"content": b"", "headers": JPEG_TYPE}, 400, "the upload is empty"),
+        (form("file", b""), 400, "the upload is empty"),
+        (form("image", JPEG), 422, "field file"),
+        ({"content": JPEG, "headers": {"Content-Type": "multipart/form-data"}}, 400, "Missing boundary"),
+        ({"content": JPEG, "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, "multipart body"),
+        ({"files": {"file": ("a.jpg", JPEG), "b": ("b.jpg", JPEG)}}, 400, "Too many files"),
+        (form("file", JPEG) | {"data": {"label": "x" * 201}}, 422, "expected 1 to 200 printable characters"),
+        (form("file", JPEG) | {"data": {"label": "a\x00b"}}, 422, "expected 1 to 200 printable characters"),
+        ({"content": JPEG, "headers": JPEG_TYPE, "params": {"label": "x" * 201}}, 422, "label: .*at most 200"),
+        ({"content": JPEG, "headers": JPEG_TYPE | {"Origin": "https://elsewhere.test"}}, 403, "pages of another site"),
+        ({"content": JPEG, "headers": JPEG_TYPE | {"Host": "elsewhere.test"}}, 403, "own name only"),
+    ],
+)
+def test_what_is_no_image_to_take_is_refused_in_one_line(
+    client: httpx.Client, request_: dict[str, Any], code: int, detail: str
+) -> None:
+    answer = client.post("/images", **request_)
+    assert answer.status_code == code, answer.text
+    assert re.search(detail, answer.json()["detail"]), answer.text
+    assert "\n" not in answer.json()["detail"]
+
+
+def test_an_upload_without_an_end_is_answered_at_the_limit(client: httpx.Client) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
+        head = f"POST /images HTTP/1.1\r\nHost: 127.0.0.1:{client.base_url.port}\r\nContent-Type: image/jpeg\r\n"
+        connection.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(MAX_BYTES // 0x10000 + 1):
+            connection.sendall(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_with_a_key_only_its_holder_is_let_in(home: Settings, kafka: Broker) -> None:
+    with served(home, kafka, KEY) as client:
+        path = f"/predictions/{'0' * 64}"
+        wrong = [{}, {"X-API-Key": KEY[:-1]}, {"X-API-Key": "ä" * 32}, {"Authorization": f"Basic {KEY}"}]
+        for headers in [*wrong, {"Authorization": "Bearer x"}]:
+            encoded = {name: value.encode() for name, value in headers.items()}
+            answer = client.get(path, headers=encoded)
+            assert (answer.status_code, list(answer.json())) == (401, ["detail"])
+            assert client.post("/images", content=JPEG, headers=JPEG_TYPE | encoded).status_code == 401
+        for headers in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
+            assert client.get(path, headers=headers).status_code == 404
+            assert client.post("/images", content=JPEG, headers=JPEG_TYPE | headers).status_code == 202
+        other = {"X-API-Key": KEY, "Origin": "https://elsewhere.test"}
+        assert client.post("/images", content=JPEG, headers=JPEG_TYPE | other).status_code == 403
+        for open_to_all in ("/healthz", "/readyz", "/openapi.json", "/docs"):
+            assert client.get(open_to_all).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "reason"),
+    [
+        (None, ["--host", "192.0.2.1"], "--host 192.0.2.1 lets other machines in: give the gateway an API key"),
+        (None, ["--host", "::"], "--host :: lets other machines in"),
+        (b"short", [], "expected at least 16 printable characters, got 5"),
+        (b"\xff" * 40, [], "cannot be read"),
+    ],
+)
+def test_a_gateway_that_others_could_use_without_a_key_is_not_started(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    content: bytes | None,
+    arguments: list[str],
+    reason: str,
+) -> None:
+    if content is not None:
+        (tmp_path / "key").write_bytes(content)
+        monkeypatch.setenv("IMAGESTREAM_GATEWAY_API_KEY_FILE", str(tmp_path / "key"))
+    with pytest.raises(SystemExit) as ended:
+        run_command(["--home", str(tmp_path), "gateway", *arguments])
+    told = capsys.readouterr().err
+    assert (ended.value.code, told.count("\n")) == (1, 1)
+    assert reason in told
+
+
+def test_an_image_is_unknown_then_predicted_with_every_row_the_latest_first(
+    client: httpx.Client, home: Settings
+) -> None:
+    image = os.urandom(20)
+    path = f"/predictions/{image_id(image)}"
+    unknown = client.get(path)
+    assert (unknown.status_code, unknown.json()) == (404, {"image_id": image_id(image), "status": "unknown"})
+
+    later = NOW + timedelta(days=1)
+    append(home, "predictions", [prediction(image, "cat", 7), prediction(b"another", "dog", 8)])
+    append(home, "predictions", [prediction(image, "tiger", 9, later)])
+    answer = client.get(path, params={"wait": 5}).json()
+    assert answer["status"] == "predicted"
+    assert [(row["label"], row["offset"]) for row in answer["predictions"]] == [("tiger", 9), ("cat", 7)]
+    assert answer["predictions"][0]["top_k"] == [
+        {"label": "tiger", "probability": 0.75},
+        {"label": "other", "probability": 0.25},
+    ]
+    assert answer["predictions"][0]["scored_at"] == later.isoformat().replace("+00:00", "Z")
+    assert answer["quarantined"] == []
+
+
+def test_a_quarantined_image_is_told_with_its_reason_and_without_its_bytes(
+    client: httpx.Client, home: Settings
+) -> None:
+    image = os.urandom(20)
+    place = {"topic": "images", "partition": 1, "offset": 4, "value": image, "quarantined_at": NOW}
+    told = {"stage": "decode", "reason": "truncated", "detail": "it ends after 20 bytes"}
+    append(home, "quarantine", [{"image_id": image_id(image)} | place | told])
+    answer = client.get(f"/predictions/{image_id(image)}", params={"wait": 5}).json()
+    assert (answer["status"], answer["predictions"]) == ("quarantined", [])
+    (row,) = answer["quarantined"]
+    assert told.items() <= row.items()
+    assert "value" not in row
+
+
+def test_who_waits_is_answered_when_the_row_comes(client: httpx.Client, home: Settings) -> None:
+    image = os.urandom(20)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(client.get, f"/predictions/{image_id(image)}", params={"wait": 30}) for _ in range(8)]
+        append(home, "predictions", [prediction(image, "cat")])
+        answers = [one.result().json() for one in waiting]
+    assert {answer["predictions"][0]["label"] for answer in answers} == {"cat"}
+
+
+def test_a_lookup_goes_on_after_the_tables_were_compacted_and_vacuumed(tmp_path: Path) -> None:
+    from deltalake import DeltaTable
+
+    settings = Settings(home=tmp_path)
+    for number in range(3):
+        append(settings, "predictions", [prediction(b"%d" % number, "cat", number)])
+    lookup = Lookup(settings.tables_dir)
+    assert lookup.find(image_id(b"1"))
+    table = DeltaTable(settings.tables_dir / "predictions")
+    table.optimize.compact()
+    table.vacuum(0, dry_run=False, enforce_retention_duration=False)
+    for number in range(3):
+        assert [row["offset"] for row in lookup.find(image_id(b"%d" % number)).rows["predictions"]] == [number]
+    lookup.close()
+
+
+@pytest.mark.parametrize("path", ["/predictions/xyz", f"/predictions/{'A' * 64}", f"/predictions/{'0' * 64}?wait=31"])
+def test_a_question_that_is_none_is_refused_in_one_line(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, list(answer.json())) == (422, ["detail"])
+
+
+def test_a_broker_that_falls_silent_is_told_and_the_gateway_goes_on_when_it_is_back(
+    client: httpx.Client, broker: Settings
+) -> None:
+    state = running_broker(broker.model_copy(update={"bootstrap_servers": None}))
+    assert state is not None
+    assert client.get("/readyz").status_code == 200
+    os.kill(state.pid, signal.SIGSTOP)
+    try:
+        answer = client.post("/images", content=JPEG + b"in vain", headers=JPEG_TYPE)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert "send it again" in answer.json()["detail"]
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+    finally:
+        os.kill(state.pid, signal.SIGCONT)
+    again = [client.post("/images", content=JPEG + b"again", headers=JPEG_TYPE).status_code for _ in range(3)]
+    assert again[-1] == 202
+
+
+@pytest.fixture
+def process(broker: Settings, topic: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`imagestream gateway` as a process of its own, and where it listens."""
+    command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "gateway", "--port", "0", "--topic", topic]
+    command += ["--bootstrap-servers", bootstrap_servers(broker)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None
+            said = running.stdout.readline()
+            address = re.fullmatch(r"gateway: (http://127\.0\.0\.1:\d+)/docs\n", said)
+            assert address, said
+            yield running, address[1]
+        finally:
+            running.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_finishes_the_upload_under_way(
+    process: tuple[subprocess.Popen[str], str], broker: Settings, topic: str, number: signal.Signals
+) -> None:
+    running, url = process
+    image = JPEG + os.urandom(10_000)
+
+    def slowly() -> Iterator[bytes]:
+        yield image[:5_000]
+        time.sleep(0.5)  # for it to be taken in: a connection that was not is nobody's yet
+        running.send_signal(number)
+        refused = False
+        while not refused:  # it takes no more connections, and goes on with this one
+            try:
+                socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=1).close()
+            except OSError:
+                refused = True
+        yield image[5_000:]
+
+    answer = httpx.post(f"{url}/images", content=slowly(), headers=JPEG_TYPE, timeout=30)
+    assert answer.status_code == 202
+    assert running.wait(30) == 0
+    assert running.stderr is not None
+    assert running.stderr.read() == ""
+    assert at(messages(bootstrap_servers(broker), topic), answer.json()).value == image
+
+
+def test_whatever_comes_is_answered_as_openapi_says(
+    home: Settings, kafka: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests made from the gateway's own description, sound ones and others, over real HTTP."""
+    monkeypatch.setattr("streaming.gateway.app.MAX_WAIT_S", 0.1)  # none of the images is ever scored
+    with served(home, kafka, KEY) as client:
+        schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+        not_asked = [CHECKS.get_one("positive_data_acceptance")]  # what the schema calls sound need not be an image
+        operations = [result.ok() for result in schema.get_all_operations()]
+        assert {operation.label for operation in operations} >= {"POST /images", "GET /predictions/{image_id}"}
+        for operation in operations:
+            takes_nothing = operation.path in {"/healthz", "/readyz"}
+            for mode in [GenerationMode.POSITIVE] if takes_nothing else GenerationMode:
+
+                @examples(max_examples=20, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+                @given(case=operation.as_strategy(generation_mode=mode))
+                def answered(case: Any) -> None:
+                    case.call_and_validate(timeout=40, headers={"X-API-Key": KEY}, excluded_checks=not_asked)
+
+                answered()
