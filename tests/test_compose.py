@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,19 @@ def test_dockerfile_has_nothing_that_hadolint_minds() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([hadolint, CHECKOUT / "Dockerfile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_secrets_are_made_as_the_document_says(tmp_path: Path) -> None:
+    text = (CHECKOUT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    steps = re.search(r"^    mkdir -m 700 secrets &&.*?^    chmod[^\n#]*", text, re.MULTILINE | re.DOTALL)
+    assert steps
+    script = "\n".join(line.strip() for line in steps[0].splitlines())
+    subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, check=True, timeout=60)  # noqa: S607
+    made = tmp_path / "secrets"
+    wanted = set(SECURE["secrets"])
+    assert wanted <= {path.name for path in made.iterdir()}
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(made / "broker.pem")
+    names = ["-verify_hostname", "kafka", "-CAfile", str(made / "ca.pem"), str(made / "broker.crt")]
+    subprocess.run(["openssl", "verify", *names], capture_output=True, check=True)  # noqa: S607

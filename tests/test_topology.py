@@ -26,7 +26,7 @@ IMAGES = 300
 PER_BATCH = 60
 PATIENCE_S = 90.0
 LOOPBACK = "127.0.0.1"
-API_KEY = "a key of the topology test"
+API_KEY = "a key of the topology test"  # pragma: allowlist secret
 
 T = TypeVar("T")
 

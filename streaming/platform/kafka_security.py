@@ -107,9 +107,9 @@ def _check_certificates(settings: Settings) -> None:
     if certificate is None or key is None:
         return
     _text("kafka_certificate_file", certificate)
-    if "-----BEGIN PRIVATE KEY-----" not in _text("kafka_key_file", key):
+    if "-----BEGIN PRIVATE KEY-----" not in _text("kafka_key_file", key):  # pragma: allowlist secret
         raise ServiceError(
-            f"IMAGESTREAM_KAFKA_KEY_FILE: expected a PKCS#8 key without a passphrase in {key} ('BEGIN PRIVATE KEY'); "
+            f"IMAGESTREAM_KAFKA_KEY_FILE: expected a PKCS#8 key without a passphrase in {key}; "
             "make it one with `openssl pkcs8 -topk8 -nocrypt`"
         )
     try:

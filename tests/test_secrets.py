@@ -1,0 +1,49 @@
+"""The scan for secrets of `make check`: quiet on what is committed, loud where a key has slipped in."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent
+SCAN = Path(sys.executable).with_name("detect-secrets-hook")
+# As in the Makefile. A hash is no secret; a line that only looks like one says so: `pragma: allowlist secret`.
+OPTIONS = ["--no-verify", "--exclude-files", r"\.lock$", "--exclude-lines", "SHA256 ="]
+
+# Put together here, so that this file has none of them.
+PLANTED = {
+    "a cloud key": "AWS_KEY = '" + "AKIA" + "Z7VRSQ5TJN2XMLDP" + "'",
+    "a private key": "-----BEGIN " + "RSA PRIVATE" + " KEY-----\nMIIEow\n",
+    "a password in a URL": "url = 'https://admin:" + "hunter22" + "@kafka.example.com/'",
+    "a password in a setting": "kafka_pass" + "word = 'Zx81-correct-horse'",
+}
+
+
+def scan(*files: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SCAN, *OPTIONS, *files], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+
+def test_what_is_committed_holds_no_secret() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=CHECKOUT, capture_output=True, text=True, check=False)  # noqa: S607
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    done = scan(*filter(None, listed.stdout.split("\0")))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_planted_secret_is_found(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "config.py").write_text(PLANTED[kind])
+    done = scan(tmp_path / "config.py")
+    assert done.returncode != 0
+    assert re.search(r"Location: .*config\.py:1", done.stdout)
+
+
+def test_make_check_scans_with_these_options() -> None:
+    makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
+    called = re.search(r"detect-secrets-hook (.*)$", makefile, re.MULTILINE)
+    if called is None:
+        pytest.skip("make check does not scan yet")
+    assert called[1].replace("$$", "$").replace("'", "").split() == " ".join(OPTIONS).split()
