@@ -10,7 +10,6 @@ from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # as the stream takes them
 JPEG_QUALITY = 90
-ORIENTATION_TAG = 0x0112
 RESIZABLE = ("RGB", "RGBA", "L", "CMYK", "I;16")  # modes that are resized as they are
 
 
@@ -33,14 +32,11 @@ def shrink(data: bytes, max_side: int) -> bytes:
 
 def _shrunk(image: Image.Image, max_side: int) -> bytes:
     profile = image.info.get("icc_profile")
-    orientation = image.getexif().get(ORIENTATION_TAG)
     if image.mode not in RESIZABLE:  # a palette's numbers cannot be averaged
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still twice what is wanted.
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=2.0)
-    if orientation:  # a conversion may have lost it
-        image.getexif()[ORIENTATION_TAG] = orientation
-        ImageOps.exif_transpose(image, in_place=True)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "CMYK":
         image, profile = image.convert("RGB"), None
     encoded = BytesIO()

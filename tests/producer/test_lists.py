@@ -1,0 +1,134 @@
+"""Files named in a CSV or on standard input: taken as they are, and no further than they are sound."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from producer.errors import PublishError
+from producer.lists import MAX_LINE_BYTES, read_csv, read_lines
+from producer.message import read_headers
+from producer.sources import LabelFrom
+from streaming.platform.broker import bootstrap_servers
+from streaming.settings import Settings
+from tests.producer.topics import messages
+
+JPEG = b"\xff\xd8\xff"
+
+
+def rows(path: Path) -> list[tuple[str, str | None]]:
+    return [(file.name, file.label) for file in read_csv(path).files]
+
+
+@pytest.fixture
+def listed(tmp_path: Path) -> Path:
+    return tmp_path / "list.csv"
+
+
+def test_paths_begin_at_the_folder_of_the_csv_and_names_may_hold_anything(listed: Path) -> None:
+    listed.write_text('label, Path ,other\ncat,"a, b.jpg",x\n,sub/*.jpg,\n"un ""été""",/abs/c.jpg,\n\n', "utf-8-sig")
+    folder = str(listed.parent)
+    assert rows(listed) == [(f"{folder}/a, b.jpg", "cat"), (f"{folder}/sub/*.jpg", None), ("/abs/c.jpg", 'un "été"')]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "expected a header and at least one row, path,label; got none"),
+        (b"path,label\n", "expected a header and at least one row"),
+        (b"a.jpg,cat\n", "line 1: expected a header with the columns path and label, got 'a.jpg,cat'"),
+        (b"path;label\na.jpg;cat\n", "line 1: expected a header"),
+        (b"path,label\na.jpg\n", "line 2: expected a path and a label, got 'a.jpg'"),
+        (b"path,label\na.jpg,cat\n,dog\n", "line 3: expected a path, got ''"),
+        (b"path,label\na\0.jpg,cat\n", "line 2: expected a path, got"),
+        (b"path,label\na.jpg,\xff\n", "line 2: not UTF-8"),
+        (b'path,label\na.jpg,"cat"x\n', "line 2: no CSV"),
+        (b'path,label\na.jpg,"cat\n', "line 2: no CSV: unexpected end of data"),
+        (b"path,label\na.jpg," + b"x" * 1025, "line 2: the label has 1,025 characters"),
+        (b"path,label\n" + b"a" * (MAX_LINE_BYTES + 1), "line 2: longer than 16,384 bytes"),
+        (b'path,label\na.jpg,"' + b"x\n" * 200_000, "line [0-9]+: no CSV: field larger than field limit"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_csv_that_is_none_is_refused_with_its_name_and_line(listed: Path, content: bytes, reason: str) -> None:
+    listed.write_bytes(content)
+    with pytest.raises(PublishError) as refused:
+        read_csv(listed)
+    assert str(listed) in str(refused.value)
+    assert re.search(reason, str(refused.value)), refused.value
+
+
+def test_a_csv_of_too_many_rows_is_refused(listed: Path) -> None:
+    listed.write_text("path,label\n" + "a.jpg,cat\n" * 6)
+    assert len(rows(listed)) == 6
+    with pytest.raises(PublishError, match="line 7: more than 5 rows; split the file"):
+        read_csv(listed, max_rows=5)
+
+
+@given(content=st.binary(max_size=300))
+def test_any_bytes_are_a_csv_or_a_refusal(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(b"path,label\n" + content)
+    with suppress(PublishError):
+        assert rows(path)
+
+
+def test_lines_are_taken_one_by_one_as_they_come(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as source, os.fdopen(writing, "wb", buffering=0) as target:
+        sources = read_lines(source, LabelFrom.PARENT)
+        files = iter(sources.files)
+        target.write(b"cat/a b.jpg \r\n")
+        first = next(files)
+        assert (first.name, first.label) == ("cat/a b.jpg ", "cat")
+        target.write(b"\n\xff.jpg\n")
+        assert next(files).name == os.fsdecode(b"\xff.jpg")
+        assert sources.total is None
+
+
+def test_a_line_that_is_too_long_is_refused_with_its_number() -> None:
+    files = iter(read_lines(io.BytesIO(b"a.jpg\n" + b"x" * (MAX_LINE_BYTES + 1))).files)
+    assert next(files).name == "a.jpg"
+    with pytest.raises(PublishError, match="standard input, line 2: longer than"):
+        next(files)
+
+
+def test_commands_send_what_a_csv_or_standard_input_names_and_tell_what_is_not_there(
+    broker: Settings, tmp_path: Path
+) -> None:
+    servers, topic = bootstrap_servers(broker), f"lists-{uuid.uuid4().hex[:8]}"
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(JPEG + name.encode())
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "list.csv").write_text("path,label\na.jpg,cat\nb.jpg,\ngone.jpg,cat\npipe,cat\n.,cat\n")
+    command = [sys.executable, "-m", "streaming", "publish", "--bootstrap-servers", servers, "--topic", topic]
+
+    done = subprocess.run(
+        [*command, "--from-csv", str(tmp_path / "list.csv")], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "sent 2 of 5 files" in done.stdout
+    for name, reason in (("gone.jpg", "No such file or directory"), ("pipe", "no regular file"), (".", "no regular")):
+        assert f"{tmp_path}/{name}: unreadable: {reason}" in done.stderr
+
+    done = subprocess.run(
+        [*command, "-", "--label-from", "parent", "--rate", "20"],
+        input=f"{tmp_path}/a.jpg\n\n{tmp_path}/b.jpg\n",
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "sent 2 of 2 files" in done.stdout
+    found = [(message.value[3:], read_headers(message.headers).label) for message in messages(servers, topic)]
+    expected = [(b"a.jpg", "cat"), (b"a.jpg", tmp_path.name), (b"b.jpg", None), (b"b.jpg", tmp_path.name)]
+    assert sorted(found, key=str) == sorted(expected, key=str)
