@@ -109,6 +109,24 @@ def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(sett
     assert "oops" not in history.read_text(encoding="utf-8")
 
 
+def test_ctrl_c_stops_an_answer_that_takes_long_and_a_time_limit_does_so_too(settings: Settings) -> None:
+    endless = "SELECT sum(sqrt(range)) FROM range(100000000000);\r"
+    with on_terminal(command(settings, "query", "--timeout", "20")) as shell:
+        shell.until("imagestream>")
+        shell.type(endless)
+        time.sleep(3)
+        shell.process.send_signal(signal.SIGINT)
+        shell.type("SELECT 6 * 7 AS answer;\r")
+        assert "longer than" not in shell.until(" 42 ")
+        shell.type("\\q\r")
+    with on_terminal(command(settings, "query", "--timeout", "0.5")) as shell:
+        shell.until("imagestream>")
+        shell.type(endless)
+        shell.until("error: SQL: the query took longer than 0.5 s")
+        shell.type("\\q\r")
+    assert shell.process.returncode == 0
+
+
 def test_shell_refuses_to_begin_without_tables(tmp_path: Path) -> None:
     with on_terminal(command(Settings(home=tmp_path / "empty"), "query")) as shell:
         shell.until("no tables yet")
