@@ -1,9 +1,21 @@
 """The dashboard over a million predictions: seconds to its first view, and of a filter, in a real browser.
 
-python -m benchmarks.dashboard [ROWS]
+    python -m benchmarks.dashboard [ROWS]
+
+It writes the predictions as a stream would, starts a server and Chromium, and asks what a visitor asks: the first view
+after the server's start, pages, and filters of the page Predictions, each until its answer is drawn. What it wrote is
+removed at the end; ROWS should be a multiple of 250, the number of commits.
 """
 
 import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,9 +23,11 @@ import numpy as np
 import pyarrow as pa
 
 from streaming.tables import BATCHES, PREDICTIONS, Table
+from tests.streaming.browser import chromium
+from tests.streaming.dashboard.conftest import Visitor
 
 ROWS = 1_000_000
-FILES = 240
+FILES = 250
 DAYS, BATCH_S = 10, 30
 RIGHT, LABELLED = 0.85, 0.3  # shares
 LABELS = [f"class {number:02}" for number in range(20)]
@@ -85,3 +99,78 @@ def _batch(at: np.datetime64, first: int, rows: int, version: int, batch_id: int
         "committed_at": done,
     }
     return pa.Table.from_pylist([row], schema=BATCHES)
+
+
+@contextmanager
+def _served(home: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "streaming", "--home", str(home), "dashboard", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield re.findall(r"http://\S+", process.stdout.readline() if process.stdout else "")[0]
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _timed(visitor: Visitor, path: str, text: str, plots: int = 0) -> float:
+    """Seconds from asking for a page until it says `text` and has drawn its plots."""
+    start = time.perf_counter()
+    visitor.chrome.get(f"{visitor.address}/{path}")
+    _await(visitor, text, plots)
+    return time.perf_counter() - start
+
+
+def _await(visitor: Visitor, text: str, plots: int = 0) -> None:
+    visitor.waits_for_text(text)
+    while len(visitor.all("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg")) < plots:
+        time.sleep(0.02)
+
+
+def _filters(visitor: Visitor, rows: int) -> Iterator[tuple[str, float]]:
+    """Each filter of the page Predictions, from the click or the key until the number of matches has changed."""
+    for name, css, keys in (
+        ("source", "input[placeholder='a part of its name']", "0123\n"),
+        ("label", "input[aria-label*='Label']", "class 03\n"),
+        ("version", "input[aria-label*='Model version']", "2\n"),
+    ):
+        _timed(visitor, "predictions", f"{rows:,} predictions")
+        box = visitor.all(css)[-1]
+        box.click()
+        box.send_keys(keys[:-1])
+        time.sleep(0.5)
+        start = time.perf_counter()
+        box.send_keys(keys[-1])
+        visitor.waits_for_text(rf"of [\d,]+ · (?!{rows:,})[\d,]+ predictions")
+        yield f"filter by {name}", time.perf_counter() - start
+    _timed(visitor, "predictions", f"{rows:,} predictions")
+    start = time.perf_counter()
+    visitor.click("wrong")
+    visitor.waits_for_text(rf"of [\d,]+ · (?!{rows:,})[\d,]+ predictions")
+    yield "only wrong ones", time.perf_counter() - start
+
+
+def main(rows: int = ROWS) -> None:
+    """Print the seconds."""
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        write_history(home / "tables", rows)
+        files = len(list(home.rglob("predictions/**/*.parquet")))
+        print(f"{rows:,} predictions in {files} files, {os.cpu_count()} cores")
+        with _served(home) as address, chromium(width=1400) as chrome:
+            visitor = Visitor(chrome, address)
+            figures = [("first view (Live, plots drawn)", _timed(visitor, "", "Latency, p95", plots=2))]
+            figures += [
+                (f"page {name}", _timed(visitor, path, text, plots))
+                for name, path, text, plots in (
+                    ("Live", "", "Latency, p95", 2),
+                    ("Predictions", "predictions", f"{rows:,} predictions", 0),
+                    ("Drift", "drift", "PSI, mean", 3),
+                )
+            ]
+            figures += _filters(visitor, rows)
+        for name, seconds in figures:
+            print(f"{name:32} {seconds:.2f} s")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]))

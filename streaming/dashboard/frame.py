@@ -17,7 +17,7 @@ STYLE = """<style>
 [data-testid="stMetricLabel"] p { font-size: .8rem; opacity: .75 }
 [data-testid="stImage"] img { border-radius: .4rem; image-rendering: auto }
 h2 { padding-bottom: .2rem } h3 { padding-top: .6rem }
-[data-testid="stVerticalBlock"] { gap: .8rem } [data-testid="stCaptionContainer"] p { margin-bottom: 0 }
+[data-testid="stVerticalBlock"] { gap: .8rem }
 </style>"""
 
 

@@ -23,7 +23,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except (ServiceError, ModelError) as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(plain(str(error)), icon=":material/error:")  # it may quote names from outside
 
 
 def title(text: str, caption: str) -> None:

@@ -35,6 +35,7 @@ MAX_BYTES = 64 * 1024**2
 MAX_SECONDS = 4.0
 CONNECT_MS = 2_000
 POLL_MS = 300
+SILENCE_S = 15.0
 KEPT = 2_000  # pictures, of some kilobytes each
 
 
@@ -56,6 +57,7 @@ class Pictures:
         self._settings = settings
         self._lock = threading.Lock()
         self._kept: OrderedDict[Wanted, bytes] = OrderedDict()
+        self._ask_again = 0.0  # not before, of a broker that did not answer
 
     def of(self, wanted: Iterable[Wanted]) -> dict[Wanted, bytes]:
         """A PNG of each image that is still to be had, and can be decoded."""
@@ -88,13 +90,15 @@ class Pictures:
     def _fetch(self, wanted: list[Wanted]) -> Iterator[tuple[Wanted, bytes]]:
         from kafka.errors import KafkaError
 
+        if monotonic() < self._ask_again:
+            return
         try:
             for one, record in _records(self._settings, wanted):
                 # A topic that was made again under its name has other messages at the same offsets.
                 if one.image_id in {(record.key or b"").decode("utf-8", "replace"), _sha256(record.value)}:
                     yield one, record.value
         except (KafkaError, ServiceError, ValueError, OSError):
-            return  # there is no broker, or no topic: placeholders are shown
+            self._ask_again = monotonic() + SILENCE_S  # there is no broker, or no topic: placeholders are shown
 
 
 def picture(data: bytes) -> bytes | None:

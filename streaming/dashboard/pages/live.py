@@ -8,7 +8,7 @@ from models.registry import CHAMPION, Registry
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.data import Window
-from streaming.dashboard.layout import NOTHING, ago, cards, empty, percent, seconds, title, told
+from streaming.dashboard.layout import NOTHING, ago, cards, empty, percent, plain, seconds, title, told
 from streaming.pipeline.observe import read_state
 
 SPANS = {
@@ -47,14 +47,14 @@ def _state(dashboard: Dashboard, last: data.Rows) -> None:
     streaming, why = (False, "no stream has run here") if state is None else state.health()
     with st.container(horizontal=True, vertical_alignment="center"):
         st.badge(
-            "streaming" if streaming else why,
+            "streaming" if streaming else plain(why),
             icon=":material/check_circle:" if streaming else ":material/pause_circle:",
             color="green" if streaming else "gray",
         )
         if last:
             st.caption(f"last micro-batch {ago(last[0]['committed_at'])}")
             if last[0]["refused"]:
-                st.badge(f"refused: {last[0]['refused'][:120]}", icon=":material/block:", color="red")
+                st.badge(f"refused: {plain(last[0]['refused'][:120])}", icon=":material/block:", color="red")
 
 
 def _cards(dashboard: Dashboard, window: Window, last: data.Rows) -> None:

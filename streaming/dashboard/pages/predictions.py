@@ -111,7 +111,7 @@ def _details(dashboard: Dashboard, row: dict[str, Any]) -> None:
                 st.image(picture, width="stretch")
         with right:
             st.altair_chart(charts.probabilities(found["top_k"] or []), key="top")
-        _lineage(found)
+            _lineage(found)
         _label_form(dashboard, row)
 
 

@@ -74,6 +74,6 @@ def _show_answer(dashboard: Dashboard, wanted: Wanted, content: bytes, waited_s:
             st.altair_chart(charts.probabilities(row["top_k"] or []), key="answer")
         return True
     if bad := data.one_quarantined(reader, *place):
-        st.error(f"Quarantined: {bad['reason']}. {bad['detail'] or ''}", icon=":material/report:")
+        st.error(f"Quarantined: {plain(bad['reason'])}. {plain(bad['detail'])}", icon=":material/report:")
         return True
     return False
