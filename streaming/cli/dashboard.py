@@ -37,14 +37,16 @@ def dashboard(
     from streaming.errors import ServiceError
     from streaming.platform.broker import bootstrap_servers
     from streaming.platform.kafka_security import client_arguments
+    from streaming.platform.topic import Right, check_access
 
     settings = settings_of(context)
     token = read_token(settings.dashboard_token_file) if settings.dashboard_token_file else None
 
     def post(message: Message) -> Delivery:
-        client = client_arguments(settings)
+        servers, client = bootstrap_servers(settings), client_arguments(settings)
+        check_access(servers, settings.topic, client, Right.WRITE)
         try:
-            sender = Sender(bootstrap_servers(settings), settings.topic, delivery_timeout_s=DELIVERY_S, client=client)
+            sender = Sender(servers, settings.topic, delivery_timeout_s=DELIVERY_S, client=client)
             try:
                 return sender.send(message).result()
             finally:

@@ -48,6 +48,7 @@ def gateway(
     check_binding(host, key)
     servers, client = home_servers(settings), client_arguments(settings)
     check_access(servers, settings.topic, client, Right.WRITE)
+    check_access(servers, settings.topic, client, Right.WRITE)
     sender = Sender(servers, settings.topic, delivery_timeout_s=ACKNOWLEDGED_S, client=client)
     try:
         largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)

@@ -15,6 +15,8 @@ from streaming.home import make_dir
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
 from streaming.platform.jars import damaged_jars, locked_jars
 from streaming.platform.java import find_java
+from streaming.platform.kafka_probe import check_broker as ask_broker
+from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
@@ -103,10 +105,17 @@ def check_broker(settings: Settings) -> Check:
     if settings.bootstrap_servers:
         servers = settings.bootstrap_servers.split(",")
         silent = [server for server in servers if not _answers(server.strip())]
-        fix = "start them, or correct IMAGESTREAM_BOOTSTRAP_SERVERS" if silent else None
-        return Check(
-            "broker", f"no answer from {', '.join(silent)}" if silent else f"{', '.join(servers)} answers", fix
-        )
+        if silent:
+            return Check(
+                "broker",
+                f"no answer from {', '.join(silent)}",
+                fix="start them, or correct IMAGESTREAM_BOOTSTRAP_SERVERS",
+            )
+        try:
+            ask_broker(settings.bootstrap_servers, client_arguments(settings))
+        except ServiceError as error:
+            return Check("broker", f"{', '.join(servers)} answers, but lets nobody in", str(error))
+        return Check("broker", f"{', '.join(servers)} answers", fix=None)
     running = running_broker(settings)
     if running is not None:
         fix = None if _answers(running.address) else "run `imagestream broker stop`, then `imagestream broker start`"

@@ -22,6 +22,7 @@ from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images, write_images
 from streaming.pipeline.offsets import TopicOffsets
 from streaming.platform.broker import bootstrap_servers
+from streaming.platform.doctor import check_broker
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import client_arguments, spark_options
 from streaming.platform.topic import Right, check_access, describe_topic
@@ -97,7 +98,7 @@ OTHER_REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("command", ["publish", "stream", "status"])
+@pytest.mark.parametrize("command", ["publish", "stream", "gateway", "status"])
 @pytest.mark.parametrize("case", REFUSALS)
 def test_command_says_in_one_line_why_it_is_refused(
     case: str,
@@ -111,7 +112,12 @@ def test_command_says_in_one_line_why_it_is_refused(
     for name, value in environment(refused(case, secured, base, tmp_path)).items():
         monkeypatch.setenv(name, value)
     (tmp_path / "image.png").write_bytes(b"never read")
-    more = {"publish": [str(tmp_path / "image.png")], "stream": [], "status": ["--json", str(tmp_path / "status.json")]}
+    more = {
+        "publish": [str(tmp_path / "image.png")],
+        "stream": [],
+        "gateway": ["--port", "0"],
+        "status": ["--json", str(tmp_path / "status.json")],
+    }
 
     with pytest.raises(SystemExit) as ended:
         run(["--home", str(base.home), command, *more[command]])
@@ -133,6 +139,14 @@ def test_refusal_names_the_setting_to_look_at(case: str, secured: SecureBroker, 
     settings = refused(case, secured, base, tmp_path)
     with pytest.raises(RefusedError, match=(REFUSALS | OTHER_REFUSALS)[case]):
         describe_topic(str(settings.bootstrap_servers), TOPIC, client_arguments(settings))
+
+
+def test_doctor_tells_what_keeps_us_out(secured: SecureBroker, base: Settings, tmp_path: Path) -> None:
+    for case in ("wrong password", "expired certificate"):
+        found = check_broker(refused(case, secured, base, tmp_path))
+        assert not found.ok
+        assert re.search(REFUSALS[case], found.fix or "")
+    assert check_broker(secured.settings(base, "streamer")).ok
 
 
 def test_users_with_just_the_rights_they_need_publish_and_stream(
