@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import app, out, settings_of
+from streaming.cli.app import JsonOption, app, out, settings_of, write_json
 from streaming.errors import ServiceError
 
 HEADERS_BYTES = 4096  # more than key, label and all other headers of a message from the gateway take
@@ -23,6 +23,7 @@ def gateway(
         str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
     ] = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
+    json: JsonOption = None,
 ) -> None:
     """Take images and answer with predictions over HTTP, until stopped with Ctrl-C.
 
@@ -48,7 +49,6 @@ def gateway(
     check_binding(host, key)
     servers, client = home_servers(settings), client_arguments(settings)
     check_access(servers, settings.topic, client, Right.WRITE)
-    check_access(servers, settings.topic, client, Right.WRITE)
     sender = Sender(servers, settings.topic, delivery_timeout_s=ACKNOWLEDGED_S, client=client)
     try:
         largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)
@@ -56,8 +56,9 @@ def gateway(
             raise ServiceError(f"topic {settings.topic} takes messages of {sender.max_message_bytes:,} bytes at most")
         broker = Broker(largest, sender.send, sender.answers, ACKNOWLEDGED_S)
         with listen(host, port) as listener:
-            url_host = f"[{host}]" if ":" in host else host
-            out.print(f"gateway: http://{url_host}:{listener.getsockname()[1]}/docs", highlight=False)
+            url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            write_json(json, {"url": url, "topic": settings.topic, "max_image_bytes": largest})
+            out.print(f"gateway: {url}/docs", highlight=False)
             server = make_server(create_app(settings, broker, key), access_log=access_log)
             with stop_signals():  # uvicorn raises the signal again when it has stopped: then it is done with
                 server.run(sockets=[listener])

@@ -1,6 +1,7 @@
 """The gateway over real HTTP with a real broker and real tables: what it takes, what it refuses, what it tells."""
 
 import hashlib
+import json
 import os
 import re
 import signal
@@ -345,13 +346,14 @@ def test_a_broker_that_falls_silent_is_told_and_the_gateway_goes_on_when_it_is_b
 def process(broker: Settings, topic: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`imagestream gateway` as a process of its own, and where it listens."""
     command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "gateway", "--port", "0", "--topic", topic]
-    command += ["--bootstrap-servers", bootstrap_servers(broker)]
+    command += ["--bootstrap-servers", bootstrap_servers(broker), "--json", str(tmp_path / "summary.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None
             said = running.stdout.readline()
             address = re.fullmatch(r"gateway: (http://127\.0\.0\.1:\d+)/docs\n", said)
             assert address, said
+            assert json.loads((tmp_path / "summary.json").read_text())["url"] == address[1]
             yield running, address[1]
         finally:
             running.kill()
