@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from selenium.common.exceptions import StaleElementReferenceException
@@ -132,7 +131,7 @@ class Visitor:
             "const main = document.querySelector('[data-testid=stMainBlockContainer]');"
             "return main ? main.scrollHeight : 900"
         )
-        self._resize(max(760, min(height + 20, 1700)))
+        self._resize(max(560, min(height + 20, 1700)))
         time.sleep(1.0)
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.chrome.save_screenshot(str(SCREENSHOTS / f"dashboard-{name}.png"))
@@ -146,9 +145,3 @@ class Visitor:
 def _words(element: Any) -> str:
     """The text of a button without the names of its icons."""
     return str(element.text).split("\n")[-1].strip()
-
-
-def stop(process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """End a stream as Ctrl-C does."""
-    process.terminate()
-    assert process.wait(60) == 0, log.read_text()

@@ -1,0 +1,233 @@
+"""The dashboard in a real browser, over a real broker and a running stream."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable
+
+from models.registry import Registry
+from streaming.dashboard.reader import Reader
+from streaming.images.dataset import digit_images, write_images
+from streaming.settings import Settings
+from tests.conftest import imagestream
+from tests.streaming.browser import chromium, requested
+from tests.streaming.dashboard.conftest import (
+    SCREENSHOTS,
+    Visitor,
+    environment_of,
+    running_dashboard,
+    wait_for,
+)
+
+GOOD = 120
+BAD = {
+    "empty.png": b"",
+    "notes.txt": b"this is text, and no image at all",
+    "cut.jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",
+}
+
+
+def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
+    reader = Reader(settings.tables_dir)
+    reader.version("predictions", "quarantine", "labels", "batches")
+    return reader.rows(sql)
+
+
+def images(folder: Path) -> list[Path]:
+    """Labelled images as files: digits, or, where pictures for the documentation are wanted, coloured fruits."""
+    if SCREENSHOTS is None:
+        return sorted(write_images(folder, digit_images(GOOD, skip=300)).rglob("*.png"))
+    from examples.fruit_images import write_fruits
+
+    return sorted(write_fruits(folder, 16).rglob("*.jpg"), key=lambda path: path.name)
+
+
+def publish(settings: Settings, folder: Path, files: list[Path]) -> None:
+    with chdir(folder):  # so that the names that they are published under are short
+        imagestream(settings, "publish", *(path.relative_to(folder) for path in files), "--label-from", "parent")
+
+
+def waves(settings: Settings, folder: Path) -> None:
+    """For pictures of the documentation: images that come bit by bit."""
+    files = [] if SCREENSHOTS is None else images(folder)
+    for first in range(0, len(files), 80):
+        publish(settings, folder, files[first : first + 80])
+        time.sleep(4)
+
+
+@pytest.fixture(scope="module")
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A service of its own, with a second version to promote."""
+    if SCREENSHOTS is None:
+        settings: Settings = request.getfixturevalue("new_service")()
+        registry = Registry(settings.models_dir)
+        registry.register(lambda directory: copy_with_other_metrics(registry.path(1), directory))
+        return settings
+    folder = tmp_path_factory.mktemp("fruits")
+    images(folder / "training")
+    broker = request.getfixturevalue("broker")
+    settings = broker.model_copy(update={"home": folder / "home", "topic": "fruits"})
+    for components in ("3", "40"):
+        imagestream(settings, "train", "--images", folder / "training", "--components", components)
+    registry = Registry(settings.models_dir)
+    registry.promote(1, by="ops", why="first model")
+    registry.promote(2, alias="challenger", by="ops", why="more images")
+    return settings
+
+
+def copy_with_other_metrics(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
+    manifest = target / "manifest.json"
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(text.replace('"holdout_rows": ', '"holdout_rows":  ', 1), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def streaming(service: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """The same with a stream that runs, has answered GOOD images and has put three messages into quarantine."""
+    folder = tmp_path_factory.mktemp("published")
+    for name, data in BAD.items():
+        (folder / name).write_bytes(data)
+    publish(service, folder, images(folder / "images")[:GOOD])
+    with chdir(folder):
+        imagestream(service, "publish", *BAD)
+    log = folder / "stream.log"
+    command = [sys.executable, "-m", "streaming", "--home", str(service.home), "stream"]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment_of(service), stdout=file, stderr=file)
+    try:
+        waves(service, folder / "before")
+        answered = "SELECT count(*) AS n FROM batches HAVING sum(input_rows) >= $n".replace("$n", str(GOOD + len(BAD)))
+        wait_for(lambda: process.poll() is not None or rows(service, answered), 120)
+        assert process.poll() is None, log.read_text()
+        yield service
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def visitor(streaming: Settings) -> Iterator[Visitor]:
+    """A browser on the dashboard of the running service."""
+    with running_dashboard(streaming) as address, chromium(width=1400) as chrome:
+        yield Visitor(chrome, address)
+
+
+def test_an_uploaded_image_is_published_and_its_prediction_appears(
+    visitor: Visitor, streaming: Settings, tmp_path: Path
+) -> None:
+    image = images(tmp_path)[-1]
+    before = rows(streaming, "SELECT count(*) AS n FROM predictions")[0]["n"]
+    visitor.open("upload")
+    visitor.all("input[type=file]")[0].send_keys(str(image))
+    visitor.waits_for_text(image.name)
+
+    visitor.click("Publish")
+    visitor.waits_for_text(r"model version 1 · .* after the click")
+
+    (row,) = rows(streaming, "SELECT label, source FROM predictions ORDER BY scored_at DESC LIMIT 1")
+    assert row["source"] == f"dashboard/{image.name}"
+    assert row["label"] in visitor.text()
+    assert rows(streaming, "SELECT count(*) AS n FROM predictions")[0]["n"] == before + 1
+    visitor.show("upload")
+
+
+def test_a_promoted_version_answers_the_next_upload(visitor: Visitor, streaming: Settings, tmp_path: Path) -> None:
+    visitor.open("models")
+    visitor.waits_for_text("2")
+    visitor.click("Promote")
+    visitor.click("Yes, promote")
+    visitor.waits_for_text(r"champion: version 2 \(before: 1\)")
+    (move,) = Registry(streaming.models_dir).history("champion")[-1:]
+    assert (move.version, move.by) == (2, "dashboard")
+    visitor.open("upload")
+    image = images(tmp_path)[-2]
+    visitor.all("input[type=file]")[0].send_keys(str(image))
+    visitor.waits_for_text(image.name)
+    visitor.click("Publish")
+    visitor.waits_for_text(r"model version 2 · .* after the click")
+
+
+def test_the_live_page_tells_what_the_tables_and_the_broker_say(
+    visitor: Visitor, streaming: Settings, tmp_path: Path
+) -> None:
+    waves(streaming, tmp_path)
+    visitor.open("")
+    visitor.waits_for_text("streaming")
+    visitor.waits_for_text(r"Waiting\D*0\b")
+    visitor.waits_for_text(r"Model\D*v2")
+    assert (
+        len(wait_for(lambda: visitor.all("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg")))
+        >= 3
+    )
+    visitor.show("live")
+    visitor.open("models")
+    visitor.waits_for_text(r"Champion\D*v2")
+    visitor.show("models")
+
+
+def test_replayed_messages_come_to_the_topic_again(visitor: Visitor, streaming: Settings) -> None:
+    visitor.open("quarantine")
+    visitor.waits_for_text("not_an_image")
+    visitor.show("quarantine")
+    visitor.click("Replay 3 messages")
+    visitor.click("Yes, replay")
+    visitor.waits_for_text("Sent 3 of 3 messages")
+    marked = "SELECT count(*) AS n FROM quarantine WHERE replayed_at IS NOT NULL"
+    assert rows(streaming, marked) == [{"n": 3}]
+    # They are as bad as before.
+    wait_for(lambda: rows(streaming, "SELECT count(*) AS n FROM quarantine") == [{"n": 6}])
+
+
+def test_a_label_given_by_hand_is_in_the_table_of_labels_and_on_the_page(visitor: Visitor, streaming: Settings) -> None:
+    visitor.open("predictions")
+    visitor.click("Open")
+    visitor.waits_for_text("True label")
+    visitor.waits_for_text("published")
+    visitor.choose("What it really shows", "quince")
+    visitor.click("Save label")
+    visitor.waits_for_text("Saved: quince")
+    visitor.show("prediction")
+
+    (label,) = DeltaTable(streaming.tables_dir / "labels").to_pandas().to_dict("records")
+    assert (label["label"], label["by"]) == ("quince", "dashboard")
+    assert label["image_id"] in visitor.text()
+
+
+def test_predictions_show_pictures_and_follow_their_filters(visitor: Visitor, streaming: Settings) -> None:
+    visitor.open("predictions")
+    wait_for(lambda: len(visitor.all("[data-testid=stImage] img")) == 24)
+    assert all(one.get_property("naturalWidth") for one in visitor.all("[data-testid=stImage] img"))
+    visitor.show("predictions")
+    (first,) = rows(streaming, "SELECT label, count(*) AS n FROM predictions GROUP BY ALL ORDER BY n DESC LIMIT 1")
+    visitor.choose("Label", first["label"])
+    visitor.waits_for_text(rf"{first['n']} predictions")
+
+
+def test_the_drift_page_compares_with_the_training_images(visitor: Visitor) -> None:
+    visitor.open("drift")
+    visitor.waits_for_text("Population stability index")
+    visitor.show("drift")
+
+
+def test_nothing_is_asked_of_another_host(visitor: Visitor) -> None:
+    own = visitor.address.removeprefix("http://")
+    assert {url.split("/")[2] for url in requested(visitor.chrome) if url.startswith(("http", "ws"))} <= {own}
+
+
+@pytest.mark.skipif(SCREENSHOTS is None, reason="only for the documentation")
+def test_dark_pages(visitor: Visitor, streaming: Settings) -> None:
+    with chromium(width=1400, dark=True) as chrome:
+        dark = Visitor(chrome, visitor.address)
+        for page, name in (("", "live"), ("predictions", "predictions")):
+            dark.open(page)
+            dark.show(f"{name}-dark")
