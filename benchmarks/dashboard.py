@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import pyarrow as pa
 
 from streaming.tables import BATCHES, PREDICTIONS, Table
 from tests.streaming.browser import chromium
-from tests.streaming.dashboard.conftest import Visitor
+from tests.streaming.dashboard.conftest import Visitor, wait_for
 
 ROWS = 1_000_000
 FILES = 250
@@ -129,12 +130,12 @@ def _await(visitor: Visitor, text: str, plots: int = 0) -> None:
 def _filters(visitor: Visitor, rows: int) -> Iterator[tuple[str, float]]:
     """Each filter of the page Predictions, from the click or the key until the number of matches has changed."""
     for name, css, keys in (
-        ("source", "input[placeholder='a part of its name']", "0123\n"),
+        ("source", "input[aria-label*='Source']", "0123\n"),
         ("label", "input[aria-label*='Label']", "class 03\n"),
         ("version", "input[aria-label*='Model version']", "2\n"),
     ):
         _timed(visitor, "predictions", f"{rows:,} predictions")
-        box = visitor.all(css)[-1]
+        box = wait_for(partial(visitor.all, css))[-1]
         box.click()
         box.send_keys(keys[:-1])
         time.sleep(0.5)

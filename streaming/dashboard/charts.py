@@ -13,7 +13,7 @@ HEIGHT, BAR = 230, 4  # pixels
 PSI_WATCH, PSI_CHANGED = 0.1, 0.25  # see models/drift.py
 
 
-def throughput(rows: Rows, window: Window) -> alt.LayerChart:
+def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
     """Images a second, stacked by the model version that answered; a rule where another one took over."""
     frame = _frame(rows, version=str)
     bars = (
@@ -32,17 +32,12 @@ def throughput(rows: Rows, window: Window) -> alt.LayerChart:
             ],
         )
     )
-    return _sized(alt.layer(bars))
-
-
-def with_swaps(chart: alt.LayerChart, swaps: Rows) -> alt.LayerChart:
-    """The same with a dashed rule at every swap."""
     if not swaps:
-        return chart
-    frame = _frame(swaps)
-    frame["to"] = [f"version {row['before']} → {row['version']}" for row in swaps]
-    rule = alt.Chart(frame).mark_rule(strokeDash=[4, 3], color=GRAY, size=1.5).encode(x="moment:T", tooltip=["to:N"])
-    return _sized(alt.layer(*chart.layer, rule))
+        return _sized(alt.layer(bars))
+    taken = _frame(swaps)
+    taken["swap"] = [f"version {row['before']} → {row['version']}" for row in swaps]
+    rules = alt.Chart(taken).mark_rule(strokeDash=[4, 3], color=GRAY, size=1.5)
+    return _sized(alt.layer(bars, rules.encode(x="moment:T", tooltip=["swap:N"])))
 
 
 def latency(rows: Rows, window: Window) -> alt.LayerChart:

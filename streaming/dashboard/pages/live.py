@@ -101,7 +101,7 @@ def _plots(dashboard: Dashboard, window: Window) -> None:
     with left, st.container(border=True):
         st.markdown("**Throughput** by model version")
         swaps = data.swaps(reader, window)
-        st.altair_chart(charts.with_swaps(charts.throughput(came, window), swaps), key="throughput")
+        st.altair_chart(charts.throughput(came, window, swaps), key="throughput")
         if swaps:
             st.caption(f"Last swap: version {swaps[0]['before']} → {swaps[0]['version']}, {ago(swaps[0]['moment'])}")
     with right, st.container(border=True):

@@ -23,7 +23,7 @@ from streaming.dashboard.layout import (
 )
 
 COLUMNS, LINES = 8, 3
-LABEL_CHARS = 15  # as fit in one line of a card
+LABEL_CHARS = 14  # as fit in one line of a card
 JUDGED = {"all": None, "right": "right", "wrong": "wrong"}
 
 
