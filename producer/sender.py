@@ -3,7 +3,6 @@
 kafka-python itself is imported late, since Spark workers import this package for the message contract only.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from producer.client import connect
 from producer.errors import PublishError
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, Delivery, Message
 
@@ -204,7 +204,8 @@ class Sender:
         if record_util.crc32c_c is None:  # the checksum in Python alone makes publishing twenty times slower
             raise PublishError("kafka-python does not find the package crc32c: install it")
         try:
-            return KafkaProducer(
+            made: KafkaProducer = connect(
+                KafkaProducer,
                 bootstrap_servers=self._servers,
                 client_id="imagestream-publish",
                 acks="all",
@@ -221,6 +222,7 @@ class Sender:
             )
         except (KafkaError, ValueError) as error:
             raise PublishError(f"no Kafka broker answers at {self._servers!r}: {error}") from error
+        return made
 
 
 def message_bytes(message: Message) -> int:
@@ -234,17 +236,16 @@ def _admin(bootstrap_servers: str, timeout_s: float, client: Mapping[str, Any]) 
     from kafka.admin import KafkaAdminClient
     from kafka.errors import KafkaError
 
-    # Its retries are no concern of the user's; a program that wants to see them gives the logger "kafka" a handler.
-    logging.getLogger("kafka").addHandler(logging.NullHandler())
     try:
-        return KafkaAdminClient(
-            bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=int(timeout_s * 1000), **client
+        admin: KafkaAdminClient = connect(
+            KafkaAdminClient, bootstrap_servers=bootstrap_servers, bootstrap_timeout_ms=int(timeout_s * 1000), **client
         )
     except (KafkaError, ValueError) as error:
         raise PublishError(
             f"no Kafka broker answered at {bootstrap_servers!r} within {timeout_s:g} s: start the home's own "
             "with `imagestream broker start`, or name another with --bootstrap-servers"
         ) from error
+    return admin
 
 
 def _topic_limit(admin: "KafkaAdminClient", bootstrap_servers: str, topic: str) -> int:
