@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from streaming.tables import BATCHES, PREDICTIONS, Table
 from tests.streaming.browser import chromium
-from tests.streaming.dashboard.conftest import Visitor, wait_for
+from tests.streaming.dashboard.visitor import Visitor, wait_for
 
 ROWS = 1_000_000
 FILES = 250

@@ -18,7 +18,7 @@ from streaming.images.dataset import digit_images, write_images
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.streaming.browser import chromium, requested
-from tests.streaming.dashboard.conftest import (
+from tests.streaming.dashboard.visitor import (
     SCREENSHOTS,
     Visitor,
     environment_of,

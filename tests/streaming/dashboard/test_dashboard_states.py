@@ -12,7 +12,7 @@ from selenium.webdriver import Chrome
 
 from streaming.settings import Settings
 from tests.streaming.browser import chromium
-from tests.streaming.dashboard.conftest import Visitor, environment_of, running_dashboard
+from tests.streaming.dashboard.visitor import Visitor, environment_of, running_dashboard
 from tests.streaming.history import commit_batch
 
 TOKEN = "a-token-for-the-tests"  # noqa: S105

@@ -21,7 +21,7 @@ from tests.conftest import CHECKOUT
 
 T = TypeVar("T")
 SCREENSHOTS = CHECKOUT / "docs" / "images" if os.environ.get("IMAGESTREAM_SCREENSHOTS") else None
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def environment_of(settings: Settings, **more: str) -> dict[str, str]:
