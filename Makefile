@@ -40,11 +40,16 @@ soak: setup ## Faults at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
 	@$(BIN)/python -m pytest tests/faults --full $(ARGS)
 
-check: .venv/.ready ## Format, lint, types and import rules; no Java, no jars
+check: .venv/.ready ## Format, lint, types, import rules and secrets; no Java, no jars
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-files '\.lock$$' --exclude-lines 'SHA256 ='
+
+audit: .venv/.ready ## Known vulnerabilities of what requirements.lock names
+	@$(BIN)/pip-audit --strict --progress-spinner off -r requirements.lock --require-hashes --disable-pip || \
+		{ echo "audit: not clean, or not audited: see above" >&2; exit 1; }
 
 bench: setup ## Measure speed, memory and latency against peers in the same run (ARGS="end_to_end --json F")
 	@$(BIN)/python -m benchmarks $(ARGS)

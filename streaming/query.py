@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
@@ -128,6 +127,8 @@ def _open_tables(connection: duckdb.DuckDBPyConnection, tables_dir: Path, at: da
     """Make each Delta table a view over its files, then shut the connection off from everything else."""
     from deltalake.exceptions import DeltaError
 
+    from streaming.tables import data_files
+
     names = sorted(log.parent.name for log in tables_dir.glob("*/_delta_log"))
     if not names:
         raise ServiceError(
@@ -140,8 +141,7 @@ def _open_tables(connection: duckdb.DuckDBPyConnection, tables_dir: Path, at: da
             table = _table_at(tables_dir / name, at)
             if table is None:
                 continue
-            # The names come percent-encoded, as in a URL; on the disk they are plain.
-            files = [unquote(uri) for uri in table.file_uris()]
+            files = data_files(table, tables_dir / name)
             if at is not None:
                 _refuse_vacuumed(name, files, at)
             _make_view(connection, name, pa.schema(table.schema()), files)

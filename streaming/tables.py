@@ -5,6 +5,7 @@ seconds. Every append carries an application transaction (app id, version) in th
 whose version the table has already seen is left out.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -222,7 +223,7 @@ class Table:
     def files(self) -> list[str]:
         """The Parquet files of the table's present version."""
         self._handle.update_incremental()
-        return [unquote(uri) for uri in self._handle.file_uris()]  # percent-encoded, as deltalake gives them
+        return data_files(self._handle, self.directory)
 
     def bytes(self) -> int:
         """The size of those files."""
@@ -235,6 +236,20 @@ class Table:
         self._handle.update_incremental()
         seen = self._handle.transaction_version(app_id)
         return seen is not None and seen >= version
+
+
+def data_files(table: DeltaTable, directory: Path) -> list[str]:
+    """The Parquet files of the version that a handle has open, as paths.
+
+    Raises:
+        ServiceError: the log names a file outside of the table's directory, which is none of ours.
+    """
+    files = [unquote(uri) for uri in table.file_uris()]  # they come percent-encoded, as in a URL
+    inside = os.path.join(os.path.abspath(directory), "")  # noqa: PTH100, PTH118  symbolic links stay as they are
+    for file in files:
+        if not os.path.abspath(file).startswith(inside):  # noqa: PTH100
+            raise ServiceError(f"the log of {directory} names {file!r}, which is not in the table: restore it")
+    return files
 
 
 def _once(app_id: str, version: int) -> CommitProperties:

@@ -8,7 +8,6 @@ between questions: with a million rows a page comes in a moment.
 import threading
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
@@ -16,7 +15,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from streaming.errors import ServiceError
-from streaming.tables import SCHEMAS
+from streaming.tables import SCHEMAS, data_files
 
 TIMEOUT_S = 20.0
 SETTINGS = """
@@ -110,7 +109,7 @@ class Reader:
         return seen
 
     def _view(self, name: str, table: DeltaTable) -> None:
-        files = [unquote(uri) for uri in table.file_uris()]  # they come percent-encoded
+        files = data_files(table, self._tables_dir / name)
         if not files:
             self._view_nothing(name, pa.schema(table.schema()))
             return

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import duckdb
 
@@ -122,6 +121,8 @@ class _Files:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
+        from streaming.tables import data_files
+
         with self._lock:
             if self._version >= 0 and time.monotonic() - self._asked < FRESH_S:
                 return self._files
@@ -133,7 +134,7 @@ class _Files:
                 else:
                     self._handle.update_incremental()
                 if self._handle.version() != self._version:
-                    self._files = frozenset(unquote(uri) for uri in self._handle.file_uris())
+                    self._files = frozenset(data_files(self._handle, self._directory))
                     self._version = self._handle.version()
             except (DeltaError, OSError) as error:
                 self._handle, self._version = None, -1

@@ -34,6 +34,7 @@ from streaming.jobs.resend import Identity, Sender
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
+from streaming.tables import data_files
 
 BYTES_AT_A_TIME = 16 * 1024**2
 MAX_ROWS_AT_A_TIME = 1024
@@ -101,7 +102,8 @@ def replay(
     wanted = sum(count_wanted(settings, options).values())
     report = ReplayReport(wanted if options.limit is None else min(wanted, options.limit))
     with held(settings.home / "replay.lock", f"another replay is at work in {settings.home}: wait until it has ended"):
-        files = [Path(unquote(uri)) for uri in DeltaTable(settings.tables_dir / "quarantine").file_uris()]
+        directory = settings.tables_dir / "quarantine"
+        files = [Path(file) for file in data_files(DeltaTable(directory), directory)]
         sender = Sender(bootstrap_servers, client_arguments(settings))
         try:
             for file in files:

@@ -66,6 +66,18 @@ def test_group_by_counts_the_rows_of_every_file(settings: Settings) -> None:
     assert table.to_pylist() == [{"label": "bird", "n": 1}, {"label": "cat", "n": 3}, {"label": "dog", "n": 2}]
 
 
+def test_a_log_that_names_a_file_outside_of_its_table_is_refused(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    for name in ("predictions", "labels"):
+        write_deltalake(settings.tables_dir / name, predicted(0, ["cat"], NOON))
+    (log,) = (settings.tables_dir / "predictions" / "_delta_log").glob("*.json")
+    (stolen,) = (settings.tables_dir / "labels").glob("*.parquet")
+    (own,) = (settings.tables_dir / "predictions").glob("*.parquet")
+    log.write_text(log.read_text().replace(own.name, f"../labels/{stolen.name}"))
+    with pytest.raises(ServiceError, match=r"the log of .*predictions names .* which is not in the table"):
+        query(settings, "SELECT label FROM predictions")
+
+
 def test_columns_have_the_types_of_the_table(settings: Settings) -> None:
     (row,) = query(settings, 'SELECT date, scored_at, top_k FROM predictions WHERE "offset" = 3').to_pylist()
     assert row == {
