@@ -128,7 +128,7 @@ def test_an_uploaded_image_is_published_and_its_prediction_appears(
     image = images(tmp_path)[-1]
     before = rows(streaming, "SELECT count(*) AS n FROM predictions")[0]["n"]
     visitor.open("upload")
-    visitor.all("input[type=file]")[0].send_keys(str(image))
+    wait_for(lambda: visitor.all("input[type=file]"))[0].send_keys(str(image))
     visitor.waits_for_text(image.name)
 
     visitor.click("Publish")
@@ -151,7 +151,7 @@ def test_a_promoted_version_answers_the_next_upload(visitor: Visitor, streaming:
     assert (move.version, move.by) == (2, "dashboard")
     visitor.open("upload")
     image = images(tmp_path)[-2]
-    visitor.all("input[type=file]")[0].send_keys(str(image))
+    wait_for(lambda: visitor.all("input[type=file]"))[0].send_keys(str(image))
     visitor.waits_for_text(image.name)
     visitor.click("Publish")
     visitor.waits_for_text(r"model version 2 · .* after the click")
