@@ -22,6 +22,7 @@ QUESTIONS = (
 )  # fmt: skip
 QUICK = ("decoding", "end_to_end", "engine")  # with `quick_questions` where a module has them
 WHOLE_FROM = 100
+WIDTH = 180  # where there is no terminal
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pillow", "scikit-learn")
 
 
@@ -36,7 +37,7 @@ def main(
     unknown = set(only or []) - set(QUESTIONS)
     if unknown:
         raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}; known are {', '.join(QUESTIONS)}")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     pairs: list[Pair] = []
     for name in only or (QUICK if quick else QUESTIONS):
         module = import_module(f"benchmarks.{name}")
@@ -50,7 +51,7 @@ def main(
         low, high = one.spread
         ours, peer = sorted(one.ours)[len(one.ours) // 2], sorted(one.peer)[len(one.peer) // 2]
         spread = f"{low:.2f} … {high:.2f}"
-        table.add_row(one.question, _shown(ours), _shown(peer), one.unit, f"{one.ratio:.2f}", f"{one.aim}", spread)
+        table.add_row(one.question, _shown(ours), _shown(peer), one.unit, f"{one.ratio:.2f}", f"{one.aim:g}", spread)
     console.print(table)
     versions = {name: version(name) for name in LIBRARIES}
     console.print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}", highlight=False)
