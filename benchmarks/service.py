@@ -77,6 +77,7 @@ class Service:
         self.scratch = scratch
         self.settings = settings
         self.images = photographs()
+        self.accuracy: dict[str, float] = {}  # of each home's champion, on held-out digits
 
     def write_images(self) -> Path:
         """The photographs as files, for peers."""
@@ -105,7 +106,8 @@ class Service:
         settings = self.settings.model_copy(update={"home": self.scratch / name})
         if not settings.models_dir.exists():
             command = (sys.executable, "-m", "streaming", "--home", settings.home, "train", "--dataset", "digits")
-            run_json(*command, "--limit", DIGITS, *options, environment=self.environment("unused"))
+            trained = run_json(*command, "--limit", DIGITS, *options, environment=self.environment("unused"))
+            self.accuracy[name] = trained["metrics"]["accuracy"]
         return settings
 
     def flatbuffer(self, settings: Settings) -> Path:
