@@ -18,7 +18,7 @@ from streaming.jobs.capacity import images_per_s, measure
 from streaming.query import query
 from streaming.settings import Settings
 
-SIZES = {100: 2_000, 250: 3_000, 500: 4_000, 1_000: 6_000, 2_000: 10_000, 4_000: 16_000}  # in a batch → published
+SIZES = {100: 2_000, 250: 3_000, 500: 4_000, 1_000: 6_000, 2_000: 8_000, 4_000: 12_000}  # in a batch → published
 IMAGES, BATCH = 20_000, 2_000
 TOLD = (1_000, 4_000, 20_000)
 CORES, PARTITIONS = 2, 4

@@ -56,6 +56,13 @@ def children(pid: int) -> list[psutil.Process]:
         return []
 
 
+def is_executor(process: psutil.Process) -> bool:
+    try:
+        return "CoarseGrained" in " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
+
+
 def wait_for(what: str, ask: Callable[[], T], logs: Path) -> T:
     """The first true answer; an OSError or a failed request is none."""
     give_up = time.monotonic() + PATIENCE_S
@@ -138,7 +145,7 @@ def test_a_killed_spark_worker_costs_no_image(service: Settings, tmp_path: Path)
         assert imagestream(service, "publish", tmp_path / "digits", "--label-from", "parent")["sent"] == IMAGES
 
         wait_for("the first rows", lambda: rows(service) >= PER_BATCH, logs)
-        executors = [one for one in children(cluster.workers[0].pid) if "CoarseGrained" in " ".join(one.cmdline())]
+        executors = [one for one in children(cluster.workers[0].pid) if is_executor(one)]
         assert executors, "the worker that is killed should have been at work"
         before = rows(service)
         cluster.workers[0].kill()
