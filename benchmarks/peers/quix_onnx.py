@@ -9,13 +9,17 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 from quixstreams import Application
 from quixstreams.sinks import BatchingSink, SinkBatch
 from scoring import Commits, Scoring, write_speed
 
 ROWS_PER_COMMIT = 1_000
 IDLE_S = 5.0
+ROWS = pa.schema(
+    {"partition": pa.int64(), "offset": pa.int64(), "label": pa.string(), "confidence": pa.float64(),
+     "scored_at": pa.float64()}
+)  # fmt: skip
 
 
 class DeltaSink(BatchingSink):
@@ -29,7 +33,7 @@ class DeltaSink(BatchingSink):
     def write(self, batch: SinkBatch) -> None:
         """Called for each topic partition at a checkpoint."""
         rows = [item.value for item in batch]
-        write_deltalake(self.table, pa.Table.from_pylist(rows), mode="append")
+        write_deltalake(self.table, pa.Table.from_pylist(rows, schema=ROWS), mode="append")
         self.commits.add(len(rows))
 
 
@@ -67,6 +71,7 @@ def main() -> None:
     if options.group:  # one of the processes
         options.json.write_text(json.dumps(vars(consume(options))))
         return
+    DeltaTable.create(options.table, ROWS)  # two processes that both make it would meet
     with tempfile.TemporaryDirectory() as scratch:
         files = [Path(scratch, str(number)) for number in range(os.cpu_count() or 1)]
         given = sys.argv[1 : sys.argv.index("--json")]
