@@ -57,7 +57,7 @@ class FileSink:
                 path,
                 self._schema,
                 compression="none" if raw else "zstd",
-                use_dictionary=False,
+                use_dictionary=[field.name for field in self._schema if pa.types.is_string(field.type)],
                 write_statistics=told,
             )
         self._writer.write_table(rows.cast(self._schema))

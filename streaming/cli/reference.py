@@ -115,7 +115,7 @@ def _tables() -> Iterator[str]:
     for name, (schema, partition_by) in sorted(SCHEMAS.items()):
         yield f"\n### `{name}`\n"
         rows = [
-            (f"`{field.name}`", f"`{field.type}`", "partition column" if field.name in partition_by else "")
+            (f"`{field.name}`", f"`{field.type}`", "partition column" if field.name == partition_by else "")
             for field in schema
         ]
         yield from _table("column", "type", "", rows=rows)

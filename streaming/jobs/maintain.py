@@ -15,6 +15,7 @@ its batch commits; so the retention is never shorter than the oldest unfinished 
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
@@ -32,6 +33,7 @@ from streaming.settings import Settings
 RETENTION_HOURS = 168
 MIN_RETENTION_HOURS = {"features": 24}  # a training run writes features for hours before it commits them
 MIN_RETENTION_HOURS_ELSE = 1
+LOG_RETENTION = "delta.logRetentionDuration"  # Delta's own default is 30 days
 PINS_KEPT = 100
 ATTEMPTS = 3
 COMMITS_PER_CHECKPOINT = 10
@@ -97,7 +99,7 @@ def _maintain_table(directory: Path, retention_hours: int) -> TableMaintenance:
     table = DeltaTable(directory)
     if table.version() - _last_checkpoint(directory) >= COMMITS_PER_CHECKPOINT:
         table.create_checkpoint()
-    table.cleanup_metadata()
+    _shorten_log(table, retention_hours)
     vacuumed = _vacuum(table, retention_hours)
     sizes = DeltaTable(directory).get_add_actions(flatten=True)["size_bytes"].to_pylist()
     return TableMaintenance(directory.name, before, len(sizes), sum(sizes), len(vacuumed), retention_hours, skipped)
@@ -119,6 +121,20 @@ def _compact(directory: Path) -> str | None:
         else:
             return None
     return reason
+
+
+def _shorten_log(table: DeltaTable, retention_hours: int) -> None:
+    """Drop what of the log is older than the files that it names: no reader can go back there.
+
+    Every commit lists the log, so that a stream with many micro-batches per minute gets slower as it grows.
+    """
+    kept = {LOG_RETENTION: f"interval {retention_hours} hours"}
+    if kept.items() <= table.metadata().configuration.items():
+        table.cleanup_metadata()
+        return
+    with suppress(CommitFailedError):  # somebody was quicker: the next run tries again
+        table.alter.set_table_properties(kept)
+        table.cleanup_metadata()
 
 
 def _last_checkpoint(directory: Path) -> int:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import MappingProxyType
 
 from py4j.protocol import Py4JError
@@ -36,12 +37,20 @@ CONF = {
     "spark.sql.adaptive.enabled": "false",  # our few shuffles are small: planning them anew costs more than it saves
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.enabled": "false",
+    # Spark's usual way to write offsets starts ten processes (chmod, readlink) per micro-batch where Hadoop's native
+    # library is missing, 60 ms of it. This one renames within Java, which is enough: a checkpoint has but one writer.
+    "spark.sql.streaming.checkpointFileManagerClass": (
+        "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
+    ),
+    # Between the JVM and Python workers, TCP holds small micro-batches back for 40 ms (Nagle and delayed ACK).
+    "spark.python.unix.domain.socket.enabled": "true",
     # In Python workers memory goes back to the system when a large message is done with.
     "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",
     "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
 }
+MAX_SOCKET_DIR = 64  # letters: the system takes paths of up to 104 to 108, and Spark appends 43
 LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}  # where all is on one machine
 
 
@@ -79,20 +88,25 @@ def spark_session(
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
     )
     local = settings.master.startswith("local")
-    for key, value in (CONF | (DELTA if delta else {}) | (LOOPBACK if local else {}) | dict(conf)).items():
-        builder = builder.config(key, value)
-    # PySpark takes these two from the environment only, and only when it starts.
-    with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _output_to(log):
+    with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as sockets:
+        if local:
+            builder = builder.config("spark.python.unix.domain.socket.dir", sockets)  # where nobody else can connect
+        for key, value in (CONF | (DELTA if delta else {}) | (LOOPBACK if local else {}) | dict(conf)).items():
+            builder = builder.config(key, value)
+        if len(sockets) > MAX_SOCKET_DIR:
+            builder = builder.config("spark.python.unix.domain.socket.enabled", "false")
+        # PySpark takes these two from the environment only, and only when it starts.
+        with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _output_to(log):
+            try:
+                spark = builder.getOrCreate()
+            except (PySparkException, Py4JError) as error:
+                raise ServiceError(f"Spark did not start ({cause(str(error))}); its log: {log}") from error
         try:
-            spark = builder.getOrCreate()
+            yield spark
         except (PySparkException, Py4JError) as error:
-            raise ServiceError(f"Spark did not start ({cause(str(error))}); its log: {log}") from error
-    try:
-        yield spark
-    except (PySparkException, Py4JError) as error:
-        raise ServiceError(f"a Spark job failed: {cause(str(error))}; its log: {log}") from error
-    finally:
-        spark.stop()
+            raise ServiceError(f"a Spark job failed: {cause(str(error))}; its log: {log}") from error
+        finally:
+            spark.stop()
 
 
 def cause(text: str) -> str:
