@@ -4,9 +4,16 @@ import os
 import stat
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
-from producer.message import MAX_MESSAGE_BYTES, SNIFF_BYTES, UNKNOWN_CONTENT, Message, build_message, content_type
+from producer.message import (
+    HEADER_MARGIN_BYTES,
+    MAX_MESSAGE_BYTES,
+    SNIFF_BYTES,
+    UNKNOWN_CONTENT,
+    Message,
+    build_message,
+    content_type,
+)
 from producer.sender import message_bytes
 from producer.sources import SourceFile
 
@@ -66,7 +73,7 @@ def read(file: SourceFile, reading: Reading, max_message_bytes: int) -> Message 
     if len(data) > max_bytes:
         return _too_large(file.name, f"{len(data):,} bytes, at most {max_bytes:,} are taken", reading)
     message = build_message(data, file.name, label=file.label, original=None if data is found else found)
-    if (size := message_bytes(message)) > max_message_bytes:
+    if len(data) + HEADER_MARGIN_BYTES > max_message_bytes and (size := message_bytes(message)) > max_message_bytes:
         detail = f"{size:,} bytes with its headers, the topic takes {max_message_bytes:,}"
         return _too_large(file.name, detail, reading)
     return message
@@ -74,14 +81,17 @@ def read(file: SourceFile, reading: Reading, max_message_bytes: int) -> Message 
 
 def _content(name: str, max_bytes: int, reading: Reading) -> bytes | Skipped:
     try:
-        if not stat.S_ISREG(Path(name).stat().st_mode):  # opening a pipe would wait for a writer
+        found = os.stat(name)  # noqa: PTH116  the name as it was given
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for a writer
             return Skipped(name, Reason.UNREADABLE, "no regular file")
-        with open(name, "rb") as stream:  # noqa: PTH123  the name as it was given
-            head = stream.read(SNIFF_BYTES)
-            if reading.only_images and content_type(head) == UNKNOWN_CONTENT:
+        size = found.st_size
+        # Unbuffered: for files of kilobytes every call counts, and each lets the sending thread in.
+        with open(name, "rb", buffering=0) as stream:  # noqa: PTH123
+            data = stream.read(SNIFF_BYTES if size > max_bytes else size + 1) or b""
+            if reading.only_images and content_type(data[:SNIFF_BYTES]) == UNKNOWN_CONTENT:
                 return Skipped(name, Reason.NOT_AN_IMAGE, "by its first bytes", wanted=True)
-            size = os.fstat(stream.fileno()).st_size
-            data = b"" if size > max_bytes else head + stream.read(max_bytes + 1 - len(head))
+            if size < len(data) <= max_bytes:  # it is being written to
+                data += stream.read(max_bytes + 1 - len(data)) or b""
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         return Skipped(name, Reason.UNREADABLE, getattr(error, "strerror", None) or str(error))
     if (size := max(size, len(data))) > max_bytes:
