@@ -48,6 +48,8 @@ SESSION = {
     "spark.python.daemon.module": "streaming.distributed.daemon",
     "spark.stage.maxConsecutiveAttempts": "8",  # tries of a synchronous training, whose workers all start again
 }
+FEW_SHUFFLES = {"spark.sql.shuffle.partitions": "8"}  # names of files are all that is shuffled
+SMALL_HEAP = "-XX:+UseSerialGC"  # grows with what lives in it, not with what passes through
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ def train_cnn(
     directory = settings.home / "train-cnn"
     if resume:
         read_checkpoint(directory)  # before the minute that the start of it all can take
-    with spark_session(_with_slots(settings, options.workers), "imagestream train-cnn", conf=SESSION) as spark:
+    slots = _with_slots(settings, options.workers)
+    conf = SESSION | (FEW_SHUFFLES if dataset.kind == "files" else {})
+    with spark_session(slots, "imagestream train-cnn", java_options=SMALL_HEAP, conf=conf) as spark:
         job = Job(settings, spark, registry, champion, gate, on_step, "train-cnn")
         on_step(f"dividing {dataset.n_images:,} images")
         images = identified(images_frame(spark, dataset, lambda n, _: min(n, options.workers)))
