@@ -21,7 +21,7 @@ from streaming.pipeline.preflight import DECODE_BYTES, HEAP_BYTES, HEAP_PER_TASK
 
 # Measured with `imagestream stream --profile`; see docs/scale.md. They hold for a core like the one measured there.
 REST_PER_IMAGE_S = 0.0006  # fetch, headers, projection, classifier, features, and what Spark does meanwhile
-BATCH_S = 0.35  # plan, commit, and Spark between two batches
+BATCH_S = 0.23  # plan, commit, and Spark between two batches
 TASK_S = 0.0015  # of the driver, for each task
 # Where the load is even; partitions of a batch are of equal size but for one message.
 TARGET_UTILISATION = 0.7  # so that a burst, or a core that is lost, is caught up with

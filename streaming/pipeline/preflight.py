@@ -13,6 +13,7 @@ MIB = 1024**2
 WORKER_BYTES = 250 * MIB  # a Python worker with NumPy, Arrow and LiteRT, before it has a model
 DECODE_BYTES = 2 * 24_000_000 * 3  # the largest image as pixels, and once more while it is resized
 HEAP_BYTES = 320 * MIB  # Spark and the commit of a batch
+LEAST_HEAP_BYTES = 512 * MIB  # Spark does not start with less than 450 MiB, a survivor space not counted
 HEAP_PER_TASK_BYTES = 96 * MIB  # a message of 20 MB is held about three times on its way to Python
 # An Arrow batch arrives, is turned into Python bytes, and is copied once more where it is quarantined.
 COPIES_OF_A_BATCH = 3
@@ -25,7 +26,7 @@ def stream_heap(settings: Settings) -> str:
     """
     tasks = re.match(r"local\[(\d+)", settings.master)
     cores = int(tasks[1]) if tasks else 1 if settings.master == "local" else os.cpu_count() or 1
-    wanted = HEAP_BYTES + cores * HEAP_PER_TASK_BYTES
+    wanted = max(LEAST_HEAP_BYTES, HEAP_BYTES + cores * HEAP_PER_TASK_BYTES)
     return f"{min(wanted, parse_size(settings.driver_memory)) // MIB}m"
 
 

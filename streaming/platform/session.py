@@ -111,7 +111,7 @@ def spark_session(
 
 def cause(text: str) -> str:
     """What a Spark error is about: the innermost Python error in it, else its first line."""
-    errors = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
+    errors = re.findall(r"^(?:: )?(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
     if not errors:
         return text.strip().split("\n", 1)[0] or "no reason given"
     kind, message = errors[-1]

@@ -1,0 +1,70 @@
+"""The Spark session: it starts with what a stream gives it, and what goes wrong is told in a line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from streaming.pipeline.preflight import stream_heap
+from streaming.platform.session import cause
+from streaming.settings import read_settings
+
+# In a process of its own: Spark has one session per process.
+START = """
+import sys
+from pathlib import Path
+from streaming.errors import ServiceError
+from streaming.pipeline.stream import JVM
+from streaming.platform.session import spark_session
+from streaming.settings import read_settings
+
+home, jars, master, memory = sys.argv[1:]
+settings = read_settings().model_copy(
+    update={"home": Path(home), "jars": Path(jars), "master": master, "driver_memory": memory}
+)
+try:
+    with spark_session(settings, "test", java_options=JVM.format(heap=memory)) as spark:
+        sockets = Path(spark.conf.get("spark.python.unix.domain.socket.dir"))
+        print(spark.range(10).mapInPandas(lambda rows: rows, "id long").count(), oct(sockets.stat().st_mode)[-3:])
+    print(sockets.exists())
+except ServiceError as error:
+    print(error)
+"""
+
+
+def start(home: Path, memory: str) -> list[str]:
+    jars = read_settings().jars_dir.resolve()
+    command = [sys.executable, "-c", START, str(home), str(jars), "local[1]", memory]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.splitlines()
+
+
+def test_one_core_is_enough_and_nobody_else_can_reach_the_workers(tmp_path: Path) -> None:
+    memory = stream_heap(read_settings().model_copy(update={"master": "local[1]"}))
+    assert start(tmp_path, memory) == ["10 700", "False"]
+
+
+def test_too_little_memory_is_told_with_what_is_needed(tmp_path: Path) -> None:
+    (said,) = start(tmp_path, "300m")
+    assert "must be at least 471859200" in said
+    assert str(tmp_path / "spark.log") in said
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("no such thing", "no such thing"),
+        ("", "no reason given"),
+        (
+            "An error occurred while calling o1.x.\n: java.lang.IllegalArgumentException: too small\n\tat a.b",
+            "IllegalArgumentException: too small",
+        ),
+        (
+            "An error occurred while calling o1.x.\n: org.apache.spark.SparkException: Job aborted\n"
+            "Traceback (most recent call last):\nstreaming.errors.ServiceError: a worker's own words\n",
+            "a worker's own words",
+        ),
+    ],
+)
+def test_the_cause_is_what_the_innermost_error_says(text: str, line: str) -> None:
+    assert cause(text) == line
