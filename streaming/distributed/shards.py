@@ -37,12 +37,10 @@ def identified(images: DataFrame) -> DataFrame:
 def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
     """Rows (image_id, label, validation, source, content) in `workers` partitions, one for each worker.
 
-    Training and validation images are dealt out one by one, in an order by hash. Only names are put in that order, not
-    images.
+    Training and validation images are dealt out one by one, in an order by the hash of what they are, wherever they
+    lie. Only names are put in that order, not images.
     """
-    ordered = Window.partitionBy("validation").orderBy(
-        F.xxhash64("image_id", "source", F.lit(seed)), "image_id", "source"
-    )
+    ordered = Window.partitionBy("validation").orderBy(F.xxhash64("image_id", F.lit(seed)), "image_id", "source")
     names = rows.select("image_id", "source", "validation")
     dealt = names.select("source", ((F.row_number().over(ordered) - 1) % workers).cast("int").alias("worker"))
     given = rows.join(dealt, "source").repartitionById(workers, "worker")

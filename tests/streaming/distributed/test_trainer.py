@@ -60,6 +60,17 @@ def test_every_mode_ends_and_learns(rows: DataFrame, mode: Mode, frequency: Freq
     assert not history.events
 
 
+def test_the_same_images_are_dealt_alike_wherever_they_lie(rows: DataFrame) -> None:
+    elsewhere = rows.withColumn("source", F.concat(F.lit("/another/place/"), F.reverse("source")))
+
+    def dealt(images: DataFrame) -> list[set[str]]:
+        of = shard(images, 3, seed=5).withColumn("worker", F.spark_partition_id()).collect()
+        return [{row.image_id for row in of if row.worker == worker} for worker in range(3)]
+
+    assert dealt(elsewhere) == dealt(rows)
+    assert [len(of) for of in dealt(rows)] == [100, 100, 100]
+
+
 def test_synchronous_batches_take_the_steps_of_one_process(rows: DataFrame) -> None:
     options = replace(OPTIONS, frequency=Frequency.BATCH, epochs=2, optimizer="adam")
     ours = train(rows, options)
