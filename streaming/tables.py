@@ -139,6 +139,7 @@ STATISTICS = {
     "features": ["image_id", "topic", "partition", "offset", "label_true", "backbone_sha256"],
     "quarantine": ["image_id", "topic", "partition", "offset", "batch_id", "reason"],
 }
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # the folder of rows whose partition column is null, for all readers of Delta
 MAX_TOLD = 40  # letters of a string in statistics: a query's id has 36
 
 
@@ -189,11 +190,12 @@ class Table:
             yield data, {}
             return
         for value in data.column(name).unique():
-            yield data.filter(pc.equal(data.column(name), value)).drop_columns(name), {name: str(value)}
+            same = pc.equal(data.column(name), value) if value.is_valid else data.column(name).is_null()
+            yield data.filter(same).drop_columns(name), {name: str(value) if value.is_valid else None}
 
     def _write(self, rows: pa.Table, partition: dict[str, str | None]) -> AddAction:
         """A new file of one partition, and what a commit says of it."""
-        folder = Path(*(f"{name}={value}" for name, value in partition.items()))
+        folder = Path(*(f"{name}={value or NO_VALUE}" for name, value in partition.items()))
         (self.directory / folder).mkdir(exist_ok=True)
         with FileSink(str(self.directory / folder), rows.schema) as sink:
             sink.write(rows)

@@ -15,7 +15,7 @@ from tests.streaming.history import NOON, QUERY_ID
 DAY = NOON.date()
 
 
-def predictions(*rows: tuple[int, date]) -> pa.Table:
+def predictions(*rows: tuple[int, date | None]) -> pa.Table:
     """Rows of (offset, date), otherwise alike."""
     constant = {"image_id": "ab" * 32, "topic": "images", "partition": 0, "label": "cat", "batch_id": 7}
     answers = [{"confidence": offset / 100, "published_at": NOON + timedelta(hours=offset)} for offset, _ in rows]
@@ -66,6 +66,14 @@ def test_rows_of_two_days_go_into_two_partitions_in_one_commit(tmp_path: Path) -
     read = DeltaTable(table.directory).to_pyarrow_table(filters=[("date", "=", later)])
     assert read.column("offset").to_pylist() == [2]
     assert read.column("date").to_pylist() == [later]
+
+
+def test_rows_without_a_day_have_a_partition_of_their_own(tmp_path: Path) -> None:
+    table = Table(tmp_path, "predictions")
+    table.append(predictions((1, DAY), (2, None), (3, None)), QUERY_ID, 0)
+    read = DeltaTable(table.directory).to_pyarrow_table().sort_by("offset")
+    assert read.column("date").to_pylist() == [DAY, None, None]
+    assert offsets(table) == [1, 2, 3]
 
 
 def test_statistics_tell_the_extremes(tmp_path: Path) -> None:
