@@ -73,6 +73,7 @@ def read(file: SourceFile, reading: Reading, max_message_bytes: int) -> Message 
     if len(data) > max_bytes:
         return _too_large(file.name, f"{len(data):,} bytes, at most {max_bytes:,} are taken", reading)
     message = build_message(data, file.name, label=file.label, original=None if data is found else found)
+    # To measure a message costs more than to make one; its headers are short enough to be asked only near the limit.
     if len(data) + HEADER_MARGIN_BYTES > max_message_bytes and (size := message_bytes(message)) > max_message_bytes:
         detail = f"{size:,} bytes with its headers, the topic takes {max_message_bytes:,}"
         return _too_large(file.name, detail, reading)
@@ -88,10 +89,11 @@ def _content(name: str, max_bytes: int, reading: Reading) -> bytes | Skipped:
         # Unbuffered: for files of kilobytes every call counts, and each lets the sending thread in.
         with open(name, "rb", buffering=0) as stream:  # noqa: PTH123
             data = stream.read(SNIFF_BYTES if size > max_bytes else size + 1) or b""
+            # Once is enough, unless the file is being written to or its file system gives less than was asked for.
+            while size <= max_bytes and len(data) != size and (more := stream.read(max_bytes + 1 - len(data))):
+                data += more
             if reading.only_images and content_type(data[:SNIFF_BYTES]) == UNKNOWN_CONTENT:
                 return Skipped(name, Reason.NOT_AN_IMAGE, "by its first bytes", wanted=True)
-            if size < len(data) <= max_bytes:  # it is being written to
-                data += stream.read(max_bytes + 1 - len(data)) or b""
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         return Skipped(name, Reason.UNREADABLE, getattr(error, "strerror", None) or str(error))
     if (size := max(size, len(data))) > max_bytes:

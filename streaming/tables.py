@@ -8,9 +8,12 @@ whose version the table has already seen is left out.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
+from time import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -120,6 +123,7 @@ BATCHES = pa.schema(
 )
 
 COMMIT_TRIES = 20
+UNPARTITIONED: Mapping[str, str | None] = MappingProxyType({})
 # To look for expired parts of the log lists all of it: `maintain` does so, not every commit.
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
@@ -177,9 +181,7 @@ class Table:
         The file is written here and committed by its name: what `write_deltalake` spends on an append grows with the
         files of the table, 0.1 ms for each.
         """
-        if not rows.num_rows:
-            return False
-        if self.committed(app_id, version):
+        if not rows.num_rows or self.committed(app_id, version):
             return False
         return self._commit([self._write(*part) for part in self._partitioned(rows)], app_id, version)
 
@@ -203,19 +205,13 @@ class Table:
         if file is None:
             raise ServiceError(f"no rows were written to {self.directory / folder}")
         stats = statistics(rows, STATISTICS.get(self.name, rows.schema.names))
-        return AddAction(
-            (folder / file.path).as_posix(), file.bytes, partition, _now_ms(), data_change=True, stats=json.dumps(stats)
-        )
+        return added(replace(file, path=(folder / file.path).as_posix()), partition, stats)
 
     def append_files(self, files: Sequence[DataFile], app_id: str, version: int) -> bool:
         """Make files that workers wrote part of the table, in one commit, under the same condition as `append`."""
-        if not files:
+        if not files or self.committed(app_id, version):
             return False
-        actions = [
-            AddAction(file.path, file.bytes, {}, _now_ms(), data_change=True, stats=f'{{"numRecords":{file.rows}}}')
-            for file in files
-        ]
-        return not self.committed(app_id, version) and self._commit(actions, app_id, version)
+        return self._commit([added(file) for file in files], app_id, version)
 
     def _commit(self, files: list[AddAction], app_id: str, version: int) -> bool:
         """Commit files; if somebody else committed meanwhile, again, unless that was `version` of `app_id`.
@@ -282,6 +278,14 @@ def data_files(table: DeltaTable, directory: Path) -> list[str]:
     return files
 
 
+def added(
+    file: DataFile, partition: Mapping[str, str | None] = UNPARTITIONED, stats: Mapping[str, Any] | None = None
+) -> AddAction:
+    """What a commit says of a file that it adds; of its statistics at least how many rows there are."""
+    told = json.dumps(stats or {"numRecords": file.rows})
+    return AddAction(file.path, file.bytes, dict(partition), int(time() * 1000), data_change=True, stats=told)
+
+
 def statistics(rows: pa.Table, names: Sequence[str]) -> dict[str, Any]:
     """What a commit tells of a file, for readers that pass over files: rows, and of columns the extremes and nulls.
 
@@ -311,12 +315,6 @@ def _told(value: Any) -> Any:
     if isinstance(value, float):
         return value if isfinite(value) else None
     return value
-
-
-def _now_ms() -> int:
-    import time
-
-    return int(time.time() * 1000)
 
 
 def spark_schema(schema: pa.Schema) -> "StructType":

@@ -17,7 +17,7 @@ import numpy as np
 
 from models.decode import BadImage, decode
 from models.engine import LiteRTEngine
-from streaming.pipeline.preflight import DECODE_BYTES, HEAP_BYTES, HEAP_PER_TASK_BYTES, MIB, WORKER_BYTES
+from streaming.pipeline.preflight import DECODE_BYTES, MIB, WORKER_BYTES, heap_bytes
 
 # Measured with `imagestream stream --profile`; see docs/scale.md. They hold for a core like the one measured there.
 REST_PER_IMAGE_S = 0.0006  # fetch, headers, projection, classifier, features, and what Spark does meanwhile
@@ -109,7 +109,7 @@ def plan(load: float, costs: Costs, n_features: int, bundle_bytes: int) -> Plan:
     images = max(1, math.ceil(load / streams * interval))
     scoring = overhead_s(tasks) + images * costs.per_image_s / tasks
     per_worker = WORKER_BYTES + 2 * bundle_bytes + DECODE_BYTES
-    heap = HEAP_BYTES + min(tasks, HEAP_TASKS) * HEAP_PER_TASK_BYTES
+    heap = heap_bytes(min(tasks, HEAP_TASKS))
     return Plan(
         streams=streams,
         cores=streams * tasks,

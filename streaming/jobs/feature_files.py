@@ -22,8 +22,9 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.projection import Projection
-from streaming.files import as_matrix, list_array
+from streaming.files import DataFile, as_matrix, list_array
 from streaming.jobs.output import FileFormat
+from streaming.tables import added
 
 SCHEMA = pa.schema(
     [
@@ -156,7 +157,5 @@ def _commit_delta(parts: Sequence[tuple[str, int]], staging: Path, output: Path)
     for name, rows in parts:
         if rows:
             target = (staging / name).rename(output / name)
-            stats = f'{{"numRecords":{rows}}}'
-            modified_ms = int(target.stat().st_mtime * 1000)
-            actions.append(AddAction(name, target.stat().st_size, {}, modified_ms, data_change=True, stats=stats))
+            actions.append(added(DataFile(name, target.stat().st_size, rows)))
     table.create_write_transaction(actions, "overwrite", table.schema())

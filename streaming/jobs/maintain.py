@@ -128,13 +128,11 @@ def _shorten_log(table: DeltaTable, retention_hours: int) -> None:
 
     Every commit lists the log, so that a stream with many micro-batches per minute gets slower as it grows.
     """
-    kept = {LOG_RETENTION: f"interval {retention_hours} hours"}
-    if kept.items() <= table.metadata().configuration.items():
-        table.cleanup_metadata()
-        return
-    with suppress(CommitFailedError):  # somebody was quicker: the next run tries again
-        table.alter.set_table_properties(kept)
-        table.cleanup_metadata()
+    kept = f"interval {retention_hours} hours"
+    if table.metadata().configuration.get(LOG_RETENTION) != kept:
+        with suppress(CommitFailedError):  # somebody was quicker: the next run tries again
+            table.alter.set_table_properties({LOG_RETENTION: kept})
+    table.cleanup_metadata()
 
 
 def _last_checkpoint(directory: Path) -> int:

@@ -34,7 +34,7 @@ from streaming.jobs.resend import Identity, Sender
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.tables import data_files
+from streaming.tables import added, data_files
 
 BYTES_AT_A_TIME = 16 * 1024**2
 MAX_ROWS_AT_A_TIME = 1024
@@ -192,10 +192,9 @@ def _replace_files(directory: Path, identities: set[Identity], at: datetime, lik
         marks = sum(len(_positions(batch, identities)) for batch in _read(path, ["topic", "partition", "offset"]))
         if marks:
             new = _marked_copy(path, identities, at, schema)
-            stats = f'{{"numRecords":{new.rows}}}'
             actions += [
                 RemoveAction(old["path"], data_change=True, deletion_timestamp=now_ms, size=old["size_bytes"]),
-                AddAction(new.path, new.bytes, {}, now_ms, data_change=True, stats=stats),
+                added(new),
             ]
             left -= marks
         if left <= 0:

@@ -26,8 +26,12 @@ def stream_heap(settings: Settings) -> str:
     """
     tasks = re.match(r"local\[(\d+)", settings.master)
     cores = int(tasks[1]) if tasks else 1 if settings.master == "local" else os.cpu_count() or 1
-    wanted = max(LEAST_HEAP_BYTES, HEAP_BYTES + cores * HEAP_PER_TASK_BYTES)
-    return f"{min(wanted, parse_size(settings.driver_memory)) // MIB}m"
+    return f"{min(heap_bytes(cores), parse_size(settings.driver_memory)) // MIB}m"
+
+
+def heap_bytes(tasks: int) -> int:
+    """The heap of a JVM that so many tasks run in, or hand their results to, at a time."""
+    return max(LEAST_HEAP_BYTES, HEAP_BYTES + tasks * HEAP_PER_TASK_BYTES)
 
 
 def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:

@@ -30,6 +30,7 @@ DELTA = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.databricks.delta.snapshotPartitions": "1",  # a small log needs no 50 tasks to be read
 }
+UNIX_SOCKETS = "spark.python.unix.domain.socket.enabled"
 CONF = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_PER_ARROW_BATCH),
@@ -43,7 +44,7 @@ CONF = {
         "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
     ),
     # Between the JVM and Python workers, TCP holds small micro-batches back for 40 ms (Nagle and delayed ACK).
-    "spark.python.unix.domain.socket.enabled": "true",
+    UNIX_SOCKETS: "true",
     # In Python workers memory goes back to the system when a large message is done with.
     "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",
     "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
@@ -87,14 +88,10 @@ def spark_session(
         .config("spark.sql.warehouse.dir", str(settings.home / "warehouse"))
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
     )
-    local = settings.master.startswith("local")
     with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as sockets:
-        if local:
-            builder = builder.config("spark.python.unix.domain.socket.dir", sockets)  # where nobody else can connect
-        for key, value in (CONF | (DELTA if delta else {}) | (LOOPBACK if local else {}) | dict(conf)).items():
+        local = LOOPBACK | _sockets_in(sockets) if settings.master.startswith("local") else {}
+        for key, value in (CONF | (DELTA if delta else {}) | local | dict(conf)).items():
             builder = builder.config(key, value)
-        if len(sockets) > MAX_SOCKET_DIR:
-            builder = builder.config("spark.python.unix.domain.socket.enabled", "false")
         # PySpark takes these two from the environment only, and only when it starts.
         with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _output_to(log):
             try:
@@ -107,6 +104,13 @@ def spark_session(
             raise ServiceError(f"a Spark job failed: {cause(str(error))}; its log: {log}") from error
         finally:
             spark.stop()
+
+
+def _sockets_in(folder: str) -> dict[str, str]:
+    """The workers' sockets in a folder where nobody else can connect; TCP, if its name is too long for them."""
+    if len(folder) > MAX_SOCKET_DIR:
+        return {UNIX_SOCKETS: "false"}
+    return {"spark.python.unix.domain.socket.dir": folder}
 
 
 def cause(text: str) -> str:

@@ -115,6 +115,23 @@ def test_beside_a_stream_and_a_reader_no_row_is_lost_or_repeated(settings: Setti
     assert (report_of_all.batches, report_of_all.predicted, report_of_all.quarantined) == (80, 80 * 9, 80)
 
 
+def test_the_log_is_kept_as_long_as_the_files_and_no_longer(settings: Settings) -> None:
+    commit_batches(settings, 0, 60)  # beyond a checkpoint
+    log = settings.tables_dir / "batches" / "_delta_log"
+    old = log / f"{0:020}.json"
+    two_hours_ago = time.time() - 2 * 3600
+    for entry in log.iterdir():
+        os.utime(entry, (two_hours_ago, two_hours_ago))
+    maintain(settings, retention_hours=3)
+    assert old.exists()
+    maintain(settings, retention_hours=1)
+    assert not old.exists()
+    version = DeltaTable(settings.tables_dir / "batches").version()
+    maintain(settings, retention_hours=1)
+    assert DeltaTable(settings.tables_dir / "batches").version() == version, "nothing to say again"
+    assert audit(settings).clean
+
+
 def test_files_that_a_reader_may_hold_stay_for_the_retention_and_go_after_it(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
     old = DeltaTable(settings.tables_dir / "predictions").file_uris()

@@ -33,6 +33,7 @@ def test_a_small_model_fits() -> None:
         ("local[2]", "2g", "512m"),
         ("local[8,4]", "2g", "1088m"),
         ("local[64]", "2g", "2048m"),
+        ("local[2]", "300m", "300m"),
         ("local[4]", "600m", "600m"),
         ("local", "2g", "512m"),
     ],
