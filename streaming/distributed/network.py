@@ -95,10 +95,6 @@ class Network:
         self._step = compiled(self._compute_step, inputs)
         self._apply = compiled(self._apply_flat, [row])
         self._answer = compiled(lambda x: self.model(x, training=False), inputs[:1])
-        self._read_weights = compiled(lambda: _flat(self._variables), [])
-        self._read_state = compiled(lambda: _flat(self._state), [])
-        self._write_weights = compiled(lambda x: _assign(self._variables, x), [row])
-        self._write_state = compiled(lambda x: _assign(self._state, x), [row])
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -108,21 +104,20 @@ class Network:
     @property
     def weights(self) -> Values:
         """All that is trained, in one row."""
-        return np.array(self._read_weights())
+        return _read(self._variables)
 
     @weights.setter
     def weights(self, values: Values) -> None:
-        self._write_weights(values)
+        _write(self._variables, values)
 
     @property
     def optimizer(self) -> Values:
         """The optimizer's state in one row: its counter of steps, and what it keeps of each weight."""
-        return np.array(self._read_state()) if self._state else np.empty(0, np.float32)
+        return _read(self._state)
 
     @optimizer.setter
     def optimizer(self, values: Values) -> None:
-        if self._state:
-            self._write_state(values)
+        _write(self._state, values)
 
     @property
     def learning_rate(self) -> float:
@@ -154,7 +149,7 @@ class Network:
         answers = [self._answer(part).numpy() for part in parts]
         return np.concatenate(answers) if answers else np.empty((0, self.model.output_shape[-1]), np.float32)
 
-    def _compute_gradient(self, images: Any, labels: Any, importance: Any) -> tuple[Any, Any]:
+    def _compute_gradients(self, images: Any, labels: Any, importance: Any) -> tuple[list[Any], Any]:
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
@@ -165,11 +160,15 @@ class Network:
             else:
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
             loss = tf.reduce_mean(losses * importance)
-        return _flat(tape.gradient(loss, self._variables, unconnected_gradients="zero")), logits
+        return tape.gradient(loss, self._variables, unconnected_gradients="zero"), logits
+
+    def _compute_gradient(self, images: Any, labels: Any, importance: Any) -> tuple[Any, Any]:
+        gradients, logits = self._compute_gradients(images, labels, importance)
+        return _flat(gradients), logits
 
     def _compute_step(self, images: Any, labels: Any, importance: Any) -> Any:
-        gradient, logits = self._compute_gradient(images, labels, importance)
-        self._apply_flat(gradient)
+        gradients, logits = self._compute_gradients(images, labels, importance)
+        self._optimizer.apply(gradients, self._variables)
         return logits
 
     def _apply_flat(self, gradient: Any) -> None:
@@ -188,12 +187,12 @@ def compute_in_bfloat16(model: "keras.Model") -> None:
             layer.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
 
 
-def _flat(variables: Sequence[Any]) -> Any:
+def _flat(gradients: Sequence[Any]) -> Any:
     import tensorflow as tf
 
-    if not variables:
+    if not gradients:
         return tf.zeros([0], tf.float32)
-    return tf.concat([tf.reshape(tf.cast(tf.convert_to_tensor(one), tf.float32), [-1]) for one in variables], 0)
+    return tf.concat([tf.reshape(tf.cast(tf.convert_to_tensor(one), tf.float32), [-1]) for one in gradients], 0)
 
 
 def _split(row: Any, variables: Sequence[Any]) -> list[Any]:
@@ -203,9 +202,18 @@ def _split(row: Any, variables: Sequence[Any]) -> list[Any]:
     return [tf.reshape(part, one.shape) for part, one in zip(parts, variables, strict=True)]
 
 
-def _assign(variables: Sequence[Any], row: Any) -> None:
-    import tensorflow as tf
+def _read(variables: Sequence[Any]) -> Values:
+    """All numbers in one row; variable by variable, since to trace a function for that takes longer than it saves."""
+    parts = [np.ravel(one.numpy()).astype(np.float32, copy=False) for one in variables]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
-    for one, part in zip(variables, _split(row, variables), strict=True):
-        value = tf.cast(tf.round(part), one.dtype) if "int" in str(one.dtype) else part
-        one.assign(value)
+
+def _write(variables: Sequence[Any], row: Values) -> None:
+    at = 0
+    for one in variables:
+        size = int(np.prod(one.shape))
+        part = row[at : at + size].reshape(one.shape)
+        one.assign(np.rint(part) if "int" in str(one.dtype) else part)
+        at += size
+    if at != len(row):
+        raise ValueError(f"expected {at} numbers, got {len(row)}")

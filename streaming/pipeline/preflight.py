@@ -6,7 +6,7 @@ import re
 import psutil
 
 from streaming.errors import ServiceError
-from streaming.platform.session import BYTES_PER_ARROW_BATCH
+from streaming.platform.session import BYTES_PER_ARROW_BATCH, QUICK_START
 from streaming.settings import Settings
 
 MIB = 1024**2
@@ -18,15 +18,22 @@ HEAP_PER_TASK_BYTES = 96 * MIB  # a message of 20 MB is held about three times o
 # An Arrow batch arrives, is turned into Python bytes, and is copied once more where it is quarantined.
 COPIES_OF_A_BATCH = 3
 
+# In one piece that is collected by one thread; buffers for large messages are given back, not kept per thread.
+FIXED_HEAP = "-XX:+UseSerialGC -XX:+AlwaysPreTouch -Djdk.nio.maxCachedBufferSize=262144"
 
-def stream_heap(settings: Settings) -> str:
-    """How much heap the JVM of a stream takes in local mode, all of it at once: no message can make it grow later.
 
-    By the number of tasks that run at a time, and never more than the settings allow.
+def with_fixed_heap(settings: Settings) -> tuple[Settings, str]:
+    """The settings, and the JVM's options, for a driver that only moves what workers made.
+
+    In local mode all of its heap is there from the start, by the number of tasks that run at a time and never more than
+    the settings allow: what it needs does not depend on what comes, and no message can make it grow later.
     """
+    if not settings.master.startswith("local"):
+        return settings, QUICK_START
     tasks = re.match(r"local\[(\d+)", settings.master)
     cores = int(tasks[1]) if tasks else 1 if settings.master == "local" else os.cpu_count() or 1
-    return f"{min(heap_bytes(cores), parse_size(settings.driver_memory)) // MIB}m"
+    heap = f"{min(heap_bytes(cores), parse_size(settings.driver_memory)) // MIB}m"
+    return settings.model_copy(update={"driver_memory": heap}), f"{QUICK_START} {FIXED_HEAP} -Xms{heap}"
 
 
 def heap_bytes(tasks: int) -> int:

@@ -20,18 +20,14 @@ from streaming.pipeline.commit import BatchCommitter, BatchResult, Tables
 from streaming.pipeline.continuity import Accept, Continuity, check_checkpoint, check_topic, read_continuity, set_aside
 from streaming.pipeline.incarnation import read_incarnation, write_incarnation
 from streaming.pipeline.ingest import read_topic
-from streaming.pipeline.preflight import check_memory, stream_heap
+from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.serving import Serving
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
-from streaming.platform.session import QUICK_START, cause, spark_session
+from streaming.platform.session import cause, spark_session
 from streaming.platform.topic import describe_topic, trouble_with_broker
 from streaming.settings import Settings
 from streaming.signals import stop_signals
-
-# The whole heap is there from the start, in one piece that is collected by one thread: what a stream needs does not
-# depend on what comes. Buffers for large messages are given back rather than kept per thread.
-JVM = f"{QUICK_START} -XX:+UseSerialGC -XX:+AlwaysPreTouch -Djdk.nio.maxCachedBufferSize=262144 -Xms{{heap}}"
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
@@ -126,11 +122,10 @@ def run_stream(
         topic = describe_topic(bootstrap_servers, settings.topic, client_arguments(settings))
         start = check_topic(continuity, topic, checkpoint, read_incarnation(settings))
         registry = Registry(settings.models_dir)
-        name, java_options = f"imagestream {settings.topic}", QUICK_START
-        if settings.master.startswith("local"):
-            settings = settings.model_copy(update={"driver_memory": stream_heap(settings)})
-            java_options = JVM.format(heap=settings.driver_memory)
-        with spark_session(settings, name, java_options=java_options, conf=REDACTION) as spark:
+        settings, java_options = with_fixed_heap(settings)
+        with spark_session(
+            settings, f"imagestream {settings.topic}", java_options=java_options, conf=REDACTION
+        ) as spark:
             serving = Serving(spark, registry, events.on_refused)
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())

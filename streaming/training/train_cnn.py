@@ -29,6 +29,7 @@ from streaming.home import make_dir
 from streaming.images.dataset import Dataset
 from streaming.images.images_frame import images_frame
 from streaming.images.split import Sides, plan_sides
+from streaming.pipeline.preflight import with_fixed_heap
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.settings import Settings
@@ -46,10 +47,13 @@ if TYPE_CHECKING:
 Schedule = Literal["constant", "cosine", "plateau"]
 SESSION = {
     "spark.python.daemon.module": "streaming.distributed.daemon",
+    # The arrays of every step are of the same sizes: what one gives back, the next takes.
+    "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
+    "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(256 * 1024**2),
     "spark.stage.maxConsecutiveAttempts": "8",  # tries of a synchronous training, whose workers all start again
 }
+
 FEW_SHUFFLES = {"spark.sql.shuffle.partitions": "8"}  # names of files are all that is shuffled
-SMALL_HEAP = "-XX:+UseSerialGC"  # grows with what lives in it, not with what passes through
 
 
 @dataclass(frozen=True)
@@ -141,9 +145,9 @@ def train_cnn(
     directory = settings.home / "train-cnn"
     if resume:
         read_checkpoint(directory)  # before the minute that the start of it all can take
-    slots = _with_slots(settings, options.workers)
+    slots, java_options = with_fixed_heap(_with_slots(settings, options.workers))
     conf = SESSION | (FEW_SHUFFLES if dataset.kind == "files" else {})
-    with spark_session(slots, "imagestream train-cnn", java_options=SMALL_HEAP, conf=conf) as spark:
+    with spark_session(slots, "imagestream train-cnn", java_options=java_options, conf=conf) as spark:
         job = Job(settings, spark, registry, champion, gate, on_step, "train-cnn")
         on_step(f"dividing {dataset.n_images:,} images")
         images = identified(images_frame(spark, dataset, lambda n, _: min(n, options.workers)))

@@ -3,7 +3,7 @@
 import pytest
 
 from streaming.errors import ServiceError
-from streaming.pipeline.preflight import check_memory, parse_size, stream_heap
+from streaming.pipeline.preflight import check_memory, parse_size, with_fixed_heap
 from streaming.settings import Settings
 
 
@@ -38,5 +38,14 @@ def test_a_small_model_fits() -> None:
         ("local", "2g", "512m"),
     ],
 )
-def test_the_heap_of_a_stream_follows_its_tasks_up_to_what_is_allowed(master: str, memory: str, heap: str) -> None:
-    assert stream_heap(Settings(master=master, driver_memory=memory)) == heap
+def test_the_heap_follows_the_tasks_up_to_what_is_allowed(master: str, memory: str, heap: str) -> None:
+    settings, java_options = with_fixed_heap(Settings(master=master, driver_memory=memory))
+    assert settings.driver_memory == heap
+    assert f"-Xms{heap}" in java_options.split()
+
+
+def test_on_a_cluster_the_heap_is_what_the_settings_say() -> None:
+    asked = Settings(master="spark://127.0.0.1:7077", driver_memory="3g")
+    settings, java_options = with_fixed_heap(asked)
+    assert settings == asked
+    assert "-Xms" not in java_options
