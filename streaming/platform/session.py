@@ -30,6 +30,8 @@ DELTA = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.databricks.delta.snapshotPartitions": "1",  # a small log needs no 50 tasks to be read
 }
+# For JVMs and Python workers: memory goes back to the system when a large message is done with.
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2), "MALLOC_ARENA_MAX": "2"}
 UNIX_SOCKETS = "spark.python.unix.domain.socket.enabled"
 CONF = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
@@ -45,9 +47,8 @@ CONF = {
     ),
     # Between the JVM and Python workers, TCP holds small micro-batches back for 40 ms (Nagle and delayed ACK).
     UNIX_SOCKETS: "true",
-    # In Python workers memory goes back to the system when a large message is done with.
     "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",
-    "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
+    **{f"spark.executorEnv.{name}": value for name, value in GIVES_BACK.items()},
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
 }
@@ -93,7 +94,7 @@ def spark_session(
         for key, value in (CONF | (DELTA if delta else {}) | local | dict(conf)).items():
             builder = builder.config(key, value)
         # PySpark takes these two from the environment only, and only when it starts.
-        with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable), _output_to(log):
+        with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable, **GIVES_BACK), _output_to(log):
             try:
                 spark = builder.getOrCreate()
             except (PySparkException, Py4JError) as error:

@@ -1,15 +1,11 @@
 """The gateway over real HTTP with a real broker and real tables: what it takes, what it refuses, what it tells."""
 
 import hashlib
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -340,50 +336,6 @@ def test_a_broker_that_falls_silent_is_told_and_the_gateway_goes_on_when_it_is_b
         os.kill(state.pid, signal.SIGCONT)
     again = [client.post("/images", content=JPEG + b"again", headers=JPEG_TYPE).status_code for _ in range(3)]
     assert again[-1] == 202
-
-
-@pytest.fixture
-def process(broker: Settings, topic: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`imagestream gateway` as a process of its own, and where it listens."""
-    command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "gateway", "--port", "0", "--topic", topic]
-    command += ["--bootstrap-servers", bootstrap_servers(broker), "--json", str(tmp_path / "summary.json")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            assert running.stdout is not None
-            said = running.stdout.readline()
-            address = re.fullmatch(r"gateway: (http://127\.0\.0\.1:\d+)/docs\n", said)
-            assert address, said
-            assert json.loads((tmp_path / "summary.json").read_text())["url"] == address[1]
-            yield running, address[1]
-        finally:
-            running.kill()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_finishes_the_upload_under_way(
-    process: tuple[subprocess.Popen[str], str], broker: Settings, topic: str, number: signal.Signals
-) -> None:
-    running, url = process
-    image = JPEG + os.urandom(10_000)
-
-    def slowly() -> Iterator[bytes]:
-        yield image[:5_000]
-        time.sleep(0.5)  # for it to be taken in: a connection that was not is nobody's yet
-        running.send_signal(number)
-        refused = False
-        while not refused:  # it takes no more connections, and goes on with this one
-            try:
-                socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=1).close()
-            except OSError:
-                refused = True
-        yield image[5_000:]
-
-    answer = httpx.post(f"{url}/images", content=slowly(), headers=JPEG_TYPE, timeout=30)
-    assert answer.status_code == 202
-    assert running.wait(30) == 0
-    assert running.stderr is not None
-    assert running.stderr.read() == ""
-    assert at(messages(bootstrap_servers(broker), topic), answer.json()).value == image
 
 
 def test_whatever_comes_is_answered_as_openapi_says(
