@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from streaming.pipeline.preflight import stream_heap
 from streaming.platform.session import cause
 from streaming.settings import read_settings
 
@@ -15,16 +14,15 @@ START = """
 import sys
 from pathlib import Path
 from streaming.errors import ServiceError
-from streaming.pipeline.stream import JVM
+from streaming.pipeline.preflight import with_fixed_heap
 from streaming.platform.session import spark_session
 from streaming.settings import read_settings
 
 home, jars, master, memory = sys.argv[1:]
-settings = read_settings().model_copy(
-    update={"home": Path(home), "jars": Path(jars), "master": master, "driver_memory": memory}
-)
+asked = {"home": Path(home), "jars": Path(jars), "master": master, "driver_memory": memory}
+settings, java_options = with_fixed_heap(read_settings().model_copy(update=asked))
 try:
-    with spark_session(settings, "test", java_options=JVM.format(heap=memory)) as spark:
+    with spark_session(settings, "test", java_options=java_options) as spark:
         sockets = Path(spark.conf.get("spark.python.unix.domain.socket.dir"))
         print(spark.range(10).mapInPandas(lambda rows: rows, "id long").count(), oct(sockets.stat().st_mode)[-3:])
     print(sockets.exists())
@@ -40,8 +38,7 @@ def start(home: Path, memory: str) -> list[str]:
 
 
 def test_one_core_is_enough_and_nobody_else_can_reach_the_workers(tmp_path: Path) -> None:
-    memory = stream_heap(read_settings().model_copy(update={"master": "local[1]"}))
-    assert start(tmp_path, memory) == ["10 700", "False"]
+    assert start(tmp_path, "2g") == ["10 700", "False"]
 
 
 def test_too_little_memory_is_told_with_what_is_needed(tmp_path: Path) -> None:
