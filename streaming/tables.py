@@ -13,7 +13,6 @@ from datetime import datetime
 from math import isfinite
 from pathlib import Path
 from time import time
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -123,7 +122,6 @@ BATCHES = pa.schema(
 )
 
 COMMIT_TRIES = 20
-UNPARTITIONED: Mapping[str, str | None] = MappingProxyType({})
 # To look for expired parts of the log lists all of it: `maintain` does so, not every commit.
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
@@ -279,11 +277,11 @@ def data_files(table: DeltaTable, directory: Path) -> list[str]:
 
 
 def added(
-    file: DataFile, partition: Mapping[str, str | None] = UNPARTITIONED, stats: Mapping[str, Any] | None = None
+    file: DataFile, partition: Mapping[str, str | None] | None = None, stats: Mapping[str, Any] | None = None
 ) -> AddAction:
     """What a commit says of a file that it adds; of its statistics at least how many rows there are."""
     told = json.dumps(stats or {"numRecords": file.rows})
-    return AddAction(file.path, file.bytes, dict(partition), int(time() * 1000), data_change=True, stats=told)
+    return AddAction(file.path, file.bytes, dict(partition or {}), int(time() * 1000), data_change=True, stats=told)
 
 
 def statistics(rows: pa.Table, names: Sequence[str]) -> dict[str, Any]:

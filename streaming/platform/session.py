@@ -31,7 +31,11 @@ DELTA = {
     "spark.databricks.delta.snapshotPartitions": "1",  # a small log needs no 50 tasks to be read
 }
 # For JVMs and Python workers: memory goes back to the system when a large message is done with.
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2), "MALLOC_ARENA_MAX": "2"}
+GIVES_BACK = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
+    "MALLOC_ARENA_MAX": "2",
+}
 UNIX_SOCKETS = "spark.python.unix.domain.socket.enabled"
 CONF = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
@@ -47,7 +51,6 @@ CONF = {
     ),
     # Between the JVM and Python workers, TCP holds small micro-batches back for 40 ms (Nagle and delayed ACK).
     UNIX_SOCKETS: "true",
-    "spark.executorEnv.ARROW_DEFAULT_MEMORY_POOL": "system",
     **{f"spark.executorEnv.{name}": value for name, value in GIVES_BACK.items()},
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
@@ -93,7 +96,7 @@ def spark_session(
         local = LOOPBACK | _sockets_in(sockets) if settings.master.startswith("local") else {}
         for key, value in (CONF | (DELTA if delta else {}) | local | dict(conf)).items():
             builder = builder.config(key, value)
-        # PySpark takes these two from the environment only, and only when it starts.
+        # PySpark takes the first two, and the JVM the others, from the environment only, and only when they start.
         with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable, **GIVES_BACK), _output_to(log):
             try:
                 spark = builder.getOrCreate()

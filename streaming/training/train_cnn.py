@@ -52,7 +52,6 @@ SESSION = {
     "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(256 * 1024**2),
     "spark.stage.maxConsecutiveAttempts": "8",  # tries of a synchronous training, whose workers all start again
 }
-
 FEW_SHUFFLES = {"spark.sql.shuffle.partitions": "8"}  # names of files are all that is shuffled
 
 

@@ -34,7 +34,7 @@ from streaming.gateway.service import Broker
 from streaming.platform.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
 from streaming.tables import SCHEMAS, Table
-from tests.producer.topics import create_topic, messages
+from tests.producer.topics import messages
 
 JPEG = b"\xff\xd8\xff"
 JPEG_TYPE = {"Content-Type": "image/jpeg"}
@@ -62,13 +62,6 @@ def served(settings: Settings, broker: Broker, key: str | None = None) -> Iterat
         finally:
             server.should_exit = True
             thread.join()
-
-
-@pytest.fixture(scope="module")
-def topic(broker: Settings) -> str:
-    name = f"gateway-{uuid.uuid4().hex[:8]}"
-    create_topic(bootstrap_servers(broker), name, partitions=3)
-    return name
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,17 +17,9 @@ import pytest
 
 from streaming.platform.broker import bootstrap_servers
 from streaming.settings import Settings
-from tests.producer.topics import create_topic, messages
+from tests.faults.harness import wait_until
+from tests.producer.topics import messages
 from tests.streaming.gateway.test_gateway import JPEG, JPEG_TYPE, at
-
-PATIENCE_S = 60.0
-
-
-@pytest.fixture
-def topic(broker: Settings) -> str:
-    name = f"gateway-{uuid.uuid4().hex[:8]}"
-    create_topic(bootstrap_servers(broker), name, partitions=3)
-    return name
 
 
 @pytest.fixture
@@ -48,15 +39,10 @@ def process(broker: Settings, topic: str, tmp_path: Path) -> Iterator[tuple[subp
             running.kill()
 
 
-def _wait_until_taken_in(pid: int, port: int) -> None:
-    """Until the process has accepted a connection: one that only the system knows of is nobody's yet."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not any(
-        one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED
-        for one in psutil.Process(pid).net_connections("tcp")
-    ):
-        assert time.monotonic() < deadline, "the upload was not taken in"
-        time.sleep(0.02)
+def _is_connected(pid: int, port: int) -> bool:
+    """Whether the process has accepted a connection at its port."""
+    found = psutil.Process(pid).net_connections("tcp")
+    return any(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in found)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -69,7 +55,8 @@ def test_told_to_stop_it_finishes_the_upload_under_way(
 
     def slowly() -> Iterator[bytes]:
         yield image[:5_000]
-        _wait_until_taken_in(running.pid, port)
+        # A connection that only the system knows of is nobody's yet.
+        wait_until(lambda: _is_connected(running.pid, port), lambda: "the upload is taken in")
         time.sleep(0.5)  # for its head to be read
         running.send_signal(number)
         refused = False
