@@ -38,7 +38,7 @@ test: setup browser ## Every test, on real Kafka, Spark and Delta (ARGS="tests/m
 
 soak: setup ## Faults at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
-	@$(BIN)/python -m pytest tests/faults --full $(ARGS)
+	@$(BIN)/python -m pytest tests/faults tests/statistics --full $(ARGS)
 
 check: .venv/.ready ## Format, lint, types, import rules and secrets; no Java, no jars
 	@$(BIN)/ruff format --check .
