@@ -57,15 +57,15 @@ bench: setup ## Measure speed, memory and latency against peers in the same run 
 bench-quick: setup ## The most telling of them, in five minutes
 	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
-clean: ## Remove the home's data and all caches; keep what set-up brought
-	@test ! -x $(BIN)/imagestream || test ! -d $(HOME_DIR)/broker || $(BIN)/imagestream --home $(HOME_DIR) broker stop
-	@test ! -d $(HOME_DIR) || \
-		find $(HOME_DIR) -mindepth 1 -maxdepth 1 ! -name jars ! -name java ! -name backbones -exec rm -rf {} +
+clean: ## Remove the caches of tests, linters and builds; the home stays
 	@rm -rf $(CACHES)
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## Remove everything that set-up brought, too
-	@rm -rf .venv $(HOME_DIR)
+distclean: clean ## Remove what set-up installed, too; tables, models and the broker's data in the home stay
+	@test ! -x $(BIN)/imagestream || test ! -d $(HOME_DIR)/broker || $(BIN)/imagestream --home $(HOME_DIR) broker stop
+	@rm -rf .venv $(HOME_DIR)/jars $(HOME_DIR)/java $(HOME_DIR)/backbones
+	@rmdir $(HOME_DIR) 2>/dev/null || test ! -d $(HOME_DIR) || \
+		echo "kept: $$(cd $(HOME_DIR) && ls -A | tr '\n' ' ')in $(HOME_DIR); to remove your data: rm -r $(HOME_DIR)"
 
 .venv/.locked: requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed, none was found:" \

@@ -1,6 +1,5 @@
 """The demo, as a newcomer runs it."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +7,16 @@ from pathlib import Path
 import pyarrow as pa
 from deltalake import DeltaTable, QueryBuilder
 
+from streaming.jobs.demo_home import new_demo_home
 from streaming.settings import Settings
 from tests.conftest import imagestream
+from tests.test_readme import BLOCKS, commands, run
 
 
 def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model(
     jars_dir: Path, exports: Path, tmp_path: Path
 ) -> None:
-    home = tmp_path / "home"
+    home = tmp_path / ".imagestream"
     settings = Settings(home=home, jars=jars_dir, backbones=exports)
 
     found = imagestream(settings, "demo")
@@ -27,6 +28,7 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
     assert found["model_versions"] == {"1": 500, "2": 100}
     assert found["accuracy"] >= 0.90
     assert found["images_per_second"] > 0
+    home = home / "demo"
     assert (home / "report.png").read_bytes().startswith(b"\x89PNG")
 
     # The same figures from the tables alone, by another reader.
@@ -46,17 +48,17 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
         [sys.executable, "-m", "streaming", "--home", str(home), "broker", "status"], capture_output=True, check=False
     )
     assert status.returncode == 1
-    sql = "SELECT label, count(*) AS n FROM predictions GROUP BY label"
-    answer = subprocess.run(
-        [sys.executable, "-m", "streaming", "--home", str(home), "query", "--format", "json", sql],
-        capture_output=True,
-        check=True,
-    )
-    assert sum(row["n"] for row in json.loads(answer.stdout)) == 600
+    questions = next(block for block in BLOCKS if "imagestream query" in block)
+    answers = [
+        run(command, tmp_path, {"IMAGESTREAM_HOME": ".imagestream/demo"})
+        for command in commands(questions)
+        if command[0] != "export"
+    ]
+    assert len(answers) == 3
+    assert all(why in answers[2] for why in ("not_an_image", "Truncated File Read", "the message has 0 bytes"))
 
-
-def test_the_demo_refuses_a_home_with_tables_of_somebody_else(jars_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "tables" / "predictions").mkdir(parents=True)
-    said = imagestream(Settings(home=tmp_path, jars=jars_dir), "demo", code=1)["stderr"]
-    assert "holds tables that the demo did not make" in said
-    assert (tmp_path / "tables" / "predictions").is_dir()
+    # Run again, it removes nothing unless it is asked to, and nothing that a user added.
+    asked = imagestream(settings, "demo", code=1)["stderr"]
+    assert f"Remove the earlier demo in {home}? Confirm with --yes" in asked
+    new_demo_home(settings, lambda _: True)
+    assert not (home / "tables").exists()

@@ -57,14 +57,33 @@ def test_change_of_what_is_locked_sets_up_again(checkout: Path, source: str) -> 
     assert make(checkout, "--question", "setup").returncode == STALE
 
 
-def test_clean_keeps_the_jars_and_the_environment(checkout: Path) -> None:
+@pytest.mark.parametrize("home", [["tables", "models", "jars"], ["models"], ["demo", "broker"]])
+@pytest.mark.parametrize("target", ["clean", "distclean"])
+def test_clean_and_distclean_keep_what_users_made(checkout: Path, target: str, home: list[str]) -> None:
+    for name in home:
+        (checkout / ".imagestream" / name).mkdir(parents=True)
+        (checkout / ".imagestream" / name / "file").touch()
+    done = make(checkout, target)
+    assert done.returncode == 0, done.stderr
+    made = [name for name in home if name != "jars"]
+    assert all((checkout / ".imagestream" / name / "file").is_file() for name in made)
+    assert (checkout / ".imagestream" / "jars").exists() == (target == "clean" and "jars" in home)
+    assert ("to remove your data: rm -r .imagestream" in done.stdout) == (target == "distclean")
+
+
+def test_clean_removes_the_caches_and_no_more(checkout: Path) -> None:
     set_up(checkout)
-    (checkout / ".imagestream" / "tables").mkdir()
     (checkout / ".pytest_cache").mkdir()
     assert make(checkout, "clean").returncode == 0
-    assert not (checkout / ".imagestream" / "tables").exists()
     assert not (checkout / ".pytest_cache").exists()
     assert make(checkout, "--question", "setup").returncode == UP_TO_DATE
+
+
+def test_distclean_removes_what_set_up_installed(checkout: Path) -> None:
+    set_up(checkout)
+    assert make(checkout, "distclean").returncode == 0
+    assert not (checkout / ".venv").exists()
+    assert not (checkout / ".imagestream").exists()
 
 
 def test_without_a_fitting_python_set_up_is_one_line(checkout: Path) -> None:

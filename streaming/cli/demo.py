@@ -1,11 +1,14 @@
 """`imagestream demo`: the whole loop on real images."""
 
+import sys
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
     from streaming.jobs.demo import DemoResult, Step
@@ -15,15 +18,20 @@ NEXT = (
     'query "SELECT label, count(*) FROM predictions GROUP BY label"',
     "predictions --below 0.5",
     "models list",
-    "broker start      and then publish images of your own",
+    "dashboard",
 )
 
 
 @app.command()
-def demo(context: typer.Context, json_file: JsonOption = None) -> None:
+def demo(
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove an earlier demo without asking.")] = False,
+    json_file: JsonOption = None,
+) -> None:
     """Run the whole loop on real images: broker, training, publishing, streaming, retraining, hot swap.
 
-    Run again, it starts over: it removes what the last demo made in this home, and nothing else.
+    The demo has a home of its own, HOME/demo. Run again, it asks before it removes the earlier demo there, and it
+    refuses to remove anything that no demo made.
 
     Example: imagestream demo --json demo.json
     """
@@ -31,12 +39,12 @@ def demo(context: typer.Context, json_file: JsonOption = None) -> None:
     from streaming.reports.plots import plot_predictions
 
     settings = settings_of(context)
-    result = run_demo(settings, _begin, _end)
-    picture = settings.home / "report.png"
+    result = run_demo(settings, partial(_confirm, yes), _begin, _end)
+    picture = result.home / "report.png"
     plot_predictions(result.sample, picture)
     _tell(result)
-    out.print(f"\npicture: {picture}\ntables:  {settings.tables_dir}", highlight=False)
-    here = f"  imagestream --home {settings.home} "
+    out.print(f"\npicture: {picture}\ntables:  {result.home / 'tables'}", highlight=False)
+    here = f"  imagestream --home {result.home} "
     out.print("\ntry next:", *(here + command for command in NEXT), sep="\n", highlight=False, markup=False)
     write_json(json_file, result.summary)
     if (
@@ -45,6 +53,14 @@ def demo(context: typer.Context, json_file: JsonOption = None) -> None:
     ):
         err.print("error: the tables do not add up to what was published")
         raise typer.Exit(EXIT_FAILED)
+
+
+def _confirm(yes: bool, question: str) -> bool:
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise ServiceError(f"{question} Confirm with --yes, since there is no terminal to ask on")
+    return typer.confirm(question)
 
 
 def _begin(name: str) -> None:

@@ -1,11 +1,11 @@
 """The whole loop on real images, each step by the command that a user would type, each in a process of its own.
 
-Train on 1,000 MNIST digits; publish 500 others and five files that are no images; let the stream answer; retrain on
-all of it as a separate job, handing over unless the new model may be five points worse; publish 100 more, which the
-running stream answers with the new version.
+Train on 1,000 MNIST digits; publish 500 others and five files that are not images; let the stream score them; retrain
+on all of it as a separate job, handing over unless the new model may be five points worse; publish 100 more, which the
+running stream scores with the new version.
 """
 
-import shutil
+import os
 import signal
 import subprocess
 import sys
@@ -18,8 +18,9 @@ from time import monotonic, perf_counter, sleep
 from typing import Any
 
 from streaming.errors import ServiceError
-from streaming.home import make_dir
 from streaming.images.dataset import digit_images, write_images
+from streaming.jobs.demo_home import Confirm, new_demo_home, record_contents
+from streaming.platform.broker import running_broker, stop_broker
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.tables import SCHEMAS
@@ -28,7 +29,7 @@ TRAINING, FIRST, MORE = 1_000, 500, 100
 # A few hundred held-out images cannot show that half as many more digits make a better model. They can show that the
 # new one is hardly worse; and it has seen more, and is here to show that a running stream takes it up.
 HAND_OVER_MARGIN = -0.05
-MADE_BY_DEMO = ("tables", "checkpoints", "models", "broker", "demo", "spark.log", "log4j2.properties")
+STREAM_LOG = "stream.log"
 STREAM_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 40.0
 POLL_S = 0.3
@@ -54,23 +55,27 @@ class Step:
 class DemoResult:
     """What the demo found in the Delta tables."""
 
+    home: Path
     summary: dict[str, Any]
     steps: list[Step]
     confusion: list[tuple[str, str, int]]  # (true, predicted, images)
     sample: list[dict[str, Any]]  # nine predictions, picked by the hash of the image
 
 
-def run_demo(settings: Settings, on_step: Callable[[str], None], on_done: Callable[[Step], None]) -> DemoResult:
-    """Run the loop in the settings' home; a former demo there is removed first.
+def run_demo(
+    settings: Settings, confirm: Confirm, on_step: Callable[[str], None], on_done: Callable[[Step], None]
+) -> DemoResult:
+    """Run the loop in a home of its own, `demo/` in the settings' home.
 
     Args:
+        confirm: asked with a question before an earlier demo there is removed.
         on_step: called with the name of a step when it begins.
         on_done: called with the step when it has ended.
 
     Raises:
-        ServiceError: the home holds tables that no demo made, or a step failed.
+        ServiceError: the demo's home holds data that no demo made, an earlier demo is to be kept, or a step failed.
     """
-    folder = make_dir(settings.home) / "demo"
+    settings = new_demo_home(settings, confirm)
     steps: list[Step] = []
 
     @contextmanager
@@ -81,23 +86,23 @@ def run_demo(settings: Settings, on_step: Callable[[str], None], on_done: Callab
         steps.append(Step(name, perf_counter() - clock))
         on_done(steps[-1])
 
-    with step("clear the home and write the digits as files"):
-        _start_over(settings, folder)
+    images = settings.home / "images"
+    with step("write the digits as files"):
         digits = digit_images(TRAINING + FIRST + MORE)
-        training = write_images(folder / "train", islice(digits, TRAINING))
-        first = write_images(folder / "publish", islice(digits, FIRST))
-        more = write_images(folder / "more", digits)
-        bad = _write_non_images(folder / "not-images")
+        training = write_images(images / "train", islice(digits, TRAINING))
+        first = write_images(images / "publish", islice(digits, FIRST))
+        more = write_images(images / "more", digits)
+        bad = _write_non_images(images / "not-images")
     try:
         with step("start the embedded broker"):
             _imagestream(settings, "broker", "start")
         with step(f"train on {TRAINING:,} digits"):
             _imagestream(settings, "train", "--images", training)
-        with step(f"publish {FIRST} others, and {len(NOT_IMAGES)} files that are no images"):
+        with step(f"publish {FIRST} others, and {len(NOT_IMAGES)} files that are not images"):
             _imagestream(settings, "publish", first, "--label-from", "parent")
             _imagestream(settings, "publish", bad)
-        with _running_stream(settings, folder / "stream.log") as stream:
-            with step("start the stream and let it answer"):
+        with _running_stream(settings) as stream:
+            with step("start the stream and let it score them"):
                 _wait_for_rows(settings, stream, FIRST + len(NOT_IMAGES))
             with step("retrain on all of it, as a separate job"):
                 _imagestream(settings, "retrain", f"--margin={HAND_OVER_MARGIN}")
@@ -107,33 +112,23 @@ def run_demo(settings: Settings, on_step: Callable[[str], None], on_done: Callab
             with step("stop the stream"):
                 _stop(stream)
     finally:
-        _imagestream(settings, "broker", "stop")
+        stop_broker(settings)
+        record_contents(settings.home)
     return _read_result(settings, steps)
 
 
-def _start_over(settings: Settings, folder: Path) -> None:
-    """Remove what a former demo made in this home; refuse a home where somebody else's tables lie."""
-    if settings.tables_dir.exists() and not folder.exists():
-        raise ServiceError(
-            f"{settings.home} holds tables that the demo did not make, and it starts from none; "
-            "give it a home of its own: imagestream --home DIR demo"
-        )
-    if settings.broker_dir.exists():
-        _imagestream(settings, "broker", "stop")
-    for name in MADE_BY_DEMO:
-        path = settings.home / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    folder.mkdir(parents=True)
-
-
 def _write_non_images(folder: Path) -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name, data in NOT_IMAGES.items():
         (folder / name).write_bytes(data)
     return folder
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The demo talks to its own broker, whatever the user's settings name."""
+    broker = running_broker(settings)
+    ours = {"IMAGESTREAM_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT"}
+    return os.environ | ours | ({"IMAGESTREAM_BOOTSTRAP_SERVERS": broker.address} if broker else {})
 
 
 def _command(settings: Settings, *arguments: str | Path) -> list[str]:
@@ -143,16 +138,24 @@ def _command(settings: Settings, *arguments: str | Path) -> list[str]:
 
 def _imagestream(settings: Settings, *arguments: str | Path) -> None:
     """Run one command of `imagestream`; its last line on standard error becomes our error."""
-    done = subprocess.run(_command(settings, *arguments), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        _command(settings, *arguments), env=_environment(settings), capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()
         raise ServiceError(f"'imagestream {arguments[0]}' failed: {said[-1].removeprefix('error: ')}")
 
 
 @contextmanager
-def _running_stream(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("wb") as file:
-        stream = subprocess.Popen(_command(settings, "stream"), stdout=file, stderr=file, start_new_session=True)
+def _running_stream(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+    with (settings.home / STREAM_LOG).open("wb") as file:
+        stream = subprocess.Popen(
+            _command(settings, "stream"),
+            env=_environment(settings),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     try:
         yield stream
     finally:
@@ -165,7 +168,7 @@ def _wait_for_rows(settings: Settings, stream: subprocess.Popen[bytes], rows: in
     give_up = monotonic() + STREAM_TIMEOUT_S
     while _rows_done(settings) < rows:
         if stream.poll() is not None:
-            last = (settings.home / "demo" / "stream.log").read_text(errors="replace").strip().splitlines()
+            last = (settings.home / STREAM_LOG).read_text(errors="replace").strip().splitlines()
             raise ServiceError(f"the stream ended by itself: {last[-1] if last else 'no word'}")
         if monotonic() > give_up:
             raise ServiceError(f"the stream did not answer {rows} messages within {STREAM_TIMEOUT_S:.0f} s")
@@ -228,4 +231,4 @@ def _read_result(settings: Settings, steps: list[Step]) -> DemoResult:
         "seconds": {step.name: round(step.seconds, 2) for step in steps},
     }
     triples = [(row["label_true"], row["label"], row["n"]) for row in confusion.to_pylist()]
-    return DemoResult(summary, steps, triples, sample.to_pylist())
+    return DemoResult(settings.home, summary, steps, triples, sample.to_pylist())

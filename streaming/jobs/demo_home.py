@@ -1,0 +1,102 @@
+"""The home of the demo: a folder of its own, removed only if the demo's record says that the demo made all of it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from streaming.errors import ServiceError
+from streaming.home import make_dir
+from streaming.platform.broker import stop_broker
+from streaming.settings import Settings
+
+FOLDER = "demo"
+RECORD = "demo.json"
+SET_UP = ("jars", "backbones", "java")  # shared with the home above by links
+# Written by every command that runs in a home, and by no user.
+LOGS_AND_LOCKS = ("spark.log*", "log4j2.properties", "*.lock", "stream-*.json", "report.png", RECORD)
+
+Confirm = Callable[[str], bool]
+
+
+def new_demo_home(settings: Settings, confirm: Confirm) -> Settings:
+    """Settings with an empty home in `HOME/demo` that shares the jars, backbones and Java of `HOME`.
+
+    Args:
+        confirm: asked with a question before the home of an earlier demo is removed.
+
+    Raises:
+        ServiceError: the folder holds files that no demo made, or the removal was not confirmed.
+    """
+    home = settings.home / FOLDER
+    if home.exists() and any(home.iterdir()):
+        _check_record(home)
+        if not confirm(f"Remove the earlier demo in {home}?"):
+            raise ServiceError(f"the earlier demo in {home} was kept: choose another home with --home DIR")
+        stop_broker(settings.model_copy(update={"home": home}))  # of a demo that was killed
+        _remove(home)
+    make_dir(home)
+    _write_record(home, None)
+    for name, place in zip(SET_UP, (settings.jars_dir, settings.backbones_dir, settings.home / "java"), strict=True):
+        if name != "java":
+            make_dir(place)
+        if place.is_dir():
+            (home / name).symlink_to(place.absolute(), target_is_directory=True)
+    return settings.model_copy(update={"home": home})
+
+
+def record_contents(home: Path) -> None:
+    """Note which files the demo made, so that a later demo can tell them from those of a user."""
+    _write_record(home, dict(_data_files(home)))
+
+
+def _check_record(home: Path) -> None:
+    """Refuse a folder that holds anything but what the demo recorded; a demo that was killed recorded nothing yet."""
+    try:
+        made = json.loads((home / RECORD).read_text(encoding="utf-8"))["made"]
+        if made is None:
+            return
+        recorded = dict(made)
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = {}
+    for path, size in _data_files(home):
+        if recorded.get(path) != size:
+            raise ServiceError(
+                f"{home} holds data that the demo did not make ({path}): move or remove the folder, "
+                "or run the demo in another home with --home DIR"
+            )
+
+
+def _write_record(home: Path, made: dict[str, int] | None) -> None:
+    (home / RECORD).write_text(json.dumps({"made": made}) + "\n", encoding="utf-8")
+
+
+def _data_files(home: Path) -> Iterator[tuple[str, int]]:
+    """(path relative to the home, bytes) of every file that may hold a user's data."""
+    for directory, _, names in os.walk(home):
+        for name in names:
+            path = Path(directory, name)
+            if _may_hold_data(path.relative_to(home)):
+                yield path.relative_to(home).as_posix(), path.lstat().st_size
+
+
+def _may_hold_data(path: Path) -> bool:
+    match path.parts:
+        case (name,):
+            return not any(fnmatch(name, pattern) for pattern in LOGS_AND_LOCKS)
+        case ("broker", "data", topic, segment):
+            return segment.endswith(".log") and not topic.startswith("__")
+        case (top, *_):
+            return top != "broker"
+        case _:
+            return True
+
+
+def _remove(home: Path) -> None:
+    for path in home.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,104 @@
+"""What the demo may remove: an earlier demo, if the user agrees; never anything else."""
+
+from pathlib import Path
+
+import pytest
+
+from streaming.errors import ServiceError
+from streaming.jobs.demo_home import new_demo_home, record_contents
+from streaming.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def write(path: Path, content: str = "data") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def agree(question: str) -> bool:
+    return True
+
+
+def run_demo_like(settings: Settings) -> Path:
+    """The files of a finished demo, as far as they matter here."""
+    home = new_demo_home(settings, agree).home
+    for name in ("tables/predictions/part-0.parquet", "models/1/manifest.json", "broker/data/images-0/0.log"):
+        write(home / name)
+    record_contents(home)
+    return home
+
+
+@pytest.mark.parametrize(
+    "made", ["tables/predictions/part-0.parquet", "models/1/manifest.json", "broker/data/a-0/0.log"]
+)
+def test_the_users_home_is_left_alone(settings: Settings, made: str) -> None:
+    file = write(settings.home / made)
+    for _ in range(2):
+        assert run_demo_like(settings) == settings.home / "demo"
+    assert file.read_text(encoding="utf-8") == "data"
+
+
+def test_jars_and_backbones_are_shared_not_fetched_again(settings: Settings) -> None:
+    write(settings.home / "jars" / "spark" / "a.jar")
+    assert (new_demo_home(settings, agree).jars_dir / "spark" / "a.jar").is_file()
+    new_demo_home(settings, agree)
+    assert (settings.home / "jars" / "spark" / "a.jar").is_file()  # the link was removed, not what it leads to
+
+
+def test_an_earlier_demo_is_removed_only_if_the_user_agrees(settings: Settings) -> None:
+    home = run_demo_like(settings)
+    asked: list[str] = []
+    with pytest.raises(ServiceError, match="was kept: choose another home with --home DIR"):
+        new_demo_home(settings, lambda question: bool(asked.append(question)))
+    assert asked == [f"Remove the earlier demo in {home}?"]
+    assert (home / "models" / "1" / "manifest.json").is_file()
+    new_demo_home(settings, agree)
+    assert not (home / "models").exists()
+
+
+def test_a_demo_that_was_killed_can_be_removed(settings: Settings) -> None:
+    file = write(new_demo_home(settings, agree).home / "tables" / "predictions" / "part-0.parquet")
+    new_demo_home(settings, agree)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tables/predictions/part-1.parquet",  # streamed
+        "models/2/manifest.json",  # trained
+        "broker/data/images-0/0.log",  # published, not streamed yet
+        "broker/data/photos-0/0.log",  # published to another topic
+        "photos/cat.jpg",
+        "notes.txt",
+    ],
+)
+def test_what_a_user_added_to_the_demos_home_is_never_removed(settings: Settings, name: str) -> None:
+    home = run_demo_like(settings)
+    file = write(home / name, "the user's own")
+    with pytest.raises(ServiceError, match=rf"holds data that the demo did not make \({name}\)"):
+        new_demo_home(settings, agree)
+    assert file.read_text(encoding="utf-8") == "the user's own"
+
+
+@pytest.mark.parametrize("record", [None, "", "{", '{"made": 7}', '{"made": {}}', "[]"])
+def test_a_folder_without_a_sound_record_is_not_the_demos(settings: Settings, record: str | None) -> None:
+    file = write(settings.home / "demo" / "models" / "1" / "manifest.json")
+    if record is not None:
+        write(settings.home / "demo" / "demo.json", record)
+    with pytest.raises(ServiceError, match="data that the demo did not make"):
+        new_demo_home(settings, agree)
+    assert file.is_file()
+
+
+def test_logs_that_every_command_writes_are_not_a_users_data(settings: Settings) -> None:
+    home = run_demo_like(settings)
+    for name in ("spark.log", "spark.log.1", "log4j2.properties", "rewrite.lock", "broker/server.log", "report.png"):
+        write(home / name)
+    new_demo_home(settings, agree)
+    assert not (home / "tables").exists()
