@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 HOME_DIR := .imagestream
 # Most of a test is waiting for a JVM. A file's tests stay together, for they share its services.
-SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --durations 20
+SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder --durations 30
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
@@ -36,9 +36,9 @@ examples: setup ## Five published systems on small data, in one table (ARGS="dig
 test: setup browser ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
-soak: setup ## Faults at full length, for hours (ARGS="--seed 7 -k kill")
+soak: setup ## Fault scenarios, simulations and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
-	@$(BIN)/python -m pytest tests/faults tests/statistics --full $(ARGS)
+	@$(BIN)/python -m pytest tests/faults tests/statistics tests/test_tutorial.py --full $(ARGS)
 
 check: .venv/.ready ## Format, lint, types, import rules and secrets; no Java, no jars
 	@$(BIN)/ruff format --check .

@@ -1,60 +1,109 @@
-"""What tests share: the jars of the checkout, one real broker for the session, and homes with a trained model."""
+"""Fixtures that all tests share: jars, backbones, a broker, homes with a trained model, and the command line."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import hypothesis
 import pytest
+from filelock import FileLock
+from pyspark.sql import SparkSession
 
 from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
-from streaming.platform.broker import start_broker, stop_broker
-from streaming.platform.jars import install_jars
-from streaming.platform.java import find_java
-from streaming.platform.kafka_node import free_port
 from streaming.settings import Settings
+from tests.forms import (
+    FULL_TIMEOUT_S,
+    form,
+    pytest_addoption,
+    pytest_ignore_collect,
+    pytest_terminal_summary,
+    record,
+    rng,
+    seed,
+)
+from tests.services import (
+    BROKER,
+    CHECKOUT,
+    FRAGILE_BROKER,
+    SET_UP,
+    SharedSpark,
+    directory_of_the_run,
+    made_once,
+    shared_broker,
+    shared_jars,
+    stop_shared_brokers,
+)
 
-# No deadline, for machines differ; the same examples in every run, so that what is green stays green.
+# No deadline, because machines differ; the same examples in every run, so that a test that passes keeps passing.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
 
-CHECKOUT = Path(__file__).parent.parent
+__all__ = [
+    "CHECKOUT",
+    "form",
+    "pytest_addoption",
+    "pytest_ignore_collect",
+    "pytest_terminal_summary",
+    "record",
+    "rng",
+    "seed",
+]
+
+SPARK = SharedSpark()
+# Files that take minutes of a process: they begin first, so that none of them is the last to end.
+LONGEST_FIRST = (
+    "tests/test_tutorial.py",
+    "tests/test_demo.py",
+)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes per core: half of a test is waiting for a JVM, Kafka or a browser."""
+    return min(8, 2 * (os.cpu_count() or 1))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("full"):
+        for item in items:
+            item.add_marker(pytest.mark.timeout(FULL_TIMEOUT_S))
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(CHECKOUT).as_posix(), len(places)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End what the run started, also after Ctrl-C: Spark in each process, the broker in the last one that ends."""
+    SPARK.stop()
+    factory = getattr(session.config, "_tmp_path_factory", None)
+    if "PYTEST_XDIST_WORKER" not in os.environ and factory is not None and factory._basetemp is not None:
+        stop_shared_brokers(factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run share."""
+    return directory_of_the_run(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def jars_dir() -> Path:
     """The checkout's own jars, fetched if they are not there yet."""
-    home = CHECKOUT / ".imagestream"
-    install_jars(home / "jars", find_java(home))
-    return home / "jars"
-
-
-@pytest.fixture(scope="session")
-def broker(jars_dir: Path, exports: Path) -> Iterator[Settings]:
-    """Settings with a home of their own and the address of a real broker there, stopped at the end."""
-    with tempfile.TemporaryDirectory(prefix="imagestream-") as directory:
-        home = Path(directory)
-        if (CHECKOUT / ".imagestream" / "java").is_dir():  # the Java that `make` installed where there was none
-            (home / "java").symlink_to(CHECKOUT / ".imagestream" / "java")
-        settings = Settings(home=home, jars=jars_dir, backbones=exports, bootstrap_servers=None)
-        state, _ = start_broker(settings, free_port())
-        try:
-            yield settings.model_copy(update={"bootstrap_servers": state.address})
-        finally:
-            stop_broker(settings)
+    return shared_jars()
 
 
 @pytest.fixture(scope="session")
 def exports() -> Path:
     """The checkout's own exported backbones; their key tells when one is out of date."""
-    return CHECKOUT / ".imagestream" / "backbones"
+    return SET_UP / "backbones"
 
 
 @pytest.fixture(scope="session")
@@ -63,19 +112,62 @@ def exported(exports: Path) -> ExportedBackbone:
     return export_backbone(DEFAULT_BACKBONE, "imagenet", exports)
 
 
-def imagestream(settings: Settings, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
-    """Run a command of `imagestream` as a process of its own; returns what it wrote for `--json`."""
+@pytest.fixture(scope="session")
+def spark(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SparkSession:
+    """The one Spark session of the test process."""
+    return SPARK.start(tmp_path_factory.mktemp("spark"), jars_dir)
+
+
+@pytest.fixture(scope="session")
+def broker(jars_dir: Path, exports: Path, run_dir: Path) -> Settings:
+    """Settings with the address of a real broker, the same for all test processes: every test takes its own topic."""
+    return shared_broker(run_dir / BROKER, jars_dir, exports)
+
+
+@pytest.fixture
+def fragile_broker(jars_dir: Path, exports: Path, run_dir: Path) -> Iterator[Settings]:
+    """A broker that the test may stop, kill and start: no other test uses it meanwhile."""
+    with FileLock(run_dir / f"{FRAGILE_BROKER}.lock"):
+        yield shared_broker(run_dir / FRAGILE_BROKER, jars_dir, exports)
+
+
+def imagestream(settings: Settings, *arguments: str | Path | float, code: int = 0) -> dict[str, Any]:
+    """Run a command of `imagestream` in this process, with its Spark session; returns what it wrote for `--json`.
+
+    Where the command's own process is what is tested (its start, its signals, its end), see `imagestream_process`.
+    """
+    if arguments[0] in WITH_SPARK:
+        SPARK.start(settings.home.parent, settings.jars_dir)
+    summary = settings.home / "summary.json"
+    summary.unlink(missing_ok=True)
+    with environment(**environment_of(settings)):
+        ended, out, err = command_here("--home", settings.home, *arguments, "--json", summary)
+    assert ended == code, f"{arguments}: {out}{err}"
+    return json.loads(summary.read_text()) if summary.exists() else {"stderr": err}
+
+
+def command_here(*arguments: str | Path | float) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a command line run in this process."""
+    from streaming.cli import commands  # noqa: F401  registers every command
+    from streaming.cli.app import run
+
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, pytest.raises(SystemExit) as ended:
+        run([*map(str, arguments)])
+    assert isinstance(ended.value.code, int | None)
+    return ended.value.code or 0, out.getvalue(), err.getvalue()
+
+
+WITH_SPARK = ("features", "report", "retrain", "stream", "train", "train-cnn", "tune")
+
+
+def imagestream_process(settings: Settings, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    """As `imagestream`, but as a process of its own, as from a shell."""
     summary = settings.home / "summary.json"
     summary.unlink(missing_ok=True)
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), *map(str, arguments)]
-    environment = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_TOPIC": settings.topic}
-    if settings.backbones:
-        environment["IMAGESTREAM_BACKBONES"] = str(settings.backbones)
-    if settings.bootstrap_servers:
-        environment["IMAGESTREAM_BOOTSTRAP_SERVERS"] = settings.bootstrap_servers
     done = subprocess.run(
         [*command, "--json", str(summary)],
-        env=os.environ | environment,
+        env=os.environ | environment_of(settings),
         capture_output=True,
         text=True,
         check=False,
@@ -85,16 +177,37 @@ def imagestream(settings: Settings, *arguments: str | Path, code: int = 0) -> di
     return json.loads(summary.read_text()) if summary.exists() else {"stderr": done.stderr}
 
 
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment variables that give a command these settings."""
+    given = {
+        "IMAGESTREAM_JARS": settings.jars,
+        "IMAGESTREAM_TOPIC": settings.topic,
+        "IMAGESTREAM_BACKBONES": settings.backbones,
+        "IMAGESTREAM_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
+    }
+    return {name: str(value) for name, value in given.items() if value}
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Environment variables, set for the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="session")
-def trained(jars_dir: Path, exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(jars_dir: Path, exports: Path, run_dir: Path) -> Path:
     """A home with one model version, trained on 300 digits; for copying, not for changing."""
-    home = tmp_path_factory.mktemp("trained")
-    result = imagestream(
-        Settings(home=home, jars=jars_dir, backbones=exports), "train", "--dataset", "digits", "--limit", 300
-    )
-    assert result["version"] == 1
-    assert result["promoted"]
-    return home
+
+    def train(home: Path) -> None:
+        settings = Settings(home=home, jars=jars_dir, backbones=exports)
+        result = imagestream(settings, "train", "--dataset", "digits", "--limit", 300)
+        assert result["version"] == 1
+        assert result["promoted"]
+
+    return made_once(run_dir / "trained", train)
 
 
 NewService = Callable[[], Settings]
@@ -116,3 +229,9 @@ def new_service(broker: Settings, trained: Path, tmp_path_factory: pytest.TempPa
 def service(new_service: NewService) -> Settings:
     """A service of this test alone."""
     return new_service()
+
+
+@pytest.fixture
+def fragile_service(fragile_broker: Settings, new_service: NewService) -> Settings:
+    """A service on the broker that may be stopped."""
+    return new_service().model_copy(update={"bootstrap_servers": fragile_broker.bootstrap_servers})

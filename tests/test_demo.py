@@ -9,8 +9,8 @@ from deltalake import DeltaTable, QueryBuilder
 
 from streaming.jobs.demo_home import new_demo_home
 from streaming.settings import Settings
-from tests.conftest import imagestream
-from tests.test_readme import BLOCKS, commands, run
+from tests.conftest import imagestream_process
+from tests.test_readme import block_with, run_block
 
 
 def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model(
@@ -19,7 +19,7 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
     home = tmp_path / ".imagestream"
     settings = Settings(home=home, jars=jars_dir, backbones=exports)
 
-    found = imagestream(settings, "demo")
+    found = imagestream_process(settings, "demo")
 
     assert found["published"] == 605
     assert found["predicted"] == 600
@@ -48,17 +48,12 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
         [sys.executable, "-m", "streaming", "--home", str(home), "broker", "status"], capture_output=True, check=False
     )
     assert status.returncode == 1
-    questions = next(block for block in BLOCKS if "imagestream query" in block)
-    answers = [
-        run(command, tmp_path, {"IMAGESTREAM_HOME": ".imagestream/demo"})
-        for command in commands(questions)
-        if command[0] != "export"
-    ]
+    answers = run_block(block_with("imagestream query"), tmp_path)
     assert len(answers) == 3
     assert all(why in answers[2] for why in ("not_an_image", "Truncated File Read", "the message has 0 bytes"))
 
     # Run again, it removes nothing unless it is asked to, and nothing that a user added.
-    asked = imagestream(settings, "demo", code=1)["stderr"]
+    asked = imagestream_process(settings, "demo", code=1)["stderr"]
     assert f"Remove the earlier demo in {home}? Confirm with --yes" in asked
     new_demo_home(settings, lambda _: True)
     assert not (home / "tables").exists()

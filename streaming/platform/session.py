@@ -70,6 +70,9 @@ def spark_session(
 ) -> Iterator[SparkSession]:
     """A Spark session with the home's jars, stopped on the way out.
 
+    In a process that has a Spark session already, such as a notebook's or an application's, the job gets a new session
+    in the same context, which stays as it is: only the settings of SQL apply, and the jars must be there.
+
     Args:
         delta: with Spark's own Delta reader and writer, which take seconds to load; the stream, training and
             retraining go through `deltalake` and Parquet files instead.
@@ -81,6 +84,11 @@ def spark_session(
             does not start, or a job in the block fails.
     """
     log = make_dir(settings.home) / SPARK_LOG
+    running = SparkSession.getActiveSession()
+    if running is not None:
+        with _failures_of_jobs(log):
+            yield _session_beside(running, CONF | dict(conf))
+        return
     java = find_java(settings.home)
     install_jars(settings.jars_dir, java)
     java_home = java.parent.parent
@@ -103,11 +111,27 @@ def spark_session(
             except (PySparkException, Py4JError) as error:
                 raise ServiceError(f"Spark did not start ({cause(str(error))}); its log: {log}") from error
         try:
-            yield spark
-        except (PySparkException, Py4JError) as error:
-            raise ServiceError(f"a Spark job failed: {cause(str(error))}; its log: {log}") from error
+            with _failures_of_jobs(log):
+                yield spark
         finally:
             spark.stop()
+
+
+@contextmanager
+def _failures_of_jobs(log: Path) -> Iterator[None]:
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        raise ServiceError(f"a Spark job failed: {cause(str(error))}; its log: {log}") from error
+
+
+def _session_beside(running: SparkSession, conf: Mapping[str, str]) -> SparkSession:
+    """A session of its own, with those of the settings that may still be chosen when the JVM runs."""
+    session = running.newSession()
+    for key, value in conf.items():
+        if session.conf.isModifiable(key):
+            session.conf.set(key, value)
+    return session
 
 
 def _sockets_in(folder: str) -> dict[str, str]:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from tests.conftest import CHECKOUT
-from tests.faults.conftest import Record
 from tests.faults.poison import BAD, GOOD, generator
+from tests.forms import Record
 
 SECONDS = 1_800
 SLOWEST_S = 1

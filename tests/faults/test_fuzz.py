@@ -21,8 +21,8 @@ from models.errors import ModelError
 from streaming.errors import ServiceError
 from streaming.pipeline.pin import Pin, PinnedModel, Pins
 from streaming.pipeline.score import OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
-from tests.faults.conftest import Form, Record
 from tests.faults.poison import BAD, GOOD, generator
+from tests.forms import Form, Record
 
 SIZE = (64, 64)
 SEEDS = [kind.make(generator(0)) or b"" for kind in (*GOOD, *BAD) if not kind.heavy]

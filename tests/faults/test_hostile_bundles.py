@@ -19,7 +19,7 @@ from models.bundle import CLASSIFIER, FILES, GOLDEN, MANIFEST, PROJECTION, read_
 from models.errors import ModelError
 from models.registry import Registry
 from models.scorer import check_golden, load_scorer
-from tests.faults.conftest import Form, Record
+from tests.forms import Form, Record
 from tests.models.samples import copy_bundle, replace_file, seal
 
 Spoil = Callable[[Path], None]

@@ -11,9 +11,9 @@ from models.registry import Registry
 from streaming.pipeline.commit import STEPS
 from streaming.settings import Settings
 from tests.conftest import NewService
-from tests.faults.conftest import Form, Record
 from tests.faults.harness import Sent, Stream, check_exactly_once, register_twin, rows, send
 from tests.faults.poison import generator, samples
+from tests.forms import Form, Record
 
 LONGEST_RUN_S = 20.0  # before a kill at a random time
 

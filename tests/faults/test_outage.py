@@ -13,9 +13,9 @@ from streaming.jobs.audit import audit
 from streaming.platform.broker import running_broker, start_broker, stop_broker
 from streaming.platform.topic import describe_topic
 from streaming.settings import Settings
-from tests.faults.conftest import Form, Record
 from tests.faults.harness import Stream, rows, scored
 from tests.faults.poison import encode, picture
+from tests.forms import Form, Record
 
 FILES_PER_S = 20
 MAX_TRIES = 5  # at publishing a folder: the publisher gives up after 30 s without an answer
@@ -63,8 +63,9 @@ def _write_pictures(folder: Path, count: int, rng: Random) -> set[str]:
 
 
 def test_no_acknowledged_message_is_lost_when_the_broker_dies_and_comes_back(
-    service: Settings, broker: Settings, rng: Random, form: Form[int], tmp_path: Path, record: Record
+    fragile_service: Settings, fragile_broker: Settings, rng: Random, form: Form[int], tmp_path: Path, record: Record
 ) -> None:
+    service, broker = fragile_service, fragile_broker
     outages, outage_s = form(10, 1), form(30, 10)
     published: set[str] = set()
     tries = 0

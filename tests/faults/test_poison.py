@@ -7,9 +7,9 @@ import pytest
 from models.decode import BadImage, decode
 from streaming.settings import Settings
 from tests.conftest import NewService
-from tests.faults.conftest import Form, Record
 from tests.faults.harness import MemoryWatch, Sent, Stream, check_exactly_once, rows, send
 from tests.faults.poison import BAD, GOOD, Kind, samples
+from tests.forms import Form, Record
 
 SIZE = (224, 224)
 HEAVY_GOOD = tuple(kind for kind in GOOD if kind.heavy)

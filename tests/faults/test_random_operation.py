@@ -10,9 +10,9 @@ from models.registry import CHALLENGER, Registry
 from streaming.jobs.maintain import maintain
 from streaming.platform.broker import start_broker, stop_broker
 from streaming.settings import Settings
-from tests.faults.conftest import Form, Record
 from tests.faults.harness import Sent, Stream, check_exactly_once, register_twin, scored, send
 from tests.faults.poison import samples
+from tests.forms import Form, Record
 
 IMAGES_PER_BATCH = 15
 LONGEST_PAUSE_S = 3.0
@@ -115,9 +115,9 @@ class Operator:
 
 
 def test_a_service_operated_at_random_has_one_row_for_every_message(
-    service: Settings, broker: Settings, rng: Random, form: Form[int], record: Record
+    fragile_service: Settings, fragile_broker: Settings, rng: Random, form: Form[int], record: Record
 ) -> None:
-    operator = Operator(service, broker, rng)
+    operator = Operator(fragile_service, fragile_broker, rng)
     steps = form(200, 15)
     try:
         operator.publish()
@@ -126,5 +126,5 @@ def test_a_service_operated_at_random_has_one_row_for_every_message(
         operator.finish()
     finally:
         operator.close()
-    check_exactly_once(service, operator.sent)
+    check_exactly_once(fragile_service, operator.sent)
     record("random operation: steps, audit", f"{steps}, clean", f"{steps}, clean ({len(operator.sent):,} messages)")

@@ -16,9 +16,9 @@ from streaming.jobs.maintain import maintain
 from streaming.pipeline.ingest import batch_offsets
 from streaming.settings import Settings
 from tests.conftest import NewService
-from tests.faults.conftest import Form, Record
 from tests.faults.harness import MemoryWatch, Sent, Stream, check_exactly_once, rows, send, versions
 from tests.faults.poison import generator, samples
+from tests.forms import Form, Record
 
 MAX_LIVE_FILES = 50
 TIMES_OFFERED_AGAIN = 2

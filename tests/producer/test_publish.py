@@ -188,10 +188,10 @@ def test_broker_that_does_not_answer_is_an_error_that_names_it(deaf_server: str,
 
 
 def test_broker_that_falls_silent_ends_publishing_with_the_names_of_what_was_under_way(
-    broker: Settings, topic: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+    fragile_broker: Settings, topic: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.import_module("producer.sender"), "DELIVERY_TIMEOUT_S", 2.0)
-    state = running_broker(broker)
+    state = running_broker(fragile_broker)
     assert state is not None
 
     def pause(progress: producer.Progress) -> None:

@@ -272,11 +272,11 @@ def test_a_folder_that_is_none_is_refused(servers: str, tmp_path: Path) -> None:
 
 
 def test_what_a_silent_broker_does_not_acknowledge_is_sent_when_it_is_back(
-    broker: Settings, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fragile_broker: Settings, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("producer.sender.DELIVERY_TIMEOUT_S", 2.0)
     monkeypatch.setattr("producer.watch.RETRY_S", 0.5)
-    state = running_broker(broker.model_copy(update={"bootstrap_servers": None}))
+    state = running_broker(fragile_broker.model_copy(update={"bootstrap_servers": None}))
     assert state is not None
     topic, stop, troubles = f"watch-{uuid.uuid4().hex[:8]}", threading.Event(), list[str]()
     counts: list[int] = []

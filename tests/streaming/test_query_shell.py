@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 
 from streaming.cli.query_shell import SqlCompleter
 from streaming.settings import Settings
+from tests.faults.harness import wait_until
 from tests.streaming.history import commit_batch
 
 TABLES = {"labels": ["image_id", "label", "by"], "predictions": ["image_id", "label", "confidence"]}
@@ -58,6 +60,13 @@ class Terminal:
                     assert text in self.seen, f"ended without {text!r}: {self.seen!r}"
         before, _, self.seen = self.seen.partition(text)
         return before
+
+
+def wait_for_cpu_time(pid: int, seconds: float) -> None:
+    """Until the process has computed for that long, however busy the machine is."""
+    process = psutil.Process(pid)
+    enough = process.cpu_times().user + seconds
+    wait_until(lambda: process.cpu_times().user >= enough, lambda: "the process computes nothing")
 
 
 @contextmanager
@@ -112,10 +121,10 @@ def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(sett
 
 def test_ctrl_c_stops_an_answer_that_takes_long_and_a_time_limit_does_so_too(settings: Settings) -> None:
     endless = "SELECT sum(sqrt(range)) FROM range(100000000000);\r"
-    with on_terminal(command(settings, "query", "--timeout", "20")) as shell:
+    with on_terminal(command(settings, "query", "--timeout", "300")) as shell:
         shell.until("imagestream>")
         shell.type(endless)
-        time.sleep(3)
+        wait_for_cpu_time(shell.process.pid, 0.5)  # it is at work on the answer
         shell.process.send_signal(signal.SIGINT)
         shell.type("SELECT 6 * 7 AS answer;\r")
         assert "longer than" not in shell.until(" 42 ")
@@ -175,7 +184,7 @@ def test_watch_prints_each_answer_once_per_change_and_ends_well_on_interrupt(set
         assert process.stdout
         assert process.stderr
         assert [process.stdout.readline() for _ in range(2)] == ["n\n", "3\n"]
-        time.sleep(1)  # several answers that are the same
+        wait_for_cpu_time(process.pid, 0.2)  # several answers that are the same
         commit_batch(settings, 1, {0: (4, 8)})
         assert [process.stdout.readline() for _ in range(2)] == ["n\n", "7\n"]
         process.send_signal(signal.SIGINT)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,10 +38,14 @@ def process(broker: Settings, topic: str, tmp_path: Path) -> Iterator[tuple[subp
             running.kill()
 
 
-def _is_connected(pid: int, port: int) -> bool:
-    """Whether the process has accepted a connection at its port."""
-    found = psutil.Process(pid).net_connections("tcp")
-    return any(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in found)
+def _has_read_all(pid: int, port: int) -> bool:
+    """Whether the process has accepted a connection at its port, and has read what has been sent to it."""
+    accepted = psutil.Process(pid).net_connections("tcp")
+    if not any(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in accepted):
+        return False
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]]
+    queues = [queue for _, ours, theirs, _, queue, *_ in rows if f":{port:04X}" in (ours[-5:], theirs[-5:])]
+    return all(queue == "00000000:00000000" for queue in queues)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -55,9 +58,8 @@ def test_told_to_stop_it_finishes_the_upload_under_way(
 
     def slowly() -> Iterator[bytes]:
         yield image[:5_000]
-        # A connection that only the system knows of is nobody's yet.
-        wait_until(lambda: _is_connected(running.pid, port), lambda: "the upload is taken in")
-        time.sleep(0.5)  # for its head to be read
+        # A connection that only the kernel has accepted would be refused.
+        wait_until(lambda: _has_read_all(running.pid, port), lambda: "the upload was not accepted")
         running.send_signal(number)
         refused = False
         while not refused:  # it takes no more connections, and goes on with this one

@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder
+from pyspark.sql import SparkSession
 
 from models.registry import Registry
 from streaming.images.dataset import digit_images, write_images
 from streaming.settings import Settings
-from tests.conftest import NewService, imagestream
+from tests.conftest import NewService, environment_of, imagestream
 
 GOOD, MORE = 60, 20
 BAD = {
@@ -132,24 +133,10 @@ def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings
         assert row["replayed_at"] is None
 
 
-READ_WITH_SPARK = """
-import sys
-from pathlib import Path
-from streaming.platform.session import spark_session
-from streaming.settings import Settings
-home, jars = map(Path, sys.argv[1:])
-with spark_session(Settings(home=home, jars=jars), "test", delta=True) as spark:
+def test_sparks_own_delta_reader_sees_the_same_rows(spark: SparkSession, drained: Settings) -> None:
     for name in ("predictions", "quarantine", "features", "batches"):
-        print(spark.read.format("delta").load(str(home / "tables" / name)).count())
-"""
-
-
-def test_sparks_own_delta_reader_sees_the_same_rows(drained: Settings) -> None:
-    command = [sys.executable, "-c", READ_WITH_SPARK, str(drained.home), str(drained.jars)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    names = ("predictions", "quarantine", "features", "batches")
-    ours = [DeltaTable(drained.tables_dir / name).count() for name in names]
-    assert [int(line) for line in done.stdout.split()] == ours
+        directory = drained.tables_dir / name
+        assert spark.read.format("delta").load(str(directory)).count() == DeltaTable(directory).count()
 
 
 def test_a_batch_that_spark_offers_again_changes_nothing(drained: Settings) -> None:
@@ -227,14 +214,11 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
     publish_digits(service, tmp_path / "first", GOOD, skip=300)
     registry = Registry(service.models_dir)
     log = tmp_path / "stream.log"
-    environment = os.environ | {
-        "IMAGESTREAM_JARS": str(service.jars),
-        "IMAGESTREAM_TOPIC": service.topic,
-        "IMAGESTREAM_BOOTSTRAP_SERVERS": str(service.bootstrap_servers),
-    }
     command = [sys.executable, "-m", "streaming", "--home", str(service.home), "stream"]
     with log.open("wb") as file:
-        stream = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+        stream = subprocess.Popen(
+            command, env=os.environ | environment_of(service), stdout=file, stderr=file, start_new_session=True
+        )
     try:
         _wait_for_predictions(service, GOOD, stream, log)
         second = registry.register(lambda directory: _copy_with_other_metrics(registry.path(1), directory))

@@ -1,4 +1,4 @@
-"""The form of the scenarios (short in `make test`, full in `make soak`), their seed, and the figures they end with."""
+"""The form of scenarios and simulations (short in `make test`, full in `make soak`), their seed, and their figures."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,27 +18,21 @@ FIGURES = pytest.StashKey[list[Figure]]()
 SEED = pytest.StashKey[int]()
 FULL_TIMEOUT_S = 4 * 3600
 SHORT_SEED = 614
+FULL_ONLY = {"test_coverage_guided.py", "test_tutorial.py"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    # Known to pytest only where this folder is named on the command line, as `make soak` does: else the defaults count.
-    parser.addoption("--full", action="store_true", help="the full form of the fault scenarios: hours")
-    parser.addoption("--seed", type=int, help="the seed of a run to see again")
+    parser.addoption("--full", action="store_true", help="the full form of scenarios and simulations: hours")
+    parser.addoption("--seed", type=int, help="the seed of a run to repeat")
 
 
 def _is_full(config: pytest.Config) -> bool:
-    return bool(config.getoption("full", default=False))
+    return bool(config.getoption("full"))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """What has no short form is not even collected without --full."""
-    return True if collection_path.name == "test_coverage_guided.py" and not _is_full(config) else None
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        if _is_full(config) and Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(FULL_TIMEOUT_S))
+    """Files without a short form are collected only with --full."""
+    return True if collection_path.name in FULL_ONLY and not _is_full(config) else None
 
 
 @pytest.fixture(scope="session")
@@ -49,11 +43,11 @@ def form(pytestconfig: pytest.Config) -> Form[T]:
 
 @pytest.fixture(scope="session")
 def seed(pytestconfig: pytest.Config) -> int:
-    """The run's seed; the summary at the end tells it.
+    """The run's seed, printed in the summary at the end.
 
-    The short form has one of its own, so that what is green stays green; the full form goes looking.
+    The short form has a fixed seed, so that a test that passes keeps passing; the full form draws one.
     """
-    given = pytestconfig.getoption("seed", default=None)
+    given = pytestconfig.getoption("seed")
     drawn = SystemRandom().randrange(1_000_000) if _is_full(pytestconfig) else SHORT_SEED
     return pytestconfig.stash.setdefault(SEED, drawn if given is None else given)
 
@@ -74,7 +68,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     figures, seed = config.stash.get(FIGURES, []), config.stash.get(SEED, None)
     if seed is not None:
         form = "full" if _is_full(config) else "short"
-        terminalreporter.section(f"faults, {form} form, seed {seed}")
-        terminalreporter.line(f'to see the same again: make soak ARGS="--seed {seed} -k NAME"')
+        terminalreporter.section(f"scenarios, {form} form, seed {seed}")
+        terminalreporter.line(f'to repeat this run: make soak ARGS="--seed {seed} -k NAME"')
     for what, aim, seen in figures:
         terminalreporter.line(f"{what:<44} {aim:<32} {seen}")
