@@ -19,7 +19,7 @@ from streaming.platform.broker import remembered_port, start_broker, stop_broker
 from streaming.platform.jars import install_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_node import free_port
-from streaming.platform.session import QUICK_START, spark_session
+from streaming.platform.session import spark_session
 from streaming.settings import Settings
 
 CHECKOUT = Path(__file__).parent.parent
@@ -83,7 +83,7 @@ class SharedSpark:
         if self._block is None:
             settings = Settings(home=home, jars=jars, master="local[2,4]", driver_memory="1g")
             conf = {"spark.sql.shuffle.partitions": "2"}
-            self._block = spark_session(settings, "tests", delta=True, java_options=QUICK_START, conf=conf)
+            self._block = spark_session(settings, "tests", delta=True, conf=conf)
             self._session = self._block.__enter__()
         return self._session
 
