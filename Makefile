@@ -10,22 +10,25 @@ BIN := .venv/bin
 HOME_DIR := .imagestream
 # Most of a test is waiting for a JVM. A file's tests stay together, for they share its services.
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder --durations 30
+IN_ORDER_OF = $(if $(filter-out random,$(ORDER)),--randomly-seed=$(ORDER))
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo examples test soak check audit bench bench-quick clean distclean
+.PHONY: help setup test-tools demo examples test soak check audit bench bench-quick clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready $(HOME_DIR)/jars/.ready ## Install everything: .venv from the lock, Java if missing, the jars
 
-browser:
-	@command -v chromedriver >/dev/null || { \
-		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "set-up: Chromium, for the browser tests" && \
+test-tools:
+	@missing=""; command -v chromedriver >/dev/null || missing="chromium chromium-driver"; \
+	command -v docker-compose >/dev/null || missing="$$missing docker-compose"; \
+	test -z "$$missing" || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "set-up:$${missing:+ }$$missing, for the tests" && \
 		apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; \
-	} || echo "set-up: there is no Chromium, and it cannot be installed here; the browser tests will say so"
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	} || echo "set-up: missing and not installable here: $$missing; the tests that need them will say so"
 
 demo: setup ## The whole loop on real images: publish, stream, query, retrain
 	@$(BIN)/imagestream demo $(ARGS)
@@ -33,8 +36,8 @@ demo: setup ## The whole loop on real images: publish, stream, query, retrain
 examples: setup ## Five published systems on small data, in one table (ARGS="digits_transfer fruits_pca")
 	@$(BIN)/python -m examples $(ARGS)
 
-test: setup browser ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x")
-	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
+test: setup test-tools ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x", ORDER=random)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE)) $(if $(ORDER),-p randomly $(IN_ORDER_OF))
 
 soak: setup ## Fault scenarios, simulations and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)

@@ -160,21 +160,21 @@ def command_here(*arguments: str | Path | float) -> tuple[int, str, str]:
 WITH_SPARK = ("features", "report", "retrain", "stream", "train", "train-cnn", "tune")
 
 
-def imagestream_process(settings: Settings, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
+def imagestream_process(settings: Settings, *arguments: str | Path | float, code: int = 0) -> dict[str, Any]:
     """As `imagestream`, but as a process of its own, as from a shell."""
     summary = settings.home / "summary.json"
     summary.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "streaming", "--home", str(settings.home), *map(str, arguments)]
-    done = subprocess.run(
-        [*command, "--json", str(summary)],
-        env=os.environ | environment_of(settings),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == code, f"{arguments}: {done.stdout}{done.stderr}"
-    return json.loads(summary.read_text()) if summary.exists() else {"stderr": done.stderr}
+    with environment(**environment_of(settings)):
+        ended, out, err = command_process("--home", settings.home, *arguments, "--json", summary)
+    assert ended == code, f"{arguments}: {out}{err}"
+    return json.loads(summary.read_text()) if summary.exists() else {"stderr": err}
+
+
+def command_process(*arguments: str | Path | float) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a command line run as a process of its own."""
+    command = [sys.executable, "-m", "streaming", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
 
 
 def environment_of(settings: Settings) -> dict[str, str]:

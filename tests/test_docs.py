@@ -7,16 +7,19 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
 
+from benchmarks.__main__ import QUESTIONS
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
 from streaming.cli.reference import reference
 from streaming.settings import Settings
+from tests.conftest import command_here
 from tests.streaming.history import commit_batch
 
 CHECKOUT = Path(__file__).parent.parent
@@ -121,18 +124,45 @@ def test_there_are_questions_to_run() -> None:
 
 
 @pytest.mark.parametrize("line", QUICK_LINES)
-def test_question_in_the_docs_is_answered(line: str, folder: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("IMAGESTREAM_")}
-    done = subprocess.run(
-        ["/bin/bash", "-c", line.replace(".venv/bin/", "")],
-        cwd=folder,
-        env=environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, f"{QUICK_LINES[line]}: {done.stderr}"
+def test_question_in_the_docs_is_answered(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("IMAGESTREAM_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(folder)
+    first, *_ = shlex.split(line)
+    if Path(first).name == "imagestream":
+        (words,) = ours(line)
+        code, _, said = command_here(*words)
+    else:  # a pipe
+        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        shell = subprocess.run(["/bin/bash", "-c", line], capture_output=True, text=True, check=False, timeout=300)
+        code, said = shell.returncode, shell.stderr
+    assert code == 0, f"{QUICK_LINES[line]}: {said}"
+
+
+PROMISES = re.findall(r"^\|[^|]+\| `([^`]+)`", (CHECKOUT / "docs" / "promises.md").read_text("utf-8"), re.MULTILINE)
+
+
+def test_every_promise_names_a_command_that_exists() -> None:
+    targets = re.findall(r"^([a-z-]+):.*## ", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(PROMISES) > 80
+    for command in PROMISES:
+        program, *words = shlex.split(command.removeprefix("time ").removeprefix(".venv/bin/"))
+        match program, words:
+            case "make", [target]:
+                assert target in targets, command
+            case "make", ["test", arguments]:
+                assert all((CHECKOUT / path).exists() for path in arguments.removeprefix("ARGS=").split()), command
+            case "make", ["bench", arguments]:
+                assert set(arguments.removeprefix("ARGS=").split()) <= set(QUESTIONS), command
+            case "make", ["soak", arguments]:
+                _, keyword = arguments.removeprefix("ARGS=").split()
+                assert any(CHECKOUT.glob(f"tests/**/test_*{keyword}*.py")), command
+            case "python", ["-m", module, *_]:
+                assert find_spec(module), command
+            case "imagestream", _:
+                leaf(words)
+            case _:
+                pytest.fail(f"neither make, python nor imagestream: {command}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -10,7 +10,7 @@ import pytest
 from streaming.images.dataset import digit_images, write_images
 from streaming.platform.broker import stop_broker
 from streaming.settings import Settings
-from tests.conftest import SPARK, command_here, environment
+from tests.conftest import SPARK, command_here, command_process, environment
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```console\n(.*?)```", README, re.DOTALL)
@@ -31,7 +31,9 @@ def run_block(block: str, folder: Path) -> list[str]:
                 patch.setenv(name, value)
                 continue
             assert Path(program).name == "imagestream"
-            code, out, err = command_here(*words)
+            # Spark's workers stay in the folder where the session of the tests was started, and find no relative path.
+            run = command_process if words[0] == "train" else command_here
+            code, out, err = run(*words)
             assert code == 0, f"{line}: {out}{err}"
             said.append(out + err)
     return said

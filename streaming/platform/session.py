@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -100,21 +101,20 @@ def spark_session(
         .config("spark.sql.warehouse.dir", str(settings.home / "warehouse"))
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
     )
-    with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as sockets:
-        local = LOOPBACK | _sockets_in(sockets) if settings.master.startswith("local") else {}
-        for key, value in (CONF | (DELTA if delta else {}) | local | dict(conf)).items():
-            builder = builder.config(key, value)
-        # PySpark takes the first two, and the JVM the others, from the environment only, and only when they start.
-        with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable, **GIVES_BACK), _output_to(log):
-            try:
-                spark = builder.getOrCreate()
-            except (PySparkException, Py4JError) as error:
-                raise ServiceError(f"Spark did not start ({cause(str(error))}); its log: {log}") from error
+    local = LOOPBACK | _sockets_in(_socket_dir().name) if settings.master.startswith("local") else {}
+    for key, value in (CONF | (DELTA if delta else {}) | local | dict(conf)).items():
+        builder = builder.config(key, value)
+    # PySpark takes the first two, and the JVM the others, from the environment only, and only when they start.
+    with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable, **GIVES_BACK), _output_to(log):
         try:
-            with _failures_of_jobs(log):
-                yield spark
-        finally:
-            spark.stop()
+            spark = builder.getOrCreate()
+        except (PySparkException, Py4JError) as error:
+            raise ServiceError(f"Spark did not start ({cause(str(error))}); its log: {log}") from error
+    try:
+        with _failures_of_jobs(log):
+            yield spark
+    finally:
+        spark.stop()
 
 
 @contextmanager
@@ -132,6 +132,12 @@ def _session_beside(running: SparkSession, conf: Mapping[str, str]) -> SparkSess
         if session.conf.isModifiable(key):
             session.conf.set(key, value)
     return session
+
+
+@cache
+def _socket_dir() -> "TemporaryDirectory[str]":
+    """One for all sessions of the process, since the JVM keeps the folder of its first one; removed at the exit."""
+    return TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True)
 
 
 def _sockets_in(folder: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import typer
 
 from examples.service import Service
 from streaming.settings import Settings
-from tests.conftest import environment, environment_of, imagestream
+from tests.conftest import SPARK, environment, environment_of, imagestream
 
 RunExample = Callable[..., dict[str, Any]]
 
@@ -26,6 +26,7 @@ def run_example(broker: Settings, tmp_path_factory: pytest.TempPathFactory) -> R
         outcome = home.parent / "outcome.json"
         example = typer.Typer()
         example.command()(import_module(f"examples.{name}.__main__").main)
+        SPARK.start(home.parent, broker.jars_dir)
         settings = broker.model_copy(update={"topic": f"{name}-{uuid4().hex[:8]}"})
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Service, "run", _in_this_process)

@@ -18,7 +18,7 @@ from tests.faults.poison import encode, picture
 from tests.forms import Form, Record
 
 FILES_PER_S = 20
-MAX_TRIES = 5  # at publishing a folder: the publisher gives up after 30 s without an answer
+MAX_TRIES = 20  # at publishing a folder: the publisher gives up after 30 s without an answer
 
 
 class Publishing(threading.Thread):

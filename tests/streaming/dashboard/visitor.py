@@ -118,7 +118,7 @@ class Visitor:
         self.chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
         box.click()
         box.send_keys(option)
-        wait_for(lambda: [one.text for one in self.all("[role=option]")][:1] == [option])
+        wait_for(lambda: any(option in one.text for one in self.all("[role=option]")[:1]))
         box.send_keys(Keys.ENTER)
         self.settle()
 

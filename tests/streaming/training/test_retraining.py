@@ -1,11 +1,6 @@
-"""The loop closed, on real digits: labels that come later make a better model, and the running stream takes it up."""
+"""The loop closed, on real digits: labels that come later make a better model, and the stream takes it up."""
 
 import csv
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
@@ -17,7 +12,6 @@ from models.registry import CHAMPION, Registry
 from streaming.images.dataset import digit_images, write_images
 from streaming.settings import Settings
 from tests.conftest import imagestream
-from tests.streaming.pipeline.test_stream import _wait_for_predictions as wait_for_predictions
 from tests.streaming.pipeline.test_stream import rows
 
 KNOWN = set("012345")
@@ -35,22 +29,6 @@ def service(broker: Settings, tmp_path: Path) -> Settings:
     return settings
 
 
-@pytest.fixture
-def stream(service: Settings, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    environment = os.environ | {
-        "IMAGESTREAM_JARS": str(service.jars),
-        "IMAGESTREAM_TOPIC": service.topic,
-        "IMAGESTREAM_BOOTSTRAP_SERVERS": str(service.bootstrap_servers),
-    }
-    command = [sys.executable, "-m", "streaming", "--home", str(service.home), "stream"]
-    log = tmp_path / "stream.log"
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
-    yield process, log
-    process.kill()
-    process.wait()
-
-
 def write_labels(path: Path, labels: dict[str, str]) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -59,17 +37,14 @@ def write_labels(path: Path, labels: dict[str, str]) -> Path:
     return path
 
 
-def test_labels_given_later_make_a_better_model_and_wrong_ones_do_not(
-    service: Settings, stream: tuple[subprocess.Popen[bytes], Path], tmp_path: Path
-) -> None:
-    process, log = stream
+def test_labels_given_later_make_a_better_model_and_wrong_ones_do_not(service: Settings, tmp_path: Path) -> None:
     images = list(digit_images(STREAMED, skip=FIRST))
     folder = tmp_path / "streamed"
     folder.mkdir()
     for name, _, data in images:
         (folder / name).write_bytes(data)
     imagestream(service, "publish", folder)  # nobody says what they show
-    wait_for_predictions(service, STREAMED, process, log)
+    imagestream(service, "stream", "--until-drained")
     assert rows(service, "SELECT count(label_true) AS n FROM predictions") == [{"n": 0}]
 
     labels = {sha256(data).hexdigest(): label for _, label, data in images}
@@ -82,13 +57,11 @@ def test_labels_given_later_make_a_better_model_and_wrong_ones_do_not(
 
     publish_more = write_images(tmp_path / "more", digit_images(LATER, skip=FIRST + STREAMED))
     imagestream(service, "publish", publish_more)
-    wait_for_predictions(service, STREAMED + LATER, process, log)
+    imagestream(service, "stream", "--until-drained")
     by_version = rows(service, "SELECT model_version AS v, count(*) AS n FROM predictions GROUP BY 1 ORDER BY 1")
     assert by_version == [{"v": 1, "n": STREAMED}, {"v": better["version"], "n": LATER}]
     new = rows(service, "SELECT count(*) AS n FROM predictions WHERE label IN ('6', '7', '8', '9')")[0]["n"]
     assert new > 0
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0, log.read_text()
 
     shuffled = np.random.default_rng(0).permutation(list(labels.values()))
     imagestream(service, "label", write_labels(tmp_path / "wrong.csv", dict(zip(labels, shuffled, strict=True))))
