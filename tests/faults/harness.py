@@ -27,8 +27,10 @@ from kafka import KafkaProducer
 from models.registry import Registry
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
 from streaming.jobs.audit import audit
+from streaming.pipeline.commit import BatchResult
+from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
 from streaming.settings import Settings
-from tests.conftest import CHECKOUT
+from tests.conftest import CHECKOUT, SPARK
 from tests.faults.poison import Sample
 
 PATIENCE_S = 300.0  # until something that has to happen is taken not to happen
@@ -181,6 +183,29 @@ class Stream:
         """As `docker stop` or a service manager would."""
         self.process.send_signal(signal.SIGTERM)
         self.wait_ended()
+
+
+@dataclass
+class Drained:
+    """What a stream that ran in the test process reported."""
+
+    batches: list[BatchResult] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    restarts: int = 0
+
+
+def drain(settings: Settings, images_per_batch: int = 2_000) -> Drained:
+    """Score all that is in the topic, in the Spark session of the tests.
+
+    Raises:
+        ServiceError: as the stream does.
+    """
+    SPARK.start(settings.home.parent, settings.jars_dir)
+    drained = Drained()
+    events = StreamEvents(on_batch=drained.batches.append, on_trouble=drained.troubles.append)
+    options = StreamOptions(images_per_batch=images_per_batch, until_drained=True)
+    drained.restarts = run_stream(settings, str(settings.bootstrap_servers), options, events).restarts
+    return drained
 
 
 def _proportional_set(pid: int) -> int:

@@ -11,7 +11,7 @@ from models.registry import Registry
 from streaming.pipeline.commit import STEPS
 from streaming.settings import Settings
 from tests.conftest import NewService
-from tests.faults.harness import Sent, Stream, check_exactly_once, register_twin, rows, send
+from tests.faults.harness import Sent, Stream, check_exactly_once, drain, register_twin, rows, send
 from tests.faults.poison import generator, samples
 from tests.forms import Form, Record
 
@@ -55,9 +55,7 @@ def survived(new_service: NewService, form: Form, seed: int, record: Record) -> 
         champion = versions[number % 2 - 1]
         otherwise += _unfinished_version(settings) not in {None, champion}
         registry.promote(champion, by="test", why="test")
-    with Stream(settings, images_per_batch=size, until_drained=True) as stream:
-        stream.wait_ended()
-    recoveries += _recovery(stream, dead_at)
+    drain(settings, images_per_batch=size)
 
     record("kill: messages, SIGKILLs", form("20,000, 50", "280, 7"), f"{len(sent):,}, {len(plan)}")
     p95 = quantiles(recoveries, n=20)[-1] if len(recoveries) > 1 else recoveries[0]

@@ -1,6 +1,5 @@
 """A network in a worker: the numbers that travel, and the step."""
 
-import keras
 import numpy as np
 import pytest
 
@@ -17,6 +16,8 @@ ALIKE = np.ones(8, np.float32)
 
 @pytest.fixture(scope="module")
 def parts() -> NetworkParts:
+    import keras
+
     model = build_network("cnn_gray", 2, input_size=(SIDE, SIDE))
     return NetworkParts.of(model, keras.optimizers.Adam(0.01))
 
@@ -59,6 +60,8 @@ def test_a_gradient_is_the_mean_over_the_images_by_their_importance(parts: Netwo
 
 
 def test_only_what_is_trained_travels() -> None:
+    import keras
+
     model = build_network("efficientnet_lite0", 3, weights="random", input_size=(SIDE, SIDE))
     network = Network(NetworkParts.of(model, keras.optimizers.SGD()), TrainerOptions())
     assert len(network.weights) == 1280 * 3 + 3  # the head

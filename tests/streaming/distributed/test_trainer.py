@@ -6,9 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -23,12 +22,15 @@ from streaming.distributed.shards import shard
 from streaming.distributed.trainer import DistributedTrainer, Trained
 from streaming.errors import ServiceError
 
+if TYPE_CHECKING:
+    import keras
+
 SIDE = 32
 OPTIONS = TrainerOptions(workers=2, batch_size=32, epochs=3, learning_rate=2e-3, seed=7)
 MODES = [pytest.param(mode, frequency, id=f"{mode}-{frequency}") for mode in Mode for frequency in Frequency]
 
 
-def network(seed: int = 7) -> keras.Model:
+def network(seed: int = 7) -> "keras.Model":
     return build_network("cnn_gray", 2, input_size=(SIDE, SIDE), seed=seed)
 
 
@@ -72,6 +74,8 @@ def test_the_same_images_are_dealt_alike_wherever_they_lie(rows: DataFrame) -> N
 
 
 def test_synchronous_batches_take_the_steps_of_one_process(rows: DataFrame) -> None:
+    import keras
+
     options = replace(OPTIONS, frequency=Frequency.BATCH, epochs=2, optimizer="adam")
     ours = train(rows, options)
     alone = network()
@@ -152,6 +156,8 @@ def test_a_worker_without_images_holds_nobody_up(spark: SparkSession, rows: Data
 
 
 def test_keras_callbacks_are_passed_through(rows: DataFrame) -> None:
+    import keras
+
     rates: list[float] = []
 
     class Seen(keras.callbacks.Callback):
