@@ -1,0 +1,47 @@
+"""Groups of images that stay on one side of the split: frames of one camera, pictures of one person.
+
+Images of a group look alike. Where some of them are fitted on and others are held out, the figures are too good.
+"""
+
+import pyarrow as pa
+from pyspark.sql import Column
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+
+from models.bundle import Bundle
+from streaming.errors import ServiceError
+from streaming.images.images_frame import arrow_function
+from streaming.images.patterns import extract_group
+
+SOURCE, KEY, NO_GROUPS = "source", "key", "none"
+
+
+def chosen_groups(given: str | None, champion: Bundle | None) -> str | None:
+    """How images are grouped: as the option says, else as for the champion; None for not at all.
+
+    Raises:
+        ServiceError: the option is neither `source`, `key`, `none` nor a regular expression with a group.
+    """
+    if given is None:
+        return champion.manifest.training_data.group_by if champion else None
+    if given not in (SOURCE, KEY, NO_GROUPS):
+        try:
+            extract_group(pa.array([""]), given, "group")
+        except ServiceError as error:
+            raise ServiceError(
+                f"--group-by is source, key, none, or a regular expression with a group such as ^(cam[0-9]+)/: {error}"
+            ) from error
+    return None if given == NO_GROUPS else given
+
+
+def group_of(group_by: str) -> Column:
+    """The group of rows (image_id, known_as, source); an image that has none is a group of its own."""
+    if group_by == KEY:
+        return F.col("known_as")
+    source = F.col("source")
+    if group_by == SOURCE:
+        return F.coalesce(source, "image_id")
+
+    def extract(texts: pa.Array) -> pa.Array:
+        return extract_group(texts, group_by, "group")
+
+    return F.coalesce(arrow_function(extract, "string")(source), "image_id")
