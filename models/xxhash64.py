@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
+HASH_BITS = 53  # of 64, by which images are held out: as many as the numbers of JSON hold exactly
 SPARK_SEED = 42  # of the first column that Spark SQL hashes; the hash of each column is the seed of the next
 INT_MAX = 2**31
 

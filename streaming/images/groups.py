@@ -4,12 +4,10 @@ Images of a group look alike. Where some of them are fitted on and others are he
 """
 
 import pyarrow as pa
-from pyspark.sql import Column
-from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
+import pyarrow.compute as pc
 
 from models.bundle import Bundle
 from streaming.errors import ServiceError
-from streaming.images.images_frame import arrow_function
 from streaming.images.patterns import extract_group
 
 SOURCE, KEY, NO_GROUPS = "source", "key", "none"
@@ -33,15 +31,9 @@ def chosen_groups(given: str | None, champion: Bundle | None) -> str | None:
     return None if given == NO_GROUPS else given
 
 
-def group_of(group_by: str) -> Column:
-    """The group of rows (image_id, known_as, source); an image that has none is a group of its own."""
+def group_ids(group_by: str, image_id: pa.Array, known_as: pa.Array, source: pa.Array) -> pa.Array:
+    """The groups of images, by their content, name and source; an image that has none is a group of its own."""
     if group_by == KEY:
-        return F.col("known_as")
-    source = F.col("source")
-    if group_by == SOURCE:
-        return F.coalesce(source, "image_id")
-
-    def extract(texts: pa.Array) -> pa.Array:
-        return extract_group(texts, group_by, "group")
-
-    return F.coalesce(arrow_function(extract, "string")(source), "image_id")
+        return known_as
+    groups = source if group_by == SOURCE else extract_group(source, group_by, "group")
+    return pc.coalesce(groups, image_id)

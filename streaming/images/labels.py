@@ -9,12 +9,13 @@ it counts for each name; where that leaves an image more than one label, nobody 
 
 from pathlib import Path
 
+import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from streaming.errors import ServiceError
-from streaming.images.groups import group_of
-from streaming.images.images_frame import read_files
+from streaming.images.groups import group_ids
+from streaming.images.images_frame import arrow_function, read_files
 from streaming.tables import LABELS, Table
 
 BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
@@ -78,7 +79,7 @@ def image_labels(claims: DataFrame, given: DataFrame | None, group_by: str | Non
         of the groups that its names are in, the first by name.
     """
     if group_by is not None:
-        claims = claims.withColumn("group_id", group_of(group_by))
+        claims = claims.withColumn("group_id", _group(group_by))
     group = [] if group_by is None else [F.min("group_id").alias("group_id")]
     lowest, highest = F.min("label").alias("low"), F.max("label").alias("high")
     source = F.min("source").alias("source")
@@ -131,6 +132,13 @@ def given_labels(spark: SparkSession, features: Table) -> DataFrame | None:
         by_name = by_name.withColumn("image_id", F.lit(None).cast("string"))
     image = F.coalesce("image_id", "known_as").alias("image_id")
     return by_name.groupBy(image).agg(F.max("given").getField("label").alias("given_label"))
+
+
+def _group(group_by: str) -> Column:
+    def groups(image_id: pa.Array, known_as: pa.Array, source: pa.Array) -> pa.Array:
+        return group_ids(group_by, image_id, known_as, source)
+
+    return arrow_function(groups, "string")("image_id", "known_as", "source")
 
 
 def _content() -> Column:

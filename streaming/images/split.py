@@ -13,9 +13,9 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.bundle import Bundle
+from models.xxhash64 import HASH_BITS
 from streaming.errors import ServiceError
 
-HASH_BITS = 53  # of 64: as many as the numbers of JSON hold exactly, in which older bundles keep their thresholds
 CLASSES_SHOWN = 10
 
 

@@ -16,7 +16,8 @@ from models.projection import PCA
 from models.registry import Registry
 from models.scorer import load_head
 from streaming.errors import ServiceError
-from streaming.images.fitted_on import fitted_on, seen_by, unseen_by
+from streaming.images.exposure import fitted_on
+from streaming.images.fitted_on import seen_by, unseen_by
 from streaming.images.images_frame import read_files
 from streaming.images.labels import labelled_features
 from streaming.platform.session import QUICK_START, spark_session
@@ -71,7 +72,7 @@ def model_report(
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by
     rows = labelled_features(spark, features, bundle.backbone_sha256, group_by=group_by)
-    seen = seen_by(fitted_on(bundle, features), rows)
+    seen = seen_by(fitted_on(bundle, features.directory.parent), rows)
     holdout = rows.where(~seen).persist()
     try:
         evaluation = evaluate(holdout, head)
@@ -117,7 +118,7 @@ def _compare(
     spark: SparkSession, features: Table, ours: Version, other: Version, holdout: DataFrame, seed: int
 ) -> Comparison:
     """Both versions on the images of our holdout that the other was not fitted on and that both have features of."""
-    rows = unseen_by(holdout, fitted_on(other.bundle, features))
+    rows = unseen_by(holdout, fitted_on(other.bundle, features.directory.parent))
     their_rows = rows
     if other.bundle.backbone_sha256 != ours.bundle.backbone_sha256:
         stored = labelled_features(spark, features, other.bundle.backbone_sha256)

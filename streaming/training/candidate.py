@@ -33,7 +33,8 @@ from models.fitted_on import BloomFilter, FittedOn
 from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
-from streaming.images.fitted_on import gather, salt_of, unseen_by
+from streaming.images.exposure import salt_of
+from streaming.images.fitted_on import gather, unseen_by
 from streaming.images.split import Split, check_sides
 from streaming.training.choose_threshold import with_threshold
 from streaming.training.evaluate import Evaluation, evaluate

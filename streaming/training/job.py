@@ -11,8 +11,8 @@ from models.decode import BadImage, decode
 from models.registry import CHAMPION, Registry
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
+from streaming.images.exposure import fitted_on
 from streaming.images.featurize import Featurized, featurize
-from streaming.images.fitted_on import fitted_on
 from streaming.images.labels import count_contradictory, labelled_features
 from streaming.settings import Settings
 from streaming.tables import Table
@@ -171,7 +171,7 @@ class Job:
         theirs = (
             rows if same else labelled_features(self.spark, self.features, sha256, group_by=candidate.split.group_by)
         )
-        return compare(candidate, self.champion, theirs, fitted_on(self.champion, self.features))
+        return compare(candidate, self.champion, theirs, fitted_on(self.champion, self.settings.tables_dir))
 
     def _verdict(self, comparison: Comparison | None, seed: int, int8_cost: float | None) -> Verdict:
         first = Verdict(True, "the first model")

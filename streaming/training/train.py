@@ -18,7 +18,7 @@ from models.scorer import golden_images
 from streaming.errors import ServiceError
 from streaming.home import make_dir
 from streaming.images.dataset import Dataset
-from streaming.images.fitted_on import backbone_fitted_on
+from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
@@ -142,5 +142,5 @@ def retrain(
         job = Job(settings, spark, registry, champion, gate, on_step, by, int(augmented), options.group_by)
         rows = job.stored(champion.backbone_sha256, parts.entry.n_features)
         on_step("fitting and evaluating")
-        candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, job.features))
+        candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.tables_dir))
         return job.finish(candidate, rows, parts, champion.backbone_sha256, None, dry_run=dry_run)

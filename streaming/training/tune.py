@@ -26,7 +26,7 @@ from models.scorer import Head
 from streaming.errors import ServiceError
 from streaming.home import held, make_dir
 from streaming.images.dataset import Dataset
-from streaming.images.fitted_on import backbone_fitted_on
+from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
 from streaming.images.split import Sides
 from streaming.platform.session import spark_session
@@ -149,7 +149,7 @@ def tune(
             variants = maker.make(source.sizes or (source.backbone.input_size,), source.precisions)
         elif champion is not None:
             on_step("reading the stored features")
-            trained_on = backbone_fitted_on(registry, champion, features)
+            trained_on = backbone_fitted_on(registry, champion, settings.tables_dir)
             variants = [stored_variant(spark, features, champion, sides, trained_on)]
         on_step("searching")
         return search(variants, options, settings.home, on_trial)

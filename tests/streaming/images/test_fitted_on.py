@@ -13,9 +13,9 @@ from pyspark.sql import SparkSession
 from models.arrays import write_npz
 from models.bundle import FITTED_ON, Bundle, TrainingData
 from models.fitted_on import BloomFilter, FittedOn
-from models.xxhash64 import spark_xxhash64
-from streaming.images.fitted_on import as_bytes, fitted_on, gather, unseen_by
-from streaming.images.split import HASH_BITS
+from models.xxhash64 import HASH_BITS, spark_xxhash64
+from streaming.images.exposure import as_bytes, fitted_on
+from streaming.images.fitted_on import gather, unseen_by
 from streaming.tables import Table
 
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
@@ -50,7 +50,9 @@ def test_what_is_recorded_is_read_and_no_table_asked(table: Table) -> None:
     own = BloomFilter.empty(2, 614)
     own.add([b"one"])
     record = {FITTED_ON: write_npz(FittedOn(own).to_arrays())}
-    assert seen(fitted_on(bundle(record, holdout={"cat": 2**HASH_BITS}), table), ["one", "two"]) == {"one"}
+    assert seen(fitted_on(bundle(record, holdout={"cat": 2**HASH_BITS}), table.directory.parent), ["one", "two"]) == {
+        "one"
+    }
 
 
 def test_rows_are_gathered_on_the_workers_with_their_groups(spark: SparkSession) -> None:
@@ -77,14 +79,14 @@ def test_an_older_version_was_fitted_on_all_that_its_thresholds_did_not_hold_out
     store(table, [{"image_id": name, "label_true": label} for name, label in zip(names, labels, strict=True)])
     thresholds = {"cat": int(0.25 * 2**HASH_BITS), "dog": int(0.5 * 2**HASH_BITS)}
     expected = {name for name, label in zip(names, labels, strict=True) if hash_of(name) >= thresholds[label]}
-    found = seen(fitted_on(bundle(holdout=thresholds), table), names)
+    found = seen(fitted_on(bundle(holdout=thresholds), table.directory.parent), names)
     assert expected <= found
     assert len(found - expected) <= 3  # false positives
     # A class that was too small for a threshold was fitted on as a whole, and so was everything without any.
     assert {name for name, label in zip(names, labels, strict=True) if label == "dog"} <= seen(
-        fitted_on(bundle(holdout={"cat": 1}), table), names
+        fitted_on(bundle(holdout={"cat": 1}), table.directory.parent), names
     )
-    assert seen(fitted_on(bundle(), table), names) == set(names)
+    assert seen(fitted_on(bundle(), table.directory.parent), names) == set(names)
 
 
 def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table: Table) -> None:
@@ -112,11 +114,11 @@ def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table
     ]
     store(Table(table.directory.parent, "labels"), rows)
     names = ["came as a cat", "labelled a cat", "was stored before", "its content", "a dog", "a bird", "unlabelled"]
-    assert seen(fitted_on(bundle(holdout=by_class), table), names) == set(names) - {"a dog", "a bird"}
+    assert seen(fitted_on(bundle(holdout=by_class), table.directory.parent), names) == set(names) - {"a dog", "a bird"}
 
 
 def test_an_older_version_without_any_stored_image_was_fitted_on_none_that_can_judge(table: Table) -> None:
-    assert seen(fitted_on(bundle(), table), ["any"]) == set()
+    assert seen(fitted_on(bundle(), table.directory.parent), ["any"]) == set()
 
 
 def test_nulls_are_no_name() -> None:

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from hashlib import sha256
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
-from models.xxhash64 import spark_xxhash64
+from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.errors import ServiceError
-from streaming.images.groups import chosen_groups, group_of
-from streaming.images.split import HASH_BITS, Sides, Split, check_sides
+from streaming.images.groups import chosen_groups, group_ids
+from streaming.images.split import Sides, Split, check_sides
 
 
 def images(spark: SparkSession, of_class: dict[str, int]) -> DataFrame:
@@ -101,9 +102,10 @@ def test_a_class_on_one_side_only_is_named_with_its_count(spark: SparkSession) -
 # --- groups
 
 
-def named(spark: SparkSession, sources: Sequence[str | None]) -> DataFrame:
-    rows = [(f"id{n}", f"key{n}", source) for n, source in enumerate(sources)]
-    return spark.createDataFrame(rows, "image_id string, known_as string, source string")
+def groups(group_by: str, sources: Sequence[str | None]) -> list[str]:
+    ids, keys = ([f"{kind}{n}" for n in range(len(sources))] for kind in ("id", "key"))
+    found: list[str] = group_ids(group_by, pa.array(ids), pa.array(keys), pa.array(sources, pa.string())).to_pylist()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -115,15 +117,13 @@ def named(spark: SparkSession, sources: Sequence[str | None]) -> DataFrame:
         ("(?P<day>x)|(?P<group>b)", ["id0", "b", "id2", "id3"]),
     ],
 )
-def test_a_group_is_taken_from_the_source_or_the_key(spark: SparkSession, group_by: str, expected: list[str]) -> None:
-    rows = named(spark, ["cam1/a.png", "cam1/b.png", "other", None])
-    assert [row[0] for row in rows.select(group_of(group_by)).collect()] == expected
+def test_a_group_is_taken_from_the_source_or_the_key(group_by: str, expected: list[str]) -> None:
+    assert groups(group_by, ["cam1/a.png", "cam1/b.png", "other", None]) == expected
 
 
-def test_a_pattern_over_hostile_sources_takes_linear_time(spark: SparkSession) -> None:
+def test_a_pattern_over_hostile_sources_takes_linear_time() -> None:
     """For Java's or Python's engine this one takes 2^60 steps."""
-    rows = named(spark, ["a" * 60 + "!"] * 100)
-    assert {row[0] for row in rows.select(group_of("^((a+)+)$")).collect()} == {f"id{n}" for n in range(100)}
+    assert groups("^((a+)+)$", ["a" * 60 + "!"] * 100) == [f"id{n}" for n in range(100)]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from models.bundle import GOLDEN, Bundle
 from models.registry import Registry
 from models.scorer import check_golden, golden_images, load_scorer
 from streaming.errors import ServiceError
-from streaming.images.fitted_on import fitted_on
+from streaming.images.exposure import fitted_on
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split, split_of
 from streaming.settings import Settings
@@ -120,7 +120,7 @@ def test_a_model_of_shuffled_labels_is_refused(
     labels = spark.createDataFrame(pa.table({"image_id": found.column("image_id"), "label": pa.array(shuffled)}))
     spoilt = training.drop("label").join(labels, "image_id")
     candidate = make_candidate(in_order(spoilt.unionByName(holdout), 1280), OPTIONS)
-    counts = compare(candidate, champion, rows, fitted_on(champion, features)).counts
+    counts = compare(candidate, champion, rows, fitted_on(champion, features.directory.parent)).counts
     assert counts.rows == champion.manifest.training_data.holdout_rows
     assert counts.gain < -0.3
     assert not decide(counts, GateOptions(margin=-0.3), seed=42).promote
@@ -132,7 +132,7 @@ def test_a_comparison_leaves_out_what_the_champion_was_fitted_on(
     candidate = make_candidate(rows, FitOptions(seed=7, max_iter=5))
     theirs = {row.image_id for row in Split(42, 0.2).sides(rows)[1].select("image_id").collect()}
     ours = {row.image_id for row in candidate.holdout.select("image_id").collect()}
-    comparison = compare(candidate, champion, rows, fitted_on(champion, features))
+    comparison = compare(candidate, champion, rows, fitted_on(champion, features.directory.parent))
     assert 0 < comparison.counts.rows == comparison.champion.rows == len(ours & theirs) < len(ours)
 
 
