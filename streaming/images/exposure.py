@@ -21,7 +21,6 @@ from models.fitted_on import BloomFilter, FittedOn
 from models.registry import Registry
 from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.groups import group_ids
-from streaming.settings import Settings
 from streaming.tables import FEATURES, LABELS, data_files
 
 BATCH_ROWS = 10_000
@@ -75,16 +74,16 @@ class Exposure:
     Of a version that is not in the registry any more, or is refused, nobody knows what it was fitted on: on anything.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._registry = Registry(settings.models_dir)
-        self._tables_dir = settings.tables_dir
+    def __init__(self, models_dir: Path, tables_dir: Path) -> None:
+        self._registry = Registry(models_dir)
+        self._tables_dir = tables_dir
         self._known: dict[str, tuple[FittedOn, str | None] | None] = {}
 
     def seen(self, bundle_sha256: str | None, images: pa.RecordBatch) -> NDArray[np.bool_]:
         """Whether the version was possibly fitted on each of N images, (N,) bool.
 
         Args:
-            images: image_id (of the content; null if it is not known), known_as, source.
+            images: image_id (of the content), known_as, source.
         """
         known = self._known_of(bundle_sha256)
         image_id, known_as = images.column("image_id"), images.column("known_as")
@@ -94,10 +93,7 @@ class Exposure:
         names = [image_id, known_as]
         if group_by is not None:
             names.append(group_ids(group_by, image_id, known_as, images.column("source")))
-        found = image_id.is_null().to_numpy(zero_copy_only=False)
-        for one in names:
-            found = found | model.contains(as_bytes(one))
-        return np.asarray(found, bool)
+        return np.asarray(np.any([model.contains(as_bytes(one)) for one in names], axis=0), bool)
 
     def _known_of(self, bundle_sha256: str | None) -> tuple[FittedOn, str | None] | None:
         if bundle_sha256 is None:
