@@ -19,9 +19,9 @@ def chosen_groups(given: str | None, champion: Bundle | None) -> str | None:
     Raises:
         ServiceError: the option is neither `source`, `key`, `none` nor a regular expression with a group.
     """
-    if given is None:
-        return champion.manifest.training_data.group_by if champion else None
-    if given not in (SOURCE, KEY, NO_GROUPS):
+    if given is None and champion is not None:
+        given = champion.manifest.training_data.group_by
+    if given not in (None, SOURCE, KEY, NO_GROUPS):
         try:
             extract_group(pa.array([""]), given, "group")
         except ServiceError as error:

@@ -12,7 +12,6 @@ from typing import Self
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.bundle import Bundle
 from models.xxhash64 import HASH_BITS
 from streaming.errors import ServiceError
 
@@ -42,12 +41,6 @@ class Split:
     def sides(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
         """(training rows, holdout rows)."""
         return rows.where(~self.held_out()), rows.where(self.held_out())
-
-
-def split_of(bundle: Bundle) -> Split | None:
-    """The split that a version was fitted by; None for one from before splits were made by content."""
-    data = bundle.manifest.training_data
-    return None if data.holdout_share is None else Split(data.seed, data.holdout_share, data.group_by)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
             "images": f"{data.rows:,} fitted on, {data.holdout_rows:,} held out",
             "fingerprint": data.fingerprint,
             "seed": str(data.seed),
+            **({} if data.group_by is None else {"grouped by": data.group_by}),
         },
         "Libraries": dict(manifest.libraries),
     }

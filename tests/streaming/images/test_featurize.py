@@ -96,7 +96,7 @@ def test_duplicates_and_those_with_different_labels_are_counted(
     assert (result.rows, result.duplicates, result.conflicting) == (7, 3, 1)
     assert result.warnings() == [
         "3 images are duplicates: their bytes come more than once",
-        "1 images have more than one label; one of them is taken",
+        "1 images have more than one label: the same bytes, labelled differently",
     ]
 
 

@@ -111,7 +111,7 @@ def test_champion_and_challenger_are_compared_on_the_same_images(settings: Setti
 def test_images_that_champion_or_challenger_was_fitted_on_are_left_out_and_shown_apart(
     settings: Settings, exported: ExportedBackbone
 ) -> None:
-    """Of six images the champion was fitted on the first, the challenger on the second, which came under another key."""
+    """Of six images the champion was fitted on the first; the challenger on the second, which has another key."""
     digits = some_digits(exported, 40)
     head, registry = fit_head(digits.features, digits.labels), Registry(settings.models_dir)
     for number in (0, 1):

@@ -23,7 +23,7 @@ from models.scorer import check_golden, golden_images, load_scorer
 from streaming.errors import ServiceError
 from streaming.images.exposure import fitted_on
 from streaming.images.labels import labelled_features
-from streaming.images.split import Split, split_of
+from streaming.images.split import Split
 from streaming.settings import Settings
 from streaming.tables import Table
 from streaming.training.candidate import BackboneParts, compare, make_candidate, register
@@ -88,7 +88,8 @@ def test_a_bundle_tells_how_it_was_made(champion: Bundle) -> None:
     manifest = champion.manifest
     assert manifest.fit == OPTIONS.as_record()
     assert manifest.training_data.rows + manifest.training_data.holdout_rows == 300
-    assert split_of(champion) == Split(OPTIONS.seed, OPTIONS.holdout)
+    data = manifest.training_data
+    assert (data.seed, data.holdout_share, data.group_by) == (OPTIONS.seed, OPTIONS.holdout, None)
     assert manifest.libraries["pyspark"] == "4.2.0"
     assert manifest.metrics["accuracy"] > 0.8
 
