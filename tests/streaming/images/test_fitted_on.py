@@ -1,5 +1,6 @@
 """What a version was possibly fitted on: recorded images, and those of bundles from before there was a record."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -11,12 +12,15 @@ import pytest
 from pyspark.sql import SparkSession
 
 from models.arrays import write_npz
+from models.backbone import ExportedBackbone
 from models.bundle import FITTED_ON, Bundle, TrainingData
 from models.fitted_on import BloomFilter, FittedOn
+from models.registry import Registry
 from models.xxhash64 import HASH_BITS, spark_xxhash64
-from streaming.images.exposure import as_bytes, fitted_on
+from streaming.images.exposure import Exposure, as_bytes, backbone_fitted_on, fitted_on
 from streaming.images.fitted_on import gather, unseen_by
 from streaming.tables import Table
+from tests.streaming.small_models import TRAINING_DATA, fit_head, register_model, seen_images, some_digits
 
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
 CLASSES = ("cat", "dog")
@@ -119,6 +123,60 @@ def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table
 
 def test_an_older_version_without_any_stored_image_was_fitted_on_none_that_can_judge(table: Table) -> None:
     assert seen(fitted_on(bundle(), table.directory.parent), ["any"]) == set()
+
+
+# --- backbones that were trained here
+
+
+def test_what_a_backbone_was_trained_on_is_kept_for_every_head_that_is_fitted_on_it(
+    exported: ExportedBackbone, tmp_path: Path
+) -> None:
+    digits = some_digits(exported, 40)
+    head, registry = fit_head(digits.features, digits.labels), Registry(tmp_path / "models")
+    names = [sha256(image).hexdigest() for image in digits.images[:3]]
+    of_cnn, of_head = (seen_images([image]).images for image in digits.images[:2])
+    trained = replace(exported, weights="trained")
+
+    def register(backbone: ExportedBackbone, model: FittedOn | None) -> Bundle:
+        return registry.read(register_model(registry, backbone, head, digits.images[:2], seen=model))
+
+    def found(bundle: Bundle) -> set[str] | None:
+        images = backbone_fitted_on(registry, bundle, tmp_path / "tables")
+        return None if images is None else seen(FittedOn(images), names)
+
+    cnn = register(trained, FittedOn(of_cnn))
+    assert found(cnn) == {names[0]}
+    retrained = register(trained, FittedOn(of_head, of_cnn))
+    assert found(retrained) == {names[0]}
+    assert seen(fitted_on(retrained, tmp_path), names) == set(names[:2])
+    older = register(trained, None)  # retrained from the same network before there was a record
+    assert found(older) == {names[0]}
+    assert found(register(exported, FittedOn(of_head))) is None  # weights from elsewhere
+
+
+# --- asked for many images at a time
+
+
+def test_exposure_is_told_by_content_name_or_group_and_unknown_versions_have_seen_everything(
+    exported: ExportedBackbone, tmp_path: Path
+) -> None:
+    digits = some_digits(exported, 40)
+    head, registry = fit_head(digits.features, digits.labels), Registry(tmp_path / "models")
+    images = BloomFilter.empty(3, 614)
+    images.add([b"content", b"name", b"cam1"])
+    grouped = TRAINING_DATA.model_copy(update={"group_by": "^(cam[0-9])/"})
+    for data in (TRAINING_DATA, grouped):
+        register_model(registry, exported, head, digits.images[:2], data, FittedOn(images))
+    rows = pa.RecordBatch.from_pydict({
+        "image_id": ["content", "other", "other", "other"],
+        "known_as": ["other", "name", "other", "other"],
+        "source": pa.array(["x", None, "cam1/x", "cam2/x"]),
+    })  # fmt: skip
+    exposure = Exposure(tmp_path / "models", tmp_path / "tables")
+    assert exposure.seen(registry.read(1).sha256, rows).tolist() == [True, True, False, False]
+    assert exposure.seen(registry.read(2).sha256, rows).tolist() == [True, True, True, False]
+    for unknown in (None, "0" * 64):
+        assert exposure.seen(unknown, rows).all()
 
 
 def test_nulls_are_no_name() -> None:
