@@ -38,9 +38,9 @@ def extract_group(texts: pa.Array, pattern: str, name: str) -> pa.Array:
     with duckdb.connect() as connection:
         connection.register("texts", pa.table({"text": texts}))
         try:
-            found = connection.execute(
+            found = connection.sql(
                 "SELECT nullif(regexp_extract(text, $pattern, $group), '') AS found FROM texts",
-                {"pattern": pattern, "group": groups.groupindex.get(name, 1)},
+                params={"pattern": pattern, "group": groups.groupindex.get(name, 1)},
             ).to_arrow_table()
         except duckdb.Error as error:
             why = " ".join(str(error).split())
