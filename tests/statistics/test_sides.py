@@ -148,7 +148,7 @@ def test_accuracy_is_that_of_new_images_whatever_the_model_was_fitted_on(
     tolerance = of_binomial(on_fresh, counts.judged) + of_binomial(on_fresh, fresh)
     assert abs(found["new_accuracy"] - on_fresh) < tolerance
     assert on_all > on_fresh + tolerance  # what was reported before
-    assert found["fitted_new_accuracy"] == 1.0
+    assert found["fitted_new_accuracy"] > 0.99  # by heart; one in a thousand of the others is taken for one of them
 
 
 # --- homes from before sides were decided by content
