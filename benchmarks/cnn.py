@@ -22,7 +22,7 @@ from streaming.distributed.options import Frequency, Mode
 from streaming.distributed.shards import identified
 from streaming.images.dataset import read_dataset
 from streaming.images.images_frame import images_frame
-from streaming.images.split import plan_sides
+from streaming.images.split import Sides
 from streaming.platform.java import find_java
 from streaming.platform.session import QUICK_START, spark_session
 from streaming.settings import Settings, read_settings
@@ -138,7 +138,7 @@ def _write_faces(settings: Settings, scratch: Path) -> Faces:
     apart = settings.model_copy(update={"home": scratch / "split"})
     with spark_session(apart, "benchmark", java_options=QUICK_START) as spark:
         images = identified(images_frame(spark, read_dataset(folder), lambda n, _: min(n, WORKERS))).persist()
-        sides = plan_sides(images, HOLDOUT, VALIDATION, SEED, None)
+        sides = Sides.of(HOLDOUT, VALIDATION, SEED)
         side = F.when(sides.holdout.held_out(), "test").when(sides.validation.held_out(), "validation")
         divided = images.select("source", side.otherwise("train").alias("side")).orderBy("source").collect()
     arrays: dict[str, np.ndarray[Any, np.dtype[np.uint8]]] = {}

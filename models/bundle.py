@@ -26,11 +26,14 @@ PROJECTION = "projection.npz"
 CLASSIFIER = "classifier.npz"
 GOLDEN = "golden.npz"
 DRIFT = "drift.npz"
+FITTED_ON = "fitted_on.npz"
 FILES = frozenset({FLATBUFFER_FILE, WEIGHTS_FILE, PROJECTION, CLASSIFIER, GOLDEN})
-OPTIONAL = frozenset({DRIFT})  # a bundle without it scores as well, and tells no drift
+# A bundle without them scores as well. Without `FITTED_ON`, as older ones are, its split says what it was fitted on.
+OPTIONAL = frozenset({DRIFT, FITTED_ON})
 
 MAX_MANIFEST_BYTES = 16 * 1024**2
 MAX_FILE_BYTES = 2 * 1024**3
+MAX_GROUP_BY_CHARS = 1_000
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
@@ -98,13 +101,20 @@ class StageEntry(_Strict):
 
 
 class TrainingData(_Strict):
-    """What the model was fitted on."""
+    """What the model was fitted on; which images those were is in `FITTED_ON`.
+
+    Attributes:
+        holdout_share, group_by: with the seed, the split (streaming/images/split.py). No share: as `holdout` says.
+        holdout: of older bundles: class → an image whose hash lies below is held out.
+    """
 
     rows: int = Field(ge=0)
     holdout_rows: int = Field(ge=0)
     fingerprint: Sha256
     seed: int = 42
-    holdout: dict[str, int] = {}  # class → an image whose hash lies below is held out; see streaming/images/split.py
+    holdout_share: float | None = Field(None, gt=0, lt=1)
+    group_by: str | None = Field(None, max_length=MAX_GROUP_BY_CHARS)
+    holdout: dict[str, int] = {}
 
 
 class Manifest(_Strict):
@@ -176,7 +186,7 @@ def write_bundle(
         directory: made by this call; a failure leaves it for the caller to remove.
         manifest: its `files` are filled in here.
         backbone_files: `FLATBUFFER_FILE` and `WEIGHTS_FILE`, copied.
-        arrays: `PROJECTION`, `CLASSIFIER` and `GOLDEN`, and `DRIFT` if there is one.
+        arrays: `PROJECTION`, `CLASSIFIER` and `GOLDEN`, and those of `OPTIONAL` that there are.
     """
     directory.mkdir(parents=True)
     for name, source in backbone_files.items():

@@ -65,6 +65,16 @@ class Registry:
             return []
         return sorted(int(path.name) for path in self.root.iterdir() if path.name.isdecimal() and path.is_dir())
 
+    def find(self, bundle_sha256: str) -> int | None:
+        """The version that was registered with this SHA-256; None if it is not here."""
+        for version in self.versions():
+            try:
+                if self._digest(version).read_text(encoding="ascii").strip() == bundle_sha256:
+                    return version
+            except (OSError, UnicodeDecodeError):
+                continue
+        return None
+
     def path(self, version: int) -> Path:
         """The directory of a version.
 

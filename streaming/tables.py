@@ -72,6 +72,7 @@ FEATURES = pa.schema(
         pa.field("projection_sha256", pa.string()),  # null: the backbone's features, before any projection
         pa.field("features", pa.list_(pa.float32())),
         pa.field("augmentation", pa.int32()),  # null: the image itself; else the number of its altered copy
+        pa.field("content_sha256", pa.string()),  # of the encoded image; null in rows from before it was stored
     ]
 )
 LABELS = pa.schema(

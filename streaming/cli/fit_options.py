@@ -39,7 +39,12 @@ OPTIONS: dict[str, Any] = {
         help="Of two classes, answer the second one from this probability on; or from the best one for its F1, or for "
         "what a false positive and a false negative cost.",
     ),
-    "holdout": typer.Option(help="Share of images that no model is fitted on."),
+    "holdout": typer.Option(help="Share of the images that is held out to judge by, from 0 to 1."),
+    "group_by": typer.Option(
+        metavar="source|key|none|REGEX",
+        help="Keep images of one source, one key, or one group of a pattern over the source on one side of the split; "
+        "default: as for the champion.",
+    ),
     "seed": typer.Option(help="Decides, among others, which images are held out; keep it when retraining."),
 }
 

@@ -57,8 +57,8 @@ def report(
     print_table(
         "champion and challenger on the same images",
         found.agreement,
-        "challenger rows agreement labelled champion_accuracy challenger_accuracy only_champion_right "
-        "only_challenger_right",
+        "challenger rows agreement labelled judged champion_accuracy challenger_accuracy only_champion_right "
+        "only_challenger_right fitted fitted_champion_accuracy fitted_challenger_accuracy",
     )
     print_table(
         "most frequent disagreements",

@@ -8,7 +8,10 @@ import typer
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
 from streaming.cli.rows import print_table
 
-AGREEMENT_COLUMNS = "old_version rows agreement labelled old_accuracy new_accuracy only_old_right only_new_right"
+AGREEMENT_COLUMNS = (
+    "old_version rows agreement labelled judged old_accuracy new_accuracy only_old_right only_new_right "
+    "fitted fitted_old_accuracy fitted_new_accuracy"
+)
 CHANGE_COLUMNS = "old_label new_label rows labelled old_right new_right"
 
 
@@ -24,6 +27,9 @@ def rescore(
     json_file: JsonOption = None,
 ) -> None:
     """Score all messages again by another version, from their stored features, and compare with the old answers.
+
+    Accuracies are compared on labelled images that neither version was fitted on (`judged`); those of images that one
+    of them was possibly fitted on are shown apart (`fitted`).
 
     The answers go into the table `rescored`, beside `predictions`. It can be interrupted and run again: what is there
     stays, what is missing is added.

@@ -120,6 +120,7 @@ def retrain(
     with stopping_cleanly(), err.status("starting …") as status:
         tell = telling(status)
         result = run(settings_of(context), options, gate, dry_run=dry_run, augmented=augmented, on_step=tell)
+    warn(result.warnings)
     tell_result(result, json_file)
 
 
@@ -164,6 +165,7 @@ def summary_of(result: "TrainResult") -> dict[str, Any]:
         "training_rows": result.training_rows,
         "fingerprint": result.fingerprint,
         "left_out": result.n_bad,
+        "warnings": result.warnings,
         "n_components": result.n_components,
         "variance_kept": result.variance_kept,
         "threshold": result.threshold,

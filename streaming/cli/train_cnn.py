@@ -7,6 +7,7 @@ import typer
 from rich.status import Status
 
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.fit_options import OPTIONS
 from streaming.cli.images import (
     DatasetOption,
     ImagesOption,
@@ -104,7 +105,10 @@ def train_cnn(
     mixed_precision: Annotated[
         bool, typer.Option("--mixed-precision", help="Compute in bfloat16 on GPUs.", rich_help_panel=LEARNING)
     ] = False,
-    holdout: Annotated[float, typer.Option(help="Share of images that no model is fitted on.")] = 0.2,
+    holdout: Annotated[
+        float, typer.Option(help="Share of the images that is held out to judge by, from 0 to 1.")
+    ] = 0.2,
+    group_by: Annotated[str | None, OPTIONS["group_by"]] = None,
     validation: Annotated[float, typer.Option(help="Share of the others to watch the training by.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of first weights, order and splits.")] = DEFAULTS.seed,
     resume: Annotated[
@@ -145,7 +149,7 @@ def train_cnn(
     from streaming.training.train_cnn import train_cnn as run
 
     network = CNNOptions(
-        architecture, weights, input_size, unfreeze, holdout, validation, schedule, patience, threshold
+        architecture, weights, input_size, unfreeze, holdout, validation, schedule, patience, threshold, group_by
     )
     hint = "train again with --resume to go on after the last whole epoch"
     with stoppable(hint), stopping_cleanly(), _Live(options) as live:

@@ -31,7 +31,9 @@ def tune(
     timeout: Annotated[float | None, typer.Option(metavar="S", help="Begin no trial after so many seconds.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the search, and of the split as in training.")] = DEFAULTS.seed,
-    holdout: Annotated[float, typer.Option(help="Share of images that is not looked at.")] = DEFAULTS.holdout,
+    holdout: Annotated[
+        float, typer.Option(help="Share of the images that is held out and not used, from 0 to 1.")
+    ] = DEFAULTS.holdout,
     validation: Annotated[float, typer.Option(help="Share of the others that settings are compared on.")] = 0.25,
     projections: Annotated[str, typer.Option(metavar="NAME,…", help="Of pca, random, randomized_pca, none.")] = (
         "pca,random,none"

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from models.drift import MEANINGFUL_ROWS
 from streaming.dashboard.reader import Reader
-from streaming.reports.report import AGREEMENT, KNOWN, SHADOW, VERSIONS
+from streaming.images.exposure import Exposure
+from streaming.reports.paired import CONTENTS, NO_CONTENTS, count_pairs
+from streaming.reports.report import AGREEMENT, KNOWN, LABELLED, MAX_JUDGES, SHADOW, VERSIONS, with_accuracies
 
 Rows = list[dict[str, Any]]
 
@@ -237,10 +240,17 @@ def versions(reader: Reader) -> Rows:
     return reader.rows(KNOWN + VERSIONS)
 
 
-def agreement(reader: Reader, challenger: int) -> dict[str, Any] | None:
+def agreement(reader: Reader, challenger: int, models_dir: str) -> dict[str, Any] | None:
     """How a challenger answers beside the champion, as `imagestream report` has it; None where it has not yet."""
+    reader.version("features")
     rows = reader.rows(KNOWN + SHADOW + AGREEMENT, version=challenger)
-    return rows[0] if rows else None
+    if not rows:
+        return None
+    stored = "content_sha256" in reader.table("SELECT * FROM features LIMIT 0").column_names
+    contents = CONTENTS if stored else NO_CONTENTS
+    labelled = KNOWN + SHADOW + LABELLED.format(contents=contents)
+    batches = reader.table(labelled, version=challenger, judges=MAX_JUDGES).to_batches()
+    return with_accuracies(rows, count_pairs(batches, Exposure(Path(models_dir), reader.tables_dir)))[0]
 
 
 def confusion(reader: Reader, version: int) -> Rows:

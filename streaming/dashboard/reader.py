@@ -36,7 +36,7 @@ class Reader:
     """
 
     def __init__(self, tables_dir: Path) -> None:
-        self._tables_dir = tables_dir
+        self.tables_dir = tables_dir
         self._lock = threading.Lock()
         self._handles: dict[str, tuple[DeltaTable, int]] = {}
         self._viewed: dict[str, tuple[str, int]] = {}  # table → (which table, the version that its view shows)
@@ -83,7 +83,7 @@ class Reader:
             cursor.close()
 
     def _follow(self, name: str) -> tuple[str, int]:
-        directory = self._tables_dir / name
+        directory = self.tables_dir / name
         try:
             log = directory / "_delta_log"
             if not log.is_dir():
@@ -105,11 +105,11 @@ class Reader:
                 self._viewed[name] = seen
         except (DeltaError, duckdb.Error, OSError) as error:
             self._handles.pop(name, None)  # made again under its name, perhaps: the next question opens it anew
-            raise ServiceError(f"table {name} in {self._tables_dir} cannot be read: {_line(error)}") from error
+            raise ServiceError(f"table {name} in {self.tables_dir} cannot be read: {_line(error)}") from error
         return seen
 
     def _view(self, name: str, table: DeltaTable) -> None:
-        files = data_files(table, self._tables_dir / name)
+        files = data_files(table, self.tables_dir / name)
         if not files:
             self._view_nothing(name, pa.schema(table.schema()))
             return

@@ -71,7 +71,7 @@ class Featurized:
         if self.duplicates:
             lines.append(f"{self.duplicates:,} images are duplicates: their bytes come more than once")
         if self.conflicting:
-            lines.append(f"{self.conflicting:,} images have more than one label; one of them is taken")
+            lines.append(f"{self.conflicting:,} images have more than one label: the same bytes, labelled differently")
         return lines
 
 

@@ -186,6 +186,7 @@ def _write(images: list[_Image], pixels: Images, on: _Pass, copy: int | None = N
         "backbone_sha256": pa.repeat(on.task.backbone_sha256, n),
         "features": list_array(features),
         "augmentation": pa.repeat(pa.scalar(copy, pa.int32()), n),
+        "content_sha256": pa.array([image.image_id for image in images], pa.string()),
     }
     columns = [given.get(one.name, pa.nulls(n, one.type)) for one in FEATURES]
     on.sink.write(pa.table(columns, schema=FEATURES))

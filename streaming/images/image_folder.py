@@ -1,7 +1,6 @@
 """A folder of image files, and their labels: from the folders' names, from a pattern over the paths, or from a CSV."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from streaming.errors import ServiceError
 from streaming.images.labels_csv import composed, read_labels
+from streaming.images.patterns import extract_group
 
-MAX_PATTERN_CHARS = 1_000
 CSV_KEYS = ("path", "file", "filename", "name", "id", "image_id")
 
 NO_FOLDER = "it lies in no class folder"
@@ -102,38 +101,12 @@ def _walk(folder: Path, left_out: LeftOut) -> Iterator[_Found]:
 
 
 def _by_pattern(found: Sequence[_Found], pattern: str) -> list[str | None]:
-    """The group `label`, or the first group, of the pattern in each path; None where it does not match.
-
-    The pattern is run by RE2 (in DuckDB), whose time is linear in the path, whatever the pattern is.
-    """
-    import duckdb
+    """The group `label`, or the first group, of the pattern in each path; None where it does not match."""
     import pyarrow as pa
 
-    if len(pattern) > MAX_PATTERN_CHARS:
-        raise ServiceError(
-            f"the label pattern has {len(pattern):,} characters, at most {MAX_PATTERN_CHARS:,} are taken"
-        )
-    try:
-        groups = re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ServiceError(f"the label pattern {pattern!r} is not a regular expression: {error}") from error
-    if not groups.groups:
-        raise ServiceError(f"the label pattern {pattern!r} has no group to take the label from, as in ([^/]+)_[0-9]+$")
-    group = groups.groupindex.get("label", 1)
-    paths = pa.table({"path": [str(file.below) for file in found]})
-    with duckdb.connect() as connection:
-        connection.register("paths", paths)
-        try:
-            rows = connection.execute(
-                "SELECT nullif(regexp_extract(path, $pattern, $group), '') FROM paths",
-                {"pattern": pattern, "group": group},
-            ).fetchall()
-        except duckdb.Error as error:
-            why = " ".join(str(error).split())
-            raise ServiceError(
-                f"the label pattern {pattern!r} cannot be used ({why}); look-around and back-references are not taken"
-            ) from error
-    return [label for (label,) in rows]
+    paths = pa.array([str(file.below) for file in found], pa.string())
+    labels: list[str | None] = extract_group(paths, pattern, "label").to_pylist()
+    return labels
 
 
 def _by_csv(folder: Path, found: Sequence[_Found], labels_csv: Path, left_out: LeftOut) -> tuple[list[str | None], str]:

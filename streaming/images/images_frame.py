@@ -60,6 +60,16 @@ def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> 
     return rows.withColumn("at", F.coalesce("published_at", F.timestamp_seconds(F.lit(0))))
 
 
+def arrow_function(function: Callable[..., pa.Array], returns: str) -> Callable[..., Column]:
+    """A function of Arrow arrays, with its types annotated, as one of columns; run in Spark's Python workers.
+
+    Args:
+        returns: the type of the new column, as in DDL.
+    """
+    made: Callable[..., Column] = F.arrow_udf(function, returns)  # type: ignore[attr-defined]  # new in Spark 4.1
+    return made
+
+
 def read_files(spark: SparkSession, files: Sequence[str], schema: pa.Schema = FEATURES) -> DataFrame:
     """The rows of a table's Parquet files; a column that a file does not have yet is null."""
     reader = spark.read.schema(spark_schema(schema)).option("__globPaths__", "false")  # a name may hold a [

@@ -1,33 +1,152 @@
-"""What is known of the images: stored features joined with their labels, those that came with them and later ones."""
+"""What is known of the images: stored features joined with their labels, those that came with them and later ones.
+
+An image is its content: the same bytes under several names are one image, with one label. Its id here is the SHA-256 of
+the bytes; of rows from before that was stored, the name under which the image came.
+
+Its label is the latest that it was given by `imagestream label`, under any of its names. Else the latest that came with
+it counts for each name; where that leaves an image more than one label, nobody knows which is right: it is left out.
+"""
 
 from pathlib import Path
 
-from pyspark.sql import DataFrame, SparkSession, Window
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from streaming.errors import ServiceError
-from streaming.images.images_frame import read_files
+from streaming.images.groups import group_ids
+from streaming.images.images_frame import arrow_function, read_files
 from streaming.tables import LABELS, Table
 
 BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
 
 
 def labelled_features(
-    spark: SparkSession, features: Table, backbone_sha256: str, *, augmented: bool = False
+    spark: SparkSession,
+    features: Table,
+    backbone_sha256: str,
+    *,
+    augmented: bool = False,
+    group_by: str | None = None,
 ) -> DataFrame:
-    """Every labelled image in the table `features` that this backbone made, once: image_id, label, features.
+    """Every labelled image in the table `features` that this backbone made, once.
 
     Spark reads the Parquet files of the table's present version, which `deltalake` lists in milliseconds; its own
-    Delta reader takes ten seconds to warm up. An image that came more than once keeps its latest row. Its label is the
-    latest in the table `labels` beside `features`, else the latest that came with it.
+    Delta reader takes ten seconds to warm up.
 
     Args:
         augmented: with the altered copies of each image as further rows, told apart by the column augmentation: their
             number, null for the image itself. A split puts them on the side of their image; they are never evaluated.
+        group_by: how images are grouped, see `streaming.images.groups`.
+
+    Returns:
+        image_id, known_as, label, features, with group_by group_id, and augmented augmentation. `known_as` is the
+        latest name under which the image came: the `image_id` of the tables.
 
     Raises:
         ServiceError: the table is empty.
     """
+    rows = _stored(spark, features, backbone_sha256)
+    keys = ["image_id", "augmentation"] if augmented else ["image_id"]
+    if not augmented:
+        rows = rows.where(F.col("augmentation").isNull())
+    # All rows of an image in one partition: what is wide is shuffled once.
+    wide = (
+        rows.repartition("image_id")
+        .groupBy(*keys)
+        .agg(F.max_by("features", F.struct("at", "known_as", "label_true")).alias("features"))
+    )
+    labels = _image_labels(spark, features, rows, group_by).where(F.col("label").isNotNull())
+    group = [] if group_by is None else ["group_id"]
+    return wide.join(labels, "image_id").select("image_id", "known_as", "label", "features", *group, *keys[1:])
+
+
+def count_contradictory(spark: SparkSession, features: Table, backbone_sha256: str) -> int:
+    """How many images `labelled_features` leaves out because their labels contradict each other."""
+    rows = _stored(spark, features, backbone_sha256)
+    return _image_labels(spark, features, rows, None).where(F.col("contradictory")).count()
+
+
+def image_labels(claims: DataFrame, given: DataFrame | None, group_by: str | None = None) -> DataFrame:
+    """The label of each image, from what is said of it under all its names.
+
+    Args:
+        claims: image_id, known_as, label (null where none came along), at, source.
+        given: what `given_labels` gives.
+
+    Returns:
+        image_id, known_as, source (one of them), label (null if unknown), contradictory, and with group_by group_id:
+        of the groups that its names are in, the first by name.
+    """
+    if group_by is not None:
+        claims = claims.withColumn("group_id", _group(group_by))
+    group = [] if group_by is None else [F.min("group_id").alias("group_id")]
+    lowest, highest = F.min("label").alias("low"), F.max("label").alias("high")
+    source = F.min("source").alias("source")
+    moments = claims.repartition("image_id").groupBy("image_id", "known_as", "at").agg(lowest, highest, source, *group)
+    labelled_at = F.when(F.col("low").isNotNull(), F.col("at"))
+    names = moments.groupBy("image_id", "known_as").agg(
+        F.max("at").alias("at"), F.max_by(F.struct("low", "high"), labelled_at).alias("last"), source, *group
+    )
+    images = names.groupBy("image_id").agg(
+        F.max_by("known_as", F.struct("at", "known_as")).alias("known_as"),
+        F.min("last.low").alias("low"),
+        F.max("last.high").alias("high"),
+        source,
+        *group,
+    )
+    contradictory, label = F.col("low") != F.col("high"), F.col("low")
+    if given is not None:
+        images = images.join(given, "image_id", "left")
+        contradictory &= F.col("given_label").isNull()
+        label = F.coalesce("given_label", label)
+    return images.select(
+        "image_id",
+        "known_as",
+        "source",
+        F.when(~F.coalesce(contradictory, F.lit(False)), label).alias("label"),
+        F.coalesce(contradictory, F.lit(False)).alias("contradictory"),
+        *(["group_id"] if group else []),
+    )
+
+
+def given_labels(spark: SparkSession, features: Table) -> DataFrame | None:
+    """The latest of the labels that each image was given under any of its names: image_id, given_label; None for none.
+
+    Args:
+        features: the names of the images are those that this table holds.
+    """
+    directory: Path = features.directory.parent
+    if not (directory / "labels" / "_delta_log").is_dir():
+        return None
+    files = Table(directory, "labels").files()
+    if not files:
+        return None
+    labels = read_files(spark, files, LABELS).where(F.col("label").isNotNull())
+    latest = F.max(F.struct("labelled_at", "label")).alias("given")
+    by_name = labels.groupBy(F.col("image_id").alias("known_as")).agg(latest)
+    if stored := features.files():
+        names = read_files(spark, stored).select(F.col("image_id").alias("known_as"), _content().alias("image_id"))
+        by_name = by_name.join(names.distinct(), "known_as", "left")
+    else:
+        by_name = by_name.withColumn("image_id", F.lit(None).cast("string"))
+    image = F.coalesce("image_id", "known_as").alias("image_id")
+    return by_name.groupBy(image).agg(F.max("given").getField("label").alias("given_label"))
+
+
+def _group(group_by: str) -> Column:
+    def groups(image_id: pa.Array, known_as: pa.Array, source: pa.Array) -> pa.Array:
+        return group_ids(group_by, image_id, known_as, source)
+
+    return arrow_function(groups, "string")("image_id", "known_as", "source")
+
+
+def _content() -> Column:
+    return F.coalesce("content_sha256", "image_id")
+
+
+def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataFrame:
+    """The rows of a backbone, altered copies among them, with image_id, known_as and at."""
     files = features.files()
     if not files:
         raise ServiceError(f"the table {features.directory} is empty: there is nothing to fit on")
@@ -36,38 +155,19 @@ def labelled_features(
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
     rows = read_files(spark, files)
     rows = rows.where((F.col("backbone_sha256") == backbone_sha256) & F.col("projection_sha256").isNull())
-    if not augmented:
-        rows = rows.where(F.col("augmentation").isNull())
-    given_later = latest_labels(spark, features.directory.parent)
-    if given_later is None:
-        rows = rows.where(F.col("label_true").isNotNull())
-    # The label breaks a tie, so that the same rows give the same answer.
-    order = F.struct(
-        F.col("label_true").isNotNull().alias("labelled"),
-        F.coalesce("published_at", F.timestamp_seconds(F.lit(0))).alias("at"),
-        F.col("label_true").alias("label"),
+    at = F.coalesce("published_at", F.timestamp_seconds(F.lit(0)))
+    return rows.select(
+        _content().alias("image_id"),
+        F.col("image_id").alias("known_as"),
+        "label_true",
+        "source",
+        at.alias("at"),
+        "augmentation",
+        "features",
     )
-    keys = ["image_id", "augmentation"] if augmented else ["image_id"]
-    # All rows of an image in one partition: they are put together twice, and shuffled once.
-    rows = rows.repartition("image_id").withColumn("order", order)
-    rows = rows.groupBy(*keys).agg(F.max("order").alias("order"), F.max_by("features", "order").alias("features"))
-    if augmented:
-        rows = rows.withColumn("order", F.max("order").over(Window.partitionBy("image_id")))
-    label = F.col("order.label")
-    if given_later is not None:
-        rows = rows.join(given_later, "image_id", "left")
-        label = F.coalesce("given_label", label)
-    rows = rows.withColumn("label", label).where(F.col("label").isNotNull())
-    return rows.select("image_id", "label", "features", *keys[1:])
 
 
-def latest_labels(spark: SparkSession, tables_dir: Path) -> DataFrame | None:
-    """The latest of the labels that each image was given later: image_id, given_label; None where there are none."""
-    if not (tables_dir / "labels" / "_delta_log").is_dir():
-        return None
-    files = Table(tables_dir, "labels").files()
-    if not files:
-        return None
-    rows = read_files(spark, files, LABELS).where(F.col("label").isNotNull())
-    latest = F.max_by("label", F.struct("labelled_at", "label"))
-    return rows.groupBy("image_id").agg(latest.alias("given_label"))
+def _image_labels(spark: SparkSession, features: Table, rows: DataFrame, group_by: str | None) -> DataFrame:
+    images = rows.where(F.col("augmentation").isNull())
+    claims = images.select("image_id", "known_as", F.col("label_true").alias("label"), "at", "source")
+    return image_labels(claims, given_labels(spark, features), group_by)

@@ -1,18 +1,21 @@
-"""Who is held out: the same share of every class, by hash of the image's id.
+"""Which images are held out: decided by the hash of the image's content, or of its group, and the seed alone.
 
-An image's side depends on its id, the seed and its class's threshold alone. Equal images therefore never straddle, and
-a retraining that keeps the thresholds compares models on images that neither was fitted on, however the data grows.
+Neither the label nor the time of arrival counts, nor what other images there are. So the same bytes are on one side
+under whatever name they come, a corrected label changes no side, and growth changes none. How many are held out follows
+the binomial distribution: of a small class there may be none, which `check_sides` reports.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.bundle import Bundle
+from models.xxhash64 import HASH_BITS
+from streaming.errors import ServiceError
 
-DROPPED_BITS = 11  # 53 remain, which JSON's numbers hold exactly
+CLASSES_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -21,29 +24,23 @@ class Split:
 
     Attributes:
         seed: of the hash.
-        thresholds: class → images whose hash lies below it are held out. A class that is not named has none.
+        share: of the images, expected to be held out.
+        group_by: how images are grouped, see `streaming.images.groups`; None: each one for itself.
     """
 
     seed: int
-    thresholds: Mapping[str, int]
+    share: float
+    group_by: str | None = None
 
     def held_out(self) -> Column:
-        """Whether a row with the columns image_id and label is held out."""
-        cases = F.lit(0)
-        if self.thresholds:
-            pairs = [F.lit(part) for pair in sorted(self.thresholds.items()) for part in pair]
-            cases = F.coalesce(F.element_at(F.create_map(*pairs), F.col("label")), cases)
-        return _hash(self.seed) < cases
+        """Whether a row with the column image_id, and group_id where images are grouped, is held out."""
+        unit = "image_id" if self.group_by is None else "group_id"
+        hashed = F.shiftrightunsigned(F.xxhash64(unit, F.lit(self.seed)), 64 - HASH_BITS)
+        return hashed < F.lit(round(self.share * 2**HASH_BITS))
 
     def sides(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
-        """(training rows, holdout rows) of rows with the columns image_id and label."""
+        """(training rows, holdout rows)."""
         return rows.where(~self.held_out()), rows.where(self.held_out())
-
-
-def split_of(bundle: Bundle) -> Split:
-    """The split that a version was fitted by."""
-    data = bundle.manifest.training_data
-    return Split(data.seed, data.holdout)
 
 
 @dataclass(frozen=True)
@@ -53,45 +50,47 @@ class Sides:
     holdout: Split
     validation: Split
 
+    @classmethod
+    def of(cls, holdout: float, validation: float, seed: int, group_by: str | None = None) -> Self:
+        """Hold out what a training with this seed holds out, and divide the rest by another seed."""
+        return cls(Split(seed, holdout, group_by), Split(seed + 1, validation, group_by))
+
     def training(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
         """(rows to fit on, rows to validate on); the held out ones are in neither."""
         training, _ = self.holdout.sides(rows)
         return self.validation.sides(training)
 
 
-def unseen_by(bundle: Bundle, rows: DataFrame) -> DataFrame:
-    """Those of `rows` (image_id, label) that a version was not fitted on: what its split holds out, and classes that it
-    does not know."""
-    return rows.where(split_of(bundle).held_out() | ~F.col("label").isin(*bundle.manifest.classes))
+def check_sides(rows: DataFrame, split: Split) -> list[str]:
+    """What to know of how a split divides the classes of rows (image_id, label, and group_id if grouped), a line each.
 
-
-def plan_split(rows: DataFrame, share: float, seed: int, kept: Split | None = None) -> Split:
-    """Hold out `share` of each class of `rows` (image_id, label), at least one image of every class that has two.
-
-    Args:
-        kept: an earlier split; if its seed is the same, its classes keep their thresholds.
+    Raises:
+        ServiceError: nothing is held out, or fewer than two classes are left to fit on.
     """
-    known = dict(kept.thresholds) if kept and kept.seed == seed else {}
-    by_hash = Window.partitionBy("label").orderBy("hash")
-    per_class = Window.partitionBy("label")
-    ranked = rows.select("label", _hash(seed).alias("hash")).select(
-        "label",
-        "hash",
-        F.row_number().over(by_hash).alias("rank"),
-        F.count(F.lit(1)).over(per_class).alias("n"),
-    )
-    wanted = F.greatest(F.lit(1), F.round(F.col("n") * share).cast("int"))
-    new = ranked.where((F.col("n") > 1) & (F.col("rank") == F.least(wanted, F.col("n") - 1) + 1))
-    found = {row.label: row.hash for row in new.select("label", "hash").collect()}
-    return Split(seed, found | known)
+    images, out = F.count(F.lit(1)), F.count_if(split.held_out())
+    counts = rows.groupBy("label").agg(images.alias("images"), out.alias("held_out")).orderBy("label").collect()
+    to_fit = [one for one in counts if one.images > one.held_out]
+    advice = "add images, or give another --holdout or --seed"
+    if len(to_fit) < 2:  # noqa: PLR2004
+        raise ServiceError(
+            f"training needs images of at least two classes, got {[one.label for one in to_fit]} on the training side "
+            f"(in all: {_counted(counts)}); {advice}"
+        )
+    if not any(one.held_out for one in counts):
+        unit = "image" if split.group_by is None else "group of images"
+        raise ServiceError(
+            f"no image fell into the holdout ({_counted(counts)}): each {unit} does with probability {split.share:g}, "
+            f"by its content and the seed; {advice}"
+        )
+    lines = []
+    if none := [one for one in counts if not one.held_out]:
+        lines.append(f"no image is held out of: {_counted(none)}; the figures say nothing of these classes: {advice}")
+    if unknown := [one for one in counts if one.images == one.held_out]:
+        lines.append(f"every image is held out of: {_counted(unknown)}; the model cannot know these classes: {advice}")
+    return lines
 
 
-def plan_sides(rows: DataFrame, holdout: float, validation: float, seed: int, champion: Bundle | None) -> Sides:
-    """Hold out what a training with this seed holds out, and divide the rest by another seed."""
-    of_holdout = plan_split(rows, holdout, seed, split_of(champion) if champion else None)
-    training, _ = of_holdout.sides(rows)
-    return Sides(of_holdout, plan_split(training, validation, seed + 1))
-
-
-def _hash(seed: int) -> Column:
-    return F.shiftrightunsigned(F.xxhash64("image_id", F.lit(seed)), DROPPED_BITS)
+def _counted(counts: Sequence[Row]) -> str:
+    shown = ", ".join(f"{one.label} ({one.images:,})" for one in counts[:CLASSES_SHOWN])
+    more = len(counts) - CLASSES_SHOWN
+    return shown + (f" and {more:,} more" if more > 0 else "")

@@ -1,9 +1,15 @@
-"""What another version answers to history, beside what the stream answered: by SQL over the two tables."""
+"""What another version answers to history, beside what the stream answered: by SQL over the two tables.
+
+A version knows the images that it was fitted on by heart. So the two are compared on images that neither was fitted on,
+and what they answer to the others is reported apart.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
-from streaming.query import query
+from streaming.images.exposure import Exposure
+from streaming.query import open_query, query
+from streaming.reports.paired import Paired, contents_of, count_pairs
 from streaming.settings import Settings
 
 CHANGES = 10
@@ -15,7 +21,8 @@ PAIRS = """
 WITH known AS ({known}), pairs AS (
     SELECT p.model_version AS old_version, p.label AS old_label, r.label AS new_label,
            p.confidence AS old_confidence, r.confidence AS new_confidence,
-           coalesce(known.label, r.label_true) AS truth
+           coalesce(known.label, r.label_true) AS truth, p.bundle_sha256 AS old_bundle,
+           r.topic, r."partition", r."offset", r.image_id, r.source
     FROM rescored r JOIN predictions p USING (topic, "partition", "offset")
     LEFT JOIN known ON known.image_id = r.image_id
     WHERE r.bundle_sha256 = $bundle AND p.bundle_sha256 <> $bundle
@@ -23,11 +30,13 @@ WITH known AS ({known}), pairs AS (
 """
 AGREEMENT = """
 SELECT old_version, count(*) AS rows, avg((new_label = old_label)::INT) AS agreement, count(truth) AS labelled,
-       avg((old_label = truth)::INT) AS old_accuracy, avg((new_label = truth)::INT) AS new_accuracy,
-       count(*) FILTER (new_label = truth AND old_label <> truth) AS only_new_right,
-       count(*) FILTER (new_label <> truth AND old_label = truth) AS only_old_right,
        avg(old_confidence) AS old_confidence, avg(new_confidence) AS new_confidence
 FROM pairs GROUP BY old_version ORDER BY old_version
+"""
+LABELLED = """
+SELECT old_version AS version, old_bundle, $bundle AS new_bundle, coalesce(content, image_id) AS image_id,
+       image_id AS known_as, source, old_label = truth AS old_right, new_label = truth AS new_right
+FROM pairs LEFT JOIN ({contents}) USING (topic, "partition", "offset") WHERE truth IS NOT NULL
 """
 CHANGED = """
 SELECT old_label, new_label, count(*) AS rows, count(truth) AS labelled,
@@ -38,9 +47,14 @@ FROM pairs WHERE new_label <> old_label GROUP BY ALL ORDER BY rows DESC, old_lab
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows as the SQL above names them, without those that the same version had answered; either may be empty."""
+    """Rows as the SQL above names them, without those that the same version had answered; either may be empty.
 
-    agreement: list[dict[str, Any]]  # by the version whose answers are in `predictions`
+    Attributes:
+        agreement: by the version whose answers are in `predictions`. Accuracies are those of the `judged` messages,
+            whose images neither version was fitted on; those of the other labelled ones are called `fitted_…`.
+    """
+
+    agreement: list[dict[str, Any]]
     changes: list[dict[str, Any]]  # the most frequent ones
 
 
@@ -51,7 +65,11 @@ def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> 
         return Comparison([], [])
     pairs = PAIRS.format(known=KNOWN if "labels" in there else NOT_KNOWN)
     bundle = {"bundle": bundle_sha256}
+    agreement = query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist()
+    labelled = pairs + LABELLED.format(contents=contents_of(settings))
+    with open_query(settings, labelled, parameters=bundle, timeout_s=TIMEOUT_S) as batches:
+        counts = count_pairs(batches, Exposure(settings.models_dir, settings.tables_dir))
     return Comparison(
-        query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist(),
+        [row | counts.get(row["old_version"], Paired()).as_row() for row in agreement],
         query(settings, pairs + CHANGED, parameters=bundle | {"limit": limit}, timeout_s=TIMEOUT_S).to_pylist(),
     )

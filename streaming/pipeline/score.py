@@ -201,7 +201,8 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
         clock = report.timed("write", clock)
     if good:
         rows = identity.take(good)
-        on.features.write(_with_features(rows, features, on.champion.backbone_sha256))
+        hashes = [_sha256(values.column[row]) for row in good]
+        on.features.write(_with_features(rows, features, on.champion.backbone_sha256, hashes))
         clock = report.timed("write", clock)
         projected = scorer.head.projection.transform(features)
         clock = report.timed("projection", clock)
@@ -273,6 +274,10 @@ def _identity(batch: pa.RecordBatch, topic: str) -> pa.RecordBatch:
 def _image_id(key: bytes | None, value: pa.Scalar) -> str:
     if key:
         return key[:MAX_KEY_BYTES].decode("utf-8", "replace")
+    return _sha256(value)
+
+
+def _sha256(value: pa.Scalar) -> str:
     return hashlib.sha256(value.as_buffer() or b"").hexdigest()
 
 
@@ -289,7 +294,7 @@ def _quarantined(identity: pa.Table, values: pa.Array, bad: dict[int, BadImage],
         "reason": [str(bad[row].reason) for row in rows],
         "detail": [bad[row].detail for row in rows],
         "value": raw,
-        "value_sha256": [hashlib.sha256(value.as_buffer() or b"").hexdigest() for value in raw],
+        "value_sha256": [_sha256(value) for value in raw],
         "replayed_at": [None] * n,
     }
     return pa.table([_column(columns[name.name], name.type) for name in QUARANTINE], schema=QUARANTINE)
@@ -304,7 +309,7 @@ def _column(values: Any, kind: pa.DataType) -> Any:
     return values if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
 
 
-def _with_features(rows: pa.Table, features: Features, backbone_sha256: str) -> pa.Table:
+def _with_features(rows: pa.Table, features: Features, backbone_sha256: str, hashes: list[str]) -> pa.Table:
     n = len(features)
     columns = [
         *rows.columns,
@@ -312,6 +317,7 @@ def _with_features(rows: pa.Table, features: Features, backbone_sha256: str) -> 
         pa.nulls(n, pa.string()),
         list_array(features),
         pa.nulls(n, pa.int32()),
+        pa.array(hashes, pa.string()),
     ]
     return pa.table(columns, schema=FEATURES)
 

@@ -1,7 +1,7 @@
-"""What a model version is worth on its own holdout, and beside another version: what the HTML report tells.
+"""What a model version is worth on images that it was not fitted on, and beside another version, for the HTML report.
 
-The holdout is found again from the bundle's seed and thresholds, so it holds what has been labelled since, too. Two
-versions are compared on images that neither was fitted on.
+The bundle says which images it was fitted on; all others that are labelled by now, also those that came since, show
+what it is worth. Two versions are compared on images that neither was fitted on.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from models.projection import PCA
 from models.registry import Registry
 from models.scorer import load_head
 from streaming.errors import ServiceError
+from streaming.images.exposure import fitted_on
+from streaming.images.fitted_on import seen_by, unseen_by
 from streaming.images.images_frame import read_files
 from streaming.images.labels import labelled_features
-from streaming.images.split import split_of, unseen_by
 from streaming.platform.session import QUICK_START, spark_session
 from streaming.reports.plots import GRID, Sample
 from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport, lineage_of, sample_of
@@ -40,11 +41,11 @@ class Version:
 
 
 def read_model_report(settings: Settings, version: int, against: int | None = None) -> ModelReport:
-    """Evaluate a version on its holdout, and beside another one if asked to.
+    """Evaluate a version on the labelled images that it was not fitted on, and beside another one if asked to.
 
     Raises:
         ModelError: there is no such version, or its bundle is refused.
-        ServiceError: no stored features, none of the version's backbone with a label, or none held out.
+        ServiceError: no stored features, or none with a label that the version was not fitted on.
     """
     registry = Registry(settings.models_dir)
     ours = Version(version, registry.read(version))
@@ -69,16 +70,19 @@ def model_report(
         seed: picks the samples, and seeds the bootstrap.
     """
     bundle, head = ours.bundle, load_head(ours.bundle)
-    training, holdout = split_of(bundle).sides(labelled_features(spark, features, bundle.backbone_sha256))
-    holdout = holdout.persist()
+    group_by = bundle.manifest.training_data.group_by
+    rows = labelled_features(spark, features, bundle.backbone_sha256, group_by=group_by)
+    seen = seen_by(fitted_on(bundle, features.directory.parent), rows)
+    holdout = rows.where(~seen).persist()
     try:
         evaluation = evaluate(holdout, head)
         if not evaluation.rows:
             raise ServiceError(
-                f"version {ours.number} has no held-out image among the labelled features in {features.directory}: "
-                "they are of another backbone, or gone"
+                f"version {ours.number} was possibly fitted on every labelled image in {features.directory} that has "
+                "features of its backbone: label images that came since"
             )
-        fitted_on = {row.label: row["count"] for row in training.groupBy("label").count().collect()}
+        fitted = evaluate(rows.where(seen), head)
+        support = dict(zip(fitted.classes, fitted.support.tolist(), strict=True))
         comparison = _compare(spark, features, ours, other, holdout, seed) if other else None
         answers = sample_predictions(holdout, head, SAMPLES, seed), most_confident_mistakes(holdout, head, MISTAKES)
     finally:
@@ -90,7 +94,7 @@ def model_report(
         about=f"{evaluation.rows:,} labelled images that version {ours.number} was not fitted on",
         evaluation=evaluation,
         balance={
-            "for training": [fitted_on.get(name, 0) for name in evaluation.classes],
+            "for training": [support.get(name, 0) for name in evaluation.classes],
             "held out": evaluation.support.tolist(),
         },
         samples=samples,
@@ -98,6 +102,7 @@ def model_report(
         lineage=lineage_of(bundle),
         variance=(projection.explained_variance_ratio, projection.n_out) if isinstance(projection, PCA) else None,
         comparison=comparison,
+        fitted=fitted if fitted.rows else None,
         notes=[] if isinstance(projection, PCA) else [f"A projection of kind {projection.kind} has no variance curve."],
     )
 
@@ -113,7 +118,7 @@ def _compare(
     spark: SparkSession, features: Table, ours: Version, other: Version, holdout: DataFrame, seed: int
 ) -> Comparison:
     """Both versions on the images of our holdout that the other was not fitted on and that both have features of."""
-    rows = unseen_by(other.bundle, holdout)
+    rows = unseen_by(holdout, fitted_on(other.bundle, features.directory.parent))
     their_rows = rows
     if other.bundle.backbone_sha256 != ours.bundle.backbone_sha256:
         stored = labelled_features(spark, features, other.bundle.backbone_sha256)
@@ -123,8 +128,8 @@ def _compare(
     evaluation = evaluate(rows, head)
     if not evaluation.rows:
         raise ServiceError(
-            f"versions {ours.number} and {other.number} cannot be compared: no labelled image is held out of both and "
-            "has stored features of both backbones"
+            f"versions {ours.number} and {other.number} cannot be compared: there is no labelled image that neither "
+            "was fitted on and that has stored features of both backbones"
         )
     counts = paired_counts(head, rows, their_head, their_rows)
     theirs = evaluate(their_rows, their_head)
@@ -143,6 +148,7 @@ def _sources(spark: SparkSession, features: Table, image_ids: set[str]) -> dict[
     """Where these few images came from: up to two places of each."""
     if not image_ids:
         return {}
-    found = read_files(spark, features.files()).where(F.col("image_id").isin(*image_ids) & F.col("source").isNotNull())
+    rows = read_files(spark, features.files()).withColumn("image_id", F.coalesce("content_sha256", "image_id"))
+    found = rows.where(F.col("image_id").isin(*image_ids) & F.col("source").isNotNull())
     places = found.groupBy("image_id").agg(F.min("source").alias("first"), F.max("source").alias("last")).collect()
     return {row.image_id: list(dict.fromkeys([row.first, row.last])) for row in places}

@@ -3,15 +3,19 @@
 A label is known where one came with the message, or was given since in the table `labels`, whose latest entry wins.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from models.drift import MEANINGFUL_ROWS
 from streaming.errors import ServiceError
-from streaming.query import query
+from streaming.images.exposure import Exposure
+from streaming.query import open_query, query
+from streaming.reports.paired import Paired, contents_of, count_pairs
 from streaming.settings import Settings
 
 DISAGREEMENTS = 10
+MAX_JUDGES = 100_000  # labelled images by which champion and challenger are compared
 TIMEOUT_S = 600.0
 
 # `known`: image id → label given later, as `streaming.images.labels` takes it; empty where there is no table of labels.
@@ -41,12 +45,18 @@ SHADOW = """
 """
 AGREEMENT = """
 SELECT model_version AS challenger, count(*) AS rows, avg((label = champion_label)::INT) AS agreement,
-       count(truth) AS labelled, avg((label = truth)::INT) AS challenger_accuracy,
-       avg((champion_label = truth)::INT) AS champion_accuracy,
-       count(*) FILTER (label = truth AND champion_label <> truth) AS only_challenger_right,
-       count(*) FILTER (label <> truth AND champion_label = truth) AS only_champion_right,
-       avg(confidence) AS challenger_confidence, avg(champion_confidence) AS champion_confidence
+       count(truth) AS labelled, avg(confidence) AS challenger_confidence,
+       avg(champion_confidence) AS champion_confidence
 FROM shadowed GROUP BY challenger ORDER BY challenger
+"""
+# The newest labelled images; accuracies are of those that neither of the two was fitted on.
+LABELLED = """
+, judges AS (SELECT * FROM shadowed WHERE truth IS NOT NULL ORDER BY scored_at DESC, image_id LIMIT $judges)
+SELECT j.model_version AS version, p.bundle_sha256 AS old_bundle, j.bundle_sha256 AS new_bundle,
+       coalesce(c.content, j.image_id) AS image_id, j.image_id AS known_as, j.source,
+       j.champion_label = j.truth AS old_right, j.label = j.truth AS new_right
+FROM judges j LEFT JOIN predictions p USING (topic, "partition", "offset")
+LEFT JOIN ({contents}) c USING (topic, "partition", "offset")
 """
 DIFFERENT = """
 SELECT model_version AS challenger, champion_label, label AS challenger_label, count(*) AS rows,
@@ -76,6 +86,11 @@ class Report:
     drift: list[dict[str, Any]]  # newest first
 
 
+def with_accuracies(rows: list[dict[str, Any]], counts: Mapping[int, Paired]) -> list[dict[str, Any]]:
+    """Rows of `AGREEMENT` with the accuracies of both, on images that neither was fitted on and on the others."""
+    return [row | counts.get(row["challenger"], Paired()).as_row("champion", "challenger") for row in rows]
+
+
 def read_report(settings: Settings, *, challenger: int | None = None, limit: int = DISAGREEMENTS) -> Report:
     """Read the report; of one challenger only, if its version is given.
 
@@ -95,11 +110,18 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
         """A table from before there was the column lacks it until a stream opens it."""
         return "batches" in there and "drift" in query(settings, "SELECT * FROM batches LIMIT 0").schema.names
 
+    def agreement() -> list[dict[str, Any]]:
+        labelled = known + SHADOW + LABELLED.format(contents=contents_of(settings))
+        parameters = {"version": challenger, "judges": MAX_JUDGES}
+        with open_query(settings, labelled, parameters=parameters, timeout_s=TIMEOUT_S) as batches:
+            counts = count_pairs(batches, Exposure(settings.models_dir, settings.tables_dir))
+        return with_accuracies(rows(known + SHADOW + AGREEMENT, version=challenger), counts)
+
     has_shadow = "shadow" in there
     return Report(
         versions=rows(known + VERSIONS),
         quarantined=rows(QUARANTINED) if "quarantine" in there else [],
-        agreement=rows(known + SHADOW + AGREEMENT, version=challenger) if has_shadow else [],
+        agreement=agreement() if has_shadow else [],
         disagreements=rows(known + SHADOW + DIFFERENT, version=challenger, limit=limit) if has_shadow else [],
         drift=rows(DRIFT, least=MEANINGFUL_ROWS, limit=limit) if tells_drift() else [],
     )

@@ -42,6 +42,7 @@ class ModelReport:
     Attributes:
         about: which images the figures are of, in a sentence.
         balance: name of a part of the data → images of each of the evaluation's classes.
+        fitted: figures of the images that it was possibly fitted on, which are in none of the others.
         variance: (share of the variance that each component explains, how many are kept), of a PCA.
         lineage: heading → name → value.
         notes: what cannot be told, and why.
@@ -56,6 +57,7 @@ class ModelReport:
     lineage: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     variance: tuple[Features, int] | None = None
     comparison: Comparison | None = None
+    fitted: Evaluation | None = None
     notes: Sequence[str] = ()
 
 
@@ -83,15 +85,20 @@ def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
             "images": f"{data.rows:,} fitted on, {data.holdout_rows:,} held out",
             "fingerprint": data.fingerprint,
             "seed": str(data.seed),
+            **({} if data.group_by is None else {"grouped by": data.group_by}),
         },
         "Libraries": dict(manifest.libraries),
     }
 
 
 def sample_of(row: Mapping[str, Any], sources: Sequence[str], resize: Resize = "stretch") -> Sample:
-    """An answer (image_id, label, predicted, confidence) with its image, if one of `sources` still holds it."""
+    """An answer (image_id, label, predicted, confidence) with its image, if one of `sources` still holds it.
+
+    Where image_id is the hash of the content, `known_as` is the id that the tables have.
+    """
     pixels = thumbnail(sources, row["image_id"], resize)
     answer = {name: row[name] for name in ("image_id", "label", "predicted", "confidence")}
+    answer["image_id"] = row.get("known_as", row["image_id"])
     return Sample(**answer, pixels=pixels, source=next(iter(sources), None))
 
 
@@ -112,6 +119,7 @@ def summary_of(report: ModelReport) -> dict[str, Any]:
             {name: getattr(one, name) for name in ("image_id", "label", "predicted", "confidence", "source")}
             for one in report.mistakes
         ],
+        "fitted_metrics": report.fitted.as_metrics() if report.fitted else None,
         "notes": list(report.notes),
     }
     if compared:

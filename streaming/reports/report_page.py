@@ -88,6 +88,7 @@ def page(report: ModelReport, figures: Figures) -> str:
     """The report as HTML."""
     sections = [
         _headline(report.evaluation),
+        *(_fitted(report.fitted) if report.fitted else ()),
         *(_notes(report.notes) if report.notes else ()),
         *(_comparison(report.comparison) if report.comparison else ()),
         _section("Per class", _per_class(report.evaluation)),
@@ -201,6 +202,16 @@ def _figure(draw: Callable[[], Figure], title: str, caption: str) -> str:
         f'<figure class="card"><h3>{text(title)}</h3><picture>'
         f'<source srcset="{dark}" media="(prefers-color-scheme: dark)"><img src="{light}" alt="{text(title)}: '
         f'{text(caption)}"></picture><figcaption>{text(caption)}</figcaption></figure>'
+    )
+
+
+def _fitted(found: Evaluation) -> Iterable[str]:
+    """Figures of the images that the model was fitted on, apart from the others."""
+    yield _section(
+        "Images that it was fitted on",
+        f"<p>Accuracy {found.accuracy:.2%}, log loss {found.log_loss:.4f} on {found.rows:,} labelled images that the "
+        "model was possibly fitted on. This is no measure of how well it does on new images; the other figures leave "
+        "these images out.</p>",
     )
 
 

@@ -21,14 +21,14 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
     """Up to `IMAGES` images of the data set that lie on the training side, (N, height, width, 3) uint8.
 
     Args:
-        rows: image_id and label of every image.
+        rows: image_id of every image, and group_id where the split groups them.
 
     Raises:
         ServiceError: among the first few hundred images there is none that will do.
     """
     found = {sha256(data).hexdigest(): data for data in islice(dataset.some_images(LOOKED_AT), LOOKED_AT)}
     ids = rows.sparkSession.createDataFrame(pa.table({"image_id": list(found)}))
-    training, _ = split.sides(rows.select("image_id", "label").join(ids, "image_id", "left_semi"))
+    training, _ = split.sides(rows.drop("features").join(ids, "image_id", "left_semi"))
     chosen = [found[row.image_id] for row in training.select("image_id").orderBy("image_id").limit(IMAGES).collect()]
     images = decode_all(chosen, size).images
     if not len(images):

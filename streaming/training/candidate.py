@@ -16,6 +16,7 @@ from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, fil
 from models.bundle import (
     CLASSIFIER,
     DRIFT,
+    FITTED_ON,
     GOLDEN,
     MANIFEST,
     PROJECTION,
@@ -28,10 +29,13 @@ from models.bundle import (
     write_bundle,
 )
 from models.drift import DriftReference
+from models.fitted_on import BloomFilter, FittedOn
 from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
-from streaming.images.split import Split, plan_split, split_of, unseen_by
+from streaming.images.exposure import salt_of
+from streaming.images.fitted_on import gather, unseen_by
+from streaming.images.split import Split, check_sides
 from streaming.training.choose_threshold import with_threshold
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fit
@@ -66,8 +70,10 @@ class Candidate:
     evaluation: Evaluation
     split: Split
     record: Mapping[str, str | int | float]  # the settings that it was fitted with
-    training: DataFrame  # image_id, label, features, without altered copies
+    training: DataFrame  # image_id, known_as, label, features, group_id if grouped; without altered copies
     holdout: DataFrame  # likewise
+    backbone: BloomFilter | None = None  # what its backbone was trained on, if another version brought it
+    warnings: Sequence[str] = ()  # what to know of how the classes are divided
 
     def metrics(self) -> dict[str, float]:
         """The finite ones of its figures."""
@@ -83,51 +89,69 @@ class Comparison:
     champion: Evaluation
 
 
-def make_candidate(rows: DataFrame, options: FitOptions, champion: Bundle | None) -> Candidate:
+def make_candidate(rows: DataFrame, options: FitOptions, backbone: BloomFilter | None = None) -> Candidate:
     """Split, fit and evaluate.
 
     Args:
-        rows: image_id, label, features, and augmentation where there are altered copies, on which is fitted but not
-            evaluated; persisted, and in the order of `streaming.training.fit.in_order`.
-        champion: its split is kept where the seed is the same, so that it was not fitted on what is held out now.
+        rows: image_id, known_as, label, features, group_id where the options group images, and augmentation where there
+            are altered copies, on which is fitted but not evaluated; persisted, and in the order of
+            `streaming.training.fit.in_order`.
+        backbone: the images that the backbone was trained on, if it was in this home: they judge nobody.
 
     Raises:
         ServiceError: fewer than two classes, or nothing to hold out.
     """
     images = rows.where("augmentation IS NULL") if "augmentation" in rows.columns else rows
-    split = plan_split(images, options.holdout, options.seed, split_of(champion) if champion else None)
+    split = Split(options.seed, options.holdout, options.group_by)
+    warnings = check_sides(images, split)
     training = split.sides(rows)[0]
     fitted = with_threshold(fit(training, options), training, options)
-    return judge(fitted, split, images, options.as_record())
+    return judge(fitted, split, images, options.as_record(), backbone, warnings)
 
 
-def judge(fitted: Fitted, split: Split, images: DataFrame, record: Mapping[str, str | int | float]) -> Candidate:
+def judge(
+    fitted: Fitted,
+    split: Split,
+    images: DataFrame,
+    record: Mapping[str, str | int | float],
+    backbone: BloomFilter | None = None,
+    warnings: Sequence[str] = (),
+) -> Candidate:
     """Evaluate what was fitted on one side of a split by the other.
 
     Args:
-        images: image_id, label, features, of both sides.
+        images: image_id, known_as, label, features, of both sides, and group_id where the split groups images.
         record: the settings that it was fitted with.
+        backbone: as for `make_candidate`.
+        warnings: of the split.
 
     Raises:
-        ServiceError: nothing is held out.
+        ServiceError: nothing is held out, or the backbone was trained on all of it.
     """
     training, holdout = split.sides(images)
+    if backbone is not None:
+        holdout = unseen_by(holdout, FittedOn(backbone))
     evaluation = evaluate(holdout, fitted.head)
     if not evaluation.rows:
-        raise ServiceError("no image fell into the holdout; train on more images, or hold out more of them")
-    return Candidate(fitted, evaluation, split, record, training, holdout)
+        raise ServiceError(
+            "no image is left to judge by: "
+            + ("none fell into the holdout" if backbone is None else "the backbone was trained on all that is held out")
+            + "; add images, or give another --holdout or --seed"
+        )
+    return Candidate(fitted, evaluation, split, record, training, holdout, backbone, warnings)
 
 
-def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame) -> Comparison:
+def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame, seen: FittedOn) -> Comparison:
     """The answers of both to the candidate's holdout, without images that the champion was fitted on.
 
     Args:
-        champion_rows: image_id, label, features, of the champion's backbone.
+        champion_rows: image_id, known_as, label, features, of the champion's backbone, and group_id if grouped.
+        seen: what the champion was fitted on.
     """
-    head, same_split = load_head(champion), split_of(champion).seed == candidate.split.seed
-    unseen = champion_rows if same_split else unseen_by(champion, champion_rows)
+    head = load_head(champion)
     ids = candidate.holdout.select("image_id")
-    unseen = unseen.join(ids, "image_id", "left_semi").select("image_id", "label", "features").persist()
+    unseen = unseen_by(champion_rows.join(ids, "image_id", "left_semi"), seen)
+    unseen = unseen.select("image_id", "label", "features").persist()
     try:
         counts = paired_counts(candidate.fitted.head, candidate.holdout, head, unseen)
         return Comparison(counts, evaluate(unseen, head))
@@ -166,6 +190,7 @@ def write_model(
     metrics: Mapping[str, float] = MappingProxyType({}),
     record: Mapping[str, str | int | float] = MappingProxyType({}),
     drift: DriftReference | None = None,
+    seen: FittedOn | None = None,
 ) -> str:
     """Write a fitted model as a bundle into `directory`, which must not exist; returns its SHA-256."""
     head, entry = fitted.head, parts.entry
@@ -189,6 +214,8 @@ def write_model(
     }
     if drift is not None:
         arrays[DRIFT] = drift.to_arrays()
+    if seen is not None:
+        arrays[FITTED_ON] = seen.to_arrays()
     return write_bundle(directory, manifest, parts.files, arrays)
 
 
@@ -199,8 +226,10 @@ def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Ma
         holdout_rows=candidate.evaluation.rows,
         fingerprint=fitted.fingerprint,
         seed=candidate.split.seed,
-        holdout=dict(candidate.split.thresholds),
+        holdout_share=candidate.split.share,
+        group_by=candidate.split.group_by,
     )
+    seen = FittedOn(gather(candidate.training, salt_of(fitted.fingerprint)), candidate.backbone)
     drift = drift_reference(candidate.training, fitted.head)
     metrics = {**candidate.metrics(), **more}
-    return write_model(directory, fitted, parts, data, metrics=metrics, record=candidate.record, drift=drift)
+    return write_model(directory, fitted, parts, data, metrics=metrics, record=candidate.record, drift=drift, seen=seen)

@@ -63,7 +63,7 @@ def tuned_threshold(rows: DataFrame, head: Head, aim: ThresholdAim) -> float:
 
 
 def _cross_fitted(head: Head, training: DataFrame, options: FitOptions, aim: ThresholdAim) -> float:
-    fold = _fold(options.seed)
+    fold = _fold(training, options.seed)
     images = training.where("augmentation IS NULL") if "augmentation" in training.columns else training
     _check_folds(images, fold, head.classes)
     scores = ScoreCounts(len(head.classes))
@@ -76,8 +76,10 @@ def _cross_fitted(head: Head, training: DataFrame, options: FitOptions, aim: Thr
     return best_threshold(scores, aim)
 
 
-def _fold(seed: int) -> Column:
-    return F.pmod(F.xxhash64("image_id", F.lit("fold"), F.lit(seed)), F.lit(FOLDS))
+def _fold(rows: DataFrame, seed: int) -> Column:
+    """Which fold a row is in; images of a group are in the same one."""
+    unit = "group_id" if "group_id" in rows.columns else "image_id"
+    return F.pmod(F.xxhash64(unit, F.lit("fold"), F.lit(seed)), F.lit(FOLDS))
 
 
 def _check_folds(images: DataFrame, fold: Column, classes: tuple[str, ...]) -> None:

@@ -30,7 +30,9 @@ class FitOptions:
         threshold: of two classes, the probability from which on the second one (in order of their names) is answered:
             a number, or `f1` or `cost:FP:FN` for the one that is best in that; see `models.threshold`. None for the
             more probable class.
-        holdout: the share of each class, by hash of the image's id, that no model is ever fitted on.
+        holdout: the share of the images, by hash of their content, that is held out to judge the model by.
+        group_by: images of one group are on one side of the split: `source`, `key`, or a regular expression whose group
+            is taken from the source; `none`, or None for the champion's. See `streaming.images.groups`.
         seed: of the split, the projections and the MLP's first weights.
     """
 
@@ -46,6 +48,7 @@ class FitOptions:
     block_size: int = 128
     threshold: str | None = None
     holdout: float = 0.2
+    group_by: str | None = None
     seed: int = 42
 
     def __post_init__(self) -> None:

@@ -11,8 +11,9 @@ from models.decode import BadImage, decode
 from models.registry import CHAMPION, Registry
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
+from streaming.images.exposure import fitted_on
 from streaming.images.featurize import Featurized, featurize
-from streaming.images.labels import labelled_features
+from streaming.images.labels import count_contradictory, labelled_features
 from streaming.settings import Settings
 from streaming.tables import Table
 from streaming.training.candidate import BackboneParts, Candidate, Comparison, compare, register
@@ -69,6 +70,7 @@ class Job:
     on_step: OnStep
     by: str
     augment: int = 0
+    group_by: str | None = None
 
     @property
     def features(self) -> Table:
@@ -85,7 +87,9 @@ class Job:
 
     def stored(self, backbone_sha256: str, n_features: int) -> DataFrame:
         """The labelled rows of a backbone, in an order of their own, persisted."""
-        rows = labelled_features(self.spark, self.features, backbone_sha256, augmented=self.augment > 0)
+        rows = labelled_features(
+            self.spark, self.features, backbone_sha256, augmented=self.augment > 0, group_by=self.group_by
+        )
         return in_order(rows, n_features).persist()
 
     def finish(
@@ -130,11 +134,18 @@ class Job:
             threshold=fitted.head.threshold,
             bad=read.bad if read else {},
             n_bad=read.n_bad if read else 0,
-            warnings=read.warnings() if read else [],
+            warnings=[*(read.warnings() if read else []), *self._left_out(backbone_sha256), *candidate.warnings],
         )
         if not dry_run:
             self._track(result, candidate, parts.entry)
         return result
+
+    def _left_out(self, backbone_sha256: str) -> list[str]:
+        """How many images were not used because nobody knows which of their labels is right."""
+        n = count_contradictory(self.spark, self.features, backbone_sha256)
+        if not n:
+            return []
+        return [f"left out {n:,} images whose very bytes come with different labels: give one by 'imagestream label'"]
 
     def _track(self, result: TrainResult, candidate: Candidate, backbone: BackboneEntry) -> None:
         """Tell MLflow of it, if the settings name a server."""
@@ -157,8 +168,10 @@ class Job:
         self.on_step("comparing with the champion")
         sha256 = self.champion.backbone_sha256
         same = sha256 == backbone_sha256 and not self.augment
-        theirs = rows if same else labelled_features(self.spark, self.features, sha256)
-        return compare(candidate, self.champion, theirs)
+        theirs = (
+            rows if same else labelled_features(self.spark, self.features, sha256, group_by=candidate.split.group_by)
+        )
+        return compare(candidate, self.champion, theirs, fitted_on(self.champion, self.settings.tables_dir))
 
     def _verdict(self, comparison: Comparison | None, seed: int, int8_cost: float | None) -> Verdict:
         first = Verdict(True, "the first model")

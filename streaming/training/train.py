@@ -6,7 +6,7 @@ since. Both hold out the same images, so a candidate and the champion are compar
 and the gate (`streaming.training.gate`) decides from their answers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from models.architectures import DEFAULT_BACKBONE, Output
@@ -18,6 +18,8 @@ from models.scorer import golden_images
 from streaming.errors import ServiceError
 from streaming.home import make_dir
 from streaming.images.dataset import Dataset
+from streaming.images.exposure import backbone_fitted_on
+from streaming.images.groups import chosen_groups
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.settings import Settings
@@ -87,12 +89,13 @@ def train(
     registry = Registry(settings.models_dir)
     champion = champion_of(registry)
     golden = some_images(dataset, spec.input_size)
+    options = replace(options, group_by=chosen_groups(options.group_by, champion))
     with spark_session(settings, "imagestream train") as spark:
-        job = Job(settings, spark, registry, champion, gate, on_step, by, augment)
+        job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by)
         rows, read = job.featurized(dataset, exported)
         float_accuracy = None
         if backbone.int8:
-            exact = make_candidate(rows, options, champion)
+            exact = make_candidate(rows, options)
             pixels = calibration_images(dataset, exact.split, rows, spec.input_size)
             on_step(f"preparing {backbone.name} in 8-bit integers")
             exported = export(input_size=spec.input_size, int8_calibration=pixels)
@@ -101,7 +104,7 @@ def train(
             float_accuracy = exact.evaluation.accuracy
         parts = BackboneParts.of(exported, golden, backbone.engine)
         on_step("fitting and evaluating")
-        candidate = make_candidate(rows, options, champion)
+        candidate = make_candidate(rows, options)
         return job.finish(candidate, rows, parts, exported.sha256, read, float_accuracy=float_accuracy)
 
 
@@ -134,9 +137,10 @@ def retrain(
         files={name: registry.path(current) / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)},
         golden=golden_images(champion.arrays(GOLDEN)),
     )
+    options = replace(options, group_by=chosen_groups(options.group_by, champion))
     with spark_session(settings, "imagestream retrain") as spark:
-        job = Job(settings, spark, registry, champion, gate, on_step, by, int(augmented))
+        job = Job(settings, spark, registry, champion, gate, on_step, by, int(augmented), options.group_by)
         rows = job.stored(champion.backbone_sha256, parts.entry.n_features)
         on_step("fitting and evaluating")
-        candidate = make_candidate(rows, options, champion)
+        candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.tables_dir))
         return job.finish(candidate, rows, parts, champion.backbone_sha256, None, dry_run=dry_run)

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.backbone import ExportedBackbone, export_backbone, find_backbone
 from models.bundle import Bundle, TrainingData, read_bundle
@@ -27,8 +28,10 @@ from streaming.distributed.trainer import DistributedTrainer, Trained
 from streaming.errors import ServiceError
 from streaming.home import make_dir
 from streaming.images.dataset import Dataset
+from streaming.images.groups import chosen_groups
 from streaming.images.images_frame import images_frame
-from streaming.images.split import Sides, plan_sides
+from streaming.images.labels import given_labels, image_labels
+from streaming.images.split import Sides, check_sides
 from streaming.pipeline.preflight import with_fixed_heap
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
@@ -62,7 +65,8 @@ class CNNOptions:
     Attributes:
         weights: of the backbone: `random`, `imagenet`, or a file.
         unfreeze: how many of a pretrained backbone's last blocks are trained beside the head; -1 for all.
-        holdout: share of images that no model is ever fitted on.
+        holdout: share of the images that is held out to judge the model by.
+        group_by: images of one group are on one side, as `FitOptions` has it.
         validation: share of the others that the training only asks about.
         schedule: of the learning rate: `cosine` down to nothing, `plateau` halves it when the validation loss has not
             fallen for three epochs.
@@ -79,6 +83,7 @@ class CNNOptions:
     schedule: Schedule = "constant"
     patience: int | None = None
     threshold: str | None = None
+    group_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
@@ -145,16 +150,22 @@ def train_cnn(
     if resume:
         read_checkpoint(directory)  # before the minute that the start of it all can take
     slots, java_options = with_fixed_heap(_with_slots(settings, options.workers))
+    group_by = chosen_groups(network.group_by, champion)
+    sides = Sides.of(network.holdout, network.validation, options.seed, group_by)
     conf = SESSION | (FEW_SHUFFLES if dataset.kind == "files" else {})
     with spark_session(slots, "imagestream train-cnn", java_options=java_options, conf=conf) as spark:
-        job = Job(settings, spark, registry, champion, gate, on_step, "train-cnn")
+        job = Job(settings, spark, registry, champion, gate, on_step, "train-cnn", group_by=group_by)
         on_step(f"dividing {dataset.n_images:,} images")
         images = identified(images_frame(spark, dataset, lambda n, _: min(n, options.workers)))
         if dataset.kind == "files":  # rows of names alone, which would else be made of all files again and again
             images = images.persist()
-        sides = plan_sides(images, network.holdout, network.validation, options.seed, champion)
+        labels = labels_of(images, given_labels(spark, job.features), group_by).persist()
+        warnings = check_sides(labels, sides.holdout)
+        n_classes = sides.training(labels)[0].select("label").distinct().count()
+        if network.threshold is not None:  # corrections may have made other classes of them
+            aim = aim_for(network.threshold, n_classes)
         on_step(f"building {network.architecture}")
-        model = _build(network, options, len(dataset.class_counts))
+        model = _build(network, options, n_classes)
         trainer = DistributedTrainer(
             model,
             options,
@@ -164,13 +175,15 @@ def train_cnn(
             on_progress=on_progress,
         )
         on_step(f"training on {options.workers} workers")
-        trained = trainer.fit(_to_train(images, sides), resume=resume)
+        labelled = images.drop("label").join(labels, ["image_id", "source"])
+        trained = trainer.fit(_to_train(labelled, sides), resume=resume)
         on_step("exporting what was learned")
         exported, head = export_trained(network.architecture, network.size, trained, settings.backbones_dir)
         rows, read = job.featurized(dataset, exported)
         head = _with_threshold(head, sides.training(rows)[1], aim)
         fitted = Fitted(head, *fingerprint_of(sides.holdout.sides(rows)[0]))
-        candidate = judge(fitted, sides.holdout, rows, _record(network, options, trained.history))
+        record = _record(network, options, trained.history)
+        candidate = judge(fitted, sides.holdout, rows, record, warnings=warnings)
         at_half = candidate.evaluation
         if head.threshold is not None:
             at_half = evaluate(candidate.holdout, replace(head, threshold=None))
@@ -186,6 +199,22 @@ def _with_slots(settings: Settings, workers: int) -> Settings:
     if match is None or (match[1] and match[1].isdigit() and int(match[1]) >= workers):
         return settings
     return settings.model_copy(update={"master": f"local[{workers}{match[2] or ',4'}]"})
+
+
+def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) -> DataFrame:
+    """Each image of a data set once, with the label that every training takes; see `streaming.images.labels`.
+
+    Args:
+        images: image_id, source, label.
+        given: what `given_labels` gives.
+
+    Returns:
+        image_id, source, label, and group_id with group_by.
+    """
+    at = F.timestamp_seconds(F.lit(0)).alias("at")
+    claims = images.select("image_id", F.col("image_id").alias("known_as"), "label", at, "source")
+    labels = image_labels(claims, given, group_by)
+    return labels.where(F.col("label").isNotNull()).drop("known_as", "contradictory")
 
 
 def _to_train(images: DataFrame, sides: Sides) -> DataFrame:

@@ -17,8 +17,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyspark.sql import DataFrame
-
 from models.backbone import Precision
 from models.errors import ModelError
 from models.projection import PCA, NoProjection, Projection, components_to_keep, fit_pca
@@ -28,7 +26,9 @@ from models.scorer import Head
 from streaming.errors import ServiceError
 from streaming.home import held, make_dir
 from streaming.images.dataset import Dataset
-from streaming.images.split import Sides, plan_sides
+from streaming.images.exposure import backbone_fitted_on
+from streaming.images.groups import chosen_groups
+from streaming.images.split import Sides
 from streaming.platform.session import spark_session
 from streaming.settings import Settings
 from streaming.tables import Table
@@ -140,19 +140,17 @@ def tune(
             "run 'imagestream train' first, or give --images or --dataset"
         )
     features = Table(settings.tables_dir, "features")
-
-    def plan(rows: DataFrame) -> Sides:
-        return plan_sides(rows, options.holdout, options.validation, options.seed, champion)
-
+    sides = Sides.of(options.holdout, options.validation, options.seed, chosen_groups(None, champion))
     with spark_session(settings, "imagestream tune") as spark:
         if source is not None:
             maker = VariantMaker(
-                spark, features, source.dataset, source.backbone, settings.backbones_dir, plan, on_step
+                spark, features, source.dataset, source.backbone, settings.backbones_dir, sides, on_step
             )
             variants = maker.make(source.sizes or (source.backbone.input_size,), source.precisions)
         elif champion is not None:
             on_step("reading the stored features")
-            variants = [stored_variant(spark, features, champion, plan)]
+            trained_on = backbone_fitted_on(registry, champion, settings.tables_dir)
+            variants = [stored_variant(spark, features, champion, sides, trained_on)]
         on_step("searching")
         return search(variants, options, settings.home, on_trial)
 

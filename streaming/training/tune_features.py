@@ -15,11 +15,13 @@ from models.backbone import ExportedBackbone, Precision, export_backbone, find_b
 from models.bundle import GOLDEN, Bundle
 from models.decode import Resize
 from models.engine import LiteRTEngine
+from models.fitted_on import BloomFilter, FittedOn
 from models.scorer import Engine, Head, decode_all, golden_images, load_scorer
 from streaming.errors import ServiceError
 from streaming.files import as_matrix
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import featurize
+from streaming.images.fitted_on import unseen_by
 from streaming.images.labels import labelled_features
 from streaming.images.split import Sides
 from streaming.tables import Table
@@ -66,21 +68,24 @@ class Variant:
         return 1 / (self.backbone_s + seconds)
 
 
-PlanSides = Callable[[DataFrame], Sides]
-
-
-def stored_variant(spark: SparkSession, features: Table, champion: Bundle, plan: PlanSides) -> Variant:
+def stored_variant(
+    spark: SparkSession, features: Table, champion: Bundle, sides: Sides, trained_on: BloomFilter | None = None
+) -> Variant:
     """The champion's features, as the table holds them; no image is read but the golden ones of its bundle.
+
+    Args:
+        trained_on: the images that the backbone was trained on, on which settings are not compared.
 
     Raises:
         ServiceError: there are no labelled features, of fewer than two classes, or too few to divide.
     """
     entry = champion.manifest.backbone
-    rows = _ordered(labelled_features(spark, features, champion.backbone_sha256), entry.n_features)
+    labelled = labelled_features(spark, features, champion.backbone_sha256, group_by=sides.holdout.group_by)
+    rows = _ordered(labelled, entry.n_features)
     scorer = load_scorer(champion)
     seconds = _seconds_per_image(scorer.engine, golden_images(champion.arrays(GOLDEN)), scorer.resize)
     made = _Made(None, entry.precision, champion.backbone_sha256, entry.n_features, entry.input_size, seconds)
-    return _variant(made, rows, plan(rows))
+    return _variant(made, rows, sides, trained_on)
 
 
 @dataclass(frozen=True)
@@ -92,27 +97,23 @@ class VariantMaker:
     dataset: Dataset
     backbone: BackboneOptions
     cache_dir: Path
-    plan: PlanSides
+    sides: Sides
     on_step: Callable[[str], None]
 
     def make(self, sizes: Sequence[int | None], precisions: Sequence[Precision]) -> list[Variant]:
         """A variant for each, all of the same images: those that every one of them has features of."""
         made: list[tuple[_Made, DataFrame]] = []
-        sides: Sides | None = None
         for size in sizes:
             exact, rows = self._featurized(size, None)
-            sides = sides or self.plan(rows)
             if "float32" in precisions:
                 made.append((exact, rows))
             if "int8" in precisions:  # calibrated on images that are not held out
-                pixels = calibration_images(self.dataset, sides.holdout, rows, exact.pixels)
+                pixels = calibration_images(self.dataset, self.sides.holdout, rows, exact.pixels)
                 made.append(self._featurized(size, pixels))
-        if sides is None:
-            raise ServiceError("tune needs at least one input size")
         if len(made) > 1:
             ids = reduce(DataFrame.intersect, [rows.select("image_id") for _, rows in made]).persist()
             made = [(one, rows.join(F.broadcast(ids), "image_id", "left_semi")) for one, rows in made]
-        return [_variant(one, rows, sides) for one, rows in made]
+        return [_variant(one, rows, self.sides) for one, rows in made]
 
     def _featurized(self, size: int | None, calibration: "np.ndarray | None") -> "tuple[_Made, DataFrame]":
         pixels = None if size is None else (size, size)
@@ -134,7 +135,9 @@ class VariantMaker:
         if not found.rows:
             path, why = next(iter(found.bad.items()))
             raise ServiceError(f"not one of the {self.dataset.n_images:,} images decodes; {path}: {why}")
-        rows = _ordered(labelled_features(self.spark, self.features, exported.sha256), spec.n_features)
+        group_by = self.sides.holdout.group_by
+        labelled = labelled_features(self.spark, self.features, exported.sha256, group_by=group_by)
+        rows = _ordered(labelled, spec.n_features)
         return self._timed(exported, size), rows
 
     def _timed(self, exported: ExportedBackbone, size: int | None) -> "_Made":
@@ -161,11 +164,13 @@ class _Made:
 
 
 def _ordered(rows: DataFrame, n_features: int) -> DataFrame:
-    return in_order(rows.select("image_id", "label", "features"), n_features).persist()
+    return in_order(rows, n_features).persist()
 
 
-def _variant(made: _Made, rows: DataFrame, sides: Sides) -> Variant:
+def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter | None = None) -> Variant:
     fit_rows, validation_rows = sides.training(rows)
+    if trained_on is not None:
+        validation_rows = unseen_by(validation_rows, FittedOn(trained_on))
     classes = tuple(sorted(row.label for row in fit_rows.select("label").distinct().collect()))
     if len(classes) < 2:  # noqa: PLR2004
         raise ServiceError(f"tuning needs images of at least two classes, got {list(classes)}")
@@ -173,7 +178,8 @@ def _variant(made: _Made, rows: DataFrame, sides: Sides) -> Variant:
     n_fit, mixed = fit_rows.agg(*counted).collect()[0]
     n_validation, mixed_too = validation_rows.agg(*counted).collect()[0]
     if not n_validation:
-        raise ServiceError(f"there are too few images ({n_fit}) to compare settings on some of them; label more")
+        why = "" if trained_on is None else " that the backbone was not trained on"
+        raise ServiceError(f"there are too few images ({n_fit}) to compare settings on some of them{why}; label more")
     some = max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * made.n_features)))
     sample = as_matrix(validation_rows.select("features").limit(some).toArrow().column(0).combine_chunks())
     return Variant(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression as ReferenceRegression
@@ -10,6 +11,7 @@ from models.arrays import Features
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone
 from models.bundle import (
     CLASSIFIER,
+    FITTED_ON,
     GOLDEN,
     PROJECTION,
     BackboneEntry,
@@ -20,6 +22,7 @@ from models.bundle import (
 )
 from models.classifier import LogisticRegression
 from models.engine import LiteRTEngine
+from models.fitted_on import BloomFilter, FittedOn
 from models.projection import GramSums, fit_pca
 from models.registry import Registry
 from models.scorer import Head, Scorer, decode_all, golden_arrays
@@ -52,12 +55,20 @@ def fit_head(features: Features, labels: Sequence[str], k: int = 8) -> Head:
     return Head(tuple(map(str, fitted.classes_)), pca, LogisticRegression(fitted.coef_, fitted.intercept_))
 
 
+def seen_images(images: Sequence[bytes]) -> FittedOn:
+    """The record of a model that was fitted on these images."""
+    found = BloomFilter.empty(len(images), 614)
+    found.add([sha256(image).hexdigest().encode() for image in images])
+    return FittedOn(found)
+
+
 def register_model(
     registry: Registry,
     exported: ExportedBackbone,
     head: Head,
     images: Sequence[bytes],
     training_data: TrainingData = TRAINING_DATA,
+    seen: FittedOn | None = None,
 ) -> int:
     """Register a version of this head; `images` become its golden ones."""
     spec, projection, classifier = exported.spec, head.projection, head.classifier
@@ -76,5 +87,7 @@ def register_model(
         CLASSIFIER: classifier.to_arrays(),
         GOLDEN: golden_arrays(Scorer(LiteRTEngine(exported.flatbuffer), head), images),
     }
+    if seen is not None:
+        arrays[FITTED_ON] = seen.to_arrays()
     files = {FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights}
     return registry.register(lambda directory: write_bundle(directory, manifest, files, arrays))

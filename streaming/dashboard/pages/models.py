@@ -35,7 +35,7 @@ def show(dashboard: Dashboard) -> None:
     with left, st.container(border=True):
         _confusion(versions, targets[CHAMPION])
     with right, st.container(border=True):
-        _comparison(targets)
+        _comparison(dashboard, targets)
     _history(registry)
 
 
@@ -156,10 +156,10 @@ def _confusion(versions: list[int], champion: int | None) -> None:
         st.caption("No answer of this version has a label yet.")
 
 
-def _comparison(targets: dict[Alias, int | None]) -> None:
+def _comparison(dashboard: Dashboard, targets: dict[Alias, int | None]) -> None:
     st.markdown("**Champion against challenger** on the same images")
     challenger = targets[CHALLENGER]
-    found = ask(data.agreement, challenger) if challenger else None
+    found = ask(data.agreement, challenger, str(dashboard.settings.models_dir)) if challenger else None
     if found is None:
         st.caption(
             "No challenger has been scored beside the champion: promote one to `challenger` and let images come."
@@ -168,10 +168,19 @@ def _comparison(targets: dict[Alias, int | None]) -> None:
     cards(
         [
             ("Agreement", percent(found["agreement"]), f"Of {found['rows']:,} images"),
-            ("Champion", percent(found["champion_accuracy"]), f"Accuracy on {found['labelled']:,} labelled images"),
+            (
+                "Champion",
+                percent(found["champion_accuracy"]),
+                f"Accuracy on {found['judged']:,} labelled images that neither was fitted on",
+            ),
             ("Challenger", percent(found["challenger_accuracy"]), f"Accuracy of version {challenger} on the same"),
         ]
     )
+    if found["fitted"]:
+        st.caption(
+            f"Left out: {found['fitted']:,} labelled images that one of them was possibly fitted on (champion "
+            f"{percent(found['fitted_champion_accuracy'])}, challenger {percent(found['fitted_challenger_accuracy'])})."
+        )
     right = [
         {"who": "only the champion right", "images": found["only_champion_right"]},
         {"who": "only the challenger right", "images": found["only_challenger_right"]},

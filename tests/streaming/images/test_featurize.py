@@ -20,7 +20,7 @@ from streaming.images.dataset import LabelledFile, digit_images, list_images, re
 from streaming.images.featurize import BYTES_PER_TASK, IMAGES_PER_TASK, featurize, task_count
 from streaming.images.images_frame import images_frame
 from streaming.images.labels import labelled_features
-from streaming.images.split import plan_split
+from streaming.images.split import Split
 from streaming.tables import Table
 
 
@@ -96,7 +96,7 @@ def test_duplicates_and_those_with_different_labels_are_counted(
     assert (result.rows, result.duplicates, result.conflicting) == (7, 3, 1)
     assert result.warnings() == [
         "3 images are duplicates: their bytes come more than once",
-        "1 images have more than one label; one of them is taken",
+        "1 images have more than one label: the same bytes, labelled differently",
     ]
 
 
@@ -116,12 +116,12 @@ def test_altered_copies_are_stored_beside_their_image_and_made_anew_by_each_run(
     assert len({row["image_id"] for row in rows}) == 3
     assert featurize(spark, files, exported, table).copies == 0
     found = labelled_features(spark, table, exported.sha256)
-    assert found.columns == ["image_id", "label", "features"]
+    assert found.columns == ["image_id", "known_as", "label", "features"]
     assert found.count() == 3
     everything = labelled_features(spark, table, exported.sha256, augmented=True)
-    assert everything.columns == ["image_id", "label", "features", "augmentation"]
+    assert everything.columns == ["image_id", "known_as", "label", "features", "augmentation"]
     assert everything.count() == 9
-    training, holdout = plan_split(found, 0.4, 42).sides(everything)
+    training, holdout = Split(42, 0.4).sides(everything)
     assert not {row.image_id for row in training.collect()} & {row.image_id for row in holdout.collect()}
 
 

@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 
 from streaming.errors import ServiceError
 from streaming.images.corrections import add_labels
-from streaming.images.labels import labelled_features
+from streaming.images.labels import count_contradictory, labelled_features
 from streaming.images.labels_csv import read_labels
 from streaming.query import query
 from streaming.reports.report import read_report
@@ -180,13 +180,13 @@ def test_each_labelled_image_is_taken_once_with_its_latest_label(spark: SparkSes
     for version, rows in enumerate(commits):
         store(table, *rows, version=version)
     found = labelled_features(spark, table, "ours")
-    assert found.columns == ["image_id", "label", "features"]
-    assert sorted(tuple(row) for row in found.collect()) == [
+    assert found.columns == ["image_id", "known_as", "label", "features"]
+    assert sorted(tuple(row) for row in found.drop("known_as").collect()) == [
         ("again", "dog", [3.0, 3.0]),
         ("relabelled", "dog", [2.0, 2.0]),
-        ("tied", "b", [7.0, 7.0]),
         ("trained", "dog", [1.0, 1.0]),
     ]
+    assert count_contradictory(spark, table, "ours") == 1  # tied
 
 
 def test_a_label_given_later_counts_more_than_the_one_that_came_along(spark: SparkSession, table: Table) -> None:
@@ -221,13 +221,60 @@ def test_a_label_given_later_counts_more_than_the_one_that_came_along(spark: Spa
     assert [(row.image_id, row.label, row.features) for row in copies] == [("wrong", "dog", [5.0, 5.0])]
 
 
+# --- the same bytes under several names
+
+
+def test_the_same_bytes_are_one_image_under_whatever_name_they_come(spark: SparkSession, table: Table) -> None:
+    store(
+        table,
+        stored("key 1", "cat", 9, 1, content_sha256="one", source="a/1.png"),
+        stored("key 2", "cat", 10, 1, content_sha256="one", source="b/1.png"),
+        stored("two", "dog", 9, 2, content_sha256="two"),
+        stored("from before", "dog", 9, 3),
+    )
+    found = labelled_features(spark, table, "ours", group_by="source").drop("features").collect()
+    assert {tuple(row) for row in found} == {
+        ("one", "key 2", "cat", "a/1.png"),
+        ("two", "two", "dog", "two"),
+        ("from before", "from before", "dog", "from before"),
+    }
+
+
+def test_names_that_give_the_same_bytes_different_labels_are_left_out_until_one_is_given(
+    spark: SparkSession, table: Table
+) -> None:
+    store(
+        table,
+        stored("key 1", "cat", 9, 1, content_sha256="one"),
+        stored("key 2", "dog", 10, 1, content_sha256="one"),
+        stored("key 3", "cat", 9, 2, content_sha256="two"),
+        stored("key 3", "dog", 10, 2, content_sha256="two"),  # a correction, under the same name
+        stored("key 4", None, 11, 2, content_sha256="two"),
+        stored("key 1", "cat", 9, 1, content_sha256="one", backbone_sha256="theirs"),
+    )
+
+    def labels() -> dict[str, str]:
+        return {row.image_id: row.label for row in labelled_features(spark, table, "ours").collect()}
+
+    assert labels() == {"two": "dog"}
+    assert count_contradictory(spark, table, "ours") == 1
+    given = [("key 1", "bird", 1), ("key 2", "cow", 2), ("key 4", "cat", 1)]  # under either of the names
+    rows = [
+        {"image_id": image, "label": label, "labelled_at": datetime(2024, 5, 7, hour, tzinfo=UTC), "by": "maria"}
+        for image, label, hour in given
+    ]
+    store(Table(table.directory.parent, "labels"), *rows)
+    assert labels() == {"one": "cow", "two": "cat"}
+    assert count_contradictory(spark, table, "ours") == 0
+
+
 def test_features_written_before_there_were_copies_are_read_and_added_to(spark: SparkSession, tmp_path: Path) -> None:
     before = pa.schema([field for field in FEATURES if field.name != "augmentation"])
     row = stored("old", "cat", 9, 1)
     write_deltalake(tmp_path / "features", pa.Table.from_pylist([row], schema=before))
     table = Table(tmp_path, "features")
     store(table, stored("new", "dog", 9, 2), stored("new", "dog", 9, 3, augmentation=1))
-    assert [field.name for field in DeltaTable(tmp_path / "features").schema().fields] == FEATURES.names
+    assert {field.name for field in DeltaTable(tmp_path / "features").schema().fields} == set(FEATURES.names)
     found = labelled_features(spark, table, "ours", augmented=True).collect()
     assert sorted((row.image_id, row.augmentation or 0, row.features) for row in found) == [
         ("new", 0, [2.0, 2.0]),

@@ -1,11 +1,17 @@
-"""The split: a share of every class, and every image for good on its side."""
+"""The split: by content and seed alone, and what is said where it leaves a class on one side."""
 
+from collections.abc import Sequence
 from hashlib import sha256
 
+import pyarrow as pa
 import pytest
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812
 
-from streaming.images.split import Split, plan_split
+from models.xxhash64 import HASH_BITS, spark_xxhash64
+from streaming.errors import ServiceError
+from streaming.images.groups import chosen_groups, group_ids
+from streaming.images.split import Sides, Split, check_sides
 
 
 def images(spark: SparkSession, of_class: dict[str, int]) -> DataFrame:
@@ -15,41 +21,127 @@ def images(spark: SparkSession, of_class: dict[str, int]) -> DataFrame:
     return spark.createDataFrame(rows, "image_id string, label string").repartition(4)
 
 
-def held_out(split: Split, rows: DataFrame) -> dict[str, str]:
-    return {row.image_id: row.label for row in split.sides(rows)[1].collect()}
+def held_out(split: Split, rows: DataFrame) -> set[str]:
+    return {row.image_id for row in split.sides(rows)[1].select("image_id").collect()}
 
 
-@pytest.mark.parametrize("share", [0.01, 0.2, 0.5])
-def test_split_holds_out_the_share_of_every_class_exactly(spark: SparkSession, share: float) -> None:
-    rows = images(spark, {"many": 400, "some": 50, "few": 3, "two": 2, "one": 1})
-    split = plan_split(rows, share, 42)
+def test_the_sides_are_those_of_the_hash_and_part_all_images(spark: SparkSession) -> None:
+    rows = images(spark, {"a": 300, "b": 200})
+    split = Split(42, 0.3)
+    ids = [row.image_id for row in rows.collect()]
+    below = (spark_xxhash64([one.encode() for one in ids], 42) >> 64 - HASH_BITS) < 0.3 * 2**HASH_BITS
+    assert held_out(split, rows) == {one for one, out in zip(ids, below, strict=True) if out}
     training, holdout = split.sides(rows)
-    found = {row.label: row["count"] for row in holdout.groupBy("label").count().collect()}
-    least = {"many": round(400 * share), "some": max(1, round(50 * share)), "two": 1}
-    assert {label: found[label] for label in least} == least
-    assert found["few"] in (1, 2)
-    assert "one" not in found
-    assert training.count() + holdout.count() == 456
-    assert not {row.image_id for row in training.collect()} & set(held_out(split, rows))
+    assert training.count() + holdout.count() == 500
 
 
-def test_split_kept_holds_out_the_same_images_as_data_grows(spark: SparkSession) -> None:
+@pytest.mark.parametrize("seed", [0, 42, 2**31, 2**40])
+def test_numpy_hashes_as_spark_does(spark: SparkSession, seed: int) -> None:
+    texts = ["", "x", "κλειδί", "0123456789" * 9, sha256(b"1").hexdigest(), "k" * 33]
+    frame = spark.createDataFrame([(one,) for one in texts], "text string")
+    found = [row[0] for row in frame.select(F.xxhash64("text", F.lit(seed))).collect()]
+    assert spark_xxhash64([one.encode() for one in texts], seed).astype("int64").tolist() == found
+
+
+def test_a_corrected_label_and_growth_change_no_side(spark: SparkSession) -> None:
     few, more = images(spark, {"a": 40, "b": 40}), images(spark, {"a": 400, "b": 90, "c": 50})
-    first = plan_split(few, 0.2, 42)
-    then = plan_split(more, 0.2, 42, first)
-    before, after = held_out(first, few), held_out(then, more)
+    split = Split(42, 0.2)
     common = {row.image_id for row in few.collect()}
-    assert {image for image in after if image in common} == set(before)
-    assert set(after.values()) == {"a", "b", "c"}
+    assert held_out(split, more) & common == held_out(split, few)
+    corrected = few.withColumn("label", F.lit("another"))
+    assert held_out(split, corrected) == held_out(split, few)
 
 
-def test_split_follows_its_seed(spark: SparkSession) -> None:
-    rows = images(spark, {"a": 60, "b": 60})
-    assert held_out(plan_split(rows, 0.2, 1), rows) == held_out(plan_split(rows, 0.2, 1), rows)
-    assert held_out(plan_split(rows, 0.2, 1), rows) != held_out(plan_split(rows, 0.2, 2), rows)
+def test_the_seed_decides_and_validation_is_apart_from_the_holdout(spark: SparkSession) -> None:
+    rows = images(spark, {"a": 300, "b": 300})
+    assert held_out(Split(1, 0.2), rows) != held_out(Split(2, 0.2), rows)
+    sides = Sides.of(0.2, 0.5, 42)
+    fit, validation = ({row.image_id for row in part.select("image_id").collect()} for part in sides.training(rows))
+    assert not fit & validation
+    assert not (fit | validation) & held_out(sides.holdout, rows)
+    assert 0.4 < len(validation) / len(fit | validation) < 0.6
 
 
-def test_an_image_of_a_class_without_threshold_is_trained_on(spark: SparkSession) -> None:
-    rows = images(spark, {"a": 5, "b": 5})
-    training, holdout = Split(42, {}).sides(rows)
-    assert (training.count(), holdout.count()) == (10, 0)
+def test_images_of_a_group_are_on_one_side(spark: SparkSession) -> None:
+    rows = images(spark, {"a": 200, "b": 200}).withColumn("group_id", F.substring("image_id", 1, 1))
+    out = held_out(Split(42, 0.2, "source"), rows)
+    assert len({one[0] for one in out} & {row.image_id[0] for row in rows.collect() if row.image_id not in out}) == 0
+    assert out
+
+
+# --- what is said
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (1e-9, r"no image fell into the holdout \(a \(5\), b \(4\)\): each image does with probability 1e-09, by its"),
+        (0.999999999, r"at least two classes, got \[\] on the training side \(in all: a \(5\), b \(4\)\); add images"),
+    ],
+)
+def test_an_empty_side_is_an_error_that_says_what_to_do(spark: SparkSession, share: float, message: str) -> None:
+    with pytest.raises(ServiceError, match=message) as refused:
+        check_sides(images(spark, {"a": 5, "b": 4}), Split(42, share))
+    assert "give another --holdout or --seed" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_class_on_one_side_only_is_named_with_its_count(spark: SparkSession) -> None:
+    rows = images(spark, {"a": 50, "b": 50, "c": 1, "d": 1, "e": 1})
+    split = Split(10, 0.3)
+    out = held_out(split, rows)
+    alone = {name: sha256(f"{name}0".encode()).hexdigest() in out for name in "cde"}
+    assert set(alone.values()) == {True, False}, "the seed should leave some of them on each side"
+    lines = check_sides(rows, split)
+    fitted, unknown = (", ".join(f"{name} (1)" for name in "cde" if alone[name] is side) for side in (False, True))
+    assert lines[0].startswith(f"no image is held out of: {fitted}; the figures say nothing of these classes")
+    assert lines[1].startswith(f"every image is held out of: {unknown}; the model cannot know these classes")
+    assert check_sides(images(spark, {"a": 50, "b": 50}), split) == []
+
+
+# --- groups
+
+
+def groups(group_by: str, sources: Sequence[str | None]) -> list[str]:
+    ids, keys = ([f"{kind}{n}" for n in range(len(sources))] for kind in ("id", "key"))
+    found: list[str] = group_ids(group_by, pa.array(ids), pa.array(keys), pa.array(sources, pa.string())).to_pylist()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("group_by", "expected"),
+    [
+        ("source", ["cam1/a.png", "cam1/b.png", "other", "id3"]),
+        ("key", ["key0", "key1", "key2", "key3"]),
+        ("^(cam[0-9]+)/", ["cam1", "cam1", "id2", "id3"]),
+        ("(?P<day>x)|(?P<group>b)", ["id0", "b", "id2", "id3"]),
+    ],
+)
+def test_a_group_is_taken_from_the_source_or_the_key(group_by: str, expected: list[str]) -> None:
+    assert groups(group_by, ["cam1/a.png", "cam1/b.png", "other", None]) == expected
+
+
+def test_a_pattern_over_hostile_sources_takes_linear_time() -> None:
+    """For Java's or Python's engine this one takes 2^60 steps."""
+    assert groups("^((a+)+)$", ["a" * 60 + "!"] * 100) == [f"id{n}" for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("sourc", "has no group to take the group from"),
+        ("(cam", "is not a regular expression"),
+        ("(a)(?=b)", "look-around and back-references are not taken"),
+        ("(" + "a" * 1_000 + ")", "has 1,002 characters, at most 1,000"),
+    ],
+)
+def test_a_grouping_that_cannot_be_is_one_line(given: str, why: str) -> None:
+    with pytest.raises(ServiceError, match="--group-by is source, key, none, or a regular expression") as refused:
+        chosen_groups(given, None)
+    assert why in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_without_the_option_there_are_no_groups() -> None:
+    assert chosen_groups(None, None) is chosen_groups("none", None) is None
+    assert chosen_groups("source", None) == "source"

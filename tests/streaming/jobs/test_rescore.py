@@ -3,16 +3,19 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 
 from models.backbone import ExportedBackbone
 from models.errors import ModelError
@@ -27,9 +30,10 @@ from streaming.query import query
 from streaming.settings import Settings
 from streaming.tables import FEATURES, LABELS, PREDICTIONS, Table
 from tests.conftest import imagestream
-from tests.streaming.small_models import Digits, fit_head, register_model, some_digits
+from tests.streaming.small_models import Digits, fit_head, register_model, seen_images, some_digits
 
 N = 40
+FITTED = (20, 30)  # of them, the first so many by each of the versions
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
 
 
@@ -40,8 +44,8 @@ def digits(exported: ExportedBackbone) -> Digits:
 
 @pytest.fixture(scope="module")
 def heads(digits: Digits) -> list[Head]:
-    """The version that answered, which knows half of it, and the one that scores again."""
-    return [fit_head(digits.features[:20], digits.labels[:20], k=4), fit_head(digits.features, digits.labels)]
+    """The version that answered, which was fitted on half of the digits, and the one that scores again, on more."""
+    return [fit_head(digits.features[:n], digits.labels[:n], k) for n, k in zip(FITTED, (4, 8), strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +53,8 @@ def models(
     exported: ExportedBackbone, heads: list[Head], digits: Digits, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     root = tmp_path_factory.mktemp("models")
-    for head in heads:
-        register_model(Registry(root), exported, head, digits.images[:2])
+    for n, head in zip(FITTED, heads, strict=True):
+        register_model(Registry(root), exported, head, digits.images[:2], seen=seen_images(digits.images[:n]))
     return root
 
 
@@ -79,6 +83,7 @@ def store_features(
     columns = identities(settings, numbers, labels or [None] * len(numbers)) | {
         "backbone_sha256": [backbone] * len(numbers),
         "features": list_array(digits.features[[number % N for number in numbers]]),
+        "content_sha256": [sha256(digits.images[number % N]).hexdigest() for number in numbers],
     }
     table = pa.table(columns)
     given = [table.column(one.name) if one.name in columns else pa.nulls(len(table), one.type) for one in FEATURES]
@@ -94,9 +99,10 @@ def store_predictions(
     answers = head.probabilities(digits.features[[number % N for number in numbers]])
     best = [head.classes[position] for position in answers.argmax(axis=1)]
     columns = identities(settings, numbers, labels or [None] * len(numbers))
+    old = Registry(settings.models_dir).read(1).sha256
     rows = [
         dict(zip(columns, values, strict=True))
-        | {"label": label, "confidence": 0.5, "model_version": 1, "bundle_sha256": "old", "date": date(2024, 5, 6)}
+        | {"label": label, "confidence": 0.5, "model_version": 1, "bundle_sha256": old, "date": date(2024, 5, 6)}
         for label, *values in zip(best, *columns.values(), strict=True)
     ]
     Table(settings.tables_dir, "predictions").append(
@@ -208,15 +214,47 @@ def test_the_comparison_counts_agreement_accuracy_and_changes(
     (row,) = found.agreement
     assert (row["old_version"], row["rows"], row["labelled"]) == (1, 100, 100)
     assert row["agreement"] == pytest.approx(np.mean([old[n] == new[n] for n in shown]))
-    assert row["old_accuracy"] == pytest.approx(np.mean([old[n] == t for n, t in zip(shown, truth, strict=True)]))
-    assert row["new_accuracy"] == pytest.approx(np.mean([new[n] == t for n, t in zip(shown, truth, strict=True)]))
-    assert row["new_accuracy"] > row["old_accuracy"]
+    # Both are judged by what neither was fitted on; the others are reported apart.
+    judged = np.array([n >= max(FITTED) for n in shown])
+    right = [np.array([answers[n] == t for n, t in zip(shown, truth, strict=True)]) for answers in (old, new)]
+    assert (row["judged"], row["fitted"]) == (20, 80)
+    for name, found_right in zip(("old_accuracy", "new_accuracy"), right, strict=True):
+        assert row[name] == pytest.approx(found_right[judged].mean())
+        assert row[f"fitted_{name}"] == pytest.approx(found_right[~judged].mean())
+    assert row["only_new_right"] - row["only_old_right"] == (right[1][judged].sum() - right[0][judged].sum())
+    assert row["fitted_new_accuracy"] > row["new_accuracy"]
     changed = [(old[n], new[n]) for n in shown if old[n] != new[n]]
     counts = [changed.count((one["old_label"], one["new_label"])) for one in found.changes]
     assert counts == [one["rows"] for one in found.changes]
     assert counts == sorted(counts, reverse=True)
     assert counts[0] == max(changed.count(pair) for pair in changed)
     assert len(found.changes) == 3
+
+
+def test_versions_of_which_nobody_knows_what_they_were_fitted_on_are_not_judged(
+    history: Settings, models: Path, tmp_path: Path
+) -> None:
+    (history.home / "models").unlink()
+    (history.home / "models").mkdir()
+    for path in models.glob("2*"):
+        (history.home / "models" / path.name).symlink_to(path)
+    rescore(history, 2)
+    (row,) = compare(history, Registry(history.models_dir).read(2).sha256).agreement
+    assert (row["labelled"], row["judged"], row["new_accuracy"], row["fitted"]) == (100, 0, None, 100)
+
+
+def test_history_from_before_the_contents_hash_was_stored_is_judged_by_its_ids(
+    history: Settings, digits: Digits
+) -> None:
+    """In the table no file has the column; the versions were fitted on images by the ids that they had."""
+    directory = history.tables_dir / "features"
+    files = Table(history.tables_dir, "features").files()
+    rows = pa.concat_tables([pq.read_table(file) for file in files]).drop_columns(["content_sha256"])
+    shutil.rmtree(directory)
+    write_deltalake(directory, rows)
+    rescore(history, 2)
+    (row,) = compare(history, Registry(history.models_dir).read(2).sha256).agreement
+    assert (row["judged"], row["fitted"]) == (100, 0)  # none of the ids is the hash of an image here
 
 
 def test_predictions_without_features_are_counted_and_refused_unless_allowed(

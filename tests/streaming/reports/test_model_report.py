@@ -10,15 +10,16 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import SparkSession
 
+from models.arrays import write_npz
 from models.backbone import FLATBUFFER_FILE, ExportedBackbone
-from models.bundle import TrainingData
+from models.bundle import FITTED_ON, TrainingData
 from models.evaluation_sums import EvaluationSums
 from models.registry import Registry
 from models.scorer import Head, load_head
 from streaming.errors import ServiceError
 from streaming.files import list_array
 from streaming.images.labels import labelled_features
-from streaming.images.split import plan_split
+from streaming.images.split import Split
 from streaming.reports.model_report import Version, model_report
 from streaming.reports.report_content import ModelReport, summary_of
 from streaming.reports.report_page import write_page
@@ -26,7 +27,7 @@ from streaming.settings import Settings
 from streaming.tables import FEATURES, Table
 from tests.conftest import imagestream
 from tests.streaming.browser import chromium, open_page, requested
-from tests.streaming.small_models import Digits, fit_head, register_model, some_digits
+from tests.streaming.small_models import Digits, fit_head, register_model, seen_images, some_digits
 
 N = 120
 SCRIPT = "<script>document.title = 'owned'</script>"
@@ -84,14 +85,14 @@ def service(
     store(table, half, ids[: N // 2], sources[: N // 2], OTHER_BACKBONE, 1)
 
     rows = labelled_features(spark, table, exported.sha256)
-    split = plan_split(rows, 0.4, 42)
-    chosen = {row.image_id for row in split.sides(rows)[1].select("image_id").collect()}
+    chosen = {row.image_id for row in Split(42, 0.4).sides(rows)[1].select("image_id").collect()}
     held_out = np.array([one in chosen for one in ids])
-    data = TrainingData(rows=N, holdout_rows=0, fingerprint="0" * 64, seed=42, holdout=dict(split.thresholds))
+    data = TrainingData(rows=N, holdout_rows=0, fingerprint="0" * 64, seed=42, holdout_share=0.4)
+    seen = seen_images([image for image, out in zip(digits.images, held_out, strict=True) if not out])
     labels = [label for label, out in zip(digits.labels, held_out, strict=True) if not out]
     for k in (24, 2):
         head = fit_head(digits.features[~held_out], labels, k)
-        register_model(Registry(settings.models_dir), exported, head, digits.images[:2], data)
+        register_model(Registry(settings.models_dir), exported, head, digits.images[:2], data, seen)
     return Service(settings, digits, ids, held_out)
 
 
@@ -143,15 +144,19 @@ def test_versions_are_compared_image_by_image(report: ModelReport, service: Serv
     assert 0 < compared.gain.low < counts.gain < compared.gain.high
 
 
-def other_data(version: Version, number: int, **changes: object) -> Version:
-    manifest = version.bundle.manifest
-    data = manifest.training_data.model_copy(update=changes)
-    return Version(number, replace(version.bundle, manifest=manifest.model_copy(update={"training_data": data})))
+def test_images_that_it_was_fitted_on_are_shown_apart(report: ModelReport, service: Service) -> None:
+    whole = expected(service, load_head(service.version(1).bundle), ~service.held_out).result()
+    assert report.fitted is not None
+    np.testing.assert_array_equal(report.fitted.confusion, whole.confusion)
+    assert summary_of(report)["fitted_metrics"]["accuracy"] == pytest.approx(whole.accuracy)
+    assert whole.accuracy > report.evaluation.accuracy
 
 
 def test_images_that_the_other_version_was_fitted_on_do_not_count(spark: SparkSession, service: Service) -> None:
-    thresholds = service.version(2).bundle.manifest.training_data.holdout
-    other = other_data(service.version(2), 3, holdout={name: cut for name, cut in thresholds.items() if name != "0"})
+    bundle, of_class = service.version(2).bundle, zip(service.digits.images, service.digits.labels, strict=True)
+    seen = seen_images([image for image, label in of_class if label == "0"])
+    files = {**bundle.files, FITTED_ON: write_npz(seen.to_arrays())}
+    other = Version(3, replace(bundle, files=files))
     compared = model_report(spark, service.features, service.version(1), other).comparison
     assert compared is not None
     of_zero = np.array([label == "0" for label in service.digits.labels])
@@ -159,12 +164,9 @@ def test_images_that_the_other_version_was_fitted_on_do_not_count(spark: SparkSe
 
 
 def test_a_class_that_the_other_version_does_not_know_counts(spark: SparkSession, service: Service) -> None:
-    version = service.version(2)
-    thresholds = version.bundle.manifest.training_data.holdout
-    other = other_data(version, 3, holdout={name: cut for name, cut in thresholds.items() if name != "0"})
-    renamed = tuple("zero" if name == "0" else name for name in version.bundle.manifest.classes)
-    manifest = other.bundle.manifest.model_copy(update={"classes": renamed})
-    ignorant = Version(3, replace(other.bundle, manifest=manifest))
+    bundle = service.version(2).bundle
+    renamed = tuple("zero" if name == "0" else name for name in bundle.manifest.classes)
+    ignorant = Version(3, replace(bundle, manifest=bundle.manifest.model_copy(update={"classes": renamed})))
     compared = model_report(spark, service.features, service.version(1), ignorant).comparison
     assert compared is not None
     assert compared.counts.rows == service.held_out.sum()
@@ -187,9 +189,9 @@ def test_versions_of_different_backbones_meet_where_both_have_features(spark: Sp
 
 def test_what_cannot_be_compared_or_evaluated_is_said_in_one_line(spark: SparkSession, service: Service) -> None:
     stranger = on_other_backbone(service.version(2), "e" * 64)
-    with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: no labelled image is held out of bot"):
+    with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: there is no labelled image that"):
         model_report(spark, service.features, service.version(1), stranger)
-    with pytest.raises(ServiceError, match="version 3 has no held-out image among the labelled features"):
+    with pytest.raises(ServiceError, match="version 3 was possibly fitted on every labelled image in"):
         model_report(spark, service.features, stranger)
 
 

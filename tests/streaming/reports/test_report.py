@@ -1,6 +1,7 @@
 """The report over real Delta tables: per version, quarantine, and champion beside challenger."""
 
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,17 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
+from models.backbone import ExportedBackbone
+from models.registry import Registry
+from streaming.dashboard import data
+from streaming.dashboard.reader import Reader
 from streaming.errors import ServiceError
 from streaming.reports.report import read_report
 from streaming.settings import Settings
-from streaming.tables import PREDICTIONS, SHADOW
+from streaming.tables import FEATURES, PREDICTIONS, SHADOW
 from tests.conftest import imagestream
 from tests.streaming.history import commit_batch, prediction
+from tests.streaming.small_models import fit_head, register_model, seen_images, some_digits
 
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
 
@@ -91,14 +97,49 @@ def test_champion_and_challenger_are_compared_on_the_same_images(settings: Setti
     found = read_report(settings)
     (row,) = found.agreement
     assert (row["challenger"], row["rows"], row["agreement"], row["labelled"]) == (2, 5, 0.2, 4)
-    assert (row["champion_accuracy"], row["challenger_accuracy"]) == (0.5, 0.75)
-    assert (row["only_champion_right"], row["only_challenger_right"]) == (1, 2)
+    # Nobody knows what these versions were fitted on, for the registry does not have them: no image judges them.
+    assert (row["judged"], row["fitted"], row["champion_accuracy"], row["challenger_accuracy"]) == (0, 4, None, None)
+    assert (row["fitted_champion_accuracy"], row["fitted_challenger_accuracy"]) == (0.5, 0.75)
     assert (row["champion_confidence"], row["challenger_confidence"]) == (0.75, 0.5)
     assert [(one["champion_label"], one["challenger_label"], one["rows"]) for one in found.disagreements] == [
         ("cat", "dog", 3),
         ("dog", "cat", 1),
     ]
     assert [(one["champion_right"], one["challenger_right"]) for one in found.disagreements] == [(0, 2), (1, 0)]
+
+
+def test_images_that_champion_or_challenger_was_fitted_on_are_left_out_and_shown_apart(
+    settings: Settings, exported: ExportedBackbone
+) -> None:
+    """Of six images the champion was fitted on the first; the challenger on the second, which has another key."""
+    digits = some_digits(exported, 40)
+    head, registry = fit_head(digits.features, digits.labels), Registry(settings.models_dir)
+    for number in (0, 1):
+        register_model(registry, exported, head, digits.images[:2], seen=seen_images([digits.images[number]]))
+    shas = [registry.read(version).sha256 for version in (1, 2)]
+    contents = [sha256(image).hexdigest() for image in digits.images[:6]]
+    ids = [contents[0], "a key of its own", *contents[2:]]
+    place = [{"topic": "images", "partition": 0, "offset": n, "image_id": name} for n, name in enumerate(ids)]
+    right = [(True, False), (False, True), (True, True), (False, True), (False, True), (True, False)]
+    answers = [
+        one | {"label_true": "cat", "champion_label": "cat" if a else "dog", "label": "cat" if b else "dog"}
+        for one, (a, b) in zip(place, right, strict=True)
+    ]
+    batches = {
+        "predictions": ([one | {"model_version": 1, "bundle_sha256": shas[0]} for one in place], PREDICTIONS),
+        "shadow": ([one | {"model_version": 2, "bundle_sha256": shas[1]} for one in answers], SHADOW),
+        "features": ([place[1] | {"content_sha256": contents[1]}], FEATURES),
+    }
+    for name, (rows, schema) in batches.items():
+        write(settings, name, rows, schema)
+    (row,) = read_report(settings).agreement
+    assert (row["labelled"], row["judged"], row["fitted"]) == (6, 4, 2)
+    assert (row["champion_accuracy"], row["challenger_accuracy"]) == (0.5, 0.75)
+    assert (row["only_champion_right"], row["only_challenger_right"]) == (1, 2)
+    assert (row["fitted_champion_accuracy"], row["fitted_challenger_accuracy"]) == (0.5, 0.5)
+    reader = Reader(settings.tables_dir)
+    reader.version("predictions", "shadow", "labels")
+    assert data.agreement(reader, 2, str(settings.models_dir)) == row
 
 
 def test_one_challenger_can_be_asked_for(settings: Settings) -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from models.bundle import GOLDEN, Bundle
 from models.registry import Registry
 from models.scorer import check_golden, golden_images, load_scorer
 from streaming.errors import ServiceError
+from streaming.images.exposure import fitted_on
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split
 from streaming.settings import Settings
@@ -43,9 +43,14 @@ def champion(trained: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def rows(spark: SparkSession, trained: Path, champion: Bundle) -> Iterator[DataFrame]:
+def features(trained: Path) -> Table:
+    return Table(trained / "tables", "features")
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession, features: Table, champion: Bundle) -> Iterator[DataFrame]:
     """The features of the 300 digits that the champion was trained with."""
-    found = labelled_features(spark, Table(trained / "tables", "features"), champion.backbone_sha256)
+    found = labelled_features(spark, features, champion.backbone_sha256)
     ordered = in_order(found, 1280).persist()
     yield ordered
     ordered.unpersist()
@@ -68,7 +73,7 @@ def test_the_same_features_make_the_same_bundle_again(rows: DataFrame, champion:
     """In another process, with the rows in another order."""
     registry = Registry(home / "models")
     other_order = in_order(rows.orderBy(F.desc("image_id")).repartition(3), 1280).persist()
-    again = make_candidate(other_order, OPTIONS, champion)
+    again = make_candidate(other_order, OPTIONS)
     assert register(registry, again, parts_of(home, champion), {}) == (1, champion.sha256)
     assert registry.versions() == [1]
 
@@ -83,7 +88,8 @@ def test_a_bundle_tells_how_it_was_made(champion: Bundle) -> None:
     manifest = champion.manifest
     assert manifest.fit == OPTIONS.as_record()
     assert manifest.training_data.rows + manifest.training_data.holdout_rows == 300
-    assert set(manifest.training_data.holdout) == set("0123456789")
+    data = manifest.training_data
+    assert (data.seed, data.holdout_share, data.group_by) == (OPTIONS.seed, OPTIONS.holdout, None)
     assert manifest.libraries["pyspark"] == "4.2.0"
     assert manifest.metrics["accuracy"] > 0.8
 
@@ -96,7 +102,7 @@ def test_any_projection_and_classifier_becomes_a_bundle_that_answers(
         FitOptions(projection="random", n_components=300, classifier="mlp", layers=(24, 16), max_iter=30),
         FitOptions(projection="randomized_pca", n_components=40, elastic_net=0.5, reg_param=0.01, max_iter=20),
     ):
-        candidate = make_candidate(rows, options, champion)
+        candidate = make_candidate(rows, options)
         version, _ = register(registry, candidate, parts_of(home, champion), {})
         bundle = registry.read(version)
         check_golden(bundle, load_scorer(bundle))
@@ -105,28 +111,29 @@ def test_any_projection_and_classifier_becomes_a_bundle_that_answers(
         assert bundle.manifest.metrics["accuracy"] > 0.5
 
 
-def test_a_model_of_shuffled_labels_is_refused(spark: SparkSession, rows: DataFrame, champion: Bundle) -> None:
+def test_a_model_of_shuffled_labels_is_refused(
+    spark: SparkSession, rows: DataFrame, champion: Bundle, features: Table
+) -> None:
     """Its training images bear each other's labels; those held out, on which it is judged, bear their own."""
-    split = Split(champion.manifest.training_data.seed, champion.manifest.training_data.holdout)
-    training, holdout = split.sides(rows)
+    training, holdout = Split(OPTIONS.seed, OPTIONS.holdout).sides(rows)
     found = training.orderBy("image_id").select("image_id", "label").toArrow()
     shuffled = np.random.default_rng(0).permutation(np.array(found.column("label").to_pylist()))
     labels = spark.createDataFrame(pa.table({"image_id": found.column("image_id"), "label": pa.array(shuffled)}))
-    spoilt = training.drop("label").join(labels, "image_id").select("image_id", "label", "features")
-    # The shuffled labels may move an image below its new class's threshold: those few do not count.
-    candidate = make_candidate(in_order(spoilt.union(holdout), 1280), OPTIONS, champion)
-    counts = compare(replace(candidate, holdout=holdout), champion, rows).counts
+    spoilt = training.drop("label").join(labels, "image_id")
+    candidate = make_candidate(in_order(spoilt.unionByName(holdout), 1280), OPTIONS)
+    counts = compare(candidate, champion, rows, fitted_on(champion, features.directory.parent)).counts
     assert counts.rows == champion.manifest.training_data.holdout_rows
     assert counts.gain < -0.3
     assert not decide(counts, GateOptions(margin=-0.3), seed=42).promote
 
 
-def test_a_comparison_leaves_out_what_the_champion_was_fitted_on(rows: DataFrame, champion: Bundle) -> None:
-    candidate = make_candidate(rows, FitOptions(seed=7, max_iter=5), champion)
-    known = champion.manifest.training_data
-    theirs = {row.image_id for row in Split(known.seed, known.holdout).sides(rows)[1].select("image_id").collect()}
+def test_a_comparison_leaves_out_what_the_champion_was_fitted_on(
+    rows: DataFrame, champion: Bundle, features: Table
+) -> None:
+    candidate = make_candidate(rows, FitOptions(seed=7, max_iter=5))
+    theirs = {row.image_id for row in Split(42, 0.2).sides(rows)[1].select("image_id").collect()}
     ours = {row.image_id for row in candidate.holdout.select("image_id").collect()}
-    comparison = compare(candidate, champion, rows)
+    comparison = compare(candidate, champion, rows, fitted_on(champion, features.directory.parent))
     assert 0 < comparison.counts.rows == comparison.champion.rows == len(ours & theirs) < len(ours)
 
 
@@ -136,7 +143,7 @@ def test_altered_copies_are_fitted_on_and_never_evaluated(spark: SparkSession, r
         "features", F.transform("features", lambda value: (value * 1.1).cast("float"))
     )
     both = in_order(plain.union(copies), 1280).persist()
-    candidate, alone = (make_candidate(one, FitOptions(max_iter=5), None) for one in (both, rows))
+    candidate, alone = (make_candidate(one, FitOptions(max_iter=5)) for one in (both, rows))
     assert candidate.evaluation.rows == alone.evaluation.rows
     assert candidate.fitted.rows == 2 * alone.fitted.rows
     assert candidate.split == alone.split

@@ -1,0 +1,207 @@
+"""Who is fitted on, who is held out, who judges: simulations of growing data, corrections, duplicates and old homes."""
+
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F  # noqa: N812
+from sklearn.datasets import make_classification
+from sklearn.neighbors import KNeighborsClassifier
+
+from models.bundle import Bundle, TrainingData
+from models.fitted_on import BloomFilter, FittedOn
+from models.xxhash64 import HASH_BITS, spark_xxhash64
+from streaming.files import list_array
+from streaming.images.exposure import fitted_on
+from streaming.images.labels import labelled_features
+from streaming.images.split import Split
+from streaming.reports.paired import Paired
+from streaming.tables import FEATURES, LABELS, Table
+from tests.faults.conftest import Form, Record
+from tests.streaming.conftest import spark
+
+__all__ = ["spark"]
+
+SHARE = 0.2
+SIGMAS = 5  # a correct implementation leaves the tolerance in less than one run in a million
+
+
+def ids_of(seed: int, count: int, what: str = "image") -> list[str]:
+    return [sha256(f"{seed} {what} {number}".encode()).hexdigest() for number in range(count)]
+
+
+def hashes(ids: list[str], seed: int) -> NDArray[np.uint64]:
+    return spark_xxhash64([one.encode() for one in ids], seed) >> np.uint64(64 - HASH_BITS)
+
+
+def store(table: Table, columns: dict[str, Any], version: int = 0) -> None:
+    n = len(columns["image_id"])
+    given = columns | {"backbone_sha256": ["ours"] * n, "features": list_array(np.zeros((n, 1), np.float32))}
+    arrays = [pa.array(given[one.name], one.type) if one.name in given else pa.nulls(n, one.type) for one in FEATURES]
+    assert table.append(pa.table(arrays, schema=FEATURES), "test", version)
+
+
+def of_binomial(share: float, n: int) -> float:
+    """The tolerance of a share that is counted among n."""
+    return SIGMAS * float(np.sqrt(share * (1 - share) / n))
+
+
+def test_the_same_bytes_under_two_keys_are_never_on_both_sides(
+    spark: SparkSession, tmp_path: Path, form: Form[int], seed: int, record: Record
+) -> None:
+    pairs = form(20_000, 4_000)
+    contents = ids_of(seed, pairs)
+    keys = [ids_of(seed, pairs, what) for what in ("first key", "second key")]
+    table = Table(tmp_path / "tables", "features")
+    for version, names in enumerate(keys):
+        store(table, {"image_id": names, "content_sha256": contents, "label_true": ["a"] * pairs}, version)
+    training, holdout = (
+        {row.image_id for row in side.select("image_id").collect()}
+        for side in Split(seed, SHARE).sides(labelled_features(spark, table, "ours"))
+    )
+    apart = len(training & holdout) / pairs
+    first, second = (hashes(names, seed) < SHARE * 2**HASH_BITS for names in keys)
+    record(
+        "pairs of equal bytes on both sides",
+        "0; by key it was 0.32",
+        f"{apart:.4f}; by key {(first != second).mean():.3f}",
+    )
+    assert len(training) + len(holdout) == pairs  # each pair is one image
+    assert apart == 0
+    assert abs((first != second).mean() - 2 * SHARE * (1 - SHARE)) < of_binomial(0.32, pairs)
+
+
+def test_what_a_class_began_with_does_not_decide_how_much_of_it_is_held_out(
+    spark: SparkSession, form: Form[int], seed: int, record: Record
+) -> None:
+    """Many classes of which two images were known first. A threshold from those two held out any share at all."""
+    classes, later = form(500, 150), 200
+    names = ids_of(seed, classes * later)
+    rows = pa.table({"image_id": names, "label": [f"{n // later}" for n in range(len(names))]})
+    found = spark.createDataFrame(rows).groupBy("label").agg(F.avg(Split(seed, SHARE).held_out().cast("int")))
+    shares = np.array([row[1] for row in found.collect()])
+    of_two = np.sort(hashes(ids_of(seed, 2 * classes, "first"), seed).reshape(classes, 2), axis=1)[:, 1] / 2**HASH_BITS
+    record(
+        "held out of a class that began with two images",
+        f"{SHARE} ± {of_binomial(SHARE, later):.2f} each; by threshold 0.67",
+        f"{shares.min():.2f} to {shares.max():.2f}, mean {shares.mean():.4f}; by threshold {of_two.mean():.2f}",
+    )
+    assert abs(shares.mean() - SHARE) < of_binomial(SHARE, classes * later)
+    assert abs(shares - SHARE).max() < of_binomial(SHARE, later)
+    assert abs(of_two.mean() - 2 / 3) < 0.1  # what it was
+
+
+def test_corrections_and_growth_move_no_image(
+    spark: SparkSession, tmp_path: Path, form: Form[int], seed: int, record: Record
+) -> None:
+    n = form(20_000, 3_000)
+    names = ids_of(seed, n)
+    table = Table(tmp_path / "tables", "features")
+    split = Split(seed, SHARE)
+
+    def held_out() -> set[str]:
+        return {row.image_id for row in split.sides(labelled_features(spark, table, "ours"))[1].collect()}
+
+    store(table, {"image_id": names, "content_sha256": names, "label_true": [f"{i % 3}" for i in range(n)]})
+    before = held_out()
+    more = ids_of(seed, n, "later")
+    store(table, {"image_id": more, "content_sha256": more, "label_true": ["3"] * n}, 1)
+    corrected = pa.table({"image_id": names, "label": ["4"] * n, "labelled_at": [0] * n, "by": ["test"] * n})
+    arrays = [corrected.column(one.name).cast(one.type) for one in LABELS]
+    assert Table(table.directory.parent, "labels").append(pa.table(arrays, schema=LABELS), "test", 0)
+    moved = (held_out() & set(names)) ^ before
+    record("images that change sides as data grows and labels change", "0", f"{len(moved)} of {n:,}")
+    assert not moved
+    assert abs(len(before) / n - SHARE) < of_binomial(SHARE, n)
+
+
+def test_accuracy_is_that_of_new_images_whatever_the_model_was_fitted_on(
+    form: Form[int], seed: int, record: Record
+) -> None:
+    """History on half of which the new model was fitted; only the other half shows how it does on fresh images."""
+    n, fresh = form(8_000, 2_000), form(40_000, 10_000)
+    features, labels = make_classification(
+        n + fresh, n_features=10, n_informative=6, flip_y=0.15, n_classes=3, random_state=seed
+    )
+    names = [one.encode() for one in ids_of(seed, n)]
+    was_fitted = np.random.default_rng(seed).random(n) < 0.5
+    new = KNeighborsClassifier(1).fit(features[:n][was_fitted], labels[:n][was_fitted])
+    old = KNeighborsClassifier(25).fit(features[:200], labels[:200])
+    images = BloomFilter.empty(int(was_fitted.sum()), seed)
+    images.add([name for name, there in zip(names, was_fitted, strict=True) if there])
+    right = [model.predict(features) == labels for model in (old, new)]
+    counts = Paired()
+    history = np.arange(n) >= 200  # the old model's own images are in its filter, too
+    counts.add(*(one[:n][history] for one in right), FittedOn(images).contains(names)[history])
+    found = counts.as_row()
+    on_fresh, on_all = right[1][n:].mean(), right[1][:n].mean()
+    record(
+        "accuracy reported on history, half of it fitted on",
+        f"{on_fresh:.3f} as on fresh images",
+        f"{found['new_accuracy']:.3f}; fitted on {found['fitted_new_accuracy']:.3f}, all together {on_all:.3f}",
+    )
+    tolerance = of_binomial(on_fresh, counts.judged) + of_binomial(on_fresh, fresh)
+    assert abs(found["new_accuracy"] - on_fresh) < tolerance
+    assert on_all > on_fresh + tolerance  # what was reported before
+    assert found["fitted_new_accuracy"] > 0.99  # by heart; one in a thousand of the others is taken for one of them
+
+
+# --- homes from before sides were decided by content
+
+
+def thresholds(ids: list[str], labels: list[str], seed: int, kept: dict[str, int]) -> dict[str, int]:
+    """As versions were split until then: of each class the hash at a rank, kept once the class had two images."""
+    found: dict[str, int] = {}
+    for name in set(labels):
+        mine = np.sort(hashes([one for one, label in zip(ids, labels, strict=True) if label == name], seed))
+        if len(mine) > 1:
+            found[name] = int(mine[min(max(1, round(len(mine) * SHARE)), len(mine) - 1)])
+    return found | kept
+
+
+def test_no_image_that_an_older_version_was_fitted_on_becomes_its_judge(
+    tmp_path: Path, form: Form[int], seed: int, record: Record
+) -> None:
+    """A home that grew over several retrainings, with classes that begin small and labels that are corrected."""
+    rounds, per_round = form(8, 4), form(3_000, 500)
+    rng = np.random.default_rng(seed)
+    names = ids_of(seed, rounds * per_round)
+    label_of: dict[str, str] = {}
+    kept: dict[str, int] = {}
+    versions: list[tuple[set[str], Bundle]] = []
+    table, given = (Table(tmp_path / "tables", name) for name in ("features", "labels"))
+    for number in range(rounds):
+        new = names[number * per_round : (number + 1) * per_round]
+        labels = [f"{c}" for c in rng.integers(0, 3 + 3 * number, per_round)]
+        label_of |= dict(zip(new, labels, strict=True))
+        store(table, {"image_id": new, "label_true": labels}, number)
+        corrected = rng.choice(sorted(label_of), len(label_of) // 10, replace=False).tolist()
+        wrong = [f"{c}" for c in rng.integers(0, 3 + 3 * number, len(corrected))]
+        label_of |= dict(zip(corrected, wrong, strict=True))
+        columns = [corrected, wrong, [number] * len(corrected), ["test"] * len(corrected)]
+        arrays = [pa.array(column).cast(one.type) for column, one in zip(columns, LABELS, strict=True)]
+        assert given.append(pa.table(arrays, schema=LABELS), "test", number)
+
+        ids, now = list(label_of), list(label_of.values())
+        kept = thresholds(ids, now, seed, kept)
+        limit = np.array([kept.get(label, 0) for label in now], np.uint64)
+        fitted = {one for one, out in zip(ids, hashes(ids, seed) < limit, strict=True) if not out}
+        data = TrainingData(rows=len(fitted), holdout_rows=0, fingerprint="0" * 64, seed=seed, holdout=kept)
+        manifest = SimpleNamespace(classes=tuple(sorted(set(now))), training_data=data)
+        versions.append((fitted, Bundle(cast("Any", manifest), sha256(b"%d" % number).hexdigest(), {})))
+
+    split = hashes(names, seed) < SHARE * 2**HASH_BITS  # as a retraining divides them now
+    judged = 0
+    for fitted, bundle in versions:
+        seen = fitted_on(bundle, tmp_path / "tables").contains([name.encode() for name in names])
+        judges = {name for name, out, there in zip(names, split, seen, strict=True) if out and not there}
+        assert not judges & fitted
+        judged += len(judges)
+    left = judged / (len(versions) * split.sum())
+    record("old home: held-out images that may judge old versions", "0 of them fitted on", f"{left:.2f} of all, 0")
+    assert left > 0.5
