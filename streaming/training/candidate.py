@@ -28,6 +28,8 @@ from models.bundle import (
     write_bundle,
 )
 from models.drift import DriftReference
+from models.objective import ACCURACY, Objective
+from models.paired import PairedCounts
 from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
@@ -36,7 +38,7 @@ from streaming.training.choose_threshold import with_threshold
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
-from streaming.training.gate import PairedCounts, paired_counts
+from streaming.training.gate import Paired, pair
 from streaming.training.reference import drift_reference
 
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pyspark", "scipy", "tensorflow")
@@ -79,8 +81,12 @@ class Candidate:
 class Comparison:
     """The champion beside a candidate, on images that neither was fitted on."""
 
-    counts: PairedCounts
+    paired: Paired
     champion: Evaluation
+
+    @property
+    def counts(self) -> PairedCounts:
+        return self.paired.counts
 
 
 def make_candidate(rows: DataFrame, options: FitOptions, champion: Bundle | None) -> Candidate:
@@ -98,7 +104,8 @@ def make_candidate(rows: DataFrame, options: FitOptions, champion: Bundle | None
     split = plan_split(images, options.holdout, options.seed, split_of(champion) if champion else None)
     training = split.sides(rows)[0]
     fitted = with_threshold(fit(training, options), training, options)
-    return judge(fitted, split, images, options.as_record())
+    copies = {"augmented": 1} if "augmentation" in rows.columns else {}
+    return judge(fitted, split, images, options.as_record() | copies)
 
 
 def judge(fitted: Fitted, split: Split, images: DataFrame, record: Mapping[str, str | int | float]) -> Candidate:
@@ -118,7 +125,9 @@ def judge(fitted: Fitted, split: Split, images: DataFrame, record: Mapping[str, 
     return Candidate(fitted, evaluation, split, record, training, holdout)
 
 
-def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame) -> Comparison:
+def compare(
+    candidate: Candidate, champion: Bundle, champion_rows: DataFrame, objective: Objective = ACCURACY
+) -> Comparison:
     """The answers of both to the candidate's holdout, without images that the champion was fitted on.
 
     Args:
@@ -129,8 +138,8 @@ def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame) ->
     ids = candidate.holdout.select("image_id")
     unseen = unseen.join(ids, "image_id", "left_semi").select("image_id", "label", "features").persist()
     try:
-        counts = paired_counts(candidate.fitted.head, candidate.holdout, head, unseen)
-        return Comparison(counts, evaluate(unseen, head))
+        paired = pair(candidate.fitted.head, candidate.holdout, head, unseen, objective)
+        return Comparison(paired, evaluate(unseen, head))
     finally:
         unseen.unpersist()
 
