@@ -56,7 +56,11 @@ class Objective:
 
     def __str__(self) -> str:
         """As `parse_objective` reads it."""
-        return self.metric if self.costs is None else f"cost:{self.costs[0]:g}:{self.costs[1]:g}"
+        return (
+            self.metric
+            if self.costs is None
+            else ":".join(["cost", *(f"{float(cost)!r}".removesuffix(".0") for cost in self.costs)])
+        )
 
     def check_margin(self, margin: float) -> None:
         """Raises ModelError if no two models can differ by this much."""

@@ -106,10 +106,10 @@ class MeanGain:
         def integrand(t: float) -> float:
             angle = float(shapes @ np.arctan(t * steps))
             size = math.exp(-0.5 * float(shapes @ np.log1p((t * steps) ** 2)))
-            return math.sin(angle) * size / t
+            return float(math.sin(angle) * size / t)
 
         near, far = (quad(integrand, *ends, limit=400, epsabs=1e-9)[0] for ends in ((0, 8), (8, np.inf)))
-        return min(1.0, max(0.0, 0.5 - (near + far) / math.pi))
+        return float(min(1.0, max(0.0, 0.5 - (near + far) / math.pi)))
 
     def lower_bound(self, confidence: float) -> float:
         """What the true gain is above, with this one-sided confidence."""

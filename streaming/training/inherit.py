@@ -15,7 +15,7 @@ from streaming.training.fit_options import NO_THRESHOLD, FitOptions
 
 _OF_PROJECTION = ("explained_variance", "n_components", "eps")
 _OF_CLASSIFIER = ("layers", "max_iter", "reg_param", "elastic_net", "block_size")
-_REPLACED = {"explained_variance": ("n_components",), "eps": ("n_components",), "threshold": ("metric",)}
+_REPLACED = {"explained_variance": ("n_components",), "eps": ("n_components",)}
 
 
 def options_like(manifest: Manifest, given: Mapping[str, Any]) -> tuple[FitOptions, dict[str, Any]]:
@@ -29,13 +29,15 @@ def options_like(manifest: Manifest, given: Mapping[str, Any]) -> tuple[FitOptio
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     recorded = _recorded(manifest)
+    if chosen.get("threshold") == NO_THRESHOLD:
+        chosen["threshold"] = None
     dropped = {name for one in chosen for name in _REPLACED.get(one, ())}
+    if resolve_objective(None, chosen.get("threshold")):
+        dropped.add("metric")
     for stage, names in (("projection", _OF_PROJECTION), ("classifier", _OF_CLASSIFIER)):
         if chosen.get(stage, recorded.get(stage)) != recorded.get(stage):
             dropped.update(names)
     inherited = {name: value for name, value in recorded.items() if name not in chosen and name not in dropped}
-    if chosen.get("threshold") == NO_THRESHOLD:
-        chosen["threshold"] = None
     try:
         return FitOptions(**{**inherited, **chosen}), inherited
     except TypeError as error:
