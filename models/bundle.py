@@ -236,6 +236,18 @@ def _read_checked(directory: Path) -> Bundle:
     return Bundle(manifest, hashlib.sha256(text).hexdigest(), files)
 
 
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a bundle, with its dimensions checked; none of the other files is read.
+
+    Raises:
+        ModelError: see `parse_manifest`; or the file is missing, a link, or too large.
+    """
+    try:
+        return parse_manifest(_read_file(directory / MANIFEST, MAX_MANIFEST_BYTES))
+    except OSError as error:
+        raise ModelError(f"bundle {directory} cannot be read: {error}") from error
+
+
 def parse_manifest(text: bytes) -> Manifest:
     """The manifest in `text`, with its dimensions checked.
 

@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 CONFIDENCE_BINS = 15
 UNIT = 2.0**-24  # what sums of losses and of confidences are counted in
-RESAMPLES = 1000
+FEW_ROWS = 5  # of a class
 
 
 class Interval(NamedTuple):
@@ -144,28 +144,48 @@ class Evaluation:
         """Wilson's score interval (Wilson 1927, JASA 22)."""
         if not self.rows:
             return Interval(0.0, 1.0)
-        z = NormalDist().inv_cdf((1 + confidence) / 2)
-        spread = z * z / self.rows
-        centre = (self.accuracy + spread / 2) / (1 + spread)
-        half = z / (1 + spread) * np.sqrt((self.accuracy * (1 - self.accuracy) + spread / 4) / self.rows)
-        return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+        return _wilson(self.accuracy, self.rows, NormalDist().inv_cdf((1 + confidence) / 2))
 
-    def macro_f1_interval(self, confidence: float = 0.95, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-        """Percentiles of macro F1 over bootstrap samples; to draw rows anew is to draw the filled cells' counts."""
-        if not self.rows:
-            return Interval(0.0, 1.0)
-        truth, predicted = np.nonzero(self.confusion)
-        shares = self.confusion[truth, predicted] / self.rows
-        generator = np.random.default_rng(seed)
-        size, found = len(self.classes), np.empty(resamples)
-        for number in range(resamples):
-            drawn = generator.multinomial(self.rows, shares)
-            named, real = (np.bincount(index, drawn, size) for index in (predicted, truth))
-            hits = np.bincount(truth, drawn * (truth == predicted), size)
-            occurring = (named + real) > 0
-            found[number] = np.mean(2 * hits[occurring] / (named + real)[occurring])
-        low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return Interval(float(low), float(high))
+    def macro_f1_interval(self, confidence: float = 0.95) -> Interval:
+        """Wilson's score interval for a share of as many rows as macro F1's variance is worth.
+
+        F1 is 2J/(1 + J) of the Jaccard index J, the share of right answers among the rows that are of the class or were
+        answered so. The delta method gives the variance of the mean over classes, with the errors that two classes
+        share (Takahashi et al. 2022, "Confidence interval for micro-averaged F1 and macro-averaged F1 scores", Applied
+        Intelligence 52), after one further row for each class, divided as the rows of all classes are, so that no class
+        seems free of errors. The variance is turned into a number of rows as for shares in surveys (Korn and Graubard
+        1998, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
+        data", Survey Methodology 24), with Student's t of Satterthwaite's degrees of freedom.
+
+        Of the classes that occur. Where each has `FEW_ROWS` rows or more, 95 % cover 93 to 97 %; with fewer it may be
+        less: see `rare_classes`, and docs/statistics.md.
+        """
+        from scipy.special import stdtrit  # here, for workers that need no SciPy
+
+        names = np.flatnonzero(self.occurring)
+        if len(names) < 2:  # noqa: PLR2004  nothing, or all rows of one class and right
+            return self.accuracy_interval(confidence)
+        counts = self.confusion[np.ix_(names, names)].astype(np.float64)
+        jaccard, of_class = _jaccard(counts)
+        typical = (np.diag(counts).sum() + 0.5) / (of_class.sum() + 1)
+        # An error counts for two classes: their truth and their answer.
+        row = np.full_like(counts, (1 - typical) / (2 * (len(names) - 1)))
+        np.fill_diagonal(row, typical)
+        smooth, of_smooth = _jaccard(counts + row)
+        slope = 2 / (1 + smooth) ** 2 / len(names) / of_smooth
+        effects = -np.add.outer(slope * smooth, slope * smooth)
+        np.fill_diagonal(effects, slope * (1 - smooth))
+        variance = float(((counts + row) * effects**2).sum())
+        parts = slope**2 * smooth * (1 - smooth) * of_smooth
+        level = float(stdtrit(parts.sum() ** 2 / (parts**2 / of_smooth).sum(), (1 + confidence) / 2))
+        mean = float((2 * smooth / (1 + smooth)).mean())
+        bias = float((2 / (1 + jaccard) ** 3 * jaccard * (1 - jaccard) / of_class).mean())  # of a concave function
+        return _wilson(min(1.0, self.macro_f1 + bias), mean * (1 - mean) / variance, level)
+
+    @property
+    def rare_classes(self) -> int:
+        """How many of the classes that occur have so few rows that macro F1's interval may be too narrow."""
+        return int((self.occurring & (self.support < FEW_ROWS)).sum())
 
     def as_metrics(self) -> dict[str, float]:
         """The figures by name, without those that are not known."""
@@ -212,3 +232,18 @@ class Evaluation:
 def _shares(part: Counts, whole: Counts) -> Floats:
     """part / whole, 0 where the whole is."""
     return np.asarray(np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0), np.float64)
+
+
+def _wilson(share: float, rows: float, z: float) -> Interval:
+    """Where a share of this many rows lies, within z standard errors of its own."""
+    spread = z * z / rows
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt((share * (1 - share) + spread / 4) / rows)
+    return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+
+
+def _jaccard(counts: Floats) -> tuple[Floats, Floats]:
+    """(K, K) counts → (K,) the Jaccard index of each class, and the rows that it is a share of."""
+    right = np.diag(counts)
+    rows = counts.sum(axis=0) + counts.sum(axis=1) - right
+    return right / rows, rows

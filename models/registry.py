@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.bundle import Bundle, read_bundle
+from models.bundle import Bundle, Manifest, read_bundle, read_manifest
 from models.errors import ModelError
 
 Alias = Literal["champion", "challenger"]
@@ -104,6 +104,14 @@ class Registry:
                 f"registered with {registered}"
             )
         return bundle
+
+    def manifest(self, version: int) -> Manifest:
+        """The manifest of a version; its other files are not read.
+
+        Raises:
+            ModelError: there is no such version, or its manifest is damaged.
+        """
+        return read_manifest(self.path(version))
 
     def register(self, write: Callable[[Path], object]) -> int:
         """Let `write` make a bundle in a directory of its own, then give it the next version number.

@@ -116,8 +116,9 @@ def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> N
     )
     if compared:
         out.print(
-            f"accuracy {compared.counts.gain:+.4f} ({compared.gain.low:+.4f} to {compared.gain.high:+.4f}) against "
-            f"version {compared.against} on the same {compared.counts.rows:,} images",
+            f"gain in {compared.paired.objective.name} {compared.paired.gain.value:+.4f} ({compared.gain.low:+.4f} to "
+            f"{compared.gain.high:+.4f}) against version {compared.against} on the same "
+            f"{compared.counts.rows:,} images",
             highlight=False,
         )
     out.print(f"{output} ({len(figures)} figures in {figures[0].parent})", highlight=False, markup=False)

@@ -1,8 +1,8 @@
 """`imagestream train` and `imagestream retrain`: the batch jobs that make model versions."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from rich.status import Status
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
-from streaming.cli.fit_options import with_fit_options
+from streaming.cli.fit_options import with_fit_options, with_inherited_options
 from streaming.cli.images import (
     DatasetOption,
     ImagesOption,
@@ -31,9 +31,18 @@ if TYPE_CHECKING:
 GATE = GateOptions()
 MarginOption = Annotated[
     float,
-    typer.Option(help="Promote if better than the champion by more than this; below 0: if not worse by so much."),
+    typer.Option(
+        help="Gain in --metric above which a candidate is promoted; below 0: it may be worse by less than that. "
+        "Accuracy and F1 as a share of 1, cost per image, log loss in nats."
+    ),
 ]
-ConfidenceOption = Annotated[float, typer.Option(help="How sure the paired bootstrap must be of that.")]
+ConfidenceOption = Annotated[
+    float,
+    typer.Option(
+        help="Confidence, as a share of 1, that no candidate without that gain replaces the champion, however many are "
+        "compared with it."
+    ),
+]
 
 
 @app.command()
@@ -67,7 +76,8 @@ def train(
 ) -> None:
     """Train a model on labelled images and register it; the first one becomes the champion.
 
-    A later one takes its place only if it is better on the same held-out images, as far as a paired bootstrap supports.
+    A later one takes its place only if it is shown to be better, in what the model is run for, on the same held-out
+    images.
 
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
@@ -87,18 +97,22 @@ def train(
 
 
 @app.command()
-@with_fit_options
+@with_inherited_options
 def retrain(
     context: typer.Context,
-    options: FitOptions,
+    given: Mapping[str, Any],
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Fit and compare, but register nothing and promote nothing.")
     ] = False,
     augmented: Annotated[
-        bool, typer.Option("--augmented", help="Fit on the altered copies that train --augment stored, too.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--augmented/--no-augmented",
+            help="Fit on the altered copies that train --augment stored, too; without it, if the champion was.",
+        ),
+    ] = None,
     every: Annotated[
         str | None, typer.Option(metavar="TIME", help="Do it again and again, e.g. every 24h, until stopped.")
     ] = None,
@@ -106,8 +120,9 @@ def retrain(
 ) -> None:
     """Fit a new version on all labelled features stored so far; promote it if it is better than the champion.
 
-    Both answer the same held-out images, which neither was fitted on; better is what a paired bootstrap supports. No
-    image is read and no feature computed again. A running stream takes up the new champion at its next micro-batch.
+    It is fitted as the champion was, but for the options that are given. Both answer the same held-out images, which
+    neither was fitted on, and are compared by what the model is run for. No image is read and no feature computed
+    again. A running stream takes up the new champion at its next micro-batch.
 
     Example: imagestream retrain --every 24h --margin 0.005
     """
@@ -119,7 +134,7 @@ def retrain(
 
     with stopping_cleanly(), err.status("starting …") as status:
         tell = telling(status)
-        result = run(settings_of(context), options, gate, dry_run=dry_run, augmented=augmented, on_step=tell)
+        result = run(settings_of(context), given, gate, dry_run=dry_run, augmented=augmented, on_step=tell)
     warn(result.warnings)
     tell_result(result, json_file)
 
@@ -153,15 +168,20 @@ def telling(status: Status) -> Callable[[str], None]:
 
 def summary_of(result: "TrainResult") -> dict[str, Any]:
     """The machine-readable summary of a training."""
-    counts = result.verdict.counts
+    verdict, paired = result.verdict, result.verdict.paired
     return {
         "version": result.version,
         "bundle_sha256": result.sha256,
         "promoted": result.promoted,
         "why": result.why,
-        "paired_counts": asdict(counts) if counts else None,
-        "gain": counts.gain if counts else None,
-        "gain_above": result.verdict.low,
+        "metric": str(result.objective),
+        "inherited": dict(result.inherited),
+        "paired_counts": asdict(paired.counts) if paired else None,
+        "gain": paired.gain.value if paired else None,
+        "gain_above": verdict.low,
+        "gain_confidence": verdict.confidence,
+        "look": verdict.look if paired else None,
+        "images_needed": verdict.needed,
         "training_rows": result.training_rows,
         "fingerprint": result.fingerprint,
         "left_out": result.n_bad,
@@ -185,6 +205,15 @@ def tell_result(result: "TrainResult", json_file: Path | None) -> None:
         f" on {found.rows:,} held-out images",
         highlight=False,
     )
+    if kept := changed_by(result.inherited):
+        out.print(f"as the champion: {kept}", highlight=False, markup=False)
     verdict = ("would be " if result.version is None else "is ") + ("champion" if result.promoted else "not promoted")
     out.print(f"{name} {verdict}: {result.why}", highlight=False)
     write_json(json_file, summary_of(result))
+
+
+def changed_by(inherited: Mapping[str, Any]) -> str:
+    """The inherited options that are not the defaults of `train`, in words."""
+    usual = {field.name: field.default for field in fields(FitOptions)}
+    changed = {name: value for name, value in inherited.items() if value != usual[name]}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changed.items())

@@ -7,7 +7,7 @@ import typer
 from rich.status import Status
 
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
-from streaming.cli.fit_options import OPTIONS
+from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.images import (
     DatasetOption,
     ImagesOption,
@@ -91,6 +91,7 @@ def train_cnn(
             metavar="T", help="Of two classes: a number, f1 or cost:FP:FN, on validation.", rich_help_panel=LEARNING
         ),
     ] = None,
+    metric: Annotated[str | None, METRIC] = None,
     class_weight: Annotated[
         list[str] | None,
         typer.Option(metavar="CLASS=W", help="How much its images count; repeatable.", rich_help_panel=LEARNING),
@@ -149,7 +150,17 @@ def train_cnn(
     from streaming.training.train_cnn import train_cnn as run
 
     network = CNNOptions(
-        architecture, weights, input_size, unfreeze, holdout, validation, schedule, patience, threshold, group_by
+        architecture,
+        weights,
+        input_size,
+        unfreeze,
+        holdout,
+        validation,
+        schedule,
+        patience,
+        threshold,
+        metric,
+        group_by,
     )
     hint = "train again with --resume to go on after the last whole epoch"
     with stoppable(hint), stopping_cleanly(), _Live(options) as live:

@@ -165,7 +165,7 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
     words = ["imagestream"] if settings.home == HOME.absolute() else ["imagestream", "--home", str(settings.home)]
     best = found.best
     if given["images"] is None and given["dataset"] is None:
-        return shlex.join(command_of(best.options, [*words, "retrain"]))
+        return shlex.join(command_of(best.options, [*words, "retrain"], every=True))
     words.append("train")
     usual = {"backbone": DEFAULT_BACKBONE, "weights": "imagenet", "output": "pooled"}
     for name, value in given.items():

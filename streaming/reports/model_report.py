@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.bundle import Bundle
-from models.evaluation import Interval
+from models.paired import gain_interval
 from models.projection import PCA
 from models.registry import Registry
 from models.scorer import load_head
@@ -26,7 +26,8 @@ from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport
 from streaming.settings import Settings
 from streaming.tables import Table
 from streaming.training.evaluate import evaluate, most_confident_mistakes, sample_predictions
-from streaming.training.gate import PairedCounts, lower_bound, paired_counts
+from streaming.training.gate import pair
+from streaming.training.inherit import objective_of
 
 SAMPLES = GRID * GRID
 MISTAKES = 12
@@ -67,7 +68,7 @@ def model_report(
 
     Args:
         features: the service's table of them.
-        seed: picks the samples, and seeds the bootstrap.
+        seed: picks the samples.
     """
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by
@@ -83,7 +84,7 @@ def model_report(
             )
         fitted = evaluate(rows.where(seen), head)
         support = dict(zip(fitted.classes, fitted.support.tolist(), strict=True))
-        comparison = _compare(spark, features, ours, other, holdout, seed) if other else None
+        comparison = _compare(spark, features, ours, other, holdout) if other else None
         answers = sample_predictions(holdout, head, SAMPLES, seed), most_confident_mistakes(holdout, head, MISTAKES)
     finally:
         holdout.unpersist()
@@ -107,16 +108,7 @@ def model_report(
     )
 
 
-def gain_interval(counts: PairedCounts, seed: int) -> Interval:
-    """Where the gain in accuracy lies with `CONFIDENCE`, by the gate's own paired bootstrap, from both sides."""
-    swapped = PairedCounts(counts.both, counts.only_champion, counts.only_candidate, counts.neither)
-    one_sided = (1 + CONFIDENCE) / 2
-    return Interval(lower_bound(counts, one_sided, seed), -lower_bound(swapped, one_sided, seed))
-
-
-def _compare(
-    spark: SparkSession, features: Table, ours: Version, other: Version, holdout: DataFrame, seed: int
-) -> Comparison:
+def _compare(spark: SparkSession, features: Table, ours: Version, other: Version, holdout: DataFrame) -> Comparison:
     """Both versions on the images of our holdout that the other was not fitted on and that both have features of."""
     rows = unseen_by(holdout, fitted_on(other.bundle, features.directory.parent))
     their_rows = rows
@@ -131,9 +123,9 @@ def _compare(
             f"versions {ours.number} and {other.number} cannot be compared: there is no labelled image that neither "
             "was fitted on and that has stored features of both backbones"
         )
-    counts = paired_counts(head, rows, their_head, their_rows)
+    paired = pair(head, rows, their_head, their_rows, objective_of(ours.bundle.manifest))
     theirs = evaluate(their_rows, their_head)
-    return Comparison(other.number, evaluation, theirs, counts, gain_interval(counts, seed))
+    return Comparison(other.number, evaluation, theirs, paired, gain_interval(paired.gain, CONFIDENCE))
 
 
 def _with_images(spark: SparkSession, features: Table, bundle: Bundle, *answers: pa.Table) -> list[list[Sample]]:

@@ -8,11 +8,12 @@ from models.arrays import Features
 from models.bundle import Bundle
 from models.decode import Resize
 from models.evaluation import Evaluation, Interval
+from models.paired import PairedCounts
 from streaming.reports.plots import Sample
 from streaming.reports.thumbnails import thumbnail
 
 if TYPE_CHECKING:
-    from streaming.training.gate import PairedCounts
+    from streaming.training.gate import Paired
 
 CONFIDENCE = 0.95
 
@@ -24,15 +25,19 @@ class Comparison:
     Attributes:
         against: the other version.
         ours, theirs: what each is worth on these images.
-        counts: how many each of them got right; the candidate is ours, the champion theirs.
-        gain: where the difference in accuracy, ours less theirs, lies with `CONFIDENCE`, by the paired bootstrap.
+        paired: their answers, by what our version is run for; the candidate is ours, the champion theirs.
+        gain: where our gain in that lies with `CONFIDENCE`; see docs/statistics.md.
     """
 
     against: int
     ours: Evaluation
     theirs: Evaluation
-    counts: "PairedCounts"
+    paired: "Paired"
     gain: Interval
+
+    @property
+    def counts(self) -> PairedCounts:
+        return self.paired.counts
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
             "seed": str(data.seed),
             **({} if data.group_by is None else {"grouped by": data.group_by}),
         },
+        "Fit": {name.replace("_", " "): str(value) for name, value in manifest.fit.items()},
         "Libraries": dict(manifest.libraries),
     }
 
@@ -127,11 +133,12 @@ def summary_of(report: ModelReport) -> dict[str, Any]:
             "against": compared.against,
             "metrics": compared.ours.as_metrics(),
             "against_metrics": compared.theirs.as_metrics(),
+            "metric": str(compared.paired.objective),
             "both_right": compared.counts.both,
             "only_this_right": compared.counts.only_candidate,
             "only_other_right": compared.counts.only_champion,
             "neither_right": compared.counts.neither,
-            "gain": compared.counts.gain,
+            "gain": compared.paired.gain.value,
             "gain_low": compared.gain.low,
             "gain_high": compared.gain.high,
         }

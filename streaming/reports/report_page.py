@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.evaluation import Evaluation, Interval
+from models.evaluation import FEW_ROWS, Evaluation, Interval
 from streaming.reports import plots
 from streaming.reports.plots import Sample, png
 from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport
@@ -112,7 +112,7 @@ def _headline(found: Evaluation) -> str:
     level = f"{CONFIDENCE:.0%}"
     figures = [
         ("Accuracy", f"{found.accuracy:.2%}", f"{level}: {_between(found.accuracy_interval(CONFIDENCE), '.2%')}"),
-        ("Macro F1", f"{found.macro_f1:.4f}", f"{level}: {_between(found.macro_f1_interval(CONFIDENCE), '.4f')}"),
+        ("Macro F1", f"{found.macro_f1:.4f}", _macro_f1_interval(found, level)),
         ("Log loss", f"{found.log_loss:.4f}", f"nats; {found.log_loss_from_logits:.4f} from logits, unclipped"),
         ("ROC AUC", f"{found.macro_auc:.4f}", f"mean, one against the rest; weighted {found.weighted_auc:.4f}"),
         ("Calibration error", f"{found.calibration_error:.4f}", "mean gap between how sure and how often right"),
@@ -129,14 +129,22 @@ def _headline(found: Evaluation) -> str:
     return _grid("row", cards)
 
 
+def _macro_f1_interval(found: Evaluation, level: str) -> str:
+    interval = _between(found.macro_f1_interval(CONFIDENCE), ".4f")
+    if not found.rare_classes:
+        return f"{level}: {interval}"
+    return f"{interval}; less than {level} sure: {found.rare_classes} classes have fewer than {FEW_ROWS} images"
+
+
 def _comparison(compared: Comparison) -> Iterable[str]:
-    counts, ours, theirs = compared.counts, compared.ours, compared.theirs
+    paired, ours, theirs = compared.paired, compared.ours, compared.theirs
+    counts = paired.counts
     low, high = compared.gain
     verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
     sentence = (
         f"On {counts.rows:,} images that neither version was fitted on, this version is {verdict} version "
-        f"{compared.against}: its accuracy differs by {counts.gain:+.2%}, with {CONFIDENCE:.0%} confidence by "
-        f"{low:+.2%} to {high:+.2%} (paired bootstrap)."
+        f"{compared.against}: its gain in {paired.objective.name} is {paired.gain.value:+.4f}, with {CONFIDENCE:.0%} "
+        f"confidence between {low:+.4f} and {high:+.4f} (paired Bayesian bootstrap)."
     )
     names = {"accuracy": "accuracy", "macro_f1": "macro F1", "log_loss": "log loss", "macro_auc": "ROC AUC"}
     names |= {"calibration_error": "calibration error"}

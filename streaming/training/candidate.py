@@ -30,6 +30,8 @@ from models.bundle import (
 )
 from models.drift import DriftReference
 from models.fitted_on import BloomFilter, FittedOn
+from models.objective import ACCURACY, Objective
+from models.paired import PairedCounts
 from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
@@ -40,7 +42,7 @@ from streaming.training.choose_threshold import with_threshold
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
-from streaming.training.gate import PairedCounts, paired_counts
+from streaming.training.gate import Paired, pair
 from streaming.training.reference import drift_reference
 
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pyspark", "scipy", "tensorflow")
@@ -85,8 +87,12 @@ class Candidate:
 class Comparison:
     """The champion beside a candidate, on images that neither was fitted on."""
 
-    counts: PairedCounts
+    paired: Paired
     champion: Evaluation
+
+    @property
+    def counts(self) -> PairedCounts:
+        return self.paired.counts
 
 
 def make_candidate(rows: DataFrame, options: FitOptions, backbone: BloomFilter | None = None) -> Candidate:
@@ -106,7 +112,8 @@ def make_candidate(rows: DataFrame, options: FitOptions, backbone: BloomFilter |
     warnings = check_sides(images, split)
     training = split.sides(rows)[0]
     fitted = with_threshold(fit(training, options), training, options)
-    return judge(fitted, split, images, options.as_record(), backbone, warnings)
+    copies = {"augmented": 1} if "augmentation" in rows.columns else {}
+    return judge(fitted, split, images, options.as_record() | copies, backbone, warnings)
 
 
 def judge(
@@ -141,7 +148,13 @@ def judge(
     return Candidate(fitted, evaluation, split, record, training, holdout, backbone, warnings)
 
 
-def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame, seen: FittedOn) -> Comparison:
+def compare(
+    candidate: Candidate,
+    champion: Bundle,
+    champion_rows: DataFrame,
+    seen: FittedOn,
+    objective: Objective = ACCURACY,
+) -> Comparison:
     """The answers of both to the candidate's holdout, without images that the champion was fitted on.
 
     Args:
@@ -153,8 +166,8 @@ def compare(candidate: Candidate, champion: Bundle, champion_rows: DataFrame, se
     unseen = unseen_by(champion_rows.join(ids, "image_id", "left_semi"), seen)
     unseen = unseen.select("image_id", "label", "features").persist()
     try:
-        counts = paired_counts(candidate.fitted.head, candidate.holdout, head, unseen)
-        return Comparison(counts, evaluate(unseen, head))
+        paired = pair(candidate.fitted.head, candidate.holdout, head, unseen, objective)
+        return Comparison(paired, evaluate(unseen, head))
     finally:
         unseen.unpersist()
 

@@ -46,7 +46,10 @@ def aim_for(wanted: str, n_classes: int) -> ThresholdAim:
         ServiceError: other than two classes.
     """
     if n_classes != 2:  # noqa: PLR2004
-        raise ServiceError(f"a threshold is for two classes, there are {n_classes}; leave out --threshold")
+        raise ServiceError(
+            f"a threshold is for two classes, there are {n_classes}; leave out --threshold, or give --threshold none "
+            "where it would be the champion's"
+        )
     return parse_threshold(wanted)
 
 

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.classifier import softmax
-from models.evaluation import Evaluation
+from models.evaluation import UNIT, Evaluation
 from models.evaluation_sums import EvaluationSums
 from models.scorer import Head
 from streaming.files import as_matrix
@@ -46,8 +47,13 @@ def evaluate(rows: DataFrame, head: Head) -> Evaluation:
     return _merged(parts.toArrow().to_batches(), classes, n_outputs).result()
 
 
-def predict(rows: DataFrame, head: Head) -> DataFrame:
-    """The answer to each of the rows (features, and any others, which are kept): predicted, confidence (0..1)."""
+def predict(rows: DataFrame, head: Head, *, floor: float | None = None) -> DataFrame:
+    """The answer to each of the rows (features, and any others, which are kept): predicted, confidence (0..1).
+
+    Args:
+        floor: with the loss, too, for rows with a label: the negative log of the label's probability, of this at least,
+            in nats and whole multiples of 2⁻²⁴. A label that the model does not know has this probability.
+    """
     kept = [field for field in rows.schema.fields if field.name != "features"]
     names = [field.name for field in kept]
 
@@ -59,9 +65,14 @@ def predict(rows: DataFrame, head: Head) -> DataFrame:
                 predicted = pa.array(head.classes).take(pa.array(best))
                 confidence = pa.array(probabilities[np.arange(len(best)), best].astype(np.float64))
                 columns = [*(batch.column(name) for name in names), predicted, confidence]
-                yield pa.RecordBatch.from_arrays(columns, [*names, "predicted", "confidence"])
+                if floor is not None:
+                    columns.append(pa.array(_losses(probabilities, batch.column("label"), head.classes, floor)))
+                yield pa.RecordBatch.from_arrays(columns, new_names)
 
     schema = rows.select(*names).schema.add("predicted", "string").add("confidence", "double")
+    if floor is not None:
+        schema = schema.add("loss", "double")
+    new_names = schema.names
     return rows.mapInArrow(answer, schema)
 
 
@@ -84,3 +95,12 @@ def _merged(batches: Iterable[pa.RecordBatch], classes: tuple[str, ...], n_outpu
         for data in batch.column("sums"):
             merged.merge(EvaluationSums.from_bytes(classes, n_outputs, data.as_py()))
     return merged
+
+
+def _losses(
+    probabilities: NDArray[np.float32], labels: pa.Array, classes: tuple[str, ...], floor: float
+) -> NDArray[np.float64]:
+    """(N, C) probabilities → (N) nats."""
+    truth = pc.index_in(labels, pa.array(classes)).fill_null(-1).to_numpy()
+    of_true = np.where(truth < 0, 0.0, probabilities[np.arange(len(truth)), truth].astype(np.float64))
+    return np.asarray(np.rint(-np.log(np.maximum(of_true, floor)) / UNIT) * UNIT)

@@ -3,15 +3,18 @@
 Apart from the fit and the gate themselves so that the command line, which shows the defaults, need not import Spark.
 """
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from models.objective import resolve_objective
 from models.threshold import parse_threshold
 from streaming.errors import ServiceError
 
 ProjectionKind = Literal["pca", "random", "randomized_pca", "none"]
 ClassifierKind = Literal["logistic_regression", "mlp"]
 MAX_HIDDEN_LAYERS = 16
+NO_THRESHOLD = "none"  # in place of a threshold: the more probable class, whatever the champion has
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,9 @@ class FitOptions:
         threshold: of two classes, the probability from which on the second one (in order of their names) is answered:
             a number, or `f1` or `cost:FP:FN` for the one that is best in that; see `models.threshold`. None for the
             more probable class.
+        metric: what the model is run for, by which the gate compares it with the champion: `accuracy`, `cost:FP:FN` (or
+            `cost`, with a threshold by costs), `f1`, `macro_f1` or `log_loss`; see `models.objective`. None for what
+            the threshold optimises, else what the champion is run for, else accuracy.
         holdout: the share of the images, by hash of their content, that is held out to judge the model by.
         group_by: images of one group are on one side of the split: `source`, `key`, or a regular expression whose group
             is taken from the source; `none`, or None for the champion's. See `streaming.images.groups`.
@@ -47,6 +53,7 @@ class FitOptions:
     elastic_net: float = 0.0
     block_size: int = 128
     threshold: str | None = None
+    metric: str | None = None
     holdout: float = 0.2
     group_by: str | None = None
     seed: int = 42
@@ -67,6 +74,7 @@ class FitOptions:
         ]
         if self.threshold is not None:
             parse_threshold(self.threshold)
+        resolve_objective(self.metric, self.threshold)
         for name, fits, wanted in checks:
             if not fits:
                 raise ServiceError(f"{name.replace('_', ' ')} should be {wanted}, got {getattr(self, name)!r}")
@@ -83,17 +91,19 @@ class GateOptions:
     """What a candidate must show.
 
     Attributes:
-        margin: by how much accuracy it must be better, as a share of 1. A negative margin asks that it be no worse by
-            more than that: for handing over to a model that was fitted on more, or newer, images.
-        confidence: the share of the draws in which it must be so.
+        margin: by how much it must be better in the objective: accuracy and F1 as a share of 1, cost per image, log
+            loss in nats. A negative margin asks that it be no worse by more than that: for handing over to a model that
+            was fitted on more, or newer, images.
+        confidence: that a champion is not replaced by a candidate that does not pass the margin, however many
+            candidates are compared with it; see `streaming.training.gate.confidence_of_look`.
     """
 
     margin: float = 0.0
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        if not -1 < self.margin < 1:
-            raise ServiceError(f"the margin is a difference of accuracy between -1 and 1, got {self.margin}")
+        if not math.isfinite(self.margin):
+            raise ServiceError(f"the margin is a number such as 0.01, got {self.margin}")
         if not 0.5 <= self.confidence < 1:  # noqa: PLR2004
             raise ServiceError(f"the confidence is at least 0.5 and below 1, got {self.confidence}")
 

@@ -1,45 +1,45 @@
 """The gate: whether a candidate takes the champion's place, by the answers of both to the same images.
 
-Only images that one of the two gets right and the other wrong tell them apart. The paired bootstrap draws as many
-images as there are, with replacement, again and again, and looks at the candidate's gain in accuracy in each draw
-(Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 16). Of an image nothing counts but which of
-the two were right, so a draw is one of four counts, multinomial, and the images need not leave the workers.
+They are compared by the objective that the model is run for (`models.objective`). The answers are counted on the
+workers; the driver gets counts of differences, or for F1 of (truth, answer, answer), and `models.paired` says what the
+gain is above. docs/statistics.md states the procedure, its assumptions and its error rates.
 
-A gate that is passed again and again with the same holdout is passed by chance some day: the holdout should grow with
-the data, as it does here.
+Every look at a holdout is a chance to err, so the looks share the error that `GateOptions.confidence` leaves.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
+from models.errors import ModelError
+from models.evaluation import UNIT
+from models.objective import ACCURACY, LEAST_PROBABILITY, Objective
+from models.paired import F1Gain, Gain, MeanGain, PairedCounts, images_needed
+from models.registry import Registry
 from models.scorer import Head
 from streaming.training.evaluate import predict
 from streaming.training.fit_options import GateOptions
 
-DRAWS = 10_000
+__all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "refuse_costly_int8"]
+
 MAX_INT8_COST = 0.01  # of accuracy
+MAX_F1_IMAGES = 2**18  # compared by F1, so that no more kinds of answers than that reach the driver
+BINS_PER_DOUBLING = (
+    8  # of the differences in log loss: each bin keeps its mean, so that only spreads below 9 % are lost
+)
+MANY_LOOKS = 5  # from which on the verdict says how to get a fresh holdout
 
 
 @dataclass(frozen=True)
-class PairedCounts:
-    """How many images each of two models got right."""
+class Paired:
+    """Two models on the same images: who was right, and the gain in the objective."""
 
-    both: int = 0
-    only_candidate: int = 0
-    only_champion: int = 0
-    neither: int = 0
-
-    @property
-    def rows(self) -> int:
-        return self.both + self.only_candidate + self.only_champion + self.neither
-
-    @property
-    def gain(self) -> float:
-        """The candidate's accuracy less the champion's."""
-        return (self.only_candidate - self.only_champion) / max(1, self.rows)
+    objective: Objective
+    counts: PairedCounts
+    gain: Gain
 
 
 @dataclass(frozen=True)
@@ -47,65 +47,185 @@ class Verdict:
     """What the gate says.
 
     Attributes:
-        low: what the candidate's gain is above with the confidence that was asked for; None if nothing was compared.
+        paired: what was compared; None if nothing was.
+        low: what the candidate's gain is above with `confidence`.
+        confidence: of this look; see `confidence_of_look`.
+        look: how many candidates this holdout has judged against this champion, this one included.
+        needed: about how many images like these would show the gain; None if it is shown, or no number would.
     """
 
     promote: bool
     why: str
-    counts: PairedCounts | None = None
+    paired: Paired | None = None
     low: float | None = None
+    confidence: float | None = None
+    look: int = 1
+    needed: int | None = None
 
 
-def paired_counts(candidate: Head, candidate_rows: DataFrame, champion: Head, champion_rows: DataFrame) -> PairedCounts:
-    """Count, on the workers, which of two models answer right where both have rows (image_id, label, features).
+def pair(
+    candidate: Head,
+    candidate_rows: DataFrame,
+    champion: Head,
+    champion_rows: DataFrame,
+    objective: Objective = ACCURACY,
+) -> Paired:
+    """Count, on the workers, the answers of two models where both have rows (image_id, label, features).
 
     The rows of the two differ in their features where the models have different backbones. The label is that of the
     candidate's.
+
+    Raises:
+        ModelError: the objective is for two classes, and the candidate has others.
     """
-    ours = predict(candidate_rows, candidate).select("image_id", "label", F.col("predicted").alias("ours"))
-    theirs = predict(champion_rows, champion).select("image_id", F.col("predicted").alias("theirs"))
-    right = F.struct((F.col("ours") == F.col("label")).alias("a"), (F.col("theirs") == F.col("label")).alias("b"))
-    found = {
-        (row.right.a, row.right.b): row["count"]
-        for row in ours.join(theirs, "image_id").groupBy(right.alias("right")).count().collect()
-    }
-    cases = ((True, True), (True, False), (False, True), (False, False))
-    return PairedCounts(*(found.get(case, 0) for case in cases))
+    objective.check_classes(len(candidate.classes))
+    by_loss = objective.metric == "log_loss"
+    floor = LEAST_PROBABILITY if by_loss else None
+    losses = [F.col("loss")] if by_loss else []
+    ours = predict(candidate_rows, candidate, floor=floor)
+    theirs = predict(champion_rows, champion, floor=floor)
+    ours = ours.select(
+        "image_id", "label", F.col("predicted").alias("ours"), *(one.alias("our_loss") for one in losses)
+    )
+    theirs = theirs.select("image_id", F.col("predicted").alias("theirs"), *(one.alias("their_loss") for one in losses))
+    both = ours.join(theirs, "image_id")
+    if objective.metric in {"f1", "macro_f1"}:
+        names = sorted({*candidate.classes, *champion.classes})
+        only = names.index(candidate.classes[1]) if objective.metric == "f1" else None
+        return _paired_f1(both, objective, names, only)
+    return _paired_mean(both, objective, candidate.classes)
 
 
-def lower_bound(counts: PairedCounts, confidence: float, seed: int) -> float:
-    """The gain that the share `confidence` of bootstrap draws is not below."""
-    cases = np.array([counts.only_candidate, counts.only_champion, counts.both + counts.neither])
-    draws = np.random.default_rng(seed).multinomial(counts.rows, cases / counts.rows, DRAWS)
-    gains = (draws[:, 0] - draws[:, 1]) / counts.rows
-    return float(np.quantile(gains, 1 - confidence, method="lower"))
+def confidence_of_look(confidence: float, look: int) -> float:
+    """With which confidence the look number `look` (from 1) at a holdout is judged.
+
+    It may err with (1 − confidence) / (look · (look + 1)), so that all looks together err with at most 1 − confidence,
+    however many there are: alpha spending, started again with each promotion (Javanmard and Montanari 2018, "Online
+    Rules for Control of False Discovery Rate and False Discovery Exceedance", Annals of Statistics 46).
+    """
+    return 1 - (1 - confidence) / (look * (look + 1))
 
 
-def decide(counts: PairedCounts, options: GateOptions, seed: int) -> Verdict:
-    """Promote a candidate whose gain is above the margin, as far as the paired bootstrap supports it.
+def looks_at(registry: Registry, champion: int, seed: int) -> int:
+    """How many candidates the holdout of this seed has judged against the champion so far.
+
+    Those are the versions that were registered after it with the same seed. A dry run registers nothing.
+    """
+
+    def was_judged(version: int) -> bool:
+        try:
+            return registry.manifest(version).training_data.seed == seed
+        except ModelError:  # damaged: it may have been
+            return True
+
+    return sum(was_judged(version) for version in registry.versions() if version > champion)
+
+
+def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
+    """Promote a candidate whose gain is shown to be above the margin.
 
     Args:
-        counts: of a holdout on which neither was fitted.
+        paired: on a holdout on which neither model was fitted.
+        look: how many candidates were judged on it, this one included.
     """
-    if not counts.rows:
+    gain, counts, objective, margin = paired.gain, paired.counts, paired.objective, options.margin
+    if not gain.rows:
         return Verdict(False, "not one held-out image has features for both backbones, so nothing was compared")
-    low = lower_bound(counts, options.confidence, seed)
-    promote = low > options.margin
-    if options.margin < 0:
-        verdict = ("is not " if promote else "may be ") + f"worse by {-options.margin:.4f}"
+    confidence = confidence_of_look(options.confidence, look)
+    promote = gain.doubt(margin, 1 - confidence) < 1 - confidence
+    low = gain.lower_bound(confidence)
+    needed = None if promote else images_needed(gain, margin, 1 - confidence)
+    if margin < 0:
+        verdict = ("is not " if promote else "may be ") + f"worse by {-margin:.4f}"
     else:
-        verdict = ("is" if promote else "is not shown to be") + f" better by more than {options.margin:.4f}"
+        verdict = ("is" if promote else "is not shown to be") + f" better by more than {margin:.4f}"
     why = (
-        f"accuracy {counts.gain:+.4f} on the same {counts.rows:,} images ({counts.only_candidate:,} right by the "
-        f"candidate only, {counts.only_champion:,} by the champion only), above {low:+.4f} with "
-        f"{options.confidence:.0%} confidence: the candidate {verdict}"
+        f"gain in {objective.name} {gain.value:+.4f} on the same {gain.rows:,} images ({counts.only_candidate:,} right "
+        f"by the candidate only, {counts.only_champion:,} by the champion only), above {low:+.4f} with "
+        f"{confidence:.4g} confidence: the candidate {verdict}"
     )
-    return Verdict(promote, why, counts, low)
+    return Verdict(
+        promote, why + _advice(promote, needed, look, options.confidence), paired, low, confidence, look, needed
+    )
 
 
 def refuse_costly_int8(verdict: Verdict, cost: float | None) -> Verdict:
     """Whatever the comparison says, 8-bit integers must not cost more than one point of accuracy."""
     if cost is None or cost <= MAX_INT8_COST:
         return verdict
-    why = f"int8 costs {cost:.4f} of accuracy, more than the {MAX_INT8_COST} allowed; {verdict.why}"
-    return Verdict(False, why, verdict.counts, verdict.low)
+    return replace(
+        verdict,
+        promote=False,
+        why=f"int8 costs {cost:.4f} of accuracy, more than the {MAX_INT8_COST} allowed; {verdict.why}",
+    )
+
+
+def _advice(promote: bool, needed: int | None, look: int, confidence: float) -> str:
+    """What a verdict adds: how many images it would take, and that there were earlier looks."""
+    text = ""
+    if not promote:
+        text = f"; about {needed:,} images like these would show it" if needed else "; more images like these would not"
+    if look > 1:
+        text += (
+            f"; look {look} at this holdout since the champion was promoted, all together {confidence:.4g} confident"
+        )
+    if look >= MANY_LOOKS:
+        text += "; to judge on fresh images, label more of them and change --seed"
+    return text
+
+
+def _paired_mean(both: DataFrame, objective: Objective, classes: Sequence[str]) -> Paired:
+    """From counts of the differences: five of them at most, or some hundred bins of log loss."""
+    difference = _difference(objective, classes)
+    key = _bin(difference) if objective.metric == "log_loss" else difference
+    # Differences are whole multiples of 2⁻²⁴, or all the same within a bin: no order of the rows changes their mean.
+    found = (
+        both.groupBy(*_right(), key.alias("key"))
+        .agg(F.count(F.lit(1)).alias("n"), F.avg(difference).alias("mean"))
+        .orderBy("key", "a", "b")
+        .collect()
+    )
+    values, counts = np.array([row.mean for row in found], np.float64), np.array([row.n for row in found], np.int64)
+    return Paired(objective, _counts(found), MeanGain(values, counts, objective.most))
+
+
+def _paired_f1(both: DataFrame, objective: Objective, classes: Sequence[str], only: int | None) -> Paired:
+    """From counts of (truth, answer, answer); of so many images at most that these are bounded, picked by hash."""
+    rows = both.count()
+    if rows > MAX_F1_IMAGES:
+        share = int(2**32 * MAX_F1_IMAGES / rows)
+        both = both.where(F.pmod(F.xxhash64("image_id", F.lit("F1")), F.lit(2**32)) < share)
+    by_answer = both.groupBy("label", "ours", "theirs", *_right()).agg(F.count(F.lit(1)).alias("n"))
+    found = by_answer.orderBy("label", "ours", "theirs").collect()
+    numbers = {name: number for number, name in enumerate(dict.fromkeys([*classes, *(row.label for row in found)]))}
+    cells = [[numbers[row.label], numbers[row.ours], numbers[row.theirs]] for row in found]
+    counts = np.array([row.n for row in found], np.int64)
+    gain = F1Gain(len(numbers), np.array(cells, np.int64).reshape(-1, 3), counts, only)
+    return Paired(objective, _counts(found), gain)
+
+
+def _right() -> tuple[Column, Column]:
+    """Whether the candidate is right, and whether the champion is."""
+    return (F.col("ours") == F.col("label")).alias("a"), (F.col("theirs") == F.col("label")).alias("b")
+
+
+def _difference(objective: Objective, classes: Sequence[str]) -> Column:
+    """What an image adds to the gain: the champion's loss less the candidate's."""
+    if objective.metric == "log_loss":
+        return F.col("their_loss") - F.col("our_loss")
+    loss = F.lit(1.0)
+    if objective.costs is not None:
+        loss = F.when(F.col("label") == classes[1], objective.costs[1]).otherwise(objective.costs[0])
+    right, theirs_right = (F.col(answer) == F.col("label") for answer in ("ours", "theirs"))
+    return loss * (right.cast("int") - theirs_right.cast("int"))
+
+
+def _bin(difference: Column) -> Column:
+    """A number for all differences that are about the same: none, or within 9 % of each other."""
+    size = 1 + F.floor(F.log2(F.abs(difference) / F.lit(UNIT)) * BINS_PER_DOUBLING)
+    return F.when(difference == 0, 0.0).otherwise(F.signum(difference) * size)
+
+
+def _counts(found: Sequence[Row]) -> PairedCounts:
+    cases = ((True, True), (True, False), (False, True), (False, False))
+    return PairedCounts(*(sum(row.n for row in found if (row.a, row.b) == case) for case in cases))

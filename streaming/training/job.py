@@ -1,13 +1,15 @@
-"""What every training does with a candidate: compare it, register it, promote it by the gate, and tell of it."""
+"""What every training does with a candidate: compare it, register it, promote it by the gate, and report it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
 from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import BadImage, decode
+from models.objective import ACCURACY, Objective
 from models.registry import CHAMPION, Registry
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
@@ -20,7 +22,7 @@ from streaming.training.candidate import BackboneParts, Candidate, Comparison, c
 from streaming.training.evaluate import Evaluation
 from streaming.training.fit import in_order, variance_kept
 from streaming.training.fit_options import GateOptions
-from streaming.training.gate import Verdict, decide, refuse_costly_int8
+from streaming.training.gate import Verdict, decide, looks_at, pair, refuse_costly_int8
 from streaming.training.tracking import track_run
 
 GOLDEN_IMAGES = 4
@@ -38,6 +40,8 @@ class TrainResult:
         n_components: what the projection gives the classifier.
         threshold: of two classes, the probability from which on the second one is answered; None for the more probable.
         metrics: as the manifest keeps them.
+        objective: what the model is run for, by which it was compared.
+        inherited: the options that a retraining took over from the champion.
     """
 
     version: int | None
@@ -56,11 +60,18 @@ class TrainResult:
     bad: dict[str, str]  # image → why it was left out, of the first ones
     n_bad: int
     warnings: list[str]
+    objective: Objective
+    inherited: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the steps of one training share."""
+    """What the steps of one training share.
+
+    Attributes:
+        objective: what the candidate and the champion are compared by.
+        inherited: the options that were taken over from the champion.
+    """
 
     settings: Settings
     spark: SparkSession
@@ -71,6 +82,11 @@ class Job:
     by: str
     augment: int = 0
     group_by: str | None = None
+    objective: Objective = ACCURACY
+    inherited: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.objective.check_margin(self.gate.margin)
 
     @property
     def features(self) -> Table:
@@ -100,18 +116,18 @@ class Job:
         backbone_sha256: str,
         read: Featurized | None,
         *,
-        float_accuracy: float | None = None,
+        exact: Candidate | None = None,
         dry_run: bool = False,
     ) -> TrainResult:
-        """Compare, register and promote a candidate, and tell of it.
+        """Compare, register and promote a candidate, and report it.
 
         Args:
             rows: what it was split from; unpersisted.
+            exact: the same in float32, of a candidate in 8-bit integers.
         """
         comparison = self._compared(candidate, rows, backbone_sha256)
-        cost = None if float_accuracy is None else float_accuracy - candidate.evaluation.accuracy
-        verdict = self._verdict(comparison, candidate.split.seed, cost)
-        more = {} if cost is None or float_accuracy is None else {"float_accuracy": float_accuracy, "int8_cost": cost}
+        more = {} if exact is None else int8_metrics(exact, candidate)
+        verdict = self._verdict(comparison, candidate.split.seed, more.get("int8_cost"))
         version = sha256 = None
         if not dry_run:
             version, sha256 = register(self.registry, candidate, parts, more)
@@ -135,6 +151,8 @@ class Job:
             bad=read.bad if read else {},
             n_bad=read.n_bad if read else 0,
             warnings=[*(read.warnings() if read else []), *self._left_out(backbone_sha256), *candidate.warnings],
+            objective=self.objective,
+            inherited=self.inherited,
         )
         if not dry_run:
             self._track(result, candidate, parts.entry)
@@ -148,7 +166,7 @@ class Job:
         return [f"left out {n:,} images whose very bytes come with different labels: give one by 'imagestream label'"]
 
     def _track(self, result: TrainResult, candidate: Candidate, backbone: BackboneEntry) -> None:
-        """Tell MLflow of it, if the settings name a server."""
+        """Log it to MLflow, if the settings name a server."""
         uri = self.settings.mlflow_tracking_uri
         if uri is None:
             return
@@ -171,20 +189,30 @@ class Job:
         theirs = (
             rows if same else labelled_features(self.spark, self.features, sha256, group_by=candidate.split.group_by)
         )
-        return compare(candidate, self.champion, theirs, fitted_on(self.champion, self.settings.tables_dir))
+        seen = fitted_on(self.champion, self.settings.tables_dir)
+        return compare(candidate, self.champion, theirs, seen, self.objective)
 
     def _verdict(self, comparison: Comparison | None, seed: int, int8_cost: float | None) -> Verdict:
-        first = Verdict(True, "the first model")
-        verdict = decide(comparison.counts, self.gate, seed) if comparison else first
+        verdict = Verdict(True, "the first model")
+        current = self.registry.target(CHAMPION)
+        if comparison and current:
+            verdict = decide(comparison.paired, self.gate, 1 + looks_at(self.registry, current, seed))
         return refuse_costly_int8(verdict, int8_cost)
 
     def _promoted(self, version: int, verdict: Verdict, candidate: Candidate) -> Verdict:
         """Move the alias if the verdict says so."""
         if version == self.registry.target(CHAMPION):
-            return Verdict(False, "nothing has changed: it is the champion's very model", verdict.counts, verdict.low)
+            return replace(verdict, promote=False, why="nothing has changed: it is the champion's very model")
         if verdict.promote:
             self.registry.promote(version, by=self.by, why=verdict.why, metrics=candidate.metrics())
         return verdict
+
+
+def int8_metrics(exact: Candidate, candidate: Candidate) -> dict[str, float]:
+    """What 8-bit integers cost: accuracy on the images that are held out of both, whichever others either has."""
+    counts = pair(candidate.fitted.head, candidate.holdout, exact.fitted.head, exact.holdout).counts
+    float_accuracy = (counts.both + counts.only_champion) / max(1, counts.rows)
+    return {"float_accuracy": float_accuracy, "int8_cost": -counts.gain}
 
 
 def champion_of(registry: Registry) -> Bundle | None:

@@ -6,8 +6,10 @@ since. Both hold out the same images, so a candidate and the champion are compar
 and the gate (`streaming.training.gate`) decides from their answers.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from models.architectures import DEFAULT_BACKBONE, Output
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, export_backbone, find_backbone
@@ -26,6 +28,7 @@ from streaming.settings import Settings
 from streaming.training.calibrate import calibration_images
 from streaming.training.candidate import BackboneParts, make_candidate
 from streaming.training.fit_options import FitOptions, GateOptions
+from streaming.training.inherit import objective_for, options_like
 from streaming.training.job import Job, OnStep, TrainResult, champion_of, some_images
 from streaming.training.tracking import check_tracking
 
@@ -88,12 +91,13 @@ def train(
     exported = export(input_size=spec.input_size)
     registry = Registry(settings.models_dir)
     champion = champion_of(registry)
+    objective = objective_for(options.metric, options.threshold, champion)
+    options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
     golden = some_images(dataset, spec.input_size)
-    options = replace(options, group_by=chosen_groups(options.group_by, champion))
     with spark_session(settings, "imagestream train") as spark:
-        job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by)
+        job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
         rows, read = job.featurized(dataset, exported)
-        float_accuracy = None
+        exact = None
         if backbone.int8:
             exact = make_candidate(rows, options)
             pixels = calibration_images(dataset, exact.split, rows, spec.input_size)
@@ -101,27 +105,29 @@ def train(
             exported = export(input_size=spec.input_size, int8_calibration=pixels)
             rows.unpersist()
             rows, read = job.featurized(dataset, exported)
-            float_accuracy = exact.evaluation.accuracy
         parts = BackboneParts.of(exported, golden, backbone.engine)
         on_step("fitting and evaluating")
         candidate = make_candidate(rows, options)
-        return job.finish(candidate, rows, parts, exported.sha256, read, float_accuracy=float_accuracy)
+        return job.finish(candidate, rows, parts, exported.sha256, read, exact=exact)
 
 
 def retrain(
     settings: Settings,
-    options: FitOptions,
+    given: Mapping[str, Any],
     gate: GateOptions,
     *,
     dry_run: bool = False,
-    augmented: bool = False,
+    augmented: bool | None = None,
     on_step: OnStep = lambda _: None,
     by: str = "retrain",
 ) -> TrainResult:
     """Fit a new version on all labelled features there are, with the champion's backbone; promote it by the gate.
 
-    No image is read and no feature computed again. With `dry_run` nothing is registered and nothing promoted, with
-    `augmented` it is fitted on the altered copies that a training has stored, too.
+    No image is read and no feature computed again. With `dry_run` nothing is registered and nothing promoted.
+
+    Args:
+        given: by name, the options of `FitOptions` that differ from the champion's; None where one does not.
+        augmented: whether it is fitted on the altered copies that a training has stored, too; None if the champion was.
 
     Raises:
         ServiceError: there is no champion, or no labelled features.
@@ -132,14 +138,19 @@ def retrain(
     if current is None:
         raise ServiceError(f"there is no champion model in {registry.root} to retrain; run 'imagestream train' first")
     champion = registry.read(current)
+    options, inherited = options_like(champion.manifest, given)
+    objective = objective_for(options.metric, options.threshold, champion)
+    options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
+    if augmented is None:
+        augmented = bool(champion.manifest.fit.get("augmented"))
     parts = BackboneParts(
         champion.manifest.backbone,
         files={name: registry.path(current) / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)},
         golden=golden_images(champion.arrays(GOLDEN)),
     )
-    options = replace(options, group_by=chosen_groups(options.group_by, champion))
     with spark_session(settings, "imagestream retrain") as spark:
-        job = Job(settings, spark, registry, champion, gate, on_step, by, int(augmented), options.group_by)
+        shared = (settings, spark, registry, champion, gate, on_step, by, int(augmented))
+        job = Job(*shared, group_by=options.group_by, objective=objective, inherited=inherited)
         rows = job.stored(champion.backbone_sha256, parts.entry.n_features)
         on_step("fitting and evaluating")
         candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.tables_dir))

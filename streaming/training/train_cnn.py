@@ -14,6 +14,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.backbone import ExportedBackbone, export_backbone, find_backbone
 from models.bundle import Bundle, TrainingData, read_bundle
+from models.objective import resolve_objective
 from models.projection import NoProjection
 from models.registry import Registry
 from models.scorer import Head
@@ -41,6 +42,7 @@ from streaming.training.choose_threshold import aim_for, tuned_threshold
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fingerprint_of
 from streaming.training.fit_options import GateOptions
+from streaming.training.inherit import objective_for
 from streaming.training.job import Job, OnStep, TrainResult, champion_of, some_images
 from streaming.training.tracking import check_tracking
 
@@ -72,6 +74,7 @@ class CNNOptions:
             fallen for three epochs.
         patience: stop when the validation loss has not fallen for so many epochs, and take the best one's weights.
         threshold: of two classes, as `FitOptions` has it; looked for on the validation images.
+        metric: what the model is run for, as `FitOptions` has it.
     """
 
     architecture: str = "cnn_gray"
@@ -83,11 +86,13 @@ class CNNOptions:
     schedule: Schedule = "constant"
     patience: int | None = None
     threshold: str | None = None
+    metric: str | None = None
     group_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None:
             parse_threshold(self.threshold)
+        resolve_objective(self.metric, self.threshold)
         for name in ("holdout", "validation"):
             if not 0 < getattr(self, name) < 1:
                 raise ServiceError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
@@ -145,6 +150,8 @@ def train_cnn(
     aim = None if network.threshold is None else aim_for(network.threshold, len(dataset.class_counts))
     registry = Registry(settings.models_dir)
     champion = champion_of(registry)
+    objective = objective_for(network.metric, network.threshold, champion)
+    network = replace(network, metric=str(objective))
     golden = some_images(dataset, spec.input_size)
     directory = settings.home / "train-cnn"
     if resume:
@@ -154,7 +161,9 @@ def train_cnn(
     sides = Sides.of(network.holdout, network.validation, options.seed, group_by)
     conf = SESSION | (FEW_SHUFFLES if dataset.kind == "files" else {})
     with spark_session(slots, "imagestream train-cnn", java_options=java_options, conf=conf) as spark:
-        job = Job(settings, spark, registry, champion, gate, on_step, "train-cnn", group_by=group_by)
+        job = Job(
+            settings, spark, registry, champion, gate, on_step, "train-cnn", group_by=group_by, objective=objective
+        )
         on_step(f"dividing {dataset.n_images:,} images")
         images = identified(images_frame(spark, dataset, lambda n, _: min(n, options.workers)))
         if dataset.kind == "files":  # rows of names alone, which would else be made of all files again and again
@@ -293,6 +302,9 @@ def _record(network: CNNOptions, options: TrainerOptions, history: History) -> d
         "epochs": len(history.epochs),
         "schedule": network.schedule,
         "unfreeze": network.unfreeze,
+        "holdout": network.holdout,
+        "threshold": network.threshold,
+        "metric": network.metric,
     }
     return {name: value for name, value in given.items() if isinstance(value, str | int | float)}
 

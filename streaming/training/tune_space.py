@@ -119,12 +119,16 @@ def make_space(
     return Space(tuple(kept), tuple(classifiers), lowest_eps or MAX_EPS, base)
 
 
-def command_of(options: FitOptions, command: Sequence[str]) -> list[str]:
-    """`command` with a flag for every setting that is not the default."""
+def command_of(options: FitOptions, command: Sequence[str], *, every: bool = False) -> list[str]:
+    """`command` with a flag for every setting that is not the default, or for every setting that there is.
+
+    Args:
+        every: for a command whose settings default to the champion's.
+    """
     words = list(command)
     for field in fields(FitOptions):
         value = getattr(options, field.name)
-        if value != field.default and value is not None:
+        if value is not None and (every or value != field.default):
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             words += [FLAGS.get(field.name, f"--{field.name.replace('_', '-')}"), text]
     return words

@@ -31,7 +31,7 @@ from streaming.training.choose_threshold import tuned_threshold, with_threshold
 from streaming.training.evaluate import evaluate, predict
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
-from streaming.training.gate import PairedCounts, paired_counts
+from streaming.training.gate import PairedCounts, pair
 from tests.conftest import imagestream
 
 CLASSES = ("absent", "present")
@@ -156,7 +156,7 @@ def test_every_answer_follows_the_threshold(spark: SparkSession, head: Head) -> 
     found = evaluate(rows, strict)
     assert found.confusion.tolist() == [[1, 0], [2, 1]]
     assert found.log_loss == evaluate(rows, head).log_loss  # the probabilities are what they were
-    assert paired_counts(strict, rows, head, rows) == PairedCounts(both=2, only_candidate=0, only_champion=2, neither=0)
+    assert pair(strict, rows, head, rows).counts == PairedCounts(2, 0, only_champion=2, neither=0)
 
     arrays = spark.createDataFrame([(one.tolist(),) for one in probabilities] + [(None,)], "p array<float>")
     position = [row[0] for row in arrays.select(_answered(F.col("p"), 0.9)).collect()]

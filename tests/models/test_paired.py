@@ -1,0 +1,115 @@
+"""The gain of one model over another: textbook cases, the estimates of others, and what few images show."""
+
+import numpy as np
+import pytest
+from scipy.stats import beta, binom
+from sklearn.metrics import f1_score
+
+from models.paired import F1Gain, MeanGain, gain_interval, images_needed
+
+
+def accuracy(only_candidate: int, only_champion: int, same: int) -> MeanGain:
+    return MeanGain(np.array([1.0, -1.0, 0.0]), np.array([only_candidate, only_champion, same]), 1.0)
+
+
+@pytest.mark.parametrize(("more", "less", "same"), [(6, 0, 200), (30, 17, 950), (5, 3, 2), (400, 300, 9300), (3, 0, 0)])
+def test_a_gain_in_accuracy_above_nothing_is_the_exact_sign_test(more: int, less: int, same: int) -> None:
+    expected = binom.sf(more - 1, more + less, 0.5)
+    assert accuracy(more, less, same).doubt(0.0) == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize(("losses", "rows"), [(0, 5), (0, 59), (3, 13), (2, 1000)])
+def test_where_only_losses_were_seen_the_bound_is_that_of_clopper_and_pearson(losses: int, rows: int) -> None:
+    expected = -beta.ppf(0.95, losses + 1, rows - losses)
+    assert accuracy(0, losses, rows - losses).lower_bound(0.95) == pytest.approx(expected, abs=1e-7)
+
+
+def test_with_many_images_the_bound_is_that_of_the_paired_bootstrap() -> None:
+    values = np.random.default_rng(0).normal(0.02, 0.3, 400)
+    counts = np.random.default_rng(1).integers(1, 60, 400)
+    gain = MeanGain(values, counts, 6.9)
+    drawn = np.random.default_rng(2).multinomial(gain.rows, counts / gain.rows, 4_000) @ values / gain.rows
+    assert gain.value == pytest.approx(drawn.mean(), abs=2e-4)
+    for confidence in (0.9, 0.975, 0.999):
+        assert gain.lower_bound(confidence) == pytest.approx(np.quantile(drawn, 1 - confidence), abs=3e-3)
+
+
+@pytest.mark.parametrize("gain", [accuracy(6, 2, 90), MeanGain(np.array([5.0, -1.0]), np.array([30, 60]), 5.0)])
+def test_the_bound_is_where_the_doubt_is_what_the_confidence_leaves(gain: MeanGain) -> None:
+    for confidence in (0.5, 0.95, 0.999):
+        low = gain.lower_bound(confidence)
+        assert gain.doubt(low) == pytest.approx(1 - confidence, abs=1e-6)
+        assert gain.doubt(low - 0.01) < 1 - confidence < gain.doubt(low + 0.01)
+
+
+@pytest.mark.parametrize("gain", [accuracy(0, 0, 0), accuracy(0, 9, 0)])
+def test_nothing_is_shown_where_nothing_was_seen_or_everything_lost(gain: MeanGain) -> None:
+    assert gain.lower_bound(0.95) == -1
+    assert gain.doubt(0.0) == 1
+
+
+def test_a_tiny_holdout_without_disagreement_shows_nothing_yet() -> None:
+    gain = accuracy(0, 0, 5)
+    assert gain.doubt(-0.05) > 0.7
+    assert images_needed(gain, -0.05, 0.05) == 59  # 0.95 ** 59 < 0.05
+    assert accuracy(0, 0, 58).doubt(-0.05) > 0.05 > accuracy(0, 0, 59).doubt(-0.05)
+
+
+def test_the_images_needed_are_those_with_which_it_is_shown() -> None:
+    gain = accuracy(30, 17, 950)
+    needed = images_needed(gain, 0.0, 0.025)
+    assert needed is not None
+    assert gain.doubt(0.0, growth=needed / gain.rows) < 0.025 < gain.doubt(0.0, growth=0.95 * needed / gain.rows)
+    assert images_needed(gain, 0.0, 0.001) > needed  # type: ignore[operator]
+    for margin in (gain.value, 0.02):
+        assert images_needed(gain, margin, 0.025) is None
+
+
+def f1_gain(truth: np.ndarray, ours: np.ndarray, theirs: np.ndarray, n_classes: int, only: int | None = None) -> F1Gain:
+    cells, counts = np.unique(np.stack([truth, ours, theirs], axis=1), axis=0, return_counts=True)
+    return F1Gain(n_classes, cells, counts, only)
+
+
+def answers(n: int, n_classes: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(5)
+    truth = generator.integers(0, n_classes, n)
+    return [truth, *(np.where(generator.random(n) < 0.8, truth, generator.integers(0, n_classes, n)) for _ in range(2))]
+
+
+def test_a_gain_in_f1_is_the_difference_of_two_scores() -> None:
+    truth, ours, theirs = answers(300, 4)
+    expected = f1_score(truth, ours, average="macro") - f1_score(truth, theirs, average="macro")
+    assert f1_gain(truth, ours, theirs, 4).value == pytest.approx(expected)
+    assert f1_gain(truth, theirs, ours, 4).value == pytest.approx(-expected)
+    assert f1_gain(truth, ours, theirs, 9).value == pytest.approx(expected)  # classes that do not occur
+    two = [part % 2 for part in (truth, ours, theirs)]
+    expected = f1_score(two[0], two[1]) - f1_score(two[0], two[2])
+    assert f1_gain(*two, 2, only=1).value == pytest.approx(expected)
+
+
+def test_the_bound_of_a_gain_in_f1_is_that_of_the_paired_bootstrap_where_images_are_many() -> None:
+    truth, ours, theirs = answers(1_500, 4)
+    generator = np.random.default_rng(0)
+    drawn = []
+    for _ in range(300):
+        rows = generator.integers(0, len(truth), len(truth))
+        drawn.append(f1_gain(truth[rows], ours[rows], theirs[rows], 4).value)
+    gain = f1_gain(truth, ours, theirs, 4)
+    assert gain.lower_bound(0.95) == pytest.approx(np.quantile(drawn, 0.05), abs=6e-3)
+    assert gain.lower_bound(0.95) == gain.lower_bound(0.95)
+    assert gain.doubt(gain.lower_bound(0.95), 0.05) == pytest.approx(0.05, abs=0.01)
+
+
+def test_a_class_without_images_shows_no_gain_in_f1() -> None:
+    truth, ours = np.zeros(500, np.int64), np.zeros(500, np.int64)
+    assert f1_gain(truth, ours, ours, 2).lower_bound(0.95) < -0.4
+    assert f1_gain(np.zeros(0, np.int64), *[np.zeros(0, np.int64)] * 2, 2).value == 0
+
+
+def test_an_interval_is_the_same_from_both_sides() -> None:
+    low, high = gain_interval(accuracy(30, 17, 950), 0.95)
+    assert (-high, -low) == pytest.approx(gain_interval(accuracy(17, 30, 950), 0.95), abs=1e-6)
+    assert low < 13 / 997 < high
+    truth, ours, theirs = answers(300, 3)
+    low, high = gain_interval(f1_gain(truth, ours, theirs, 3), 0.95)
+    assert low < f1_gain(truth, ours, theirs, 3).value < high
