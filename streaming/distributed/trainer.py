@@ -95,14 +95,10 @@ class DistributedTrainer:
         """
         spark = rows.sparkSession
         _check_slots(spark, self.options)
-        counts = {
-            (row.label, row.validation): row.n
-            for row in rows.groupBy("label", "validation").agg(F.count(F.lit(1)).alias("n")).collect()
-        }
-        classes = tuple(sorted({label for label, validation in counts if not validation}))
+        labels = rows.where("NOT validation").select("label").distinct().collect()
+        classes = tuple(sorted(row.label for row in labels))
         self._check(classes)
-        run = _Run(self, classes, sum(n for (_, validation), n in counts.items() if not validation))
-        return run.train(
+        return _Run(self, classes).train(
             shard(rows.where(F.col("label").isin(*classes)), self.options.workers, self.options.seed), resume
         )
 
@@ -120,11 +116,10 @@ class DistributedTrainer:
 class _Run:
     """One call of `fit`."""
 
-    def __init__(self, trainer: DistributedTrainer, classes: tuple[str, ...], rows: int) -> None:
+    def __init__(self, trainer: DistributedTrainer, classes: tuple[str, ...]) -> None:
         import keras
 
         self.options, self.classes, self._trainer = trainer.options, classes, trainer
-        self._rows = rows
         self._group = f"train-cnn-{uuid4().hex}"
         self._bad: dict[int, tuple[dict[str, str], int]] = {}
         try:
@@ -155,7 +150,7 @@ class _Run:
         spark, self._spark = rows.sparkSession, rows.sparkSession
         host = spark.conf.get("spark.driver.host") or "127.0.0.1"
         self._earlier, self._since = replace(self.history), monotonic()
-        with ParameterServer(self.options, self._rows, state, answer, told, host) as server:
+        with ParameterServer(self.options, state, answer, told, host) as server:
             self._server = server
             if not answer.stop:
                 self._run_job(rows, server)
