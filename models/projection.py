@@ -132,7 +132,7 @@ class GramSums:
 
 
 def taken_in(n: int, mean: NDArray[np.float64], rows: Features) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """Row count and mean (D,) after N ≥ 1 more rows, and the (N + 1, D) centred rows that their scatter matrix grows by.
+    """Row count and mean (D,) after N ≥ 1 more rows, and the (N + 1, D) centred rows that the scatter matrix grows by.
 
     These are the rows about their own mean, and one that accounts for the difference between that mean and `mean`.
     """
@@ -209,7 +209,7 @@ def pca_of(mean: NDArray[np.float64], components: NDArray[np.float64], ratio: ND
 
 
 def variance_of_rounding(mean: NDArray[np.float64]) -> float:
-    """The largest variance that rows which are all equal can seem to have: means of parts round in their last digits."""
+    """The largest variance that equal rows can seem to have, since the means of parts round in their last digits."""
     return float((8 * EPSILON) ** 2 * (mean @ mean))
 
 

@@ -2,8 +2,8 @@
 
 Where exact PCA adds up the scatter matrix S (D x D; see `models.projection`), this adds up Y = S Ω, D x L, for a fixed
 random Ω of L columns. Y holds the strongest directions of S, and merges as S does. Nyström's approximation
-S ≈ Y (ΩᵀY)⁻¹ Yᵀ then gives the components. Source: Tropp, Yurtsever, Udell and Cevher 2017, "Fixed-rank approximation of a
-positive-semidefinite matrix from streaming data", algorithm 3. Memory is O(D L) whatever N is. L of twice the
+S ≈ Y (ΩᵀY)⁻¹ Yᵀ then gives the components. Source: Tropp, Yurtsever, Udell and Cevher 2017, "Fixed-rank approximation
+of a positive-semidefinite matrix from streaming data", algorithm 3. Memory is O(D L) whatever N is. L of twice the
 components that are wanted, and some more, is their advice and the default.
 """
 

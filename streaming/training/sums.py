@@ -112,21 +112,24 @@ def _merge(batches: Iterator[pa.RecordBatch], start: Callable[[int], Sums]) -> I
     rows = (row for batch in batches for row in batch.to_pylist())
     directions: Any = None
     for piece, parts in groupby(rows, key=itemgetter("piece")):
-        part = next(parts)
-        first, n, squares = part["first"], part["n"], part["squares"]
-        mean, matrix = np.frombuffer(part["mean"]), np.frombuffer(part["matrix"]).copy()
+        first, n, squares = 0, 0, 0.0
+        mean: Any = None
+        matrix: Any = None
         for part in parts:
-            other = np.frombuffer(part["mean"])
+            more, other = np.frombuffer(part["matrix"]), np.frombuffer(part["mean"])
+            if mean is None:
+                first, n, squares, mean, matrix = part["first"], part["n"], part["squares"], other, more.copy()
+                continue
             if len(other) != len(mean):
                 raise ServiceError("features of different widths in different partitions")
             n, mean, between = merged_means(n, mean, part["n"], other)
             squares += part["squares"] + float(between @ between)
-            matrix += np.frombuffer(part["matrix"])
             if directions is None:
                 directions = getattr(start(len(mean)), "directions", ())
             right = between @ directions if len(directions) else between
-            rows_of_piece = between[first : first + len(matrix) // len(right)]
-            matrix += np.outer(rows_of_piece, right).reshape(-1)
+            left = between[first : first + len(matrix) // len(right)]
+            matrix += more
+            matrix += np.outer(left, right).reshape(-1)
         yield _batch(piece, 0, first, n, squares, mean, matrix)
 
 

@@ -1,4 +1,4 @@
-"""The share by which a worker's change counts in the asynchronous modes: of the images that decode, and of no others."""
+"""The share by which a worker's change counts in the asynchronous modes: of the images that decode."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def push(channel: Channel, worker: int) -> np.ndarray:
 
 @pytest.mark.parametrize("mode", ASYNCHRONOUS)
 def test_images_that_do_not_decode_take_nothing_from_the_step(mode: Mode) -> None:
-    """Of six images dealt to each of two workers, two and four decode: the shares are 1/3 and 2/3, not 2/12 and 4/12."""
+    """Of six images dealt to each of two workers, two and four decode: the shares are 1/3 and 2/3."""
     with serve(options(mode, 2), Told()) as server:
         channels = [join(server, worker) for worker in (0, 1)]
         for worker, rows in enumerate((2, 4)):
