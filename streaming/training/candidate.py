@@ -201,6 +201,6 @@ def _write(directory: Path, candidate: Candidate, parts: BackboneParts, more: Ma
         seed=candidate.split.seed,
         holdout=dict(candidate.split.thresholds),
     )
-    drift = drift_reference(candidate.training, fitted.head)
+    drift = drift_reference(candidate.holdout, fitted.head)
     metrics = {**candidate.metrics(), **more}
     return write_model(directory, fitted, parts, data, metrics=metrics, record=candidate.record, drift=drift)
