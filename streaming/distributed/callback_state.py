@@ -1,4 +1,4 @@
-"""What Keras' callbacks remember from one epoch to the next: a training that is resumed needs it as much as the weights.
+"""What Keras' callbacks remember from one epoch to the next, which a resumed training needs as much as the weights.
 
 Keras itself saves the state of the model and the optimizer only, and every callback starts again in `on_train_begin`.
 """
@@ -75,7 +75,5 @@ def _checked(callback: "keras.callbacks.Callback", name: str, state: CallbackSta
         shapes = [one.shape for one in callback.model.get_weights()]
         sound = value is None or [np.shape(one) for one in value] == shapes
     if name not in state or not sound:
-        raise ServiceError(
-            f"the checkpoint's state of {state['kind']} is damaged ({name}); train again without resuming"
-        )
+        raise ServiceError(f"the checkpoint's state of {state['kind']} is damaged ({name}); train again")
     return value

@@ -1,5 +1,6 @@
 """A training that is resumed is the one that was never interrupted: weights, learning rate and patience, to the bit."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,8 +120,6 @@ def test_another_schedule_or_patience_is_not_resumed(tmp_path: Path) -> None:
 
 def former(directory: Path) -> None:
     """Rewrite the checkpoint as the earlier version wrote it."""
-    import json
-
     arrays = read_npz((directory / FILE).read_bytes(), FILE)
     record = json.loads(arrays["record"].tobytes())
     del record["callbacks"], record["learning_rate"]
