@@ -52,7 +52,7 @@ def restore_callbacks(callbacks: Sequence["keras.callbacks.Callback"], states: S
     found = [str(state.get("kind")) for state in states]
     if found != kinds:
         raise ServiceError(
-            f"the checkpoint is of a training with {', '.join(found) or 'no'} callbacks that keep a state, this one has "
+            f"the checkpoint is of a training with {', '.join(found) or 'no'} callbacks that keep a state, this has "
             f"{', '.join(kinds) or 'none'}: give the same --schedule and --patience, or train again without resuming"
         )
     for callback, state in zip(remembering, states, strict=True):
@@ -75,5 +75,5 @@ def _checked(callback: "keras.callbacks.Callback", name: str, state: CallbackSta
         shapes = [one.shape for one in callback.model.get_weights()]
         sound = value is None or [np.shape(one) for one in value] == shapes
     if name not in state or not sound:
-        raise ServiceError(f"the checkpoint's state of {state['kind']} is damaged ({name}); train again")
+        raise ServiceError(f"the checkpoint's state of {state['kind']} is damaged ({name}): train again")
     return value

@@ -112,7 +112,7 @@ def test_callbacks_that_have_seen_no_epoch_survive_the_file(tmp_path: Path) -> N
 def test_another_schedule_or_patience_is_not_resumed(tmp_path: Path) -> None:
     checkpoint(callbacks_after([0.5])).write(tmp_path)
     found = read_checkpoint(tmp_path)
-    with pytest.raises(ServiceError, match="this one has none: give the same --schedule and --patience"):
+    with pytest.raises(ServiceError, match="this has none: give the same --schedule and --patience"):
         restore_callbacks([keras.callbacks.LearningRateScheduler(lambda _: 0.1)], found.callbacks)
     with pytest.raises(ServiceError, match="of a training with ReduceLROnPlateau, EarlyStopping callbacks"):
         restore_callbacks(callbacks_after([])[:1], found.callbacks)
