@@ -95,7 +95,12 @@ def _batch(at: np.datetime64, first: int, rows: int, version: int, batch_id: int
         "quarantined_rows": 0,
         "input_bytes": 40_000 * rows,
         "seconds": [("batch", rows / 150), ("score", rows / 160)],
-        "drift": [("rows", float(rows)), ("psi_max", 0.02 + 0.002 * batch_id), ("psi_mean", 0.01)],
+        "drift": [
+            ("rows", float(rows)),
+            ("psi_max", 0.02 + 0.002 * batch_id),
+            ("psi_mean", 0.01),
+            ("psi_expected", 0.01),
+        ],
         "started_at": done - timedelta(seconds=2),
         "committed_at": done,
     }

@@ -1,15 +1,18 @@
-"""Drift: do the images that come look, to the model, like those that it was trained on?
+"""Drift: do the images that arrive look, to the model, like those that it was evaluated on?
 
-Projected features are compared with a reference that the bundle keeps of the training images: per component mean,
-spread, and the counts between the training images' deciles. The distance is the population stability index
+The bundle keeps a reference of held-out images: per projected component the mean, the spread, and the counts between
+the images' deciles; the same counts of the confidence of the answers. Training images would not do: a model is surer of
+images that it was fitted on, and a PCA of few images fits them better than others. The distance is the population
+stability index
 
-    PSI = Σ (p − q) · ln(p / q)      over the ten bins, p the share now, q the share in training,
+    PSI = Σ (p − q) · ln(p / q)      over the ten bins, p the share now, q the share in the reference,
 
-which credit scoring made customary with 0.1 as "look at it" and 0.25 as "it has changed" (N. Siddiqi, Credit Risk
-Scorecards, 2006). It says little of a few images: with n of them a PSI of about 9 / n is chance.
+which credit scoring made customary (N. Siddiqi, Credit Risk Scorecards, 2006). Of n images and a reference of m it is
+about 9 · (1/n + 1/m) by chance alone, so its customary limits, 0.1 and 0.25, mean little for few images: whether there
+is drift is decided by `models.drift_alarm`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -21,21 +24,21 @@ from models.errors import ModelError
 
 COMPONENTS = 64  # the first so many are watched; of a PCA they hold most of the variance
 BINS = 10
-LOW_CONFIDENCE = 0.5
-MEANINGFUL_ROWS = 100  # of fewer images a distance says more of chance than of drift
+MEANINGFUL_ROWS = 100  # of fewer images a distance says more about chance than about drift
+FORMER_LOW_CONFIDENCE = 0.5  # in bundles whose reference is of training images
 PSEUDO_COUNT = 0.5  # of an image in every bin, so that an empty one has a logarithm
 
 
 @dataclass(frozen=True)
 class DriftReference:
-    """The training images, as the classifier sees them.
+    """Held-out images, as the classifier sees them.
 
     Attributes:
         rows: how many images it was made of.
         mean, std: (K) per watched component.
-        edges: (K, BINS − 1) ascending: between which values the bins lie.
-        counts: (K, BINS) training images per bin.
-        low_confidence: the share of answers below `LOW_CONFIDENCE`.
+        edges: (K + 1, BINS − 1) ascending: the values between which the bins lie; the last row is of the confidence.
+        counts: (K + 1, BINS) images per bin; bin b holds the values above edge b − 1 and up to edge b.
+        held_out: whether the model was not fitted on these images; False in bundles of an earlier format.
     """
 
     rows: int
@@ -43,7 +46,7 @@ class DriftReference:
     std: NDArray[np.float32]
     edges: NDArray[np.float32]
     counts: NDArray[np.float32]
-    low_confidence: float
+    held_out: bool = True
 
     @property
     def components(self) -> int:
@@ -52,7 +55,7 @@ class DriftReference:
 
     @classmethod
     def of(cls, projected: Features, confidence: Features) -> Self:
-        """Of (N, K') projected training images and the (N) probabilities of their best answers.
+        """Of (N, K') projected held-out images and the (N) probabilities of their most probable class.
 
         Raises:
             ModelError: there are none.
@@ -60,82 +63,107 @@ class DriftReference:
         if not len(projected):
             raise ModelError("a drift reference needs at least one image")
         watched = np.asarray(projected[:, :COMPONENTS], np.float32)
-        edges = np.quantile(watched, np.arange(1, BINS) / BINS, axis=0).T.astype(np.float32)
+        values = np.column_stack([watched, np.asarray(confidence, np.float32)])
+        # Values that occur, so that the counts are those of order statistics, whose distribution is known.
+        edges = np.quantile(values, np.arange(1, BINS) / BINS, axis=0, method="inverted_cdf").T.astype(np.float32)
         return cls(
             len(watched),
             watched.mean(axis=0, dtype=np.float64).astype(np.float32),
             watched.std(axis=0, dtype=np.float64).astype(np.float32),
             edges,
-            _histogram(watched, edges).astype(np.float32),
-            float(np.mean(confidence < LOW_CONFIDENCE)),
+            _histogram(values, edges).astype(np.float32),
         )
+
+    @property
+    def low_confidence(self) -> float:
+        """The share of answers in the lowest bin of the confidence: a tenth, or more where many are alike."""
+        return float(self.counts[-1, 0]) / self.rows
 
     def to_arrays(self) -> Arrays:
         """As named arrays; `reference_from_arrays` reads them back."""
         return {
             "mean": self.mean,
             "std": self.std,
-            "edges": self.edges,
-            "counts": self.counts,
+            "edges": self.edges[:-1],
+            "counts": self.counts[:-1],
+            "confidence_edges": self.edges[-1],
+            "confidence_counts": self.counts[-1],
             "totals": np.array([self.rows, self.low_confidence], np.float64),
         }
 
 
 def reference_from_arrays(width: int, arrays: Arrays) -> DriftReference:
-    """The reference for a projection onto `width` components.
+    """The reference for a projection onto `width` components, also one of the earlier format.
+
+    That one is of training images, and has no counts of the confidence but the share below `FORMER_LOW_CONFIDENCE`.
 
     Raises:
         ModelError: an array is missing or makes no sense.
     """
     k = min(width, COMPONENTS)
-    totals = checked_array(arrays, "totals", (2,), np.float64)
+    rows, low = checked_array(arrays, "totals", (2,), np.float64)
+    if not 1 <= rows < np.inf or not 0 <= low <= 1:
+        raise ModelError(f"the drift reference makes no sense: {rows} images, a share of {low} of low confidence")
+    held_out = "confidence_edges" in arrays
+    if held_out:
+        confidence_edges = checked_array(arrays, "confidence_edges", (BINS - 1,), np.float32)
+        confidence_counts = checked_array(arrays, "confidence_counts", (BINS,), np.float32)
+    else:
+        confidence_edges = np.full(BINS - 1, FORMER_LOW_CONFIDENCE, np.float32)
+        confidence_counts = np.array([low * rows, *[0] * (BINS - 2), (1 - low) * rows], np.float32)
     reference = DriftReference(
-        int(totals[0]),
+        int(rows),
         checked_array(arrays, "mean", (k,), np.float32),
         checked_array(arrays, "std", (k,), np.float32),
-        checked_array(arrays, "edges", (k, BINS - 1), np.float32),
-        checked_array(arrays, "counts", (k, BINS), np.float32),
-        float(totals[1]),
+        np.vstack([checked_array(arrays, "edges", (k, BINS - 1), np.float32), confidence_edges]),
+        np.vstack([checked_array(arrays, "counts", (k, BINS), np.float32), confidence_counts]),
+        held_out,
     )
     sound = (reference.std >= 0).all() and (reference.counts >= 0).all() and (np.diff(reference.edges) >= 0).all()
-    if not sound or reference.rows < 1 or not 0 <= reference.low_confidence <= 1:
-        raise ModelError("the drift reference makes no sense: spreads, counts, edges or totals are out of order")
+    # Counts are float32: those of the earlier format need not be whole.
+    if not sound or not np.allclose(reference.counts.sum(axis=1, dtype=np.float64), reference.rows, atol=0.5):
+        raise ModelError("the drift reference makes no sense: spreads, counts or edges are out of order")
     return reference
 
 
 @dataclass
 class DriftSums:
-    """What is counted of the images that come; adds up over partitions.
+    """What is counted of the images that arrive; adds up over partitions and micro-batches.
 
     Attributes:
         rows: images.
-        low: of them, answered with less than `LOW_CONFIDENCE`.
         total, squares: (K) sums of the watched components and of their squares.
-        counts: (K, BINS) images per bin of the reference.
+        counts: (K + 1, BINS) images per bin of the reference.
     """
 
     rows: int
-    low: int
     total: NDArray[np.float64]
     squares: NDArray[np.float64]
     counts: NDArray[np.int64]
 
     @classmethod
     def empty(cls, components: int) -> Self:
-        return cls(0, 0, np.zeros(components), np.zeros(components), np.zeros((components, BINS), np.int64))
+        return cls(0, np.zeros(components), np.zeros(components), np.zeros((components + 1, BINS), np.int64))
+
+    @classmethod
+    def merged(cls, components: int, parts: Iterable[Mapping[str, Any]]) -> Self:
+        """The sums of several parts, as `as_json` gave them."""
+        sums = cls.empty(components)
+        for part in parts:
+            sums.merge(cls.from_json(part))
+        return sums
 
     def add(self, reference: DriftReference, projected: Features, confidence: Features) -> None:
-        """Count (N, K') projected images and the (N) probabilities of their best answers."""
-        watched = projected[:, : reference.components].astype(np.float64)
+        """Count (N, K') projected images and the (N) probabilities of their most probable class."""
+        watched = np.asarray(projected[:, : reference.components], np.float32)
+        wide = watched.astype(np.float64)
         self.rows += len(watched)
-        self.low += int(np.count_nonzero(confidence < LOW_CONFIDENCE))
-        self.total += watched.sum(axis=0)
-        self.squares += np.square(watched).sum(axis=0)
-        self.counts += _histogram(projected[:, : reference.components], reference.edges)
+        self.total += wide.sum(axis=0)
+        self.squares += np.square(wide).sum(axis=0)
+        self.counts += _histogram(np.column_stack([watched, np.asarray(confidence, np.float32)]), reference.edges)
 
     def merge(self, other: Self) -> None:
         self.rows += other.rows
-        self.low += other.low
         self.total += other.total
         self.squares += other.squares
         self.counts += other.counts
@@ -147,7 +175,6 @@ class DriftSums:
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         return cls(
             content["rows"],
-            content["low"],
             np.asarray(content["total"], np.float64),
             np.asarray(content["squares"], np.float64),
             np.asarray(content["counts"], np.int64).reshape(-1, BINS),
@@ -155,16 +182,17 @@ class DriftSums:
 
 
 def drift(reference: DriftReference, seen: DriftSums) -> dict[str, float]:
-    """How far what was seen is from the reference; empty where nothing was.
+    """How far what was seen is from the reference; empty where nothing was seen.
 
     Returns:
-        `psi_max` and `psi_mean` over the components, `component`, the one that `psi_max` is of, `mean_shift`, the
-        largest difference of means in training spreads, `spread`, the ratio of spreads farthest from 1, and
-        `low_confidence`, the share of low answers, with `low_confidence_in_training` beside it.
+        `psi_max` and `psi_mean` over the components, `component`, the one that `psi_max` is of, `psi_expected`, which
+        `psi_mean` is about without any drift, `mean_shift`, the largest difference of means in the reference's spreads,
+        `spread`, the ratio of spreads farthest from 1, and `low_confidence`, the share of answers that are less
+        confident than nine in ten of the reference, with the reference's own share as `low_confidence_in_training`.
     """
     if not seen.rows:
         return {}
-    psi = _psi(seen.counts, reference.counts)
+    psi = psi_of(seen.counts, reference.counts)[:-1]
     mean = seen.total / seen.rows
     spread = np.sqrt(np.maximum(seen.squares / seen.rows - mean**2, 0.0))
     unit = np.maximum(reference.std.astype(np.float64), np.finfo(np.float32).tiny)
@@ -175,16 +203,17 @@ def drift(reference: DriftReference, seen: DriftSums) -> dict[str, float]:
         "rows": float(seen.rows),
         "psi_max": float(psi.max()),
         "psi_mean": float(psi.mean()),
+        "psi_expected": (BINS - 1) * (1 / seen.rows + 1 / reference.rows),
         "component": float(psi.argmax()),
         "mean_shift": float(np.where(varies, np.abs(mean - reference.mean) / unit, 0.0).max()),
         "spread": float(ratio[farthest]),
-        "low_confidence": seen.low / seen.rows,
+        "low_confidence": float(seen.counts[-1, 0] / seen.rows),
         "low_confidence_in_training": reference.low_confidence,
     }
 
 
-def _psi(now: NDArray[Any], before: NDArray[Any]) -> NDArray[np.float64]:
-    """(K) indices of (K, BINS) counts."""
+def psi_of(now: NDArray[Any], before: NDArray[Any]) -> NDArray[np.float64]:
+    """(K) population stability indices of (K, BINS) counts."""
     p, q = (_shares(counts) for counts in (now, before))
     return np.asarray(((p - q) * np.log(p / q)).sum(axis=1), np.float64)
 

@@ -1,9 +1,11 @@
 """Projections of features: (N, D) float32 in, (N, K) float32 out.
 
-PCA is fitted from sums alone. One pass over the data adds up, per partition, the row count n, the sum of the rows
-s = Σx and the Gram matrix G = Σ x xᵀ; such sums merge by addition. The covariance is C = (G − s sᵀ/n) / (n − 1), and
-the eigenvalues of C are the variances of all components at once, so choosing K by explained variance needs no second
-fit. Memory is O(D²) whatever N is. Source: Jolliffe, "Principal Component Analysis", 2nd ed., ch. 1 and 3.
+PCA is fitted from sums alone. One pass over the data keeps, per partition, the row count n, the mean m and the scatter
+matrix S = Σ (x − m)(x − m)ᵀ. Two of these merge exactly: S = S₁ + S₂ + (n₁ n₂ / n) δ δᵀ, where δ is the difference of
+the means (Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances").
+Since nothing is subtracted from a sum of squares, a large mean costs no digits of the variance. The covariance is
+S / (n − 1), and its eigenvalues are the variances of all components at once, so choosing K by explained variance needs
+no second fit. Memory is O(D²) whatever N is. Source: Jolliffe, "Principal Component Analysis", 2nd ed., ch. 1 and 3.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from models.errors import ModelError
 from models.random_projection import random_projection_from_arrays
 
 MAX_PCA_BYTES = 2 * 1024**3  # of the sums that every worker and the driver hold: D = 16,384
+EPSILON = float(np.finfo(np.float64).eps)
 _EIGEN_COPIES = 5  # sums, covariance, eigenvectors, and what LAPACK works in
 
 
@@ -97,31 +100,60 @@ class PCA:
 
 @dataclass
 class GramSums:
-    """Row count, sum and Gram matrix of rows of width D, in float64; `add` rows, `merge` partitions."""
+    """Row count, mean and scatter matrix of rows of width D, in float64; `add` rows, `merge` partitions.
+
+    Attributes:
+        n: rows.
+        mean: (D,) of the rows.
+        scatter: (D, D) the Gram matrix of the rows about their mean.
+    """
 
     n_features: int
     n: int = 0
-    total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    gram: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
+    mean: NDArray[np.float64] = field(init=False)
+    scatter: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         check_pca_memory(self.n_features)
-        if not self.total.size:
-            self.total = np.zeros(self.n_features)
-            self.gram = np.zeros((self.n_features, self.n_features))
+        self.mean = np.zeros(self.n_features)
+        self.scatter = np.zeros((self.n_features, self.n_features))
 
     def add(self, rows: Features) -> None:
         """Take in rows (N, D)."""
-        wide = rows.astype(np.float64)
-        self.n += len(wide)
-        self.total += wide.sum(axis=0)
-        self.gram += wide.T @ wide
+        if len(rows):
+            self.n, self.mean, centred = taken_in(self.n, self.mean, rows)
+            self.scatter += centred.T @ centred
 
     def merge(self, other: "GramSums") -> None:
         """Take in the sums of another part of the same data."""
-        self.n += other.n
-        self.total += other.total
-        self.gram += other.gram
+        self.n, self.mean, between = merged_means(self.n, self.mean, other.n, other.mean)
+        self.scatter += other.scatter
+        self.scatter += np.outer(between, between)
+
+
+def taken_in(n: int, mean: NDArray[np.float64], rows: Features) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    """Row count and mean (D,) after N ≥ 1 more rows, and the (N + 1, D) centred rows that the scatter matrix grows by.
+
+    These are the rows about their own mean, and one that accounts for the difference between that mean and `mean`.
+    """
+    grown = np.empty((len(rows) + 1, rows.shape[1]))
+    centred = grown[:-1]
+    centred[:] = rows
+    own = centred.mean(axis=0)
+    centred -= own
+    rounding = centred.mean(axis=0)  # of the mean: centred once more, rows that are all equal become zero
+    centred -= rounding
+    total, merged, grown[-1] = merged_means(n, mean, len(rows), own + rounding)
+    return total, merged, grown
+
+
+def merged_means(
+    n: int, mean: NDArray[np.float64], m: int, other: NDArray[np.float64]
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    """Row count and mean (D,) of two parts of n and m rows, and the (D,) vector b by whose b bᵀ their scatter grows."""
+    total = n + m
+    delta = other - mean
+    return total, mean + delta * (m / max(1, total)), delta * np.sqrt(n * m / max(1, total))
 
 
 def check_pca_memory(n_features: int, size: int | None = None) -> None:
@@ -156,18 +188,17 @@ def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | No
     """
     if sums.n < 2:  # noqa: PLR2004
         raise ModelError(f"PCA needs at least 2 rows with features, got {sums.n}")
-    if not np.isfinite(sums.gram).all():
+    if not np.isfinite(sums.scatter).all():
         raise ModelError("PCA needs finite features; some are NaN or infinite")
-    mean = sums.total / sums.n
-    covariance = (sums.gram - np.outer(sums.total, mean)) / (sums.n - 1)
-    variances, vectors = np.linalg.eigh(covariance)
+    variances, vectors = np.linalg.eigh(sums.scatter / (sums.n - 1))
     variances = np.clip(variances[::-1], 0.0, None)  # rounding can leave tiny negative ones
-    rank = int(np.count_nonzero(variances > _rounding(sums)))
+    cutoff = max(EPSILON * sums.n_features * variances[0], variance_of_rounding(sums.mean))
+    rank = min(int(np.count_nonzero(variances > cutoff)), sums.n - 1)
     if not rank:
         raise ModelError(f"PCA needs features that vary; all {sums.n} rows are equal")
     ratio = variances / variances.sum()
     kept = components_to_keep(ratio, rank, explained_variance, k)
-    return pca_of(mean, vectors[:, ::-1].T[:kept], ratio)
+    return pca_of(sums.mean, vectors[:, ::-1].T[:kept], ratio)
 
 
 def pca_of(mean: NDArray[np.float64], components: NDArray[np.float64], ratio: NDArray[np.float64]) -> PCA:
@@ -177,10 +208,9 @@ def pca_of(mean: NDArray[np.float64], components: NDArray[np.float64], ratio: ND
     return PCA(mean.astype(np.float32), components.astype(np.float32), ratio.astype(np.float32))
 
 
-def _rounding(sums: GramSums) -> float:
-    """What a variance of zero may look like: the sums' rounding error, which grows with their length and size."""
-    largest = float(np.diag(sums.gram).max()) / (sums.n - 1)
-    return float(np.finfo(np.float64).eps) * max(sums.n, sums.n_features) * largest
+def variance_of_rounding(mean: NDArray[np.float64]) -> float:
+    """The largest variance that equal rows can seem to have, since the means of parts round in their last digits."""
+    return float((8 * EPSILON) ** 2 * (mean @ mean))
 
 
 def components_to_keep(ratio: NDArray[np.float64], rank: int, explained_variance: float | None, k: int | None) -> int:

@@ -1,9 +1,9 @@
 """PCA of features too wide for their Gram matrix, from one pass, when few components are enough.
 
-Where exact PCA adds up G = Σ x xᵀ (D x D), this adds up Y = Σ x (xᵀ Ω), D x L, for a fixed random Ω of L columns. Y is
-G Ω: it holds the strongest directions of G, and like G it merges by addition. Nyström's approximation G ≈ Y (ΩᵀY)⁻¹ Yᵀ
-then gives the components. Source: Tropp, Yurtsever, Udell and Cevher 2017, "Fixed-rank approximation of a
-positive-semidefinite matrix from streaming data", algorithm 3. Memory is O(D L) whatever N is. L of twice the
+Where exact PCA adds up the scatter matrix S (D x D; see `models.projection`), this adds up Y = S Ω, D x L, for a fixed
+random Ω of L columns. Y holds the strongest directions of S, and merges as S does. Nyström's approximation
+S ≈ Y (ΩᵀY)⁻¹ Yᵀ then gives the components. Source: Tropp, Yurtsever, Udell and Cevher 2017, "Fixed-rank approximation
+of a positive-semidefinite matrix from streaming data", algorithm 3. Memory is O(D L) whatever N is. L of twice the
 components that are wanted, and some more, is their advice and the default.
 """
 
@@ -16,14 +16,23 @@ from scipy import linalg
 
 from models.arrays import Features
 from models.errors import ModelError
-from models.projection import PCA, check_pca_memory, components_to_keep, pca_of
+from models.projection import (
+    EPSILON,
+    PCA,
+    check_pca_memory,
+    components_to_keep,
+    merged_means,
+    pca_of,
+    taken_in,
+    variance_of_rounding,
+)
 
 _BLOCK = 256  # rows that are widened to float64 at a time
 
 
 @dataclass
 class RangeSketch:
-    """Row count, sum, sum of squares and Y of rows of width D, in float64; `add` rows, `merge` partitions.
+    """Row count, mean, sum of squares about it and Y of rows of width D, in float64; `add` rows, `merge` partitions.
 
     All partitions must have the same `size` and `seed`, so that they share Ω.
     """
@@ -32,7 +41,7 @@ class RangeSketch:
     size: int  # L
     seed: int = 0
     n: int = 0
-    total: NDArray[np.float64] = field(init=False)
+    mean: NDArray[np.float64] = field(init=False)
     squares: float = 0.0
     sketch: NDArray[np.float64] = field(init=False)
     directions: NDArray[np.float64] = field(init=False, repr=False)  # Ω, (D, L), made from the seed
@@ -41,7 +50,7 @@ class RangeSketch:
         if not 1 <= self.size <= self.n_features:
             raise ModelError(f"the sketch of a randomized PCA has 1 to {self.n_features} columns, got {self.size}")
         check_pca_memory(self.n_features, self.size)
-        self.total = np.zeros(self.n_features)
+        self.mean = np.zeros(self.n_features)
         self.sketch = np.zeros((self.n_features, self.size))
         self.directions = np.random.default_rng(self.seed).normal(size=(self.n_features, self.size))
 
@@ -53,21 +62,18 @@ class RangeSketch:
     def add(self, rows: Features) -> None:
         """Take in rows (N, D)."""
         for start in range(0, len(rows), _BLOCK):
-            wide = rows[start : start + _BLOCK].astype(np.float64)
-            self.n += len(wide)
-            self.total += wide.sum(axis=0)
-            self.squares += float(np.vdot(wide, wide))
-            self.sketch += wide.T @ (wide @ self.directions)
+            self.n, self.mean, centred = taken_in(self.n, self.mean, rows[start : start + _BLOCK])
+            self.squares += float(np.vdot(centred, centred))
+            self.sketch += centred.T @ (centred @ self.directions)
 
     def merge(self, other: "RangeSketch") -> None:
         """Take in the sketch of another part of the same data; raises ModelError if it was drawn otherwise."""
         ours, theirs = ((part.n_features, part.size, part.seed) for part in (self, other))
         if ours != theirs:
             raise ModelError(f"sketches merge if width, size and seed are the same, got {ours} and {theirs}")
-        self.n += other.n
-        self.total += other.total
-        self.squares += other.squares
-        self.sketch += other.sketch
+        self.n, self.mean, between = merged_means(self.n, self.mean, other.n, other.mean)
+        self.squares += other.squares + float(between @ between)
+        self.sketch += other.sketch + np.outer(between, between @ self.directions)
 
 
 def fit_randomized_pca(sketch: RangeSketch, explained_variance: float | None = None, k: int | None = None) -> PCA:
@@ -83,21 +89,19 @@ def fit_randomized_pca(sketch: RangeSketch, explained_variance: float | None = N
         raise ModelError(f"PCA needs at least 2 rows with features, got {sketch.n}")
     if not np.isfinite(sketch.squares) or not np.isfinite(sketch.sketch).all():
         raise ModelError("PCA needs finite features; some are NaN or infinite")
-    mean = sketch.total / sketch.n
-    whole = (sketch.squares - float(sketch.total @ mean)) / (sketch.n - 1)  # the variance of all components together
-    if not whole > np.finfo(np.float64).eps * sketch.n * sketch.squares / (sketch.n - 1):
+    whole = sketch.squares / (sketch.n - 1)  # the variance of all components together
+    if not whole > variance_of_rounding(sketch.mean):
         raise ModelError(f"PCA needs features that vary; all {sketch.n} rows are equal")
-    centred = sketch.sketch - np.outer(mean, sketch.total @ sketch.directions)
-    variances, vectors = _nystrom(centred / (sketch.n - 1), sketch.directions)
+    variances, vectors = _nystrom(sketch.sketch / (sketch.n - 1), sketch.directions)
     ratio = np.minimum(variances / whole, 1.0)
-    rank = int(np.count_nonzero(ratio > np.finfo(np.float64).eps * sketch.n_features))
+    rank = int(np.count_nonzero(ratio > EPSILON * sketch.n_features))
     if k is None and explained_variance is not None and ratio.sum() < explained_variance <= 1:
         raise ModelError(
             f"a sketch of {sketch.size} columns explains {ratio.sum():.3f} of the variance, "
             f"{explained_variance} was asked for; take a wider sketch, or a number of components"
         )
     kept = components_to_keep(ratio, min(rank, sketch.n - 1), explained_variance, k)
-    return pca_of(mean, vectors[:, :kept].T, ratio)
+    return pca_of(sketch.mean, vectors[:, :kept].T, ratio)
 
 
 def _nystrom(

@@ -159,10 +159,10 @@ def load_engine(entry: BackboneEntry, content: bytes, threads: int = 1) -> Engin
 
 
 def load_reference(bundle: Bundle) -> DriftReference | None:
-    """What a bundle says of its training images; None if it says nothing.
+    """The drift reference of a bundle; None if it has none.
 
     Raises:
-        ModelError: what it says makes no sense.
+        ModelError: it makes no sense.
     """
     if DRIFT not in bundle.files:
         return None

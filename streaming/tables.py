@@ -116,7 +116,9 @@ BATCHES = pa.schema(
         pa.field("input_bytes", pa.int64()),
         pa.field("seconds", pa.map_(pa.string(), pa.float64())),
         pa.field("refused", pa.string()),  # models that an alias points to and the stream does not take, and why
-        pa.field("drift", pa.map_(pa.string(), pa.float64())),  # from the training images; see models/drift.py
+        pa.field(
+            "drift", pa.map_(pa.string(), pa.float64())
+        ),  # from held-out images; see models/drift.py, drift_alarm.py
         pa.field("started_at", TIMESTAMP),
         pa.field("committed_at", TIMESTAMP),
     ]

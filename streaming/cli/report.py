@@ -66,10 +66,10 @@ def report(
         "champion_label challenger_label rows champion_right challenger_right",
     )
     print_table(
-        "distance from the training images, newest micro-batches first; a PSI of 0.25 and more is a change",
+        "drift from held-out images, newest micro-batches first; alarm is for the images since the last window",
         found.drift,
-        "batch_id version images psi_max component psi_mean mean_shift spread low_confidence "
-        "low_confidence_in_training",
+        "batch_id version images psi_max component psi_mean mean_shift spread low_confidence window_images window_psi "
+        "p_value alarm",
     )
     if not found.agreement:
         out.print("no challenger has been scored beside the champion", highlight=False)

@@ -113,7 +113,7 @@ def train_cnn(
     validation: Annotated[float, typer.Option(help="Share of the others to watch the training by.")] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of first weights, order and splits.")] = DEFAULTS.seed,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on after the last epoch of a training that was interrupted.")
+        bool, typer.Option("--resume", help="Continue after the last epoch of a training that was interrupted.")
     ] = False,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,

@@ -10,7 +10,7 @@ from streaming.dashboard.data import Rows, Window
 from streaming.dashboard.palette import BLUE, GRAY, ORANGE, RED, SERIES
 
 HEIGHT, BAR = 230, 4  # pixels
-PSI_WATCH, PSI_CHANGED = 0.1, 0.25  # see models/drift.py
+LEAST_P = 1e-12  # drawn for what is less
 
 
 def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
@@ -142,8 +142,8 @@ def confusion(rows: Rows) -> alt.LayerChart:
     return _sized(alt.layer(*layers), min(560, max(240, 30 * len(classes) + 70)))
 
 
-def drift(rows: Rows, names: dict[str, str], title: str, *, thresholds: bool = False) -> alt.LayerChart:
-    """Distances of the micro-batches from the training images: column → what it is called."""
+def drift(rows: Rows, names: dict[str, str], title: str) -> alt.LayerChart:
+    """Distances of the micro-batches from held-out images: column → what it is called."""
     frame = _frame(rows)[["moment", "version", "images", *names]].rename(columns=names)
     frame = frame.melt(["moment", "version", "images"], list(names.values()), "figure", "value")
     base = alt.Chart(frame).encode(
@@ -154,15 +154,28 @@ def drift(rows: Rows, names: dict[str, str], title: str, *, thresholds: bool = F
         ),
         tooltip=["moment:T", "version:N", "images:Q", "figure:N", alt.Tooltip("value:Q", format=".3f")],
     )
-    layers: list[Any] = [base.mark_line(point=True)]
-    if thresholds:
-        marks = pd.DataFrame({"value": [PSI_WATCH, PSI_CHANGED], "colour": [ORANGE, RED]})
-        layers.append(
-            alt.Chart(marks)
-            .mark_rule(strokeDash=[5, 4], size=1.5)
-            .encode(y="value:Q", color=alt.Color("colour:N", scale=None))
-        )
-    return _sized(alt.layer(*layers).resolve_scale(color="independent"), HEIGHT + 30)
+    return _sized(alt.layer(base.mark_line(point=True)), HEIGHT + 30)
+
+
+def drift_windows(rows: Rows) -> alt.LayerChart:
+    """p-values of the windows that were judged, and the limit below which they are no longer chance."""
+    frame = _frame(rows)[["moment", "version", "window_images", "window_psi", "p_value", "p_limit", "alarm"]]
+    frame["shown"] = frame["p_value"].clip(lower=LEAST_P)
+    base = alt.Chart(frame).encode(x=alt.X("moment:T", title=None))
+    scale = alt.Scale(type="log", domain=[min(1e-6, float(frame["shown"].min())), 1])
+    points = base.mark_circle(size=45).encode(
+        y=alt.Y("shown:Q", title="p-value", scale=scale, axis=alt.Axis(format=".0e")),
+        color=alt.condition("datum.alarm == 1", alt.value(RED), alt.value(BLUE)),
+        tooltip=[
+            "moment:T",
+            "version:N",
+            alt.Tooltip("window_images:Q", title="images", format=","),
+            alt.Tooltip("window_psi:Q", title="largest PSI", format=".3f"),
+            alt.Tooltip("p_value:Q", format=".2e"),
+        ],
+    )
+    limit = base.mark_line(strokeDash=[5, 4], size=1.5, color=ORANGE).encode(y=alt.Y("p_limit:Q", scale=scale))
+    return _sized(alt.layer(limit, points), HEIGHT + 30)
 
 
 def _frame(rows: Rows, **kinds: Any) -> pd.DataFrame:

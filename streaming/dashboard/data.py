@@ -138,9 +138,12 @@ WHERE truth IN (FROM often) AND predicted IN (FROM often) GROUP BY ALL ORDER BY 
 """
 DRIFT = """
 SELECT committed_at AS moment, model_version AS version, drift['rows'] AS images, drift['psi_max'] AS psi_max,
-       drift['psi_mean'] AS psi_mean, drift['mean_shift'] AS mean_shift, drift['low_confidence'] AS low_confidence,
-       drift['low_confidence_in_training'] AS low_confidence_in_training
-FROM batches WHERE drift['rows'] >= $least ORDER BY committed_at DESC LIMIT $limit
+       drift['psi_mean'] AS psi_mean, drift['psi_expected'] AS psi_expected, drift['mean_shift'] AS mean_shift,
+       drift['low_confidence'] AS low_confidence,
+       drift['low_confidence_in_training'] AS low_confidence_in_training,
+       drift['window_rows'] AS window_images, drift['window_psi'] AS window_psi,
+       drift['p_value'] AS p_value, drift['p_limit'] AS p_limit, drift['alarm'] AS alarm
+FROM batches WHERE drift['rows'] >= $least OR drift['p_value'] IS NOT NULL ORDER BY committed_at DESC LIMIT $limit
 """
 
 
@@ -259,7 +262,8 @@ def confusion(reader: Reader, version: int) -> Rows:
 
 
 def drift(reader: Reader) -> Rows:
-    """The newest micro-batches that are large enough for a distance to mean something, the oldest of them first."""
+    """The newest micro-batches that are large enough for a distance to mean something, or end a window that was judged,
+    the oldest of them first."""
     return reader.rows(DRIFT, least=MEANINGFUL_ROWS, limit=DRIFT_BATCHES)[::-1]
 
 

@@ -15,10 +15,9 @@ from streaming.distributed.shared_weights import Lost, SharedWeights
 class Asynchronous:
     """Holds the weights that all workers read and add to, and each worker's optimizer state after its epochs."""
 
-    def __init__(self, course: Course, rows: int) -> None:
-        """`rows`: images to train on, of all workers together."""
+    def __init__(self, course: Course) -> None:
         self._course = course
-        self._rows = rows
+        self._rows: dict[int, int] = {}  # images that each worker has decoded
         self._shared = SharedWeights(course.state.weights.copy(), locked=course.options.mode is not Mode.HOGWILD)
         self._optimizer: dict[int, Values] = {}
         self._done = dict.fromkeys(range(course.options.workers), course.state.epoch)
@@ -48,10 +47,10 @@ class Asynchronous:
         course = self._course
         self._join(worker, attempt)
         ready = course.until_ready(channel, worker)
+        with course.lock:
+            self._rows[worker] = ready.rows
         start = self._start(worker)
         channel.send(start)
-        # Each worker's change counts by its share of the images, so that all of them make up one step.
-        share = np.float32(ready.rows / max(1, self._rows))
         stop = bool(start.meta["stop"])
         while not stop:
             message = channel.receive()
@@ -61,7 +60,7 @@ class Asynchronous:
                 case Kind.PROGRESS:
                     course.note(worker, message)
                 case Kind.PUSH:
-                    self._shared.add(worker, message.values * share, message.version)
+                    self._shared.add(worker, message.values * self._share(worker), message.version)
                     weights, version = self._shared.read()
                     channel.send(Message(Kind.WEIGHTS, worker, version=version, values=weights))
                 case Kind.EPOCH:
@@ -84,6 +83,16 @@ class Asynchronous:
             if self._attempts.get(worker, -1) > attempt:
                 raise BrokenError("a later try has this worker's place")
             self._attempts[worker] = attempt
+
+    def _share(self, worker: int) -> np.float32:
+        """This worker's share of the images, by which its change counts, so that all workers make up one step.
+
+        Only images that decode count, and only the worker that has read an image can say so. All workers are dealt the
+        same number of images; one that has not read its own yet is assumed to have as many as the others on average.
+        """
+        with self._course.lock:
+            mean = sum(self._rows.values()) / len(self._rows)
+            return np.float32(self._rows[worker] / max(1.0, mean * self._course.options.workers))
 
     def _start(self, worker: int) -> Message:
         """The weights as they are, and the worker's own optimizer state: it goes on where its last try was."""

@@ -1,4 +1,4 @@
-"""Where a training stands after its last epoch, in one file that is replaced as a whole."""
+"""The state of a training after its last epoch, in one file that is replaced as a whole."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import numpy as np
 
 from models.arrays import Arrays, read_npz, write_npz
 from models.errors import ModelError
+from streaming.distributed.callback_state import CallbackState
 from streaming.distributed.course import State
 from streaming.distributed.history import History
 from streaming.errors import ServiceError
@@ -19,25 +20,39 @@ FILE = "checkpoint.npz"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state, how it came about, and the settings that it belongs to."""
+    """A state, how it was reached, and the settings that it belongs to.
+
+    Attributes:
+        learning_rate: after the callbacks of the last epoch; None in a checkpoint of an earlier version.
+        callbacks: what `callback_states` gave then; likewise.
+    """
 
     state: State
     history: History
     settings: dict[str, Any]
+    learning_rate: float | None = None
+    callbacks: list[CallbackState] | None = None
 
     def write(self, directory: Path) -> None:
         """Replace the directory's checkpoint; a process that is killed meanwhile leaves the old one."""
         directory.mkdir(parents=True, exist_ok=True)
-        record = {"epoch": self.state.epoch, "history": self.history.as_record(), "settings": self.settings}
+        numbers, arrays = _apart(self.callbacks or [])
+        record = {
+            "epoch": self.state.epoch,
+            "history": self.history.as_record(),
+            "settings": self.settings,
+            "learning_rate": self.learning_rate,
+            "callbacks": numbers,
+        }
         text = np.frombuffer(json.dumps(record).encode(), np.uint8)
-        arrays: Arrays = {"weights": self.state.weights, "optimizer": self.state.optimizer, "record": text}
+        arrays |= {"weights": self.state.weights, "optimizer": self.state.optimizer, "record": text}
         scratch = directory / f"{FILE}.{os.getpid()}.tmp"
         scratch.write_bytes(write_npz(arrays))
         scratch.replace(directory / FILE)
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """The checkpoint of the directory.
+    """The checkpoint of the directory, also one of an earlier version.
 
     Raises:
         ServiceError: there is none, or it is damaged.
@@ -47,8 +62,33 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         arrays = read_npz(path.read_bytes(), FILE)
         record = json.loads(arrays["record"].tobytes())
         state = State(arrays["weights"], arrays["optimizer"], int(record["epoch"]))
-        return Checkpoint(state, History.from_record(record["history"]), dict(record["settings"]))
+        history = History.from_record(record["history"])
+        if "callbacks" not in record:
+            return Checkpoint(state, history, dict(record["settings"]))
+        states = _together(record["callbacks"], arrays)
+        return Checkpoint(state, history, dict(record["settings"]), float(record["learning_rate"]), states)
     except FileNotFoundError:
         raise ServiceError(f"there is no training to resume: {path} does not exist") from None
     except (OSError, ModelError, ValueError, KeyError, TypeError) as error:
         raise ServiceError(f"{path} is damaged ({error}): train again without resuming") from error
+
+
+def _apart(states: list[CallbackState]) -> tuple[list[dict[str, Any]], Arrays]:
+    """(states with the number of arrays in place of lists of them, the arrays by name)."""
+    arrays: Arrays = {}
+    numbers = []
+    for at, state in enumerate(states):
+        lists = {name: value for name, value in state.items() if isinstance(value, list)}
+        for name, values in lists.items():
+            arrays |= {f"callback.{at}.{name}.{number}": np.asarray(value) for number, value in enumerate(values)}
+        numbers.append(state | {name: {"arrays": len(values)} for name, values in lists.items()})
+    return numbers, arrays
+
+
+def _together(numbers: list[dict[str, Any]], arrays: Arrays) -> list[CallbackState]:
+    def whole(at: int, name: str, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return [arrays[f"callback.{at}.{name}.{number}"] for number in range(int(value["arrays"]))]
+
+    return [{name: whole(at, name, value) for name, value in dict(state).items()} for at, state in enumerate(numbers)]

@@ -28,16 +28,13 @@ class ParameterServer:
         sizes: the numbers of values that a frame may have.
     """
 
-    def __init__(
-        self, options: TrainerOptions, rows: int, state: State, answer: Answer, callbacks: Callbacks, host: str
-    ) -> None:
+    def __init__(self, options: TrainerOptions, state: State, answer: Answer, callbacks: Callbacks, host: str) -> None:
         """Args:
-        rows: images to train on, of all workers together.
         answer: what the first epoch begins with.
         host: the address to listen on.
         """
         self.course = Course(options, state, answer, callbacks)
-        self.mode = Synchronous(self.course) if options.waits else Asynchronous(self.course, rows)
+        self.mode = Synchronous(self.course) if options.waits else Asynchronous(self.course)
         self.token = secrets.token_bytes(TOKEN_BYTES)
         n, more = len(state.weights), len(state.optimizer)
         self.sizes = frozenset({n, more, n + more})

@@ -13,6 +13,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
+from streaming.distributed.callback_state import callback_states, restore_callbacks
 from streaming.distributed.checkpoint import Checkpoint, read_checkpoint
 from streaming.distributed.course import Answer, Callbacks, Progress, State
 from streaming.distributed.history import EpochRecord, History, summed_staleness
@@ -87,7 +88,8 @@ class DistributedTrainer:
         Args:
             rows: image_id, label (string), source, which tells an image from all others, content (bytes; null where the
                 file `source` holds the image), and validation (boolean): whether the image is only to be asked about.
-            resume: go on after the last epoch of `checkpoint_dir`.
+            resume: continue after the last epoch of `checkpoint_dir`, with the state of the learning rate, of
+                `ReduceLROnPlateau` and of `EarlyStopping` as they were.
 
         Raises:
             ServiceError: fewer than two classes, a model that does not fit, no image that decodes, workers that fail
@@ -95,14 +97,10 @@ class DistributedTrainer:
         """
         spark = rows.sparkSession
         _check_slots(spark, self.options)
-        counts = {
-            (row.label, row.validation): row.n
-            for row in rows.groupBy("label", "validation").agg(F.count(F.lit(1)).alias("n")).collect()
-        }
-        classes = tuple(sorted({label for label, validation in counts if not validation}))
+        labels = rows.where("NOT validation").select("label").distinct().collect()
+        classes = tuple(sorted(row.label for row in labels))
         self._check(classes)
-        run = _Run(self, classes, sum(n for (_, validation), n in counts.items() if not validation))
-        return run.train(
+        return _Run(self, classes).train(
             shard(rows.where(F.col("label").isin(*classes)), self.options.workers, self.options.seed), resume
         )
 
@@ -120,11 +118,10 @@ class DistributedTrainer:
 class _Run:
     """One call of `fit`."""
 
-    def __init__(self, trainer: DistributedTrainer, classes: tuple[str, ...], rows: int) -> None:
+    def __init__(self, trainer: DistributedTrainer, classes: tuple[str, ...]) -> None:
         import keras
 
         self.options, self.classes, self._trainer = trainer.options, classes, trainer
-        self._rows = rows
         self._group = f"train-cnn-{uuid4().hex}"
         self._bad: dict[int, tuple[dict[str, str], int]] = {}
         try:
@@ -144,10 +141,11 @@ class _Run:
 
     def train(self, rows: DataFrame, resume: bool) -> Trained:
         state = State(self._network.weights, self._network.optimizer)
+        self._callbacks.on_train_begin()
         if resume:
             state = self._resumed(state)
-        self._callbacks.on_train_begin()
-        self._callbacks.on_epoch_begin(state.epoch)
+        if not self._network.model.stop_training:
+            self._callbacks.on_epoch_begin(state.epoch)
         answer = self._answer(state.epoch)
         told = Callbacks(
             self._end_epoch, self._trainer._on_progress, self._on_lost, self._on_ready, failed=self._cancel
@@ -155,7 +153,7 @@ class _Run:
         spark, self._spark = rows.sparkSession, rows.sparkSession
         host = spark.conf.get("spark.driver.host") or "127.0.0.1"
         self._earlier, self._since = replace(self.history), monotonic()
-        with ParameterServer(self.options, self._rows, state, answer, told, host) as server:
+        with ParameterServer(self.options, state, answer, told, host) as server:
             self._server = server
             if not answer.stop:
                 self._run_job(rows, server)
@@ -199,6 +197,11 @@ class _Run:
         if differing or len(found.state.weights) != len(fresh.weights):
             what = ", ".join(differing) or "network"
             raise ServiceError(f"the checkpoint is of a training with another {what}; train again without resuming")
+        restore_callbacks(self._trainer._keras_callbacks, found.callbacks)
+        model = self._network.model
+        if found.learning_rate is not None:
+            model.optimizer.learning_rate = found.learning_rate
+        model.stop_training = found.history.stopped_early
         self.history = found.history
         return found.state
 
@@ -218,15 +221,21 @@ class _Run:
             )
         self.history.epochs.append(record)
         self._sum_up()
-        if self._trainer._checkpoint_dir is not None:
-            Checkpoint(state, self.history, self._settings()).write(self._trainer._checkpoint_dir)
         self._network.weights = state.weights
         self._callbacks.on_epoch_end(record.epoch, record.logs())
-        self._trainer._on_epoch(record)
         self.history.stopped_early = bool(self._network.model.stop_training)
+        self._write_checkpoint(state)  # with what the callbacks make of this epoch
+        self._trainer._on_epoch(record)
         if not self.history.stopped_early and state.epoch < self.options.epochs:
             self._callbacks.on_epoch_begin(state.epoch)
         return self._answer(state.epoch)
+
+    def _write_checkpoint(self, state: State) -> None:
+        if self._trainer._checkpoint_dir is None:
+            return
+        rate = float(self._network.model.optimizer.learning_rate)
+        states = callback_states(self._trainer._keras_callbacks)
+        Checkpoint(state, self.history, self._settings(), rate, states).write(self._trainer._checkpoint_dir)
 
     def _answer(self, epoch: int) -> Answer:
         model = self._network.model

@@ -17,14 +17,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
-from models.drift import DriftReference, DriftSums, drift
+from models.drift import DriftSums, drift
+from models.drift_alarm import DriftWindow
 from streaming.errors import ServiceError
 from streaming.pipeline.continuity import Continuity
 from streaming.pipeline.ingest import batch_offsets, read_query_id
@@ -52,7 +53,7 @@ class BatchResult:
         str, float
     ]  # of the stages in `models/` and `score.py`, summed over the workers, and of `DRIVER_STEPS`
     refused: dict[int, str] = field(default_factory=dict)  # version → why, of models that an alias points to
-    drift: dict[str, float] = field(default_factory=dict)  # from the champion's training images; see models/drift.py
+    drift: dict[str, float] = field(default_factory=dict)  # see `models.drift.drift` and `models.drift_alarm.verdict`
     cores: int = 1  # that worked on it at a time
 
     @property
@@ -111,6 +112,7 @@ class BatchCommitter:
         self._on_step = on_step
         self._output = spark_schema(OUTPUT)
         self._ended: float | None = None  # when the batch before was committed
+        self._window = DriftWindow()
 
     def __call__(self, messages: DataFrame, batch_id: int) -> None:
         """Run the protocol for one micro-batch; `foreachBatch` calls this."""
@@ -148,6 +150,7 @@ class BatchCommitter:
             self._tables.shadow.append(_shadow(rows, pin), query_id, batch_id)
         self._on_step("features")
 
+        window, far = self._drift(pin, reports)
         now = perf_counter()
         driver = {
             "plan": score_clock - clock,
@@ -165,10 +168,11 @@ class BatchCommitter:
             quarantined=quarantined,
             seconds=seconds | driver,
             refused=self._serving.refused,
-            drift=_drift(self._serving.pinned(pin.model).reference, reports),
+            drift=far,
             cores=min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(reports))),
         )
         self._tables.batches.append(_batch_row(result, pin, started), query_id, batch_id)
+        self._window = window  # only now: a batch that fails here comes again
         self._continuity.advance(pin.offsets)
         self._ended = perf_counter()
         self._on_step("batches")
@@ -214,6 +218,15 @@ class BatchCommitter:
         reports = [PartitionReport.from_json(text) for text in output.filter(is_report).column(REPORT.name).to_pylist()]
         return output.filter(pc.invert(is_report)), reports
 
+    def _drift(self, pin: Pin, reports: list[PartitionReport]) -> tuple[DriftWindow, dict[str, float]]:
+        """The window after this batch; how far the batch, and the window where it is judged, is from the reference."""
+        reference = self._serving.pinned(pin.model).reference
+        if reference is None:
+            return self._window, {}
+        seen = DriftSums.merged(reference.components, [report.drift for report in reports if report.drift])
+        window, verdict = self._window.after(pin.model, reference, seen, monotonic())
+        return window, drift(reference, seen) | verdict
+
     def _account(self, pin: Pin, predicted: int, quarantined: dict[str, int], reports: list[PartitionReport]) -> None:
         """Input = predicted + quarantined, or nothing of the batch is committed."""
         read = sum(report.input_rows for report in reports)
@@ -231,16 +244,6 @@ def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
         for key, value in part.items():
             total[key] = total.get(key, 0) + value
     return total
-
-
-def _drift(reference: DriftReference | None, reports: list[PartitionReport]) -> dict[str, float]:
-    if reference is None:
-        return {}
-    seen = DriftSums.empty(reference.components)
-    for report in reports:
-        if report.drift is not None:
-            seen.merge(DriftSums.from_json(report.drift))
-    return drift(reference, seen)
 
 
 def _predictions(rows: pa.Table, pin: Pin) -> pa.Table:

@@ -43,7 +43,8 @@ class Batch(Protocol):
     def drift(self) -> Mapping[str, float]: ...
 
 
-DRIFT_FIGURES = ("psi_max", "psi_mean", "mean_shift", "spread", "low_confidence")
+DRIFT_FIGURES = ("psi_max", "psi_mean", "psi_expected", "mean_shift", "spread", "low_confidence")  # of a batch
+WINDOW_FIGURES = ("window_psi", "p_value", "alarm")  # of a window of batches
 
 
 class Metrics:
@@ -60,7 +61,7 @@ class Metrics:
             "stage_seconds", "Seconds a micro-batch spent.", ["stage"], buckets=STAGE_BUCKETS, **new
         )
         self._version = Gauge("model_version", "Model version of the last micro-batch.", **new)
-        self._drift = Gauge("drift", "Distance of the last images from those of the training.", ["figure"], **new)
+        self._drift = Gauge("drift", "Distance of the last images from held-out ones.", ["figure"], **new)
         self._refused = Counter("refused_models", "Promoted versions that were refused.", **new)
         self._trouble = Counter("troubles", "Failures after which the stream tried again.", **new)
         self._lag = Gauge("lag_messages", "Messages that wait for their row.", ["topic", "partition"], **new)
@@ -84,8 +85,9 @@ class Metrics:
             self._quarantined.labels(reason).inc(count)
         for stage, seconds in batch.seconds.items():
             self._stage.labels(stage).observe(seconds)
-        if batch.drift.get("rows", 0) >= MEANINGFUL_ROWS:
-            for figure in DRIFT_FIGURES:
+        shown = DRIFT_FIGURES if batch.drift.get("rows", 0) >= MEANINGFUL_ROWS else ()
+        for figure in (*shown, *WINDOW_FIGURES):
+            if figure in batch.drift:
                 self._drift.labels(figure).set(batch.drift[figure])
 
     def refused(self) -> None:

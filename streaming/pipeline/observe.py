@@ -214,6 +214,10 @@ class Observer:
             lag=self._lag,
         )
 
+        if batch.drift.get("alarm"):
+            figures = ("p_value", "window_psi", "window_rows")
+            self._tell("warning", "drift", model_version=batch.model_version, **{f: batch.drift[f] for f in figures})
+
     def on_refused(self, version: int, why: str) -> None:
         """A promoted model is refused; the old one goes on."""
         self.metrics.refused()

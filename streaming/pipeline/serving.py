@@ -24,7 +24,7 @@ class LoadedModel:
     pinned: PinnedModel
     backbone_sha256: str
     broadcast: "Broadcast[Bundle]"
-    reference: DriftReference | None  # its training images
+    reference: DriftReference | None  # images that it was not fitted on
 
 
 class Serving:

@@ -23,6 +23,7 @@ SAMPLES = GRID * GRID
 MISTAKES = 12
 MAX_CLASSES = 500
 REST = "(other labels)"
+WRONG_REST = "(another of the other labels)"  # the answer of a row whose true label is counted in REST, and differs
 TIMEOUT_S = 600.0
 
 ANSWERED = """
@@ -107,18 +108,24 @@ class _Reader:
     def sums(self) -> EvaluationSums:
         """The counts over all labelled predictions, read batch by batch.
 
-        Classes that are answers come first, then labels that never are, by how often they occur; those beyond
-        `MAX_CLASSES` are counted together, for labels come from outside and may be as many as there are messages.
+        Classes that are answers come first, then labels that never are, by how often they occur. Those beyond
+        `MAX_CLASSES` are counted together, since labels come from outside and may be as many as there are messages.
+        Whether an answer is right is decided by the labels themselves, before any of them are counted together.
         """
-        classes = [row["label"] for row in self.rows(CLASSES, limit=MAX_CLASSES)] + [REST]
+        classes = [row["label"] for row in self.rows(CLASSES, limit=MAX_CLASSES)]
+        named = pa.array(classes, pa.string())
+        rest, wrong_rest = len(classes), len(classes) + 1
+        classes += [REST, WRONG_REST]
         sums = EvaluationSums(tuple(classes), len(classes))
         parameters = {"version": self._version}
         with open_query(self._settings, self._prefix + ANSWERS, parameters=parameters, timeout_s=TIMEOUT_S) as batches:
             for batch in batches:
+                right = pc.equal(batch.column("truth"), batch.column("predicted")).to_numpy(zero_copy_only=False)
                 truth, predicted = (
-                    pc.index_in(batch.column(name), pa.array(classes)).fill_null(len(classes) - 1).to_numpy()
+                    pc.index_in(batch.column(name), named).fill_null(rest).to_numpy(zero_copy_only=False)
                     for name in ("truth", "predicted")
                 )
+                predicted = np.where((truth == rest) & (predicted == rest) & ~right, wrong_rest, predicted)
                 confidence = batch.column("confidence").to_numpy(zero_copy_only=False)
                 sums.add_answers(predicted.astype(np.int64), confidence, truth.astype(np.int64))
         return sums

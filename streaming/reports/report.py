@@ -65,13 +65,15 @@ FROM shadowed WHERE label <> champion_label GROUP BY ALL
 ORDER BY rows DESC, challenger, champion_label, challenger_label LIMIT $limit
 """
 
-# Distances from the training images, of the newest micro-batches that were large enough for them to mean something.
+# Of the newest micro-batches that are large enough for their own distance to mean something, or end a judged window.
 DRIFT = """
 SELECT batch_id, model_version AS version, drift['rows']::BIGINT AS images, drift['psi_max'] AS psi_max,
        drift['component']::BIGINT AS component, drift['psi_mean'] AS psi_mean, drift['mean_shift'] AS mean_shift,
        drift['spread'] AS spread, drift['low_confidence'] AS low_confidence,
-       drift['low_confidence_in_training'] AS low_confidence_in_training
-FROM batches WHERE drift['rows'] >= $least ORDER BY committed_at DESC LIMIT $limit
+       drift['low_confidence_in_training'] AS low_confidence_in_training,
+       drift['window_rows']::BIGINT AS window_images, drift['window_psi'] AS window_psi, drift['p_value'] AS p_value,
+       drift['p_limit'] AS p_limit, drift['alarm'] = 1 AS alarm
+FROM batches WHERE drift['rows'] >= $least OR drift['p_value'] IS NOT NULL ORDER BY committed_at DESC LIMIT $limit
 """
 
 

@@ -1,4 +1,4 @@
-"""The drift reference of a model: what its training images look like to it."""
+"""The drift reference of a model: what images that it was not fitted on look like to it."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ BUCKETS = 1_000_000
 
 
 def drift_reference(rows: DataFrame, head: Head) -> DriftReference:
-    """Of about `SAMPLE` of the training rows (image_id, features), each image once, the same ones for the same images.
+    """Of about `SAMPLE` of the held-out rows (image_id, features), each image once, the same ones for the same images.
 
     Only the components that are watched reach the driver: at most 64 numbers an image.
     """

@@ -16,7 +16,7 @@ from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from models.arrays import Features
-from models.projection import GramSums
+from models.projection import GramSums, merged_means
 from models.randomized_pca import RangeSketch
 from streaming.errors import ServiceError
 from streaming.files import as_matrix
@@ -27,19 +27,20 @@ PIECE = pa.schema(
     [
         pa.field("piece", pa.int32()),  # which rows of the matrix
         pa.field("part", pa.int32()),  # of the partition that it comes from
+        pa.field("first", pa.int32()),  # the number of its first row
         pa.field("n", pa.int64()),
         pa.field("squares", pa.float64()),
-        pa.field("total", pa.binary()),
+        pa.field("mean", pa.binary()),
         pa.field("matrix", pa.binary()),
     ]
 )
-PIECE_DDL = "piece int, part int, n long, squares double, total binary, matrix binary"
+PIECE_DDL = "piece int, part int, first int, n long, squares double, mean binary, matrix binary"
 
 Sums = TypeVar("Sums", GramSums, RangeSketch)
 
 
 def gram_sums(rows: DataFrame) -> GramSums:
-    """Row count, sum and Gram matrix of the column `features` (array<float>), 8·D² bytes on the driver.
+    """Row count, mean and scatter matrix of the column `features` (array<float>), 8·D² bytes on the driver.
 
     Raises:
         ServiceError: no rows.
@@ -71,7 +72,7 @@ def _added_up(rows: DataFrame, start: Callable[[int], Sums]) -> Sums:
     pieces = rows.select("features").mapInArrow(add_up, PIECE_DDL)
     cores = rows.sparkSession.sparkContext.defaultParallelism  # a session's own number of partitions may be hundreds
     ordered = pieces.repartition(cores, "piece").sortWithinPartitions("piece", "part")
-    merged = ordered.mapInArrow(_merge, PIECE_DDL).toArrow()
+    merged = ordered.mapInArrow(lambda batches: _merge(batches, start), PIECE_DDL).toArrow()
     if not merged.num_rows:
         raise ServiceError("there are no features to fit on")
     return _put_together(sorted(merged.to_pylist(), key=itemgetter("piece")), start)
@@ -91,51 +92,52 @@ def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Features]:
 
 
 def _matrix(sums: Any) -> Any:
-    return sums.gram if isinstance(sums, GramSums) else sums.sketch
+    return sums.scatter if isinstance(sums, GramSums) else sums.sketch
 
 
 def _in_pieces(sums: Any, part: int, piece_bytes: int) -> Iterator[pa.RecordBatch]:
     matrix = _matrix(sums)
     step = max(1, piece_bytes // matrix[0].nbytes)
     for piece, first in enumerate(range(0, len(matrix), step)):
-        # Count and sums go with the first piece only.
-        n, squares, total = (sums.n, getattr(sums, "squares", 0.0), sums.total) if piece == 0 else (0, 0.0, None)
-        yield _batch(piece, part, n, squares, total, matrix[first : first + step])
+        yield _batch(piece, part, first, sums.n, getattr(sums, "squares", 0.0), sums.mean, matrix[first : first + step])
 
 
-def _batch(piece: int, part: int, n: int, squares: float, total: Any, matrix: Any) -> pa.RecordBatch:
-    values = (piece, part, n, squares, None if total is None else total.tobytes(), matrix.tobytes())
+def _batch(piece: int, part: int, first: int, n: int, squares: float, mean: Any, matrix: Any) -> pa.RecordBatch:
+    values = (piece, part, first, n, squares, mean.tobytes(), matrix.tobytes())
     return pa.RecordBatch.from_pydict({name: [value] for name, value in zip(PIECE.names, values, strict=True)}, PIECE)
 
 
-def _merge(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Add up the pieces of each number; they come sorted by number and partition."""
+def _merge(batches: Iterator[pa.RecordBatch], start: Callable[[int], Sums]) -> Iterator[pa.RecordBatch]:
+    """Merge the pieces of each number; they come sorted by number and partition."""
     rows = (row for batch in batches for row in batch.to_pylist())
+    directions: Any = None
     for piece, parts in groupby(rows, key=itemgetter("piece")):
-        n, squares, total, matrix = 0, 0.0, None, None
+        first, n, squares = 0, 0, 0.0
+        mean: Any = None
+        matrix: Any = None
         for part in parts:
-            n, squares = n + part["n"], squares + part["squares"]
-            total = _plus(total, part["total"])
-            matrix = _plus(matrix, part["matrix"])
-        yield _batch(piece, 0, n, squares, total, matrix)
-
-
-def _plus(added: Any, numbers: bytes | None) -> Any:
-    if numbers is None:
-        return added
-    more = np.frombuffer(numbers)
-    if added is None:
-        return more.copy()
-    if len(more) != len(added):
-        raise ServiceError("features of different widths in different partitions")
-    return np.add(added, more, out=added)
+            more, other = np.frombuffer(part["matrix"]), np.frombuffer(part["mean"])
+            if mean is None:
+                first, n, squares, mean, matrix = part["first"], part["n"], part["squares"], other, more.copy()
+                continue
+            if len(other) != len(mean):
+                raise ServiceError("features of different widths in different partitions")
+            n, mean, between = merged_means(n, mean, part["n"], other)
+            squares += part["squares"] + float(between @ between)
+            if directions is None:
+                directions = getattr(start(len(mean)), "directions", ())
+            right = between @ directions if len(directions) else between
+            left = between[first : first + len(matrix) // len(right)]
+            matrix += more
+            matrix += np.outer(left, right).reshape(-1)
+        yield _batch(piece, 0, first, n, squares, mean, matrix)
 
 
 def _put_together(pieces: list[dict[str, Any]], start: Callable[[int], Sums]) -> Sums:
     first = pieces[0]
-    sums = start(len(first["total"]) // 8)
+    sums = start(len(first["mean"]) // 8)
     sums.n = first["n"]
-    sums.total[:] = np.frombuffer(first["total"])
+    sums.mean[:] = np.frombuffer(first["mean"])
     if isinstance(sums, RangeSketch):
         sums.squares = first["squares"]
     flat, position = _matrix(sums).reshape(-1), 0

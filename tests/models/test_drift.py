@@ -1,6 +1,7 @@
-"""Drift: nothing where the images are like those of the training, and a number that grows with the difference."""
+"""Drift: nothing where the images are like those of the reference, and a number that grows with the difference."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,12 +42,13 @@ def seen(reference: DriftReference, values: NDArray[np.float32], low: float = 0.
     return halves[0]
 
 
-def test_images_like_those_of_the_training_have_no_drift(reference: DriftReference) -> None:
+def test_images_like_those_of_the_reference_have_no_drift(reference: DriftReference) -> None:
     found = drift(reference, seen(reference, images(2)))
     assert found["rows"] == 4_000
     assert found["psi_max"] < 0.03
     assert found["mean_shift"] < 0.1
     assert 0.9 < found["spread"] < 1.1
+    assert found["psi_mean"] == pytest.approx(found["psi_expected"], rel=0.2)
     assert found["low_confidence"] == pytest.approx(found["low_confidence_in_training"], abs=1e-9)
 
 
@@ -80,6 +82,20 @@ def test_low_answers_are_counted(reference: DriftReference) -> None:
     assert drift(reference, seen(reference, images(6), low=0.4))["low_confidence"] == pytest.approx(0.4)
 
 
+@pytest.mark.parametrize("n_classes", [2, 10, 1000])
+def test_low_confidence_means_the_same_for_any_number_of_classes(n_classes: int) -> None:
+    """Of two classes none is answered with less than one half: the limit is the reference's own lowest tenth."""
+    generator = np.random.default_rng(8)
+    certain = (1 + (n_classes - 1) * generator.beta(2, 2, 4_000)) / n_classes
+    doubtful = (1 + (n_classes - 1) * generator.beta(1, 3, 4_000)) / n_classes
+    reference = DriftReference.of(images(1), certain.astype(np.float32))
+    sums = DriftSums.empty(COMPONENTS)
+    sums.add(reference, images(2), doubtful.astype(np.float32))
+    found = drift(reference, sums)
+    assert found["low_confidence_in_training"] == pytest.approx(0.1, abs=0.001)
+    assert found["low_confidence"] > 0.3
+
+
 def test_nothing_seen_is_no_drift(reference: DriftReference) -> None:
     assert drift(reference, DriftSums.empty(reference.components)) == {}
 
@@ -107,6 +123,10 @@ def test_a_reference_survives_its_file(reference: DriftReference) -> None:
         ("counts", np.full((COMPONENTS, BINS), -1, np.float32)),
         ("totals", np.array([0.0, 0.5])),
         ("totals", np.array([10.0, 2.0])),
+        ("totals", np.array([np.nan, 0.1])),
+        ("totals", np.array([3_000.0, 0.1])),
+        ("confidence_edges", np.full(BINS - 2, 0.5, np.float32)),
+        ("confidence_counts", np.full(BINS, -1, np.float32)),
         ("mean", np.full(COMPONENTS, np.nan, np.float32)),
     ],
 )
@@ -115,6 +135,20 @@ def test_a_reference_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ModelError):
         reference_from_arrays(WIDTH, reference.to_arrays() | {name: value})
+
+
+def former(reference: DriftReference) -> dict[str, NDArray[Any]]:
+    """The arrays of a bundle whose reference is of training images, and has no counts of the confidence."""
+    arrays = {name: value for name, value in reference.to_arrays().items() if not name.startswith("confidence")}
+    return arrays | {"totals": np.array([reference.rows, 0.004])}
+
+
+def test_a_reference_of_training_images_still_loads_and_gives_distances(reference: DriftReference) -> None:
+    old = reference_from_arrays(WIDTH, former(reference))
+    assert not old.held_out
+    found, new = (drift(one, seen(one, images(7), low=0.4)) for one in (old, reference))
+    assert found["psi_max"] == new["psi_max"]
+    assert (found["low_confidence"], found["low_confidence_in_training"]) == (0.4, pytest.approx(0.004))
 
 
 def test_no_images_are_no_reference() -> None:

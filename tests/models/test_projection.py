@@ -71,8 +71,8 @@ def test_merged_sums_of_parts_give_what_one_pass_gives(rows: Features) -> None:
         merged.merge(sums_of(part))
     whole = sums_of(rows)
     assert merged.n == whole.n == len(rows)
-    np.testing.assert_allclose(merged.total, whole.total, rtol=1e-12)
-    np.testing.assert_allclose(merged.gram, whole.gram, rtol=1e-12, atol=1e-9)
+    np.testing.assert_allclose(merged.mean, whole.mean, rtol=1e-12)
+    np.testing.assert_allclose(merged.scatter, whole.scatter, rtol=1e-11, atol=1e-9)
     for name, array in fit_pca(merged).to_arrays().items():
         np.testing.assert_allclose(array, fit_pca(whole).to_arrays()[name], rtol=1e-5, atol=1e-6)
 
@@ -144,6 +144,51 @@ def test_small_variance_around_a_large_mean_is_still_seen() -> None:
     reference = ReferencePCA(svd_solver="full").fit(rows.astype(np.float64))
     pca = fit_pca(sums_of(rows), k=4)
     np.testing.assert_allclose(pca.explained_variance_ratio, reference.explained_variance_ratio_, rtol=1e-4)
+
+
+def skewed(seed: int = 0, n: int = 2000) -> Features:
+    """(n, 8) columns of unit variance; the mean of one of them is 3e4."""
+    rows = np.random.default_rng(seed).normal(size=(n, 8))
+    rows[:, 3] += 3e4
+    return rows.astype(np.float32)
+
+
+def test_a_column_with_a_large_mean_does_not_hide_the_variance_of_the_others() -> None:
+    rows = skewed()
+    reference = ReferencePCA(svd_solver="full").fit(rows.astype(np.float64))
+    pca = fit_pca(sums_of(rows), 1.0)
+    assert pca.n_out == reference.n_components_ == 8  # a cut-off by the uncentred sums keeps 1
+    np.testing.assert_allclose(pca.explained_variance_ratio, reference.explained_variance_ratio_, rtol=1e-5)
+    signs = np.sign(np.sum(pca.components * reference.components_, axis=1))
+    np.testing.assert_allclose(pca.components * signs[:, None], reference.components_, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [1e3, 1e5, 1e6])
+def test_variance_about_a_large_mean_keeps_its_digits_in_one_part_or_in_many(mean: float) -> None:
+    rows = (mean + np.random.default_rng(1).normal(size=(3000, 6))).astype(np.float32)  # float32 rounds by up to .06
+    reference = ReferencePCA(svd_solver="full").fit(rows.astype(np.float64))
+    merged = GramSums(6)
+    for part in np.array_split(rows, 13):
+        merged.merge(sums_of(part))
+    for sums in (sums_of(rows), merged):
+        pca = fit_pca(sums, 1.0)
+        assert pca.n_out == 6
+        np.testing.assert_allclose(pca.explained_variance_ratio, reference.explained_variance_ratio_, rtol=1e-6)
+
+
+def test_a_column_of_large_variance_leaves_the_small_ones_their_rank() -> None:
+    rows = np.random.default_rng(2).normal(size=(5000, 5)) * [3e4, 1, 1, 1, 0.1]
+    assert fit_pca(sums_of(rows.astype(np.float32)), k=5).n_out == 5
+
+
+@pytest.mark.parametrize("value", [0.1, 3e4 + 1 / 3, 1e7])
+def test_equal_rows_with_a_large_mean_are_refused_however_they_were_divided(value: float) -> None:
+    rows = np.tile(np.float32([value, -value, 1.0]), (4001, 1))
+    merged = GramSums(3)
+    for part in np.array_split(rows, [1, 5, 800, 803, 2999]):
+        merged.merge(sums_of(part))
+    with pytest.raises(ModelError, match="all 4001 rows are equal"):
+        fit_pca(merged)
 
 
 def test_arrays_rebuild_the_projection(pixels: Features) -> None:

@@ -102,3 +102,16 @@ def test_what_has_no_components_is_refused(digits: Digits) -> None:
         fit_randomized_pca(sketch_of(rows, 10), k=11)
     with pytest.raises(ModelError, match="1 to 1280 columns, got 0"):
         RangeSketch(1280, 0)
+
+
+def test_a_column_with_a_large_mean_does_not_hide_the_variance_of_the_others() -> None:
+    rows = np.random.default_rng(0).normal(size=(2000, 40))
+    rows[:, :4] *= 10
+    rows[:, 7] += 3e4
+    narrow = rows.astype(np.float32)
+    sketch = RangeSketch(40, 30)
+    for part in np.array_split(narrow, 5):
+        sketch.merge(sketch_of(part, 30))
+    assert captured(fit_randomized_pca(sketch, k=4), narrow) == pytest.approx(
+        captured(exact(narrow, 4), narrow), abs=0.01
+    )

@@ -41,7 +41,7 @@ class Told:
 
 def serve(options: TrainerOptions, told: Told) -> ParameterServer:
     state = State(np.array([1, 2], np.float32), np.zeros(3, np.float32))
-    return ParameterServer(options, 6, state, Answer(False, 1.0), told.callbacks(), HOST)
+    return ParameterServer(options, state, Answer(False, 1.0), told.callbacks(), HOST)
 
 
 def join(server: ParameterServer, worker: int, attempt: int = 0) -> Channel:

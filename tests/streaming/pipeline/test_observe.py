@@ -122,6 +122,15 @@ def test_drift_is_a_metric_where_enough_images_were_seen(observer: Observer) -> 
     assert metrics(observer)['imagestream_drift{figure="low_confidence"}'] == 0.2
 
 
+def test_the_verdict_on_a_window_is_a_metric_whatever_the_size_of_its_last_batch(observer: Observer) -> None:
+    window = {"window_rows": 520.0, "window_psi": 0.4, "p_value": 1e-9, "p_limit": 3e-5, "alarm": 1.0}
+    observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 20.0} | window))
+    found = {name: value for name, value in metrics(observer).items() if "imagestream_drift{" in name}
+    assert found == {
+        f'imagestream_drift{{figure="{name}"}}': window[name] for name in ("window_psi", "p_value", "alarm")
+    }
+
+
 def test_text_log_keeps_each_event_on_one_line() -> None:
     stream = io.StringIO()
     open_log("text", stream).warning("model refused", reason="two\nlines\x1b[31m", model_version=4)

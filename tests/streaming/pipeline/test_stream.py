@@ -122,6 +122,9 @@ def test_every_batch_tells_how_far_its_images_are_from_those_of_the_training(dra
     assert 0 <= first["psi_mean"] <= first["psi_max"]
     assert first["mean_shift"] < 1  # they are digits of the same kind
     assert 0 <= first["low_confidence"] <= 1
+    assert first["window_rows"] == GOOD  # the first window is judged at once
+    assert first["p_value"] > first["p_limit"]
+    assert first["alarm"] == 0
 
 
 def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings) -> None:

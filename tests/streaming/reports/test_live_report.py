@@ -105,9 +105,26 @@ def test_labels_without_end_are_counted_together(settings: Settings, monkeypatch
     answers = [{"label": "cat", "label_true": f"spam {number}"} for number in range(40)]
     predict(settings, [*answers, *({"label": "cat", "label_true": "dog"} for _ in range(5))])
     found = read_live_report(settings).evaluation
-    assert found.classes == ("cat", "dog", "spam 0", "(other labels)")
-    assert found.support.tolist() == [0, 5, 1, 39]
+    assert found.classes[:4] == ("cat", "dog", "spam 0", "(other labels)")
+    assert found.support.tolist() == [0, 5, 1, 39, 0]
     assert (found.rows, found.right) == (45, 0)
+
+
+def test_an_answer_is_right_by_its_label_whether_or_not_labels_are_counted_together(settings: Settings) -> None:
+    """1,000 classes and random answers: 3 are right; equal buckets would make it 675."""
+    truth, predicted = np.random.default_rng(0).integers(0, 1000, (2, 5000))
+    predict(
+        settings,
+        [{"label": f"{answer}", "label_true": f"{true}"} for true, answer in zip(truth, predicted, strict=True)],
+    )
+    found = read_live_report(settings).evaluation
+    assert (found.rows, found.right) == (5000, int((truth == predicted).sum()))
+    known = {name: index for index, name in enumerate(found.classes)}
+    names = [f"{number}" for number in range(1000) if f"{number}" in known]
+    assert len(names) == live_report.MAX_CLASSES
+    assert [found.support[known[name]] for name in names] == [int((truth == int(name)).sum()) for name in names]
+    hits = [int(((truth == int(name)) & (predicted == int(name))).sum()) for name in names]
+    assert [found.confusion[known[name], known[name]] for name in names] == hits
 
 
 def test_images_come_from_files_that_still_hold_them(settings: Settings, tmp_path: Path) -> None:

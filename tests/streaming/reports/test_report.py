@@ -178,3 +178,8 @@ def test_drift_is_told_of_the_newest_batches_that_are_large_enough(settings: Set
     assert [(row["batch_id"], row["images"]) for row in found] == [(2, 400), (0, 500)]
     assert (found[0]["psi_max"], found[0]["component"], found[0]["low_confidence"]) == (0.3, 7, 0.2)
     assert len(read_report(settings, limit=1).drift) == 1
+    assert found[0]["alarm"] is None
+    window = {"window_rows": 510.0, "window_psi": 0.4, "p_value": 1e-7, "p_limit": 3e-5, "alarm": 1.0}
+    commit_batch(settings, 3, {0: (9, 12)}, drift=figures | {"rows": 20.0} | window)
+    (last, *_) = read_report(settings).drift
+    assert (last["batch_id"], last["window_images"], last["p_value"], last["alarm"]) == (3, 510, 1e-7, True)

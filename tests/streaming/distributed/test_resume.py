@@ -1,0 +1,146 @@
+"""A training that is resumed is the one that was never interrupted: weights, learning rate and patience, to the bit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from pyspark.sql import DataFrame
+
+from models.arrays import read_npz, write_npz
+from streaming.distributed.callback_state import REMEMBERED, callback_states, restore_callbacks
+from streaming.distributed.checkpoint import FILE, Checkpoint, read_checkpoint
+from streaming.distributed.course import State
+from streaming.distributed.history import History
+from streaming.distributed.options import Frequency, TrainerOptions
+from streaming.distributed.trainer import DistributedTrainer, Trained
+from streaming.errors import ServiceError
+
+SIDE = 8
+OPTIONS = TrainerOptions(workers=2, batch_size=64, epochs=7, learning_rate=2e-3, seed=7, frequency=Frequency.EPOCH)
+
+
+def network() -> keras.Model:
+    """Pixels to one logit: 193 weights."""
+    keras.utils.set_random_seed(7)
+    inputs = keras.Input((SIDE, SIDE, 3), dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 255)(inputs)
+    return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(scaled)))
+
+
+def plateau_and_patience() -> list[keras.callbacks.Callback]:
+    """Callbacks for which no loss is low enough: the rate is halved after two epochs, the training ends after five."""
+    never = 1e9  # an improvement has to be as large as that
+    return [
+        keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, min_delta=never),
+        keras.callbacks.EarlyStopping(patience=5, restore_best_weights=True, min_delta=never),
+    ]
+
+
+def train(rows: DataFrame, directory: Path, epochs: int, *, resume: bool = False) -> Trained:
+    trainer = DistributedTrainer(
+        network(), replace(OPTIONS, epochs=epochs), callbacks=plateau_and_patience(), checkpoint_dir=directory
+    )
+    return trainer.fit(rows, resume=resume)
+
+
+def weights(trained: Trained) -> list[np.ndarray]:
+    return list(trained.model.get_weights())
+
+
+def test_a_resumed_training_has_the_bits_rates_and_end_of_one_that_was_not_interrupted(
+    rows: DataFrame, tmp_path: Path
+) -> None:
+    """Interrupted twice: between two reductions of the rate, and after early stopping."""
+    whole = train(rows, tmp_path / "whole", 9)
+    assert [one.learning_rate for one in whole.history.epochs] == pytest.approx([2e-3] * 3 + [1e-3] * 2 + [5e-4])
+    assert whole.history.stopped_early
+    train(rows, tmp_path / "parts", 4)
+    resumed = train(rows, tmp_path / "parts", 9, resume=True)
+    for ours, theirs in zip(weights(resumed), weights(whole), strict=True):
+        np.testing.assert_array_equal(ours, theirs)  # those of the first epoch, which is the best
+    for name in ("learning_rate", "epoch"):
+        ours, theirs = ([getattr(one, name) for one in each.history.epochs] for each in (resumed, whole))
+        assert ours == theirs
+    again = train(rows, tmp_path / "parts", 9, resume=True)
+    assert len(again.history.epochs) == 6
+    np.testing.assert_array_equal(weights(again)[0], weights(whole)[0])
+    ours, theirs = (read_checkpoint(tmp_path / name) for name in ("parts", "whole"))
+    np.testing.assert_array_equal(ours.state.weights, theirs.state.weights)
+    np.testing.assert_array_equal(ours.state.optimizer, theirs.state.optimizer)
+
+
+def callbacks_after(losses: list[float]) -> list[keras.callbacks.Callback]:
+    """Callbacks with a model of their own, after epochs with these losses."""
+    model = network()
+    model.compile("sgd")
+    callbacks = plateau_and_patience()
+    for one in callbacks:
+        one.set_model(model)
+        one.on_train_begin()
+        for epoch, loss in enumerate(losses):
+            one.on_epoch_end(epoch, {"val_loss": loss})
+    return callbacks
+
+
+def checkpoint(callbacks: list[keras.callbacks.Callback]) -> Checkpoint:
+    state = State(np.arange(3, dtype=np.float32), np.zeros(2, np.float32), 3)
+    history = History.begin(OPTIONS, 3)
+    return Checkpoint(state, history, {"seed": 7}, 0.5, callback_states(callbacks))
+
+
+def test_the_state_of_callbacks_survives_the_file(tmp_path: Path) -> None:
+    before = callbacks_after([0.5, 0.7, 0.6])
+    checkpoint(before).write(tmp_path)
+    found = read_checkpoint(tmp_path)
+    assert found.learning_rate == 0.5
+    after = callbacks_after([])
+    restore_callbacks(after, found.callbacks)
+    for ours, theirs in zip(after, before, strict=True):
+        for name in REMEMBERED[type(ours).__name__]:
+            np.testing.assert_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
+
+
+def test_callbacks_that_have_seen_no_epoch_survive_the_file(tmp_path: Path) -> None:
+    checkpoint(callbacks_after([])).write(tmp_path)
+    restore_callbacks(after := callbacks_after([]), read_checkpoint(tmp_path).callbacks)
+    assert after[1].best_weights is None
+
+
+def test_another_schedule_or_patience_is_not_resumed(tmp_path: Path) -> None:
+    checkpoint(callbacks_after([0.5])).write(tmp_path)
+    found = read_checkpoint(tmp_path)
+    with pytest.raises(ServiceError, match="this has none: give the same --schedule and --patience"):
+        restore_callbacks([keras.callbacks.LearningRateScheduler(lambda _: 0.1)], found.callbacks)
+    with pytest.raises(ServiceError, match="of a training with ReduceLROnPlateau, EarlyStopping callbacks"):
+        restore_callbacks(callbacks_after([])[:1], found.callbacks)
+
+
+def former(directory: Path) -> None:
+    """Rewrite the checkpoint as the earlier version wrote it."""
+    arrays = read_npz((directory / FILE).read_bytes(), FILE)
+    record = json.loads(arrays["record"].tobytes())
+    del record["callbacks"], record["learning_rate"]
+    kept = {"weights": arrays["weights"], "optimizer": arrays["optimizer"]}
+    text = np.frombuffer(json.dumps(record).encode(), np.uint8)
+    (directory / FILE).write_bytes(write_npz(kept | {"record": text}))
+
+
+def test_a_checkpoint_of_an_earlier_version_resumes_where_no_callback_needs_a_state(tmp_path: Path) -> None:
+    checkpoint(callbacks_after([0.5])).write(tmp_path)
+    former(tmp_path)
+    found = read_checkpoint(tmp_path)
+    assert (found.learning_rate, found.callbacks) == (None, None)
+    restore_callbacks([keras.callbacks.LearningRateScheduler(lambda _: 0.1)], found.callbacks)
+    with pytest.raises(ServiceError, match="without the state of ReduceLROnPlateau, EarlyStopping; train again"):
+        restore_callbacks(callbacks_after([]), found.callbacks)
+
+
+@pytest.mark.parametrize("spoilt", [{"wait": "three"}, {"best_weights": [np.zeros(2)]}, {"best": [0.5]}])
+def test_a_damaged_state_is_refused(spoilt: dict[str, object]) -> None:
+    states = callback_states(callbacks_after([0.5]))
+    states[1] |= spoilt
+    with pytest.raises(ServiceError, match=f"state of EarlyStopping is damaged .{next(iter(spoilt))}"):
+        restore_callbacks(callbacks_after([]), states)

@@ -1,0 +1,49 @@
+"""The share by which a worker's change counts in the asynchronous modes: of the images that decode."""
+
+import numpy as np
+import pytest
+
+from streaming.distributed.options import Mode, TrainerOptions
+from streaming.distributed.protocol import Channel, Kind, Message
+from tests.streaming.distributed.test_server import Told, ask, join, serve
+
+ASYNCHRONOUS = [Mode.ASYNCHRONOUS, Mode.HOGWILD]
+
+
+def options(mode: Mode, workers: int) -> TrainerOptions:
+    return TrainerOptions(mode=mode, workers=workers, batch_size=4, epochs=2, timeout_s=5)
+
+
+def push(channel: Channel, worker: int) -> np.ndarray:
+    """The server's weights after a change of 12 to both of them."""
+    return ask(channel, Message(Kind.PUSH, worker, values=np.full(2, 12, np.float32))).values
+
+
+@pytest.mark.parametrize("mode", ASYNCHRONOUS)
+def test_images_that_do_not_decode_take_nothing_from_the_step(mode: Mode) -> None:
+    """Of six images dealt to each of two workers, two and four decode: the shares are 1/3 and 2/3."""
+    with serve(options(mode, 2), Told()) as server:
+        channels = [join(server, worker) for worker in (0, 1)]
+        for worker, rows in enumerate((2, 4)):
+            bad = {"n_bad": 6 - rows}
+            ask(channels[worker], Message(Kind.READY, worker, rows=rows, meta=bad))
+        assert push(channels[0], 0) == pytest.approx([1 + 4, 2 + 4])
+        assert push(channels[1], 1) == pytest.approx([1 + 12, 2 + 12])
+
+
+@pytest.mark.parametrize("mode", ASYNCHRONOUS)
+def test_a_worker_that_has_not_read_its_images_is_assumed_to_be_like_the_others(mode: Mode) -> None:
+    with serve(options(mode, 3), Told()) as server:
+        channels = [join(server, worker) for worker in (0, 1)]
+        ask(channels[0], Message(Kind.READY, 0, rows=2))
+        assert push(channels[0], 0) == pytest.approx([1 + 4, 2 + 4])  # a third
+        ask(channels[1], Message(Kind.READY, 1, rows=6))
+        assert push(channels[0], 0) == pytest.approx([1 + 6, 2 + 6])  # 2 of an expected 12
+
+
+@pytest.mark.parametrize("mode", ASYNCHRONOUS)
+def test_a_worker_without_an_image_that_decodes_changes_nothing(mode: Mode) -> None:
+    with serve(options(mode, 2), Told()) as server:
+        channel = join(server, 0)
+        ask(channel, Message(Kind.READY, 0, rows=0))
+        assert push(channel, 0) == pytest.approx([1, 2])

@@ -1,0 +1,84 @@
+"""Calibration images come from all of a data set and all of its classes, whatever order it is in."""
+
+import io
+from collections import Counter
+from hashlib import sha256
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from pyspark.sql import DataFrame, SparkSession
+
+from streaming.errors import ServiceError
+from streaming.images.dataset import Dataset, read_dataset
+from streaming.images.split import Split, plan_split
+from streaming.training import calibrate
+from streaming.training.calibrate import IMAGES, calibration_images
+
+CLASSES = 5
+EACH = 120
+SIZE = (4, 4)
+
+
+def png(label: int, number: int) -> bytes:
+    """An image whose red value is its class."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (label, number, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module", params=["table", "folder"])
+def dataset(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """600 images, sorted by class."""
+    root = tmp_path_factory.mktemp("sorted")
+    images = [(label, png(label, number)) for label in range(CLASSES) for number in range(EACH)]
+    if request.param == "table":
+        table = pa.table({"image": [data for _, data in images], "label": [f"{label}" for label, _ in images]})
+        pq.write_table(table, root / "images.parquet")
+        return read_dataset(root / "images.parquet")
+    for number, (label, data) in enumerate(images):
+        path = root / f"{label}" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+    return read_dataset(root)
+
+
+@pytest.fixture(scope="module")
+def rows(spark: SparkSession) -> DataFrame:
+    images = [(sha256(png(label, n)).hexdigest(), f"{label}") for label in range(CLASSES) for n in range(EACH)]
+    return spark.createDataFrame(images, "image_id string, label string").persist()
+
+
+def identity(pixels: np.ndarray) -> set[tuple[int, int]]:
+    return {(int(image[0, 0, 0]), int(image[0, 0, 1])) for image in pixels}
+
+
+def test_all_classes_are_seen_alike_and_no_image_twice(dataset: Dataset, rows: DataFrame) -> None:
+    """The first 400 rows of the table hold three of the five classes."""
+    split = plan_split(rows, 0.2, seed=42)
+    pixels = calibration_images(dataset, split, rows, SIZE)
+    assert pixels.shape == (IMAGES, *SIZE, 3)
+    assert pixels.dtype == np.uint8
+    assert len(identity(pixels)) == IMAGES
+    assert Counter(label for label, _ in identity(pixels)) == dict.fromkeys(range(CLASSES), IMAGES // CLASSES)
+    numbers = [number for _, number in identity(pixels)]
+    assert max(numbers) > 0.9 * EACH > 0.1 * EACH > min(numbers)  # from all parts of a class
+    np.testing.assert_array_equal(calibration_images(dataset, split, rows, SIZE), pixels)
+
+
+def test_no_image_that_is_held_out_is_seen(dataset: Dataset, rows: DataFrame) -> None:
+    split = plan_split(rows, 0.5, seed=7)
+    held_out = {row.image_id for row in split.sides(rows)[1].select("image_id").collect()}
+    found = identity(calibration_images(dataset, split, rows, SIZE))
+    assert not held_out & {sha256(png(*one)).hexdigest() for one in found}
+
+
+def test_where_everything_is_held_out_there_is_nothing_to_calibrate_on(
+    dataset: Dataset, rows: DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "CANDIDATES", 10)
+    everything = Split(42, dict.fromkeys(map(str, range(CLASSES)), 2**53))
+    with pytest.raises(ServiceError, match="none of the 10 images that were looked at"):
+        calibration_images(dataset, everything, rows, SIZE)

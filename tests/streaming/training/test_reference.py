@@ -1,0 +1,15 @@
+"""The drift reference of a trained model is of images that it was not fitted on."""
+
+from pathlib import Path
+
+from models.registry import Registry
+from models.scorer import load_reference
+
+
+def test_the_reference_is_of_the_held_out_images(trained: Path) -> None:
+    bundle = Registry(trained / "models").read(1)
+    reference = load_reference(bundle)
+    assert reference is not None
+    assert reference.held_out
+    assert reference.rows == bundle.manifest.training_data.holdout_rows
+    assert reference.low_confidence < 0.15
