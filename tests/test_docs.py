@@ -151,7 +151,8 @@ def test_every_promise_names_a_command_that_exists() -> None:
             case "make", [target]:
                 assert target in targets, command
             case "make", ["test", arguments]:
-                assert all((CHECKOUT / path).exists() for path in arguments.removeprefix("ARGS=").split()), command
+                paths = arguments.removeprefix("ARGS=").partition(" -k ")[0].split()
+                assert all((CHECKOUT / path).exists() for path in paths), command
             case "make", ["bench", arguments]:
                 assert set(arguments.removeprefix("ARGS=").split()) <= set(QUESTIONS), command
             case "make", ["soak", arguments]:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from models.drift import DriftReference, DriftSums, drift
 from models.drift_alarm import ENOUGH_ROWS, TEST_EVERY_S, DriftWindow, p_value
-from tests.faults.conftest import Form, Record
+from tests.forms import Form, Record
 
 COMPONENTS = 64
 HELD_OUT = 1000

@@ -13,7 +13,7 @@ from models.objective import Objective
 from models.paired import F1Gain, Gain, MeanGain, PairedCounts
 from streaming.training.fit_options import GateOptions
 from streaming.training.gate import Paired, confidence_of_look, decide
-from tests.faults.conftest import Form, Record
+from tests.forms import Form, Record
 
 ALPHA = 0.05
 OUTCOMES = np.array([1.0, -1.0, 0.0])  # right by the candidate only, by the champion only, by both or neither

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.evaluation import FEW_ROWS, Evaluation
-from tests.faults.conftest import Form, Record
+from tests.forms import Form, Record
 
 ZIPF = [1 / rank / sum(1 / one for one in range(1, 11)) for rank in range(1, 11)]
 

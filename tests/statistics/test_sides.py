@@ -22,7 +22,7 @@ from streaming.images.labels import labelled_features
 from streaming.images.split import Split
 from streaming.reports.paired import Paired
 from streaming.tables import FEATURES, LABELS, Table
-from tests.faults.conftest import Form, Record
+from tests.forms import Form, Record
 from tests.streaming.conftest import spark
 
 __all__ = ["spark"]

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset, read_dataset
-from streaming.images.split import Split, plan_split
+from streaming.images.split import Split
 from streaming.training import calibrate
 from streaming.training.calibrate import IMAGES, calibration_images
 
@@ -57,7 +57,7 @@ def identity(pixels: np.ndarray) -> set[tuple[int, int]]:
 
 def test_all_classes_are_seen_alike_and_no_image_twice(dataset: Dataset, rows: DataFrame) -> None:
     """The first 400 rows of the table hold three of the five classes."""
-    split = plan_split(rows, 0.2, seed=42)
+    split = Split(42, 0.2)
     pixels = calibration_images(dataset, split, rows, SIZE)
     assert pixels.shape == (IMAGES, *SIZE, 3)
     assert pixels.dtype == np.uint8
@@ -69,7 +69,7 @@ def test_all_classes_are_seen_alike_and_no_image_twice(dataset: Dataset, rows: D
 
 
 def test_no_image_that_is_held_out_is_seen(dataset: Dataset, rows: DataFrame) -> None:
-    split = plan_split(rows, 0.5, seed=7)
+    split = Split(7, 0.5)
     held_out = {row.image_id for row in split.sides(rows)[1].select("image_id").collect()}
     found = identity(calibration_images(dataset, split, rows, SIZE))
     assert not held_out & {sha256(png(*one)).hexdigest() for one in found}
@@ -79,6 +79,6 @@ def test_where_everything_is_held_out_there_is_nothing_to_calibrate_on(
     dataset: Dataset, rows: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "CANDIDATES", 10)
-    everything = Split(42, dict.fromkeys(map(str, range(CLASSES)), 2**53))
+    everything = Split(42, 1.0)
     with pytest.raises(ServiceError, match="none of the 10 images that were looked at"):
         calibration_images(dataset, everything, rows, SIZE)

@@ -243,7 +243,7 @@ def test_input_sizes_and_precisions_become_features_of_the_same_images(
         spark,
         Table(tmp_path / "tables", "features"),
         dataset,
-        BackboneOptions("mobilenet_v2", "random"),
+        BackboneOptions("cnn_color", "random"),
         exports,
         Sides.of(0.2, 0.25, 42),
         lambda _: None,
@@ -251,8 +251,8 @@ def test_input_sizes_and_precisions_become_features_of_the_same_images(
     made = maker.make((32,), ("float32", "int8"))
     assert [one.name for one in made] == ["32 float32", "32 int8"]
     assert [(one.input_size, one.precision, one.n_features) for one in made] == [
-        (32, "float32", 1280),
-        (32, "int8", 1280),
+        (32, "float32", 128),
+        (32, "int8", 128),
     ]
     assert made[0].sha256 != made[1].sha256
     assert made[0].fingerprint == made[1].fingerprint
