@@ -60,8 +60,18 @@ __all__ = [
 SPARK = SharedSpark()
 # Files that take minutes of a process: they begin first, so that none of them is the last to end.
 LONGEST_FIRST = (
-    "tests/test_tutorial.py",
+    "tests/faults/test_kill.py",
+    "tests/models/test_backbone_contract.py",
     "tests/test_demo.py",
+    "tests/streaming/distributed/test_train_cnn.py",
+    "tests/streaming/distributed/test_trainer.py",
+    "tests/streaming/distributed/test_resume.py",
+    "tests/streaming/training/test_tune.py",
+    "tests/streaming/training/test_train.py",
+    "tests/streaming/jobs/test_features.py",
+    "tests/streaming/dashboard/test_dashboard.py",
+    "tests/examples/test_cifar10_mlp.py",
+    "tests/streaming/pipeline/test_stream.py",
 )
 
 

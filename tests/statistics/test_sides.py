@@ -23,9 +23,6 @@ from streaming.images.split import Split
 from streaming.reports.paired import Paired
 from streaming.tables import FEATURES, LABELS, Table
 from tests.forms import Form, Record
-from tests.streaming.conftest import spark
-
-__all__ = ["spark"]
 
 SHARE = 0.2
 SIGMAS = 5  # a correct implementation leaves the tolerance in less than one run in a million

@@ -1,5 +1,6 @@
 """The dashboard in a real browser, over a real broker and a running stream."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -224,10 +225,11 @@ def test_nothing_is_asked_of_another_host(visitor: Visitor) -> None:
     assert {url.split("/")[2] for url in requested(visitor.chrome) if url.startswith(("http", "ws"))} <= {own}
 
 
-@pytest.mark.skipif(SCREENSHOTS is None, reason="only for the documentation")
-def test_dark_pages(visitor: Visitor, streaming: Settings) -> None:
+def test_pages_are_dark_where_the_browser_prefers_it(visitor: Visitor, streaming: Settings) -> None:
     with chromium(width=1400, dark=True) as chrome:
         dark = Visitor(chrome, visitor.address)
         for page, name in (("", "live"), ("predictions", "predictions")):
             dark.open(page)
+            colour = chrome.execute_script("return getComputedStyle(document.querySelector('.stApp')).backgroundColor")
+            assert max(map(int, re.findall(r"\d+", colour)[:3])) < 100, colour
             dark.show(f"{name}-dark")
