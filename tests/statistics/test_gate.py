@@ -114,7 +114,7 @@ def test_a_champion_at_a_cost_is_not_replaced_by_a_candidate_that_is_right_more_
     form: Form[int], seed: int, record: Record
 ) -> None:
     """The same model twice: at the threshold that is best for cost:1:5, and at one half."""
-    generator, runs = np.random.default_rng(seed), form(300, 30)
+    generator, runs = np.random.default_rng(seed), form(100, 30)
     by_accuracy = by_cost = back = 0
     for _ in range(runs):
         second, chance = scored(generator, 2000)
