@@ -32,11 +32,11 @@ TARGETS = (
     ),
     Target(
         "streaming/pipeline/continuity.py",
-        ("tests/streaming/pipeline/test_offsets.py", "tests/streaming/pipeline/test_continuity.py"),
+        ("tests/streaming/pipeline/test_continuity_rules.py", "tests/streaming/pipeline/test_continuity.py"),
     ),
     Target(
         "streaming/pipeline/ingest.py",
-        ("tests/streaming/pipeline/test_offsets.py",),
+        ("tests/streaming/pipeline/test_ingest.py",),
         beyond=frozenset({"read_topic"}),
     ),
     Target("streaming/jobs/audit.py", ("tests/streaming/jobs/test_audit.py",)),
@@ -46,7 +46,7 @@ TARGETS = (
         ("tests/streaming/pipeline/test_commit.py",),
         beyond=frozenset({"BatchCommitter.__call__", "BatchCommitter._score"}),
     ),
-    Target("models/bundle.py", ("tests/models/test_manifest.py", "tests/models/test_bundle.py")),
+    Target("models/bundle.py", ("tests/models/test_bundle.py",)),
     Target("models/registry.py", ("tests/models/test_registry.py",)),
     Target("models/decode.py", ("tests/models/test_decode.py",)),
     Target("producer/read.py", ("tests/producer/test_read.py",)),
