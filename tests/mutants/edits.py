@@ -144,6 +144,10 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
+        if all(isinstance(one, ast.BinOp | ast.operator | ast.Constant) for one in ast.walk(node)):
+            for new in ("+ 1", "- 1"):  # such as 20 * 1024**2: one number
+                self._edit(node, f"({self._source(node)} {new})")
+            return
         texts = (ast.JoinedStr, ast.Constant)
         is_text = any(
             isinstance(one, texts) and isinstance(getattr(one, "value", ""), str) for one in (node.left, node.right)
