@@ -13,7 +13,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4 --dist loadfile --durations 20
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo examples test soak check audit bench bench-quick clean distclean
+.PHONY: help setup browser demo examples test soak mutants check audit bench bench-quick clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: setup browser ## Every test, on real Kafka, Spark and Delta (ARGS="tests/m
 soak: setup ## Faults at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
 	@$(BIN)/python -m pytest tests/faults tests/statistics --full $(ARGS)
+
+mutants: setup ## Faults in the code that everything rests on, and which no test notices (ARGS="--sample 20")
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 check: .venv/.ready ## Format, lint, types, import rules and secrets; no Java, no jars
 	@$(BIN)/ruff format --check .

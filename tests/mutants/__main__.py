@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: no module is called {', '.join(options.module)}; see --help", file=sys.stderr)
         return 2
     os.chdir(ROOT)
-    reasons = _read_reasons()
+    reasons = read_reasons()
     _say("importing what the tests need …")
     warm_up(sorted({file for one in chosen for file in one.tests}))
     tallies = [_run(one, options) for one in chosen]
@@ -102,7 +102,8 @@ def _run(target: Target, options: argparse.Namespace) -> Tally:
     return tally
 
 
-def _read_reasons() -> Reasons:
+def read_reasons() -> Reasons:
+    """What `survivors.toml` says."""
     content = tomllib.loads(SURVIVORS.read_text(encoding="utf-8"))
     return {(one["module"], one["before"], one["after"]): one["reason"] for one in content.get("survivor", [])}
 

@@ -97,7 +97,7 @@ class _Finder(ast.NodeVisitor):
     def _replace(self, start: int, end: int, new: str) -> None:
         changed = self._bytes[:start] + new.encode() + self._bytes[end:]
         first = self._bytes.rfind(b"\n", 0, start) + 1
-        last = self._bytes.find(b"\n", end)
+        last = (self._bytes + b"\n").find(b"\n", end)
         before, after = self._bytes[first:last], self._bytes[first:start] + new.encode() + self._bytes[end:last]
         line = self._bytes.count(b"\n", 0, start) + 1
         one_line = (b" ".join(part.split()).decode() for part in (before, after))
@@ -221,7 +221,7 @@ class _Finder(ast.NodeVisitor):
     def visit_Return(self, node: ast.Return) -> None:
         if node.value is None:
             self._edit(node, "pass")
-        elif not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        elif not (isinstance(node.value, ast.Constant) and node.value.value in {None, False}):
             self._edit(node, "return None")
         self.generic_visit(node)
 
