@@ -1,5 +1,6 @@
 """Tests of a mutant, in a process forked from one that has already imported whatever the tests need."""
 
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.targets import SERVICES, Target
+from tests.mutants.targets import PROGRAMS, SERVICES, Target
 
 ROOT = Path(__file__).parents[2]
 OWN = ("models", "producer", "streaming", "tests", "examples", "benchmarks")
@@ -72,6 +73,7 @@ def warm_up(files: Sequence[str]) -> None:
     for name, module in list(sys.modules.items()):
         if _is_own(module) and not name.startswith("tests.mutants") and name not in {"tests", "__main__"}:
             del sys.modules[name]
+    gc.freeze()  # children need not look at, and so copy, what was there before them
 
 
 def _is_own(module: ModuleType) -> bool:
@@ -209,6 +211,12 @@ class _Chosen:
         )
 
 
+def _can_notice(item: pytest.Item) -> bool:
+    function = getattr(item, "function", None)
+    names = function.__code__.co_names if hasattr(function, "__code__") else ()
+    return not SERVICES & set(getattr(item, "fixturenames", ())) and not PROGRAMS & set(names)
+
+
 class _Recorder:
     """Notes what every test calls of one file, and how long it takes; leaves out what needs services."""
 
@@ -218,7 +226,7 @@ class _Recorder:
         self._seen: set[int] = set()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if not SERVICES & set(getattr(item, "fixturenames", ()))]
+        items[:] = [item for item in items if _can_notice(item)]
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call" and frame.f_code.co_filename == self._path:
