@@ -5,11 +5,17 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from samples import copy_bundle, replace_file
+from samples import copy_bundle, replace_file, tiny_bundle
 
 from models.bundle import GOLDEN, MANIFEST, read_bundle
 from models.errors import ModelError
 from models.registry import ROLLBACK, Registry
+
+
+@pytest.fixture
+def bundle_dir(tmp_path: Path) -> Path:
+    """A sound bundle, as small as can be: the registry does not look into its files."""
+    return tiny_bundle(tmp_path / "bundle")
 
 
 @pytest.fixture
