@@ -51,7 +51,7 @@ TARGETS = (
     ),
     Target("models/bundle.py", ("tests/models/test_manifest.py", "tests/models/test_bundle.py")),
     Target("models/registry.py", ("tests/models/test_registry.py",)),
-    Target("models/decode.py", ("tests/models/test_decode.py",)),
+    Target("models/decode.py", ("tests/models/test_decode_limits.py", "tests/models/test_decode.py")),
     Target("producer/read.py", ("tests/producer/test_read.py",)),
     Target("producer/message.py", ("tests/producer/test_message.py", "tests/producer/test_read.py")),
     Target(

@@ -51,6 +51,12 @@ def test_partitions_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     assert [one.partition for one in batch_offsets(tmp_path, 0)] == [0, 9, 10]
 
 
+def test_topics_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    write_offsets(tmp_path / "sources" / "0" / "0", {})
+    write_offsets(tmp_path / "offsets" / "0", {"photographs": {"0": 1}, "images": {"0": 1}})
+    assert [one.topic for one in batch_offsets(tmp_path, 0)] == ["images", "photographs"]
+
+
 def test_a_batch_without_anything_new_has_no_offsets(checkpoint: Path) -> None:
     write_offsets(checkpoint / "offsets" / "11", {"images": {"0": 110, "1": 7}})
     assert batch_offsets(checkpoint, 11) == []

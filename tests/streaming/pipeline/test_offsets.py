@@ -41,6 +41,10 @@ def test_every_partition_that_either_side_knows_is_listed() -> None:
     ]
 
 
+def test_partitions_are_listed_in_the_order_of_their_numbers() -> None:
+    assert [one.partition for one in lags({8: 1, 16: 1}, {1: (0, 4), 9: (0, 1)})] == [1, 8, 9, 16]
+
+
 def test_without_a_broker_only_what_is_committed_is_known() -> None:
     assert lags({0: 3}, None) == [PartitionLag(0, 3, end=None, begin=None)]
     assert lags({}, None) == []
