@@ -5,7 +5,7 @@ from dataclasses import dataclass
 # Tests that use these fixtures start Kafka or Spark, which takes longer than all of the others together.
 SERVICES = frozenset({"jars_dir", "broker", "spark"})
 # Tests that call these start programs, which import the module as it is and cannot notice a mutant.
-PROGRAMS = frozenset({"imagestream", "subprocess"})
+PROGRAMS = frozenset({"imagestream", "multiprocessing", "subprocess"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ TARGETS = (
         ("tests/streaming/pipeline/test_ingest.py",),
         beyond=frozenset({"read_topic"}),
     ),
-    Target("streaming/jobs/audit.py", ("tests/streaming/jobs/test_audit.py",)),
+    Target(
+        "streaming/jobs/audit.py", ("tests/streaming/jobs/test_audit_rules.py", "tests/streaming/jobs/test_audit.py")
+    ),
     Target("streaming/tables.py", ("tests/streaming/test_tables.py",)),
     Target(
         "streaming/pipeline/commit.py",
