@@ -25,20 +25,26 @@ from tests.mutants.targets import PROGRAMS, SERVICES, Target
 
 ROOT = Path(__file__).parents[2]
 OWN = ("models", "producer", "streaming", "tests", "examples", "benchmarks")
-OPTIONS = ["-q", "-x", "--tb=short", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
+OPTIONS = ["-q", "-x", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
 MEMORY_BYTES = 16 * 1024**3  # of address space
-SPARE_CPU_S = 20  # beside five times what the tests take without a fault
+SPARE_CPU_S = 10  # beside five times what the tests take without a fault
 WALL_PER_CPU = 10  # what is blocked uses no processor time; what only waits for its turn must not be ended
 CPU_OVER = (-signal.SIGXCPU, -signal.SIGKILL)
 
 
 @dataclass
 class Baseline:
-    """What the tests of a target do without a fault: their seconds, and the functions of the module that they call."""
+    """What the tests of a target do without a fault.
+
+    Attributes:
+        seconds: processor time of each test.
+        calls: the first lines of the module's functions that each test calls.
+        shared: of those that are called while fixtures are made, which other tests share.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
-    calls: dict[str, list[int]] = field(default_factory=dict)  # test → first lines of functions
-    shared: list[int] = field(default_factory=list)  # called while fixtures are made, which other tests share
+    calls: dict[str, list[int]] = field(default_factory=dict)
+    shared: list[int] = field(default_factory=list)
 
     def tests_of(self, scope: tuple[int, int] | None) -> list[str]:
         """The tests that may notice a fault in a function; all of them if it is in none.
@@ -66,6 +72,7 @@ class Ended:
 
 def warm_up(files: Sequence[str]) -> None:
     """Import what these tests import; modules of our own are forgotten, so that a mutant can take their place."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # to look for plugins takes longer than most of the tests
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
         stdout, sys.stdout = sys.stdout, nowhere
         try:
@@ -255,9 +262,9 @@ class _Recorder:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:
-        started = monotonic()
+        started = process_time()
         for seen in self._recorded():
             result = yield
             self.baseline.calls[item.nodeid] = sorted(seen)
-            self.baseline.seconds[item.nodeid] = monotonic() - started
+            self.baseline.seconds[item.nodeid] = process_time() - started
         return result
