@@ -14,7 +14,7 @@ IN_ORDER_OF = $(if $(filter-out random,$(ORDER)),--randomly-seed=$(ORDER))
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test-tools demo examples test soak check audit bench bench-quick clean distclean
+.PHONY: help setup test-tools demo examples test soak mutants check audit bench bench-quick clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: setup test-tools ## Every test, on real Kafka, Spark and Delta (ARGS="test
 soak: setup ## Fault scenarios, simulations and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
 	@$(BIN)/python -m pytest tests/faults tests/statistics tests/test_tutorial.py --full $(ARGS)
+
+mutants: setup ## Faults in the code that everything rests on, and which no test notices (ARGS="--sample 20")
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 check: .venv/.ready ## Format, lint, types, import rules and secrets; no Java, no jars
 	@$(BIN)/ruff format --check .

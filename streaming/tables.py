@@ -222,7 +222,8 @@ class Table:
         """
         actions: list[AddAction | RemoveAction] = [*files]
         once = CommitProperties(app_transactions=[Transaction(app_id, version)])
-        for tries_left in reversed(range(COMMIT_TRIES)):
+        tries_left = COMMIT_TRIES
+        while True:
             for file in files:
                 if not (self.directory / file.path).is_file():
                     raise ServiceError(f"{self.directory / file.path} was written for this commit and is gone")
@@ -231,13 +232,13 @@ class Table:
                     actions, "append", self._handle.schema(), commit_properties=once, post_commithook_properties=HOOKS
                 )
             except CommitFailedError:
+                tries_left -= 1
                 if not tries_left:
                     raise
                 if self.committed(app_id, version):
                     return False
             else:
                 return True
-        return False
 
     def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
         """Delete the rows of a topic at or after the committed end of their partition; returns how many."""

@@ -8,8 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.arrays import Features
-from models.bundle import MANIFEST
+import numpy as np
+
+from models.arrays import Arrays, Features
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
+from models.bundle import (
+    CLASSIFIER,
+    DRIFT,
+    GOLDEN,
+    MANIFEST,
+    PROJECTION,
+    BackboneEntry,
+    Manifest,
+    StageEntry,
+    TrainingData,
+    write_bundle,
+)
 
 
 @dataclass(frozen=True)
@@ -41,3 +55,31 @@ def seal(bundle: Path, **fields: Any) -> None:
     for name in content["files"]:
         content["files"][name] = hashlib.sha256((bundle / name).read_bytes()).hexdigest()
     replace_file(bundle, MANIFEST, json.dumps(content).encode())
+
+
+def tiny_manifest(**fields: Any) -> Manifest:
+    """A manifest whose dimensions fit together: 4 features, projected to 2, of 3 classes."""
+    backbone = BackboneEntry(name="b", weights="random", input_size=(8, 8), scale=1, offset=0, n_features=4, parity=0)
+    whole: dict[str, Any] = {
+        "backbone": backbone,
+        "projection": StageEntry(kind="pca", n_in=4, n_out=2),
+        "classifier": StageEntry(kind="logistic_regression", n_in=2, n_out=3),
+        "classes": ("a", "b", "c"),
+        "metrics": {"accuracy": 0.9},
+        "training_data": TrainingData(rows=10, holdout_rows=2, fingerprint="0" * 64),
+        "libraries": {},
+    }
+    return Manifest(**whole | fields)
+
+
+def tiny_bundle(directory: Path, *, drift: bool = False, **fields: Any) -> Path:
+    """A bundle that is sound for whoever only reads it: its backbone's files hold a few bytes, and no network."""
+    sources = directory.parent / f"{directory.name}-sources"
+    sources.mkdir(parents=True)
+    backbone = {name: sources / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)}
+    for name, path in backbone.items():
+        path.write_text(f"the content of {name}")
+    names = (PROJECTION, CLASSIFIER, GOLDEN, *([DRIFT] if drift else []))
+    arrays: dict[str, Arrays] = {name: {"of": np.arange(number + 2)} for number, name in enumerate(names)}
+    write_bundle(directory, tiny_manifest(**fields), backbone, arrays)
+    return directory

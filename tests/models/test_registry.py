@@ -1,15 +1,24 @@
 """The registry: versions that appear whole and never change, aliases that move and can be moved back."""
 
+import fcntl
 import json
 import multiprocessing
+import os
+import shutil
 from pathlib import Path
 
 import pytest
-from samples import copy_bundle, replace_file
+from samples import copy_bundle, replace_file, tiny_bundle
 
 from models.bundle import GOLDEN, MANIFEST, read_bundle
 from models.errors import ModelError
-from models.registry import ROLLBACK, Registry
+from models.registry import ROLLBACK, Move, Registry
+
+
+@pytest.fixture
+def bundle_dir(tmp_path: Path) -> Path:
+    """A sound bundle, as small as can be: the registry does not look into its files."""
+    return tiny_bundle(tmp_path / "bundle")
 
 
 @pytest.fixture
@@ -165,6 +174,7 @@ MOVE = {"alias": "champion", "version": 1, "previous": None, "by": "ada", "at": 
         "{}",
         '{"moves": 3}',
         json.dumps({"moves": [MOVE | {"version": "newest"}]}),
+        json.dumps({"moves": [MOVE | {"version": 0}]}),
         json.dumps({"moves": [MOVE | {"alias": "emperor"}]}),
         json.dumps({"moves": [MOVE | {"shell": "rm"}]}),
         json.dumps({"moves": [MOVE], "more": 1}),
@@ -182,3 +192,112 @@ def test_damaged_aliases_are_told_in_one_line_and_not_written_over(
         registry.promote(1, by="ada", why="first")
     assert "\n" not in str(caught.value)
     assert file.read_text() == content
+
+
+def test_only_directories_that_are_numbers_are_versions(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir)
+    assert {path.name for path in registry.root.iterdir()} == {"1", "1.sha256", ".lock"}
+    (registry.root / "7").touch()
+    (registry.root / "notes").mkdir()
+    assert registry.versions() == [1]
+    with pytest.raises(ModelError, match="there is no model version 7"):
+        registry.path(7)
+
+
+def test_a_registry_is_made_with_the_folders_above_it(tmp_path: Path, bundle_dir: Path) -> None:
+    assert register(Registry(tmp_path / "a" / "b" / "models"), bundle_dir) == [1]
+
+
+def test_a_version_that_is_whole_and_another_than_was_registered_is_refused(
+    registry: Registry, bundle_dir: Path, tmp_path: Path
+) -> None:
+    register(registry, bundle_dir)
+    registry.promote(1, by="ada", why="first")
+    other = tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0})
+    shutil.rmtree(registry.path(1))
+    copy_bundle(other, registry.root / "1")
+    for read in (lambda: registry.read(1), lambda: registry.promote(1, by="ada", why="again")):
+        with pytest.raises(ModelError, match=r"models/1 is refused: its SHA-256 is \w+, version 1 was registered with"):
+            read()
+    assert len(registry.history("champion")) == 1
+
+
+@pytest.mark.parametrize("digest", [None, b"\xff\xfe"])
+def test_a_version_without_what_it_was_registered_with_is_refused(
+    registry: Registry, bundle_dir: Path, digest: bytes | None
+) -> None:
+    register(registry, bundle_dir)
+    file = registry.root / "1.sha256"
+    file.unlink() if digest is None else file.write_bytes(digest)
+    with pytest.raises(ModelError, match="version 1 in .*models was not registered here: "):
+        registry.read(1)
+
+
+def test_a_version_promoted_by_hand_is_no_rollback(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 3)
+    for version in (1, 2, 1):
+        registry.promote(version, by="ada", why="better")
+    assert registry.rollback(by="ada").version == 2
+    assert registry.rollback(by="ada").version == 1
+    registry.promote(3, by="ada", why=ROLLBACK)  # a reason alone makes no rollback either
+    assert registry.rollback(by="ada").version == 1
+
+
+def test_a_challenger_is_rolled_back_by_its_own_moves(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 3)
+    for version in (2, 3):
+        registry.promote(1, by="ada", why="stays")
+        registry.promote(version, alias="challenger", by="ada", why="tried")
+    move = registry.rollback(alias="challenger", by="bob")
+    assert (move.alias, move.version, move.previous, move.by, move.why) == ("challenger", 2, 3, "bob", ROLLBACK)
+    assert registry.target("champion") == 1
+
+
+def test_metrics_that_were_given_replace_those_of_the_bundle_even_if_there_are_none(
+    registry: Registry, bundle_dir: Path
+) -> None:
+    register(registry, bundle_dir)
+    assert registry.promote(1, by="ada", why="first", metrics={}).metrics == {}
+    assert registry.promote(1, by="ada", why="first").metrics == {"accuracy": 0.9}
+
+
+def test_a_move_is_never_changed() -> None:
+    move = Move.model_validate(MOVE)
+    assert move.metrics == {}
+    with pytest.raises(ValueError, match="frozen"):
+        move.version = 2
+
+
+def test_a_registry_that_somebody_else_changes_is_waited_for(
+    registry: Registry, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+    register(registry, bundle_dir)
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: flock(file, operation | fcntl.LOCK_NB))
+    with (registry.root / ".lock").open() as theirs:
+        flock(theirs, fcntl.LOCK_EX)
+        with pytest.raises(BlockingIOError):  # it would wait now
+            register(registry, bundle_dir)
+        with pytest.raises(BlockingIOError):
+            registry.promote(1, by="ada", why="first")
+    assert (registry.versions(), registry.history("champion")) == ([1], [])
+    assert registry.promote(1, by="ada", why="first").version == 1
+
+
+def test_aliases_are_on_disk_before_they_take_the_place_of_the_old_ones(
+    registry: Registry, bundle_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(registry, bundle_dir, 2)
+    registry.promote(1, by="ada", why="first")
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").read_text())
+        assert registry.target("champion") == 1, "the old ones still hold"
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    registry.promote(2, by="ada", why="second")
+    written = (registry.root / "aliases.json").read_text()
+    assert synced == [written]
+    assert written == json.dumps(json.loads(written), indent=2), "a person can read it"
+    assert not list(registry.root.glob(".aliases-*"))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from producer.message import MAX_HEADER_CHARS, MessageHeaders, build_message, content_type, read_headers
 
+NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
 MEDIA_TYPES = {
     "JPEG": "image/jpeg",
     "PNG": "image/png",
@@ -118,3 +119,76 @@ def test_missing_and_empty_headers_are_none() -> None:
 def test_importing_the_contract_loads_no_kafka() -> None:
     script = "import sys, producer.message; sys.exit('kafka' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [
+        (b"\xff\xd8\xff", "image/jpeg"),
+        (b"\x89PNG\r\n\x1a\n", "image/png"),
+        (b"GIF87a", "image/gif"),
+        (b"GIF89a", "image/gif"),
+        (b"II*\0", "image/tiff"),
+        (b"MM\0*", "image/tiff"),
+        (b"II+\0", "image/tiff"),
+        (b"MM\0+", "image/tiff"),
+        (b"RIFF\x1a\0\0\0WEBP", "image/webp"),
+        *((b"BM" + bytes(12) + bytes([size, 0, 0, 0]), "image/bmp") for size in (12, 16, 40, 52, 56, 64, 108, 124)),
+    ],
+)
+def test_a_signature_is_enough_and_must_be_whole(data: bytes, media_type: str) -> None:
+    unknown = "application/octet-stream"
+    assert content_type(data) == content_type(data + b"more") == media_type
+    assert content_type(data[:-1]) == unknown
+    assert content_type(b" " + data) == unknown
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"RIFF\x1a\0\0\0WAVE",
+        b"RIFX\x1a\0\0\0WEBP",
+        b"RIFF\x1a\0\0\0 WEBP",
+        *(b"BM" + bytes(12) + header for header in (b"\x28\0\0\x01", b"\x28\x01\0\0", b"\x29\0\0\0", b"\0\0\0\0")),
+        b"BN" + bytes(12) + b"\x28\0\0\0",
+        b"BM" + bytes(11) + b"\x28\0\0\0\0",
+        b"BM" + bytes(13) + b"\x28\0\0\0",
+    ],
+)
+def test_half_a_signature_is_none(data: bytes) -> None:
+    assert content_type(data) == "application/octet-stream"
+
+
+def test_what_an_image_was_made_from_is_named_by_its_hash_and_size() -> None:
+    headers = dict(build_message(b"small", "a.jpg", original=b"original").headers)
+    assert headers["imagestream-original-sha256"] == hashlib.sha256(b"original").hexdigest().encode()
+    assert headers["imagestream-original-bytes"] == b"8"
+    assert not [name for name, _ in build_message(b"small", "a.jpg").headers if name.startswith("imagestream")]
+
+
+def test_every_header_is_read_back() -> None:
+    sent = build_message(encoded("PNG"), "a.png", label="cat", image_id="id-1", time=NOON, traceparent="00-4b-00-01")
+    expected = MessageHeaders(
+        id="id-1",
+        type="imagestream.image.published",
+        source="a.png",
+        time="2024-05-06T12:00:00.000Z",
+        content_type="image/png",
+        label="cat",
+        traceparent="00-4b-00-01",
+    )
+    assert read_headers(sent.headers) == expected
+    assert read_headers([{"key": name, "value": value} for name, value in sent.headers]) == expected
+
+
+@pytest.mark.parametrize("character", ["a", "é", "€", "𝄞"], ids=["1 byte", "2 bytes", "3 bytes", "4 bytes"])
+def test_a_header_of_1024_characters_is_whole_and_one_more_is_cut(character: str) -> None:
+    for count in (1023, 1024, 1025):
+        value = (character * count).encode()
+        assert read_headers([("label", value)]).label == character * min(count, 1024)
+
+
+def test_a_header_without_a_name_or_a_value_does_not_hide_the_others() -> None:
+    headers = [{"value": b"x"}, {"key": None, "value": b"x"}, {"key": "ce_source"}, {"key": "label", "value": b"cat"}]
+    assert read_headers(headers) == MessageHeaders(label="cat")
+    assert read_headers([("label", b"cat"), ("label", None)]).label is None, "the last one wins"

@@ -1,6 +1,7 @@
 """The Delta tables: appends that happen once, in partitions, with statistics that other readers can rest on."""
 
 import json
+import time
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 
-from streaming.tables import LABELS, PREDICTIONS, Table
-from tests.streaming.history import NOON, QUERY_ID
+from streaming import tables as module
+from streaming.errors import ServiceError
+from streaming.files import DataFile
+from streaming.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
+from tests.streaming.history import NOON, QUERY_ID, worker_file
 
 DAY = NOON.date()
 
@@ -119,3 +124,177 @@ def test_an_append_of_nothing_is_no_commit(tmp_path: Path) -> None:
     table = Table(tmp_path, "labels")
     assert not table.append(LABELS.empty_table(), "labels", 0)
     assert DeltaTable(table.directory).version() == 0
+
+
+# What a commit says
+
+
+def labels(*image_ids: str) -> pa.Table:
+    return pa.Table.from_pylist([{"image_id": one, "label": "cat", "labelled_at": NOON} for one in image_ids], LABELS)
+
+
+def actions_of(table: Table, kind: str) -> list[dict[str, Any]]:
+    """Every action of a kind, as the log has them."""
+    log = sorted((table.directory / "_delta_log").glob("*.json"))
+    actions = [json.loads(line) for path in log for line in path.read_text().splitlines()]
+    return [action[kind] for action in actions if kind in action]
+
+
+def test_a_commit_names_the_file_its_size_and_the_moment_and_that_it_changes_data(tmp_path: Path) -> None:
+    table = Table(tmp_path, "predictions")
+    before = time.time()
+    table.append(predictions((1, DAY)), QUERY_ID, 5)
+    after = time.time()
+    (add,), (once,) = actions_of(table, "add"), actions_of(table, "txn")
+    assert add["dataChange"] is True
+    assert int(1000 * before) <= add["modificationTime"] <= 1000 * after
+    assert add["size"] == (table.directory / add["path"]).stat().st_size == table.bytes()
+    assert add["partitionValues"] == {"date": str(DAY)}
+    assert (once["appId"], once["version"]) == (QUERY_ID, 5)
+
+
+def test_a_table_without_partitions_keeps_its_rows_in_one_file(tmp_path: Path) -> None:
+    table = Table(tmp_path, "labels")
+    assert table.append(labels("a", "b"), "labels", 0)
+    assert DeltaTable(table.directory).to_pyarrow_table().column("image_id").to_pylist() == ["a", "b"]
+    (file,) = table.files()
+    assert Path(file).parent == table.directory
+
+
+def test_the_bytes_of_a_table_are_those_of_its_present_files(tmp_path: Path) -> None:
+    ours, theirs = Table(tmp_path, "labels"), Table(tmp_path, "labels")
+    assert ours.bytes() == 0
+    theirs.append(labels("a"), "labels", 0)
+    theirs.append(labels("b", "c"), "labels", 1)
+    assert ours.bytes() == sum(Path(file).stat().st_size for file in theirs.files()) > 0
+    assert ours.files() == theirs.files()
+    assert len(ours.files()) == 2
+
+
+def test_statistics_reach_beyond_columns_that_have_none(tmp_path: Path) -> None:
+    table = Table(tmp_path, "predictions")
+    table.append(predictions((1, DAY), (9, DAY)), QUERY_ID, 0)
+    (told,) = statistics_of(table)
+    assert told["maxValues"]["batch_id"] == 7, "which comes after the nested top_k"
+    assert (told["minValues"]["confidence"], told["maxValues"]["confidence"]) == pytest.approx((0.01, 0.09))
+    assert "top_k" not in told["nullCount"]
+
+
+@pytest.mark.parametrize(("longest", "told"), [(40, True), (41, False)])
+def test_extremes_are_both_there_or_neither(tmp_path: Path, longest: int, told: bool) -> None:
+    table = Table(tmp_path, "labels")
+    table.append(labels("a", "z" * longest), "labels", 0)
+    (statistics,) = statistics_of(table)
+    for extremes in ("minValues", "maxValues"):
+        assert ("image_id" in statistics[extremes]) is told
+        assert None not in statistics[extremes].values()
+
+
+def test_a_file_is_committed_with_its_number_of_rows_where_nothing_else_is_known() -> None:
+    assert json.loads(added(DataFile("part.parquet", 100, 3)).stats) == {"numRecords": 3}
+
+
+# Files that workers wrote
+
+
+def test_files_of_workers_are_committed_once(tmp_path: Path) -> None:
+    table = Table(tmp_path, "quarantine")
+    files = worker_file(table.directory, [{"image_id": "a", "offset": 1}, {"image_id": "b", "offset": 2}])
+    assert table.append_files([], QUERY_ID, 0) is False
+    assert table.append_files(files, QUERY_ID, 0) is True
+    assert table.append_files(files, QUERY_ID, 0) is False
+    assert offsets(table) == [1, 2]
+    assert DeltaTable(table.directory).version() == 1
+    assert table.committed(QUERY_ID, 0)
+    assert not table.committed(QUERY_ID, 1)
+    assert not table.committed("another", 0)
+
+
+def test_a_file_that_is_gone_is_not_committed(tmp_path: Path) -> None:
+    table = Table(tmp_path, "quarantine")
+    with pytest.raises(ServiceError, match=r"quarantine/part-x\.parquet was written for this commit and is gone"):
+        table.append_files([DataFile("part-x.parquet", 100, 1)], QUERY_ID, 0)
+    assert DeltaTable(table.directory).version() == 0
+
+
+# Others who commit at the same time
+
+
+def test_an_append_is_tried_again_where_somebody_removed_rows_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(table: Table, offset: int) -> list[Any]:
+        return [added(one) for one in worker_file(table.directory, [{"topic": "images", "offset": offset}])]
+
+    ours, theirs = Table(tmp_path, "quarantine"), Table(tmp_path, "quarantine")
+    theirs._commit(files(theirs, 1), QUERY_ID, 0)
+    ours.files()  # up to date, until the next line
+    assert theirs.delete_beyond("images", {}) == 1
+    assert ours._commit(files(ours, 2), QUERY_ID, 1)
+    assert offsets(ours) == [2]
+    assert theirs.delete_beyond("images", {}) == 1
+    monkeypatch.setattr(module, "COMMIT_TRIES", 1)
+    with pytest.raises(CommitFailedError):
+        ours._commit(files(ours, 3), QUERY_ID, 2)
+    assert offsets(ours) == []
+
+
+def test_rows_at_or_after_the_committed_end_are_deleted_of_this_topic_only(tmp_path: Path) -> None:
+    ours, theirs = Table(tmp_path, "quarantine"), Table(tmp_path, "quarantine")
+    rows = [
+        {"topic": topic, "partition": partition, "offset": offset}
+        for topic in ("it's", "other")
+        for partition in (0, 1, 2)
+        for offset in range(4)
+    ]
+    theirs.append_files(worker_file(theirs.directory, rows), QUERY_ID, 0)
+    assert ours.delete_beyond("it's", {1: 4, 0: 2}) == 2 + 0 + 4
+    left = DeltaTable(ours.directory).to_pyarrow_table(columns=["topic", "partition", "offset"]).to_pylist()
+    assert [row for row in left if row["topic"] == "other"] == rows[12:]
+    assert sorted((row["partition"], row["offset"]) for row in left if row["topic"] == "it's") == [
+        (0, 0),
+        (0, 1),
+        *((1, offset) for offset in range(4)),
+    ]
+    assert ours.delete_beyond("it's", {}) == 6
+    assert ours.delete_beyond("it's", {}) == 0
+
+
+# Tables of other versions, and tables that were tampered with
+
+
+def test_a_table_from_before_a_column_gets_it_and_its_old_rows_hold_null(tmp_path: Path) -> None:
+    older = pa.schema([field for field in LABELS if field.name != "by"])
+    DeltaTable.create(tmp_path / "labels", older)
+    table = Table(tmp_path, "labels")
+    assert table.append(labels("a"), "labels", 0)
+    assert DeltaTable(table.directory).to_pyarrow_table().column("by").to_pylist() == [None]
+    assert DeltaTable(table.directory).schema().to_arrow().names == LABELS.names
+    version = DeltaTable(table.directory).version()
+    Table(tmp_path, "labels")
+    assert DeltaTable(table.directory).version() == version, "nothing is missing any more"
+
+
+@pytest.mark.parametrize("path", ["../secret.parquet", "../labels-of-others/part.parquet", "a/../../secret.parquet"])
+def test_a_log_that_names_a_file_outside_of_the_table_is_refused(tmp_path: Path, path: str) -> None:
+    table = Table(tmp_path, "labels")
+    table.append(labels("a"), "labels", 0)
+    log = table.directory / "_delta_log" / f"{1:020}.json"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines:
+        if "add" in line:
+            line["add"]["path"] = path
+    log.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ServiceError, match=r"the log of .*/labels names .*, which is not in the table"):
+        Table(tmp_path, "labels").files()
+
+
+def test_maps_and_lists_are_of_what_the_batches_hold() -> None:
+    seconds, offsets_ = BATCHES.field("seconds").type, BATCHES.field("offsets").type
+    assert (seconds.key_type, seconds.item_type) == (pa.string(), pa.float64())
+    assert BATCHES.field("drift").type == seconds
+    assert [field.name for field in offsets_.value_type] == ["topic", "partition", "start", "end"]
+
+
+def test_spark_knows_a_schema_by_the_same_names() -> None:
+    assert spark_schema(BATCHES).names == BATCHES.names

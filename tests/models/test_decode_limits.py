@@ -1,0 +1,216 @@
+"""Decoding at its limits: sizes, pixels and scans that are just taken, bytes that just lack their end."""
+
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, UnidentifiedImageError
+from test_decode import PHOTOGRAPH, SIZE, encode, pixels, plain, png, refusal
+
+from models.decode import BadImage, Limits, Reason, Stage, _centred_box, _explain, _is_cut_off, decode, read_limited
+
+JPEG_SCAN = b"\xff\xda"
+
+
+# How much is taken
+
+
+def test_without_limits_of_ones_own_twenty_mebibytes_are_taken() -> None:
+    most = 20 * 1024**2
+    data = encode(plain((10, 200, 30)), "BMP")
+    assert (pixels(data + bytes(most - len(data))) == (10, 200, 30)).all()
+    bad = refusal(data + bytes(most + 1 - len(data)))
+    assert (bad.stage, bad.reason) == (Stage.READ, Reason.TOO_LARGE)
+
+
+def test_without_limits_of_ones_own_24_million_pixels_are_taken() -> None:
+    assert refusal(png(6000, 4000, 8, 2, b"")).reason is not Reason.DECOMPRESSION_BOMB, "it only lacks its pixels"
+    bad = refusal(png(24_000_001, 1, 8, 2, b""))
+    assert (bad.stage, bad.reason) == (Stage.DECODE, Reason.DECOMPRESSION_BOMB)
+    assert "24000001 pixels, at most 24000000" in bad.detail
+
+
+def test_an_image_of_as_many_pixels_as_allowed_is_taken() -> None:
+    data = encode(plain("teal"), "PNG")
+    pixels(data, limits=Limits(max_pixels=80 * 60))
+    assert refusal(data, limits=Limits(max_pixels=80 * 60 - 1)).reason is Reason.DECOMPRESSION_BOMB
+
+
+def test_a_jpeg_of_100_scans_is_taken() -> None:
+    progressive = encode(PHOTOGRAPH, "JPEG", progressive=True)
+    last = progressive[progressive.rindex(JPEG_SCAN) : -2]
+    missing = 100 - progressive.count(JPEG_SCAN)
+    pixels(progressive[:-2] + last * missing + b"\xff\xd9")
+    bad = refusal(progressive[:-2] + last * (missing + 1) + b"\xff\xd9")
+    assert (bad.reason, bad.detail) == (Reason.DECOMPRESSION_BOMB, "a JPEG of 101 scans, at most 100 are taken")
+    png_with_such_bytes = encode(plain("teal"), "PNG") + JPEG_SCAN * 200
+    pixels(png_with_such_bytes)
+
+
+@pytest.mark.parametrize(("size", "read"), [(0, 0), (9, 9), (10, 10), (11, 11), (50, 11)])
+def test_of_a_file_one_byte_more_is_read_than_is_taken(tmp_path: Path, size: int, read: int) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(size))
+    assert len(read_limited(path, Limits(max_bytes=10))) == read
+
+
+# What is wrong with it
+
+
+@pytest.mark.parametrize(
+    ("image_format", "whole"),
+    [
+        ("JPEG", b"\xff\xd8\xff..\xff\xd9" + bytes(62)),  # what cameras append behind the end
+        ("PNG", b"\x89PNG..IEND12345678"),
+        ("GIF", b"GIF89a..;"),
+        ("GIF", b"GIF89a..;\0\0\0"),
+        ("WEBP", b"RIFF" + struct.pack("<I", 6) + b"WEBP.."),
+        ("WEBP", b"RIFF" + struct.pack("<I", 5) + b"WEBP.."),
+        ("BMP", b"BM" + struct.pack("<I", 8) + b".."),
+        ("BMP", b"BM" + struct.pack("<I", 7) + b".."),
+        ("TIFF", b"II*\0" + struct.pack("<I", 8) + b".."),
+        ("TIFF", b"MM\0*" + struct.pack(">I", 8) + b".."),
+        ("AVIF", b""),  # of which nothing is known
+    ],
+)
+def test_what_has_the_end_that_its_format_promises_is_not_cut_off(image_format: str, whole: bytes) -> None:
+    assert not _is_cut_off(whole, image_format)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "cut"),
+    [
+        ("JPEG", b"\xff\xd8\xff..\xff\xd9" + bytes(63)),
+        ("JPEG", b"\xff\xd8\xff..\xff"),
+        ("PNG", b"\x89PNG..IEND123456789"),
+        ("PNG", b"\x89PNG..IEN"),
+        ("GIF", b"GIF89a..;."),
+        ("WEBP", b"RIFF" + struct.pack("<I", 7) + b"WEBP.."),
+        ("BMP", b"BM" + struct.pack("<I", 9) + b".."),
+        ("TIFF", b"II*\0" + struct.pack("<I", 9) + b".."),
+        ("TIFF", b"MM\0*" + struct.pack(">I", 9) + b".."),
+    ],
+)
+def test_what_lacks_the_end_that_its_format_promises_is_cut_off(image_format: str, cut: bytes) -> None:
+    assert _is_cut_off(cut, image_format)
+
+
+def test_a_header_that_cannot_be_read_is_described_without_an_address_in_memory() -> None:
+    bad = refusal(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    assert (bad.stage, bad.detail) == (Stage.DECODE, "PNG: its header cannot be read")
+    assert "0x" not in _explain(UnidentifiedImageError("<_io.BytesIO at 0x7f>"), Stage.DECODE, b"", "PNG").detail
+
+
+def test_what_a_decoder_says_is_cut_after_200_characters_and_its_name_stands_for_silence() -> None:
+    detail = _explain(ValueError("x" * 500), Stage.DECODE, b"", "TIFF").detail
+    assert detail == "TIFF: " + "x" * 194
+    assert _explain(ValueError(), Stage.DECODE, b"", "AVIF") == BadImage(
+        Stage.DECODE, Reason.CORRUPT, "AVIF: ValueError"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (Image.DecompressionBombError("too many"), Reason.DECOMPRESSION_BOMB),
+        (ValueError("Too much memory used in text chunks"), Reason.DECOMPRESSION_BOMB),
+        (OSError("image file is truncated (3 bytes not processed)"), Reason.TRUNCATED),
+        (OSError("Truncated_File_Read"), Reason.TRUNCATED),
+        (OSError("broken data stream"), Reason.CORRUPT),
+    ],
+)
+def test_the_reason_follows_from_what_the_decoder_says(error: Exception, reason: Reason) -> None:
+    whole = encode(plain("teal"), "PNG")
+    assert _explain(error, Stage.DECODE, whole, "PNG").reason is reason
+
+
+def test_an_image_of_an_unknown_format_that_claims_too_many_pixels_is_still_an_image() -> None:
+    bad = refusal(b"P6 50000 50000 255\n")
+    assert (bad.stage, bad.reason) == (Stage.DECODE, Reason.FORMAT_NOT_ALLOWED)
+    assert "an image of unknown format" in bad.detail
+
+
+# The pixels
+
+
+def test_pixels_are_read_only_and_of_the_size_that_was_asked_for() -> None:
+    for image in (plain("teal"), plain(77, "L"), PHOTOGRAPH):
+        got = pixels(encode(image, "PNG"), (30, 50))
+        assert not got.flags.writeable
+        assert got.shape == (30, 50, 3)
+
+
+def test_every_16_bit_value_is_rounded_to_8_bits() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    got = pixels(encode(Image.fromarray(values), "PNG"), (256, 256))
+    assert (got == np.rint(values / 257)[..., np.newaxis]).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "window", "box"),
+    [
+        ((300, 100), (50, 50), (100, 0, 200, 100)),
+        ((100, 300), (50, 50), (0, 100, 100, 200)),
+        ((100, 100), (50, 50), (0, 0, 100, 100)),
+        ((101, 40), (20, 20), (30, 0, 70, 40)),
+        ((40, 103), (20, 20), (0, 31, 40, 71)),
+        ((200, 100), (40, 10), (0, 25, 200, 75)),
+        ((1, 1000), (1000, 1), (0, 499, 1, 500)),
+        ((1000, 1), (1, 1000), (499, 0, 500, 1)),
+    ],
+)
+def test_a_crop_is_the_largest_centred_window_of_its_aspect(
+    image: tuple[int, int], window: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    assert _centred_box(*image, *window) == box
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_crop_has_the_aspect_of_the_upright_picture(orientation: int) -> None:
+    stored = Image.new("RGB", (120, 60), "red")
+    stored.paste("blue", (30, 0, 90, 60) if orientation == 1 else (45, 0, 75, 60))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    size = (40, 40) if orientation == 1 else (20, 40)
+    assert (pixels(encode(stored, "PNG", exif=exif), size, resize="crop") == (0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("factors", [(1, 3), (3, 1), (3, 3)])
+def test_fine_stripes_become_gray_where_a_picture_is_made_smaller(factors: tuple[int, int]) -> None:
+    height, width = SIZE[0] * factors[0], SIZE[1] * factors[1]
+    rows, columns = np.indices((height, width))
+    stripes = (255 * ((rows // 2 if factors[0] > 1 else columns // 2) % 2)).astype(np.uint8)
+    got = pixels(encode(Image.fromarray(stripes), "PNG")).astype(int)
+    assert np.abs(got[4:-4, 4:-4] - 127).max() < 60
+    assert abs(got.mean() - 127.5) < 2
+
+
+def test_a_photograph_is_decoded_as_closely_as_it_is_by_itself() -> None:
+    large = PHOTOGRAPH.resize((800, 600))
+    expected = np.asarray(large.resize((64, 48), Image.Resampling.BILINEAR), float)
+    assert np.abs(pixels(encode(large, "PNG")) - expected).mean() < 1
+    assert np.abs(pixels(encode(large, "JPEG", quality=95)) - expected).mean() < 2
+
+
+def test_a_worker_decodes_with_one_thread() -> None:
+    assert cv2.getNumThreads() == 1
+
+
+def test_gray_with_transparency_and_palettes_are_laid_over_white() -> None:
+    clear = io.BytesIO()
+    Image.new("L", (8, 8), 0).save(clear, "PNG", transparency=0)
+    assert (pixels(clear.getvalue()) == 255).all()
+    red = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(red, "PNG", transparency=(255, 0, 0))
+    assert (pixels(red.getvalue()) == 255).all()
+
+
+@pytest.mark.parametrize("data", [None, b"", b"x", bytes(30)])
+def test_what_is_no_image_is_a_value_with_a_reason_for_people(data: Any) -> None:
+    bad = decode(data, SIZE)
+    assert isinstance(bad, BadImage)
+    assert bad.detail

@@ -1,0 +1,250 @@
+"""What a manifest may hold, at its limits, and what reading a bundle checks: on bundles of a few bytes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from samples import replace_file, seal, tiny_bundle, tiny_manifest
+
+from models import bundle as module
+from models.architectures import BACKBONES
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, file_sha256
+from models.bundle import (
+    CLASSIFIER,
+    DRIFT,
+    FILES,
+    GOLDEN,
+    MANIFEST,
+    PROJECTION,
+    BackboneEntry,
+    Manifest,
+    StageEntry,
+    TrainingData,
+    parse_manifest,
+    read_bundle,
+)
+from models.errors import ModelError
+
+HASHES = dict.fromkeys(FILES, "0" * 64)
+
+
+def parsed(**fields: Any) -> Manifest:
+    """A manifest with other fields (`stage__field` for one inside a stage), as it is read."""
+    content = tiny_manifest(files=HASHES).model_dump(mode="json", exclude_none=True)
+    for name, value in fields.items():
+        *stage, field = name.split("__")
+        (content[stage[0]] if stage else content)[field] = value
+    return parse_manifest(json.dumps(content).encode())
+
+
+def wide(width: int) -> dict[str, Any]:
+    """Every width that depends on the backbone's."""
+    return {"backbone__n_features": width, "projection__n_in": width}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        wide(1),
+        wide(1_000_000),
+        {"backbone__input_size": [1, 1_000_000]},
+        {"backbone__parity": 0},
+        {"backbone__cosine": 1.001},
+        {"backbone__cosine": -1},
+        {"golden_tolerance": 0.05},
+        {"golden_tolerance": 1e-9},
+        {"training_data__rows": 0, "training_data__holdout_rows": 0},
+        {"classes": ["a", "b"], "classifier__n_out": 2, "threshold": 0.001},
+        {"classes": ["a", "b"], "classifier__n_out": 2, "threshold": 0.999},
+        {"files": HASHES | {DRIFT: "f" * 64}},
+    ],
+    ids=" ".join,
+)
+def test_a_manifest_at_its_limits_is_taken(fields: dict[str, Any]) -> None:
+    assert isinstance(parsed(**fields), Manifest)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        (wide(0), "backbone.n_features: .* greater than 0"),
+        (wide(1_000_001), "backbone.n_features: .* less than or equal to 1000000"),
+        ({"backbone__input_size": [0, 8]}, "backbone.input_size.0: .* greater than 0"),
+        ({"backbone__parity": -1e-9}, "backbone.parity: .* greater than or equal to 0"),
+        ({"backbone__cosine": 1.0011}, "backbone.cosine: .* less than or equal to 1.001"),
+        ({"backbone__offset": float("inf")}, "backbone.offset: Input should be a finite number"),
+        ({"golden_tolerance": 0.0501}, "golden_tolerance: .* less than or equal to 0.05"),
+        ({"golden_tolerance": 0}, "golden_tolerance: .* greater than 0"),
+        ({"training_data__rows": -1}, "training_data.rows: .* greater than or equal to 0"),
+        ({"training_data__holdout_rows": -1}, "training_data.holdout_rows: .* greater than or equal to 0"),
+        ({"training_data__fingerprint": "0" * 63}, "training_data.fingerprint: String should match"),
+        ({"training_data__fingerprint": "0" * 63 + "G"}, "training_data.fingerprint: String should match"),
+        ({"files": HASHES | {GOLDEN: "0" * 65}}, r"files\.golden\.npz: String should match"),
+        ({"classes": ["a"], "classifier__n_out": 1}, "classes: .* at least 2 items"),
+        ({"classes": ["a", "b"], "classifier__n_out": 2, "threshold": 0}, "threshold: .* greater than 0"),
+        ({"classes": ["a", "b"], "classifier__n_out": 2, "threshold": 1}, "threshold: .* less than 1"),
+        ({"threshold": 0.5}, "a threshold is for two classes, there are 3"),
+        ({"classes": ["a", "b", "a"]}, "class names repeat"),
+        ({"projection__n_in": 5}, "projection.n_in is 5, but backbone.n_features is 4"),
+        ({"projection__n_in": 3}, "projection.n_in is 3, but backbone.n_features is 4"),
+        ({"classifier__n_in": 3}, "classifier.n_in is 3, but projection.n_out is 2"),
+        ({"classifier__n_out": 2}, "classifier.n_out is 2, but the number of classes is 3"),
+        ({"files": {}}, "should list the files"),
+        ({"files": HASHES | {"more.npz": "0" * 64}}, "should list the files"),
+        ({"files": dict.fromkeys(FILES - {GOLDEN}, "0" * 64)}, "should list the files"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else " ".join(value),
+)
+def test_a_manifest_beyond_its_limits_is_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=rf"^(manifest\.json: )?.*{reason}"):
+        parsed(**fields)
+
+
+def test_fields_that_an_older_manifest_lacks_have_the_meaning_that_they_had_then() -> None:
+    older = parsed()
+    assert older.schema_version == 1
+    assert older.golden_tolerance == 1e-3
+    assert (older.threshold, older.fit, older.training_data.holdout) == (None, {}, {})
+    assert older.training_data.seed == 42
+    backbone = older.backbone
+    assert (backbone.engine, backbone.resize, backbone.output, backbone.precision) == (
+        "litert",
+        "stretch",
+        "pooled",
+        "float32",
+    )
+    assert (backbone.channel_order, backbone.channel_means, backbone.cosine) == ("rgb", (0.0, 0.0, 0.0), 1.0)
+
+
+def test_a_manifest_cannot_be_changed_once_it_is_checked() -> None:
+    manifest = parsed()
+    for entry, field in ((manifest, "classes"), (manifest.backbone, "scale"), (manifest.classifier, "n_out")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(entry, field, getattr(entry, field))
+
+
+def test_stages_hold_no_fields_but_their_own() -> None:
+    for entry, values in (
+        (StageEntry, {"kind": "pca", "n_in": 4, "n_out": 2}),
+        (TrainingData, {"rows": 1, "holdout_rows": 0, "fingerprint": "0" * 64}),
+    ):
+        entry(**values)
+        with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+            entry(**values, more=1)
+
+
+# Backbones
+
+
+def exported(precision: Any = "float32") -> ExportedBackbone:
+    spec = BACKBONES["mobilenet_v2"]
+    return ExportedBackbone(spec, "imagenet", Path("f"), Path("w"), "0" * 64, 0.25, precision, 0.5)
+
+
+def test_a_manifest_says_of_a_backbone_what_its_export_says() -> None:
+    entry = BackboneEntry.of(exported("int8"), "crop")
+    spec = exported().spec
+    assert (entry.name, entry.weights, entry.engine, entry.resize) == (spec.name, "imagenet", "litert", "crop")
+    assert (entry.input_size, entry.output, entry.n_features) == (spec.input_size, spec.output, spec.n_features)
+    assert (entry.precision, entry.parity, entry.cosine) == ("int8", 0.25, 0.5)
+    assert (entry.scale, entry.offset) == (spec.preprocessing.scale, spec.preprocessing.offset)
+    assert BackboneEntry.of(exported()).resize == "stretch"
+
+
+def test_keras_runs_no_integers() -> None:
+    assert BackboneEntry.of(exported(), engine="keras").engine == "keras"
+    with pytest.raises(ModelError, match="keras computes in float32, int8 needs the engine litert"):
+        BackboneEntry.of(exported("int8"), engine="keras")
+
+
+# Reading
+
+
+@pytest.mark.parametrize(("engine", "other"), [("litert", WEIGHTS_FILE), ("keras", FLATBUFFER_FILE)])
+def test_the_file_that_the_engine_does_not_run_is_checked_and_not_kept(tmp_path: Path, engine: Any, other: str) -> None:
+    backbone = tiny_manifest().backbone.model_copy(update={"engine": engine})
+    directory = tiny_bundle(tmp_path / "bundle", backbone=backbone)
+    bundle = read_bundle(directory)
+    assert set(bundle.files) == FILES - {other}
+    assert backbone.scored_file in bundle.files
+    for name, content in bundle.files.items():
+        assert content == (directory / name).read_bytes()
+    replace_file(directory, other, b"altered")
+    with pytest.raises(ModelError, match=f"{other} has SHA-256"):
+        read_bundle(directory)
+
+
+def test_a_bundle_is_named_by_its_manifest_and_its_features_by_the_flatbuffer(tmp_path: Path) -> None:
+    directory = tiny_bundle(tmp_path / "bundle", drift=True)
+    bundle = read_bundle(directory)
+    assert bundle.sha256 == file_sha256(directory / MANIFEST)
+    assert bundle.backbone_sha256 == file_sha256(directory / FLATBUFFER_FILE)
+    assert bundle.projection_sha256 == file_sha256(directory / PROJECTION)
+    assert bundle.manifest.files == {name: file_sha256(directory / name) for name in (*FILES, DRIFT)}
+    np.testing.assert_array_equal(bundle.arrays(CLASSIFIER)["of"], [0, 1, 2])
+    np.testing.assert_array_equal(bundle.arrays(DRIFT)["of"], [0, 1, 2, 3, 4])
+
+
+def test_a_drift_reference_that_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
+    directory = tiny_bundle(tmp_path / "bundle")
+    (directory / DRIFT).write_bytes((directory / GOLDEN).read_bytes())
+    with pytest.raises(ModelError, match=f"it holds .*{re.escape(DRIFT)}"):
+        read_bundle(directory)
+
+
+def test_a_manifest_is_readable_and_the_same_for_the_same_model(tmp_path: Path) -> None:
+    first, second = (tiny_bundle(tmp_path / name, classes=("ä", "b", "c")) / MANIFEST for name in ("one", "two"))
+    text = first.read_text(encoding="utf-8")
+    assert text == second.read_text(encoding="utf-8")
+    assert "ä" in text
+    assert text.endswith("}\n")
+    assert list(json.loads(text)) == sorted(json.loads(text))
+    assert "\n  " in text
+    assert "threshold" not in json.loads(text)
+
+
+def test_what_does_not_fit_together_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="classifier.n_out is 3, but the number of classes is 2"):
+        tiny_bundle(tmp_path / "bundle", classes=("a", "b"))
+    assert not (tmp_path / "bundle" / MANIFEST).exists()
+
+
+def test_a_manifest_of_16_mebibytes_is_read_and_one_byte_more_is_not(tmp_path: Path) -> None:
+    directory = tiny_bundle(tmp_path / "bundle")
+    text = (directory / MANIFEST).read_bytes()
+    replace_file(directory, MANIFEST, text + b" " * (16 * 1024**2 - len(text)))
+    assert read_bundle(directory).manifest == parse_manifest(text)
+    replace_file(directory, MANIFEST, text + b" " * (16 * 1024**2 + 1 - len(text)))
+    with pytest.raises(ModelError, match=r"manifest\.json has 16,777,217 bytes, more than the 16,777,216 allowed"):
+        read_bundle(directory)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_as_large_as_allowed_is_read_and_one_byte_more_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    directory = tiny_bundle(tmp_path / "bundle")
+    replace_file(directory, name, bytes(1000))
+    seal(directory)
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1000)
+    read_bundle(directory)
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 999)
+    with pytest.raises(ModelError, match=f"{name} has 1,000 bytes, more than the 999 allowed"):
+        read_bundle(directory)
+
+
+def test_two_gibibytes_are_allowed(tmp_path: Path) -> None:
+    directory = tiny_bundle(tmp_path / "bundle")
+    with (directory / GOLDEN).open("wb") as file:
+        file.truncate(2 * 1024**3 + 1)
+    with pytest.raises(ModelError, match="2,147,483,649 bytes, more than the 2,147,483,648 allowed"):
+        read_bundle(directory)
+
+
+def test_a_bundle_that_the_system_does_not_let_us_read_is_named(tmp_path: Path) -> None:
+    directory = tmp_path / ("long" * 100)
+    with pytest.raises(ModelError, match=r"bundle .*longlong.* cannot be read: .*too long"):
+        read_bundle(directory)

@@ -1,0 +1,64 @@
+"""What is mutated, and which tests have to notice it."""
+
+from dataclasses import dataclass
+
+# Tests that use these fixtures start Kafka or Spark, which takes longer than all of the others together.
+SERVICES = frozenset({"jars_dir", "broker", "spark"})
+# Tests that call these start programs, which import the module as it is and cannot notice a mutant.
+PROGRAMS = frozenset({"imagestream", "multiprocessing", "subprocess"})
+
+
+@dataclass(frozen=True)
+class Target:
+    """A module, the test files that have to notice its faults, and what of it they cannot reach.
+
+    Attributes:
+        tests: files, quickest first.
+        beyond: functions that do nothing without Kafka or Spark, by their qualified name; they are not mutated.
+    """
+
+    path: str
+    tests: tuple[str, ...]
+    beyond: frozenset[str] = frozenset()
+
+    @property
+    def module(self) -> str:
+        """Its name for `import`."""
+        return self.path.removesuffix(".py").replace("/", ".")
+
+
+TARGETS = (
+    Target(
+        "streaming/pipeline/offsets.py",
+        ("tests/streaming/pipeline/test_offsets.py", "tests/streaming/pipeline/test_continuity.py"),
+        beyond=frozenset({"TopicOffsets.__init__", "TopicOffsets.read", "TopicOffsets.close"}),
+    ),
+    Target(
+        "streaming/pipeline/continuity.py",
+        ("tests/streaming/pipeline/test_continuity_rules.py", "tests/streaming/pipeline/test_continuity.py"),
+    ),
+    Target(
+        "streaming/pipeline/ingest.py",
+        ("tests/streaming/pipeline/test_ingest.py",),
+        beyond=frozenset({"read_topic"}),
+    ),
+    Target(
+        "streaming/jobs/audit.py", ("tests/streaming/jobs/test_audit_rules.py", "tests/streaming/jobs/test_audit.py")
+    ),
+    Target("streaming/tables.py", ("tests/streaming/test_tables.py",)),
+    Target(
+        "streaming/pipeline/commit.py",
+        ("tests/streaming/pipeline/test_commit.py",),
+        beyond=frozenset({"BatchCommitter.__call__", "BatchCommitter._score"}),
+    ),
+    Target("models/bundle.py", ("tests/models/test_manifest.py", "tests/models/test_bundle.py")),
+    Target("models/registry.py", ("tests/models/test_registry.py",)),
+    Target("models/decode.py", ("tests/models/test_decode_limits.py", "tests/models/test_decode.py")),
+    Target("producer/read.py", ("tests/producer/test_read.py",)),
+    Target("producer/message.py", ("tests/producer/test_message.py", "tests/producer/test_read.py")),
+    Target(
+        "streaming/training/gate.py",
+        ("tests/streaming/training/test_gate.py",),
+        beyond=frozenset({"paired_counts"}),
+    ),
+)

@@ -1,0 +1,337 @@
+"""Each rule of the audit by itself: one thing is wrong, and everything else agrees."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from streaming.jobs import audit as module
+from streaming.jobs.audit import AuditReport, Kind, Span, audit
+from streaming.settings import Settings
+from streaming.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
+from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction, quarantined
+
+OTHER_QUERY = QUERY_ID.replace("1", "2")
+Where = list[tuple[int, int]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Three batches of ten messages in one partition: offsets 100 to 129, of which 103 and 112 are quarantined."""
+    settings = Settings(home=tmp_path)
+    for number in range(3):
+        commit_batch(settings, number, {0: (100 + 10 * number, 110 + 10 * number)}, bad={103, 112})
+    return settings
+
+
+def delete(settings: Settings, predicate: str, table: str = "predictions") -> None:
+    DeltaTable(settings.tables_dir / table).delete(predicate)
+
+
+def predict(settings: Settings, *offsets: int, batch_id: int = 0, partition: int = 0, **columns: Any) -> None:
+    """Rows that the stream would not have written."""
+    lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": batch_id}
+    rows = [prediction(settings, partition, offset) | lineage | columns for offset in offsets]
+    write_deltalake(settings.tables_dir / "predictions", pa.Table.from_pylist(rows, schema=PREDICTIONS), mode="append")
+
+
+def alter(settings: Settings, change: Callable[[dict[str, Any]], object], batch_id: int = 1) -> None:
+    """Write another row for a batch into `batches`."""
+    rows = DeltaTable(settings.tables_dir / "batches").to_pyarrow_table().to_pylist()
+    for row in rows:
+        if row["batch_id"] == batch_id:
+            change(row)
+    table = pa.Table.from_pylist(rows, schema=BATCHES)
+    write_deltalake(settings.tables_dir / "batches", table, mode="overwrite")
+
+
+def places(report: AuditReport, kind: Kind) -> Where:
+    return [(one.where["from"], one.where["to"]) for one in report.problems if one.kind is kind]
+
+
+def batches(report: AuditReport, kind: Kind) -> list[int]:
+    return [one.where["batch_id"] for one in report.problems if one.kind is kind]
+
+
+# The report
+
+
+def test_all_problems_are_counted_and_the_first_thousand_of_each_kind_listed() -> None:
+    report = AuditReport()
+    assert report.clean
+    assert (report.batches, report.predicted, report.quarantined) == (0, 0, 0)
+    for number in range(1001):
+        report.add(Kind.GAP, f"gap {number}", number=number)
+    report.add(Kind.REPEAT, "repeat", number=0)
+    assert not report.clean
+    assert report.counts == {Kind.GAP: 1001, Kind.REPEAT: 1}
+    assert [problem.where["number"] for problem in report.problems] == [*range(1000), 0]
+    assert report.problems[-1].kind is Kind.REPEAT
+    assert "searched" not in repr(report)
+
+
+def test_what_the_batches_reach_is_listed_by_partition(settings: Settings) -> None:
+    commit_batch(settings, 3, {0: (130, 131), 2: (7, 9)})
+    report = audit(settings)
+    assert report.clean
+    topic = settings.topic
+    assert report.spans == [Span(topic, 0, 100, 130, 31, 4), Span(topic, 2, 7, 8, 2, 1)]
+    assert (report.batches, report.predicted, report.quarantined) == (4, 31, 2)
+
+
+def test_tables_without_a_row_are_clean(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    for name in ("predictions", "quarantine", "batches"):
+        Table(settings.tables_dir, name)
+    report = audit(settings)
+    assert report.clean
+    assert (report.batches, report.predicted, report.quarantined, report.spans) == (0, 0, 0, [])
+
+
+def test_batches_of_another_query_have_numbers_of_their_own(settings: Settings) -> None:
+    for number in range(2):
+        commit_batch(settings, number, {0: (130 + 5 * number, 135 + 5 * number)}, query_id=OTHER_QUERY, version=2)
+    assert audit(settings).clean
+    commit_batch(settings, 2, {0: (140, 145)}, query_id=OTHER_QUERY, upto="quarantine")
+    report = audit(settings)
+    assert report.clean
+    assert [(one["query_id"], one["batch_id"]) for one in report.unfinished] == [(OTHER_QUERY, 2)]
+
+
+def test_tables_from_before_losses_were_noted_are_audited(settings: Settings) -> None:
+    directory = settings.tables_dir / "batches"
+    older = DeltaTable(directory).to_pyarrow_table().drop_columns("left_out")
+    write_deltalake(directory, older, mode="overwrite", schema_mode="overwrite")
+    report = audit(settings)
+    assert report.clean
+    assert report.left_out == []
+
+
+# A batch's account
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row.update(input_rows=11, predicted_rows=10),
+        lambda row: row.update(predicted_rows=8, quarantined_rows=2),
+        lambda row: row.update(input_rows=9),
+        lambda row: row.update(quarantined_rows=0),
+        lambda row: (row["offsets"][0].update(end=121), row.update(input_rows=11)),
+        lambda row: row.update(predicted_rows=0, quarantined_rows=10),
+    ],
+    ids=["more input", "one moved", "less input", "none quarantined", "offsets and input alone", "all quarantined"],
+)
+def test_a_figure_that_does_not_agree_is_found(settings: Settings, change: Callable[[dict[str, Any]], object]) -> None:
+    alter(settings, change)
+    report = audit(settings)
+    assert batches(report, Kind.ACCOUNT) == [1]
+    assert Kind.MODEL not in report.counts
+
+
+def test_a_batch_whose_offsets_alone_disagree_is_found(settings: Settings) -> None:
+    alter(settings, lambda row: row["offsets"][0].update(end=131), batch_id=2)
+    report = audit(settings)
+    assert batches(report, Kind.ACCOUNT) == [2]
+    assert places(report, Kind.GAP) == [(130, 130)]
+
+
+def test_figures_that_agree_with_the_rows_and_not_with_each_other_are_found(settings: Settings) -> None:
+    delete(settings, "offset = 115")
+    alter(settings, lambda row: row.update(predicted_rows=8))
+    report = audit(settings)
+    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
+    assert "says 10 input, 8 predicted, 1 quarantined; its offsets say 10, and there are 8 and 1" in (
+        report.problems[0].text
+    )
+
+
+@pytest.mark.parametrize(("table", "offset"), [("predictions", 115), ("quarantine", 112)])
+def test_one_row_that_is_missing_is_found(settings: Settings, table: str, offset: int) -> None:
+    delete(settings, f"offset = {offset}", table)
+    report = audit(settings)
+    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
+    assert batches(report, Kind.ACCOUNT) == [1]
+    assert places(report, Kind.GAP) == [(offset, offset)]
+
+
+def test_a_batch_without_any_row_has_lost_them_and_is_of_no_other_model(settings: Settings) -> None:
+    delete(settings, "batch_id = 1")
+    delete(settings, "batch_id = 1", "quarantine")
+    report = audit(settings)
+    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
+    assert places(report, Kind.GAP) == [(110, 119)]
+
+
+def test_a_batch_that_stands_twice_is_found(settings: Settings) -> None:
+    rows = DeltaTable(settings.tables_dir / "batches").to_pyarrow_table(filters=[("batch_id", "=", 1)])
+    write_deltalake(settings.tables_dir / "batches", rows, mode="append")
+    report = audit(settings)
+    assert any("stands 2 times in batches" in problem.text for problem in report.problems)
+    assert set(batches(report, Kind.ACCOUNT)) == {1}
+
+
+# Batches without their mark
+
+
+def test_only_the_newest_batch_may_lack_its_mark(settings: Settings) -> None:
+    commit_batch(settings, 3, {0: (130, 135)}, bad={131}, upto="quarantine")
+    commit_batch(settings, 4, {0: (135, 140)}, bad={136}, upto="quarantine")
+    report = audit(settings)
+    assert [(one["batch_id"], one["predicted"], one["quarantined"]) for one in report.unfinished] == [(4, 4, 1)]
+    assert report.counts == {Kind.NO_BATCH: 1}
+    assert (report.problems[0].where["batch_id"], report.problems[0].where["rows"]) == (3, 5)
+
+
+def test_a_batch_without_its_mark_is_not_the_newest_where_a_later_one_has_lost_its_rows(settings: Settings) -> None:
+    commit_batch(settings, 3, {0: (130, 135)}, upto="quarantine")
+    commit_batch(settings, 4, {0: (135, 140)})
+    delete(settings, "batch_id = 4")
+    report = audit(settings)
+    assert report.unfinished == []
+    assert batches(report, Kind.NO_BATCH) == [3]
+
+
+# A batch's model
+
+
+@pytest.mark.parametrize(
+    ("offset", "columns"),
+    [
+        (125, {"model_version": 0}),
+        (125, {"model_version": 2}),
+        (125, {"bundle_sha256": "00" * 32}),
+        (125, {"bundle_sha256": "ff" * 32}),
+    ],
+    ids=str,
+)
+def test_one_row_of_another_model_is_found(settings: Settings, offset: int, columns: dict[str, Any]) -> None:
+    delete(settings, f"offset = {offset}")
+    predict(settings, offset, batch_id=2, **columns)
+    report = audit(settings)
+    assert report.counts == {Kind.MODEL: 1}
+    assert batches(report, Kind.MODEL) == [2]
+
+
+@pytest.mark.parametrize("column", [{"model_version": 7}, {"bundle_sha256": "00" * 32}], ids=str)
+def test_a_batch_that_names_another_model_than_all_its_rows_is_found(
+    settings: Settings, column: dict[str, Any]
+) -> None:
+    alter(settings, lambda row: row.update(column))
+    assert audit(settings).counts == {Kind.MODEL: 1}
+
+
+def test_the_model_of_quarantined_messages_counts_as_well(settings: Settings) -> None:
+    commit_batch(settings, 3, {0: (130, 132)}, bad={130, 131}, version=2)
+    commit_batch(settings, 4, {0: (132, 134)}, bad={132}, version=2)
+    for number in (3, 4):
+        alter(settings, lambda row: row.update(model_version=3), batch_id=number)
+    assert batches(audit(settings), Kind.MODEL) == [3, 4]
+
+
+# Rows outside of the offsets of their batch
+
+
+@pytest.mark.parametrize(("lost", "strange"), [(115, 109), (115, 120), (110, 120), (119, 109)])
+def test_a_row_just_outside_of_its_batchs_offsets_is_found(settings: Settings, lost: int, strange: int) -> None:
+    delete(settings, f"offset = {lost}")
+    predict(settings, strange, batch_id=1)
+    report = audit(settings)
+    (text,) = [problem.text for problem in report.problems if "outside its offsets" in problem.text]
+    low, high = min([strange, *{110, 111} - {lost}]), max([strange, *{118, 119} - {lost}])
+    assert f"from {low} to {high}, outside" in text
+    assert places(report, Kind.GAP) == [(lost, lost)]
+    assert places(report, Kind.REPEAT) == [(strange, strange)]
+
+
+def test_a_row_far_outside_of_its_batchs_offsets_leaves_no_gap_on_the_way(settings: Settings) -> None:
+    delete(settings, "offset = 125")
+    predict(settings, 177, batch_id=2)
+    report = audit(settings)
+    assert places(report, Kind.GAP) == [(125, 125)]
+    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
+
+
+def test_a_row_of_a_partition_that_its_batch_did_not_read_is_found(settings: Settings) -> None:
+    predict(settings, 3, batch_id=1, partition=5)
+    report = audit(settings)
+    assert any("partition 5 from 3 to 3, outside its offsets" in problem.text for problem in report.problems)
+    assert Kind.GAP not in report.counts
+
+
+# Gaps and overlaps
+
+
+@pytest.mark.parametrize(
+    ("lost", "gaps"),
+    [
+        ({110}, [(110, 110)]),
+        ({119}, [(119, 119)]),
+        ({110, 111, 113, 118, 119}, [(110, 111), (113, 113), (118, 119)]),
+    ],
+)
+def test_gaps_are_found_from_the_first_offset_of_a_batch_to_its_last(
+    settings: Settings, lost: set[int], gaps: Where
+) -> None:
+    delete(settings, f"offset IN ({', '.join(map(str, lost))})")
+    assert places(audit(settings), Kind.GAP) == gaps
+
+
+def test_a_range_within_another_overlaps_as_far_as_it_reaches_and_what_comes_after_adjoins(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    for number, ends in enumerate([(0, 20), (5, 10), (20, 30), (29, 40)]):
+        commit_batch(settings, number, {0: ends})
+    report = audit(settings)
+    assert places(report, Kind.OVERLAP) == [(5, 9), (29, 29)]
+    assert places(report, Kind.REPEAT) == [(5, 9), (29, 29)]
+    assert batches(report, Kind.OVERLAP) == [1, 3]
+    assert Kind.GAP not in report.counts
+
+
+def test_an_accepted_loss_does_not_hide_the_gaps_after_it(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    commit_batch(settings, 0, {0: (0, 10), 1: (0, 10)})
+    commit_batch(settings, 1, {0: (11, 20), 1: (12, 20)}, left_out={0: (10, 11)})
+    report = audit(settings)
+    assert report.left_out == [{"topic": settings.topic, "partition": 0, "from": 10, "to": 10}]
+    assert places(report, Kind.GAP) == [(10, 11)]
+    assert [problem.where["partition"] for problem in report.problems] == [1]
+
+
+# Repeats
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 10, 29, 30, 1000])
+def test_repeats_are_found_once_wherever_a_window_ends(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_ROWS", window)
+    for offset, batch_id in ((100, 0), (107, 0), (110, 1), (129, 2)):
+        predict(settings, offset, batch_id=batch_id)
+    assert places(audit(settings), Kind.REPEAT) == [(100, 100), (107, 107), (110, 110), (129, 129)]
+
+
+def test_repeats_next_to_each_other_are_one_run_where_they_are_as_many(settings: Settings) -> None:
+    predict(settings, 104, 105, 105, 106, 106, 108)
+    report = audit(settings)
+    assert places(report, Kind.REPEAT) == [(104, 104), (105, 106), (108, 108)]
+    assert [problem.where["rows"] for problem in report.problems if problem.kind is Kind.REPEAT] == [2, 3, 2]
+
+
+@pytest.mark.parametrize("repeated", [110, 119])
+def test_a_row_too_many_at_either_end_of_a_batch_does_not_hide_one_too_few(settings: Settings, repeated: int) -> None:
+    delete(settings, "offset = 115")
+    predict(settings, repeated, batch_id=1)
+    report = audit(settings)
+    assert report.counts == {Kind.REPEAT: 1, Kind.GAP: 1}
+    assert places(report, Kind.GAP) == [(115, 115)]
+
+
+def test_a_message_that_was_quarantined_twice_is_a_repeat(settings: Settings) -> None:
+    lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
+    row = pa.Table.from_pylist([quarantined(settings, 0, 103) | lineage], schema=QUARANTINE)
+    write_deltalake(settings.tables_dir / "quarantine", row, mode="append")
+    assert places(audit(settings), Kind.REPEAT) == [(103, 103)]
