@@ -59,6 +59,7 @@ TARGETS = (
     Target(
         "streaming/training/gate.py",
         ("tests/streaming/training/test_gate.py",),
-        beyond=frozenset({"paired_counts"}),
+        beyond=frozenset({"pair"}),
     ),
+    Target("models/paired.py", ("tests/models/test_paired.py",)),
 )

@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 import pytest
 from pyspark.sql import DataFrame
@@ -18,25 +18,38 @@ from streaming.distributed.options import Frequency, TrainerOptions
 from streaming.distributed.trainer import DistributedTrainer, Trained
 from streaming.errors import ServiceError
 
+if TYPE_CHECKING:
+    import keras
+
 SIDE = 8
 OPTIONS = TrainerOptions(workers=2, batch_size=64, epochs=7, learning_rate=2e-3, seed=7, frequency=Frequency.EPOCH)
 
 
-def network() -> keras.Model:
+def network() -> "keras.Model":
     """Pixels to one logit: 193 weights."""
+    import keras
+
     keras.utils.set_random_seed(7)
     inputs = keras.Input((SIDE, SIDE, 3), dtype="uint8")
     scaled = keras.layers.Rescaling(1 / 255)(inputs)
     return keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(scaled)))
 
 
-def plateau_and_patience() -> list[keras.callbacks.Callback]:
+def plateau_and_patience() -> "list[keras.callbacks.Callback]":
     """Callbacks for which no loss is low enough: the rate is halved after two epochs, the training ends after five."""
+    import keras
+
     never = 1e9  # an improvement has to be as large as that
     return [
         keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, min_delta=never),
         keras.callbacks.EarlyStopping(patience=5, restore_best_weights=True, min_delta=never),
     ]
+
+
+def scheduler() -> "keras.callbacks.Callback":
+    import keras
+
+    return keras.callbacks.LearningRateScheduler(lambda _: 0.1)
 
 
 def train(rows: DataFrame, directory: Path, epochs: int, *, resume: bool = False) -> Trained:
@@ -72,7 +85,7 @@ def test_a_resumed_training_has_the_bits_rates_and_end_of_one_that_was_not_inter
     np.testing.assert_array_equal(ours.state.optimizer, theirs.state.optimizer)
 
 
-def callbacks_after(losses: list[float]) -> list[keras.callbacks.Callback]:
+def callbacks_after(losses: list[float]) -> "list[keras.callbacks.Callback]":
     """Callbacks with a model of their own, after epochs with these losses."""
     model = network()
     model.compile("sgd")
@@ -85,7 +98,7 @@ def callbacks_after(losses: list[float]) -> list[keras.callbacks.Callback]:
     return callbacks
 
 
-def checkpoint(callbacks: list[keras.callbacks.Callback]) -> Checkpoint:
+def checkpoint(callbacks: "list[keras.callbacks.Callback]") -> Checkpoint:
     state = State(np.arange(3, dtype=np.float32), np.zeros(2, np.float32), 3)
     history = History.begin(OPTIONS, 3)
     return Checkpoint(state, history, {"seed": 7}, 0.5, callback_states(callbacks))
@@ -113,7 +126,7 @@ def test_another_schedule_or_patience_is_not_resumed(tmp_path: Path) -> None:
     checkpoint(callbacks_after([0.5])).write(tmp_path)
     found = read_checkpoint(tmp_path)
     with pytest.raises(ServiceError, match="this has none: give the same --schedule and --patience"):
-        restore_callbacks([keras.callbacks.LearningRateScheduler(lambda _: 0.1)], found.callbacks)
+        restore_callbacks([scheduler()], found.callbacks)
     with pytest.raises(ServiceError, match="of a training with ReduceLROnPlateau, EarlyStopping callbacks"):
         restore_callbacks(callbacks_after([])[:1], found.callbacks)
 
@@ -133,7 +146,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes_where_no_callback_needs_a_st
     former(tmp_path)
     found = read_checkpoint(tmp_path)
     assert (found.learning_rate, found.callbacks) == (None, None)
-    restore_callbacks([keras.callbacks.LearningRateScheduler(lambda _: 0.1)], found.callbacks)
+    restore_callbacks([scheduler()], found.callbacks)
     with pytest.raises(ServiceError, match="without the state of ReduceLROnPlateau, EarlyStopping; train again"):
         restore_callbacks(callbacks_after([]), found.callbacks)
 

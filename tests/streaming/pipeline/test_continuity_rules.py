@@ -113,9 +113,9 @@ def test_a_checkpoint_is_renamed_to_the_first_free_name(tmp_path: Path) -> None:
 
 
 def test_a_stream_begins_after_what_is_committed_or_at_the_first_message_that_is_left() -> None:
-    start = Start(Continuity("images", {0: 10, 1: 2}), Incarnation("one"), anew=False)
-    found = topic({0: 0, 1: 5, 2: 3}, {0: 20, 1: 9, 2: 8})
-    assert json.loads(start.starting_offsets(found)) == {"images": {"0": 10, "1": 5, "2": 3}}
+    start = Start(Continuity("images", {0: 10, 1: 2, 3: 7}), Incarnation("one"), anew=False)
+    found = topic({0: 0, 1: 5, 2: 3, 3: 4}, {0: 20, 1: 9, 2: 8, 3: 9})
+    assert json.loads(start.starting_offsets(found)) == {"images": {"0": 10, "1": 5, "2": 3, "3": 7}}
 
 
 def test_a_topic_that_was_never_read_is_read_from_where_it_begins(tmp_path: Path) -> None:
