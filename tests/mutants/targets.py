@@ -59,7 +59,7 @@ TARGETS = (
     Target(
         "streaming/training/gate.py",
         ("tests/streaming/training/test_gate.py",),
-        beyond=frozenset({"pair"}),
+        beyond=frozenset({"pair", "_paired_mean", "_paired_f1", "_right", "_difference", "_bin"}),
     ),
     Target("models/paired.py", ("tests/models/test_paired.py",)),
 )
