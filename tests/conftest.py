@@ -75,6 +75,7 @@ LONGEST_FIRST = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Two processes per core: half of a test is waiting for a JVM, Kafka or a browser."""
     return min(8, 2 * (os.cpu_count() or 1))

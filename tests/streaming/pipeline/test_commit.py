@@ -18,7 +18,6 @@ from streaming.pipeline.commit import (
     BatchResult,
     Tables,
     _batch_row,
-    _drift,
     _predictions,
     _shadow,
     _summed,
@@ -230,19 +229,25 @@ def test_refused_models_and_drift_stand_in_the_row_of_the_batch() -> None:
     assert dict(row["drift"]) == {"psi": 0.2}
 
 
-def test_drift_is_of_all_partitions_that_report_it_and_none_without_a_reference() -> None:
+def test_drift_is_of_all_partitions_that_report_it_and_none_without_a_reference(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    training = generator.normal(size=(500, 2)).astype(np.float32)
-    reference = DriftReference.of(training, np.full(500, 0.9, np.float32))
+    known = generator.normal(size=(500, 2)).astype(np.float32)
+    reference = DriftReference.of(known, np.full(500, 0.9, np.float32))
     halves = []
     for shift in (0.0, 3.0):
         sums = DriftSums.empty(reference.components)
-        sums.add(reference, training + np.float32(shift), np.full(500, 0.9, np.float32))
+        sums.add(reference, known + np.float32(shift), np.full(500, 0.9, np.float32))
         halves.append(PartitionReport(drift=sums.as_json()))
     nothing = PartitionReport()
-    assert _drift(None, halves) == {}
-    like, unlike = _drift(reference, [halves[0], nothing]), _drift(reference, [nothing, halves[1]])
-    both = _drift(reference, [*halves, nothing])
+
+    def found(reference: DriftReference | None, reports: list[PartitionReport]) -> dict[str, float]:
+        models = Models()
+        models.pinned = lambda _: SimpleNamespace(reference=reference)  # type: ignore[attr-defined]
+        return committer(tmp_path, Continuity("images"), models)._drift(PIN, reports)[1]
+
+    assert found(None, halves) == {}
+    like, unlike = found(reference, [halves[0], nothing]), found(reference, [nothing, halves[1]])
+    both = found(reference, [*halves, nothing])
     assert like["psi_max"] < both["psi_max"] < unlike["psi_max"]
 
 

@@ -155,6 +155,12 @@ def test_a_topic_that_does_not_reach_what_is_committed_was_made_again(tmp_path: 
         check_topic(Continuity("images", {0: 10}), found, tmp_path / "spark", None)
 
 
+def test_the_first_partition_that_does_not_reach_is_named(tmp_path: Path) -> None:
+    found = topic({0: 0, 1: 0}, {0: 1, 1: 1})
+    with pytest.raises(ServiceError, match="partition 0 ends at offset 1"):
+        check_topic(Continuity("images", {1: 10, 0: 10}), found, tmp_path / "spark", None)
+
+
 def test_a_topic_with_another_id_was_made_again_however_far_it_reaches(tmp_path: Path) -> None:
     planned = checkpoint(tmp_path / "spark", {0: 10})
     found = topic({0: 0}, {0: 100}, "two")
@@ -173,9 +179,9 @@ def test_a_topic_that_goes_on_keeps_its_number(tmp_path: Path) -> None:
 
 
 def test_partitions_are_new_only_to_a_checkpoint_that_knows_some(tmp_path: Path) -> None:
-    found = topic({0: 0, 1: 0, 2: 0}, {0: 10, 1: 0, 2: 0})
+    found = topic({0: 0, 8: 0, 1: 0}, {0: 10, 8: 0, 1: 0})
     planned = checkpoint(tmp_path / "spark", {0: 10})
-    with pytest.raises(ServiceError, match="has new partitions: 1, 2; "):
+    with pytest.raises(ServiceError, match="has new partitions: 1, 8; "):
         check_topic(Continuity("images", {0: 10}), found, planned, None)
     accepted = Continuity("images", {0: 10}, Accept(new_partitions=True))
     assert check_topic(accepted, found, planned, None) == Start(accepted, Incarnation("one"), anew=False)
