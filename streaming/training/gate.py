@@ -27,9 +27,8 @@ __all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "r
 
 MAX_INT8_COST = 0.01  # of accuracy
 MAX_F1_IMAGES = 2**18  # compared by F1, so that no more kinds of answers than that reach the driver
-BINS_PER_DOUBLING = (
-    8  # of the differences in log loss: each bin keeps its mean, so that only spreads below 9 % are lost
-)
+# Of the differences in log loss: each bin keeps its mean, so that only spreads below 9 % are lost.
+BINS_PER_DOUBLING = 8
 MANY_LOOKS = 5  # from which on the verdict says how to get a fresh holdout
 
 

@@ -70,7 +70,8 @@ def mutants(text: str, beyond: frozenset[str] = frozenset()) -> list[Mutant]:
     """
     finder = _Finder(text, beyond)
     finder.visit(ast.parse(text))
-    return sorted({(one.line, one.after): one for one in finder.found}.values(), key=lambda one: one.line)
+    found = {(one.line, one.after): one for one in finder.found if one.after != one.before}
+    return sorted(found.values(), key=lambda one: one.line)
 
 
 class _Finder(ast.NodeVisitor):

@@ -1,5 +1,6 @@
 """The gate: what a candidate must show beside the champion. How often it errs: tests/statistics/test_gate.py."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,36 @@ def test_looks_are_the_versions_registered_after_the_champion_with_its_seed(tmp_
     (registry.root / "5" / "manifest.json").write_text("{")  # it may have been one
     assert looks_at(registry, 2, 7) == 2
     assert looks_at(registry, 2, 42) == 2
+
+
+def test_a_verdict_is_one_line_with_the_figures_that_it_rests_on() -> None:
+    better = decide(counts(60, 20), GateOptions())
+    assert re.fullmatch(
+        r"gain in accuracy \+0\.0400 on the same 1,000 images \(60 right by the candidate only, 20 by the champion "
+        r"only\), above \+0\.02\d\d with 0\.975 confidence: the candidate is better by more than 0\.0000",
+        better.why,
+    ), better.why
+    assert (better.look, better.needed, better.confidence) == (1, None, pytest.approx(0.975))
+    not_worse = decide(counts(20, 20), GateOptions(margin=-0.05))
+    assert not_worse.why.endswith(": the candidate is not worse by 0.0500")
+    unclear = decide(counts(6, 5), GateOptions(), look=2)
+    assert unclear.needed is not None
+    assert unclear.why.endswith(
+        f": the candidate is not shown to be better by more than 0.0000; about {unclear.needed:,} images like these "
+        "would show it; look 2 at this holdout since the champion was promoted, all together 0.95 confident"
+    )
+    worse = decide(counts(5, 60), GateOptions(margin=-0.01), look=5)
+    assert worse.needed is None
+    assert "may be worse by 0.0100; more images like these would not; look 5 at this holdout" in worse.why
+    assert worse.why.endswith("; to judge on fresh images, label more of them and change --seed")
+    assert "to judge on fresh images" not in decide(counts(5, 60), GateOptions(), look=4).why
+
+
+def test_a_gain_is_promoted_exactly_where_its_bound_is_above_the_margin() -> None:
+    low = decide(counts(60, 20), GateOptions()).low
+    assert low is not None
+    assert decide(counts(60, 20), GateOptions(margin=low - 1e-4)).promote
+    assert not decide(counts(60, 20), GateOptions(margin=low + 1e-4)).promote
 
 
 def test_nothing_in_common_is_no_reason_to_promote() -> None:
