@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
 from models.bundle import BackboneEntry, Manifest, StageEntry, TrainingData
 from models.classifier import LogisticRegression
@@ -132,6 +132,18 @@ def test_a_gain_is_promoted_exactly_where_its_bound_is_above_the_margin() -> Non
     assert low is not None
     assert decide(counts(60, 20), GateOptions(margin=low - 1e-4)).promote
     assert not decide(counts(60, 20), GateOptions(margin=low + 1e-4)).promote
+
+
+def test_images_are_counted_by_who_of_the_two_was_right() -> None:
+    rows = [
+        Row(a=True, b=True, n=5),
+        Row(a=True, b=False, n=3),
+        Row(a=False, b=True, n=2),
+        Row(a=False, b=False, n=7),
+        Row(a=True, b=False, n=1),
+    ]
+    assert gate._counts(rows) == PairedCounts(both=5, only_candidate=4, only_champion=2, neither=7)
+    assert Verdict(True, "the first model").look == 1
 
 
 def test_nothing_in_common_is_no_reason_to_promote() -> None:
