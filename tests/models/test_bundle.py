@@ -14,6 +14,7 @@ from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, file_sha256
 from models.bundle import (
     CLASSIFIER,
     FILES,
+    GOLDEN,
     MANIFEST,
     PROJECTION,
     Manifest,
@@ -236,3 +237,16 @@ def test_hashes_are_right_again_after_sealing(bundle_copy: Path) -> None:
     replace_file(bundle_copy, PROJECTION, write_npz({}))
     seal(bundle_copy)
     assert read_bundle(bundle_copy).arrays(PROJECTION) == {}
+
+
+def test_a_bundle_is_named_by_the_hash_of_its_readable_manifest_and_written_below_folders_that_it_makes(
+    tmp_path: Path,
+) -> None:
+    whole = tiny_bundle(tmp_path / "whole")
+    backbone = {name: whole / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)}
+    directory = tmp_path / "new" / "folder" / "bundle"
+    arrays = {name: {"of": np.arange(2)} for name in (PROJECTION, CLASSIFIER, GOLDEN)}
+    sha256 = write_bundle(directory, tiny_manifest(), backbone, arrays)
+    assert sha256 == file_sha256(directory / MANIFEST) == read_bundle(directory).sha256
+    text = (directory / MANIFEST).read_text(encoding="utf-8")
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
