@@ -58,7 +58,7 @@ def demo(
 def _confirm(yes: bool, question: str) -> bool:
     if yes:
         return True
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():  # None: it is closed, as for a service
         raise ServiceError(f"{question} Confirm with --yes, since there is no terminal to ask on")
     return typer.confirm(question)
 
