@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -149,12 +149,7 @@ def imagestream(settings: Settings, *arguments: str | Path | float, code: int = 
     """
     if arguments[0] in WITH_SPARK:
         SPARK.start(settings.home.parent, settings.jars_dir)
-    summary = settings.home / "summary.json"
-    summary.unlink(missing_ok=True)
-    with environment(**environment_of(settings)):
-        ended, out, err = command_here("--home", settings.home, *arguments, "--json", summary)
-    assert ended == code, f"{arguments}: {out}{err}"
-    return json.loads(summary.read_text()) if summary.exists() else {"stderr": err}
+    return _summary_of(command_here, settings, arguments, code)
 
 
 def command_here(*arguments: str | Path | float) -> tuple[int, str, str]:
@@ -173,10 +168,17 @@ WITH_SPARK = ("features", "report", "retrain", "stream", "train", "train-cnn", "
 
 def imagestream_process(settings: Settings, *arguments: str | Path | float, code: int = 0) -> dict[str, Any]:
     """As `imagestream`, but as a process of its own, as from a shell."""
+    return _summary_of(command_process, settings, arguments, code)
+
+
+def _summary_of(
+    run: Callable[..., tuple[int, str, str]], settings: Settings, arguments: Sequence[str | Path | float], code: int
+) -> dict[str, Any]:
+    """What a command wrote for `--json`, or its standard error where it wrote nothing."""
     summary = settings.home / "summary.json"
     summary.unlink(missing_ok=True)
     with environment(**environment_of(settings)):
-        ended, out, err = command_process("--home", settings.home, *arguments, "--json", summary)
+        ended, out, err = run("--home", settings.home, *arguments, "--json", summary)
     assert ended == code, f"{arguments}: {out}{err}"
     return json.loads(summary.read_text()) if summary.exists() else {"stderr": err}
 

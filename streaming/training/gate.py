@@ -189,7 +189,7 @@ def _paired_mean(both: DataFrame, objective: Objective, classes: Sequence[str]) 
 
 
 def _paired_f1(both: DataFrame, objective: Objective, classes: Sequence[str], only: int | None) -> Paired:
-    """From counts of (truth, answer, answer); of so many images at most that these are bounded, picked by hash."""
+    """From counts of (truth, answer, answer), of at most `MAX_F1_IMAGES` images, picked by hash."""
     rows = both.count()
     if rows > MAX_F1_IMAGES:
         share = int(2**32 * MAX_F1_IMAGES / rows)

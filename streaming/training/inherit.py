@@ -1,7 +1,7 @@
 """What a retraining takes over from the champion: the options that define the model, unless others are given.
 
 They are in the manifest's `fit` record. An option that depends on another one is not taken over where the other is
-given anew: the layers of a multilayer perceptron mean nothing to a logistic regression.
+given, too: a logistic regression has no layers.
 """
 
 from collections.abc import Mapping
