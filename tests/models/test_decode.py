@@ -172,7 +172,7 @@ def test_exif_orientation_is_applied(image_format: str, orientation: int) -> Non
     "exif",
     [
         b"\xff\xff\xff\x7f",  # a directory beyond the end
-        b"\x08\0\0\0" b"\x01\0" b"\x12\x01" b"\x02\0" b"\x04\0\0\0" b"abcd",  # an orientation in letters
+        b"\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abcd",  # an orientation in letters
     ],
 )
 def test_unreadable_exif_leaves_a_good_picture_as_it_is_stored(exif: bytes) -> None:
