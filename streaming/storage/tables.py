@@ -23,7 +23,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
-from streaming.files import DataFile, FileSink
+from streaming.storage.files import DataFile, FileSink
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType

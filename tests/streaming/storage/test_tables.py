@@ -11,10 +11,10 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
-from streaming import tables as module
 from streaming.errors import ServiceError
-from streaming.files import DataFile
-from streaming.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
+from streaming.storage import tables as module
+from streaming.storage.files import DataFile
+from streaming.storage.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
 from tests.streaming.history import NOON, QUERY_ID, worker_file
 
 DAY = NOON.date()
