@@ -230,17 +230,19 @@ class LocalStore(Store):
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
         path = self._path(key)
-        with _written(path, data) as temporary:
+        with _local_errors("write", path), _written(path, data) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
                 return False
+            _sync_folder(path.parent)
         return True
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        with _written(path, data) as temporary:
+        with _local_errors("write", path), _written(path, data) as temporary:
             temporary.replace(path)
+            _sync_folder(path.parent)
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
         return self._below(self._folder(prefix), prefix)
@@ -332,19 +334,17 @@ def _entries(folder: Path) -> Sequence[os.DirEntry[str]]:
 
 @contextmanager
 def _written(path: Path, data: bytes) -> Iterator[Path]:
-    """A synced file of `data` beside `path`, under a name that nobody sees; the folder is synced at the end."""
+    """A synced file of `data` beside `path`, under a name that nobody sees."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    with _local_errors("write", path):
-        _make_folder(path.parent)
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+    _make_folder(path.parent)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
