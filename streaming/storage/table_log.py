@@ -82,7 +82,9 @@ class TableLog:
         return self._handle
 
     def seen(self, app_id: str) -> int | None:
-        """The newest transaction of an application, as of the version that is known."""
+        """The newest transaction of an application, as of the version that is known, ten minutes ago at most."""
+        if _boot_seconds() - self._known_at > KNOWN_FOR_S:
+            self.refresh()
         if app_id not in self._seen:
             self._seen[app_id] = self._handle.transaction_version(app_id)
         return self._seen[app_id]
@@ -116,7 +118,7 @@ class TableLog:
             if attempt > 1:  # several commit all the time: they would stay in step with one another
                 first, longest = PAUSE_S
                 time.sleep(random.uniform(0, min(first * 2.0 ** (attempt - 2), longest)))  # noqa: S311  no secret
-            if attempt or removes or _boot_seconds() - self._known_at > KNOWN_FOR_S:
+            if attempt or removes:
                 self.refresh()
             if self.has(app_id, number) or not {one.path for one in removes} <= self._live_paths(removes):
                 return False

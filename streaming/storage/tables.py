@@ -240,8 +240,10 @@ class Table:
         return int(pc.sum(sizes).as_py() or 0)
 
     def committed(self, app_id: str, version: int) -> bool:
-        """Whether `app_id` has committed `version` or a later one to this table."""
-        self._log.refresh()
+        """Whether `app_id` has committed `version` or a later one to this table, by this process or ten minutes ago.
+
+        What another one has committed since then is noticed by the append.
+        """
         return self._log.has(app_id, version)
 
 
