@@ -104,6 +104,11 @@ class TableLog:
         """The version of Delta's protocol that a reader must know."""
         return int(self._handle.protocol().min_reader_version)
 
+    def data_schema(self) -> pa.Schema:
+        """The columns that the files hold: all but those of the partitions, which the folders' names tell."""
+        partition = set(self._handle.metadata().partition_columns)
+        return pa.schema([field for field in pa.schema(self._handle.schema()) if field.name not in partition])
+
     def commit(self, adds: Sequence[AddAction], app_id: str, number: int, removes: Sequence[RemoveAction] = ()) -> bool:
         """Add and remove files in one entry, with transaction `number` of the application.
 
