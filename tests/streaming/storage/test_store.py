@@ -235,10 +235,10 @@ def test_other_scheme_is_refused_in_one_line(uri: str) -> None:
         open_store(uri)
 
 
-WITH_PASSWORD = "s3://user:secret@bucket/x"  # pragma: allowlist secret
+WITH_A_USER = "s3://user:secret@bucket/x"  # pragma: allowlist secret
 
 
-@pytest.mark.parametrize("uri", ["s3://", "s3:///home", "gs://-/x", "az://a b/c", WITH_PASSWORD])
+@pytest.mark.parametrize("uri", ["s3://", "s3:///home", "gs://-/x", "az://a b/c", WITH_A_USER])
 def test_uri_without_a_bucket_is_refused(uri: str) -> None:
     with pytest.raises(ServiceError, match="^expected .*://BUCKET/PREFIX, got ") as refused:
         open_store(uri)
