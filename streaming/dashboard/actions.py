@@ -16,7 +16,7 @@ from streaming.errors import ServiceError
 from streaming.images.labels_csv import CONTROL_CHARACTER, MAX_LABEL_CHARS, composed, usable
 from streaming.pipeline.offsets import committed_offsets
 from streaming.settings import Settings
-from streaming.tables import LABELS, Table
+from streaming.storage.tables import LABELS, Table
 
 BY = "dashboard"
 

@@ -15,7 +15,6 @@ from pyspark.sql import SparkSession
 
 from models.registry import Registry
 from streaming.errors import ServiceError
-from streaming.home import held, rewriting
 from streaming.pipeline.commit import BatchCommitter, BatchResult, Tables
 from streaming.pipeline.continuity import Accept, Continuity, check_checkpoint, check_topic, read_continuity, set_aside
 from streaming.pipeline.incarnation import read_incarnation, write_incarnation
@@ -28,6 +27,7 @@ from streaming.platform.session import cause, spark_session
 from streaming.platform.topic import describe_topic, trouble_with_broker
 from streaming.settings import Settings
 from streaming.signals import stop_signals
+from streaming.storage.home import held
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
@@ -132,8 +132,7 @@ def run_stream(
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
             tables = Tables(settings.tables_dir)
             if start.anew or not (checkpoint / "metadata").exists():
-                with rewriting(settings.home):
-                    tables.discard_unfinished(continuity)
+                tables.discard_unfinished(continuity)
                 set_aside(checkpoint)
             write_incarnation(settings, start.incarnation)
             run = _Run(settings, bootstrap_servers, options, events, spark, stop, start.continuity)

@@ -18,13 +18,13 @@ from models.projection import check_pca_memory
 from models.registry import CHAMPION, Registry
 from models.scorer import golden_images
 from streaming.errors import ServiceError
-from streaming.home import make_dir
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.settings import Settings
+from streaming.storage.home import make_dir
 from streaming.training.calibrate import calibration_images
 from streaming.training.candidate import BackboneParts, make_candidate
 from streaming.training.fit_options import FitOptions, GateOptions

@@ -18,8 +18,8 @@ from models.errors import ModelError
 from models.registry import Registry
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.files import list_array
 from streaming.ml import BundleScorer
+from streaming.storage.files import list_array
 from tests.streaming.small_models import Digits, fit_head, register_model, some_digits
 
 N = 30

@@ -18,7 +18,7 @@ from models.projection import NoProjection
 from models.registry import Registry
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.files import list_array
+from streaming.storage.files import list_array
 from streaming.training import gate
 from streaming.training.fit_options import GateOptions
 from streaming.training.gate import Paired, Verdict, confidence_of_look, decide, looks_at, pair, refuse_costly_int8
