@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.bundle import Bundle, Manifest, read_bundle, read_manifest
+from models.bundle import Bundle, BundleFolder, Manifest, read_bundle, read_manifest
 from models.errors import ModelError
 
 Alias = Literal["champion", "challenger"]
@@ -111,7 +111,7 @@ class Registry:
         Raises:
             ModelError: there is no such version, or its manifest is damaged.
         """
-        return read_manifest(self.path(version))
+        return read_manifest(BundleFolder(self.path(version)))[0]
 
     def register(self, write: Callable[[Path], object]) -> int:
         """Let `write` make a bundle in a directory of its own, then give it the next version number.
