@@ -241,36 +241,42 @@ class BundleFolder:
         return (self.directory / name).read_bytes()
 
 
-def read_bundle(source: BundleFiles | Path) -> Bundle:
+def read_bundle(source: BundleFiles | Path, copy_to: Path | None = None) -> Bundle:
     """Read and check a bundle: its file list, every hash, and every stage's dimensions.
 
     Args:
         source: its files, or the local directory that holds them.
+        copy_to: a directory, made by this call, for a copy of every file; complete if no error is raised.
 
     Raises:
         ModelError: anything missing, extra, altered, a link, too large, or of the wrong shape; says which and why.
     """
     files = BundleFolder(source) if isinstance(source, Path) else source
     try:
-        return _read_checked(files)
+        return _read_checked(files, copy_to)
     except ModelError as error:
         raise ModelError(f"bundle {files} is refused: {error}") from error
     except OSError as error:
         raise ModelError(f"bundle {files} cannot be read: {error}") from error
 
 
-def _read_checked(files: BundleFiles) -> Bundle:
+def _read_checked(files: BundleFiles, copy_to: Path | None) -> Bundle:
     text = _read_file(files, MANIFEST, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(text)
     present = set(files.names()) - {MANIFEST}
     if present != set(manifest.files):
         raise ModelError(f"it should hold {sorted(manifest.files)} beside its manifest, it holds {sorted(present)}")
+    if copy_to is not None:
+        copy_to.mkdir()
+        (copy_to / MANIFEST).write_bytes(text)
     kept = {}
     for name in sorted(present):
         content = _read_file(files, name, MAX_FILE_BYTES)
         digest = hashlib.sha256(content).hexdigest()
         if digest != manifest.files[name]:
             raise ModelError(f"{name} has SHA-256 {digest}, the manifest says {manifest.files[name]}")
+        if copy_to is not None:
+            (copy_to / name).write_bytes(content)
         if name not in {FLATBUFFER_FILE, WEIGHTS_FILE} - {manifest.backbone.scored_file}:  # checked, but not kept
             kept[name] = content
     return Bundle(manifest, hashlib.sha256(text).hexdigest(), kept)

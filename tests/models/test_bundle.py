@@ -322,3 +322,17 @@ def test_a_file_above_the_limit_is_never_read_wherever_the_files_are(
     with pytest.raises(ModelError, match=r"models/7 is refused: manifest\.json has .* more than the 1 allowed"):
         read_bundle(in_memory)
     assert in_memory.asked == [MANIFEST]
+
+
+def test_what_was_read_can_be_copied_to_a_directory(bundle_dir: Path, in_memory: InMemory, tmp_path: Path) -> None:
+    bundle = read_bundle(in_memory, copy_to=tmp_path / "copy")
+    assert bundle == read_bundle(bundle_dir) == read_bundle(tmp_path / "copy")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == in_memory.content
+
+
+@pytest.mark.parametrize("name", ["../outside", "sub/more"])
+def test_no_name_leads_a_copy_out_of_its_directory(in_memory: InMemory, tmp_path: Path, name: str) -> None:
+    in_memory.content[name] = b"more"
+    with pytest.raises(ModelError, match="it should hold"):
+        read_bundle(in_memory, copy_to=tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
