@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from streaming.tables import BATCHES, PREDICTIONS, Table
+from streaming.storage.tables import BATCHES, PREDICTIONS, Table
 from tests.streaming.browser import chromium
 from tests.streaming.dashboard.visitor import Visitor, wait_for
 

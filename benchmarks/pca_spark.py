@@ -17,10 +17,10 @@ from sklearn.decomposition import PCA
 
 from benchmarks.pairs import Pair
 from models.arrays import Features
-from streaming.files import as_matrix, list_array
 from streaming.ml import ImagePCA
 from streaming.platform.session import spark_session
 from streaming.settings import Settings, read_settings
+from streaming.storage.files import as_matrix, list_array
 
 ROWS, WIDTH = 22_688, 1_280  # as many images as Fruits-360 has in its test set, through MobileNetV2
 RANK = 200  # of the signal below the noise

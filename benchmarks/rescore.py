@@ -32,12 +32,12 @@ from models.classifier import LogisticRegression
 from models.engine import LiteRTEngine
 from models.projection import GramSums, fit_pca
 from models.scorer import Head, Scorer, decode_all, golden_arrays
-from streaming.files import FileSink, list_array
 from streaming.images.dataset import digit_images
 from streaming.jobs.rescore import rescore
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.tables import FEATURES, Table
+from streaming.storage.files import FileSink, list_array
+from streaming.storage.tables import FEATURES, Table
 
 ROWS, FILES, IMAGES = 100_000, 50, 400
 ROWS_AT_ONCE = 64  # as the stream writes them

@@ -127,7 +127,7 @@ def _open_tables(connection: duckdb.DuckDBPyConnection, tables_dir: Path, at: da
     """Make each Delta table a view over its files, then shut the connection off from everything else."""
     from deltalake.exceptions import DeltaError
 
-    from streaming.tables import data_files
+    from streaming.storage.tables import data_files
 
     names = sorted(log.parent.name for log in tables_dir.glob("*/_delta_log"))
     if not names:

@@ -16,7 +16,7 @@ import pytest
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run
 from streaming.images.dataset import digit_images, write_images
-from streaming.tables import Table
+from streaming.storage.tables import Table
 
 UNANSWERED = "127.0.0.1:1"
 FAILED, USAGE = 1, 2

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 from streaming.cli.app import EXIT_CODES, app
 from streaming.settings import Settings, variable_of
-from streaming.tables import SCHEMAS
+from streaming.storage.tables import SCHEMAS
 
 HEAD = """# Reference
 

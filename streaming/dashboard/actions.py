@@ -17,7 +17,7 @@ from streaming.pipeline.offsets import committed_offsets
 from streaming.registry import open_registry
 from streaming.registry_objects import Alias, Move
 from streaming.settings import Settings
-from streaming.tables import LABELS, Table
+from streaming.storage.tables import LABELS, Table
 
 BY = "dashboard"
 

@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from streaming.errors import ServiceError
-from streaming.tables import SCHEMAS, data_files
+from streaming.storage.tables import SCHEMAS, data_files
 
 TIMEOUT_S = 20.0
 SETTINGS = """

@@ -121,7 +121,7 @@ class _Files:
         from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
-        from streaming.tables import data_files
+        from streaming.storage.tables import data_files
 
         with self._lock:
             if self._version >= 0 and time.monotonic() - self._asked < FRESH_S:

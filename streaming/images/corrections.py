@@ -12,7 +12,7 @@ from streaming.errors import ServiceError
 from streaming.images.labels_csv import LabelRows, read_labels
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.tables import LABELS, Table
+from streaming.storage.tables import LABELS, Table
 
 KEYS = ("image_id", "source", "path", "name")
 MAX_ROWS = 1_000_000

@@ -21,7 +21,7 @@ from models.fitted_on import BloomFilter, FittedOn
 from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.groups import group_ids
 from streaming.registry import Registry
-from streaming.tables import FEATURES, LABELS, data_files
+from streaming.storage.tables import FEATURES, LABELS, data_files
 
 BATCH_ROWS = 10_000
 MEMORY_LIMIT = "1GB"

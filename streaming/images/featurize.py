@@ -25,7 +25,7 @@ from models.decode import Resize
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize_partition
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
-from streaming.tables import Table
+from streaming.storage.tables import Table
 
 IMAGES_PER_TASK = 512  # long enough that starting a task costs little, short enough that the cores end together
 BYTES_PER_TASK = 128 * 1024**2

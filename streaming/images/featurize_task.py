@@ -16,8 +16,8 @@ from models.augment import Augmentation, augment
 from models.decode import Reason, Resize, read_limited
 from models.engine import LiteRTEngine
 from models.scorer import Images, decode_all
-from streaming.files import FileSink, list_array
-from streaming.tables import FEATURES, TIMESTAMP, Table
+from streaming.storage.files import FileSink, list_array
+from streaming.storage.tables import FEATURES, TIMESTAMP, Table
 
 IMAGES_PER_READ = 64
 BAD_PER_TASK = 100  # are named, the others counted

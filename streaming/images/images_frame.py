@@ -12,7 +12,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.image_table import ImageTable
 from streaming.images.labels_csv import MAX_LABEL_CHARS, NOT_A_LABEL
-from streaming.tables import FEATURES, Table, spark_schema
+from streaming.storage.tables import FEATURES, Table, spark_schema
 
 Tasks = Callable[[int, int], int]
 

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from streaming.errors import ServiceError
 from streaming.images.groups import group_ids
 from streaming.images.images_frame import arrow_function, read_files
-from streaming.tables import LABELS, Table
+from streaming.storage.tables import LABELS, Table
 
 BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
 

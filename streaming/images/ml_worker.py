@@ -17,7 +17,7 @@ from models.arrays import Features
 from models.decode import BadImage, Limits, Reason, Resize, Stage, decode
 from models.errors import ModelError
 from models.scorer import Engine
-from streaming.files import as_matrix, list_array
+from streaming.storage.files import as_matrix, list_array
 
 IMAGES_AT_ONCE = 64
 RESULT_DDL = "values array<float>, reason string"

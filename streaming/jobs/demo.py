@@ -23,7 +23,7 @@ from streaming.jobs.demo_home import Confirm, new_demo_home, record_contents
 from streaming.platform.broker import running_broker, stop_broker
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.tables import SCHEMAS
+from streaming.storage.tables import SCHEMAS
 
 TRAINING, FIRST, MORE = 1_000, 500, 100
 # A few hundred held-out images cannot show that half as many more digits make a better model. They can show that the

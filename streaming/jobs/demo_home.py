@@ -8,9 +8,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from streaming.errors import ServiceError
-from streaming.home import make_dir
 from streaming.platform.broker import stop_broker
 from streaming.settings import Settings
+from streaming.storage.home import make_dir
 
 FOLDER = "demo"
 RECORD = "demo.json"

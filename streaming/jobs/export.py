@@ -14,7 +14,6 @@ from models.decode import Resize
 from models.projection import Projection, check_pca_memory
 from models.scorer import load_head
 from streaming.errors import ServiceError
-from streaming.home import make_dir
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import Featurized, featurize
 from streaming.images.images_frame import featurized_rows, images_frame
@@ -23,7 +22,8 @@ from streaming.jobs.output import FileFormat, check_output
 from streaming.platform.session import QUICK_START, spark_session
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.tables import Table
+from streaming.storage.home import make_dir
+from streaming.storage.tables import Table
 from streaming.training.fit import fit_projection, variance_kept
 from streaming.training.fit_options import FitOptions
 

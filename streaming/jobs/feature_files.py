@@ -22,9 +22,9 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.projection import Projection
-from streaming.files import DataFile, as_matrix, list_array
 from streaming.jobs.output import FileFormat
-from streaming.tables import added
+from streaming.storage.files import DataFile, as_matrix, list_array
+from streaming.storage.tables import added
 
 SCHEMA = pa.schema(
     [

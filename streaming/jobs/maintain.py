@@ -26,9 +26,9 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from streaming.errors import ServiceError
-from streaming.home import rewriting
 from streaming.query import query
 from streaming.settings import Settings
+from streaming.storage.home import rewriting
 
 RETENTION_HOURS = 168
 MIN_RETENTION_HOURS = {"features": 24}  # a training run writes features for hours before it commits them

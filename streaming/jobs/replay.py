@@ -28,13 +28,13 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
-from streaming.files import DataFile, FileSink
-from streaming.home import held, rewriting
 from streaming.jobs.resend import Identity, Sender
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.tables import added, data_files
+from streaming.storage.files import DataFile, FileSink
+from streaming.storage.home import held, rewriting
+from streaming.storage.tables import added, data_files
 
 BYTES_AT_A_TIME = 16 * 1024**2
 MAX_ROWS_AT_A_TIME = 1024

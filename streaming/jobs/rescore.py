@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.scorer import Head, check_golden, load_head, load_scorer
 from streaming.errors import ServiceError
-from streaming.files import as_matrix
-from streaming.home import held, make_dir
 from streaming.pipeline.score import answer_columns
 from streaming.query import query
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.tables import ANSWER, IDENTITY, RESCORED, Table
+from streaming.storage.files import as_matrix
+from streaming.storage.home import held, make_dir
+from streaming.storage.tables import ANSWER, IDENTITY, RESCORED, Table
 
 ROWS_AT_ONCE = 2_048  # 10 MB of features that are 1,280 wide
 CHUNK_BYTES = 64 * 1024**2  # of files a commit

@@ -32,7 +32,7 @@ from streaming.pipeline.ingest import batch_offsets, read_query_id
 from streaming.pipeline.pin import OffsetRange, Pin, Pins
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.pipeline.serving import Serving
-from streaming.tables import ANSWER, BATCHES, IDENTITY, PREDICTIONS, SHADOW, Table, spark_schema
+from streaming.storage.tables import ANSWER, BATCHES, IDENTITY, PREDICTIONS, SHADOW, Table, spark_schema
 
 STEPS = ("begin", "pin", "score", "predictions", "quarantine", "features", "batches")
 # Seconds by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is since the batch before.

@@ -24,9 +24,9 @@ from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
 from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
 from producer.message import read_headers
-from streaming.files import DataFile, FileSink, list_array
 from streaming.pipeline.pin import PinnedModel
-from streaming.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
+from streaming.storage.files import DataFile, FileSink, list_array
+from streaming.storage.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
 TOP_K = 3
 MAX_KEY_BYTES = 256  # a longer key is cut

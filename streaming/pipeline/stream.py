@@ -14,7 +14,6 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from streaming.errors import ServiceError
-from streaming.home import held, rewriting
 from streaming.pipeline.commit import BatchCommitter, BatchResult, Tables
 from streaming.pipeline.continuity import Accept, Continuity, check_checkpoint, check_topic, read_continuity, set_aside
 from streaming.pipeline.incarnation import read_incarnation, write_incarnation
@@ -28,6 +27,7 @@ from streaming.platform.topic import describe_topic, trouble_with_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
+from streaming.storage.home import held, rewriting
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2

@@ -18,11 +18,11 @@ from pathlib import Path
 import psutil
 
 from streaming.errors import ServiceError
-from streaming.home import locked, make_dir
 from streaming.platform.jars import Progress, broker_classpath, install_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_node import CONFIG_NAME, HOST, LOG_NAME, KafkaNode, free_port
 from streaming.settings import Settings
+from streaming.storage.home import locked, make_dir
 
 DEFAULT_PORT = 9092
 STOP_TIMEOUT_S = 30.0

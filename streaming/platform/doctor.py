@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 
 from streaming.errors import ServiceError
-from streaming.home import make_dir
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
 from streaming.platform.jars import damaged_jars, locked_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
+from streaming.storage.home import make_dir
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from streaming.errors import ServiceError
-from streaming.home import locked, make_dir
+from streaming.storage.home import locked, make_dir
 
 IVY_FILE = Path(__file__).with_name("ivy.xml")
 LOCK_FILE = Path(__file__).with_name("jars.lock")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from streaming.errors import ServiceError
-from streaming.home import make_dir
+from streaming.storage.home import make_dir
 
 VERSIONS = (17, 21)
 VERSION_TO_INSTALL = "17"

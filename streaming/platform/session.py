@@ -15,10 +15,10 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from streaming.errors import ServiceError
-from streaming.home import make_dir
 from streaming.platform.jars import install_jars, spark_jars
 from streaming.platform.java import find_java
 from streaming.settings import Settings
+from streaming.storage.home import make_dir
 
 SPARK_LOG = "spark.log"
 ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s

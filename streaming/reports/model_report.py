@@ -24,7 +24,7 @@ from streaming.registry import open_registry
 from streaming.reports.plots import GRID, Sample
 from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport, lineage_of, sample_of
 from streaming.settings import Settings
-from streaming.tables import Table
+from streaming.storage.tables import Table
 from streaming.training.evaluate import evaluate, most_confident_mistakes, sample_predictions
 from streaming.training.gate import pair
 from streaming.training.inherit import objective_of

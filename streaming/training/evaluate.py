@@ -13,7 +13,7 @@ from models.classifier import softmax
 from models.evaluation import UNIT, Evaluation
 from models.evaluation_sums import EvaluationSums
 from models.scorer import Head
-from streaming.files import as_matrix
+from streaming.storage.files import as_matrix
 
 __all__ = ["Evaluation", "evaluate", "most_confident_mistakes", "predict", "sample_predictions"]
 

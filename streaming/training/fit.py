@@ -30,7 +30,7 @@ from models.random_projection import johnson_lindenstrauss_dim, make_random_proj
 from models.randomized_pca import fit_randomized_pca
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.files import as_matrix, list_array
+from streaming.storage.files import as_matrix, list_array
 from streaming.training.fit_options import FitOptions
 from streaming.training.sums import gram_sums, range_sketch
 

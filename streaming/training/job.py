@@ -17,7 +17,7 @@ from streaming.images.featurize import Featurized, featurize
 from streaming.images.labels import count_contradictory, labelled_features
 from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
-from streaming.tables import Table
+from streaming.storage.tables import Table
 from streaming.training.candidate import BackboneParts, Candidate, Comparison, compare, register
 from streaming.training.evaluate import Evaluation
 from streaming.training.fit import in_order, variance_kept

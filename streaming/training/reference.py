@@ -9,7 +9,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.drift import COMPONENTS, DriftReference
 from models.scorer import Head
-from streaming.files import as_matrix, list_array
+from streaming.storage.files import as_matrix, list_array
 
 SAMPLE = 10_000  # images: deciles of more would hardly differ, and the driver holds them
 BUCKETS = 1_000_000

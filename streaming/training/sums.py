@@ -19,7 +19,7 @@ from models.arrays import Features
 from models.projection import GramSums, merged_means
 from models.randomized_pca import RangeSketch
 from streaming.errors import ServiceError
-from streaming.files import as_matrix
+from streaming.storage.files import as_matrix
 
 BLOCK_BYTES = 8 * 1024**2  # of features multiplied at a time: a product with few rows is bound by memory
 PIECE_BYTES = 16 * 1024**2

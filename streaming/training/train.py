@@ -19,7 +19,6 @@ from models.bundle import GOLDEN, EngineName
 from models.projection import check_pca_memory
 from models.scorer import golden_images
 from streaming.errors import ServiceError
-from streaming.home import make_dir
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
@@ -27,6 +26,7 @@ from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
+from streaming.storage.home import make_dir
 from streaming.training.calibrate import calibration_images
 from streaming.training.candidate import BackboneParts, make_candidate
 from streaming.training.fit_options import FitOptions, GateOptions

@@ -26,7 +26,6 @@ from streaming.distributed.options import TrainerOptions
 from streaming.distributed.shards import identified
 from streaming.distributed.trainer import DistributedTrainer, Trained
 from streaming.errors import ServiceError
-from streaming.home import make_dir
 from streaming.images.dataset import Dataset
 from streaming.images.groups import chosen_groups
 from streaming.images.images_frame import images_frame
@@ -37,6 +36,7 @@ from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.home import make_dir
 from streaming.training.candidate import BackboneParts, judge, write_model
 from streaming.training.choose_threshold import aim_for, tuned_threshold
 from streaming.training.evaluate import Evaluation, evaluate

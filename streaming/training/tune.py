@@ -23,7 +23,6 @@ from models.projection import PCA, NoProjection, Projection, components_to_keep,
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.home import held, make_dir
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
@@ -31,7 +30,8 @@ from streaming.images.split import Sides
 from streaming.platform.session import spark_session
 from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
-from streaming.tables import Table
+from streaming.storage.home import held, make_dir
+from streaming.storage.tables import Table
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit_classifier, fit_projection
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind

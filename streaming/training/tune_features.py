@@ -18,13 +18,13 @@ from models.engine import LiteRTEngine
 from models.fitted_on import BloomFilter, FittedOn
 from models.scorer import Engine, Head, decode_all, golden_images, load_scorer
 from streaming.errors import ServiceError
-from streaming.files import as_matrix
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import featurize
 from streaming.images.fitted_on import unseen_by
 from streaming.images.labels import labelled_features
 from streaming.images.split import Sides
-from streaming.tables import Table
+from streaming.storage.files import as_matrix
+from streaming.storage.tables import Table
 from streaming.training.calibrate import calibration_images
 from streaming.training.fit import in_order
 from streaming.training.train import BackboneOptions

@@ -45,7 +45,9 @@ TARGETS = (
     Target(
         "streaming/jobs/audit.py", ("tests/streaming/jobs/test_audit_rules.py", "tests/streaming/jobs/test_audit.py")
     ),
-    Target("streaming/tables.py", ("tests/streaming/test_tables.py",)),
+    Target("streaming/storage/store.py", ("tests/streaming/storage/test_store.py",)),
+    Target("streaming/storage/table_log.py", ("tests/streaming/storage/test_table_log.py",)),
+    Target("streaming/storage/tables.py", ("tests/streaming/storage/test_tables.py",)),
     Target(
         "streaming/pipeline/commit.py",
         ("tests/streaming/pipeline/test_commit.py",),

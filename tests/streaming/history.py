@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from streaming.files import DataFile, FileSink
 from streaming.settings import Settings
-from streaming.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
+from streaming.storage.files import DataFile, FileSink
+from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
 
 QUERY_ID = "00000000-0000-4000-8000-000000000001"
 SHA256 = "ab" * 32

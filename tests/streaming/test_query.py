@@ -16,7 +16,7 @@ from deltalake import DeltaTable, write_deltalake
 from streaming.errors import ServiceError
 from streaming.query import open_query, query
 from streaming.settings import Settings
-from streaming.tables import PREDICTIONS, QUARANTINE
+from streaming.storage.tables import PREDICTIONS, QUARANTINE
 
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
 LABELS = ["cat", "dog", "cat", "bird", "cat", "dog"]

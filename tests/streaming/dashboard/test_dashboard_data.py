@@ -13,7 +13,7 @@ from streaming.dashboard.data import Filter, Window
 from streaming.dashboard.reader import Reader
 from streaming.errors import ServiceError
 from streaming.settings import Settings
-from streaming.tables import BATCHES, PREDICTIONS, SCHEMAS, Table
+from streaming.storage.tables import BATCHES, PREDICTIONS, SCHEMAS, Table
 
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
 QUERY_ID = "00000000-0000-4000-8000-000000000001"

@@ -34,7 +34,7 @@ from streaming.gateway.serve import listen, make_server
 from streaming.gateway.service import Broker
 from streaming.platform.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
-from streaming.tables import SCHEMAS, Table
+from streaming.storage.tables import SCHEMAS, Table
 from tests.producer.topics import messages
 
 JPEG = b"\xff\xd8\xff"

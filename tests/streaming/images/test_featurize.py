@@ -21,7 +21,7 @@ from streaming.images.featurize import BYTES_PER_TASK, IMAGES_PER_TASK, featuriz
 from streaming.images.images_frame import images_frame
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split
-from streaming.tables import Table
+from streaming.storage.tables import Table
 
 
 def rows_of(table: Table) -> list[dict[str, object]]:

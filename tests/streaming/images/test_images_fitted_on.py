@@ -19,7 +19,7 @@ from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.exposure import Exposure, as_bytes, backbone_fitted_on, fitted_on
 from streaming.images.fitted_on import gather, unseen_by
 from streaming.registry import open_registry
-from streaming.tables import Table
+from streaming.storage.tables import Table
 from tests.streaming.small_models import TRAINING_DATA, fit_head, register_model, seen_images, some_digits
 
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)

@@ -16,7 +16,7 @@ from streaming.images.labels_csv import read_labels
 from streaming.query import query
 from streaming.reports.report import read_report
 from streaming.settings import Settings
-from streaming.tables import FEATURES, Table
+from streaming.storage.tables import FEATURES, Table
 
 
 def stored(image: str, label: str | None, hour: int | None, value: float, **more: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from streaming.errors import ServiceError
 from streaming.jobs import audit as module
 from streaming.jobs.audit import AuditReport, Kind, Span, audit
 from streaming.settings import Settings
-from streaming.tables import PREDICTIONS
+from streaming.storage.tables import PREDICTIONS
 from tests.conftest import imagestream
 from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction
 

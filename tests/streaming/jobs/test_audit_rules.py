@@ -11,7 +11,7 @@ from deltalake import DeltaTable, write_deltalake
 from streaming.jobs import audit as module
 from streaming.jobs.audit import AuditReport, Kind, Span, audit
 from streaming.settings import Settings
-from streaming.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
+from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
 from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction, quarantined
 
 OTHER_QUERY = QUERY_ID.replace("1", "2")

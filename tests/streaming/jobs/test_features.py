@@ -27,12 +27,12 @@ from models.scorer import decode_all, load_head
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run
 from streaming.errors import ServiceError
-from streaming.files import list_array
 from streaming.images.dataset import digit_images, list_images, write_images
 from streaming.jobs.feature_files import SCHEMA, write_feature_files
 from streaming.jobs.output import FileFormat, check_output, output_format
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.files import list_array
 from tests.conftest import imagestream
 from tests.streaming.small_models import bundle_folder
 

@@ -17,7 +17,7 @@ from streaming.jobs.audit import audit
 from streaming.jobs.maintain import PINS_KEPT, MaintenanceReport, maintain
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.tables import Table
+from streaming.storage.tables import Table
 from tests.conftest import imagestream
 from tests.streaming.history import QUERY_ID, commit_batch, quarantined, worker_file, write_pin
 

@@ -14,14 +14,14 @@ from deltalake import DeltaTable
 
 from producer.message import read_headers
 from streaming.errors import ServiceError
-from streaming.home import locked
 from streaming.jobs import resend
 from streaming.jobs.audit import audit
 from streaming.jobs.maintain import maintain
 from streaming.jobs.replay import ReplayOptions, count_wanted, mark_replayed, replay
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.tables import Table
+from streaming.storage.home import locked
+from streaming.storage.tables import Table
 from tests.conftest import imagestream
 from tests.streaming.history import QUERY_ID, commit_batch, new_topic, quarantined, worker_file
 

@@ -21,14 +21,14 @@ from models.backbone import ExportedBackbone
 from models.errors import ModelError
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.files import list_array
 from streaming.jobs import rescore as rescore_module
 from streaming.jobs.rescore import rescore
 from streaming.jobs.rescore_compare import compare
 from streaming.query import query
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.tables import FEATURES, LABELS, PREDICTIONS, Table
+from streaming.storage.files import list_array
+from streaming.storage.tables import FEATURES, LABELS, PREDICTIONS, Table
 from tests.conftest import imagestream
 from tests.streaming.small_models import Digits, fit_head, register_model, seen_images, some_digits
 

@@ -17,9 +17,9 @@ from models.backbone import ExportedBackbone
 from models.errors import ModelError
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.files import list_array
 from streaming.ml import BundleScorer
 from streaming.registry import open_registry
+from streaming.storage.files import list_array
 from tests.streaming.small_models import Digits, bundle_folder, fit_head, register_model, some_digits
 
 N = 30

@@ -25,8 +25,8 @@ from models.errors import ModelError
 from models.projection import PCA
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from streaming.errors import ServiceError
-from streaming.files import list_array
 from streaming.ml import ImagePCA, ImagePCAModel, SparseRandomProjection, SparseRandomProjectionModel
+from streaming.storage.files import list_array
 
 ROWS = 500
 

@@ -27,7 +27,7 @@ from streaming.pipeline.pin import OffsetRange, Pin, PinnedModel, Pins
 from streaming.pipeline.score import OUTPUT, PartitionReport
 from streaming.pipeline.serving import LoadedModel, Serving
 from streaming.settings import Settings
-from streaming.tables import BATCHES, PREDICTIONS, SHADOW
+from streaming.storage.tables import BATCHES, PREDICTIONS, SHADOW
 from tests.streaming.history import QUERY_ID, commit_batch
 
 CHAMPION, CHALLENGER = PinnedModel(3, "c" * 64), PinnedModel(4, "d" * 64)

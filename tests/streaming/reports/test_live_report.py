@@ -17,7 +17,7 @@ from streaming.errors import ServiceError
 from streaming.reports import live_report
 from streaming.reports.live_report import read_live_report
 from streaming.settings import Settings
-from streaming.tables import PREDICTIONS
+from streaming.storage.tables import PREDICTIONS
 from tests.conftest import imagestream
 from tests.streaming.history import prediction
 

@@ -16,7 +16,6 @@ from models.bundle import FITTED_ON, TrainingData
 from models.evaluation_sums import EvaluationSums
 from models.scorer import Head, load_head
 from streaming.errors import ServiceError
-from streaming.files import list_array
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split
 from streaming.registry import open_registry
@@ -24,7 +23,8 @@ from streaming.reports.model_report import Version, model_report
 from streaming.reports.report_content import ModelReport, summary_of
 from streaming.reports.report_page import write_page
 from streaming.settings import Settings
-from streaming.tables import FEATURES, Table
+from streaming.storage.files import list_array
+from streaming.storage.tables import FEATURES, Table
 from tests.conftest import imagestream
 from tests.streaming.browser import chromium, open_page, requested
 from tests.streaming.small_models import Digits, fit_head, register_model, seen_images, some_digits

@@ -16,7 +16,7 @@ from streaming.errors import ServiceError
 from streaming.registry import open_registry
 from streaming.reports.report import read_report
 from streaming.settings import Settings
-from streaming.tables import FEATURES, PREDICTIONS, SHADOW
+from streaming.storage.tables import FEATURES, PREDICTIONS, SHADOW
 from tests.conftest import imagestream
 from tests.streaming.history import commit_batch, prediction
 from tests.streaming.small_models import fit_head, register_model, seen_images, some_digits

@@ -20,12 +20,12 @@ from models.score_counts import ScoreCounts
 from models.scorer import Head, load_scorer
 from models.threshold import ThresholdAim, best_threshold
 from streaming.errors import ServiceError
-from streaming.files import list_array
 from streaming.images.dataset import digit_images, write_images
 from streaming.ml.classifiers import _answered
 from streaming.pipeline.score import answer_columns
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.files import list_array
 from streaming.training import choose_threshold
 from streaming.training.choose_threshold import tuned_threshold, with_threshold
 from streaming.training.evaluate import evaluate, predict

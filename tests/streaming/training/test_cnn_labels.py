@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from streaming.images.labels import given_labels, labelled_features
-from streaming.tables import FEATURES, LABELS, Table
+from streaming.storage.tables import FEATURES, LABELS, Table
 from streaming.training.train_cnn import labels_of
 
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)

@@ -13,7 +13,7 @@ from models.classifier import LogisticRegression
 from models.evaluation_sums import EvaluationSums
 from models.projection import NoProjection
 from models.scorer import Head
-from streaming.files import list_array
+from streaming.storage.files import list_array
 from streaming.training import evaluate as evaluate_module
 from streaming.training.evaluate import evaluate, most_confident_mistakes, predict, sample_predictions
 

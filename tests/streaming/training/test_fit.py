@@ -28,9 +28,9 @@ from models.projection import PCA, GramSums, NoProjection, fit_pca
 from models.randomized_pca import RangeSketch
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.files import as_matrix, list_array
 from streaming.images.labels import labelled_features
-from streaming.tables import FEATURES, Table
+from streaming.storage.files import as_matrix, list_array
+from streaming.storage.tables import FEATURES, Table
 from streaming.training import fit as fit_module
 from streaming.training import sums as sums_module
 from streaming.training.evaluate import evaluate

@@ -18,9 +18,9 @@ from models.paired import F1Gain, MeanGain, PairedCounts
 from models.projection import NoProjection
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.files import list_array
 from streaming.registry import Registry
 from streaming.registry_objects import Version, version_key
+from streaming.storage.files import list_array
 from streaming.storage.store import open_store
 from streaming.training import gate
 from streaming.training.fit_options import GateOptions

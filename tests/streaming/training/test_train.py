@@ -25,7 +25,7 @@ from streaming.images.labels import labelled_features
 from streaming.images.split import Split
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.tables import Table
+from streaming.storage.tables import Table
 from streaming.training.candidate import BackboneParts, compare, make_candidate, register
 from streaming.training.fit import in_order
 from streaming.training.fit_options import FitOptions, GateOptions

@@ -20,13 +20,13 @@ from models.arrays import Features
 from models.random_projection import johnson_lindenstrauss_dim
 from streaming.cli.fit_options import with_fit_options
 from streaming.errors import ServiceError
-from streaming.files import list_array
-from streaming.home import held
 from streaming.images.dataset import digit_images, read_dataset, write_images
 from streaming.images.split import Sides
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.tables import Table
+from streaming.storage.files import list_array
+from streaming.storage.home import held
+from streaming.storage.tables import Table
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit
 from streaming.training.fit_options import FitOptions

@@ -1,8 +1,8 @@
 """The Delta tables of the service: their schemas, and appends that happen once however often they are tried.
 
-The stream writes through `deltalake`, not through Spark's Delta writer: a commit costs tens of milliseconds instead of
-seconds. Every append carries an application transaction (app id, version) in the same commit as its rows; an append
-whose version the table has already seen is left out.
+The stream does not write through Spark's Delta writer: a commit costs milliseconds instead of seconds. Every append
+carries an application transaction (app id, version) in the same commit as its rows; an append whose version the table
+has already seen is left out.
 """
 
 import json
@@ -18,12 +18,12 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Schema, Transaction
-from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake import DeltaTable, Schema
+from deltalake.transaction import AddAction
 
 from streaming.errors import ServiceError
-from streaming.files import DataFile, FileSink
+from streaming.storage.files import DataFile, FileSink
+from streaming.storage.table_log import CHECKPOINT_INTERVAL, TableLog
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
@@ -124,12 +124,8 @@ BATCHES = pa.schema(
     ]
 )
 
-COMMIT_TRIES = 20
-# To look for expired parts of the log lists all of it: `maintain` does so, not every commit.
-HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
-
 # Deletion vectors stay off, so that readers without them can read the tables.
-CONFIGURATION = {"delta.enableDeletionVectors": "false", "delta.checkpointInterval": "50"}
+CONFIGURATION = {"delta.enableDeletionVectors": "false", "delta.checkpointInterval": str(CHECKPOINT_INTERVAL)}
 SCHEMAS: dict[str, tuple[pa.Schema, str | None]] = {  # and by what they are partitioned
     "predictions": (PREDICTIONS, "date"),
     "quarantine": (QUARANTINE, None),
@@ -160,21 +156,22 @@ class Table:
         self.schema = schema
         self.directory = directory / name
         self._partition_by = partition_by
-        self._handle = DeltaTable.create(
+        handle = DeltaTable.create(
             self.directory,
             schema,
             mode="ignore",
             partition_by=[partition_by] if partition_by else None,
             configuration=configuration,
         )
-        self._add_missing_columns()
+        self._add_missing_columns(handle)
+        self._log = TableLog(handle, self.directory)
 
-    def _add_missing_columns(self) -> None:
+    def _add_missing_columns(self, handle: DeltaTable) -> None:
         """Give a table that was made before a column was thought of that column; its old rows hold null there."""
-        there = {field.name for field in self._handle.schema().fields}
+        there = {field.name for field in handle.schema().fields}
         missing = [field for field in Schema.from_arrow(self.schema).fields if field.name not in there]
         if missing:
-            self._handle.alter.add_columns(missing)
+            handle.alter.add_columns(missing)
 
     def append(self, rows: pa.Table, app_id: str, version: int) -> bool:
         """Append rows in one commit, unless `app_id` has already committed `version`; True if it did append.
@@ -182,7 +179,7 @@ class Table:
         The file is written here and committed by its name: what `write_deltalake` spends on an append grows with the
         files of the table, 0.1 ms for each.
         """
-        if not rows.num_rows or self.committed(app_id, version):
+        if not rows.num_rows or self._log.has(app_id, version):
             return False
         return self._commit([self._write(*part) for part in self._partitioned(rows)], app_id, version)
 
@@ -199,7 +196,6 @@ class Table:
     def _write(self, rows: pa.Table, partition: dict[str, str | None]) -> AddAction:
         """A new file of one partition, and what a commit says of it."""
         folder = Path(*(f"{name}={value or NO_VALUE}" for name, value in partition.items()))
-        (self.directory / folder).mkdir(exist_ok=True)
         with FileSink(str(self.directory / folder), rows.schema) as sink:
             sink.write(rows)
             file = sink.close()
@@ -210,60 +206,36 @@ class Table:
 
     def append_files(self, files: Sequence[DataFile], app_id: str, version: int) -> bool:
         """Make files that workers wrote part of the table, in one commit, under the same condition as `append`."""
-        if not files or self.committed(app_id, version):
+        if not files or self._log.has(app_id, version):
             return False
         return self._commit([added(file) for file in files], app_id, version)
 
     def _commit(self, files: list[AddAction], app_id: str, version: int) -> bool:
-        """Commit files; if somebody else committed meanwhile, again, unless that was `version` of `app_id`.
-
-        An append reads nothing that others could have changed, but deltalake refuses it beside a commit that removes
-        rows, such as marking what was replayed. Nothing has been committed then, so it is simply tried again.
-        """
-        actions: list[AddAction | RemoveAction] = [*files]
-        once = CommitProperties(app_transactions=[Transaction(app_id, version)])
-        tries_left = COMMIT_TRIES
-        while True:
-            for file in files:
-                if not (self.directory / file.path).is_file():
-                    raise ServiceError(f"{self.directory / file.path} was written for this commit and is gone")
-            try:
-                self._handle.create_write_transaction(
-                    actions, "append", self._handle.schema(), commit_properties=once, post_commithook_properties=HOOKS
-                )
-            except CommitFailedError:
-                tries_left -= 1
-                if not tries_left:
-                    raise
-                if self.committed(app_id, version):
-                    return False
-            else:
-                return True
+        for file in files:
+            if not (self.directory / file.path).is_file():
+                raise ServiceError(f"{self.directory / file.path} was written for this commit and is gone")
+        return self._log.commit(files, app_id, version)
 
     def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
         """Delete the rows of a topic at or after the committed end of their partition; returns how many."""
-        self._handle.update_incremental()
         name = topic.replace("'", "''")
         kept = " OR ".join(f"(partition = {one} AND offset < {end})" for one, end in sorted(committed.items()))
         predicate = f"topic = '{name}'" + (f" AND NOT ({kept})" if kept else "")
-        return int(self._handle.delete(predicate)["num_deleted_rows"])
+        return int(self._log.refresh().delete(predicate)["num_deleted_rows"])
 
     def files(self) -> list[str]:
         """The Parquet files of the table's present version."""
-        self._handle.update_incremental()
-        return data_files(self._handle, self.directory)
+        return data_files(self._log.refresh(), self.directory)
 
     def bytes(self) -> int:
         """The size of those files."""
-        self._handle.update_incremental()
-        sizes = pa.table(self._handle.get_add_actions(flatten=True)).column("size_bytes")
+        sizes = pa.table(self._log.refresh().get_add_actions(flatten=True)).column("size_bytes")
         return int(pc.sum(sizes).as_py() or 0)
 
     def committed(self, app_id: str, version: int) -> bool:
         """Whether `app_id` has committed `version` or a later one to this table."""
-        self._handle.update_incremental()
-        seen = self._handle.transaction_version(app_id)
-        return seen is not None and seen >= version
+        self._log.refresh()
+        return self._log.has(app_id, version)
 
 
 def data_files(table: DeltaTable, directory: Path) -> list[str]:

@@ -6,9 +6,8 @@ A file is part of its table only once a commit names it; those of failed attempt
 
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from models.arrays import Features
 from streaming.errors import ServiceError
+from streaming.storage.store import open_store
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,31 @@ class FileSink:
         self._schema = schema
         self._name = f"part-{uuid.uuid4()}.zstd.parquet"  # each attempt of a task writes its own file
         self._writer: pq.ParquetWriter | None = None
+        self._output: BinaryIO | None = None
         self._rows = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._output is not None and not self._output.closed:
+            try:
+                if self._writer is not None:
+                    self._writer.close()
+            finally:
+                self._output.__exit__(kind, error, at)
 
     def write(self, rows: pa.Table) -> None:
         if self._directory is None or not rows.num_rows:
             return
         if self._writer is None:
-            path = Path(self._directory) / self._name
+            self._output = open_store(self._directory).open_output(self._name)
             # Images hardly get smaller. A dictionary of floats costs a hundred times what writing them does.
             # The least and the greatest of images would be copies of whole images.
             told = [field.name for field in self._schema if not pa.types.is_binary(field.type)]
             raw = len(told) < len(self._schema)
             self._writer = pq.ParquetWriter(
-                path,
+                self._output,
                 self._schema,
                 compression="none" if raw else "zstd",
                 use_dictionary=[field.name for field in self._schema if pa.types.is_string(field.type)],
@@ -65,11 +70,13 @@ class FileSink:
 
     def close(self) -> DataFile | None:
         """Finish the file, if a row was written."""
-        if self._writer is None or self._directory is None:
+        if self._writer is None or self._output is None:
             return None
         self._writer.close()
+        size = self._output.tell()
+        self._output.close()
         self._writer = None
-        return DataFile(self._name, (Path(self._directory) / self._name).stat().st_size, self._rows)
+        return DataFile(self._name, size, self._rows)
 
 
 def list_array(rows: Features) -> pa.ListArray:

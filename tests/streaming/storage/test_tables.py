@@ -11,10 +11,10 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 
-from streaming import tables as module
 from streaming.errors import ServiceError
-from streaming.files import DataFile
-from streaming.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
+from streaming.storage import table_log
+from streaming.storage.files import DataFile
+from streaming.storage.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
 from tests.streaming.history import NOON, QUERY_ID, worker_file
 
 DAY = NOON.date()
@@ -233,7 +233,7 @@ def test_an_append_is_tried_again_where_somebody_removed_rows_meanwhile(
     assert ours._commit(files(ours, 2), QUERY_ID, 1)
     assert offsets(ours) == [2]
     assert theirs.delete_beyond("images", {}) == 1
-    monkeypatch.setattr(module, "COMMIT_TRIES", 1)
+    monkeypatch.setattr(table_log, "COMMIT_TRIES", 1)
     with pytest.raises(CommitFailedError):
         ours._commit(files(ours, 3), QUERY_ID, 2)
     assert offsets(ours) == []

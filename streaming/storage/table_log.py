@@ -1,0 +1,237 @@
+"""Commits to a Delta table: the next entry of its log, created by one put that fails where somebody else was first.
+
+deltalake lists and reads the log before and after each commit, which is 10 ms locally and eight requests, one after
+the other, to a bucket. None of it is needed by a writer that knows the newest version and that its own transaction is
+not in it: if the next entry can be created, nobody has committed meanwhile, so there is nothing to check for conflicts.
+If it cannot, the writer looks again.
+
+That holds for protocol (1, 2) and for knowledge that is not old. Of a table that another program has upgraded the
+entries may need more than is written here: deltalake commits to it, or refuses. And an entry that was created long ago
+may have been cleaned from the log since, so that its number seems to be free.
+
+Source: Delta's protocol, "Actions" and "Delta Log Entries" (github.com/delta-io/delta/blob/master/PROTOCOL.md).
+"""
+
+import json
+import random
+import time
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
+from deltalake.exceptions import CommitFailedError
+from deltalake.transaction import AddAction, RemoveAction
+
+from streaming.errors import ServiceError
+from streaming.storage.store import check_key, open_store
+
+PROTOCOL = (1, 2)  # versions of reader and writer: no table features, but appendOnly and invariants
+CHECKPOINT_INTERVAL = 50  # versions
+COMMIT_TRIES = 50
+PAUSE_S = (0.005, 0.5)  # at most, after the second failure and after many
+# What is known of a log is used for so long. `maintain` keeps entries of the log for an hour at least.
+KNOWN_FOR_S = 600.0
+# To look for expired parts of the log lists all of it: `maintain` does so, not every commit.
+HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+
+
+@dataclass(frozen=True)
+class LiveFile:
+    """A file of a table's present version.
+
+    Attributes:
+        path: relative to the table, not encoded.
+        modified: milliseconds since 1970, by the clock of the writer.
+    """
+
+    path: str
+    bytes: int
+    modified: int
+    partition: Mapping[str, str | None]
+
+
+class TableLog:
+    """The log of one table, with the handle kept open and what is known of the newest version."""
+
+    def __init__(self, handle: DeltaTable, directory: Path) -> None:
+        self.directory = directory
+        self._handle = handle
+        self._store = open_store(directory)
+        self._version = -1
+        self._by_hand = False
+        self._seen: dict[str, int | None] = {}  # app id → its transaction as of `_version`
+        self._known_at = float("-inf")
+
+    def refresh(self) -> DeltaTable:
+        """The table in its newest version."""
+        now = _boot_seconds()
+        self._handle.update_incremental()
+        protocol = self._handle.protocol()
+        append_only = self._handle.metadata().configuration.get("delta.appendOnly", "false")
+        self._by_hand = (protocol.min_reader_version, protocol.min_writer_version) == PROTOCOL and append_only != "true"
+        self._version = self._handle.version()
+        self._seen = {}
+        self._known_at = now
+        return self._handle
+
+    def seen(self, app_id: str) -> int | None:
+        """The newest transaction of an application, as of the version that is known."""
+        if app_id not in self._seen:
+            self._seen[app_id] = self._handle.transaction_version(app_id)
+        return self._seen[app_id]
+
+    def has(self, app_id: str, number: int) -> bool:
+        """Whether transaction `number` of the application, or a later one, is in the version that is known."""
+        seen = self.seen(app_id)
+        return seen is not None and seen >= number
+
+    def commit(self, adds: Sequence[AddAction], app_id: str, number: int, removes: Sequence[RemoveAction] = ()) -> bool:
+        """Add and remove files in one entry, with transaction `number` of the application.
+
+        Returns:
+            Whether it did: False if the log has that transaction or a later one, or if a file to be removed is no
+            longer part of the table.
+
+        Raises:
+            CommitFailedError: others were first, again and again.
+        """
+        for attempt in range(COMMIT_TRIES):
+            if attempt > 1:  # several commit all the time: they would stay in step with one another
+                first, longest = PAUSE_S
+                time.sleep(random.uniform(0, min(first * 2.0 ** (attempt - 2), longest)))  # noqa: S311  no secret
+            if attempt or removes or _boot_seconds() - self._known_at > KNOWN_FOR_S:
+                self.refresh()
+            if self.has(app_id, number) or not {one.path for one in removes} <= self._live_paths(removes):
+                return False
+            commit_next = self._create_entry if self._by_hand else self._commit_with_deltalake
+            if commit_next([*removes, *adds], app_id, number):
+                return True
+        raise CommitFailedError(f"others committed to {self.directory} first, {COMMIT_TRIES} times in a row")
+
+    def _create_entry(self, actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bool:
+        """Create the entry of the next version; False if there is one already."""
+        version, known_at, now = self._version + 1, self._known_at, _boot_seconds()
+        if not self._store.create(f"_delta_log/{version:020}.json", _entry(actions, app_id, number)):
+            return False
+        if _boot_seconds() - known_at > KNOWN_FOR_S:
+            # Suspended on the way: the entry may lie where the log has been cleaned, and then it is in no version.
+            self.refresh()
+            return self.has(app_id, number)
+        self._version, self._known_at = version, now
+        self._seen[app_id] = number
+        if version % CHECKPOINT_INTERVAL == 0:
+            self.refresh().create_checkpoint()
+        return True
+
+    def _commit_with_deltalake(self, actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bool:
+        """The same for any protocol that deltalake writes; False if it found a conflict."""
+        try:
+            self._handle.create_write_transaction(
+                [*actions],
+                "append",
+                self._handle.schema(),
+                commit_properties=CommitProperties(app_transactions=[Transaction(app_id, number)]),
+                post_commithook_properties=HOOKS,
+            )
+        except CommitFailedError:
+            return False
+        self._known_at = float("-inf")  # the handle does not follow its own commit
+        return True
+
+    def files(self) -> list[LiveFile]:
+        """The files of the version that is known, in no particular order.
+
+        Raises:
+            ServiceError: the log names a file outside of the table's directory.
+        """
+        rows = pa.table(self._handle.get_add_actions()).to_pylist()
+        return [
+            LiveFile(
+                _inside(self.directory, unquote(row["path"])),
+                row["size_bytes"],
+                row["modification_time"],
+                {name: _partition_value(value) for name, value in (row.get("partition") or {}).items()},
+            )
+            for row in rows
+        ]
+
+    def _live_paths(self, wanted: Collection[RemoveAction]) -> set[str]:
+        if not wanted:
+            return set()
+        return {unquote(path) for path in pa.table(self._handle.get_add_actions()).column("path").to_pylist()}
+
+
+def open_log(directory: Path) -> TableLog:
+    """The log of a table that exists, in its newest version."""
+    log = TableLog(DeltaTable(directory), directory)
+    log.refresh()
+    return log
+
+
+def _entry(actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bytes:
+    """A log entry as JSON lines; its random `txnId` tells it from that of any other writer."""
+    now = int(time.time() * 1000)
+    appends = all(isinstance(action, AddAction) for action in actions)
+    info = {
+        "timestamp": now,
+        "operation": "WRITE" if appends else "OPTIMIZE",
+        "operationParameters": {"mode": "Append"} if appends else {},
+        "isBlindAppend": appends,
+        "engineInfo": "imagestream",
+        "txnId": str(uuid.uuid4()),
+    }
+    once = {"appId": app_id, "version": number, "lastUpdated": now}
+    lines = [{"commitInfo": info}, {"txn": once}, *map(_as_json, actions)]
+    return "\n".join(json.dumps(line) for line in lines).encode()
+
+
+def _as_json(action: AddAction | RemoveAction) -> dict[str, Any]:
+    path = quote(action.path, safe="/=")  # as in a URL, says Delta's protocol
+    if isinstance(action, AddAction):
+        return {
+            "add": {
+                "path": path,
+                "partitionValues": dict(action.partition_values),
+                "size": action.size,
+                "modificationTime": action.modification_time,
+                "dataChange": action.data_change,
+                "stats": action.stats,
+            }
+        }
+    return {
+        "remove": {
+            "path": path,
+            "deletionTimestamp": action.deletion_timestamp,
+            "dataChange": action.data_change,
+            "extendedFileMetadata": True,
+            "partitionValues": action.partition_values or {},
+            "size": action.size,
+        }
+    }
+
+
+def _inside(directory: Path, path: str) -> str:
+    try:
+        return check_key(path)
+    except ServiceError as error:
+        raise ServiceError(f"the log of {directory} names {path!r}, which is not in the table: restore it") from error
+
+
+def _partition_value(value: Any) -> str | None:
+    """The value of a partition column as the log has it."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | datetime) or not isinstance(value, int | date):
+        raise ServiceError(f"expected partitions by text, date or integer, got {type(value).__name__} {value!r}")
+    return str(value)
+
+
+def _boot_seconds() -> float:
+    """A clock that also runs while the machine is suspended, where there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,0 +1,341 @@
+"""The object store: created once, whatever races and whatever answer is lost; keys and URIs that are refused."""
+
+import io
+import pickle
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from streaming.errors import ServiceError
+from streaming.storage import store as store_module
+from streaming.storage.store import LocalStore, ObjectStore, Store, StoreAwayError, open_store
+
+try:
+    import obstore.store as obstore_store
+except ImportError:
+    obstore_store = None
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+def in_memory() -> Store:
+    if obstore_store is None:
+        pytest.skip("obstore is not installed")
+    return ObjectStore("s3://bucket/home", obstore_store.MemoryStore())
+
+
+@pytest.fixture(params=["local", "obstore"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(tmp_path / "home") if request.param == "local" else in_memory()
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    return sorted(one.key for one in store.list(prefix))
+
+
+def test_what_is_stored_is_found_again(store: Store) -> None:
+    assert store.get("a/b/c") is None
+    assert keys(store) == keys(store, "a") == store.folders() == []
+    assert store.create("a/b/c", b"one")
+    store.put("a/d", b"two")
+    store.put("a/d", b"three")
+    store.put("ab", b"")
+    assert (store.get("a/b/c"), store.get("a/d"), store.get("ab"), store.get("a")) == (b"one", b"three", b"", None)
+    assert keys(store) == ["a/b/c", "a/d", "ab"]
+    assert keys(store, "a") == ["a/b/c", "a/d"]
+    assert {one.key: one.bytes for one in store.list()} == {"a/b/c": 3, "a/d": 5, "ab": 0}
+    assert all(one.modified.tzinfo is not None for one in store.list())
+    assert (store.folders(), store.folders("a")) == (["a"], ["b"])
+    store.delete(["a/d", "never/there"])
+    assert keys(store) == ["a/b/c", "ab"]
+
+
+def test_second_create_changes_nothing(store: Store) -> None:
+    assert store.create("one", b"first")
+    assert not store.create("one", b"second")
+    assert store.create("one", b"first")  # as after an answer that was lost
+    assert store.get("one") == b"first"
+
+
+def test_threads_that_create_one_key_have_exactly_one_winner(store: Store) -> None:
+    for number in range(20):
+        barrier, won = threading.Barrier(8), []
+
+        def create(writer: int, key: str, barrier: threading.Barrier, won: list[int]) -> None:
+            barrier.wait()
+            if store.create(key, b"%d" % writer):
+                won.append(writer)
+
+        threads = [threading.Thread(target=create, args=(n, f"race/{number}", barrier, won)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [store.get(f"race/{number}")] == [b"%d" % writer for writer in won]
+
+
+RACER = """
+import sys
+from streaming.storage.store import open_store
+store = open_store(sys.argv[1])
+sys.stdout.write("ready\\n"); sys.stdout.flush()
+sys.stdin.readline()
+print(*(k for k in range(200) if store.create(f"race/{k}", sys.argv[2].encode())))
+"""
+
+
+def test_processes_that_create_one_key_have_exactly_one_winner(tmp_path: Path) -> None:
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, str(tmp_path), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=CHECKOUT,
+        )
+        for number in range(3)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("\n")
+        racer.stdin.flush()
+    won = {str(number): racer.communicate()[0].split() for number, racer in enumerate(racers)}
+    assert sorted(int(key) for of_one in won.values() for key in of_one) == list(range(200))
+    there = {one.key: open_store(tmp_path).get(one.key) for one in open_store(tmp_path).list("race")}
+    assert there == {f"race/{key}": number.encode() for number, of_one in won.items() for key in of_one}
+
+
+class Unreliable(LocalStore):
+    """A local store whose answers to puts are replaced, before or after the put has been made."""
+
+    def __init__(self, root: Path, *faults: Callable[[Callable[[], bool]], bool]) -> None:
+        super().__init__(root)
+        self.faults = list(faults)
+
+    def _put_if_absent(self, key: str, data: bytes) -> bool:
+        def really() -> bool:
+            return super(Unreliable, self)._put_if_absent(key, data)
+
+        return self.faults.pop(0)(really) if self.faults else really()
+
+
+def answer_lost(put: Callable[[], bool]) -> bool:
+    put()
+    raise StoreAwayError("connection closed")
+
+
+def never_arrives(put: Callable[[], bool]) -> bool:
+    raise StoreAwayError("timeout")
+
+
+def stored_and_conflict(put: Callable[[], bool]) -> bool:
+    put()
+    return False
+
+
+def conflict_though_absent(put: Callable[[], bool]) -> bool:
+    return False
+
+
+FAULTS = [answer_lost, never_arrives, stored_and_conflict, conflict_though_absent]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "PAUSE_S", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_lost_answer_is_resolved_by_reading_back(quick: None, tmp_path: Path, fault: Any) -> None:
+    store = Unreliable(tmp_path, fault, fault)
+    assert store.create("one", b"ours")
+    assert store.get("one") == b"ours"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_lost_answer_does_not_hide_that_another_was_first(quick: None, tmp_path: Path, fault: Any) -> None:
+    assert LocalStore(tmp_path).create("one", b"theirs")
+    assert not Unreliable(tmp_path, fault).create("one", b"ours")
+    assert LocalStore(tmp_path).get("one") == b"theirs"
+
+
+def test_late_put_of_another_wins_over_the_repetition(quick: None, tmp_path: Path) -> None:
+    def theirs_lands_meanwhile(put: Callable[[], bool]) -> bool:
+        LocalStore(tmp_path).create("one", b"theirs")
+        raise StoreAwayError("timeout")
+
+    assert not Unreliable(tmp_path, never_arrives, theirs_lands_meanwhile).create("one", b"ours")
+
+
+def test_store_that_never_answers_is_away(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
+    with pytest.raises(StoreAwayError, match=r"did not store one within 0 s \(timeout\)"):
+        Unreliable(tmp_path, *[never_arrives] * 1000).create("one", b"ours")
+
+
+def test_what_a_killed_writer_left_behind_is_never_seen(tmp_path: Path) -> None:
+    killed = """
+import os, signal, sys
+from streaming.storage.store import open_store
+os.link = os.replace = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+store = open_store(sys.argv[1])
+getattr(store, sys.argv[2])("log/1", b"half")
+"""
+    for verb in ("create", "put"):
+        ended = subprocess.run([sys.executable, "-c", killed, str(tmp_path), verb], cwd=CHECKOUT, check=False)
+        assert ended.returncode == -9
+    assert len(list((tmp_path / "log").iterdir())) == 2  # both left a file behind
+    store = open_store(tmp_path)
+    assert (keys(store), store.get("log/1"), store.folders("log")) == ([], None, [])
+    assert store.create("log/1", b"whole")
+    assert keys(store) == ["log/1"]
+
+
+HOSTILE = [
+    *("", "/", "/etc/passwd", "..", "../up", "a/../b", "a//b", "a/", "/a", ".", "./a", "a/.hidden", "a\\b", "a\0b"),
+    *("a\nb", "~/../x", "a/" * 500 + "b", "\ud800", "é" * 500),
+]
+
+
+@pytest.mark.parametrize("key", HOSTILE)
+def test_hostile_key_is_refused(store: Store, tmp_path: Path, key: str) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: store.get(key),
+        lambda: store.create(key, b""),
+        lambda: store.put(key, b""),
+        lambda: store.delete([key]),
+        lambda: store.open_output(key),
+        lambda: store.fetch(key, tmp_path / "to"),
+    ]
+    if key:  # the empty prefix is all there is
+        calls += [lambda: list(store.list(key)), lambda: store.folders(key)]
+    for call in calls:
+        with pytest.raises(ServiceError, match="expected a key such as") as refused:
+            call()
+        assert "\n" not in str(refused.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "uri", ["hdfs://node/home", "ftp://host/home", "file:///home", "http://host/x", "s3a://bucket/x", "S4://x", "x://"]
+)
+def test_other_scheme_is_refused_in_one_line(uri: str) -> None:
+    with pytest.raises(ServiceError, match=r"^expected a path or a URI that begins with s3://, gs://, az://, got \S+$"):
+        open_store(uri)
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///home", "gs://-/x", "az://a b/c", "s3://user:secret@bucket/x"])
+def test_uri_without_a_bucket_is_refused(uri: str) -> None:
+    with pytest.raises(ServiceError, match="^expected .*://BUCKET/PREFIX, got ") as refused:
+        open_store(uri)
+    assert "secret" not in str(refused.value)
+
+
+def test_prefix_that_climbs_out_of_the_bucket_is_refused() -> None:
+    with pytest.raises(ServiceError, match="expected a key such as"):
+        open_store("s3://bucket/a/../b")
+
+
+def test_output_is_a_file_for_arrow(store: Store, tmp_path: Path) -> None:
+    rows = pa.table({"a": list(range(100_000))})
+    with store.open_output("t/part-1.parquet") as output:
+        pq.write_table(rows, output)
+        position = output.tell()
+    (one,) = store.list("t")
+    assert (one.key, one.bytes) == ("t/part-1.parquet", position)
+    stored = store.get("t/part-1.parquet")
+    assert stored is not None
+    assert pq.read_table(io.BytesIO(stored)).equals(rows)
+    store.fetch("t/part-1.parquet", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == stored
+
+
+def test_output_that_failed_is_discarded(store: Store) -> None:
+    def write() -> None:
+        with store.open_output("t/part-1") as output:
+            output.write(b"x" * 100_000)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert keys(store) == []
+
+
+def test_output_never_overwrites(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    store.put("t/part-1", b"whole")
+    with pytest.raises(ServiceError, match="File exists"):
+        store.open_output("t/part-1")
+    assert store.get("t/part-1") == b"whole"
+
+
+def test_fetching_what_is_not_there_leaves_no_file(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="nothing does not exist"):
+        store.fetch("nothing", tmp_path / "to")
+    assert not list(tmp_path.iterdir())
+
+
+def test_store_that_cannot_be_written_says_why_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    store = open_store(tmp_path / "file")
+    with pytest.raises(StoreAwayError, match="cannot write .*: File exists"):
+        store.put("a", b"")
+
+
+def test_conditional_puts_are_checked(store: Store) -> None:
+    store.check_conditional()
+    assert keys(store) == []
+
+
+def test_store_that_overwrites_is_found_out(tmp_path: Path) -> None:
+    class Overwriting(LocalStore):
+        def _put_if_absent(self, key: str, data: bytes) -> bool:
+            self.put(key, data)
+            return True
+
+    with pytest.raises(ServiceError, match="does not support conditional puts: of 8 writers .* but 9 did"):
+        Overwriting(tmp_path).check_conditional()
+    assert keys(open_store(tmp_path)) == []
+
+
+def test_bucket_is_never_pickled() -> None:
+    with pytest.raises(TypeError, match="holds credentials"):
+        pickle.dumps(in_memory())
+
+
+def test_local_store_does_not_import_obstore() -> None:
+    code = """
+import sys
+from streaming.storage.store import open_store
+open_store("x").get("y")
+sys.exit("obstore" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False).returncode == 0
+
+
+def test_bucket_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    if obstore_store is None:
+        pytest.skip("obstore is not installed")
+    monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
+    options = {"endpoint": "http://127.0.0.1:9", "access_key_id": "key", "secret_access_key": uuid.uuid4().hex}
+    store = open_store("s3://bucket/home", {**options, "region": "none"})
+    with pytest.raises(StoreAwayError, match=r"^s3://bucket/home d\w+ not .*"):
+        store.create("one", b"x")
+
+
+def test_unknown_option_of_a_bucket_is_refused() -> None:
+    if obstore_store is None:
+        pytest.skip("obstore is not installed")
+    with pytest.raises(ServiceError, match="^s3://bucket cannot be opened: "):
+        open_store("s3://bucket", {"no_such_option": "1"})

@@ -1,0 +1,287 @@
+"""Log entries written by hand: all readers see them, and nobody who commits beside them is overlooked."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, RemoveAction
+from pyspark.sql import SparkSession
+
+from streaming.errors import ServiceError
+from streaming.query import query
+from streaming.settings import Settings
+from streaming.storage import table_log
+from streaming.storage.store import LocalStore, StoreAwayError
+from streaming.storage.table_log import TableLog, open_log
+from streaming.storage.tables import LABELS, PREDICTIONS, Table
+from tests.streaming.history import NOON
+
+APP = "stream"
+CHECKOUT = Path(__file__).parents[3]
+
+
+def labels(*image_ids: str) -> pa.Table:
+    return pa.Table.from_pylist([{"image_id": one, "label": "cat", "labelled_at": NOON} for one in image_ids], LABELS)
+
+
+def images(directory: Path) -> list[str]:
+    return sorted(DeltaTable(directory).to_pyarrow_table().column("image_id").to_pylist())
+
+
+def entries(directory: Path) -> list[list[dict[str, Any]]]:
+    """The actions of each entry of the log."""
+    log = sorted((directory / "_delta_log").glob("*.json"))
+    return [[json.loads(line) for line in path.read_text().splitlines()] for path in log]
+
+
+def writers(directory: Path) -> list[str]:
+    """Who wrote each entry but the first."""
+    infos = [action["commitInfo"] for entry in entries(directory)[1:] for action in entry if "commitInfo" in action]
+    return [info["engineInfo"].split(":")[0] for info in infos]
+
+
+def add(directory: Path, path: str, *image_ids: str) -> AddAction:
+    """A new file, not yet part of the table."""
+    file = directory / path
+    file.parent.mkdir(exist_ok=True, parents=True)
+    pq.write_table(labels(*image_ids), file)
+    return AddAction(path, file.stat().st_size, {}, 1, True, json.dumps({"numRecords": len(image_ids)}))
+
+
+def remove(path: str) -> RemoveAction:
+    return RemoveAction(path, data_change=True, deletion_timestamp=1, size=1, partition_values={})
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(tmp_path / "tables", "labels")
+
+
+def test_readers_see_the_rows_of_every_entry(table: Table, tmp_path: Path) -> None:
+    for number in range(120):
+        assert table.append(labels(f"{number:03}"), APP, number)
+    expected = [f"{number:03}" for number in range(120)]
+    assert set(writers(table.directory)) == {"imagestream"}
+    assert images(table.directory) == expected
+    rows = query(Settings(home=tmp_path), "SELECT image_id FROM labels ORDER BY ALL")
+    assert rows.column("image_id").to_pylist() == expected
+    seen = DeltaTable(table.directory)
+    assert (seen.version(), seen.transaction_version(APP)) == (120, 119)
+    assert json.loads((table.directory / "_delta_log" / "_last_checkpoint").read_text())["version"] == 100
+    assert seen.history(1)[0]["operation"] == "WRITE"
+
+
+def test_spark_sees_the_rows_of_every_entry(spark: SparkSession, tmp_path: Path) -> None:
+    predictions = Table(tmp_path, "predictions")
+    rows = [{"image_id": f"{number:02}", "offset": number, "date": NOON.date()} for number in range(60)]
+    for number, row in enumerate(rows):
+        assert predictions.append(pa.Table.from_pylist([row], PREDICTIONS), APP, number)
+    odd = add(predictions.directory, "date=2024-05-06/a b%é#1.parquet", "odd")
+    assert open_log(predictions.directory).commit([odd], APP, 60)
+    frame = spark.read.format("delta").load(str(predictions.directory))
+    assert sorted(row.image_id for row in frame.collect()) == [*(row["image_id"] for row in rows), "odd"]
+    found = frame.where("offset >= 58 AND date = DATE '2024-05-06'").collect()  # by statistics and partition
+    assert sorted(row.image_id for row in found) == ["58", "59"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import pyarrow as pa
+from streaming.storage.tables import LABELS, Table
+name, table = sys.argv[2], Table(Path(sys.argv[1]), "labels")
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(60):
+    for app in (name, "both"):
+        rows = pa.Table.from_pylist([{"image_id": f"{app} {number:02}", "by": name}], LABELS)
+        table.append(rows, app, number)
+"""
+
+
+def test_two_processes_that_commit_at_once_lose_and_repeat_nothing(tmp_path: Path) -> None:
+    directory = Table(tmp_path, "labels").directory
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path), name],
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("a", "b")
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.wait() for process in processes] == [0, 0]
+    expected = {f"{app} {number:02}" for app in ("a", "b", "both") for number in range(60)}
+    assert Counter(images(directory)) == Counter(expected)
+    assert set(DeltaTable(directory).to_pyarrow_table().column("by").to_pylist()) == {"a", "b"}
+
+
+def test_commit_of_deltalake_in_between_is_noticed(table: Table) -> None:
+    table.append(labels("ours"), APP, 0)
+    write_deltalake(table.directory, labels("theirs"), mode="append")
+    assert table.append(labels("ours too"), APP, 1)
+    assert images(table.directory) == ["ours", "ours too", "theirs"]
+    assert writers(table.directory) == ["imagestream", "delta-rs", "imagestream"]
+
+
+def test_transaction_that_another_handle_has_committed_is_left_out(table: Table) -> None:
+    other = Table(table.directory.parent, "labels")
+    for one in (table, other):
+        one.append(labels(f"first of {id(one)}"), f"{id(one)}", 0)  # both handles know a version
+    before = images(table.directory)
+    assert other.append(labels("once"), APP, 7)
+    assert not table.append(labels("twice"), APP, 7)
+    assert not table.append(labels("older"), APP, 6)
+    assert images(table.directory) == sorted([*before, "once"])
+
+
+@pytest.mark.parametrize("properties", [{"delta.enableChangeDataFeed": "true"}, {"delta.appendOnly": "true"}])
+@pytest.mark.parametrize("known", [True, False])
+def test_table_that_was_upgraded_is_committed_to_by_deltalake(
+    table: Table, properties: dict[str, str], known: bool
+) -> None:
+    ours = table if known else Table(table.directory.parent, "labels")
+    ours.append(labels("before"), APP, 0)
+    DeltaTable(table.directory).alter.set_table_properties(properties)
+    writer = ours if known else Table(table.directory.parent, "labels")
+    for number in (1, 2):
+        assert writer.append(labels(f"after {number}"), APP, number)
+        assert not writer.append(labels("again"), APP, number)
+    assert writers(table.directory) == ["imagestream", "delta-rs", "delta-rs", "delta-rs"]
+    assert images(table.directory) == ["after 1", "after 2", "before"]
+
+
+def test_file_that_is_no_longer_part_of_the_table_cannot_be_replaced(table: Table) -> None:
+    log = open_log(table.directory)
+    assert log.commit([add(table.directory, "one.parquet", "one"), add(table.directory, "two.parquet", "two")], APP, 0)
+    DeltaTable(table.directory).delete("image_id = 'one'")  # by a program that knows nothing of our transactions
+    assert not log.commit([add(table.directory, "copy.parquet", "one")], "rewrite", 1, [remove("one.parquet")])
+    assert log.commit([add(table.directory, "2.parquet", "two")], "rewrite", 1, [remove("two.parquet")])
+    assert images(table.directory) == ["two"]
+    assert [file.path for file in open_log(table.directory).files()] == ["2.parquet"]
+
+
+def test_path_of_any_characters_is_added_and_removed(table: Table) -> None:
+    path = "a b/ü%20#?&=[1].parquet"
+    log = open_log(table.directory)
+    assert log.commit([add(table.directory, path, "one")], APP, 0)
+    assert [file.path for file in open_log(table.directory).files()] == [path]
+    assert images(table.directory) == ["one"]
+    assert log.commit([], "rewrite", 1, [remove(path)])
+    assert images(table.directory) == []
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(table_log, "_boot_seconds", lambda: self.now)
+
+
+def commit_and_clean(directory: Path) -> None:
+    """Another writer commits beyond a checkpoint; then the log before that is removed, as when it has expired."""
+    other = Table(directory.parent, "labels")
+    for number in range(table_log.CHECKPOINT_INTERVAL):
+        other.append(labels(f"other {number:02}"), "other", number)
+    log = directory / "_delta_log"
+    checkpoint = json.loads((log / "_last_checkpoint").read_text())["version"]
+    for entry in log.glob("*.json"):
+        if int(entry.stem) <= checkpoint:
+            entry.unlink()
+
+
+def test_writer_that_slept_while_the_log_was_cleaned_looks_again(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    table.append(labels("before"), APP, 0)
+    commit_and_clean(table.directory)
+    clock.now += table_log.KNOWN_FOR_S + 1
+    assert table.append(labels("after"), APP, 1)
+    assert {"before", "after"} <= set(images(table.directory))
+    assert len(images(table.directory)) == table_log.CHECKPOINT_INTERVAL + 2
+
+
+def test_writer_that_slept_in_the_middle_of_a_commit_commits_again(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    table.append(labels("before"), APP, 0)
+
+    class Sleepy(LocalStore):
+        def _put_if_absent(self, key: str, data: bytes) -> bool:
+            if clock.now == 1000.0:
+                clock.now += 86_400
+                commit_and_clean(table.directory)
+            return super()._put_if_absent(key, data)
+
+    table._log._store = Sleepy(table.directory)
+    assert table.append(labels("after"), APP, 1)
+    assert not table.append(labels("again"), APP, 1)
+    found = images(table.directory)
+    assert (len(found), found.count("after")) == (table_log.CHECKPOINT_INTERVAL + 2, 1)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_commit_whose_answer_is_lost_is_made_once(table: Table, stored: bool) -> None:
+    class Lossy(LocalStore):
+        lost = False
+
+        def _put_if_absent(self, key: str, data: bytes) -> bool:
+            if not self.lost:
+                self.lost = True
+                if stored:
+                    super()._put_if_absent(key, data)
+                raise StoreAwayError("connection closed")
+            return super()._put_if_absent(key, data)
+
+    table._log._store = Lossy(table.directory)
+    assert table.append(labels("one"), APP, 0)
+    assert table.append(labels("two"), APP, 1)
+    assert images(table.directory) == ["one", "two"]
+    assert DeltaTable(table.directory).version() == 2
+
+
+def test_checkpoint_that_fails_is_reported_and_the_commit_is_kept(table: Table) -> None:
+    for number in range(table_log.CHECKPOINT_INTERVAL - 1):
+        table.append(labels(f"{number:02}"), APP, number)
+    (table.directory / "_delta_log" / "_last_checkpoint").mkdir()
+    number = table_log.CHECKPOINT_INTERVAL - 1
+    with pytest.raises((DeltaError, OSError)):
+        table.append(labels("last"), APP, number)
+    assert not table.append(labels("again"), APP, number)
+    (table.directory / "_delta_log" / "_last_checkpoint").rmdir()
+    assert len(images(table.directory)) == table_log.CHECKPOINT_INTERVAL
+
+
+def hostile(directory: Path, change: Callable[[dict[str, Any]], None]) -> TableLog:
+    """The log of a table whose first commit was tampered with."""
+    Table(directory.parent, "labels").append(labels("one"), APP, 0)
+    path = directory / "_delta_log" / f"{1:020}.json"
+    actions = [json.loads(line) for line in path.read_text().splitlines()]
+    for action in actions:
+        if "add" in action:
+            change(action["add"])
+    path.write_text("\n".join(map(json.dumps, actions)))
+    return open_log(directory)
+
+
+@pytest.mark.parametrize("path", ["../secret.parquet", "%2e%2e/secret.parquet", "/etc/passwd", "a/../../x", "a//b"])
+def test_log_that_names_a_file_outside_of_the_table_is_refused(table: Table, path: str) -> None:
+    log = hostile(table.directory, lambda added: added.update(path=path))
+    with pytest.raises(ServiceError, match=r"^the log of .*/labels names .*, which is not in the table: restore it$"):
+        log.files()
