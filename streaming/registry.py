@@ -1,7 +1,7 @@
 """The model registry: versions that never change, and aliases that move and keep their history.
 
 The running stream follows `champion` before every micro-batch; `challenger` is a candidate under observation. What is
-stored where is described in `streaming.registry_objects`.
+stored where is described in `streaming.storage.registry_objects`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,9 +12,9 @@ from tempfile import TemporaryDirectory
 
 from models.bundle import MANIFEST, Bundle, BundleFiles, BundleFolder, Manifest, read_bundle, read_manifest
 from models.errors import ModelError
-from streaming.alias_log import AliasLog
-from streaming.old_registry import take_up
-from streaming.registry_objects import BUNDLES, FOLDER, VERSIONS, Alias, Move, Version, numbers, version_key
+from streaming.storage.alias_log import AliasLog
+from streaming.storage.old_registry import take_up
+from streaming.storage.registry_objects import BUNDLES, FOLDER, VERSIONS, Alias, Move, Version, numbers, version_key
 from streaming.storage.store import LocalStore, Store, open_store
 
 CHAMPION: Alias = "champion"

@@ -15,8 +15,8 @@ from streaming.errors import ServiceError
 from streaming.images.labels_csv import CONTROL_CHARACTER, MAX_LABEL_CHARS, composed, usable
 from streaming.pipeline.offsets import committed_offsets
 from streaming.registry import open_registry
-from streaming.registry_objects import Alias, Move
 from streaming.settings import Settings
+from streaming.storage.registry_objects import Alias, Move
 from streaming.storage.tables import LABELS, Table
 
 BY = "dashboard"

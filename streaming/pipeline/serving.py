@@ -13,7 +13,7 @@ from models.scorer import check_golden, load_reference, load_scorer
 from streaming.errors import ServiceError
 from streaming.pipeline.pin import PinnedModel
 from streaming.registry import CHALLENGER, CHAMPION, Registry
-from streaming.registry_objects import Alias
+from streaming.storage.registry_objects import Alias
 
 OnRefused = Callable[[int, str], None]
 

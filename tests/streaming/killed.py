@@ -23,7 +23,7 @@ def killed_at_each_step(action: Callable[[Path], object], homes: Callable[[], Pa
         home = homes()
         process = multiprocessing.get_context("spawn").Process(target=_run, args=(action, home, step))
         process.start()
-        process.join(60)
+        process.join(300)
         if process.exitcode == 0:
             return
         assert process.exitcode == -signal.SIGKILL, process.exitcode

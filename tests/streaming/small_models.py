@@ -29,7 +29,7 @@ from models.projection import GramSums, fit_pca
 from models.scorer import Head, Scorer, decode_all, golden_arrays
 from streaming.images.dataset import digit_images
 from streaming.registry import Registry
-from streaming.registry_objects import FOLDER, version_key
+from streaming.storage.registry_objects import FOLDER, version_key
 
 TRAINING_DATA = TrainingData(rows=100, holdout_rows=0, fingerprint="0" * 64)
 

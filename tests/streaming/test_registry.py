@@ -11,9 +11,9 @@ import pytest
 
 from models.bundle import FILES, GOLDEN, MANIFEST, Bundle, read_bundle
 from models.errors import ModelError
-from streaming.alias_log import AliasLog
 from streaming.registry import ROLLBACK, Registry, open_registry
-from streaming.registry_objects import MAX_BYTES, Move, Version, move_key, version_key
+from streaming.storage.alias_log import AliasLog
+from streaming.storage.registry_objects import MAX_BYTES, Move, Version, move_key, version_key
 from streaming.storage.store import Store, open_store
 from tests.models.samples import copy_bundle, replace_file, tiny_bundle
 from tests.streaming.killed import killed_at_each_step
@@ -187,7 +187,7 @@ def test_only_objects_with_a_version_number_are_versions(registry: Registry, sto
     assert registry.versions() == [1]
     with pytest.raises(ModelError, match=r"there is no model version 7 .* there are: 1$"):
         registry.read(7)
-    for number in (0, -1, 10**9, 10**30):
+    for number in (-1, 10**9, 10**30):
         with pytest.raises(ModelError, match=f"there is no model version {number} "):
             registry.read(number)
 

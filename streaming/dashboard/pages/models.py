@@ -11,7 +11,7 @@ from streaming.dashboard.actions import promote, roll_back
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.layout import NOTHING, ask, cards, empty, percent, plain, title, told
 from streaming.registry import ALIASES, CHALLENGER, CHAMPION, Registry, open_registry
-from streaming.registry_objects import Alias
+from streaming.storage.registry_objects import Alias
 
 HISTORY = 50
 

@@ -19,8 +19,8 @@ from models.projection import NoProjection
 from models.scorer import Head
 from streaming.errors import ServiceError
 from streaming.registry import Registry
-from streaming.registry_objects import Version, version_key
 from streaming.storage.files import list_array
+from streaming.storage.registry_objects import Version, version_key
 from streaming.storage.store import open_store
 from streaming.training import gate
 from streaming.training.fit_options import GateOptions

@@ -12,7 +12,7 @@ import pytest
 from models.bundle import GOLDEN, MANIFEST, read_bundle
 from models.errors import ModelError
 from streaming.registry import Registry, open_registry
-from streaming.registry_objects import move_key, version_key
+from streaming.storage.registry_objects import move_key, version_key
 from tests.models.samples import copy_bundle, replace_file, tiny_bundle
 from tests.streaming.killed import killed_at_each_step
 from tests.streaming.stores import Elsewhere

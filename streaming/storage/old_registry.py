@@ -15,8 +15,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import ModelError
-from streaming.registry_objects import FOLDER, LoggedMove, Move, Version, move_key, version_key
 from streaming.storage.home import locked
+from streaming.storage.registry_objects import FOLDER, LoggedMove, Move, Version, move_key, version_key
 from streaming.storage.store import LocalStore, Store
 
 ALIASES = "aliases.json"

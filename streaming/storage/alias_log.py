@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 from models.errors import ModelError
-from streaming.registry_objects import ALIAS_LOG, LoggedMove, Move, move_key, numbers
+from streaming.storage.registry_objects import ALIAS_LOG, LoggedMove, Move, move_key, numbers
 from streaming.storage.store import Store
 
 READ_AT_ONCE = 16  # a log of hundreds of moves in a bucket is read in a second
