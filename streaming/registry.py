@@ -14,7 +14,17 @@ from models.bundle import MANIFEST, Bundle, BundleFiles, BundleFolder, Manifest,
 from models.errors import ModelError
 from streaming.storage.alias_log import AliasLog
 from streaming.storage.old_registry import take_up
-from streaming.storage.registry_objects import BUNDLES, FOLDER, VERSIONS, Alias, Move, Version, numbers, version_key
+from streaming.storage.registry_objects import (
+    BUNDLES,
+    FOLDER,
+    VERSIONS,
+    Alias,
+    Move,
+    Version,
+    numbers,
+    read_all,
+    version_key,
+)
 from streaming.storage.store import LocalStore, Store, open_store
 
 CHAMPION: Alias = "champion"
@@ -56,9 +66,10 @@ class Registry:
 
     def find(self, bundle_sha256: str) -> int | None:
         """The version that was registered with this SHA-256; None if it is not here."""
-        for version in self.versions():
+        versions = self.versions()
+        for version, data in zip(versions, read_all(self._store, map(version_key, versions)), strict=True):
             try:
-                if self._version(version).sha256 == bundle_sha256:
+                if data is not None and self._parsed(version, data).sha256 == bundle_sha256:
                     return version
             except ModelError:  # damaged: it says nothing of the others
                 continue
@@ -168,11 +179,14 @@ class Registry:
         return bundle
 
     def _version(self, version: int) -> Version:
-        key = version_key(version)
-        data = self._store.get(key)
+        data = self._store.get(version_key(version))
         if data is None:
             known = ", ".join(map(str, self.versions())) or "none"
             raise ModelError(f"there is no model version {version} in {self.place}; there are: {known}")
+        return self._parsed(version, data)
+
+    def _parsed(self, version: int, data: bytes) -> Version:
+        key = version_key(version)
         found = Version.from_bytes(data, f"{self._store.place}/{key}")
         if found.path not in {f"bundles/{found.sha256}", str(version)}:
             raise ModelError(f"{self._store.place}/{key} is damaged: its path is {found.path[:100]!r}")

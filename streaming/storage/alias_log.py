@@ -5,14 +5,11 @@ at its move before they try the next number, so that no move is lost and each kn
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 from models.errors import ModelError
-from streaming.storage.registry_objects import ALIAS_LOG, LoggedMove, Move, move_key, numbers
+from streaming.storage.registry_objects import ALIAS_LOG, LoggedMove, Move, move_key, numbers, read_all
 from streaming.storage.store import Store
-
-READ_AT_ONCE = 16  # a log of hundreds of moves in a bucket is read in a second
 
 
 class AliasLog:
@@ -29,14 +26,13 @@ class AliasLog:
             ModelError: an object is damaged; or, when the log is read from its beginning, one is missing.
         """
         if not self._moves:
-            count = self._count()
-            with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-                for move in pool.map(self._read, range(1, count + 1)):
-                    if move is None:  # removed since it was listed
-                        break
-                    self._moves.append(move)
-        while (move := self._read(len(self._moves) + 1)) is not None:
-            self._moves.append(move)
+            keys = [move_key(number) for number in range(1, self._count() + 1)]
+            for data in read_all(self._store, keys):
+                if data is None:  # removed since it was listed
+                    break
+                self._take(data)
+        while (data := self._store.get(move_key(len(self._moves) + 1))) is not None:
+            self._take(data)
         return self._moves
 
     def append(self, make: Callable[[Sequence[Move]], Move]) -> Move:
@@ -45,7 +41,8 @@ class AliasLog:
         Raises:
             ModelError: as for `follow`, or the move cannot be stored.
         """
-        self._count()
+        if self._count() < len(self._moves):  # the home was restored from a backup
+            self._moves = []
         while True:
             moves = self.follow()
             move = make(moves)
@@ -54,10 +51,9 @@ class AliasLog:
                 self._moves.append(move)
                 return move
 
-    def _read(self, number: int) -> Move | None:
-        key = move_key(number)
-        data = self._store.get(key)
-        return None if data is None else LoggedMove.from_bytes(data, f"{self._store.place}/{key}").move
+    def _take(self, data: bytes) -> None:
+        place = f"{self._store.place}/{move_key(len(self._moves) + 1)}"
+        self._moves.append(LoggedMove.from_bytes(data, place).move)
 
     def _count(self) -> int:
         """The number of moves that a listing shows."""

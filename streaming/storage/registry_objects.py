@@ -9,7 +9,8 @@ number: without it two that store the same content would both believe that the n
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Annotated, ClassVar, Literal, Self
 from uuid import uuid4
@@ -24,6 +25,7 @@ FOLDER = "models"
 BUNDLES = f"{FOLDER}/bundles"
 VERSIONS = f"{FOLDER}/versions"
 ALIAS_LOG = f"{FOLDER}/aliases"
+READ_AT_ONCE = 16  # hundreds of objects in a bucket are read in a second
 MAX_BYTES = 1024**2  # of one such object
 SHOWN = 200  # characters of what is wrong with one
 
@@ -126,6 +128,12 @@ def numbers(store: Store, folder: str, width: int) -> list[int]:
                 yield int(match[1])
 
     return sorted(found())
+
+
+def read_all(store: Store, keys: Iterable[str]) -> list[bytes | None]:
+    """The bytes of each object, in the order of the keys; None for one that does not exist."""
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        return list(pool.map(store.get, keys))
 
 
 def one_line(text: str) -> str:

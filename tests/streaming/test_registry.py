@@ -517,6 +517,19 @@ def test_a_gap_in_the_moves_is_reported(registry: Registry, store: Store, bundle
     assert Registry(store).target("champion") == 1
 
 
+def test_a_move_follows_those_that_are_there_also_where_later_ones_were_removed(
+    registry: Registry, store: Store, bundle_dir: Path
+) -> None:
+    """As by restoring a backup."""
+    register(registry, bundle_dir, 3)
+    for version in (1, 2, 3):
+        registry.promote(version, by="ada", why=str(version))
+    store.delete([move_key(2), move_key(3)])
+    move = registry.promote(3, by="ada", why="next")
+    assert (move.previous, registry.history("champion")) == (1, Registry(store).history("champion"))
+    assert store.get(move_key(2)) is not None
+
+
 def test_only_objects_with_a_number_are_moves(registry: Registry, store: Store, bundle_dir: Path) -> None:
     register(registry, bundle_dir)
     registry.promote(1, by="ada", why="first")
