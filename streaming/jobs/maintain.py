@@ -4,9 +4,9 @@ Per table: compact small files, write a checkpoint of the log and drop what of i
 version within the retention names. Then the pins of batches that are whole.
 
 None of it gets in the way of the stream. Compaction replaces files and adds no rows, so an append never conflicts with
-it, and a compaction that lost a race is tried again or left to the next run. Application transactions live in the log
-and its checkpoints, so that a retried batch is still recognised. A reader keeps the files that it opened until the
-retention has passed.
+it, and a compaction that lost a race with a replay is tried again or left to the next run. Application transactions
+live in the log and its checkpoints, so that a retried batch is still recognised. A reader keeps the files that it
+opened until the retention has passed.
 
 What is vacuumed is older than the retention, also where no commit ever named it. A worker's file is named only when
 its batch commits; so the retention is never shorter than the oldest unfinished batch is old, and never less than
@@ -26,19 +26,18 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from streaming.errors import ServiceError
+from streaming.jobs.rewrite import compact
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.home import rewriting
 
 RETENTION_HOURS = 168
 MIN_RETENTION_HOURS = {"features": 24}  # a training run writes features for hours before it commits them
 MIN_RETENTION_HOURS_ELSE = 1
 LOG_RETENTION = "delta.logRetentionDuration"  # Delta's own default is 30 days
 PINS_KEPT = 100
-ATTEMPTS = 3
 COMMITS_PER_CHECKPOINT = 10
 
-# Files grow with their table, so that few are enough: about FILES, of a size that one compaction can hold in memory.
+# Files grow with their table, so that few are enough: about FILES.
 FILES = 32
 MIN_FILE_BYTES = 64 * 1024**2
 MAX_FILE_BYTES = 512 * 1024**2
@@ -84,8 +83,7 @@ def maintain(settings: Settings, *, retention_hours: int = RETENTION_HOURS) -> M
     for directory in directories:
         least = MIN_RETENTION_HOURS.get(directory.name, MIN_RETENTION_HOURS_ELSE)
         try:
-            with rewriting(settings.home):
-                tables.append(_maintain_table(directory, max(retention_hours, least, unfinished_hours)))
+            tables.append(_maintain_table(directory, max(retention_hours, least, unfinished_hours)))
         except DeltaError as error:
             raise ServiceError(f"table {directory.name} cannot be maintained: {error}") from error
     for path in removable:
@@ -106,21 +104,9 @@ def _maintain_table(directory: Path, retention_hours: int) -> TableMaintenance:
 
 
 def _compact(directory: Path) -> str | None:
-    """Merge small files; returns why not, if others were quicker every time."""
-    for _ in range(ATTEMPTS):
-        table = DeltaTable(directory)
-        sizes = table.get_add_actions(flatten=True)["size_bytes"].to_pylist()
-        target = min(max(sum(sizes) // FILES, MIN_FILE_BYTES), MAX_FILE_BYTES)
-        try:
-            table.optimize.compact(
-                target_size=target,
-                max_concurrent_tasks=1,  # one file in memory at a time, and a core left to the stream
-            )
-        except CommitFailedError as error:
-            reason = str(error).splitlines()[0]
-        else:
-            return None
-    return reason
+    """Merge small files; returns why not all of them were, if so."""
+    sizes = DeltaTable(directory).get_add_actions(flatten=True)["size_bytes"].to_pylist()
+    return compact(directory, min(max(sum(sizes) // FILES, MIN_FILE_BYTES), MAX_FILE_BYTES))
 
 
 def _shorten_log(table: DeltaTable, retention_hours: int) -> None:

@@ -9,36 +9,33 @@ File by file of the table:
 A row is marked only after its acknowledgement, so nothing is lost if the replay is killed; what was sent of the file at
 hand is then sent again by the next replay: at least once. What is marked is never sent again, unless asked for.
 
-The stream goes on meanwhile: it only adds files, which conflicts with nothing. Maintenance, which replaces files too,
-takes turns with the marking. Memory holds a few rows, and what is under way to the broker.
+The stream continues meanwhile: it only adds files, which conflicts with nothing. Where maintenance has replaced the
+same files, the marking notices and is done again (`streaming/jobs/rewrite.py`). Memory holds some megabytes of rows,
+and what is under way to the broker.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from time import time
 from typing import Any
-from urllib.parse import unquote
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, RemoveAction
+from deltalake.transaction import AddAction
 
 from streaming.errors import ServiceError
 from streaming.jobs.resend import Identity, Sender
+from streaming.jobs.rewrite import READER_VERSION, data_schema, replace_files, write_copy
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.files import DataFile, FileSink
-from streaming.storage.home import held, rewriting
-from streaming.storage.tables import added, data_files
+from streaming.storage.files import read_batches
+from streaming.storage.home import held
+from streaming.storage.table_log import LiveFile, open_log
+from streaming.storage.tables import data_files
 
-BYTES_AT_A_TIME = 16 * 1024**2
-MAX_ROWS_AT_A_TIME = 1024
-MARK_ATTEMPTS = 5
+MARK_ATTEMPTS = 20
 TO_SEND = ["topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"]
 
 
@@ -138,25 +135,12 @@ def _replay_file(
 
 
 def _wanted_rows(file: Path, options: ReplayOptions, left: int) -> Iterator[dict[str, Any]]:
-    for batch in _read(file, TO_SEND):
+    for batch in read_batches(file, TO_SEND):
         for row in batch.to_pylist():
             unmarked = options.again or row["replayed_at"] is None
             if left and unmarked and options.reason in {None, row["reason"]}:
                 left -= 1
                 yield row
-
-
-def _read(file: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of a file, some BYTES_AT_A_TIME at a time where they are of one size, and never more than a row group.
-
-    A row group that the stream or a compaction wrote has some 64 MB at most.
-    """
-    with pq.ParquetFile(file, buffer_size=1024**2) as parquet:
-        for number in range(parquet.num_row_groups):
-            group = parquet.metadata.row_group(number)
-            row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
-            rows = max(1, min(MAX_ROWS_AT_A_TIME, BYTES_AT_A_TIME // row_bytes))
-            yield from parquet.iter_batches(batch_size=rows, row_groups=[number], columns=columns)
 
 
 def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, likely: Path) -> None:
@@ -166,61 +150,49 @@ def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, l
         likely: the file where they were last; if maintenance has merged it with others since, those are searched.
 
     Raises:
-        ServiceError: others replaced the same files again and again.
+        ServiceError: others replaced files of the table again and again.
     """
     for _ in range(MARK_ATTEMPTS if identities else 0):
-        try:
-            with rewriting(settings.home):
-                _replace_files(settings.tables_dir / "quarantine", identities, at, likely)
-        except CommitFailedError as error:  # another program than this one rewrites the table
-            reason = str(error).splitlines()[0]
-        else:
+        if _replace_files(settings.tables_dir / "quarantine", identities, at, likely):
             return
     if identities:
-        raise ServiceError(f"{len(identities):,} messages were sent but could not be marked as replayed: {reason}")
+        raise ServiceError(
+            f"{len(identities):,} messages were sent but not marked as replayed, because others replaced files of the "
+            f"quarantine {MARK_ATTEMPTS} times meanwhile: end them before the next replay, which sends these again"
+        )
 
 
-def _replace_files(directory: Path, identities: set[Identity], at: datetime, likely: Path) -> None:
-    table = DeltaTable(directory)
-    schema = pa.schema(table.schema())
-    now_ms = int(time() * 1000)
+def _replace_files(directory: Path, identities: set[Identity], at: datetime, likely: Path) -> bool:
+    """Whether it was done: False if another program replaced files meanwhile."""
+    log = open_log(directory)
+    if log.reader_version > READER_VERSION:
+        raise ServiceError(f"{directory} was upgraded by another program: its rows cannot be marked as replayed")
+    number = log.next_rewrite()
+    schema = data_schema(log)
     left = len(identities)
-    actions: list[AddAction | RemoveAction] = []
-    live = pa.table(table.get_add_actions()).select(["path", "size_bytes"]).to_pylist()
-    for old in sorted(live, key=lambda one: one["path"] != likely.name):
-        path = directory / unquote(old["path"])
-        marks = sum(len(_positions(batch, identities)) for batch in _read(path, ["topic", "partition", "offset"]))
+    removes: list[LiveFile] = []
+    adds: list[AddAction] = []
+    for file in sorted(log.files(), key=lambda one: one.path != likely.name):
+        batches = read_batches(directory / file.path, ["topic", "partition", "offset"])
+        marks = sum(len(_positions(batch, identities)) for batch in batches)
         if marks:
-            new = _marked_copy(path, identities, at, schema)
-            actions += [
-                RemoveAction(old["path"], data_change=True, deletion_timestamp=now_ms, size=old["size_bytes"]),
-                added(new),
-            ]
+            removes.append(file)
+            adds.append(write_copy(directory, [file], schema, lambda rows: _marked(rows, identities, at)))
             left -= marks
         if left <= 0:
             break
-    table.create_write_transaction(actions, "append", table.schema())
+    return replace_files(log, number, removes, adds, data_change=True)
 
 
-def _marked_copy(path: Path, identities: set[Identity], at: datetime, schema: pa.Schema) -> DataFile:
-    with FileSink(str(path.parent), schema) as sink:
-        for batch in _read(path):
-            sink.write(_marked(batch, identities, at, schema))
-        copy = sink.close()
-    if copy is None:
-        raise ServiceError(f"{path} should have rows to mark, but has none any more")
-    return copy
-
-
-def _positions(batch: pa.RecordBatch, identities: set[Identity]) -> list[int]:
-    columns = (batch.column(name).to_pylist() for name in ("topic", "partition", "offset"))
+def _positions(rows: pa.RecordBatch | pa.Table, identities: set[Identity]) -> list[int]:
+    columns = (rows.column(name).to_pylist() for name in ("topic", "partition", "offset"))
     return [number for number, identity in enumerate(zip(*columns, strict=True)) if identity in identities]
 
 
-def _marked(batch: pa.RecordBatch, identities: set[Identity], at: datetime, schema: pa.Schema) -> pa.Table:
-    rows = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
+def _marked(rows: pa.Table, identities: set[Identity], at: datetime) -> pa.Table:
     values = rows.column("replayed_at").to_pylist()
-    for position in _positions(batch, identities):
+    for position in _positions(rows, identities):
         values[position] = at
-    place = schema.get_field_index("replayed_at")
-    return rows.set_column(place, schema.field(place), pa.array(values, schema.field(place).type))
+    place = rows.schema.get_field_index("replayed_at")
+    field = rows.schema.field(place)
+    return rows.set_column(place, field, pa.array(values, field.type))

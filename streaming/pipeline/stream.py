@@ -27,7 +27,7 @@ from streaming.platform.topic import describe_topic, trouble_with_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
-from streaming.storage.home import held, rewriting
+from streaming.storage.home import held
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
@@ -132,8 +132,7 @@ def run_stream(
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
             tables = Tables(settings.tables_dir)
             if start.anew or not (checkpoint / "metadata").exists():
-                with rewriting(settings.home):
-                    tables.discard_unfinished(continuity)
+                tables.discard_unfinished(continuity)
                 set_aside(checkpoint)
             write_incarnation(settings, start.incarnation)
             run = _Run(settings, bootstrap_servers, options, events, spark, stop, start.continuity)

@@ -5,7 +5,9 @@ A file is part of its table only once a commit names it; those of failed attempt
 """
 
 import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -16,6 +18,9 @@ import pyarrow.parquet as pq
 from models.arrays import Features
 from streaming.errors import ServiceError
 from streaming.storage.store import open_store
+
+BYTES_AT_A_TIME = 16 * 1024**2
+MAX_ROWS_AT_A_TIME = 1024
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,21 @@ class FileSink:
         self._output.close()
         self._writer = None
         return DataFile(self._name, size, self._rows)
+
+
+def read_batches(
+    file: Path, columns: Sequence[str] | None = None, max_rows: int = MAX_ROWS_AT_A_TIME
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, some BYTES_AT_A_TIME at a time where they are of one size.
+
+    Never more than a row group, of which the stream and a compaction write some 64 MB at most.
+    """
+    with pq.ParquetFile(file, buffer_size=1024**2) as parquet:
+        for number in range(parquet.num_row_groups):
+            group = parquet.metadata.row_group(number)
+            row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+            rows = max(1, min(max_rows, BYTES_AT_A_TIME // row_bytes))
+            yield from parquet.iter_batches(batch_size=rows, row_groups=[number], columns=columns)
 
 
 def list_array(rows: Features) -> pa.ListArray:

@@ -50,13 +50,3 @@ def held(path: Path, busy: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise ServiceError(busy) from error
         yield
-
-
-@contextmanager
-def rewriting(home: Path) -> Iterator[None]:
-    """Be the only one in this home that replaces files of tables; appends need no such thing.
-
-    deltalake does not notice when a file is replaced that a compaction has just replaced, so they must not meet.
-    """
-    with locked(make_dir(home) / "rewrite.lock"):
-        yield

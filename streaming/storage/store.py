@@ -214,7 +214,7 @@ def check_key(key: str) -> str:
 
 
 class LocalStore(Store):
-    """A folder. Objects are synced with their folder's entry before a call returns."""
+    """A folder. An object that is created or put is on the disk, its name included, before the call returns."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(str(root))
@@ -290,13 +290,12 @@ class LocalStore(Store):
 
 
 class _SyncedFile(io.FileIO):
-    """A new file whose bytes and name are on the disk once it is closed."""
+    """A new file whose bytes are on the disk once it is closed, so before whatever names it later."""
 
     def close(self) -> None:
         if not self.closed:
             try:
                 os.fsync(self.fileno())
-                _sync_folder(Path(os.fsdecode(self.name)).parent)
             finally:
                 super().close()
 

@@ -33,6 +33,7 @@ from streaming.storage.store import check_key, open_store
 
 PROTOCOL = (1, 2)  # versions of reader and writer: no table features, but appendOnly and invariants
 CHECKPOINT_INTERVAL = 50  # versions
+REWRITE = "rewrite"  # the application of all who replace files; see streaming/jobs/rewrite.py
 COMMIT_TRIES = 50
 PAUSE_S = (0.005, 0.5)  # at most, after the second failure and after many
 # What is known of a log is used for so long. `maintain` keeps entries of the log for an hour at least.
@@ -90,6 +91,16 @@ class TableLog:
         """Whether transaction `number` of the application, or a later one, is in the version that is known."""
         seen = self.seen(app_id)
         return seen is not None and seen >= number
+
+    def next_rewrite(self) -> int:
+        """The transaction that a replacement of files of the known version carries."""
+        seen = self.seen(REWRITE)
+        return 1 if seen is None else seen + 1
+
+    @property
+    def reader_version(self) -> int:
+        """The version of Delta's protocol that a reader must know."""
+        return int(self._handle.protocol().min_reader_version)
 
     def commit(self, adds: Sequence[AddAction], app_id: str, number: int, removes: Sequence[RemoveAction] = ()) -> bool:
         """Add and remove files in one entry, with transaction `number` of the application.

@@ -8,6 +8,7 @@ has already seen is left out.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from math import isfinite
@@ -18,12 +19,13 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, Schema
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction
 
 from streaming.errors import ServiceError
 from streaming.storage.files import DataFile, FileSink
-from streaming.storage.table_log import CHECKPOINT_INTERVAL, TableLog
+from streaming.storage.table_log import CHECKPOINT_INTERVAL, COMMIT_TRIES, REWRITE, TableLog
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
@@ -221,7 +223,12 @@ class Table:
         name = topic.replace("'", "''")
         kept = " OR ".join(f"(partition = {one} AND offset < {end})" for one, end in sorted(committed.items()))
         predicate = f"topic = '{name}'" + (f" AND NOT ({kept})" if kept else "")
-        return int(self._log.refresh().delete(predicate)["num_deleted_rows"])
+        for _ in range(COMMIT_TRIES):
+            table = self._log.refresh()
+            once = CommitProperties(app_transactions=[Transaction(REWRITE, self._log.next_rewrite())])
+            with suppress(CommitFailedError):  # files were replaced meanwhile: those there are now have the rows
+                return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
+        raise ServiceError(f"{self.directory} is rewritten all the time: stop `maintain` and `replay`, and try again")
 
     def files(self) -> list[str]:
         """The Parquet files of the table's present version."""
@@ -280,6 +287,21 @@ def statistics(rows: pa.Table, names: Sequence[str]) -> dict[str, Any]:
     return {"numRecords": rows.num_rows, "minValues": least, "maxValues": greatest, "nullCount": nulls}
 
 
+def merged_statistics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The statistics of a file from those of its parts, of which every one has the same columns."""
+    nulls = {name: sum(part["nullCount"][name] for part in parts) for name in parts[0]["nullCount"]}
+    merged: dict[str, Any] = {"numRecords": sum(part["numRecords"] for part in parts), "nullCount": nulls}
+    for key, extreme in (("minValues", min), ("maxValues", max)):
+        # A part that has values of a column but not their extremes leaves those of the file unknown.
+        known = {
+            name: [part[key][name] for part in parts if name in part[key]]
+            for name in nulls
+            if all(name in part[key] or part["nullCount"][name] == part["numRecords"] for part in parts)
+        }
+        merged[key] = {name: extreme(values) for name, values in known.items() if values}
+    return merged
+
+
 def _told(value: Any) -> Any:
     """A value as the log's JSON has it; None where it has none."""
     if isinstance(value, datetime):
@@ -288,7 +310,7 @@ def _told(value: Any) -> Any:
         return value if len(value) <= MAX_TOLD else None
     if isinstance(value, float):
         return value if isfinite(value) else None
-    return value
+    return value if isinstance(value, int) else None
 
 
 def spark_schema(schema: pa.Schema) -> "StructType":

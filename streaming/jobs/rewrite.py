@@ -1,0 +1,157 @@
+"""Replacing files of a table by others: small files merged into one, or a copy in which some rows are marked.
+
+A replacement is one commit, which removes and adds files, or none. Rewriters exclude one another without a lock: each
+commit carries the next transaction of the application `rewrite`, counted from the version whose files were read, so
+that of two who read the same version one is told that it was late. It also fails where a file that it removes is no
+longer part of the table, as after a DELETE by another program. Appends pass beside it, and are never lost.
+
+Rows are copied some megabytes at a time, however large the files are.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake.transaction import AddAction, RemoveAction
+
+from streaming.errors import ServiceError
+from streaming.storage.files import FileSink, read_batches
+from streaming.storage.table_log import REWRITE, LiveFile, TableLog, open_log
+from streaming.storage.tables import STATISTICS, added, merged_statistics, statistics
+
+ATTEMPTS = 3
+ROW_GROUP_BYTES = 32 * 1024**2  # of rows in memory
+MAX_ROWS_READ = 64 * 1024
+READER_VERSION = 1  # with a later one a file may hold rows that were deleted, or columns under other names
+
+
+def compact(directory: Path, target_bytes: int) -> str | None:
+    """Merge the small files of each partition of a table into files of at most `target_bytes`.
+
+    A file is merged with others only where the sum of their sizes stays below the target; large ones stay as they are.
+
+    Returns:
+        Why not all of it was done, if other rewriters were first every time, or the table cannot be rewritten.
+    """
+    for _ in range(ATTEMPTS):
+        log = open_log(directory)
+        if log.reader_version > READER_VERSION:
+            return f"another program has upgraded it to reader version {log.reader_version}"
+        number = log.next_rewrite()
+        schema = data_schema(log)
+        for group in _groups(log.files(), target_bytes):
+            merged = write_copy(directory, group, schema)
+            if not replace_files(log, number, group, [merged], data_change=False):
+                break
+            number += 1
+        else:
+            return None
+    return f"others rewrote the table at the same time, {ATTEMPTS} times"
+
+
+def _groups(files: Sequence[LiveFile], target_bytes: int) -> Iterator[list[LiveFile]]:
+    """Two files or more of one partition that together have at most the target size, the smallest first."""
+    partitions: dict[tuple[Any, ...], list[LiveFile]] = {}
+    for file in sorted(files, key=lambda one: (one.bytes, one.path)):
+        partitions.setdefault(tuple(file.partition.items()), []).append(file)
+    for of_partition in partitions.values():
+        group: list[LiveFile] = []
+        left = target_bytes
+        for file in of_partition:
+            if file.bytes > left:
+                if len(group) > 1:
+                    yield group
+                group, left = [], target_bytes
+            group.append(file)
+            left -= file.bytes
+        if len(group) > 1:
+            yield group
+
+
+def replace_files(
+    log: TableLog, number: int, removes: Sequence[LiveFile], adds: Sequence[AddAction], *, data_change: bool
+) -> bool:
+    """Replace files by others in one commit.
+
+    Args:
+        number: `log.next_rewrite()` of the version that `removes` are from.
+        data_change: False if the rows are the same ones as before.
+
+    Returns:
+        False if another rewriter was first; nothing is committed then, and what was added is vacuumed later.
+    """
+    now_ms = int(time.time() * 1000)
+    gone = [
+        RemoveAction(
+            file.path,
+            data_change=data_change,
+            deletion_timestamp=now_ms,
+            size=file.bytes,
+            partition_values=dict(file.partition),
+        )
+        for file in removes
+    ]
+    return log.commit([replace(add, data_change=data_change) for add in adds], REWRITE, number, gone)
+
+
+def data_schema(log: TableLog) -> pa.Schema:
+    """The columns that the files of a table hold: all but those of its partitions, which the folders' names tell."""
+    table = log.refresh()
+    partition = set(table.metadata().partition_columns)
+    return pa.schema([field for field in pa.schema(table.schema()) if field.name not in partition])
+
+
+def write_copy(
+    directory: Path,
+    files: Sequence[LiveFile],
+    schema: pa.Schema,
+    change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+) -> AddAction:
+    """A new file with the rows of files of one partition, beside the first of them.
+
+    Args:
+        change: gets some of the rows, returns them changed.
+    """
+    folder = Path(files[0].path).parent
+    names = STATISTICS.get(directory.name, schema.names)
+    told: list[Mapping[str, Any]] = []
+    with FileSink(str(directory / folder), schema) as sink:
+        for rows in _row_groups([directory / file.path for file in files], schema):
+            changed = change(rows)
+            sink.write(changed)
+            told.append(statistics(changed, names))
+        written = sink.close()
+    if written is None:
+        raise ServiceError(f"{directory / files[0].path} should have rows, but has none")
+    return added(replace(written, path=(folder / written.path).as_posix()), files[0].partition, merged_statistics(told))
+
+
+def _row_groups(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    """The rows of files in order, some megabytes at a time, so that many small files do not become as many groups."""
+    waiting: list[pa.Table] = []
+    waiting_bytes = 0
+    for path in paths:
+        try:
+            for batch in read_batches(path, max_rows=MAX_ROWS_READ):
+                waiting.append(_conformed(batch, schema))
+                waiting_bytes += waiting[-1].nbytes
+                if waiting_bytes >= ROW_GROUP_BYTES:
+                    yield pa.concat_tables(waiting)
+                    waiting, waiting_bytes = [], 0
+        except (OSError, pa.ArrowException) as error:
+            raise ServiceError(f"{path} cannot be read: {str(error).splitlines()[0]}; restore it") from error
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+    """Rows in the columns of the table; those that a file from before does not have are null."""
+    there = set(batch.schema.names)
+    columns = [
+        batch.column(field.name).cast(field.type) if field.name in there else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
