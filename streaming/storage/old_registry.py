@@ -35,14 +35,18 @@ def take_up(store: Store) -> None:
     """Create the objects of the versions and moves that an earlier release left; nothing where there are none.
 
     Raises:
-        ModelError: its aliases are damaged, the home cannot be written to, or both releases write to it.
+        ModelError: its aliases are damaged, the home cannot be read or written to, or both releases write to it.
     """
     if not isinstance(store, LocalStore):  # earlier releases had no other
         return
     root = Path(store.place) / FOLDER
     try:
-        if not _is_left(root):
-            return
+        left = _is_left(root)
+    except OSError as error:
+        raise ModelError(f"cannot read {root} ({error.strerror}): choose another home with --home DIR") from error
+    if not left:
+        return
+    try:
         with locked(root / LOCK):  # against a process of the earlier release
             if _is_left(root):
                 _take_up(store, root)
@@ -59,10 +63,12 @@ def _is_left(root: Path) -> bool:
 
 def _versions(root: Path) -> dict[int, str]:
     """Version → SHA-256, of those that have no object yet."""
-    if not root.is_dir():
+    try:
+        paths = list(root.iterdir())
+    except FileNotFoundError:
         return {}
     found = {}
-    for path in root.iterdir():
+    for path in paths:
         if NUMBER.fullmatch(path.name) and path.is_dir():
             registered = root / f"{path.name}.sha256"
             version_object = root.parent / version_key(int(path.name))

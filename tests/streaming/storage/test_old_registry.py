@@ -183,6 +183,12 @@ def test_a_home_that_cannot_be_written_to_is_reported_with_what_to_do(home: Path
         open_registry(home).versions()
 
 
+def test_a_home_that_is_not_a_folder_is_reported_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(ModelError, match=r"^cannot read .*home/models \(Not a directory\): choose another home"):
+        open_registry(tmp_path / "home").versions()
+
+
 def test_a_process_of_the_earlier_release_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flock = fcntl.flock
     before = files_below(home)
