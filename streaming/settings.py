@@ -66,10 +66,6 @@ class Settings(BaseSettings):
         return self.home / "checkpoints"
 
     @property
-    def models_dir(self) -> Path:
-        return self.home / "models"
-
-    @property
     def broker_dir(self) -> Path:
         return self.home / "broker"
 

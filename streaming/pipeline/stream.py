@@ -13,7 +13,6 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from models.registry import Registry
 from streaming.errors import ServiceError
 from streaming.pipeline.commit import BatchCommitter, BatchResult, Tables
 from streaming.pipeline.continuity import Accept, Continuity, check_checkpoint, check_topic, read_continuity, set_aside
@@ -25,6 +24,7 @@ from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.session import cause, spark_session
 from streaming.platform.topic import describe_topic, trouble_with_broker
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 from streaming.storage.home import held
@@ -121,7 +121,7 @@ def run_stream(
         check_checkpoint(continuity, checkpoint, resume=options.resume_from_tables)
         topic = describe_topic(bootstrap_servers, settings.topic, client_arguments(settings))
         start = check_topic(continuity, topic, checkpoint, read_incarnation(settings))
-        registry = Registry(settings.models_dir)
+        registry = open_registry(settings.home)
         settings, java_options = with_fixed_heap(settings)
         with spark_session(
             settings, f"imagestream {settings.topic}", java_options=java_options, conf=REDACTION

@@ -7,8 +7,8 @@ from time import sleep
 
 import pytest
 
-from models.registry import Registry
 from streaming.pipeline.commit import STEPS
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import NewService
 from tests.faults.harness import Sent, Stream, check_exactly_once, drain, register_twin, rows, send
@@ -37,7 +37,7 @@ def survived(new_service: NewService, form: Form, seed: int, record: Record) -> 
     rng.shuffle(plan)
     good, bad, size = form((300, 100, 100), (28, 12, 20))
     settings = new_service()
-    versions, registry = [1, register_twin(settings)], Registry(settings.models_dir)
+    versions, registry = [1, register_twin(settings)], open_registry(settings.home)
     sent = send(settings, samples(rng, good=good, bad=bad))
     recoveries, otherwise, dead_at = [], 0, None
     for number, step in enumerate(plan):
