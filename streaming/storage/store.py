@@ -14,6 +14,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -224,9 +225,18 @@ class LocalStore(Store):
         path = self._path(key)
         with _local_errors("read", path):
             try:
-                return path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                # A pipe would otherwise be waited for until somebody writes to it.
+                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            except (FileNotFoundError, NotADirectoryError):
                 return None
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISREG(mode):
+                with open(descriptor, "rb") as file:  # noqa: PTH123
+                    return file.read()
+            os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            return None
+        raise ServiceError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
         path = self._path(key)

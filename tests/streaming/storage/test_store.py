@@ -1,6 +1,7 @@
 """The object store: created once, whatever races and whatever answer is lost; keys and URIs that are refused."""
 
 import io
+import os
 import pickle
 import subprocess
 import sys
@@ -287,6 +288,12 @@ def test_fetching_what_is_not_there_leaves_no_file(store: Store, tmp_path: Path)
     with pytest.raises(ServiceError, match="nothing does not exist"):
         store.fetch("nothing", tmp_path / "to")
     assert not list(tmp_path.iterdir())
+
+
+def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "state.json")
+    with pytest.raises(ServiceError, match=r"state\.json should be a regular file"):
+        open_store(tmp_path).get("state.json")
 
 
 def test_store_that_cannot_be_written_says_why_in_one_line(tmp_path: Path) -> None:
