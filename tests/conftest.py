@@ -29,17 +29,19 @@ from tests.forms import (
     rng,
     seed,
 )
+from tests.object_store import WEED, ObjectStoreServer, start_object_store
 from tests.services import (
     BROKER,
     CHECKOUT,
     FRAGILE_BROKER,
+    OBJECT_STORE,
     SET_UP,
     SharedSpark,
     directory_of_the_run,
     made_once,
     shared_broker,
     shared_jars,
-    stop_shared_brokers,
+    stop_shared_services,
 )
 
 # No deadline, because machines differ; the same examples in every run, so that a test that passes keeps passing.
@@ -96,7 +98,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     SPARK.stop()
     factory = getattr(session.config, "_tmp_path_factory", None)
     if "PYTEST_XDIST_WORKER" not in os.environ and factory is not None and factory._basetemp is not None:
-        stop_shared_brokers(factory.getbasetemp())
+        stop_shared_services(factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +135,14 @@ def spark(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SparkSess
 def broker(jars_dir: Path, exports: Path, run_dir: Path) -> Settings:
     """Settings with the address of a real broker, the same for all test processes: every test takes its own topic."""
     return shared_broker(run_dir / BROKER, jars_dir, exports)
+
+
+@pytest.fixture(scope="session")
+def object_store(run_dir: Path) -> ObjectStoreServer:
+    """A real S3 server with a bucket, the same for all test processes: every test takes a prefix of its own."""
+    if not WEED.exists():
+        pytest.skip("SeaweedFS has wheels for x86-64 only")
+    return start_object_store(run_dir / OBJECT_STORE)
 
 
 @pytest.fixture

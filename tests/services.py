@@ -1,8 +1,8 @@
 """Services that the tests of one run share, each started when the first test asks for it and ended with the run.
 
-All test processes together have one broker, a second one that tests may stop and kill, and one home with a trained
-model, made by whichever process needs them first while the others wait for its lock. Each process has at most one
-Spark session.
+All test processes together have one broker, a second one that tests may stop and kill, one S3 server, and one home with
+a trained model, made by whichever process needs them first while the others wait for its lock. Each process has at most
+one Spark session.
 """
 
 import hashlib
@@ -25,10 +25,12 @@ from streaming.platform.java import find_java
 from streaming.platform.kafka_node import free_port
 from streaming.platform.session import spark_session
 from streaming.settings import Settings
+from tests.object_store import stop_object_store
 
 CHECKOUT = Path(__file__).parent.parent
 SET_UP = CHECKOUT / ".imagestream"  # jars, exported backbones and Java, as `make` fetched them
 BROKER, FRAGILE_BROKER = "broker", "fragile-broker"  # homes
+OBJECT_STORE = "object-store"
 
 SPARK_OPTIONS = "SPARK_SUBMIT_OPTS"  # that Spark's launcher adds to those of the JVM
 # For jobs of seconds: compile quickly rather than well, and collect garbage in one thread.
@@ -88,7 +90,8 @@ def shared_broker(home: Path, jars: Path, backbones: Path) -> Settings:
     return settings.model_copy(update={"bootstrap_servers": state.address})
 
 
-def stop_shared_brokers(run: Path) -> None:
+def stop_shared_services(run: Path) -> None:
+    stop_object_store(run / OBJECT_STORE)
     for home in (run / BROKER, run / FRAGILE_BROKER):
         if home.exists():
             stop_broker(Settings(home=home, bootstrap_servers=None))

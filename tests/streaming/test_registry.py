@@ -4,8 +4,10 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
-from itertools import count
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -16,6 +18,7 @@ from streaming.storage.alias_log import AliasLog
 from streaming.storage.registry_objects import MAX_BYTES, Move, Version, move_key, version_key
 from streaming.storage.store import Store, open_store
 from tests.models.samples import copy_bundle, replace_file, tiny_bundle
+from tests.object_store import BUCKET, ObjectStoreServer
 from tests.streaming.killed import killed_at_each_step
 from tests.streaming.small_models import bundle_folder
 from tests.streaming.stores import Elsewhere
@@ -614,3 +617,25 @@ def test_a_home_that_was_copied_to_a_bucket_is_the_same_registry(home: Path, bun
     copy = Registry(Elsewhere(tmp_path / "copy"))
     found: Bundle = copy.read(2)
     assert (copy.versions(), copy.targets(), found) == (registry.versions(), registry.targets(), registry.read(2))
+
+
+# --- in a bucket
+
+
+def test_a_registry_in_a_bucket_works_as_a_local_one(
+    object_store: ObjectStoreServer, bundle_dir: Path, tmp_path: Path
+) -> None:
+    store = open_store(f"s3://{BUCKET}/{uuid4().hex}", object_store.options)
+    writers = [Registry(store) for _ in range(3)]
+    with ThreadPoolExecutor(len(writers)) as pool:  # at the same time, and nobody takes another's number
+        versions = list(pool.map(lambda writer: register(writer, bundle_dir, 2), writers))
+        assert sorted(chain(*versions)) == [1, 2, 3, 4, 5, 6]
+        list(pool.map(lambda writer: writer.promote(2, by="ada", why="at once"), writers))
+    registry = Registry(store)
+    assert registry.read(6) == registry.fetch(6, tmp_path / "copy") == read_bundle(bundle_dir)
+    assert read_bundle(tmp_path / "copy") == read_bundle(bundle_dir)
+    assert len(registry.history("champion")) == 3
+    writers[0].promote(5, by="bob", why="better")
+    assert registry.targets() == {"champion": 5, "challenger": None}
+    assert registry.rollback(by="bob").version == 2
+    assert writers[1].target("champion") == 2

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import obstore.store as obstore_store
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,24 +19,23 @@ import pytest
 from streaming.errors import ServiceError
 from streaming.storage import store as store_module
 from streaming.storage.store import LocalStore, ObjectStore, Store, StoreAwayError, open_store
-
-try:
-    import obstore.store as obstore_store
-except ImportError:
-    obstore_store = None
+from tests.object_store import BUCKET, ObjectStoreServer
 
 CHECKOUT = Path(__file__).parents[3]
 
 
 def in_memory() -> Store:
-    if obstore_store is None:
-        pytest.skip("obstore is not installed")
     return ObjectStore("s3://bucket/home", obstore_store.MemoryStore())
 
 
-@pytest.fixture(params=["local", "obstore"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return open_store(tmp_path / "home") if request.param == "local" else in_memory()
+    if request.param == "local":
+        return open_store(tmp_path / "home")
+    if request.param == "memory":
+        return in_memory()
+    server: ObjectStoreServer = request.getfixturevalue("object_store")
+    return open_store(f"s3://{BUCKET}/{uuid.uuid4().hex}", server.options)
 
 
 def keys(store: Store, prefix: str = "") -> list[str]:
@@ -335,8 +335,6 @@ sys.exit("obstore" in sys.modules)
 
 
 def test_bucket_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    if obstore_store is None:
-        pytest.skip("obstore is not installed")
     monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
     options = {"endpoint": "http://127.0.0.1:9", "access_key_id": "key", "secret_access_key": uuid.uuid4().hex}
     store = open_store("s3://bucket/home", {**options, "region": "none"})
@@ -345,7 +343,5 @@ def test_bucket_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_unknown_option_of_a_bucket_is_refused() -> None:
-    if obstore_store is None:
-        pytest.skip("obstore is not installed")
     with pytest.raises(ServiceError, match="^s3://bucket cannot be opened: "):
         open_store("s3://bucket", {"no_such_option": "1"})
