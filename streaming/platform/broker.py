@@ -25,6 +25,7 @@ from streaming.settings import Settings
 from streaming.storage.home import locked, make_dir
 
 DEFAULT_PORT = 9092
+COMMAND_WITHIN_S = 2.0  # on a busy machine a process that has just been started shows no command yet
 STOP_TIMEOUT_S = 30.0
 
 
@@ -176,7 +177,10 @@ def _process(settings: Settings, state: BrokerState) -> psutil.Process | None:
     """The broker's process if it is alive; process ids are used again, so its command must name our configuration."""
     try:
         process = psutil.Process(state.pid)
-        return process if str(settings.broker_dir / CONFIG_NAME) in process.cmdline() else None
+        deadline = time.monotonic() + COMMAND_WITHIN_S
+        while not (command := process.cmdline()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return process if str(settings.broker_dir / CONFIG_NAME) in command else None
     except psutil.Error:  # ended, or ended and not yet collected by its parent
         return None
 
