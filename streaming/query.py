@@ -30,14 +30,15 @@ TIMEOUT_S = 60.0
 MEMORY_LIMIT = "1GB"
 BATCH_ROWS = 10_000
 
-# No spilling to disk, nothing fetched or loaded, no Python variable reachable by its name, one time zone for all.
+# No spilling to disk, nothing fetched or loaded, no Python variable reachable by its name, one time
+# zone for all; GLOBAL, because a cursor does not take over the session's settings of its connection.
 CONFINEMENT = f"""
-SET memory_limit = '{MEMORY_LIMIT}';
-SET temp_directory = '';
-SET autoinstall_known_extensions = false;
-SET autoload_known_extensions = false;
-SET python_enable_replacements = false;
-SET TimeZone = 'UTC';
+SET GLOBAL memory_limit = '{MEMORY_LIMIT}';
+SET GLOBAL temp_directory = '';
+SET GLOBAL autoinstall_known_extensions = false;
+SET GLOBAL autoload_known_extensions = false;
+SET GLOBAL python_enable_replacements = false;
+SET GLOBAL TimeZone = 'UTC';
 """
 
 
@@ -76,20 +77,45 @@ def open_query(
             single SELECT, names what is not there, or needs more time or memory than it may have; also while the rows
             are read.
     """
+    with open_snapshot(settings, at=at) as snapshot, snapshot.query(sql, parameters, timeout_s) as reader:
+        yield reader
+
+
+@contextmanager
+def open_snapshot(settings: Settings, *, at: datetime | None = None) -> Iterator["Snapshot"]:
+    """The tables of one moment, for several statements; errors as for `open_query`."""
     connection = duckdb.connect(":memory:")
-    limit = _Limit(connection, timeout_s)
     try:
         connection.execute(CONFINEMENT)
-        tables = _open_tables(connection, settings.tables_dir, at)
-        statement = _only_select(sql)
-        with _errors_in_one_line(tables, limit):
-            rows = limit.call(
-                lambda: connection.sql(statement, params=dict(parameters or {})).to_arrow_reader(BATCH_ROWS)
-            )
-        yield pa.RecordBatchReader.from_batches(rows.schema, _guarded(rows, tables, limit))
+        yield Snapshot(connection, _open_tables(connection, settings.tables_dir, at))
     finally:
-        limit.cancel()
         connection.close()
+
+
+class Snapshot:
+    """The tables as they were when they were opened, whatever is committed meanwhile."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, tables: list[str]) -> None:
+        self.tables = tables
+        self._connection = connection
+
+    @contextmanager
+    def query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, timeout_s: float = TIMEOUT_S
+    ) -> Iterator[pa.RecordBatchReader]:
+        """As `open_query`; a second statement may run while the rows of the first are read."""
+        connection = self._connection.cursor()
+        limit = _Limit(connection, timeout_s)
+        try:
+            statement = _only_select(sql)
+            with _errors_in_one_line(self.tables, limit):
+                rows = limit.call(
+                    lambda: connection.sql(statement, params=dict(parameters or {})).to_arrow_reader(BATCH_ROWS)
+                )
+            yield pa.RecordBatchReader.from_batches(rows.schema, _guarded(rows, self.tables, limit))
+        finally:
+            limit.cancel()
+            connection.close()
 
 
 class _Limit:

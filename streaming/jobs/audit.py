@@ -7,8 +7,9 @@ What must hold, by the tables alone:
     3. per (topic, partition), the batches' ranges adjoin: no overlap, and no gap but those that the user accepted
     4. (topic, partition, offset) is unique over `predictions` and `quarantine`
 
-From 1 to 4 it follows that no message is missing and none is repeated. Each is one SQL statement over one snapshot, in
-which `batches` is read first: it is committed last, so that whatever it names is there, also beside a running stream.
+From 1 to 4 it follows that no message is missing and none is repeated. Each is one SQL statement; all of them see one
+snapshot, of which `batches` is opened first: it is committed last, so every row it accounts for is there, also beside a
+running stream.
 Nothing is held per message but in one bounded window of offsets at a time.
 """
 
@@ -18,7 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from streaming.errors import ServiceError
-from streaming.query import open_query
+from streaming.query import Snapshot, open_snapshot
 from streaming.settings import Settings
 
 WINDOW_ROWS = 4_000_000  # rows whose offsets are compared at a time
@@ -203,27 +204,28 @@ def audit(settings: Settings) -> AuditReport:
         raise ServiceError(
             f"nothing to audit in {settings.tables_dir}: no table {', '.join(missing)}; run `imagestream stream` first"
         )
-    (totals,) = _rows(settings, TOTALS)
-    report = AuditReport(**totals)
-    report.spans = [Span(**row) for row in _rows(settings, SPANS)]
-    report.left_out = list(_left_out(settings))
-    _check_accounts(settings, report)
-    _check_ranges(settings, report)
-    _check_unique(settings, report)
+    with open_snapshot(settings) as tables:
+        (totals,) = _rows(tables, TOTALS)
+        report = AuditReport(**totals)
+        report.spans = [Span(**row) for row in _rows(tables, SPANS)]
+        report.left_out = list(_left_out(tables))
+        _check_accounts(tables, report)
+        _check_ranges(tables, report)
+        _check_unique(tables, report)
     return report
 
 
-def _left_out(settings: Settings) -> Iterator[dict[str, Any]]:
-    with open_query(settings, "SELECT * FROM batches LIMIT 0") as reader:
-        if "left_out" not in reader.schema.names:  # a table from before there was the column
+def _left_out(tables: Snapshot) -> Iterator[dict[str, Any]]:
+    with tables.query("SELECT * FROM batches LIMIT 0") as reader:
+        if "left_out" not in reader.schema.names:  # a table that is older than the column
             return
-    yield from _rows(settings, LEFT_OUT)
+    yield from _rows(tables, LEFT_OUT)
 
 
-def _check_accounts(settings: Settings, report: AuditReport) -> None:
-    for row in _rows(settings, REPEATED_BATCHES):
+def _check_accounts(tables: Snapshot, report: AuditReport) -> None:
+    for row in _rows(tables, REPEATED_BATCHES):
         report.add(Kind.ACCOUNT, f"{_batch(row)} stands {row['n']} times in batches", **_id(row))
-    for row in _rows(settings, ACCOUNTS):
+    for row in _rows(tables, ACCOUNTS):
         rows = row["predicted"] + row["quarantined"]
         if not row["whole"] and row["newest"]:
             report.unfinished.append({**_id(row), "predicted": row["predicted"], "quarantined": row["quarantined"]})
@@ -249,16 +251,16 @@ def _check_account(row: dict[str, Any], report: AuditReport) -> None:
         report.add(Kind.MODEL, text, **_id(row))
 
 
-def _check_ranges(settings: Settings, report: AuditReport) -> None:
-    for row in _rows(settings, INSIDE):
+def _check_ranges(tables: Snapshot, report: AuditReport) -> None:
+    for row in _rows(tables, INSIDE):
         place = {"topic": row["topic"], "partition": row["partition"]}
         outside = row["start"] is None or (row["n"] and (row["low"] < row["start"] or row["high"] >= row["end"]))
         if outside:
             text = f"{_batch(row)} has rows of {_place(row)} from {row['low']} to {row['high']}, outside its offsets"
             report.add(Kind.ACCOUNT, text, **_id(row), **place)
         if row["start"] is not None:
-            _name_gaps(settings, report, row)
-    for row in _rows(settings, ADJOINING):
+            _name_gaps(tables, report, row)
+    for row in _rows(tables, ADJOINING):
         place = {"topic": row["topic"], "partition": row["partition"]}
         if row["before"] < row["start"]:
             ends = {"from": row["before"], "to": row["start"] - 1}
@@ -274,36 +276,36 @@ def _check_ranges(settings: Settings, report: AuditReport) -> None:
             report.add(Kind.OVERLAP, text, **place, **ends, **_id(row))
 
 
-def _name_gaps(settings: Settings, report: AuditReport, row: dict[str, Any]) -> None:
+def _name_gaps(tables: Snapshot, report: AuditReport, row: dict[str, Any]) -> None:
     """Name the offsets without a row in one range of a batch, unless that was done before."""
     range_ = {name: row[name] for name in ("query_id", "batch_id", "topic", "partition", "start", "end")}
     key = tuple(range_.values())
     if key in report.searched:
         return
     report.searched.add(key)
-    for gap in _rows(settings, MISSING, range_):
+    for gap in _rows(tables, MISSING, range_):
         text = f"{_place(row)}: no row for offsets {gap['from']} to {gap['to']}, of {_batch(row)}"
         report.add(Kind.GAP, text, topic=row["topic"], partition=row["partition"], **gap, **_id(row))
 
 
-def _check_unique(settings: Settings, report: AuditReport) -> None:
-    (reach,) = _rows(settings, REACH)
+def _check_unique(tables: Snapshot, report: AuditReport) -> None:
+    (reach,) = _rows(tables, REACH)
     if reach["low"] is None:
         return
     width = max(1, WINDOW_ROWS // reach["partitions"])
     for start in range(reach["low"], reach["high"] + 1, width):
-        for row in _rows(settings, REPEATS, {"start": start, "end": start + width}):
+        for row in _rows(tables, REPEATS, {"start": start, "end": start + width}):
             place = {"topic": row["topic"], "partition": row["partition"]}
             text = f"{_place(row)}: {row['n']} rows for each of the offsets {row['from']} to {row['to']}"
             ends = {"from": row["from"], "to": row["to"]}
             report.add(Kind.REPEAT, text, **place, **ends, rows=row["n"])
             # A row too many can hide one too few: the count of that range is right then.
-            for range_ in _rows(settings, RANGES_AT, {**place, **ends}):
-                _name_gaps(settings, report, range_)
+            for range_ in _rows(tables, RANGES_AT, {**place, **ends}):
+                _name_gaps(tables, report, range_)
 
 
-def _rows(settings: Settings, sql: str, parameters: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    with open_query(settings, VIEWS + sql, parameters=parameters, timeout_s=TIMEOUT_S) as reader:
+def _rows(tables: Snapshot, sql: str, parameters: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+    with tables.query(VIEWS + sql, parameters, TIMEOUT_S) as reader:
         for batch in reader:
             yield from batch.to_pylist()
 

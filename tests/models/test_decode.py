@@ -168,9 +168,16 @@ def test_exif_orientation_is_applied(image_format: str, orientation: int) -> Non
     assert np.abs(got[[10, 10, 50, 50], [10, 70, 10, 70]] - corners).max() < 12
 
 
-def test_unreadable_exif_does_not_spoil_a_good_picture() -> None:
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"\xff\xff\xff\x7f",  # a directory beyond the end
+        b"\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abcd",  # an orientation in letters
+    ],
+)
+def test_unreadable_exif_leaves_a_good_picture_as_it_is_stored(exif: bytes) -> None:
     good = encode(PHOTOGRAPH, "JPEG")
-    assert (pixels(encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")) == pixels(good)).all()
+    assert (pixels(encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0II*\0" + exif)) == pixels(good)).all()
 
 
 def test_cmyk_grayscale_bilevel_and_palette_become_rgb() -> None:
