@@ -14,7 +14,7 @@ from streaming.dashboard.context import Dashboard
 from streaming.dashboard.pictures import Wanted
 from streaming.errors import ServiceError
 from streaming.images.labels_csv import CONTROL_CHARACTER, MAX_LABEL_CHARS, composed, usable
-from streaming.pipeline.offsets import committed_offsets
+from streaming.pipeline.positions import committed_offsets
 from streaming.settings import Settings
 from streaming.storage.tables import LABELS, Table
 
