@@ -33,7 +33,7 @@ from streaming.platform.session import cause, spark_session
 from streaming.platform.topic import describe_topic, trouble_with_broker
 from streaming.settings import Settings
 from streaming.signals import stop_signals
-from streaming.storage.home import held
+from streaming.storage.home import held, make_dir
 from streaming.storage.store import StoreAwayError, open_store
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
@@ -120,8 +120,7 @@ def run_stream(
             offsets do not continue what was committed, memory does not suffice, or the query keeps failing.
         ModelError: the champion's bundle is refused.
     """
-    locks = settings.home / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
+    locks = make_dir(settings.home / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
     with held(locks / f"stream-{settings.topic}.lock", busy), old_stream_stopped(settings), stop_signals() as stop:
         starts = _Starts(settings, bootstrap_servers, options.accept)
@@ -307,6 +306,8 @@ class _Run:
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}")
+        if self._failures > 1:  # it may be too large: nothing binds the messages to one batch
+            self._size.images = max(1, self._size.images // 2)
         self._events.on_trouble(f"trying again: {cause(error)}")
         self._stop.wait(RETRY_S)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
@@ -19,7 +20,7 @@ from streaming.pipeline.positions import Accept, Positions, plan_start, read_ide
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.store import LocalStore
-from streaming.storage.tables import Table
+from streaming.storage.tables import BATCHES, SCHEMAS, Table
 from tests.streaming.history import QUERY_ID, commit_batch
 
 ENDS = {("images", 0): 15, ("images", 1): 4, ("images", 2): 2}
@@ -43,12 +44,15 @@ def write_old_checkpoint(settings: Settings, started: dict[int, int], ends: dict
 
 
 @pytest.fixture
-def old_home(tmp_path: Path) -> Settings:
+def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Two whole batches of two partitions, one that was cut off, and a third partition that began at 2 and had none."""
     settings = Settings(home=tmp_path)
-    commit_batch(settings, 0, {0: (0, 10), 1: (0, 4)}, bad={3})
-    commit_batch(settings, 1, {0: (10, 15)})
-    commit_batch(settings, 2, {0: (15, 19), 2: (2, 4)}, bad={17}, upto="quarantine")
+    columns = [field for field in BATCHES if field.name != "topics"]
+    with monkeypatch.context() as before:
+        before.setitem(SCHEMAS, "batches", (pa.schema(columns), None))
+        commit_batch(settings, 0, {0: (0, 10), 1: (0, 4)}, bad={3})
+        commit_batch(settings, 1, {0: (10, 15)})
+        commit_batch(settings, 2, {0: (15, 19), 2: (2, 4)}, bad={17}, upto="quarantine")
     write_old_checkpoint(settings, {0: 0, 1: 0, 2: 2}, {0: 19, 1: 4, 2: 4})
     return settings
 
