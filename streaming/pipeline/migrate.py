@@ -55,13 +55,12 @@ def begin_stream(settings: Settings, tables: Tables, topic: Topic, accept: Accep
     before = _taken_over(settings, topic)
     plan = plan_start(before, topic, accept)
     name = before.topic(topic.name)
-    if before.ends:
-        for table in DECIDED_TABLES:
+    for table in DECIDED_TABLES:
+        if (settings.tables_dir / table / "_delta_log").is_dir():
             tables[table].delete_beyond(name, before.of_topic(name))
-    ends = dict(before.ends) or {(name, partition): begin for partition, begin in topic.begins.items()}
     # The id of a topic that was made again is noted by the first decision about it.
     topics = {name: before.topics.get(name) or (topic.id if plan.topic == name else "")}
-    first = tuple(FirstOffset(*place, offset) for place, offset in sorted(ends.items()))
+    first = tuple(FirstOffset(*place, offset) for place, offset in sorted(before.ends.items()))
     identity = StreamIdentity(str(uuid.uuid4()), topic.name, topics, first)
     for table in (*DECIDED_TABLES, "batches"):  # made here, so that readers who find one find all
         tables[table]
@@ -103,13 +102,11 @@ def set_checkpoint_aside(settings: Settings) -> None:
 
 
 def _taken_over(settings: Settings, topic: Topic) -> Positions:
-    """What tables and an old checkpoint say; no ends and no topics where nothing was ever read."""
+    """What tables and an old checkpoint say; where they say nothing of a partition, it begins where Kafka does."""
     folder = _old_folder(settings)
     known = _old_topic(folder / "topic.json", topic.name)
     ours = {place: end for place, end in ends_of_all(settings).items() if name_in_kafka(place[0]) == topic.name}
     name = Positions(ends=ours, topics=known).topic(topic.name)
-    if not ours and not known:
-        return Positions()
     # Of a partition that no batch had messages of, only Spark knew where it began.
     began = first_offsets(folder / "spark").get(topic.name, {})
     ends = {(name, one): began.get(one, begin) for one, begin in topic.begins.items()}

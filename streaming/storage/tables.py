@@ -159,13 +159,16 @@ class Table:
         self.schema = schema
         self.directory = directory / name
         self._partition_by = partition_by
-        handle = DeltaTable.create(
-            self.directory,
-            schema,
-            mode="ignore",
-            partition_by=[partition_by] if partition_by else None,
-            configuration=configuration,
-        )
+        try:
+            handle = DeltaTable.create(
+                self.directory,
+                schema,
+                mode="ignore",
+                partition_by=[partition_by] if partition_by else None,
+                configuration=configuration,
+            )
+        except CommitFailedError:  # another process made it at the same moment
+            handle = DeltaTable(self.directory)
         self._add_missing_columns(handle)
         self._log = TableLog(handle, self.directory)
 

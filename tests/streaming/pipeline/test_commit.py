@@ -206,7 +206,9 @@ class Run:
         self.committer(FRAME, [OffsetRange("images", 0, start, start + 3)])
 
     def _score(self, number: int) -> _Scored:
-        lineage = {"query_id": QUERY_ID, "batch_id": number, "model_version": 3, "bundle_sha256": "c" * 64}
+        model = self.models.champion.version
+        lineage = {"query_id": QUERY_ID, "batch_id": number}
+        lineage |= {"model_version": model.version, "bundle_sha256": model.sha256}
         bad = quarantined(self._settings, 0, self._start + 2) | lineage
         (file,) = worker_file(self._settings.tables_dir / "quarantine", [bad])
         rows = scored("cat", "dog").to_pylist()
