@@ -31,10 +31,10 @@ from models.bundle import (
 from models.classifier import LogisticRegression
 from models.engine import LiteRTEngine
 from models.projection import GramSums, fit_pca
-from models.registry import Registry
 from models.scorer import Head, Scorer, decode_all, golden_arrays
 from streaming.images.dataset import digit_images
 from streaming.jobs.rescore import rescore
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import FileSink, list_array
 from streaming.storage.tables import FEATURES, Table
@@ -99,7 +99,7 @@ def _register(settings: Settings, exported: ExportedBackbone, head: Head, images
         GOLDEN: golden_arrays(Scorer(LiteRTEngine(exported.flatbuffer), head), images),
     }
     files = {FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights}
-    Registry(settings.models_dir).register(lambda directory: write_bundle(directory, manifest, files, arrays))
+    open_registry(settings.home).register(lambda directory: write_bundle(directory, manifest, files, arrays))
 
 
 def _store(settings: Settings, backbone_sha256: str, features: Features) -> None:

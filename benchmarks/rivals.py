@@ -14,8 +14,8 @@ from benchmarks.pairs import Pair
 from benchmarks.processes import INSTALL_TIMEOUT_S, PEERS, make_environment, run_json
 from benchmarks.service import Service, a_service
 from models.backbone import WEIGHTS_FILE
-from models.registry import Registry
 from models.scorer import load_head
+from streaming.registry import open_registry
 from streaming.settings import Settings, read_settings
 
 PEER_IMAGES, BATCH = 8_000, 2_000
@@ -38,7 +38,7 @@ def questions() -> Iterator[Pair]:
 
 def write_head(service: Service, settings: Settings) -> Path:
     """The champion's projection and classifier as one matrix and offset, since both are linear."""
-    head = load_head(Registry(settings.models_dir).read(1))
+    head = load_head(open_registry(settings.home).read(1))
     offset = head.logits(np.zeros((1, _width(settings)), np.float32))[0]
     matrix = head.logits(np.eye(_width(settings), dtype=np.float32)) - offset
     path = service.scratch / "head.npz"
@@ -47,7 +47,7 @@ def write_head(service: Service, settings: Settings) -> Path:
 
 
 def _width(settings: Settings) -> int:
-    return Registry(settings.models_dir).read(1).manifest.backbone.n_features
+    return open_registry(settings.home).read(1).manifest.backbone.n_features
 
 
 def _against_consumer(
@@ -119,7 +119,7 @@ def _predict_batch_udf(service: Service, settings: Settings) -> Pair:
 
 def _against_spark(service: Service, settings: Settings, way: str, aim: float, name: str, runs: int = 1) -> Pair:
     """Ours against Keras on Spark, each after its first micro-batch; ours at `BATCH`, Keras' way at its own size."""
-    bundle = Registry(settings.models_dir)
+    bundle = open_registry(settings.home)
     backbone = bundle.read(1).manifest.backbone
     head = write_head(service, settings)
 

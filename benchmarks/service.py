@@ -17,11 +17,11 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.processes import run_json
 from models.backbone import FLATBUFFER_FILE
-from models.registry import Registry
 from producer.message import build_message
 from streaming.platform.broker import start_broker, stop_broker
 from streaming.platform.kafka_node import free_port
 from streaming.query import query
+from streaming.registry import open_registry
 from streaming.settings import Settings, read_settings
 
 CORES = os.cpu_count() or 1
@@ -104,7 +104,7 @@ class Service:
     def home(self, name: str, *options: object) -> Settings:
         """A home whose champion was trained on `DIGITS` digits, with the options of `imagestream train`."""
         settings = self.settings.model_copy(update={"home": self.scratch / name})
-        if not settings.models_dir.exists():
+        if not open_registry(settings.home).versions():
             command = (sys.executable, "-m", "streaming", "--home", settings.home, "train", "--dataset", "digits")
             trained = run_json(*command, "--limit", DIGITS, *options, environment=self.environment("unused"))
             self.accuracy[name] = trained["metrics"]["accuracy"]
@@ -112,7 +112,10 @@ class Service:
 
     def flatbuffer(self, settings: Settings) -> Path:
         """The champion's backbone, for peers."""
-        return Registry(settings.models_dir).path(1) / FLATBUFFER_FILE
+        folder = settings.home / "champion"
+        if not folder.exists():
+            open_registry(settings.home).fetch(1, folder)
+        return folder / FLATBUFFER_FILE
 
     def stream(
         self, settings: Settings, topic: str, *options: object, environment: Mapping[str, str] = MappingProxyType({})

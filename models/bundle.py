@@ -1,4 +1,4 @@
-"""A bundle: one directory that is one model version, all or nothing.
+"""A bundle: the files that are one model version, all or nothing.
 
 `manifest.json` describes the model and holds the SHA-256 of every other file, so the manifest's own SHA-256 names the
 whole bundle. Nothing in a bundle can execute code: JSON, flatbuffer, HDF5 weights and `.npz` without pickles.
@@ -8,10 +8,10 @@ Reading checks everything that can be checked without running the model; `models
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -202,50 +202,97 @@ def write_bundle(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_bundle(directory: Path) -> Bundle:
+class BundleFiles(Protocol):
+    """The files of one bundle, by name, wherever they are kept; `str` of it is the place that errors name."""
+
+    def names(self) -> Collection[str]:
+        """Every name that is there, the manifest's among them."""
+
+    def size(self, name: str) -> int:
+        """The size of a file in bytes.
+
+        Raises:
+            ModelError: there is no such file, or it is not a regular file.
+        """
+
+    def read(self, name: str) -> bytes:
+        """The content of a file, which is only asked for once its size is known to be allowed."""
+
+
+@dataclass(frozen=True)
+class BundleFolder:
+    """A bundle in a local directory; implements `BundleFiles`."""
+
+    directory: Path
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    def names(self) -> Collection[str]:
+        return {path.name for path in self.directory.iterdir()}
+
+    def size(self, name: str) -> int:
+        path = self.directory / name
+        if path.is_symlink() or not path.is_file():
+            raise ModelError(f"{name} is not a regular file")
+        return path.stat().st_size
+
+    def read(self, name: str) -> bytes:
+        return (self.directory / name).read_bytes()
+
+
+def read_bundle(source: BundleFiles | Path, copy_to: Path | None = None) -> Bundle:
     """Read and check a bundle: its file list, every hash, and every stage's dimensions.
+
+    Args:
+        source: its files, or the local directory that holds them.
+        copy_to: a directory, made by this call, for a copy of every file; complete if no error is raised.
 
     Raises:
         ModelError: anything missing, extra, altered, a link, too large, or of the wrong shape; says which and why.
     """
+    files = BundleFolder(source) if isinstance(source, Path) else source
     try:
-        return _read_checked(directory)
+        return _read_checked(files, copy_to)
     except ModelError as error:
-        raise ModelError(f"bundle {directory} is refused: {error}") from error
+        raise ModelError(f"bundle {files} is refused: {error}") from error
     except OSError as error:
-        raise ModelError(f"bundle {directory} cannot be read: {error}") from error
+        raise ModelError(f"bundle {files} cannot be read: {error}") from error
 
 
-def _read_checked(directory: Path) -> Bundle:
-    text = _read_file(directory / MANIFEST, MAX_MANIFEST_BYTES)
+def _read_checked(files: BundleFiles, copy_to: Path | None) -> Bundle:
+    text = _read_file(files, MANIFEST, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(text)
-    present = {path.name for path in directory.iterdir()} - {MANIFEST}
+    present = set(files.names()) - {MANIFEST}
     if present != set(manifest.files):
         raise ModelError(f"it should hold {sorted(manifest.files)} beside its manifest, it holds {sorted(present)}")
-    files = {}
+    if copy_to is not None:
+        copy_to.mkdir()
+        (copy_to / MANIFEST).write_bytes(text)
+    kept = {}
     for name in sorted(present):
-        path = directory / name
-        if name in {FLATBUFFER_FILE, WEIGHTS_FILE} - {manifest.backbone.scored_file}:  # checked, but not kept
-            _regular_file(path, MAX_FILE_BYTES)
-            digest = file_sha256(path)
-        else:
-            files[name] = _read_file(path, MAX_FILE_BYTES)
-            digest = hashlib.sha256(files[name]).hexdigest()
+        content = _read_file(files, name, MAX_FILE_BYTES)
+        digest = hashlib.sha256(content).hexdigest()
         if digest != manifest.files[name]:
             raise ModelError(f"{name} has SHA-256 {digest}, the manifest says {manifest.files[name]}")
-    return Bundle(manifest, hashlib.sha256(text).hexdigest(), files)
+        if copy_to is not None:
+            (copy_to / name).write_bytes(content)
+        if name not in {FLATBUFFER_FILE, WEIGHTS_FILE} - {manifest.backbone.scored_file}:  # checked, but not kept
+            kept[name] = content
+    return Bundle(manifest, hashlib.sha256(text).hexdigest(), kept)
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of a bundle, with its dimensions checked; none of the other files is read.
+def read_manifest(files: BundleFiles) -> tuple[Manifest, str]:
+    """The manifest of a bundle, with its dimensions checked, and its SHA-256; none of the other files is read.
 
     Raises:
         ModelError: see `parse_manifest`; or the file is missing, a link, or too large.
     """
     try:
-        return parse_manifest(_read_file(directory / MANIFEST, MAX_MANIFEST_BYTES))
+        text = _read_file(files, MANIFEST, MAX_MANIFEST_BYTES)
+        return parse_manifest(text), hashlib.sha256(text).hexdigest()
     except OSError as error:
-        raise ModelError(f"bundle {directory} cannot be read: {error}") from error
+        raise ModelError(f"bundle {files} cannot be read: {error}") from error
 
 
 def parse_manifest(text: bytes) -> Manifest:
@@ -267,13 +314,8 @@ def parse_manifest(text: bytes) -> Manifest:
     return manifest
 
 
-def _regular_file(path: Path, max_bytes: int) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise ModelError(f"{path.name} is not a regular file")
-    if path.stat().st_size > max_bytes:
-        raise ModelError(f"{path.name} has {path.stat().st_size:,} bytes, more than the {max_bytes:,} allowed")
-
-
-def _read_file(path: Path, max_bytes: int) -> bytes:
-    _regular_file(path, max_bytes)
-    return path.read_bytes()
+def _read_file(files: BundleFiles, name: str, max_bytes: int) -> bytes:
+    size = files.size(name)
+    if size > max_bytes:
+        raise ModelError(f"{name} has {size:,} bytes, more than the {max_bytes:,} allowed")
+    return files.read(name)

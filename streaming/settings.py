@@ -62,10 +62,6 @@ class Settings(BaseSettings):
         return self.home / "tables"
 
     @property
-    def models_dir(self) -> Path:
-        return self.home / "models"
-
-    @property
     def broker_dir(self) -> Path:
         return self.home / "broker"
 

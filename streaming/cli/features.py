@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -70,13 +71,14 @@ def features(
 
     from streaming.jobs.export import backbone_source, export_features, model_source  # takes a second
 
-    if model is not None:
-        source = model_source(settings, model)
-    else:
-        with err.status(f"exporting {backbone} …"):
-            source = backbone_source(settings, backbone, weights, "flat" if flat else "pooled", options)
-    with stoppable("the same command goes on where it was"), _progress(dataset.n_images) as show:
-        result = export_features(settings, dataset, source, options, output, kind, show)
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
+        if model is not None:
+            source = model_source(settings, model, Path(scratch))
+        else:
+            with err.status(f"exporting {backbone} …"):
+                source = backbone_source(settings, backbone, weights, "flat" if flat else "pooled", options)
+        with stoppable("the same command continues where it was"), _progress(dataset.n_images) as show:
+            result = export_features(settings, dataset, source, options, output, kind, show)
     _tell(result, dataset, output, json_file)
 
 

@@ -9,7 +9,7 @@ import typer
 from streaming.cli.app import JsonOption, app, out, settings_of, write_json
 
 if TYPE_CHECKING:
-    from models.registry import Registry
+    from streaming.registry import Registry
 
 models_app = typer.Typer(
     name="models", help="Show, promote, roll back and verify model versions.", no_args_is_help=True
@@ -36,10 +36,10 @@ def list_(context: typer.Context, json_file: JsonOption = None) -> None:
     """
     from rich.table import Table
 
-    from models.registry import ALIASES, Registry
+    from streaming.registry import open_registry
 
-    registry = Registry(settings_of(context).models_dir)
-    aliases = {alias: registry.target(alias) for alias in ALIASES}
+    registry = open_registry(settings_of(context).home)
+    aliases = registry.targets()
     table = Table("version", "alias", "backbone", "components", "classes", "rows", "accuracy", "log loss", box=None)
     rows = []
     for version in registry.versions():
@@ -57,7 +57,7 @@ def list_(context: typer.Context, json_file: JsonOption = None) -> None:
             f"{metrics.get('log_loss', float('nan')):.4f}",
         )
         rows.append({"version": version, "aliases": of_version, "metrics": metrics})
-    out.print(table if rows else f"no models in {registry.root} yet; make one with 'imagestream train'")
+    out.print(table if rows else f"no models in {registry.place} yet; make one with 'imagestream train'")
     write_json(json_file, {"versions": rows})
 
 
@@ -67,9 +67,9 @@ def show(context: typer.Context, version: VersionArgument) -> None:
 
     Example: imagestream models show 1
     """
-    from models.registry import Registry
+    from streaming.registry import open_registry
 
-    manifest = Registry(settings_of(context).models_dir).read(version).manifest
+    manifest = open_registry(settings_of(context).home).read(version).manifest
     out.print_json(manifest.model_dump_json())
 
 
@@ -85,9 +85,9 @@ def promote(
 
     Example: imagestream models promote 2 --why "more labels"
     """
-    from models.registry import Registry
+    from streaming.registry import open_registry
 
-    registry = Registry(settings_of(context).models_dir)
+    registry = open_registry(settings_of(context).home)
     _check(registry, version)
     move = registry.promote(version, alias=alias.value, by=getpass.getuser(), why=why)
     out.print(f"{alias.value}: version {move.version} (before: {move.previous or 'none'})", highlight=False)
@@ -100,9 +100,9 @@ def rollback(context: typer.Context, alias: AliasOption = AliasName.CHAMPION, js
 
     Example: imagestream models rollback
     """
-    from models.registry import Registry
+    from streaming.registry import open_registry
 
-    move = Registry(settings_of(context).models_dir).rollback(alias=alias.value, by=getpass.getuser())
+    move = open_registry(settings_of(context).home).rollback(alias=alias.value, by=getpass.getuser())
     out.print(f"{alias.value}: version {move.version} (before: {move.previous})", highlight=False)
     write_json(json_file, move.model_dump(mode="json"))
 
@@ -113,9 +113,9 @@ def verify(context: typer.Context, version: VersionArgument, json_file: JsonOpti
 
     Example: imagestream models verify 1
     """
-    from models.registry import Registry
+    from streaming.registry import open_registry
 
-    sha256 = _check(Registry(settings_of(context).models_dir), version)
+    sha256 = _check(open_registry(settings_of(context).home), version)
     out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}", highlight=False)
     write_json(json_file, {"version": version, "bundle_sha256": sha256})
 

@@ -3,6 +3,8 @@
 import os
 import re
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,8 +13,6 @@ from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from streaming.jobs.capacity import Costs, Plan
     from streaming.settings import Settings
 
@@ -45,8 +45,8 @@ def size(
     from streaming.jobs.capacity import measure, plan
 
     settings = settings_of(context)
-    with err.status("measuring …"):
-        flatbuffer, n_features, bundle_bytes = _network(settings, backbone, weights, input_size)
+    with err.status("measuring …"), TemporaryDirectory(prefix="imagestream-") as scratch:
+        flatbuffer, n_features, bundle_bytes = _network(settings, backbone, weights, input_size, Path(scratch))
         costs = measure(flatbuffer, int(found[1]), int(found[2]), cores or os.cpu_count() or 1)
     answer = plan(images_per_second, costs, n_features, bundle_bytes)
     _print(images_per_second, costs, answer)
@@ -54,19 +54,19 @@ def size(
 
 
 def _network(
-    settings: "Settings", backbone: str | None, weights: str, input_size: int | None
-) -> "tuple[Path, int, int]":
+    settings: "Settings", backbone: str | None, weights: str, input_size: int | None, scratch: Path
+) -> tuple[Path, int, int]:
     """The flatbuffer to measure, how many features it gives, and about how many bytes a bundle with it has."""
     from models.backbone import DEFAULT_BACKBONE, FLATBUFFER_FILE, export_backbone
-    from models.registry import CHAMPION, Registry
+    from streaming.registry import CHAMPION, open_registry
 
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     champion = registry.target(CHAMPION)
     if backbone is None and input_size is None and champion is not None:
-        bundle = registry.read(champion)
+        bundle = registry.fetch(champion, scratch / "bundle")
         if bundle.manifest.backbone.engine == "litert":
             size = sum(len(content) for content in bundle.files.values())
-            return registry.path(champion) / FLATBUFFER_FILE, bundle.manifest.backbone.n_features, size
+            return scratch / "bundle" / FLATBUFFER_FILE, bundle.manifest.backbone.n_features, size
     square = None if input_size is None else (input_size, input_size)
     exported = export_backbone(backbone or DEFAULT_BACKBONE, weights, settings.backbones_dir, input_size=square)
     return exported.flatbuffer, exported.spec.n_features, exported.flatbuffer.stat().st_size

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from models.errors import ModelError
-from models.registry import Alias, Move, Registry
 from models.scorer import check_golden, load_scorer
 from producer.message import MAX_MESSAGE_BYTES, build_message
 from streaming.dashboard.context import Dashboard
@@ -15,7 +14,9 @@ from streaming.dashboard.pictures import Wanted
 from streaming.errors import ServiceError
 from streaming.images.labels_csv import CONTROL_CHARACTER, MAX_LABEL_CHARS, composed, usable
 from streaming.pipeline.positions import committed_offsets
+from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.registry_objects import Alias, Move
 from streaming.storage.tables import LABELS, Table
 
 BY = "dashboard"
@@ -66,7 +67,7 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
     Raises:
         ServiceError: there is no such version, or its bundle is refused.
     """
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     try:
         bundle = registry.read(version)
         check_golden(bundle, load_scorer(bundle))
@@ -82,6 +83,6 @@ def roll_back(settings: Settings, alias: Alias) -> Move:
         ServiceError: there is none.
     """
     try:
-        return Registry(settings.models_dir).rollback(alias=alias, by=BY)
+        return open_registry(settings.home).rollback(alias=alias, by=BY)
     except ModelError as error:
         raise ServiceError(str(error)) from error

@@ -15,12 +15,12 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from models.backbone import FLATBUFFER_FILE
-from models.bundle import FITTED_ON, MANIFEST, Bundle, parse_manifest
+from models.bundle import FITTED_ON, Bundle
 from models.errors import ModelError
 from models.fitted_on import BloomFilter, FittedOn
-from models.registry import Registry
 from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.groups import group_ids
+from streaming.registry import Registry
 from streaming.storage.tables import FEATURES, LABELS, data_files
 
 BATCH_ROWS = 10_000
@@ -62,8 +62,7 @@ def backbone_fitted_on(registry: Registry, champion: Bundle, tables_dir: Path) -
     if recorded is not None:
         return recorded
     for version in registry.versions():  # the first version that has a backbone is the one that it was trained for
-        manifest = parse_manifest((registry.path(version) / MANIFEST).read_bytes())
-        if manifest.files[FLATBUFFER_FILE] == champion.backbone_sha256:
+        if registry.manifest(version).files[FLATBUFFER_FILE] == champion.backbone_sha256:
             return fitted_on(registry.read(version), tables_dir).images
     return None
 
@@ -74,8 +73,8 @@ class Exposure:
     Of a version that is not in the registry any more, or is refused, nobody knows what it was fitted on: on anything.
     """
 
-    def __init__(self, models_dir: Path, tables_dir: Path) -> None:
-        self._registry = Registry(models_dir)
+    def __init__(self, registry: Registry, tables_dir: Path) -> None:
+        self._registry = registry
         self._tables_dir = tables_dir
         self._known: dict[str, tuple[FittedOn, str | None] | None] = {}
 

@@ -12,7 +12,6 @@ from models.architectures import Output, find_backbone
 from models.backbone import FLATBUFFER_FILE, export_backbone
 from models.decode import Resize
 from models.projection import Projection, check_pca_memory
-from models.registry import Registry
 from models.scorer import load_head
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
@@ -21,6 +20,7 @@ from streaming.images.images_frame import featurized_rows, images_frame
 from streaming.jobs.feature_files import write_feature_files
 from streaming.jobs.output import FileFormat, check_output
 from streaming.platform.session import QUICK_START, spark_session
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
 from streaming.storage.tables import Table
@@ -72,18 +72,20 @@ def backbone_source(
     return FeatureSource(exported.flatbuffer, exported.sha256, exported.spec.n_features)
 
 
-def model_source(settings: Settings, version: int) -> FeatureSource:
+def model_source(settings: Settings, version: int, scratch: Path) -> FeatureSource:
     """The backbone and projection of a registered model.
+
+    Args:
+        scratch: a directory that keeps the model's files for as long as the source is used.
 
     Raises:
         ModelError: there is no such version, or its bundle is refused.
     """
-    registry = Registry(settings.models_dir)
-    bundle = registry.read(version)
+    folder = scratch / "bundle"
+    bundle = open_registry(settings.home).fetch(version, folder)
     entry = bundle.manifest.backbone
-    flatbuffer = registry.path(version) / FLATBUFFER_FILE
     return FeatureSource(
-        flatbuffer, bundle.backbone_sha256, entry.n_features, entry.resize, load_head(bundle).projection
+        folder / FLATBUFFER_FILE, bundle.backbone_sha256, entry.n_features, entry.resize, load_head(bundle).projection
     )
 
 

@@ -26,7 +26,7 @@ from deltalake.transaction import AddAction
 
 from streaming.errors import ServiceError
 from streaming.jobs.resend import Identity, Sender
-from streaming.jobs.rewrite import READER_VERSION, data_schema, replace_files, write_copy
+from streaming.jobs.rewrite import READER_VERSION, replace_files, write_copy
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
@@ -168,7 +168,7 @@ def _replace_files(directory: Path, identities: set[Identity], at: datetime, lik
     if log.reader_version > READER_VERSION:
         raise ServiceError(f"{directory} was upgraded by another program: its rows cannot be marked as replayed")
     number = log.next_rewrite()
-    schema = data_schema(log)
+    schema = log.data_schema()
     left = len(identities)
     removes: list[LiveFile] = []
     adds: list[AddAction] = []

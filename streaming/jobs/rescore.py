@@ -29,11 +29,11 @@ from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from models.registry import Registry
 from models.scorer import Head, check_golden, load_head, load_scorer
 from streaming.errors import ServiceError
 from streaming.pipeline.score import answer_columns
 from streaming.query import query
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import as_matrix
 from streaming.storage.home import held, make_dir
@@ -127,7 +127,7 @@ def rescore(
             is allowed), or another rescoring is at work in this home.
         ModelError: there is no such version, or it is refused.
     """
-    bundle = Registry(settings.models_dir).read(version)
+    bundle = open_registry(settings.home).read(version)
     check_golden(bundle, load_scorer(bundle))
     missing = check_features(settings, bundle, version, allow_missing=allow_missing)
     lock = make_dir(settings.home) / "rescore.lock"

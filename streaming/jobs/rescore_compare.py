@@ -9,6 +9,7 @@ from typing import Any
 
 from streaming.images.exposure import Exposure
 from streaming.query import open_query, query
+from streaming.registry import open_registry
 from streaming.reports.paired import Paired, contents_of, count_pairs
 from streaming.settings import Settings
 
@@ -68,7 +69,7 @@ def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> 
     agreement = query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist()
     labelled = pairs + LABELLED.format(contents=contents_of(settings))
     with open_query(settings, labelled, parameters=bundle, timeout_s=TIMEOUT_S) as batches:
-        counts = count_pairs(batches, Exposure(settings.models_dir, settings.tables_dir))
+        counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.tables_dir))
     return Comparison(
         [row | counts.get(row["old_version"], Paired()).as_row() for row in agreement],
         query(settings, pairs + CHANGED, parameters=bundle | {"limit": limit}, timeout_s=TIMEOUT_S).to_pylist(),

@@ -42,7 +42,7 @@ def compact(directory: Path, target_bytes: int) -> str | None:
         if log.reader_version > READER_VERSION:
             return f"another program has upgraded it to reader version {log.reader_version}"
         number = log.next_rewrite()
-        schema = data_schema(log)
+        schema = log.data_schema()
         for group in _groups(log.files(), target_bytes):
             merged = write_copy(directory, group, schema)
             if not replace_files(log, number, group, [merged], data_change=False):
@@ -96,13 +96,6 @@ def replace_files(
         for file in removes
     ]
     return log.commit([replace(add, data_change=data_change) for add in adds], REWRITE, number, gone)
-
-
-def data_schema(log: TableLog) -> pa.Schema:
-    """The columns that the files of a table hold: all but those of its partitions, which the folders' names tell."""
-    table = log.refresh()
-    partition = set(table.metadata().partition_columns)
-    return pa.schema([field for field in pa.schema(table.schema()) if field.name not in partition])
 
 
 def write_copy(

@@ -52,12 +52,12 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
     A row without an answer has nulls. Saving the stage saves the model along with it.
 
     Example:
-        BundleScorer(inputCol="image", bundle=".imagestream/models/1").transform(images)
+        BundleScorer(inputCol="image", bundle=".imagestream/models/bundles/0f3a…").transform(images)
     """
 
     bundle = param(
         "bundle",
-        "directory of a bundle: a model version, HOME/models/N",
+        "directory of a bundle: HOME/models/bundles/SHA256, with the SHA-256 that 'imagestream models verify N' prints",
         TypeConverters.toString,
     )
     labelCol = param(
@@ -156,7 +156,9 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
         wanted = self.getOrDefault(self.bundle) if self.isDefined(self.bundle) else None
         if self._held is None or self._held[0] != wanted:
             if wanted is None:
-                raise ServiceError("BundleScorer needs a bundle: the directory of a model version, HOME/models/N")
+                raise ServiceError(
+                    "BundleScorer needs a bundle: the directory of a model version, HOME/models/bundles/SHA256"
+                )
             bundle = read_bundle(Path(wanted))
             check_golden(bundle, load_scorer(bundle))
             self._held = (wanted, bundle)

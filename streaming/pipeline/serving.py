@@ -1,6 +1,6 @@
 """The models that the stream serves: the champion that answers, and a challenger that is scored beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pyspark import Broadcast
@@ -9,10 +9,11 @@ from pyspark.sql import SparkSession
 from models.bundle import Bundle
 from models.drift import DriftReference
 from models.errors import ModelError
-from models.registry import CHALLENGER, CHAMPION, Registry
 from models.scorer import check_golden, load_reference, load_scorer
 from streaming.errors import ServiceError
 from streaming.pipeline.decisions import ModelVersion
+from streaming.registry import CHALLENGER, CHAMPION, Registry
+from streaming.storage.registry_objects import Alias
 
 OnRefused = Callable[[int, str], None]
 
@@ -40,7 +41,7 @@ class Serving:
         self._on_refused = on_refused
         self._refused: dict[int, str] = {}
         self._loaded: dict[ModelVersion, LoadedModel] = {}
-        self.champion = self._load(self._champion())
+        self.champion = self._load(self._champion(registry.targets()))
         self.challenger: LoadedModel | None = None
 
     @property
@@ -50,7 +51,8 @@ class Serving:
 
     def follow(self) -> None:
         """Take up what the aliases point to now."""
-        champion, challenger = self._champion(), self._registry.target(CHALLENGER)
+        targets = self._registry.targets()
+        champion, challenger = self._champion(targets), targets[CHALLENGER]
         self._refused = {version: why for version, why in self._refused.items() if version in {champion, challenger}}
         self.champion = self._take_up(champion, self.champion) or self.champion
         if challenger is None or challenger == self.champion.version.version:
@@ -59,11 +61,11 @@ class Serving:
             self.challenger = self._take_up(challenger, self.challenger)
         self._forget_others()
 
-    def _champion(self) -> int:
-        version = self._registry.target(CHAMPION)
+    def _champion(self, targets: Mapping[Alias, int | None]) -> int:
+        version = targets[CHAMPION]
         if version is None:
-            root = self._registry.root
-            raise ServiceError(f"there is no champion model in {root}; make one with 'imagestream train'")
+            place = self._registry.place
+            raise ServiceError(f"there is no champion model in {place}; make one with 'imagestream train'")
         return version
 
     def _take_up(self, version: int, current: LoadedModel | None) -> LoadedModel | None:

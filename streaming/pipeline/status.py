@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from models.errors import ModelError
-from models.registry import ALIASES, CHAMPION, Registry
 from streaming.errors import ServiceError
 from streaming.pipeline.observe import STALE_AFTER_S, StreamState, read_state
 from streaming.pipeline.offsets import PartitionLag, TopicOffsets, lags
@@ -19,6 +18,7 @@ from streaming.platform.broker import bootstrap_servers as home_servers
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.topic import Right, is_hidden, no_right
 from streaming.query import query
+from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
 
 BATCHES_FOR_RATE = 10
@@ -132,12 +132,12 @@ def _broker(settings: Settings) -> tuple[str | None, dict[int, tuple[int, int]] 
 
 def _aliases(settings: Settings) -> tuple[dict[str, int | None], str | None]:
     """(where each alias points, what is wrong with that)."""
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     try:
-        aliases = {str(alias): registry.target(alias) for alias in ALIASES}
-    except ModelError as error:
+        aliases = {str(alias): target for alias, target in registry.targets().items()}
+    except (ModelError, ServiceError) as error:
         return {}, str(error)
-    return aliases, None if aliases[CHAMPION] else f"there is no champion model in {registry.root}"
+    return aliases, None if aliases[CHAMPION] else f"there is no champion model in {registry.place}"
 
 
 def _rows(settings: Settings, table: str, sql: str, **parameters: Any) -> list[dict[str, Any]]:

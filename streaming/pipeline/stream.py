@@ -17,7 +17,6 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from models.registry import Registry
 from streaming.errors import ServiceError
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
@@ -31,6 +30,7 @@ from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.session import cause, spark_session
 from streaming.platform.topic import describe_topic, trouble_with_broker
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 from streaming.storage.home import held, make_dir
@@ -126,7 +126,7 @@ def run_stream(
         starts = _Starts(settings, bootstrap_servers, options.accept)
         plan = starts.plan()
         set_checkpoint_aside(settings)
-        registry = Registry(settings.models_dir)
+        registry = open_registry(settings.home)
         settings, java_options = with_fixed_heap(settings)
         with spark_session(
             settings, f"imagestream {settings.topic}", java_options=java_options, conf=REDACTION

@@ -13,7 +13,6 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from models.bundle import Bundle
 from models.paired import gain_interval
 from models.projection import PCA
-from models.registry import Registry
 from models.scorer import load_head
 from streaming.errors import ServiceError
 from streaming.images.exposure import fitted_on
@@ -21,6 +20,7 @@ from streaming.images.fitted_on import seen_by, unseen_by
 from streaming.images.images_frame import read_files
 from streaming.images.labels import labelled_features
 from streaming.platform.session import QUICK_START, spark_session
+from streaming.registry import open_registry
 from streaming.reports.plots import GRID, Sample
 from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport, lineage_of, sample_of
 from streaming.settings import Settings
@@ -48,7 +48,7 @@ def read_model_report(settings: Settings, version: int, against: int | None = No
         ModelError: there is no such version, or its bundle is refused.
         ServiceError: no stored features, or none with a label that the version was not fitted on.
     """
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     ours = Version(version, registry.read(version))
     other = None if against is None else Version(against, registry.read(against))
     if not (settings.tables_dir / "features" / "_delta_log").is_dir():

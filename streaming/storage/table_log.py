@@ -82,7 +82,9 @@ class TableLog:
         return self._handle
 
     def seen(self, app_id: str) -> int | None:
-        """The newest transaction of an application, as of the version that is known."""
+        """The newest transaction of an application, as of the version that is known, ten minutes ago at most."""
+        if _boot_seconds() - self._known_at > KNOWN_FOR_S:
+            self.refresh()
         if app_id not in self._seen:
             self._seen[app_id] = self._handle.transaction_version(app_id)
         return self._seen[app_id]
@@ -102,6 +104,11 @@ class TableLog:
         """The version of Delta's protocol that a reader must know."""
         return int(self._handle.protocol().min_reader_version)
 
+    def data_schema(self) -> pa.Schema:
+        """The columns that the files hold: all but those of the partitions, which the folders' names tell."""
+        partition = set(self._handle.metadata().partition_columns)
+        return pa.schema([field for field in pa.schema(self._handle.schema()) if field.name not in partition])
+
     def commit(self, adds: Sequence[AddAction], app_id: str, number: int, removes: Sequence[RemoveAction] = ()) -> bool:
         """Add and remove files in one entry, with transaction `number` of the application.
 
@@ -116,7 +123,7 @@ class TableLog:
             if attempt > 1:  # several commit all the time: they would stay in step with one another
                 first, longest = PAUSE_S
                 time.sleep(random.uniform(0, min(first * 2.0 ** (attempt - 2), longest)))  # noqa: S311  no secret
-            if attempt or removes or _boot_seconds() - self._known_at > KNOWN_FOR_S:
+            if attempt or removes:
                 self.refresh()
             if self.has(app_id, number) or not {one.path for one in removes} <= self._live_paths(removes):
                 return False

@@ -245,12 +245,14 @@ class Table:
         return int(pc.sum(sizes).as_py() or 0)
 
     def committed(self, app_id: str, version: int) -> bool:
-        """Whether `app_id` has committed `version` or a later one to this table."""
-        seen = self.seen(app_id)
-        return seen is not None and seen >= version
+        """Whether `app_id` has committed `version` or a later one to this table, by this process or ten minutes ago.
+
+        What another one has committed since then is noticed by the append.
+        """
+        return self._log.has(app_id, version)
 
     def seen(self, app_id: str) -> int | None:
-        """The newest version that `app_id` has committed to this table."""
+        """The newest version that `app_id` has committed to this table, whoever did."""
         self._log.refresh()
         return self._log.seen(app_id)
 

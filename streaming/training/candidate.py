@@ -12,13 +12,12 @@ from typing import Self
 
 from pyspark.sql import DataFrame
 
-from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, file_sha256
+from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone
 from models.bundle import (
     CLASSIFIER,
     DRIFT,
     FITTED_ON,
     GOLDEN,
-    MANIFEST,
     PROJECTION,
     BackboneEntry,
     Bundle,
@@ -32,12 +31,12 @@ from models.drift import DriftReference
 from models.fitted_on import BloomFilter, FittedOn
 from models.objective import ACCURACY, Objective
 from models.paired import PairedCounts
-from models.registry import Registry
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
 from streaming.images.exposure import salt_of
 from streaming.images.fitted_on import gather, unseen_by
 from streaming.images.split import Split, check_sides
+from streaming.registry import Registry
 from streaming.training.choose_threshold import with_threshold
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fit
@@ -183,15 +182,13 @@ def register(
     Returns:
         (version, SHA-256 of the bundle).
     """
-    registry.root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".new-", dir=registry.root) as scratch:
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
         written = Path(scratch) / "bundle"
         sha256 = _write(written, candidate, parts, more)
-        for version in registry.versions():
-            manifest = registry.path(version) / MANIFEST
-            if manifest.is_file() and file_sha256(manifest) == sha256:
-                return version, sha256
-        return registry.register(lambda directory: shutil.move(written, directory)), sha256
+        version = registry.find(sha256)
+        if version is None:
+            version = registry.register(lambda directory: shutil.move(written, directory))
+        return version, sha256
 
 
 def write_model(

@@ -18,8 +18,8 @@ from models.errors import ModelError
 from models.evaluation import UNIT
 from models.objective import ACCURACY, LEAST_PROBABILITY, Objective
 from models.paired import F1Gain, Gain, MeanGain, PairedCounts, images_needed
-from models.registry import Registry
 from models.scorer import Head
+from streaming.registry import Registry
 from streaming.training.evaluate import predict
 from streaming.training.fit_options import GateOptions
 

@@ -10,12 +10,12 @@ from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import BadImage, decode
 from models.objective import ACCURACY, Objective
-from models.registry import CHAMPION, Registry
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import fitted_on
 from streaming.images.featurize import Featurized, featurize
 from streaming.images.labels import count_contradictory, labelled_features
+from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
 from streaming.training.candidate import BackboneParts, Candidate, Comparison, compare, register

@@ -9,13 +9,14 @@ and the gate (`streaming.training.gate`) decides from their answers.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from models.architectures import DEFAULT_BACKBONE, Output
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, export_backbone, find_backbone
 from models.bundle import GOLDEN, EngineName
 from models.projection import check_pca_memory
-from models.registry import CHAMPION, Registry
 from models.scorer import golden_images
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
@@ -23,6 +24,7 @@ from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
+from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
 from streaming.training.calibrate import calibration_images
@@ -89,7 +91,7 @@ def train(
     export = partial(export_backbone, backbone.name, backbone.weights, settings.backbones_dir, output=spec.output)
     on_step(f"preparing {backbone.name}")
     exported = export(input_size=spec.input_size)
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     champion = champion_of(registry)
     objective = objective_for(options.metric, options.threshold, champion)
     options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
@@ -133,25 +135,27 @@ def retrain(
         ServiceError: there is no champion, or no labelled features.
     """
     check_tracking(settings.mlflow_tracking_uri)
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     current = registry.target(CHAMPION)
     if current is None:
-        raise ServiceError(f"there is no champion model in {registry.root} to retrain; run 'imagestream train' first")
-    champion = registry.read(current)
-    options, inherited = options_like(champion.manifest, given)
-    objective = objective_for(options.metric, options.threshold, champion)
-    options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
-    if augmented is None:
-        augmented = bool(champion.manifest.fit.get("augmented"))
-    parts = BackboneParts(
-        champion.manifest.backbone,
-        files={name: registry.path(current) / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)},
-        golden=golden_images(champion.arrays(GOLDEN)),
-    )
-    with spark_session(settings, "imagestream retrain") as spark:
-        shared = (settings, spark, registry, champion, gate, on_step, by, int(augmented))
-        job = Job(*shared, group_by=options.group_by, objective=objective, inherited=inherited)
-        rows = job.stored(champion.backbone_sha256, parts.entry.n_features)
-        on_step("fitting and evaluating")
-        candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.tables_dir))
-        return job.finish(candidate, rows, parts, champion.backbone_sha256, None, dry_run=dry_run)
+        raise ServiceError(f"there is no champion model in {registry.place} to retrain; run 'imagestream train' first")
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
+        folder = Path(scratch) / "champion"
+        champion = registry.fetch(current, folder)
+        options, inherited = options_like(champion.manifest, given)
+        objective = objective_for(options.metric, options.threshold, champion)
+        options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
+        if augmented is None:
+            augmented = bool(champion.manifest.fit.get("augmented"))
+        parts = BackboneParts(
+            champion.manifest.backbone,
+            files={name: folder / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)},
+            golden=golden_images(champion.arrays(GOLDEN)),
+        )
+        with spark_session(settings, "imagestream retrain") as spark:
+            shared = (settings, spark, registry, champion, gate, on_step, by, int(augmented))
+            job = Job(*shared, group_by=options.group_by, objective=objective, inherited=inherited)
+            rows = job.stored(champion.backbone_sha256, parts.entry.n_features)
+            on_step("fitting and evaluating")
+            candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.tables_dir))
+            return job.finish(candidate, rows, parts, champion.backbone_sha256, None, dry_run=dry_run)

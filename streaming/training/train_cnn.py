@@ -16,7 +16,6 @@ from models.backbone import ExportedBackbone, export_backbone, find_backbone
 from models.bundle import Bundle, TrainingData, read_bundle
 from models.objective import resolve_objective
 from models.projection import NoProjection
-from models.registry import Registry
 from models.scorer import Head
 from models.threshold import ThresholdAim, parse_threshold
 from streaming.distributed.checkpoint import read_checkpoint
@@ -35,6 +34,7 @@ from streaming.images.split import Sides, check_sides
 from streaming.pipeline.preflight import with_fixed_heap
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
 from streaming.training.candidate import BackboneParts, judge, write_model
@@ -148,7 +148,7 @@ def train_cnn(
     find_java(settings.home)
     spec = find_backbone(network.architecture, input_size=network.size)
     aim = None if network.threshold is None else aim_for(network.threshold, len(dataset.class_counts))
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     champion = champion_of(registry)
     objective = objective_for(network.metric, network.threshold, champion)
     network = replace(network, metric=str(objective))

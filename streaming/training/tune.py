@@ -21,7 +21,6 @@ from models.backbone import Precision
 from models.errors import ModelError
 from models.projection import PCA, NoProjection, Projection, components_to_keep, fit_pca
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
-from models.registry import CHAMPION, Registry
 from models.scorer import Head
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
@@ -29,6 +28,7 @@ from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
 from streaming.images.split import Sides
 from streaming.platform.session import spark_session
+from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
 from streaming.storage.home import held, make_dir
 from streaming.storage.tables import Table
@@ -131,12 +131,12 @@ def tune(
         ServiceError: there is no champion to take the backbone of, nothing labelled, or see `search`.
         ModelError: an unknown backbone, or a size that it cannot take.
     """
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     current = registry.target(CHAMPION)
     champion = registry.read(current) if current else None
     if source is None and champion is None:
         raise ServiceError(
-            f"there is no champion model in {registry.root} whose features could be searched on; "
+            f"there is no champion model in {registry.place} whose features could be searched on; "
             "run 'imagestream train' first, or give --images or --dataset"
         )
     features = Table(settings.tables_dir, "features")

@@ -25,15 +25,16 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable, QueryBuilder
 from kafka import KafkaProducer
 
-from models.registry import Registry
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
 from streaming.jobs.audit import audit
 from streaming.pipeline.commit import BatchResult
 from streaming.pipeline.decisions import Decision
 from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import CHECKOUT, SPARK
 from tests.faults.poison import Sample
+from tests.streaming.small_models import bundle_folder
 
 PATIENCE_S = 300.0  # until something that has to happen is taken not to happen
 POLL_S = 0.1
@@ -347,10 +348,10 @@ def _check_features(settings: Settings, found: list[dict[str, Any]]) -> None:
 
 def register_twin(settings: Settings) -> int:
     """Register version 1 once more, under another SHA-256: the same answers, told apart by their rows."""
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
 
     def copy(target: Path) -> None:
-        shutil.copytree(registry.path(1), target)
+        shutil.copytree(bundle_folder(settings.home, 1), target)
         manifest = target / "manifest.json"
         spaces = " " * (len(registry.versions()) + 1)
         manifest.write_text(manifest.read_text().replace('"holdout_rows":', f'"holdout_rows":{spaces}', 1))

@@ -25,6 +25,7 @@ from streaming.settings import Settings
 from tests.faults.poison import BAD, GOOD, generator
 from tests.forms import Form, Record
 from tests.streaming.history import decision_of
+from tests.streaming.small_models import bundle_folder
 
 SIZE = (64, 64)
 SEEDS = [kind.make(generator(0)) or b"" for kind in (*GOOD, *BAD) if not kind.heavy]
@@ -83,7 +84,7 @@ def fuzz(form: Form[int], seed: int) -> Any:
 
 @pytest.fixture(scope="module")
 def bundle(trained: Path) -> Bundle:
-    return read_bundle(trained / "models" / "1")
+    return read_bundle(bundle_folder(trained, 1))
 
 
 def test_no_bytes_make_decoding_raise(fuzz: Any, form: Form[int], record: Record) -> None:
@@ -168,7 +169,7 @@ def _replaced(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def test_no_manifest_makes_the_reader_raise_anything_but_its_own_error(fuzz: Any, trained: Path) -> None:
-    text = (trained / "models" / "1" / MANIFEST).read_bytes()
+    text = (bundle_folder(trained, 1) / MANIFEST).read_bytes()
     content = json.loads(text)
     places = list(_places(content))
 

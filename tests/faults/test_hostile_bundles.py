@@ -17,10 +17,11 @@ from models.arrays import read_npz, write_npz
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
 from models.bundle import CLASSIFIER, FILES, GOLDEN, MANIFEST, PROJECTION, read_bundle
 from models.errors import ModelError
-from models.registry import Registry
 from models.scorer import check_golden, load_scorer
+from streaming.registry import open_registry
 from tests.forms import Form, Record
 from tests.models.samples import copy_bundle, replace_file, seal
+from tests.streaming.small_models import bundle_folder
 
 Spoil = Callable[[Path], None]
 
@@ -229,8 +230,9 @@ HOSTILE: dict[str, Spoil] = {
 @pytest.fixture(scope="module")
 def whole(trained: Path) -> Path:
     """A bundle that is taken."""
-    take(trained / "models" / "1")
-    return trained / "models" / "1"
+    bundle = bundle_folder(trained, 1)
+    take(bundle)
+    return bundle
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +267,9 @@ def test_every_change_of_a_single_byte_of_a_registered_bundle_is_refused(
             replace_file(bundle, name, name.encode())  # small ones, for reading computes nothing with them
         seal(bundle)
 
-    registry = Registry(tmp_path / "models")
+    registry = open_registry(tmp_path)
     version = registry.register(make)
-    bundle, refused = registry.path(version), 0
+    bundle, refused = bundle_folder(tmp_path, version), 0
     for name in sorted(FILES | {MANIFEST}):
         content = (bundle / name).read_bytes()
         with (bundle / name).open("r+b", buffering=0) as file:

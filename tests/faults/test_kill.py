@@ -6,11 +6,11 @@ from time import sleep
 
 import pytest
 
-from models.registry import Registry
 from streaming.jobs.maintain import maintain
 from streaming.pipeline.commit import STEPS
 from streaming.pipeline.decisions import Decision
 from streaming.platform.broker import start_broker, stop_broker
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import NewService
 from tests.faults.harness import (
@@ -50,7 +50,7 @@ def survived(new_service: NewService, form: Form, seed: int, record: Record) -> 
     rng.shuffle(plan)
     good, bad, size = form((300, 100, 100), (28, 12, 20))
     settings = new_service()
-    versions, registry = [1, register_twin(settings)], Registry(settings.models_dir)
+    versions, registry = [1, register_twin(settings)], open_registry(settings.home)
     sent = send(settings, samples(rng, good=good, bad=bad))
     recoveries: list[float] = []
     unfinished: list[Decision] = []
@@ -116,12 +116,13 @@ def test_a_batch_killed_after_its_decision_is_finished_without_broker_and_bundle
         stream.wait_killed()
     assert scored(service) == 0
     stop_broker(fragile_broker)
-    bundles = service.models_dir.rename(service.home / "models.gone")
+    models = service.home / "models"
+    gone = models.rename(service.home / "models.gone")
     try:
         maintain(service)
         assert scored(service) == len(sent)
     finally:
-        bundles.rename(service.models_dir)
+        gone.rename(models)
         start_broker(fragile_broker)
     check_exactly_once(service, sent)
     check_one_attempt(service)

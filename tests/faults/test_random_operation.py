@@ -6,9 +6,9 @@ from collections.abc import Callable
 from random import Random
 
 from models.errors import ModelError
-from models.registry import CHALLENGER, Registry
 from streaming.jobs.maintain import maintain
 from streaming.platform.broker import start_broker, stop_broker
+from streaming.registry import CHALLENGER, open_registry
 from streaming.settings import Settings
 from tests.faults.harness import Sent, Stream, check_exactly_once, register_twin, scored, send
 from tests.faults.poison import samples
@@ -26,7 +26,7 @@ class Operator:
         self._settings = settings
         self._broker = broker
         self._rng = rng
-        self._registry = Registry(settings.models_dir)
+        self._registry = open_registry(settings.home)
         self._versions = [1, register_twin(settings)]
         self._stream: Stream | None = None
 

@@ -1,6 +1,8 @@
 """Bundles: what was written is read back, and whatever else lies there is refused with the reason."""
 
 import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from models.bundle import (
     StageEntry,
     parse_manifest,
     read_bundle,
+    read_manifest,
     write_bundle,
 )
 from models.errors import ModelError
@@ -250,3 +253,86 @@ def test_a_bundle_is_named_by_the_hash_of_its_readable_manifest_and_written_belo
     assert sha256 == file_sha256(directory / MANIFEST) == read_bundle(directory).sha256
     text = (directory / MANIFEST).read_text(encoding="utf-8")
     assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+@dataclass
+class InMemory:
+    """A bundle that is in no directory; what was read is written down."""
+
+    content: dict[str, bytes]
+    asked: list[str]
+
+    def __str__(self) -> str:
+        return "s3://bucket/models/7"
+
+    def names(self) -> Collection[str]:
+        return self.content.keys()
+
+    def size(self, name: str) -> int:
+        if name not in self.content:
+            raise ModelError(f"{name} is missing")
+        return len(self.content[name])
+
+    def read(self, name: str) -> bytes:
+        self.asked.append(name)
+        return self.content[name]
+
+
+@pytest.fixture
+def in_memory(bundle_dir: Path) -> InMemory:
+    return InMemory({path.name: path.read_bytes() for path in bundle_dir.iterdir()}, [])
+
+
+def test_a_bundle_is_read_from_names_and_bytes_as_from_a_directory(bundle_dir: Path, in_memory: InMemory) -> None:
+    assert read_bundle(in_memory) == read_bundle(bundle_dir)
+    assert sorted(in_memory.asked) == sorted([MANIFEST, *FILES]), "each file once"
+
+
+def test_a_manifest_is_read_alone_and_named_by_its_hash(bundle_dir: Path, in_memory: InMemory) -> None:
+    bundle = read_bundle(bundle_dir)
+    assert read_manifest(in_memory) == (bundle.manifest, bundle.sha256)
+    assert in_memory.asked == [MANIFEST]
+
+
+@pytest.mark.parametrize("name", ["extra.pkl", "sub/projection.npz", "../projection.npz", "/etc/passwd", ""])
+def test_a_name_more_is_refused_and_not_read_wherever_the_files_are(in_memory: InMemory, name: str) -> None:
+    in_memory.content[name] = b"more"
+    with pytest.raises(ModelError, match=r"bundle s3://bucket/models/7 is refused: it should hold"):
+        read_bundle(in_memory)
+    assert in_memory.asked == [MANIFEST]
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_is_refused_by_name_wherever_the_files_are(in_memory: InMemory, name: str) -> None:
+    whole = in_memory.content.pop(name)
+    with pytest.raises(ModelError, match=r"models/7 is refused: it should hold .* it holds"):
+        read_bundle(in_memory)
+    in_memory.content[name] = whole + b"\0"
+    with pytest.raises(ModelError, match=rf"models/7 is refused: {name} has SHA-256 \w+, the manifest says"):
+        read_bundle(in_memory)
+
+
+def test_a_file_above_the_limit_is_never_read_wherever_the_files_are(
+    in_memory: InMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "MAX_FILE_BYTES", 1)
+    with pytest.raises(ModelError, match=r"models/7 is refused: .* more than the 1 allowed"):
+        read_bundle(in_memory)
+    monkeypatch.setattr(bundle_module, "MAX_MANIFEST_BYTES", 1)
+    with pytest.raises(ModelError, match=r"models/7 is refused: manifest\.json has .* more than the 1 allowed"):
+        read_bundle(in_memory)
+    assert in_memory.asked == [MANIFEST]
+
+
+def test_what_was_read_can_be_copied_to_a_directory(bundle_dir: Path, in_memory: InMemory, tmp_path: Path) -> None:
+    bundle = read_bundle(in_memory, copy_to=tmp_path / "copy")
+    assert bundle == read_bundle(bundle_dir) == read_bundle(tmp_path / "copy")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == in_memory.content
+
+
+@pytest.mark.parametrize("name", ["../outside", "sub/more"])
+def test_no_name_leads_a_copy_out_of_its_directory(in_memory: InMemory, tmp_path: Path, name: str) -> None:
+    in_memory.content[name] = b"more"
+    with pytest.raises(ModelError, match="it should hold"):
+        read_bundle(in_memory, copy_to=tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,10 @@
 """Real model versions in moments: the default backbone with a head fitted by scikit-learn on a few digits."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression as ReferenceRegression
@@ -24,9 +26,10 @@ from models.classifier import LogisticRegression
 from models.engine import LiteRTEngine
 from models.fitted_on import BloomFilter, FittedOn
 from models.projection import GramSums, fit_pca
-from models.registry import Registry
 from models.scorer import Head, Scorer, decode_all, golden_arrays
 from streaming.images.dataset import digit_images
+from streaming.registry import Registry
+from streaming.storage.registry_objects import FOLDER, version_key
 
 TRAINING_DATA = TrainingData(rows=100, holdout_rows=0, fingerprint="0" * 64)
 
@@ -91,3 +94,9 @@ def register_model(
         arrays[FITTED_ON] = seen.to_arrays()
     files = {FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights}
     return registry.register(lambda directory: write_bundle(directory, manifest, files, arrays))
+
+
+def bundle_folder(home: Path, version: int) -> Path:
+    """The directory of a registered version's files."""
+    path: str = json.loads((home / version_key(version)).read_bytes())["path"]
+    return home / FOLDER / path

@@ -4,12 +4,12 @@ from datetime import timedelta
 
 import streamlit as st
 
-from models.registry import CHAMPION, Registry
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.data import Window
 from streaming.dashboard.layout import NOTHING, ago, cards, empty, percent, plain, seconds, title, told
 from streaming.pipeline.observe import read_state
+from streaming.registry import CHAMPION, open_registry
 
 SPANS = {
     "15 min": timedelta(minutes=15),
@@ -65,7 +65,7 @@ def _cards(dashboard: Dashboard, window: Window, last: data.Rows) -> None:
     judged = data.accuracy(dashboard.reader, window)
     labelled = sum(row["labelled"] for row in judged)
     right = sum(row["labelled"] * row["accuracy"] for row in judged) / labelled if labelled else None
-    champion = Registry(dashboard.settings.models_dir).target(CHAMPION)
+    champion = open_registry(dashboard.settings.home).target(CHAMPION)
     answering = last[0]["version"]
     cards(
         [

@@ -6,11 +6,12 @@ import streamlit as st
 
 from models.bundle import Manifest
 from models.errors import ModelError
-from models.registry import ALIASES, CHALLENGER, CHAMPION, Alias, Registry
 from streaming.dashboard import charts, data
 from streaming.dashboard.actions import promote, roll_back
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.layout import NOTHING, ask, cards, empty, percent, plain, title, told
+from streaming.registry import ALIASES, CHALLENGER, CHAMPION, Registry, open_registry
+from streaming.storage.registry_objects import Alias
 
 HISTORY = 50
 
@@ -18,14 +19,14 @@ HISTORY = 50
 def show(dashboard: Dashboard) -> None:
     """Draw the page."""
     title("Models", "Every version is kept. The champion answers; a running stream follows a promotion at once.")
-    registry = Registry(dashboard.settings.models_dir)
+    registry = open_registry(dashboard.settings.home)
     versions = registry.versions()[::-1]
     if not versions:
         empty("No models yet: make one with `imagestream train`.")
         return
     if said := st.session_state.pop("moved", None):
         st.success(said, icon=":material/check:")
-    targets = {alias: registry.target(alias) for alias in ALIASES}
+    targets = registry.targets()
     live = {row["version"]: row for row in ask(data.versions)}
     _heads(targets, live, len(versions))
     _table(registry, versions, targets, live)
@@ -40,7 +41,7 @@ def show(dashboard: Dashboard) -> None:
 
 
 @st.cache_data(max_entries=100, show_spinner="Reading the version …")
-def _manifest(root: str, version: int, _registry: Registry) -> Manifest | str:  # noqa: ARG001  the key of the cache
+def _manifest(place: str, version: int, _registry: Registry) -> Manifest | str:  # noqa: ARG001  the key of the cache
     """What a version says of itself, or why it is refused; every file is hashed, so once is enough."""
     try:
         return _registry.read(version).manifest
@@ -67,7 +68,7 @@ def _table(
 ) -> None:
     rows = []
     for version in versions[:HISTORY]:
-        manifest = _manifest(str(registry.root), version, registry)
+        manifest = _manifest(registry.place, version, registry)
         row: dict[str, Any] = {
             "version": version,
             "alias": " ".join(alias for alias, target in targets.items() if target == version),
@@ -159,7 +160,7 @@ def _confusion(versions: list[int], champion: int | None) -> None:
 def _comparison(dashboard: Dashboard, targets: dict[Alias, int | None]) -> None:
     st.markdown("**Champion against challenger** on the same images")
     challenger = targets[CHALLENGER]
-    found = ask(data.agreement, challenger, str(dashboard.settings.models_dir)) if challenger else None
+    found = ask(data.agreement, challenger, str(dashboard.settings.home)) if challenger else None
     if found is None:
         st.caption(
             "No challenger has been scored beside the champion: promote one to `challenger` and let images come."

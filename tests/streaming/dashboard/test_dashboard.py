@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from models.registry import Registry
 from streaming.dashboard.reader import Reader
 from streaming.images.dataset import digit_images, write_images
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.streaming.browser import chromium, requested
@@ -26,6 +26,7 @@ from tests.streaming.dashboard.visitor import (
     running_dashboard,
     wait_for,
 )
+from tests.streaming.small_models import bundle_folder
 
 GOOD = 120
 BAD = {
@@ -68,8 +69,8 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A service of its own, with a second version to promote."""
     if SCREENSHOTS is None:
         settings: Settings = request.getfixturevalue("new_service")()
-        registry = Registry(settings.models_dir)
-        registry.register(lambda directory: copy_with_other_metrics(registry.path(1), directory))
+        registry = open_registry(settings.home)
+        registry.register(lambda directory: copy_with_other_metrics(bundle_folder(settings.home, 1), directory))
         return settings
     folder = tmp_path_factory.mktemp("fruits")
     images(folder / "training")
@@ -77,7 +78,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     settings = broker.model_copy(update={"home": folder / "home", "topic": "fruits"})
     for components in ("3", "40"):
         imagestream(settings, "train", "--images", folder / "training", "--components", components)
-    registry = Registry(settings.models_dir)
+    registry = open_registry(settings.home)
     registry.promote(1, by="ops", why="first model")
     registry.promote(2, alias="challenger", by="ops", why="more images")
     return settings
@@ -148,7 +149,7 @@ def test_a_promoted_version_answers_the_next_upload(visitor: Visitor, streaming:
     visitor.click("Promote")
     visitor.click("Yes, promote")
     visitor.waits_for_text(r"champion: version 2 \(before: 1\)")
-    (move,) = Registry(streaming.models_dir).history("champion")[-1:]
+    (move,) = open_registry(streaming.home).history("champion")[-1:]
     assert (move.version, move.by) == (2, "dashboard")
     visitor.open("upload")
     image = images(tmp_path)[-2]

@@ -73,7 +73,7 @@ def test_without_tables_every_question_has_an_answer(settings: Settings) -> None
     assert data.choices(reader) == ([], [])
     assert data.reasons(reader) == data.quarantined(reader, None, limit=5) == data.drift(reader) == []
     assert data.versions(reader) == data.confusion(reader, 1) == data.swaps(reader, WINDOW) == []
-    assert data.agreement(reader, 1, str(settings.models_dir)) is None
+    assert data.agreement(reader, 1, str(settings.home)) is None
 
 
 def test_throughput_latency_and_swaps_are_those_of_the_window(settings: Settings) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from examples.glasses_distributed.faces import write_folders
 from models.decode import decode
-from models.registry import Registry
 from models.scorer import check_golden, load_scorer
 from streaming.distributed.checkpoint import read_checkpoint
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import environment_of, imagestream
 
@@ -48,7 +48,7 @@ def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings
     assert 0.5 <= told["metrics_at_half"]["accuracy"] <= 1.0
     assert Path(told["learning_curves"]).read_bytes().startswith(b"\x89PNG")
 
-    bundle = Registry(settings.models_dir).read(1)
+    bundle = open_registry(settings.home).read(1)
     assert bundle.manifest.training_data.holdout_rows + told["training_rows"] == 300
     scorer = load_scorer(bundle)
     check_golden(bundle, scorer)

@@ -15,10 +15,10 @@ from models.arrays import write_npz
 from models.backbone import ExportedBackbone
 from models.bundle import FITTED_ON, Bundle, TrainingData
 from models.fitted_on import BloomFilter, FittedOn
-from models.registry import Registry
 from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.exposure import Exposure, as_bytes, backbone_fitted_on, fitted_on
 from streaming.images.fitted_on import gather, unseen_by
+from streaming.registry import open_registry
 from streaming.storage.tables import Table
 from tests.streaming.small_models import TRAINING_DATA, fit_head, register_model, seen_images, some_digits
 
@@ -132,7 +132,7 @@ def test_what_a_backbone_was_trained_on_is_kept_for_every_head_that_is_fitted_on
     exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     digits = some_digits(exported, 40)
-    head, registry = fit_head(digits.features, digits.labels), Registry(tmp_path / "models")
+    head, registry = fit_head(digits.features, digits.labels), open_registry(tmp_path)
     names = [sha256(image).hexdigest() for image in digits.images[:3]]
     of_cnn, of_head = (seen_images([image]).images for image in digits.images[:2])
     trained = replace(exported, weights="trained")
@@ -161,7 +161,7 @@ def test_exposure_is_told_by_content_name_or_group_and_unknown_versions_have_see
     exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     digits = some_digits(exported, 40)
-    head, registry = fit_head(digits.features, digits.labels), Registry(tmp_path / "models")
+    head, registry = fit_head(digits.features, digits.labels), open_registry(tmp_path)
     images = BloomFilter.empty(3, 614)
     images.add([b"content", b"name", b"cam1"])
     grouped = TRAINING_DATA.model_copy(update={"group_by": "^(cam[0-9])/"})
@@ -172,7 +172,7 @@ def test_exposure_is_told_by_content_name_or_group_and_unknown_versions_have_see
         "known_as": ["other", "name", "other", "other"],
         "source": pa.array(["x", None, "cam1/x", "cam2/x"]),
     })  # fmt: skip
-    exposure = Exposure(tmp_path / "models", tmp_path / "tables")
+    exposure = Exposure(registry, tmp_path / "tables")
     assert exposure.seen(registry.read(1).sha256, rows).tolist() == [True, True, False, False]
     assert exposure.seen(registry.read(2).sha256, rows).tolist() == [True, True, True, False]
     for unknown in (None, "0" * 64):

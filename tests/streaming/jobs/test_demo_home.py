@@ -27,14 +27,14 @@ def agree(question: str) -> bool:
 def run_demo_like(settings: Settings) -> Path:
     """The files of a finished demo, as far as they matter here."""
     home = new_demo_home(settings, agree).home
-    for name in ("tables/predictions/part-0.parquet", "models/1/manifest.json", "broker/data/images-0/0.log"):
+    for name in ("tables/predictions/part-0.parquet", "models/versions/00000001.json", "broker/data/images-0/0.log"):
         write(home / name)
     record_contents(home)
     return home
 
 
 @pytest.mark.parametrize(
-    "made", ["tables/predictions/part-0.parquet", "models/1/manifest.json", "broker/data/a-0/0.log"]
+    "made", ["tables/predictions/part-0.parquet", "models/versions/00000001.json", "broker/data/a-0/0.log"]
 )
 def test_the_users_home_is_left_alone(settings: Settings, made: str) -> None:
     file = write(settings.home / made)
@@ -56,7 +56,7 @@ def test_an_earlier_demo_is_removed_only_if_the_user_agrees(settings: Settings) 
     with pytest.raises(ServiceError, match="was kept: choose another home with --home DIR"):
         new_demo_home(settings, lambda question: bool(asked.append(question)))
     assert asked == [f"Remove the earlier demo in {home}?"]
-    assert (home / "models" / "1" / "manifest.json").is_file()
+    assert (home / "models" / "versions" / "00000001.json").is_file()
     new_demo_home(settings, agree)
     assert not (home / "models").exists()
 
@@ -71,7 +71,7 @@ def test_a_demo_that_was_killed_can_be_removed(settings: Settings) -> None:
     "name",
     [
         "tables/predictions/part-1.parquet",  # streamed
-        "models/2/manifest.json",  # trained
+        "models/versions/00000002.json",  # trained
         "broker/data/images-0/0.log",  # published, not streamed yet
         "broker/data/photos-0/0.log",  # published to another topic
         "photos/cat.jpg",
@@ -88,7 +88,7 @@ def test_what_a_user_added_to_the_demos_home_is_never_removed(settings: Settings
 
 @pytest.mark.parametrize("record", [None, "", "{", '{"made": 7}', '{"made": {}}', "[]"])
 def test_a_folder_without_a_sound_record_is_not_the_demos(settings: Settings, record: str | None) -> None:
-    file = write(settings.home / "demo" / "models" / "1" / "manifest.json")
+    file = write(settings.home / "demo" / "models" / "versions" / "00000001.json")
     if record is not None:
         write(settings.home / "demo" / "demo.json", record)
     with pytest.raises(ServiceError, match="data that the demo did not make"):

@@ -23,7 +23,6 @@ from models.backbone import FLATBUFFER_FILE
 from models.engine import LiteRTEngine
 from models.projection import NoProjection, Projection
 from models.random_projection import make_random_projection
-from models.registry import Registry
 from models.scorer import decode_all, load_head
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run
@@ -31,9 +30,11 @@ from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images, list_images, write_images
 from streaming.jobs.feature_files import SCHEMA, write_feature_files
 from streaming.jobs.output import FileFormat, check_output, output_format
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import list_array
 from tests.conftest import imagestream
+from tests.streaming.small_models import bundle_folder
 
 ROWS, WIDTH = 60, 8
 
@@ -125,14 +126,14 @@ def test_a_folder_becomes_one_csv_of_principal_components(settings: Settings, tm
 
 
 def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trained: Path, tmp_path: Path) -> None:
-    registry = Registry(trained / "models")
+    registry = open_registry(trained)
     (settings.home / "models").parent.mkdir(parents=True)
-    (settings.home / "models").symlink_to(registry.root)
+    (settings.home / "models").symlink_to(trained / "models")
     folder = write_images(tmp_path / "digits", digit_images(8, skip=300))
     output = tmp_path / "digits.parquet"
     summary = imagestream(settings, "features", folder, "--output", output, "--model", 1)
     assert (summary["rows"], summary["featurized"]["reused"]) == (8, 0)
-    engine = LiteRTEngine(registry.path(1) / FLATBUFFER_FILE)
+    engine = LiteRTEngine(bundle_folder(trained, 1) / FLATBUFFER_FILE)
     images = decode_all([Path(file.path).read_bytes() for file in list_images(folder)], engine.input_size).images
     expected = load_head(registry.read(1)).projection.transform(engine(images))
     np.testing.assert_allclose(rows_of(output, "parquet")[2], expected, atol=1e-4)
@@ -148,6 +149,7 @@ import signal
 from streaming.images import featurize
 from streaming.cli import commands
 from streaming.cli.app import run
+from tests.streaming.small_models import bundle_folder
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests themselves were started with
 featurize.IMAGES_PER_TASK = 20
@@ -175,7 +177,7 @@ run({[str(argument) for argument in arguments]!r})
         os.killpg(process.pid, number)  # as a terminal does: the process, its JVM and its workers
         _, said = process.communicate(timeout=120)
         assert process.returncode == code_wanted, said
-    assert said.splitlines() == ["interrupted; the same command goes on where it was"]
+    assert said.splitlines() == ["interrupted; the same command continues where it was"]
     assert not (tmp_path / "out.csv").exists()
     last = start()
     _, said = last.communicate(timeout=240)

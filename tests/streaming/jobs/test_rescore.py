@@ -19,13 +19,13 @@ from deltalake import DeltaTable, write_deltalake
 
 from models.backbone import ExportedBackbone
 from models.errors import ModelError
-from models.registry import Registry
 from models.scorer import Head
 from streaming.errors import ServiceError
 from streaming.jobs import rescore as rescore_module
 from streaming.jobs.rescore import rescore
 from streaming.jobs.rescore_compare import compare
 from streaming.query import query
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import list_array
 from streaming.storage.tables import FEATURES, LABELS, PREDICTIONS, Table
@@ -52,10 +52,10 @@ def heads(digits: Digits) -> list[Head]:
 def models(
     exported: ExportedBackbone, heads: list[Head], digits: Digits, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    root = tmp_path_factory.mktemp("models")
+    home = tmp_path_factory.mktemp("home")
     for n, head in zip(FITTED, heads, strict=True):
-        register_model(Registry(root), exported, head, digits.images[:2], seen=seen_images(digits.images[:n]))
-    return root
+        register_model(open_registry(home), exported, head, digits.images[:2], seen=seen_images(digits.images[:n]))
+    return home / "models"
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def store_predictions(
     answers = head.probabilities(digits.features[[number % N for number in numbers]])
     best = [head.classes[position] for position in answers.argmax(axis=1)]
     columns = identities(settings, numbers, labels or [None] * len(numbers))
-    old = Registry(settings.models_dir).read(1).sha256
+    old = open_registry(settings.home).read(1).sha256
     rows = [
         dict(zip(columns, values, strict=True))
         | {"label": label, "confidence": 0.5, "model_version": 1, "bundle_sha256": old, "date": date(2024, 5, 6)}
@@ -145,7 +145,7 @@ def test_every_message_gets_the_answer_of_the_new_version_once(
     probabilities = heads[1].probabilities(digits.features[[number % N for number in range(100)]])
     assert [row["label"] for row in rows] == [heads[1].classes[i] for i in probabilities.argmax(axis=1)]
     np.testing.assert_allclose([row["confidence"] for row in rows], probabilities.max(axis=1), rtol=1e-6)
-    sha256 = Registry(history.models_dir).read(2).sha256
+    sha256 = open_registry(history.home).read(2).sha256
     assert {(row["model_version"], row["bundle_sha256"]) for row in rows} == {(2, sha256)}
     assert [row["image_id"] for row in rows] == [f"image {number}" for number in range(100)]
 
@@ -207,7 +207,7 @@ def test_the_comparison_counts_agreement_accuracy_and_changes(
     label = pa.table({"image_id": ["image 0"], "label": ["none of these"], "labelled_at": [NOW], "by": ["test"]})
     Table(history.tables_dir, "labels").append(label.cast(LABELS), "test", 0)
     rescore(history, 2)
-    found = compare(history, Registry(history.models_dir).read(2).sha256, limit=3)
+    found = compare(history, open_registry(history.home).read(2).sha256, limit=3)
     old, new = ([head.classes[i] for i in head.probabilities(digits.features).argmax(axis=1)] for head in heads)
     shown = [number % N for number in range(100)]
     truth = ["none of these", *(digits.labels[n] for n in shown[1:])]
@@ -235,11 +235,11 @@ def test_versions_of_which_nobody_knows_what_they_were_fitted_on_are_not_judged(
     history: Settings, models: Path, tmp_path: Path
 ) -> None:
     (history.home / "models").unlink()
-    (history.home / "models").mkdir()
-    for path in models.glob("2*"):
-        (history.home / "models" / path.name).symlink_to(path)
+    (history.home / "models" / "versions").mkdir(parents=True)
+    for name in ("bundles", "versions/00000002.json"):
+        (history.home / "models" / name).symlink_to(models / name)
     rescore(history, 2)
-    (row,) = compare(history, Registry(history.models_dir).read(2).sha256).agreement
+    (row,) = compare(history, open_registry(history.home).read(2).sha256).agreement
     assert (row["labelled"], row["judged"], row["new_accuracy"], row["fitted"]) == (100, 0, None, 100)
 
 
@@ -253,7 +253,7 @@ def test_history_from_before_the_contents_hash_was_stored_is_judged_by_its_ids(
     shutil.rmtree(directory)
     write_deltalake(directory, rows)
     rescore(history, 2)
-    (row,) = compare(history, Registry(history.models_dir).read(2).sha256).agreement
+    (row,) = compare(history, open_registry(history.home).read(2).sha256).agreement
     assert (row["judged"], row["fitted"]) == (100, 0)  # none of the ids is the hash of an image here
 
 

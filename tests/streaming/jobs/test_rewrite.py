@@ -15,7 +15,7 @@ from streaming.errors import ServiceError
 from streaming.jobs import replay, rewrite
 from streaming.jobs.maintain import maintain
 from streaming.jobs.replay import mark_replayed
-from streaming.jobs.rewrite import compact, data_schema, replace_files, write_copy
+from streaming.jobs.rewrite import compact, replace_files, write_copy
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage.table_log import LiveFile, open_log
@@ -149,7 +149,7 @@ def test_marks_that_are_late_every_time_are_an_error_in_one_line(
     def copy_of_first() -> None:
         log.refresh()
         number, (first, *_) = log.next_rewrite(), log.files()
-        copy = rewrite.write_copy(table.directory, [first], data_schema(log))
+        copy = rewrite.write_copy(table.directory, [first], log.data_schema())
         assert replace_files(log, number, [first], [copy], data_change=False)
 
     monkeypatch.setattr(replay, "MARK_ATTEMPTS", 2)

@@ -15,12 +15,12 @@ from pyspark.sql import functions as F  # noqa: N812
 from models.arrays import Features
 from models.backbone import ExportedBackbone
 from models.errors import ModelError
-from models.registry import Registry
 from models.scorer import Head
 from streaming.errors import ServiceError
 from streaming.ml import BundleScorer
+from streaming.registry import open_registry
 from streaming.storage.files import list_array
-from tests.streaming.small_models import Digits, fit_head, register_model, some_digits
+from tests.streaming.small_models import Digits, bundle_folder, fit_head, register_model, some_digits
 
 N = 30
 
@@ -37,8 +37,8 @@ def head(digits: Digits) -> Head:
 
 @pytest.fixture(scope="module")
 def bundle(exported: ExportedBackbone, head: Head, digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    registry = Registry(tmp_path_factory.mktemp("models"))
-    return registry.path(register_model(registry, exported, head, digits.images[:2]))
+    home = tmp_path_factory.mktemp("home")
+    return bundle_folder(home, register_model(open_registry(home), exported, head, digits.images[:2]))
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from models.registry import Registry
 from streaming.pipeline.observe import Phase, StreamState, write_state
 from streaming.pipeline.status import read_status
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.streaming.history import commit_batch, new_topic
@@ -45,7 +45,7 @@ def streaming(settings: Settings, phase: Phase = Phase.RUNNING, seen: float | No
 
 
 def with_champion(settings: Settings, trained: Path) -> Settings:
-    settings.models_dir.symlink_to(trained / "models")
+    (settings.home / "models").symlink_to(trained / "models")
     return settings
 
 
@@ -67,7 +67,7 @@ def test_healthy_needs_broker_stream_and_champion(settings: Settings, trained: P
     streaming(with_champion(settings, trained))
     found = imagestream(settings, "status")
     assert (found["healthy"], found["reasons"], found["streaming"]) == (True, [], True)
-    assert found["aliases"]["champion"] == Registry(settings.models_dir).target("champion")
+    assert found["aliases"]["champion"] == open_registry(settings.home).target("champion")
     assert found["lag"] == 10  # there is something to do, and it is being done
 
     streaming(settings, Phase.ENDED)

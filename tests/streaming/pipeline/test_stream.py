@@ -17,10 +17,11 @@ import pytest
 from deltalake import DeltaTable, QueryBuilder
 from pyspark.sql import SparkSession
 
-from models.registry import Registry
 from streaming.images.dataset import digit_images, write_images
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import NewService, environment_of, imagestream
+from tests.streaming.small_models import bundle_folder
 
 GOOD, MORE = 60, 20
 BAD = {
@@ -92,7 +93,7 @@ def test_new_messages_get_exactly_one_row_each_and_old_ones_no_second(drained: S
 
 
 def test_every_row_tells_where_it_came_from_and_what_answered_it(drained: Settings) -> None:
-    bundle = Registry(drained.models_dir).read(1)
+    bundle = open_registry(drained.home).read(1)
     batches = {row["batch_id"]: row for row in rows(drained, "SELECT * FROM batches")}
     found = rows(drained, "SELECT * FROM predictions")
     assert len(found) >= GOOD
@@ -154,7 +155,7 @@ def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings,
     newest = DeltaTable(service.tables_dir / "batches").version()
     log = service.tables_dir / "batches" / "_delta_log"
     (log / f"{newest:020}.json").unlink()  # as if it had died before the batch was marked as whole
-    shutil.rmtree(service.models_dir)
+    shutil.rmtree(service.home / "models")
     nowhere = service.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
 
     said = imagestream(nowhere, "stream", "--until-drained", code=1)["stderr"]
@@ -196,8 +197,8 @@ def test_nothing_of_sparks_checkpoint_is_left_behind(
 
 
 def test_a_challenger_is_scored_beside_the_champion_and_answers_nobody(service: Settings, tmp_path: Path) -> None:
-    registry = Registry(service.models_dir)
-    second = registry.register(lambda directory: _copy_with_other_metrics(registry.path(1), directory))
+    registry = open_registry(service.home)
+    second = registry.register(lambda directory: _copy_with_other_metrics(bundle_folder(service.home, 1), directory))
     imagestream(service, "models", "promote", second, "--alias", "challenger")
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained")
@@ -215,7 +216,7 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
     service: Settings, tmp_path: Path
 ) -> None:
     publish_digits(service, tmp_path / "first", GOOD, skip=300)
-    registry = Registry(service.models_dir)
+    registry, first = open_registry(service.home), bundle_folder(service.home, 1)
     log = tmp_path / "stream.log"
     command = [sys.executable, "-m", "streaming", "--home", str(service.home), "stream"]
     with log.open("wb") as file:
@@ -224,14 +225,14 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
         )
     try:
         _wait_for_predictions(service, GOOD, stream, log)
-        second = registry.register(lambda directory: _copy_with_other_metrics(registry.path(1), directory))
+        second = registry.register(lambda directory: _copy_with_other_metrics(first, directory))
         registry.promote(second, by="test", why="test")
         publish_digits(service, tmp_path / "second", MORE, skip=400)
         _wait_for_predictions(service, GOOD + MORE, stream, log)
 
-        third = registry.register(lambda directory: _copy_with_other_metrics(registry.path(1), directory))
+        third = registry.register(lambda directory: _copy_with_other_metrics(first, directory))
         registry.promote(third, by="test", why="test")
-        (registry.path(third) / "classifier.npz").write_bytes(b"broken")
+        (bundle_folder(service.home, third) / "classifier.npz").write_bytes(b"broken")
         publish_digits(service, tmp_path / "third", MORE, skip=430)
         _wait_for_predictions(service, GOOD + 2 * MORE, stream, log)
         stream.send_signal(signal.SIGTERM)

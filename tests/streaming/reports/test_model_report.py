@@ -14,11 +14,11 @@ from models.arrays import write_npz
 from models.backbone import FLATBUFFER_FILE, ExportedBackbone
 from models.bundle import FITTED_ON, TrainingData
 from models.evaluation_sums import EvaluationSums
-from models.registry import Registry
 from models.scorer import Head, load_head
 from streaming.errors import ServiceError
 from streaming.images.labels import labelled_features
 from streaming.images.split import Split
+from streaming.registry import open_registry
 from streaming.reports.model_report import Version, model_report
 from streaming.reports.report_content import ModelReport, summary_of
 from streaming.reports.report_page import write_page
@@ -49,7 +49,7 @@ class Service:
         return Table(self.settings.tables_dir, "features")
 
     def version(self, number: int) -> Version:
-        return Version(number, Registry(self.settings.models_dir).read(number))
+        return Version(number, open_registry(self.settings.home).read(number))
 
 
 def store(table: Table, digits: Digits, ids: list[str], sources: list[str], backbone: str, version: int) -> None:
@@ -92,7 +92,7 @@ def service(
     labels = [label for label, out in zip(digits.labels, held_out, strict=True) if not out]
     for k in (24, 2):
         head = fit_head(digits.features[~held_out], labels, k)
-        register_model(Registry(settings.models_dir), exported, head, digits.images[:2], data, seen)
+        register_model(open_registry(settings.home), exported, head, digits.images[:2], data, seen)
     return Service(settings, digits, ids, held_out)
 
 

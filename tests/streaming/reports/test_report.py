@@ -10,10 +10,10 @@ import pytest
 from deltalake import write_deltalake
 
 from models.backbone import ExportedBackbone
-from models.registry import Registry
 from streaming.dashboard import data
 from streaming.dashboard.reader import Reader
 from streaming.errors import ServiceError
+from streaming.registry import open_registry
 from streaming.reports.report import read_report
 from streaming.settings import Settings
 from streaming.storage.tables import FEATURES, PREDICTIONS, SHADOW
@@ -113,7 +113,7 @@ def test_images_that_champion_or_challenger_was_fitted_on_are_left_out_and_shown
 ) -> None:
     """Of six images the champion was fitted on the first; the challenger on the second, which has another key."""
     digits = some_digits(exported, 40)
-    head, registry = fit_head(digits.features, digits.labels), Registry(settings.models_dir)
+    head, registry = fit_head(digits.features, digits.labels), open_registry(settings.home)
     for number in (0, 1):
         register_model(registry, exported, head, digits.images[:2], seen=seen_images([digits.images[number]]))
     shas = [registry.read(version).sha256 for version in (1, 2)]
@@ -139,7 +139,7 @@ def test_images_that_champion_or_challenger_was_fitted_on_are_left_out_and_shown
     assert (row["fitted_champion_accuracy"], row["fitted_challenger_accuracy"]) == (0.5, 0.5)
     reader = Reader(settings.tables_dir)
     reader.version("predictions", "shadow", "labels")
-    assert data.agreement(reader, 2, str(settings.models_dir)) == row
+    assert data.agreement(reader, 2, str(settings.home)) == row
 
 
 def test_one_challenger_can_be_asked_for(settings: Settings) -> None:

@@ -16,7 +16,6 @@ from models.arrays import Features
 from models.classifier import LogisticRegression
 from models.errors import ModelError
 from models.projection import NoProjection
-from models.registry import Registry
 from models.score_counts import ScoreCounts
 from models.scorer import Head, load_scorer
 from models.threshold import ThresholdAim, best_threshold
@@ -24,6 +23,7 @@ from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images, write_images
 from streaming.ml.classifiers import _answered
 from streaming.pipeline.score import answer_columns
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import list_array
 from streaming.training import choose_threshold
@@ -174,7 +174,7 @@ def test_an_mlp_on_pixels_is_a_model_with_a_threshold_like_any_other(
     fitting = ("--classifier", "mlp", "--layers", 8, "--max-iter", 30, "--threshold", 0.3)
     result = imagestream(settings, "train", "--images", tmp_path / "images", *backbone, *fitting)
 
-    bundle = Registry(settings.models_dir).read(result["version"])
+    bundle = open_registry(settings.home).read(result["version"])
     entry = bundle.manifest.backbone
     assert (entry.name, entry.weights, entry.output, entry.n_features) == ("pixels", "none", "flat", 14 * 14 * 3)
     assert bundle.manifest.threshold == result["threshold"] == 0.3

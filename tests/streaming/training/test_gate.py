@@ -1,5 +1,6 @@
 """The gate: what a candidate must show beside the champion. How often it errs: tests/statistics/test_gate.py."""
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,12 @@ from models.errors import ModelError
 from models.objective import ACCURACY, LEAST_PROBABILITY, Objective
 from models.paired import F1Gain, MeanGain, PairedCounts
 from models.projection import NoProjection
-from models.registry import Registry
 from models.scorer import Head
 from streaming.errors import ServiceError
+from streaming.registry import Registry
 from streaming.storage.files import list_array
+from streaming.storage.registry_objects import Version, version_key
+from streaming.storage.store import open_store
 from streaming.training import gate
 from streaming.training.fit_options import GateOptions
 from streaming.training.gate import Paired, Verdict, confidence_of_look, decide, looks_at, pair, refuse_costly_int8
@@ -81,25 +84,27 @@ def test_each_look_at_a_holdout_asks_for_more() -> None:
 
 
 def test_looks_are_the_versions_registered_after_the_champion_with_its_seed(tmp_path: Path) -> None:
-    registry = Registry(tmp_path / "models")
+    store = open_store(tmp_path)
+    registry = Registry(store)
     for version, seed in enumerate([7, 7, 42, 7, 7], start=1):
-        directory = registry.root / str(version)
-        directory.mkdir(parents=True)
         stages = {name: StageEntry(kind="none", n_in=2, n_out=2) for name in ("projection", "classifier")}
         backbone = BackboneEntry(
             name="pixels", weights="none", input_size=(1, 1), scale=1, offset=0, n_features=2, parity=0
         )
-        data = TrainingData(rows=1, holdout_rows=1, fingerprint="0" * 64, seed=seed)
+        data = TrainingData(rows=version, holdout_rows=1, fingerprint="0" * 64, seed=seed)
         files = dict.fromkeys(
             ("backbone.tflite", "backbone.weights.h5", "projection.npz", "classifier.npz", "golden.npz"), "0" * 64
         )
         manifest = Manifest(
             backbone=backbone, classes=("a", "b"), metrics={}, training_data=data, libraries={}, files=files, **stages
         )
-        (directory / "manifest.json").write_text(manifest.model_dump_json(exclude_none=True))
+        text = manifest.model_dump_json(exclude_none=True).encode()
+        registered = Version.of(hashlib.sha256(text).hexdigest())
+        store.create(version_key(version), registered.to_bytes())
+        store.create(f"models/{registered.path}/manifest.json", text)
     assert [looks_at(registry, champion, 7) for champion in (1, 2, 5)] == [3, 2, 0]
     assert looks_at(registry, 1, 42) == 1
-    (registry.root / "5" / "manifest.json").write_text("{")  # it may have been one
+    store.put(f"models/{registered.path}/manifest.json", b"{")  # that of version 5, which may have been one
     assert looks_at(registry, 2, 7) == 2
     assert looks_at(registry, 2, 42) == 2
 

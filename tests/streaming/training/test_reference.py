@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from models.registry import Registry
 from models.scorer import load_reference
+from streaming.registry import open_registry
 
 
 def test_the_reference_is_of_the_held_out_images(trained: Path) -> None:
-    bundle = Registry(trained / "models").read(1)
+    bundle = open_registry(trained).read(1)
     reference = load_reference(bundle)
     assert reference is not None
     assert reference.held_out

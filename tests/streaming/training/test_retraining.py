@@ -8,8 +8,8 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from models.registry import CHAMPION, Registry
 from streaming.images.dataset import digit_images, write_images
+from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.streaming.pipeline.test_stream import rows
@@ -53,7 +53,7 @@ def test_labels_given_later_make_a_better_model_and_wrong_ones_do_not(service: S
     assert better["promoted"], better["why"]
     assert better["gain_above"] > 0
     assert better["metrics"]["accuracy"] > better["champion_metrics"]["accuracy"] + 0.05
-    assert set(Registry(service.models_dir).read(better["version"]).manifest.classes) == set("0123456789")
+    assert set(open_registry(service.home).read(better["version"]).manifest.classes) == set("0123456789")
 
     publish_more = write_images(tmp_path / "more", digit_images(LATER, skip=FIRST + STREAMED))
     imagestream(service, "publish", publish_more)
@@ -68,4 +68,4 @@ def test_labels_given_later_make_a_better_model_and_wrong_ones_do_not(service: S
     worse = imagestream(service, "retrain")
     assert not worse["promoted"], worse["why"]
     assert worse["version"] > better["version"]
-    assert Registry(service.models_dir).target(CHAMPION) == better["version"]
+    assert open_registry(service.home).target(CHAMPION) == better["version"]

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 from models.arrays import Features
 from models.random_projection import johnson_lindenstrauss_dim
-from models.registry import Registry
 from streaming.cli.fit_options import with_fit_options
 from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images, read_dataset, write_images
 from streaming.images.split import Sides
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import list_array
 from streaming.storage.home import held
@@ -275,7 +275,7 @@ def test_the_command_searches_on_stored_features_and_tells_how_to_train(
     assert found["best"]["accuracy"] == max(one["accuracy"] for one in found["trials"])
     assert found["command"].startswith(f"imagestream --home {home} retrain")
     assert Path(found["plot"]).stat().st_size > 0
-    of_training = Registry(home / "models").read(1).manifest.training_data.rows  # which held the same images out
+    of_training = open_registry(home).read(1).manifest.training_data.rows  # which held the same images out
     assert found["fit_rows"] + found["validation_rows"] == of_training
     wrong = imagestream(settings, "tune", "--input-sizes", "160", code=1)
     assert wrong["stderr"].count("\n") == 1

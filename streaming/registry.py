@@ -1,0 +1,277 @@
+"""The model registry: versions that never change, and aliases that move and keep their history.
+
+The running stream follows `champion` before every micro-batch; `challenger` is a candidate under observation. What is
+stored where is described in `streaming.storage.registry_objects`.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from models.bundle import MANIFEST, Bundle, BundleFiles, BundleFolder, Manifest, read_bundle, read_manifest
+from models.errors import ModelError
+from streaming.storage.alias_log import AliasLog
+from streaming.storage.old_registry import take_up
+from streaming.storage.registry_objects import (
+    BUNDLES,
+    FOLDER,
+    VERSIONS,
+    Alias,
+    Move,
+    Version,
+    numbers,
+    read_all,
+    version_key,
+)
+from streaming.storage.store import LocalStore, Store, open_store
+
+CHAMPION: Alias = "champion"
+CHALLENGER: Alias = "challenger"
+ALIASES: tuple[Alias, ...] = (CHAMPION, CHALLENGER)
+ROLLBACK = "rollback"  # why an alias was moved back
+
+
+def open_registry(home: Path | str) -> "Registry":
+    """The registry of a home."""
+    return Registry(open_store(home))
+
+
+class Registry:
+    """The versions and aliases in the store of a home; what an earlier release kept there is taken up at first use.
+
+    Every method raises a ModelError where an object is damaged, and the store's ServiceError.
+
+    Attributes:
+        place: where it is, for messages.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.place = f"{store.place}/{FOLDER}"
+        self._opened = store
+
+    @cached_property
+    def _store(self) -> Store:
+        take_up(self._opened)
+        return self._opened
+
+    @cached_property
+    def _log(self) -> AliasLog:
+        return AliasLog(self._store)
+
+    def versions(self) -> list[int]:
+        """Every registered version, oldest first."""
+        return numbers(self._store, VERSIONS, 8)
+
+    def find(self, bundle_sha256: str) -> int | None:
+        """The version that was registered with this SHA-256; None if it is not here."""
+        versions = self.versions()
+        for version, data in zip(versions, read_all(self._store, map(version_key, versions)), strict=True):
+            try:
+                if data is not None and self._parsed(version, data).sha256 == bundle_sha256:
+                    return version
+            except ModelError:  # damaged: it says nothing of the others
+                continue
+        return None
+
+    def read(self, version: int) -> Bundle:
+        """The bundle of a version, with hashes and dimensions checked, and that it is the one that was registered.
+
+        Raises:
+            ModelError: there is no such version, or its bundle is refused.
+        """
+        return self._read(version, None)
+
+    def fetch(self, version: int, into: Path) -> Bundle:
+        """As `read`, with a copy of every file in a local directory that this call makes.
+
+        Raises:
+            ModelError: there is no such version, or its bundle is refused.
+        """
+        return self._read(version, into)
+
+    def manifest(self, version: int) -> Manifest:
+        """The manifest of a version; its other files are not read.
+
+        Raises:
+            ModelError: there is no such version, or its manifest is not the one that was registered.
+        """
+        registered = self._version(version)
+        files = self._files(registered)
+        manifest, sha256 = read_manifest(files)
+        _check_registered(version, registered, files, sha256)
+        return manifest
+
+    def register(self, write: Callable[[Path], object]) -> int:
+        """Let `write` make a bundle in a local directory, check it, store it, and give it the next version number.
+
+        The version's own object is stored last, so that a version is there whole or not at all.
+
+        Raises:
+            ModelError: the bundle is refused, or other files are stored under its SHA-256.
+        """
+        with TemporaryDirectory(prefix="imagestream-") as scratch:
+            folder = Path(scratch) / "bundle"
+            write(folder)
+            bundle = read_bundle(folder)
+            for name in (*bundle.manifest.files, MANIFEST):
+                key = f"{BUNDLES}/{bundle.sha256}/{name}"
+                if not self._store.create(key, (folder / name).read_bytes()):
+                    raise ModelError(
+                        f"{self._store.place}/{key} is damaged: it should be the file with that name of the new "
+                        "bundle; remove it and register the bundle again"
+                    )
+        content = Version.of(bundle.sha256).to_bytes()
+        version = max(self.versions(), default=0) + 1
+        while not self._store.create(version_key(version), content):
+            version += 1
+        return version
+
+    def targets(self) -> dict[Alias, int | None]:
+        """The version that each alias points to, None if it was never set; asks the store for one object if none moved.
+
+        A registry that is kept sees the moves that are added, not the removal of those that it has read.
+        """
+        moves = self._log.follow()
+        return {alias: _target(moves, alias) for alias in ALIASES}
+
+    def target(self, alias: Alias) -> int | None:
+        """The version that an alias points to, if it was ever set."""
+        return self.targets()[alias]
+
+    def history(self, alias: Alias) -> list[Move]:
+        """Every move of an alias, oldest first."""
+        return _moves_of(self._log.follow(), alias)
+
+    def promote(
+        self, version: int, *, alias: Alias = CHAMPION, by: str, why: str, metrics: Mapping[str, float] | None = None
+    ) -> Move:
+        """Point an alias at a version whose bundle passes its checks.
+
+        Raises:
+            ModelError: no such version, or its bundle is refused.
+        """
+        bundle = self.read(version)
+        kept = dict(bundle.manifest.metrics if metrics is None else metrics)
+        return self._log.append(lambda moves: _move(moves, alias, version, by, why, kept))
+
+    def rollback(self, *, alias: Alias = CHAMPION, by: str) -> Move:
+        """Point an alias back at the version it left in its last move that was not itself a rollback.
+
+        Rolling back twice goes two versions back.
+
+        Raises:
+            ModelError: there is nothing to go back to, or its bundle is refused.
+        """
+
+        def move_back(moves: Sequence[Move]) -> Move:
+            version = _before(moves, alias)
+            return _move(moves, alias, version, by, ROLLBACK, self.read(version).manifest.metrics)
+
+        return self._log.append(move_back)
+
+    def _read(self, version: int, copy_to: Path | None) -> Bundle:
+        registered = self._version(version)
+        files = self._files(registered)
+        bundle = read_bundle(files, copy_to)
+        _check_registered(version, registered, files, bundle.sha256)
+        return bundle
+
+    def _version(self, version: int) -> Version:
+        data = self._store.get(version_key(version))
+        if data is None:
+            known = ", ".join(map(str, self.versions())) or "none"
+            raise ModelError(f"there is no model version {version} in {self.place}; there are: {known}")
+        return self._parsed(version, data)
+
+    def _parsed(self, version: int, data: bytes) -> Version:
+        key = version_key(version)
+        found = Version.from_bytes(data, f"{self._store.place}/{key}")
+        if found.path not in {f"bundles/{found.sha256}", str(version)}:
+            raise ModelError(f"{self._store.place}/{key} is damaged: its path is {found.path[:100]!r}")
+        return found
+
+    def _files(self, version: Version) -> BundleFiles:
+        if isinstance(self._store, LocalStore):  # where links and special files have to be refused
+            return _LocalFiles(Path(self.place) / version.path)
+        return _StoredFiles(self._store, f"{FOLDER}/{version.path}")
+
+
+class _LocalFiles(BundleFolder):
+    """A bundle in a local store, where a registration that was killed can have left a file that it was writing."""
+
+    def names(self) -> Collection[str]:
+        return {name for name in super().names() if not name.startswith(".")}
+
+
+class _StoredFiles:
+    """A bundle in a bucket; implements `BundleFiles`."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store = store
+        self._folder = folder
+
+    def __str__(self) -> str:
+        return f"{self._store.place}/{self._folder}"
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        found = self._store.list(self._folder)
+        return {stored.key.removeprefix(f"{self._folder}/"): stored.bytes for stored in found}
+
+    def names(self) -> Collection[str]:
+        return self._sizes.keys()
+
+    def size(self, name: str) -> int:
+        if name not in self._sizes:
+            raise ModelError(f"{name} is missing")
+        return self._sizes[name]
+
+    def read(self, name: str) -> bytes:
+        content = self._store.get(f"{self._folder}/{name}")
+        if content is None:
+            raise ModelError(f"{name} is missing")
+        return content
+
+
+def _check_registered(version: int, registered: Version, files: BundleFiles, sha256: str) -> None:
+    if sha256 != registered.sha256:
+        raise ModelError(
+            f"bundle {files} is refused: its SHA-256 is {sha256}, version {version} was registered with "
+            f"{registered.sha256}"
+        )
+
+
+def _moves_of(moves: Sequence[Move], alias: Alias) -> list[Move]:
+    return [move for move in moves if move.alias == alias]
+
+
+def _target(moves: Sequence[Move], alias: Alias) -> int | None:
+    return next((move.version for move in reversed(moves) if move.alias == alias), None)
+
+
+def _move(moves: Sequence[Move], alias: Alias, version: int, by: str, why: str, metrics: Mapping[str, float]) -> Move:
+    """The next move of an alias, after all those of both."""
+    return Move(
+        alias=alias,
+        version=version,
+        previous=_target(moves, alias),
+        by=by,
+        at=datetime.now(UTC),
+        why=why,
+        metrics=dict(metrics),
+    )
+
+
+def _before(moves: Sequence[Move], alias: Alias) -> int:
+    """The version that a rollback goes to."""
+    trail: list[int] = []  # the versions that led to today's, without those rolled back from
+    for move in _moves_of(moves, alias):
+        if len(trail) > 1 and move.why == ROLLBACK and move.version == trail[-2]:
+            trail.pop()
+        elif not trail or trail[-1] != move.version:
+            trail.append(move.version)
+    if len(trail) < 2:  # noqa: PLR2004
+        raise ModelError(f"{alias} has no earlier version to go back to")
+    return trail[-2]

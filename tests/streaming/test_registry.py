@@ -1,0 +1,616 @@
+"""The registry: versions that appear whole and never change, aliases that move and can be moved back."""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from models.bundle import FILES, GOLDEN, MANIFEST, Bundle, read_bundle
+from models.errors import ModelError
+from streaming.registry import ROLLBACK, Registry, open_registry
+from streaming.storage.alias_log import AliasLog
+from streaming.storage.registry_objects import MAX_BYTES, Move, Version, move_key, version_key
+from streaming.storage.store import Store, open_store
+from tests.models.samples import copy_bundle, replace_file, tiny_bundle
+from tests.streaming.killed import killed_at_each_step
+from tests.streaming.small_models import bundle_folder
+from tests.streaming.stores import Elsewhere
+
+
+@pytest.fixture
+def bundle_dir(tmp_path: Path) -> Path:
+    """A sound bundle, as small as can be: the registry does not look into its files."""
+    return tiny_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+@pytest.fixture(params=[open_store, Elsewhere], ids=["local", "elsewhere"])
+def store(request: pytest.FixtureRequest, home: Path) -> Store:
+    made: Store = request.param(home)
+    return made
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    return Registry(store)
+
+
+def register(registry: Registry, bundle: Path, times: int = 1) -> list[int]:
+    return [registry.register(lambda directory: copy_bundle(bundle, directory)) for _ in range(times)]
+
+
+def files_below(home: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+# --- versions
+
+
+def test_an_empty_registry_has_nothing_and_makes_nothing(registry: Registry, home: Path) -> None:
+    assert registry.versions() == []
+    assert registry.target("champion") is None
+    assert registry.history("champion") == []
+    assert registry.find("0" * 64) is None
+    with pytest.raises(ModelError, match=r"there is no model version 1 in .*home/models; there are: none"):
+        registry.read(1)
+    assert not home.exists()
+
+
+def test_versions_are_numbered_in_order_and_read_back(registry: Registry, bundle_dir: Path) -> None:
+    assert register(registry, bundle_dir, 11) == list(range(1, 12)) == registry.versions()
+    bundle = read_bundle(bundle_dir)
+    assert registry.read(3) == bundle
+    assert registry.manifest(3) == bundle.manifest
+    with pytest.raises(ModelError, match=r"there is no model version 12 .* there are: 1, 2, 3"):
+        registry.read(12)
+
+
+def test_a_version_is_found_by_its_hash(registry: Registry, bundle_dir: Path, tmp_path: Path) -> None:
+    other = tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0})
+    register(registry, bundle_dir)
+    register(registry, other, 2)
+    assert [registry.find(read_bundle(one).sha256) for one in (bundle_dir, other)] == [1, 2]
+    assert registry.find("0" * 64) is None
+
+
+def test_a_version_is_fetched_with_all_its_files(registry: Registry, bundle_dir: Path, tmp_path: Path) -> None:
+    register(registry, bundle_dir)
+    assert registry.fetch(1, tmp_path / "copy") == registry.read(1)
+    assert files_below(tmp_path / "copy") == files_below(bundle_dir)
+
+
+def test_versions_of_one_content_share_its_files_and_those_are_never_written_again(
+    registry: Registry, bundle_dir: Path, home: Path
+) -> None:
+    register(registry, bundle_dir)
+    before = {path.name: path.stat().st_ino for path in bundle_folder(home, 1).iterdir()}
+    assert before.keys() == FILES | {MANIFEST}
+    assert register(registry, bundle_dir) == [2]
+    assert bundle_folder(home, 2) == bundle_folder(home, 1)
+    assert {path.name: path.stat().st_ino for path in bundle_folder(home, 1).iterdir()} == before
+
+
+def test_a_write_that_fails_leaves_nothing(registry: Registry, bundle_dir: Path, home: Path) -> None:
+    def fails(directory: Path) -> None:
+        copy_bundle(bundle_dir, directory)
+        raise OSError("disk full")
+
+    def spoils(directory: Path) -> None:
+        replace_file(copy_bundle(bundle_dir, directory), GOLDEN, b"")
+
+    with pytest.raises(OSError, match="disk full"):
+        registry.register(fails)
+    with pytest.raises(ModelError, match=f"{GOLDEN} has SHA-256"):
+        registry.register(spoils)
+    with pytest.raises(ModelError, match="not a regular file"):
+        registry.register(lambda directory: directory.mkdir())
+    assert registry.versions() == []
+    assert not home.exists()
+
+
+def register_many(home: Path, bundle: Path, start: "multiprocessing.synchronize.Barrier") -> None:
+    start.wait()
+    register(open_registry(home), bundle, 4)
+
+
+def in_three_processes(target: Callable[..., None], *arguments: object) -> None:
+    """Run it three times at once; it gets a barrier to start at."""
+    spawn = multiprocessing.get_context("spawn")
+    start = spawn.Barrier(3)
+    processes = [spawn.Process(target=target, args=(*arguments, start)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+
+
+def test_processes_that_register_at_once_get_versions_of_their_own(home: Path, bundle_dir: Path) -> None:
+    """Also where all of them register the same content."""
+    in_three_processes(register_many, home, bundle_dir)
+    registry = open_registry(home)
+    assert registry.versions() == list(range(1, 13))
+    assert {registry.read(version).sha256 for version in registry.versions()} == {read_bundle(bundle_dir).sha256}
+
+
+def test_a_number_that_is_taken_is_left_to_who_took_it(home: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    """As where two register at once: the listing of one does not show the version of the other yet."""
+    store = Elsewhere(home)
+    registry = Registry(store)
+    register(registry, bundle_dir, 2)
+    store.unlisted = {version_key(1), version_key(2)}
+    other = tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0})
+    assert register(registry, other) == [3]
+    shas = [registry.read(version).sha256 for version in (1, 2, 3)]
+    assert shas == [read_bundle(one).sha256 for one in (bundle_dir, bundle_dir, other)]
+
+
+def register_one(home: Path) -> None:
+    open_registry(home).register(lambda directory: shutil.copytree(home.parent / "bundle", directory))
+
+
+def test_a_registration_that_is_killed_leaves_no_version_and_is_done_again(bundle_dir: Path, tmp_path: Path) -> None:
+    numbers = count()
+    sha256, killed = read_bundle(bundle_dir).sha256, 0
+    for home in killed_at_each_step(register_one, lambda: tmp_path / f"home-{next(numbers)}"):
+        killed += 1
+        registry = open_registry(home)
+        assert registry.versions() == []
+        assert registry.find(sha256) is None
+        assert register(registry, bundle_dir) == [1]
+        assert registry.read(1).sha256 == sha256
+    assert killed == len(FILES) + 2, "before each file, the manifest and the version"
+
+
+def test_a_file_that_lies_in_the_place_of_a_new_one_is_not_overwritten(
+    registry: Registry, store: Store, bundle_dir: Path
+) -> None:
+    key = f"models/bundles/{read_bundle(bundle_dir).sha256}/{GOLDEN}"
+    store.put(key, b"other")
+    with pytest.raises(ModelError, match=rf"{key} is damaged: .*; remove it and register the bundle again"):
+        register(registry, bundle_dir)
+    assert (registry.versions(), store.get(key)) == ([], b"other")
+
+
+def test_only_objects_with_a_version_number_are_versions(registry: Registry, store: Store, bundle_dir: Path) -> None:
+    register(registry, bundle_dir)
+    for name in ("7.json", "0000007.json", "000000007.json", "00000007", "00000000.json", "x.json", "a/00000007.json"):
+        store.put(f"models/versions/{name}", b"{}")
+    assert registry.versions() == [1]
+    with pytest.raises(ModelError, match=r"there is no model version 7 .* there are: 1$"):
+        registry.read(7)
+    for number in (-1, 10**9, 10**30):
+        with pytest.raises(ModelError, match=f"there is no model version {number} "):
+            registry.read(number)
+
+
+def test_more_versions_than_the_digits_of_a_number_are_counted_on(
+    registry: Registry, store: Store, bundle_dir: Path
+) -> None:
+    register(registry, bundle_dir)
+    content = store.get(version_key(1))
+    assert content is not None
+    store.put(version_key(99_999_999), content)
+    assert register(registry, bundle_dir) == [100_000_000]
+    assert registry.versions() == [1, 99_999_999, 100_000_000]
+    assert registry.read(100_000_000) == registry.read(1)
+
+
+# --- versions that were altered
+
+
+def alter(store: Store, bundle_sha256: str, name: str, content: bytes) -> None:
+    store.put(f"models/bundles/{bundle_sha256}/{name}", content)
+
+
+@pytest.mark.parametrize("name", [*sorted(FILES), MANIFEST])
+def test_an_altered_file_of_a_version_is_refused(
+    registry: Registry, store: Store, bundle_dir: Path, tmp_path: Path, name: str
+) -> None:
+    register(registry, bundle_dir)
+    sha256 = registry.read(1).sha256
+    alter(store, sha256, name, (bundle_dir / name).read_bytes() + b" ")
+    for read in (registry.read, lambda version: registry.fetch(version, tmp_path / "copy")):
+        with pytest.raises(ModelError, match=rf"bundle .*models/bundles/{sha256} is refused: "):
+            read(1)
+
+
+def test_a_file_more_or_less_of_a_version_is_refused(registry: Registry, store: Store, bundle_dir: Path) -> None:
+    register(registry, bundle_dir)
+    sha256 = registry.read(1).sha256
+    alter(store, sha256, "extra.pkl", b"more")
+    with pytest.raises(ModelError, match=r"it should hold .* it holds .*extra.pkl"):
+        registry.read(1)
+    store.delete([f"models/bundles/{sha256}/{name}" for name in ("extra.pkl", GOLDEN)])
+    with pytest.raises(ModelError, match=r"it should hold .* it holds"):
+        registry.read(1)
+    store.delete([f"models/bundles/{sha256}/{MANIFEST}"])
+    for read in (registry.read, registry.manifest):
+        with pytest.raises(ModelError, match=rf"{MANIFEST} is (missing|not a regular file)"):
+            read(1)
+
+
+def test_a_version_that_is_whole_and_another_than_was_registered_is_refused(
+    registry: Registry, store: Store, bundle_dir: Path, tmp_path: Path
+) -> None:
+    register(registry, bundle_dir)
+    registry.promote(1, by="ada", why="first")
+    sha256 = registry.read(1).sha256
+    other = tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0})
+    for path in other.iterdir():
+        alter(store, sha256, path.name, path.read_bytes())
+    for read in (
+        lambda: registry.read(1),
+        lambda: registry.manifest(1),
+        lambda: registry.promote(1, by="ada", why="again"),
+    ):
+        with pytest.raises(ModelError, match=rf"/{sha256} is refused: its SHA-256 is \w+, version 1 was registered"):
+            read()
+    assert len(registry.history("champion")) == 1
+
+
+@pytest.mark.parametrize("name", [MANIFEST, GOLDEN])
+def test_a_link_or_a_pipe_in_a_local_bundle_is_refused(home: Path, bundle_dir: Path, name: str) -> None:
+    registry = open_registry(home)
+    register(registry, bundle_dir)
+    path = bundle_folder(home, 1) / name
+    path.unlink()
+    path.symlink_to(bundle_dir / name)
+    with pytest.raises(ModelError, match=f"{name} is not a regular file"):
+        registry.read(1)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ModelError, match=f"{name} is not a regular file"):
+        registry.read(1)
+
+
+SHA = "5" * 64
+SOUND = {"sha256": SHA, "path": f"bundles/{SHA}"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"sha256": ' + b"1" * 5_000 + b"}",
+        json.dumps(SOUND).encode() + b" " * MAX_BYTES,
+        json.dumps(SOUND | {"path": 1}).encode(),
+        json.dumps(SOUND | {"sha256": None}).encode(),
+        json.dumps(SOUND | {"sha256": "5" * 63}).encode(),
+        json.dumps(SOUND | {"sha256": "../" * 21 + "x"}).encode(),
+        json.dumps({"path": "1"}).encode(),
+        json.dumps(SOUND | {"more\nlines": 1}).encode(),
+        json.dumps(SOUND | {"path": "../.."}).encode(),
+        json.dumps(SOUND | {"path": f"../models/bundles/{SHA}"}).encode(),
+        json.dumps(SOUND | {"path": "/etc"}).encode(),
+        json.dumps(SOUND | {"path": ""}).encode(),
+        json.dumps(SOUND | {"path": "2"}).encode(),
+        json.dumps(SOUND | {"path": "bundles/" + "6" * 64}).encode(),
+        json.dumps(SOUND | {"path": "a\nb" * 100_000}).encode(),
+    ],
+    ids=lambda content: repr(content[:60]),
+)
+def test_a_hostile_version_is_refused_in_one_line_and_hides_no_other(
+    registry: Registry, store: Store, bundle_dir: Path, content: bytes
+) -> None:
+    register(registry, bundle_dir, 2)
+    sha256 = registry.read(2).sha256
+    store.put(version_key(1), content)
+    for read in (registry.read, registry.manifest, lambda version: registry.promote(version, by="ada", why="first")):
+        with pytest.raises(ModelError, match=r"models/versions/00000001\.json is damaged: .") as caught:
+            read(1)
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(str(caught.value)) < 500
+    assert registry.find(sha256) == 2
+    assert registry.read(2).sha256 == sha256
+
+
+# --- aliases
+
+
+def test_promotion_moves_the_alias_and_keeps_who_when_and_from_what(
+    registry: Registry, store: Store, bundle_dir: Path
+) -> None:
+    register(registry, bundle_dir, 2)
+    registry.promote(1, by="ada", why="the first model", metrics={"accuracy": 0.5})
+    move = registry.promote(2, by="bob", why="better")
+    assert registry.targets() == {"champion": 2, "challenger": None}
+    assert (registry.target("champion"), registry.target("challenger")) == (2, None)
+    assert Registry(store).history("champion")[1] == move
+    first, second = registry.history("champion")
+    assert (first.version, first.previous, first.by, first.metrics) == (1, None, "ada", {"accuracy": 0.5})
+    assert (second.version, second.previous, second.why, second.metrics) == (2, 1, "better", {"accuracy": 0.9})
+    assert first.at < second.at
+    assert second.at.utcoffset() is not None
+
+
+def test_aliases_move_apart(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 2)
+    registry.promote(1, by="ada", why="first")
+    registry.promote(2, alias="challenger", by="ada", why="under observation")
+    assert registry.targets() == {"champion": 1, "challenger": 2}
+    assert [move.version for move in registry.history("challenger")] == [2]
+    with pytest.raises(ModelError, match="challenger has no earlier version"):
+        registry.rollback(alias="challenger", by="ada")
+
+
+def test_rolling_back_twice_goes_two_versions_back_and_no_further(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 3)
+    with pytest.raises(ModelError, match="champion has no earlier version to go back to"):
+        registry.rollback(by="ada")
+    for version in (1, 2, 2, 3):
+        registry.promote(version, by="ada", why="better")
+    assert registry.rollback(by="bob").version == 2
+    assert registry.rollback(by="bob").version == 1
+    with pytest.raises(ModelError, match="champion has no earlier version to go back to"):
+        registry.rollback(by="bob")
+    assert registry.target("champion") == 1
+    moves = registry.history("champion")
+    assert [move.version for move in moves] == [1, 2, 2, 3, 2, 1]
+    assert [move.why == ROLLBACK for move in moves] == [False] * 4 + [True] * 2
+
+
+def test_a_version_promoted_after_a_rollback_goes_back_to_where_the_rollback_led(
+    registry: Registry, bundle_dir: Path
+) -> None:
+    register(registry, bundle_dir, 3)
+    for version in (1, 2):
+        registry.promote(version, by="ada", why="better")
+    registry.rollback(by="ada")
+    registry.promote(3, by="ada", why="better")
+    assert registry.rollback(by="ada").version == 1
+
+
+def test_a_version_promoted_by_hand_is_no_rollback(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 3)
+    for version in (1, 2, 1):
+        registry.promote(version, by="ada", why="better")
+    assert registry.rollback(by="ada").version == 2
+    assert registry.rollback(by="ada").version == 1
+    registry.promote(3, by="ada", why=ROLLBACK)  # a reason alone makes no rollback either
+    assert registry.rollback(by="ada").version == 1
+
+
+def test_a_challenger_is_rolled_back_by_its_own_moves(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 3)
+    for version in (2, 3):
+        registry.promote(1, by="ada", why="stays")
+        registry.promote(version, alias="challenger", by="ada", why="tried")
+    move = registry.rollback(alias="challenger", by="bob")
+    assert (move.alias, move.version, move.previous, move.by, move.why) == ("challenger", 2, 3, "bob", ROLLBACK)
+    assert registry.target("champion") == 1
+
+
+def test_only_a_whole_version_that_is_there_can_be_promoted(
+    registry: Registry, store: Store, bundle_dir: Path, tmp_path: Path
+) -> None:
+    register(registry, bundle_dir)
+    register(registry, tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0}))
+    registry.promote(1, by="ada", why="first")
+    alter(store, registry.read(2).sha256, MANIFEST, b"{}")
+    with pytest.raises(ModelError, match=r"bundle .*models/bundles/\w+ is refused: manifest\.json: backbone: Field"):
+        registry.promote(2, by="ada", why="better")
+    with pytest.raises(ModelError, match="there is no model version 7"):
+        registry.promote(7, by="ada", why="better")
+    assert registry.target("champion") == 1
+    assert len(registry.history("champion")) == 1
+
+
+def test_no_rollback_to_a_version_that_was_damaged(
+    registry: Registry, store: Store, bundle_dir: Path, tmp_path: Path
+) -> None:
+    register(registry, bundle_dir)
+    register(registry, tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0}))
+    for version in (1, 2):
+        registry.promote(version, by="ada", why="better")
+    alter(store, registry.read(1).sha256, GOLDEN, b"")
+    with pytest.raises(ModelError, match=f"{GOLDEN} has SHA-256"):
+        registry.rollback(by="ada")
+    assert registry.target("champion") == 2
+
+
+def test_metrics_that_were_given_replace_those_of_the_bundle_even_if_there_are_none(
+    registry: Registry, bundle_dir: Path
+) -> None:
+    register(registry, bundle_dir)
+    assert registry.promote(1, by="ada", why="first", metrics={}).metrics == {}
+    assert registry.promote(1, by="ada", why="first").metrics == {"accuracy": 0.9}
+
+
+def test_what_could_not_be_read_back_is_not_stored(registry: Registry, store: Store, bundle_dir: Path) -> None:
+    register(registry, bundle_dir)
+    for why in ("not UTF-8: \udcff", "long " * (MAX_BYTES // 5)):
+        with pytest.raises(ModelError, match=r"^the move of the alias (cannot be stored|is damaged): .") as caught:
+            registry.promote(1, by="ada", why=why)
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(ValueError, match="finite"):
+        registry.promote(1, by="ada", why="first", metrics={"accuracy": float("nan")})
+    assert store.get(move_key(1)) is None
+    assert registry.promote(1, by="ada", why="first\nsecond ä \u2028").why == "first\nsecond ä \u2028"
+    assert Registry(store).history("champion") == registry.history("champion")
+
+
+def promote_many(home: Path, start: "multiprocessing.synchronize.Barrier") -> None:
+    registry = open_registry(home)
+    start.wait()
+    for number in range(6):
+        alias = "champion" if number % 3 else "challenger"
+        registry.promote(1 + number % 2, alias=alias, by=str(multiprocessing.current_process().pid), why=f"{number}")
+
+
+def test_no_move_is_lost_of_processes_that_promote_at_once(home: Path, bundle_dir: Path) -> None:
+    register(open_registry(home), bundle_dir, 2)
+    in_three_processes(promote_many, home)
+    registry = open_registry(home)
+    champion, challenger = registry.history("champion"), registry.history("challenger")
+    assert (len(champion), len(challenger)) == (12, 6)
+    assert len({(move.by, move.why) for move in champion + challenger}) == 18
+    for moves in (champion, challenger):
+        assert [move.previous for move in moves] == [None, *(move.version for move in moves[:-1])]
+
+
+def test_a_move_is_made_again_where_another_one_came_first(store: Store, registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 3)
+    registry.promote(1, by="ada", why="first")
+    log, asked = AliasLog(store), []
+
+    def make(moves: Sequence[Move]) -> Move:
+        asked.append(len(moves))
+        if len(moves) < 3:
+            registry.promote(2, by="bob", why="meanwhile")
+        return moves[-1].model_copy(update={"version": 3, "previous": moves[-1].version, "by": "ada"})
+
+    assert log.append(make).previous == 2
+    assert asked == [1, 2, 3]
+    assert [(move.version, move.by) for move in registry.history("champion")] == [
+        (1, "ada"),
+        (2, "bob"),
+        (2, "bob"),
+        (3, "ada"),
+    ]
+
+
+def test_following_asks_for_one_object_that_is_not_there(home: Path, bundle_dir: Path) -> None:
+    store = Elsewhere(home)
+    others, registry = open_registry(home), Registry(store)
+    register(others, bundle_dir, 2)
+    others.promote(1, by="ada", why="first")
+    others.promote(2, alias="challenger", by="ada", why="second")
+    assert registry.targets() == {"champion": 1, "challenger": 2}
+    store.asked.clear()
+    assert registry.targets() == {"champion": 1, "challenger": 2}
+    assert store.asked == [("get", move_key(3))]
+    others.promote(2, by="ada", why="third")
+    store.asked.clear()
+    assert registry.targets() == {"champion": 2, "challenger": 2}
+    assert store.asked == [("get", move_key(3)), ("get", move_key(4))]
+
+
+def test_a_gap_in_the_moves_is_reported(registry: Registry, store: Store, bundle_dir: Path) -> None:
+    register(registry, bundle_dir)
+    for number in range(4):
+        registry.promote(1, by="ada", why=str(number))
+    before = files = sorted(stored.key for stored in store.list("models"))
+    for gone in (1, 3):
+        content = store.get(move_key(gone))
+        assert content is not None
+        store.delete([move_key(gone)])
+        for use in (lambda: Registry(store).targets(), lambda: registry.promote(1, by="ada", why="next")):
+            with pytest.raises(ModelError, match=rf"{move_key(gone)} is missing, and later moves .* restore it"):
+                use()
+        store.put(move_key(gone), content)
+    files = sorted(stored.key for stored in store.list("models"))
+    assert files == before
+    assert Registry(store).target("champion") == 1
+
+
+def test_a_move_follows_those_that_are_there_also_where_later_ones_were_removed(
+    registry: Registry, store: Store, bundle_dir: Path
+) -> None:
+    """As by restoring a backup."""
+    register(registry, bundle_dir, 3)
+    for version in (1, 2, 3):
+        registry.promote(version, by="ada", why=str(version))
+    store.delete([move_key(2), move_key(3)])
+    move = registry.promote(3, by="ada", why="next")
+    assert (move.previous, registry.history("champion")) == (1, Registry(store).history("champion"))
+    assert store.get(move_key(2)) is not None
+
+
+def test_only_objects_with_a_number_are_moves(registry: Registry, store: Store, bundle_dir: Path) -> None:
+    register(registry, bundle_dir)
+    registry.promote(1, by="ada", why="first")
+    for name in ("2.json", f"{0:020}.json", f"{7:021}.json", "notes.txt", f"old/{2:020}.json"):
+        store.put(f"models/aliases/{name}", b"{")
+    assert Registry(store).target("champion") == 1
+    registry.promote(1, by="ada", why="second")
+    assert [move.why for move in Registry(store).history("champion")] == ["first", "second"]
+
+
+MOVE = {"alias": "champion", "version": 1, "previous": None, "by": "ada", "at": "2024-05-06T12:00:00Z", "why": "first"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        json.dumps(MOVE).encode() + b" " * MAX_BYTES,
+        json.dumps(MOVE | {"version": "newest"}).encode(),
+        json.dumps(MOVE | {"version": 0}).encode(),
+        json.dumps(MOVE | {"version": -1}).encode(),
+        json.dumps(MOVE | {"alias": "emperor"}).encode(),
+        json.dumps(MOVE | {"alias": "x" * 100_000}).encode(),
+        json.dumps(MOVE | {"shell\nrm": "rm"}).encode(),
+        json.dumps(MOVE | {"at": "yesterday"}).encode(),
+        json.dumps(MOVE | {"metrics": {"accuracy": float("nan")}}).encode(),
+    ],
+    ids=lambda content: repr(content[:60]),
+)
+def test_a_hostile_move_is_refused_in_one_line_and_not_overwritten(
+    registry: Registry, store: Store, bundle_dir: Path, content: bytes
+) -> None:
+    register(registry, bundle_dir)
+    registry.promote(1, by="ada", why="first")
+    store.put(move_key(2), content)
+    for use in (
+        lambda: Registry(store).targets(),
+        registry.targets,
+        lambda: registry.promote(1, by="ada", why="next"),
+        lambda: registry.rollback(by="ada"),
+    ):
+        with pytest.raises(ModelError, match=rf"{move_key(2)} is damaged: .") as caught:
+            use()
+        assert len(str(caught.value).splitlines()) == 1
+        assert len(str(caught.value)) < 500
+    assert store.get(move_key(2)) == content
+    store.put(move_key(2), json.dumps(MOVE).encode())
+    assert registry.target("champion") == 1
+
+
+def test_a_move_is_never_changed() -> None:
+    move = Move.model_validate(MOVE)
+    assert move.metrics == {}
+    with pytest.raises(ValueError, match="frozen"):
+        move.version = 2
+
+
+def test_objects_are_readable_and_each_has_a_number_of_its_own(
+    registry: Registry, store: Store, bundle_dir: Path
+) -> None:
+    register(registry, bundle_dir, 2)
+    for _ in range(2):
+        registry.promote(1, by="ada", why="first")
+    for keys in ([version_key(1), version_key(2)], [move_key(1), move_key(2)]):
+        contents = [store.get(key) or b"" for key in keys]
+        texts = [content.decode() for content in contents]
+        assert texts == [json.dumps(json.loads(text), indent=2) + "\n" for text in texts]
+        assert len({json.loads(text)["nonce"] for text in texts}) == 2
+    assert Version.from_bytes(store.get(version_key(1)) or b"", "it").path == f"bundles/{registry.read(1).sha256}"
+
+
+def test_a_home_that_was_copied_to_a_bucket_is_the_same_registry(home: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    registry = open_registry(home)
+    register(registry, bundle_dir, 2)
+    registry.promote(2, by="ada", why="first")
+    shutil.copytree(home, tmp_path / "copy")
+    copy = Registry(Elsewhere(tmp_path / "copy"))
+    found: Bundle = copy.read(2)
+    assert (copy.versions(), copy.targets(), found) == (registry.versions(), registry.targets(), registry.read(2))
