@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from deltalake import DeltaTable, QueryBuilder
 from pyspark.sql import SparkSession
 
 from streaming.images.dataset import digit_images, write_images
+from streaming.pipeline.decisions import Decision, Decisions
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import NewService, environment_of, imagestream
+from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
 
 GOOD, MORE = 60, 20
@@ -183,6 +186,45 @@ def test_tables_whose_streams_folder_is_lost_are_continued(service: Settings, tm
     assert len({row["query_id"] for row in found}) == 2
     assert rows(service, "SELECT count(*) AS n FROM quarantine") == [{"n": len(BAD)}]
     assert imagestream(service, "audit")["clean"]
+
+
+class Rival:
+    """Another driver on the same stream, which decides a number just before the one at work does, so many times."""
+
+    def __init__(self, settings: Settings, losses: int) -> None:
+        self._settings = settings
+        self._decide = Decisions.decide
+        self.left = losses
+
+    def __call__(self, decisions: Decisions, ours: Decision) -> bool:
+        if self.left:
+            self.left -= 1
+            ranges = {one.partition: (one.start, one.start + 1) for one in ours.ranges}
+            theirs = decision_of(self._settings, ours.number, ranges, stream_id=ours.stream)
+            assert self._decide(decisions, replace(theirs, topics=ours.topics))
+        return self._decide(decisions, ours)
+
+
+@pytest.mark.parametrize("losses", [2, 3])
+def test_a_driver_that_loses_decisions_applies_the_winners_and_ends_at_the_third(
+    service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: int
+) -> None:
+    publish_digits(service, tmp_path / "digits", GOOD, skip=300)
+    rival = Rival(service, losses)
+
+    def decide(decisions: Decisions, ours: Decision) -> bool:
+        return rival(decisions, ours)
+
+    monkeypatch.setattr(Decisions, "decide", decide)
+    ended = imagestream(service, "stream", "--until-drained", code=int(losses == 3))
+    assert rival.left == 0
+    if losses == 3:
+        assert "another stream runs on" in ended["stderr"]
+        monkeypatch.undo()
+        imagestream(service, "stream", "--until-drained")
+    assert rows(service, "SELECT count(*) AS n FROM predictions") == [{"n": GOOD}]
+    report = imagestream(service, "audit")
+    assert (report["clean"], report["batches"]) == (True, losses + 1)
 
 
 def test_nothing_of_sparks_checkpoint_is_left_behind(
