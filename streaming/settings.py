@@ -28,7 +28,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IMAGESTREAM_", frozen=True, extra="ignore", populate_by_name=True)
 
-    home: Path = Field(HOME, description="where tables, checkpoints, models, jars and the broker's data live")
+    home: Path = Field(HOME, description="where tables, streams, models, jars and the broker's data are")
     jars: Path | None = Field(None, description="where the jars are; default: HOME/jars")
     backbones: Path | None = Field(None, description="where exported backbones are kept; default: HOME/backbones")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
@@ -60,10 +60,6 @@ class Settings(BaseSettings):
     @property
     def tables_dir(self) -> Path:
         return self.home / "tables"
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        return self.home / "checkpoints"
 
     @property
     def broker_dir(self) -> Path:

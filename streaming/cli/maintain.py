@@ -20,14 +20,15 @@ def maintain(
     ] = None,
     retention_hours: Annotated[
         int,
-        typer.Option(min=0, help="How long unused files stay; raised where files may still be needed."),
+        typer.Option(min=0, help="Hours that unused files stay; minimum 24."),
     ] = 168,
     json_file: JsonOption = None,
 ) -> None:
     """Compact and vacuum the tables, beside a running stream or without one.
 
-    Merges small files, writes checkpoints of the tables' logs, removes files that no version within the retention
-    needs, and old pins. Neither the stream nor a query notices.
+    Finishes batches that a stream decided and left unfinished, merges small files, writes checkpoints of the tables'
+    logs, and removes files that no version within the retention needs, and old decisions. Neither the stream nor a
+    query notices.
 
     Example: imagestream maintain --every 10
     """
@@ -58,4 +59,4 @@ def _show(report: "MaintenanceReport") -> None:
         )
         if table.skipped:
             err.print(f"{table.name} is left to the next run: {table.skipped}", style="yellow", markup=False)
-    out.print(f"{report.pins_removed:,} pins removed, {report.seconds:.1f} s", highlight=False)
+    out.print(f"{report.decisions_removed:,} decisions removed, {report.seconds:.1f} s", highlight=False)

@@ -22,20 +22,13 @@ def stream(
         str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
     ] = None,
     topic: Annotated[str | None, typer.Option(help="The topic to read; default: images.")] = None,
-    images_per_batch: Annotated[int, typer.Option(min=1, help="At most so many images in a micro-batch.")] = 2_000,
+    images_per_batch: Annotated[int, typer.Option(min=1, help="Maximum number of images in a micro-batch.")] = 2_000,
     megabytes_per_batch: Annotated[
-        int, typer.Option(min=1, help="Fewer images in a micro-batch, if they are so large that it would exceed this.")
+        int, typer.Option(min=1, help="Maximum size of a micro-batch in megabytes; of large images it holds fewer.")
     ] = 512,
     features: Annotated[bool, typer.Option(help="Store the backbone's features, for retraining.")] = True,
-    resume_from_tables: Annotated[
-        bool,
-        typer.Option("--resume-from-tables", help="The checkpoint is lost: begin right after what the tables hold."),
-    ] = False,
     accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Go on although messages were removed before they were read.")
-    ] = False,
-    accept_new_partitions: Annotated[
-        bool, typer.Option("--accept-new-partitions", help="Read partitions that were added to the topic.")
+        bool, typer.Option("--accept-loss", help="Continue although messages were removed before they were read.")
     ] = False,
     accept_new_topic: Annotated[
         bool, typer.Option("--accept-new-topic", help="Read a topic that was deleted and made again under its name.")
@@ -54,8 +47,8 @@ def stream(
 
     Example: imagestream stream --until-drained
     """
-    from streaming.pipeline.continuity import Accept
     from streaming.pipeline.observe import Observer, open_log
+    from streaming.pipeline.positions import Accept
     from streaming.pipeline.profile import Profiler
     from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
     from streaming.platform.broker import bootstrap_servers as home_servers
@@ -68,8 +61,7 @@ def stream(
         images_per_batch=images_per_batch,
         bytes_per_batch=megabytes_per_batch * 1_000_000,
         store_features=features,
-        resume_from_tables=resume_from_tables,
-        accept=Accept(accept_loss, accept_new_partitions, accept_new_topic),
+        accept=Accept(accept_loss, accept_new_topic),
     )
     observer = Observer(settings, servers, log=open_log("json" if log_json else "text"), metrics_port=metrics_port)
     profiler = Profiler() if profile else None

@@ -13,7 +13,7 @@ from streaming.dashboard.context import Dashboard
 from streaming.dashboard.pictures import Wanted
 from streaming.errors import ServiceError
 from streaming.images.labels_csv import CONTROL_CHARACTER, MAX_LABEL_CHARS, composed, usable
-from streaming.pipeline.offsets import committed_offsets
+from streaming.pipeline.positions import committed_offsets
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.registry_objects import Alias, Move

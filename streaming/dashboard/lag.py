@@ -4,7 +4,8 @@ import threading
 from dataclasses import dataclass
 
 from streaming.errors import ServiceError
-from streaming.pipeline.offsets import TopicOffsets, committed_offsets, lags
+from streaming.pipeline.offsets import TopicOffsets, lags
+from streaming.pipeline.positions import committed_offsets
 from streaming.platform.broker import bootstrap_servers
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings

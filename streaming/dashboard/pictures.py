@@ -19,7 +19,7 @@ from PIL import Image
 
 from models.decode import BadImage, decode
 from streaming.errors import ServiceError
-from streaming.pipeline.incarnation import name_in_kafka
+from streaming.pipeline.positions import name_in_kafka
 from streaming.platform.broker import bootstrap_servers
 from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_security import client_arguments

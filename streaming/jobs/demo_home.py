@@ -16,7 +16,7 @@ FOLDER = "demo"
 RECORD = "demo.json"
 SET_UP = ("jars", "backbones", "java")  # shared with the home above by links
 # Written by every command that runs in a home, and by no user.
-LOGS_AND_LOCKS = ("spark.log*", "log4j2.properties", "*.lock", "stream-*.json", "report.png", RECORD)
+LOGS_AND_LOCKS = ("spark.log*", "log4j2.properties", "*.lock", "report.png", RECORD)
 
 Confirm = Callable[[str], bool]
 
@@ -88,8 +88,10 @@ def _may_hold_data(path: Path) -> bool:
             return not any(fnmatch(name, pattern) for pattern in LOGS_AND_LOCKS)
         case ("broker", "data", topic, segment):
             return segment.endswith(".log") and not topic.startswith("__")
+        case ("streams", _, "state.json"):
+            return False
         case (top, *_):
-            return top != "broker"
+            return top not in {"broker", "locks"}
         case _:
             return True
 

@@ -1,24 +1,22 @@
 """Keeping the tables in shape beside a running stream: few files, a short log, no leftovers.
 
-Per table: compact small files, write a checkpoint of the log and drop what of it has expired, vacuum files that no
-version within the retention names. Then the pins of batches that are whole.
+First, batches that were decided and never finished are finished, by the decisions of each stream. Then per table:
+compact small files, write a checkpoint of the log and drop what of it has expired, vacuum files that no version within
+the retention names. Then old decisions of whole batches are deleted.
 
 None of it gets in the way of the stream. Compaction replaces files and adds no rows, so an append never conflicts with
 it, and a compaction that lost a race with a replay is tried again or left to the next run. Application transactions
-live in the log and its checkpoints, so that a retried batch is still recognised. A reader keeps the files that it
-opened until the retention has passed.
+live in the log and its checkpoints, so that a batch that is applied again is still recognised. A reader keeps the files
+that it opened until the retention has passed.
 
-What is vacuumed is older than the retention, also where no commit ever named it. A worker's file is named only when
-its batch commits; so the retention is never shorter than the oldest unfinished batch is old, and never less than
-`MIN_RETENTION_HOURS`. A batch that begins now writes files that are younger.
+What is vacuumed is older than the retention, also where no commit ever named it. The files of a batch are named only by
+its decision, after all of it was scored, and those of a training run hours after they were written: so the retention is
+never less than MIN_RETENTION_HOURS.
 """
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from math import ceil
 from pathlib import Path
 from time import perf_counter
 
@@ -27,14 +25,14 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 
 from streaming.errors import ServiceError
 from streaming.jobs.rewrite import compact
-from streaming.query import query
+from streaming.pipeline.decisions import Decisions
+from streaming.pipeline.finish import Tables, finish_decided
 from streaming.settings import Settings
+from streaming.storage.store import open_store
 
 RETENTION_HOURS = 168
-MIN_RETENTION_HOURS = {"features": 24}  # a training run writes features for hours before it commits them
-MIN_RETENTION_HOURS_ELSE = 1
+MIN_RETENTION_HOURS = 24
 LOG_RETENTION = "delta.logRetentionDuration"  # Delta's own default is 30 days
-PINS_KEPT = 100
 COMMITS_PER_CHECKPOINT = 10
 
 # Files grow with their table, so that few are enough: about FILES.
@@ -61,34 +59,36 @@ class MaintenanceReport:
     """What one run did."""
 
     tables: list[TableMaintenance]
-    pins_removed: int
+    decisions_removed: int
     seconds: float
 
 
 def maintain(settings: Settings, *, retention_hours: int = RETENTION_HOURS) -> MaintenanceReport:
-    """Compact, checkpoint and vacuum every table of the home, and remove old pins.
+    """Finish decided batches; compact, checkpoint and vacuum every table of the home; delete old decisions.
 
     Args:
         retention_hours: how long files stay that the table no longer names; raised where that would not be safe.
 
     Raises:
-        ServiceError: there are no tables, or one cannot be read.
+        ServiceError: there are no tables, one cannot be read, or a decided batch cannot be finished.
     """
     clock = perf_counter()
     directories = sorted(log.parent for log in settings.tables_dir.glob("*/_delta_log"))
     if not directories:
         raise ServiceError(f"no tables yet in {settings.tables_dir}: run `imagestream stream` first")
-    unfinished_hours, removable = _look_at_pins(settings)
+    store = open_store(settings.home)
+    whole = {}
+    for stream in store.folders("streams"):
+        if positions := finish_decided(settings, stream, Tables(settings.tables_dir)):
+            whole[stream] = positions.number
     tables = []
     for directory in directories:
-        least = MIN_RETENTION_HOURS.get(directory.name, MIN_RETENTION_HOURS_ELSE)
         try:
-            tables.append(_maintain_table(directory, max(retention_hours, least, unfinished_hours)))
+            tables.append(_maintain_table(directory, max(retention_hours, MIN_RETENTION_HOURS)))
         except DeltaError as error:
             raise ServiceError(f"table {directory.name} cannot be maintained: {error}") from error
-    for path in removable:
-        path.unlink(missing_ok=True)
-    return MaintenanceReport(tables, len(removable), perf_counter() - clock)
+    removed = sum(Decisions(store, stream).prune(number) for stream, number in whole.items())
+    return MaintenanceReport(tables, removed, perf_counter() - clock)
 
 
 def _maintain_table(directory: Path, retention_hours: int) -> TableMaintenance:
@@ -140,55 +140,3 @@ def _vacuum(table: DeltaTable, retention_hours: int) -> list[str]:
         )
 
     return vacuum(dry_run=False) if vacuum(dry_run=True) else []  # one that removes nothing would still make commits
-
-
-def _look_at_pins(settings: Settings) -> tuple[int, list[Path]]:
-    """(hours that the retention must have on account of unfinished batches, pins that nobody needs any more)."""
-    unfinished_hours, removable = 0, []
-    for directory in settings.checkpoints_dir.glob("*/pins"):
-        query_id = _query_id(directory.parent / "spark")
-        pins = sorted(_pins(directory), key=lambda pin: pin.batch_id)
-        whole = _whole_batches(settings, pins[0].batch_id) if pins else set()
-        for pin in pins:
-            over = query_id is not None and pin.query_id != query_id  # its checkpoint is gone, another has taken over
-            if not over and (pin.query_id, pin.batch_id) not in whole:
-                unfinished_hours = max(unfinished_hours, ceil(pin.age_hours) + 1)
-            elif pin in pins[:-PINS_KEPT]:
-                removable.append(pin.path)
-    return unfinished_hours, removable
-
-
-@dataclass(frozen=True)
-class _Pin:
-    path: Path
-    query_id: str
-    batch_id: int
-    age_hours: float
-
-
-def _pins(directory: Path) -> Iterator[_Pin]:
-    now = datetime.now(UTC)
-    for path in directory.glob("*.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            age = now - datetime.fromisoformat(content["pinned_at"])
-            yield _Pin(path, content["query_id"], int(content["batch_id"]), age.total_seconds() / 3600)
-        except FileNotFoundError:  # removed by another run
-            continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ServiceError(f"the pin {path} is damaged ({error}): which files are needed is not known") from error
-
-
-def _query_id(checkpoint: Path) -> str | None:
-    try:
-        return str(json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"])
-    except (OSError, ValueError, KeyError):  # lost, or not yet made
-        return None
-
-
-def _whole_batches(settings: Settings, first: int) -> set[tuple[str, int]]:
-    """(query id, batch id) in `batches`, from batch `first` on."""
-    if not (settings.tables_dir / "batches" / "_delta_log").is_dir():
-        return set()
-    sql = "SELECT query_id, batch_id FROM batches WHERE batch_id >= $first"
-    return {(row["query_id"], row["batch_id"]) for row in query(settings, sql, parameters={"first": first}).to_pylist()}

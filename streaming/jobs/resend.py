@@ -7,7 +7,7 @@ from typing import Any
 
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, build_message
 from streaming.errors import ServiceError
-from streaming.pipeline.incarnation import name_in_kafka
+from streaming.pipeline.positions import name_in_kafka
 from streaming.platform.kafka_client import connect
 
 IN_FLIGHT_BYTES = 32 * 1024**2

@@ -8,6 +8,7 @@ longer part of the table, as after a DELETE by another program. Appends pass bes
 Rows are copied some megabytes at a time, however large the files are.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -119,7 +120,8 @@ def write_copy(
         written = sink.close()
     if written is None:
         raise ServiceError(f"{directory / files[0].path} should have rows, but has none")
-    return added(replace(written, path=(folder / written.path).as_posix()), files[0].partition, merged_statistics(told))
+    path, stats = (folder / written.path).as_posix(), json.dumps(merged_statistics(told))
+    return added(replace(written, path=path, partition=dict(files[0].partition), stats=stats))
 
 
 def _row_groups(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -1,22 +1,26 @@
 """The commit protocol of a micro-batch. It is why every message has exactly one row, whatever dies when.
 
-    1. begin        a batch with a row in `batches` is whole: Spark only asks again because it died before noting it
-    2. pin          query id, batch id, offsets and model versions, durably beside the checkpoint, before anything is
-                    scored; a retry finds the pin and scores with the same models
-    3. score        once, in one Spark job; workers write features and quarantined bytes into files of their own
-    4. predictions  appended in one commit with an application transaction (query id, batch id)
-    5. quarantine   the workers' files become part of the table, likewise
-    6. features     likewise; so do the challenger's answers, in `shadow`
-    7. batches      last: a batch with a row here is whole
+    1. plan      Spark's ranges of offsets; each must start where the batch before it ended
+    2. model     what the aliases point to now
+    3. score     once, in one Spark job; workers write features and quarantined bytes into files of their own
+    4. account   input = predicted + quarantined, or the batch is refused
+    5. write     files of predictions and of the challenger's answers; no commit names any of these files yet
+    6. decide    create the object of batch n, which names offsets, models, figures and files
+    7. apply     predictions, quarantine, shadow and features: one commit each, with transaction (stream id, n)
+    8. whole     `batches`, likewise, last: a batch with a row here is whole
+    9. advance   n + 1 is next
 
-Spark offers a batch again if the process dies before the batch returns. Tables that had committed leave their append
-out, the others make it. Files that no commit names are never read, and vacuumed later.
+Before 6 nothing of the batch is visible, so that nothing has to be completed or scored again in the same way: the next
+start plans it again from where `batches` ends, perhaps smaller, perhaps with a newer model. After 6 any process
+finishes it from the decision alone (`streaming/pipeline/finish.py`). Files that nothing names are vacuumed later.
+
+Of two drivers that work on one number one creates the object; the other deletes its files and plans again.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -27,14 +31,23 @@ from pyspark.sql import DataFrame
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
 from streaming.errors import ServiceError
-from streaming.pipeline.continuity import Continuity
-from streaming.pipeline.ingest import batch_offsets, read_query_id
-from streaming.pipeline.pin import OffsetRange, Pin, Pins
+from streaming.pipeline.decisions import (
+    CountedRange,
+    Decision,
+    Decisions,
+    Figures,
+    ModelVersion,
+    OffsetRange,
+    files_of,
+)
+from streaming.pipeline.finish import Tables, apply
+from streaming.pipeline.positions import Plan
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
-from streaming.pipeline.serving import Serving
-from streaming.storage.tables import ANSWER, BATCHES, IDENTITY, PREDICTIONS, SHADOW, Table, spark_schema
+from streaming.pipeline.serving import LoadedModel, Serving
+from streaming.storage.files import DataFile
+from streaming.storage.tables import ANSWER, IDENTITY, PREDICTIONS, SHADOW, spark_schema
 
-STEPS = ("begin", "pin", "score", "predictions", "quarantine", "features", "batches")
+STEPS = ("begin", "score", "decide", "predictions", "quarantine", "features", "batches")
 # Seconds by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is since the batch before.
 DRIVER_STEPS = ("plan", "score", "commit", "batch", "between")
 
@@ -62,41 +75,37 @@ class BatchResult:
         return self.seconds["batch"]
 
 
-class Tables:
-    """The tables that the stream writes."""
+class LostDecisionError(Exception):
+    """Another driver decided this number, or the stream has gone on beyond it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.predictions = Table(directory, "predictions")
-        self.quarantine = Table(directory, "quarantine")
-        self.features = Table(directory, "features")
-        self.shadow = Table(directory, "shadow")
-        self.batches = Table(directory, "batches")
 
-    def discard_unfinished(self, continuity: Continuity) -> int:
-        """Remove the rows of a batch that was never completed and never will be, since its checkpoint is gone.
+@dataclass(frozen=True)
+class _Scored:
+    """What the workers made of a micro-batch."""
 
-        Its messages are scored anew by the query that takes over. Returns how many rows.
-        """
-        return sum(
-            table.delete_beyond(continuity.topic, continuity.committed)
-            for table in (self.predictions, self.quarantine, self.features, self.shadow)
-        )
+    rows: pa.Table
+    reports: list[PartitionReport]
+    quarantined: dict[str, int]
 
 
 class BatchCommitter:
-    """Runs the protocol for every micro-batch of one query.
+    """Runs the protocol for every micro-batch of one run of the stream.
 
     Args:
         on_batch: called with every committed micro-batch.
         on_step: called with the name of each of `STEPS` when it is done.
+
+    Attributes:
+        plan: where the next micro-batch must begin; set before each query.
     """
+
+    plan: Plan
 
     def __init__(
         self,
         serving: Serving,
         tables: Tables,
-        continuity: Continuity,
-        checkpoint: Path,
+        decisions: Decisions,
         *,
         store_features: bool,
         on_batch: Callable[[BatchResult], None],
@@ -104,9 +113,7 @@ class BatchCommitter:
     ) -> None:
         self._serving = serving
         self._tables = tables
-        self._continuity = continuity
-        self._checkpoint = checkpoint
-        self._pins = Pins(checkpoint.parent / "pins")
+        self._decisions = decisions
         self._store_features = store_features
         self._on_batch = on_batch
         self._on_step = on_step
@@ -114,100 +121,103 @@ class BatchCommitter:
         self._ended: float | None = None  # when the batch before was committed
         self._window = DriftWindow()
 
-    def __call__(self, messages: DataFrame, batch_id: int) -> None:
-        """Run the protocol for one micro-batch; `foreachBatch` calls this."""
+    def __call__(self, messages: DataFrame, ranges: Sequence[OffsetRange]) -> None:
+        """Run the protocol for one micro-batch; `foreachBatch` calls this.
+
+        Raises:
+            LostDecisionError: nothing of the batch is in any table, unless it is whole.
+            ServiceError: the batch does not continue the one before, or does not add up; nothing of it is committed.
+        """
         started, clock = datetime.now(UTC), perf_counter()
-        query_id = read_query_id(self._checkpoint)
-        offsets = batch_offsets(self._checkpoint, batch_id, self._continuity.topic)
-        if not offsets:
+        if not ranges:
             return  # the first batch of a query that found nothing new: there is nothing to account for
-        if self._tables.batches.committed(query_id, batch_id):
-            self._continuity.check_whole(offsets)
-            return
+        plan = self.plan
+        left_out = plan.check(ranges)
         self._on_step("begin")
 
-        pin = self._pins.read(query_id, batch_id) or self._pin(query_id, batch_id, offsets)
-        self._on_step("pin")
-
+        self._serving.follow()
+        champion, challenger = self._serving.champion, self._serving.challenger
         score_clock = perf_counter()
-        rows, reports = self._score(messages, pin)
-        quarantined = _summed([report.quarantined for report in reports])
-        self._account(pin, rows.num_rows, quarantined, reports)
-        seconds = _summed([report.seconds for report in reports])
+        scored = self._score(messages, champion, challenger)
+        counted = _account(ranges, scored, plan.number + 1)
         commit_clock = perf_counter()
         self._on_step("score")
 
-        self._tables.predictions.append(_predictions(rows, pin), query_id, batch_id)
-        self._on_step("predictions")
+        window, far = self._drift(champion, scored.reports)
 
-        files = [report.quarantine_file for report in reports if report.quarantine_file]
-        self._tables.quarantine.append_files(files, query_id, batch_id)
-        self._on_step("quarantine")
+        def seconds() -> dict[str, float]:
+            now = perf_counter()
+            driver = {
+                "plan": score_clock - clock,
+                "score": commit_clock - score_clock,
+                "commit": now - commit_clock,
+                "batch": now - clock,
+                "between": clock - self._ended if self._ended is not None else 0.0,
+            }
+            return _summed([report.seconds for report in scored.reports]) | driver
 
-        files = [report.features_file for report in reports if report.features_file]
-        self._tables.features.append_files(files, query_id, batch_id)
-        if pin.challenger is not None:
-            self._tables.shadow.append(_shadow(rows, pin), query_id, batch_id)
-        self._on_step("features")
+        decision = Decision(
+            number=plan.number + 1,
+            stream=plan.stream,
+            ranges=counted,
+            model=champion.version,
+            challenger=challenger.version if challenger else None,
+            topics=plan.topics,
+            left_out=tuple(left_out),
+            figures=Figures(
+                input_bytes=sum(report.input_bytes for report in scored.reports),
+                predicted_rows=scored.rows.num_rows,
+                quarantined=scored.quarantined,
+                seconds=seconds(),
+                refused=_refused(self._serving.refused),
+                drift=far,
+                started_at=started,
+            ),
+            files=self._files(scored, champion.version, challenger.version if challenger else None, started.date()),
+            decided_at=datetime.now(UTC),
+            nonce=uuid.uuid4().hex,
+        )
+        if not self._decisions.decide(decision):
+            self._drop(decision)
+            raise LostDecisionError(f"batch {decision.number} was decided by another driver")
+        self._on_step("decide")
 
-        window, far = self._drift(pin, reports)
-        now = perf_counter()
-        driver = {
-            "plan": score_clock - clock,
-            "score": commit_clock - score_clock,
-            "commit": now - commit_clock,
-            "batch": now - clock,
-            "between": clock - self._ended if self._ended is not None else 0.0,
-        }
+        if not apply(decision, self._tables, fresh=True, on_step=self._on_table, seconds=seconds):
+            raise LostDecisionError(f"the stream has gone on beyond batch {decision.number}")
+        self._window = window  # only now: a batch that fails here comes again
+        plan.advance(ranges)
         result = BatchResult(
-            batch_id=batch_id,
-            model_version=pin.model.version,
-            input_rows=pin.input_rows,
-            input_bytes=sum(report.input_bytes for report in reports),
-            predicted_rows=rows.num_rows,
-            quarantined=quarantined,
-            seconds=seconds | driver,
+            batch_id=decision.number,
+            model_version=champion.version.version,
+            input_rows=decision.input_rows,
+            input_bytes=decision.figures.input_bytes,
+            predicted_rows=scored.rows.num_rows,
+            quarantined=scored.quarantined,
+            seconds=seconds(),
             refused=self._serving.refused,
             drift=far,
-            cores=min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(reports))),
+            cores=min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(scored.reports))),
         )
-        self._tables.batches.append(_batch_row(result, pin, started), query_id, batch_id)
-        self._window = window  # only now: a batch that fails here comes again
-        self._continuity.advance(pin.offsets)
         self._ended = perf_counter()
         self._on_step("batches")
         self._on_batch(result)
 
-    def _pin(self, query_id: str, batch_id: int, offsets: list[OffsetRange]) -> Pin:
-        """Bind a batch to the models of this moment and to what Spark planned for it."""
-        left_out = self._continuity.check(offsets)
-        self._serving.follow()
-        challenger = self._serving.challenger
-        pin = Pin(
-            query_id=query_id,
-            batch_id=batch_id,
-            model=self._serving.champion.pinned,
-            challenger=challenger.pinned if challenger else None,
-            offsets=offsets,
-            left_out=left_out,
-            pinned_at=datetime.now(UTC).isoformat(),
-        )
-        self._pins.write(pin)
-        return pin
+    def _on_table(self, name: str) -> None:
+        if name in STEPS:
+            self._on_step(name)
 
-    def _score(self, messages: DataFrame, pin: Pin) -> tuple[pa.Table, list[PartitionReport]]:
-        model = self._serving.pinned(pin.model)
-        challenger = self._serving.pinned(pin.challenger) if pin.challenger else None
+    def _score(self, messages: DataFrame, champion: LoadedModel, challenger: LoadedModel | None) -> _Scored:
+        plan = self.plan
         task = ScoreTask(
-            model=pin.model,
-            challenger=pin.challenger,
-            query_id=pin.query_id,
-            batch_id=pin.batch_id,
-            topic=self._continuity.topic,
-            quarantine_dir=str(self._tables.quarantine.directory),
-            features_dir=str(self._tables.features.directory) if self._store_features else None,
+            model=champion.version,
+            challenger=challenger.version if challenger else None,
+            query_id=plan.stream,
+            batch_id=plan.number + 1,
+            topic=plan.topic,
+            quarantine_dir=str(self._tables["quarantine"].directory),
+            features_dir=str(self._tables["features"].directory) if self._store_features else None,
         )
-        bundle = model.broadcast
+        bundle = champion.broadcast
         other = challenger.broadcast if challenger else None
 
         def score(batches: Any) -> Any:
@@ -216,26 +226,56 @@ class BatchCommitter:
         output = messages.mapInArrow(score, self._output).toArrow().cast(OUTPUT)
         is_report = output.column(REPORT.name).is_valid()
         reports = [PartitionReport.from_json(text) for text in output.filter(is_report).column(REPORT.name).to_pylist()]
-        return output.filter(pc.invert(is_report)), reports
+        quarantined: dict[str, int] = _summed([report.quarantined for report in reports])
+        return _Scored(output.filter(pc.invert(is_report)), reports, quarantined)
 
-    def _drift(self, pin: Pin, reports: list[PartitionReport]) -> tuple[DriftWindow, dict[str, float]]:
+    def _files(
+        self, scored: _Scored, model: ModelVersion, challenger: ModelVersion | None, day: date
+    ) -> dict[str, tuple[DataFile, ...]]:
+        """Table → the files of the batch, written by workers or here."""
+        lineage = {"query_id": self.plan.stream, "batch_id": self.plan.number + 1}
+        reports = scored.reports
+        predictions = _predictions(scored.rows, model, lineage | {"date": day})
+        files = {
+            "predictions": self._tables["predictions"].write(predictions),
+            "quarantine": [report.quarantine_file for report in reports if report.quarantine_file],
+            "features": [report.features_file for report in reports if report.features_file],
+        }
+        if challenger is not None:
+            files["shadow"] = self._tables["shadow"].write(_shadow(scored.rows, challenger, lineage))
+        return {name: tuple(of_table) for name, of_table in files.items()}
+
+    def _drop(self, decision: Decision) -> None:
+        """Delete the files of a decision that was not taken; nothing names them."""
+        for name, files in files_of(decision).items():
+            for file in files:
+                (self._tables[name].directory / file.path).unlink(missing_ok=True)
+
+    def _drift(self, model: LoadedModel, reports: list[PartitionReport]) -> tuple[DriftWindow, dict[str, float]]:
         """The window after this batch; how far the batch, and the window where it is judged, is from the reference."""
-        reference = self._serving.pinned(pin.model).reference
+        reference = model.reference
         if reference is None:
             return self._window, {}
         seen = DriftSums.merged(reference.components, [report.drift for report in reports if report.drift])
-        window, verdict = self._window.after(pin.model, reference, seen, monotonic())
+        window, verdict = self._window.after(model.version, reference, seen, monotonic())
         return window, drift(reference, seen) | verdict
 
-    def _account(self, pin: Pin, predicted: int, quarantined: dict[str, int], reports: list[PartitionReport]) -> None:
-        """Input = predicted + quarantined, or nothing of the batch is committed."""
-        read = sum(report.input_rows for report in reports)
-        bad = sum(quarantined.values())
-        if not pin.input_rows == read == predicted + bad:
-            raise ServiceError(
-                f"batch {pin.batch_id} does not add up: {pin.input_rows} messages by offsets, {read} read, "
-                f"{predicted} predicted + {bad} quarantined; nothing of it is committed"
-            )
+
+def _account(ranges: Sequence[OffsetRange], scored: _Scored, number: int) -> tuple[CountedRange, ...]:
+    """Input = predicted + quarantined; the ranges with their rows.
+
+    Raises:
+        ServiceError: it is not.
+    """
+    planned = sum(one.end - one.start for one in ranges)
+    read = sum(report.input_rows for report in scored.reports)
+    predicted, bad = scored.rows.num_rows, sum(scored.quarantined.values())
+    if not planned == read == predicted + bad:
+        raise ServiceError(
+            f"batch {number} does not add up: {planned} messages by offsets, {read} read, "
+            f"{predicted} predicted + {bad} quarantined; nothing of it is committed"
+        )
+    return tuple(CountedRange(one.topic, one.partition, one.start, one.end, one.end - one.start) for one in ranges)
 
 
 def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -246,22 +286,13 @@ def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return total
 
 
-def _predictions(rows: pa.Table, pin: Pin) -> pa.Table:
+def _predictions(rows: pa.Table, model: ModelVersion, constants: Mapping[str, Any]) -> pa.Table:
     answers = rows.select([field.name for field in (*IDENTITY, *ANSWER)])
-    constants = {
-        "model_version": pin.model.version,
-        "bundle_sha256": pin.model.sha256,
-        "query_id": pin.query_id,
-        "batch_id": pin.batch_id,
-        "date": pin.date,
-    }
-    return _with_constants(answers, constants, PREDICTIONS)
+    return _with_constants(answers, model, constants, PREDICTIONS)
 
 
-def _shadow(rows: pa.Table, pin: Pin) -> pa.Table:
+def _shadow(rows: pa.Table, challenger: ModelVersion, constants: Mapping[str, Any]) -> pa.Table:
     """The challenger's answers beside the champion's; messages that it failed on are left out."""
-    if pin.challenger is None:
-        raise ServiceError(f"batch {pin.batch_id} has no challenger")
     rows = rows.filter(rows.column(SHADOW_ANSWER[0].name).is_valid())
     columns = {
         **{field.name: rows.column(field.name) for field in IDENTITY},
@@ -271,40 +302,16 @@ def _shadow(rows: pa.Table, pin: Pin) -> pa.Table:
         "confidence": rows.column("shadow_confidence"),
         "scored_at": rows.column("scored_at"),
     }
-    constants = {
-        "model_version": pin.challenger.version,
-        "bundle_sha256": pin.challenger.sha256,
-        "query_id": pin.query_id,
-        "batch_id": pin.batch_id,
-    }
-    return _with_constants(pa.table(columns), constants, SHADOW)
+    return _with_constants(pa.table(columns), challenger, constants, SHADOW)
 
 
-def _with_constants(rows: pa.Table, constants: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    for name, value in constants.items():
+def _with_constants(rows: pa.Table, model: ModelVersion, constants: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
+    columns = {"model_version": model.version, "bundle_sha256": model.sha256, **constants}
+    for name, value in columns.items():
         field = schema.field(name)
         rows = rows.append_column(field, pa.repeat(pa.scalar(value, field.type), rows.num_rows))
     return rows.select(schema.names)
 
 
-def _batch_row(result: BatchResult, pin: Pin, started: datetime) -> pa.Table:
-    refused = "; ".join(f"version {version}: {why}" for version, why in result.refused.items())
-    row = {
-        "model_version": pin.model.version,
-        "bundle_sha256": pin.model.sha256,
-        "query_id": pin.query_id,
-        "batch_id": pin.batch_id,
-        "challenger_version": pin.challenger.version if pin.challenger else None,
-        "offsets": [asdict(one) for one in pin.offsets],
-        "left_out": [asdict(one) for one in pin.left_out] or None,
-        "input_rows": result.input_rows,
-        "predicted_rows": result.predicted_rows,
-        "quarantined_rows": sum(result.quarantined.values()),
-        "input_bytes": result.input_bytes,
-        "seconds": list(result.seconds.items()),
-        "refused": refused or None,
-        "drift": list(result.drift.items()) or None,
-        "started_at": started,
-        "committed_at": datetime.now(UTC),
-    }
-    return pa.Table.from_pylist([row], schema=BATCHES)
+def _refused(refused: Mapping[int, str]) -> str | None:
+    return "; ".join(f"version {version}: {why}" for version, why in refused.items()) or None

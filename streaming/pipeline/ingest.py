@@ -1,4 +1,8 @@
-"""The Kafka side of the stream: the source, its options, and the offsets of a micro-batch."""
+"""The Kafka side of the stream: the source, its options, and the offsets of a micro-batch.
+
+Spark keeps its plan in a checkpoint, which is scratch here: a temporary folder of one query, begun from offsets that
+the tables give.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +11,7 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 
 from streaming.errors import ServiceError
-from streaming.pipeline.pin import OffsetRange
+from streaming.pipeline.decisions import OffsetRange
 
 INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
 
@@ -24,7 +28,7 @@ def read_topic(
     """The topic as an unbounded DataFrame of the columns that scoring reads.
 
     Args:
-        starting_offsets: where to begin if the checkpoint does not say: `earliest`, or Kafka's JSON.
+        starting_offsets: where to begin, Kafka's JSON.
         client: options of protocol, user and certificates, as `kafka_security.spark_options` makes them.
     """
     return (
@@ -41,28 +45,18 @@ def read_topic(
     )
 
 
-def read_query_id(checkpoint: Path) -> str:
-    """The id that Spark gave the query when its checkpoint was made; it outlives restarts."""
-    try:
-        return str(json.loads((checkpoint / "metadata").read_text(encoding="utf-8"))["id"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ServiceError(f"{checkpoint} is not the checkpoint of a stream: {error}") from error
-
-
-def batch_offsets(checkpoint: Path, batch_id: int, name: str | None = None) -> list[OffsetRange]:
+def planned_ranges(scratch: Path, batch: int, name: str | None = None) -> list[OffsetRange]:
     """What Spark planned for a micro-batch, read from the checkpoint that it wrote before running it.
 
     Args:
+        batch: Spark's number of it, from 0 for the first of the query.
         name: the topic's name in the tables, where that is not Kafka's.
 
     `offsets/N` holds where batch N ends. It starts where N - 1 ends, and batch 0 where the source first looked. A
     partition that appeared since then starts at 0.
     """
-    ends = _offsets_in(checkpoint / "offsets" / str(batch_id))
-    if batch_id > 0:
-        starts = _offsets_in(checkpoint / "offsets" / str(batch_id - 1))
-    else:
-        starts = _offsets_in(checkpoint / "sources" / "0" / "0")
+    ends = _offsets_in(scratch / "offsets" / str(batch))
+    starts = _offsets_in(scratch / "offsets" / str(batch - 1) if batch > 0 else _first(scratch))
     ranges = []
     for topic, partitions in sorted(ends.items()):
         for partition, end in sorted(partitions.items(), key=lambda item: int(item[0])):
@@ -72,10 +66,16 @@ def batch_offsets(checkpoint: Path, batch_id: int, name: str | None = None) -> l
     return ranges
 
 
-def planned_offsets(checkpoint: Path) -> Mapping[str, Mapping[str, int]]:
-    """`{topic: {partition: end}}` of the last micro-batch that Spark planned; empty before the first."""
-    planned = [int(path.name) for path in (checkpoint / "offsets").glob("*") if path.name.isdecimal()]
-    return _offsets_in(checkpoint / "offsets" / str(max(planned))) if planned else {}
+def first_offsets(checkpoint: Path) -> Mapping[str, Mapping[int, int]]:
+    """Topic → partition → offset, where the query of a checkpoint began; empty where there is no checkpoint."""
+    if not _first(checkpoint).exists():
+        return {}
+    found = _offsets_in(_first(checkpoint))
+    return {topic: {int(one): offset for one, offset in offsets.items()} for topic, offsets in found.items()}
+
+
+def _first(checkpoint: Path) -> Path:
+    return checkpoint / "sources" / "0" / "0"
 
 
 def _offsets_in(path: Path) -> Mapping[str, Mapping[str, int]]:

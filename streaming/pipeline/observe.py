@@ -1,8 +1,8 @@
 """Seeing a running stream: one log line per micro-batch, metrics, health, and a state file for `imagestream status`.
 
-`run_stream` reports to an `Observer`; nothing here touches a message, so no image can reach a log. The state file
-`stream-<topic>.json` in the home says which process streams the topic, in what phase, and when it last gave a sign of
-life. It is believed only as far as that process is alive.
+`run_stream` reports to an `Observer`; nothing here touches a message, so no image can reach a log. The state object
+`streams/<topic>/state.json` in the home says which process streams the topic, in what phase, and when it last gave a
+sign of life. It is believed only as far as that process is alive, or, of another machine, as the sign is recent.
 """
 
 import json
@@ -11,10 +11,10 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from importlib import import_module
-from pathlib import Path
+from platform import node
 from time import time
 from typing import Any, TextIO
 
@@ -22,9 +22,11 @@ import psutil
 
 from streaming.errors import ServiceError
 from streaming.pipeline.metrics import LOOPBACK, Batch, Metrics, MetricsServer
-from streaming.pipeline.offsets import TopicOffsets, committed_offsets, lags
+from streaming.pipeline.offsets import TopicOffsets, lags
+from streaming.pipeline.positions import committed_offsets
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
+from streaming.storage.store import open_store
 
 STALE_AFTER_S = 300.0  # a micro-batch may take as long as this; an idle stream gives a sign every POLL seconds
 STATE_EVERY_S = 5.0
@@ -43,7 +45,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class StreamState:
-    """What `stream-<topic>.json` says of the last process that streamed the topic; times are seconds since 1970."""
+    """What `state.json` says of the last process that streamed the topic; times are seconds since 1970."""
 
     pid: int
     started: float  # of the process: process ids are used again
@@ -52,12 +54,15 @@ class StreamState:
     reason: str = ""  # why it failed
     model_version: int | None = None  # of its last micro-batch
     url: str | None = None  # where /metrics and /healthz are
+    host: str = field(default_factory=node)
 
     @property
     def alive(self) -> bool:
         """Whether that process still runs and means to stream."""
         if self.phase in {Phase.FAILED, Phase.ENDED}:
             return False
+        if self.host != node():
+            return time() - self.seen < STALE_AFTER_S
         try:
             process = psutil.Process(self.pid)
             return abs(process.create_time() - self.started) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -80,27 +85,23 @@ class StreamState:
         return True, "streaming"
 
 
-def state_path(settings: Settings) -> Path:
-    """Where the state of the topic's stream is kept."""
-    return settings.home / f"stream-{settings.topic}.json"
+def state_key(settings: Settings) -> str:
+    """Where the state of the topic's stream is in the home's store."""
+    return f"streams/{settings.topic}/state.json"
 
 
 def read_state(settings: Settings) -> StreamState | None:
     """The state of the last stream of the settings' topic, if there ever was one."""
     try:
-        content = json.loads(state_path(settings).read_text(encoding="utf-8"))
+        content = json.loads(open_store(settings.home).get(state_key(settings)) or b"")
         return StreamState(**content | {"phase": Phase(content["phase"])})
-    except (OSError, ValueError, TypeError, KeyError):  # never started, or damaged: then nothing is known
+    except (ServiceError, ValueError, TypeError, KeyError):  # never started, or damaged: then nothing is known
         return None
 
 
 def write_state(settings: Settings, state: StreamState) -> None:
-    """Replace the state, by one rename."""
-    path = state_path(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    scratch.write_text(json.dumps(asdict(state)) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    """Replace the state."""
+    open_store(settings.home).put(state_key(settings), json.dumps(asdict(state)).encode() + b"\n")
 
 
 class LogFormat(StrEnum):
@@ -197,7 +198,8 @@ class Observer:
         """A micro-batch is committed."""
         self._advanced.set()
         self.metrics.batch(batch)
-        self._become(phase=Phase.RUNNING, model_version=batch.model_version, write=True)
+        news = batch.model_version != self._state.model_version or self._is_old
+        self._become(phase=Phase.RUNNING, model_version=batch.model_version, write=news)
         self._tell(
             "info",
             "batch",
@@ -230,7 +232,7 @@ class Observer:
 
     def on_idle(self) -> None:
         """The query waits for messages, all there are being scored; call it as often as you like."""
-        self._become(write=self._state.phase is Phase.RUNNING and time() - self._written >= STATE_EVERY_S)
+        self._become(write=self._state.phase is Phase.RUNNING and self._is_old)
 
     def on_failure(self, error: str) -> None:
         """The query failed; health says so from now on."""
@@ -251,12 +253,16 @@ class Observer:
         if self._server is not None:
             self._server.close()
 
+    @property
+    def _is_old(self) -> bool:
+        return time() - self._written >= STATE_EVERY_S
+
     def _become(self, *, write: bool, **changes: Any) -> None:
         with self._lock:
             self._state = replace(self._state, seen=time(), **changes)
             if write:
                 self._written = self._state.seen
-                with suppress(OSError):  # a full disk must not fail a batch on account of this file
+                with suppress(ServiceError):  # a full disk must not fail a batch on account of this object
                     write_state(self._settings, self._state)
 
     def _tell(self, level: str, event: str, **fields: Any) -> None:

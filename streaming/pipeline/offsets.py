@@ -1,24 +1,17 @@
-"""How far a topic reaches, and how far the tables have come: the two ends whose distance is the lag."""
+"""How far a topic reaches, and how far that is from what the tables have: the lag."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from streaming.errors import ServiceError
-from streaming.pipeline.incarnation import name_in_kafka, name_in_tables, number_of, read_incarnation
 from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.topic import OPEN, Right, no_right
-from streaming.settings import Settings
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer
 
 TIMEOUT_MS = 5_000
-COMMITTED = """
-SELECT o['topic'] AS topic, o['partition'] AS "partition", max(o['end']) AS "end"
-FROM (SELECT unnest(offsets) AS o FROM batches) GROUP BY o['topic'], o['partition']
-"""
 
 
 @dataclass(frozen=True)
@@ -93,35 +86,6 @@ class TopicOffsets:
         if self._consumer is not None:
             self._consumer.close(autocommit=False)
             self._consumer = None
-
-
-def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
-    """The settings' topic as the tables name it, and partition → one past its last message in a whole batch.
-
-    By the table `batches`, read with deltalake alone: in the stream's process, whose JVM leaves threads behind, DuckDB
-    complains at the end.
-
-    Raises:
-        ServiceError: the table cannot be read.
-    """
-    import pyarrow as pa
-    from deltalake import DeltaTable, QueryBuilder
-    from deltalake.exceptions import DeltaError
-
-    directory = settings.tables_dir / "batches"
-    rows: list[dict[str, Any]] = []
-    if (directory / "_delta_log").is_dir():
-        try:
-            answer = QueryBuilder().register("batches", DeltaTable(directory)).execute(COMMITTED)
-            rows = pa.table(answer.read_all()).to_pylist()
-        except (DeltaError, OSError) as error:
-            raise ServiceError(f"table batches in {settings.tables_dir} cannot be read: {error}") from error
-    ours = [row for row in rows if name_in_kafka(row["topic"]) == settings.topic]
-    now = read_incarnation(settings)
-    # The file goes first where a topic was made again, the tables where the checkpoints' folder is lost.
-    number = max([now.number if now else 1, *(number_of(row["topic"]) for row in ours)])
-    name = name_in_tables(settings.topic, number)
-    return name, {row["partition"]: row["end"] for row in ours if row["topic"] == name}
 
 
 def lags(committed: dict[int, int], offsets: dict[int, tuple[int, int]] | None) -> list[PartitionLag]:

@@ -24,7 +24,7 @@ from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
 from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
 from producer.message import read_headers
-from streaming.pipeline.pin import PinnedModel
+from streaming.pipeline.decisions import ModelVersion
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
@@ -39,8 +39,8 @@ OUTPUT = pa.schema([*IDENTITY, *ANSWER, *SHADOW_ANSWER, REPORT])
 class ScoreTask:
     """What a worker needs to know beside the bundle; every row of one micro-batch has the same lineage."""
 
-    model: PinnedModel
-    challenger: PinnedModel | None
+    model: ModelVersion
+    challenger: ModelVersion | None
     query_id: str
     batch_id: int
     topic: str  # its name in the tables
@@ -97,7 +97,7 @@ class _Worker:
     challenger: _Loaded | None = None
 
 
-def _load(held: _Loaded | None, wanted: PinnedModel | None, bundle: Callable[[], Bundle | None]) -> _Loaded | None:
+def _load(held: _Loaded | None, wanted: ModelVersion | None, bundle: Callable[[], Bundle | None]) -> _Loaded | None:
     """The model held, if it is the one wanted; else the one wanted, from its bundle."""
     if wanted is None:
         return None

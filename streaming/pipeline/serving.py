@@ -11,7 +11,7 @@ from models.drift import DriftReference
 from models.errors import ModelError
 from models.scorer import check_golden, load_reference, load_scorer
 from streaming.errors import ServiceError
-from streaming.pipeline.pin import PinnedModel
+from streaming.pipeline.decisions import ModelVersion
 from streaming.registry import CHALLENGER, CHAMPION, Registry
 from streaming.storage.registry_objects import Alias
 
@@ -22,7 +22,7 @@ OnRefused = Callable[[int, str], None]
 class LoadedModel:
     """A model version that passed its checks, as the broadcast that workers load it from."""
 
-    pinned: PinnedModel
+    version: ModelVersion
     backbone_sha256: str
     broadcast: "Broadcast[Bundle]"
     reference: DriftReference | None  # images that it was not fitted on
@@ -31,8 +31,8 @@ class LoadedModel:
 class Serving:
     """Follows the registry's aliases, between micro-batches.
 
-    A version that is refused (altered, of the wrong shape, computing something else) is told of once, and the model at
-    work goes on. A challenger that is refused, or gone, means that there is none.
+    A version that is refused (altered, of the wrong shape, computing something else) is reported once, and the model in
+    use continues. A challenger that is refused, or gone, means that there is none.
     """
 
     def __init__(self, spark: SparkSession, registry: Registry, on_refused: OnRefused) -> None:
@@ -40,7 +40,7 @@ class Serving:
         self._registry = registry
         self._on_refused = on_refused
         self._refused: dict[int, str] = {}
-        self._loaded: dict[PinnedModel, LoadedModel] = {}
+        self._loaded: dict[ModelVersion, LoadedModel] = {}
         self.champion = self._load(self._champion(registry.targets()))
         self.challenger: LoadedModel | None = None
 
@@ -55,26 +55,11 @@ class Serving:
         champion, challenger = self._champion(targets), targets[CHALLENGER]
         self._refused = {version: why for version, why in self._refused.items() if version in {champion, challenger}}
         self.champion = self._take_up(champion, self.champion) or self.champion
-        if challenger is None or challenger == self.champion.pinned.version:
+        if challenger is None or challenger == self.champion.version.version:
             self.challenger = None
         else:
             self.challenger = self._take_up(challenger, self.challenger)
         self._forget_others()
-
-    def pinned(self, model: PinnedModel) -> LoadedModel:
-        """A model by its pin, which after a crash need not be what an alias points to.
-
-        Raises:
-            ModelError: its bundle is refused.
-            ServiceError: the registry's version is not the one that was pinned.
-        """
-        loaded = self._loaded.get(model) or self._load(model.version)
-        if loaded.pinned != model:
-            raise ServiceError(
-                f"model version {model.version} was pinned with SHA-256 {model.sha256}, "
-                f"the registry's has {loaded.pinned.sha256}"
-            )
-        return loaded
 
     def _champion(self, targets: Mapping[Alias, int | None]) -> int:
         version = targets[CHAMPION]
@@ -84,7 +69,7 @@ class Serving:
         return version
 
     def _take_up(self, version: int, current: LoadedModel | None) -> LoadedModel | None:
-        if current is not None and current.pinned.version == version:
+        if current is not None and current.version.version == version:
             return current
         if version in self._refused:
             return None
@@ -99,13 +84,13 @@ class Serving:
         bundle = self._registry.read(version)
         check_golden(bundle, load_scorer(bundle))
         reference = load_reference(bundle)
-        pinned = PinnedModel(version, bundle.sha256)
-        if pinned not in self._loaded:
+        loaded = ModelVersion(version, bundle.sha256)
+        if loaded not in self._loaded:
             broadcast = self._spark.sparkContext.broadcast(bundle)
-            self._loaded[pinned] = LoadedModel(pinned, bundle.backbone_sha256, broadcast, reference)
-        return self._loaded[pinned]
+            self._loaded[loaded] = LoadedModel(loaded, bundle.backbone_sha256, broadcast, reference)
+        return self._loaded[loaded]
 
     def _forget_others(self) -> None:
-        keep = {model.pinned for model in (self.champion, self.challenger) if model is not None}
-        for pinned in set(self._loaded) - keep:
-            self._loaded.pop(pinned).broadcast.unpersist()
+        keep = {model.version for model in (self.champion, self.challenger) if model is not None}
+        for version in set(self._loaded) - keep:
+            self._loaded.pop(version).broadcast.unpersist()

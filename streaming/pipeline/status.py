@@ -12,7 +12,8 @@ from typing import Any
 from models.errors import ModelError
 from streaming.errors import ServiceError
 from streaming.pipeline.observe import STALE_AFTER_S, StreamState, read_state
-from streaming.pipeline.offsets import PartitionLag, TopicOffsets, committed_offsets, lags
+from streaming.pipeline.offsets import PartitionLag, TopicOffsets, lags
+from streaming.pipeline.positions import committed_offsets
 from streaming.platform.broker import bootstrap_servers as home_servers
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.topic import Right, is_hidden, no_right

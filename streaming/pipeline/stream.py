@@ -1,23 +1,29 @@
 """The running stream: a Kafka topic scored in micro-batches until it is drained or told to stop.
 
 The Spark query is started, and started again, by one loop: when the broker was gone and is back, when a worker or an
-engine failed in passing, and when messages turn out so large or small that another batch size fits better. What is
-wrong for good (a checkpoint that does not fit, a model that is refused) ends it with one line.
+engine failed in passing, when another driver decided a batch, and when messages turn out so large or small that
+another batch size fits better. Each time, batches that were decided are finished first, and the query begins exactly
+where the tables end; its checkpoint is a temporary folder. What is wrong for good (offsets that are lost, a model that
+is refused) ends it with one line.
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic, perf_counter
 from typing import Any
 
 from pyspark.sql import SparkSession
 
 from streaming.errors import ServiceError
-from streaming.pipeline.commit import BatchCommitter, BatchResult, Tables
-from streaming.pipeline.continuity import Accept, Continuity, check_checkpoint, check_topic, read_continuity, set_aside
-from streaming.pipeline.incarnation import read_incarnation, write_incarnation
-from streaming.pipeline.ingest import read_topic
+from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
+from streaming.pipeline.decisions import Decisions
+from streaming.pipeline.finish import Tables, finish_decided
+from streaming.pipeline.ingest import planned_ranges, read_topic
+from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
+from streaming.pipeline.positions import Accept, Plan, plan_start
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.serving import Serving
 from streaming.platform.kafka_probe import RefusedError
@@ -27,7 +33,8 @@ from streaming.platform.topic import describe_topic, trouble_with_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
-from streaming.storage.home import held
+from streaming.storage.home import held, make_dir
+from streaming.storage.store import StoreAwayError, open_store
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
@@ -36,6 +43,7 @@ POLL_S = 0.2
 STOP_TIMEOUT_S = 25.0
 RETRY_S = 2.0
 MAX_FAILURES = 3  # in a row, without a committed batch in between
+MAX_LOST = 3  # decisions in one run; one may be lost to a put of a driver that has died
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,12 @@ class StreamOptions:
     images_per_batch: int = IMAGES_PER_BATCH
     bytes_per_batch: int = BYTES_PER_BATCH
     store_features: bool = True
-    resume_from_tables: bool = False
     accept: Accept = field(default_factory=Accept)
 
 
 @dataclass(frozen=True)
 class StreamEvents:
-    """Whom to tell; every callback is called from the stream's own threads and must be quick."""
+    """What is called on events; every callback is called from the stream's own threads and must be quick."""
 
     on_start: Callable[[], None] = lambda: None
     on_batch: Callable[[BatchResult], None] = lambda _: None
@@ -113,14 +120,12 @@ def run_stream(
             offsets do not continue what was committed, memory does not suffice, or the query keeps failing.
         ModelError: the champion's bundle is refused.
     """
-    checkpoint = settings.checkpoints_dir / settings.topic / "spark"
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    locks = make_dir(settings.home / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
-    with held(checkpoint.parent / ".lock", busy), stop_signals() as stop:
-        continuity = read_continuity(settings, options.accept)
-        check_checkpoint(continuity, checkpoint, resume=options.resume_from_tables)
-        topic = describe_topic(bootstrap_servers, settings.topic, client_arguments(settings))
-        start = check_topic(continuity, topic, checkpoint, read_incarnation(settings))
+    with held(locks / f"stream-{settings.topic}.lock", busy), old_stream_stopped(settings), stop_signals() as stop:
+        starts = _Starts(settings, bootstrap_servers, options.accept)
+        plan = starts.plan()
+        set_checkpoint_aside(settings)
         registry = open_registry(settings.home)
         settings, java_options = with_fixed_heap(settings)
         with spark_session(
@@ -130,23 +135,50 @@ def run_stream(
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
-            tables = Tables(settings.tables_dir)
-            if start.anew or not (checkpoint / "metadata").exists():
-                tables.discard_unfinished(continuity)
-                set_aside(checkpoint)
-            write_incarnation(settings, start.incarnation)
-            run = _Run(settings, bootstrap_servers, options, events, spark, stop, start.continuity)
+            run = _Run(settings, bootstrap_servers, options, events, spark, stop)
             committer = BatchCommitter(
                 serving,
-                tables,
-                start.continuity,
-                checkpoint,
+                starts.tables,
+                Decisions(open_store(settings.home), settings.topic),
                 store_features=options.store_features,
                 on_batch=run.committed,
                 on_step=events.on_step,
             )
-            run.until_done(committer, start.starting_offsets(topic))
+            run.until_done(committer, starts, plan)
     return run.summary
+
+
+class _Starts:
+    """Where each query begins: decided batches are finished, then Kafka is compared with the tables."""
+
+    def __init__(self, settings: Settings, bootstrap_servers: str, accept: Accept) -> None:
+        self.tables = Tables(settings.tables_dir)
+        self._settings = settings
+        self._servers = bootstrap_servers
+        self._accept = accept
+
+    def plan(self) -> Plan:
+        """The plan of the next query.
+
+        Raises:
+            ServiceError: a decided batch cannot be finished, or the topic does not continue what was committed; an
+                AwayError where the broker does not answer just now.
+        """
+        settings = self._settings
+        positions = finish_decided(settings, settings.topic, self.tables)  # needs no broker
+        try:
+            topic = describe_topic(self._servers, settings.topic, client_arguments(settings))
+        except RefusedError:
+            raise
+        except ServiceError as error:
+            raise AwayError(str(error)) from error
+        if positions is None:
+            positions = begin_stream(settings, self.tables, topic, self._accept)
+        return plan_start(positions, topic, self._accept)
+
+
+class AwayError(ServiceError):
+    """The broker does not answer, or does not know the topic's offsets: asked again later, it may."""
 
 
 class _Run:
@@ -160,10 +192,8 @@ class _Run:
         events: StreamEvents,
         spark: SparkSession,
         stop: threading.Event,
-        continuity: Continuity,
     ) -> None:
         self._settings = settings
-        self._continuity = continuity
         self._servers = bootstrap_servers
         self._options = options
         self._events = events
@@ -173,6 +203,7 @@ class _Run:
         self._size = BatchSize(options)
         self._last: BatchResult | None = None
         self._failures = 0
+        self._lost = 0
         self.summary = StreamSummary()
 
     def committed(self, batch: BatchResult) -> None:
@@ -182,45 +213,60 @@ class _Run:
         self.summary.add(batch)
         self._events.on_batch(batch)
 
-    def until_done(self, committer: BatchCommitter, starting_offsets: str) -> None:
+    def until_done(self, committer: BatchCommitter, starts: _Starts, plan: Plan) -> None:
         """Start the query, and again as often as it takes."""
-
-        def run_batch(messages: Any, batch_id: int) -> None:
-            if self._last is not None and self._size.is_off(self._last):
-                raise _ResizeError
-            committer(messages, batch_id)
-
         clock = perf_counter()
+        committer.plan = plan
         while not self._stop.is_set():
-            query = self._start(run_batch, starting_offsets)
-            if self.summary.restarts == 0:
-                self._events.on_start()
-            error = self._wait(query)
+            with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as scratch:
+                query = self._start(committer, Path(scratch))
+                if self.summary.restarts == 0:
+                    self._events.on_start()
+                error = self._wait(query)
             if error is None:
                 break
             self.summary.restarts += 1
             if _ResizeError.__name__ in error and self._last is not None:
                 self._size.images = self._size.fitting(self._last)
-                self._last = None  # the batch that was planned with the old size still runs
+                self._last = None
             else:
                 self._after_failure(error)
+            self._plan_again(committer, starts)
         self.summary.seconds = perf_counter() - clock
 
-    def _start(self, run_batch: Callable[[Any, int], None], starting_offsets: str) -> Any:
+    def _plan_again(self, committer: BatchCommitter, starts: _Starts) -> None:
+        """Wait, if need be, until the next query can be planned."""
+        while not self._stop.is_set():
+            try:
+                committer.plan = starts.plan()
+            except (AwayError, StoreAwayError) as error:  # on its way down or up, or a full disk
+                self._events.on_trouble(f"{error}; trying again")
+                self._stop.wait(RETRY_S)
+            else:
+                return
+
+    def _start(self, committer: BatchCommitter, scratch: Path) -> Any:
+        plan = committer.plan
+
+        def run_batch(messages: Any, batch: int) -> None:
+            if self._last is not None and self._size.is_off(self._last):
+                raise _ResizeError
+            committer(messages, planned_ranges(scratch, batch, plan.topic))
+
         messages = read_topic(
             self._spark,
             self._servers,
             self._settings.topic,
             images_per_batch=self._size.images,
-            starting_offsets=starting_offsets,
+            starting_offsets=plan.starting_offsets(),
             client=spark_options(self._settings),
         )
-        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
         trigger: dict[str, Any] = {"processingTime": "0 seconds"}
         if self._options.until_drained:
             trigger = {"availableNow": True}
         writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(run_batch)
-        return writer.option("checkpointLocation", str(checkpoint)).trigger(**trigger).start()
+        # A file URI: the driver alone reads and writes it, also where Spark's default file system is another.
+        return writer.option("checkpointLocation", scratch.as_uri()).trigger(**trigger).start()
 
     def _wait(self, query: Any) -> str | None:
         """Wait until the query ends by itself, or let its running micro-batch finish when told to stop.
@@ -241,6 +287,15 @@ class _Run:
 
     def _after_failure(self, error: str) -> None:
         """Wait for the broker if that is what is missing; else give it another try, but not for ever."""
+        if LostDecisionError.__name__ in error:
+            self._lost += 1
+            if self._lost >= MAX_LOST:
+                raise ServiceError(
+                    f"another stream runs on {self._settings.topic!r} in {self._settings.home}: it decided "
+                    f"{self._lost} batches before this one did; one at a time may write"
+                )
+            self._events.on_trouble(f"planning again: {cause(error)}")
+            return
         if is_permanent(error):
             raise ServiceError(f"the stream stopped: {cause(error)}")
         if trouble := trouble_with_broker(self._servers, self._client):
@@ -248,32 +303,19 @@ class _Run:
             while not self._stop.wait(RETRY_S) and trouble_with_broker(self._servers, self._client):
                 pass
             return
-        self._check_topic()
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}")
+        if self._failures > 1:  # it may be too large: nothing binds the messages to one batch
+            self._size.images = max(1, self._size.images // 2)
         self._events.on_trouble(f"trying again: {cause(error)}")
         self._stop.wait(RETRY_S)
 
-    def _check_topic(self) -> None:
-        """Say what has become of the topic, if that is why the query failed."""
-        try:
-            topic = describe_topic(self._servers, self._settings.topic, self._client)
-        except RefusedError:
-            raise
-        except ServiceError:
-            return  # the broker is on its way down or up: the next try will tell
-        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
-        if check_topic(self._continuity, topic, checkpoint, read_incarnation(self._settings)).anew:
-            raise ServiceError(
-                f"topic {topic.name!r} has changed while it was read; start again to go on as the options say"
-            )
-
 
 class _ResizeError(Exception):
-    """Raised before a micro-batch is pinned, to have the query started again with another batch size."""
+    """Raised before a micro-batch is scored, to have the query started again with another batch size."""
 
 
 def is_permanent(error: str) -> bool:
-    """Whether trying again cannot help: offsets, pins or accounts that do not fit. An engine that fails may recover."""
+    """Whether trying again cannot help: offsets or accounts that do not fit. An engine that fails may recover."""
     return "streaming.errors.ServiceError" in error

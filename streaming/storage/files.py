@@ -6,10 +6,10 @@ A file is part of its table only once a commit names it; those of failed attempt
 
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +21,26 @@ from streaming.storage.store import open_store
 
 BYTES_AT_A_TIME = 16 * 1024**2
 MAX_ROWS_AT_A_TIME = 1024
+STRICT = {"extra": "forbid", "strict": True}  # for pydantic, where it reads a dataclass that others may have written
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A Parquet file that a worker wrote into a table's directory, not yet part of the table."""
+    """A Parquet file in a table's directory, not yet part of the table.
+
+    Attributes:
+        path: relative to the table's directory, parts joined by `/`.
+        partition: partition column → its value, null as None.
+        stats: JSON as the table's log has it; without it the log holds the number of rows.
+    """
 
     path: str
     bytes: int
     rows: int
+    partition: dict[str, str | None] = field(default_factory=dict)
+    stats: str | None = None
+
+    __pydantic_config__: ClassVar = STRICT
 
 
 class FileSink:

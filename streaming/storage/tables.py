@@ -112,6 +112,7 @@ BATCHES = pa.schema(
         pa.field("challenger_version", pa.int32()),
         pa.field("offsets", pa.list_(OFFSET_RANGE)),
         pa.field("left_out", pa.list_(OFFSET_RANGE)),  # lost before these were read, and accepted as lost
+        pa.field("topics", pa.map_(pa.string(), pa.string())),  # name in the tables → id in Kafka; null in old rows
         pa.field("input_rows", pa.int64()),
         pa.field("predicted_rows", pa.int64()),
         pa.field("quarantined_rows", pa.int64()),
@@ -158,13 +159,16 @@ class Table:
         self.schema = schema
         self.directory = directory / name
         self._partition_by = partition_by
-        handle = DeltaTable.create(
-            self.directory,
-            schema,
-            mode="ignore",
-            partition_by=[partition_by] if partition_by else None,
-            configuration=configuration,
-        )
+        try:
+            handle = DeltaTable.create(
+                self.directory,
+                schema,
+                mode="ignore",
+                partition_by=[partition_by] if partition_by else None,
+                configuration=configuration,
+            )
+        except CommitFailedError:  # another process made it at the same moment
+            handle = DeltaTable(self.directory)
         self._add_missing_columns(handle)
         self._log = TableLog(handle, self.directory)
 
@@ -183,7 +187,11 @@ class Table:
         """
         if not rows.num_rows or self._log.has(app_id, version):
             return False
-        return self._commit([self._write(*part) for part in self._partitioned(rows)], app_id, version)
+        return self.append_files(self.write(rows), app_id, version)
+
+    def write(self, rows: pa.Table) -> list[DataFile]:
+        """Write rows into new files of the table's directory, one per partition, that no commit names yet."""
+        return [self._write(*part) for part in self._partitioned(rows)] if rows.num_rows else []
 
     def _partitioned(self, rows: pa.Table) -> Iterator[tuple[pa.Table, dict[str, str | None]]]:
         """The rows of each partition without the column that its folder's name tells, and that column's value."""
@@ -195,28 +203,25 @@ class Table:
             same = pc.equal(data.column(name), value) if value.is_valid else data.column(name).is_null()
             yield data.filter(same).drop_columns(name), {name: str(value) if value.is_valid else None}
 
-    def _write(self, rows: pa.Table, partition: dict[str, str | None]) -> AddAction:
-        """A new file of one partition, and what a commit says of it."""
+    def _write(self, rows: pa.Table, partition: dict[str, str | None]) -> DataFile:
+        """A new file of one partition."""
         folder = Path(*(f"{name}={value or NO_VALUE}" for name, value in partition.items()))
         with FileSink(str(self.directory / folder), rows.schema) as sink:
             sink.write(rows)
             file = sink.close()
         if file is None:
             raise ServiceError(f"no rows were written to {self.directory / folder}")
-        stats = statistics(rows, STATISTICS.get(self.name, rows.schema.names))
-        return added(replace(file, path=(folder / file.path).as_posix()), partition, stats)
+        stats = json.dumps(statistics(rows, STATISTICS.get(self.name, rows.schema.names)))
+        return replace(file, path=(folder / file.path).as_posix(), partition=partition, stats=stats)
 
     def append_files(self, files: Sequence[DataFile], app_id: str, version: int) -> bool:
-        """Make files that workers wrote part of the table, in one commit, under the same condition as `append`."""
+        """Make files part of the table, in one commit, under the same condition as `append`."""
         if not files or self._log.has(app_id, version):
             return False
-        return self._commit([added(file) for file in files], app_id, version)
-
-    def _commit(self, files: list[AddAction], app_id: str, version: int) -> bool:
         for file in files:
             if not (self.directory / file.path).is_file():
                 raise ServiceError(f"{self.directory / file.path} was written for this commit and is gone")
-        return self._log.commit(files, app_id, version)
+        return self._log.commit([added(file) for file in files], app_id, version)
 
     def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
         """Delete the rows of a topic at or after the committed end of their partition; returns how many."""
@@ -246,6 +251,11 @@ class Table:
         """
         return self._log.has(app_id, version)
 
+    def seen(self, app_id: str) -> int | None:
+        """The newest version that `app_id` has committed to this table, whoever did."""
+        self._log.refresh()
+        return self._log.seen(app_id)
+
 
 def data_files(table: DeltaTable, directory: Path) -> list[str]:
     """The Parquet files of the version that a handle has open, as paths.
@@ -261,12 +271,10 @@ def data_files(table: DeltaTable, directory: Path) -> list[str]:
     return files
 
 
-def added(
-    file: DataFile, partition: Mapping[str, str | None] | None = None, stats: Mapping[str, Any] | None = None
-) -> AddAction:
-    """What a commit says of a file that it adds; of its statistics at least how many rows there are."""
-    told = json.dumps(stats or {"numRecords": file.rows})
-    return AddAction(file.path, file.bytes, dict(partition or {}), int(time() * 1000), data_change=True, stats=told)
+def added(file: DataFile) -> AddAction:
+    """The entry of a file in a commit that adds it; its statistics have at least the number of rows."""
+    stats = file.stats or json.dumps({"numRecords": file.rows})
+    return AddAction(file.path, file.bytes, dict(file.partition), int(time() * 1000), data_change=True, stats=stats)
 
 
 def statistics(rows: pa.Table, names: Sequence[str]) -> dict[str, Any]:

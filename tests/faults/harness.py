@@ -14,19 +14,21 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
 
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, QueryBuilder
 from kafka import KafkaProducer
 
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
 from streaming.jobs.audit import audit
 from streaming.pipeline.commit import BatchResult
+from streaming.pipeline.decisions import Decision
 from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
 from streaming.registry import open_registry
 from streaming.settings import Settings
@@ -99,7 +101,6 @@ class Stream:
     images_per_batch: int = 2_000
     kill: tuple[str, int] | None = None
     until_drained: bool = False
-    resume: bool = False
     process: subprocess.Popen[bytes] = field(init=False)
     started_at: float = field(init=False)
     _log: Path = field(init=False)
@@ -107,11 +108,7 @@ class Stream:
     def __post_init__(self) -> None:
         self._log = self.settings.home / f"driver-{uuid4().hex[:8]}.jsonl"
         self._log.touch()
-        options = {
-            "images_per_batch": self.images_per_batch,
-            "until_drained": self.until_drained,
-            "resume_from_tables": self.resume,
-        }
+        options = {"images_per_batch": self.images_per_batch, "until_drained": self.until_drained}
         spec = {
             "settings": self.settings.model_dump(mode="json"),
             "options": options,
@@ -276,7 +273,7 @@ def scored(settings: Settings) -> int:
 
 
 def check_exactly_once(settings: Settings, sent: Sent) -> None:
-    """Every message sent has one row, in the right table, for the right reason, with the model of its batch's pin."""
+    """Every message sent has one row, in the right table, for the right reason, with its batch's model."""
     found = rows(
         settings,
         """
@@ -307,7 +304,7 @@ def check_exactly_once(settings: Settings, sent: Sent) -> None:
 
 
 def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
-    """Rows, `batches` and pins agree on each batch's model and on how many messages it has."""
+    """Rows, `batches` and decisions agree on each batch's model, and on how many messages it has."""
     batches = {(row["query_id"], row["batch_id"]): row for row in rows(settings, "SELECT * FROM batches")}
     by_batch = Counter((row["query_id"], row["batch_id"]) for row in found)
     accounted = {batch: row["input_rows"] for batch, row in batches.items()}
@@ -315,11 +312,31 @@ def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
     for row in found:
         batch = batches[row["query_id"], row["batch_id"]]
         assert (row["model_version"], row["bundle_sha256"]) == (batch["model_version"], batch["bundle_sha256"])
-    pins = [json.loads(path.read_text()) for path in settings.checkpoints_dir.glob("*/pins/*.json")]
-    for pin in pins:
-        batch = batches[pin["query_id"], pin["batch_id"]]
-        assert pin["model"] == {"version": batch["model_version"], "sha256": batch["bundle_sha256"]}
-        assert pin["offsets"] == batch["offsets"]
+    for decision in decisions(settings):
+        batch = batches[decision.stream, decision.number]
+        assert asdict(decision.model) == {"version": batch["model_version"], "sha256": batch["bundle_sha256"]}
+        ranges = [asdict(one) for one in decision.ranges]
+        assert [{name: one[name] for name in ("topic", "partition", "start", "end")} for one in ranges] == batch[
+            "offsets"
+        ]
+
+
+def decisions(settings: Settings) -> list[Decision]:
+    """The decisions of the topic's stream, the oldest first."""
+    paths = sorted((settings.home / "streams" / settings.topic / "batches").glob("*.json"))
+    return [Decision.from_json(path.read_bytes(), path.name) for path in paths]
+
+
+def check_one_attempt(settings: Settings) -> None:
+    """The rows of a batch are those of the files that its decision names, to the microsecond in which each was made."""
+    for decision in decisions(settings):
+        for name, made_at in (("predictions", "scored_at"), ("quarantine", "quarantined_at")):
+            columns = ["partition", "offset", made_at]
+            files = [settings.tables_dir / name / file.path for file in decision.files[name]]
+            written = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
+            sql = f'SELECT "partition", "offset", {made_at} FROM {name} WHERE batch_id = {decision.number}'  # noqa: S608
+            found = rows(settings, f"{sql} AND query_id = '{decision.stream}'")
+            assert sorted(map(repr, found)) == sorted(map(repr, written)), f"batch {decision.number}, {name}"
 
 
 def _check_features(settings: Settings, found: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Bytes that nobody meant, at every door: decoding, the worker's pass over a partition, manifests, arrays and pins."""
+"""Bytes that nobody meant, at every door: decoding, scoring a partition, manifests, arrays and decisions."""
 
 import json
 import time
@@ -19,10 +19,12 @@ from models.bundle import MANIFEST, Bundle, Manifest, parse_manifest, read_bundl
 from models.decode import BadImage, Reason, Stage, decode
 from models.errors import ModelError
 from streaming.errors import ServiceError
-from streaming.pipeline.pin import Pin, PinnedModel, Pins
+from streaming.pipeline.decisions import Decision, ModelVersion
 from streaming.pipeline.score import OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
+from streaming.settings import Settings
 from tests.faults.poison import BAD, GOOD, generator
 from tests.forms import Form, Record
+from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
 
 SIZE = (64, 64)
@@ -118,7 +120,7 @@ def test_no_message_makes_a_worker_raise_or_lose_a_row(fuzz: Any, bundle: Bundle
             "headers": st.none() | st.lists(header, max_size=4),
         }
     )
-    task = ScoreTask(PinnedModel(1, bundle.sha256), None, "q", 0, "images", str(tmp_path), str(tmp_path))
+    task = ScoreTask(ModelVersion(1, bundle.sha256), None, "q", 0, "images", str(tmp_path), str(tmp_path))
 
     @fuzz(40)
     @given(st.lists(message, min_size=1, max_size=6))
@@ -202,22 +204,19 @@ def test_no_arrays_make_the_reader_raise_anything_but_its_own_error(fuzz: Any) -
     check()
 
 
-def test_a_damaged_pin_is_refused_by_name_or_is_none(fuzz: Any, tmp_path: Path) -> None:
-    pins = Pins(tmp_path)
-    whole = Pin("q", 7, PinnedModel(1, "0" * 64), None, [], [], "2024-05-06T07:08:09+00:00")
-    pins.write(whole)
-    path = tmp_path / "7.json"
-    text = path.read_bytes()
+def test_a_damaged_decision_is_refused_by_name_or_is_one(fuzz: Any, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    text = decision_of(settings, 7, {0: (10, 14), 1: (0, 2)}, bad={11}, left_out={0: (8, 10)}).to_json()
 
     @fuzz(200)
     @given(st.lists(CHANGE, min_size=1, max_size=3))
     def check(changes: list[tuple[str, float, int, bytes]]) -> None:
-        path.write_bytes(_mutated(text, changes, text))
         try:
-            pin = pins.read("q", 7)
+            decision = Decision.from_json(_mutated(text, changes, text), "7.json")
         except ServiceError as error:
-            assert "7.json is damaged" in str(error)  # noqa: PT017
+            assert "the decision 7.json " in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
         else:
-            assert pin is None or (pin.query_id, pin.batch_id) == ("q", 7)
+            assert Decision.from_json(decision.to_json(), "again") == decision
 
     check()

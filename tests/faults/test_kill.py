@@ -1,17 +1,30 @@
 """SIGKILL at every step of the commit protocol, and in between: no message is lost, none has two rows."""
 
-import json
 from dataclasses import dataclass
 from statistics import median, quantiles
 from time import sleep
 
 import pytest
 
+from streaming.jobs.maintain import maintain
 from streaming.pipeline.commit import STEPS
+from streaming.pipeline.decisions import Decision
+from streaming.platform.broker import start_broker, stop_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import NewService
-from tests.faults.harness import Sent, Stream, check_exactly_once, drain, register_twin, rows, send
+from tests.faults.harness import (
+    Sent,
+    Stream,
+    check_exactly_once,
+    check_one_attempt,
+    decisions,
+    drain,
+    register_twin,
+    rows,
+    scored,
+    send,
+)
 from tests.faults.poison import generator, samples
 from tests.forms import Form, Record
 
@@ -25,7 +38,7 @@ class Survived:
     settings: Settings
     sent: Sent
     recoveries_s: list[float]
-    pinned_otherwise: int  # kills after which the retry had to use another model than the champion
+    unfinished: list[Decision]  # what a kill left decided and not whole
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +52,9 @@ def survived(new_service: NewService, form: Form, seed: int, record: Record) -> 
     settings = new_service()
     versions, registry = [1, register_twin(settings)], open_registry(settings.home)
     sent = send(settings, samples(rng, good=good, bad=bad))
-    recoveries, otherwise, dead_at = [], 0, None
+    recoveries: list[float] = []
+    unfinished: list[Decision] = []
+    dead_at = None
     for number, step in enumerate(plan):
         kill = (step, rng.choice([1, 2])) if step else None
         with Stream(settings, images_per_batch=size, kill=kill) as stream:
@@ -52,15 +67,14 @@ def survived(new_service: NewService, form: Form, seed: int, record: Record) -> 
                 killed_at = stream.wait_killed()
         recoveries += _recovery(stream, dead_at)
         dead_at = killed_at
-        champion = versions[number % 2 - 1]
-        otherwise += _unfinished_version(settings) not in {None, champion}
-        registry.promote(champion, by="test", why="test")
+        unfinished += _unfinished(settings)
+        registry.promote(versions[number % 2 - 1], by="test", why="test")
     drain(settings, images_per_batch=size)
 
     record("kill: messages, SIGKILLs", form("20,000, 50", "280, 7"), f"{len(sent):,}, {len(plan)}")
     p95 = quantiles(recoveries, n=20)[-1] if len(recoveries) > 1 else recoveries[0]
     record("recovery: SIGKILL to first new commit", "p95 ≤ 60 s", f"p50 {median(recoveries):.1f} s, p95 {p95:.1f} s")
-    return Survived(settings, sent, recoveries, otherwise)
+    return Survived(settings, sent, recoveries, unfinished)
 
 
 def _recovery(stream: Stream, dead_at: float | None) -> list[float]:
@@ -69,14 +83,10 @@ def _recovery(stream: Stream, dead_at: float | None) -> list[float]:
     return [commits[0]["at"] - dead_at] if commits and dead_at is not None else []
 
 
-def _unfinished_version(settings: Settings) -> int | None:
-    """The version that the last batch is pinned to, if it is cut off."""
-    pins = [json.loads(path.read_text()) for path in settings.checkpoints_dir.glob("*/pins/*.json")]
-    if not pins:
-        return None
-    last = max(pins, key=lambda pin: pin["batch_id"])
-    whole = [row["batch_id"] for row in rows(settings, "SELECT batch_id FROM batches")]
-    return None if last["batch_id"] in whole else int(last["model"]["version"])
+def _unfinished(settings: Settings) -> list[Decision]:
+    """The decisions that no row in `batches` stands for yet: at most the last one."""
+    whole = {row["batch_id"] for row in rows(settings, "SELECT batch_id FROM batches")}
+    return [one for one in decisions(settings) if one.number not in whole]
 
 
 def test_no_message_is_lost_or_repeated_wherever_the_driver_is_killed(survived: Survived, record: Record) -> None:
@@ -84,10 +94,35 @@ def test_no_message_is_lost_or_repeated_wherever_the_driver_is_killed(survived: 
     record("kill: lost, repeated, inconsistent", "0, 0, 0", "0, 0, 0")
 
 
-def test_a_batch_cut_off_is_completed_with_its_pinned_model_not_with_the_new_champion(survived: Survived) -> None:
-    assert survived.pinned_otherwise  # else the next line shows nothing
+def test_a_decided_batch_is_finished_with_its_own_model_and_files(survived: Survived) -> None:
+    assert len(survived.unfinished) >= 4  # killed at decide, predictions, quarantine and features
+    batches = {row["batch_id"]: row for row in rows(survived.settings, "SELECT * FROM batches")}
+    for decision in survived.unfinished:
+        assert batches[decision.number]["model_version"] == decision.model.version
+    check_one_attempt(survived.settings)
     by_batch = rows(
         survived.settings, "SELECT batch_id, count(DISTINCT model_version) AS n FROM predictions GROUP BY batch_id"
     )
     assert {row["n"] for row in by_batch} == {1}
-    assert len({row["model_version"] for row in rows(survived.settings, "SELECT model_version FROM batches")}) == 2
+    assert len({row["model_version"] for row in batches.values()}) == 2
+
+
+def test_a_batch_killed_after_its_decision_is_finished_without_broker_and_bundle(
+    fragile_service: Settings, fragile_broker: Settings, seed: int
+) -> None:
+    service = fragile_service
+    sent = send(service, samples(generator(seed), good=12, bad=3))
+    with Stream(service, kill=("decide", 1)) as stream:
+        stream.wait_killed()
+    assert scored(service) == 0
+    stop_broker(fragile_broker)
+    models = service.home / "models"
+    gone = models.rename(service.home / "models.gone")
+    try:
+        maintain(service)
+        assert scored(service) == len(sent)
+    finally:
+        gone.rename(models)
+        start_broker(fragile_broker)
+    check_exactly_once(service, sent)
+    check_one_attempt(service)

@@ -29,14 +29,13 @@ class Operator:
         self._registry = open_registry(settings.home)
         self._versions = [1, register_twin(settings)]
         self._stream: Stream | None = None
-        self._lost_checkpoint = False
 
     def possible(self) -> list[Callable[[], None]]:
         """The steps that can be done now, likelier ones several times."""
         always = [self.publish, self.publish, self.promote, self.challenge, self.roll_back]
         broker = [self.restart_broker]
         if self._stream is None:
-            return [*always, *broker, self.start, self.start, self.start, self.maintain, self.lose_checkpoint]
+            return [*always, *broker, self.start, self.start, self.start, self.maintain, self.lose_stream]
         return [*always, *broker, self.kill, self.kill, self.stop, self.maintain]
 
     def step(self) -> str:
@@ -51,7 +50,7 @@ class Operator:
         )
 
     def start(self) -> None:
-        self._stream = Stream(self._settings, images_per_batch=IMAGES_PER_BATCH, resume=self._lost_checkpoint)
+        self._stream = Stream(self._settings, images_per_batch=IMAGES_PER_BATCH)
         if self._rng.random() < 0.7:  # else the next step meets it while it starts
             before = scored(self._settings)
             done = len(self.sent) == before
@@ -90,10 +89,9 @@ class Operator:
         if scored(self._settings):
             maintain(self._settings, retention_hours=0)
 
-    def lose_checkpoint(self) -> None:
-        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
-        self._lost_checkpoint = self._lost_checkpoint or checkpoint.exists()
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    def lose_stream(self) -> None:
+        """The tables alone must tell where to go on."""
+        shutil.rmtree(self._settings.home / "streams", ignore_errors=True)
 
     def finish(self) -> None:
         """Publish a little more, and let the stream come to the end of it."""
@@ -110,8 +108,6 @@ class Operator:
 
     def _ended(self) -> None:
         self._stream = None
-        checkpoint = self._settings.checkpoints_dir / self._settings.topic / "spark"
-        self._lost_checkpoint = self._lost_checkpoint and not (checkpoint / "metadata").exists()
 
 
 def test_a_service_operated_at_random_has_one_row_for_every_message(

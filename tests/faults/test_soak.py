@@ -1,10 +1,10 @@
-"""Many micro-batches in a row beside maintenance, and the same ones offered again."""
+"""Many micro-batches in a row beside maintenance, and the same ones applied again."""
 
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 from statistics import mean, median
@@ -12,12 +12,12 @@ from statistics import mean, median
 import pytest
 from deltalake import DeltaTable
 
-from streaming.errors import ServiceError
 from streaming.jobs.maintain import maintain
-from streaming.pipeline.ingest import batch_offsets
+from streaming.pipeline.decisions import KEPT
+from streaming.pipeline.finish import Tables, apply
 from streaming.settings import Settings
 from tests.conftest import NewService
-from tests.faults.harness import MemoryWatch, Sent, Stream, check_exactly_once, drain, rows, send, versions
+from tests.faults.harness import MemoryWatch, Sent, Stream, check_exactly_once, decisions, drain, send, versions
 from tests.faults.poison import generator, samples
 from tests.forms import Form, Record
 
@@ -100,41 +100,24 @@ def test_maintenance_beside_the_stream_keeps_the_files_few(soaked: Soaked, recor
     check_exactly_once(soaked.settings, soaked.sent)
 
 
-def test_batches_that_spark_offers_again_leave_every_table_unchanged(
+def test_decisions_that_are_applied_again_leave_every_table_unchanged(
     soaked: Soaked, form: Form[int], record: Record
 ) -> None:
     settings = soaked.settings
-    checkpoint = settings.checkpoints_dir / settings.topic / "spark"
-    planned = {row["batch_id"]: row["offsets"] for row in rows(settings, "SELECT batch_id, offsets FROM batches")}
-    before, n = versions(settings), len(planned)
-
-    for _ in range(form(2, 1)):
-        for log in ("offsets", "commits"):  # Spark plans them again, all from the first message on
-            shutil.rmtree(checkpoint / log)
-        offered = drain(settings, images_per_batch=soaked.images_per_batch)
-        done = sorted(int(path.name) for path in (checkpoint / "commits").glob("[0-9]*"))
-        assert done[-1] == n - 1
-        for batch_id in done[1:]:  # Spark keeps the plans of the last hundred: it was the same that came
-            assert [asdict(one) for one in batch_offsets(checkpoint, batch_id)] == planned[batch_id]
-        assert offered.batches == []
+    kept, before = decisions(settings), versions(settings)
+    assert len(kept) >= form(KEPT, 50)
+    for decision in kept:
+        assert apply(decision, Tables(settings.tables_dir), fresh=False) == (decision.number == kept[-1].number)
+    assert drain(settings, images_per_batch=soaked.images_per_batch).batches == []
 
     assert versions(settings) == before
-    record("replay: batches offered again, changes", "0", f"{n:,} batches, 0")
+    record("replay: decisions applied again, changes", "0", f"{len(kept):,} decisions, 0")
 
 
-def test_an_older_copy_of_the_checkpoint_skips_no_message(soaked: Soaked, rng: Random) -> None:
-    """Spark plans the batches anew that the copy does not know, and messages that came since join them."""
+def test_a_lost_streams_folder_skips_no_message(soaked: Soaked, rng: Random) -> None:
+    """The tables alone tell where to go on."""
     settings = soaked.settings
-    checkpoint = settings.checkpoints_dir / settings.topic / "spark"
-    last = rows(settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
-    for log in ("offsets", "commits"):
-        (checkpoint / log / str(last)).unlink()
-        (checkpoint / log / f".{last}.crc").unlink(missing_ok=True)
+    shutil.rmtree(settings.home / "streams")
     soaked.sent |= send(settings, samples(rng, good=soaked.images_per_batch, bad=0))
-
-    try:
-        drain(settings, images_per_batch=4 * soaked.images_per_batch)
-    except ServiceError as error:
-        assert "checkpoint" in str(error)  # noqa: PT017  either is right: refused, or nothing lost
-    else:
-        check_exactly_once(settings, soaked.sent)
+    drain(settings, images_per_batch=4 * soaked.images_per_batch)
+    check_exactly_once(settings, soaked.sent)

@@ -1,7 +1,6 @@
 """Histories of a stream in real Delta tables, written as the stream writes them but without Spark and Kafka."""
 
 import hashlib
-import json
 import uuid
 from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -10,8 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from streaming.pipeline.decisions import CountedRange, Decision, Figures, ModelVersion, OffsetRange
+from streaming.pipeline.positions import FirstOffset, StreamIdentity, identity_key
 from streaming.settings import Settings
 from streaming.storage.files import DataFile, FileSink
+from streaming.storage.store import open_store
 from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
 
 QUERY_ID = "00000000-0000-4000-8000-000000000001"
@@ -105,14 +107,52 @@ def worker_file(directory: Path, rows: list[dict[str, Any]]) -> list[DataFile]:
     return [] if file is None else [file]
 
 
-def write_pin(settings: Settings, batch_id: int, pinned_at: datetime, query_id: str = QUERY_ID) -> Path:
-    """A pin as the stream writes it."""
-    path = settings.checkpoints_dir / settings.topic / "pins" / f"{batch_id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model = {"version": 1, "sha256": SHA256}
-    pin = {"query_id": query_id, "batch_id": batch_id, "model": model, "challenger": None, "offsets": []}
-    path.write_text(json.dumps(pin | {"pinned_at": pinned_at.isoformat()}))
-    return path
+def begin_stream(settings: Settings, first: Mapping[int, int] | None = None, stream_id: str = QUERY_ID) -> None:
+    """The identity of the topic's stream, as its first start creates it."""
+    places = tuple(FirstOffset(settings.topic, one, offset) for one, offset in (first or {}).items())
+    identity = StreamIdentity(stream_id, settings.topic, {settings.topic: "topic-id"}, places)
+    assert open_store(settings.home).create(identity_key(settings.topic), identity.to_json())
+
+
+def decision_of(
+    settings: Settings,
+    number: int,
+    ranges: Ranges,
+    *,
+    bad: Collection[int] = (),
+    stream_id: str = QUERY_ID,
+    version: int = 1,
+    left_out: Ranges | None = None,
+) -> Decision:
+    """A decided batch whose files are written and named by no commit: a row for every offset, as `commit_batch`."""
+    identities = [(partition, offset) for partition, (start, end) in ranges.items() for offset in range(start, end)]
+    good, worse = ([one for one in identities if (one[1] in bad) is is_bad] for is_bad in (False, True))
+    lineage = {"model_version": version, "bundle_sha256": SHA256, "query_id": stream_id, "batch_id": number}
+    rows = {
+        "predictions": pa.Table.from_pylist([prediction(settings, *one) | lineage for one in good], schema=PREDICTIONS),
+        "quarantine": pa.Table.from_pylist([quarantined(settings, *one) | lineage for one in worse], schema=QUARANTINE),
+    }
+    return Decision(
+        number=number,
+        stream=stream_id,
+        ranges=tuple(CountedRange(**one, rows=one["end"] - one["start"]) for one in ranges_of(settings, ranges)),
+        model=ModelVersion(version, SHA256),
+        challenger=None,
+        topics={settings.topic: "topic-id"},
+        left_out=tuple(OffsetRange(**one) for one in ranges_of(settings, left_out or {})),
+        figures=Figures(
+            input_bytes=1000 * len(identities),
+            predicted_rows=len(good),
+            quarantined={"corrupt": len(worse)} if worse else {},
+            seconds={"batch": 2.0},
+            refused=None,
+            drift={},
+            started_at=NOON,
+        ),
+        files={name: tuple(Table(settings.tables_dir, name).write(table)) for name, table in rows.items()},
+        decided_at=NOON,
+        nonce=uuid.uuid4().hex,
+    )
 
 
 def new_topic() -> str:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,12 +14,14 @@ from deltalake import DeltaTable
 
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
-from streaming.jobs.maintain import PINS_KEPT, MaintenanceReport, maintain
+from streaming.jobs.maintain import MaintenanceReport, maintain
+from streaming.pipeline.decisions import KEPT, Decisions
 from streaming.query import query
 from streaming.settings import Settings
+from streaming.storage.store import open_store
 from streaming.storage.tables import Table
 from tests.conftest import imagestream
-from tests.streaming.history import QUERY_ID, commit_batch, quarantined, worker_file, write_pin
+from tests.streaming.history import QUERY_ID, begin_stream, commit_batch, decision_of, quarantined, worker_file
 
 TABLES = ("predictions", "quarantine", "batches")
 
@@ -119,15 +121,14 @@ def test_the_log_is_kept_as_long_as_the_files_and_no_longer(settings: Settings) 
     commit_batches(settings, 0, 60)  # beyond a checkpoint
     log = settings.tables_dir / "batches" / "_delta_log"
     old = log / f"{0:020}.json"
-    two_hours_ago = time.time() - 2 * 3600
     for entry in log.iterdir():
-        os.utime(entry, (two_hours_ago, two_hours_ago))
-    maintain(settings, retention_hours=3)
+        grow_older(entry, hours=25)
+    maintain(settings, retention_hours=26)
     assert old.exists()
-    maintain(settings, retention_hours=1)
+    maintain(settings, retention_hours=24)
     assert not old.exists()
     version = DeltaTable(settings.tables_dir / "batches").version()
-    maintain(settings, retention_hours=1)
+    maintain(settings, retention_hours=24)
     assert DeltaTable(settings.tables_dir / "batches").version() == version, "nothing to say again"
     assert audit(settings).clean
 
@@ -135,18 +136,18 @@ def test_the_log_is_kept_as_long_as_the_files_and_no_longer(settings: Settings) 
 def test_files_that_a_reader_may_hold_stay_for_the_retention_and_go_after_it(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
     old = DeltaTable(settings.tables_dir / "predictions").file_uris()
-    maintain(settings, retention_hours=0)  # an hour is the least
+    maintain(settings, retention_hours=0)  # a day is the minimum
     assert [Path(uri).exists() for uri in old] == [True] * 3
 
     log = settings.tables_dir / "predictions" / "_delta_log"
-    for commit in log.glob("*.json"):  # as if the compaction were two hours ago
+    for commit in log.glob("*.json"):  # as if the compaction were 25 hours ago
         lines = [json.loads(line) for line in commit.read_text().splitlines()]
         for line in lines:
             if "remove" in line:
-                line["remove"]["deletionTimestamp"] -= 2 * 3600 * 1000
+                line["remove"]["deletionTimestamp"] -= 25 * 3600 * 1000
         commit.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert {table.vacuumed for table in maintain(settings).tables} == {0}
-    maintain(settings, retention_hours=1)
+    maintain(settings, retention_hours=24)
     assert [Path(uri).exists() for uri in old] == [False] * 3
     assert audit(settings).clean
 
@@ -156,26 +157,25 @@ def test_a_workers_file_waits_for_its_commit_and_a_leftover_goes(settings: Setti
     directory = settings.tables_dir / "quarantine"
     (young,) = worker_file(directory, [quarantined(settings, 0, 33)])
     (left_over,) = worker_file(directory, [quarantined(settings, 0, 34)])
-    grow_older(directory / left_over.path, hours=2)
+    grow_older(directory / young.path, hours=23)
+    grow_older(directory / left_over.path, hours=25)
     maintain(settings, retention_hours=0)
     assert (directory / young.path).exists()
     assert not (directory / left_over.path).exists()
 
 
-def test_no_file_of_an_unfinished_batch_is_removed_however_long_it_takes(settings: Settings) -> None:
-    commit_batches(settings, 0, 3)
-    directory = settings.tables_dir / "quarantine"
-    (file,) = worker_file(directory, [quarantined(settings, 0, 33)])
-    grow_older(directory / file.path, hours=200)
-    write_pin(settings, 3, datetime.now(UTC) - timedelta(hours=201))
-    report = maintain(settings)
-    assert (directory / file.path).exists()
-    assert {table.retention_hours for table in report.tables} == {203}
-
-    commit_batches(settings, 3, 4)
-    report = maintain(settings)
-    assert not (directory / file.path).exists()
-    assert {table.retention_hours for table in report.tables} == {168}
+def test_a_decided_batch_is_finished_before_anything_is_removed(settings: Settings) -> None:
+    begin_stream(settings)
+    decision = decision_of(settings, 1, {0: (0, 10)}, bad={3})
+    decisions = Decisions(open_store(settings.home), settings.topic)
+    assert decisions.decide(decision)
+    for name, files in decision.files.items():
+        for file in files:
+            grow_older(settings.tables_dir / name / file.path, hours=200)
+    maintain(settings, retention_hours=0)
+    found = query(settings, "SELECT batch_id, predicted_rows, quarantined_rows FROM batches").to_pylist()
+    assert found == [{"batch_id": 1, "predicted_rows": 9, "quarantined_rows": 1}]
+    assert audit(settings).clean
 
 
 def test_features_of_a_training_run_wait_a_day_for_their_commit(settings: Settings) -> None:
@@ -190,22 +190,17 @@ def test_features_of_a_training_run_wait_a_day_for_their_commit(settings: Settin
     assert (young.exists(), old.exists()) == (True, False)
 
 
-def test_pins_of_whole_batches_go_but_for_the_newest(settings: Settings) -> None:
-    now = datetime.now(UTC)
-    pins = [write_pin(settings, number, now) for number in range(PINS_KEPT + 20)]
-    commit_batches(settings, 0, 1)
-    commit_batches(settings, 2, 30)
-    assert maintain(settings).pins_removed == 19
-    assert [number for number, path in enumerate(pins) if not path.exists()] == [0, *range(2, 20)]
-
-
-def test_pin_of_a_checkpoint_that_was_lost_holds_nothing_back(settings: Settings) -> None:
-    write_pin(settings, 3, datetime.now(UTC) - timedelta(hours=400), query_id="another")
-    commit_batches(settings, 0, 3)
-    spark = settings.checkpoints_dir / settings.topic / "spark"
-    spark.mkdir(parents=True)
-    (spark / "metadata").write_text(json.dumps({"id": QUERY_ID}))
-    assert {table.retention_hours for table in maintain(settings).tables} == {168}
+def test_old_decisions_of_whole_batches_go_but_for_the_newest(settings: Settings) -> None:
+    begin_stream(settings)
+    decisions, folder = Decisions(open_store(settings.home), settings.topic), settings.home / "streams/images/batches"
+    empty = decision_of(settings, 1, {0: (0, 1)})
+    for number in range(1, KEPT + 4):
+        assert decisions.decide(replace(empty, number=number))
+        grow_older(folder / f"{number:020}.json", hours=25)
+    commit_batch(settings, KEPT + 2, {0: (0, 1)})
+    (folder / f"{KEPT + 3:020}.json").unlink()
+    assert maintain(settings).decisions_removed == 2
+    assert min(int(path.stem) for path in folder.iterdir()) == 3
 
 
 def test_command_says_what_it_did(settings: Settings) -> None:
@@ -215,10 +210,13 @@ def test_command_says_what_it_did(settings: Settings) -> None:
     assert {table["retention_hours"] for table in found["tables"]} == {200}
 
 
-def test_damaged_pin_stops_maintenance_before_anything_is_removed(settings: Settings) -> None:
+def test_damaged_decision_stops_maintenance_before_anything_is_removed(settings: Settings) -> None:
+    begin_stream(settings)
     commit_batches(settings, 0, 3)
-    write_pin(settings, 3, datetime.now(UTC)).write_text("{")
-    with pytest.raises(ServiceError, match=r"the pin .*3\.json is damaged"):
+    path = settings.home / "streams" / "images" / "batches" / f"{3:020}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    with pytest.raises(ServiceError, match=r"the decision .*3\.json is damaged"):
         maintain(settings)
     assert len(DeltaTable(settings.tables_dir / "predictions").file_uris()) == 3
 

@@ -1,6 +1,6 @@
-"""The parts of a commit that need no Spark: what must add up, and the rows that are written."""
+"""The parts of a commit that need no Spark: what must add up, what is decided, and the rows that are written."""
 
-from dataclasses import replace
+from collections.abc import Callable
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,72 +13,65 @@ from deltalake import DeltaTable
 
 from models.drift import DriftReference, DriftSums
 from streaming.errors import ServiceError
+from streaming.jobs.audit import audit
 from streaming.pipeline.commit import (
+    STEPS,
     BatchCommitter,
     BatchResult,
-    Tables,
-    _batch_row,
+    LostDecisionError,
+    _account,
     _predictions,
+    _refused,
+    _Scored,
     _shadow,
     _summed,
 )
-from streaming.pipeline.continuity import Accept, Continuity
-from streaming.pipeline.pin import OffsetRange, Pin, PinnedModel, Pins
+from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange
+from streaming.pipeline.finish import Tables, finish_decided
+from streaming.pipeline.positions import Plan, Positions
 from streaming.pipeline.score import OUTPUT, PartitionReport
 from streaming.pipeline.serving import LoadedModel, Serving
+from streaming.platform.topic import Topic
+from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.tables import BATCHES, PREDICTIONS, SHADOW
-from tests.streaming.history import QUERY_ID, commit_batch
+from streaming.storage.store import open_store
+from streaming.storage.tables import PREDICTIONS, SHADOW
+from tests.streaming.history import QUERY_ID, begin_stream, decision_of, quarantined, worker_file
 
-CHAMPION, CHALLENGER = PinnedModel(3, "c" * 64), PinnedModel(4, "d" * 64)
-PIN = Pin(
-    query_id=QUERY_ID,
-    batch_id=7,
-    model=CHAMPION,
-    challenger=CHALLENGER,
-    offsets=[OffsetRange("images", 0, 10, 14), OffsetRange("images", 1, 0, 2)],
-    left_out=[OffsetRange("images", 0, 8, 10)],
-    pinned_at="2024-05-06T23:59:59+00:00",
-)
-RESULT = BatchResult(
-    batch_id=7,
-    model_version=3,
-    input_rows=6,
-    input_bytes=600,
-    predicted_rows=3,
-    quarantined={"truncated": 2, "corrupt": 1},
-    seconds={"batch": 2.5, "score": 1.5},
-)
+CHAMPION, CHALLENGER = ModelVersion(3, "c" * 64), ModelVersion(4, "d" * 64)
+RANGES = [OffsetRange("images", 0, 10, 14), OffsetRange("images", 1, 0, 2)]
+LINEAGE = {"query_id": QUERY_ID, "batch_id": 7}
 
 
 class Models:
-    """What the committer asks of `Serving` for a pin: the models that the aliases point to, after it has looked."""
+    """What the committer asks of `Serving`: the models that the aliases point to, after it has looked."""
 
-    def __init__(self) -> None:
-        self.champion = self._model(PinnedModel(1, "a" * 64))
-        self.challenger: LoadedModel | None = self._model(PinnedModel(2, "b" * 64))
-        self.next: tuple[PinnedModel, PinnedModel | None] = (CHAMPION, CHALLENGER)
+    def __init__(self, reference: DriftReference | None = None) -> None:
+        self._reference = reference
+        self.refused: dict[int, str] = {}
+        self.champion = self._model(ModelVersion(1, "a" * 64))
+        self.challenger: LoadedModel | None = self._model(ModelVersion(2, "b" * 64))
+        self.next: tuple[ModelVersion, ModelVersion | None] = (CHAMPION, CHALLENGER)
 
     def follow(self) -> None:
         champion, challenger = self.next
         self.champion = self._model(champion)
         self.challenger = self._model(challenger) if challenger else None
 
-    @staticmethod
-    def _model(pinned: PinnedModel) -> LoadedModel:
-        return cast("LoadedModel", SimpleNamespace(pinned=pinned))
+    def _model(self, version: ModelVersion) -> LoadedModel:
+        return cast("LoadedModel", SimpleNamespace(version=version, reference=self._reference))
 
 
-def committer(directory: Path, continuity: Continuity, models: Models | None = None) -> BatchCommitter:
-    return BatchCommitter(
-        cast("Serving", models or Models()),
-        Tables(directory / "tables"),
-        continuity,
-        directory / "images" / "spark",
-        store_features=False,
-        on_batch=[].append,
-        on_step=[].append,
-    )
+class Committer(BatchCommitter):
+    """A committer whose workers are given: what Spark would have them do is done here."""
+
+    scored: Callable[[int], _Scored]
+
+    def _score(self, *_: Any) -> _Scored:
+        return self.scored(self.plan.number + 1)
+
+
+FRAME = cast("Any", SimpleNamespace(sparkSession=SimpleNamespace(sparkContext=SimpleNamespace(defaultParallelism=2))))
 
 
 def scored(*labels: str, shadow: tuple[str | None, ...] | None = None) -> pa.Table:
@@ -104,19 +97,23 @@ def scored(*labels: str, shadow: tuple[str | None, ...] | None = None) -> pa.Tab
 # What must add up
 
 
+def answered(predicted: int, bad: dict[str, int], read: list[int]) -> _Scored:
+    return _Scored(scored(*["cat"] * predicted), [PartitionReport(input_rows=rows) for rows in read], bad)
+
+
 @pytest.mark.parametrize(
-    ("predicted", "quarantined", "read"),
+    ("predicted", "bad", "read"),
     [(5, {"corrupt": 1}, [4, 2]), (6, {}, [6]), (0, {"corrupt": 4, "empty": 2}, [1, 2, 3])],
 )
-def test_a_batch_that_adds_up_is_taken(
-    tmp_path: Path, predicted: int, quarantined: dict[str, int], read: list[int]
-) -> None:
-    reports = [PartitionReport(input_rows=rows) for rows in read]
-    committer(tmp_path, Continuity("images"))._account(PIN, predicted, quarantined, reports)
+def test_a_batch_that_adds_up_is_taken(predicted: int, bad: dict[str, int], read: list[int]) -> None:
+    assert _account(RANGES, answered(predicted, bad, read), 7) == (
+        CountedRange("images", 0, 10, 14, 4),
+        CountedRange("images", 1, 0, 2, 2),
+    )
 
 
 @pytest.mark.parametrize(
-    ("predicted", "quarantined", "read"),
+    ("predicted", "bad", "read"),
     [
         (4, {"corrupt": 1}, [4, 2]),  # one lost
         (6, {"corrupt": 1}, [4, 2]),  # one twice
@@ -126,13 +123,10 @@ def test_a_batch_that_adds_up_is_taken(
         (0, {}, []),
     ],
 )
-def test_a_batch_that_does_not_add_up_is_refused(
-    tmp_path: Path, predicted: int, quarantined: dict[str, int], read: list[int]
-) -> None:
-    reports = [PartitionReport(input_rows=rows) for rows in read]
+def test_a_batch_that_does_not_add_up_is_refused(predicted: int, bad: dict[str, int], read: list[int]) -> None:
     text = f"batch 7 does not add up: 6 messages by offsets, {sum(read)} read, {predicted} predicted .* nothing of it"
     with pytest.raises(ServiceError, match=text):
-        committer(tmp_path, Continuity("images"))._account(PIN, predicted, quarantined, reports)
+        _account(RANGES, answered(predicted, bad, read), 7)
 
 
 def test_what_partitions_report_is_summed_by_name() -> None:
@@ -140,46 +134,21 @@ def test_what_partitions_report_is_summed_by_name() -> None:
     assert _summed([{"corrupt": 1}, {"corrupt": 2, "empty": 1}, {"empty": 4}]) == {"corrupt": 3, "empty": 5}
 
 
-# What is pinned
-
-
-def test_a_pin_binds_the_models_of_the_moment_to_the_offsets_and_is_written(tmp_path: Path) -> None:
-    continuity = Continuity("images", {0: 8}, Accept(loss=True))
-    before = datetime.now(UTC)
-    pin = committer(tmp_path, continuity)._pin(QUERY_ID, 7, PIN.offsets)
-    assert replace(pin, pinned_at=PIN.pinned_at) == PIN
-    assert before <= datetime.fromisoformat(pin.pinned_at) <= datetime.now(UTC)
-    assert Pins(tmp_path / "images" / "pins").read(QUERY_ID, 7) == pin
-
-
-def test_without_a_challenger_none_is_pinned(tmp_path: Path) -> None:
-    models = Models()
-    models.next = (CHAMPION, None)
-    pin = committer(tmp_path, Continuity("images"), models)._pin(QUERY_ID, 7, PIN.offsets)
-    assert (pin.model, pin.challenger, pin.left_out) == (CHAMPION, None, [])
-
-
-def test_offsets_that_do_not_continue_are_not_pinned(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="2 messages are missing"):
-        committer(tmp_path, Continuity("images", {0: 8}))._pin(QUERY_ID, 7, PIN.offsets)
-    assert Pins(tmp_path / "images" / "pins").read(QUERY_ID, 7) is None
-
-
 # What is written
 
 
-def test_a_prediction_carries_the_champion_and_the_day_of_its_pin() -> None:
-    rows = _predictions(scored("cat", "dog"), PIN)
+def test_a_prediction_carries_the_champion_and_the_day_of_its_batch() -> None:
+    rows = _predictions(scored("cat", "dog"), CHAMPION, LINEAGE | {"date": date(2024, 5, 6)})
     assert rows.schema == PREDICTIONS
     first = rows.to_pylist()[1]
     assert (first["offset"], first["label"], first["confidence"]) == (1, "dog", 0.75)
     assert (first["model_version"], first["bundle_sha256"]) == (3, "c" * 64)
     assert (first["query_id"], first["batch_id"], first["date"]) == (QUERY_ID, 7, date(2024, 5, 6))
-    assert _predictions(scored(), PIN).num_rows == 0
+    assert _predictions(scored(), CHAMPION, LINEAGE | {"date": date(2024, 5, 6)}).num_rows == 0
 
 
 def test_the_challengers_answers_stand_beside_the_champions_and_what_it_failed_on_is_left_out() -> None:
-    rows = _shadow(scored("cat", "dog", "cat", shadow=("dog", None, "cat")), PIN)
+    rows = _shadow(scored("cat", "dog", "cat", shadow=("dog", None, "cat")), CHALLENGER, LINEAGE)
     assert rows.schema == SHADOW
     assert [(row["offset"], row["champion_label"], row["label"]) for row in rows.to_pylist()] == [
         (0, "cat", "dog"),
@@ -189,47 +158,190 @@ def test_the_challengers_answers_stand_beside_the_champions_and_what_it_failed_o
     assert (first["champion_confidence"], first["confidence"]) == (0.75, 0.5)
     assert (first["model_version"], first["bundle_sha256"]) == (4, "d" * 64)
     assert (first["query_id"], first["batch_id"]) == (QUERY_ID, 7)
-    with pytest.raises(ServiceError, match="batch 7 has no challenger"):
-        _shadow(scored("cat"), replace(PIN, challenger=None))
 
 
-def row_of(result: BatchResult, pin: Pin) -> dict[str, Any]:
-    table = _batch_row(result, pin, datetime(2024, 5, 6, tzinfo=UTC))
-    assert table.schema == BATCHES
-    (row,) = table.to_pylist()
-    return dict(row)
+def test_refused_models_are_one_text() -> None:
+    assert _refused({5: "altered", 6: "too large"}) == "version 5: altered; version 6: too large"
+    assert _refused({}) is None
 
 
-def test_the_row_of_a_batch_accounts_for_it() -> None:
-    row = row_of(RESULT, PIN)
-    assert (row["input_rows"], row["predicted_rows"], row["quarantined_rows"], row["input_bytes"]) == (6, 3, 3, 600)
-    assert row["offsets"] == [
-        {"topic": "images", "partition": 0, "start": 10, "end": 14},
-        {"topic": "images", "partition": 1, "start": 0, "end": 2},
+# The protocol
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = Settings(home=tmp_path)
+    begin_stream(settings, {0: 0})
+    return settings
+
+
+class Run:
+    """One run of the stream whose batches are two messages predicted and one quarantined, without Spark and Kafka."""
+
+    def __init__(self, settings: Settings, models: Models | None = None, die_at: str | None = None) -> None:
+        self.steps: list[str] = []
+        self.batches: list[BatchResult] = []
+        self.models = models or Models()
+        self._settings = settings
+        self._die_at = die_at
+        tables = Tables(settings.tables_dir)
+        self.committer = Committer(
+            cast("Serving", self.models),
+            tables,
+            Decisions(open_store(settings.home), settings.topic),
+            store_features=False,
+            on_batch=self.batches.append,
+            on_step=self._step,
+        )
+        self.committer.scored = self._score
+        positions = finish_decided(settings, settings.topic, tables)
+        assert positions is not None
+        topic = Topic("images", "topic-id", {0: 0}, {0: 100})
+        self.committer.plan = Plan(
+            positions.stream or "", positions.number, "images", positions.of_topic("images"), topic
+        )
+
+    def batch(self, start: int) -> None:
+        self._start = start
+        self.committer(FRAME, [OffsetRange("images", 0, start, start + 3)])
+
+    def _score(self, number: int) -> _Scored:
+        model = self.models.champion.version
+        lineage = {"query_id": QUERY_ID, "batch_id": number}
+        lineage |= {"model_version": model.version, "bundle_sha256": model.sha256}
+        bad = quarantined(self._settings, 0, self._start + 2) | lineage
+        (file,) = worker_file(self._settings.tables_dir / "quarantine", [bad])
+        rows = scored("cat", "dog").to_pylist()
+        answers = [row | {"offset": self._start + one} for one, row in enumerate(rows)]
+        report = PartitionReport(
+            input_rows=3, input_bytes=300, quarantined={"corrupt": 1}, quarantine_file=file, seconds={"decode": 0.5}
+        )
+        return _Scored(pa.Table.from_pylist(answers, schema=OUTPUT), [report], {"corrupt": 1})
+
+    def _step(self, step: str) -> None:
+        self.steps.append(step)
+        if step == self._die_at:
+            raise DeadError
+
+
+class DeadError(BaseException):
+    """The process dies here."""
+
+
+def check_whole(settings: Settings, batches: int) -> None:
+    report = audit(settings)
+    assert report.clean, [problem.text for problem in report.problems]
+    assert not report.unfinished
+    assert (report.batches, report.predicted, report.quarantined) == (batches, 2 * batches, batches)
+
+
+def decision_in(settings: Settings, number: int) -> Decision | None:
+    return Decisions(open_store(settings.home), settings.topic).read(number)
+
+
+def test_a_batch_is_decided_with_the_models_of_the_moment_and_becomes_whole(settings: Settings) -> None:
+    run = Run(settings)
+    run.models.refused = {5: "altered"}
+    before = datetime.now(UTC)
+    run.batch(0)
+    run.batch(3)
+    assert run.steps == [*STEPS, *STEPS]
+    assert [(one.batch_id, one.model_version, one.input_rows, one.input_bytes) for one in run.batches] == [
+        (1, 3, 3, 300),
+        (2, 3, 3, 300),
     ]
-    assert row["left_out"] == [{"topic": "images", "partition": 0, "start": 8, "end": 10}]
+    check_whole(settings, 2)
+    decision = decision_in(settings, 2)
+    assert decision is not None
+    assert (decision.stream, decision.model, decision.challenger) == (QUERY_ID, CHAMPION, CHALLENGER)
+    assert decision.ranges == (CountedRange("images", 0, 3, 6, 3),)
+    assert decision.topics == {"images": "topic-id"}
+    assert {name: len(files) for name, files in decision.files.items()} == {
+        "predictions": 1, "quarantine": 1, "features": 0, "shadow": 1,
+    }  # fmt: skip
+    (row,) = query(settings, "SELECT * FROM batches WHERE batch_id = 2").to_pylist()
     assert (row["model_version"], row["bundle_sha256"], row["challenger_version"]) == (3, "c" * 64, 4)
-    assert (row["query_id"], row["batch_id"]) == (QUERY_ID, 7)
-    assert dict(row["seconds"]) == RESULT.seconds
-    assert RESULT.wall_s == 2.5
-    assert RESULT.cores == 1
-    assert row["started_at"] < row["committed_at"]
-    assert (row["refused"], row["drift"]) == (None, None)
+    assert row["offsets"] == [{"topic": "images", "partition": 0, "start": 3, "end": 6}]
+    assert (row["input_rows"], row["predicted_rows"], row["quarantined_rows"], row["input_bytes"]) == (3, 2, 1, 300)
+    assert (row["refused"], row["drift"], row["left_out"]) == ("version 5: altered", None, None)
+    assert dict(row["topics"]) == {"images": "topic-id"}
+    seconds = dict(row["seconds"])
+    assert seconds["decode"] == 0.5
+    assert seconds["batch"] == pytest.approx(seconds["plan"] + seconds["score"] + seconds["commit"])
+    assert before <= row["started_at"] <= decision.decided_at <= row["committed_at"]
+    assert run.batches[1].wall_s >= seconds["batch"]
 
 
-def test_what_a_batch_had_nothing_of_is_null_in_its_row() -> None:
-    row = row_of(RESULT, replace(PIN, challenger=None, left_out=[]))
-    assert (row["challenger_version"], row["left_out"]) == (None, None)
+def test_without_a_challenger_none_is_decided(settings: Settings) -> None:
+    models = Models()
+    models.next = (CHAMPION, None)
+    Run(settings, models).batch(0)
+    decision = decision_in(settings, 1)
+    assert decision is not None
+    assert decision.challenger is None
+    (row,) = query(settings, "SELECT challenger_version FROM batches").to_pylist()
+    assert row["challenger_version"] is None
 
 
-def test_refused_models_and_drift_stand_in_the_row_of_the_batch() -> None:
-    refused = {5: "altered", 6: "too large"}
-    row = row_of(replace(RESULT, refused=refused, drift={"psi": 0.2}), PIN)
-    assert row["refused"] == "version 5: altered; version 6: too large"
-    assert dict(row["drift"]) == {"psi": 0.2}
+def test_a_batch_that_found_nothing_new_is_not_decided(settings: Settings) -> None:
+    run = Run(settings)
+    run.committer(FRAME, [])
+    assert run.steps == []
+    assert decision_in(settings, 1) is None
 
 
-def test_drift_is_of_all_partitions_that_report_it_and_none_without_a_reference(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_continue_is_not_scored(settings: Settings) -> None:
+    run = Run(settings)
+    with pytest.raises(ServiceError, match="must begin at offset 0"):
+        run.batch(3)
+    assert run.steps == []
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_whatever_step_a_run_dies_at_the_next_one_gives_every_message_one_row(settings: Settings, step: str) -> None:
+    Run(settings).batch(0)
+    with pytest.raises(DeadError):
+        Run(settings, die_at=step).batch(3)
+    models = Models()
+    models.next = (CHALLENGER, None)  # promoted since
+    run = Run(settings, models)
+    decided = STEPS.index(step) >= STEPS.index("decide")
+    assert run.committer.plan.number == (2 if decided else 1)
+    run.batch(6 if decided else 3)
+    check_whole(settings, 3 if decided else 2)
+    versions = query(settings, "SELECT model_version AS v FROM batches ORDER BY batch_id").to_pylist()
+    assert [row["v"] for row in versions] == ([3, 3, 4] if decided else [3, 4])
+
+
+def test_a_lost_decision_leaves_no_file_and_the_winners_batch_is_finished(settings: Settings) -> None:
+    run = Run(settings)
+    files = {*settings.tables_dir.rglob("*.parquet")}
+    theirs = decision_of(settings, 1, {0: (0, 5)})
+    winners = {*settings.tables_dir.rglob("*.parquet")} - files
+    assert Decisions(open_store(settings.home), settings.topic).decide(theirs)
+    with pytest.raises(LostDecisionError, match="batch 1 was decided by another driver"):
+        run.batch(0)
+    assert {*settings.tables_dir.rglob("part-*.parquet")} == winners
+    assert run.batches == []
+    assert finish_decided(settings, "images", Tables(settings.tables_dir)) == Positions(
+        QUERY_ID, 1, {("images", 0): 5}, {"images": "topic-id"}
+    )
+
+
+def test_a_run_whose_number_is_long_past_applies_nothing(settings: Settings) -> None:
+    run = Run(settings)
+    for number in (1, 2, 3):
+        decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)})
+        assert Decisions(open_store(settings.home), settings.topic).decide(decision)
+    finish_decided(settings, "images", Tables(settings.tables_dir))
+    (settings.home / "streams" / "images" / "batches" / f"{1:020}.json").unlink()  # pruned
+    with pytest.raises(LostDecisionError, match="gone on beyond batch 1"):
+        run.batch(0)
+    assert DeltaTable(settings.tables_dir / "quarantine").version() == 0
+    assert audit(settings).clean
+
+
+def test_drift_is_of_all_partitions_that_report_it_and_none_without_a_reference(settings: Settings) -> None:
     generator = np.random.default_rng(0)
     known = generator.normal(size=(500, 2)).astype(np.float32)
     reference = DriftReference.of(known, np.full(500, 0.9, np.float32))
@@ -241,61 +353,9 @@ def test_drift_is_of_all_partitions_that_report_it_and_none_without_a_reference(
     nothing = PartitionReport()
 
     def found(reference: DriftReference | None, reports: list[PartitionReport]) -> dict[str, float]:
-        models = Models()
-        models.pinned = lambda _: SimpleNamespace(reference=reference)  # type: ignore[attr-defined]
-        return committer(tmp_path, Continuity("images"), models)._drift(PIN, reports)[1]
+        return Run(settings).committer._drift(Models(reference).champion, reports)[1]
 
     assert found(None, halves) == {}
     like, unlike = found(reference, [halves[0], nothing]), found(reference, [nothing, halves[1]])
     both = found(reference, [*halves, nothing])
     assert like["psi_max"] < both["psi_max"] < unlike["psi_max"]
-
-
-# Batches that are not scored again
-
-
-def planned(directory: Path, end: int) -> Path:
-    """A checkpoint whose batch 0 is planned to end at this offset of partition 0."""
-    checkpoint = directory / "images" / "spark"
-    for file, offset in (("sources/0/0", 0), ("offsets/0", end)):
-        (checkpoint / file).parent.mkdir(parents=True, exist_ok=True)
-        (checkpoint / file).write_text(f'v1\n{{}}\n{{"images":{{"0":{offset}}}}}')
-    (checkpoint / "metadata").write_text(f'{{"id":"{QUERY_ID}"}}')
-    return checkpoint
-
-
-def test_a_batch_that_is_whole_is_left_alone_unless_it_was_planned_to_hold_more(tmp_path: Path) -> None:
-    home = Settings(home=tmp_path)
-    commit_batch(home, 0, {0: (0, 5)})
-    commit = committer(tmp_path, Continuity("images", {0: 5}))
-    planned(tmp_path, 5)
-    unscored = cast("Any", None)  # a frame that is looked at would be an error
-    commit(unscored, 0)
-    planned(tmp_path, 6)
-    with pytest.raises(ServiceError, match="up to offset 6 that is committed up to 5 only"):
-        commit(unscored, 0)
-    assert DeltaTable(tmp_path / "tables" / "batches").version() == 1
-
-
-def test_a_batch_that_found_nothing_new_is_not_committed(tmp_path: Path) -> None:
-    planned(tmp_path, 0)
-    committer(tmp_path, Continuity("images"))(cast("Any", None), 0)
-    assert DeltaTable(tmp_path / "tables" / "batches").version() == 0
-
-
-def test_rows_beyond_what_is_committed_are_discarded_from_every_table(tmp_path: Path) -> None:
-    home = Settings(home=tmp_path)
-    commit_batch(home, 0, {0: (0, 5), 1: (0, 2)})
-    commit_batch(home, 1, {0: (5, 9), 1: (2, 3)}, bad={6, 7}, upto="quarantine")
-    commit_batch(home.model_copy(update={"topic": "other"}), 2, {0: (0, 9)}, upto="quarantine")
-    tables = Tables(home.tables_dir)
-    assert tables.discard_unfinished(Continuity("images", {0: 5, 1: 2})) == 5
-    assert tables.discard_unfinished(Continuity("images", {0: 5, 1: 2})) == 0
-    left = DeltaTable(tables.predictions.directory).to_pyarrow_table(columns=["topic", "partition", "offset"])
-    kept = [(row["topic"], row["partition"], row["offset"]) for row in left.to_pylist()]
-    assert sorted(kept) == [
-        *(("images", 0, offset) for offset in range(5)),
-        *(("images", 1, offset) for offset in range(2)),
-        *(("other", 0, offset) for offset in range(9)),
-    ]
-    assert DeltaTable(tables.quarantine.directory).to_pyarrow_table().num_rows == 0

@@ -248,8 +248,19 @@ def test_process_that_is_gone_or_another_of_the_same_number_does_not_stream(sett
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"phase": "odd"}', "\xff"])
 def test_damaged_state_file_is_as_none(settings: Settings, content: str) -> None:
-    (settings.home / "stream-images.json").write_text(content, encoding="latin-1")
+    path = settings.home / "streams" / "images" / "state.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content, encoding="latin-1")
     assert read_state(settings) is None
+
+
+def test_a_stream_on_another_machine_is_believed_for_as_long_as_it_gives_signs_of_life(settings: Settings) -> None:
+    state = StreamState(1, 0.0, Phase.RUNNING, time.time(), host="another")
+    write_state(settings, state)
+    assert read_state(settings) == state
+    assert state.alive
+    assert not replace(state, seen=time.time() - 400).alive
+    assert not replace(state, host=StreamState(1, 0.0, Phase.RUNNING, 0.0).host).alive
 
 
 def test_log_that_cannot_be_written_does_not_stop_the_stream(settings: Settings) -> None:

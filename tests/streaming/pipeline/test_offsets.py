@@ -1,14 +1,8 @@
-"""The lag of a partition, and how far the tables have come."""
-
-from pathlib import Path
+"""The lag of a partition."""
 
 import pytest
 
-from streaming.errors import ServiceError
-from streaming.pipeline.incarnation import Incarnation, write_incarnation
-from streaming.pipeline.offsets import PartitionLag, committed_offsets, lags
-from streaming.settings import Settings
-from tests.streaming.history import commit_batch
+from streaming.pipeline.offsets import PartitionLag, lags
 
 
 @pytest.mark.parametrize(
@@ -48,45 +42,3 @@ def test_partitions_are_listed_in_the_order_of_their_numbers() -> None:
 def test_without_a_broker_only_what_is_committed_is_known() -> None:
     assert lags({0: 3}, None) == [PartitionLag(0, 3, end=None, begin=None)]
     assert lags({}, None) == []
-
-
-def test_committed_is_one_past_the_last_message_of_all_batches(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
-    for number in range(11):
-        commit_batch(settings, number, {0: (number, number + 1), 1: (2 * number, 2 * number + 2)})
-    assert committed_offsets(settings) == ("images", {0: 11, 1: 22})
-
-
-def test_a_batch_without_its_last_commit_does_not_count(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
-    commit_batch(settings, 0, {0: (0, 5)})
-    commit_batch(settings, 1, {0: (5, 9)}, upto="quarantine")
-    assert committed_offsets(settings) == ("images", {0: 5})
-
-
-def test_batches_of_another_topic_do_not_count(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
-    commit_batch(settings, 0, {0: (0, 5)})
-    other = settings.model_copy(update={"topic": "other"})
-    assert committed_offsets(other) == ("other", {})
-    commit_batch(other, 1, {0: (0, 2)})
-    assert committed_offsets(other) == ("other", {0: 2})
-    assert committed_offsets(settings) == ("images", {0: 5})
-
-
-def test_the_latest_topic_of_a_name_is_the_one_that_the_tables_or_the_file_name(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
-    write_incarnation(settings, Incarnation("id", 1))
-    commit_batch(settings.model_copy(update={"topic": "images~2"}), 0, {0: (0, 3)})
-    assert committed_offsets(settings) == ("images~2", {0: 3}), "the file may be behind the tables"
-    write_incarnation(settings, Incarnation("id", 3))
-    assert committed_offsets(settings) == ("images~3", {}), "and the tables behind the file"
-
-
-def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path)
-    commit_batch(settings, 0, {0: (0, 5)})
-    for file in (settings.tables_dir / "batches" / "_delta_log").iterdir():
-        file.write_text("{")
-    with pytest.raises(ServiceError, match=r"table batches in .* cannot be read"):
-        committed_offsets(settings)

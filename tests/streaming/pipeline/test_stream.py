@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from deltalake import DeltaTable, QueryBuilder
 from pyspark.sql import SparkSession
 
 from streaming.images.dataset import digit_images, write_images
+from streaming.pipeline.decisions import Decision, Decisions
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import NewService, environment_of, imagestream
+from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
 
 GOOD, MORE = 60, 20
@@ -36,6 +40,11 @@ def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
     for path in settings.tables_dir.iterdir():
         builder = builder.register(path.name, DeltaTable(path))
     return pa.table(builder.execute(sql).read_all()).to_pylist()
+
+
+def versions(settings: Settings) -> dict[str, int]:
+    """Every table's version."""
+    return {path.name: DeltaTable(path).version() for path in sorted(settings.tables_dir.iterdir())}
 
 
 def publish_digits(settings: Settings, folder: Path, count: int, skip: int) -> None:
@@ -60,13 +69,6 @@ def assert_profile_adds_up(profile: dict[str, Any]) -> None:
     assert sum(spent.values()) == pytest.approx(profile["wall_s"] * profile["cores"])
     assert spent["backbone"] > spent["projection"]
     assert 0 < profile["images"] < MORE
-
-
-def forget_commit(settings: Settings, batch_id: int) -> None:
-    """As if the process had died just before Spark noted that the batch was done."""
-    commits = settings.checkpoints_dir / settings.topic / "spark" / "commits"
-    (commits / str(batch_id)).unlink()
-    (commits / f".{batch_id}.crc").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -143,57 +145,97 @@ def test_sparks_own_delta_reader_sees_the_same_rows(spark: SparkSession, drained
         assert spark.read.format("delta").load(str(directory)).count() == DeltaTable(directory).count()
 
 
-def test_a_batch_that_spark_offers_again_changes_nothing(drained: Settings) -> None:
-    tables = ["predictions", "quarantine", "features", "batches"]
-    before = {name: DeltaTable(drained.tables_dir / name).version() for name in tables}
-    last = rows(drained, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
-    forget_commit(drained, last)
-
+def test_a_start_with_nothing_to_do_changes_nothing(drained: Settings) -> None:
+    before = versions(drained)
     again = imagestream(drained, "stream", "--until-drained")
+    assert (again["input"], again["batches"]) == (0, 0)
+    assert versions(drained) == before
 
-    assert again["predicted"] == 0
-    assert {name: DeltaTable(drained.tables_dir / name).version() for name in tables} == before
 
-
-def test_a_batch_cut_off_before_its_last_commit_is_completed_with_its_pinned_model(
-    service: Settings, tmp_path: Path
-) -> None:
+def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings, tmp_path: Path) -> None:
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained")
-    forget_commit(service, 0)
     newest = DeltaTable(service.tables_dir / "batches").version()
     log = service.tables_dir / "batches" / "_delta_log"
     (log / f"{newest:020}.json").unlink()  # as if it had died before the batch was marked as whole
-    retrained = imagestream(service, "retrain")
-    imagestream(service, "models", "promote", retrained["version"])
+    shutil.rmtree(service.home / "models")
+    nowhere = service.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
 
-    imagestream(service, "stream", "--until-drained")
+    said = imagestream(nowhere, "stream", "--until-drained", code=1)["stderr"]
 
+    assert "no Kafka broker answers" in said
+    batches = rows(service, "SELECT batch_id, model_version, input_rows FROM batches")
+    assert batches == [{"batch_id": 1, "model_version": 1, "input_rows": GOOD + len(BAD)}]
     assert rows(service, "SELECT count(*) AS n FROM predictions") == [{"n": GOOD}]
     assert rows(service, "SELECT count(*) AS n FROM quarantine") == [{"n": len(BAD)}]
-    batches = rows(service, "SELECT model_version, input_rows FROM batches WHERE batch_id = 0")
-    assert batches == [{"model_version": 1, "input_rows": GOOD + len(BAD)}]
+    assert imagestream(service, "audit")["clean"]
 
 
-def test_a_lost_checkpoint_stops_the_stream_until_it_is_told_to_resume_from_the_tables(
-    service: Settings, tmp_path: Path
-) -> None:
+def test_tables_whose_streams_folder_is_lost_are_continued(service: Settings, tmp_path: Path) -> None:
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained", "--images-per-batch", 40)
     newest = DeltaTable(service.tables_dir / "batches").version()
     (service.tables_dir / "batches" / "_delta_log" / f"{newest:020}.json").unlink()  # the last batch was not completed
-    shutil.rmtree(service.checkpoints_dir)
+    shutil.rmtree(service.home / "streams")
 
-    said = imagestream(service, "stream", "--until-drained", code=1)["stderr"]
-    assert "--resume-from-tables" in said
-    assert len(said.splitlines()) == 1
+    resumed = imagestream(service, "stream", "--until-drained")
 
-    resumed = imagestream(service, "stream", "--until-drained", "--resume-from-tables")
     assert 0 < resumed["input"] < GOOD + len(BAD)
     found = rows(service, 'SELECT topic, partition, "offset", query_id FROM predictions')
     assert len({(row["partition"], row["offset"]) for row in found}) == len(found) == GOOD
     assert len({row["query_id"] for row in found}) == 2
     assert rows(service, "SELECT count(*) AS n FROM quarantine") == [{"n": len(BAD)}]
+    assert imagestream(service, "audit")["clean"]
+
+
+class Rival:
+    """Another driver on the same stream, which decides a number just before the one at work does, so many times."""
+
+    def __init__(self, settings: Settings, losses: int) -> None:
+        self._settings = settings
+        self._decide = Decisions.decide
+        self.left = losses
+
+    def __call__(self, decisions: Decisions, ours: Decision) -> bool:
+        if self.left:
+            self.left -= 1
+            ranges = {one.partition: (one.start, one.start + 1) for one in ours.ranges}
+            theirs = decision_of(self._settings, ours.number, ranges, stream_id=ours.stream)
+            assert self._decide(decisions, replace(theirs, topics=ours.topics))
+        return self._decide(decisions, ours)
+
+
+@pytest.mark.parametrize("losses", [2, 3])
+def test_a_driver_that_loses_decisions_applies_the_winners_and_ends_at_the_third(
+    service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: int
+) -> None:
+    publish_digits(service, tmp_path / "digits", GOOD, skip=300)
+    rival = Rival(service, losses)
+
+    def decide(decisions: Decisions, ours: Decision) -> bool:
+        return rival(decisions, ours)
+
+    monkeypatch.setattr(Decisions, "decide", decide)
+    ended = imagestream(service, "stream", "--until-drained", code=int(losses == 3))
+    assert rival.left == 0
+    if losses == 3:
+        assert "another stream runs on" in ended["stderr"]
+        monkeypatch.undo()
+        imagestream(service, "stream", "--until-drained")
+    assert rows(service, "SELECT count(*) AS n FROM predictions") == [{"n": GOOD}]
+    report = imagestream(service, "audit")
+    assert (report["clean"], report["batches"]) == (True, losses + 1)
+
+
+def test_nothing_of_sparks_checkpoint_is_left_behind(
+    service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    publish_digits(service, tmp_path / "digits", 3, skip=300)
+    assert imagestream(service, "stream", "--until-drained")["input"] == 3
+    assert not list(scratch.glob("imagestream-*"))
+    assert not (service.home / "checkpoints").exists()
 
 
 def test_a_challenger_is_scored_beside_the_champion_and_answers_nobody(service: Settings, tmp_path: Path) -> None:

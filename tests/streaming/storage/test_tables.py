@@ -56,7 +56,7 @@ def test_an_append_that_was_made_is_left_out(tmp_path: Path) -> None:
 def test_a_handle_that_has_not_seen_the_others_commit_does_not_repeat_it(tmp_path: Path) -> None:
     ours, theirs = Table(tmp_path, "predictions"), Table(tmp_path, "predictions")
     assert theirs.append(predictions((1, DAY)), QUERY_ID, 0)
-    assert not ours._commit([ours._write(predictions((1, DAY)).drop_columns("date"), {"date": str(DAY)})], QUERY_ID, 0)
+    assert not ours.append_files(ours.write(predictions((1, DAY))), QUERY_ID, 0)
     assert ours.append(predictions((2, DAY)), "another", 0), "somebody else's commit is no obstacle"
     assert offsets(theirs) == [1, 2]
 
@@ -223,19 +223,19 @@ def test_a_file_that_is_gone_is_not_committed(tmp_path: Path) -> None:
 def test_an_append_is_tried_again_where_somebody_removed_rows_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def files(table: Table, offset: int) -> list[Any]:
-        return [added(one) for one in worker_file(table.directory, [{"topic": "images", "offset": offset}])]
+    def files(table: Table, offset: int) -> list[DataFile]:
+        return worker_file(table.directory, [{"topic": "images", "offset": offset}])
 
     ours, theirs = Table(tmp_path, "quarantine"), Table(tmp_path, "quarantine")
-    theirs._commit(files(theirs, 1), QUERY_ID, 0)
+    theirs.append_files(files(theirs, 1), QUERY_ID, 0)
     ours.files()  # up to date, until the next line
     assert theirs.delete_beyond("images", {}) == 1
-    assert ours._commit(files(ours, 2), QUERY_ID, 1)
+    assert ours.append_files(files(ours, 2), QUERY_ID, 1)
     assert offsets(ours) == [2]
     assert theirs.delete_beyond("images", {}) == 1
     monkeypatch.setattr(table_log, "COMMIT_TRIES", 1)
     with pytest.raises(CommitFailedError):
-        ours._commit(files(ours, 3), QUERY_ID, 2)
+        ours.append_files(files(ours, 3), QUERY_ID, 2)
     assert offsets(ours) == []
 
 

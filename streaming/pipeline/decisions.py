@@ -1,0 +1,274 @@
+"""Decisions: what a micro-batch consists of, fixed once and for good after it was scored, before any table shows it.
+
+A decision is an object `streams/NAME/batches/<number>.json`, created once and never changed. It names the offsets, the
+models, the figures and every data file of the batch, so that any process can finish the batch from it alone: without
+Kafka, Spark or a model. Of several drivers that decide one number exactly one succeeds, and each knows whether it did.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from streaming.errors import ServiceError
+from streaming.storage.files import STRICT, DataFile
+from streaming.storage.store import Store, check_key
+from streaming.storage.tables import SCHEMAS
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+FORMAT = 1
+# The tables that a decision has files of, in the order in which they are committed; `batches` comes after them.
+DECIDED_TABLES = ("predictions", "quarantine", "shadow", "features")
+KEPT = 200  # decisions of the newest whole batches
+KEPT_FOR = timedelta(days=1)
+NAME = re.compile(r"(?P<number>\d{20})\.json")
+MAX_INT32, MAX_INT64 = 2**31 - 1, 2**63 - 1
+
+
+@dataclass(frozen=True)
+class OffsetRange:
+    """Messages of one topic partition: from `start` to just before `end`."""
+
+    topic: str  # its name in the tables
+    partition: int
+    start: int
+    end: int
+
+    __pydantic_config__: ClassVar = STRICT
+
+
+@dataclass(frozen=True)
+class CountedRange(OffsetRange):
+    """Offsets of which `rows` held a message that was read."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A model version, by its number and by the SHA-256 of its bundle."""
+
+    version: int
+    sha256: str
+
+    __pydantic_config__: ClassVar = STRICT
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the row in `batches` says beside lineage and offsets."""
+
+    input_bytes: int
+    predicted_rows: int
+    quarantined: dict[str, int]  # reason → messages
+    seconds: dict[str, float]  # of each stage until the decision
+    refused: str | None
+    drift: dict[str, float]
+    started_at: datetime
+
+    __pydantic_config__: ClassVar = STRICT
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A micro-batch.
+
+    Attributes:
+        number: of the batch in its stream, from 1; its `batch_id` in the tables.
+        stream: the stream's id, the `query_id` in the tables.
+        topics: name in the tables → the id that Kafka gave the topic.
+        left_out: offsets that were lost before they were read, and accepted as lost.
+        files: table → its data files, which no commit names yet.
+        nonce: random, so that no two decisions are equal.
+    """
+
+    number: int
+    stream: str
+    ranges: tuple[CountedRange, ...]
+    model: ModelVersion
+    challenger: ModelVersion | None
+    topics: dict[str, str]
+    left_out: tuple[OffsetRange, ...]
+    figures: Figures
+    files: dict[str, tuple[DataFile, ...]]
+    decided_at: datetime
+    nonce: str
+
+    __pydantic_config__: ClassVar = STRICT
+
+    @property
+    def input_rows(self) -> int:
+        return sum(one.rows for one in self.ranges)
+
+    def to_json(self) -> bytes:
+        return json.dumps({"format": FORMAT, **asdict(self)}, default=datetime.isoformat).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str) -> "Decision":
+        """Read a decision that anybody may have written.
+
+        Args:
+            name: what the error calls the object.
+
+        Raises:
+            ServiceError: it is damaged, contradicts itself, or is in another format.
+        """
+        decision: Decision = parse_object(data, name, "decision", FORMAT, _decision_type())
+        if problem := next(_problems(decision), None):
+            raise ServiceError(f"the decision {name} is damaged: {problem}; restore it from a copy")
+        return decision
+
+
+def parse_object(data: bytes, name: str, kind: str, format_: int, type_: "TypeAdapter[Any]") -> Any:
+    """A JSON object with a `format`, strictly as its dataclass has it.
+
+    Raises:
+        ServiceError: it is damaged, or in another format; the message names the object and what of it is wrong.
+    """
+    from pydantic import ValidationError
+
+    try:
+        content = json.loads(data)
+        found = content.pop("format", None)
+    except (ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise ServiceError(f"the {kind} {name} is damaged: expected a JSON object; restore it from a copy") from error
+    if found != format_ or isinstance(found, bool):
+        raise ServiceError(
+            f"the {kind} {name} has format {str(found)[:20]!r}, expected {format_}: a release that knows it is needed"
+        )
+    try:
+        return type_.validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:100]
+        raise ServiceError(
+            f"the {kind} {name} is damaged: {where!r}: {first['msg']}; restore it from a copy"
+        ) from error
+
+
+@cache
+def _decision_type() -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter  # here: Python workers import this module, and read no decision
+
+    return TypeAdapter(Decision)
+
+
+def _problems(decision: Decision) -> Iterator[str]:
+    """What contradicts itself in a decision whose types are right."""
+    if not 0 < decision.number <= MAX_INT64 or not decision.nonce:
+        yield "expected a number from 1 and a nonce"
+    for model in (decision.model, decision.challenger):
+        if model is not None and not 0 < model.version <= MAX_INT32:
+            yield f"'model': {model.version} is not a version"
+    yield from _range_problems(decision)
+    figures = decision.figures
+    counts = [figures.predicted_rows, figures.input_bytes, *figures.quarantined.values()]
+    if any(not 0 <= count <= MAX_INT64 for count in counts):
+        yield "'figures' must not be negative"
+    if unknown := set(decision.files) - set(DECIDED_TABLES):
+        yield f"'files' has {min(unknown)!r}, which is not a table of a decision"
+    for name, files in files_of(decision).items():
+        yield from (f"'files': {problem}" for file in files for problem in _file_problems(name, file))
+    rows = {name: sum(file.rows for file in files) for name, files in files_of(decision).items()}
+    predicted, quarantined = rows.get("predictions", 0), rows.get("quarantine", 0)
+    found = (predicted, quarantined, predicted + quarantined)
+    if found != (figures.predicted_rows, sum(figures.quarantined.values()), decision.input_rows):
+        yield f"'files' have {predicted} predicted and {quarantined} quarantined rows, 'figures' or 'ranges' others"
+    if rows.get("features", predicted) != predicted:
+        yield f"'files' have features of {rows['features']} messages, of {predicted} predicted"
+
+
+def _range_problems(decision: Decision) -> Iterator[str]:
+    for one in (*decision.ranges, *decision.left_out):
+        if not (0 <= one.partition <= MAX_INT32 and 0 <= one.start < one.end <= MAX_INT64):
+            yield f"'ranges': {one} is not a range of offsets"
+        if one.topic not in decision.topics:
+            yield f"'topics' lacks {one.topic!r}"
+    places = [(one.topic, one.partition) for one in decision.ranges]
+    if not places or len(set(places)) < len(places):
+        yield "'ranges' must have each partition once"
+    if any(not 0 <= one.rows <= one.end - one.start for one in decision.ranges):
+        yield "'ranges' have more rows than offsets"
+
+
+def _file_problems(table: str, file: DataFile) -> Iterator[str]:
+    try:
+        check_key(file.path)
+    except ServiceError as error:
+        yield str(error)
+    if not (0 < file.bytes <= MAX_INT64 and 0 < file.rows <= MAX_INT64):
+        yield f"{file.path} must have bytes and rows"
+    by = SCHEMAS[table][1]
+    if set(file.partition) != ({by} if by else set()):
+        yield f"{file.path} must have {f'the partition {by!r}' if by else 'no partition'}"
+    try:
+        told = {} if file.stats is None else json.loads(file.stats)
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        yield f"{file.path} has statistics that are not a JSON object"
+
+
+class Decisions:
+    """The decisions of one stream.
+
+    Args:
+        store: of the home.
+        stream: the stream's name.
+    """
+
+    def __init__(self, store: Store, stream: str) -> None:
+        self._store = store
+        self._folder = f"streams/{stream}/batches"
+
+    def read(self, number: int) -> Decision | None:
+        """A decision; None where the number is not decided, or was decided so long ago that it was pruned.
+
+        Raises:
+            ServiceError: the object is damaged.
+        """
+        key = self._key(number)
+        data = self._store.get(key)
+        if data is None:
+            return None
+        decision = Decision.from_json(data, f"{self._store.place}/{key}")
+        if decision.number != number:
+            raise ServiceError(f"the decision {self._store.place}/{key} is that of batch {decision.number}: restore it")
+        return decision
+
+    def decide(self, decision: Decision) -> bool:
+        """Whether the number is now decided so; False if it was decided otherwise before."""
+        return self._store.create(self._key(decision.number), decision.to_json())
+
+    def prune(self, whole: int, keep: int = KEPT, kept_for: timedelta = KEPT_FOR) -> int:
+        """Delete old decisions of whole batches; returns how many.
+
+        Args:
+            whole: the number of the newest batch in the table `batches`. Its decision is always kept: a driver that
+                finds its own number to be the newest one there must be sure that it is the batch that it decided.
+            keep: the number of decisions that are kept.
+            kept_for: the minimum age of those that are deleted.
+        """
+        last, before = whole - max(1, keep), datetime.now(UTC) - kept_for
+        old = [
+            one.key
+            for one in self._store.list(self._folder)
+            if (name := NAME.fullmatch(one.key.rpartition("/")[2]))
+            and int(name["number"]) <= last
+            and one.modified < before
+        ]
+        self._store.delete(old)
+        return len(old)
+
+    def _key(self, number: int) -> str:
+        return f"{self._folder}/{number:020}.json"
+
+
+def files_of(decision: Decision) -> Mapping[str, Sequence[DataFile]]:
+    """Table → files, of the tables that have any, in the order of their commits."""
+    return {name: decision.files[name] for name in DECIDED_TABLES if decision.files.get(name)}

@@ -1,0 +1,172 @@
+"""Finishing decided batches: a decision's files become part of the tables, from the decision alone.
+
+The driver that decided a batch applies it at once; a start of the stream, `imagestream maintain` and a driver that lost
+a decision apply whatever they find decided and not yet whole. However many processes apply a decision, each table takes
+its files once: the entry of its log carries the transaction (stream id, batch number), and lands only on a version that
+has not seen that number or a later one. `batches` is last: a batch with a row there is whole.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from streaming.errors import ServiceError
+from streaming.pipeline.decisions import DECIDED_TABLES, Decision, Decisions, OffsetRange, files_of
+from streaming.pipeline.positions import Positions, read_identity, read_positions
+from streaming.settings import Settings
+from streaming.storage.store import open_store
+from streaming.storage.tables import BATCHES, Table
+
+LISTED = 3  # files that an error names
+
+
+class Tables:
+    """The tables that the stream writes, each opened, or made, when it is first used."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._open: dict[str, Table] = {}
+
+    def __getitem__(self, name: str) -> Table:
+        if name not in self._open:
+            self._open[name] = Table(self._directory, name)
+        return self._open[name]
+
+
+def apply(
+    decision: Decision,
+    tables: Tables,
+    *,
+    fresh: bool,
+    on_step: Callable[[str], None] = lambda _: None,
+    seconds: Callable[[], Mapping[str, float]] | None = None,
+) -> bool:
+    """Make a decided batch whole.
+
+    Args:
+        fresh: this process has just decided it, and written or been sent its files.
+        on_step: called with the name of each table when it has its files.
+        seconds: what the batch took until now, for its row, in place of what it took until the decision.
+
+    Returns:
+        False if the stream has gone on beyond it: it is whole, or another driver decided its number long ago and the
+        decision has been pruned since. Nothing is done then.
+
+    Raises:
+        ServiceError: files of a decision that another process made are missing or damaged.
+    """
+    app, number = decision.stream, decision.number
+    # In the newest version, at each batch: a driver that slept for a day must not put rows into a table that had none
+    # since its number was pruned.
+    seen = tables["batches"].seen(app)
+    if seen is not None and seen >= number:
+        return seen == number
+    if not fresh:
+        _check_files(decision, tables)
+    files = files_of(decision)
+    for name in DECIDED_TABLES:
+        if name in files:
+            tables[name].append_files(files[name], app, number)
+        on_step(name)
+    row = _batch_row(decision, decision.figures.seconds if seconds is None else seconds())
+    tables["batches"].append(row, app, number)
+    return True
+
+
+def finish_decided(settings: Settings, stream: str, tables: Tables) -> Positions | None:
+    """Apply every decision that is not whole yet; where the stream stands then, None before its first start.
+
+    Raises:
+        ServiceError: a decision is damaged, does not continue the batch before it, or lacks files; or tables, `batches`
+            and decisions are not of one copy of the home.
+    """
+    identity = read_identity(settings, stream)
+    if identity is None:
+        return None
+    decisions = Decisions(open_store(settings.home), stream)
+    positions = read_positions(settings, identity)
+    while True:
+        decision = decisions.read(positions.number + 1)
+        if decision is not None:
+            _check_continues(positions, decision, stream)
+            apply(decision, tables, fresh=False)
+            positions = positions.after(decision)
+            continue
+        ahead = [name for name in DECIDED_TABLES if (tables[name].seen(identity.id) or 0) > positions.number]
+        if not ahead:
+            return positions
+        if decisions.read(positions.number + 1) is None:  # else another driver has decided it meanwhile
+            raise ServiceError(
+                f"table {ahead[0]} has rows of stream {stream!r} after batch {positions.number}, the newest in table "
+                "batches, and there is no decision about them: the home was restored in pieces; restore tables and "
+                "streams from one copy"
+            )
+
+
+def _check_continues(positions: Positions, decision: Decision, stream: str) -> None:
+    number = decision.number
+    if decision.stream != positions.stream:
+        raise ServiceError(
+            f"batch {number} of stream {stream!r} was decided by a stream with another id: restore streams/{stream} "
+            "and tables from one copy"
+        )
+    left_out = {(one.topic, one.partition): one for one in decision.left_out}
+    for one in decision.ranges:
+        place = (one.topic, one.partition)
+        before = left_out.get(place, OffsetRange(*place, one.start, one.start))
+        end = positions.ends.get(place, before.start)
+        if (before.start, before.end) != (end, one.start):
+            raise ServiceError(
+                f"batch {number} of stream {stream!r} was decided from offset {one.start} of {one.topic!r} partition "
+                f"{one.partition}, but the batch before it ends at {end}: restore streams/{stream} and tables from one "
+                "copy"
+            )
+
+
+def _check_files(decision: Decision, tables: Tables) -> None:
+    """The files that tables are still to take must be there, in full."""
+    wrong = []
+    for name, files in files_of(decision).items():
+        seen = tables[name].seen(decision.stream)
+        if seen is not None and seen >= decision.number:
+            continue
+        for file in files:
+            path = tables[name].directory / file.path
+            size = path.stat().st_size if path.is_file() else None
+            if size != file.bytes:
+                found = "missing" if size is None else f"{size:,} bytes instead of {file.bytes:,}"
+                wrong.append(f"{name}/{file.path} ({found})")
+    if wrong:
+        more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
+        raise ServiceError(
+            f"batch {decision.number} was decided, but files of it are missing or damaged: "
+            f"{', '.join(wrong[:LISTED])}{more}; restore them into the home's tables"
+        )
+
+
+def _batch_row(decision: Decision, seconds: Mapping[str, float]) -> pa.Table:
+    figures = decision.figures
+    row: dict[str, Any] = {
+        "model_version": decision.model.version,
+        "bundle_sha256": decision.model.sha256,
+        "query_id": decision.stream,
+        "batch_id": decision.number,
+        "challenger_version": decision.challenger.version if decision.challenger else None,
+        "offsets": [asdict(one) for one in decision.ranges],
+        "left_out": [asdict(one) for one in decision.left_out] or None,
+        "topics": list(decision.topics.items()),
+        "input_rows": decision.input_rows,
+        "predicted_rows": figures.predicted_rows,
+        "quarantined_rows": sum(figures.quarantined.values()),
+        "input_bytes": figures.input_bytes,
+        "seconds": list(seconds.items()),
+        "refused": figures.refused,
+        "drift": list(figures.drift.items()) or None,
+        "started_at": figures.started_at,
+        "committed_at": datetime.now(UTC),
+    }
+    return pa.Table.from_pylist([row], schema=BATCHES)

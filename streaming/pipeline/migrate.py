@@ -1,0 +1,135 @@
+"""The first start of a stream: its identity is created, from the tables of an earlier release where there are any.
+
+A home of an earlier release has `checkpoints/TOPIC`, with Spark's checkpoint, a pin for each micro-batch and
+`topic.json`. Its offsets are taken over from the tables, and a batch that was cut off is scored again. The same is done
+with tables whose `streams/` was lost. Old rows stay as they are, with their query ids.
+
+    1. lock      the old lock, so that no old driver runs
+    2. read      ends from `batches`, the topic's id from `topic.json`, where partitions began from Spark's checkpoint
+    3. check     Kafka must hold what comes next, as at every start
+    4. delete    the rows beyond the ends: a batch that was cut off
+    5. create    `streams/NAME/stream.json`, with these ends as its first offsets
+    6. rename    `checkpoints/TOPIC` to `checkpoints.old/TOPIC`
+
+Whatever is cut off before 5 is repeated as a whole by the next start; 6 is repeated alone.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from streaming.errors import ServiceError
+from streaming.pipeline.decisions import DECIDED_TABLES
+from streaming.pipeline.finish import Tables
+from streaming.pipeline.ingest import first_offsets
+from streaming.pipeline.positions import (
+    Accept,
+    FirstOffset,
+    Positions,
+    StreamIdentity,
+    ends_of_all,
+    identity_key,
+    name_in_kafka,
+    name_in_tables,
+    plan_start,
+    read_identity,
+)
+from streaming.platform.topic import Topic
+from streaming.settings import Settings
+from streaming.storage.home import held
+from streaming.storage.store import open_store
+
+
+def begin_stream(settings: Settings, tables: Tables, topic: Topic, accept: Accept) -> Positions:
+    """Create the identity of a stream that has none, and return where it stands.
+
+    Raises:
+        ServiceError: a stream of an earlier release is running, the topic is not the one that was read, offsets are
+            lost, or the store cannot create an object once.
+    """
+    store = open_store(settings.home)
+    store.check_conditional()
+    before = _taken_over(settings, topic)
+    plan = plan_start(before, topic, accept)
+    name = before.topic(topic.name)
+    for table in DECIDED_TABLES:
+        if (settings.tables_dir / table / "_delta_log").is_dir():
+            tables[table].delete_beyond(name, before.of_topic(name))
+    # The id of a topic that was made again is noted by the first decision about it.
+    topics = {name: before.topics.get(name) or (topic.id if plan.topic == name else "")}
+    first = tuple(FirstOffset(*place, offset) for place, offset in sorted(before.ends.items()))
+    identity = StreamIdentity(str(uuid.uuid4()), topic.name, topics, first)
+    for table in (*DECIDED_TABLES, "batches"):  # made here, so that readers who find one find all
+        tables[table]
+    if not store.create(identity_key(topic.name), identity.to_json()):
+        found = read_identity(settings, topic.name)
+        if found is None:
+            raise ServiceError(f"{store.place}/{identity_key(topic.name)} was created by another stream and is gone")
+        identity = found
+    return Positions(identity.id, 0, {(o.topic, o.partition): o.offset for o in identity.first}, identity.topics)
+
+
+@contextmanager
+def old_stream_stopped(settings: Settings) -> Iterator[None]:
+    """Hold the lock that a stream of an earlier release holds, if there was one."""
+    folder = _old_folder(settings)
+    if not folder.is_dir():
+        yield
+        return
+    busy = f"a stream of an earlier release is running on topic {settings.topic!r} in {settings.home}: stop it first"
+    with held(folder / ".lock", busy):
+        yield
+
+
+def set_checkpoint_aside(settings: Settings) -> None:
+    """Rename the checkpoint of an earlier release, and remove its state file: they are not read again."""
+    folder = _old_folder(settings)
+    if not folder.is_dir():
+        return
+    (settings.home / f"stream-{settings.topic}.json").unlink(missing_ok=True)
+    aside = settings.home / "checkpoints.old"
+    aside.mkdir(exist_ok=True)
+    target, number = aside / folder.name, 1
+    while target.exists():
+        number += 1
+        target = aside / f"{folder.name}.{number}"
+    folder.rename(target)
+    with suppress(OSError):  # there are those of other topics
+        folder.parent.rmdir()
+
+
+def _taken_over(settings: Settings, topic: Topic) -> Positions:
+    """What tables and an old checkpoint say; where they say nothing of a partition, it begins where Kafka does."""
+    folder = _old_folder(settings)
+    known = _old_topic(folder / "topic.json", topic.name)
+    ours = {place: end for place, end in ends_of_all(settings).items() if name_in_kafka(place[0]) == topic.name}
+    name = Positions(ends=ours, topics=known).topic(topic.name)
+    # Of a partition that no batch had messages of, only Spark knew where it began.
+    began = first_offsets(folder / "spark").get(topic.name, {})
+    ends = {(name, one): began.get(one, begin) for one, begin in topic.begins.items()}
+    return Positions(ends=ends | {place: end for place, end in ours.items() if place[0] == name}, topics=known)
+
+
+def _old_topic(path: Path, topic: str) -> Mapping[str, str]:
+    """Name in the tables → id, of the topic that an earlier release read last.
+
+    Raises:
+        ServiceError: the file is damaged.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        number, id_ = content["number"], content["id"]
+        if not (isinstance(number, int) and isinstance(id_, str)):
+            raise TypeError(f"expected a number and an id, got {number!r} and {id_!r}")  # noqa: TRY301
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ServiceError(f"{path}, which names the topic that was read, is damaged: {error}") from error
+    return {name_in_tables(topic, number): id_}
+
+
+def _old_folder(settings: Settings) -> Path:
+    return settings.home / "checkpoints" / settings.topic

@@ -1,0 +1,320 @@
+"""Where a stream stands, and where its next micro-batch must begin: offsets without a gap and without a repeat.
+
+The table `batches` is the truth about what was scored, and `streams/NAME/stream.json`, created once, about where the
+stream began. Kafka is asked at each start: whatever it no longer has (a topic made again, offsets that retention
+removed) stops the stream with the partition and the offsets in the message, before anything is scored twice or left
+out silently.
+
+Offsets name a message only within one topic. A topic that is deleted and made again under its name starts them over,
+so the tables know each later one by its name and a number: `images`, `images~2`. Kafka allows no `~` in a name.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import DeltaError
+
+from streaming.errors import ServiceError
+from streaming.pipeline.decisions import Decision, OffsetRange, parse_object
+from streaming.platform.topic import Topic
+from streaming.settings import Settings
+from streaming.storage.files import STRICT
+from streaming.storage.store import open_store
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+SEPARATOR = "~"
+FORMAT = 1
+# Read with deltalake alone: in the stream's process, whose JVM leaves threads behind, DuckDB complains at the end.
+ENDS = """
+SELECT query_id, o['topic'] AS topic, o['partition'] AS "partition", max(o['end']) AS "end"
+FROM (SELECT query_id, unnest(offsets) AS o FROM batches) GROUP BY query_id, o['topic'], o['partition']
+"""
+NEWEST = "SELECT batch_id, {topics} AS topics FROM batches WHERE query_id = '{id}' ORDER BY batch_id DESC LIMIT 1"
+
+Place = tuple[str, int]  # the topic's name in the tables, partition
+
+
+def name_in_tables(topic: str, number: int) -> str:
+    """What the column `topic` holds for the messages of the `number`th topic of this name."""
+    return topic if number == 1 else f"{topic}{SEPARATOR}{number}"
+
+
+def name_in_kafka(recorded: str) -> str:
+    """The topic's name in Kafka, of what a column `topic` holds."""
+    return recorded.split(SEPARATOR, maxsplit=1)[0]
+
+
+def number_of(recorded: str) -> int:
+    """Which topic of its name it is, of what a column `topic` holds."""
+    number = recorded.partition(SEPARATOR)[2]
+    return int(number) if number.isdecimal() else 1
+
+
+@dataclass(frozen=True)
+class FirstOffset:
+    """Where a stream began to read a partition."""
+
+    topic: str  # its name in the tables
+    partition: int
+    offset: int
+
+    __pydantic_config__: ClassVar = STRICT
+
+
+@dataclass(frozen=True)
+class StreamIdentity:
+    """`streams/NAME/stream.json`, created once.
+
+    Attributes:
+        id: random; the `query_id` of its rows, and the application of its transactions.
+        topic: in Kafka.
+        topics: the topic's name in the tables → the id that Kafka gave it, empty where that is not known.
+        first: where it began; partitions that are not here are read from offset 0.
+    """
+
+    id: str
+    topic: str
+    topics: dict[str, str]
+    first: tuple[FirstOffset, ...]
+
+    __pydantic_config__: ClassVar = STRICT
+
+    def to_json(self) -> bytes:
+        return json.dumps({"format": FORMAT, **asdict(self)}).encode()
+
+
+@cache
+def _identity_type() -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(StreamIdentity)
+
+
+def identity_key(stream: str) -> str:
+    """Where a stream's identity is in the home's store."""
+    return f"streams/{stream}/stream.json"
+
+
+def read_identity(settings: Settings, stream: str) -> StreamIdentity | None:
+    """The identity of a stream; None before its first start.
+
+    Raises:
+        ServiceError: the object is damaged.
+    """
+    store, key = open_store(settings.home), identity_key(stream)
+    data = store.get(key)
+    if data is None:
+        return None
+    name = f"{store.place}/{key}"
+    identity: StreamIdentity = parse_object(data, name, "stream", FORMAT, _identity_type())
+    if not identity.id.replace("-", "").isalnum() or any(min(one.partition, one.offset) < 0 for one in identity.first):
+        raise ServiceError(f"the stream {name} is damaged: its id or its first offsets; restore it from a copy")
+    return identity
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a stream stands.
+
+    Attributes:
+        stream: its id; None before its first start.
+        number: of its newest batch, 0 before the first.
+        ends: one past the last offset of each place, or the first offset where nothing of it was read yet.
+        topics: as in `StreamIdentity`.
+    """
+
+    stream: str | None = None
+    number: int = 0
+    ends: Mapping[Place, int] = field(default_factory=dict)
+    topics: Mapping[str, str] = field(default_factory=dict)
+
+    def after(self, decision: Decision) -> "Positions":
+        """The positions when a decided batch is whole."""
+        ends = {(one.topic, one.partition): one.end for one in decision.ranges}
+        return Positions(self.stream, decision.number, {**self.ends, **ends}, {**self.topics, **decision.topics})
+
+    def topic(self, name: str) -> str:
+        """What the tables call the newest topic that has this name in Kafka."""
+        known = [*self.topics, *(topic for topic, _ in self.ends)]
+        return name_in_tables(name, max((number_of(one) for one in known if name_in_kafka(one) == name), default=1))
+
+    def of_topic(self, topic: str) -> dict[int, int]:
+        """Partition → end, of a topic as the tables call it."""
+        return {partition: end for (one, partition), end in self.ends.items() if one == topic}
+
+
+def read_positions(settings: Settings, identity: StreamIdentity) -> Positions:
+    """Where the whole batches of a stream end, all from one version of the table `batches`.
+
+    Raises:
+        ServiceError: the table cannot be read.
+    """
+    first = {(one.topic, one.partition): one.offset for one in identity.first}
+    table = _open_batches(settings)
+    if table is None:
+        return Positions(identity.id, 0, first, identity.topics)
+    ends = {
+        (row["topic"], row["partition"]): row["end"]
+        for row in _rows(settings, table, ENDS)
+        if row["query_id"] == identity.id
+    }
+    has_topics = any(one.name == "topics" for one in table.schema().fields)
+    newest = _rows(settings, table, NEWEST.format(topics="topics" if has_topics else "NULL", id=identity.id))
+    number, topics = (newest[0]["batch_id"], dict(newest[0]["topics"] or ())) if newest else (0, {})
+    return Positions(identity.id, number, {**first, **ends}, {**identity.topics, **topics})
+
+
+def ends_of_all(settings: Settings) -> dict[Place, int]:
+    """One past the last offset of each place, whichever stream read it: the tables alone."""
+    table = _open_batches(settings)
+    ends: dict[Place, int] = {}
+    for row in _rows(settings, table, ENDS) if table is not None else ():
+        place = (row["topic"], row["partition"])
+        ends[place] = max(ends.get(place, 0), row["end"])
+    return ends
+
+
+def _open_batches(settings: Settings) -> DeltaTable | None:
+    directory = settings.tables_dir / "batches"
+    if not (directory / "_delta_log").is_dir():
+        return None
+    try:
+        return DeltaTable(directory)
+    except (DeltaError, OSError) as error:
+        raise _unreadable(settings, error) from error
+
+
+def _rows(settings: Settings, table: DeltaTable, sql: str) -> Sequence[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = pa.table(
+            QueryBuilder().register("batches", table).execute(sql).read_all()
+        ).to_pylist()
+    except (DeltaError, OSError) as error:
+        raise _unreadable(settings, error) from error
+    return rows
+
+
+def _unreadable(settings: Settings, error: Exception) -> ServiceError:
+    return ServiceError(f"table batches in {settings.tables_dir} cannot be read: {error}")
+
+
+def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
+    """The settings' topic as the tables name it, and partition → one past its last message in a whole batch.
+
+    Raises:
+        ServiceError: the table cannot be read, or the stream's identity is damaged.
+    """
+    identity = read_identity(settings, settings.topic)
+    positions = Positions(ends=ends_of_all(settings)) if identity is None else read_positions(settings, identity)
+    topic = positions.topic(settings.topic)
+    return topic, positions.of_topic(topic)
+
+
+@dataclass(frozen=True)
+class Accept:
+    """What the user has agreed to."""
+
+    loss: bool = False  # offsets that Kafka no longer holds are left out
+    new_topic: bool = False  # a topic that was made again under its name is read
+
+
+class Plan:
+    """Where each partition's next micro-batch must begin, kept up to date from batch to batch.
+
+    Attributes:
+        stream: the stream's id.
+        number: of the newest batch.
+        topic: its name in the tables.
+        topics: that name → the topic's id in Kafka.
+    """
+
+    def __init__(self, stream: str, number: int, name: str, ends: Mapping[int, int], topic: Topic) -> None:
+        self.stream = stream
+        self.number = number
+        self.topic = name
+        self.topics = {name: topic.id}
+        self._in_kafka = topic.name
+        self._ends = dict(ends)
+        self._starts = {one: max(ends.get(one, 0), begin) for one, begin in topic.begins.items()}
+
+    def starting_offsets(self) -> str:
+        """Kafka's `startingOffsets`: exactly after what is scored, or at the first message that it still holds."""
+        return json.dumps({self._in_kafka: {str(one): start for one, start in sorted(self._starts.items())}})
+
+    def check(self, ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
+        """Refuse a micro-batch that does not begin where it must.
+
+        Returns:
+            What it leaves out with the user's consent.
+        """
+        left_out = []
+        for one in ranges:
+            start = self._starts.get(one.partition, 0)  # a partition added since the query began
+            if one.topic != self.topic or one.start != start:
+                raise ServiceError(
+                    f"topic {one.topic!r} partition {one.partition}: the next batch must begin at offset {start} of "
+                    f"{self.topic!r}, but Spark planned one from {one.start}; nothing of it is committed"
+                )
+            if (end := self._ends.get(one.partition, 0)) < start:
+                left_out.append(OffsetRange(one.topic, one.partition, end, start))
+        return left_out
+
+    def advance(self, ranges: Sequence[OffsetRange]) -> None:
+        """Take in a batch that is whole."""
+        self.number += 1
+        for one in ranges:
+            self._ends[one.partition] = self._starts[one.partition] = one.end
+
+
+def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
+    """Compare where the stream stands with what Kafka has.
+
+    Raises:
+        ServiceError: the topic was made again, or retention has removed offsets, and the user has not agreed to it.
+    """
+    name = positions.topic(topic.name)
+    ends = positions.of_topic(name)
+    stream = positions.stream or ""
+    again = _made_again(topic, ends, positions.topics.get(name))
+    if again is not None:
+        name = name_in_tables(topic.name, number_of(name) + 1)
+        if not accept.new_topic:
+            raise ServiceError(
+                f"{again}: its offsets start over; read it from its first message on with --accept-new-topic, which "
+                f"has its rows in the tables as topic {name!r}"
+            )
+        return Plan(stream, positions.number, name, topic.begins, topic)
+    for partition, begin in sorted(topic.begins.items()):
+        end = ends.get(partition, 0)
+        if begin > end and not accept.loss:
+            raise ServiceError(
+                f"topic {topic.name!r} partition {partition}: {begin - end} messages are lost, from offset {end} to "
+                f"{begin - 1}: Kafka's retention removed them before they were read; go on without them with "
+                "--accept-loss"
+            )
+    return Plan(stream, positions.number, name, ends, topic)
+
+
+def _made_again(topic: Topic, ends: Mapping[int, int], known_id: str | None) -> str | None:
+    """How it shows that the topic is another than the one that was read; None if it does not.
+
+    A topic made again has another id, even where its offsets have grown past the old ones.
+    """
+    if known_id and known_id != topic.id:
+        return f"topic {topic.name!r} was made again (id {topic.id}, before {known_id})"
+    for partition, offset in sorted(ends.items()):
+        end = topic.ends.get(partition)
+        if end is None or end < offset:
+            have = "is gone" if end is None else f"ends at offset {end}"
+            return (
+                f"topic {topic.name!r} partition {partition} {have}, but messages up to {offset - 1} are committed: "
+                "the topic was made again"
+            )
+    return None

@@ -1,0 +1,229 @@
+"""Decisions: created once, read strictly, pruned when they are old."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from datetime import timedelta
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+
+from streaming.errors import ServiceError
+from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange, files_of
+from streaming.settings import Settings
+from streaming.storage.store import open_store
+from tests.streaming.history import decision_of
+
+KEY = "streams/images/batches/00000000000000000007.json"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+@pytest.fixture
+def decision(settings: Settings) -> Decision:
+    """Batch 7: six messages of two partitions, two of them quarantined; two were lost before it."""
+    decision = decision_of(settings, 7, {0: (10, 14), 1: (0, 2)}, bad={11, 12}, left_out={0: (8, 10)})
+    return replace(decision, challenger=ModelVersion(2, "cd" * 32))
+
+
+def decisions_of(settings: Settings) -> Decisions:
+    return Decisions(open_store(settings.home), settings.topic)
+
+
+def test_a_decision_is_read_as_it_was_made(settings: Settings, decision: Decision) -> None:
+    decisions = decisions_of(settings)
+    assert decisions.read(7) is None
+    assert decisions.decide(decision)
+    assert decisions.read(7) == decision
+    assert decision.input_rows == 6
+    assert list(files_of(decision)) == ["predictions", "quarantine"]
+    assert decision.files["predictions"][0].partition == {"date": "2024-05-06"}
+    assert (settings.home / KEY).is_file()
+
+
+def test_a_number_is_decided_once(settings: Settings, decision: Decision) -> None:
+    decisions = decisions_of(settings)
+    assert decisions.decide(decision)
+    assert decisions.decide(decision), "the same one again, as after an answer that was lost"
+    assert not decisions.decide(replace(decision, nonce="another"))
+    assert decisions.read(7) == decision
+
+
+def test_of_drivers_that_race_for_a_number_one_wins_and_each_knows_it(settings: Settings, decision: Decision) -> None:
+    drivers, numbers = 4, 20
+    barrier = Barrier(drivers)
+
+    def drive(driver: int) -> list[bool]:
+        decisions = decisions_of(settings)
+        barrier.wait()
+        return [decisions.decide(replace(decision, number=n, nonce=f"{driver}")) for n in range(1, numbers + 1)]
+
+    with ThreadPoolExecutor(drivers) as pool:
+        won = list(pool.map(drive, range(drivers)))
+    for number in range(1, numbers + 1):
+        found = decisions_of(settings).read(number)
+        assert found is not None
+        assert [of_driver[number - 1] for of_driver in won] == [str(one) == found.nonce for one in range(drivers)]
+
+
+def content_of(decision: Decision) -> dict[str, Any]:
+    return dict(json.loads(decision.to_json()))
+
+
+def refused(settings: Settings, data: bytes) -> str:
+    path = settings.home / KEY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    with pytest.raises(ServiceError) as error:
+        decisions_of(settings).read(7)
+    said = str(error.value)
+    assert "\n" not in said
+    assert KEY in said
+    assert len(said) < 1_000
+    return said
+
+
+def spoilt(*path: str | int, value: Any = None, remove: bool = False) -> Callable[[dict[str, Any]], None]:
+    def spoil(content: dict[str, Any]) -> None:
+        inner: Any = content
+        for part in path[:-1]:
+            inner = inner[part]
+        if remove:
+            del inner[path[-1]]
+        else:
+            inner[path[-1]] = value
+
+    return spoil
+
+
+PREDICTIONS_FILE = ("files", "predictions", 0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoilt("number", remove=True), "'number': Field required"),
+        (spoilt("number", value="7"), "'number': Input should be a valid integer"),
+        (spoilt("number", value=True), "'number': "),
+        (spoilt("number", value=0), "expected a number from 1"),
+        (spoilt("number", value=8), "is that of batch 8"),
+        (spoilt("nonce", value=""), "a nonce"),
+        (spoilt("extra", value=1), "'extra': Unexpected keyword"),
+        (spoilt("model", "sha256", remove=True), "'model.sha256'"),
+        (spoilt("model", "version", value=2**31), "'model'"),
+        (spoilt("challenger", "version", value=-1), "'model'"),
+        (spoilt("ranges", value=[]), "'ranges'"),
+        (spoilt("ranges", 0, "start", value=-1), "'ranges'"),
+        (spoilt("ranges", 0, "end", value=10), "'ranges'"),
+        (spoilt("ranges", 0, "end", value=2**63), "'ranges'"),
+        (spoilt("ranges", 0, "rows", value=5), "more rows than offsets"),
+        (spoilt("ranges", 0, "rows", value=3), "'files' have 4 predicted and 2 quarantined rows"),
+        (spoilt("ranges", 1, "partition", value=0), "each partition once"),
+        (spoilt("left_out", 0, "topic", value="other"), "'topics' lacks 'other'"),
+        (spoilt("topics", value={}), "'topics' lacks 'images'"),
+        (spoilt("figures", "predicted_rows", value=3), "'files' have 4 predicted"),
+        (spoilt("figures", "quarantined", "corrupt", value=-2), "'figures' must not be negative"),
+        (spoilt("figures", "started_at", value="yesterday"), "'figures.started_at'"),
+        (spoilt("files", "labels", value=[]), "'labels', which is not a table of a decision"),
+        (spoilt("files", "predictions", value=[]), "'files' have 0 predicted"),
+        (spoilt(*PREDICTIONS_FILE, "path", value="../quarantine/x.parquet"), "'files': expected a key"),
+        (spoilt(*PREDICTIONS_FILE, "path", value="/etc/passwd"), "'files': expected a key"),
+        (spoilt(*PREDICTIONS_FILE, "path", value="_delta_log/../x"), "'files': expected a key"),
+        (spoilt(*PREDICTIONS_FILE, "bytes", value=0), "must have bytes and rows"),
+        (spoilt(*PREDICTIONS_FILE, "rows", value=0), "must have bytes and rows"),
+        (spoilt(*PREDICTIONS_FILE, "partition", value={}), "must have the partition 'date'"),
+        (spoilt("files", "quarantine", 0, "partition", value={"date": "x"}), "must have no partition"),
+        (spoilt(*PREDICTIONS_FILE, "stats", value="[1]"), "statistics that are not a JSON object"),
+        (spoilt(*PREDICTIONS_FILE, "stats", value="{"), "statistics that are not a JSON object"),
+        (spoilt("format", value=2), "has format '2', expected 1"),
+        (spoilt("format", remove=True), "has format 'None', expected 1"),
+    ],
+)
+def test_a_damaged_or_hostile_decision_is_refused_by_its_key_and_what_is_wrong(
+    settings: Settings, decision: Decision, spoil: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    content = content_of(decision)
+    spoil(content)
+    assert said in refused(settings, json.dumps(content).encode())
+
+
+def test_features_of_other_messages_are_refused(settings: Settings, decision: Decision) -> None:
+    files = {**decision.files, "features": decision.files["quarantine"]}
+    assert "features of 2 messages, of 4 predicted" in refused(settings, replace(decision, files=files).to_json())
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}', b'"' + b"x" * 10_000]
+)
+def test_what_is_not_a_decision_at_all_is_refused(settings: Settings, data: bytes) -> None:
+    assert "is damaged" in refused(settings, data) or "has format" in refused(settings, data)
+
+
+def test_a_figure_that_is_not_finite_does_not_make_a_decision_unreadable(
+    settings: Settings, decision: Decision
+) -> None:
+    drift = {"psi_max": float("inf")}
+    decided = replace(decision, figures=replace(decision.figures, drift=drift))
+    assert decisions_of(settings).decide(decided)
+    found = decisions_of(settings).read(7)
+    assert found is not None
+    assert found.figures.drift == drift
+
+
+def test_ranges_of_a_decision_are_ranges_of_offsets_with_rows() -> None:
+    counted = CountedRange("images", 0, 10, 14, 4)
+    assert isinstance(counted, OffsetRange)
+    assert asdict(counted) == {"topic": "images", "partition": 0, "start": 10, "end": 14, "rows": 4}
+
+
+# Pruning
+
+
+def decided(settings: Settings, decision: Decision, count: int, age_hours: float = 0) -> Decisions:
+    decisions = decisions_of(settings)
+    for number in range(1, count + 1):
+        assert decisions.decide(replace(decision, number=number))
+    then = time.time() - age_hours * 3600
+    for path in (settings.home / KEY).parent.iterdir():
+        os.utime(path, (then, then))
+    return decisions
+
+
+def left(settings: Settings) -> list[int]:
+    return sorted(int(path.stem) for path in (settings.home / KEY).parent.glob("*.json"))
+
+
+def test_decisions_are_pruned_where_they_are_whole_and_old_and_many(settings: Settings, decision: Decision) -> None:
+    decisions = decided(settings, decision, 210, age_hours=25)
+    assert decisions.prune(whole=205) == 5
+    assert left(settings) == [*range(6, 211)]
+    assert decisions.prune(whole=205) == 0
+
+
+def test_decisions_of_the_last_day_are_kept(settings: Settings, decision: Decision) -> None:
+    decisions = decided(settings, decision, 210, age_hours=23)
+    assert decisions.prune(whole=210) == 0
+    assert decisions.prune(whole=210, kept_for=timedelta(hours=22)) == 10
+
+
+def test_the_decision_of_the_newest_whole_batch_is_never_pruned(settings: Settings, decision: Decision) -> None:
+    decisions = decided(settings, decision, 5, age_hours=1)
+    assert decisions.prune(whole=4, keep=0, kept_for=timedelta(0)) == 3
+    assert left(settings) == [4, 5]
+
+
+def test_other_objects_are_left_alone(settings: Settings, decision: Decision) -> None:
+    decisions = decided(settings, decision, 3, age_hours=1)
+    note = (settings.home / KEY).with_name("note.txt")
+    note.write_text("ours")
+    os.utime(note, (0, 0))
+    assert decisions.prune(whole=3, keep=0, kept_for=timedelta(0)) == 2
+    assert note.exists()

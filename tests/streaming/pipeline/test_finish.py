@@ -1,0 +1,294 @@
+"""Applying decisions: whatever dies when, and however many apply them, each table takes their files once."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from deltalake import DeltaTable
+
+from streaming.errors import ServiceError
+from streaming.jobs.audit import audit
+from streaming.jobs.maintain import maintain
+from streaming.pipeline.decisions import DECIDED_TABLES, Decision, Decisions
+from streaming.pipeline.finish import Tables, apply, finish_decided
+from streaming.pipeline.positions import Positions
+from streaming.settings import Settings
+from streaming.storage.store import open_store
+from tests.streaming.history import QUERY_ID, begin_stream, decision_of
+
+BAD = {3, 14, 25}
+TOPICS = {"images": "topic-id"}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = Settings(home=tmp_path)
+    begin_stream(settings, {0: 0})
+    return settings
+
+
+def tables_of(settings: Settings) -> Tables:
+    """As another process opens them."""
+    return Tables(settings.tables_dir)
+
+
+def decisions_of(settings: Settings) -> Decisions:
+    return Decisions(open_store(settings.home), settings.topic)
+
+
+def decide(settings: Settings, number: int) -> Decision:
+    """Batch n has offsets 10 (n - 1) to 10 n - 1 of partition 0."""
+    decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)}, bad=BAD)
+    assert decisions_of(settings).decide(decision)
+    return decision
+
+
+def finish(settings: Settings) -> Positions | None:
+    return finish_decided(settings, settings.topic, tables_of(settings))
+
+
+def versions(settings: Settings) -> dict[str, int]:
+    return {path.name: DeltaTable(path).version() for path in sorted(settings.tables_dir.iterdir())}
+
+
+def check_whole(settings: Settings, batches: int) -> None:
+    report = audit(settings)
+    assert report.clean, [problem.text for problem in report.problems]
+    assert not report.unfinished
+    assert (report.batches, report.predicted + report.quarantined) == (batches, 10 * batches)
+
+
+class DeadError(BaseException):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("step", [None, *DECIDED_TABLES])
+def test_a_batch_that_died_at_any_step_after_its_decision_is_finished(settings: Settings, step: str | None) -> None:
+    apply(decide(settings, 1), tables_of(settings), fresh=True)
+    decision = decide(settings, 2)
+
+    def die(at: str) -> None:
+        if at == step:
+            raise DeadError
+
+    if step is not None:
+        with pytest.raises(DeadError):
+            apply(decision, tables_of(settings), fresh=True, on_step=die)
+    assert finish(settings) == Positions(QUERY_ID, 2, {("images", 0): 20}, TOPICS)
+    check_whole(settings, 2)
+    before = versions(settings)
+    assert finish(settings) == Positions(QUERY_ID, 2, {("images", 0): 20}, TOPICS)
+    assert versions(settings) == before
+
+
+def test_a_batch_that_died_before_its_decision_is_in_no_table(settings: Settings) -> None:
+    decision_of(settings, 1, {0: (0, 10)}, bad=BAD)
+    assert finish(settings) == Positions(QUERY_ID, 0, {("images", 0): 0}, TOPICS)
+    assert {name: DeltaTable(settings.tables_dir / name).count() for name in ("predictions", "quarantine")} == {
+        "predictions": 0,
+        "quarantine": 0,
+    }
+
+
+def test_several_decisions_in_a_row_are_finished_in_their_order(settings: Settings) -> None:
+    for number in (1, 2, 3):
+        decide(settings, number)
+    assert finish(settings) == Positions(QUERY_ID, 3, {("images", 0): 30}, TOPICS)
+    check_whole(settings, 3)
+
+
+def test_a_decision_that_lands_late_is_applied_and_nothing_else(settings: Settings) -> None:
+    """A put of a driver that has died arrives when the next driver has scored the same messages."""
+    ours = decision_of(settings, 1, {0: (0, 12)}, bad=BAD)
+    decide(settings, 1)
+    assert not decisions_of(settings).decide(ours)
+    assert finish(settings) == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
+    check_whole(settings, 1)
+
+
+def test_processes_that_apply_decisions_at_the_same_time_apply_each_once(settings: Settings) -> None:
+    count, processes = 12, 4
+    for number in range(1, count + 1):
+        decide(settings, number)
+    barrier = Barrier(processes)
+
+    def run(_: int) -> Positions | None:
+        barrier.wait()
+        return finish(settings)
+
+    with ThreadPoolExecutor(processes) as pool:
+        found = list(pool.map(run, range(processes)))
+    assert {one.number for one in found if one} == {count}
+    check_whole(settings, count)
+
+
+def test_two_drivers_that_race_give_every_message_one_row(settings: Settings) -> None:
+    """Each plans from where the stream stands, decides, and applies, its own decision or the other's."""
+    end, barrier = 200, Barrier(2)
+
+    def drive(step: int) -> tuple[int, int]:
+        tables, decisions = tables_of(settings), decisions_of(settings)
+        won = lost = 0
+        barrier.wait()
+        while True:
+            positions = finish_decided(settings, settings.topic, tables)
+            assert positions is not None
+            start = positions.ends["images", 0]
+            if start >= end:
+                return won, lost
+            bad = {offset for offset in range(end) if offset % 7 == 3}
+            mine = decision_of(settings, positions.number + 1, {0: (start, min(end, start + step))}, bad=bad)
+            if decisions.decide(mine) and apply(mine, tables, fresh=True):
+                won += 1
+            else:
+                lost += 1
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(drive, (3, 5)))
+    report = audit(settings)
+    assert report.clean, [problem.text for problem in report.problems]
+    assert report.predicted + report.quarantined == end
+    assert 0 < sum(won for won, _ in results) <= report.batches
+
+
+# Fencing
+
+
+def test_a_driver_that_wakes_after_others_have_gone_on_changes_nothing(settings: Settings) -> None:
+    """It decided batch 1 and slept; its batch was finished, and the tables were compacted since."""
+    sleeping = tables_of(settings)
+    decision = decide(settings, 1)
+    assert sleeping["batches"].seen(QUERY_ID) is None  # it has looked before
+    for number in (2, 3, 4):
+        decide(settings, number)
+    finish(settings)
+    maintain(settings)
+    before = versions(settings)
+    assert not apply(decision, sleeping, fresh=True)
+    assert versions(settings) == before
+    check_whole(settings, 4)
+
+
+def test_a_batch_that_another_process_finished_is_the_drivers_own(settings: Settings) -> None:
+    decision, tables = decide(settings, 1), tables_of(settings)
+    finish(settings)
+    before = versions(settings)
+    assert apply(decision, tables, fresh=True)
+    assert versions(settings) == before
+
+
+def test_a_driver_that_decides_a_pruned_number_again_is_stopped(settings: Settings) -> None:
+    """No batch since had a quarantined message: table `quarantine` has not seen a later number."""
+    sleeping = tables_of(settings)
+    for table in (*DECIDED_TABLES, "batches"):
+        sleeping[table].seen(QUERY_ID)
+    late = decision_of(settings, 2, {0: (10, 20)}, bad={14})
+    for number in range(1, 5):
+        decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)})
+        assert decisions_of(settings).decide(decision)
+    finish(settings)
+    assert decisions_of(settings).prune(4, keep=0, kept_for=timedelta(0)) == 3
+    assert decisions_of(settings).decide(late), "the number is free again"
+    before = versions(settings)
+
+    assert not apply(late, sleeping, fresh=True)
+
+    assert versions(settings) == before
+    report = audit(settings)
+    assert (report.clean, report.quarantined, report.predicted) == (True, 0, 40)
+    assert finish(settings) == Positions(QUERY_ID, 4, {("images", 0): 40}, TOPICS)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("table", DECIDED_TABLES)
+def test_a_table_that_is_ahead_of_batches_is_named(settings: Settings, table: str) -> None:
+    apply(decide(settings, 1), tables_of(settings), fresh=True)
+    rows = decision_of(settings, 2, {0: (10, 20)}, bad=BAD).files["quarantine"]
+    directory = tables_of(settings)[table].directory
+    for file in rows:
+        source, target = settings.tables_dir / "quarantine" / file.path, directory / file.path
+        if source != target:
+            target.write_bytes(source.read_bytes())
+    partition = {"date": "2024-05-06"} if table == "predictions" else {}
+    tables_of(settings)[table].append_files([replace(one, partition=partition) for one in rows], QUERY_ID, 2)
+    with pytest.raises(ServiceError, match=f"table {table} has rows of stream 'images' after batch 1, .* in pieces"):
+        finish(settings)
+
+
+def files_of_quarantine(settings: Settings, decision: Decision) -> Iterator[Path]:
+    for file in decision.files["quarantine"]:
+        yield settings.tables_dir / "quarantine" / file.path
+
+
+def test_a_decision_whose_files_are_gone_or_cut_is_refused_by_their_names(settings: Settings) -> None:
+    decision = decide(settings, 1)
+    (path,) = files_of_quarantine(settings, decision)
+    content = path.read_bytes()
+    before = versions(settings)
+    path.unlink()
+    with pytest.raises(ServiceError, match=rf"batch 1 was decided, but .* quarantine/{path.name} \(missing\)"):
+        finish(settings)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ServiceError, match=rf"quarantine/{path.name} \({len(content) - 1:,} bytes instead of"):
+        finish(settings)
+    assert versions(settings) == before | {"batches": 0}, "no table has taken anything"
+    path.write_bytes(content)
+    finish(settings)
+    check_whole(settings, 1)
+
+
+def test_maintenance_stops_at_such_a_decision_before_it_removes_anything(settings: Settings) -> None:
+    apply(decide(settings, 1), tables_of(settings), fresh=True)
+    decision = decide(settings, 2)
+    (path,) = files_of_quarantine(settings, decision)
+    path.unlink()
+    before = versions(settings)
+    with pytest.raises(ServiceError, match="batch 2 was decided, but files of it are missing"):
+        maintain(settings)
+    assert versions(settings) == before
+
+
+def test_files_that_a_table_has_taken_may_have_been_compacted_since(settings: Settings) -> None:
+    decision = decide(settings, 1)
+
+    def die(at: str) -> None:
+        if at == "quarantine":
+            raise DeadError
+
+    with pytest.raises(DeadError):
+        apply(decision, tables_of(settings), fresh=True, on_step=die)
+    (path,) = files_of_quarantine(settings, decision)
+    path.unlink()  # as when it was merged with others, and vacuumed
+    (log,) = (settings.tables_dir / "quarantine" / "_delta_log").glob("*1.json")
+    assert json.loads(log.read_text().splitlines()[1])["txn"]["version"] == 1
+    assert finish(settings) == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
+
+
+def test_a_decision_of_another_stream_or_that_does_not_continue_is_refused(settings: Settings) -> None:
+    apply(decide(settings, 1), tables_of(settings), fresh=True)
+    decisions = decisions_of(settings)
+    for wrong, said in (
+        (decision_of(settings, 2, {0: (10, 20)}, stream_id="another"), "a stream with another id"),
+        (decision_of(settings, 2, {0: (9, 20)}), "offset 9 of 'images' partition 0, .* ends at 10"),
+        (decision_of(settings, 2, {0: (15, 20)}), "offset 15 of 'images' partition 0, .* ends at 10"),
+        (decision_of(settings, 2, {0: (15, 20)}, left_out={0: (10, 14)}), "offset 15 of"),
+    ):
+        assert decisions.decide(wrong)
+        with pytest.raises(ServiceError, match=said):
+            finish(settings)
+        (settings.home / "streams" / "images" / "batches" / f"{2:020}.json").unlink()
+    assert decisions.decide(decision_of(settings, 2, {0: (15, 20)}, left_out={0: (10, 15)}))
+    assert finish(settings) == Positions(QUERY_ID, 2, {("images", 0): 20}, TOPICS)
+
+
+def test_a_stream_that_never_started_has_nothing_to_finish(tmp_path: Path) -> None:
+    home = Settings(home=tmp_path)
+    assert finish(home) is None
+    assert not home.tables_dir.exists()

@@ -1,0 +1,218 @@
+"""A home of an earlier release, which had checkpoints and pins, becomes one of this release at its first start."""
+
+import fcntl
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from streaming.errors import ServiceError
+from streaming.jobs.audit import audit
+from streaming.pipeline.finish import Tables, finish_decided
+from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
+from streaming.pipeline.positions import Accept, Positions, plan_start, read_identity
+from streaming.platform.topic import Topic
+from streaming.settings import Settings
+from streaming.storage.store import LocalStore
+from streaming.storage.tables import BATCHES, SCHEMAS, Table
+from tests.streaming.history import QUERY_ID, commit_batch
+
+ENDS = {("images", 0): 15, ("images", 1): 4, ("images", 2): 2}
+SAME = Topic("images", "topic-id", {0: 0, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
+
+
+def write_old_checkpoint(settings: Settings, started: dict[int, int], ends: dict[int, int], number: int = 1) -> Path:
+    """What an earlier release kept beside its tables: Spark's checkpoint, the pins, and which topic it was."""
+    folder = settings.home / "checkpoints" / settings.topic
+    for file, offsets in (("sources/0/0", started), ("offsets/2", ends)):
+        path = folder / "spark" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"v1\n{{}}\n{json.dumps({'images': {str(one): offset for one, offset in offsets.items()}})}")
+    (folder / "spark" / "metadata").write_text(f'{{"id":"{QUERY_ID}"}}')
+    (folder / "pins").mkdir()
+    (folder / "pins" / "2.json").write_text(json.dumps({"query_id": QUERY_ID, "batch_id": 2}))
+    (folder / "topic.json").write_text(json.dumps({"id": "topic-id", "number": number}))
+    (folder / ".lock").touch()
+    (settings.home / f"stream-{settings.topic}.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Two whole batches of two partitions, one that was cut off, and a third partition that began at 2 and had none."""
+    settings = Settings(home=tmp_path)
+    columns = [field for field in BATCHES if field.name != "topics"]
+    with monkeypatch.context() as before:
+        before.setitem(SCHEMAS, "batches", (pa.schema(columns), None))
+        commit_batch(settings, 0, {0: (0, 10), 1: (0, 4)}, bad={3})
+        commit_batch(settings, 1, {0: (10, 15)})
+        commit_batch(settings, 2, {0: (15, 19), 2: (2, 4)}, bad={17}, upto="quarantine")
+    write_old_checkpoint(settings, {0: 0, 1: 0, 2: 2}, {0: 19, 1: 4, 2: 4})
+    return settings
+
+
+def start(settings: Settings, topic: Topic = SAME, accept: Accept | None = None) -> Positions:
+    """What a start of the stream does before it starts Spark."""
+    accept, tables = accept or Accept(), Tables(settings.tables_dir)
+    with old_stream_stopped(settings):
+        positions = finish_decided(settings, settings.topic, tables)
+        if positions is None:
+            positions = begin_stream(settings, tables, topic, accept)
+        plan_start(positions, topic, accept)
+        set_checkpoint_aside(settings)
+    return positions
+
+
+def check_migrated(settings: Settings, positions: Positions) -> None:
+    identity = read_identity(settings, "images")
+    assert identity is not None
+    assert positions == Positions(identity.id, 0, ENDS, {"images": "topic-id"})
+    assert identity.id != QUERY_ID
+    report = audit(settings)
+    assert report.clean, [problem.text for problem in report.problems]
+    assert not report.unfinished
+    assert (report.batches, report.predicted + report.quarantined) == (2, 19)
+    assert not (settings.home / "checkpoints" / "images").exists()
+    assert not (settings.home / "stream-images.json").exists()
+    assert (settings.home / "checkpoints.old" / "images" / "spark" / "metadata").is_file()
+
+
+def test_an_old_home_goes_on_from_its_last_whole_batch(old_home: Settings) -> None:
+    assert audit(old_home).unfinished
+    positions = start(old_home)
+    check_migrated(old_home, positions)
+    assert start(old_home) == positions, "the second start finds nothing to do"
+    commit_batch(old_home, 1, {0: (15, 20), 2: (2, 5)}, query_id=positions.stream or "")
+    assert audit(old_home).clean
+
+
+class DeadError(BaseException):
+    """The process dies here."""
+
+
+def dying(function: Callable[..., Any], after: int) -> Callable[..., Any]:
+    """The function, which does its work so many times; then the process dies before it, and once more after it."""
+    calls = 0
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == after + 1:
+            raise DeadError
+        result = function(*arguments, **named)
+        if calls == after + 2:
+            raise DeadError
+        return result
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "after"),
+    [
+        *((Table, "delete_beyond", table) for table in range(2)),
+        (LocalStore, "create", 0),
+        (Path, "rename", 0),
+    ],
+)
+def test_a_migration_that_dies_at_any_step_is_repeated(
+    old_home: Settings, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: int
+) -> None:
+    monkeypatch.setattr(LocalStore, "check_conditional", lambda _: None)
+    monkeypatch.setattr(where, name, dying(getattr(where, name), after))
+    deaths = 0
+    for _ in range(3):
+        try:
+            positions = start(old_home)
+        except DeadError:
+            deaths += 1
+    assert deaths
+    check_migrated(old_home, positions)
+
+
+def test_tables_whose_streams_folder_was_lost_go_on_likewise(old_home: Settings) -> None:
+    first = start(old_home)
+    commit_batch(old_home, 1, {0: (15, 18)}, query_id=first.stream or "")
+    commit_batch(old_home, 2, {0: (18, 20)}, query_id=first.stream or "", upto="predictions")
+    shutil.rmtree(old_home.home / "streams")
+    positions = start(old_home)
+    assert positions.stream not in {first.stream, QUERY_ID}
+    assert positions.of_topic("images") == {0: 18, 1: 4, 2: 0}
+    assert audit(old_home).clean
+
+
+def test_a_home_where_nothing_was_read_begins_where_the_topic_begins(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    positions = start(settings, Topic("images", "topic-id", {0: 3, 1: 0}, {0: 9, 1: 0}))
+    assert (positions.number, positions.ends, positions.topics) == (
+        0,
+        {("images", 0): 3, ("images", 1): 0},
+        {"images": "topic-id"},
+    )
+    names = {path.name for path in settings.tables_dir.iterdir()}
+    assert names == {"predictions", "quarantine", "features", "shadow", "batches"}
+
+
+def test_an_old_home_that_read_nothing_yet_begins_where_spark_did(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    write_old_checkpoint(settings, {0: 2, 1: 0, 2: 0}, {0: 2})
+    assert start(settings).of_topic("images") == {0: 2, 1: 0, 2: 0}
+
+
+def test_rows_of_a_batch_cut_off_stay_until_kafka_is_seen_to_hold_its_messages(old_home: Settings) -> None:
+    lost = Topic("images", "topic-id", {0: 16, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
+    before = DeltaTable(old_home.tables_dir / "predictions").version()
+    with pytest.raises(ServiceError, match="partition 0: 1 messages are lost, from offset 15 to 15"):
+        start(old_home, lost)
+    assert DeltaTable(old_home.tables_dir / "predictions").version() == before
+    assert read_identity(old_home, "images") is None
+    positions = start(old_home, lost, Accept(loss=True))
+    assert positions.of_topic("images") == {0: 15, 1: 4, 2: 2}, "what is left out is noted by the batch that does it"
+
+
+def test_a_topic_that_was_made_again_before_the_migration_is_found_out(old_home: Settings) -> None:
+    again = Topic("images", "another", {0: 0, 1: 0, 2: 0}, {0: 90, 1: 90, 2: 90})
+    with pytest.raises(ServiceError, match=r"made again \(id another, before topic-id\)"):
+        start(old_home, again)
+    positions = start(old_home, again, Accept(new_topic=True))
+    assert plan_start(positions, again, Accept(new_topic=True)).topic == "images~2"
+    with pytest.raises(ServiceError, match="made again"):
+        start(old_home, again)
+
+
+def test_the_topics_number_is_taken_over(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    commit_batch(settings, 0, {0: (0, 5)})
+    write_old_checkpoint(settings, {0: 0}, {0: 0}, number=2)
+    positions = start(settings, Topic("images", "topic-id", {0: 0}, {0: 3}))
+    assert (positions.topic("images"), positions.of_topic("images~2")) == ("images~2", {0: 0})
+
+
+def test_a_stream_of_the_earlier_release_that_still_runs_is_named(old_home: Settings) -> None:
+    with (old_home.home / "checkpoints" / "images" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ServiceError, match="a stream of an earlier release is running on topic 'images'"):
+            start(old_home)
+    assert read_identity(old_home, "images") is None
+
+
+@pytest.mark.parametrize("content", ["[", "{}", '{"id": 1, "number": 1}', '{"id": "x", "number": "1"}', "[]"])
+def test_a_damaged_memory_of_the_topic_is_named(old_home: Settings, content: str) -> None:
+    (old_home.home / "checkpoints" / "images" / "topic.json").write_text(content)
+    with pytest.raises(ServiceError, match=r"topic\.json, .* is damaged"):
+        start(old_home)
+
+
+def test_other_topics_of_the_home_keep_their_checkpoint(old_home: Settings) -> None:
+    other = old_home.home / "checkpoints" / "other"
+    other.mkdir()
+    start(old_home)
+    assert other.is_dir()
+    (old_home.home / "checkpoints" / "images").mkdir()  # as put back from a copy
+    start(old_home)
+    assert sorted(path.name for path in (old_home.home / "checkpoints.old").iterdir()) == ["images", "images.2"]

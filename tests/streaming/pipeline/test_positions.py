@@ -1,0 +1,368 @@
+"""Where a stream stands by the tables, and where its next batch must begin by what Kafka has."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from kafka import KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewPartitions, NewTopic
+
+from streaming.errors import ServiceError
+from streaming.images.dataset import digit_images, write_images
+from streaming.pipeline.decisions import OffsetRange
+from streaming.pipeline.finish import Tables, apply
+from streaming.pipeline.positions import (
+    Accept,
+    FirstOffset,
+    Plan,
+    Positions,
+    StreamIdentity,
+    committed_offsets,
+    identity_key,
+    name_in_kafka,
+    name_in_tables,
+    number_of,
+    plan_start,
+    read_identity,
+    read_positions,
+)
+from streaming.platform.topic import Topic, describe_topic
+from streaming.settings import Settings
+from tests.conftest import imagestream
+from tests.streaming.history import QUERY_ID, begin_stream, commit_batch, decision_of
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path)
+
+
+def topic(begins: Mapping[int, int], ends: Mapping[int, int], id_: str = "one") -> Topic:
+    return Topic("images", id_, dict(begins), dict(ends))
+
+
+def at(ends: Mapping[int, int], name: str = "images", topics: Mapping[str, str] | None = None) -> Positions:
+    return Positions("id", 5, {(name, partition): end for partition, end in ends.items()}, topics or {})
+
+
+def starting(plan: Plan) -> Any:
+    return json.loads(plan.starting_offsets())
+
+
+# Names
+
+
+@pytest.mark.parametrize(("number", "name"), [(1, "images"), (2, "images~2"), (12, "images~12")])
+def test_a_topic_made_again_has_a_name_of_its_own_in_the_tables(number: int, name: str) -> None:
+    assert name_in_tables("images", number) == name
+    assert (name_in_kafka(name), number_of(name)) == ("images", number)
+
+
+def test_the_newest_topic_of_a_name_is_the_one_that_ends_or_topics_name() -> None:
+    assert Positions().topic("images") == "images"
+    assert at({0: 1}, "images~2").topic("images") == "images~2"
+    assert at({0: 1}, "images~9", {"images~10": "id"}).topic("images") == "images~10"
+    assert at({0: 1}, "other~3").topic("images") == "images"
+
+
+# The identity of a stream
+
+
+def test_the_identity_of_a_stream_is_read_as_it_was_created(settings: Settings) -> None:
+    assert read_identity(settings, "images") is None
+    begin_stream(settings, {0: 4, 1: 0})
+    assert read_identity(settings, "images") == StreamIdentity(
+        QUERY_ID, "images", {"images": "topic-id"}, (FirstOffset("images", 0, 4), FirstOffset("images", 1, 0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 2}, "has format '2', expected 1"),
+        ({"id": None}, "'id': "),
+        ({"id": "x' OR '1' = '1"}, "its id or its first offsets"),
+        ({"extra": 1}, "'extra': "),
+        ({"first": [{"topic": "images", "partition": 0, "offset": -1}]}, "its id or its first offsets"),
+        ({"first": [{"topic": "images", "partition": "0", "offset": 1}]}, "'first.0.partition': "),
+        ({"topics": {"images": 7}}, "'topics.images': "),
+    ],
+)
+def test_a_damaged_identity_is_refused_by_its_key_and_what_is_wrong(
+    settings: Settings, change: dict[str, Any], said: str
+) -> None:
+    begin_stream(settings)
+    path = settings.home / identity_key("images")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ServiceError) as error:
+        read_identity(settings, "images")
+    assert said in str(error.value)
+    assert "streams/images/stream.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# By the tables
+
+
+def positions_of(settings: Settings) -> Positions:
+    identity = read_identity(settings, settings.topic)
+    assert identity is not None
+    return read_positions(settings, identity)
+
+
+def test_a_stream_stands_where_it_began_until_a_batch_is_whole(settings: Settings) -> None:
+    begin_stream(settings, {0: 4})
+    assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 4}, {"images": "topic-id"})
+    decision = decision_of(settings, 1, {0: (4, 9)})
+    assert positions_of(settings).ends == {("images", 0): 4}
+    apply(decision, Tables(settings.tables_dir), fresh=True)
+    assert positions_of(settings) == Positions(QUERY_ID, 1, {("images", 0): 9}, {"images": "topic-id"})
+    assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 4}, {"images": "topic-id"}).after(decision)
+
+
+def test_each_partition_stands_where_its_last_batch_ended(settings: Settings) -> None:
+    begin_stream(settings, {0: 0, 1: 0, 2: 7})
+    for number in range(1, 12):
+        apply(
+            decision_of(settings, number, {number % 2: (10 * number, 10 * number + 10)}),
+            Tables(settings.tables_dir),
+            fresh=True,
+        )
+    assert positions_of(settings).number == 11
+    assert positions_of(settings).of_topic("images") == {0: 110, 1: 120, 2: 7}
+
+
+def test_batches_of_other_streams_do_not_count(settings: Settings) -> None:
+    begin_stream(settings, {0: 5})
+    commit_batch(settings, 90, {0: (0, 5)}, query_id="another")
+    assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 5}, {"images": "topic-id"})
+    assert committed_offsets(settings) == ("images", {0: 5})
+
+
+def test_the_topics_id_is_that_of_the_newest_batch(settings: Settings) -> None:
+    begin_stream(settings, {0: 0})
+    again = settings.model_copy(update={"topic": "images~2"})
+    decision = replace(decision_of(again, 1, {0: (0, 3)}), topics={"images~2": "another-id"})
+    apply(decision, Tables(settings.tables_dir), fresh=True)
+    assert positions_of(settings).topics == {"images": "topic-id", "images~2": "another-id"}
+    assert committed_offsets(settings) == ("images~2", {0: 3})
+
+
+def test_without_a_stream_the_tables_alone_tell_how_far_they_are(settings: Settings) -> None:
+    assert committed_offsets(settings) == ("images", {})
+    commit_batch(settings, 0, {0: (0, 5)})
+    commit_batch(settings, 1, {0: (5, 9)}, upto="quarantine")
+    commit_batch(settings, 0, {0: (5, 7)}, query_id="another")
+    other = settings.model_copy(update={"topic": "other"})
+    commit_batch(other, 1, {0: (0, 2)})
+    assert committed_offsets(settings) == ("images", {0: 7})
+    assert committed_offsets(other) == ("other", {0: 2})
+
+
+def test_a_table_that_cannot_be_read_is_named(settings: Settings) -> None:
+    commit_batch(settings, 0, {0: (0, 5)})
+    for file in (settings.tables_dir / "batches" / "_delta_log").iterdir():
+        file.write_text("{")
+    with pytest.raises(ServiceError, match=r"table batches in .* cannot be read"):
+        committed_offsets(settings)
+
+
+# The start
+
+
+def test_nothing_is_accepted_unless_the_user_says_so() -> None:
+    assert Accept() == Accept(loss=False, new_topic=False)
+
+
+def test_a_stream_begins_where_it_ended_and_reads_an_unknown_partition_from_its_first_message() -> None:
+    plan = plan_start(at({0: 10, 1: 2}), topic({0: 0, 1: 0, 2: 0}, {0: 20, 1: 2, 2: 8}), Accept())
+    assert starting(plan) == {"images": {"0": 10, "1": 2, "2": 0}}
+    assert (plan.stream, plan.number, plan.topic, plan.topics) == ("id", 5, "images", {"images": "one"})
+
+
+def test_a_topic_that_begins_and_ends_where_the_tables_end_is_the_same() -> None:
+    positions = at({0: 10}, "images~2", {"images~2": "one"})
+    plan = plan_start(positions, topic({0: 10}, {0: 10}), Accept())
+    assert (plan.topic, starting(plan)) == ("images~2", {"images": {"0": 10}})
+
+
+def test_one_message_that_retention_removed_is_a_loss_until_it_is_accepted() -> None:
+    found = topic({0: 11, 1: 0}, {0: 20, 1: 4})
+    with pytest.raises(ServiceError, match="partition 0: 1 messages are lost, from offset 10 to 10: .*--accept-loss"):
+        plan_start(at({0: 10, 1: 0}), found, Accept(new_topic=True))
+    plan = plan_start(at({0: 10, 1: 0}), found, Accept(loss=True))
+    assert starting(plan) == {"images": {"0": 11, "1": 0}}
+    assert plan.check([OffsetRange("images", 0, 11, 15)]) == [OffsetRange("images", 0, 10, 11)]
+
+
+def test_messages_of_a_partition_found_later_that_are_gone_are_a_loss() -> None:
+    with pytest.raises(ServiceError, match="partition 1: 3 messages are lost, from offset 0 to 2: "):
+        plan_start(at({0: 10}), topic({0: 0, 1: 3}, {0: 10, 1: 9}), Accept())
+
+
+@pytest.mark.parametrize("ends", [{0: 9}, {}], ids=["shorter", "gone"])
+def test_a_topic_that_does_not_reach_what_is_committed_was_made_again(ends: dict[int, int]) -> None:
+    what = "ends at offset 9" if ends else "is gone"
+    found = topic(dict.fromkeys(ends, 0), ends)
+    with pytest.raises(ServiceError, match=f"partition 0 {what}, but messages up to 9 are committed.*'images~2'"):
+        plan_start(at({0: 10}), found, Accept(loss=True))
+
+
+def test_the_first_partition_that_does_not_reach_is_named() -> None:
+    with pytest.raises(ServiceError, match="partition 0 ends at offset 1"):
+        plan_start(at({1: 10, 0: 10}), topic({0: 0, 1: 0}, {0: 1, 1: 1}), Accept())
+
+
+def test_a_topic_with_another_id_was_made_again_however_far_it_reaches() -> None:
+    found = topic({0: 3}, {0: 100}, "two")
+    positions = at({0: 10}, "images~2", {"images~2": "one"})
+    with pytest.raises(ServiceError, match=r"made again \(id two, before one\): .*--accept-new-topic.*'images~3'"):
+        plan_start(positions, found, Accept(loss=True))
+    plan = plan_start(positions, found, Accept(new_topic=True))
+    assert (plan.topic, plan.topics, plan.number) == ("images~3", {"images~3": "two"}, 5)
+    assert starting(plan) == {"images": {"0": 3}}
+    assert plan.check([OffsetRange("images~3", 0, 3, 5)]) == []
+
+
+def test_an_id_that_is_not_known_is_no_other_one() -> None:
+    assert plan_start(at({0: 10}, topics={"images": ""}), topic({0: 0}, {0: 10}, "two"), Accept()).topic == "images"
+
+
+# A micro-batch
+
+
+def plan_of(ends: Mapping[int, int]) -> Plan:
+    return Plan("id", 5, "images", ends, topic(dict.fromkeys(ends, 0), ends))
+
+
+def test_every_range_of_a_batch_must_start_where_its_partition_ended() -> None:
+    fine = [OffsetRange("images", 0, 10, 12), OffsetRange("images", 1, 0, 3), OffsetRange("images", 2, 7, 8)]
+    assert plan_of({0: 10, 1: 0, 2: 7}).check(fine) == []
+    for number, wrong in ((1, OffsetRange("images", 1, 1, 3)), (2, OffsetRange("images", 2, 6, 8))):
+        with pytest.raises(ServiceError, match=f"partition {number}: the next batch must begin at .* nothing of it"):
+            plan_of({0: 10, 1: 0, 2: 7}).check([*fine[:number], wrong, *fine[number + 1 :]])
+
+
+def test_a_partition_added_while_the_query_runs_begins_at_its_first_message() -> None:
+    assert plan_of({0: 10}).check([OffsetRange("images", 3, 0, 4)]) == []
+    with pytest.raises(ServiceError, match="must begin at offset 0 of 'images', but Spark planned one from 1"):
+        plan_of({0: 10}).check([OffsetRange("images", 3, 1, 4)])
+
+
+def test_a_range_of_another_topic_is_refused() -> None:
+    with pytest.raises(ServiceError, match="topic 'images~2' partition 0: .* offset 10 of 'images'"):
+        plan_of({0: 10}).check([OffsetRange("images~2", 0, 10, 12)])
+
+
+def test_a_whole_batch_moves_its_partitions_on_and_no_other() -> None:
+    plan = plan_of({0: 10, 1: 4})
+    plan.advance([OffsetRange("images", 0, 10, 20), OffsetRange("images", 2, 0, 3)])
+    assert plan.number == 6
+    assert plan.check([OffsetRange("images", 0, 20, 21), OffsetRange("images", 1, 4, 5)]) == []
+    assert plan.check([OffsetRange("images", 2, 3, 4)]) == []
+    with pytest.raises(ServiceError, match="must begin at offset 20"):
+        plan.check([OffsetRange("images", 0, 10, 20)])
+
+
+def test_what_is_left_out_is_left_out_once() -> None:
+    plan = plan_start(at({0: 10}), topic({0: 15}, {0: 40}), Accept(loss=True))
+    first, second = [OffsetRange("images", 0, 15, 20)], [OffsetRange("images", 0, 20, 30)]
+    assert plan.check(first) == [OffsetRange("images", 0, 10, 15)]
+    plan.advance(first)
+    assert plan.check(second) == []
+
+
+# On a real broker
+
+
+@pytest.fixture
+def admin(broker: Settings) -> Iterator[KafkaAdminClient]:
+    client = KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def name(admin: KafkaAdminClient) -> str:
+    """A topic of two partitions."""
+    name = f"positions-{uuid4().hex[:8]}"
+    admin.create_topics([NewTopic(name, num_partitions=2, replication_factor=1)])
+    return name
+
+
+def send(settings: Settings, topic: str, partition: int, count: int) -> None:
+    producer = KafkaProducer(bootstrap_servers=settings.bootstrap_servers, acks="all")
+    for number in range(count):
+        producer.send(topic, b"%d" % number, partition=partition)
+    producer.flush()
+    producer.close()
+
+
+def test_a_topic_that_goes_on_grows_and_loses_messages(broker: Settings, admin: KafkaAdminClient, name: str) -> None:
+    servers = str(broker.bootstrap_servers)
+    send(broker, name, 1, 10)
+    found = describe_topic(servers, name)
+    assert (found.begins, found.ends) == ({0: 0, 1: 0}, {0: 0, 1: 10})
+    positions = at({0: 0, 1: 4}, name, {name: found.id})
+    assert starting(plan_start(positions, found, Accept())) == {name: {"0": 0, "1": 4}}
+
+    admin.create_partitions({name: NewPartitions(total_count=3)})
+    grown = describe_topic(servers, name)
+    assert starting(plan_start(positions, grown, Accept())) == {name: {"0": 0, "1": 4, "2": 0}}
+
+    admin.delete_records({TopicPartition(name, 1): 7})
+    shorter = describe_topic(servers, name)
+    with pytest.raises(ServiceError, match="partition 1: 3 messages are lost, from offset 4 to 6: .*--accept-loss"):
+        plan_start(positions, shorter, Accept())
+    assert starting(plan_start(positions, shorter, Accept(loss=True))) == {name: {"0": 0, "1": 7, "2": 0}}
+
+
+def test_a_topic_made_again_is_another_topic(broker: Settings, admin: KafkaAdminClient, name: str) -> None:
+    before = describe_topic(str(broker.bootstrap_servers), name)
+    admin.delete_topics([name])
+    while name in admin.list_topics():
+        pass
+    again = describe_topic(str(broker.bootstrap_servers), name)
+    positions = at({0: 0}, name, {name: before.id})
+    with pytest.raises(ServiceError, match=f"was made again .*--accept-new-topic, .* as topic '{name}~2'"):
+        plan_start(positions, again, Accept(loss=True))
+    assert plan_start(positions, again, Accept(new_topic=True)).topics == {f"{name}~2": again.id}
+
+
+def test_lost_messages_and_a_topic_made_again_stop_the_stream_until_they_are_accepted(
+    service: Settings, admin: KafkaAdminClient, tmp_path: Path
+) -> None:
+    def publish(count: int) -> None:
+        folder = write_images(tmp_path / uuid4().hex, digit_images(count, skip=1_000))
+        imagestream(service, "publish", folder)
+
+    admin.create_topics([NewTopic(service.topic, num_partitions=1, replication_factor=1)])
+    publish(3)
+    imagestream(service, "stream", "--until-drained")
+    publish(4)
+    admin.delete_records({TopicPartition(service.topic, 0): 5})
+    refused = imagestream(service, "stream", "--until-drained", code=1)
+    assert "2 messages are lost, from offset 3 to 4" in refused["stderr"]
+    assert imagestream(service, "stream", "--until-drained", "--accept-loss")["input"] == 2
+
+    admin.delete_topics([service.topic])
+    while service.topic in admin.list_topics():
+        pass
+    admin.create_topics([NewTopic(service.topic, num_partitions=1, replication_factor=1)])
+    publish(6)
+    refused = imagestream(service, "stream", "--until-drained", code=1)
+    assert "--accept-new-topic" in refused["stderr"]
+    assert imagestream(service, "stream", "--until-drained", "--accept-new-topic")["input"] == 6
+    assert imagestream(service, "stream", "--until-drained")["input"] == 0  # now it is the one that is known
+
+    again = f"{service.topic}~2"
+    report = imagestream(service, "audit")
+    assert report["clean"]
+    assert report["left_out"] == [{"topic": service.topic, "partition": 0, "from": 3, "to": 4}]
+    assert {span["topic"]: span["messages"] for span in report["spans"]} == {service.topic: 5, again: 6}
+    status = imagestream(service, "status", code=1)  # no stream runs any more
+    assert [(one["committed"], one["lag"]) for one in status["partitions"]] == [(6, 0)]
