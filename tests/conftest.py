@@ -226,7 +226,8 @@ def trained(jars_dir: Path, exports: Path, run_dir: Path) -> Path:
 
     def train(home: Path) -> None:
         settings = Settings(home=home, jars=jars_dir, backbones=exports)
-        result = imagestream(settings, "train", "--dataset", "digits", "--limit", 300)
+        # A twelfth of the pixels of the default size, and of the work of every test that scores images.
+        result = imagestream(settings, "train", "--dataset", "digits", "--limit", 300, "--input-size", 64)
         assert result["version"] == 1
         assert result["promoted"]
 

@@ -18,6 +18,7 @@ from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
+from streaming.storage.store import open_store
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each
@@ -29,7 +30,7 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found, and how to mend it if that does not do."""
+    """One thing that was looked at: what was found, and how to fix it if that is not enough."""
 
     name: str
     found: str
@@ -56,7 +57,7 @@ def diagnose(settings: Settings) -> list[Check]:
 
 def check_python(_: Settings) -> Check:
     fits = PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW
-    fix = None if fits else "make the environment anew with Python 3.11, 3.12 or 3.13: `make distclean setup`"
+    fix = None if fits else "create the environment again with Python 3.11, 3.12 or 3.13: `make distclean setup`"
     return Check("Python", platform.python_version(), fix)
 
 
@@ -69,11 +70,14 @@ def check_java(settings: Settings) -> Check:
 
 
 def check_home(settings: Settings) -> Check:
+    """The home can be written, and of several who create one object there exactly one succeeds."""
     try:
-        return Check("home", f"{make_dir(settings.home)} can be written to")
+        home = make_dir(settings.home)
+        open_store(home).check_conditional()
+        return Check("home", f"{home} can be written, and creates each object once")
     except ServiceError as error:
         found, _, fix = str(error).rpartition(": ")
-        return Check("home", found, fix)
+        return Check("home", found or str(error), fix)
 
 
 def check_jars(settings: Settings) -> Check:

@@ -153,7 +153,7 @@ class Store(ABC):
             ServiceError: the store does not keep to that; two streams would lose rows there.
         """
         run = uuid.uuid4().hex
-        keys = [f"check/{run}-{number}" for number in range(CHECKED_KEYS)]
+        keys = [f"locks/check-{run}-{number}" for number in range(CHECKED_KEYS)]
         barrier = Barrier(CHECKED_WRITERS)
 
         def winners(writer: int) -> list[bool]:
