@@ -97,7 +97,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """End what the run started, also after Ctrl-C: Spark in each process, the broker in the last one that ends."""
     SPARK.stop()
     factory = getattr(session.config, "_tmp_path_factory", None)
-    if "PYTEST_XDIST_WORKER" not in os.environ and factory is not None and factory._basetemp is not None:
+    if not hasattr(session.config, "workerinput") and factory is not None and factory._basetemp is not None:
         stop_shared_services(factory.getbasetemp())
 
 
