@@ -13,15 +13,16 @@ from tempfile import TemporaryDirectory
 from models.bundle import MANIFEST, Bundle, BundleFiles, BundleFolder, Manifest, read_bundle, read_manifest
 from models.errors import ModelError
 from streaming.storage.alias_log import AliasLog
+from streaming.storage.numbered import numbered
 from streaming.storage.old_registry import take_up
 from streaming.storage.registry_objects import (
     BUNDLES,
     FOLDER,
+    VERSION_DIGITS,
     VERSIONS,
     Alias,
     Move,
     Version,
-    numbers,
     read_all,
     version_key,
 )
@@ -62,7 +63,7 @@ class Registry:
 
     def versions(self) -> list[int]:
         """Every registered version, oldest first."""
-        return numbers(self._store, VERSIONS, 8)
+        return sorted(number for number, _ in numbered(self._store, VERSIONS, VERSION_DIGITS))
 
     def find(self, bundle_sha256: str) -> int | None:
         """The version that was registered with this SHA-256; None if it is not here."""
@@ -106,7 +107,7 @@ class Registry:
     def register(self, write: Callable[[Path], object]) -> int:
         """Let `write` make a bundle in a local directory, check it, store it, and give it the next version number.
 
-        The version's own object is stored last, so that a version is there whole or not at all.
+        The version's own object is stored last, so that a version is complete or absent.
 
         Raises:
             ModelError: the bundle is refused, or other files are stored under its SHA-256.

@@ -77,9 +77,9 @@ def maintain(settings: Settings, *, retention_hours: int = RETENTION_HOURS) -> M
     if not directories:
         raise ServiceError(f"no tables yet in {settings.tables_dir}: run `imagestream stream` first")
     store = open_store(settings.home)
-    whole = {}
+    tables_of_streams, whole = Tables(settings.tables_dir), {}
     for stream in store.folders("streams"):
-        if positions := finish_decided(settings, stream, Tables(settings.tables_dir)):
+        if positions := finish_decided(settings, stream, tables_of_streams):
             whole[stream] = positions.number
     tables = []
     for directory in directories:

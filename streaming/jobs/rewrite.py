@@ -2,7 +2,7 @@
 
 A replacement is one commit, which removes and adds files, or none. Rewriters exclude one another without a lock: each
 commit carries the next transaction of the application `rewrite`, counted from the version whose files were read, so
-that of two who read the same version one is told that it was late. It also fails where a file that it removes is no
+the second of two that read the same version is refused. It also fails where a file that it removes is no
 longer part of the table, as after a DELETE by another program. Appends pass beside it, and are never lost.
 
 Rows are copied some megabytes at a time, however large the files are.
@@ -111,16 +111,16 @@ def write_copy(
     """
     folder = Path(files[0].path).parent
     names = STATISTICS.get(directory.name, schema.names)
-    told: list[Mapping[str, Any]] = []
+    parts: list[Mapping[str, Any]] = []
     with FileSink(str(directory / folder), schema) as sink:
         for rows in _row_groups([directory / file.path for file in files], schema):
             changed = change(rows)
             sink.write(changed)
-            told.append(statistics(changed, names))
+            parts.append(statistics(changed, names))
         written = sink.close()
     if written is None:
         raise ServiceError(f"{directory / files[0].path} should have rows, but has none")
-    path, stats = (folder / written.path).as_posix(), json.dumps(merged_statistics(told))
+    path, stats = (folder / written.path).as_posix(), json.dumps(merged_statistics(parts))
     return added(replace(written, path=path, partition=dict(files[0].partition), stats=stats))
 
 

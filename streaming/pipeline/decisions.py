@@ -6,7 +6,6 @@ Kafka, Spark or a model. Of several drivers that decide one number exactly one s
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from streaming.errors import ServiceError
 from streaming.storage.files import STRICT, DataFile
+from streaming.storage.numbered import numbered, numbered_key
 from streaming.storage.store import Store, check_key
 from streaming.storage.tables import SCHEMAS
 
@@ -26,7 +26,7 @@ FORMAT = 1
 DECIDED_TABLES = ("predictions", "quarantine", "shadow", "features")
 KEPT = 200  # decisions of the newest whole batches
 KEPT_FOR = timedelta(days=1)
-NAME = re.compile(r"(?P<number>\d{20})\.json")
+NUMBER_DIGITS = 20  # of the keys
 MAX_INT32, MAX_INT64 = 2**31 - 1, 2**63 - 1
 
 
@@ -207,10 +207,10 @@ def _file_problems(table: str, file: DataFile) -> Iterator[str]:
     if set(file.partition) != ({by} if by else set()):
         yield f"{file.path} must have {f'the partition {by!r}' if by else 'no partition'}"
     try:
-        told = {} if file.stats is None else json.loads(file.stats)
+        stats = {} if file.stats is None else json.loads(file.stats)
     except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
+        stats = None
+    if not isinstance(stats, dict):
         yield f"{file.path} has statistics that are not a JSON object"
 
 
@@ -257,16 +257,14 @@ class Decisions:
         last, before = whole - max(1, keep), datetime.now(UTC) - kept_for
         old = [
             one.key
-            for one in self._store.list(self._folder)
-            if (name := NAME.fullmatch(one.key.rpartition("/")[2]))
-            and int(name["number"]) <= last
-            and one.modified < before
+            for number, one in numbered(self._store, self._folder, NUMBER_DIGITS)
+            if number <= last and one.modified < before
         ]
         self._store.delete(old)
         return len(old)
 
     def _key(self, number: int) -> str:
-        return f"{self._folder}/{number:020}.json"
+        return numbered_key(self._folder, number, NUMBER_DIGITS)
 
 
 def files_of(decision: Decision) -> Mapping[str, Sequence[DataFile]]:

@@ -53,7 +53,7 @@ def apply(
         seconds: what the batch took until now, for its row, in place of what it took until the decision.
 
     Returns:
-        False if the stream has gone on beyond it: it is whole, or another driver decided its number long ago and the
+        False if the stream has moved past it: it is whole, or another driver decided its number long ago and the
         decision has been pruned since. Nothing is done then.
 
     Raises:
@@ -102,8 +102,8 @@ def finish_decided(settings: Settings, stream: str, tables: Tables) -> Positions
         if decisions.read(positions.number + 1) is None:  # else another driver has decided it meanwhile
             raise ServiceError(
                 f"table {ahead[0]} has rows of stream {stream!r} after batch {positions.number}, the newest in table "
-                "batches, and there is no decision about them: the home was restored in pieces; restore tables and "
-                "streams from one copy"
+                "batches, and there is no decision about them: the home was restored in pieces; "
+                "restore tables and streams from one copy"
             )
 
 

@@ -67,7 +67,7 @@ def planned_ranges(scratch: Path, batch: int, name: str | None = None) -> list[O
 
 
 def first_offsets(checkpoint: Path) -> Mapping[str, Mapping[int, int]]:
-    """Topic → partition → offset, where the query of a checkpoint began; empty where there is no checkpoint."""
+    """Topic → partition → first offset that the query of a checkpoint read; empty if there is no checkpoint."""
     if not _first(checkpoint).exists():
         return {}
     found = _offsets_in(_first(checkpoint))

@@ -11,7 +11,7 @@ with tables whose `streams/` was lost. Old rows stay as they are, with their que
     5. create    `streams/NAME/stream.json`, with these ends as its first offsets
     6. rename    `checkpoints/TOPIC` to `checkpoints.old/TOPIC`
 
-Whatever is cut off before 5 is repeated as a whole by the next start; 6 is repeated alone.
+If a start is cut off before 5, the next one repeats all steps; after 5, it repeats 6 alone.
 """
 
 import json

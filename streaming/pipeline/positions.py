@@ -296,7 +296,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
         if begin > end and not accept.loss:
             raise ServiceError(
                 f"topic {topic.name!r} partition {partition}: {begin - end} messages are lost, from offset {end} to "
-                f"{begin - 1}: Kafka's retention removed them before they were read; go on without them with "
+                f"{begin - 1}: Kafka's retention removed them before they were read; continue without them with "
                 "--accept-loss"
             )
     return Plan(stream, positions.number, name, ends, topic)

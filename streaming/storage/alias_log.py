@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 from models.errors import ModelError
-from streaming.storage.registry_objects import ALIAS_LOG, LoggedMove, Move, move_key, numbers, read_all
+from streaming.storage.numbered import numbered
+from streaming.storage.registry_objects import ALIAS_LOG, MOVE_DIGITS, LoggedMove, Move, move_key, read_all
 from streaming.storage.store import Store
 
 
@@ -57,7 +58,7 @@ class AliasLog:
 
     def _count(self) -> int:
         """The number of moves that a listing shows."""
-        found = numbers(self._store, ALIAS_LOG, 20)
+        found = sorted(number for number, _ in numbered(self._store, ALIAS_LOG, MOVE_DIGITS))
         for expected, number in enumerate(found, start=1):
             if number != expected:
                 raise ModelError(

@@ -8,8 +8,7 @@ Each is created once and never changed. Several processes may create one key, so
 number: without it two that store the same content would both believe that the number is theirs.
 """
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Annotated, ClassVar, Literal, Self
@@ -19,12 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.bundle import Sha256
 from models.errors import ModelError
+from streaming.storage.numbered import numbered_key
 from streaming.storage.store import Store
 
 FOLDER = "models"
 BUNDLES = f"{FOLDER}/bundles"
 VERSIONS = f"{FOLDER}/versions"
 ALIAS_LOG = f"{FOLDER}/aliases"
+VERSION_DIGITS, MOVE_DIGITS = 8, 20  # of the keys
 READ_AT_ONCE = 16  # hundreds of objects in a bucket are read in a second
 MAX_BYTES = 1024**2  # of one such object
 SHOWN = 200  # characters of what is wrong with one
@@ -110,24 +111,12 @@ class LoggedMove(Move):
 
 def version_key(version: int) -> str:
     """The key of a version's object."""
-    return f"{VERSIONS}/{version:08}.json"
+    return numbered_key(VERSIONS, version, VERSION_DIGITS)
 
 
 def move_key(number: int) -> str:
     """The key of the move `number`, from 1."""
-    return f"{ALIAS_LOG}/{number:020}.json"
-
-
-def numbers(store: Store, folder: str, width: int) -> list[int]:
-    """The numbers of the objects in a folder, in order; anything else in it is left out."""
-
-    def found() -> Iterator[int]:
-        for stored in store.list(folder):
-            match = re.fullmatch(rf"([0-9]{{{width},}})\.json", stored.key.removeprefix(f"{folder}/"))
-            if match and int(match[1]) > 0 and f"{int(match[1]):0{width}}" == match[1]:
-                yield int(match[1])
-
-    return sorted(found())
+    return numbered_key(ALIAS_LOG, number, MOVE_DIGITS)
 
 
 def read_all(store: Store, keys: Iterable[str]) -> list[bytes | None]:

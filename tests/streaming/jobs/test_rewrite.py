@@ -114,18 +114,18 @@ def test_append_from_before_a_compaction_passes_after_it(settings: Settings) -> 
     assert offsets(settings) == list(range(50))
 
 
-def test_deleting_beside_a_compaction_deletes_all(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = quarantine_files(settings, 4)
-    in_between(monkeypatch, rewrite, lambda: table.delete_beyond(settings.topic, {0: 15}))
-    assert compact(table.directory, MB) is None
-    assert offsets(settings) == list(range(15))
-
-
-def test_rows_deleted_by_another_program_meanwhile_do_not_come_back(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "delete",
+    [
+        pytest.param(lambda table, topic: table.delete_beyond(topic, {0: 15}), id="the stream"),
+        pytest.param(lambda table, _: DeltaTable(table.directory).delete("offset >= 15"), id="another program"),
+    ],
+)
+def test_rows_deleted_beside_a_compaction_do_not_come_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, delete: Callable[[Table, str], object]
 ) -> None:
     table = quarantine_files(settings, 4)
-    in_between(monkeypatch, rewrite, lambda: DeltaTable(table.directory).delete("offset >= 15"))
+    in_between(monkeypatch, rewrite, lambda: delete(table, settings.topic))
     assert compact(table.directory, MB) is None
     assert offsets(settings) == list(range(15))
 

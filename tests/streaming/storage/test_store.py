@@ -20,6 +20,7 @@ from streaming.errors import ServiceError
 from streaming.storage import store as store_module
 from streaming.storage.store import LocalStore, ObjectStore, Store, StoreAwayError, open_store
 from tests.object_store import BUCKET, ObjectStoreServer
+from tests.streaming.racers import run_at_once
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -94,24 +95,8 @@ print(*(k for k in range(200) if store.create(f"race/{k}", sys.argv[2].encode())
 
 
 def test_processes_that_create_one_key_have_exactly_one_winner(tmp_path: Path) -> None:
-    racers = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACER, str(tmp_path), str(number)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=CHECKOUT,
-        )
-        for number in range(3)
-    ]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("\n")
-        racer.stdin.flush()
-    won = {str(number): racer.communicate()[0].split() for number, racer in enumerate(racers)}
+    said = run_at_once(RACER, [(tmp_path, number) for number in range(3)])
+    won = {str(number): keys.split() for number, keys in enumerate(said)}
     assert sorted(int(key) for of_one in won.values() for key in of_one) == list(range(200))
     there = {one.key: open_store(tmp_path).get(one.key) for one in open_store(tmp_path).list("race")}
     assert there == {f"race/{key}": number.encode() for number, of_one in won.items() for key in of_one}

@@ -1,8 +1,6 @@
 """Log entries written by hand: all readers see them, and nobody who commits beside them is overlooked."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +22,9 @@ from streaming.storage.store import LocalStore, StoreAwayError
 from streaming.storage.table_log import TableLog, open_log
 from streaming.storage.tables import LABELS, PREDICTIONS, Table
 from tests.streaming.history import NOON
+from tests.streaming.racers import run_at_once
 
 APP = "stream"
-CHECKOUT = Path(__file__).parents[3]
 
 
 def labels(*image_ids: str) -> pa.Table:
@@ -110,24 +108,7 @@ for number in range(60):
 
 def test_two_processes_that_commit_at_once_lose_and_repeat_nothing(tmp_path: Path) -> None:
     directory = Table(tmp_path, "labels").directory
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), name],
-            cwd=CHECKOUT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("a", "b")
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    assert [process.wait() for process in processes] == [0, 0]
+    run_at_once(WRITER, [(tmp_path, name) for name in ("a", "b")])
     expected = {f"{app} {number:02}" for app in ("a", "b", "both") for number in range(60)}
     assert Counter(images(directory)) == Counter(expected)
     assert set(DeltaTable(directory).to_pyarrow_table().column("by").to_pylist()) == {"a", "b"}
