@@ -7,6 +7,7 @@ has not seen that number or a later one. `batches` is last: a batch with a row t
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,20 +60,25 @@ def apply(
         ServiceError: files of a decision that another process made are missing or damaged.
     """
     app, number = decision.stream, decision.number
-    # In the newest version, at each batch: a driver that slept for a day must not put rows into a table that had none
-    # since its number was pruned.
-    seen = tables["batches"].seen(app)
+    # At each batch: a driver that slept for a day must not put rows into a table that had none since its number was
+    # pruned. Decisions are kept for much longer than what is known of a table in a bucket.
+    batches = tables["batches"]
+    seen = batches.seen_lately(app) if fresh else batches.seen(app)
     if seen is not None and seen >= number:
         return seen == number
     if not fresh:
         _check_files(decision, tables)
-    files = files_of(decision)
-    for name in DECIDED_TABLES:
-        if name in files:
-            tables[name].append_files(files[name], app, number)
-        on_step(name)
+    files = {tables[name]: of_table for name, of_table in files_of(decision).items()}
+    with ThreadPoolExecutor(max(1, len(files))) as pool:  # the tables do not depend on each other
+        commits = {
+            table.name: pool.submit(table.append_files, of_table, app, number) for table, of_table in files.items()
+        }
+        for name in DECIDED_TABLES:
+            if name in commits:
+                commits[name].result()
+            on_step(name)
     row = _batch_row(decision, decision.figures.seconds if seconds is None else seconds())
-    tables["batches"].append(row, app, number)
+    batches.append(row, app, number)
     return True
 
 

@@ -72,6 +72,7 @@ def check_home(settings: Settings) -> Check:
     """The home can be written, and of several who create one object there exactly one succeeds."""
     try:
         make_dir(settings.work_dir)
+        settings.place.check()
         settings.place.store.check_conditional()
         return Check("home", f"{settings.home} can be written, and creates each object once")
     except ServiceError as error:

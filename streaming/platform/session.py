@@ -19,6 +19,7 @@ from streaming.platform.jars import install_jars, spark_jars
 from streaming.platform.java import find_java
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
+from streaming.storage.store import shared_variables
 
 SPARK_LOG = "spark.log"
 ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s
@@ -101,7 +102,10 @@ def spark_session(
         .config("spark.sql.warehouse.dir", str(settings.work_dir / "warehouse"))
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
     )
-    local = LOOPBACK | _sockets_in(_socket_dir().name) if settings.master.startswith("local") else {}
+    if settings.master.startswith("local"):
+        local = LOOPBACK | _sockets_in(_socket_dir().name)
+    else:  # executors have credentials of their own, which a setting of Spark's would show in logs and pages
+        local = {f"spark.executorEnv.{name}": value for name, value in shared_variables().items()}
     for key, value in (CONF | (DELTA if delta else {}) | local | dict(conf)).items():
         builder = builder.config(key, value)
     # PySpark takes the first two, and the JVM the others, from the environment only, and only when they start.

@@ -53,6 +53,17 @@ class Home:
         """The place of a table, a path or a URI."""
         return f"{self.tables}/{name}"
 
+    def check(self) -> None:
+        """Check that the home can be written to, before work begins that would be lost otherwise.
+
+        Raises:
+            ServiceError: why it cannot, and the setting to look at.
+        """
+        if self.is_local:
+            make_dir(Path(self.uri))
+        else:
+            self.store.check_access()
+
     def has_table(self, name: str) -> bool:
         """Whether the table was created."""
         return LOG in self.store.folders(f"{TABLES}/{name}")
