@@ -29,7 +29,7 @@ from tests.forms import (
     rng,
     seed,
 )
-from tests.object_store import WEED, ObjectStoreServer, start_object_store
+from tests.object_store import BUCKET, WEED, ObjectStoreServer, start_object_store
 from tests.services import (
     BROKER,
     CHECKOUT,
@@ -143,6 +143,13 @@ def object_store(run_dir: Path) -> ObjectStoreServer:
     if not WEED.exists():
         pytest.skip("SeaweedFS has wheels for x86-64 only")
     return start_object_store(run_dir / OBJECT_STORE)
+
+
+@pytest.fixture
+def bucket_home(object_store: ObjectStoreServer) -> Iterator[str]:
+    """The URI of an empty home of this test alone; for its time the credentials are in the environment."""
+    with environment(**object_store.environment()):
+        yield f"s3://{BUCKET}/{uuid4().hex}"
 
 
 @pytest.fixture

@@ -64,6 +64,7 @@ class StoreProxy:
     """Passes requests to a store on loopback, one thread for each connection.
 
     Attributes:
+        upstream: the port of the store, for connections that are opened from now on.
         faults: chosen for each request.
         requests: (method, path) of all that came, in order.
         harmed: how many requests were harmed, by fault.
@@ -73,7 +74,7 @@ class StoreProxy:
         self.faults = faults
         self.requests: list[tuple[str, str]] = []
         self.harmed: Counter[Fault] = Counter()
-        self._upstream = upstream
+        self.upstream = upstream
         self._held: re.Pattern[str] | None = None
         self._arrived, self._released = threading.Event(), threading.Event()
         self._away = False
@@ -133,7 +134,7 @@ class StoreProxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self._upstream)) as store:
+        with client, suppress(OSError), socket.create_connection(("127.0.0.1", self.upstream)) as store:
             for one in (client, store):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
