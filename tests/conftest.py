@@ -19,6 +19,7 @@ from pyspark.sql import SparkSession
 
 from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
 from streaming.settings import Settings
+from streaming.storage.store import open_store
 from tests.forms import (
     FULL_TIMEOUT_S,
     form,
@@ -153,6 +154,24 @@ def bucket_home(object_store: ObjectStoreServer) -> Iterator[str]:
 
 
 @pytest.fixture
+def bucket_service(
+    bucket_home: str, object_store: ObjectStoreServer, broker: Settings, trained: Path, jars_dir: Path, tmp_path: Path
+) -> Iterator[Settings]:
+    """As `service`, with its home in a bucket."""
+    store = open_store(bucket_home)
+    for path in [path for name in ("models", "tables") for path in (trained / name).rglob("*") if path.is_file()]:
+        store.put(path.relative_to(trained).as_posix(), path.read_bytes())
+    work = tmp_path / "work"
+    work.mkdir()
+    # The workers of a session that runs already have the environment that it was started in.
+    context = SPARK.start(work.parent, jars_dir).sparkContext
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in object_store.environment().items():
+            patch.setitem(context.environment, name, value)
+        yield broker.model_copy(update={"home": bucket_home, "work": work, "topic": f"images-{uuid4().hex[:8]}"})
+
+
+@pytest.fixture
 def fragile_broker(jars_dir: Path, exports: Path, run_dir: Path) -> Iterator[Settings]:
     """A broker that the test may stop, kill and start: no other test uses it meanwhile."""
     with FileLock(run_dir / f"{FRAGILE_BROKER}.lock"):
@@ -212,6 +231,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
     given = {
         "IMAGESTREAM_JARS": settings.jars,
         "IMAGESTREAM_TOPIC": settings.topic,
+        "IMAGESTREAM_WORK": settings.work,
         "IMAGESTREAM_BACKBONES": settings.backbones,
         "IMAGESTREAM_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
     }

@@ -54,14 +54,12 @@ class Home:
         return f"{self.tables}/{name}"
 
     def check(self) -> None:
-        """Check that the home can be written to, before work begins that would be lost otherwise.
+        """Check that a home in a bucket can be written to, before work begins that would be lost otherwise.
 
         Raises:
             ServiceError: why it cannot, and the setting to look at.
         """
-        if self.is_local:
-            make_dir(Path(self.uri))
-        else:
+        if not self.is_local:
             self.store.check_access()
 
     def has_table(self, name: str) -> bool:
