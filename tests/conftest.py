@@ -155,20 +155,34 @@ def bucket_home(object_store: ObjectStoreServer) -> Iterator[str]:
 
 @pytest.fixture
 def bucket_service(
-    bucket_home: str, object_store: ObjectStoreServer, broker: Settings, trained: Path, jars_dir: Path, tmp_path: Path
+    object_store: ObjectStoreServer, broker: Settings, trained: Path, tmp_path: Path
 ) -> Iterator[Settings]:
     """As `service`, with its home in a bucket."""
-    store = open_store(bucket_home)
-    for path in [path for name in ("models", "tables") for path in (trained / name).rglob("*") if path.is_file()]:
-        store.put(path.relative_to(trained).as_posix(), path.read_bytes())
-    work = tmp_path / "work"
+    with service_in_bucket(object_store, broker, trained, tmp_path / "work") as settings:
+        yield settings
+
+
+@contextmanager
+def service_in_bucket(
+    server: ObjectStoreServer, broker: Settings, trained: Path, work: Path, port: int | None = None
+) -> Iterator[Settings]:
+    """Settings of a service with a trained model and its home in a bucket, with credentials in the environment.
+
+    Args:
+        work: made for it.
+        port: of a proxy before the server.
+    """
     work.mkdir()
+    home = f"s3://{BUCKET}/{uuid4().hex}"
     # The workers of a session that runs already have the environment that it was started in.
-    context = SPARK.start(work.parent, jars_dir).sparkContext
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in object_store.environment().items():
-            patch.setitem(context.environment, name, value)
-        yield broker.model_copy(update={"home": bucket_home, "work": work, "topic": f"images-{uuid4().hex[:8]}"})
+    of_workers = SPARK.start(work.parent, broker.jars_dir).sparkContext.environment
+    with environment(**server.environment(port)), pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment(port).items():
+            patch.setitem(of_workers, name, value)
+        store = open_store(home)
+        for path in [path for name in ("models", "tables") for path in (trained / name).rglob("*") if path.is_file()]:
+            store.put(path.relative_to(trained).as_posix(), path.read_bytes())
+        yield broker.model_copy(update={"home": home, "work": work, "topic": f"images-{uuid4().hex[:8]}"})
 
 
 @pytest.fixture
