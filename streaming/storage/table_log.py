@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
@@ -230,7 +230,7 @@ def answers(place: str) -> Iterator[None]:
     """Report in one line why a bucket could not be read or written by deltalake: see `store_error`."""
     try:
         yield
-    except (OSError, DeltaError) as error:
+    except Exception as error:  # deltalake raises OSError, DeltaError and plain Exception
         if is_uri(place) and OF_A_STORE.search(str(error)):
             raise store_error(place, error) from None
         raise

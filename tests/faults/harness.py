@@ -13,15 +13,17 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 from uuid import uuid4
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from deltalake import QueryBuilder
+from deltalake import DeltaTable, QueryBuilder
 from kafka import KafkaProducer
 
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
@@ -31,6 +33,7 @@ from streaming.pipeline.decisions import Decision
 from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.home import TABLES
 from streaming.storage.table_log import open_delta
 from tests.conftest import CHECKOUT, SPARK
 from tests.faults.poison import Sample
@@ -252,11 +255,22 @@ class MemoryWatch:
 
 
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Read the tables with deltalake alone."""
-    builder = QueryBuilder()
-    for name in settings.place.table_names():
-        builder = builder.register(name, open_delta(settings.place.table(name)))
-    return pa.table(builder.execute(sql).read_all()).to_pylist()
+    """Read the tables with deltalake alone; those in a bucket as copies, log and all."""
+    home = settings.place
+    with TemporaryDirectory() as scratch:
+        tables = Path(home.tables)
+        if not home.is_local:
+            tables = Path(scratch)
+            keys = [stored.key for stored in home.store.list(TABLES)]
+            copies = {key: tables / key.removeprefix(f"{TABLES}/") for key in keys}
+            for folder in {copy.parent for copy in copies.values()}:
+                folder.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(home.store.fetch, copies, copies.values()))
+        builder = QueryBuilder()
+        for path in tables.iterdir():
+            builder = builder.register(path.name, DeltaTable(path))
+        return pa.table(builder.execute(sql).read_all()).to_pylist()
 
 
 def versions(settings: Settings) -> dict[str, int]:
