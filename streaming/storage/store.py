@@ -637,6 +637,8 @@ def _client(
     except (BaseError, ValueError, TypeError) as error:
         if "Account must be specified" in str(error):
             raise ServiceError(f"{scheme}://{bucket} cannot be opened: set AZURE_STORAGE_ACCOUNT_NAME") from None
+        if "Access Key" in str(error):  # the message quotes from it
+            raise ServiceError(f"{scheme}://{bucket} cannot be opened: AZURE_STORAGE_ACCOUNT_KEY is no key") from None
         raise ServiceError(f"{scheme}://{bucket} cannot be opened: {_first_line(error)}") from None
 
 

@@ -17,6 +17,7 @@ import random
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -26,7 +27,7 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
@@ -38,7 +39,7 @@ from streaming.storage.store import (
     is_uri,
     open_store,
 )
-from streaming.storage.store_errors import OF_A_STORE, StoreAwayError, store_error
+from streaming.storage.store_errors import OF_A_STORE, store_error
 
 PROTOCOL = (1, 2)  # versions of reader and writer: no table features, but appendOnly and invariants
 CHECKPOINT_INTERVAL = 50  # versions
@@ -160,8 +161,9 @@ class TableLog:
         self._version, self._known_at = version, now
         self._seen[app_id] = number
         if version % CHECKPOINT_INTERVAL == 0:
-            # One that cannot be written now is written by `maintain`, or 50 versions later: the entry is there.
-            with suppress(StoreAwayError), answers(self.place):
+            if is_uri(self.place):
+                _CHECKPOINTS.submit(_write_checkpoint, self.place)
+            else:
                 self.refresh().create_checkpoint()
         return True
 
@@ -234,6 +236,18 @@ def answers(place: str) -> Iterator[None]:
         if is_uri(place) and OF_A_STORE.search(str(error)):
             raise store_error(place, error) from None
         raise
+
+
+def _write_checkpoint(place: str) -> None:
+    """Write a checkpoint of a table in a bucket, which reads its entries since the last one, 50 requests in a row.
+
+    If that fails, `maintain` writes one, or the commit of another 50 versions does.
+    """
+    with suppress(ServiceError, DeltaError, OSError), answers(place):
+        open_delta(place).create_checkpoint()
+
+
+_CHECKPOINTS = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
 
 def open_log(place: str) -> TableLog:
