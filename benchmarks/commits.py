@@ -1,7 +1,8 @@
 """What does the commit of a micro-batch cost, on a local disk and in a bucket, and does it grow with the log?
 
 Without Spark, Kafka and a model: the files of each batch are written before, and only the decision and the commits of
-all tables are timed. The bucket is SeaweedFS on loopback; a real one adds its own latency to each request that has to wait for the one before it.
+all tables are timed. The bucket is SeaweedFS on loopback; a real one adds its own latency to each request that has to
+wait for the one before it.
 """
 
 import uuid

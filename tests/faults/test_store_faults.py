@@ -3,11 +3,13 @@
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from random import Random
+from threading import Event
 from time import sleep
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from streaming.jobs.maintain import maintain
 from streaming.pipeline.commit import STEPS
 from streaming.pipeline.decisions import Decisions
+from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage.numbered import numbered_key
 from streaming.storage.store import open_store
@@ -46,6 +49,25 @@ def other_host(spec: Spec, name: str) -> Spec:
     """The same stream for a driver that shares no folder with the first."""
     log = spec.log.with_name(name)
     return replace(spec, log=log, settings=spec.settings.model_copy(update={"work": log.with_name(f"work-{name}")}))
+
+
+@contextmanager
+def maintained(settings: Settings) -> Iterator[None]:
+    """Maintenance and a reader in this process, again and again."""
+    over = Event()
+
+    def keep() -> None:
+        while not over.is_set():
+            maintain(settings)
+            query(settings, "SELECT count(*) FROM predictions, quarantine")
+
+    with ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(keep)
+        try:
+            yield
+        finally:
+            over.set()
+        kept.result()
 
 
 def test_killed_at_every_step_on_a_store_that_harms_requests(
@@ -87,11 +109,11 @@ def test_store_that_goes_away_is_waited_for(spec: Spec, proxy: StoreProxy, form:
     check(spec.settings, spec.messages)
 
 
-def test_two_drivers_at_once_repeat_nothing(spec: Spec, form: Form[int], record: Record) -> None:
+def test_two_drivers_beside_maintenance_and_readers_repeat_nothing(spec: Spec, form: Form[int], record: Record) -> None:
     starts = form(20, 1)
     for number in range(starts):
         spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
-        with ExitStack() as stack:
+        with ExitStack() as stack, maintained(spec.settings):
             both = [stack.enter_context(Driver(other_host(spec, f"{number}-{one}"))) for one in ("a", "b")]
             codes = [driver.wait_code() for driver in both]
         assert 0 in codes, [driver.said() for driver in both]
