@@ -248,6 +248,11 @@ class Plan:
         """Kafka's `startingOffsets`: exactly after what is scored, or at the first message that it still holds."""
         return json.dumps({self._in_kafka: {str(one): start for one, start in sorted(self._starts.items())}})
 
+    @property
+    def kafka_topics(self) -> dict[str, tuple[str, str]]:
+        """Name in the tables → (name in Kafka, id)."""
+        return {name: (self._in_kafka, known) for name, known in self.topics.items()}
+
     def check(self, ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
         """Refuse a micro-batch that does not begin where it must.
 
