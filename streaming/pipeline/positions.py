@@ -300,9 +300,9 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
         end = ends.get(partition, 0)
         if begin > end and not accept.loss:
             raise ServiceError(
-                f"topic {topic.name!r} partition {partition}: {begin - end} messages are lost, from offset {end} to "
-                f"{begin - 1}: Kafka's retention removed them before they were read; continue without them with "
-                "--accept-loss"
+                f"topic {topic.name!r} partition {partition}: up to {begin - end} messages are lost, from offset "
+                f"{end} to {begin - 1}: Kafka's retention removed them before they were read; continue without them "
+                "with --accept-loss"
             )
     return Plan(stream, positions.number, name, ends, topic)
 
