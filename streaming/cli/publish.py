@@ -38,7 +38,7 @@ def publish(
         bool, typer.Option("--skip-too-large", help="A file larger than the broker takes is no failure.")
     ] = False,
     from_csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The files and labels of a CSV with the header path,label.")
+        Path | None, typer.Option(metavar="FILE", help="A CSV of files to publish: columns path and label.")
     ] = None,
     shrink_to: Annotated[
         int | None,

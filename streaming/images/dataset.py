@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from streaming.errors import ServiceError
-from streaming.images.image_folder import LabelledFile, read_folder
+from streaming.images.image_folder import LabelledFile, holds_images, read_folder
 from streaming.images.image_table import ImageTable, open_image_table
+from streaming.images.labels_csv import EMPTY, LIKE_MISSING
 
 __all__ = ["Dataset", "LabelledFile", "digit_images", "list_images", "read_dataset", "write_images"]
 
 DIGITS_SEED = 42
 IMBALANCE = 10  # times as many images in the largest class as in the smallest are worth a warning
-NO_LABEL = "its label is empty or stands for a missing value"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Dataset:
         class_counts: class → images, by name of the class.
         dropped: why → how many images, or rows of a CSV, were left out.
         examples: why → one of them.
+        notes: how what is there was understood, where it can be understood in two ways.
     """
 
     source: Path
@@ -38,6 +39,7 @@ class Dataset:
     class_counts: Mapping[str, int]
     dropped: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     files: tuple[LabelledFile, ...] = ()
     table: ImageTable | None = None
     keep_unlabelled: bool = False  # of a table; of files those without a label are left out already
@@ -54,6 +56,12 @@ class Dataset:
         lines = [
             f"left out {n:,}: {why}" + (f" (such as {self.examples[why]})" if why in self.examples else "")
             for why, n in self.dropped.items()
+        ]
+        lines += self.notes
+        lines += [
+            f"{one!r} is taken as the name of a class, of {self.class_counts[one]:,} images; an image without a class "
+            "has an empty cell"
+            for one in sorted(LIKE_MISSING & self.class_counts.keys())
         ]
         if self.class_counts:
             by_size = sorted(self.class_counts.items(), key=lambda one: one[1])
@@ -111,7 +119,8 @@ def read_dataset(
         files, left_out = read_folder(source, label_pattern, labels_csv, not labelled)
         counts = Counter(file.label for file in files if file.label is not None)
         classes = dict(sorted(counts.items()))
-        found = Dataset(source, "files", classes, dict(left_out.counts), left_out.examples, tuple(files))
+        notes = tuple(left_out.notes)
+        found = Dataset(source, "files", classes, dict(left_out.counts), left_out.examples, notes, tuple(files))
     if labelled:
         _check_classes(found)
     return found
@@ -124,13 +133,15 @@ def list_images(directory: Path) -> list[LabelledFile]:
 
 def _is_table(source: Path) -> bool:
     if source.is_dir():
-        return (source / "_delta_log").is_dir() or next(source.rglob("*.parquet"), None) is not None
+        if (source / "_delta_log").is_dir():
+            return True
+        return next(source.rglob("*.parquet"), None) is not None and not holds_images(source)
     return source.suffix == ".parquet" and source.is_file()
 
 
 def _read_table(source: Path, *, keep_unlabelled: bool) -> Dataset:
     table, counts, unlabelled = open_image_table(source)
-    dropped = {NO_LABEL: unlabelled} if unlabelled and not keep_unlabelled else {}
+    dropped = {EMPTY: unlabelled} if unlabelled and not keep_unlabelled else {}
     return Dataset(source, table.kind, counts, dropped, table=table, keep_unlabelled=keep_unlabelled)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from streaming.environment import all_ignored
 from streaming.errors import ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
 from streaming.platform.jars import damaged_jars, locked_jars
@@ -44,6 +45,7 @@ def diagnose(settings: Settings) -> list[Check]:
     """Look at everything; never raises for what it finds."""
     checks: tuple[Callable[[Settings], Check], ...] = (
         check_python,
+        check_environment,
         check_java,
         check_home,
         check_jars,
@@ -58,6 +60,11 @@ def check_python(_: Settings) -> Check:
     fits = PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW
     fix = None if fits else "create the environment again with Python 3.11, 3.12 or 3.13: `make distclean setup`"
     return Check("Python", platform.python_version(), fix)
+
+
+def check_environment(settings: Settings) -> Check:
+    names = all_ignored(local=settings.master.startswith("local"))
+    return Check("variables", f"ignored, another Spark's or Hadoop's: {', '.join(names)}" if names else "none ignored")
 
 
 def check_java(settings: Settings) -> Check:

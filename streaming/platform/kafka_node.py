@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import socket
 import subprocess
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from streaming.errors import ServiceError
+from streaming.platform.last_words import telling_line
 
 HOST = "127.0.0.1"
 MAX_BATCH_BYTES = 21 * 1024**2  # an image of 20 MiB, and room for its key and headers
@@ -152,13 +152,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def telling_line(said: str) -> str:
-    """The last line that names an error, or else the last one."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\b(ERROR|FATAL)\b|Exception|Error:", line) and line[:3] != "at "]
-    return (errors or lines or ["it said nothing"])[-1][:300]
 
 
 def _escaped(path: Path) -> str:

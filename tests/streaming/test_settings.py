@@ -107,6 +107,11 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(folder: Path, text: str
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    (folder / "imagestream.toml").write_text('topic = "marked"\n', "utf-8-sig")
+    assert read_settings().topic == "marked"
+
+
 def test_a_named_file_that_is_not_there_is_told(folder: Path) -> None:
     with pytest.raises(ServiceError, match=r"absent\.toml cannot be read: No such file"):
         read_settings(config=Path("absent.toml"))
