@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     kafka_certificate_file: Path | None = Field(None, description="PEM of our own certificate, where brokers want one")
     kafka_key_file: Path | None = Field(None, description="PEM (PKCS#8) of its key")
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
+    isolation: Literal["read_committed", "read_uncommitted"] = Field(
+        "read_committed",
+        description="read_committed: without messages of aborted transactions; or read_uncommitted",
+    )
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
     dashboard_token_file: Path | None = Field(

@@ -8,8 +8,8 @@ and quarantined bytes go straight into Parquet files in their table's directory,
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
 from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
 from producer.message import read_headers
+from streaming.pipeline.account import Piece, ReadCounter
 from streaming.pipeline.decisions import ModelVersion
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
@@ -43,16 +44,22 @@ class ScoreTask:
     challenger: ModelVersion | None
     query_id: str
     batch_id: int
-    topic: str  # its name in the tables
+    topics: dict[str, str]  # name in Kafka → name in the tables
     quarantine_dir: str
     features_dir: str | None
 
 
 @dataclass
 class PartitionReport:
-    """What one partition tells the driver after its last row."""
+    """What one partition tells the driver after its last row.
 
-    input_rows: int = 0
+    Attributes:
+        read: what was read, topics by their names in the tables.
+        quarantined_at: likewise, (topic, partition, messages) of each place with quarantined messages.
+    """
+
+    read: list[Piece] = field(default_factory=list)
+    quarantined_at: list[tuple[str, int, int]] = field(default_factory=list)
     input_bytes: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -72,9 +79,24 @@ class PartitionReport:
         text = json.dumps(self, default=lambda value: value.__dict__)
         return pa.RecordBatch.from_pylist([{"report": text}], OUTPUT)
 
+    @property
+    def input_rows(self) -> int:
+        return sum(piece.rows for piece in self.read)
+
+    def counted(self, counter: ReadCounter, topics: Mapping[str, str]) -> None:
+        """Take over what was counted.
+
+        Args:
+            topics: name in Kafka → name in the tables.
+        """
+        self.read = [replace(piece, topic=topics.get(piece.topic, piece.topic)) for piece in counter.pieces]
+        self.quarantined_at = [(topics.get(one, one), place, n) for (one, place), n in counter.quarantined.items()]
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         content: dict[str, Any] = json.loads(text)
+        content["read"] = [Piece(**one) for one in content["read"]]
+        content["quarantined_at"] = [tuple(one) for one in content["quarantined_at"]]
         for name in ("quarantine_file", "features_file"):
             content[name] = DataFile(**content[name]) if content[name] else None
         return cls(**content)
@@ -130,6 +152,7 @@ class _Pass:
     champion: _Loaded
     challenger: _Loaded | None
     report: PartitionReport
+    counter: ReadCounter
     quarantine: FileSink
     features: FileSink
     drift: DriftSums | None
@@ -164,9 +187,11 @@ def score_partition(
         FileSink(task.features_dir, FEATURES) as features,
     ):
         drift = DriftSums.empty(loaded.reference.components) if loaded.reference else None
-        one_pass = _Pass(task, loaded, _Worker.challenger, report, quarantine, features, drift)
+        counter = ReadCounter()
+        one_pass = _Pass(task, loaded, _Worker.challenger, report, counter, quarantine, features, drift)
         for batch in batches:
             report.timed("fetch", clock)
+            counter.read(batch)
             for scored in _score_batch(batch, one_pass):
                 clock = time.perf_counter()
                 yield scored  # until Spark asks for the next one, it serialises this one and takes it over
@@ -176,6 +201,7 @@ def score_partition(
         report.quarantine_file = quarantine.close()
         report.features_file = features.close()
         report.timed("write", clock)
+    report.counted(counter, task.topics)
     report.drift = drift.as_json() if drift else None
     yield report.as_batch()
 
@@ -184,7 +210,6 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     report, scorer = on.report, on.champion.scorer
     clock = time.perf_counter()
     values = _Values(batch.column("value"))
-    report.input_rows += len(values)
     report.input_bytes += pc.sum(pc.binary_length(values.column)).as_py() or 0
 
     decoded = scorer.decode(values)
@@ -192,10 +217,11 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     features, good, bad = _features(scorer, decoded)
     clock = report.timed("backbone", clock)
 
-    identity = pa.Table.from_batches([_identity(batch, on.task.topic)])
+    identity = pa.Table.from_batches([_identity(batch, on.task.topics)])
     clock = report.timed("identity", clock)
     if bad:
         on.quarantine.write(_quarantined(identity, values.column, bad, on.task))
+        on.counter.quarantine(batch, bad)
         for image in bad.values():
             report.quarantined[image.reason] = report.quarantined.get(image.reason, 0) + 1
         clock = report.timed("write", clock)
@@ -254,13 +280,13 @@ def _features(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], di
     return features[finite], [decoded.rows[row] for row in np.flatnonzero(finite)], bad
 
 
-def _identity(batch: pa.RecordBatch, topic: str) -> pa.RecordBatch:
+def _identity(batch: pa.RecordBatch, topics: Mapping[str, str]) -> pa.RecordBatch:
     """The identity columns of messages; the image id is the key, or the hash of the bytes where there is none."""
     headers = [read_headers(one) for one in batch.column("headers").to_pylist()]
     keys = zip(batch.column("key"), batch.column("value"), strict=True)
     columns = [
         pa.array([_image_id(key.as_py(), value) for key, value in keys], pa.string()),
-        pa.repeat(topic, batch.num_rows),
+        _named(batch.column("topic"), topics),
         batch.column("partition"),
         batch.column("offset"),
         batch.column("timestamp"),
@@ -269,6 +295,13 @@ def _identity(batch: pa.RecordBatch, topic: str) -> pa.RecordBatch:
     ]
     columns = [column.cast(want.type) for column, want in zip(columns, IDENTITY, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(IDENTITY))
+
+
+def _named(topic: pa.Array, topics: Mapping[str, str]) -> pa.Array:
+    """Topics by their names in the tables."""
+    encoded = topic.dictionary_encode()
+    names = pa.array([topics.get(name, name) for name in encoded.dictionary.to_pylist()], pa.string())
+    return names.take(encoded.indices)
 
 
 def _image_id(key: bytes | None, value: pa.Scalar) -> str:
