@@ -213,7 +213,12 @@ def _refuse_vacuumed(name: str, files: list[str], at: datetime) -> None:
 def _make_view(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, files: list[str]) -> None:
     if files:
         # By name: a file from before a column was added gives NULL there. A partition column is in the paths alone.
-        connection.read_parquet(files, hive_partitioning=True, union_by_name=True).create_view(name)
+        rows = connection.read_parquet(files, hive_partitioning=True, union_by_name=True)
+        # A column that no file has yet is NULL, too.
+        columns = connection.from_arrow(pa.Table.from_batches([], schema))
+        types = zip(columns.columns, columns.types, strict=True)
+        nulls = [f'NULL::{kind} AS "{column}"' for column, kind in types if column not in rows.columns]
+        (rows.project(", ".join(["*", *nulls])) if nulls else rows).create_view(name)
     else:
         connection.from_arrow(pa.Table.from_batches([], schema)).create(name)
 
