@@ -229,8 +229,8 @@ class BatchCommitter:
             query_id=plan.stream,
             batch_id=plan.number + 1,
             topics={in_kafka: name for name, (in_kafka, _) in plan.kafka_topics.items()},
-            quarantine_dir=str(self._tables["quarantine"].directory),
-            features_dir=str(self._tables["features"].directory) if self._store_features else None,
+            quarantine_dir=self._tables["quarantine"].place,
+            features_dir=self._tables["features"].place if self._store_features else None,
         )
         bundle = champion.broadcast
         other = challenger.broadcast if challenger else None
@@ -263,8 +263,7 @@ class BatchCommitter:
     def _drop(self, files: Mapping[str, Sequence[DataFile]]) -> None:
         """Delete the files of a batch that was not decided; nothing names them."""
         for name, of_table in files.items():
-            for file in of_table:
-                (self._tables[name].directory / file.path).unlink(missing_ok=True)
+            self._tables[name].store.delete(file.path for file in of_table)
 
     def _drift(self, model: LoadedModel, reports: list[PartitionReport]) -> tuple[DriftWindow, dict[str, float]]:
         """The window after this batch; how far the batch, and the window where it is judged, is from the reference."""

@@ -72,15 +72,15 @@ def test_a_message_without_a_row_is_named_also_where_the_tables_say_that_there_w
         for _ in range(3):
             producer.send(settings.topic, b"image").get(30)
     assert audit(settings).clean
-    DeltaTable(settings.tables_dir / "predictions").delete("offset IN (2, 3)")
+    DeltaTable(settings.place.table("predictions")).delete("offset IN (2, 3)")
     report = compared(settings)
     assert places(report, Kind.GAP)[-2:] == [(2, 3), (11, 11)]
     assert "Kafka holds offsets 11 to 11, which have no row" in report.problems[-1].text
 
 
 def test_a_row_of_an_aborted_message_is_named(settings: Settings) -> None:
-    DeltaTable(settings.tables_dir / "batches").delete("batch_id = 2")
-    DeltaTable(settings.tables_dir / "predictions").delete("batch_id = 2")
+    DeltaTable(settings.place.table("batches")).delete("batch_id = 2")
+    DeltaTable(settings.place.table("predictions")).delete("batch_id = 2")
     commit_batch(settings, 3, {0: (5, 10)}, holes={7})
     assert audit(settings).clean
     report = compared(settings)
