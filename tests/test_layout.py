@@ -23,6 +23,8 @@ ENVIRONMENT = {
     "streaming/jobs/demo.py": "_environment",  # what the demo starts talks to the demo's own broker
     "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
     "streaming/environment.py": None,  # which cleans it
+    "streaming/settings.py": "_work_of",  # XDG_STATE_HOME
+    "streaming/storage/store.py": "allows_http",  # the clouds' own variables
     "models/convert.py": None,  # a process of its own, before it imports TensorFlow
 }
 

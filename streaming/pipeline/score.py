@@ -8,7 +8,7 @@ and quarantined bytes go straight into Parquet files in their table's directory,
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -23,14 +23,19 @@ from models.decode import BadImage, Reason, Stage
 from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
 from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
-from producer.message import read_headers
+from producer.message import MessageHeaders, read_headers
 from streaming.pipeline.account import Piece, ReadCounter
 from streaming.pipeline.decisions import ModelVersion
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
 TOP_K = 3
-MAX_KEY_BYTES = 256  # a longer key is cut
+MAX_KEY_BYTES = 1024  # a longer key is cut; `quarantine` has it whole
+MAX_ID_CHARS = 256
+MAX_HEADERS, MAX_HEADERS_BYTES = 1_000, 1024**2  # of a message
+# Times that are taken as such, in milliseconds: 1971, so that seconds are not, to 2200.
+FIRST_MS, LAST_MS = 365 * 86_400_000, 7_258_118_400_000
+NOT_UTF_8 = "\ufffd"
 REPORT = pa.field("report", pa.string())
 SHADOW_ANSWER = [pa.field("shadow_label", pa.string()), pa.field("shadow_confidence", pa.float32())]
 OUTPUT = pa.schema([*IDENTITY, *ANSWER, *SHADOW_ANSWER, REPORT])
@@ -134,14 +139,15 @@ def _load(held: _Loaded | None, wanted: ModelVersion | None, bundle: Callable[[]
 class _Values(Sequence[bytes | None]):
     """The messages' bytes, each made a Python object only while it is looked at: one may have 20 MB."""
 
-    def __init__(self, column: pa.Array) -> None:
+    def __init__(self, column: pa.Array, hidden: Collection[int] = ()) -> None:
         self.column = column
+        self._hidden = hidden  # rows that are not looked at
 
     def __len__(self) -> int:
         return len(self.column)
 
     def __getitem__(self, row: Any) -> Any:
-        return self.column[row].as_py()
+        return None if row in self._hidden else self.column[row].as_py()
 
 
 @dataclass(frozen=True)
@@ -209,26 +215,28 @@ def score_partition(
 def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     report, scorer = on.report, on.champion.scorer
     clock = time.perf_counter()
-    values = _Values(batch.column("value"))
+    headers = _bounded_headers(batch.column("headers"))
+    values = _Values(batch.column("value"), headers.refused)
     report.input_bytes += pc.sum(pc.binary_length(values.column)).as_py() or 0
 
     decoded = scorer.decode(values)
+    decoded.bad.update(headers.refused)
     clock = report.timed("decode", clock)
     features, good, bad = _features(scorer, decoded)
     clock = report.timed("backbone", clock)
 
-    identity = pa.Table.from_batches([_identity(batch, on.task.topics)])
+    hashes = pa.array([_sha256(value) for value in values.column], pa.string())
+    identity = pa.Table.from_batches([_identity(batch, headers.read, hashes, on.task.topics)])
     clock = report.timed("identity", clock)
     if bad:
-        on.quarantine.write(_quarantined(identity, values.column, bad, on.task))
+        on.quarantine.write(_quarantined(batch, identity, hashes, headers.refused, bad, on.task))
         on.counter.quarantine(batch, bad)
         for image in bad.values():
             report.quarantined[image.reason] = report.quarantined.get(image.reason, 0) + 1
         clock = report.timed("write", clock)
     if good:
         rows = identity.take(good)
-        hashes = [_sha256(values.column[row]) for row in good]
-        on.features.write(_with_features(rows, features, on.champion.backbone_sha256, hashes))
+        on.features.write(_with_features(rows, features, on.champion.backbone_sha256, hashes.take(pa.array(good))))
         clock = report.timed("write", clock)
         projected = scorer.head.projection.transform(features)
         clock = report.timed("projection", clock)
@@ -280,21 +288,76 @@ def _features(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], di
     return features[finite], [decoded.rows[row] for row in np.flatnonzero(finite)], bad
 
 
-def _identity(batch: pa.RecordBatch, topics: Mapping[str, str]) -> pa.RecordBatch:
-    """The identity columns of messages; the image id is the key, or the hash of the bytes where there is none."""
-    headers = [read_headers(one) for one in batch.column("headers").to_pylist()]
-    keys = zip(batch.column("key"), batch.column("value"), strict=True)
+@dataclass(frozen=True)
+class _Headers:
+    """The headers of messages.
+
+    Attributes:
+        read: of each message; without anything where they were refused.
+        refused: row → why, of messages that have too many.
+    """
+
+    read: list[MessageHeaders]
+    refused: dict[int, BadImage]
+
+
+def _bounded_headers(column: pa.ListArray) -> _Headers:
+    """The headers of each message, made Python objects only where they are few and small."""
+    entries = column.values
+    sizes = [pc.binary_length(entries.field(name)).fill_null(0).to_numpy() for name in ("key", "value")]
+    before = np.concatenate([[0], np.cumsum(sizes[0].astype(np.int64) + sizes[1])])
+    ends = column.offsets.to_numpy()
+    counts, total = np.diff(ends), np.diff(before[ends])
+    refused = {
+        int(row): BadImage(
+            Stage.READ,
+            Reason.TOO_MANY_HEADERS,
+            f"expected at most {MAX_HEADERS:,} headers of {MAX_HEADERS_BYTES:,} bytes together, got {counts[row]:,} of "
+            f"{total[row]:,}",
+        )
+        for row in np.flatnonzero((counts > MAX_HEADERS) | (total > MAX_HEADERS_BYTES))
+    }
+    if not refused:
+        return _Headers([read_headers(one) for one in column.to_pylist()], refused)
+    return _Headers(
+        [read_headers(None if row in refused else column[row].as_py()) for row in range(len(column))], refused
+    )
+
+
+def _identity(
+    batch: pa.RecordBatch, headers: list[MessageHeaders], hashes: pa.Array, topics: Mapping[str, str]
+) -> pa.RecordBatch:
+    """The identity columns of messages.
+
+    The image id is the `ce_id`, or the hash of the bytes where there is none that can be told from others. The key is
+    the producer's: several images of one camera or tenant may have the same.
+    """
+    timestamp = batch.column("timestamp")
+    millis = _milliseconds(timestamp)
+    is_time = pc.and_(pc.greater_equal(millis, FIRST_MS), pc.less(millis, LAST_MS))
     columns = [
-        pa.array([_image_id(key.as_py(), value) for key, value in keys], pa.string()),
+        pc.coalesce(pa.array([_usable_id(one.id) for one in headers], pa.string()), hashes),
         _named(batch.column("topic"), topics),
         batch.column("partition"),
         batch.column("offset"),
-        batch.column("timestamp"),
+        pc.if_else(is_time, timestamp, pa.scalar(None, timestamp.type)),
         pa.array([one.source for one in headers], pa.string()),
         pa.array([one.label for one in headers], pa.string()),
+        pc.binary_slice(batch.column("key"), 0, MAX_KEY_BYTES),
+        millis,
     ]
     columns = [column.cast(want.type) for column, want in zip(columns, IDENTITY, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(IDENTITY))
+
+
+def _milliseconds(timestamp: pa.Array) -> pa.Array:
+    """Spark's microseconds as the milliseconds that Kafka had."""
+    return pa.array(timestamp.cast(pa.int64()).to_numpy(zero_copy_only=False) // 1000, pa.int64())
+
+
+def _usable_id(given: str | None) -> str | None:
+    """A `ce_id`, unless it was cut or was not UTF-8, so that others could be read as the same."""
+    return given if given and len(given) <= MAX_ID_CHARS and NOT_UTF_8 not in given else None
 
 
 def _named(topic: pa.Array, topics: Mapping[str, str]) -> pa.Array:
@@ -304,21 +367,27 @@ def _named(topic: pa.Array, topics: Mapping[str, str]) -> pa.Array:
     return names.take(encoded.indices)
 
 
-def _image_id(key: bytes | None, value: pa.Scalar) -> str:
-    if key:
-        return key[:MAX_KEY_BYTES].decode("utf-8", "replace")
-    return _sha256(value)
-
-
 def _sha256(value: pa.Scalar) -> str:
     return hashlib.sha256(value.as_buffer() or b"").hexdigest()
 
 
-def _quarantined(identity: pa.Table, values: pa.Array, bad: dict[int, BadImage], task: ScoreTask) -> pa.Table:
+def _quarantined(
+    batch: pa.RecordBatch,
+    identity: pa.Table,
+    hashes: pa.Array,
+    without_headers: Collection[int],
+    bad: dict[int, BadImage],
+    task: ScoreTask,
+) -> pa.Table:
     rows = sorted(bad)
     n = len(rows)
     now = datetime.now(UTC)
-    raw = pa.chunked_array([values.slice(row, 1) for row in rows])  # slices: 20 MB are not copied to be written
+
+    def as_sent(name: str) -> pa.ChunkedArray:
+        column = batch.column(name)
+        return pa.chunked_array([column.slice(row, 1) for row in rows])  # slices: 20 MB are not copied to be written
+
+    headers = batch.column("headers")
     columns = {
         **{name: identity.column(name).take(rows) for name in identity.column_names},
         **_lineage(task, n),
@@ -326,9 +395,11 @@ def _quarantined(identity: pa.Table, values: pa.Array, bad: dict[int, BadImage],
         "stage": [str(bad[row].stage) for row in rows],
         "reason": [str(bad[row].reason) for row in rows],
         "detail": [bad[row].detail for row in rows],
-        "value": raw,
-        "value_sha256": [_sha256(value) for value in raw],
+        "value": as_sent("value"),
+        "value_sha256": hashes.take(pa.array(rows)),
         "replayed_at": [None] * n,
+        "key": as_sent("key"),
+        "headers": [None if row in without_headers else headers[row].as_py() for row in rows],
     }
     return pa.table([_column(columns[name.name], name.type) for name in QUARANTINE], schema=QUARANTINE)
 
@@ -339,10 +410,10 @@ def _lineage(task: ScoreTask, n: int) -> dict[str, list[Any]]:
 
 
 def _column(values: Any, kind: pa.DataType) -> Any:
-    return values if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
+    return values.cast(kind) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
 
 
-def _with_features(rows: pa.Table, features: Features, backbone_sha256: str, hashes: list[str]) -> pa.Table:
+def _with_features(rows: pa.Table, features: Features, backbone_sha256: str, hashes: pa.Array) -> pa.Table:
     n = len(features)
     columns = [
         *rows.columns,
@@ -350,7 +421,7 @@ def _with_features(rows: pa.Table, features: Features, backbone_sha256: str, has
         pa.nulls(n, pa.string()),
         list_array(features),
         pa.nulls(n, pa.int32()),
-        pa.array(hashes, pa.string()),
+        hashes,
     ]
     return pa.table(columns, schema=FEATURES)
 

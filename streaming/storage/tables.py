@@ -57,7 +57,10 @@ IDENTITY = [
     pa.field("published_at", TIMESTAMP),
     pa.field("source", pa.string()),
     pa.field("label_true", pa.string()),
+    pa.field("key", pa.binary()),  # the message's, which several may share; a long one is cut but in `quarantine`
+    pa.field("timestamp_ms", pa.int64()),  # the message's as it came; `published_at` is null where it is not a time
 ]
+HEADER = pa.struct([pa.field("key", pa.string()), pa.field("value", pa.binary())])
 ANSWER = [
     pa.field("label", pa.string()),
     pa.field("confidence", pa.float32()),
@@ -77,6 +80,7 @@ QUARANTINE = pa.schema(
         pa.field("value", pa.binary()),
         pa.field("value_sha256", pa.string()),
         pa.field("replayed_at", TIMESTAMP),
+        pa.field("headers", pa.list_(HEADER)),  # as they came; null also in rows from before they were kept
     ]
 )
 FEATURES = pa.schema(

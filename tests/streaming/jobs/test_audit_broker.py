@@ -12,8 +12,10 @@ from streaming.errors import ServiceError
 from streaming.jobs import audit_broker
 from streaming.jobs.audit import AuditReport, Compared, Kind, audit
 from streaming.jobs.audit_broker import compare_with_broker
+from streaming.pipeline.offsets import Reach, TopicOffsets
 from streaming.settings import Settings
 from tests.conftest import imagestream
+from tests.faults.harness import wait_until
 from tests.streaming.history import commit_batch, new_topic
 
 
@@ -35,7 +37,10 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
         for _ in range(2):
             aborting.send(topic, b"aborted")
         aborting.flush()
-        aborting.abort_transaction()  # offsets 5 and 6, and a marker
+        aborting.abort_transaction()  # offsets 5 and 6, and a marker, which the broker writes a moment later
+        offsets = TopicOffsets(str(servers), topic)
+        wait_until(lambda: offsets.read() == {0: Reach(0, 8)}, lambda: f"no marker: {offsets.read()}")
+        offsets.close()
         for _ in range(2):
             plain.send(topic, b"image").get(30)
     commit_batch(settings, 1, {0: (0, 5)})
