@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
+from models.decode import DEFAULT_LIMITS, Limits
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
 from streaming.errors import ServiceError
@@ -45,7 +46,7 @@ from streaming.pipeline.positions import Plan
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.pipeline.serving import LoadedModel, Serving
 from streaming.storage.files import DataFile
-from streaming.storage.tables import ANSWER, IDENTITY, PREDICTIONS, SHADOW, spark_schema
+from streaming.storage.tables import ANSWER, DAMAGED, IDENTITY, PREDICTIONS, SHADOW, spark_schema
 
 STEPS = ("begin", "score", "decide", "predictions", "quarantine", "features", "batches")
 # Seconds by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is since the batch before.
@@ -108,6 +109,7 @@ class BatchCommitter:
         decisions: Decisions,
         *,
         store_features: bool,
+        limits: Limits = DEFAULT_LIMITS,
         on_batch: Callable[[BatchResult], None],
         on_step: Callable[[str], None],
     ) -> None:
@@ -115,6 +117,7 @@ class BatchCommitter:
         self._tables = tables
         self._decisions = decisions
         self._store_features = store_features
+        self._limits = limits
         self._on_batch = on_batch
         self._on_step = on_step
         self._output = spark_schema(OUTPUT)
@@ -216,6 +219,7 @@ class BatchCommitter:
             topic=plan.topic,
             quarantine_dir=str(self._tables["quarantine"].directory),
             features_dir=str(self._tables["features"].directory) if self._store_features else None,
+            limits=self._limits,
         )
         bundle = champion.broadcast
         other = challenger.broadcast if challenger else None
@@ -287,7 +291,7 @@ def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _predictions(rows: pa.Table, model: ModelVersion, constants: Mapping[str, Any]) -> pa.Table:
-    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER)])
+    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER, DAMAGED)])
     return _with_constants(answers, model, constants, PREDICTIONS)
 
 

@@ -141,6 +141,7 @@ def run_stream(
                 starts.tables,
                 Decisions(open_store(settings.home), settings.topic),
                 store_features=options.store_features,
+                limits=settings.image_limits,
                 on_batch=run.committed,
                 on_step=events.on_step,
             )
