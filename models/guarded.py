@@ -43,6 +43,11 @@ class EndedError(Exception):
         self.status = status
         self.in_time = in_time
 
+    @property
+    def crashed(self) -> bool:
+        """Whether neither limit ended it."""
+        return self.in_time and self.status not in (-signal.SIGPROF, EXIT_NO_MEMORY)
+
 
 class _Process:
     """One guarded process; not for two threads at a time."""
@@ -181,15 +186,21 @@ def run_guarded(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[d
         with _pool.one() as process:
             return process.ask(request, data, limits)
     except EndedError as ended:
+        if not ended.crashed:
+            return _why(ended, limits)
+    try:  # once more: what ended it may have come from elsewhere, an administrator or a full machine
+        with _pool.one() as process:
+            return process.ask(request, data, limits)
+    except EndedError as ended:
         return _why(ended, limits)
 
 
 def _why(ended: EndedError, limits: Limits) -> BadImage:
-    if not ended.in_time or ended.status in (-signal.SIGPROF, -signal.SIGXCPU):
+    if not ended.in_time or ended.status == -signal.SIGPROF:
         return BadImage(
             Stage.DECODE, Reason.DECODE_TIMEOUT, f"decoding was ended after {limits.timeout_s:g} s of CPU time"
         )
-    if ended.status in (EXIT_NO_MEMORY, -signal.SIGKILL):  # the kernel's own limits end it by SIGKILL
+    if ended.status in (EXIT_NO_MEMORY, -signal.SIGKILL):  # the kernel ends what a machine or container cannot hold
         mebibytes = limits.memory_bytes // 1024**2
         return BadImage(Stage.DECODE, Reason.DECODE_MEMORY, f"decoding needs more than {mebibytes:,} MiB of memory")
     how = f"signal {-ended.status}" if ended.status < 0 else f"exit code {ended.status}"
