@@ -14,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MAX_CONNECTIONS = 1_000
 MAX_PER_ADDRESS = 256
 HEADER_TIMEOUT_S = 10.0  # from the first byte of a request, or the start of a connection, to the end of its headers
-LINGER_S = 2.0  # after a refusal that came before the end of the body: until the client has read it
+LINGER_S = 2.0  # for the client to read a refusal that came before the end of its body
 
 
 class Connections:
@@ -97,7 +97,8 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # what still comes is thrown away, but not for ever
+        if self.conn.their_state is h11.SEND_BODY:  # nobody reads the rest of the body
+            self.flow.pause_reading()
             self._headers_came()
             self._deadline = self.loop.call_later(LINGER_S, self._give_up)
 
