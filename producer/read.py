@@ -5,6 +5,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from producer.message import (
     HEADER_MARGIN_BYTES,
@@ -17,6 +18,9 @@ from producer.message import (
 )
 from producer.sender import message_bytes
 from producer.sources import SourceFile
+
+if TYPE_CHECKING:
+    from models.bad_image import Limits
 
 MAX_ORIGINAL_BYTES = 256 * 1024 * 1024  # of an image that is made smaller
 
@@ -51,6 +55,7 @@ class Reading:
         skip_too_large: count a file that is too large as left out on purpose.
         max_bytes: the largest image to send.
         shrink_to: the longest side in pixels; larger images are made smaller before they are sent.
+        limits: what may be decoded for that, and what it may cost; default: `models.bad_image.DEFAULT_LIMITS`.
         fetch: reads what is not a local file, of which the name is a URI.
     """
 
@@ -58,6 +63,7 @@ class Reading:
     skip_too_large: bool = False
     max_bytes: int = MAX_MESSAGE_BYTES
     shrink_to: int | None = None
+    limits: "Limits | None" = None
     fetch: Fetch | None = None
 
 
@@ -73,9 +79,10 @@ def read(file: SourceFile, reading: Reading, max_message_bytes: int) -> Message 
         return found
     data = found
     if reading.shrink_to:
-        from producer.shrink import shrink  # Pillow, which workers that read the contract need not load
+        from models.shrink import shrink  # Pillow, which workers that read the contract need not load
 
-        data = shrink(found, reading.shrink_to)
+        limits = {} if reading.limits is None else {"limits": reading.limits}
+        data = shrink(found, reading.shrink_to, **limits)
     if len(data) > max_bytes:
         return _too_large(file.name, f"{len(data):,} bytes, at most {max_bytes:,} are taken", reading)
     message = build_message(data, file.name, label=file.label, original=None if data is found else found)

@@ -15,8 +15,10 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from models.bad_image import Limits
 from streaming.config_file import DEFAULT_FILE, read_config_file
 from streaming.errors import ServiceError
+from streaming.sizes import parse_size
 from streaming.storage.home import Home
 from streaming.storage.store import check_place, is_uri
 
@@ -67,6 +69,15 @@ class Settings(BaseSettings):
     gateway_api_key_file: Path | None = Field(
         None, description="the file with the key that the gateway asks for; default: none, on loopback only"
     )
+    max_pixels: int = Field(
+        64_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="pixels of the largest image that is decoded, width times height",
+    )
+    decode_timeout: float = Field(10.0, gt=0, le=3600, description="CPU seconds that decoding one image may take")
+    decode_memory: str = Field("1g", pattern=MEMORY, description="memory that decoding one image may take, e.g. 1g")
+    strict_images: bool = Field(False, description="refuse images that are damaged but can be shown: true or false")
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias="MLFLOW_TRACKING_URI", description="where runs of training are told, too; MLflow's own"
     )
@@ -93,6 +104,16 @@ class Settings(BaseSettings):
     @property
     def jars_dir(self) -> Path:
         return self.jars or self.work_dir / "jars"
+
+    @property
+    def image_limits(self) -> Limits:
+        """What is decoded, and what decoding may cost."""
+        return Limits(
+            max_pixels=self.max_pixels,
+            timeout_s=self.decode_timeout,
+            memory_bytes=parse_size(self.decode_memory),
+            strict=self.strict_images,
+        )
 
     @property
     def backbones_dir(self) -> Path:

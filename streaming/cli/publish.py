@@ -78,7 +78,7 @@ def publish(
 
     settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
     Pace(rate)  # what is wrong with the command is told before a broker is asked
-    reading = Reading(only_images, skip_too_large, shrink_to=shrink_to)
+    reading = Reading(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
     if watch:
         folders = _folders(paths or [], from_csv)
     elif state is not None:
@@ -140,6 +140,7 @@ def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float
             only_images=reading.only_images,
             skip_too_large=reading.skip_too_large,
             shrink_to=reading.shrink_to,
+            limits=reading.limits,
             rate=rate,
             fetch=ahead,
             on_progress=show if err.is_terminal else None,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pyspark import TaskContext
 
 from models.augment import Augmentation, augment
+from models.decode import DEFAULT_LIMITS, Limits
 from models.scorer import Images, decode_all
 from streaming.distributed.history import Counts
 from streaming.distributed.images_cache import ImagesCache
@@ -40,6 +41,7 @@ class WorkerTask:
     address: tuple[str, int]
     token: bytes
     sizes: frozenset[int]
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass
@@ -99,7 +101,7 @@ def _read(batches: Iterator[pa.RecordBatch], size: tuple[int, int], task: Worker
         for start in range(0, batch.num_rows, IMAGES_PER_READ):
             rows = batch.slice(start, IMAGES_PER_READ)
             contents = [_content(row) for row in rows.select(["source", "content"]).to_pylist()]
-            decoded = decode_all(contents, size)
+            decoded = decode_all(contents, size, limits=task.limits)
             for at, bad in decoded.bad.items():
                 read.n_bad += 1
                 if len(read.bad) < BAD_NAMED:

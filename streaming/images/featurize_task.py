@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyspark import Accumulator, TaskContext
 
 from models.augment import Augmentation, augment
-from models.decode import Reason, Resize
+from models.decode import DEFAULT_LIMITS, Limits, Reason, Resize
 from models.engine import LiteRTEngine
 from models.scorer import Images, decode_all
 from streaming.images.sources import read_source
@@ -47,6 +47,7 @@ class FeaturizeTask:
     resize: Resize
     copies: int
     augmentation: Augmentation
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass
@@ -138,7 +139,7 @@ def _featurize(rows: list[dict[str, Any]], on: _Pass) -> None:
     images = [_read(row, on) for row in rows]
     wanted = [image for image in images if image.content is not None and (on.task.copies or not image.known)]
     on.report.reused += sum(image.known for image in images)
-    decoded = decode_all([image.content for image in wanted], on.engine.input_size, on.task.resize)
+    decoded = decode_all([image.content for image in wanted], on.engine.input_size, on.task.resize, on.task.limits)
     for row, bad in decoded.bad.items():
         on.report.add_bad(wanted[row].source, bad.reason, bad.detail)
     good = [wanted[row] for row in decoded.rows]

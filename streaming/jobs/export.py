@@ -112,7 +112,8 @@ def export_features(
     make_dir(settings.work_dir)
     with spark_session(settings, "imagestream features", java_options=QUICK_START) as spark:
         table = Table(f"{settings.home}/{KEPT_IN}", "features")
-        found = featurize(spark, dataset, source, table, resize=source.resize, on_progress=on_progress)
+        limits = settings.image_limits
+        found = featurize(spark, dataset, source, table, resize=source.resize, limits=limits, on_progress=on_progress)
         # The paths and labels again, without the bytes: the workers have forgotten them.
         rows = featurized_rows(images_frame(spark, dataset, lambda *_: 1), table, source.sha256)
         if rows is None or not found.rows:

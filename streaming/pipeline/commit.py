@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
+from models.decode import DEFAULT_LIMITS, Limits
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
 from streaming.pipeline.account import Place, account, confirmed, places_with_holes
@@ -39,7 +40,7 @@ from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionRep
 from streaming.pipeline.serving import LoadedModel, Serving
 from streaming.pipeline.witness import TakeWitness
 from streaming.storage.files import DataFile
-from streaming.storage.tables import ANSWER, IDENTITY, PREDICTIONS, SHADOW, spark_schema
+from streaming.storage.tables import ANSWER, DAMAGED, IDENTITY, PREDICTIONS, SHADOW, spark_schema
 
 STEPS = ("begin", "score", "decide", "predictions", "quarantine", "features", "batches")
 # Seconds by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is since the batch before.
@@ -104,6 +105,7 @@ class BatchCommitter:
         take_witness: TakeWitness,
         *,
         store_features: bool,
+        limits: Limits = DEFAULT_LIMITS,
         on_batch: Callable[[BatchResult], None],
         on_step: Callable[[str], None],
     ) -> None:
@@ -112,6 +114,7 @@ class BatchCommitter:
         self._decisions = decisions
         self._take_witness = take_witness
         self._store_features = store_features
+        self._limits = limits
         self._on_batch = on_batch
         self._on_step = on_step
         self._output = spark_schema(OUTPUT)
@@ -231,6 +234,7 @@ class BatchCommitter:
             topics={in_kafka: name for name, (in_kafka, _) in plan.kafka_topics.items()},
             quarantine_dir=self._tables["quarantine"].place,
             features_dir=self._tables["features"].place if self._store_features else None,
+            limits=self._limits,
         )
         bundle = champion.broadcast
         other = challenger.broadcast if challenger else None
@@ -290,7 +294,7 @@ def _summed(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
 
 
 def _predictions(rows: pa.Table, model: ModelVersion, constants: Mapping[str, Any]) -> pa.Table:
-    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER)])
+    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER, DAMAGED)])
     return _with_constants(answers, model, constants, PREDICTIONS)
 
 

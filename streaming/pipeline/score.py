@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from models.arrays import Features
 from models.bundle import Bundle
-from models.decode import BadImage, Reason, Stage
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Reason, Stage
 from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
 from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
@@ -27,7 +27,7 @@ from producer.message import MessageHeaders, read_headers
 from streaming.pipeline.account import Piece, ReadCounter
 from streaming.pipeline.decisions import ModelVersion
 from streaming.storage.files import DataFile, FileSink, list_array
-from streaming.storage.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
+from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
 TOP_K = 3
 MAX_KEY_BYTES = 1024  # a longer key is cut; `quarantine` has it whole
@@ -38,7 +38,7 @@ FIRST_MS, LAST_MS = 365 * 86_400_000, 7_258_118_400_000
 NOT_UTF_8 = "\ufffd"
 REPORT = pa.field("report", pa.string())
 SHADOW_ANSWER = [pa.field("shadow_label", pa.string()), pa.field("shadow_confidence", pa.float32())]
-OUTPUT = pa.schema([*IDENTITY, *ANSWER, *SHADOW_ANSWER, REPORT])
+OUTPUT = pa.schema([*IDENTITY, *ANSWER, DAMAGED, *SHADOW_ANSWER, REPORT])
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ScoreTask:
     topics: dict[str, str]  # name in Kafka → name in the tables
     quarantine_dir: str
     features_dir: str | None
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass
@@ -124,7 +125,9 @@ class _Worker:
     challenger: _Loaded | None = None
 
 
-def _load(held: _Loaded | None, wanted: ModelVersion | None, bundle: Callable[[], Bundle | None]) -> _Loaded | None:
+def _load(
+    held: _Loaded | None, wanted: ModelVersion | None, bundle: Callable[[], Bundle | None], limits: Limits
+) -> _Loaded | None:
     """The model held, if it is the one wanted; else the one wanted, from its bundle."""
     if wanted is None:
         return None
@@ -133,7 +136,7 @@ def _load(held: _Loaded | None, wanted: ModelVersion | None, bundle: Callable[[]
     content = bundle()
     if content is None:
         return None
-    return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content), load_reference(content))
+    return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content, limits=limits), load_reference(content))
 
 
 class _Values(Sequence[bytes | None]):
@@ -183,10 +186,10 @@ def score_partition(
     """
     report = PartitionReport()
     clock = time.perf_counter()
-    loaded = _Worker.champion = _load(_Worker.champion, task.model, champion)
+    loaded = _Worker.champion = _load(_Worker.champion, task.model, champion, task.limits)
     if loaded is None:
         raise ModelError(f"model version {task.model.version} has not reached the worker")
-    _Worker.challenger = _load(_Worker.challenger, task.challenger, challenger)
+    _Worker.challenger = _load(_Worker.challenger, task.challenger, challenger, task.limits)
     clock = report.timed("load", clock)
     with (
         FileSink(task.quarantine_dir, QUARANTINE) as quarantine,
@@ -248,7 +251,8 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
             clock = report.timed("drift", clock)
         shadow = _shadow_answers(values, good, features, on)
         report.timed("shadow", clock)
-        columns = [*rows.columns, *answers, *shadow, pa.nulls(len(good), REPORT.type)]
+        damaged = pa.array([row in decoded.damage for row in good], DAMAGED.type)
+        columns = [*rows.columns, *answers, damaged, *shadow, pa.nulls(len(good), REPORT.type)]
         yield from pa.table(columns, schema=OUTPUT).to_batches()
 
 

@@ -145,6 +145,7 @@ def run_stream(
                     Decisions(settings.place.store, settings.topic),
                     witness.take,
                     store_features=options.store_features,
+                    limits=settings.image_limits,
                     on_batch=run.committed,
                     on_step=events.on_step,
                 )

@@ -68,7 +68,8 @@ ANSWER = [
     pa.field("scored_at", TIMESTAMP),
 ]
 
-PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32())])
+DAMAGED = pa.field("damaged", pa.bool_())  # bytes or rows are missing, or too many; null in rows from before
+PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32()), DAMAGED])
 QUARANTINE = pa.schema(
     [
         *IDENTITY,

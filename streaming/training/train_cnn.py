@@ -180,6 +180,7 @@ def train_cnn(
             options,
             callbacks=_callbacks(network, options),
             checkpoint_dir=directory,
+            limits=settings.image_limits,
             on_epoch=on_epoch,
             on_progress=on_progress,
         )
