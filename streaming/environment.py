@@ -74,6 +74,11 @@ def cleaned(environment: Mapping[str, str], *, local: bool) -> dict[str, str]:
     return kept | {"PYTHONPATH": _python_path(environment.get("PYTHONPATH", "")), "PYTHONSAFEPATH": "1"} | _utf8()
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of a child process of whatever process we run in."""
+    return cleaned(os.environ, local=True)
+
+
 def ignored(environment: Mapping[str, str], *, local: bool) -> list[str]:
     """The names of the variables of another Spark or Hadoop that have no effect."""
     return sorted(
