@@ -19,8 +19,8 @@ MAX_BATCH_BYTES = 21 * 1024**2  # an image of 20 MiB, and room for its key and h
 POLL_S = 0.1
 CONFIG_NAME = "server.properties"
 LOG_NAME = "server.log"
-# Below the folder that the node runs in: in a list of paths Kafka would split a home's name at its commas, and Java reads
-# the file of properties as Latin-1.
+# Below the folder that the node runs in: of a list of paths Kafka would split a home's name at its commas, and Java
+# reads the file of properties as Latin-1.
 DATA = "data"
 JVM_OPTIONS = (
     *("-Xms64m", "-Xmx512m", "-XX:+ExitOnOutOfMemoryError"),

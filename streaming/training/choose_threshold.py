@@ -93,6 +93,6 @@ def _check_folds(images: DataFrame, fold: Column, classes: tuple[str, ...]) -> N
         found = ", ".join(f"{counts.get(name, 0):,} of {name!r}" for name in classes)
         raise ServiceError(
             f"too few training images of {few[0]!r} to find the best threshold: expected some in at least 2 of "
-            f"{FOLDS} folds, got {found}, those of {few[0]!r} in {folds.get(few[0], 0)}; add images of it, give another "
-            "--seed, or a threshold, such as --threshold 0.5"
+            f"{FOLDS} folds, got {found}, those of {few[0]!r} in {folds.get(few[0], 0)}; add images of it, give "
+            "another --seed, or a threshold, such as --threshold 0.5"
         )
