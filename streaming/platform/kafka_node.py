@@ -13,6 +13,7 @@ from uuid import uuid4
 from streaming.environment import child_environment
 from streaming.errors import ServiceError
 from streaming.platform.last_words import telling_line
+from streaming.platform.scratch import java_scratch
 
 HOST = "127.0.0.1"
 MAX_BATCH_BYTES = 21 * 1024**2  # an image of 20 MiB, and room for its key and headers
@@ -137,7 +138,7 @@ class KafkaNode:
 
     def _command(self, *arguments: str) -> list[str]:
         return [
-            *(str(self.java), *JVM_OPTIONS, "-Dlog4j2.configurationFile=log4j2.properties"),
+            *(str(self.java), *JVM_OPTIONS, *java_scratch(), "-Dlog4j2.configurationFile=log4j2.properties"),
             *("-cp", self.classpath, *arguments),
         ]
 
