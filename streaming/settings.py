@@ -20,6 +20,7 @@ from streaming.errors import ServiceError
 from streaming.storage.home import Home
 from streaming.storage.home_path import why_not
 from streaming.storage.store import check_place, is_uri
+from streaming.user_cache import cached
 
 HOME = ".imagestream"
 
@@ -41,8 +42,11 @@ class Settings(BaseSettings):
         None,
         description="local folder of jars, logs, copies of files and the broker's data; default: the home if local",
     )
-    jars: Path | None = Field(None, description="where the jars are; default: WORK/jars")
-    backbones: Path | None = Field(None, description="where exported backbones are kept; default: WORK/backbones")
+    jars: Path | None = Field(
+        None,
+        description="where the jars are; default: WORK/jars if it is there, else once per user in ~/.cache/imagestream",
+    )
+    backbones: Path | None = Field(None, description="where exported backbones are kept; default: as for the jars")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how Kafka is talked to: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
@@ -89,11 +93,11 @@ class Settings(BaseSettings):
 
     @property
     def jars_dir(self) -> Path:
-        return self.jars or self.work_dir / "jars"
+        return self.jars or cached("jars", self.work_dir)
 
     @property
     def backbones_dir(self) -> Path:
-        return self.backbones or self.work_dir / "backbones"
+        return self.backbones or cached("backbones", self.work_dir)
 
 
 @cache

@@ -9,7 +9,6 @@ ODD = {
     "%": "deltalake takes for an escape",
     "\\": "deltalake takes for a slash",
     "=": "DuckDB and Spark take for a partition",
-    ":": "the class path of Java is parted by",
 }
 
 
