@@ -94,5 +94,6 @@ distclean: clean ## Remove what set-up installed, too; tables, models and the br
 
 $(HOME_DIR)/jars/.ready: streaming/platform/ivy.xml streaming/platform/jars.lock | .venv/.ready
 	@echo "set-up: Java, the jars and the default backbone (60 MB, two minutes)"
-	@env -u IMAGESTREAM_JARS -u IMAGESTREAM_BACKBONES $(BIN)/imagestream --home $(HOME_DIR) setup
+	@env IMAGESTREAM_JARS=$(HOME_DIR)/jars IMAGESTREAM_BACKBONES=$(HOME_DIR)/backbones \
+		$(BIN)/imagestream --home $(HOME_DIR) setup
 	@touch $@

@@ -40,6 +40,7 @@ OF_A_CLUSTER = ("HADOOP_", "HIVE_", "YARN_", "SPARK_CONF_DIR")
 # These change what our own Python does, and are for programs under development.
 INTERPRETER = {f"PYTHON{name}" for name in ("DEVMODE", "INSPECT", "IOENCODING", "OPTIMIZE", "STARTUP", "WARNINGS")}
 LOCALE = "C.UTF-8"
+LOOPBACK = "127.0.0.1"
 
 _ignored: list[str] = []  # what the command line has dropped from its own environment
 
@@ -71,7 +72,14 @@ def cleaned(environment: Mapping[str, str], *, local: bool) -> dict[str, str]:
     """
     dropped = {*ignored(environment, local=local), *INTERPRETER}
     kept = {name: value for name, value in environment.items() if name not in dropped}
+    if local:
+        kept.setdefault("SPARK_LOCAL_IP", LOOPBACK)  # the machine's own name need not resolve
     return kept | {"PYTHONPATH": _python_path(environment.get("PYTHONPATH", "")), "PYTHONSAFEPATH": "1"} | _utf8()
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a child process of whatever process we run in."""
+    return cleaned(os.environ, local=True)
 
 
 def ignored(environment: Mapping[str, str], *, local: bool) -> list[str]:
@@ -102,6 +110,16 @@ def clean_environment(*, local: bool, **variables: str) -> Iterator[None]:
         for name in inside.keys() - before.keys():
             os.environ.pop(name, None)
         os.environ.update(before)
+
+
+def given_scratch() -> str | None:
+    """The folder for scratch files that the environment names."""
+    return os.environ.get("TMPDIR") or None
+
+
+def give_scratch(folder: str) -> None:
+    """Name the folder for scratch files to all children."""
+    os.environ["TMPDIR"] = folder
 
 
 def _start_again() -> NoReturn:

@@ -71,6 +71,7 @@ def publish(
     """
     from producer.pace import Pace
     from producer.read import Reading
+    from producer.topic_files import file_stem
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
     from streaming.platform.topic import Right, check_access
@@ -89,7 +90,7 @@ def publish(
     check_access(servers, settings.topic, client, Right.WRITE)
     target = Target(servers, client, settings.topic)
     if watch:
-        remembered = state or settings.work_dir / "publish" / f"{settings.topic}.sqlite"
+        remembered = state or settings.work_dir / "publish" / f"{file_stem(settings.topic)}.sqlite"
         _watch(target, folders, remembered, label_from, reading, rate, json)
     else:
         _publish(target, sources, reading, rate, json)

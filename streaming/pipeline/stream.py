@@ -18,6 +18,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from producer.topic_files import file_stem
 from streaming.errors import ServiceError
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
@@ -124,7 +125,8 @@ def run_stream(
     """
     locks = make_dir(settings.work_dir / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
-    with held(locks / f"stream-{settings.topic}.lock", busy), old_stream_stopped(settings), stop_signals() as stop:
+    lock = locks / f"stream-{file_stem(settings.topic)}.lock"
+    with held(lock, busy), old_stream_stopped(settings), stop_signals() as stop:
         starts = _Starts(settings, bootstrap_servers, options.accept)
         plan = starts.plan()
         set_checkpoint_aside(settings)

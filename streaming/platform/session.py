@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from streaming.errors import ServiceError
 from streaming.platform.jars import install_jars, spark_jars
 from streaming.platform.java import find_java
 from streaming.platform.last_words import telling_line
+from streaming.platform.machine import check_user
+from streaming.platform.scratch import java_scratch, use_scratch
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
 
@@ -86,8 +89,8 @@ def spark_session(
         conf: Spark's own settings on top.
 
     Raises:
-        ServiceError: there is no usable Java, a jar is missing and cannot be fetched, the home cannot be written, Spark
-            does not start, or a job in the block fails.
+        ServiceError: the user has no name, there is no usable Java, a jar is missing and cannot be fetched, the home
+            cannot be written, Spark does not start, or a job in the block fails.
     """
     log = make_dir(settings.work_dir) / SPARK_LOG
     running = SparkSession.getActiveSession()
@@ -95,6 +98,8 @@ def spark_session(
         with _failures_of_jobs(log):
             yield _session_beside(running, CONF | dict(conf))
         return
+    check_user()
+    use_scratch(settings.work_dir)
     java = find_java(settings.work_dir)
     install_jars(settings.jars_dir, java)
     builder = (
@@ -103,7 +108,7 @@ def spark_session(
         .config("spark.jars", ",".join(str(jar) for jar in spark_jars(settings.jars_dir)))
         .config("spark.driver.memory", settings.driver_memory)
         .config("spark.sql.warehouse.dir", str(settings.work_dir / "warehouse"))
-        .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
+        .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {shlex.join(java_scratch())} {java_options}")
     )
     local = settings.master.startswith("local")
     on_this_machine = LOOPBACK | _sockets_in(_socket_dir().name) if local else {}

@@ -322,8 +322,9 @@ def data_files(table: DeltaTable, place: str | Path) -> list[str]:
 
 
 def _is_inside(file: str, place: str) -> bool:
-    if not is_uri(place):  # symbolic links stay as they are
-        return os.path.abspath(file).startswith(os.path.join(os.path.abspath(place), ""))  # noqa: PTH100, PTH118
+    if not is_uri(place):  # links in the table stay as they are; those above it deltalake has resolved
+        folders = (os.path.abspath(place), os.path.realpath(place))  # noqa: PTH100
+        return os.path.abspath(file).startswith(tuple(os.path.join(one, "") for one in folders))  # noqa: PTH100, PTH118
     try:
         check_key(file.removeprefix(f"{place}/"))
     except ServiceError:

@@ -91,7 +91,7 @@ def test_a_stream_runs_as_elsewhere_in_the_worst_surroundings(service: Settings,
 def test_a_clusters_configuration_is_for_a_cluster_only(tmp_path: Path) -> None:
     variables = another_spark(tmp_path) | {"SPARK_LOCAL_DIRS": "/scratch", "HOME": "/root", "PYTHONPATH": f"{ROOT}::x"}
     everywhere = {"PATH", "SPARK_LOCAL_DIRS", "HOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUTF8", "LC_ALL", "LANG"}
-    assert cleaned(variables, local=True).keys() == everywhere - {"PATH"}
+    assert cleaned(variables, local=True).keys() == (everywhere | {"SPARK_LOCAL_IP"}) - {"PATH"}
     assert cleaned(variables, local=True)["PYTHONPATH"] == str(ROOT)
     of_the_cluster = {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"}
     assert cleaned(variables, local=False).keys() == (everywhere | of_the_cluster) - {"PATH"}
