@@ -170,6 +170,13 @@ def test_image_copies_only_what_the_build_context_holds() -> None:
     assert all((CHECKOUT / source).exists() for source in copied)
 
 
+def test_image_holds_what_set_up_made_where_its_variables_say() -> None:
+    text = (CHECKOUT / "Dockerfile").read_text(encoding="utf-8")
+    places = set(re.findall(r"IMAGESTREAM_(?:JARS|BACKBONES)=(\S+)", text))
+    assert len(places) == 2
+    assert places == set(re.findall(r"^COPY --from=build --chown=\S+ (/opt/imagestream\S*) \1$", text, re.MULTILINE))
+
+
 def test_container_of_ours_has_no_rights_beyond_its_user() -> None:
     for name, service in OURS.items():
         assert service["cap_drop"] == ["ALL"], name
