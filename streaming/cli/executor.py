@@ -19,10 +19,11 @@ def executor(context: typer.Context) -> None:
 
     from pyspark.find_spark_home import _find_spark_home
 
+    from streaming.environment import as_started
     from streaming.platform.executor import executor_command
     from streaming.platform.java import find_java
 
-    variables = dict(os.environ)
+    variables = as_started()
     spark_home = Path(_find_spark_home())
     command = executor_command(find_java(settings_of(context).work_dir), spark_home, variables)
     os.execve(command[0], command, variables | {"SPARK_HOME": str(spark_home)})  # noqa: S606  it is no shell
