@@ -83,7 +83,7 @@ def stop_object_store(home: Path) -> None:
 def _start(home: Path) -> tuple[ObjectStoreServer, int]:
     identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
     (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = (_free_pair() for _ in range(4))
+    master, volume, filer, s3 = (free_pair() for _ in range(4))
     command = [
         *(str(WEED), "-logtostderr=true", "server"),
         *("-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-dir", str(home)),
@@ -121,7 +121,7 @@ def _request(port: int, method: str, path: str) -> int:
         connection.close()
 
 
-def _free_pair() -> int:
+def free_pair() -> int:
     """A free port, of which the one for gRPC is free, too."""
     while True:
         port = free_port()
