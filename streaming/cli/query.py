@@ -57,9 +57,9 @@ def query(
 
     Example: imagestream query "SELECT label, count(*) FROM predictions GROUP BY label ORDER BY label"
     """
-    from streaming.query import open_query
+    from streaming.query_process import open_guarded_query
 
-    ask = partial(open_query, settings_of(context), timeout_s=timeout_s, at=_moment(at))
+    ask = partial(open_guarded_query, settings_of(context), timeout_s=timeout_s, at=_moment(at))
     if sql is None and sys.stdin.isatty() and sys.stdout.isatty():
         from streaming.cli.query_shell import run_shell
 
