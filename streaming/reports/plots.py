@@ -50,6 +50,7 @@ def _style(surface: str, ink: str, muted: str, colours: Sequence[str]) -> dict[s
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 9,
+        "text.parse_math": False,  # names of classes are text, whatever dollar signs they have
         "figure.constrained_layout.use": True,
     }
 
