@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
+from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run
 from streaming.cli.row_formats import Format, write_rows
 from streaming.errors import ServiceError
@@ -18,9 +19,7 @@ ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202e\r"
 
 def written(value: object, format_: Format, *, spreadsheet: bool = False, capsys: pytest.CaptureFixture[str]) -> str:
     table = pa.table({"x": [value]})
-    write_rows(
-        pa.RecordBatchReader.from_batches(table.schema, table.to_batches()), format_, None, spreadsheet=spreadsheet
-    )
+    write_rows(table.to_reader(), format_, None, spreadsheet=spreadsheet)
     return capsys.readouterr().out
 
 
