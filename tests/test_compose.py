@@ -68,7 +68,8 @@ def test_every_part_of_the_service_keeps_running_and_tells_its_health() -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_service_is_pinned_and_limited(name: str) -> None:
     assert PINNED.match(SERVICES[name]["image"])
-    assert {"mem_limit", "cpus"} <= SERVICES[name].keys()
+    assert {"mem_limit", "cpus", "pids_limit"} <= SERVICES[name].keys()
+    assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -139,7 +140,21 @@ def test_image_copies_only_what_the_build_context_holds() -> None:
 def test_container_of_ours_has_no_rights_beyond_its_user() -> None:
     for name, service in OURS.items():
         assert service["cap_drop"] == ["ALL"], name
-        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"], name
+        assert any(place.startswith("/tmp:") for place in service["tmpfs"]), name
+
+
+def test_pages_of_spark_are_on_the_loopback_of_their_container() -> None:
+    for name in ("spark-master", "spark-worker", "stream"):
+        assert SERVICES[name]["environment"]["SPARK_LOCAL_IP"] == "127.0.0.1", name
+        assert not SERVICES[name].get("ports"), name
+
+
+def test_keys_of_the_object_store_are_on_no_command_line() -> None:
+    (script,) = [part for part in SERVICES["s3-copy"]["entrypoint"] if "mirror" in part]
+    commands = [line for line in script.splitlines() if "/run/secrets/" in line]
+    assert commands
+    assert all(line.strip().startswith("export ") for line in commands)
 
 
 @pytest.mark.parametrize("name", SERVICES)
