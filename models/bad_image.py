@@ -28,6 +28,7 @@ class Reason(StrEnum):
     CORRUPT = "corrupt"
     UNSUPPORTED_MODE = "unsupported_mode"  # pixels without a defined meaning as 8-bit RGB
     NON_FINITE_FEATURES = "non_finite_features"
+    TOO_MANY_HEADERS = "too_many_headers"  # of the message, or too large ones
 
 
 @dataclass(frozen=True, slots=True)

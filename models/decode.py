@@ -3,7 +3,7 @@
 A bad image is a value, not an exception: it goes to the quarantine with its bytes while the stream continues. The
 format is known by its signature before any decoder sees the bytes, and only that format's decoder does. What the
 header says (pixels, tiles, scans, chunks, …) is judged first. Images whose cost that bounds are decoded in this
-process, all others in a guarded one with limits of time and memory (docs/decisions/0022).
+process, all others in a guarded one with limits of time and memory (docs/decisions/0024).
 """
 
 import warnings

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from models.decode import DEFAULT_LIMITS, BadImage, Limits, decode
+from producer.message import read_headers
 from streaming.errors import ServiceError
 from streaming.pipeline.positions import name_in_kafka
 from streaming.platform.broker import bootstrap_servers
@@ -95,8 +96,10 @@ class Pictures:
             return
         try:
             for one, record in _records(self._settings, wanted):
-                # A topic that was made again under its name has other messages at the same offsets.
-                if one.image_id in {(record.key or b"").decode("utf-8", "replace"), _sha256(record.value)}:
+                # A topic that was made again under its name has other messages at the same offsets. In old rows the key
+                # was the image id.
+                key = (record.key or b"").decode("utf-8", "replace")
+                if one.image_id in {read_headers(record.headers).id, _sha256(record.value), key}:
                     yield one, record.value
         except (KafkaError, ServiceError, ValueError, OSError):
             self._ask_again = monotonic() + SILENCE_S  # there is no broker, or no topic: placeholders are shown

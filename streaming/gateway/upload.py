@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from producer.class_names import class_name
 from producer.message import UNKNOWN_CONTENT, content_type
 
 ENVELOPE_BYTES = 64 * 1024  # what multipart may add to the image
@@ -139,4 +140,4 @@ def check_label(label: str | None) -> str | None:
     """The label, or None for none; 422 if it is no label."""
     if label and not LABEL.fullmatch(label):
         raise HTTPException(422, f"label: expected 1 to {MAX_LABEL_CHARS} printable characters, got {label[:50]!r}")
-    return label or None
+    return class_name(label)

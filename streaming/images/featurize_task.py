@@ -12,9 +12,10 @@ import pyarrow as pa
 from pyspark import Accumulator, TaskContext
 
 from models.augment import Augmentation, augment
-from models.decode import DEFAULT_LIMITS, Limits, Reason, Resize, read_limited
+from models.decode import DEFAULT_LIMITS, Limits, Reason, Resize
 from models.engine import LiteRTEngine
 from models.scorer import Images, decode_all
+from streaming.images.sources import read_source
 from streaming.storage.files import FileSink, list_array
 from streaming.storage.tables import FEATURES, TIMESTAMP, Table
 
@@ -156,7 +157,7 @@ def _read(row: dict[str, Any], on: _Pass) -> _Image:
     source, content = row["source"], row["content"]
     if on.task.from_files:
         try:
-            content = read_limited(source)
+            content = read_source(source)
         except OSError as error:
             on.report.add_bad(source, Reason.MISSING, os.strerror(error.errno or 0))
             return _Image(source, row["label"], None, "", known=False)

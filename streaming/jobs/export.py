@@ -94,7 +94,7 @@ def export_features(
     dataset: Dataset,
     source: FeatureSource,
     options: FitOptions,
-    output: Path,
+    output: Path | str,
     format_: FileFormat,
     on_progress: Callable[[int], None] | None = None,
 ) -> Exported:
@@ -111,7 +111,7 @@ def export_features(
     check_output(output, format_)
     make_dir(settings.work_dir)
     with spark_session(settings, "imagestream features", java_options=QUICK_START) as spark:
-        table = Table(settings.work_dir / KEPT_IN, "features")
+        table = Table(f"{settings.home}/{KEPT_IN}", "features")
         limits = settings.image_limits
         found = featurize(spark, dataset, source, table, resize=source.resize, limits=limits, on_progress=on_progress)
         # The paths and labels again, without the bytes: the workers have forgotten them.

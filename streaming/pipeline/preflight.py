@@ -3,10 +3,9 @@
 import os
 import re
 
-import psutil
-
 from models.bad_image import Limits
 from streaming.errors import ServiceError
+from streaming.platform.machine import memory
 from streaming.platform.session import BYTES_PER_ARROW_BATCH, QUICK_START
 from streaming.settings import Settings
 from streaming.sizes import parse_size
@@ -63,7 +62,7 @@ def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:
     decoding = decoding_bytes(limits)
     per_worker = WORKER_BYTES + 2 * bundle_bytes + decoding + COPIES_OF_A_BATCH * BYTES_PER_ARROW_BATCH
     needed = workers * per_worker + parse_size(settings.driver_memory)
-    available = psutil.virtual_memory().available
+    available = memory().available
     if needed > available:
         raise ServiceError(
             f"not enough memory: {workers} workers of up to {per_worker // MIB:,} MiB (model {bundle_bytes // MIB:,} "
