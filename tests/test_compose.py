@@ -152,9 +152,9 @@ def test_pages_of_spark_are_on_the_loopback_of_their_container() -> None:
 
 def test_keys_of_the_object_store_are_on_no_command_line() -> None:
     (script,) = [part for part in SERVICES["s3-copy"]["entrypoint"] if "mirror" in part]
-    commands = [line for line in script.splitlines() if "/run/secrets/" in line]
-    assert commands
-    assert all(line.strip().startswith("export ") for line in commands)
+    lines = [line for line in script.splitlines() if "/run/secrets/" in line]
+    assert lines
+    assert all(line.strip().startswith("export ") for line in lines)
 
 
 @pytest.mark.parametrize("name", SERVICES)
