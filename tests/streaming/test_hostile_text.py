@@ -1,6 +1,7 @@
 """What a terminal, a spreadsheet, a plot and a secret's file make of hostile or careless data."""
 
 import logging
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,11 +9,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from streaming.cli import commands  # noqa: F401  registers every command
-from streaming.cli.app import run
+from streaming.cli.app import run, write_json
 from streaming.cli.row_formats import Format, write_rows
 from streaming.errors import ServiceError
 from streaming.gateway.access import read_key
 from streaming.reports.plots import png
+from streaming.settings import Settings
+from streaming.storage.tables import LABELS, Table
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202e\r"
 
@@ -75,3 +78,18 @@ def test_a_secret_that_others_may_write_is_refused_and_one_they_may_read_is_ment
     file.chmod(0o600)
     assert read_key(file) == "k" * 32
     assert not caplog.text
+
+
+def test_files_that_are_written_have_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        settings = Settings(home=tmp_path / "home")
+        rows = pa.Table.from_pylist([{"image_id": "a", "label": "b"}], schema=LABELS)
+        Table(settings.place.tables, "labels").append(rows, "test", 1)
+        settings.place.store.create("streams/x.json", b"{}")
+        write_json(tmp_path / "home" / "summary.json", {})
+    finally:
+        os.umask(before)
+    written = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert len(written) >= 4
+    assert not [path for path in written if path.stat().st_mode & 0o077]
