@@ -102,7 +102,8 @@ def test_every_part_of_the_service_keeps_running_and_tells_its_health() -> None:
 @pytest.mark.parametrize(("name", "service"), (SERVICES | ADDED).items(), ids=SERVICES | ADDED)
 def test_service_is_pinned_and_limited(name: str, service: dict[str, Any]) -> None:
     assert PINNED.match(service["image"])
-    assert {"mem_limit", "cpus"} <= service.keys()
+    assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
+    assert service["security_opt"] == ["no-new-privileges:true"]
     assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
@@ -180,7 +181,14 @@ def test_image_holds_what_set_up_made_where_its_variables_say() -> None:
 def test_container_of_ours_has_no_rights_beyond_its_user() -> None:
     for name, service in OURS.items():
         assert service["cap_drop"] == ["ALL"], name
-        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"], name
+        assert any(place.startswith("/tmp:") for place in service["tmpfs"]), name
+
+
+def test_pages_of_spark_are_on_the_loopback_of_their_container() -> None:
+    for name in ("spark-master", "spark-worker", "stream"):
+        assert SERVICES[name]["environment"]["SPARK_LOCAL_IP"] == "127.0.0.1", name
+        assert not SERVICES[name].get("ports"), name
 
 
 def test_no_secret_lies_in_the_files_themselves() -> None:
