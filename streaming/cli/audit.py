@@ -36,6 +36,8 @@ def audit(context: typer.Context, json_file: JsonOption = None) -> None:
             highlight=False,
             markup=False,
         )
+    if report.erased:
+        out.print(f"{report.erased:,} messages' rows were erased on request, as recorded", highlight=False)
     for batch in report.unfinished:
         err.print(
             f"unfinished: batch {batch['batch_id']} of query {batch['query_id']}, in flight or cut off; "

@@ -7,6 +7,8 @@ What must hold, by the tables alone:
     3. per (topic, partition), the batches' ranges adjoin: no overlap, and no gap but those that the user accepted
     4. (topic, partition, offset) is unique over `predictions` and `quarantine`
 
+A row that was erased on request (`imagestream erase`) counts as it did before, by its record in `erased`.
+
 From 1 to 4 it follows that no message is missing and none is repeated. Each is one SQL statement; all of them see one
 snapshot, of which `batches` is opened first: it is committed last, so every row it accounts for is there, also beside a
 running stream.
@@ -28,18 +30,32 @@ TIMEOUT_S = 3_600.0
 
 # What every statement below begins with; a part that it does not use costs nothing.
 VIEWS = """
-WITH row AS (
+WITH {rows} AS (
     SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, true AS good
     FROM predictions
     UNION ALL
     SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, false AS good
     FROM quarantine
 ),
+{erased}
 range AS (
     SELECT query_id, batch_id, o.topic AS topic, o."partition" AS "partition", o."start" AS "start", o."end" AS "end"
     FROM (SELECT query_id, batch_id, unnest(offsets) AS o FROM batches)
 )
 """
+# A row that was erased on request answers its message as it did before.
+WITH_ERASED = """
+row AS (
+    FROM answered
+    UNION ALL
+    SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, "table" = 'predictions'
+    FROM (SELECT DISTINCT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, "table"
+          FROM erased) e
+    WHERE NOT EXISTS (SELECT 1 FROM answered a
+                      WHERE (a.topic, a."partition", a."offset") = (e.topic, e."partition", e."offset"))
+),
+"""
+ERASED = 'SELECT count(DISTINCT (topic, "partition", "offset")) AS n FROM erased'
 TOTALS = """
 SELECT count(*) AS batches, coalesce(sum(predicted_rows), 0)::BIGINT AS predicted,
        coalesce(sum(quarantined_rows), 0)::BIGINT AS quarantined
@@ -173,6 +189,7 @@ class AuditReport:
     quarantined: int = 0
     spans: list[Span] = field(default_factory=list)
     unfinished: list[dict[str, Any]] = field(default_factory=list)  # newest batches, in flight or cut off
+    erased: int = 0  # messages whose rows were erased on request
     left_out: list[dict[str, Any]] = field(default_factory=list)  # offsets lost, and accepted as lost; inclusive
     problems: list[Problem] = field(default_factory=list)  # at most LISTED of a kind
     counts: dict[Kind, int] = field(default_factory=dict)  # all of them
@@ -206,6 +223,8 @@ def audit(settings: Settings) -> AuditReport:
         report = AuditReport(**totals)
         report.spans = [Span(**row) for row in _rows(tables, SPANS)]
         report.left_out = list(_left_out(tables))
+        if "erased" in tables.tables:
+            report.erased = next(_rows(tables, ERASED))["n"]
         _check_accounts(tables, report)
         _check_ranges(tables, report)
         _check_unique(tables, report)
@@ -302,7 +321,9 @@ def _check_unique(tables: Snapshot, report: AuditReport) -> None:
 
 
 def _rows(tables: Snapshot, sql: str, parameters: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    with tables.query(VIEWS + sql, parameters, TIMEOUT_S) as reader:
+    has_erased = "erased" in tables.tables
+    views = VIEWS.format(rows="answered" if has_erased else "row", erased=WITH_ERASED if has_erased else "")
+    with tables.query(views + sql, parameters, TIMEOUT_S) as reader:
         for batch in reader:
             yield from batch.to_pylist()
 
