@@ -1,7 +1,7 @@
 """A model at work: images in, features and class probabilities out. Composes the stages, adds nothing to them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from models.architectures import Preprocessing, find_backbone
 from models.arrays import Arrays, Features
 from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle
 from models.classifier import Classifier, answers_of, classifier_from_arrays
-from models.decode import BadImage, Resize, decode
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Resize, decode_marked
 from models.drift import DriftReference, reference_from_arrays
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
@@ -40,26 +40,36 @@ class Decoded:
         images: (N, H, W, 3) uint8, those that decoded, in order.
         rows: the N positions in the list that they came from.
         bad: position → why that one is not an image.
+        damage: position → what is wrong with an image that decoded all the same.
     """
 
     images: Images
     rows: list[int]
     bad: dict[int, BadImage]
+    damage: dict[int, str] = field(default_factory=dict)
 
 
-def decode_all(values: Sequence[bytes | None], size: tuple[int, int], resize: Resize = "stretch") -> Decoded:
+def decode_all(
+    values: Sequence[bytes | None],
+    size: tuple[int, int],
+    resize: Resize = "stretch",
+    limits: Limits = DEFAULT_LIMITS,
+) -> Decoded:
     """Decode every image of a list to (height, width) = `size`."""
     images = np.empty((len(values), *size, 3), np.uint8)
     rows: list[int] = []
     bad: dict[int, BadImage] = {}
+    damage: dict[int, str] = {}
     for row, value in enumerate(values):
-        image = decode(value, size, resize=resize)
+        image = decode_marked(value, size, limits, resize)
         if isinstance(image, BadImage):
             bad[row] = image
-        else:
-            images[len(rows)] = image
-            rows.append(row)
-    return Decoded(images[: len(rows)], rows, bad)
+            continue
+        images[len(rows)] = image.pixels
+        rows.append(row)
+        if image.damage:
+            damage[row] = image.damage
+    return Decoded(images[: len(rows)], rows, bad, damage)
 
 
 @dataclass(frozen=True)
@@ -95,10 +105,11 @@ class Scorer:
     engine: Engine
     head: Head
     resize: Resize = "stretch"
+    limits: Limits = DEFAULT_LIMITS
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """Encoded images → pixels as the backbone takes them, and which could not be decoded."""
-        return decode_all(values, self.engine.input_size, self.resize)
+        return decode_all(values, self.engine.input_size, self.resize, self.limits)
 
     def features(self, images: Images) -> Features:
         """(N, H, W, 3) uint8 → (N, D) float32."""
@@ -125,14 +136,18 @@ def load_head(bundle: Bundle) -> Head:
     return Head(manifest.classes, projection, classifier, manifest.threshold)
 
 
-def load_scorer(bundle: Bundle, threads: int = 1) -> Scorer:
+def load_scorer(bundle: Bundle, threads: int = 1, limits: Limits = DEFAULT_LIMITS) -> Scorer:
     """The model of a bundle, ready to score; costs tenths of a second, so a worker does it once.
+
+    Args:
+        limits: of the images that it decodes.
 
     Raises:
         ModelError: a part cannot be loaded, or is not what the manifest says.
     """
     entry = bundle.manifest.backbone
-    return Scorer(load_engine(entry, bundle.files[entry.scored_file], threads), load_head(bundle), entry.resize)
+    engine = load_engine(entry, bundle.files[entry.scored_file], threads)
+    return Scorer(engine, load_head(bundle), entry.resize, limits)
 
 
 def load_engine(entry: BackboneEntry, content: bytes, threads: int = 1) -> Engine:

@@ -15,8 +15,10 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from models.bad_image import Limits
 from streaming.config_file import DEFAULT_FILE, read_config_file
 from streaming.errors import ServiceError
+from streaming.sizes import parse_size
 from streaming.storage.home import Home
 from streaming.storage.home_path import why_not
 from streaming.storage.store import check_place, is_uri
@@ -60,6 +62,10 @@ class Settings(BaseSettings):
     kafka_certificate_file: Path | None = Field(None, description="PEM of our own certificate, where brokers want one")
     kafka_key_file: Path | None = Field(None, description="PEM (PKCS#8) of its key")
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
+    isolation: Literal["read_committed", "read_uncommitted"] = Field(
+        "read_committed",
+        description="read_committed: without messages of aborted transactions; or read_uncommitted",
+    )
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
     dashboard_token_file: Path | None = Field(
@@ -68,6 +74,15 @@ class Settings(BaseSettings):
     gateway_api_key_file: Path | None = Field(
         None, description="the file with the key that the gateway asks for; default: none, on loopback only"
     )
+    max_pixels: int = Field(
+        64_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="pixels of the largest image that is decoded, width times height",
+    )
+    decode_timeout: float = Field(10.0, gt=0, le=3600, description="CPU seconds that decoding one image may take")
+    decode_memory: str = Field("1g", pattern=MEMORY, description="memory that decoding one image may take, e.g. 1g")
+    strict_images: bool = Field(False, description="refuse images that are damaged but can be shown: true or false")
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias="MLFLOW_TRACKING_URI", description="where runs of training are told, too; MLflow's own"
     )
@@ -94,6 +109,16 @@ class Settings(BaseSettings):
     @property
     def jars_dir(self) -> Path:
         return self.jars or cached("jars", self.work_dir)
+
+    @property
+    def image_limits(self) -> Limits:
+        """What is decoded, and what decoding may cost."""
+        return Limits(
+            max_pixels=self.max_pixels,
+            timeout_s=self.decode_timeout,
+            memory_bytes=parse_size(self.decode_memory),
+            strict=self.strict_images,
+        )
 
     @property
     def backbones_dir(self) -> Path:

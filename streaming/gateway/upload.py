@@ -54,12 +54,13 @@ class Room:
 
 
 def declared_size(request: Request, max_bytes: int) -> int:
-    """How many bytes the body may have: what it declares, or else the most that is taken.
+    """How many bytes the body may have: what it declares, or else, as in chunks, the most that is taken.
 
     Raises 413 if it declares more than an upload may have.
     """
     most = max_bytes + ENVELOPE_BYTES
-    declared = request.headers.get("content-length", "")
+    chunked = "transfer-encoding" in request.headers  # whatever is declared beside it
+    declared = "" if chunked else request.headers.get("content-length", "")
     size = int(declared) if declared.isascii() and declared.isdecimal() else most
     if size > most:
         raise _too_large(max_bytes)

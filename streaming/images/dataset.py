@@ -5,6 +5,7 @@ Only names and labels are looked at here. The images themselves are read on the 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from streaming.errors import ServiceError
 from streaming.images.image_folder import LabelledFile, holds_images, read_folder
 from streaming.images.image_table import ImageTable, open_image_table
 from streaming.images.labels_csv import EMPTY, LIKE_MISSING
+from streaming.images.sources import read_source
 
 __all__ = ["Dataset", "LabelledFile", "digit_images", "list_images", "read_dataset", "write_images"]
 
@@ -26,7 +28,7 @@ class Dataset:
     """Where the images are, and what their labels are like.
 
     Attributes:
-        source: the folder or table.
+        source: the folder or table, or the URI of a folder in a bucket.
         kind: `files` has `files`, the others have `table`.
         class_counts: class → images, by name of the class.
         dropped: why → how many images, or rows of a CSV, were left out.
@@ -34,7 +36,7 @@ class Dataset:
         notes: how what is there was understood, where it can be understood in two ways.
     """
 
-    source: Path
+    source: Path | str
     kind: Literal["files", "parquet", "delta"]
     class_counts: Mapping[str, int]
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -77,9 +79,8 @@ class Dataset:
             return
         step = max(1, len(self.files) // count)
         for file in chain(self.files[::step], self.files):
-            path = Path(file.path)
-            if path.is_file():
-                yield path.read_bytes()
+            with suppress(OSError):
+                yield read_source(file.path)
 
     def as_summary(self) -> dict[str, Any]:
         """For `--json`."""
@@ -94,13 +95,14 @@ class Dataset:
 
 
 def read_dataset(
-    source: Path, *, label_pattern: str | None = None, labels_csv: Path | None = None, labelled: bool = True
+    source: Path | str, *, label_pattern: str | None = None, labels_csv: Path | None = None, labelled: bool = True
 ) -> Dataset:
     """Find the images in `source` and their labels.
 
     Args:
-        source: a folder of image files, where a file's class is the name of the folder that it lies in; or a Parquet
-            file or folder or a Delta table, with the bytes in a column image, content or value, and a column label.
+        source: a folder of image files, or its URI in a bucket, where a file's class is the name of the folder that it
+            lies in; or a Parquet file or folder or a Delta table, with the bytes in a column image, content or value,
+            and a column label.
         label_pattern: takes the class from a file's path below `source` instead: the group `label`, else the first
             group, e.g. `([^/]+?)(_[0-9]+)?/[^/]+$`. In RE2's syntax: no look-around, no back-references.
         labels_csv: takes the classes from a CSV with the columns label and path, name or id instead.
@@ -111,7 +113,7 @@ def read_dataset(
     """
     if label_pattern is not None and labels_csv is not None:
         raise ServiceError("labels come either from a pattern or from a CSV, not from both")
-    if _is_table(source):
+    if isinstance(source, Path) and _is_table(source):
         if label_pattern is not None or labels_csv is not None:
             raise ServiceError(f"{source} is a table with labels of its own; a pattern or a CSV is for folders")
         found = _read_table(source, keep_unlabelled=not labelled)

@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.augment import DEFAULT_AUGMENTATION, Augmentation
-from models.decode import Resize
+from models.decode import DEFAULT_LIMITS, Limits, Resize
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize_partition
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
@@ -85,6 +85,7 @@ def featurize(
     augment: int = 0,
     augmentation: Augmentation = DEFAULT_AUGMENTATION,
     resize: Resize = "stretch",
+    limits: Limits = DEFAULT_LIMITS,
     on_progress: Callable[[int], None] | None = None,
 ) -> Featurized:
     """Append the backbone's features of every image to `table`, but for those that it holds already.
@@ -95,6 +96,7 @@ def featurize(
         augment: how many altered copies of each image to store, too. They bear the image's id, so that they are on its
             side of a split, and are made anew by each run that asks for them.
         resize: how an image is fitted to the backbone's input; the same for one table and backbone.
+        limits: what is decoded, and what that may cost.
         on_progress: called now and then with the number of images done.
     """
     cores = spark.sparkContext.defaultParallelism
@@ -114,6 +116,7 @@ def featurize(
         resize,
         augment,
         augmentation,
+        limits,
     )
 
     def run(batches: Any) -> Any:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from producer.class_names import class_name, composed
 from producer.labelled_csv import LABEL_COLUMNS, PATH_COLUMNS, Row
@@ -17,6 +18,8 @@ from producer.message import SNIFF_BYTES, UNKNOWN_CONTENT, content_type
 from streaming.errors import ServiceError
 from streaming.images.labels_csv import LabelRows, collect, read_labels
 from streaming.images.patterns import extract_group
+from streaming.images.sources import list_source
+from streaming.storage.store import open_store
 
 IMAGES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
@@ -74,26 +77,33 @@ class _Found:
 
 
 def read_folder(
-    folder: Path, pattern: str | None, labels_csv: Path | None, keep_unlabelled: bool
+    folder: Path | str, pattern: str | None, labels_csv: Path | None, keep_unlabelled: bool
 ) -> tuple[list[LabelledFile], LeftOut]:
     """Every image file below `folder` in order of path, each with its label.
+
+    Args:
+        folder: a path, or the URI of a folder in a bucket, where an image is known by its name alone.
 
     Raises:
         ServiceError: there is no such folder or no file in it, or the pattern, CSV or metadata cannot be used.
     """
-    if not folder.is_dir():
-        raise ServiceError(_no_folder(folder))
     left_out = LeftOut()
-    found = sorted(_images(folder, left_out), key=lambda file: file.path)
+    if isinstance(folder, str):
+        found = list(_objects(folder, left_out))
+    elif folder.is_dir():
+        found = sorted(_images(folder, left_out), key=lambda file: file.path)
+    else:
+        raise ServiceError(_no_folder(folder))
     if not found:
         why = "".join(f"; {n:,} left out: {why} ({left_out.examples[why]})" for why, n in left_out.counts.items())
         raise ServiceError(f"{folder} holds no images; expected one folder per class with images in it{why}")
+    name = str(folder).rpartition("/")[2]
     if labels_csv is not None:
-        labels, why = _by_rows(folder, found, read_labels(labels_csv, PATH_COLUMNS), left_out), NO_ROW
+        labels, why = _by_rows(name, found, read_labels(labels_csv, PATH_COLUMNS), left_out), NO_ROW
     elif pattern is not None:
         labels, why = _by_pattern(found, pattern), NO_MATCH
-    elif (metadata := _metadata(folder, left_out)) is not None:
-        labels, why = _by_rows(folder, found, metadata, left_out), NO_ROW
+    elif (metadata := _metadata_of(folder, left_out)) is not None:
+        labels, why = _by_rows(name, found, metadata, left_out), NO_ROW
     else:
         labels, why = [class_name(file.below.parent.name) for file in found], NO_FOLDER
         _note_layout(found, left_out)
@@ -134,6 +144,20 @@ def _images(folder: Path, left_out: LeftOut) -> Iterator[_Found]:
             left_out.add(NOT_UTF8, str(path))
         except OSError:
             left_out.add(UNREADABLE, str(path))
+
+
+def _objects(uri: str, left_out: LeftOut) -> Iterator[_Found]:
+    """The images below the URI of a folder in a bucket, by their names."""
+    for one in list_source(uri):
+        below = PurePosixPath(composed(one.key))
+        suffix = below.suffix.lower()
+        if any(part.startswith(".") or part.lower() in OF_SYSTEMS for part in below.parts):
+            left_out.add(HIDDEN, one.key)
+        elif suffix in IMAGES:
+            yield _Found(f"{uri}/{one.key}", below, one.bytes)
+        elif below.name not in METADATA:
+            archive = below.name.lower().endswith(ARCHIVES)
+            left_out.add(TABLE if suffix == ".parquet" else ARCHIVE if archive else NOT_AN_IMAGE, one.key)
 
 
 def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, str]]:
@@ -198,7 +222,7 @@ def _by_pattern(found: Sequence[_Found], pattern: str) -> list[str | None]:
     return [class_name(label) for label in extract_group(paths, pattern, "label").to_pylist()]
 
 
-def _by_rows(folder: Path, found: Sequence[_Found], rows: LabelRows, left_out: LeftOut) -> list[str | None]:
+def _by_rows(folder: str, found: Sequence[_Found], rows: LabelRows, left_out: LeftOut) -> list[str | None]:
     """Labels joined by path, by path below the folder, by file name, or by name without suffix, whichever is there.
 
     A path of another machine, as `C:/photos/cats/1.jpg`, is joined by as many of its last parts as it takes. A name
@@ -213,7 +237,7 @@ def _by_rows(folder: Path, found: Sequence[_Found], rows: LabelRows, left_out: L
     used: set[str] = set()
     for file in found:
         name, stem = file.below.name, file.below.stem
-        paths = (composed(file.path), f"{folder.name}/{file.below}", str(file.below))
+        paths = (composed(file.path), f"{folder}/{file.below}", str(file.below))
         key = next((one for one in paths if one in rows.labels), None) or endings.get(str(file.below))
         if key is None:
             key = next((one for one in (name, stem) if one in rows.labels), None)
@@ -241,6 +265,19 @@ def _endings(keys: Iterable[str]) -> dict[str, str]:
                 ending = "/".join(parts[start:])
                 endings[ending] = None if ending in endings else key
     return {ending: key for ending, key in endings.items() if key is not None}
+
+
+def _metadata_of(folder: Path | str, left_out: LeftOut) -> LabelRows | None:
+    if isinstance(folder, Path):
+        return _metadata(folder, left_out)
+    store = open_store(folder)
+    with TemporaryDirectory(prefix="imagestream-") as copies:
+        for above in ("", *(f"{name}/" for name in store.folders() if name in SPLITS)):
+            for name in METADATA:
+                if (size := store.size(f"{above}{name}")) is not None and size <= MAX_METADATA_BYTES:
+                    Path(copies, above).mkdir(exist_ok=True)
+                    store.fetch(f"{above}{name}", Path(copies, above, name))
+        return _metadata(Path(copies), left_out)
 
 
 def _metadata(folder: Path, left_out: LeftOut) -> LabelRows | None:

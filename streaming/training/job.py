@@ -95,7 +95,9 @@ class Job:
     def featurized(self, dataset: Dataset, exported: ExportedBackbone) -> tuple[DataFrame, Featurized]:
         """Every labelled row of the backbone, those of the data set now among them; and the images that are bad."""
         self.on_step(f"computing the features of {dataset.n_images:,} images")
-        found = featurize(self.spark, dataset, exported, self.features, augment=self.augment)
+        found = featurize(
+            self.spark, dataset, exported, self.features, augment=self.augment, limits=self.settings.image_limits
+        )
         if not found.rows:
             path, why = next(iter(found.bad.items()))
             raise ServiceError(f"not one of the {dataset.n_images:,} files is an image that decodes; {path}: {why}")
