@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from streaming.environment import all_ignored
 from streaming.errors import ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
-from streaming.platform.jars import damaged_jars, locked_jars
+from streaming.platform.jars import ELSEWHERE, damaged_jars, locked_jars, why_not_for_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
@@ -183,6 +183,8 @@ def missing_variables(scheme: str, present: Set[str]) -> list[str]:
 
 
 def check_jars(settings: Settings) -> Check:
+    if why := why_not_for_jars(settings.jars_dir):
+        return Check("jars", f"{settings.jars_dir} {why}", ELSEWHERE)
     damaged = damaged_jars(settings.jars_dir)
     if not damaged:
         return Check("jars", f"{len(locked_jars())} in {settings.jars_dir}, as locked")

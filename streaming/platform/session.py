@@ -28,6 +28,7 @@ from streaming.storage.home import make_dir
 SPARK_LOG = "spark.log"
 GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"  # PySpark knows no more than that
 MAX_LAST_WORDS = 256 * 1024
+LAST_ASCII = 0x7F
 ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s
 BYTES_PER_ARROW_BATCH = 8 * 1024**2  # of large messages few are under way at a time
 
@@ -196,7 +197,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 def _log4j(settings: Settings) -> str:
     """Spark logs to a file of the home; what its jobs raise reaches the caller as an exception."""
-    path = settings.work_dir / "log4j2.properties"
+    path, log = settings.work_dir / "log4j2.properties", _property(str(settings.work_dir / SPARK_LOG))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"""\
@@ -204,8 +205,8 @@ rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = RollingFile
 appender.file.name = file
-appender.file.fileName = {settings.work_dir / SPARK_LOG}
-appender.file.filePattern = {settings.work_dir / SPARK_LOG}.%i
+appender.file.fileName = {log}
+appender.file.filePattern = {log}.%i
 appender.file.layout.type = PatternLayout
 appender.file.layout.pattern = %d %p %c{{1}}: %m%n%ex
 appender.file.policies.type = SizeBasedTriggeringPolicy
@@ -215,3 +216,10 @@ appender.file.strategy.max = 3
 """
     )
     return f"-Dlog4j2.configurationFile={path.as_uri()}"
+
+
+def _property(text: str) -> str:
+    """A text in a file of properties, which Java reads as Latin-1 and Log4j substitutes variables in."""
+    units = text.replace("\\", "\\\\").replace("${", "$${").encode("utf-16-be")
+    codes = (int.from_bytes(units[at : at + 2]) for at in range(0, len(units), 2))
+    return "".join(chr(code) if code < LAST_ASCII else f"\\u{code:04x}" for code in codes)

@@ -115,6 +115,18 @@ SHADOW = pa.schema(
 )
 # What another version answers to history: the stream's answers are in `predictions`, by the same identity.
 RESCORED = pa.schema([*IDENTITY, *ANSWER, *LINEAGE])
+# Rows that were erased on request: where they were, and nothing of the image itself.
+ERASED = pa.schema(
+    [
+        pa.field("topic", pa.string()),
+        pa.field("partition", pa.int32()),
+        pa.field("offset", pa.int64()),
+        *LINEAGE,
+        pa.field("table", pa.string()),  # that held the row: predictions or quarantine
+        pa.field("erased_at", TIMESTAMP),
+        pa.field("by", pa.string()),
+    ]
+)
 OFFSET_RANGE = pa.struct(
     [
         pa.field("topic", pa.string()),
@@ -163,6 +175,7 @@ SCHEMAS: dict[str, tuple[pa.Schema, str | None]] = {  # and by what they are par
     "shadow": (SHADOW, None),
     "rescored": (RESCORED, None),
     "batches": (BATCHES, None),
+    "erased": (ERASED, None),
 }
 # Statistics of long values help no reader and make the log grow.
 STATISTICS = {
