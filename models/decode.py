@@ -110,13 +110,14 @@ class _UnsupportedModeError(ValueError):
 
 
 def decode(
-    data: bytes | None, size: tuple[int, int], limits: Limits = DEFAULT_LIMITS, resize: Resize = "stretch"
+    data: bytes | None, size: tuple[int, int] | None, limits: Limits = DEFAULT_LIMITS, resize: Resize = "stretch"
 ) -> NDArray[np.uint8] | BadImage:
     """Decode one image to uint8 RGB of shape (height, width, 3), values 0..255, with `size` = (height, width).
 
-    `resize="stretch"` maps the whole picture to `size`; `"crop"` takes the largest centred window of `size`'s aspect.
-    The first frame is taken of an animation. EXIF orientation is applied, transparency is laid over white, CMYK and
-    palettes become RGB, 16-bit gray is scaled to 8 bits. Never raises, whatever the bytes are; the array is read-only.
+    `resize="stretch"` maps the whole picture to `size`; `"crop"` takes the largest centred window of `size`'s aspect;
+    without a size the picture keeps its own. The first frame is taken of an animation. EXIF orientation is applied,
+    transparency is laid over white, CMYK and palettes become RGB, 16-bit gray is scaled to 8 bits. Never raises,
+    whatever the bytes are; the array is read-only.
     """
     if data is None:
         return BadImage(Stage.READ, Reason.MISSING, "the message has no value")
@@ -139,7 +140,9 @@ def read_limited(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
         return file.read(limits.max_bytes + 1)
 
 
-def _decode_known(data: bytes, size: tuple[int, int], limits: Limits, resize: Resize) -> NDArray[np.uint8] | BadImage:
+def _decode_known(
+    data: bytes, size: tuple[int, int] | None, limits: Limits, resize: Resize
+) -> NDArray[np.uint8] | BadImage:
     image_format = _identify(data)
     if image_format is None:
         return BadImage(Stage.DECODE, Reason.NOT_AN_IMAGE, f"starts with {data[:8].hex(' ')}, no known image format")
@@ -152,7 +155,8 @@ def _decode_known(data: bytes, size: tuple[int, int], limits: Limits, resize: Re
             if bomb := _find_bomb(data, image, limits):
                 return BadImage(Stage.DECODE, Reason.DECOMPRESSION_BOMB, bomb)
             # A JPEG is decoded at 1/2, 1/4 or 1/8 where that still covers the target, whichever way round it lies.
-            image.draft("RGB", (max(size), max(size)))
+            if size is not None:
+                image.draft("RGB", (max(size), max(size)))
             image.load()
             stage = Stage.PREPROCESS
             return _shape_pixels(image, size, resize)
@@ -219,11 +223,11 @@ def _is_cut_off(data: bytes, image_format: str) -> bool:
     return not whole
 
 
-def _shape_pixels(image: Image.Image, size: tuple[int, int], resize: Resize) -> NDArray[np.uint8]:
+def _shape_pixels(image: Image.Image, size: tuple[int, int] | None, resize: Resize) -> NDArray[np.uint8]:
     """Convert to 8 bits, resize and turn upright, in this order: the later steps then touch few pixels."""
-    height, width = size
+    height, width = size or (image.height, image.width)
     orientation = _read_orientation(image)
-    if orientation in _SIDEWAYS:
+    if size is not None and orientation in _SIDEWAYS:
         height, width = width, height
     image = _to_eight_bits(image)
     if resize == "crop":  # not by the box of resize(), whose filter also looks at pixels outside of the box

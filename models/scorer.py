@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +11,20 @@ from models.architectures import Preprocessing, find_backbone
 from models.arrays import Arrays, Features
 from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle
 from models.classifier import Classifier, answers_of, classifier_from_arrays
-from models.decode import BadImage, Resize, decode
+from models.decode import BadImage, Resize
 from models.drift import DriftReference, reference_from_arrays
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
+from models.network import NetworkEngine
 from models.projection import Projection, projection_from_arrays
+from models.recipe import Pixels, Recipe, decode_fitted, empty_pixels
+from models.sessions import open_session
 
 Images = NDArray[np.uint8]
 
 
 class Engine(Protocol):
-    """Runs a backbone: images (N, H, W, 3) uint8 → features (N, D) float32."""
+    """Runs a backbone: images (N, H, W, 3) uint8, or as its recipe makes them → features (N, D) float32."""
 
     @property
     def input_size(self) -> tuple[int, int]: ...
@@ -29,7 +32,7 @@ class Engine(Protocol):
     @property
     def n_features(self) -> int: ...
 
-    def __call__(self, images: Images) -> Features: ...
+    def __call__(self, images: Any) -> Features: ...
 
 
 @dataclass(frozen=True)
@@ -37,23 +40,23 @@ class Decoded:
     """What became of a list of encoded images.
 
     Attributes:
-        images: (N, H, W, 3) uint8, those that decoded, in order.
+        images: (N, H, W, 3) uint8, or as a recipe makes them; those that decoded, in order.
         rows: the N positions in the list that they came from.
         bad: position → why that one is not an image.
     """
 
-    images: Images
+    images: Pixels
     rows: list[int]
     bad: dict[int, BadImage]
 
 
-def decode_all(values: Sequence[bytes | None], size: tuple[int, int], resize: Resize = "stretch") -> Decoded:
+def decode_all(values: Sequence[bytes | None], size: tuple[int, int], fitting: Resize | Recipe = "stretch") -> Decoded:
     """Decode every image of a list to (height, width) = `size`."""
-    images = np.empty((len(values), *size, 3), np.uint8)
+    images = empty_pixels(len(values), size, fitting)
     rows: list[int] = []
     bad: dict[int, BadImage] = {}
     for row, value in enumerate(values):
-        image = decode(value, size, resize=resize)
+        image = decode_fitted(value, size, fitting)
         if isinstance(image, BadImage):
             bad[row] = image
         else:
@@ -94,14 +97,14 @@ class Scorer:
 
     engine: Engine
     head: Head
-    resize: Resize = "stretch"
+    fitting: Resize | Recipe = "stretch"
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """Encoded images → pixels as the backbone takes them, and which could not be decoded."""
-        return decode_all(values, self.engine.input_size, self.resize)
+        return decode_all(values, self.engine.input_size, self.fitting)
 
-    def features(self, images: Images) -> Features:
-        """(N, H, W, 3) uint8 → (N, D) float32."""
+    def features(self, images: Pixels) -> Features:
+        """(N, H, W, 3) as `decode` gives them → (N, D) float32."""
         return self.engine(images)
 
     def probabilities(self, features: Features) -> Features:
@@ -132,7 +135,7 @@ def load_scorer(bundle: Bundle, threads: int = 1) -> Scorer:
         ModelError: a part cannot be loaded, or is not what the manifest says.
     """
     entry = bundle.manifest.backbone
-    return Scorer(load_engine(entry, bundle.files[entry.scored_file], threads), load_head(bundle), entry.resize)
+    return Scorer(load_engine(entry, bundle.files[entry.scored_file], threads), load_head(bundle), entry.fitting)
 
 
 def load_engine(entry: BackboneEntry, content: bytes, threads: int = 1) -> Engine:
@@ -141,16 +144,19 @@ def load_engine(entry: BackboneEntry, content: bytes, threads: int = 1) -> Engin
     Raises:
         ModelError: the content is not usable, or gives something else than the manifest says.
     """
-    if entry.engine == "keras":
+    engine: Engine
+    if entry.network is not None:
+        engine = NetworkEngine(entry.network, entry.output, open_session(entry.network.format, content, threads))
+    elif entry.engine == "keras":
         spec = find_backbone(entry.name, entry.output, entry.input_size)
         pixels = Preprocessing(entry.scale, entry.offset, entry.channel_order, entry.channel_means)
         if pixels != spec.preprocessing or entry.precision != "float32":
             raise ModelError(f"the manifest has {entry.name} prepare pixels in another way, or in integers")
-        engine: Engine = KerasEngine.of(spec, content)
+        engine = KerasEngine.of(spec, content)
     else:
         engine = LiteRTEngine(content, threads=threads)
     if (engine.input_size, engine.n_features) != (entry.input_size, entry.n_features):
-        what = "network" if entry.engine == "keras" else "flatbuffer"
+        what = "flatbuffer" if entry.engine == "litert" else "network"
         raise ModelError(
             f"the {what} takes {engine.input_size} and gives {engine.n_features} features, "
             f"the manifest says {entry.input_size} and {entry.n_features}"

@@ -53,8 +53,7 @@ def list_(context: typer.Context, json_file: JsonOption = None) -> None:
             str(manifest.projection.n_out),
             str(len(manifest.classes)),
             f"{manifest.training_data.rows:,}",
-            f"{metrics.get('accuracy', float('nan')):.4f}",
-            f"{metrics.get('log_loss', float('nan')):.4f}",
+            *(f"{metrics[name]:.4f}" if name in metrics else "–" for name in ("accuracy", "log_loss")),
         )
         rows.append({"version": version, "aliases": of_version, "metrics": metrics})
     out.print(table if rows else f"no models in {registry.place} yet; make one with 'imagestream train'")

@@ -13,9 +13,9 @@ import pyarrow as pa
 from pyspark import Accumulator, TaskContext
 
 from models.augment import Augmentation, augment
-from models.decode import Reason, Resize, read_limited
-from models.engine import LiteRTEngine
-from models.scorer import Images, decode_all
+from models.bundle import BackboneEntry
+from models.decode import Reason, read_limited
+from models.scorer import Engine, Images, decode_all, load_engine
 from streaming.storage.files import FileSink, list_array
 from streaming.storage.tables import FEATURES, TIMESTAMP, Table
 
@@ -36,14 +36,14 @@ REPORT_DDL = "path string, why string, rows long, reused long, copies long, bad 
 
 @dataclass(frozen=True)
 class FeaturizeTask:
-    """What a worker needs to know beside the flatbuffer; the same for all tasks of a run."""
+    """What a worker needs to know beside the network's file; the same for all tasks of a run."""
 
     run: str
     started_at: datetime
     directory: str  # of the table `features`
     from_files: bool  # the sources are paths of files, which the worker reads
     backbone_sha256: str
-    resize: Resize
+    entry: BackboneEntry
     copies: int
     augmentation: Augmentation
 
@@ -70,15 +70,15 @@ class _Report:
 
 
 class _Worker:
-    """The backbone that this worker process holds, by the hash of its flatbuffer."""
+    """The backbone that this worker process holds, by the hash that names its features."""
 
     sha256: str | None = None
-    engine: LiteRTEngine | None = None
+    engine: Engine | None = None
 
     @classmethod
-    def engine_of(cls, sha256: str, flatbuffer: Callable[[], bytes]) -> LiteRTEngine:
-        if cls.engine is None or cls.sha256 != sha256:
-            cls.engine, cls.sha256 = LiteRTEngine(flatbuffer()), sha256
+    def engine_of(cls, task: FeaturizeTask, network: Callable[[], bytes]) -> Engine:
+        if cls.engine is None or cls.sha256 != task.backbone_sha256:
+            cls.engine, cls.sha256 = load_engine(task.entry, network()), task.backbone_sha256
         return cls.engine
 
 
@@ -98,14 +98,14 @@ class _Pass:
     """What one pass over a partition works with."""
 
     task: FeaturizeTask
-    engine: LiteRTEngine
+    engine: Engine
     sink: FileSink
     report: _Report
 
 
 def featurize_partition(
     batches: Iterator[pa.RecordBatch],
-    flatbuffer: Callable[[], bytes],
+    network: Callable[[], bytes],
     task: FeaturizeTask,
     done: "Accumulator[int]",
 ) -> Iterator[pa.RecordBatch]:
@@ -117,7 +117,7 @@ def featurize_partition(
     """
     context = TaskContext.get()
     part = context.partitionId() if context is not None else 0
-    engine = _Worker.engine_of(task.backbone_sha256, flatbuffer)
+    engine = _Worker.engine_of(task, network)
     report = _Report()
     with FileSink(task.directory, FEATURES) as sink:
         for batch in batches:
@@ -138,7 +138,7 @@ def _featurize(rows: list[dict[str, Any]], on: _Pass) -> None:
     images = [_read(row, on) for row in rows]
     wanted = [image for image in images if image.content is not None and (on.task.copies or not image.known)]
     on.report.reused += sum(image.known for image in images)
-    decoded = decode_all([image.content for image in wanted], on.engine.input_size, on.task.resize)
+    decoded = decode_all([image.content for image in wanted], on.engine.input_size, on.task.entry.fitting)
     for row, bad in decoded.bad.items():
         on.report.add_bad(wanted[row].source, bad.reason, bad.detail)
     good = [wanted[row] for row in decoded.rows]

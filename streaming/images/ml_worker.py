@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.arrays import Features
-from models.decode import BadImage, Limits, Reason, Resize, Stage, decode
+from models.decode import BadImage, Limits, Reason, Resize, Stage
 from models.errors import ModelError
+from models.recipe import Pixels, Recipe, decode_fitted, empty_pixels
 from models.scorer import Engine
 from streaming.storage.files import as_matrix, list_array
 
@@ -46,19 +47,19 @@ def loaded(sha256: str, load: Callable[[], Any]) -> Any:
 
 
 def from_images(
-    columns: Iterator[Any], engine: Engine, resize: Resize, finish: Callable[[Features], Values]
+    columns: Iterator[Any], engine: Engine, fitting: Resize | Recipe, finish: Callable[[Features], Values]
 ) -> Iterator[Any]:
     """A column of images (bytes, or Spark's image struct) as structs of `RESULT_DDL`, in order, one a row.
 
     Args:
         columns: Arrow arrays.
         engine: pixels → features (N, D).
-        resize: as the model was made for.
+        fitting: of the images to the input, as the model was made for.
         finish: features (N, D) → values (N, K) float32.
     """
     for column in columns:
         for start in range(0, len(column), IMAGES_AT_ONCE):
-            yield _image_results(column.slice(start, IMAGES_AT_ONCE), engine, resize, finish)
+            yield _image_results(column.slice(start, IMAGES_AT_ONCE), engine, fitting, finish)
 
 
 def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features], Values]) -> Iterator[Any]:
@@ -79,12 +80,12 @@ def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features]
         yield _placed(finish(matrix), rows, len(column))
 
 
-def _image_results(column: Any, engine: Engine, resize: Resize, finish: Callable[[Features], Values]) -> Any:
+def _image_results(column: Any, engine: Engine, fitting: Resize | Recipe, finish: Callable[[Features], Values]) -> Any:
     rows: list[int] = []
-    images = np.empty((len(column), *engine.input_size, 3), np.uint8)
+    images = empty_pixels(len(column), engine.input_size, fitting)
     reasons: list[str | None] = [None] * len(column)
     for row, value in enumerate(column.to_pylist()):
-        image = _decode(value, engine.input_size, resize)
+        image = _decode(value, engine.input_size, fitting)
         if isinstance(image, BadImage):
             reasons[row] = f"{image.reason}: {image.detail}"
         else:
@@ -105,11 +106,11 @@ def _placed(values: Values, rows: NDArray[np.int64], n: int) -> Any:
     return list_array(values).take(pa.array(where, mask=where < 0))
 
 
-def _decode(value: Any, size: tuple[int, int], resize: Resize) -> NDArray[np.uint8] | BadImage:
+def _decode(value: Any, size: tuple[int, int], fitting: Resize | Recipe) -> Pixels | BadImage:
     if isinstance(value, dict):
         encoded = _encoded(value)
-        return encoded if isinstance(encoded, BadImage) else decode(encoded, size, PIXEL_LIMITS, resize)
-    return decode(value, size, LIMITS, resize)
+        return encoded if isinstance(encoded, BadImage) else decode_fitted(encoded, size, fitting, PIXEL_LIMITS)
+    return decode_fitted(value, size, fitting, LIMITS)
 
 
 def _encoded(image: dict[str, Any]) -> bytes | BadImage:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from models.architectures import DEFAULT_BACKBONE, Output
-from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, export_backbone, find_backbone
+from models.backbone import export_backbone, find_backbone
 from models.bundle import GOLDEN, EngineName
 from models.projection import check_pca_memory
 from models.scorer import golden_images
@@ -149,7 +149,7 @@ def retrain(
             augmented = bool(champion.manifest.fit.get("augmented"))
         parts = BackboneParts(
             champion.manifest.backbone,
-            files={name: folder / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)},
+            files={name: folder / name for name in champion.manifest.backbone.files},
             golden=golden_images(champion.arrays(GOLDEN)),
         )
         with spark_session(settings, "imagestream retrain") as spark:
