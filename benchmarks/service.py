@@ -112,7 +112,7 @@ class Service:
 
     def flatbuffer(self, settings: Settings) -> Path:
         """The champion's backbone, for peers."""
-        folder = settings.home / "champion"
+        folder = settings.work_dir / "champion"
         if not folder.exists():
             open_registry(settings.home).fetch(1, folder)
         return folder / FLATBUFFER_FILE

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming.errors import ServiceError
+from streaming.storage.store import is_uri
 
 DEFAULT_FILE = Path("imagestream.toml")  # in the working directory
 MAX_BYTES = 64 * 1024
@@ -49,6 +50,6 @@ def _nearest(name: str, names: Collection[str]) -> str:
 
 
 def _beside(file: Path, value: object) -> object:
-    if not isinstance(value, str):  # refused by the setting itself, which says what it expects
+    if not isinstance(value, str) or is_uri(value):  # what is not text the setting itself refuses
         return value
     return file.absolute().parent / Path(value).expanduser()

@@ -4,18 +4,23 @@ A value comes from the option of a command; without one from the environment; el
 is the default. Nothing but this module reads the environment.
 """
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from streaming.config_file import DEFAULT_FILE, read_config_file
 from streaming.errors import ServiceError
+from streaming.storage.home import Home
+from streaming.storage.store import check_place, is_uri
 
-HOME = Path(".imagestream")
+HOME = ".imagestream"
 
 TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a dot in front: it names a folder, too
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
@@ -28,9 +33,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IMAGESTREAM_", frozen=True, extra="ignore", populate_by_name=True)
 
-    home: Path = Field(HOME, description="where tables, streams, models, jars and the broker's data are")
-    jars: Path | None = Field(None, description="where the jars are; default: HOME/jars")
-    backbones: Path | None = Field(None, description="where exported backbones are kept; default: HOME/backbones")
+    home: str = Field(
+        HOME, description="where tables, streams and models are: a folder, or an s3://, gs:// or az:// URI"
+    )
+    work: Path | None = Field(
+        None,
+        description="local folder of jars, logs, copies of files and the broker's data; default: the home if local",
+    )
+    jars: Path | None = Field(None, description="where the jars are; default: WORK/jars")
+    backbones: Path | None = Field(None, description="where exported backbones are kept; default: WORK/backbones")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how Kafka is talked to: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
@@ -57,21 +68,36 @@ class Settings(BaseSettings):
     )
     config: Path | None = Field(None, description="the configuration file; default: imagestream.toml, if it is there")
 
+    @field_validator("home", mode="before")
+    @classmethod
+    def _path_as_text(cls, home: Any) -> Any:
+        return os.fspath(home) if isinstance(home, Path) else home
+
     @property
-    def tables_dir(self) -> Path:
-        return self.home / "tables"
+    def place(self) -> Home:
+        """The home, as what is kept there is found."""
+        return _home(str(self.home), self.work_dir)
+
+    @property
+    def work_dir(self) -> Path:
+        return self.work or Path(self.home)
 
     @property
     def broker_dir(self) -> Path:
-        return self.home / "broker"
+        return self.work_dir / "broker"
 
     @property
     def jars_dir(self) -> Path:
-        return self.jars or self.home / "jars"
+        return self.jars or self.work_dir / "jars"
 
     @property
     def backbones_dir(self) -> Path:
-        return self.backbones or self.home / "backbones"
+        return self.backbones or self.work_dir / "backbones"
+
+
+@cache
+def _home(uri: str, work: Path) -> Home:
+    return Home(uri, work)  # one of each: it keeps its store open
 
 
 @dataclass(frozen=True)
@@ -82,16 +108,16 @@ class Configuration:
     origins: Mapping[str, str]
 
 
-def read_settings(home: Path | None = None, config: Path | None = None) -> Settings:
+def read_settings(home: str | Path | None = None, config: Path | None = None) -> Settings:
     """The settings; arguments and errors as for `read_configuration`."""
     return read_configuration(home, config).settings
 
 
-def read_configuration(home: Path | None = None, config: Path | None = None) -> Configuration:
+def read_configuration(home: str | Path | None = None, config: Path | None = None) -> Configuration:
     """Settings from the environment and the configuration file, with what the command line gives on top.
 
     Args:
-        home: `--home`; the home becomes absolute.
+        home: `--home`; a path becomes absolute.
         config: `--config`; without it IMAGESTREAM_CONFIG, or `imagestream.toml` where the command runs.
 
     Raises:
@@ -112,10 +138,33 @@ def read_configuration(home: Path | None = None, config: Path | None = None) -> 
     if config is None and file is not None:
         origins["config"] = variable_of("config") if "config" in variables else "the working directory"
     settings = _checked(from_file | options, origins)
-    home = settings.home.expanduser().absolute()
-    if set("[]") & set(str(home)):
+    return Configuration(settings.model_copy(update=_places(settings, origins)), origins)
+
+
+def _places(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:
+    """The home as an absolute path or a URI, and the work folder as an absolute path."""
+    try:
+        home = check_place(settings.home) if is_uri(settings.home) else os.fspath(_absolute(Path(settings.home)))
+    except ServiceError as error:
+        raise ServiceError(f"{origins.get('home', 'home')}: {error}") from error
+    if set("[]") & set(home):
         raise ServiceError(f"the home {home} has a square bracket in its path, which deltalake does not open: move it")
-    return Configuration(settings.model_copy(update={"home": home}), origins)
+    if settings.work is not None:
+        return {"home": home, "work": _absolute(settings.work)}
+    return {"home": home, "work": _work_of(home) if is_uri(home) else None}
+
+
+def _work_of(uri: str) -> Path:
+    """The work folder of a home in a bucket, where none is given."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return _absolute(Path(state)) / "imagestream" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # no home directory
+        raise ServiceError(f"{path} cannot be resolved ({error}): set HOME, or IMAGESTREAM_WORK to a folder") from error
 
 
 def with_options(settings: Settings, **options: str | None) -> Settings:
@@ -135,7 +184,9 @@ def variable_of(name: str) -> str:
 
 
 def is_place(name: str) -> bool:
-    """Whether a setting is a path."""
+    """Whether a setting is a path, or may be one."""
+    if name == "home":
+        return True
     annotation = Settings.model_fields[name].annotation
     return Path in (annotation, *get_args(annotation))
 

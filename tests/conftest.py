@@ -158,7 +158,7 @@ def imagestream(settings: Settings, *arguments: str | Path | float, code: int = 
     Where the command's own process is what is tested (its start, its signals, its end), see `imagestream_process`.
     """
     if arguments[0] in WITH_SPARK:
-        SPARK.start(settings.home.parent, settings.jars_dir)
+        SPARK.start(settings.work_dir.parent, settings.jars_dir)
     return _summary_of(command_here, settings, arguments, code)
 
 
@@ -185,7 +185,7 @@ def _summary_of(
     run: Callable[..., tuple[int, str, str]], settings: Settings, arguments: Sequence[str | Path | float], code: int
 ) -> dict[str, Any]:
     """What a command wrote for `--json`, or its standard error where it wrote nothing."""
-    summary = settings.home / "summary.json"
+    summary = settings.work_dir / "summary.json"
     summary.unlink(missing_ok=True)
     with environment(**environment_of(settings)):
         ended, out, err = run("--home", settings.home, *arguments, "--json", summary)

@@ -67,7 +67,7 @@ def stop_object_store(home: Path) -> None:
             if str(home) in process.cmdline():
                 process.send_signal(signal.SIGKILL)
                 process.wait(PATIENCE_S)
-        state.unlink()
+        state.unlink(missing_ok=True)
 
 
 def _start(home: Path) -> tuple[ObjectStoreServer, int]:

@@ -114,7 +114,7 @@ class Cluster:
 
 
 def rows(settings: Settings) -> int:
-    table = settings.tables_dir / "predictions"
+    table = Path(settings.place.tables) / "predictions"
     return DeltaTable(table).count() if (table / "_delta_log").is_dir() else 0
 
 
@@ -166,7 +166,7 @@ def test_a_killed_spark_worker_costs_no_image(service: Settings, tmp_path: Path)
         assert stream.wait(60) == 0, (logs / "stream.log").read_text(errors="replace")[-3000:]
 
     assert imagestream(service, "audit")["clean"] is True
-    assert DeltaTable(service.tables_dir / "predictions").count() == IMAGES + 1
+    assert DeltaTable(service.place.table("predictions")).count() == IMAGES + 1
 
 
 def predicted(gateway: httpx.Client, image_id: str) -> dict[str, Any] | None:

@@ -58,8 +58,11 @@ def _version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     home: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where everything is kept (IMAGESTREAM_HOME; .imagestream)."),
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Folder, or s3://, gs:// or az:// URI, of tables and models (IMAGESTREAM_HOME; .imagestream).",
+        ),
     ] = None,
     config: Annotated[
         Path | None,

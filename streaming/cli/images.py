@@ -53,7 +53,7 @@ def choose_dataset(
     if (images is None) == (dataset is None):
         raise ServiceError("give either --images PATH or --dataset digits")
     if images is None:
-        images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
+        images = write_images(settings.work_dir / "datasets" / f"digits-{limit}", digit_images(limit))
     found = read_dataset(images, label_pattern=label_pattern, labels_csv=labels)
     warn(found.warnings())
     return found

@@ -86,7 +86,7 @@ def publish(
     check_access(servers, settings.topic, client, Right.WRITE)
     target = Target(servers, client, settings.topic)
     if watch:
-        remembered = state or settings.home / "publish" / f"{settings.topic}.sqlite"
+        remembered = state or settings.work_dir / "publish" / f"{settings.topic}.sqlite"
         _watch(target, folders, remembered, label_from, reading, rate, json)
     else:
         _publish(target, sources, reading, rate, json)

@@ -63,7 +63,7 @@ def query(
     if sql is None and sys.stdin.isatty() and sys.stdout.isatty():
         from streaming.cli.query_shell import run_shell
 
-        run_shell(ask, settings_of(context).home / "query_history")
+        run_shell(ask, settings_of(context).work_dir / "query_history")
         return
     _answer(partial(ask, _from_stdin() if sql is None else sql), format_, output, watch, json)
 

@@ -26,10 +26,10 @@ def setup(
 
     settings = settings_of(context)
     try:
-        java = find_java(settings.home)
+        java = find_java(settings.work_dir)
     except ServiceError as error:
-        err.print(f"{error}; trying to download one into {settings.home / 'java'}", highlight=False, markup=False)
-        java = install_java(settings.home)
+        err.print(f"{error}; trying to download one into {settings.work_dir / 'java'}", highlight=False, markup=False)
+        java = install_java(settings.work_dir)
     if lock:
         out.print(f"{lock_jars(java)} jars locked", highlight=False)
         return

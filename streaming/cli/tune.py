@@ -101,7 +101,7 @@ def tune(
         )
     command = _command(settings, found, places | given, limit)
     _tell(found, command)
-    picture = plot or settings.home / "tune" / "trade-offs.png"
+    picture = plot or settings.work_dir / "tune" / "trade-offs.png"
     from streaming.training.tune_plot import plot_trade_offs
 
     plot_trade_offs(found, picture)
@@ -162,7 +162,7 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
     from streaming.settings import HOME
     from streaming.training.tune_space import command_of
 
-    words = ["imagestream"] if settings.home == HOME.absolute() else ["imagestream", "--home", str(settings.home)]
+    words = ["imagestream"] if settings.home == str(Path(HOME).absolute()) else ["imagestream", "--home", settings.home]
     best = found.best
     if given["images"] is None and given["dataset"] is None:
         return shlex.join(command_of(best.options, [*words, "retrain"], every=True))

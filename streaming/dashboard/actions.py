@@ -56,7 +56,7 @@ def give_label(settings: Settings, image_id: str, label: str) -> None:
     """
     row = {"image_id": image_id, "label": checked_label(label), "labelled_at": datetime.now(UTC), "by": BY}
     # Given by hand, the same label may come again after another one: each time is an append of its own.
-    Table(settings.tables_dir, "labels").append(
+    Table(settings.place.tables, "labels").append(
         pa.Table.from_pylist([row], schema=LABELS), "labels-by-hand", time.time_ns()
     )
 

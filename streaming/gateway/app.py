@@ -51,7 +51,7 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
     Args:
         api_key: what every request but those for health must carry; None lets this machine's programs in.
     """
-    service = Service(broker, Lookup(settings.tables_dir))
+    service = Service(broker, Lookup(settings.place))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -124,7 +124,8 @@ def featurize(
     task = FeaturizeTask(
         uuid.uuid4().hex,
         datetime.now(UTC),
-        str(table.directory),
+        table.tables,
+        table.name,
         not isinstance(images, Dataset) or images.kind == "files",
         backbone.sha256,
         backbone.entry,

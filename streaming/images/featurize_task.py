@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,8 @@ class FeaturizeTask:
 
     run: str
     started_at: datetime
-    directory: str  # of the table `features`
+    tables: str  # a path or a URI
+    table: str  # for the features
     from_files: bool  # the sources are paths of files, which the worker reads
     backbone_sha256: str
     entry: BackboneEntry
@@ -119,7 +119,7 @@ def featurize_partition(
     part = context.partitionId() if context is not None else 0
     engine = _Worker.engine_of(task, network)
     report = _Report()
-    with FileSink(task.directory, FEATURES) as sink:
+    with FileSink(f"{task.tables}/{task.table}", FEATURES) as sink:
         for batch in batches:
             for start in range(0, batch.num_rows, IMAGES_PER_READ):
                 images = batch.slice(start, IMAGES_PER_READ)
@@ -128,8 +128,7 @@ def featurize_partition(
         written = sink.close()
     if written is not None:
         # A second try of this task adds nothing where the first one had committed before it was lost.
-        directory = Path(task.directory)
-        Table(directory.parent, directory.name).append_files([written], f"featurize:{task.run}:{part}", 0)
+        Table(task.tables, task.table).append_files([written], f"featurize:{task.run}:{part}", 0)
     yield report.as_batch()
 
 

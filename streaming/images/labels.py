@@ -7,8 +7,6 @@ Its label is the latest that it was given by `imagestream label`, under any of i
 it counts for each name; where that leaves an image more than one label, nobody knows which is right: it is left out.
 """
 
-from pathlib import Path
-
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
@@ -16,7 +14,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from streaming.errors import ServiceError
 from streaming.images.groups import group_ids
 from streaming.images.images_frame import arrow_function, read_files
-from streaming.storage.tables import LABELS, Table
+from streaming.storage.tables import LABELS, Table, has_table
 
 BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
 
@@ -116,10 +114,9 @@ def given_labels(spark: SparkSession, features: Table) -> DataFrame | None:
     Args:
         features: the names of the images are those that this table holds.
     """
-    directory: Path = features.directory.parent
-    if not (directory / "labels" / "_delta_log").is_dir():
+    if not has_table(features.tables, "labels"):
         return None
-    files = Table(directory, "labels").files()
+    files = Table(features.tables, "labels").files()
     if not files:
         return None
     labels = read_files(spark, files, LABELS).where(F.col("label").isNotNull())
@@ -149,7 +146,7 @@ def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataF
     """The rows of a backbone, altered copies among them, with image_id, known_as and at."""
     files = features.files()
     if not files:
-        raise ServiceError(f"the table {features.directory} is empty: there is nothing to fit on")
+        raise ServiceError(f"the table {features.place} is empty: there is nothing to fit on")
     cores = spark.sparkContext.defaultParallelism
     partitions = max(cores, features.bytes() // BYTES_PER_PARTITION)
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))

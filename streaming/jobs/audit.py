@@ -195,14 +195,11 @@ def audit(settings: Settings) -> AuditReport:
     Raises:
         ServiceError: there are no tables of a stream, or one cannot be read.
     """
-    missing = [
-        name
-        for name in ("predictions", "quarantine", "batches")
-        if not (settings.tables_dir / name / "_delta_log").is_dir()
-    ]
+    missing = [name for name in ("predictions", "quarantine", "batches") if not settings.place.has_table(name)]
     if missing:
         raise ServiceError(
-            f"nothing to audit in {settings.tables_dir}: no table {', '.join(missing)}; run `imagestream stream` first"
+            f"nothing to audit in {settings.place.tables}: no table {', '.join(missing)}; "
+            "run `imagestream stream` first"
         )
     with open_snapshot(settings) as tables:
         (totals,) = _rows(tables, TOTALS)

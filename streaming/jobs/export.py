@@ -100,9 +100,9 @@ def export_features(
         ModelError: the projection does not suit the features.
     """
     check_output(output, format_)
-    make_dir(settings.home)
+    make_dir(settings.work_dir)
     with spark_session(settings, "imagestream features", java_options=QUICK_START) as spark:
-        table = Table(settings.home / KEPT_IN, "features")
+        table = Table(settings.work_dir / KEPT_IN, "features")
         found = featurize(spark, dataset, source.backbone, table, on_progress=on_progress)
         # The paths and labels again, without the bytes: the workers have forgotten them.
         rows = featurized_rows(images_frame(spark, dataset, lambda *_: 1), table, source.backbone.sha256)

@@ -61,7 +61,7 @@ class Comparison:
 
 def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> Comparison:
     """Compare the answers in `rescored` of one bundle with those in `predictions`, message by message."""
-    there = {log.parent.name for log in settings.tables_dir.glob("*/_delta_log")}
+    there = set(settings.place.table_names())
     if not {"predictions", "rescored"} <= there:
         return Comparison([], [])
     pairs = PAIRS.format(known=KNOWN if "labels" in there else NOT_KNOWN)
@@ -69,7 +69,7 @@ def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> 
     agreement = query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist()
     labelled = pairs + LABELLED.format(contents=contents_of(settings))
     with open_query(settings, labelled, parameters=bundle, timeout_s=TIMEOUT_S) as batches:
-        counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.tables_dir))
+        counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.place))
     return Comparison(
         [row | counts.get(row["old_version"], Paired()).as_row() for row in agreement],
         query(settings, pairs + CHANGED, parameters=bundle | {"limit": limit}, timeout_s=TIMEOUT_S).to_pylist(),

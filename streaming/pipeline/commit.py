@@ -214,8 +214,8 @@ class BatchCommitter:
             query_id=plan.stream,
             batch_id=plan.number + 1,
             topic=plan.topic,
-            quarantine_dir=str(self._tables["quarantine"].directory),
-            features_dir=str(self._tables["features"].directory) if self._store_features else None,
+            quarantine_dir=self._tables["quarantine"].place,
+            features_dir=self._tables["features"].place if self._store_features else None,
         )
         bundle = champion.broadcast
         other = challenger.broadcast if challenger else None
@@ -248,8 +248,7 @@ class BatchCommitter:
     def _drop(self, decision: Decision) -> None:
         """Delete the files of a decision that was not taken; nothing names them."""
         for name, files in files_of(decision).items():
-            for file in files:
-                (self._tables[name].directory / file.path).unlink(missing_ok=True)
+            self._tables[name].store.delete(file.path for file in files)
 
     def _drift(self, model: LoadedModel, reports: list[PartitionReport]) -> tuple[DriftWindow, dict[str, float]]:
         """The window after this batch; how far the batch, and the window where it is judged, is from the reference."""

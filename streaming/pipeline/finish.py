@@ -18,7 +18,6 @@ from streaming.errors import ServiceError
 from streaming.pipeline.decisions import DECIDED_TABLES, Decision, Decisions, OffsetRange, files_of
 from streaming.pipeline.positions import Positions, read_identity, read_positions
 from streaming.settings import Settings
-from streaming.storage.store import open_store
 from streaming.storage.tables import BATCHES, Table
 
 LISTED = 3  # files that an error names
@@ -27,13 +26,13 @@ LISTED = 3  # files that an error names
 class Tables:
     """The tables that the stream writes, each opened, or made, when it is first used."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, place: str | Path) -> None:
+        self._place = place
         self._open: dict[str, Table] = {}
 
     def __getitem__(self, name: str) -> Table:
         if name not in self._open:
-            self._open[name] = Table(self._directory, name)
+            self._open[name] = Table(self._place, name)
         return self._open[name]
 
 
@@ -87,7 +86,7 @@ def finish_decided(settings: Settings, stream: str, tables: Tables) -> Positions
     identity = read_identity(settings, stream)
     if identity is None:
         return None
-    decisions = Decisions(open_store(settings.home), stream)
+    decisions = Decisions(settings.place.store, stream)
     positions = read_positions(settings, identity)
     while True:
         decision = decisions.read(positions.number + 1)
@@ -135,8 +134,7 @@ def _check_files(decision: Decision, tables: Tables) -> None:
         if seen is not None and seen >= decision.number:
             continue
         for file in files:
-            path = tables[name].directory / file.path
-            size = path.stat().st_size if path.is_file() else None
+            size = tables[name].store.size(file.path)
             if size != file.bytes:
                 found = "missing" if size is None else f"{size:,} bytes instead of {file.bytes:,}"
                 wrong.append(f"{name}/{file.path} ({found})")

@@ -40,7 +40,6 @@ from streaming.pipeline.positions import (
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.home import held
-from streaming.storage.store import open_store
 
 
 def begin_stream(settings: Settings, tables: Tables, topic: Topic, accept: Accept) -> Positions:
@@ -50,13 +49,13 @@ def begin_stream(settings: Settings, tables: Tables, topic: Topic, accept: Accep
         ServiceError: a stream of an earlier release is running, the topic is not the one that was read, offsets are
             lost, or the store cannot create an object once.
     """
-    store = open_store(settings.home)
+    store = settings.place.store
     store.check_conditional()
     before = _taken_over(settings, topic)
     plan = plan_start(before, topic, accept)
     name = before.topic(topic.name)
     for table in DECIDED_TABLES:
-        if (settings.tables_dir / table / "_delta_log").is_dir():
+        if settings.place.has_table(table):
             tables[table].delete_beyond(name, before.of_topic(name))
     # The id of a topic that was made again is noted by the first decision about it.
     topics = {name: before.topics.get(name) or (topic.id if plan.topic == name else "")}
@@ -89,8 +88,8 @@ def set_checkpoint_aside(settings: Settings) -> None:
     folder = _old_folder(settings)
     if not folder.is_dir():
         return
-    (settings.home / f"stream-{settings.topic}.json").unlink(missing_ok=True)
-    aside = settings.home / "checkpoints.old"
+    (settings.work_dir / f"stream-{settings.topic}.json").unlink(missing_ok=True)
+    aside = settings.work_dir / "checkpoints.old"
     aside.mkdir(exist_ok=True)
     target, number = aside / folder.name, 1
     while target.exists():
@@ -132,4 +131,4 @@ def _old_topic(path: Path, topic: str) -> Mapping[str, str]:
 
 
 def _old_folder(settings: Settings) -> Path:
-    return settings.home / "checkpoints" / settings.topic
+    return settings.work_dir / "checkpoints" / settings.topic

@@ -26,7 +26,6 @@ from streaming.pipeline.offsets import TopicOffsets, lags
 from streaming.pipeline.positions import committed_offsets
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
-from streaming.storage.store import open_store
 
 STALE_AFTER_S = 300.0  # a micro-batch may take as long as this; an idle stream gives a sign every POLL seconds
 STATE_EVERY_S = 5.0
@@ -93,7 +92,7 @@ def state_key(settings: Settings) -> str:
 def read_state(settings: Settings) -> StreamState | None:
     """The state of the last stream of the settings' topic, if there ever was one."""
     try:
-        content = json.loads(open_store(settings.home).get(state_key(settings)) or b"")
+        content = json.loads(settings.place.store.get(state_key(settings)) or b"")
         return StreamState(**content | {"phase": Phase(content["phase"])})
     except (ServiceError, ValueError, TypeError, KeyError):  # never started, or damaged: then nothing is known
         return None
@@ -101,7 +100,7 @@ def read_state(settings: Settings) -> StreamState | None:
 
 def write_state(settings: Settings, state: StreamState) -> None:
     """Replace the state."""
-    open_store(settings.home).put(state_key(settings), json.dumps(asdict(state)).encode() + b"\n")
+    settings.place.store.put(state_key(settings), json.dumps(asdict(state)).encode() + b"\n")
 
 
 class LogFormat(StrEnum):

@@ -24,7 +24,7 @@ from streaming.pipeline.decisions import Decision, OffsetRange, parse_object
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.files import STRICT
-from streaming.storage.store import open_store
+from streaming.storage.table_log import answers, open_delta
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -108,7 +108,7 @@ def read_identity(settings: Settings, stream: str) -> StreamIdentity | None:
     Raises:
         ServiceError: the object is damaged.
     """
-    store, key = open_store(settings.home), identity_key(stream)
+    store, key = settings.place.store, identity_key(stream)
     data = store.get(key)
     if data is None:
         return None
@@ -182,27 +182,27 @@ def ends_of_all(settings: Settings) -> dict[Place, int]:
 
 
 def _open_batches(settings: Settings) -> DeltaTable | None:
-    directory = settings.tables_dir / "batches"
-    if not (directory / "_delta_log").is_dir():
+    if not settings.place.has_table("batches"):
         return None
     try:
-        return DeltaTable(directory)
+        return open_delta(settings.place.table("batches"))
     except (DeltaError, OSError) as error:
         raise _unreadable(settings, error) from error
 
 
 def _rows(settings: Settings, table: DeltaTable, sql: str) -> Sequence[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = pa.table(
-            QueryBuilder().register("batches", table).execute(sql).read_all()
-        ).to_pylist()
+        with answers(settings.place.uri):
+            rows: list[dict[str, Any]] = pa.table(
+                QueryBuilder().register("batches", table).execute(sql).read_all()
+            ).to_pylist()
     except (DeltaError, OSError) as error:
         raise _unreadable(settings, error) from error
     return rows
 
 
 def _unreadable(settings: Settings, error: Exception) -> ServiceError:
-    return ServiceError(f"table batches in {settings.tables_dir} cannot be read: {error}")
+    return ServiceError(f"table batches in {settings.place.tables} cannot be read: {error}")
 
 
 def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:

@@ -141,7 +141,7 @@ def _aliases(settings: Settings) -> tuple[dict[str, int | None], str | None]:
 
 
 def _rows(settings: Settings, table: str, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-    if not (settings.tables_dir / table / "_delta_log").is_dir():
+    if not settings.place.has_table(table):
         return []
     rows: list[dict[str, Any]] = query(settings, sql, parameters=parameters).to_pylist()
     return rows

@@ -34,7 +34,7 @@ from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 from streaming.storage.home import held, make_dir
-from streaming.storage.store import StoreAwayError, open_store
+from streaming.storage.store import StoreAwayError
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
@@ -120,7 +120,7 @@ def run_stream(
             offsets do not continue what was committed, memory does not suffice, or the query keeps failing.
         ModelError: the champion's bundle is refused.
     """
-    locks = make_dir(settings.home / "locks")
+    locks = make_dir(settings.work_dir / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
     with held(locks / f"stream-{settings.topic}.lock", busy), old_stream_stopped(settings), stop_signals() as stop:
         starts = _Starts(settings, bootstrap_servers, options.accept)
@@ -139,7 +139,7 @@ def run_stream(
             committer = BatchCommitter(
                 serving,
                 starts.tables,
-                Decisions(open_store(settings.home), settings.topic),
+                Decisions(settings.place.store, settings.topic),
                 store_features=options.store_features,
                 on_batch=run.committed,
                 on_step=events.on_step,
@@ -152,7 +152,7 @@ class _Starts:
     """Where each query begins: decided batches are finished, then Kafka is compared with the tables."""
 
     def __init__(self, settings: Settings, bootstrap_servers: str, accept: Accept) -> None:
-        self.tables = Tables(settings.tables_dir)
+        self.tables = Tables(settings.place.tables)
         self._settings = settings
         self._servers = bootstrap_servers
         self._accept = accept
@@ -295,6 +295,10 @@ class _Run:
                     f"{self._lost} batches before this one did; one at a time may write"
                 )
             self._events.on_trouble(f"planning again: {cause(error)}")
+            return
+        if StoreAwayError.__name__ in error and not self._settings.place.is_local:
+            self._events.on_trouble(f"{cause(error)}; waiting for it")
+            self._stop.wait(RETRY_S)  # planning asks the store again, until it answers
             return
         if is_permanent(error):
             raise ServiceError(f"the stream stopped: {cause(error)}")

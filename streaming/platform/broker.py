@@ -94,7 +94,7 @@ def start_broker(
             if port not in (None, running.port):
                 raise ServiceError(f"the broker is running on port {running.port}, not {port}: stop it first")
             return running, False
-        java = find_java(settings.home)
+        java = find_java(settings.work_dir)
         install_jars(settings.jars_dir, java, on_progress)
         port = _choose_port(settings, port)
         kafka = KafkaNode(directory, port, java, broker_classpath(settings.jars_dir))

@@ -18,7 +18,6 @@ from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
-from streaming.storage.store import open_store
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each
@@ -63,7 +62,7 @@ def check_python(_: Settings) -> Check:
 
 def check_java(settings: Settings) -> Check:
     try:
-        return Check("Java", str(find_java(settings.home)))
+        return Check("Java", str(find_java(settings.work_dir)))
     except ServiceError as error:
         needed, _, fix = str(error).partition(": ")
         return Check("Java", needed, fix)
@@ -72,9 +71,9 @@ def check_java(settings: Settings) -> Check:
 def check_home(settings: Settings) -> Check:
     """The home can be written, and of several who create one object there exactly one succeeds."""
     try:
-        home = make_dir(settings.home)
-        open_store(home).check_conditional()
-        return Check("home", f"{home} can be written, and creates each object once")
+        make_dir(settings.work_dir)
+        settings.place.store.check_conditional()
+        return Check("home", f"{settings.home} can be written, and creates each object once")
     except ServiceError as error:
         found, _, fix = str(error).rpartition(": ")
         return Check("home", found or str(error), fix)
@@ -98,7 +97,7 @@ def check_memory(_: Settings) -> Check:
 
 
 def check_disk(settings: Settings) -> Check:
-    there = next(path for path in (settings.home, *settings.home.parents) if path.is_dir())
+    there = next(path for path in (settings.work_dir, *settings.work_dir.parents) if path.is_dir())
     gib = shutil.disk_usage(there).free / GIB
     fix = None if gib >= MIN_DISK_GIB else f"free {MIN_DISK_GIB:.0f} GiB there, or choose another home with --home DIR"
     return Check("disk", f"{gib:.1f} GiB free at {there}", fix)

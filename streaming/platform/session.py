@@ -84,13 +84,13 @@ def spark_session(
         ServiceError: there is no usable Java, a jar is missing and cannot be fetched, the home cannot be written, Spark
             does not start, or a job in the block fails.
     """
-    log = make_dir(settings.home) / SPARK_LOG
+    log = make_dir(settings.work_dir) / SPARK_LOG
     running = SparkSession.getActiveSession()
     if running is not None:
         with _failures_of_jobs(log):
             yield _session_beside(running, CONF | dict(conf))
         return
-    java = find_java(settings.home)
+    java = find_java(settings.work_dir)
     install_jars(settings.jars_dir, java)
     java_home = java.parent.parent
     builder = (
@@ -98,7 +98,7 @@ def spark_session(
         .appName(name)
         .config("spark.jars", ",".join(str(jar) for jar in spark_jars(settings.jars_dir)))
         .config("spark.driver.memory", settings.driver_memory)
-        .config("spark.sql.warehouse.dir", str(settings.home / "warehouse"))
+        .config("spark.sql.warehouse.dir", str(settings.work_dir / "warehouse"))
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
     )
     local = LOOPBACK | _sockets_in(_socket_dir().name) if settings.master.startswith("local") else {}
@@ -153,7 +153,7 @@ def cause(text: str) -> str:
     if not errors:
         return text.strip().split("\n", 1)[0] or "no reason given"
     kind, message = errors[-1]
-    return str(message) if kind in {"ServiceError", "ModelError"} else f"{kind}: {message}"
+    return str(message) if kind in {"ServiceError", "StoreAwayError", "ModelError"} else f"{kind}: {message}"
 
 
 @contextmanager
@@ -190,7 +190,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 def _log4j(settings: Settings) -> str:
     """Spark logs to a file of the home; what its jobs raise reaches the caller as an exception."""
-    path = settings.home / "log4j2.properties"
+    path = settings.work_dir / "log4j2.properties"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"""\
@@ -198,8 +198,8 @@ rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = RollingFile
 appender.file.name = file
-appender.file.fileName = {settings.home / SPARK_LOG}
-appender.file.filePattern = {settings.home / SPARK_LOG}.%i
+appender.file.fileName = {settings.work_dir / SPARK_LOG}
+appender.file.filePattern = {settings.work_dir / SPARK_LOG}.%i
 appender.file.layout.type = PatternLayout
 appender.file.layout.pattern = %d %p %c{{1}}: %m%n%ex
 appender.file.policies.type = SizeBasedTriggeringPolicy

@@ -28,7 +28,7 @@ SELECT NULL::VARCHAR AS topic, NULL::INT AS "partition", NULL::BIGINT AS "offset
 
 def contents_of(settings: Settings) -> str:
     """SQL for the content of each message: topic, partition, offset, content."""
-    if not (settings.tables_dir / "features" / "_delta_log").is_dir():
+    if not settings.place.has_table("features"):
         return NO_CONTENTS
     stored = "content_sha256" in query(settings, "SELECT * FROM features LIMIT 0").schema.names
     return CONTENTS if stored else NO_CONTENTS  # a table from before there was the column

@@ -36,6 +36,11 @@ REQUEST_TIMEOUT_S = 30
 PAUSE_S = (0.05, 2.0)  # the first pause between two tries and the longest
 CHECKED_KEYS, CHECKED_WRITERS = 5, 8
 MAX_KEY = 900  # bytes; S3 takes 1,024, and the home's own prefix is in front
+# The clouds' own variables, which obstore and deltalake read with the credentials.
+ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
 SHOWN = 100  # characters of a bad key
 
 # A part never begins with a dot: no `..`, and nothing that is still being written.
@@ -77,6 +82,10 @@ class Store(ABC):
     @abstractmethod
     def get(self, key: str) -> bytes | None:
         """The object's bytes, or None if it does not exist."""
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """The object's size in bytes, or None if it does not exist."""
 
     @final
     def create(self, key: str, data: bytes) -> bool:
@@ -173,6 +182,32 @@ class Store(ABC):
             )
 
 
+def is_uri(place: str | Path) -> bool:
+    """Whether a place is a URI rather than a path."""
+    return URI.fullmatch(str(place)) is not None
+
+
+def check_place(place: str) -> str:
+    """The place itself, without a slash at its end, if it is a path or the URI of a bucket.
+
+    Raises:
+        ServiceError: another scheme, or no bucket in the URI.
+    """
+    uri = URI.fullmatch(place)
+    if uri is None:
+        return place
+    scheme, rest = uri["scheme"].lower(), uri["rest"].rstrip("/").rpartition("@")[2]  # never a password in an error
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{one}://" for one in SCHEMES)
+        raise ServiceError(f"expected a path or a URI that begins with {known}, got {scheme}://{rest}")
+    bucket, _, prefix = rest.partition("/")
+    if "@" in uri["rest"] or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
+        raise ServiceError(f"expected {scheme}://BUCKET/PREFIX, got {scheme}://{rest}")
+    if prefix:
+        check_key(prefix)
+    return f"{scheme}://{rest}"
+
+
 def open_store(place: str | Path, options: Mapping[str, str] = NO_OPTIONS) -> Store:
     """The store at a path, or at an `s3://`, `gs://` or `az://` URI.
 
@@ -183,19 +218,12 @@ def open_store(place: str | Path, options: Mapping[str, str] = NO_OPTIONS) -> St
     Raises:
         ServiceError: another scheme, no bucket in the URI, or options that obstore does not know.
     """
-    uri = URI.fullmatch(str(place))
-    if uri is None:
+    if not is_uri(place):
         return LocalStore(Path(place))
-    scheme, rest = uri["scheme"].lower(), uri["rest"].rstrip("/").rpartition("@")[2]  # never a password in an error
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{one}://" for one in SCHEMES)
-        raise ServiceError(f"expected a path or a URI that begins with {known}, got {scheme}://{rest}")
+    uri = check_place(str(place))
+    scheme, _, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
-    if "@" in uri["rest"] or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-        raise ServiceError(f"expected {scheme}://BUCKET/PREFIX, got {scheme}://{rest}")
-    if prefix:
-        check_key(prefix)
-    return ObjectStore(f"{scheme}://{rest}", _open_bucket(scheme, bucket, prefix, options))
+    return ObjectStore(uri, _open_bucket(scheme, bucket, prefix, options))
 
 
 def check_key(key: str) -> str:
@@ -237,6 +265,11 @@ class LocalStore(Store):
         if stat.S_ISDIR(mode):
             return None
         raise ServiceError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
+
+    def size(self, key: str) -> int | None:
+        path = self._path(key)
+        with _local_errors("read", path):
+            return path.stat().st_size if path.is_file() else None
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
         path = self._path(key)
@@ -408,6 +441,16 @@ class ObjectStore(Store):
             except FileNotFoundError:
                 return None
 
+    def size(self, key: str) -> int | None:
+        import obstore
+
+        check_key(key)
+        with self._errors():
+            try:
+                return int(obstore.head(self._bucket, key)["size"])
+            except FileNotFoundError:
+                return None
+
     def _put_if_absent(self, key: str, data: bytes) -> bool:
         import obstore
         from obstore.exceptions import AlreadyExistsError
@@ -520,6 +563,12 @@ class _Upload(io.RawIOBase):
         super().close()
 
 
+def allows_http(scheme: str) -> bool:
+    """Whether the user's environment names an endpoint without TLS, as for a server in the same network."""
+    variables = ENDPOINTS.get(scheme, ())
+    return any(os.environ.get(name, "").lower().startswith("http://") for name in variables)
+
+
 def _open_bucket(scheme: str, bucket: str, prefix: str, options: Mapping[str, str]) -> Any:
     try:
         from obstore.exceptions import BaseError
@@ -527,13 +576,14 @@ def _open_bucket(scheme: str, bucket: str, prefix: str, options: Mapping[str, st
     except ImportError as error:
         raise ServiceError(f"{scheme}:// needs the package obstore: pip install obstore") from error
 
+    http = allows_http(scheme) or options.get("aws_allow_http") == "true"
     kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
     try:
         return kind(
             bucket,
             prefix=prefix or None,
             config=dict(options),
-            client_options={"timeout": timedelta(seconds=REQUEST_TIMEOUT_S)},
+            client_options={"timeout": timedelta(seconds=REQUEST_TIMEOUT_S), "allow_http": http},
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=REQUEST_TIMEOUT_S)},
         )
     except (BaseError, ValueError, TypeError) as error:

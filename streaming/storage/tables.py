@@ -25,7 +25,17 @@ from deltalake.transaction import AddAction
 
 from streaming.errors import ServiceError
 from streaming.storage.files import DataFile, FileSink
-from streaming.storage.table_log import CHECKPOINT_INTERVAL, COMMIT_TRIES, REWRITE, TableLog
+from streaming.storage.home import LOG
+from streaming.storage.store import check_key, is_uri, open_store
+from streaming.storage.table_log import (
+    CHECKPOINT_INTERVAL,
+    COMMIT_TRIES,
+    REWRITE,
+    TableLog,
+    answers,
+    open_delta,
+    storage_options,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
@@ -150,27 +160,31 @@ MAX_TOLD = 40  # letters of a string in statistics: a query's id has 36
 class Table:
     """One Delta table, made if it is not there, with its handle kept open."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, tables: str | Path, name: str) -> None:
         schema, partition_by = SCHEMAS[name]
         configuration = dict(CONFIGURATION)
         if name in STATISTICS:
             configuration["delta.dataSkippingStatsColumns"] = ",".join(STATISTICS[name])
         self.name = name
         self.schema = schema
-        self.directory = directory / name
+        self.tables = str(tables)
+        self.place = f"{tables}/{name}"
+        self.store = open_store(self.place)
         self._partition_by = partition_by
-        try:
-            handle = DeltaTable.create(
-                self.directory,
-                schema,
-                mode="ignore",
-                partition_by=[partition_by] if partition_by else None,
-                configuration=configuration,
-            )
-        except CommitFailedError:  # another process made it at the same moment
-            handle = DeltaTable(self.directory)
-        self._add_missing_columns(handle)
-        self._log = TableLog(handle, self.directory)
+        with answers(self.place):
+            try:
+                handle = DeltaTable.create(
+                    self.place,
+                    schema,
+                    mode="ignore",
+                    partition_by=[partition_by] if partition_by else None,
+                    configuration=configuration,
+                    storage_options=storage_options(self.place),
+                )
+            except CommitFailedError:  # another process created it at the same moment
+                handle = open_delta(self.place)
+            self._add_missing_columns(handle)
+        self._log = TableLog(handle, self.place)
 
     def _add_missing_columns(self, handle: DeltaTable) -> None:
         """Give a table that was made before a column was thought of that column; its old rows hold null there."""
@@ -205,22 +219,26 @@ class Table:
 
     def _write(self, rows: pa.Table, partition: dict[str, str | None]) -> DataFile:
         """A new file of one partition."""
-        folder = Path(*(f"{name}={value or NO_VALUE}" for name, value in partition.items()))
-        with FileSink(str(self.directory / folder), rows.schema) as sink:
+        folder = "".join(f"{name}={value or NO_VALUE}/" for name, value in partition.items())
+        with FileSink(f"{self.place}/{folder}".rstrip("/"), rows.schema) as sink:
             sink.write(rows)
             file = sink.close()
         if file is None:
-            raise ServiceError(f"no rows were written to {self.directory / folder}")
+            raise ServiceError(f"no rows were written to {self.place}/{folder}")
         stats = json.dumps(statistics(rows, STATISTICS.get(self.name, rows.schema.names)))
-        return replace(file, path=(folder / file.path).as_posix(), partition=partition, stats=stats)
+        return replace(file, path=f"{folder}{file.path}", partition=partition, stats=stats)
 
     def append_files(self, files: Sequence[DataFile], app_id: str, version: int) -> bool:
         """Make files part of the table, in one commit, under the same condition as `append`."""
         if not files or self._log.has(app_id, version):
             return False
-        for file in files:
-            if not (self.directory / file.path).is_file():
-                raise ServiceError(f"{self.directory / file.path} was written for this commit and is gone")
+        if not is_uri(self.place):  # a worker on another machine may have written to a disk that is not shared
+            gone = next((file.path for file in files if self.store.size(file.path) is None), None)
+            if gone is not None:
+                raise ServiceError(
+                    f"{self.place}/{gone} was written for this commit and is gone: workers on other machines need a "
+                    "home that they share, such as s3://BUCKET/PREFIX"
+                )
         return self._log.commit([added(file) for file in files], app_id, version)
 
     def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
@@ -233,11 +251,11 @@ class Table:
             once = CommitProperties(app_transactions=[Transaction(REWRITE, self._log.next_rewrite())])
             with suppress(CommitFailedError):  # files were replaced meanwhile: those there are now have the rows
                 return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
-        raise ServiceError(f"{self.directory} is rewritten all the time: stop `maintain` and `replay`, and try again")
+        raise ServiceError(f"{self.place} is rewritten all the time: stop `maintain` and `replay`, and try again")
 
     def files(self) -> list[str]:
-        """The Parquet files of the table's present version."""
-        return data_files(self._log.refresh(), self.directory)
+        """The Parquet files of the table's present version, as paths or URIs."""
+        return data_files(self._log.refresh(), self.place)
 
     def bytes(self) -> int:
         """The size of those files."""
@@ -257,18 +275,32 @@ class Table:
         return self._log.seen(app_id)
 
 
-def data_files(table: DeltaTable, directory: Path) -> list[str]:
-    """The Parquet files of the version that a handle has open, as paths.
+def has_table(tables: str, name: str) -> bool:
+    """Whether a table was created at a place of tables."""
+    return LOG in open_store(tables).folders(name)
+
+
+def data_files(table: DeltaTable, place: str | Path) -> list[str]:
+    """The Parquet files of the version that a handle has open, as paths or URIs.
 
     Raises:
         ServiceError: the log names a file outside of the table's directory, which is none of ours.
     """
     files = [unquote(uri) for uri in table.file_uris()]  # they come percent-encoded, as in a URL
-    inside = os.path.join(os.path.abspath(directory), "")  # noqa: PTH100, PTH118  symbolic links stay as they are
     for file in files:
-        if not os.path.abspath(file).startswith(inside):  # noqa: PTH100
-            raise ServiceError(f"the log of {directory} names {file!r}, which is not in the table: restore it")
+        if not _is_inside(file, str(place)):
+            raise ServiceError(f"the log of {place} names {file!r}, which is not in the table: restore it")
     return files
+
+
+def _is_inside(file: str, place: str) -> bool:
+    if not is_uri(place):  # symbolic links stay as they are
+        return os.path.abspath(file).startswith(os.path.join(os.path.abspath(place), ""))  # noqa: PTH100, PTH118
+    try:
+        check_key(file.removeprefix(f"{place}/"))
+    except ServiceError:
+        return False
+    return file.startswith(f"{place}/")
 
 
 def added(file: DataFile) -> AddAction:

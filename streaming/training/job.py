@@ -90,7 +90,7 @@ class Job:
 
     @property
     def features(self) -> Table:
-        return Table(self.settings.tables_dir, "features")
+        return Table(self.settings.place.tables, "features")
 
     def featurized(self, dataset: Dataset, exported: ExportedBackbone) -> tuple[DataFrame, Featurized]:
         """Every labelled row of the backbone, those of the data set now among them; and the images that are bad."""
@@ -189,7 +189,7 @@ class Job:
         theirs = (
             rows if same else labelled_features(self.spark, self.features, sha256, group_by=candidate.split.group_by)
         )
-        seen = fitted_on(self.champion, self.settings.tables_dir)
+        seen = fitted_on(self.champion, self.settings.place)
         return compare(candidate, self.champion, theirs, seen, self.objective)
 
     def _verdict(self, comparison: Comparison | None, seed: int, int8_cost: float | None) -> Verdict:

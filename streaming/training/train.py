@@ -83,8 +83,8 @@ def train(
         ModelError: an unknown backbone, or weights that cannot be had.
     """
     check_tracking(settings.mlflow_tracking_uri)
-    make_dir(settings.home)
-    find_java(settings.home)  # before the minute that an export can take
+    make_dir(settings.work_dir)
+    find_java(settings.work_dir)  # before the minute that an export can take
     spec = find_backbone(backbone.name, backbone.output, backbone.size)
     if options.projection == "pca":
         check_pca_memory(spec.n_features)
@@ -157,5 +157,5 @@ def retrain(
             job = Job(*shared, group_by=options.group_by, objective=objective, inherited=inherited)
             rows = job.stored(champion.backbone_sha256, parts.entry.n_features)
             on_step("fitting and evaluating")
-            candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.tables_dir))
+            candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.place))
             return job.finish(candidate, rows, parts, champion.backbone_sha256, None, dry_run=dry_run)

@@ -144,8 +144,8 @@ def train_cnn(
         ModelError: an unknown architecture, or weights that cannot be had.
     """
     check_tracking(settings.mlflow_tracking_uri)
-    make_dir(settings.home)
-    find_java(settings.home)
+    make_dir(settings.work_dir)
+    find_java(settings.work_dir)
     spec = find_backbone(network.architecture, input_size=network.size)
     aim = None if network.threshold is None else aim_for(network.threshold, len(dataset.class_counts))
     registry = open_registry(settings.home)
@@ -153,7 +153,7 @@ def train_cnn(
     objective = objective_for(network.metric, network.threshold, champion)
     network = replace(network, metric=str(objective))
     golden = some_images(dataset, spec.input_size)
-    directory = settings.home / "train-cnn"
+    directory = settings.work_dir / "train-cnn"
     if resume:
         read_checkpoint(directory)  # before the minute that the start of it all can take
     slots, java_options = with_fixed_heap(_with_slots(settings, options.workers))

@@ -106,7 +106,7 @@ class Stream:
     _log: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        self._log = self.settings.home / f"driver-{uuid4().hex[:8]}.jsonl"
+        self._log = self.settings.work_dir / f"driver-{uuid4().hex[:8]}.jsonl"
         self._log.touch()
         options = {"images_per_batch": self.images_per_batch, "until_drained": self.until_drained}
         spec = {
@@ -198,7 +198,7 @@ def drain(settings: Settings, images_per_batch: int = 2_000) -> Drained:
     Raises:
         ServiceError: as the stream does.
     """
-    SPARK.start(settings.home.parent, settings.jars_dir)
+    SPARK.start(settings.work_dir.parent, settings.jars_dir)
     drained = Drained()
     events = StreamEvents(on_batch=drained.batches.append, on_trouble=drained.troubles.append)
     options = StreamOptions(images_per_batch=images_per_batch, until_drained=True)
@@ -255,19 +255,19 @@ class MemoryWatch:
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
     """Read the tables with deltalake alone."""
     builder = QueryBuilder()
-    for path in settings.tables_dir.iterdir():
+    for path in Path(settings.place.tables).iterdir():
         builder = builder.register(path.name, DeltaTable(path))
     return pa.table(builder.execute(sql).read_all()).to_pylist()
 
 
 def versions(settings: Settings) -> dict[str, int]:
     """Every table's version."""
-    return {path.name: DeltaTable(path).version() for path in sorted(settings.tables_dir.iterdir())}
+    return {path.name: DeltaTable(path).version() for path in sorted(Path(settings.place.tables).iterdir())}
 
 
 def scored(settings: Settings) -> int:
     """Messages of whole batches."""
-    if not (settings.tables_dir / "batches" / "_delta_log").is_dir():
+    if not (Path(settings.place.tables) / "batches" / "_delta_log").is_dir():
         return 0
     return int(rows(settings, "SELECT coalesce(sum(input_rows), 0) AS n FROM batches")[0]["n"])
 
@@ -323,7 +323,7 @@ def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
 
 def decisions(settings: Settings) -> list[Decision]:
     """The decisions of the topic's stream, the oldest first."""
-    paths = sorted((settings.home / "streams" / settings.topic / "batches").glob("*.json"))
+    paths = sorted((settings.work_dir / "streams" / settings.topic / "batches").glob("*.json"))
     return [Decision.from_json(path.read_bytes(), path.name) for path in paths]
 
 
@@ -332,7 +332,7 @@ def check_one_attempt(settings: Settings) -> None:
     for decision in decisions(settings):
         for name, made_at in (("predictions", "scored_at"), ("quarantine", "quarantined_at")):
             columns = ["partition", "offset", made_at]
-            files = [settings.tables_dir / name / file.path for file in decision.files[name]]
+            files = [Path(settings.place.tables) / name / file.path for file in decision.files[name]]
             written = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
             sql = f'SELECT "partition", "offset", {made_at} FROM {name} WHERE batch_id = {decision.number}'  # noqa: S608
             found = rows(settings, f"{sql} AND query_id = '{decision.stream}'")
@@ -351,7 +351,7 @@ def register_twin(settings: Settings) -> int:
     registry = open_registry(settings.home)
 
     def copy(target: Path) -> None:
-        shutil.copytree(bundle_folder(settings.home, 1), target)
+        shutil.copytree(bundle_folder(settings.work_dir, 1), target)
         manifest = target / "manifest.json"
         spaces = " " * (len(registry.versions()) + 1)
         manifest.write_text(manifest.read_text().replace('"holdout_rows":', f'"holdout_rows":{spaces}', 1))

@@ -116,8 +116,8 @@ def test_a_batch_killed_after_its_decision_is_finished_without_broker_and_bundle
         stream.wait_killed()
     assert scored(service) == 0
     stop_broker(fragile_broker)
-    models = service.home / "models"
-    gone = models.rename(service.home / "models.gone")
+    models = service.work_dir / "models"
+    gone = models.rename(service.work_dir / "models.gone")
     try:
         maintain(service)
         assert scored(service) == len(sent)

@@ -29,6 +29,10 @@ class Elsewhere(Store):
         self.asked.append(("create", key))
         return self._inner._put_if_absent(key, data)
 
+    def size(self, key: str) -> int | None:
+        self.asked.append(("size", key))
+        return self._inner.size(key)
+
     def put(self, key: str, data: bytes) -> None:
         self.asked.append(("put", key))
         self._inner.put(key, data)

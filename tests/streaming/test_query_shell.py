@@ -113,7 +113,7 @@ def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(sett
         shell.until("imagestream>")  # an end of input is heard at a prompt only
         shell.type("\x04")
     assert shell.process.returncode == 0
-    history = settings.home / "query_history"
+    history = settings.work_dir / "query_history"
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
     assert "AS predicted FROM predictions;" in history.read_text(encoding="utf-8")
     assert "oops" not in history.read_text(encoding="utf-8")

@@ -99,7 +99,7 @@ def append(settings: Settings, table: str, rows: list[dict[str, Any]]) -> None:
     schema = SCHEMAS[table][0]
     nothing: dict[str, Any] = dict.fromkeys(schema.names)
     data = pa.Table.from_pylist([nothing | row for row in rows], schema)
-    Table(settings.tables_dir, table).append(data, uuid.uuid4().hex, 1)
+    Table(settings.place.tables, table).append(data, uuid.uuid4().hex, 1)
 
 
 def prediction(data: bytes, label: str, offset: int = 0, scored_at: datetime = NOW) -> dict[str, Any]:
@@ -298,9 +298,9 @@ def test_a_lookup_goes_on_after_the_tables_were_compacted_and_vacuumed(tmp_path:
     settings = Settings(home=tmp_path)
     for number in range(3):
         append(settings, "predictions", [prediction(b"%d" % number, "cat", number)])
-    lookup = Lookup(settings.tables_dir)
+    lookup = Lookup(settings.place)
     assert lookup.find(image_id(b"1"))
-    table = DeltaTable(settings.tables_dir / "predictions")
+    table = DeltaTable(settings.place.table("predictions"))
     table.optimize.compact()
     table.vacuum(0, dry_run=False, enforce_retention_duration=False)
     for number in range(3):

@@ -28,24 +28,26 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def delete(settings: Settings, predicate: str, table: str = "predictions") -> None:
-    DeltaTable(settings.tables_dir / table).delete(predicate)
+    DeltaTable(settings.place.table(table)).delete(predicate)
 
 
 def predict(settings: Settings, *offsets: int, batch_id: int = 0, partition: int = 0, **columns: Any) -> None:
     """Rows that the stream would not have written."""
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": batch_id}
     rows = [prediction(settings, partition, offset) | lineage | columns for offset in offsets]
-    write_deltalake(settings.tables_dir / "predictions", pa.Table.from_pylist(rows, schema=PREDICTIONS), mode="append")
+    write_deltalake(
+        Path(settings.place.tables) / "predictions", pa.Table.from_pylist(rows, schema=PREDICTIONS), mode="append"
+    )
 
 
 def alter(settings: Settings, change: Callable[[dict[str, Any]], object], batch_id: int = 1) -> None:
     """Write another row for a batch into `batches`."""
-    rows = DeltaTable(settings.tables_dir / "batches").to_pyarrow_table().to_pylist()
+    rows = DeltaTable(settings.place.table("batches")).to_pyarrow_table().to_pylist()
     for row in rows:
         if row["batch_id"] == batch_id:
             change(row)
     table = pa.Table.from_pylist(rows, schema=BATCHES)
-    write_deltalake(settings.tables_dir / "batches", table, mode="overwrite")
+    write_deltalake(settings.place.table("batches"), table, mode="overwrite")
 
 
 def places(report: AuditReport, kind: Kind) -> Where:
@@ -85,7 +87,7 @@ def test_what_the_batches_reach_is_listed_by_partition(settings: Settings) -> No
 def test_tables_without_a_row_are_clean(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for name in ("predictions", "quarantine", "batches"):
-        Table(settings.tables_dir, name)
+        Table(settings.place.tables, name)
     report = audit(settings)
     assert report.clean
     assert (report.batches, report.predicted, report.quarantined, report.spans) == (0, 0, 0, [])
@@ -102,7 +104,7 @@ def test_batches_of_another_query_have_numbers_of_their_own(settings: Settings) 
 
 
 def test_tables_from_before_losses_were_noted_are_audited(settings: Settings) -> None:
-    directory = settings.tables_dir / "batches"
+    directory = Path(settings.place.tables) / "batches"
     older = DeltaTable(directory).to_pyarrow_table().drop_columns("left_out")
     write_deltalake(directory, older, mode="overwrite", schema_mode="overwrite")
     report = audit(settings)
@@ -167,8 +169,8 @@ def test_a_batch_without_any_row_has_lost_them_and_is_of_no_other_model(settings
 
 
 def test_a_batch_that_stands_twice_is_found(settings: Settings) -> None:
-    rows = DeltaTable(settings.tables_dir / "batches").to_pyarrow_table(filters=[("batch_id", "=", 1)])
-    write_deltalake(settings.tables_dir / "batches", rows, mode="append")
+    rows = DeltaTable(settings.place.table("batches")).to_pyarrow_table(filters=[("batch_id", "=", 1)])
+    write_deltalake(settings.place.table("batches"), rows, mode="append")
     report = audit(settings)
     assert any("stands 2 times in batches" in problem.text for problem in report.problems)
     assert set(batches(report, Kind.ACCOUNT)) == {1}
@@ -333,5 +335,5 @@ def test_a_row_too_many_at_either_end_of_a_batch_does_not_hide_one_too_few(setti
 def test_a_message_that_was_quarantined_twice_is_a_repeat(settings: Settings) -> None:
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
     row = pa.Table.from_pylist([quarantined(settings, 0, 103) | lineage], schema=QUARANTINE)
-    write_deltalake(settings.tables_dir / "quarantine", row, mode="append")
+    write_deltalake(settings.place.table("quarantine"), row, mode="append")
     assert places(audit(settings), Kind.REPEAT) == [(103, 103)]

@@ -175,8 +175,8 @@ def test_marking_beside_a_stream_and_maintenance_loses_no_row(settings: Settings
 
 
 def test_rows_are_found_and_marked_after_compaction_has_moved_them(settings: Settings) -> None:
-    table = settings.tables_dir / "quarantine"
-    before = Path(DeltaTable(table).file_uris()[0])
+    table = Path(settings.place.tables) / "quarantine"
+    before = Path(DeltaTable(table).file_uris()[0]).name
     maintain(settings)
     mark_replayed(settings, {(settings.topic, 0, 13), (settings.topic, 0, 24)}, datetime.now(UTC), likely=before)
     assert marked(settings) == [13, 24]
@@ -190,8 +190,8 @@ def test_message_that_the_topic_does_not_take_stays_and_the_others_go(settings: 
     admin.create_topics([NewTopic(settings.topic, 1, 1, topic_configs={"max.message.bytes": "2000"})])
     admin.close()
     large = quarantined(settings, 0, 31, os.urandom(5000)) | {"query_id": QUERY_ID, "batch_id": 3}
-    quarantine = Table(settings.tables_dir, "quarantine")
-    quarantine.append_files(worker_file(quarantine.directory, [large]), QUERY_ID, 3)
+    quarantine = Table(settings.place.tables, "quarantine")
+    quarantine.append_files(worker_file(quarantine.place, [large]), QUERY_ID, 3)
 
     summary = imagestream(settings, "replay", code=1)
 
@@ -208,7 +208,7 @@ def test_dry_run_counts_and_sends_nothing(settings: Settings) -> None:
 
 
 def test_two_replays_at_once_are_refused_not_doubled(settings: Settings, servers: str) -> None:
-    with locked(settings.home / "replay.lock"), pytest.raises(ServiceError, match="another replay is at work"):
+    with locked(settings.work_dir / "replay.lock"), pytest.raises(ServiceError, match="another replay is at work"):
         replay(settings, servers, ReplayOptions())
     assert messages(settings) == []
 

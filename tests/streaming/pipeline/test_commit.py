@@ -184,7 +184,7 @@ class Run:
         self.models = models or Models()
         self._settings = settings
         self._die_at = die_at
-        tables = Tables(settings.tables_dir)
+        tables = Tables(settings.place.tables)
         self.committer = Committer(
             cast("Serving", self.models),
             tables,
@@ -210,7 +210,7 @@ class Run:
         lineage = {"query_id": QUERY_ID, "batch_id": number}
         lineage |= {"model_version": model.version, "bundle_sha256": model.sha256}
         bad = quarantined(self._settings, 0, self._start + 2) | lineage
-        (file,) = worker_file(self._settings.tables_dir / "quarantine", [bad])
+        (file,) = worker_file(Path(self._settings.place.tables) / "quarantine", [bad])
         rows = scored("cat", "dog").to_pylist()
         answers = [row | {"offset": self._start + one} for one, row in enumerate(rows)]
         report = PartitionReport(
@@ -315,15 +315,15 @@ def test_whatever_step_a_run_dies_at_the_next_one_gives_every_message_one_row(se
 
 def test_a_lost_decision_leaves_no_file_and_the_winners_batch_is_finished(settings: Settings) -> None:
     run = Run(settings)
-    files = {*settings.tables_dir.rglob("*.parquet")}
+    files = {*Path(settings.place.tables).rglob("*.parquet")}
     theirs = decision_of(settings, 1, {0: (0, 5)})
-    winners = {*settings.tables_dir.rglob("*.parquet")} - files
+    winners = {*Path(settings.place.tables).rglob("*.parquet")} - files
     assert Decisions(open_store(settings.home), settings.topic).decide(theirs)
     with pytest.raises(LostDecisionError, match="batch 1 was decided by another driver"):
         run.batch(0)
-    assert {*settings.tables_dir.rglob("part-*.parquet")} == winners
+    assert {*Path(settings.place.tables).rglob("part-*.parquet")} == winners
     assert run.batches == []
-    assert finish_decided(settings, "images", Tables(settings.tables_dir)) == Positions(
+    assert finish_decided(settings, "images", Tables(settings.place.tables)) == Positions(
         QUERY_ID, 1, {("images", 0): 5}, {"images": "topic-id"}
     )
 
@@ -333,11 +333,11 @@ def test_a_run_whose_number_is_long_past_applies_nothing(settings: Settings) -> 
     for number in (1, 2, 3):
         decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)})
         assert Decisions(open_store(settings.home), settings.topic).decide(decision)
-    finish_decided(settings, "images", Tables(settings.tables_dir))
-    (settings.home / "streams" / "images" / "batches" / f"{1:020}.json").unlink()  # pruned
+    finish_decided(settings, "images", Tables(settings.place.tables))
+    (settings.work_dir / "streams" / "images" / "batches" / f"{1:020}.json").unlink()  # pruned
     with pytest.raises(LostDecisionError, match="gone on beyond batch 1"):
         run.batch(0)
-    assert DeltaTable(settings.tables_dir / "quarantine").version() == 0
+    assert DeltaTable(settings.place.table("quarantine")).version() == 0
     assert audit(settings).clean
 
 

@@ -96,7 +96,7 @@ def test_a_damaged_identity_is_refused_by_its_key_and_what_is_wrong(
     settings: Settings, change: dict[str, Any], said: str
 ) -> None:
     begin_stream(settings)
-    path = settings.home / identity_key("images")
+    path = settings.work_dir / identity_key("images")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ServiceError) as error:
         read_identity(settings, "images")
@@ -119,7 +119,7 @@ def test_a_stream_stands_where_it_began_until_a_batch_is_whole(settings: Setting
     assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 4}, {"images": "topic-id"})
     decision = decision_of(settings, 1, {0: (4, 9)})
     assert positions_of(settings).ends == {("images", 0): 4}
-    apply(decision, Tables(settings.tables_dir), fresh=True)
+    apply(decision, Tables(settings.place.tables), fresh=True)
     assert positions_of(settings) == Positions(QUERY_ID, 1, {("images", 0): 9}, {"images": "topic-id"})
     assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 4}, {"images": "topic-id"}).after(decision)
 
@@ -129,7 +129,7 @@ def test_each_partition_stands_where_its_last_batch_ended(settings: Settings) ->
     for number in range(1, 12):
         apply(
             decision_of(settings, number, {number % 2: (10 * number, 10 * number + 10)}),
-            Tables(settings.tables_dir),
+            Tables(settings.place.tables),
             fresh=True,
         )
     assert positions_of(settings).number == 11
@@ -147,7 +147,7 @@ def test_the_topics_id_is_that_of_the_newest_batch(settings: Settings) -> None:
     begin_stream(settings, {0: 0})
     again = settings.model_copy(update={"topic": "images~2"})
     decision = replace(decision_of(again, 1, {0: (0, 3)}), topics={"images~2": "another-id"})
-    apply(decision, Tables(settings.tables_dir), fresh=True)
+    apply(decision, Tables(settings.place.tables), fresh=True)
     assert positions_of(settings).topics == {"images": "topic-id", "images~2": "another-id"}
     assert committed_offsets(settings) == ("images~2", {0: 3})
 
@@ -165,7 +165,7 @@ def test_without_a_stream_the_tables_alone_tell_how_far_they_are(settings: Setti
 
 def test_a_table_that_cannot_be_read_is_named(settings: Settings) -> None:
     commit_batch(settings, 0, {0: (0, 5)})
-    for file in (settings.tables_dir / "batches" / "_delta_log").iterdir():
+    for file in (Path(settings.place.tables) / "batches" / "_delta_log").iterdir():
         file.write_text("{")
     with pytest.raises(ServiceError, match=r"table batches in .* cannot be read"):
         committed_offsets(settings)

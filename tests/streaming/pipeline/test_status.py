@@ -45,7 +45,7 @@ def streaming(settings: Settings, phase: Phase = Phase.RUNNING, seen: float | No
 
 
 def with_champion(settings: Settings, trained: Path) -> Settings:
-    (settings.home / "models").symlink_to(trained / "models")
+    (settings.work_dir / "models").symlink_to(trained / "models")
     return settings
 
 

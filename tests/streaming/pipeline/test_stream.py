@@ -40,14 +40,14 @@ BAD = {
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
     """Read the tables with deltalake alone."""
     builder = QueryBuilder()
-    for path in settings.tables_dir.iterdir():
+    for path in Path(settings.place.tables).iterdir():
         builder = builder.register(path.name, DeltaTable(path))
     return pa.table(builder.execute(sql).read_all()).to_pylist()
 
 
 def versions(settings: Settings) -> dict[str, int]:
     """Every table's version."""
-    return {path.name: DeltaTable(path).version() for path in sorted(settings.tables_dir.iterdir())}
+    return {path.name: DeltaTable(path).version() for path in sorted(Path(settings.place.tables).iterdir())}
 
 
 def publish_digits(settings: Settings, folder: Path, count: int, skip: int) -> None:
@@ -144,7 +144,7 @@ def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings
 
 def test_sparks_own_delta_reader_sees_the_same_rows(spark: SparkSession, drained: Settings) -> None:
     for name in ("predictions", "quarantine", "features", "batches"):
-        directory = drained.tables_dir / name
+        directory = Path(drained.place.tables) / name
         assert spark.read.format("delta").load(str(directory)).count() == DeltaTable(directory).count()
 
 
@@ -158,10 +158,10 @@ def test_a_start_with_nothing_to_do_changes_nothing(drained: Settings) -> None:
 def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings, tmp_path: Path) -> None:
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained")
-    newest = DeltaTable(service.tables_dir / "batches").version()
-    log = service.tables_dir / "batches" / "_delta_log"
+    newest = DeltaTable(service.place.table("batches")).version()
+    log = Path(service.place.tables) / "batches" / "_delta_log"
     (log / f"{newest:020}.json").unlink()  # as if it had died before the batch was marked as whole
-    shutil.rmtree(service.home / "models")
+    shutil.rmtree(service.work_dir / "models")
     nowhere = service.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
 
     said = imagestream(nowhere, "stream", "--until-drained", code=1)["stderr"]
@@ -177,9 +177,11 @@ def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings,
 def test_tables_whose_streams_folder_is_lost_are_continued(service: Settings, tmp_path: Path) -> None:
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained", "--images-per-batch", 40)
-    newest = DeltaTable(service.tables_dir / "batches").version()
-    (service.tables_dir / "batches" / "_delta_log" / f"{newest:020}.json").unlink()  # the last batch was not completed
-    shutil.rmtree(service.home / "streams")
+    newest = DeltaTable(service.place.table("batches")).version()
+    (
+        Path(service.place.tables) / "batches" / "_delta_log" / f"{newest:020}.json"
+    ).unlink()  # the last batch was not completed
+    shutil.rmtree(service.work_dir / "streams")
 
     resumed = imagestream(service, "stream", "--until-drained")
 
@@ -238,12 +240,14 @@ def test_nothing_of_sparks_checkpoint_is_left_behind(
     publish_digits(service, tmp_path / "digits", 3, skip=300)
     assert imagestream(service, "stream", "--until-drained")["input"] == 3
     assert not list(scratch.glob("imagestream-*"))
-    assert not (service.home / "checkpoints").exists()
+    assert not (service.work_dir / "checkpoints").exists()
 
 
 def test_a_challenger_is_scored_beside_the_champion_and_answers_nobody(service: Settings, tmp_path: Path) -> None:
     registry = open_registry(service.home)
-    second = registry.register(lambda directory: _copy_with_other_metrics(bundle_folder(service.home, 1), directory))
+    second = registry.register(
+        lambda directory: _copy_with_other_metrics(bundle_folder(service.work_dir, 1), directory)
+    )
     imagestream(service, "models", "promote", second, "--alias", "challenger")
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained")
@@ -261,7 +265,7 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
     service: Settings, tmp_path: Path
 ) -> None:
     publish_digits(service, tmp_path / "first", GOOD, skip=300)
-    registry, first = open_registry(service.home), bundle_folder(service.home, 1)
+    registry, first = open_registry(service.home), bundle_folder(service.work_dir, 1)
     log = tmp_path / "stream.log"
     command = [sys.executable, "-m", "streaming", "--home", str(service.home), "stream"]
     with log.open("wb") as file:
@@ -277,7 +281,7 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
 
         third = registry.register(lambda directory: _copy_with_other_metrics(first, directory))
         registry.promote(third, by="test", why="test")
-        (bundle_folder(service.home, third) / "classifier.npz").write_bytes(b"broken")
+        (bundle_folder(service.work_dir, third) / "classifier.npz").write_bytes(b"broken")
         publish_digits(service, tmp_path / "third", MORE, skip=430)
         _wait_for_predictions(service, GOOD + 2 * MORE, stream, log)
         stream.send_signal(signal.SIGTERM)
@@ -341,7 +345,7 @@ def _copy_with_other_metrics(source: Path, target: Path) -> None:
 def _wait_for_predictions(settings: Settings, count: int, stream: subprocess.Popen[bytes], log: Path) -> None:
     give_up = time.monotonic() + 120
     while True:
-        done = (settings.tables_dir / "batches").is_dir() and rows(settings, "SELECT count(*) AS n FROM predictions")
+        done = settings.place.has_table("batches") and rows(settings, "SELECT count(*) AS n FROM predictions")
         if done and done[0]["n"] >= count:
             return
         assert stream.poll() is None, log.read_text()

@@ -169,7 +169,7 @@ def test_an_mlp_on_pixels_is_a_model_with_a_threshold_like_any_other(
     digits = [digit for digit in digit_images(1_000) if digit[1] in {"3", "8"}]
     write_images(tmp_path / "images", digits)
     settings = Settings(home=tmp_path / "home", jars=jars_dir, backbones=exports)
-    settings.home.mkdir()
+    settings.work_dir.mkdir()
     backbone = ("--backbone", "pixels", "--input-size", 14, "--projection", "none")
     fitting = ("--classifier", "mlp", "--layers", 8, "--max-iter", 30, "--threshold", 0.3)
     result = imagestream(settings, "train", "--images", tmp_path / "images", *backbone, *fitting)
