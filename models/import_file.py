@@ -20,6 +20,7 @@ SUFFIXES = (".onnx", ".tflite", ".keras", ".h5")
 MAX_BYTES = 2 * 1024**3 - 1
 TIMEOUT_S = 600  # on the clock; CPU time and memory are limited by what is in the file
 SAVED_MODEL = "saved_model.pb"
+INSTALLED = ("efficientnet_lite0",)  # classifiers whose weights are installed with the package
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ def import_network(
 ) -> Imported:
     """Check a model's file, find out how it is to be fed, make the file that is run, and run it on sample images.
 
+    In place of a file, one of the classifiers `INSTALLED`, by its name.
+
     Args:
         into: an existing folder for the file.
         images: encoded sample images, in files.
@@ -144,6 +147,8 @@ def import_network(
 
 
 def _apart(path: Path, request: Mapping[str, Any]) -> Any:
+    if str(path) in INSTALLED and not path.exists():
+        return run_apart("models.import_work", {**request, "path": str(path), "installed": True}, TIMEOUT_S)
     is_folder = path.is_dir() and (path / SAVED_MODEL).is_file()
     if not is_folder and path.suffix.lower() not in SUFFIXES:
         raise ModelError(

@@ -4,6 +4,7 @@ The structure of a file is checked while its bytes are still on disk. Only then 
 time that a model of its size needs.
 """
 
+import json
 import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from models import efficientnet_lite0
 from models.apart import CPU_S, MEMORY, MIB, answer_apart, limit
 from models.backbone import file_sha256
+from models.class_names import imagenet_names
 from models.decode import BadImage, read_limited
 from models.errors import ModelError
 from models.import_file import Inspection
@@ -52,7 +55,7 @@ class _Read:
 
 def _answer(request: dict[str, Any]) -> Any:
     path = Path(request["path"])
-    read = _read(path)
+    read = _installed() if request.get("installed") else _read(path)
     return _inspected(read) if request["task"] == "inspect" else _imported(path, read, request)
 
 
@@ -110,6 +113,22 @@ def _read_saved_model(path: Path) -> _Read:
     return _Read("SavedModel", found, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), prepare)
 
 
+def _installed() -> _Read:
+    """EfficientNet-Lite0 with its own head, for ImageNet-1k."""
+
+    def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
+        from models.convert import to_flatbuffer
+
+        if tensor is not None:
+            raise ModelError("a classifier by name is taken whole; to fit a head, give train --backbone its name")
+        return "tflite", *_converted(lambda: (to_flatbuffer(efficientnet_lite0.build(include_top=True)), "top"))
+
+    side = efficientnet_lite0.INPUT_SIZE[0]
+    found = Contents(producer="keras", metadata={"names": json.dumps(imagenet_names())})
+    found.inputs = [Tensor("scaled_pixels", "float32", (0, side, side, 3))]
+    return _Read("installed", found, 0, prepare)
+
+
 def _converted(convert: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
     limit(CONVERTER_MEMORY, CONVERTER_CPU_S)
     import tensorflow as tf
@@ -144,11 +163,12 @@ def _imported(path: Path, read: _Read, request: dict[str, Any]) -> dict[str, Any
         raise ModelError(f"a network for images has one input, this one has {len(inputs)}: {_listed(inputs)}")
     guessed: dict[str, str] = {}
     size = tuple(request["input_size"]) if request["input_size"] else None
-    recipe = _recipe(inputs[0], request["preset"], size, request["changes"], guessed)
+    preset = "efficientnet_lite" if request.get("installed") else request["preset"]
+    recipe = _recipe(inputs[0], preset, size, request["changes"], guessed)
     network = Network(
         format=file_format,
         source=path.name[:255],
-        source_sha256=file_sha256(path / FILE if path.is_dir() else path),
+        source_sha256=efficientnet_lite0.WEIGHTS_SHA256 if request.get("installed") else _sha256(path),
         tensor=tensor,
         recipe=recipe,
         layout=recipe.layout,
@@ -166,6 +186,10 @@ def _imported(path: Path, read: _Read, request: dict[str, Any]) -> dict[str, Any
         "classes": read.contents.classes,
         "size": len(content),
     }
+
+
+def _sha256(path: Path) -> str:
+    return file_sha256(path / FILE if path.is_dir() else path)
 
 
 def _only(outputs: Sequence[Tensor]) -> str:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from streaming.training.import_model import ImportResult
 
 FileArgument = Annotated[
-    str, typer.Argument(metavar="FILE[:TENSOR]", help="A model's file; of several outputs, the one that is meant.")
+    str,
+    typer.Argument(
+        metavar="FILE[:TENSOR]|efficientnet_lite0",
+        help="A model's file, with the output that is meant if it has several; or the installed ImageNet classifier.",
+    ),
 ]
 TENSOR_DIMENSIONS = 4
 
@@ -129,7 +133,8 @@ def import_(
 ) -> None:
     """Register a classifier that was made elsewhere; the stream serves it as any other version.
 
-    Example: imagestream models import resnet18.onnx --classes imagenet.txt --preset torchvision
+    Example: imagestream models import resnet18.onnx --classes imagenet.txt --preset torchvision, or, for 1,000 classes
+    without any training: imagestream models import efficientnet_lite0
     """
     from models.import_file import split_tensor
     from streaming.registry import open_registry

@@ -49,6 +49,7 @@ class FeatureSource:
 
     @classmethod
     def of(cls, exported: ExportedBackbone) -> Self:
+        """An export, run by LiteRT."""
         return cls(BackboneEntry.of(exported), exported.flatbuffer, exported.sha256)
 
     @classmethod

@@ -146,7 +146,7 @@ def _featurize(rows: list[dict[str, Any]], on: _Pass) -> None:
     for copy in range(1, on.task.copies + 1):
         altered = [
             augment(pixels, image.image_id, copy, on.task.augmentation)
-            for image, pixels in zip(good, decoded.images, strict=True)
+            for image, pixels in zip(good, np.rint(decoded.images).astype(np.uint8), strict=True)
         ]
         on.report.copies += _write(good, np.array(altered, np.uint8), on, copy)
 

@@ -13,14 +13,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.architectures import DEFAULT_BACKBONE, Output
-from models.backbone import export_backbone, find_backbone
+from models.architectures import BACKBONES, DEFAULT_BACKBONE, Output
+from models.backbone import export_backbone, file_sha256, find_backbone
 from models.bundle import GOLDEN, EngineName
+from models.import_file import import_network, split_tensor
 from models.projection import check_pca_memory
 from models.scorer import golden_images
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
+from streaming.images.featurize import FeatureSource
 from streaming.images.groups import chosen_groups
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
@@ -30,6 +32,7 @@ from streaming.storage.home import make_dir
 from streaming.training.calibrate import calibration_images
 from streaming.training.candidate import BackboneParts, make_candidate
 from streaming.training.fit_options import FitOptions, GateOptions
+from streaming.training.import_model import entry_of, sample_images
 from streaming.training.inherit import objective_for, options_like
 from streaming.training.job import Job, OnStep, TrainResult, champion_of, some_images
 from streaming.training.tracking import check_tracking
@@ -40,7 +43,9 @@ class BackboneOptions:
     """Which network makes the features.
 
     Attributes:
-        weights: `imagenet`, `random`, or a file.
+        name: of a backbone, or `FILE[:tensor]` for a model that was made elsewhere.
+        weights: `imagenet`, `random`, or a file; of a backbone by name.
+        preset: how images are prepared for a model that was made elsewhere; guessed without it.
         input_size: height and width of the images; None for the backbone's own.
         engine: what runs it when the model answers.
         int8: as 8-bit integers, calibrated on training images.
@@ -52,10 +57,19 @@ class BackboneOptions:
     input_size: int | None = None
     engine: EngineName = "litert"
     int8: bool = False
+    preset: str | None = None
 
     def __post_init__(self) -> None:
+        if self.is_file and (self.int8 or self.engine == "keras" or self.weights != "imagenet"):
+            raise ServiceError("a backbone from a file runs as it is: leave out --weights, --engine and --int8")
+        if self.preset is not None and not self.is_file:
+            raise ServiceError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
         if self.int8 and self.engine == "keras":
             raise ServiceError("8-bit integers are for the engine litert; keras computes in float32")
+
+    @property
+    def is_file(self) -> bool:
+        return self.name not in BACKBONES and split_tensor(self.name)[0].exists()
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -85,6 +99,8 @@ def train(
     check_tracking(settings.mlflow_tracking_uri)
     make_dir(settings.work_dir)
     find_java(settings.work_dir)  # before the minute that an export can take
+    if backbone.is_file:
+        return _train_on_file(settings, dataset, backbone, options, gate, augment, on_step, by)
     spec = find_backbone(backbone.name, backbone.output, backbone.size)
     if options.projection == "pca":
         check_pca_memory(spec.n_features)
@@ -111,6 +127,47 @@ def train(
         on_step("fitting and evaluating")
         candidate = make_candidate(rows, options)
         return job.finish(candidate, rows, parts, exported.sha256, read, exact=exact)
+
+
+def _train_on_file(
+    settings: Settings,
+    dataset: Dataset,
+    backbone: BackboneOptions,
+    options: FitOptions,
+    gate: GateOptions,
+    augment: int,
+    on_step: OnStep,
+    by: str,
+) -> TrainResult:
+    """As `train`, on a tensor of a model that was made elsewhere."""
+    path, tensor = split_tensor(backbone.name)
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
+        on_step(f"loading {path.name}")
+        imported = import_network(
+            path,
+            Path(scratch),
+            sample_images(),
+            tensor=tensor,
+            preset=backbone.preset,
+            input_size=backbone.size,
+            pooled=backbone.output == "pooled",
+        )
+        entry, network = entry_of(imported, backbone.output), imported.network
+        if options.projection == "pca":
+            check_pca_memory(entry.n_features)
+        source = FeatureSource(entry, imported.file, network.identity(file_sha256(imported.file), backbone.output))
+        registry = open_registry(settings.home)
+        champion = champion_of(registry)
+        objective = objective_for(options.metric, options.threshold, champion)
+        options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
+        parts = BackboneParts(entry, {network.file: imported.file}, some_images(dataset, entry.input_size))
+        with spark_session(settings, "imagestream train") as spark:
+            job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
+            rows, read = job.featurized(dataset, source)
+            on_step("fitting and evaluating")
+            result = job.finish(make_candidate(rows, options), rows, parts, source.sha256, read)
+    guessed = [f"guessed {name}: {value}" for name, value in imported.guessed.items()]
+    return replace(result, warnings=[*guessed, *result.warnings])
 
 
 def retrain(

@@ -113,3 +113,20 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert len(said.strip().splitlines()) == 1
     assert re.search(reason, said), said
     assert not open_registry(home.home).versions()
+
+
+@pytest.mark.parametrize(("tensor", "output", "width"), [("active", "pooled", 8), ("scores", "flat", 10)])
+def test_a_head_is_fitted_on_any_tensor_of_a_model(
+    service: Settings, tmp_path: Path, tensor: str, output: str, width: int
+) -> None:
+    path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
+    options = ("--backbone", f"{path}:{tensor}", "--output", output, "--preset", "raw", "--projection", "none")
+    made = imagestream(service, "train", "--dataset", "digits", "--limit", 120, *options, "--max-iter", 20)
+    manifest = open_registry(service.home).manifest(made["version"])
+    entry = manifest.backbone
+    assert (entry.name, entry.n_features, manifest.classifier.kind) == ("net", width, "logistic_regression")
+    assert entry.network is not None
+    assert (entry.network.tensor, entry.network.recipe.scale) == (tensor, 1.0)
+    imagestream(service, "models", "verify", made["version"])
+    said = imagestream(service, "train", "--dataset", "digits", "--backbone", f"{path}:absent", code=1)["stderr"]
+    assert "computes no tensor 'absent'" in said
