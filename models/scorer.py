@@ -9,16 +9,19 @@ from numpy.typing import NDArray
 
 from models.architectures import Preprocessing, find_backbone
 from models.arrays import Arrays, Features
-from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle
+from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle, EngineName
 from models.classifier import Classifier, answers_of, classifier_from_arrays
 from models.decode import BadImage, Resize
 from models.drift import DriftReference, reference_from_arrays
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
 from models.network import NetworkEngine
+from models.onnx_session import OnnxSession
 from models.projection import Projection, projection_from_arrays
 from models.recipe import Pixels, Recipe, decode_fitted, empty_pixels
 from models.sessions import open_session
+from models.tflite_to_onnx import to_onnx
+from models.translated_engine import TranslatedEngine
 
 Images = NDArray[np.uint8]
 
@@ -128,40 +131,73 @@ def load_head(bundle: Bundle) -> Head:
     return Head(manifest.classes, projection, classifier, manifest.threshold)
 
 
-def load_scorer(bundle: Bundle, threads: int = 1) -> Scorer:
+def load_scorer(
+    bundle: Bundle, threads: int = 1, engine: EngineName | None = None, providers: Sequence[str] = ("cpu",)
+) -> Scorer:
     """The model of a bundle, ready to score; costs tenths of a second, so a worker does it once.
+
+    Args:
+        threads, engine, providers: see `load_engine`.
 
     Raises:
         ModelError: a part cannot be loaded, or is not what the manifest says.
     """
     entry = bundle.manifest.backbone
-    return Scorer(load_engine(entry, bundle.files[entry.scored_file], threads), load_head(bundle), entry.fitting)
+    loaded = load_engine(entry, bundle.files[entry.scored_file], threads, engine, providers)
+    return Scorer(loaded, load_head(bundle), entry.fitting)
 
 
-def load_engine(entry: BackboneEntry, content: bytes, threads: int = 1) -> Engine:
-    """The engine that a manifest names, of the content of its file; `threads` are LiteRT's.
+def load_engine(
+    entry: BackboneEntry,
+    content: bytes,
+    threads: int = 1,
+    engine: EngineName | None = None,
+    providers: Sequence[str] = ("cpu",),
+) -> Engine:
+    """An engine for a network, of the content of its file.
+
+    Args:
+        threads: of LiteRT and ONNX Runtime.
+        engine: what runs it; None for the engine that the manifest names.
+        providers: of ONNX Runtime, the first that can.
 
     Raises:
         ModelError: the content is not usable, or gives something else than the manifest says.
     """
-    engine: Engine
+    if engine == "onnx" and entry.engine == "litert":
+        loaded = _translated(entry, content, threads, providers)
+    elif engine not in {None, entry.engine}:
+        raise ModelError(f"the engine {engine} does not run {entry.name}, which was made for {entry.engine}")
+    else:
+        loaded = _own_engine(entry, content, threads, providers)
+    if (loaded.input_size, loaded.n_features) != (entry.input_size, entry.n_features):
+        what = "flatbuffer" if entry.engine == "litert" else "network"
+        raise ModelError(
+            f"the {what} takes {loaded.input_size} and gives {loaded.n_features} features, "
+            f"the manifest says {entry.input_size} and {entry.n_features}"
+        )
+    return loaded
+
+
+def _own_engine(entry: BackboneEntry, content: bytes, threads: int, providers: Sequence[str]) -> Engine:
+    """The engine that the manifest names."""
     if entry.network is not None:
-        engine = NetworkEngine(entry.network, entry.output, open_session(entry.network.format, content, threads))
-    elif entry.engine == "keras":
+        session = open_session(entry.network.format, content, threads, providers)
+        return NetworkEngine(entry.network, entry.output, session)
+    if entry.engine == "keras":
         spec = find_backbone(entry.name, entry.output, entry.input_size)
         pixels = Preprocessing(entry.scale, entry.offset, entry.channel_order, entry.channel_means)
         if pixels != spec.preprocessing or entry.precision != "float32":
             raise ModelError(f"the manifest has {entry.name} prepare pixels in another way, or in integers")
-        engine = KerasEngine.of(spec, content)
-    else:
-        engine = LiteRTEngine(content, threads=threads)
-    if (engine.input_size, engine.n_features) != (entry.input_size, entry.n_features):
-        what = "flatbuffer" if entry.engine == "litert" else "network"
-        raise ModelError(
-            f"the {what} takes {engine.input_size} and gives {engine.n_features} features, "
-            f"the manifest says {entry.input_size} and {entry.n_features}"
-        )
-    return engine
+        return KerasEngine.of(spec, content)
+    return LiteRTEngine(content, threads=threads)
+
+
+def _translated(entry: BackboneEntry, content: bytes, threads: int, providers: Sequence[str]) -> Engine:
+    """ONNX Runtime on what was made for LiteRT."""
+    if entry.network is None:
+        return TranslatedEngine(content, entry.input_size, entry.n_features, threads, providers)
+    return NetworkEngine(entry.network, entry.output, OnnxSession(to_onnx(content), threads, providers))
 
 
 def load_reference(bundle: Bundle) -> DriftReference | None:

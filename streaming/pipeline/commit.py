@@ -211,6 +211,8 @@ class BatchCommitter:
         task = ScoreTask(
             model=champion.version,
             challenger=challenger.version if challenger else None,
+            engine=champion.engine,
+            challenger_engine=challenger.engine if challenger else None,
             query_id=plan.stream,
             batch_id=plan.number + 1,
             topic=plan.topic,

@@ -25,6 +25,7 @@ from models.errors import ModelError
 from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
 from producer.message import read_headers
 from streaming.pipeline.decisions import ModelVersion
+from streaming.pipeline.engines import EngineChoice
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
@@ -41,6 +42,8 @@ class ScoreTask:
 
     model: ModelVersion
     challenger: ModelVersion | None
+    engine: EngineChoice
+    challenger_engine: EngineChoice | None
     query_id: str
     batch_id: int
     topic: str  # its name in the tables
@@ -97,16 +100,22 @@ class _Worker:
     challenger: _Loaded | None = None
 
 
-def _load(held: _Loaded | None, wanted: ModelVersion | None, bundle: Callable[[], Bundle | None]) -> _Loaded | None:
+def _load(
+    held: _Loaded | None,
+    wanted: ModelVersion | None,
+    engine: EngineChoice | None,
+    bundle: Callable[[], Bundle | None],
+) -> _Loaded | None:
     """The model held, if it is the one wanted; else the one wanted, from its bundle."""
-    if wanted is None:
+    if wanted is None or engine is None:
         return None
     if held is not None and held.sha256 == wanted.sha256:
         return held
     content = bundle()
     if content is None:
         return None
-    return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content), load_reference(content))
+    scorer = load_scorer(content, engine=engine.engine, providers=engine.providers)
+    return _Loaded(wanted.sha256, content.backbone_sha256, scorer, load_reference(content))
 
 
 class _Values(Sequence[bytes | None]):
@@ -154,10 +163,10 @@ def score_partition(
     """
     report = PartitionReport()
     clock = time.perf_counter()
-    loaded = _Worker.champion = _load(_Worker.champion, task.model, champion)
+    loaded = _Worker.champion = _load(_Worker.champion, task.model, task.engine, champion)
     if loaded is None:
         raise ModelError(f"model version {task.model.version} has not reached the worker")
-    _Worker.challenger = _load(_Worker.challenger, task.challenger, challenger)
+    _Worker.challenger = _load(_Worker.challenger, task.challenger, task.challenger_engine, challenger)
     clock = report.timed("load", clock)
     with (
         FileSink(task.quarantine_dir, QUARANTINE) as quarantine,

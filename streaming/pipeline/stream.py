@@ -20,6 +20,7 @@ from pyspark.sql import SparkSession
 from streaming.errors import ServiceError
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
+from streaming.pipeline.engines import Engines
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.ingest import planned_ranges, read_topic
 from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
@@ -131,7 +132,7 @@ def run_stream(
         with spark_session(
             settings, f"imagestream {settings.topic}", java_options=java_options, conf=REDACTION
         ) as spark:
-            serving = Serving(spark, registry, events.on_refused)
+            serving = Serving(spark, registry, events.on_refused, Engines(settings))
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)

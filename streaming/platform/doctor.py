@@ -6,10 +6,13 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
+from models.errors import ModelError
+from models.onnx_session import resolve_providers
 from streaming.errors import ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
 from streaming.platform.jars import damaged_jars, locked_jars
@@ -24,6 +27,7 @@ MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each
 MIN_DISK_GIB = 2.0
 GIB = 1024**3
 ANSWER_TIMEOUT_S = 3.0
+ENGINES = {"LiteRT": "ai-edge-litert", "ONNX Runtime": "onnxruntime"}
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -49,6 +53,7 @@ def diagnose(settings: Settings) -> list[Check]:
         check_jars,
         check_memory,
         check_disk,
+        check_engines,
         check_broker,
     )
     return [check(settings) for check in checks]
@@ -101,6 +106,18 @@ def check_disk(settings: Settings) -> Check:
     gib = shutil.disk_usage(there).free / GIB
     fix = None if gib >= MIN_DISK_GIB else f"free {MIN_DISK_GIB:.0f} GiB there, or choose another home with --home DIR"
     return Check("disk", f"{gib:.1f} GiB free at {there}", fix)
+
+
+def check_engines(settings: Settings) -> Check:
+    """The engines that are installed, and that ONNX Runtime has the providers that are set."""
+    providers = settings.execution_providers.split(",")
+    found = ", ".join(f"{name} {version(package)}" for name, package in ENGINES.items())
+    try:
+        resolve_providers(providers)
+    except ModelError as error:
+        what, _, fix = str(error).partition(": ")
+        return Check("engines", what, fix)
+    return Check("engines", f"{found}; providers {', '.join(providers)}; engine {settings.engine}")
 
 
 def check_broker(settings: Settings) -> Check:

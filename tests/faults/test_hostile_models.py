@@ -299,7 +299,7 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     "tflite, weights that are missing": (_tflite(_shape(1, 1000)), "claims 4,000 bytes and holds 8"),
     "tflite, a tensor that is not there": (_tflite(_inputs(0, 99)), "names a tensor that it does not have"),
     "tflite, a cycle": (_tflite(_inputs(2, 1)), "depends on itself"),
-    "keras, a Lambda": (_keras(_layer("Lambda", function="x")), "'Lambda' runs code of the file"),
+    "keras, a Lambda": (_keras(_layer("Lambda", function="x")), "'Lambda' runs code that is in the file"),
     "keras, another module": (_keras(_layer("system", "os", args="true")), "of the module 'os'"),
     "keras, custom code": (_keras(_layer("Dense", registered="mine>Dense")), "'mine>Dense' is custom code"),
     "keras, a function": (
@@ -310,7 +310,7 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     "keras, a bomb": (_keras(_layer("Dense"), extra=GIB), "unpacks to 1,07"),
     "keras, 64 GB of weights": (_keras(_layer("Dense"), spoil=_chunked), "claim 68,719,476,736 bytes and take 0"),
     "keras, a link": (_keras(_layer("Dense"), spoil=_linked), "is a link"),
-    "h5, a Lambda": (_h5, "'Lambda' runs code of the file"),
+    "h5, a Lambda": (_h5, "'Lambda' runs code that is in the file"),
     "h5, a pickle": (_file("model.h5", lambda: pickle.dumps(os.getcwd)), "neither a zip file nor HDF5"),
     "a SavedModel that reads files": (_saved("Const", "ReadFile"), "'ReadFile' reaches out of the graph"),
     "a SavedModel that runs Python": (_saved("EagerPyFunc"), "'EagerPyFunc' reaches out"),

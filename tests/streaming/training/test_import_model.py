@@ -19,12 +19,8 @@ from tests.models import onnx_graphs as graphs
 N = 24
 
 
-def settings_in(folder: Path) -> Settings:
-    return Settings(home=folder / "home", jars=None, backbones=None)
-
-
 def rows(settings: Settings, table: str, sql: str) -> list[dict[str, Any]]:
-    found = QueryBuilder().register(table, DeltaTable(settings.tables_dir / table)).execute(sql)
+    found = QueryBuilder().register(table, DeltaTable(Path(settings.place.tables) / table)).execute(sql)
     return pa.table(found.read_all()).to_pylist()
 
 
@@ -35,9 +31,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Settings:
-    settings = settings_in(tmp_path)
-    settings.home.mkdir()
-    return settings
+    (tmp_path / "home").mkdir()
+    return Settings(home=str(tmp_path / "home"), backbones=tmp_path / "backbones")
 
 
 def test_an_imported_model_answers_as_its_own_framework_does(service: Settings, tmp_path: Path) -> None:
