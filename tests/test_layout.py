@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "streaming/platform/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
     "streaming/jobs/demo.py": "_environment",  # what the demo starts talks to the demo's own broker
     "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
-    "models/apart.py": {"answer_apart"},  # likewise
+    "models/apart.py": "answer_apart",  # in a process of its own, before it imports TensorFlow
     "models/convert.py": None,  # a process of its own, before it imports TensorFlow
 }
 

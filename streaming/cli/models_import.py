@@ -133,8 +133,7 @@ def import_(
 ) -> None:
     """Register a classifier that was made elsewhere; the stream serves it as any other version.
 
-    Example: imagestream models import resnet18.onnx --classes imagenet.txt --preset torchvision (made elsewhere), or:
-    imagestream models import efficientnet_lite0
+    Example: imagestream models import efficientnet_lite0, or: imagestream models import net.onnx --preset imagenet
     """
     from models.import_file import split_tensor
     from streaming.registry import open_registry
