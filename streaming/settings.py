@@ -26,7 +26,6 @@ TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a do
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
 PROVIDERS = r"^[a-z]{1,20}(,[a-z]{1,20}){0,7}$"
-AUTO: Literal["auto"] = "auto"
 USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
 
 
@@ -60,7 +59,7 @@ class Settings(BaseSettings):
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
     engine: Literal["auto", "litert", "onnx"] = Field(
-        AUTO, description="what runs the CNN: auto (the fastest that agrees), litert or onnx"
+        "auto", description="what runs the CNN: auto (the fastest that agrees), litert or onnx"
     )
     execution_providers: str = Field(
         "cpu", pattern=PROVIDERS, description="of ONNX Runtime, the first that can: cpu, cuda, tensorrt, openvino, …"

@@ -15,9 +15,8 @@ from typing import Any
 
 from models.bundle import Bundle, EngineName
 from models.engine_choice import Timed, compare_engines, engines_for, fastest
-from models.errors import ModelError
 from models.onnx_session import resolve_providers
-from streaming.settings import AUTO, Settings
+from streaming.settings import Settings
 
 FILE = "engines.json"
 LIBRARIES = ("ai-edge-litert", "onnxruntime")
@@ -59,7 +58,7 @@ class Engines:
         """The engine for a bundle; the first time on a machine takes a second for each engine.
 
         Raises:
-            ModelError: the engine or provider that was set cannot run it, or its own engine cannot.
+            ModelError: the provider that was set is not installed, or the manifest's engine cannot run it.
         """
         if "onnx" in engines_for(bundle.manifest.backbone):
             resolve_providers(self.providers)
@@ -71,17 +70,15 @@ class Engines:
         return EngineChoice(fastest(results), self.providers, results)
 
     def known(self, bundle: Bundle) -> EngineChoice | None:
-        """The engine for a bundle if that needs no timing: set, or the only one, or found before."""
-        entry = bundle.manifest.backbone
-        engines = engines_for(entry)
-        if self._wanted != AUTO and self._wanted not in engines:
-            raise ModelError(
-                f"the engine {self._wanted} does not run {entry.name}, it runs on {' or '.join(engines)}: set "
-                "IMAGESTREAM_ENGINE to one of them, or to auto"
-            )
-        if self._wanted != AUTO or len(engines) == 1:
-            chosen = next(name for name in engines if self._wanted in {AUTO, name})
-            return EngineChoice(chosen, self.providers)
+        """The engine for a bundle if that needs no timing: set, or the only one, or found before; else None.
+
+        The setting counts for what that engine can run: an imported ONNX file runs on ONNX Runtime in any case.
+        """
+        engines = engines_for(bundle.manifest.backbone)
+        if len(engines) == 1:
+            return EngineChoice(engines[0], self.providers)
+        if self._wanted != "auto":
+            return EngineChoice(self._wanted, self.providers)
         kept = self._read().get(self._key(bundle))
         try:
             results = {name: Timed(**kept[name]) for name in engines} if kept else {}

@@ -1,15 +1,18 @@
 """ONNX files as they are encoded: what is read from one, what is refused, and the part that one tensor needs."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphs as graphs
 import pytest
+import sklearn.datasets
 from onnx import TensorProto, helper, numpy_helper
 
 from models import onnx_file
 from models.errors import ModelError
+from models.import_file import import_network
 from models.model_file import Tensor
 from models.onnx_file import extract, read_onnx
 from models.onnx_session import OnnxSession
@@ -118,3 +121,37 @@ def test_numbers_of_nodes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "MAX_NODES", 4)
     with pytest.raises(ModelError, match="5 nodes, at most 4"):
         read_onnx(content(graphs.classifier()))
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "options"),
+    [
+        ("nhwc", TensorProto.FLOAT, {}),
+        ("nchw", TensorProto.FLOAT, {"batch": 1}),
+        ("nchw", TensorProto.FLOAT, {"batch": 4}),
+        ("nhwc", TensorProto.UINT8, {}),
+        ("nchw", TensorProto.FLOAT16, {"softmax": True}),
+        ("nchw", TensorProto.FLOAT, {"channels": 1, "opset": 7}),
+        ("nchw", TensorProto.FLOAT, {"side": "side"}),
+    ],
+)
+def test_every_layout_type_and_batch_gives_the_same_answers(
+    tmp_path: Path, layout: str, dtype: int, options: dict[str, Any]
+) -> None:
+    path = graphs.save(graphs.classifier(layout=layout, dtype=dtype, **options), tmp_path / "net.onnx")
+    images = [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
+    size = (graphs.SIDE, graphs.SIDE)
+    preset = None if dtype == TensorProto.UINT8 else "zero_to_one"
+    found = import_network(path, tmp_path, images, preset=preset, input_size=size)
+    recipe = found.network.recipe
+    assert (recipe.layout, recipe.dtype, recipe.n_channels) == (
+        layout,
+        {TensorProto.UINT8: "uint8", TensorProto.FLOAT16: "float16"}.get(dtype, "float32"),
+        options.get("channels", 3),
+    )
+    pixels = np.stack([recipe.pixels(image.read_bytes()) for image in images])
+    tensor = recipe.tensor(pixels)
+    expected = graphs.answers(tensor if layout == "nchw" else tensor.transpose(0, 3, 1, 2))
+    if options.get("softmax"):
+        expected = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(found.scores, expected, atol=1e-4 * max(1, np.abs(expected).max()))
