@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def answer_apart(work: Callable[[Any], Any]) -> None:
 
 
 def limit(memory: int, cpu_s: int) -> None:
-    """Let this process allocate so many bytes, as Linux enforces, and take so many seconds of CPU time."""
-    for kind, most in ((resource.RLIMIT_DATA, memory), (resource.RLIMIT_CPU, cpu_s)):
+    """Let this process allocate so many bytes beyond what its libraries took, as Linux enforces, and take so many
+    seconds of CPU time."""
+    for kind, most in ((resource.RLIMIT_DATA, memory + _taken_by_libraries()), (resource.RLIMIT_CPU, cpu_s)):
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+
+
+@cache
+def _taken_by_libraries() -> int:
+    """Bytes that this process has mapped for data when it is first limited: stacks of threads, one for each core."""
+    try:
+        return int(Path("/proc/self/statm").read_text("ascii").split()[5]) * resource.getpagesize()
+    except (OSError, IndexError, ValueError):
+        return 0

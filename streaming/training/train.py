@@ -8,17 +8,16 @@ and the gate (`streaming.training.gate`) decides from their answers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.architectures import BACKBONES, DEFAULT_BACKBONE, Output
+from models.architectures import BACKBONES, DEFAULT_BACKBONE, BackboneSpec, Output
 from models.backbone import export_backbone, file_sha256, find_backbone
 from models.bundle import GOLDEN, EngineName
 from models.import_file import import_network, split_tensor
 from models.projection import check_pca_memory
-from models.scorer import golden_images
+from models.scorer import Images, golden_images
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
@@ -99,75 +98,89 @@ def train(
     check_tracking(settings.mlflow_tracking_uri)
     make_dir(settings.work_dir)
     find_java(settings.work_dir)  # before the minute that an export can take
-    if backbone.is_file:
-        return _train_on_file(settings, dataset, backbone, options, gate, augment, on_step, by)
-    spec = find_backbone(backbone.name, backbone.output, backbone.size)
-    if options.projection == "pca":
-        check_pca_memory(spec.n_features)
-    export = partial(export_backbone, backbone.name, backbone.weights, settings.backbones_dir, output=spec.output)
-    on_step(f"preparing {backbone.name}")
-    exported = export(input_size=spec.input_size)
-    registry = open_registry(settings.home)
-    champion = champion_of(registry)
-    objective = objective_for(options.metric, options.threshold, champion)
-    options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
-    golden = some_images(dataset, spec.input_size)
-    with spark_session(settings, "imagestream train") as spark:
-        job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
-        rows, read = job.featurized(dataset, exported)
-        exact = None
-        if backbone.int8:
-            exact = make_candidate(rows, options)
-            pixels = calibration_images(dataset, exact.split, rows, spec.input_size)
-            on_step(f"preparing {backbone.name} in 8-bit integers")
-            exported = export(input_size=spec.input_size, int8_calibration=pixels)
-            rows.unpersist()
-            rows, read = job.featurized(dataset, exported)
-        parts = BackboneParts.of(exported, golden, backbone.engine)
-        on_step("fitting and evaluating")
-        candidate = make_candidate(rows, options)
-        return job.finish(candidate, rows, parts, exported.sha256, read, exact=exact)
-
-
-def _train_on_file(
-    settings: Settings,
-    dataset: Dataset,
-    backbone: BackboneOptions,
-    options: FitOptions,
-    gate: GateOptions,
-    augment: int,
-    on_step: OnStep,
-    by: str,
-) -> TrainResult:
-    """As `train`, on a tensor of a model that was made elsewhere."""
-    path, tensor = split_tensor(backbone.name)
     with TemporaryDirectory(prefix="imagestream-") as scratch:
-        on_step(f"loading {path.name}")
-        imported = import_network(
-            path,
-            Path(scratch),
-            sample_images(),
-            tensor=tensor,
-            preset=backbone.preset,
-            input_size=backbone.size,
-            pooled=backbone.output == "pooled",
-        )
-        entry, network = entry_of(imported, backbone.output), imported.network
-        if options.projection == "pca":
-            check_pca_memory(entry.n_features)
-        source = FeatureSource(entry, imported.file, network.identity(file_sha256(imported.file), backbone.output))
+        if backbone.is_file:
+            made = _from_file(backbone, Path(scratch), on_step)
+        else:
+            spec = find_backbone(backbone.name, backbone.output, backbone.size)
+            _check_memory(options, spec.n_features)
+            made = _by_name(settings, backbone, spec, on_step)
+        entry = made.source.entry
+        _check_memory(options, entry.n_features)
         registry = open_registry(settings.home)
         champion = champion_of(registry)
         objective = objective_for(options.metric, options.threshold, champion)
         options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
-        parts = BackboneParts(entry, {network.file: imported.file}, some_images(dataset, entry.input_size))
+        golden = some_images(dataset, entry.input_size)
         with spark_session(settings, "imagestream train") as spark:
             job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
-            rows, read = job.featurized(dataset, source)
+            rows, read = job.featurized(dataset, made.source)
+            exact = None
+            if backbone.int8:
+                exact = make_candidate(rows, options)
+                pixels = calibration_images(dataset, exact.split, rows, spec.input_size)
+                made = _by_name(settings, backbone, spec, on_step, pixels)
+                rows.unpersist()
+                rows, read = job.featurized(dataset, made.source)
             on_step("fitting and evaluating")
-            result = job.finish(make_candidate(rows, options), rows, parts, source.sha256, read)
-    guessed = [f"guessed {name}: {value}" for name, value in imported.guessed.items()]
-    return replace(result, warnings=[*guessed, *result.warnings])
+            candidate = make_candidate(rows, options)
+            parts = replace(made.parts, golden=golden)
+            result = job.finish(candidate, rows, parts, made.source.sha256, read, exact=exact)
+    return replace(result, warnings=[*made.guessed, *result.warnings])
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A backbone, ready to featurize and to become part of a bundle.
+
+    Attributes:
+        parts: without golden images.
+        guessed: what a file left open, a line each.
+    """
+
+    source: FeatureSource
+    parts: BackboneParts
+    guessed: tuple[str, ...] = ()
+
+
+def _by_name(
+    settings: Settings, backbone: BackboneOptions, spec: BackboneSpec, on_step: OnStep, pixels: Images | None = None
+) -> _Made:
+    """A backbone of the table, exported; in 8-bit integers with `pixels` to calibrate it."""
+    on_step(f"preparing {spec.name}" + ("" if pixels is None else " in 8-bit integers"))
+    exported = export_backbone(
+        spec.name,
+        backbone.weights,
+        settings.backbones_dir,
+        output=spec.output,
+        input_size=spec.input_size,
+        int8_calibration=pixels,
+    )
+    return _Made(FeatureSource.of(exported), BackboneParts.of(exported, (), backbone.engine))
+
+
+def _from_file(backbone: BackboneOptions, scratch: Path, on_step: OnStep) -> _Made:
+    """A tensor of a model that was made elsewhere; what is run of it lies in `scratch`."""
+    path, tensor = split_tensor(backbone.name)
+    on_step(f"loading {path.name}")
+    imported = import_network(
+        path,
+        scratch,
+        sample_images(),
+        tensor=tensor,
+        preset=backbone.preset,
+        input_size=backbone.size,
+        pooled=backbone.output == "pooled",
+    )
+    entry, network = entry_of(imported, backbone.output), imported.network
+    source = FeatureSource(entry, imported.file, network.identity(file_sha256(imported.file), backbone.output))
+    guessed = tuple(f"guessed {name}: {value}" for name, value in imported.guessed.items())
+    return _Made(source, BackboneParts(entry, {network.file: imported.file}, ()), guessed)
+
+
+def _check_memory(options: FitOptions, n_features: int) -> None:
+    if options.projection == "pca":
+        check_pca_memory(n_features)
 
 
 def retrain(
