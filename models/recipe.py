@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.decode import DEFAULT_LIMITS, BadImage, Limits, Resize, decode
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Resize, decode_marked, decode_whole
 from models.errors import ModelError
 
 MAX_SIDE = 2048  # of the input of a network
@@ -109,8 +109,13 @@ class Recipe(BaseModel):
 
     def pixels(self, data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Pixels | BadImage:
         """Decode, turn upright, resize and crop: encoded bytes to `pixel_shape`, values 0..255, or why not."""
-        decoded = decode(data, None, limits)
-        return decoded if isinstance(decoded, BadImage) else self.fitted(decoded)
+        found = self.picture(data, limits)
+        return found if isinstance(found, BadImage) else found.pixels
+
+    def picture(self, data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Picture | BadImage:
+        """As `pixels`, with what is wrong with an image that could be decoded all the same."""
+        found = decode_whole(data, limits)
+        return found if isinstance(found, BadImage) else found._replace(pixels=self.fitted(found.pixels))
 
     def fitted(self, picture: NDArray[np.uint8]) -> Pixels:
         """An upright RGB picture (H, W, 3) uint8 of any size → `pixel_shape`; gray pictures have one channel."""
@@ -211,9 +216,9 @@ def _taps(start: float, end: float, n: int, limit: int, taps: int) -> tuple[NDAr
 
 def decode_fitted(
     data: bytes | None, size: tuple[int, int], fitting: Resize | Recipe, limits: Limits = DEFAULT_LIMITS
-) -> Pixels | BadImage:
+) -> Picture | BadImage:
     """An encoded image as a backbone takes it, by a recipe, or by `models.decode` at (height, width) = `size`."""
-    return fitting.pixels(data, limits) if isinstance(fitting, Recipe) else decode(data, size, limits, fitting)
+    return fitting.picture(data, limits) if isinstance(fitting, Recipe) else decode_marked(data, size, limits, fitting)
 
 
 def empty_pixels(n: int, size: tuple[int, int], fitting: Resize | Recipe) -> Pixels:

@@ -1,7 +1,7 @@
 """A model at work: images in, features and class probabilities out. Composes the stages, adds nothing to them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from models.architectures import Preprocessing, find_backbone
 from models.arrays import Arrays, Features
 from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle, EngineName
 from models.classifier import Classifier, answers_of, classifier_from_arrays
-from models.decode import BadImage, Resize
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Resize
 from models.drift import DriftReference, reference_from_arrays
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
@@ -46,26 +46,36 @@ class Decoded:
         images: (N, H, W, 3) uint8, or as a recipe makes them; those that decoded, in order.
         rows: the N positions in the list that they came from.
         bad: position → why that one is not an image.
+        damage: position → what is wrong with an image that decoded all the same.
     """
 
     images: Pixels
     rows: list[int]
     bad: dict[int, BadImage]
+    damage: dict[int, str] = field(default_factory=dict)
 
 
-def decode_all(values: Sequence[bytes | None], size: tuple[int, int], fitting: Resize | Recipe = "stretch") -> Decoded:
+def decode_all(
+    values: Sequence[bytes | None],
+    size: tuple[int, int],
+    fitting: Resize | Recipe = "stretch",
+    limits: Limits = DEFAULT_LIMITS,
+) -> Decoded:
     """Decode every image of a list to (height, width) = `size`."""
     images = empty_pixels(len(values), size, fitting)
     rows: list[int] = []
     bad: dict[int, BadImage] = {}
+    damage: dict[int, str] = {}
     for row, value in enumerate(values):
-        image = decode_fitted(value, size, fitting)
+        image = decode_fitted(value, size, fitting, limits)
         if isinstance(image, BadImage):
             bad[row] = image
-        else:
-            images[len(rows)] = image
-            rows.append(row)
-    return Decoded(images[: len(rows)], rows, bad)
+            continue
+        images[len(rows)] = image.pixels
+        rows.append(row)
+        if image.damage:
+            damage[row] = image.damage
+    return Decoded(images[: len(rows)], rows, bad, damage)
 
 
 @dataclass(frozen=True)
@@ -101,10 +111,11 @@ class Scorer:
     engine: Engine
     head: Head
     fitting: Resize | Recipe = "stretch"
+    limits: Limits = DEFAULT_LIMITS
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """Encoded images → pixels as the backbone takes them, and which could not be decoded."""
-        return decode_all(values, self.engine.input_size, self.fitting)
+        return decode_all(values, self.engine.input_size, self.fitting, self.limits)
 
     def features(self, images: Pixels) -> Features:
         """(N, H, W, 3) as `decode` gives them → (N, D) float32."""
@@ -132,11 +143,16 @@ def load_head(bundle: Bundle) -> Head:
 
 
 def load_scorer(
-    bundle: Bundle, threads: int = 1, engine: EngineName | None = None, providers: Sequence[str] = ("cpu",)
+    bundle: Bundle,
+    threads: int = 1,
+    limits: Limits = DEFAULT_LIMITS,
+    engine: EngineName | None = None,
+    providers: Sequence[str] = ("cpu",),
 ) -> Scorer:
     """The model of a bundle, ready to score; costs tenths of a second, so a worker does it once.
 
     Args:
+        limits: of the images that it decodes.
         threads, engine, providers: see `load_engine`.
 
     Raises:
@@ -144,7 +160,7 @@ def load_scorer(
     """
     entry = bundle.manifest.backbone
     loaded = load_engine(entry, bundle.files[entry.scored_file], threads, engine, providers)
-    return Scorer(loaded, load_head(bundle), entry.fitting)
+    return Scorer(loaded, load_head(bundle), entry.fitting, limits)
 
 
 def load_engine(

@@ -45,6 +45,16 @@ class ObjectStoreServer:
             "aws_allow_http": "true",
         }
 
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The same as the cloud's own variables."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        }
+
 
 def start_object_store(home: Path) -> ObjectStoreServer:
     """The server of `home`, started by the first process that asks."""

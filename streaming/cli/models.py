@@ -1,6 +1,5 @@
 """`imagestream models`: the registry."""
 
-import getpass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,11 +87,12 @@ def promote(
 
     Example: imagestream models promote 2 --why "more labels"
     """
+    from streaming.platform.machine import user_name
     from streaming.registry import open_registry
 
     registry = open_registry(settings_of(context).home)
     _check(registry, version)
-    move = registry.promote(version, alias=alias.value, by=getpass.getuser(), why=why)
+    move = registry.promote(version, alias=alias.value, by=user_name(), why=why)
     out.print(f"{alias.value}: version {move.version} (before: {move.previous or 'none'})", highlight=False)
     write_json(json_file, move.model_dump(mode="json"))
 
@@ -103,9 +103,10 @@ def rollback(context: typer.Context, alias: AliasOption = AliasName.CHAMPION, js
 
     Example: imagestream models rollback
     """
+    from streaming.platform.machine import user_name
     from streaming.registry import open_registry
 
-    move = open_registry(settings_of(context).home).rollback(alias=alias.value, by=getpass.getuser())
+    move = open_registry(settings_of(context).home).rollback(alias=alias.value, by=user_name())
     out.print(f"{alias.value}: version {move.version} (before: {move.previous})", highlight=False)
     write_json(json_file, move.model_dump(mode="json"))
 

@@ -167,7 +167,7 @@ def _retrain_every(every: str) -> None:
             log.error("retraining failed", why=said.removeprefix("error: "))
 
     log.info("retraining", every=every)
-    run_every(interval, [sys.executable, "-m", "streaming", *kept], on_run)
+    run_every(interval, [sys.executable, "-P", "-m", "imagestream", *kept], on_run)
     log.info("stopped")
 
 

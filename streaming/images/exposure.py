@@ -82,7 +82,7 @@ class Exposure:
         """Whether the version was possibly fitted on each of N images, (N,) bool.
 
         Args:
-            images: image_id (of the content), known_as, source.
+            images: image_id (of the content), known_as, source, key.
         """
         known = self._known_of(bundle_sha256)
         image_id, known_as = images.column("image_id"), images.column("known_as")
@@ -91,7 +91,7 @@ class Exposure:
         model, group_by = known
         names = [image_id, known_as]
         if group_by is not None:
-            names.append(group_ids(group_by, image_id, known_as, images.column("source")))
+            names.append(group_ids(group_by, image_id, known_as, images.column("source"), images.column("key")))
         return np.asarray(np.any([model.contains(as_bytes(one)) for one in names], axis=0), bool)
 
     def _known_of(self, bundle_sha256: str | None) -> tuple[FittedOn, str | None] | None:

@@ -23,6 +23,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from models.augment import DEFAULT_AUGMENTATION, Augmentation
 from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
+from models.decode import DEFAULT_LIMITS, Limits
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize_partition
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
@@ -102,6 +103,7 @@ def featurize(
     *,
     augment: int = 0,
     augmentation: Augmentation = DEFAULT_AUGMENTATION,
+    limits: Limits = DEFAULT_LIMITS,
     on_progress: Callable[[int], None] | None = None,
 ) -> Featurized:
     """Append the backbone's features of every image to `table`, but for those that it holds already.
@@ -111,6 +113,7 @@ def featurize(
     Args:
         augment: how many altered copies of each image to store, too. They bear the image's id, so that they are on its
             side of a split, and are made anew by each run that asks for them.
+        limits: what is decoded, and what that may cost.
         on_progress: called now and then with the number of images done.
     """
     if isinstance(backbone, ExportedBackbone):
@@ -132,6 +135,7 @@ def featurize(
         backbone.entry,
         augment,
         augmentation,
+        limits,
     )
 
     def run(batches: Any) -> Any:

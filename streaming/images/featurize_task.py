@@ -13,8 +13,9 @@ from pyspark import Accumulator, TaskContext
 
 from models.augment import Augmentation, augment
 from models.bundle import BackboneEntry
-from models.decode import Reason, read_limited
+from models.decode import DEFAULT_LIMITS, Limits, Reason
 from models.scorer import Engine, Images, decode_all, load_engine
+from streaming.images.sources import read_source
 from streaming.storage.files import FileSink, list_array
 from streaming.storage.tables import FEATURES, TIMESTAMP, Table
 
@@ -46,6 +47,7 @@ class FeaturizeTask:
     entry: BackboneEntry
     copies: int
     augmentation: Augmentation
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass
@@ -137,7 +139,9 @@ def _featurize(rows: list[dict[str, Any]], on: _Pass) -> None:
     images = [_read(row, on) for row in rows]
     wanted = [image for image in images if image.content is not None and (on.task.copies or not image.known)]
     on.report.reused += sum(image.known for image in images)
-    decoded = decode_all([image.content for image in wanted], on.engine.input_size, on.task.entry.fitting)
+    task = on.task
+    contents = [image.content for image in wanted]
+    decoded = decode_all(contents, on.engine.input_size, task.entry.fitting, task.limits)
     for row, bad in decoded.bad.items():
         on.report.add_bad(wanted[row].source, bad.reason, bad.detail)
     good = [wanted[row] for row in decoded.rows]
@@ -155,7 +159,7 @@ def _read(row: dict[str, Any], on: _Pass) -> _Image:
     source, content = row["source"], row["content"]
     if on.task.from_files:
         try:
-            content = read_limited(source)
+            content = read_source(source)
         except OSError as error:
             on.report.add_bad(source, Reason.MISSING, os.strerror(error.errno or 0))
             return _Image(source, row["label"], None, "", known=False)

@@ -85,7 +85,7 @@ def export_features(
     dataset: Dataset,
     source: Featurizer,
     options: FitOptions,
-    output: Path,
+    output: Path | str,
     format_: FileFormat,
     on_progress: Callable[[int], None] | None = None,
 ) -> Exported:
@@ -102,8 +102,9 @@ def export_features(
     check_output(output, format_)
     make_dir(settings.work_dir)
     with spark_session(settings, "imagestream features", java_options=QUICK_START) as spark:
-        table = Table(settings.work_dir / KEPT_IN, "features")
-        found = featurize(spark, dataset, source.backbone, table, on_progress=on_progress)
+        table = Table(f"{settings.home}/{KEPT_IN}", "features")
+        limits = settings.image_limits
+        found = featurize(spark, dataset, source.backbone, table, limits=limits, on_progress=on_progress)
         # The paths and labels again, without the bytes: the workers have forgotten them.
         rows = featurized_rows(images_frame(spark, dataset, lambda *_: 1), table, source.backbone.sha256)
         if rows is None or not found.rows:

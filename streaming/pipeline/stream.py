@@ -9,6 +9,7 @@ is refused) ends it with one line.
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from producer.topic_files import file_stem
 from streaming.errors import ServiceError
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
@@ -27,6 +29,7 @@ from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_che
 from streaming.pipeline.positions import Accept, Plan, plan_start
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.serving import Serving
+from streaming.pipeline.witness import Witness
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.session import cause, spark_session
@@ -123,7 +126,8 @@ def run_stream(
     """
     locks = make_dir(settings.work_dir / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
-    with held(locks / f"stream-{settings.topic}.lock", busy), old_stream_stopped(settings), stop_signals() as stop:
+    lock = locks / f"stream-{file_stem(settings.topic)}.lock"
+    with held(lock, busy), old_stream_stopped(settings), stop_signals() as stop:
         starts = _Starts(settings, bootstrap_servers, options.accept)
         plan = starts.plan()
         set_checkpoint_aside(settings)
@@ -137,15 +141,18 @@ def run_stream(
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
             run = _Run(settings, bootstrap_servers, options, events, spark, stop)
-            committer = BatchCommitter(
-                serving,
-                starts.tables,
-                Decisions(settings.place.store, settings.topic),
-                store_features=options.store_features,
-                on_batch=run.committed,
-                on_step=events.on_step,
-            )
-            run.until_done(committer, starts, plan)
+            with closing(Witness(bootstrap_servers, client_arguments(settings))) as witness:
+                committer = BatchCommitter(
+                    serving,
+                    starts.tables,
+                    Decisions(settings.place.store, settings.topic),
+                    witness.take,
+                    store_features=options.store_features,
+                    limits=settings.image_limits,
+                    on_batch=run.committed,
+                    on_step=events.on_step,
+                )
+                run.until_done(committer, starts, plan)
     return run.summary
 
 
@@ -209,7 +216,8 @@ class _Run:
 
     def committed(self, batch: BatchResult) -> None:
         """Take note of a committed micro-batch."""
-        self._last = batch
+        if batch.input_rows:  # one that held only markers of transactions says nothing about sizes
+            self._last = batch
         self._failures = 0
         self.summary.add(batch)
         self._events.on_batch(batch)
@@ -260,6 +268,7 @@ class _Run:
             self._settings.topic,
             images_per_batch=self._size.images,
             starting_offsets=plan.starting_offsets(),
+            isolation=self._settings.isolation,
             client=spark_options(self._settings),
         )
         trigger: dict[str, Any] = {"processingTime": "0 seconds"}

@@ -1,5 +1,6 @@
 """What the service needs of the machine it runs on, looked at one by one; each thing that is missing says its fix."""
 
+import os
 import platform
 import shutil
 import socket
@@ -7,18 +8,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-
-import psutil
 
 from models.errors import ModelError
 from models.onnx_session import resolve_providers
+from streaming.environment import all_ignored
 from streaming.errors import ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
 from streaming.platform.jars import damaged_jars, locked_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
+from streaming.platform.machine import NAMELESS_USER, has_passwd_entry, memory, user_name
+from streaming.platform.scratch import use_scratch
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
 
@@ -28,7 +29,6 @@ MIN_DISK_GIB = 2.0
 GIB = 1024**3
 ANSWER_TIMEOUT_S = 3.0
 ENGINES = {"LiteRT": "ai-edge-litert", "ONNX Runtime": "onnxruntime"}
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ def diagnose(settings: Settings) -> list[Check]:
     """Look at everything; never raises for what it finds."""
     checks: tuple[Callable[[Settings], Check], ...] = (
         check_python,
+        check_environment,
         check_java,
+        check_user,
         check_home,
+        check_scratch,
         check_jars,
         check_memory,
         check_disk,
@@ -63,6 +66,11 @@ def check_python(_: Settings) -> Check:
     fits = PYTHON_FROM <= sys.version_info[:2] < PYTHON_BELOW
     fix = None if fits else "create the environment again with Python 3.11, 3.12 or 3.13: `make distclean setup`"
     return Check("Python", platform.python_version(), fix)
+
+
+def check_environment(settings: Settings) -> Check:
+    names = all_ignored(local=settings.master.startswith("local"))
+    return Check("variables", f"ignored, another Spark's or Hadoop's: {', '.join(names)}" if names else "none ignored")
 
 
 def check_java(settings: Settings) -> Check:
@@ -94,11 +102,25 @@ def check_jars(settings: Settings) -> Check:
 
 
 def check_memory(_: Settings) -> Check:
-    gib = _memory_bytes() / GIB
-    fix = None if gib >= MIN_MEMORY_GIB else f"give the machine or container {MIN_MEMORY_GIB:.0f} GiB"
-    return Check(
-        "memory", f"{gib:.1f} GiB, {psutil.virtual_memory().available / GIB:.1f} GiB of the machine's free", fix
-    )
+    found = memory()
+    fix = None if found.total >= MIN_MEMORY_GIB * GIB else f"give the machine or container {MIN_MEMORY_GIB:.0f} GiB"
+    return Check("memory", f"{found.total / GIB:.1f} GiB, {found.available / GIB:.1f} GiB of it free", fix)
+
+
+def check_user(_settings: Settings) -> Check:
+    """Hadoop's login asks the system for the user's name."""
+    if has_passwd_entry():
+        return Check("user", user_name())
+    needed, _, fix = NAMELESS_USER.format(uid=os.getuid()).partition(": ")
+    return Check("user", needed, fix)
+
+
+def check_scratch(settings: Settings) -> Check:
+    try:
+        return Check("scratch", f"{use_scratch(settings.work_dir)} can be written, and libraries loaded from it")
+    except ServiceError as error:
+        found, _, fix = str(error).partition(": ")
+        return Check("scratch", found, fix)
 
 
 def check_disk(settings: Settings) -> Check:
@@ -143,15 +165,6 @@ def check_broker(settings: Settings) -> Check:
     port = remembered_port(settings) or DEFAULT_PORT
     free = "free" if not is_taken(port) else "taken by another process: the broker will choose a free one"
     return Check("broker", f"not running; port {port} is {free}")
-
-
-def _memory_bytes() -> int:
-    """The machine's memory, or its container's share of it."""
-    total = int(psutil.virtual_memory().total)
-    try:
-        return min(total, int(CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no control groups, or "max"
-        return total
 
 
 def _answers(server: str) -> bool:

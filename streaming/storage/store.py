@@ -84,6 +84,10 @@ class Store(ABC):
         """The object's bytes, or None if it does not exist."""
 
     @abstractmethod
+    def head(self, key: str, n: int) -> bytes | None:
+        """The first `n` bytes of the object, or all of it if it has fewer; None if it does not exist."""
+
+    @abstractmethod
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if it does not exist."""
 
@@ -266,6 +270,14 @@ class LocalStore(Store):
             return None
         raise ServiceError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
 
+    def head(self, key: str, n: int) -> bytes | None:
+        path = self._path(key)
+        with _local_errors("read", path):
+            if not path.is_file():
+                return None
+            with path.open("rb") as file:
+                return file.read(n)
+
     def size(self, key: str) -> int | None:
         path = self._path(key)
         with _local_errors("read", path):
@@ -438,6 +450,19 @@ class ObjectStore(Store):
         with self._errors():
             try:
                 return bytes(obstore.get(self._bucket, key).bytes())
+            except FileNotFoundError:
+                return None
+
+    def head(self, key: str, n: int) -> bytes | None:
+        import obstore
+
+        check_key(key)
+        with self._errors():
+            try:
+                found = obstore.get(self._bucket, key)
+                if found.meta["size"] <= n:
+                    return bytes(found.bytes())
+                return bytes(obstore.get_range(self._bucket, key, start=0, length=n))
             except FileNotFoundError:
                 return None
 

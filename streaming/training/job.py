@@ -96,7 +96,9 @@ class Job:
         """Every labelled row of the backbone, those of the data set now among them; and the images that are bad."""
         self.on_step(f"computing the features of {dataset.n_images:,} images")
         source = FeatureSource.of(backbone) if isinstance(backbone, ExportedBackbone) else backbone
-        found = featurize(self.spark, dataset, source, self.features, augment=self.augment)
+        found = featurize(
+            self.spark, dataset, source, self.features, augment=self.augment, limits=self.settings.image_limits
+        )
         if not found.rows:
             path, why = next(iter(found.bad.items()))
             raise ServiceError(f"not one of the {dataset.n_images:,} files is an image that decodes; {path}: {why}")

@@ -11,7 +11,6 @@ from models.architectures import find_backbone
 from models.backbone import build_body
 from models.class_names import imagenet_names
 from models.import_file import import_network
-from models.recipe import decode_fitted
 from models.scorer import load_engine
 from streaming.training.import_model import entry_of, sample_images
 from tests.conftest import CHECKOUT
@@ -35,7 +34,7 @@ def test_the_installed_classifier_names_what_photographs_show(form: Form[int], r
         for at in range(0, len(members), form(1, 10)):
             file = archive.extractfile(members[at])
             assert file is not None
-            pixels = decode_fitted(file.read(), recipe.input_size, recipe)
+            pixels = recipe.pixels(file.read())
             scores = engine(np.asarray(pixels)[np.newaxis])[0]
             ranks.append(int((scores > scores[at]).sum()))
     top_1, top_5 = (float(np.mean(np.array(ranks) < k)) for k in (1, 5))

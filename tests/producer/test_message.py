@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import sys
+import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -79,7 +80,16 @@ def test_content_type_of_anything_else_is_octet_stream(data: bytes) -> None:
 @given(source=st.text(min_size=1, max_size=200), label=st.text(min_size=1, max_size=200))
 def test_source_and_label_come_back_as_they_were_sent(source: str, label: str) -> None:
     headers = read_headers(build_message(b"x", source, label=label).headers)
-    assert (headers.source, headers.label) == (source, label)
+    assert headers.source == source
+    assert headers.label == (" ".join(unicodedata.normalize("NFC", label).split()) or None)
+
+
+def test_a_label_has_one_form_whoever_wrote_it() -> None:
+    for written in ("Pe\u0302che", "P\u00eache", " P\u00eache ", "Pe\u0302che\n"):
+        assert read_headers([("label", written.encode())]).label == "P\u00eache"
+        assert dict(build_message(b"x", "a", label=written).headers)["label"] == "P\u00eache".encode()
+    for text in ("NA", "None", "nan", "007", "7.0", "<b>7</b>", "[red]"):
+        assert read_headers([("label", text.encode())]).label == text
 
 
 def test_source_that_is_no_utf8_keeps_its_bytes() -> None:

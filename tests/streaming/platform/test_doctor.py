@@ -36,6 +36,7 @@ def test_each_thing_that_is_missing_is_named_with_its_fix(tmp_path: Path, monkey
     (tmp_path / "file").touch()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     silent = f"127.0.0.1:{free_port()}"
     checks = diagnose(Settings(home=tmp_path / "file" / "home", bootstrap_servers=silent))
     failed = {check.name: check.fix or "" for check in checks if not check.ok}
@@ -59,7 +60,7 @@ def test_damaged_jar_is_found_by_its_hash(jars_dir: Path, tmp_path: Path) -> Non
 
 
 def test_command_fails_without_java_and_writes_what_it_found(tmp_path: Path) -> None:
-    done = doctor(tmp_path, "--json", str(tmp_path / "doctor.json"), PATH="")
+    done = doctor(tmp_path, "--json", str(tmp_path / "doctor.json"), PATH="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     found = json.loads((tmp_path / "doctor.json").read_text())
