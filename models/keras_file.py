@@ -10,6 +10,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from models.errors import ModelError
@@ -99,6 +100,8 @@ def convert_keras(path: Path, tensor: str | None) -> tuple[bytes, str]:
 
 
 def _config_of_zip(path: Path) -> Any:
+    import h5py
+
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {one.filename: one.file_size for one in archive.infolist()}
@@ -110,10 +113,8 @@ def _config_of_zip(path: Path) -> Any:
             if sizes["config.json"] > MAX_CONFIG_BYTES:
                 raise ModelError(f"its config.json has {sizes['config.json']:,} bytes, at most {MAX_CONFIG_BYTES:,}")
             config = _json(archive.read("config.json"))
-            with archive.open("model.weights.h5") as weights:
-                import h5py
-
-                with h5py.File(weights, "r") as file:
+            with TemporaryDirectory() as scratch:  # HDF5 goes to and fro in a file, which a zip is slow at
+                with h5py.File(archive.extract("model.weights.h5", scratch), "r") as file:
                     _check_hdf5(file)
             return config
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, KeyError, ValueError) as error:

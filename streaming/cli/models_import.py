@@ -21,7 +21,6 @@ FileArgument = Annotated[
         help="A model's file, with the output that is meant if it has several; or the installed ImageNet classifier.",
     ),
 ]
-TENSOR_DIMENSIONS = 4
 
 
 def _numbers(text: str) -> tuple[float, ...]:
