@@ -114,7 +114,8 @@ def _config_of_zip(path: Path) -> Any:
                 raise ModelError(f"its config.json has {sizes['config.json']:,} bytes, at most {MAX_CONFIG_BYTES:,}")
             config = _json(archive.read("config.json"))
             with TemporaryDirectory() as scratch:  # HDF5 goes to and fro in a file, which a zip is slow at
-                with h5py.File(archive.extract("model.weights.h5", scratch), "r") as file:
+                weights = archive.extract("model.weights.h5", scratch)
+                with h5py.File(weights, "r") as file:
                     _check_hdf5(file)
             return config
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, KeyError, ValueError) as error:
