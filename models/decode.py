@@ -17,12 +17,14 @@ import numpy as np
 from models.bad_image import DEFAULT_LIMITS, BadImage, Limits, Reason, Stage
 from models.guarded import run_guarded
 from models.image_header import Header, Sniffed, name_of, read_header, sniff
-from models.pixels import Picture, Pixels, Resize, TruncatedError, decode_pixels
+from models.pixels import Picture, Pixels, Resize, TruncatedError, Whole, decode_pixels
 
 __all__ = [
     "DEFAULT_LIMITS", "BadImage", "Limits", "Picture", "Pixels", "Reason", "Resize", "Stage", "decode",
-    "decode_marked", "read_limited",
+    "decode_marked", "decode_whole", "read_limited",
 ]  # fmt: skip
+
+_NO_LIMIT = (1 << 16, 1 << 16)  # larger than any picture, so that no JPEG is decoded at a fraction of its size
 
 
 def decode(
@@ -39,7 +41,7 @@ def decode(
 
 
 def decode_marked(
-    data: bytes | None, size: tuple[int, int], limits: Limits = DEFAULT_LIMITS, resize: Resize = "stretch"
+    data: bytes | None, size: tuple[int, int], limits: Limits = DEFAULT_LIMITS, resize: Resize | Whole = "stretch"
 ) -> Picture | BadImage:
     """As `decode`, with what is wrong with an image that could be decoded all the same."""
     found = _known(data, limits)
@@ -59,6 +61,11 @@ def decode_marked(
             except MemoryError:
                 return BadImage(Stage.DECODE, Reason.DECODE_MEMORY, "this process has not enough memory to decode it")
     return _decode_guarded(header, found.format, size, limits, resize)
+
+
+def decode_whole(data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Picture | BadImage:
+    """As `decode_marked`, at the size that the picture has."""
+    return decode_marked(data, _NO_LIMIT, limits, "whole")
 
 
 def _known(data: bytes | None, limits: Limits) -> Sniffed | BadImage:
@@ -100,7 +107,7 @@ def read_limited(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
 
 def _decode_guarded(
-    header: Header, image_format: str, size: tuple[int, int], limits: Limits, resize: Resize
+    header: Header, image_format: str, size: tuple[int, int], limits: Limits, resize: Resize | Whole
 ) -> Picture | BadImage:
     request = {
         "operation": "decode",
@@ -116,7 +123,7 @@ def _decode_guarded(
     said, result = answer
     if bad := said.get("bad"):
         return BadImage(Stage(bad["stage"]), Reason(bad["reason"]), bad["detail"])
-    return Picture(np.frombuffer(result, np.uint8).reshape(*size, 3), said["damage"])
+    return Picture(np.frombuffer(result, np.uint8).reshape(said["shape"]), said["damage"])
 
 
 @cache

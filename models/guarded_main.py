@@ -34,7 +34,7 @@ def _decode(data: bytes, request: dict[str, Any]) -> Answer:
     found = decode_pixels(header, request["format"], size, limits, request["resize"], repair=True)
     if isinstance(found, BadImage):
         return {"bad": asdict(found)}, b""
-    return {"damage": found.damage}, found.pixels.tobytes()
+    return {"damage": found.damage, "shape": found.pixels.shape}, found.pixels.tobytes()
 
 
 def _shrink(data: bytes, request: dict[str, Any]) -> Answer:

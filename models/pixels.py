@@ -15,6 +15,7 @@ from models.image_header import Header, too_many_pixels
 cv2.setNumThreads(1)  # a worker has one core, and the next worker the next
 
 Resize = Literal["stretch", "crop"]
+Whole = Literal["whole"]  # at the size that the picture has
 Pixels = NDArray[np.uint8]
 
 _MAX_DETAIL = 200  # characters
@@ -65,7 +66,7 @@ class _UnsupportedModeError(ValueError):
 
 
 def decode_pixels(
-    header: Header, image_format: str, size: tuple[int, int], limits: Limits, resize: Resize, *, repair: bool
+    header: Header, image_format: str, size: tuple[int, int], limits: Limits, resize: Resize | Whole, *, repair: bool
 ) -> Picture | BadImage:
     """Decode an image to `size` = (height, width).
 
@@ -216,7 +217,9 @@ def _whole_boxes(data: bytes) -> bool:
     return at + int.from_bytes(data[at : at + 4]) <= len(data)
 
 
-def shape_pixels(image: Image.Image, size: tuple[int, int], resize: Resize, orientation: int | None = None) -> Pixels:
+def shape_pixels(
+    image: Image.Image, size: tuple[int, int], resize: Resize | Whole, orientation: int | None = None
+) -> Pixels:
     """Convert to 8 bits, resize and turn upright, in this order: the later steps then touch few pixels.
 
     Args:
@@ -227,10 +230,10 @@ def shape_pixels(image: Image.Image, size: tuple[int, int], resize: Resize, orie
     Returns:
         (height, width, 3), uint8, read-only.
     """
-    height, width = size
+    height, width = (image.height, image.width) if resize == "whole" else size
     if orientation is None:
         orientation = _read_orientation(image)
-    if orientation in _SIDEWAYS:
+    if orientation in _SIDEWAYS and resize != "whole":
         height, width = width, height
     image = _to_eight_bits(image)
     if resize == "crop":  # not by the box of resize(), whose filter also looks at pixels outside of the box

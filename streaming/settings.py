@@ -29,6 +29,7 @@ HOME = ".imagestream"
 TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a dot in front: it names a folder, too
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
+PROVIDERS = r"^[a-z]{1,20}(,[a-z]{1,20}){0,7}$"
 USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
 
 
@@ -68,6 +69,12 @@ class Settings(BaseSettings):
     )
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
+    engine: Literal["auto", "litert", "onnx"] = Field(
+        "auto", description="what runs the CNN: auto (the fastest that agrees), litert or onnx"
+    )
+    execution_providers: str = Field(
+        "cpu", pattern=PROVIDERS, description="of ONNX Runtime, the first that can: cpu, cuda, tensorrt, openvino, …"
+    )
     dashboard_token_file: Path | None = Field(
         None, description="the file with the token that a browser shows to the dashboard; default: none on loopback"
     )

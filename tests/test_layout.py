@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "streaming/platform/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
     "streaming/jobs/demo.py": "_environment",  # what the demo starts talks to the demo's own broker
     "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
+    "models/apart.py": "answer_apart",  # in a process of its own, before it imports TensorFlow
     "streaming/settings.py": None,
     "streaming/storage/store.py": "allows_http",  # a bucket's endpoint, as its own tools read it
     "streaming/user_cache.py": "_cache",  # XDG_CACHE_HOME, where every program looks

@@ -14,6 +14,7 @@ from streaming.cli import (  # noqa: F401
     label,
     maintain,
     models,
+    models_import,
     publish,
     query,
     replay,

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.backbone import FLATBUFFER_FILE
 from models.bundle import FITTED_ON, Bundle
 from models.errors import ModelError
 from models.fitted_on import BloomFilter, FittedOn
@@ -63,7 +62,7 @@ def backbone_fitted_on(registry: Registry, champion: Bundle, home: Home) -> Bloo
     if recorded is not None:
         return recorded
     for version in registry.versions():  # the first version that has a backbone is the one that it was trained for
-        if registry.manifest(version).files[FLATBUFFER_FILE] == champion.backbone_sha256:
+        if registry.manifest(version).backbone_sha256 == champion.backbone_sha256:
             return fitted_on(registry.read(version), home).images
     return None
 

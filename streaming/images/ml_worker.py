@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.arrays import Features
-from models.decode import DEFAULT_LIMITS, BadImage, Reason, Resize, Stage, decode
+from models.decode import DEFAULT_LIMITS, BadImage, Reason, Resize, Stage
 from models.errors import ModelError
 from models.pixels import shape_pixels
+from models.recipe import Pixels, Recipe, decode_fitted, empty_pixels
 from models.scorer import Engine
 from streaming.storage.files import as_matrix, list_array
 
@@ -44,19 +45,19 @@ def loaded(sha256: str, load: Callable[[], Any]) -> Any:
 
 
 def from_images(
-    columns: Iterator[Any], engine: Engine, resize: Resize, finish: Callable[[Features], Values]
+    columns: Iterator[Any], engine: Engine, fitting: Resize | Recipe, finish: Callable[[Features], Values]
 ) -> Iterator[Any]:
     """A column of images (bytes, or Spark's image struct) as structs of `RESULT_DDL`, in order, one a row.
 
     Args:
         columns: Arrow arrays.
         engine: pixels → features (N, D).
-        resize: as the model was made for.
+        fitting: of the images to the input, as the model was made for.
         finish: features (N, D) → values (N, K) float32.
     """
     for column in columns:
         for start in range(0, len(column), IMAGES_AT_ONCE):
-            yield _image_results(column.slice(start, IMAGES_AT_ONCE), engine, resize, finish)
+            yield _image_results(column.slice(start, IMAGES_AT_ONCE), engine, fitting, finish)
 
 
 def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features], Values]) -> Iterator[Any]:
@@ -77,12 +78,12 @@ def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features]
         yield _placed(finish(matrix), rows, len(column))
 
 
-def _image_results(column: Any, engine: Engine, resize: Resize, finish: Callable[[Features], Values]) -> Any:
+def _image_results(column: Any, engine: Engine, fitting: Resize | Recipe, finish: Callable[[Features], Values]) -> Any:
     rows: list[int] = []
-    images = np.empty((len(column), *engine.input_size, 3), np.uint8)
+    images = empty_pixels(len(column), engine.input_size, fitting)
     reasons: list[str | None] = [None] * len(column)
     for row, value in enumerate(column.to_pylist()):
-        image = _decode(value, engine.input_size, resize)
+        image = _decode(value, engine.input_size, fitting)
         if isinstance(image, BadImage):
             reasons[row] = f"{image.reason}: {image.detail}"
         else:
@@ -103,11 +104,16 @@ def _placed(values: Values, rows: NDArray[np.int64], n: int) -> Any:
     return list_array(values).take(pa.array(where, mask=where < 0))
 
 
-def _decode(value: Any, size: tuple[int, int], resize: Resize) -> NDArray[np.uint8] | BadImage:
+def _decode(value: Any, size: tuple[int, int], fitting: Resize | Recipe) -> Pixels | BadImage:
     if isinstance(value, dict):
         image = _image(value)
-        return image if isinstance(image, BadImage) else shape_pixels(image, size, resize)
-    return decode(value, size, resize=resize)
+        if isinstance(image, BadImage):
+            return image
+        if isinstance(fitting, Recipe):
+            return fitting.fitted(shape_pixels(image, size, "whole"))
+        return shape_pixels(image, size, fitting)
+    found = decode_fitted(value, size, fitting)
+    return found if isinstance(found, BadImage) else found.pixels
 
 
 def _image(image: dict[str, Any]) -> Image.Image | BadImage:

@@ -229,6 +229,8 @@ class BatchCommitter:
         task = ScoreTask(
             model=champion.version,
             challenger=challenger.version if challenger else None,
+            engine=champion.engine,
+            challenger_engine=challenger.engine if challenger else None,
             query_id=plan.stream,
             batch_id=plan.number + 1,
             topics={in_kafka: name for name, (in_kafka, _) in plan.kafka_topics.items()},

@@ -26,6 +26,7 @@ from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
 from producer.message import MessageHeaders, read_headers
 from streaming.pipeline.account import Piece, ReadCounter
 from streaming.pipeline.decisions import ModelVersion
+from streaming.pipeline.engines import EngineChoice
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
@@ -47,6 +48,8 @@ class ScoreTask:
 
     model: ModelVersion
     challenger: ModelVersion | None
+    engine: EngineChoice
+    challenger_engine: EngineChoice | None
     query_id: str
     batch_id: int
     topics: dict[str, str]  # name in Kafka → name in the tables
@@ -126,17 +129,22 @@ class _Worker:
 
 
 def _load(
-    held: _Loaded | None, wanted: ModelVersion | None, bundle: Callable[[], Bundle | None], limits: Limits
+    held: _Loaded | None,
+    wanted: ModelVersion | None,
+    engine: EngineChoice | None,
+    bundle: Callable[[], Bundle | None],
+    limits: Limits,
 ) -> _Loaded | None:
     """The model held, if it is the one wanted; else the one wanted, from its bundle."""
-    if wanted is None:
+    if wanted is None or engine is None:
         return None
     if held is not None and held.sha256 == wanted.sha256:
         return held
     content = bundle()
     if content is None:
         return None
-    return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content, limits=limits), load_reference(content))
+    scorer = load_scorer(content, limits=limits, engine=engine.engine, providers=engine.providers)
+    return _Loaded(wanted.sha256, content.backbone_sha256, scorer, load_reference(content))
 
 
 class _Values(Sequence[bytes | None]):
@@ -186,10 +194,10 @@ def score_partition(
     """
     report = PartitionReport()
     clock = time.perf_counter()
-    loaded = _Worker.champion = _load(_Worker.champion, task.model, champion, task.limits)
+    loaded = _Worker.champion = _load(_Worker.champion, task.model, task.engine, champion, task.limits)
     if loaded is None:
         raise ModelError(f"model version {task.model.version} has not reached the worker")
-    _Worker.challenger = _load(_Worker.challenger, task.challenger, challenger, task.limits)
+    _Worker.challenger = _load(_Worker.challenger, task.challenger, task.challenger_engine, challenger, task.limits)
     clock = report.timed("load", clock)
     with (
         FileSink(task.quarantine_dir, QUARANTINE) as quarantine,

@@ -22,6 +22,7 @@ from producer.topic_files import file_stem
 from streaming.errors import ServiceError
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
+from streaming.pipeline.engines import Engines
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.ingest import planned_ranges, read_topic
 from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
@@ -136,7 +137,7 @@ def run_stream(
         with spark_session(
             settings, f"imagestream {settings.topic}", java_options=java_options, conf=REDACTION
         ) as spark:
-            serving = Serving(spark, registry, events.on_refused)
+            serving = Serving(spark, registry, events.on_refused, Engines(settings))
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)

@@ -8,7 +8,10 @@ import sys
 import uuid
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from importlib.metadata import version
 
+from models.errors import ModelError
+from models.onnx_session import resolve_providers
 from streaming.environment import all_ignored
 from streaming.errors import ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
@@ -26,6 +29,7 @@ MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each
 MIN_DISK_GIB = 2.0
 GIB = 1024**3
 ANSWER_TIMEOUT_S = 3.0
+ENGINES = {"LiteRT": "ai-edge-litert", "ONNX Runtime": "onnxruntime"}
 # Per scheme of a home in a bucket, what a client of it has to know: any one of several ways, each with its variables.
 WAYS = tuple[tuple[str, ...], ...]
 CREDENTIALS: dict[str, tuple[WAYS, ...]] = {
@@ -84,6 +88,7 @@ def diagnose(settings: Settings) -> list[Check]:
         check_jars,
         check_memory,
         check_disk,
+        check_engines,
         check_broker,
     )
     return [check(settings) for check in checks]
@@ -224,6 +229,18 @@ def check_disk(settings: Settings) -> Check:
         else f"free {MIN_DISK_GIB:.0f} GiB there, or choose another folder with --home DIR or IMAGESTREAM_WORK"
     )
     return Check("disk", f"{gib:.1f} GiB free at {there}", fix)
+
+
+def check_engines(settings: Settings) -> Check:
+    """The engines that are installed, and that ONNX Runtime has the providers that are set."""
+    providers = settings.execution_providers.split(",")
+    found = ", ".join(f"{name} {version(package)}" for name, package in ENGINES.items())
+    try:
+        resolve_providers(providers)
+    except ModelError as error:
+        what, _, fix = str(error).partition(": ")
+        return Check("engines", what, fix)
+    return Check("engines", f"{found}; providers {', '.join(providers)}; engine {settings.engine}")
 
 
 def check_broker(settings: Settings) -> Check:
