@@ -38,7 +38,7 @@ from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 from streaming.storage.home import held, make_dir
-from streaming.storage.store import StoreAwayError
+from streaming.storage.store_errors import StoreAwayError
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
@@ -125,6 +125,7 @@ def run_stream(
             offsets do not continue what was committed, memory does not suffice, or the query keeps failing.
         ModelError: the champion's bundle is refused.
     """
+    settings.place.check()
     locks = make_dir(settings.work_dir / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
     lock = locks / f"stream-{file_stem(settings.topic)}.lock"

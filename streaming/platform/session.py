@@ -24,6 +24,7 @@ from streaming.platform.machine import check_user
 from streaming.platform.scratch import java_scratch, use_scratch
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
+from streaming.storage.store import shared_variables
 
 SPARK_LOG = "spark.log"
 GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"  # PySpark knows no more than that
@@ -112,8 +113,11 @@ def spark_session(
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {shlex.join(java_scratch())} {java_options}")
     )
     local = settings.master.startswith("local")
-    on_this_machine = LOOPBACK | _sockets_in(_socket_dir().name) if local else {}
-    for key, value in (CONF | (DELTA if delta else {}) | on_this_machine | dict(conf)).items():
+    if local:
+        network = LOOPBACK | _sockets_in(_socket_dir().name)
+    else:  # executors have credentials of their own, which a setting of Spark's would show in logs and pages
+        network = {f"spark.executorEnv.{name}": value for name, value in shared_variables().items()}
+    for key, value in (CONF | (DELTA if delta else {}) | network | dict(conf)).items():
         builder = builder.config(key, value)
     # PySpark takes the first two, and the JVM the others, from the environment only, and only when they start.
     variables = {"JAVA_HOME": str(java.parent.parent), "PYSPARK_PYTHON": sys.executable, **GIVES_BACK}
