@@ -35,7 +35,7 @@ def read_config_file(file: Path, names: Collection[str], places: Collection[str]
     if len(content) > MAX_BYTES:
         raise ServiceError(f"configuration file {file} is larger than {MAX_BYTES:,} bytes: expected a few settings")
     try:
-        values = tomllib.loads(content.decode("utf-8"))
+        values = tomllib.loads(content.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ServiceError(f"configuration file {file} is no TOML: {error}") from error
     for name in values:

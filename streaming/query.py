@@ -223,12 +223,16 @@ class _Views:
         return files
 
     def _make(self, name: str, files: list[str]) -> None:
-        if files:
-            # By name: a file from before a column was added gives NULL there. A partition column is in the paths alone.
-            self._connection.read_parquet(files, hive_partitioning=True, union_by_name=True).create_view(name)
-        else:
-            schema = pa.schema(self._tables[name].schema())
-            self._connection.from_arrow(pa.Table.from_batches([], schema)).create(name)
+        empty = self._connection.from_arrow(pa.Table.from_batches([], pa.schema(self._tables[name].schema())))
+        if not files:
+            empty.create(name)
+            return
+        # By name: a file from before a column was added gives NULL there. A partition column is in the paths alone.
+        rows = self._connection.read_parquet(files, hive_partitioning=True, union_by_name=True)
+        types = zip(empty.columns, empty.types, strict=True)
+        # A column that no file has yet is NULL, too.
+        nulls = [f'NULL::{kind} AS "{column}"' for column, kind in types if column not in rows.columns]
+        (rows.project(", ".join(["*", *nulls])) if nulls else rows).create_view(name)
 
     def _unreadable(self, name: str, error: Exception) -> ServiceError:
         return ServiceError(f"table {name} in {self._home.tables} cannot be read: {_condensed(error)}")

@@ -92,7 +92,7 @@ def _identity(name: str, key: str, *rights: str) -> dict[str, Any]:
 def _start(home: Path) -> tuple[ObjectStoreServer, int]:
     identities = [_identity("tests", KEY, "Admin"), _identity("reader", READER_KEY, "Read", "List")]
     (home / "s3.json").write_text(json.dumps({"identities": identities}))
-    master, volume, filer, s3 = (_free_pair() for _ in range(4))
+    master, volume, filer, s3 = (free_pair() for _ in range(4))
     command = [
         *(str(WEED), "-logtostderr=true", "server"),
         *("-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-dir", str(home)),
@@ -130,7 +130,7 @@ def _request(port: int, method: str, path: str) -> int:
         connection.close()
 
 
-def _free_pair() -> int:
+def free_pair() -> int:
     """A free port, of which the one for gRPC is free, too."""
     while True:
         port = free_port()

@@ -73,7 +73,8 @@ def _table(found: "Status") -> "Table":
         line("stream", "not running")
     for one in found.partitions:
         lag = "unknown" if one.lag is None else f"{one.lag:,}"
-        line(f"{found.topic}/{one.partition}", f"committed {_n(one.committed)}, end {_n(one.end)}, lag {lag}")
+        held = f", {one.held:,} held by an open transaction" if one.held else ""
+        line(f"{found.topic}/{one.partition}", f"committed {_n(one.committed)}, end {_n(one.end)}, lag {lag}{held}")
     if found.last_batch:
         last = found.last_batch
         line(

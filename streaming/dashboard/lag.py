@@ -66,7 +66,7 @@ class LagProbe:
     def _connect(self) -> TopicOffsets | None:
         try:
             servers, client = bootstrap_servers(self._settings), client_arguments(self._settings)
-            return TopicOffsets(servers, self._settings.topic, client)
+            return TopicOffsets(servers, self._settings.topic, client, self._settings.isolation)
         except ServiceError as error:
             self._lag = Lag(trouble=str(error))
             return None

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from models.backbone import FLATBUFFER_FILE
 from models.bundle import FITTED_ON, Bundle
 from models.errors import ModelError
 from models.fitted_on import BloomFilter, FittedOn
@@ -63,7 +62,7 @@ def backbone_fitted_on(registry: Registry, champion: Bundle, home: Home) -> Bloo
     if recorded is not None:
         return recorded
     for version in registry.versions():  # the first version that has a backbone is the one that it was trained for
-        if registry.manifest(version).files[FLATBUFFER_FILE] == champion.backbone_sha256:
+        if registry.manifest(version).backbone_sha256 == champion.backbone_sha256:
             return fitted_on(registry.read(version), home).images
     return None
 
@@ -83,7 +82,7 @@ class Exposure:
         """Whether the version was possibly fitted on each of N images, (N,) bool.
 
         Args:
-            images: image_id (of the content), known_as, source.
+            images: image_id (of the content), known_as, source, key.
         """
         known = self._known_of(bundle_sha256)
         image_id, known_as = images.column("image_id"), images.column("known_as")
@@ -92,7 +91,7 @@ class Exposure:
         model, group_by = known
         names = [image_id, known_as]
         if group_by is not None:
-            names.append(group_ids(group_by, image_id, known_as, images.column("source")))
+            names.append(group_ids(group_by, image_id, known_as, images.column("source"), images.column("key")))
         return np.asarray(np.any([model.contains(as_bytes(one)) for one in names], axis=0), bool)
 
     def _known_of(self, bundle_sha256: str | None) -> tuple[FittedOn, str | None] | None:

@@ -69,7 +69,7 @@ def image_labels(claims: DataFrame, given: DataFrame | None, group_by: str | Non
     """The label of each image, from what is said of it under all its names.
 
     Args:
-        claims: image_id, known_as, label (null where none came along), at, source.
+        claims: image_id, known_as, label (null where none came along), at, source, key (of the message, as bytes).
         given: what `given_labels` gives.
 
     Returns:
@@ -132,10 +132,10 @@ def given_labels(spark: SparkSession, features: Table) -> DataFrame | None:
 
 
 def _group(group_by: str) -> Column:
-    def groups(image_id: pa.Array, known_as: pa.Array, source: pa.Array) -> pa.Array:
-        return group_ids(group_by, image_id, known_as, source)
+    def groups(image_id: pa.Array, known_as: pa.Array, source: pa.Array, key: pa.Array) -> pa.Array:
+        return group_ids(group_by, image_id, known_as, source, key)
 
-    return arrow_function(groups, "string")("image_id", "known_as", "source")
+    return arrow_function(groups, "string")("image_id", "known_as", "source", "key")
 
 
 def _content() -> Column:
@@ -158,6 +158,7 @@ def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataF
         F.col("image_id").alias("known_as"),
         "label_true",
         "source",
+        "key",
         at.alias("at"),
         "augmentation",
         "features",
@@ -166,5 +167,5 @@ def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataF
 
 def _image_labels(spark: SparkSession, features: Table, rows: DataFrame, group_by: str | None) -> DataFrame:
     images = rows.where(F.col("augmentation").isNull())
-    claims = images.select("image_id", "known_as", F.col("label_true").alias("label"), "at", "source")
+    claims = images.select("image_id", "known_as", F.col("label_true").alias("label"), "at", "source", "key")
     return image_labels(claims, given_labels(spark, features), group_by)

@@ -133,7 +133,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 def _command(settings: Settings, *arguments: str | Path) -> list[str]:
     config = ["--config", str(settings.config)] if settings.config else []
-    return [sys.executable, "-m", "streaming", "--home", settings.home, *config, *map(str, arguments)]
+    return [sys.executable, "-P", "-m", "imagestream", "--home", settings.home, *config, *map(str, arguments)]
 
 
 def _imagestream(settings: Settings, *arguments: str | Path) -> None:

@@ -269,7 +269,11 @@ def _score_batch(batch: pa.RecordBatch, work: _Work, file: str) -> pa.Table:
             f"{file} holds features of {features.shape[1]} numbers, the model takes {work.head.projection.n_in}"
         )
     answers = answer_columns(work.head.probabilities(features), work.head)
-    identity = [batch.column(one.name).cast(one.type) for one in IDENTITY]
+    there = set(batch.schema.names)
+    identity = [
+        batch.column(one.name).cast(one.type) if one.name in there else pa.nulls(batch.num_rows, one.type)
+        for one in IDENTITY
+    ]
     return pa.table([*identity, *answers], schema=pa.schema([*IDENTITY, *ANSWER]))
 
 

@@ -23,7 +23,7 @@ WITH known AS ({known}), pairs AS (
     SELECT p.model_version AS old_version, p.label AS old_label, r.label AS new_label,
            p.confidence AS old_confidence, r.confidence AS new_confidence,
            coalesce(known.label, r.label_true) AS truth, p.bundle_sha256 AS old_bundle,
-           r.topic, r."partition", r."offset", r.image_id, r.source
+           r.topic, r."partition", r."offset", r.image_id, r.source, r."key"
     FROM rescored r JOIN predictions p USING (topic, "partition", "offset")
     LEFT JOIN known ON known.image_id = r.image_id
     WHERE r.bundle_sha256 = $bundle AND p.bundle_sha256 <> $bundle
@@ -36,7 +36,7 @@ FROM pairs GROUP BY old_version ORDER BY old_version
 """
 LABELLED = """
 SELECT old_version AS version, old_bundle, $bundle AS new_bundle, coalesce(content, image_id) AS image_id,
-       image_id AS known_as, source, old_label = truth AS old_right, new_label = truth AS new_right
+       image_id AS known_as, source, "key", old_label = truth AS old_right, new_label = truth AS new_right
 FROM pairs LEFT JOIN ({contents}) USING (topic, "partition", "offset") WHERE truth IS NOT NULL
 """
 CHANGED = """

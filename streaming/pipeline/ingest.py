@@ -23,18 +23,21 @@ def read_topic(
     *,
     images_per_batch: int,
     starting_offsets: str,
+    isolation: str,
     client: Mapping[str, str],
 ) -> DataFrame:
     """The topic as an unbounded DataFrame of the columns that scoring reads.
 
     Args:
         starting_offsets: where to begin, Kafka's JSON.
+        isolation: `read_committed` or `read_uncommitted`.
         client: options of protocol, user and certificates, as `kafka_security.spark_options` makes them.
     """
     return (
         spark.readStream.format("kafka")
         .options(**client)
         .option("kafka.bootstrap.servers", bootstrap_servers)
+        .option("kafka.isolation.level", isolation)
         .option("subscribe", topic)
         .option("startingOffsets", starting_offsets)
         .option("includeHeaders", "true")

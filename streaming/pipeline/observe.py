@@ -270,7 +270,9 @@ class Observer:
                 getattr(self._log, level)(event, **fields)
 
     def _watch_broker(self, bootstrap_servers: str, every_s: float) -> None:
-        offsets = TopicOffsets(bootstrap_servers, self._settings.topic, client_arguments(self._settings))
+        settings = self._settings
+        client = client_arguments(settings)
+        offsets = TopicOffsets(bootstrap_servers, settings.topic, client, settings.isolation)
         committed: dict[int, int] = {}
         while not self._closing.is_set():
             if self._advanced.is_set():

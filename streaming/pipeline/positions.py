@@ -238,6 +238,11 @@ class Plan:
         """Kafka's `startingOffsets`: exactly after what is scored, or at the first message that it still holds."""
         return json.dumps({self._in_kafka: {str(one): start for one, start in sorted(self._starts.items())}})
 
+    @property
+    def kafka_topics(self) -> dict[str, tuple[str, str]]:
+        """Name in the tables → (name in Kafka, id)."""
+        return {name: (self._in_kafka, known) for name, known in self.topics.items()}
+
     def check(self, ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
         """Refuse a micro-batch that does not begin where it must.
 
@@ -285,9 +290,9 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
         end = ends.get(partition, 0)
         if begin > end and not accept.loss:
             raise ServiceError(
-                f"topic {topic.name!r} partition {partition}: {begin - end} messages are lost, from offset {end} to "
-                f"{begin - 1}: Kafka's retention removed them before they were read; continue without them with "
-                "--accept-loss"
+                f"topic {topic.name!r} partition {partition}: up to {begin - end} messages are lost, from offset "
+                f"{end} to {begin - 1}: Kafka's retention removed them before they were read; continue without them "
+                "with --accept-loss"
             )
     return Plan(stream, positions.number, name, ends, topic)
 

@@ -12,7 +12,7 @@ from typing import Any
 from models.errors import ModelError
 from streaming.errors import ServiceError
 from streaming.pipeline.observe import STALE_AFTER_S, StreamState, read_state
-from streaming.pipeline.offsets import PartitionLag, TopicOffsets, lags
+from streaming.pipeline.offsets import PartitionLag, Reach, TopicOffsets, lags
 from streaming.pipeline.positions import committed_offsets
 from streaming.platform.broker import bootstrap_servers as home_servers
 from streaming.platform.kafka_security import client_arguments
@@ -113,14 +113,14 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
     )
 
 
-def _broker(settings: Settings) -> tuple[str | None, dict[int, tuple[int, int]] | None, str | None]:
+def _broker(settings: Settings) -> tuple[str | None, dict[int, Reach] | None, str | None]:
     """(its address, what it says of the topic, why it refuses); None where it is not running, or does not answer."""
     client = client_arguments(settings)
     try:
         servers = home_servers(settings)
     except ServiceError:
         return None, None, None
-    offsets = TopicOffsets(servers, settings.topic, client)
+    offsets = TopicOffsets(servers, settings.topic, client, settings.isolation)
     try:
         found = offsets.read()
         if found == {} and client and is_hidden(servers, settings.topic, client):

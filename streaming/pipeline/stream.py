@@ -9,6 +9,7 @@ is refused) ends it with one line.
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,15 +18,18 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from producer.topic_files import file_stem
 from streaming.errors import ServiceError
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
+from streaming.pipeline.engines import Engines
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.ingest import planned_ranges, read_topic
 from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
 from streaming.pipeline.positions import Accept, Plan, plan_start
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.serving import Serving
+from streaming.pipeline.witness import Witness
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.session import cause, spark_session
@@ -39,6 +43,7 @@ from streaming.storage.store_errors import StoreAwayError
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
 RESIZE_FACTOR = 2.0  # a batch size is changed only if it is off by more than this
+TASKS_PER_CORE = 4  # of a batch, so that a partition with much in it holds up no more than that
 POLL_S = 0.2
 STOP_TIMEOUT_S = 25.0
 RETRY_S = 2.0
@@ -123,7 +128,8 @@ def run_stream(
     settings.place.check()
     locks = make_dir(settings.work_dir / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
-    with held(locks / f"stream-{settings.topic}.lock", busy), old_stream_stopped(settings), stop_signals() as stop:
+    lock = locks / f"stream-{file_stem(settings.topic)}.lock"
+    with held(lock, busy), old_stream_stopped(settings), stop_signals() as stop:
         starts = _Starts(settings, bootstrap_servers, options.accept)
         plan = starts.plan()
         set_checkpoint_aside(settings)
@@ -132,20 +138,23 @@ def run_stream(
         with spark_session(
             settings, f"imagestream {settings.topic}", java_options=java_options, conf=REDACTION
         ) as spark:
-            serving = Serving(spark, registry, events.on_refused)
+            serving = Serving(spark, registry, events.on_refused, Engines(settings))
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
             run = _Run(settings, bootstrap_servers, options, events, spark, stop)
-            committer = BatchCommitter(
-                serving,
-                starts.tables,
-                Decisions(settings.place.store, settings.topic),
-                store_features=options.store_features,
-                on_batch=run.committed,
-                on_step=events.on_step,
-            )
-            run.until_done(committer, starts, plan)
+            with closing(Witness(bootstrap_servers, client_arguments(settings))) as witness:
+                committer = BatchCommitter(
+                    serving,
+                    starts.tables,
+                    Decisions(settings.place.store, settings.topic),
+                    witness.take,
+                    store_features=options.store_features,
+                    limits=settings.image_limits,
+                    on_batch=run.committed,
+                    on_step=events.on_step,
+                )
+                run.until_done(committer, starts, plan)
     return run.summary
 
 
@@ -209,7 +218,8 @@ class _Run:
 
     def committed(self, batch: BatchResult) -> None:
         """Take note of a committed micro-batch."""
-        self._last = batch
+        if batch.input_rows:  # one that held only markers of transactions says nothing about sizes
+            self._last = batch
         self._failures = 0
         self.summary.add(batch)
         self._events.on_batch(batch)
@@ -260,11 +270,14 @@ class _Run:
             self._settings.topic,
             images_per_batch=self._size.images,
             starting_offsets=plan.starting_offsets(),
+            isolation=self._settings.isolation,
             client=spark_options(self._settings),
         )
         trigger: dict[str, Any] = {"processingTime": "0 seconds"}
         if self._options.until_drained:
             trigger = {"availableNow": True}
+        # Each task writes a file to each table: of a topic with hundreds of partitions a task reads several.
+        messages = messages.coalesce(TASKS_PER_CORE * self._spark.sparkContext.defaultParallelism)
         writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(run_batch)
         # A file URI: the driver alone reads and writes it, also where Spark's default file system is another.
         return writer.option("checkpointLocation", scratch.as_uri()).trigger(**trigger).start()

@@ -143,6 +143,18 @@ def _offsets_of(admin: Any, name: str) -> tuple[Any, Any, Any]:
         sleep(RETRY_S)
 
 
+def topic_configuration(admin: Any, name: str) -> dict[str, str]:
+    """The topic's settings by their names in Kafka, defaults included; empty without the right to see them."""
+    from kafka.admin import ConfigResource, ConfigResourceType
+    from kafka.errors import KafkaError
+
+    try:
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
+    except KafkaError:
+        return {}
+    return {key: str(one["value"]) for key, one in found.get("topic", {}).get(name, {}).items()}
+
+
 def trouble_with_broker(bootstrap_servers: str, client: Mapping[str, Any] = OPEN) -> str | None:
     """Why no broker can be talked to just now; None where one answers within seconds."""
     try:

@@ -54,7 +54,7 @@ FROM shadowed GROUP BY challenger ORDER BY challenger
 LABELLED = """
 , judges AS (SELECT * FROM shadowed WHERE truth IS NOT NULL ORDER BY scored_at DESC, image_id LIMIT $judges)
 SELECT j.model_version AS version, p.bundle_sha256 AS old_bundle, j.bundle_sha256 AS new_bundle,
-       coalesce(c.content, j.image_id) AS image_id, j.image_id AS known_as, j.source,
+       coalesce(c.content, j.image_id) AS image_id, j.image_id AS known_as, j.source, j."key",
        j.champion_label = j.truth AS old_right, j.label = j.truth AS new_right
 FROM judges j LEFT JOIN predictions p USING (topic, "partition", "offset")
 LEFT JOIN ({contents}) c USING (topic, "partition", "offset")

@@ -23,6 +23,7 @@ from streaming.storage.store import check_key, is_uri, open_store
 
 BYTES_AT_A_TIME = 16 * 1024**2
 MAX_ROWS_AT_A_TIME = 1024
+RAW = "value"  # the column of encoded images
 STRICT = {"extra": "forbid", "strict": True}  # for pydantic, where it reads a dataclass that others may have written
 
 
@@ -75,7 +76,7 @@ class FileSink:
             # Images hardly get smaller. A dictionary of floats costs a hundred times what writing them does.
             # The least and the greatest of images would be copies of whole images.
             told = [field.name for field in self._schema if not pa.types.is_binary(field.type)]
-            raw = len(told) < len(self._schema)
+            raw = RAW in self._schema.names
             self._writer = pq.ParquetWriter(
                 self._output,
                 self._schema,

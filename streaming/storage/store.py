@@ -85,6 +85,10 @@ class Store(ABC):
         """The object's bytes, or None if it does not exist."""
 
     @abstractmethod
+    def head(self, key: str, n: int) -> bytes | None:
+        """The first `n` bytes of the object, or all of it if it has fewer; None if it does not exist."""
+
+    @abstractmethod
     def size(self, key: str) -> int | None:
         """The object's size in bytes, or None if it does not exist."""
 
@@ -283,6 +287,14 @@ class LocalStore(Store):
             return None
         raise ServiceError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
 
+    def head(self, key: str, n: int) -> bytes | None:
+        path = self._path(key)
+        with _local_errors("read", path):
+            if not path.is_file():
+                return None
+            with path.open("rb") as file:
+                return file.read(n)
+
     def size(self, key: str) -> int | None:
         path = self._path(key)
         with _local_errors("read", path):
@@ -456,6 +468,20 @@ class ObjectStore(Store):
         with self._errors():
             try:
                 return bytes(obstore.get(self._client, self._path(key)).bytes())
+            except FileNotFoundError as error:
+                self._raise_unless_absent(error)
+                return None
+
+    def head(self, key: str, n: int) -> bytes | None:
+        import obstore
+
+        path = self._path(key)
+        with self._errors():
+            try:
+                found = obstore.get(self._client, path)
+                if found.meta["size"] <= n:
+                    return bytes(found.bytes())
+                return bytes(obstore.get_range(self._client, path, start=0, length=n))
             except FileNotFoundError as error:
                 self._raise_unless_absent(error)
                 return None

@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError
+from deltalake.schema import ArrayType as DeltaArray
+from deltalake.schema import StructType as DeltaStruct
 from deltalake.transaction import AddAction
 
 from streaming.errors import ServiceError
@@ -55,7 +57,10 @@ IDENTITY = [
     pa.field("published_at", TIMESTAMP),
     pa.field("source", pa.string()),
     pa.field("label_true", pa.string()),
+    pa.field("key", pa.binary()),  # the message's, which several may share; a long one is cut but in `quarantine`
+    pa.field("timestamp_ms", pa.int64()),  # the message's as it came; `published_at` is null where it is not a time
 ]
+HEADER = pa.struct([pa.field("key", pa.string()), pa.field("value", pa.binary())])
 ANSWER = [
     pa.field("label", pa.string()),
     pa.field("confidence", pa.float32()),
@@ -63,7 +68,8 @@ ANSWER = [
     pa.field("scored_at", TIMESTAMP),
 ]
 
-PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32())])
+DAMAGED = pa.field("damaged", pa.bool_())  # bytes or rows are missing, or too many; null in rows from before
+PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32()), DAMAGED])
 QUARANTINE = pa.schema(
     [
         *IDENTITY,
@@ -75,6 +81,7 @@ QUARANTINE = pa.schema(
         pa.field("value", pa.binary()),
         pa.field("value_sha256", pa.string()),
         pa.field("replayed_at", TIMESTAMP),
+        pa.field("headers", pa.list_(HEADER)),  # as they came; null also in rows from before they were kept
     ]
 )
 FEATURES = pa.schema(
@@ -108,6 +115,18 @@ SHADOW = pa.schema(
 )
 # What another version answers to history: the stream's answers are in `predictions`, by the same identity.
 RESCORED = pa.schema([*IDENTITY, *ANSWER, *LINEAGE])
+# Rows that were erased on request: where they were, and nothing of the image itself.
+ERASED = pa.schema(
+    [
+        pa.field("topic", pa.string()),
+        pa.field("partition", pa.int32()),
+        pa.field("offset", pa.int64()),
+        *LINEAGE,
+        pa.field("table", pa.string()),  # that held the row: predictions or quarantine
+        pa.field("erased_at", TIMESTAMP),
+        pa.field("by", pa.string()),
+    ]
+)
 OFFSET_RANGE = pa.struct(
     [
         pa.field("topic", pa.string()),
@@ -116,11 +135,20 @@ OFFSET_RANGE = pa.struct(
         pa.field("end", pa.int64()),  # one past its last
     ]
 )
+COUNTED_RANGE = pa.struct(
+    [
+        *OFFSET_RANGE,
+        # Offsets that held a message. Null in rows from before holes were counted: each offset held one.
+        pa.field("rows", pa.int64()),
+        # Where the log began after the read. Null where each offset held a message: it was not asked then.
+        pa.field("log_start", pa.int64()),
+    ]
+)
 BATCHES = pa.schema(
     [
         *LINEAGE,
         pa.field("challenger_version", pa.int32()),
-        pa.field("offsets", pa.list_(OFFSET_RANGE)),
+        pa.field("offsets", pa.list_(COUNTED_RANGE)),
         pa.field("left_out", pa.list_(OFFSET_RANGE)),  # lost before these were read, and accepted as lost
         pa.field("topics", pa.map_(pa.string(), pa.string())),  # name in the tables → id in Kafka; null in old rows
         pa.field("input_rows", pa.int64()),
@@ -147,6 +175,7 @@ SCHEMAS: dict[str, tuple[pa.Schema, str | None]] = {  # and by what they are par
     "shadow": (SHADOW, None),
     "rescored": (RESCORED, None),
     "batches": (BATCHES, None),
+    "erased": (ERASED, None),
 }
 # Statistics of long values help no reader and make the log grow.
 STATISTICS = {
@@ -187,9 +216,10 @@ class Table:
         self._log = TableLog(handle, self.place)
 
     def _add_missing_columns(self, handle: DeltaTable) -> None:
-        """Give a table that was made before a column was thought of that column; its old rows hold null there."""
-        there = {field.name for field in handle.schema().fields}
-        missing = [field for field in Schema.from_arrow(self.schema).fields if field.name not in there]
+        """Give a table of an earlier release the columns, and fields of columns, that it lacks: null in old rows."""
+        there = {field.name: field.type for field in handle.schema().fields}
+        wanted = Schema.from_arrow(self.schema).fields
+        missing = [field for field in wanted if field.name not in there or _lacks(there[field.name], field.type)]
         if missing:
             handle.alter.add_columns(missing)
 
@@ -280,6 +310,17 @@ class Table:
         return self._log.seen(app_id) if is_uri(self.place) else self.seen(app_id)
 
 
+def _lacks(there: Any, wanted: Any) -> bool:
+    """Whether a list of structs lacks fields that it should have."""
+    if not (isinstance(there, DeltaArray) and isinstance(wanted, DeltaArray)):
+        return False
+    names = [
+        {field.name for field in kind.element_type.fields} if isinstance(kind.element_type, DeltaStruct) else set()
+        for kind in (there, wanted)
+    ]
+    return bool(names[1] - names[0])
+
+
 def has_table(tables: str, name: str) -> bool:
     """Whether a table was created at a place of tables."""
     return LOG in open_store(tables).folders(name)
@@ -299,8 +340,9 @@ def data_files(table: DeltaTable, place: str | Path) -> list[str]:
 
 
 def _is_inside(file: str, place: str) -> bool:
-    if not is_uri(place):  # symbolic links stay as they are
-        return os.path.abspath(file).startswith(os.path.join(os.path.abspath(place), ""))  # noqa: PTH100, PTH118
+    if not is_uri(place):  # links in the table stay as they are; those above it deltalake has resolved
+        folders = (os.path.abspath(place), os.path.realpath(place))  # noqa: PTH100
+        return os.path.abspath(file).startswith(tuple(os.path.join(one, "") for one in folders))  # noqa: PTH100, PTH118
     try:
         check_key(file.removeprefix(f"{place}/"))
     except ServiceError:

@@ -181,6 +181,7 @@ def train_cnn(
             options,
             callbacks=_callbacks(network, options),
             checkpoint_dir=directory,
+            limits=settings.image_limits,
             on_epoch=on_epoch,
             on_progress=on_progress,
         )
@@ -222,7 +223,8 @@ def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) 
         image_id, source, label, and group_id with group_by.
     """
     at = F.timestamp_seconds(F.lit(0)).alias("at")
-    claims = images.select("image_id", F.col("image_id").alias("known_as"), "label", at, "source")
+    no_key = F.lit(None).cast("binary").alias("key")
+    claims = images.select("image_id", F.col("image_id").alias("known_as"), "label", at, "source", no_key)
     labels = image_labels(claims, given, group_by)
     return labels.where(F.col("label").isNotNull()).drop("known_as", "contradictory")
 

@@ -1,4 +1,6 @@
-"""SIGKILL at every step of the commit protocol, and in between: no message is lost, none has two rows."""
+"""SIGKILL at every step of the commit protocol, and in between: no message is lost, none has two rows.
+
+The topic has holes: half of its messages came in transactions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from tests.faults.harness import (
     rows,
     scored,
     send,
+    send_in_transactions,
 )
 from tests.faults.poison import generator, samples
 from tests.forms import Form, Record
@@ -81,11 +84,11 @@ def settings(
 @pytest.fixture(scope="module")
 def survived(settings: Settings, killed_on: str, form: Form, seed: int, record: Record) -> Survived:
     """The stream was killed once at each step (full: 5 times, and 15 times at random), with the champion changed after
-    each kill, and then left to finish."""
+    each kill, and then left to finish; every second lot of messages came in transactions, with aborted ones between."""
     rng = generator(seed)
     plan: list[str | None] = form([*STEPS * 5, *[None] * 15], [*STEPS])
     rng.shuffle(plan)
-    good, bad, size = form((300, 100, 100), (28, 12, 20))
+    good, bad, size = form((300, 100, 140), (28, 12, 28))
     versions, registry = [1, register_twin(settings)], open_registry(settings.home)
     sent = send(settings, samples(rng, good=good, bad=bad))
     recoveries: list[float] = []
@@ -95,7 +98,8 @@ def survived(settings: Settings, killed_on: str, form: Form, seed: int, record: 
         kill = (step, rng.choice([1, 2])) if step else None
         with Stream(settings, images_per_batch=size, kill=kill) as stream:
             if number + 1 < len(plan):
-                sent |= send(settings, samples(rng, good=good, bad=bad))
+                send_lot = send if number % 2 else send_in_transactions
+                sent |= send_lot(settings, samples(rng, good=good, bad=bad))
             if kill is None:
                 sleep(rng.uniform(0, LONGEST_RUN_S))
                 killed_at = stream.kill_now()

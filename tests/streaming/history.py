@@ -28,14 +28,17 @@ def commit_batch(
     ranges: Ranges,
     *,
     bad: Collection[int] = (),
+    holes: Collection[int] = (),
     upto: str = "batches",
     query_id: str = QUERY_ID,
     version: int = 1,
     left_out: Ranges | None = None,
     drift: Mapping[str, float] | None = None,
 ) -> None:
-    """Commit one micro-batch: a row for every offset, those in `bad` quarantined; stop after the table `upto`."""
-    identities = [(partition, offset) for partition, (start, end) in ranges.items() for offset in range(start, end)]
+    """Commit one micro-batch: a row for every offset but the `holes`, those in `bad` quarantined; stop after the table
+    `upto`."""
+    offsets = {partition: [one for one in range(*ends) if one not in holes] for partition, ends in ranges.items()}
+    identities = [(partition, offset) for partition, found in offsets.items() for offset in found]
     good = [identity for identity in identities if identity[1] not in bad]
     lineage = {"model_version": version, "bundle_sha256": SHA256, "query_id": query_id, "batch_id": batch_id}
     rows = [prediction(settings, partition, offset) | lineage for partition, offset in good]
@@ -49,7 +52,10 @@ def commit_batch(
     if upto == "quarantine":
         return
     batch = lineage | {
-        "offsets": ranges_of(settings, ranges),
+        "offsets": [
+            one | {"rows": len(offsets[one["partition"]]), "log_start": 0 if holes else None}
+            for one in ranges_of(settings, ranges)
+        ],
         "left_out": ranges_of(settings, left_out or {}),
         "input_rows": len(identities),
         "predicted_rows": len(good),

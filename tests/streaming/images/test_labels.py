@@ -73,9 +73,14 @@ def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp
         text = text.replace('a,"one, two.png",cat', f"a{delimiter}one, two.png{delimiter}cat")
     found = read_labels(write_csv(tmp_path, text), ["path", "name"])
     assert found.key == "name"
-    assert found.labels == {"one, two.png": "cat", "sub/three.png": "P\u00eache", "twice.png": "cat"}
+    assert found.labels == {
+        "one, two.png": "cat",
+        "sub/three.png": "P\u00eache",
+        "nan.png": "NaN",
+        "twice.png": "cat",
+    }
     assert found.dropped == {
-        "the label is empty or stands for a missing value": 3,
+        "the label is empty": 2,
         "the row names no image": 1,
         "rows give one image different labels": 3,
         "the label is longer than 200 characters": 1,
@@ -87,11 +92,11 @@ def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a header with the columns label and one of path, name, got ''"),
-        (b"path,class\na,b\n", "got 'path,class'"),
-        ("name;label\nK\u00f6ln;cat\n".encode("latin-1"), "is not UTF-8 at byte 12; save it as CSV UTF-8"),
-        (b"name,label\n" + b'"' + b"x" * 200_000 + b'",cat\n', "is not a CSV: field larger than field limit"),
-        (b"name,label\n" + b"a,b\n" * 11, "has more than 10 rows; split it"),
+        (b"", "expected a header and at least one row, path,label; got none"),
+        (b"path,text\na,b\n", "expected a header with the columns label and one of path, name, got 'path,text'"),
+        ("name;label\nK\u00f6ln;cat\n".encode("latin-1"), "not UTF-8; save the file as CSV UTF-8"),
+        (b"name,label\n" + b'"' + b"x" * 200_000 + b'",cat\n', "line 2: longer than 16,384 characters"),
+        (b"name,label\n" + b"a,b\n" * 11, "line 12: more than 10 rows; split the file"),
     ],
     ids=["empty", "without label", "latin-1", "huge cell", "too many rows"],
 )

@@ -104,7 +104,11 @@ def test_a_class_on_one_side_only_is_named_with_its_count(spark: SparkSession) -
 
 def groups(group_by: str, sources: Sequence[str | None]) -> list[str]:
     ids, keys = ([f"{kind}{n}" for n in range(len(sources))] for kind in ("id", "key"))
-    found: list[str] = group_ids(group_by, pa.array(ids), pa.array(keys), pa.array(sources, pa.string())).to_pylist()
+    names = pa.array([f"name{n}" for n in range(len(sources))])
+    given = pa.array(
+        [key.encode() for key in keys[:-1]] + [None]
+    )  # in a row from before keys were kept the name was it
+    found: list[str] = group_ids(group_by, pa.array(ids), names, pa.array(sources, pa.string()), given).to_pylist()
     return found
 
 

@@ -135,7 +135,7 @@ def test_a_figure_that_does_not_agree_is_found(settings: Settings, change: Calla
 
 
 def test_a_batch_whose_offsets_alone_disagree_is_found(settings: Settings) -> None:
-    alter(settings, lambda row: row["offsets"][0].update(end=131), batch_id=2)
+    alter(settings, lambda row: row["offsets"][0].update(end=131, rows=11), batch_id=2)
     report = audit(settings)
     assert batches(report, Kind.ACCOUNT) == [2]
     assert places(report, Kind.GAP) == [(130, 130)]
@@ -174,6 +174,51 @@ def test_a_batch_that_stands_twice_is_found(settings: Settings) -> None:
     report = audit(settings)
     assert any("stands 2 times in batches" in problem.text for problem in report.problems)
     assert set(batches(report, Kind.ACCOUNT)) == {1}
+
+
+# Holes
+
+
+@pytest.fixture
+def with_holes(tmp_path: Path) -> Settings:
+    """Two batches of ten offsets, of which 3 and 8 held no message; the log of the second began beyond its start."""
+    settings = Settings(home=tmp_path)
+    commit_batch(settings, 1, {0: (0, 10)}, holes={3, 4})
+    commit_batch(settings, 2, {0: (10, 20)}, holes={18})
+    alter(settings, lambda row: row["offsets"][0].update(log_start=11), batch_id=2)
+    return settings
+
+
+def test_holes_are_counted_and_proven_by_a_log_that_reaches_back(with_holes: Settings) -> None:
+    report = audit(with_holes)
+    assert report.clean
+    assert report.spans == [Span(with_holes.topic, 0, 0, 19, 17, 2, holes=3, proven=2)]
+
+
+def test_a_batch_of_holes_alone_needs_no_row(with_holes: Settings) -> None:
+    commit_batch(with_holes, 3, {0: (20, 23)}, holes={20, 21, 22})
+    report = audit(with_holes)
+    assert report.clean
+    assert (report.spans[0].holes, report.spans[0].batches) == (6, 3)
+
+
+def test_a_row_missing_beside_holes_is_found_though_nobody_knows_which(with_holes: Settings) -> None:
+    delete(with_holes, "offset = 6")
+    report = audit(with_holes)
+    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
+    (gap,) = [problem for problem in report.problems if problem.kind is Kind.GAP]
+    assert "no row for 1 messages of offsets 3 to 6" in gap.text
+
+
+def test_a_row_in_a_hole_is_found(with_holes: Settings) -> None:
+    predict(with_holes, 3, batch_id=1)
+    assert audit(with_holes).counts == {Kind.ACCOUNT: 1}
+
+
+def test_a_row_twice_does_not_hide_one_missing_beside_holes(with_holes: Settings) -> None:
+    delete(with_holes, "offset = 6")
+    predict(with_holes, 7, batch_id=1)
+    assert audit(with_holes).counts == {Kind.REPEAT: 1, Kind.GAP: 1}
 
 
 # Batches without their mark

@@ -10,7 +10,8 @@ from streaming.settings import Settings
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Settings(home=tmp_path / "home")
 
 

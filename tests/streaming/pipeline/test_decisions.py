@@ -181,7 +181,9 @@ def test_a_figure_that_is_not_finite_does_not_make_a_decision_unreadable(
 def test_ranges_of_a_decision_are_ranges_of_offsets_with_rows() -> None:
     counted = CountedRange("images", 0, 10, 14, 4)
     assert isinstance(counted, OffsetRange)
-    assert asdict(counted) == {"topic": "images", "partition": 0, "start": 10, "end": 14, "rows": 4}
+    range_ = {"topic": "images", "partition": 0, "start": 10, "end": 14}
+    assert asdict(counted) == range_ | {"rows": 4, "log_start": None}
+    assert asdict(replace(counted, log_start=7))["log_start"] == 7
 
 
 # Pruning

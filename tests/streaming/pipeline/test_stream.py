@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from streaming.pipeline.decisions import Decision, Decisions
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import NewService, environment_of, imagestream
+from tests.models import onnx_graphs as graphs
 from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
 
 GOOD, MORE = 60, 20
+LOAD = 600  # images, published while the model is swapped
 BAD = {
     "empty.png": (b"", "empty"),
     "notes.txt": (b"this is text", "not_an_image"),
@@ -292,6 +295,44 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
     assert len(refused) == 1
     assert f"version {third}: " in refused[0]["refused"]
     assert "classifier.npz has SHA-256" in refused[0]["refused"]
+
+
+def test_a_built_in_champion_is_swapped_for_an_imported_one_under_load(service: Settings, tmp_path: Path) -> None:
+    early = write_images(tmp_path / "images" / "early", digit_images(LOAD - MORE))
+    late = write_images(tmp_path / "images" / "late", digit_images(MORE, skip=LOAD - MORE))
+    network = graphs.save(graphs.classifier(), tmp_path / "network.onnx")
+    (tmp_path / "names").write_text("\n".join(f"digit {n}" for n in range(10)))
+    log = tmp_path / "stream.log"
+    command = [sys.executable, "-m", "streaming", "--home", str(service.home)]
+    with log.open("wb") as file:
+        started = {"env": os.environ | environment_of(service), "stdout": file, "stderr": file}
+        stream = subprocess.Popen([*command, "stream"], start_new_session=True, **started)
+        publisher = subprocess.Popen([*command, "publish", str(early), "--rate", "40"], **started)
+    try:
+        _wait_for_predictions(service, 1, stream, log)
+        made = imagestream(service, "models", "import", network, "--classes", tmp_path / "names", "--alias", "champion")
+        imagestream(service, "publish", late)  # however slow the machine is, these are answered by the new one
+        assert publisher.wait(60) == 0, log.read_text()
+        _wait_for_predictions(service, LOAD, stream, log)
+        stream.send_signal(signal.SIGTERM)
+        assert stream.wait(60) == 0, log.read_text()
+    finally:
+        for process in (stream, publisher):
+            process.kill()
+    found = rows(service, 'SELECT * FROM predictions ORDER BY partition, "offset"')
+    assert len({(row["partition"], row["offset"]) for row in found}) == len(found) == LOAD
+    assert {row["image_id"] for row in found} == {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "images").rglob("*.png")
+    }
+    bundles = {1: open_registry(service.home).read(1).sha256, 2: made["bundle_sha256"]}
+    batches = {row["batch_id"]: row["model_version"] for row in rows(service, "SELECT * FROM batches")}
+    assert set(batches.values()) == {1, 2}
+    for row in found:
+        version = row["model_version"]
+        assert (version, row["bundle_sha256"]) == (batches[row["batch_id"]], bundles[version])
+        assert row["label"].startswith("digit ") == (version == 2)
+    for earlier, later in pairwise(found):
+        assert earlier["partition"] < later["partition"] or earlier["model_version"] <= later["model_version"]
 
 
 def _copy_with_other_metrics(source: Path, target: Path) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from streaming.errors import ServiceError
+from streaming.jobs.rewrite import compact
 from streaming.storage import table_log
 from streaming.storage.files import DataFile
 from streaming.storage.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
@@ -293,7 +295,27 @@ def test_maps_and_lists_are_of_what_the_batches_hold() -> None:
     seconds, offsets_ = BATCHES.field("seconds").type, BATCHES.field("offsets").type
     assert (seconds.key_type, seconds.item_type) == (pa.string(), pa.float64())
     assert BATCHES.field("drift").type == seconds
-    assert [field.name for field in offsets_.value_type] == ["topic", "partition", "start", "end"]
+    range_ = ["topic", "partition", "start", "end"]
+    assert [field.name for field in offsets_.value_type] == [*range_, "rows", "log_start"]
+    assert [field.name for field in BATCHES.field("left_out").type.value_type] == range_
+
+
+def test_a_table_from_before_a_field_of_a_list_is_given_the_field(tmp_path: Path) -> None:
+    older = BATCHES.set(BATCHES.names.index("offsets"), BATCHES.field("left_out").with_name("offsets"))
+    row = {"query_id": QUERY_ID, "batch_id": 1, "offsets": [{"topic": "images", "partition": 0, "start": 0, "end": 9}]}
+    write_deltalake(tmp_path / "batches", pa.Table.from_pylist([row], schema=older))
+    assert Table(tmp_path, "batches").append(pa.Table.from_pylist([row | {"batch_id": 2}], schema=BATCHES), QUERY_ID, 2)
+    version = DeltaTable(tmp_path / "batches").version()
+    Table(tmp_path, "batches")  # nothing is missing any more
+    table = DeltaTable(tmp_path / "batches")
+    assert table.version() == version
+    assert compact(tmp_path / "batches", 1024**2) is None
+    (file,) = DeltaTable(tmp_path / "batches").file_uris()
+    rows = pq.read_table(file).sort_by("batch_id").to_pylist()
+    assert [(one["batch_id"], one["offsets"][0]["end"], one["offsets"][0]["rows"]) for one in rows] == [
+        (1, 9, None),
+        (2, 9, None),
+    ]
 
 
 def test_spark_knows_a_schema_by_the_same_names() -> None:

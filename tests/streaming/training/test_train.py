@@ -206,11 +206,13 @@ def test_what_is_no_interval_is_refused(text: str) -> None:
 
 
 def test_a_run_that_fails_is_told_and_the_next_one_comes(tmp_path: Path) -> None:
-    """The real command in an empty home: each run fails for lack of a champion."""
-    command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "retrain", "--every", "1s"]
+    """The real command in an empty home, beside modules of the same names: each run fails for lack of a champion."""
+    command = [sys.executable, "-P", "-m", "imagestream", "--home", str(tmp_path), "retrain", "--every", "1s"]
+    for name in ("imagestream.py", "streaming.py", "models.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported a module of the working directory')\n")
     log = tmp_path / "log"
     with log.open("wb") as file:
-        service = subprocess.Popen(command, stdout=file, stderr=file)
+        service = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file)
     try:
         give_up = time.monotonic() + 100
         while log.read_text().count("retraining failed") < 2:
