@@ -68,7 +68,8 @@ def test_whole_loop_on_a_store_that_harms_requests_and_goes_away(
     outage = Outage(rng, 8)
     with a_proxy(object_store, spark) as proxy:
         proxy.faults = outage
-        drained = drain(service, images_per_batch=PER_BATCH)
+        behind = service.model_copy(update={"work": tmp_path / "behind"})  # a home keeps its store open
+        drained = drain(behind, images_per_batch=PER_BATCH)
     assert outage.left == 0
     assert any("does not answer" in trouble for trouble in drained.troubles), drained.troubles
     assert sum(batch.input_rows for batch in drained.batches) == GOOD + BAD
