@@ -286,6 +286,8 @@ class Observer:
                     places = committed_places(settings)
                     committed = {place: end for ends in places.values() for place, end in ends.items()}
                     if topics != [name_in_kafka(one) for one in places] or offsets is None:
+                        if offsets is not None:
+                            offsets.close()
                         topics = [name_in_kafka(one) for one in places]
                         offsets = TopicOffsets(bootstrap_servers, topics, client, settings.isolation)
             found = None if offsets is None else offsets.read()
