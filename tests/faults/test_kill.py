@@ -6,10 +6,8 @@ from time import sleep
 
 import pytest
 
-from streaming.jobs.maintain import maintain
 from streaming.pipeline.commit import STEPS
 from streaming.pipeline.decisions import Decision
-from streaming.platform.broker import start_broker, stop_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import NewService
@@ -22,7 +20,6 @@ from tests.faults.harness import (
     drain,
     register_twin,
     rows,
-    scored,
     send,
 )
 from tests.faults.poison import generator, samples
@@ -105,24 +102,3 @@ def test_a_decided_batch_is_finished_with_its_own_model_and_files(survived: Surv
     )
     assert {row["n"] for row in by_batch} == {1}
     assert len({row["model_version"] for row in batches.values()}) == 2
-
-
-def test_a_batch_killed_after_its_decision_is_finished_without_broker_and_bundle(
-    fragile_service: Settings, fragile_broker: Settings, seed: int
-) -> None:
-    service = fragile_service
-    sent = send(service, samples(generator(seed), good=12, bad=3))
-    with Stream(service, kill=("decide", 1)) as stream:
-        stream.wait_killed()
-    assert scored(service) == 0
-    stop_broker(fragile_broker)
-    models = service.home / "models"
-    gone = models.rename(service.home / "models.gone")
-    try:
-        maintain(service)
-        assert scored(service) == len(sent)
-    finally:
-        gone.rename(models)
-        start_broker(fragile_broker)
-    check_exactly_once(service, sent)
-    check_one_attempt(service)
