@@ -38,6 +38,7 @@ def main() -> None:
             os.fdopen(rows, "wb") as out,
             pa.ipc.new_stream(out, found.schema) as stream,
         ):
+            out.flush()  # the columns, before the first row
             for batch in found:
                 stream.write_batch(batch)
                 out.flush()
