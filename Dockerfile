@@ -30,13 +30,15 @@ RUN imagestream --home /opt/imagestream setup
 
 FROM base
 RUN useradd --create-home --uid 10001 imagestream \
-    && install -d -o imagestream -g imagestream /data \
+    && install -d -o imagestream -g imagestream /data /opt/imagestream/backbones \
     && install -d -o imagestream -g imagestream -m 700 /secrets
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=imagestream:imagestream /opt/imagestream/jars /opt/imagestream/jars
+COPY --from=build --chown=imagestream:imagestream /opt/imagestream/backbones /opt/imagestream/backbones
 ENV IMAGESTREAM_HOME=/data
 USER 10001
 WORKDIR /data
 VOLUME /data
+# Spark on Kubernetes starts its executors with the argument `executor`, which is one of the commands.
 ENTRYPOINT ["imagestream"]
 CMD ["--help"]

@@ -60,12 +60,12 @@ _NAMES = {"JXL": "JPEG XL", "HEIF": "HEIC"}
 _LATER = re.compile(rb"(?P<JPEG>\xff\xd8\xff[\xc0-\xfe])|(?P<PNG>\x89PNG\r\n\x1a\n)")
 # Files that hold images and are something else: archives, documents, programs, sound.
 _CONTAINER = re.compile(
-    rb"PK|%PDF|Rar!|7z|\x1f\x8b|BZh|\xfd7z|ID3|RIFF|OggS|fLaC|MZ|\x7fELF|.{4}ftyp|\s{0,64}<", re.DOTALL
+    rb"PK|BLP|.{257}ustar|%PDF|Rar!|7z|\x1f\x8b|BZh|\xfd7z|ID3|RIFF|OggS|fLaC|MZ|\x7fELF|.{4}ftyp|\s{0,64}<", re.DOTALL
 )
 
 _JPEG_FILL = re.compile(rb"\xff+")
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
-_SOS, _APP1 = 0xDA, 0xE1
+_SOS, _APP1, _APP2 = 0xDA, 0xE1, 0xE2
 _JPEG_COLOURS = {(0xE0, b"JFIF\0"), (0xEE, b"Adobe")}  # say how colours are stored
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _JPEG_BASELINE = (0xC0, 0xC1)  # sequential, Huffman
@@ -134,7 +134,7 @@ def read_header(data: bytes, found: Sniffed, size: tuple[int, int], max_pixels: 
         if found.format == "PNG":
             return _png(data, lead, max_pixels)
         return Header(data, _EXCESS[found.format](data, max_pixels) if found.format in _EXCESS else None)
-    except (struct.error, IndexError):  # it ends within its header: the decoder says so
+    except Exception:  # noqa: BLE001  it ends within its header, or places lie beyond any file: the decoder says so
         return Header(data, damage=lead)
 
 
@@ -150,7 +150,7 @@ def too_many_pixels(width: int, height: int, max_pixels: int) -> str | None:
 
 def _jpeg(data: bytes, lead: str | None, size: tuple[int, int], max_pixels: int) -> Header:
     """The decoder gets tables, frame and scans only: no metadata, whose parsers have costs of their own."""
-    kept, orientation = [_SOI], None
+    kept, orientation, multiple = [_SOI], None, False
     pixels = components = frame = scans_at = 0
     for count, (marker, start, end) in enumerate(_jpeg_segments(data)):
         if count > MAX_JPEG_SEGMENTS:
@@ -166,10 +166,12 @@ def _jpeg(data: bytes, lead: str | None, size: tuple[int, int], max_pixels: int)
             pixels = width * height // _jpeg_scale(width, height, size) ** 2
         if marker in _JPEG_TABLES or (marker, data[start + 2 : start + 7]) in _JPEG_COLOURS:
             kept.append(b"\xff" + bytes([marker]) + data[start:end])
+        elif marker == _APP2 and data.startswith(b"MPF\0", start + 2):
+            multiple = True
         elif marker == _APP1 and orientation is None:
             orientation = _app1_orientation(data[start + 2 : end])
     single = frame in _JPEG_BASELINE and data[scans_at + 4] == components
-    scans = _jpeg_scans(data, scans_at, single=single)
+    scans = _jpeg_scans(data, scans_at, single=single, multiple=multiple)
     if scans.n > MAX_JPEG_SCANS:
         return Header(data, f"{scans.n} scans, the limit is {MAX_JPEG_SCANS}")
     tables = b"".join(kept)
@@ -209,15 +211,20 @@ class _Scans(NamedTuple):
     damage: str | None
 
 
-def _jpeg_scans(data: bytes, start: int, *, single: bool) -> _Scans:
-    """The scans that begin at `start`; `single` if one has all components, and no other marker comes before the end."""
+def _jpeg_scans(data: bytes, start: int, *, single: bool, multiple: bool) -> _Scans:
+    """The scans that begin at `start`.
+
+    Args:
+        single: one has all components, and no other marker comes before the end.
+        multiple: the file has further pictures (CIPA DC-007, Multi-Picture Format).
+    """
     # Tables between several scans may hold the bytes of a marker, and so do further images behind this one.
     found = data.find(_EOI, start) if single else data.rfind(_EOI, start)
     end = found + 2 if found >= 0 else len(data)
     damage = None
     if found < 0:
         damage = "its end marker is missing"
-    elif end < len(data) and not data.startswith(b"\xff\xd8\xff", end):  # of a multi-picture file
+    elif end < len(data) and not multiple and not data.startswith(b"\xff\xd8\xff", end):
         damage = f"{len(data) - end} bytes after the image"
     return _Scans(data.count(b"\xff\xda", start, end), end, found < 0, damage)
 

@@ -33,6 +33,13 @@ MAGIC = {
     b"II+\x00": "image/tiff",  # BigTIFF
     b"MM\x00+": "image/tiff",
 }
+BRANDS = {  # of ISO base media files that hold an image
+    b"avif": "image/avif",
+    b"avis": "image/avif",
+    b"heic": "image/heic",
+    b"heix": "image/heic",
+    b"mif1": "image/heic",
+}
 BMP_HEADER_SIZES = {bytes([size]) for size in (12, 16, 40, 52, 56, 64, 108, 124)}
 
 HEADER_ID = "ce_id"
@@ -85,6 +92,8 @@ def content_type(data: bytes) -> str:
             return media_type
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
+    if data[4:8] == b"ftyp" and data[8:12] in BRANDS:
+        return BRANDS[data[8:12]]
     # "BM" alone begins many a text: a bitmap goes on with the size of its second header, one of a few.
     if data[:2] == b"BM" and data[14:15] in BMP_HEADER_SIZES and data[15:18] == b"\x00" * 3:
         return "image/bmp"

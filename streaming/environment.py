@@ -43,6 +43,7 @@ LOCALE = "C.UTF-8"
 LOOPBACK = "127.0.0.1"
 
 _ignored: list[str] = []  # what the command line has dropped from its own environment
+_started_with: dict[str, str] = {}
 
 
 def isolate() -> None:
@@ -50,6 +51,7 @@ def isolate() -> None:
     other_text = not sys.flags.utf8_mode and locale.getencoding().upper().replace("-", "") != "UTF8"
     if sys.flags.optimize or sys.warnoptions or other_text:
         _start_again()
+    _started_with.update(os.environ)
     _ignored[:] = ignored(os.environ, local=False)
     clean = cleaned(os.environ, local=False)
     os.environ.clear()
@@ -94,6 +96,11 @@ def ignored(environment: Mapping[str, str], *, local: bool) -> list[str]:
 def all_ignored(*, local: bool) -> list[str]:
     """They, of this process as it was started."""
     return sorted({*_ignored, *ignored(os.environ, local=local)})
+
+
+def as_started() -> dict[str, str]:
+    """The environment with what was dropped from it, for a process that belongs to the Spark that started us."""
+    return _started_with | dict(os.environ)
 
 
 @contextmanager

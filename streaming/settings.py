@@ -233,6 +233,12 @@ def is_place(name: str) -> bool:
     return Path in (annotation, *get_args(annotation))
 
 
+def cloud_variables() -> frozenset[str]:
+    """The names of the variables of clouds that are set: obstore and deltalake read them, and nothing of ours does."""
+    clouds = ("AWS_", "AZURE_", "GOOGLE_")
+    return frozenset(name for name, value in os.environ.items() if name.startswith(clouds) and value)
+
+
 def _from_environment() -> dict[str, Any]:
     names = {variable_of(name): name for name in Settings.model_fields}
     return {names.get(key, key): value for key, value in EnvSettingsSource(Settings)().items()}

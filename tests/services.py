@@ -33,8 +33,9 @@ BROKER, FRAGILE_BROKER = "broker", "fragile-broker"  # homes
 OBJECT_STORE = "object-store"
 
 SPARK_OPTIONS = "SPARK_SUBMIT_OPTS"  # that Spark's launcher adds to those of the JVM
-# For jobs of seconds: compile quickly rather than well, and collect garbage in one thread.
-QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+# For jobs of seconds: compile quickly rather than well, keep what is compiled (such a JVM has room for 48 MB of code,
+# and would search for what it can drop), and collect garbage in one thread.
+QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 TYPICAL_JOBS = """
 import sys
 from pathlib import Path

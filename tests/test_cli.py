@@ -156,7 +156,7 @@ def test_a_broker_that_does_not_answer_is_named_by_all_who_ask(home: Path, tmp_p
 
 
 def test_a_home_that_deltalake_cannot_open_is_told(command: Command, tmp_path: Path) -> None:
-    assert_refused(command(tmp_path / "home [1]", "query", "SELECT 1"), "has a [ in its path, which deltalake")
+    assert_refused(command(tmp_path / "home [1]", "query", "SELECT 1"), "has a . in its path, which deltalake")
 
 
 def test_names_are_told_as_they_are(command: Command, home: Path) -> None:

@@ -23,8 +23,8 @@ ENVIRONMENT = {
     "streaming/jobs/demo.py": "_environment",  # what the demo starts talks to the demo's own broker
     "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
     "models/apart.py": "answer_apart",  # in a process of its own, before it imports TensorFlow
-    "streaming/settings.py": "_work_of",  # XDG_STATE_HOME, where every program looks
-    "streaming/storage/store.py": "allows_http",  # a bucket's endpoint, as its own tools read it
+    "streaming/settings.py": None,
+    "streaming/storage/store.py": None,  # the clouds' own variables
     "streaming/user_cache.py": "_cache",  # XDG_CACHE_HOME, where every program looks
     "streaming/environment.py": None,  # which cleans it
     "models/convert.py": None,  # a process of its own, before it imports TensorFlow

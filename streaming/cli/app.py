@@ -124,4 +124,9 @@ def run(arguments: list[str] | None = None) -> None:
 def _tell(message: str, arguments: list[str]) -> None:
     if "--debug" in arguments:
         traceback.print_exc()
-    err.print(Text.assemble(("error:", "red"), " ", " ".join(message.split())))
+    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
+
+
+def printable(text: str) -> str:
+    """The text with what is no letter, sign or space replaced: names and data may hold a terminal's commands."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -77,7 +77,8 @@ def audit(
         err.print(f"and {total - SHOWN:,} more (--json FILE lists them)", highlight=False)
     verdict = "clean" if report.clean else f"{total:,} problems"
     out.print(
-        f"{verdict}: {report.batches:,} batches, {report.predicted:,} predicted + {report.quarantined:,} quarantined",
+        f"{verdict}: {report.batches:,} batches, {report.predicted:,} predicted + {report.quarantined:,} quarantined"
+        + (f", of which {report.erased:,} were erased on request" if report.erased else ""),
         highlight=False,
     )
     summary = asdict(report) | {"clean": report.clean}

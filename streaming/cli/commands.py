@@ -7,6 +7,8 @@ from streaming.cli import (  # noqa: F401
     dashboard,
     demo,
     doctor,
+    erase,
+    executor,
     features,
     gateway,
     label,

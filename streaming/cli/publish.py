@@ -51,6 +51,9 @@ def publish(
     watch: Annotated[
         bool, typer.Option("--watch", help="Publish what is in the folders PATH…, then every new file, until Ctrl-C.")
     ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="With --watch, also publish what links in the folders lead out to.")
+    ] = False,
     state: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="What --watch remembers; default: HOME/publish/TOPIC.sqlite."),
@@ -65,7 +68,8 @@ def publish(
     PATH - reads the files' names from standard input, one a line. A relative path in a CSV begins at the CSV's folder.
 
     --watch sends each file once, also across restarts, when it has not changed for a second; hidden, empty and
-    unfinished ones (.part, .tmp, …) wait. Killed, it may send the last few once more, with the same image id.
+    unfinished ones (.part, .tmp, …) wait. Symbolic links that lead out of the folders are not followed. Killed, it may
+    send the last few once more, with the same image id.
 
     Example: imagestream publish --label-from parent photos/ 'more/*.jpg', or: imagestream publish --watch photos/
     """
@@ -91,7 +95,7 @@ def publish(
     target = Target(servers, client, settings.topic)
     if watch:
         remembered = state or settings.work_dir / "publish" / f"{file_stem(settings.topic)}.sqlite"
-        _watch(target, folders, remembered, label_from, reading, rate, json)
+        _watch(target, folders, remembered, label_from, reading, rate, json, follow_links)
     else:
         _publish(target, sources, reading, rate, json)
 
@@ -164,6 +168,7 @@ def _watch(
     reading: "Reading",
     rate: float | None,
     json: Path | None,
+    follow_links: bool,
 ) -> None:
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
@@ -187,6 +192,7 @@ def _watch(
             label_from=label_from,
             reading=reading,
             rate=rate,
+            follow_links=follow_links,
             on_change=show,
             on_trouble=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow", markup=False),
         )

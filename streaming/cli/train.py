@@ -92,6 +92,7 @@ def train(
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
     settings = settings_of(context)
+    settings.place.check()  # before images are read
     found = choose_dataset(settings, images, dataset, limit, label_pattern, labels)
 
     from streaming.training.train import BackboneOptions  # takes a second, which a mistake above need not wait for

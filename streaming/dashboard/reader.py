@@ -17,7 +17,7 @@ from deltalake.exceptions import DeltaError
 
 from streaming.errors import ServiceError
 from streaming.storage.home import LOG, Home
-from streaming.storage.store import StoreAwayError
+from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.table_files import local_copies
 from streaming.storage.table_log import answers, open_delta
 from streaming.storage.tables import SCHEMAS, data_files

@@ -14,7 +14,7 @@ from fastapi import Depends, FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from producer.message import MAGIC
+from producer.message import BRANDS, MAGIC
 from streaming.errors import ServiceError
 from streaming.gateway.access import access
 from streaming.gateway.answers import IMAGE_ID, Accepted, Answer, Health, Problem, Unknown
@@ -27,7 +27,7 @@ from streaming.settings import Settings
 MAX_WAIT_S = 30.0
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
-IMAGE_TYPES = sorted({*MAGIC.values(), "image/webp", "image/bmp"})
+IMAGE_TYPES = sorted({*MAGIC.values(), *BRANDS.values(), "image/webp", "image/bmp"})
 BINARY = {"type": "string", "format": "binary"}
 FORM = {
     "type": "object",

@@ -15,7 +15,7 @@ import duckdb
 
 from streaming.errors import ServiceError
 from streaming.storage.home import Home
-from streaming.storage.store import StoreAwayError
+from streaming.storage.store_errors import StoreAwayError
 
 MAX_ROWS = 100
 TIMEOUT_S = 20.0

@@ -91,7 +91,7 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
     if len(data) > max_bytes:
         raise _too_large(max_bytes)
     if content_type(data) == UNKNOWN_CONTENT:
-        raise HTTPException(415, "expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF), got something else")
+        raise HTTPException(415, "expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC), got something else")
     return Upload(data, label)
 
 

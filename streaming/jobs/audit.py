@@ -8,6 +8,8 @@ What must hold, by the tables alone:
     3. per (topic, partition), the batches' ranges adjoin: no overlap, and no gap but those that the user accepted
     4. (topic, partition, offset) is unique over `predictions` and `quarantine`
 
+A row that was erased on request (`imagestream erase`) counts as it did before, by its record in `erased`.
+
 From 1 to 4 it follows that no message is missing and none is repeated. Offsets may have held no message: such holes are
 reported, with the number of those that Kafka's log proved to be none (see `streaming/pipeline/account.py`, C6 and C7).
 
@@ -34,19 +36,33 @@ TIMEOUT_S = 3_600.0
 
 # What every statement below begins with; a part that it does not use costs nothing.
 VIEWS = """
-WITH row AS (
+WITH {rows} AS (
     SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, true AS good
     FROM predictions
     UNION ALL
     SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, false AS good
     FROM quarantine
 ),
+{erased}
 range AS (
     SELECT query_id, batch_id, o.topic AS topic, o."partition" AS "partition", o."start" AS "start", o."end" AS "end",
            {counted} AS counted, {log_start} AS log_start
     FROM (SELECT query_id, batch_id, unnest(offsets) AS o FROM batches)
 )
 """
+# A row that was erased on request answers its message as it did before.
+WITH_ERASED = """
+row AS (
+    FROM answered
+    UNION ALL
+    SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, "table" = 'predictions'
+    FROM (SELECT DISTINCT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, "table"
+          FROM erased) e
+    WHERE NOT EXISTS (SELECT 1 FROM answered a
+                      WHERE (a.topic, a."partition", a."offset") = (e.topic, e."partition", e."offset"))
+),
+"""
+ERASED = 'SELECT count(DISTINCT (topic, "partition", "offset")) AS n FROM erased'
 COUNTED = {"counted": 'coalesce(o."rows", o."end" - o."start")', "log_start": "o.log_start"}
 UNCOUNTED = {"counted": 'o."end" - o."start"', "log_start": "NULL::BIGINT"}  # before holes were counted there were none
 TOTALS = """
@@ -212,6 +228,7 @@ class AuditReport:
     quarantined: int = 0
     spans: list[Span] = field(default_factory=list)
     unfinished: list[dict[str, Any]] = field(default_factory=list)  # newest batches, in flight or cut off
+    erased: int = 0  # messages whose rows were erased on request
     left_out: list[dict[str, Any]] = field(default_factory=list)  # offsets lost, and accepted as lost; inclusive
     compared: list[Compared] = field(default_factory=list)  # with the broker, if it was asked
     problems: list[Problem] = field(default_factory=list)  # at most LISTED of a kind
@@ -247,6 +264,8 @@ def audit(settings: Settings) -> AuditReport:
         report = AuditReport(**totals)
         report.spans = [Span(**row) for row in tables.rows(SPANS)]
         report.left_out = list(_left_out(tables))
+        if tables.has_erased:
+            report.erased = next(tables.rows(ERASED))["n"]
         _check_accounts(tables, report)
         _check_ranges(tables, report)
         _check_unique(tables, report)
@@ -261,7 +280,9 @@ class AuditTables:
         with snapshot.query("SELECT offsets FROM batches LIMIT 0") as reader:
             kind = reader.schema.field("offsets").type.value_type
             counts = any(kind.field(number).name == "rows" for number in range(kind.num_fields))
-        self._views = VIEWS.format(**(COUNTED if counts else UNCOUNTED))
+        self.has_erased = "erased" in snapshot.tables
+        erased = {"rows": "answered", "erased": WITH_ERASED} if self.has_erased else {"rows": "row", "erased": ""}
+        self._views = VIEWS.format(**(COUNTED if counts else UNCOUNTED), **erased)
 
     def rows(self, sql: str, parameters: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
         with self.query(sql, parameters) as reader:

@@ -7,6 +7,7 @@ has not seen that number or a later one. `batches` is last: a batch with a row t
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,16 @@ class Tables:
             self._open[name] = Table(self._place, name)
         return self._open[name]
 
+    def seen(self, stream: str) -> dict[str, int | None]:
+        """Table → the newest number that the stream has committed to it, of all tables of a decision.
+
+        They are opened, and asked, at the same time: in a bucket each takes several requests.
+        """
+        with ThreadPoolExecutor(len(DECIDED_TABLES)) as pool:
+            return dict(
+                zip(DECIDED_TABLES, pool.map(lambda name: self[name].seen(stream), DECIDED_TABLES), strict=True)
+            )
+
 
 def apply(
     decision: Decision,
@@ -59,20 +70,25 @@ def apply(
         ServiceError: files of a decision that another process made are missing or damaged.
     """
     app, number = decision.stream, decision.number
-    # In the newest version, at each batch: a driver that slept for a day must not put rows into a table that had none
-    # since its number was pruned.
-    seen = tables["batches"].seen(app)
+    # At each batch: a driver that slept for a day must not put rows into a table that had none since its number was
+    # pruned. Decisions are kept for much longer than what is known of a table in a bucket.
+    batches = tables["batches"]
+    seen = batches.seen_lately(app) if fresh else batches.seen(app)
     if seen is not None and seen >= number:
         return seen == number
     if not fresh:
         _check_files(decision, tables)
-    files = files_of(decision)
-    for name in DECIDED_TABLES:
-        if name in files:
-            tables[name].append_files(files[name], app, number)
-        on_step(name)
+    files = {tables[name]: of_table for name, of_table in files_of(decision).items()}
+    with ThreadPoolExecutor(max(1, len(files))) as pool:  # the tables do not depend on each other
+        commits = {
+            table.name: pool.submit(table.append_files, of_table, app, number) for table, of_table in files.items()
+        }
+        for name in DECIDED_TABLES:
+            if name in commits:
+                commits[name].result()
+            on_step(name)
     row = _batch_row(decision, decision.figures.seconds if seconds is None else seconds())
-    tables["batches"].append(row, app, number)
+    batches.append(row, app, number)
     return True
 
 
@@ -95,7 +111,7 @@ def finish_decided(settings: Settings, stream: str, tables: Tables) -> Positions
             apply(decision, tables, fresh=False)
             positions = positions.after(decision)
             continue
-        ahead = [name for name in DECIDED_TABLES if (tables[name].seen(identity.id) or 0) > positions.number]
+        ahead = [name for name, seen in tables.seen(identity.id).items() if (seen or 0) > positions.number]
         if not ahead:
             return positions
         if decisions.read(positions.number + 1) is None:  # else another driver has decided it meanwhile
@@ -129,9 +145,9 @@ def _check_continues(positions: Positions, decision: Decision, stream: str) -> N
 def _check_files(decision: Decision, tables: Tables) -> None:
     """The files that tables are still to take must be there, in full."""
     wrong = []
+    seen = tables.seen(decision.stream)
     for name, files in files_of(decision).items():
-        seen = tables[name].seen(decision.stream)
-        if seen is not None and seen >= decision.number:
+        if (seen[name] or 0) >= decision.number:
             continue
         for file in files:
             size = tables[name].store.size(file.path)

@@ -16,27 +16,25 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
-from deltalake import DeltaTable, QueryBuilder
+import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
+from pyarrow import dataset
 
 from streaming.errors import ServiceError
 from streaming.pipeline.decisions import Decision, OffsetRange, parse_object
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.files import STRICT
-from streaming.storage.table_log import answers, open_delta
+from streaming.storage.table_files import local_copies
+from streaming.storage.table_log import open_delta
+from streaming.storage.tables import BATCHES, data_files
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SEPARATOR = "~"
 FORMAT = 1
-# Read with deltalake alone: in the stream's process, whose JVM leaves threads behind, DuckDB complains at the end.
-ENDS = """
-SELECT query_id, o['topic'] AS topic, o['partition'] AS "partition", max(o['end']) AS "end"
-FROM (SELECT query_id, unnest(offsets) AS o FROM batches) GROUP BY query_id, o['topic'], o['partition']
-"""
-NEWEST = "SELECT batch_id, {topics} AS topics FROM batches WHERE query_id = '{id}' ORDER BY batch_id DESC LIMIT 1"
+READ = ("query_id", "batch_id", "offsets", "topics")  # of `batches`
 
 Place = tuple[str, int]  # the topic's name in the tables, partition
 
@@ -157,52 +155,44 @@ def read_positions(settings: Settings, identity: StreamIdentity) -> Positions:
         ServiceError: the table cannot be read.
     """
     first = {(one.topic, one.partition): one.offset for one in identity.first}
-    table = _open_batches(settings)
-    if table is None:
+    batches = _read_batches(settings)
+    mine = batches.filter(pc.equal(batches.column("query_id"), identity.id))
+    if not mine.num_rows:
         return Positions(identity.id, 0, first, identity.topics)
-    ends = {
-        (row["topic"], row["partition"]): row["end"]
-        for row in _rows(settings, table, ENDS)
-        if row["query_id"] == identity.id
-    }
-    has_topics = any(one.name == "topics" for one in table.schema().fields)
-    newest = _rows(settings, table, NEWEST.format(topics="topics" if has_topics else "NULL", id=identity.id))
-    number, topics = (newest[0]["batch_id"], dict(newest[0]["topics"] or ())) if newest else (0, {})
-    return Positions(identity.id, number, {**first, **ends}, {**identity.topics, **topics})
+    newest = mine.take(pc.sort_indices(mine.column("batch_id"), [("", "descending")])[:1]).to_pylist()[0]
+    topics = {**identity.topics, **dict(newest["topics"] or ())}
+    return Positions(identity.id, newest["batch_id"], {**first, **_ends(mine)}, topics)
 
 
 def ends_of_all(settings: Settings) -> dict[Place, int]:
     """One past the last offset of each place, whichever stream read it: the tables alone."""
-    table = _open_batches(settings)
-    ends: dict[Place, int] = {}
-    for row in _rows(settings, table, ENDS) if table is not None else ():
-        place = (row["topic"], row["partition"])
-        ends[place] = max(ends.get(place, 0), row["end"])
-    return ends
+    return _ends(_read_batches(settings))
 
 
-def _open_batches(settings: Settings) -> DeltaTable | None:
-    if not settings.place.has_table("batches"):
-        return None
+def _ends(batches: pa.Table) -> dict[Place, int]:
+    ranges = pc.list_flatten(batches.column("offsets"))
+    columns = {name: pc.struct_field(ranges, name) for name in ("topic", "partition", "end")}
+    ends = pa.table(columns).group_by(["topic", "partition"]).aggregate([("end", "max")])
+    return {(row["topic"], row["partition"]): row["end_max"] for row in ends.to_pylist()}
+
+
+def _read_batches(settings: Settings) -> pa.Table:
+    """What `batches` says of offsets, all from one version; no rows where there is no such table.
+
+    Files in a bucket are read from local copies: they never change, so only new ones are fetched. deltalake's own
+    queries would let no other thread of the process run while they wait for the bucket, and DuckDB complains at the end
+    of a process with a JVM.
+    """
+    schema = pa.schema([BATCHES.field(name) for name in READ])
+    home = settings.place
+    if not home.has_table("batches"):
+        return schema.empty_table()
+    place = home.table("batches")
     try:
-        return open_delta(settings.place.table("batches"))
-    except (DeltaError, OSError) as error:
-        raise _unreadable(settings, error) from error
-
-
-def _rows(settings: Settings, table: DeltaTable, sql: str) -> Sequence[dict[str, Any]]:
-    try:
-        with answers(settings.place.uri):
-            rows: list[dict[str, Any]] = pa.table(
-                QueryBuilder().register("batches", table).execute(sql).read_all()
-            ).to_pylist()
-    except (DeltaError, OSError) as error:
-        raise _unreadable(settings, error) from error
-    return rows
-
-
-def _unreadable(settings: Settings, error: Exception) -> ServiceError:
-    return ServiceError(f"table batches in {settings.place.tables} cannot be read: {error}")
+        files = local_copies(home, data_files(open_delta(place), place))
+        return dataset.dataset(files, schema, format="parquet").to_table() if files else schema.empty_table()
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise ServiceError(f"table batches in {home.tables} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:

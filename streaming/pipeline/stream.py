@@ -38,11 +38,12 @@ from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 from streaming.storage.home import held, make_dir
-from streaming.storage.store import StoreAwayError
+from streaming.storage.store_errors import StoreAwayError
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
 RESIZE_FACTOR = 2.0  # a batch size is changed only if it is off by more than this
+TASKS_PER_CORE = 4  # of a batch, so that a partition with much in it holds up no more than that
 POLL_S = 0.2
 STOP_TIMEOUT_S = 25.0
 RETRY_S = 2.0
@@ -124,6 +125,7 @@ def run_stream(
             offsets do not continue what was committed, memory does not suffice, or the query keeps failing.
         ModelError: the champion's bundle is refused.
     """
+    settings.place.check()
     locks = make_dir(settings.work_dir / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
     lock = locks / f"stream-{file_stem(settings.topic)}.lock"
@@ -274,6 +276,8 @@ class _Run:
         trigger: dict[str, Any] = {"processingTime": "0 seconds"}
         if self._options.until_drained:
             trigger = {"availableNow": True}
+        # Each task writes a file to each table: of a topic with hundreds of partitions a task reads several.
+        messages = messages.coalesce(TASKS_PER_CORE * self._spark.sparkContext.defaultParallelism)
         writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(run_batch)
         # A file URI: the driver alone reads and writes it, also where Spark's default file system is another.
         return writer.option("checkpointLocation", scratch.as_uri()).trigger(**trigger).start()

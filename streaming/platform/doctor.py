@@ -5,7 +5,8 @@ import platform
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -14,14 +15,14 @@ from models.onnx_session import resolve_providers
 from streaming.environment import all_ignored
 from streaming.errors import ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
-from streaming.platform.jars import damaged_jars, locked_jars
+from streaming.platform.jars import ELSEWHERE, damaged_jars, locked_jars, why_not_for_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.machine import NAMELESS_USER, has_passwd_entry, memory, user_name
 from streaming.platform.scratch import use_scratch
-from streaming.settings import Settings
-from streaming.storage.home import make_dir
+from streaming.settings import Settings, cloud_variables
+from streaming.storage.home import Home, make_dir
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each
@@ -29,6 +30,36 @@ MIN_DISK_GIB = 2.0
 GIB = 1024**3
 ANSWER_TIMEOUT_S = 3.0
 ENGINES = {"LiteRT": "ai-edge-litert", "ONNX Runtime": "onnxruntime"}
+# Per scheme of a home in a bucket, what a client of it has to know: any one of several ways, each with its variables.
+WAYS = tuple[tuple[str, ...], ...]
+CREDENTIALS: dict[str, tuple[WAYS, ...]] = {
+    "s3": (
+        (
+            ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
+            ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
+        ),
+        (("AWS_REGION",), ("AWS_DEFAULT_REGION",), ("AWS_ENDPOINT_URL",)),
+    ),
+    "gs": (
+        (
+            ("GOOGLE_SERVICE_ACCOUNT",),
+            ("GOOGLE_SERVICE_ACCOUNT_PATH",),
+            ("GOOGLE_SERVICE_ACCOUNT_KEY",),
+            ("GOOGLE_APPLICATION_CREDENTIALS",),
+        ),
+    ),
+    "az": (
+        (("AZURE_STORAGE_ACCOUNT_NAME",),),
+        (
+            ("AZURE_STORAGE_ACCOUNT_KEY",),
+            ("AZURE_STORAGE_SAS_TOKEN",),
+            ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"),
+            ("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_ID", "AZURE_TENANT_ID"),
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -51,6 +82,7 @@ def diagnose(settings: Settings) -> list[Check]:
         check_environment,
         check_java,
         check_user,
+        *(() if settings.place.is_local else (check_work,)),
         check_home,
         check_scratch,
         check_jars,
@@ -81,18 +113,83 @@ def check_java(settings: Settings) -> Check:
         return Check("Java", needed, fix)
 
 
-def check_home(settings: Settings) -> Check:
-    """The home can be written, and of several who create one object there exactly one succeeds."""
+def check_work(settings: Settings) -> Check:
+    """The local folder beside a home in a bucket can be written."""
     try:
         make_dir(settings.work_dir)
-        settings.place.store.check_conditional()
-        return Check("home", f"{settings.home} can be written, and creates each object once")
+    except ServiceError as error:
+        return Check("work", str(error).rpartition(": ")[0], "set IMAGESTREAM_WORK to a folder that can be written to")
+    return Check("work", f"{settings.work_dir} can be written")
+
+
+def check_home(settings: Settings) -> Check:
+    """The home can be written, and of several who create one object there exactly one succeeds."""
+    home = settings.place
+    try:
+        if not home.is_local:
+            return _check_bucket(home)
+        make_dir(settings.work_dir)
+        home.store.check_conditional()
     except ServiceError as error:
         found, _, fix = str(error).rpartition(": ")
         return Check("home", found or str(error), fix)
+    return Check("home", f"{settings.home} can be written, and creates each object once")
+
+
+def _check_bucket(home: Home) -> Check:
+    """Each right that a stream needs, one after the other, then the race for new objects.
+
+    Raises:
+        ServiceError: the bucket does not create objects once.
+    """
+    scheme = home.uri.partition("://")[0]
+    key = f"locks/doctor-{uuid.uuid4().hex}"
+
+    def get() -> None:
+        if home.store.get(key) != key.encode():
+            raise ServiceError("another object came back: choose a store that returns what was put last")
+
+    def find() -> None:
+        if key not in {one.key for one in home.store.list("locks")}:
+            raise ServiceError("the object is not in the list: choose a store that lists what was put last")
+
+    steps: dict[str, Callable[[], None]] = {
+        "put an object": lambda: home.store.put(key, key.encode()),
+        "get it": get,
+        "list objects": find,
+        "delete it": lambda: home.store.delete([key]),
+    }
+    for step, request in steps.items():
+        try:
+            request()
+        except ServiceError as error:
+            found, _, advice = str(error).rpartition(": ")
+            unset = missing_variables(scheme, cloud_variables())
+            fix = f"set {', '.join(unset)}, unless the machine has a role; {advice}" if unset else advice
+            return Check("home", f"cannot {step}: {found or error}", fix)
+    home.store.check_conditional()
+    return Check("home", f"{home} stores, returns, lists and deletes objects, and creates each once")
+
+
+def missing_variables(scheme: str, present: Set[str]) -> list[str]:
+    """The variables to set so that a client of the cloud finds its credentials, region and account.
+
+    Args:
+        scheme: of the home, `s3`, `gs` or `az`.
+        present: the names of those that are set.
+    """
+    missing = []
+    for ways in CREDENTIALS[scheme]:
+        if not any(present >= set(way) for way in ways):
+            # The way that was begun, else the usual one.
+            way = next((way for way in ways if present & set(way)), ways[0])
+            missing += [name for name in way if name not in present]
+    return missing
 
 
 def check_jars(settings: Settings) -> Check:
+    if why := why_not_for_jars(settings.jars_dir):
+        return Check("jars", f"{settings.jars_dir} {why}", ELSEWHERE)
     damaged = damaged_jars(settings.jars_dir)
     if not damaged:
         return Check("jars", f"{len(locked_jars())} in {settings.jars_dir}, as locked")
@@ -126,7 +223,11 @@ def check_scratch(settings: Settings) -> Check:
 def check_disk(settings: Settings) -> Check:
     there = next(path for path in (settings.work_dir, *settings.work_dir.parents) if path.is_dir())
     gib = shutil.disk_usage(there).free / GIB
-    fix = None if gib >= MIN_DISK_GIB else f"free {MIN_DISK_GIB:.0f} GiB there, or choose another home with --home DIR"
+    fix = (
+        None
+        if gib >= MIN_DISK_GIB
+        else f"free {MIN_DISK_GIB:.0f} GiB there, or choose another folder with --home DIR or IMAGESTREAM_WORK"
+    )
     return Check("disk", f"{gib:.1f} GiB free at {there}", fix)
 
 

@@ -25,6 +25,7 @@ REPLACED = (
     "spark-token-provider-kafka 4.2.0, which Spark's Kafka connector asks for, is replaced by 4.0.0: "
     "the registry lacks 4.2.0, and both have the same interface"
 )
+ELSEWHERE = "keep the jars elsewhere, with IMAGESTREAM_JARS"
 CONNECT_TIMEOUT_MS = 20_000
 READ_TIMEOUT_MS = 60_000
 SLOW_MBIT_S, BEFORE_FETCHING_S = 20, 15  # a slow line; Ivy asks for every jar's description first
@@ -141,10 +142,16 @@ def lock_jars(java: Path) -> int:
     return len(rows)
 
 
+def why_not_for_jars(jars_dir: Path) -> str | None:
+    """Why class paths and Spark's list of jars cannot name files of a folder, or None."""
+    letter = next((letter for letter in (os.pathsep, ",", "%", "#") if letter in str(jars_dir)), None)
+    return None if letter is None else f"has a {letter} in its path"
+
+
 def _jars_of(configuration: str, jars_dir: Path) -> list[Path]:
     jars = [jar for jar in locked_jars() if jar.name.startswith(configuration + "/")]
-    for letter in {os.pathsep, ",", "%", "#"} & set(str(jars_dir)):  # as class paths and lists of jars are written
-        raise ServiceError(f"{jars_dir} has a {letter} in its path: keep the jars elsewhere, with IMAGESTREAM_JARS")
+    if why := why_not_for_jars(jars_dir):
+        raise ServiceError(f"{jars_dir} {why}: {ELSEWHERE}")
     for jar in jars:
         if damage := jar.damage(jars_dir, verify=False):
             raise ServiceError(f"{jars_dir / jar.name}: {damage}: run `imagestream setup`")

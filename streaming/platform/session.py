@@ -24,10 +24,12 @@ from streaming.platform.machine import check_user
 from streaming.platform.scratch import java_scratch, use_scratch
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
+from streaming.storage.store import shared_variables
 
 SPARK_LOG = "spark.log"
 GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"  # PySpark knows no more than that
 MAX_LAST_WORDS = 256 * 1024
+LAST_ASCII = 0x7F
 ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s
 BYTES_PER_ARROW_BATCH = 8 * 1024**2  # of large messages few are under way at a time
 
@@ -111,8 +113,11 @@ def spark_session(
         .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {shlex.join(java_scratch())} {java_options}")
     )
     local = settings.master.startswith("local")
-    on_this_machine = LOOPBACK | _sockets_in(_socket_dir().name) if local else {}
-    for key, value in (CONF | (DELTA if delta else {}) | on_this_machine | dict(conf)).items():
+    if local:
+        network = LOOPBACK | _sockets_in(_socket_dir().name)
+    else:  # executors have credentials of their own, which a setting of Spark's would show in logs and pages
+        network = {f"spark.executorEnv.{name}": value for name, value in shared_variables().items()}
+    for key, value in (CONF | (DELTA if delta else {}) | network | dict(conf)).items():
         builder = builder.config(key, value)
     # PySpark takes the first two, and the JVM the others, from the environment only, and only when they start.
     variables = {"JAVA_HOME": str(java.parent.parent), "PYSPARK_PYTHON": sys.executable, **GIVES_BACK}
@@ -196,7 +201,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 def _log4j(settings: Settings) -> str:
     """Spark logs to a file of the home; what its jobs raise reaches the caller as an exception."""
-    path = settings.work_dir / "log4j2.properties"
+    path, log = settings.work_dir / "log4j2.properties", _property(str(settings.work_dir / SPARK_LOG))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"""\
@@ -204,8 +209,8 @@ rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = RollingFile
 appender.file.name = file
-appender.file.fileName = {settings.work_dir / SPARK_LOG}
-appender.file.filePattern = {settings.work_dir / SPARK_LOG}.%i
+appender.file.fileName = {log}
+appender.file.filePattern = {log}.%i
 appender.file.layout.type = PatternLayout
 appender.file.layout.pattern = %d %p %c{{1}}: %m%n%ex
 appender.file.policies.type = SizeBasedTriggeringPolicy
@@ -215,3 +220,10 @@ appender.file.strategy.max = 3
 """
     )
     return f"-Dlog4j2.configurationFile={path.as_uri()}"
+
+
+def _property(text: str) -> str:
+    """A text in a file of properties, which Java reads as Latin-1 and Log4j substitutes variables in."""
+    units = text.replace("\\", "\\\\").replace("${", "$${").encode("utf-16-be")
+    codes = (int.from_bytes(units[at : at + 2]) for at in range(0, len(units), 2))
+    return "".join(chr(code) if code < LAST_ASCII else f"\\u{code:04x}" for code in codes)

@@ -53,6 +53,15 @@ class Home:
         """The place of a table, a path or a URI."""
         return f"{self.tables}/{name}"
 
+    def check(self) -> None:
+        """Check that a home in a bucket can be written to, before work begins that would be lost otherwise.
+
+        Raises:
+            ServiceError: why it cannot, and the setting to look at.
+        """
+        if not self.is_local:
+            self.store.check_access()
+
     def has_table(self, name: str) -> bool:
         """Whether the table was created."""
         return LOG in self.store.folders(f"{TABLES}/{name}")

@@ -14,11 +14,11 @@ Source: Delta's protocol, "Actions" and "Delta Log Entries" (github.com/delta-io
 
 import json
 import random
-import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -31,7 +31,15 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
-from streaming.storage.store import StoreAwayError, allows_http, check_key, is_uri, open_store
+from streaming.storage.store import (
+    CONNECT_TIMEOUT_S,
+    REQUEST_TIMEOUT_S,
+    allows_http,
+    check_key,
+    is_uri,
+    open_store,
+)
+from streaming.storage.store_errors import OF_A_STORE, store_error
 
 PROTOCOL = (1, 2)  # versions of reader and writer: no table features, but appendOnly and invariants
 CHECKPOINT_INTERVAL = 50  # versions
@@ -40,8 +48,12 @@ COMMIT_TRIES = 50
 PAUSE_S = (0.005, 0.5)  # at most, after the second failure and after many
 # What is known of a log is used for so long. `maintain` keeps entries of the log for an hour at least.
 KNOWN_FOR_S = 600.0
-BUCKET_OPTIONS = {"timeout": "30s", "connect_timeout": "10s", "max_retries": "3", "retry_timeout": "30s"}
-AWAY = re.compile(r"Generic \w+ error|error sending request|timed out")
+BUCKET_OPTIONS = {
+    "timeout": f"{REQUEST_TIMEOUT_S}s",
+    "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+    "max_retries": "3",
+    "retry_timeout": f"{REQUEST_TIMEOUT_S}s",
+}
 # To look for expired parts of the log lists all of it: `maintain` does so, not every commit.
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
@@ -149,20 +161,23 @@ class TableLog:
         self._version, self._known_at = version, now
         self._seen[app_id] = number
         if version % CHECKPOINT_INTERVAL == 0:
-            with answers(self.place):
+            if is_uri(self.place):
+                _CHECKPOINTS.submit(_write_checkpoint, self.place)
+            else:
                 self.refresh().create_checkpoint()
         return True
 
     def _commit_with_deltalake(self, actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bool:
         """The same for any protocol that deltalake writes; False if it found a conflict."""
         try:
-            self._handle.create_write_transaction(
-                [*actions],
-                "append",
-                self._handle.schema(),
-                commit_properties=CommitProperties(app_transactions=[Transaction(app_id, number)]),
-                post_commithook_properties=HOOKS,
-            )
+            with answers(self.place):
+                self._handle.create_write_transaction(
+                    [*actions],
+                    "append",
+                    self._handle.schema(),
+                    commit_properties=CommitProperties(app_transactions=[Transaction(app_id, number)]),
+                    post_commithook_properties=HOOKS,
+                )
         except CommitFailedError:
             return False
         self._known_at = float("-inf")  # the handle does not follow its own commit
@@ -214,13 +229,25 @@ def storage_options(place: str | Path) -> dict[str, str] | None:
 
 @contextmanager
 def answers(place: str) -> Iterator[None]:
-    """Report what deltalake raises where a bucket does not answer as a StoreAwayError."""
+    """Report in one line why a bucket could not be read or written by deltalake: see `store_error`."""
     try:
         yield
-    except (OSError, DeltaError) as error:
-        if is_uri(place) and (isinstance(error, OSError) or AWAY.search(str(error))):
-            raise StoreAwayError(f"{place} does not answer: {str(error).splitlines()[0][:300]}") from error
+    except Exception as error:  # deltalake raises OSError, DeltaError and plain Exception
+        if is_uri(place) and OF_A_STORE.search(str(error)):
+            raise store_error(place, error) from None
         raise
+
+
+def _write_checkpoint(place: str) -> None:
+    """Write a checkpoint of a table in a bucket, which reads its entries since the last one, 50 requests in a row.
+
+    If that fails, `maintain` writes one, or the commit of another 50 versions does.
+    """
+    with suppress(ServiceError, DeltaError, OSError), answers(place):
+        open_delta(place).create_checkpoint()
+
+
+_CHECKPOINTS = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
 
 def open_log(place: str) -> TableLog:

@@ -115,6 +115,18 @@ SHADOW = pa.schema(
 )
 # What another version answers to history: the stream's answers are in `predictions`, by the same identity.
 RESCORED = pa.schema([*IDENTITY, *ANSWER, *LINEAGE])
+# Rows that were erased on request: where they were, and nothing of the image itself.
+ERASED = pa.schema(
+    [
+        pa.field("topic", pa.string()),
+        pa.field("partition", pa.int32()),
+        pa.field("offset", pa.int64()),
+        *LINEAGE,
+        pa.field("table", pa.string()),  # that held the row: predictions or quarantine
+        pa.field("erased_at", TIMESTAMP),
+        pa.field("by", pa.string()),
+    ]
+)
 OFFSET_RANGE = pa.struct(
     [
         pa.field("topic", pa.string()),
@@ -163,6 +175,7 @@ SCHEMAS: dict[str, tuple[pa.Schema, str | None]] = {  # and by what they are par
     "shadow": (SHADOW, None),
     "rescored": (RESCORED, None),
     "batches": (BATCHES, None),
+    "erased": (ERASED, None),
 }
 # Statistics of long values help no reader and make the log grow.
 STATISTICS = {
@@ -266,7 +279,8 @@ class Table:
         for _ in range(COMMIT_TRIES):
             table = self._log.refresh()
             once = CommitProperties(app_transactions=[Transaction(REWRITE, self._log.next_rewrite())])
-            with suppress(CommitFailedError):  # files were replaced meanwhile: those there are now have the rows
+            # A conflict means that files were replaced meanwhile: those there are now have the rows.
+            with suppress(CommitFailedError), answers(self.place):
                 return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
         raise ServiceError(f"{self.place} is rewritten all the time: stop `maintain` and `replay`, and try again")
 
@@ -290,6 +304,10 @@ class Table:
         """The newest version that `app_id` has committed to this table, whoever did."""
         self._log.refresh()
         return self._log.seen(app_id)
+
+    def seen_lately(self, app_id: str) -> int | None:
+        """As `seen`; of a table in a bucket, which takes two requests to ask, as of ten minutes ago at most."""
+        return self._log.seen(app_id) if is_uri(self.place) else self.seen(app_id)
 
 
 def _lacks(there: Any, wanted: Any) -> bool:

@@ -97,6 +97,7 @@ def train(
     """
     check_tracking(settings.mlflow_tracking_uri)
     make_dir(settings.work_dir)
+    settings.place.check()
     find_java(settings.work_dir)  # before the minute that an export can take
     with TemporaryDirectory(prefix="imagestream-") as scratch:
         if backbone.is_file:
@@ -205,6 +206,8 @@ def retrain(
         ServiceError: there is no champion, or no labelled features.
     """
     check_tracking(settings.mlflow_tracking_uri)
+    if not dry_run:
+        settings.place.check()
     registry = open_registry(settings.home)
     current = registry.target(CHAMPION)
     if current is None:

@@ -145,6 +145,7 @@ def train_cnn(
     """
     check_tracking(settings.mlflow_tracking_uri)
     make_dir(settings.work_dir)
+    settings.place.check()
     find_java(settings.work_dir)
     spec = find_backbone(network.architecture, input_size=network.size)
     aim = None if network.threshold is None else aim_for(network.threshold, len(dataset.class_counts))

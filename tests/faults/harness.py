@@ -6,7 +6,6 @@ The judge reads the tables with deltalake alone and compares them with what the 
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 from uuid import uuid4
 
@@ -32,9 +33,10 @@ from streaming.pipeline.decisions import Decision
 from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.home import TABLES
+from streaming.storage.table_log import open_delta
 from tests.conftest import CHECKOUT, SPARK
 from tests.faults.poison import Sample
-from tests.streaming.small_models import bundle_folder
 
 PATIENCE_S = 300.0  # until something that has to happen is taken not to happen
 POLL_S = 0.1
@@ -286,21 +288,32 @@ class MemoryWatch:
 
 
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Read the tables with deltalake alone."""
-    builder = QueryBuilder()
-    for path in Path(settings.place.tables).iterdir():
-        builder = builder.register(path.name, DeltaTable(path))
-    return pa.table(builder.execute(sql).read_all()).to_pylist()
+    """Read the tables with deltalake alone; those in a bucket as copies, log and all."""
+    home = settings.place
+    with TemporaryDirectory() as scratch:
+        tables = Path(home.tables)
+        if not home.is_local:
+            tables = Path(scratch)
+            keys = [stored.key for stored in home.store.list(TABLES)]
+            copies = {key: tables / key.removeprefix(f"{TABLES}/") for key in keys}
+            for folder in {copy.parent for copy in copies.values()}:
+                folder.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(home.store.fetch, copies, copies.values()))
+        builder = QueryBuilder()
+        for path in tables.iterdir():
+            builder = builder.register(path.name, DeltaTable(path))
+        return pa.table(builder.execute(sql).read_all()).to_pylist()
 
 
 def versions(settings: Settings) -> dict[str, int]:
     """Every table's version."""
-    return {path.name: DeltaTable(path).version() for path in sorted(Path(settings.place.tables).iterdir())}
+    return {name: open_delta(settings.place.table(name)).version() for name in settings.place.table_names()}
 
 
 def scored(settings: Settings) -> int:
     """Messages of whole batches."""
-    if not (Path(settings.place.tables) / "batches" / "_delta_log").is_dir():
+    if not settings.place.has_table("batches"):
         return 0
     return int(rows(settings, "SELECT coalesce(sum(input_rows), 0) AS n FROM batches")[0]["n"])
 
@@ -353,8 +366,9 @@ def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
 
 def decisions(settings: Settings) -> list[Decision]:
     """The decisions of the topic's stream, the oldest first."""
-    paths = sorted((settings.work_dir / "streams" / settings.topic / "batches").glob("*.json"))
-    return [Decision.from_json(path.read_bytes(), path.name) for path in paths]
+    store = settings.place.store
+    keys = sorted(stored.key for stored in store.list(f"streams/{settings.topic}/batches"))
+    return [Decision.from_json(data, key) for key in keys if (data := store.get(key)) is not None]
 
 
 def check_one_attempt(settings: Settings) -> None:
@@ -362,7 +376,8 @@ def check_one_attempt(settings: Settings) -> None:
     for decision in decisions(settings):
         for name, made_at in (("predictions", "scored_at"), ("quarantine", "quarantined_at")):
             columns = ["partition", "offset", made_at]
-            files = [Path(settings.place.tables) / name / file.path for file in decision.files[name]]
+            stored = [settings.place.store.get(f"tables/{name}/{file.path}") for file in decision.files[name]]
+            files = [pa.BufferReader(data) for data in stored if data is not None]
             written = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
             sql = f'SELECT "partition", "offset", {made_at} FROM {name} WHERE batch_id = {decision.number}'  # noqa: S608
             found = rows(settings, f"{sql} AND query_id = '{decision.stream}'")
@@ -381,7 +396,7 @@ def register_twin(settings: Settings) -> int:
     registry = open_registry(settings.home)
 
     def copy(target: Path) -> None:
-        shutil.copytree(bundle_folder(settings.work_dir, 1), target)
+        registry.fetch(1, target)
         manifest = target / "manifest.json"
         spaces = " " * (len(registry.versions()) + 1)
         manifest.write_text(manifest.read_text().replace('"holdout_rows":', f'"holdout_rows":{spaces}', 1))

@@ -22,6 +22,7 @@ MEDIA_TYPES = {
     "BMP": "image/bmp",
     "WEBP": "image/webp",
     "TIFF": "image/tiff",
+    "AVIF": "image/avif",
 }
 
 
@@ -143,6 +144,7 @@ def test_importing_the_contract_loads_no_kafka() -> None:
         (b"II+\0", "image/tiff"),
         (b"MM\0+", "image/tiff"),
         (b"RIFF\x1a\0\0\0WEBP", "image/webp"),
+        (b"\0\0\0\x1cftypheic", "image/heic"),
         *((b"BM" + bytes(12) + bytes([size, 0, 0, 0]), "image/bmp") for size in (12, 16, 40, 52, 56, 64, 108, 124)),
     ],
 )

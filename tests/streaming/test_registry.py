@@ -19,7 +19,7 @@ from streaming.storage.registry_objects import MAX_BYTES, Move, Version, move_ke
 from streaming.storage.store import Store, open_store
 from tests.models.samples import copy_bundle, replace_file, tiny_bundle
 from tests.object_store import BUCKET, ObjectStoreServer
-from tests.streaming.killed import killed_at_each_step
+from tests.streaming.killed import killed_at_each_step, processes_with_module_of
 from tests.streaming.small_models import bundle_folder
 from tests.streaming.stores import Elsewhere
 
@@ -126,9 +126,9 @@ def register_many(home: Path, bundle: Path, start: "multiprocessing.synchronize.
 
 def in_three_processes(target: Callable[..., None], *arguments: object) -> None:
     """Run it three times at once; it gets a barrier to start at."""
-    spawn = multiprocessing.get_context("spawn")
-    start = spawn.Barrier(3)
-    processes = [spawn.Process(target=target, args=(*arguments, start)) for _ in range(3)]
+    context = processes_with_module_of(target)
+    start = context.Barrier(3)
+    processes = [context.Process(target=target, args=(*arguments, start)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

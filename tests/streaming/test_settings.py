@@ -13,6 +13,7 @@ import pytest
 from streaming.cli.config import lines, shown
 from streaming.errors import ServiceError
 from streaming.jobs.demo import _command as demo_command
+from streaming.platform.doctor import check_jars
 from streaming.platform.jars import spark_jars
 from streaming.query import query
 from streaming.settings import Settings, read_configuration, read_settings
@@ -234,3 +235,5 @@ def test_jars_and_backbones_are_kept_once_per_user_unless_the_home_has_its_own(
 def test_jars_in_a_folder_that_no_class_path_can_name_are_refused(folder: Path) -> None:
     with pytest.raises(ServiceError, match="has a , in its path: keep the jars elsewhere, with IMAGESTREAM_JARS"):
         spark_jars(folder / "a, b")
+    check = check_jars(Settings(home=folder, jars=folder / "a, b"))
+    assert (check.found, check.ok) == (f"{folder / 'a, b'} has a , in its path", False)

@@ -23,7 +23,7 @@ DIGITS = list(digit_images(24))
 @pytest.fixture
 def folder(object_store: ObjectStoreServer, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of a folder in the bucket, to which the environment has the credentials."""
-    for name, value in object_store.environment.items():
+    for name, value in object_store.environment().items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/photos-{uuid4().hex}"
 

@@ -36,10 +36,13 @@ def listener(port: int = 0) -> Iterator[int]:
 
 
 @pytest.fixture
-def own(jars_dir: Path, tmp_path: Path) -> Iterator[Settings]:
+def own(jars_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """A home without a broker so far; whatever broker a test starts there is stopped."""
-    settings = Settings(home=tmp_path / "home", jars=jars_dir, bootstrap_servers=None)
+    # In a locale without letters such as ç, and where a comma parts the entries of Kafka's lists.
+    monkeypatch.setenv("LC_ALL", "POSIX")
+    settings = Settings(home=tmp_path / "fran\u00e7ois m\u00fcller, #1", jars=jars_dir, bootstrap_servers=None)
     yield settings
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] in ([], [Path(settings.home).name])
     stop_broker(settings)
 
 

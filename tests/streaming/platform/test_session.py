@@ -43,7 +43,10 @@ def start(home: Path, memory: str, **environment: str) -> list[str]:
 
 
 def test_one_core_is_enough_for_one_session_after_another_and_nobody_else_can_reach_the_workers(tmp_path: Path) -> None:
-    *sessions, sockets = start(tmp_path, "2g")
+    home = tmp_path / "fran\u00e7ois m\u00fcller, #1 'x' ${y}"
+    *sessions, sockets = start(home, "2g", LC_ALL="POSIX")
+    assert list(tmp_path.iterdir()) == [home]  # Log4j writes nowhere else
+    assert (home / "spark.log").is_file()
     assert sessions == ["10 700", "10 700"]
     assert not Path(sockets).exists()  # once the process has ended
 

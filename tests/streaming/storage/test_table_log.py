@@ -18,7 +18,8 @@ from streaming.errors import ServiceError
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage import table_log
-from streaming.storage.store import LocalStore, StoreAwayError
+from streaming.storage.store import LocalStore
+from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.table_log import TableLog, open_log
 from streaming.storage.tables import LABELS, PREDICTIONS, Table
 from tests.streaming.history import NOON
