@@ -382,4 +382,4 @@ def _wait_for_predictions(settings: Settings, count: int, stream: subprocess.Pop
             return
         assert stream.poll() is None, log.read_text()
         assert time.monotonic() < give_up, f"{done} after 120 s: {log.read_text()}"
-        time.sleep(0.3)
+        time.sleep(0.5)
