@@ -38,6 +38,9 @@ def main() -> None:
             os.fdopen(rows, "wb") as out,
             pa.ipc.new_stream(out, found.schema) as stream,
         ):
+            # The columns, before the first row: Arrow writes them with the first batch.
+            stream.write_batch(pa.RecordBatch.from_pylist([], found.schema))
+            out.flush()
             for batch in found:
                 stream.write_batch(batch)
                 out.flush()

@@ -74,7 +74,7 @@ def _rows(
     reader: pa.RecordBatchReader, process: "subprocess.Popen[bytes]", late: threading.Event, timeout_s: float
 ) -> Iterator[pa.RecordBatch]:
     with _errors_of(process, late, timeout_s):
-        yield from reader
+        yield from (batch for batch in reader if batch.num_rows)
         if process.wait() != 0:
             raise pa.ArrowInvalid("the rows end early")
 

@@ -174,11 +174,9 @@ def service_in_bucket(
     """
     work.mkdir()
     home = f"s3://{BUCKET}/{uuid4().hex}"
-    # The workers of a session that runs already have the environment that it was started in.
-    of_workers = SPARK.start(work.parent, broker.jars_dir).sparkContext.environment
     with environment(**server.environment(port)), pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment(port).items():
-            patch.setitem(of_workers, name, value)
+            patch.setitem(SPARK.environment, name, value)
         store = open_store(home)
         for path in [path for name in ("models", "tables") for path in (trained / name).rglob("*") if path.is_file()]:
             store.put(path.relative_to(trained).as_posix(), path.read_bytes())

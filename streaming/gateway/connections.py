@@ -6,6 +6,7 @@ of the same address, so that whoever opens a thousand and says nothing takes onl
 """
 
 import asyncio
+import ipaddress
 from typing import Any
 
 import h11
@@ -71,8 +72,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        address = self.client[0] if self.client else ""
-        if not self.bounds.admit(self, address):
+        if not self.bounds.admit(self, network_of(self.client[0] if self.client else "")):
             self.connections.discard(self)
             transport.abort()
             return
@@ -114,6 +114,14 @@ class BoundedProtocol(H11Protocol):
         self._deadline = None
         if self.silent and not self.transport.is_closing():
             self.transport.close()
+
+
+def network_of(address: str) -> str:
+    """Who counts as one: an IPv4 address, or the 64 bits of an IPv6 address that a single host is given."""
+    try:
+        return str(ipaddress.ip_network((address, 64), strict=False)) if ":" in address else address
+    except ValueError:
+        return address
 
 
 def protocol_of(bounds: Connections) -> type[BoundedProtocol]:

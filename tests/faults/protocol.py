@@ -13,7 +13,8 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -24,6 +25,7 @@ import psutil
 import pyarrow as pa
 
 from streaming.jobs.audit import audit
+from streaming.pipeline.account import Piece, Place, Seen
 from streaming.pipeline.commit import STEPS, BatchCommitter, BatchResult, LostDecisionError, _Scored
 from streaming.pipeline.decisions import Decisions, ModelVersion, OffsetRange
 from streaming.pipeline.finish import Tables, finish_decided
@@ -41,6 +43,7 @@ from tests.faults.harness import rows, wait_until
 from tests.streaming.history import NOON, SHA256, begin_stream
 
 PARTITIONS = (0, 1)
+TOPIC_ID = "topic-id"
 PAUSE_S = 0.1
 FENCED = 3  # exit code
 
@@ -103,9 +106,9 @@ class _Committer(BatchCommitter):
             features = [row | {"backbone_sha256": SHA256, "features": [0.0]} for row in good]
             reports.append(
                 PartitionReport(
-                    len(of_range),
-                    len(of_range),
-                    {"truncated": len(bad)} if bad else {},
+                    read=[Piece(one.topic, one.partition, len(of_range), one.start, one.end - 1)],
+                    quarantined_at=[(one.topic, one.partition, len(bad))] if bad else [],
+                    quarantined={"truncated": len(bad)} if bad else {},
                     quarantine_file=_file(self._tables["quarantine"].place, worse, QUARANTINE),
                     features_file=_file(self._tables["features"].place, features, FEATURES),
                 )
@@ -154,6 +157,7 @@ def _run(spec: Spec) -> None:
         _Serving(Registry(place.store)),  # type: ignore[arg-type]
         tables,
         Decisions(place.store, topic),
+        _witness,
         store_features=True,
         on_batch=log.on_batch,
         on_step=log.on_step,
@@ -181,11 +185,18 @@ def _drive(spec: Spec, committer: _Committer, tables: Tables) -> None:
     positions = finish_decided(settings, topic, tables)
     assert positions is not None
     begins, ends = dict.fromkeys(PARTITIONS, 0), dict.fromkeys(PARTITIONS, spec.messages)
-    committer.plan = plan_start(positions, Topic(topic, "topic-id", begins, ends), Accept())
+    committer.plan = plan_start(positions, Topic(topic, TOPIC_ID, begins, ends), Accept())
     at = {one: positions.of_topic(topic).get(one, 0) for one in PARTITIONS}
     while ranges := _next(topic, at, spec):
         committer(SimpleNamespace(ranges=ranges, sparkSession=_NO_SPARK), ranges)  # type: ignore[arg-type]
         at |= {one.partition: one.end for one in ranges}
+
+
+def _witness(topics: Collection[str], _: Collection[Place]) -> "Future[Seen]":
+    """Kafka's topics, which stay the same."""
+    seen: Future[Seen] = Future()
+    seen.set_result(Seen(dict.fromkeys(topics, TOPIC_ID), {}))
+    return seen
 
 
 _NO_SPARK = SimpleNamespace(sparkContext=SimpleNamespace(defaultParallelism=1))

@@ -149,3 +149,10 @@ def test_the_description_is_behind_the_key_and_loads_nothing_from_elsewhere(tmp_
         assert "POST /images" in shown.text
         assert not re.search(r"<script|src=|href=|https?://", shown.text)
         assert shown.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_addresses_that_one_host_has_count_as_one() -> None:
+    assert connections.network_of("192.0.2.7") == "192.0.2.7"
+    assert connections.network_of("2001:db8::1") == connections.network_of("2001:db8::ffff") == "2001:db8::/64"
+    assert connections.network_of("2001:db8:0:1::1") != connections.network_of("2001:db8::1")
+    assert connections.network_of("unix:") == "unix:"

@@ -1,19 +1,28 @@
 """A home in a bucket that cannot be used: one line with the cause and the setting, before anything starts."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+import pyarrow as pa
 import pytest
 
+from streaming.jobs.maintain import maintain
+from streaming.jobs.rewrite import compact
+from streaming.pipeline.positions import read_identity, read_positions
+from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.store import shared_variables
+from streaming.storage import store as store_module
+from streaming.storage.store import open_store, shared_variables
 from streaming.storage.store_errors import StoreAwayError, store_error
+from streaming.storage.table_log import open_delta
+from streaming.storage.tables import BATCHES, Table
 from tests.conftest import command_here, environment, environment_of
 from tests.object_store import BUCKET, READER_KEY, SECRET, ObjectStoreServer
 from tests.store_proxy import Fault, StoreProxy
+from tests.streaming.history import begin_stream, commit_batch, new_topic
 
 COMMANDS = {
     "doctor": ["doctor"],
@@ -105,6 +114,45 @@ def test_store_without_conditional_puts_is_refused(
     assert bucket_service.place.store.folders("streams") == []
 
 
+def test_tables_of_a_store_that_went_away_say_so(
+    bucket_home: str,
+    object_store: ObjectStoreServer,
+    proxy: StoreProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever waits for a store rests on the kind of the error, also where deltalake raises another one."""
+    monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
+    settings = Settings(home=bucket_home, work=tmp_path / "work", topic=new_topic())
+    with environment(**object_store.environment(proxy.port)):
+        commit_batch(settings, 1, {0: (0, 2)})
+        begin_stream(settings)
+        table, place = Table(settings.place.tables, "batches"), settings.place.table("batches")
+        identity = read_identity(settings, settings.topic)
+        assert identity is not None
+        rows = pa.Table.from_pylist([{"batch_id": 2}], schema=BATCHES)
+        calls: list[Callable[[], object]] = [
+            lambda: table.append(rows, "another", 1),
+            lambda: table.seen("another"),
+            table.files,
+            table.bytes,
+            lambda: table.delete_beyond(settings.topic, {0: 1}),
+            lambda: Table(settings.place.tables, "batches"),
+            lambda: Table(settings.place.tables, "labels"),
+            lambda: open_delta(place, 0),
+            lambda: compact(place, 1),
+            lambda: query(settings, "SELECT count(*) FROM batches"),
+            lambda: read_positions(settings, identity),
+            lambda: maintain(settings),
+        ]
+        with proxy.away():
+            for call in calls:
+                with pytest.raises(StoreAwayError, match=r"does not answer|did not store") as away:
+                    call()
+                assert "\n" not in str(away.value)
+        assert read_positions(settings, identity).number == 1
+
+
 def test_what_a_store_says_is_not_repeated() -> None:
     """A URL may hold a signature, and an answer what it was asked with."""
     error = OSError(
@@ -124,6 +172,14 @@ def test_missing_credentials_may_be_there_later(place: str, setting: str) -> Non
     error = store_error(place, OSError("Error performing PUT http://169.254.169.254/latest/api/token in 1ms"))
     assert isinstance(error, StoreAwayError)
     assert setting in str(error)
+
+
+def test_client_is_kept_open_until_its_variables_change(object_store: ObjectStoreServer) -> None:
+    with environment(**object_store.environment()):
+        one, other = (open_store(f"s3://{BUCKET}/{name}") for name in ("one", "other"))
+        assert vars(one)["_client"] is vars(other)["_client"]
+        with environment(AWS_REGION="elsewhere"):
+            assert vars(open_store(f"s3://{BUCKET}/one"))["_client"] is not vars(one)["_client"]
 
 
 def test_executors_are_given_no_credentials() -> None:
