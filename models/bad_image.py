@@ -28,6 +28,8 @@ class Reason(StrEnum):
     CORRUPT = "corrupt"
     UNSUPPORTED_MODE = "unsupported_mode"  # pixels without a defined meaning as 8-bit RGB
     NON_FINITE_FEATURES = "non_finite_features"
+    MESSAGE_BOMB = "message_bomb"  # small in Kafka, and larger than any message may be once unpacked; no bytes are kept
+    WRONG_FRAME = "wrong_frame"  # not base64, or not JSON with that field, where the stream was told to expect it
     TOO_MANY_HEADERS = "too_many_headers"  # of the message, or too large ones
 
 

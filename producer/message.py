@@ -19,6 +19,9 @@ MAX_MESSAGE_BYTES = 20 * 1024 * 1024  # the largest image; see HEADER_MARGIN_BYT
 HEADER_MARGIN_BYTES = 64 * 1024  # a broker that takes every image takes MAX_MESSAGE_BYTES + this per message
 MAX_HEADER_CHARS = 1024  # a longer header value is cut when it is read
 
+# Of the topics that we create: brokers unpack batches then, and refuse those that are larger than a batch may be.
+TOPIC_CONFIGURATION = {"compression.type": "uncompressed"}
+
 SPEC_VERSION = "1.0"
 EVENT_TYPE = "imagestream.image.published"
 UNKNOWN_CONTENT = "application/octet-stream"
@@ -52,6 +55,8 @@ HEADER_LABEL = "label"
 HEADER_TRACEPARENT = "traceparent"
 HEADER_ORIGINAL_SHA256 = "imagestream-original-sha256"  # in hex
 HEADER_ORIGINAL_BYTES = "imagestream-original-bytes"  # in decimal
+HEADER_REPLAY_OF = "imagestream-replay-of"  # topic/partition/offset of the message that is sent again
+HEADER_TIMESTAMP = "imagestream-timestamp"  # of that message, where it cannot be sent again with it
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from models.errors import ModelError
 from streaming.errors import ServiceError
 from streaming.query import open_query
-from streaming.query_process import TOO_MUCH_MEMORY
+from streaming.query_process import READY, TOO_MUCH_MEMORY
 from streaming.settings import Settings
 
 # Besides what imports took: DuckDB's own limit, and as much again for threads, lists of files and rows on their way.
@@ -29,6 +29,7 @@ def main() -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # nothing that a library says may get between the rows
     os.dup2(silence, 2)
+    os.write(errors, READY)
     request = json.loads(sys.stdin.buffer.read())
     at = None if request["at"] is None else datetime.fromisoformat(request["at"])
     _limit_memory()
@@ -38,6 +39,9 @@ def main() -> None:
             os.fdopen(rows, "wb") as out,
             pa.ipc.new_stream(out, found.schema) as stream,
         ):
+            # The columns, before the first row: Arrow writes them with the first batch.
+            stream.write_batch(pa.RecordBatch.from_pylist([], found.schema))
+            out.flush()
             for batch in found:
                 stream.write_batch(batch)
                 out.flush()

@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import IO
@@ -21,6 +21,8 @@ from streaming.settings import Settings
 # With the path of this process, from wherever it has its modules.
 PROGRAM = "import sys; sys.path[:] = {path!r}; from streaming.query_main import main; main()"
 TIMEOUT_S = 60.0
+READY = b"\n"  # on standard error, when everything is imported
+START_TIMEOUT_S = 60.0
 GRACE_S = 2.0  # after its time, for the query to end by itself
 TOO_MUCH_MEMORY = "SQL: the query needs more memory than it may have: narrow it"
 MAX_ERROR_BYTES = 64 * 1024
@@ -53,11 +55,13 @@ def open_guarded_query(
         late.set()
         process.kill()
 
-    timer = threading.Timer(timeout_s + GRACE_S, end)
-    timer.daemon = True
-    timer.start()
+    timer = _started(START_TIMEOUT_S, end)
     try:
         with _errors_of(process, late, timeout_s):
+            if _pipe(process.stderr).read(1) != READY:
+                raise pa.ArrowInvalid("the process does not start")
+            timer.cancel()
+            timer = _started(timeout_s + GRACE_S, end)  # its start is not the query's
             _pipe(process.stdin).write(json.dumps(request).encode())
             _pipe(process.stdin).close()
             reader = pa.ipc.open_stream(_pipe(process.stdout))
@@ -70,11 +74,18 @@ def open_guarded_query(
             _pipe(pipe).close()
 
 
+def _started(seconds: float, end: Callable[[], None]) -> threading.Timer:
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
 def _rows(
     reader: pa.RecordBatchReader, process: "subprocess.Popen[bytes]", late: threading.Event, timeout_s: float
 ) -> Iterator[pa.RecordBatch]:
     with _errors_of(process, late, timeout_s):
-        yield from reader
+        yield from (batch for batch in reader if batch.num_rows)
         if process.wait() != 0:
             raise pa.ArrowInvalid("the rows end early")
 

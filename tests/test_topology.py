@@ -91,7 +91,7 @@ def wait_for(what: str, ask: Callable[[], T], logs: Path) -> T:
         with suppress(OSError, httpx.HTTPError, ValueError):
             if answer := ask():
                 return answer
-        time.sleep(0.2)
+        time.sleep(0.5)  # asking the tables takes a tenth of that
     ends = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in logs.iterdir())
     pytest.fail(f"{what}: not within {PATIENCE_S:.0f} s\n{ends}")
 

@@ -49,8 +49,8 @@ def import_(
         str,
         typer.Option(
             metavar="FILE|auto",
-            help="Class names in the order of the scores: a file with one a line, or "
-            "JSON; auto takes those in the model's file, else numbers.",
+            help="Class names in the order of the scores: a file with one name per line, or JSON; auto takes those in "
+            "the model's file, else numbers.",
         ),
     ] = "auto",
     preset: Annotated[
@@ -101,8 +101,8 @@ def import_(
         str | None,
         typer.Option(
             metavar="stretch|N",
-            help="stretch fits the whole picture to the input; N resizes its "
-            "shorter side to N pixels and takes the centre.",
+            help="Resizing: stretch fits the whole picture to the input; N gives its shorter side N pixels and takes "
+            "the centre.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -123,7 +123,7 @@ def import_(
     ] = None,
     scores: Annotated[
         Literal["logits", "probabilities"] | None,
-        typer.Option(help="What the model answers; found out from sample images if not given."),
+        typer.Option(help="Kind of the model's answers; determined from two photographs if not given."),
     ] = None,
     alias: Annotated[
         AliasName | None, typer.Option(help="Alias to move to the new version; the first model becomes the champion.")

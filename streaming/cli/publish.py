@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from producer import PublishSummary
     from producer.read import Reading
     from producer.sources import Sources
+    from streaming.settings import Settings
 
 STDIN = "-"
 LISTED = 20  # file names shown on the terminal; --json has them all
@@ -93,11 +94,30 @@ def publish(
     servers, client = home_servers(settings), client_arguments(settings)
     check_access(servers, settings.topic, client, Right.WRITE)
     target = Target(servers, client, settings.topic)
+    _warn_of_retention(settings, target)
     if watch:
         remembered = state or settings.work_dir / "publish" / f"{file_stem(settings.topic)}.sqlite"
         _watch(target, folders, remembered, label_from, reading, rate, json, follow_links)
     else:
         _publish(target, sources, reading, rate, json)
+
+
+def _warn_of_retention(settings: "Settings", target: "Target") -> None:
+    from streaming.pipeline.positions import committed_offsets
+    from streaming.platform.topic import messages_near_retention
+
+    try:
+        _, ends = committed_offsets(settings)
+        committed = {(target.topic, partition): end for partition, end in ends.items()}
+        near = messages_near_retention(target.servers, [target.topic], committed, target.client)
+    except ServiceError:  # publishing needs no tables; and that a broker is away is reported where it matters
+        return
+    for topic, count in near.items():
+        err.print(
+            f"{count:,} messages of {topic} wait for a row, and half of the time is over for which Kafka keeps them: "
+            "start `imagestream stream`",
+            style="yellow",
+        )
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,14 @@ def write_rows(
     Args:
         spreadsheet: in CSV, text that a spreadsheet would take for a formula begins with an apostrophe.
     """
-    if format_ is Format.PARQUET and output is not None:
-        with _whole(output) as unfinished:
-            return _write_parquet(reader, unfinished)
-    write = partial(_write_csv, spreadsheet=True) if spreadsheet and format_ is Format.CSV else WRITERS[format_]
+    writers = WRITERS | ({Format.CSV: partial(_write_csv, spreadsheet=True)} if spreadsheet else {})
     if output is None:
-        return write(reader, sys.stdout)
-    with _whole(output) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as stream:
-        return write(reader, stream)
+        return writers[format_](reader, sys.stdout)
+    with _whole(output) as unfinished:
+        if format_ is Format.PARQUET:
+            return _write_parquet(reader, unfinished)
+        with unfinished.open("w", encoding="utf-8", newline="") as stream:
+            return writers[format_](reader, stream)
 
 
 @contextmanager

@@ -58,6 +58,7 @@ class Visitors:
         elif self._uploads >= MAX_UPLOADS:
             refusal = PlainTextResponse("too many uploads at once: try again", 503, {"Retry-After": "5"})
         if refusal is not None:
+            refusal.headers["Connection"] = "close"  # nobody reads its body
             await refusal(scope, receive, send)
             return
         self._uploads += 1

@@ -18,6 +18,7 @@ from producer.message import BRANDS, MAGIC
 from streaming.errors import ServiceError
 from streaming.gateway.access import access
 from streaming.gateway.answers import IMAGE_ID, Accepted, Answer, Health, Problem, Unknown
+from streaming.gateway.connections import CloseUnread
 from streaming.gateway.description import POLICY, page
 from streaming.gateway.lookup import Lookup
 from streaming.gateway.service import Broker, Service
@@ -68,6 +69,7 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         redoc_url=None,
         openapi_url=None,
     )
+    app.add_middleware(CloseUnread)
     allowed = Depends(access(api_key))
     _take_images(app, service, allowed)
     _tell_predictions(app, service, allowed)

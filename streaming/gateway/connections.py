@@ -6,15 +6,20 @@ of the same address, so that whoever opens a thousand and says nothing takes onl
 """
 
 import asyncio
+import ipaddress
+from contextlib import suppress
 from typing import Any
 
 import h11
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 1_000
 MAX_PER_ADDRESS = 256
 HEADER_TIMEOUT_S = 10.0  # from the first byte of a request, or the start of a connection, to the end of its headers
 LINGER_S = 2.0  # for the client to read a refusal that came before the end of its body
+
+DRAINED_BYTES = 1024**2
 
 
 class Connections:
@@ -71,8 +76,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        address = self.client[0] if self.client else ""
-        if not self.bounds.admit(self, address):
+        if not self.bounds.admit(self, network_of(self.client[0] if self.client else "")):
             self.connections.discard(self)
             transport.abort()
             return
@@ -116,6 +120,55 @@ class BoundedProtocol(H11Protocol):
             self.transport.close()
 
 
+def network_of(address: str) -> str:
+    """Who counts as one: an IPv4 address, or the 64 bits of an IPv6 address that a single host is given."""
+    try:
+        return str(ipaddress.ip_network((address, 64), strict=False)) if ":" in address else address
+    except ValueError:
+        return address
+
+
 def protocol_of(bounds: Connections) -> type[BoundedProtocol]:
     """The protocol class for a server, whose connections share `bounds`."""
     return type("ServedProtocol", (BoundedProtocol,), {"bounds": bounds})
+
+
+class CloseUnread:
+    """ASGI middleware for answers that come before the end of their request's body.
+
+    A short rest is read, so that the client gets the answer and may go on; with a long one the connection ends, which
+    the answer says.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+        async def read() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and bool(message.get("more_body"))
+            return message
+
+        async def drain() -> None:
+            left = DRAINED_BYTES
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    while unread and left > 0:
+                        left -= len((await read()).get("body", b""))
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and unread:
+                await drain()
+            if message["type"] == "http.response.start" and unread:
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, read, answer)

@@ -7,12 +7,11 @@ start of its log, or of what the stream read, to where the tables end.
     no message a table has a row, and the log, which reaches back so far, holds no message there: it was aborted, or of
                another topic. Compaction removes messages, so that this is not judged in a compacted topic.
 
-Offsets are compared in windows; messages are read and dropped.
+Offsets are compared in windows; messages are read in bounded memory, whatever they unpack to, and dropped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,9 @@ from numpy.typing import NDArray
 
 from streaming.errors import ServiceError
 from streaming.jobs.audit import SPANS, AuditReport, AuditTables, Compared, Kind, Span
+from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.positions import Positions, name_in_kafka
+from streaming.platform.bounded_reader import BoundedReader
 from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.topic import TIMEOUT_MS, topic_configuration
@@ -28,8 +29,6 @@ from streaming.query import open_snapshot
 from streaming.settings import Settings
 
 WINDOW_OFFSETS = 1_000_000
-FETCH_BYTES = 16 * 1024**2
-PATIENCE_S = 60.0  # without any progress
 
 IDS = """
 SELECT DISTINCT entry.key AS topic, entry."value" AS id
@@ -48,7 +47,6 @@ def compare_with_broker(settings: Settings, bootstrap_servers: str, report: Audi
     Raises:
         ServiceError: the broker does not answer, or a table cannot be read.
     """
-    from kafka import KafkaConsumer
     from kafka.admin import KafkaAdminClient
     from kafka.errors import KafkaError
 
@@ -58,20 +56,7 @@ def compare_with_broker(settings: Settings, bootstrap_servers: str, report: Audi
         with (
             open_snapshot(settings) as snapshot,
             closing(connect(KafkaAdminClient, bootstrap_servers=bootstrap_servers, **timeouts, **client)) as admin,
-            closing(
-                connect(
-                    KafkaConsumer,
-                    bootstrap_servers=bootstrap_servers,
-                    client_id="imagestream-audit",
-                    isolation_level=settings.isolation,
-                    enable_auto_commit=False,
-                    allow_auto_create_topics=False,
-                    fetch_max_bytes=FETCH_BYTES,
-                    max_partition_fetch_bytes=FETCH_BYTES,
-                    metrics_enabled=False,
-                    **client,
-                )
-            ) as consumer,
+            closing(BoundedReader(bootstrap_servers, client, committed=settings.isolation == COMMITTED)) as reader,
         ):
             tables = AuditTables(snapshot)
             spans = [Span(**row) for row in tables.rows(SPANS)]
@@ -83,7 +68,7 @@ def compare_with_broker(settings: Settings, bootstrap_servers: str, report: Audi
                 if note:
                     report.compared.append(Compared(span.topic, span.partition, note=note))
                 else:
-                    _compare(tables, consumer, topic, span, report)
+                    _compare(tables, reader, topic, span, report)
     except KafkaError as error:
         raise ServiceError(f"the topic cannot be read from the broker at {bootstrap_servers}: {error}") from error
 
@@ -116,16 +101,18 @@ def _recorded_ids(tables: AuditTables) -> Mapping[str, str]:
     return {row["topic"]: row["id"] for row in tables.rows(IDS)}
 
 
-def _compare(tables: AuditTables, consumer: Any, topic: _Topic, span: Span, report: AuditReport) -> None:
-    from kafka import TopicPartition
-
-    place = TopicPartition(topic.name, span.partition)
+def _compare(tables: AuditTables, reader: BoundedReader, topic: _Topic, span: Span, report: AuditReport) -> None:
     end = span.last + 1
-    start = max(span.first, consumer.beginning_offsets([place])[place])
+    start = max(span.first, reader.log_start(topic.name, span.partition))
+    if start >= end:
+        report.compared.append(Compared(span.topic, span.partition, note="Kafka holds nothing of it any more"))
+        return
     note = "" if topic.compacted is False else "compacted: rows without a message are not judged"
     note = "its cleanup policy is not known: rows without a message are not judged" if topic.compacted is None else note
     held_in_all = rows_in_all = 0
-    for first, after, held in _windows(consumer, place, start, end):
+    for first in range(start, end, WINDOW_OFFSETS):
+        after = min(first + WINDOW_OFFSETS, end)
+        held = np.array([one.offset for one in reader.read(topic.name, span.partition, first, after)], np.int64)
         where = {"topic": span.topic, "partition": span.partition, "start": first, "end": after}
         rows = np.array([row["offset"] for row in tables.rows(ROWS, where)], np.int64)
         held_in_all, rows_in_all = held_in_all + len(held), rows_in_all + len(rows)
@@ -134,42 +121,14 @@ def _compare(tables: AuditTables, consumer: Any, topic: _Topic, span: Span, repo
             report.add(Kind.GAP, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
         if topic.compacted is not False:
             continue
-        begin = consumer.beginning_offsets([place])[place]  # now: what was deleted meanwhile is not judged
+        begin = reader.log_start(topic.name, span.partition)  # now: what was deleted meanwhile is not judged
         strange = np.setdiff1d(rows, held)
         for low, high in _runs(strange[strange >= begin]):
             text = (
                 f"{span.topic} partition {span.partition}: rows for offsets {low} to {high}, where Kafka has no message"
             )
             report.add(Kind.NOT_IN_KAFKA, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
-    if start >= end:
-        report.compared.append(Compared(span.topic, span.partition, note="Kafka holds nothing of it any more"))
-        return
     report.compared.append(Compared(span.topic, span.partition, start, span.last, held_in_all, rows_in_all, note))
-
-
-def _windows(consumer: Any, place: Any, start: int, end: int) -> Iterator[tuple[int, int, Offsets]]:
-    """(first offset, one past the last, offsets of messages) of one window after the other."""
-    if start >= end:
-        return
-    consumer.assign([place])
-    consumer.seek(place, start)
-    held: list[int] = []
-    first = position = start
-    moved = monotonic()
-    while position < end:
-        found = consumer.poll(timeout_ms=1000, max_records=10_000).get(place, ())
-        held += [one.offset for one in found if one.offset < end]
-        if consumer.position(place) > position:
-            position, moved = consumer.position(place), monotonic()
-        elif monotonic() - moved > PATIENCE_S:
-            raise ServiceError(
-                f"topic {place.topic!r} partition {place.partition}: expected messages up to offset {end - 1}, but the "
-                f"broker gave none after {position - 1} for {PATIENCE_S:.0f} s"
-            )
-        if position - first >= WINDOW_OFFSETS or position >= end:
-            after = min(position, end)
-            yield first, after, np.array(held, np.int64)
-            held, first = [], after
 
 
 def _runs(offsets: Offsets) -> Iterator[tuple[int, int]]:

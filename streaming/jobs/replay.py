@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake.transaction import AddAction
 
+from models.decode import Reason
 from streaming.errors import ServiceError
 from streaming.jobs.resend import Identity, Sender
 from streaming.jobs.rewrite import READER_VERSION, replace_files, write_copy
@@ -33,7 +34,11 @@ from streaming.storage.home import held, make_dir
 from streaming.storage.table_log import LiveFile, open_log
 
 MARK_ATTEMPTS = 20
-TO_SEND = ["topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"]
+TO_SEND = [
+    *("topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"),
+    *("key", "headers", "timestamp_ms"),  # which older files do not have
+]
+NOT_KEPT = Reason.MESSAGE_BOMB  # of these there are no bytes to send
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,12 @@ def count_wanted(settings: Settings, options: ReplayOptions) -> dict[str, int]:
         raise ServiceError(f"no quarantine in {settings.place.tables}: run `imagestream stream` first")
     sql = """
         SELECT reason, count(*) AS n FROM quarantine
-        WHERE ($again OR replayed_at IS NULL) AND ($reason::VARCHAR IS NULL OR reason = $reason)
+        WHERE reason <> $not_kept AND ($again OR replayed_at IS NULL) AND ($reason::VARCHAR IS NULL OR reason = $reason)
         GROUP BY reason ORDER BY n DESC, reason
     """
-    rows = query(settings, sql, parameters={"again": options.again, "reason": options.reason}).to_pylist()
+    rows = query(
+        settings, sql, parameters={"again": options.again, "reason": options.reason, "not_kept": NOT_KEPT}
+    ).to_pylist()
     return {row["reason"]: row["n"] for row in rows}
 
 
@@ -138,7 +145,7 @@ def _wanted_rows(place: str, file: str, options: ReplayOptions, left: int) -> It
         for batch in read_batches(copy, TO_SEND):
             for row in batch.to_pylist():
                 unmarked = options.again or row["replayed_at"] is None
-                if left and unmarked and options.reason in {None, row["reason"]}:
+                if left and unmarked and options.reason in {None, row["reason"]} and row["reason"] != NOT_KEPT:
                     left -= 1
                     yield row
 

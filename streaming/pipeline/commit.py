@@ -33,8 +33,10 @@ from models.decode import DEFAULT_LIMITS, Limits
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
 from streaming.pipeline.account import Place, account, confirmed, places_with_holes
+from streaming.pipeline.bounded import BoundedMessages
 from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVersion, OffsetRange
 from streaming.pipeline.finish import Tables, apply
+from streaming.pipeline.payload import RAW
 from streaming.pipeline.positions import Plan
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.pipeline.serving import LoadedModel, Serving
@@ -87,6 +89,7 @@ class BatchCommitter:
     """Runs the protocol for every micro-batch of one run of the stream.
 
     Args:
+        payload: the frame around each image, see `payload.py`.
         take_witness: asks Kafka, beside other work, for what a batch that was read is compared with.
         on_batch: called with every committed micro-batch.
         on_step: called with the name of each of `STEPS` when it is done.
@@ -105,6 +108,7 @@ class BatchCommitter:
         take_witness: TakeWitness,
         *,
         store_features: bool,
+        payload: str = RAW,
         limits: Limits = DEFAULT_LIMITS,
         on_batch: Callable[[BatchResult], None],
         on_step: Callable[[str], None],
@@ -114,6 +118,7 @@ class BatchCommitter:
         self._decisions = decisions
         self._take_witness = take_witness
         self._store_features = store_features
+        self._payload = payload
         self._limits = limits
         self._on_batch = on_batch
         self._on_step = on_step
@@ -121,8 +126,11 @@ class BatchCommitter:
         self._ended: float | None = None  # when the batch before was committed
         self._window = DriftWindow()
 
-    def __call__(self, messages: DataFrame, ranges: Sequence[OffsetRange]) -> None:
+    def __call__(self, messages: DataFrame | BoundedMessages, ranges: Sequence[OffsetRange]) -> None:
         """Run the protocol for one micro-batch; `foreachBatch` calls this.
+
+        Args:
+            messages: as Spark reads them, or read beside it, which are then scored in this process.
 
         Raises:
             LostDecisionError: nothing of the batch is in any table, unless it is whole.
@@ -214,7 +222,7 @@ class BatchCommitter:
             seconds=seconds(),
             refused=self._serving.refused,
             drift=far,
-            cores=min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(scored.reports))),
+            cores=_cores(messages, scored.reports),
         )
         self._ended = perf_counter()
         self._on_step("batches")
@@ -224,7 +232,9 @@ class BatchCommitter:
         if name in STEPS:
             self._on_step(name)
 
-    def _score(self, messages: DataFrame, champion: LoadedModel, challenger: LoadedModel | None) -> _Scored:
+    def _score(
+        self, messages: DataFrame | BoundedMessages, champion: LoadedModel, challenger: LoadedModel | None
+    ) -> _Scored:
         plan = self.plan
         task = ScoreTask(
             model=champion.version,
@@ -236,6 +246,7 @@ class BatchCommitter:
             topics={in_kafka: name for name, (in_kafka, _) in plan.kafka_topics.items()},
             quarantine_dir=self._tables["quarantine"].place,
             features_dir=self._tables["features"].place if self._store_features else None,
+            payload=self._payload,
             limits=self._limits,
         )
         bundle = champion.broadcast
@@ -244,7 +255,13 @@ class BatchCommitter:
         def score(batches: Any) -> Any:
             return score_partition(batches, lambda: bundle.value, lambda: other.value if other else None, task)
 
-        output = messages.mapInArrow(score, self._output).toArrow().cast(OUTPUT)
+        if isinstance(messages, BoundedMessages):
+            rows = score_partition(
+                messages.batches, lambda: bundle.value, lambda: other.value if other else None, task, messages.refused
+            )
+            output = pa.Table.from_batches(rows, OUTPUT)
+        else:
+            output = messages.mapInArrow(score, self._output).toArrow().cast(OUTPUT)
         is_report = output.column(REPORT.name).is_valid()
         reports = [PartitionReport.from_json(text) for text in output.filter(is_report).column(REPORT.name).to_pylist()]
         quarantined: dict[str, int] = _summed([report.quarantined for report in reports])
@@ -279,6 +296,13 @@ class BatchCommitter:
         seen = DriftSums.merged(reference.components, [report.drift for report in reports if report.drift])
         window, verdict = self._window.after(model.version, reference, seen, monotonic())
         return window, drift(reference, seen) | verdict
+
+
+def _cores(messages: DataFrame | BoundedMessages, reports: Sequence[PartitionReport]) -> int:
+    """That worked on the messages at a time."""
+    if isinstance(messages, BoundedMessages):
+        return 1
+    return min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(reports)))
 
 
 def _by_place(rows: pa.Table) -> dict[Place, int]:

@@ -22,8 +22,8 @@ import psutil
 
 from streaming.errors import ServiceError
 from streaming.pipeline.metrics import LOOPBACK, Batch, Metrics, MetricsServer
-from streaming.pipeline.offsets import TopicOffsets, lags
-from streaming.pipeline.positions import committed_offsets
+from streaming.pipeline.offsets import Place, TopicOffsets, lags
+from streaming.pipeline.positions import committed_places, name_in_kafka
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
 
@@ -229,6 +229,10 @@ class Observer:
         self.metrics.trouble()
         self._tell("warning", "trouble", reason=what)
 
+    def on_notice(self, what: str) -> None:
+        """There is something to look at; nothing failed."""
+        self._tell("warning", "notice", what=what)
+
     def on_idle(self) -> None:
         """The query waits for messages, all there are being scored; call it as often as you like."""
         self._become(write=self._state.phase is Phase.RUNNING and self._is_old)
@@ -272,16 +276,24 @@ class Observer:
     def _watch_broker(self, bootstrap_servers: str, every_s: float) -> None:
         settings = self._settings
         client = client_arguments(settings)
-        offsets = TopicOffsets(bootstrap_servers, settings.topic, client, settings.isolation)
-        committed: dict[int, int] = {}
+        offsets: TopicOffsets | None = None
+        committed: dict[Place, int] = {}
+        topics: list[str] = []
         while not self._closing.is_set():
             if self._advanced.is_set():
                 self._advanced.clear()
                 with suppress(ServiceError):  # tables that cannot be read just now leave the lag as it was
-                    _, committed = committed_offsets(self._settings)
-            found = offsets.read()
+                    places = committed_places(settings)
+                    committed = {place: end for ends in places.values() for place, end in ends.items()}
+                    if topics != [name_in_kafka(one) for one in places] or offsets is None:
+                        if offsets is not None:
+                            offsets.close()
+                        topics = [name_in_kafka(one) for one in places]
+                        offsets = TopicOffsets(bootstrap_servers, topics, client, settings.isolation)
+            found = None if offsets is None else offsets.read()
             partitions = None if found is None else lags(committed, found)
             self._lag = None if partitions is None else sum(one.lag or 0 for one in partitions)
-            self.metrics.broker(self._settings.topic, partitions)
+            self.metrics.broker(partitions)
             self._closing.wait(every_s)
-        offsets.close()
+        if offsets is not None:
+            offsets.close()

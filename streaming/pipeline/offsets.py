@@ -1,6 +1,6 @@
 """How far a topic reaches, and how far that is from what the tables have: the lag."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,10 +31,15 @@ class Reach(NamedTuple):
     held: int = 0
 
 
+Place = tuple[str, int]  # topic in Kafka, partition
+Reaches = Mapping[Place, Reach]
+
+
 @dataclass(frozen=True)
 class PartitionLag:
     """One topic partition; None where the broker, or the tables, say nothing about it; offsets as in `Reach`."""
 
+    topic: str
     partition: int
     committed: int | None  # one past the last message that has its row
     end: int | None
@@ -50,24 +55,28 @@ class PartitionLag:
 
 
 class TopicOffsets:
-    """Asks the broker for a topic's offsets; one connection, kept for as long as it works.
+    """Asks the broker for the offsets of topics; one connection, kept for as long as it works.
 
     Attributes:
         refused: why the broker did not let us in at the last `read`, if that was it.
     """
 
     def __init__(
-        self, bootstrap_servers: str, topic: str, client: Mapping[str, Any] = OPEN, isolation: str = COMMITTED
+        self,
+        bootstrap_servers: str,
+        topics: Sequence[str],
+        client: Mapping[str, Any] = OPEN,
+        isolation: str = COMMITTED,
     ) -> None:
         self.refused: str | None = None
         self._client = client
         self._servers = bootstrap_servers
-        self._topic = topic
+        self._topics = list(topics)
         self._isolation = isolation
         self._admin: KafkaAdminClient | None = None
 
-    def read(self) -> dict[int, Reach] | None:
-        """Partition → its offsets; empty where there is no such topic, None without a broker."""
+    def read(self) -> Reaches | None:
+        """The offsets of each partition; none of a topic that is not there, None without a broker."""
         from kafka.admin import KafkaAdminClient
         from kafka.errors import AuthorizationError, KafkaError
 
@@ -87,21 +96,23 @@ class TopicOffsets:
             self.refused = str(error)
             return None
         except AuthorizationError:
-            self.refused = no_right(self._topic, Right.READ, self._client)
+            self.refused = no_right(", ".join(self._topics), Right.READ, self._client)
             self.close()
             return None
         except (KafkaError, ServiceError, ValueError, OSError):
             self.close()
             return None
 
-    def _read(self, admin: "KafkaAdminClient") -> dict[int, Reach]:
+    def _read(self, admin: "KafkaAdminClient") -> Reaches:
         from kafka import IsolationLevel, TopicPartition
         from kafka.admin import OffsetSpec
 
-        (described,) = admin.describe_topics([self._topic])
-        if described["error_code"] == TOPIC_AUTHORIZATION_FAILED:
-            return {}
-        partitions = [TopicPartition(self._topic, one["partition_index"]) for one in described["partitions"]]
+        partitions = [
+            TopicPartition(topic["name"], one["partition_index"])
+            for topic in admin.describe_topics(self._topics)
+            if topic["error_code"] != TOPIC_AUTHORIZATION_FAILED
+            for one in topic["partitions"]
+        ]
         if not partitions:
             return {}
         latest = dict.fromkeys(partitions, OffsetSpec.LATEST)
@@ -110,7 +121,9 @@ class TopicOffsets:
         ends = admin.list_partition_offsets(latest, isolation_level=level)
         written = ends if self._isolation != COMMITTED else admin.list_partition_offsets(latest)
         return {
-            one.partition: Reach(begins[one].offset, ends[one].offset, max(0, written[one].offset - ends[one].offset))
+            (one.topic, one.partition): Reach(
+                begins[one].offset, ends[one].offset, max(0, written[one].offset - ends[one].offset)
+            )
             for one in partitions
         }
 
@@ -121,16 +134,16 @@ class TopicOffsets:
             self._admin = None
 
 
-def lags(committed: dict[int, int], offsets: dict[int, Reach] | None) -> list[PartitionLag]:
+def lags(committed: Mapping[Place, int], offsets: Reaches | None) -> list[PartitionLag]:
     """Both sides of every partition that either side knows."""
     known = offsets or {}
     return [
         PartitionLag(
-            partition,
-            committed.get(partition),
-            end=known[partition].end if partition in known else None,
-            begin=known[partition].begin if partition in known else None,
-            held=known[partition].held if partition in known else None,
+            *place,
+            committed.get(place),
+            end=known[place].end if place in known else None,
+            begin=known[place].begin if place in known else None,
+            held=known[place].held if place in known else None,
         )
-        for partition in sorted({*committed, *known})
+        for place in sorted({*committed, *known})
     ]

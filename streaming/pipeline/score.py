@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -27,10 +28,12 @@ from producer.message import MessageHeaders, read_headers
 from streaming.pipeline.account import Piece, ReadCounter
 from streaming.pipeline.decisions import ModelVersion
 from streaming.pipeline.engines import EngineChoice
+from streaming.pipeline.payload import RAW, FrameError, frame_of, unwrapping
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
 TOP_K = 3
+NOTHING: Mapping[tuple[str, int, int], str] = MappingProxyType({})
 MAX_KEY_BYTES = 1024  # a longer key is cut; `quarantine` has it whole
 MAX_ID_CHARS = 256
 MAX_HEADERS, MAX_HEADERS_BYTES = 1_000, 1024**2  # of a message
@@ -55,6 +58,7 @@ class ScoreTask:
     topics: dict[str, str]  # name in Kafka → name in the tables
     quarantine_dir: str
     features_dir: str | None
+    payload: str = RAW  # the frame around each image, see `payload.py`
     limits: Limits = DEFAULT_LIMITS
 
 
@@ -173,6 +177,7 @@ class _Pass:
     quarantine: FileSink
     features: FileSink
     drift: DriftSums | None
+    refused: Mapping[tuple[str, int, int], str]
 
 
 def score_partition(
@@ -180,6 +185,7 @@ def score_partition(
     champion: Callable[[], Bundle],
     challenger: Callable[[], Bundle | None],
     task: ScoreTask,
+    refused: Mapping[tuple[str, int, int], str] = NOTHING,
 ) -> Iterator[pa.RecordBatch]:
     """Score the messages of one partition.
 
@@ -188,6 +194,7 @@ def score_partition(
         champion: gives the broadcast bundle; called only if this worker has not loaded it yet.
         challenger: likewise, for the model that is scored beside it.
         task: models, lineage, and where files go.
+        refused: (topic, partition, offset) → why it could not be read, of the batches given so far.
 
     Yields:
         Batches of `OUTPUT`: one row per good message, and at the end one row that holds only the report.
@@ -205,7 +212,7 @@ def score_partition(
     ):
         drift = DriftSums.empty(loaded.reference.components) if loaded.reference else None
         counter = ReadCounter()
-        one_pass = _Pass(task, loaded, _Worker.challenger, report, counter, quarantine, features, drift)
+        one_pass = _Pass(task, loaded, _Worker.challenger, report, counter, quarantine, features, drift, refused)
         for batch in batches:
             report.timed("fetch", clock)
             counter.read(batch)
@@ -227,7 +234,10 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     report, scorer = on.report, on.champion.scorer
     clock = time.perf_counter()
     headers = _bounded_headers(batch.column("headers"))
-    values = _Values(batch.column("value"), headers.refused)
+    if on.refused:
+        headers.refused.update(_not_read(batch, on.refused))
+    images = _unwrapped(batch.column("value"), on.task.payload, headers.refused)
+    values = _Values(images, headers.refused)
     report.input_bytes += pc.sum(pc.binary_length(values.column)).as_py() or 0
 
     decoded = scorer.decode(values)
@@ -240,7 +250,7 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     identity = pa.Table.from_batches([_identity(batch, headers.read, hashes, on.task.topics)])
     clock = report.timed("identity", clock)
     if bad:
-        on.quarantine.write(_quarantined(batch, identity, hashes, headers.refused, bad, on.task))
+        on.quarantine.write(_quarantined(batch, identity, headers.without, _framed(values, bad), on.task))
         on.counter.quarantine(batch, bad)
         for image in bad.values():
             report.quarantined[image.reason] = report.quarantined.get(image.reason, 0) + 1
@@ -305,11 +315,13 @@ class _Headers:
     """The headers of messages.
 
     Attributes:
-        read: of each message; without anything where they were refused.
-        refused: row → why, of messages that have too many.
+        read: of each message; without anything where there are too many.
+        without: rows of messages that have too many.
+        refused: row → why, of messages that are not decoded.
     """
 
     read: list[MessageHeaders]
+    without: frozenset[int]
     refused: dict[int, BadImage]
 
 
@@ -330,10 +342,45 @@ def _bounded_headers(column: pa.ListArray) -> _Headers:
         for row in np.flatnonzero((counts > MAX_HEADERS) | (total > MAX_HEADERS_BYTES))
     }
     if not refused:
-        return _Headers([read_headers(one) for one in column.to_pylist()], refused)
+        return _Headers([read_headers(one) for one in column.to_pylist()], frozenset(), refused)
     return _Headers(
-        [read_headers(None if row in refused else column[row].as_py()) for row in range(len(column))], refused
+        [read_headers(None if row in refused else column[row].as_py()) for row in range(len(column))],
+        frozenset(refused),
+        refused,
     )
+
+
+def _unwrapped(column: pa.Array, payload: str, refused: dict[int, BadImage]) -> pa.Array:
+    """The images without the frames around them; what is not in the frame is refused."""
+    unwrap = unwrapping(payload)
+    if unwrap is None:
+        return column
+    images: list[bytes | None] = []
+    for row, value in enumerate(column):
+        data = value.as_py()
+        try:
+            images.append(None if data is None or row in refused else unwrap(data))
+        except FrameError as error:
+            refused[row] = BadImage(Stage.READ, Reason.WRONG_FRAME, str(error))
+            images.append(None)
+    return pa.array(images, pa.binary())
+
+
+def _framed(values: _Values, bad: dict[int, BadImage]) -> dict[int, BadImage]:
+    """The bad images, with the frame in the detail of those that are in one."""
+    named = {
+        row: replace(image, detail=f"{image.detail}; it is {frame}")
+        for row, image in bad.items()
+        if image.reason == Reason.NOT_AN_IMAGE and (frame := frame_of(values[row] or b""))
+    }
+    return {**bad, **named}
+
+
+def _not_read(batch: pa.RecordBatch, refused: Mapping[tuple[str, int, int], str]) -> Iterator[tuple[int, BadImage]]:
+    places = zip(*(batch.column(name).to_pylist() for name in ("topic", "partition", "offset")), strict=True)
+    for row, place in enumerate(places):
+        if place in refused:
+            yield row, BadImage(Stage.READ, Reason.MESSAGE_BOMB, refused[place])
 
 
 def _identity(
@@ -344,15 +391,15 @@ def _identity(
     The image id is the `ce_id`, or the hash of the bytes where there is none that can be told from others. The key is
     the producer's: several images of one camera or tenant may have the same.
     """
-    timestamp = batch.column("timestamp")
-    millis = _milliseconds(timestamp)
+    millis = _milliseconds(batch)
     is_time = pc.and_(pc.greater_equal(millis, FIRST_MS), pc.less(millis, LAST_MS))
+    times = pc.if_else(is_time, millis, pa.scalar(None, pa.int64())).cast(pa.timestamp("ms", "UTC"))
     columns = [
         pc.coalesce(pa.array([_usable_id(one.id) for one in headers], pa.string()), hashes),
         _named(batch.column("topic"), topics),
         batch.column("partition"),
         batch.column("offset"),
-        pc.if_else(is_time, timestamp, pa.scalar(None, timestamp.type)),
+        times,
         pa.array([one.source for one in headers], pa.string()),
         pa.array([one.label for one in headers], pa.string()),
         pc.binary_slice(batch.column("key"), 0, MAX_KEY_BYTES),
@@ -362,9 +409,13 @@ def _identity(
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(IDENTITY))
 
 
-def _milliseconds(timestamp: pa.Array) -> pa.Array:
-    """Spark's microseconds as the milliseconds that Kafka had."""
-    return pa.array(timestamp.cast(pa.int64()).to_numpy(zero_copy_only=False) // 1000, pa.int64())
+def _milliseconds(batch: pa.RecordBatch) -> pa.Array:
+    """The timestamps that Kafka had; Spark gives them as microseconds."""
+    if "timestamp_ms" in batch.schema.names:
+        return batch.column("timestamp_ms")
+    microseconds = batch.column("timestamp").cast(pa.int64())
+    rounded = np.floor_divide(microseconds.fill_null(0).to_numpy(), 1000)  # Arrow's division rounds towards zero
+    return pc.if_else(microseconds.is_valid(), pa.array(rounded, pa.int64()), pa.scalar(None, pa.int64()))
 
 
 def _usable_id(given: str | None) -> str | None:
@@ -386,7 +437,6 @@ def _sha256(value: pa.Scalar) -> str:
 def _quarantined(
     batch: pa.RecordBatch,
     identity: pa.Table,
-    hashes: pa.Array,
     without_headers: Collection[int],
     bad: dict[int, BadImage],
     task: ScoreTask,
@@ -399,7 +449,7 @@ def _quarantined(
         column = batch.column(name)
         return pa.chunked_array([column.slice(row, 1) for row in rows])  # slices: 20 MB are not copied to be written
 
-    headers = batch.column("headers")
+    headers, values = batch.column("headers"), as_sent("value")
     columns = {
         **{name: identity.column(name).take(rows) for name in identity.column_names},
         **_lineage(task, n),
@@ -407,8 +457,8 @@ def _quarantined(
         "stage": [str(bad[row].stage) for row in rows],
         "reason": [str(bad[row].reason) for row in rows],
         "detail": [bad[row].detail for row in rows],
-        "value": as_sent("value"),
-        "value_sha256": hashes.take(pa.array(rows)),
+        "value": values,
+        "value_sha256": [_sha256(value) for value in values],
         "replayed_at": [None] * n,
         "key": as_sent("key"),
         "headers": [None if row in without_headers else headers[row].as_py() for row in rows],

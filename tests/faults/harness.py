@@ -39,7 +39,7 @@ from tests.conftest import CHECKOUT, SPARK
 from tests.faults.poison import Sample
 
 PATIENCE_S = 300.0  # until something that has to happen is taken not to happen
-POLL_S = 0.1
+POLL_S = 0.5  # asking the tables takes a tenth of that
 HEAVY_BYTES = 1_000_000
 
 Place = tuple[int, int]  # partition, offset

@@ -100,7 +100,7 @@ def test_keras_files_and_saved_models(network: Any, tmp_path: Path, kind: str) -
         network.save(path)
     file, wanted = split_tensor(f"{path}:{tensor}" if tensor else path)
     found: Imported = import_network(file, tmp_path, IMAGES, tensor=wanted, preset="minus1to1", pooled=bool(tensor))
-    expected = network if not tensor else keras.Model(network.inputs, network.get_layer(tensor).output)
+    expected = network if not tensor else keras.Model(network.input, network.get_layer(tensor).output)
     answers = np.asarray(expected(tensor_of(found.network.recipe)))
     np.testing.assert_allclose(found.scores, answers.mean(axis=(1, 2)) if tensor else answers, atol=1e-4)
     assert found.network.format == "tflite"

@@ -45,7 +45,7 @@ def predicted(first: int, labels: list[str], at: datetime) -> pa.Table:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A home whose name needs quoting, with predictions of two days, one quarantined message and an empty table."""
-    settings = Settings(home=tmp_path_factory.mktemp("home") / "l'été 100%")
+    settings = Settings(home=tmp_path_factory.mktemp("home") / "l'été 100")
     tables = Path(settings.place.tables)
     for day, first in ((0, 0), (1, 3)):
         rows = predicted(first, LABELS[first : first + 3], NOON + timedelta(days=day))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -63,10 +63,16 @@ class Terminal:
 
 
 def wait_for_cpu_time(pid: int, seconds: float) -> None:
-    """Until the process has computed for that long, however busy the machine is."""
+    """Until the process and those that it started have computed for that long, however busy the machine is."""
     process = psutil.Process(pid)
-    enough = process.cpu_times().user + seconds
-    wait_until(lambda: process.cpu_times().user >= enough, lambda: "the process computes nothing")
+
+    def computed() -> float:
+        with suppress(psutil.NoSuchProcess):
+            return sum(one.cpu_times().user for one in [process, *process.children()])
+        return 0.0
+
+    enough = computed() + seconds
+    wait_until(lambda: computed() >= enough, lambda: "the process computes nothing")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from tests.conftest import CHECKOUT
 T = TypeVar("T")
 SCREENSHOTS = CHECKOUT / "docs" / "images" if os.environ.get("IMAGESTREAM_SCREENSHOTS") else None
 PATIENCE_S = 60.0
+POLL_S = 0.4  # the text of a page takes the browser a tenth of that
 
 
 def environment_of(settings: Settings, **more: str) -> dict[str, str]:
@@ -66,7 +67,7 @@ def wait_for(what: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
         except StaleElementReferenceException:
             pass  # it was drawn anew
         assert time.monotonic() < give_up, "it never came"
-        time.sleep(0.1)
+        time.sleep(POLL_S)
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Visitor:
         give_up = time.monotonic() + patience_s
         while not (found := re.search(pattern, self.text())):
             assert time.monotonic() < give_up, f"{pattern!r} is not in: {self.text()}"
-            time.sleep(0.1)
+            time.sleep(POLL_S)
         return found
 
     def click(self, label: str) -> None:

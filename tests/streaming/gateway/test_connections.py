@@ -149,3 +149,18 @@ def test_the_description_is_behind_the_key_and_loads_nothing_from_elsewhere(tmp_
         assert "POST /images" in shown.text
         assert not re.search(r"<script|src=|href=|https?://", shown.text)
         assert shown.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_addresses_that_one_host_has_count_as_one() -> None:
+    assert connections.network_of("192.0.2.7") == "192.0.2.7"
+    assert connections.network_of("2001:db8::1") == connections.network_of("2001:db8::ffff") == "2001:db8::/64"
+    assert connections.network_of("2001:db8:0:1::1") != connections.network_of("2001:db8::1")
+    assert connections.network_of("unix:") == "unix:"
+
+
+def test_a_client_that_was_refused_before_the_end_of_its_body_is_answered_next_time(tmp_path: Path) -> None:
+    with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        for _ in range(3):
+            refused = client.post("/images", content=bytes(100_000), headers={"Content-Type": "image/jpeg"})
+            assert refused.status_code == 401
+            assert client.get("/healthz").status_code == 200

@@ -116,7 +116,7 @@ def groups(group_by: str, sources: Sequence[str | None]) -> list[str]:
     ("group_by", "expected"),
     [
         ("source", ["cam1/a.png", "cam1/b.png", "other", "id3"]),
-        ("key", ["key0", "key1", "key2", "key3"]),
+        ("key", ["key0", "key1", "key2", "name3"]),
         ("^(cam[0-9]+)/", ["cam1", "cam1", "id2", "id3"]),
         ("(?P<day>x)|(?P<group>b)", ["id0", "b", "id2", "id3"]),
     ],

@@ -38,8 +38,8 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
             aborting.send(topic, b"aborted")
         aborting.flush()
         aborting.abort_transaction()  # offsets 5 and 6, and a marker, which the broker writes a moment later
-        offsets = TopicOffsets(str(servers), topic)
-        wait_until(lambda: offsets.read() == {0: Reach(0, 8)}, lambda: f"no marker: {offsets.read()}")
+        offsets = TopicOffsets(str(servers), [topic])
+        wait_until(lambda: offsets.read() == {(topic, 0): Reach(0, 8)}, lambda: f"no marker: {offsets.read()}")
         offsets.close()
         for _ in range(2):
             plain.send(topic, b"image").get(30)

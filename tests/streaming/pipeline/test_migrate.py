@@ -62,7 +62,7 @@ def start(settings: Settings, topic: Topic = SAME, accept: Accept | None = None)
     with old_stream_stopped(settings):
         positions = finish_decided(settings, settings.topic, tables)
         if positions is None:
-            positions = begin_stream(settings, tables, topic, accept)
+            positions = begin_stream(settings, tables, [topic], accept)
         plan_start(positions, topic, accept)
         set_checkpoint_aside(settings)
     return positions
@@ -180,7 +180,7 @@ def test_a_topic_that_was_made_again_before_the_migration_is_found_out(old_home:
     with pytest.raises(ServiceError, match=r"made again \(id another, before topic-id\)"):
         start(old_home, again)
     positions = start(old_home, again, Accept(new_topic=True))
-    assert plan_start(positions, again, Accept(new_topic=True)).topic == "images~2"
+    assert plan_start(positions, again, Accept(new_topic=True)).topics == {"images~2": again.id}
     with pytest.raises(ServiceError, match="made again"):
         start(old_home, again)
 

@@ -21,12 +21,14 @@ from streaming.pipeline.positions import (
     Plan,
     Positions,
     StreamIdentity,
+    TopicAppearedError,
     committed_offsets,
     identity_key,
     name_in_kafka,
     name_in_tables,
     number_of,
     plan_start,
+    plan_topics,
     read_identity,
     read_positions,
 )
@@ -181,13 +183,13 @@ def test_nothing_is_accepted_unless_the_user_says_so() -> None:
 def test_a_stream_begins_where_it_ended_and_reads_an_unknown_partition_from_its_first_message() -> None:
     plan = plan_start(at({0: 10, 1: 2}), topic({0: 0, 1: 0, 2: 0}, {0: 20, 1: 2, 2: 8}), Accept())
     assert starting(plan) == {"images": {"0": 10, "1": 2, "2": 0}}
-    assert (plan.stream, plan.number, plan.topic, plan.topics) == ("id", 5, "images", {"images": "one"})
+    assert (plan.stream, plan.number, plan.topics) == ("id", 5, {"images": "one"})
 
 
 def test_a_topic_that_begins_and_ends_where_the_tables_end_is_the_same() -> None:
     positions = at({0: 10}, "images~2", {"images~2": "one"})
     plan = plan_start(positions, topic({0: 10}, {0: 10}), Accept())
-    assert (plan.topic, starting(plan)) == ("images~2", {"images": {"0": 10}})
+    assert (plan.names, starting(plan)) == ({"images": "images~2"}, {"images": {"0": 10}})
 
 
 def test_one_message_that_retention_removed_is_a_loss_until_it_is_accepted() -> None:
@@ -225,13 +227,26 @@ def test_a_topic_with_another_id_was_made_again_however_far_it_reaches() -> None
     with pytest.raises(ServiceError, match=r"made again \(id two, before one\): .*--accept-new-topic.*'images~3'"):
         plan_start(positions, found, Accept(loss=True))
     plan = plan_start(positions, found, Accept(new_topic=True))
-    assert (plan.topic, plan.topics, plan.number) == ("images~3", {"images~3": "two"}, 5)
+    assert (plan.topics, plan.number) == ({"images~3": "two"}, 5)
     assert starting(plan) == {"images": {"0": 3}}
     assert plan.check([OffsetRange("images~3", 0, 3, 5)]) == []
 
 
 def test_an_id_that_is_not_known_is_no_other_one() -> None:
-    assert plan_start(at({0: 10}, topics={"images": ""}), topic({0: 0}, {0: 10}, "two"), Accept()).topic == "images"
+    plan = plan_start(at({0: 10}, topics={"images": ""}), topic({0: 0}, {0: 10}, "two"), Accept())
+    assert plan.topics == {"images": "two"}
+
+
+def test_topics_of_one_stream_are_planned_together_and_a_new_one_from_its_first_message() -> None:
+    positions = at({0: 10}, topics={"images": "one"})
+    other = Topic("other", "other-id", {0: 7, 1: 0}, {0: 9, 1: 4})
+    plan = plan_topics(positions, [topic({0: 0}, {0: 20}), other], Accept())
+    assert plan.topics == {"images": "one", "other": "other-id"}
+    assert starting(plan) == {"images": {"0": 10}, "other": {"0": 7, "1": 0}}
+    assert plan.check([OffsetRange("images", 0, 10, 12), OffsetRange("other", 0, 7, 9)]) == []  # nothing was lost
+    known = Positions("id", 5, {("images", 0): 10, ("other", 0): 3}, {"images": "one", "other": "other-id"})
+    with pytest.raises(ServiceError, match="'other' partition 0: up to 4 messages are lost"):
+        plan_topics(known, [topic({0: 0}, {0: 20}), other], Accept())
 
 
 # A micro-batch
@@ -251,12 +266,12 @@ def test_every_range_of_a_batch_must_start_where_its_partition_ended() -> None:
 
 def test_a_partition_added_while_the_query_runs_begins_at_its_first_message() -> None:
     assert plan_of({0: 10}).check([OffsetRange("images", 3, 0, 4)]) == []
-    with pytest.raises(ServiceError, match="must begin at offset 0 of 'images', but Spark planned one from 1"):
+    with pytest.raises(ServiceError, match="must begin at offset 0, but Spark planned one from 1"):
         plan_of({0: 10}).check([OffsetRange("images", 3, 1, 4)])
 
 
-def test_a_range_of_another_topic_is_refused() -> None:
-    with pytest.raises(ServiceError, match="topic 'images~2' partition 0: .* offset 10 of 'images'"):
+def test_a_range_of_a_topic_that_appeared_needs_another_plan() -> None:
+    with pytest.raises(TopicAppearedError, match="'images~2'"):
         plan_of({0: 10}).check([OffsetRange("images~2", 0, 10, 12)])
 
 

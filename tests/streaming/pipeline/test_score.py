@@ -1,7 +1,9 @@
 """The rows that a worker makes of messages as any producer sends them."""
 
+import base64
 import hashlib
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.bundle import Bundle, read_bundle
+from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images
 from streaming.pipeline.account import Piece
 from streaming.pipeline.decisions import ModelVersion
+from streaming.pipeline.engines import EngineChoice
+from streaming.pipeline.payload import checked_payload, frame_of
 from streaming.pipeline.score import (
     MAX_HEADERS,
     MAX_KEY_BYTES,
@@ -25,7 +30,7 @@ from streaming.pipeline.score import (
 )
 from tests.streaming.small_models import bundle_folder
 
-DIGIT = digit_images(1)[0][2]
+DIGIT = next(iter(digit_images(1)))[2]
 DIGIT_SHA256 = hashlib.sha256(DIGIT).hexdigest()
 NOON = datetime(2024, 5, 6, 12, tzinfo=UTC)
 HEADER = pa.struct([pa.field("key", pa.string()), pa.field("value", pa.binary())])
@@ -59,17 +64,20 @@ def score(bundle: Bundle, tmp_path: Path) -> Any:
     for folder in folders.values():
         folder.mkdir()
     names = {"images": "images~2"}
-    task = ScoreTask(ModelVersion(1, bundle.sha256), None, "q", 7, names, *map(str, folders.values()))
+    champion, engine = ModelVersion(1, bundle.sha256), EngineChoice("litert")
+    task = ScoreTask(champion, None, engine, None, "q", 7, names, *map(str, folders.values()))
 
     def rows_of(name: str) -> list[dict[str, Any]]:
         return [row for file in folders[name].iterdir() for row in pq.read_table(file).to_pylist()]
 
-    def run(*messages: dict[str, Any]) -> Scored:
+    def run(*messages: dict[str, Any], payload: str = "raw") -> Scored:
         usual = {"topic": "images", "partition": 0, "value": DIGIT, "timestamp": int(NOON.timestamp() * 1e6)}
         whole = [usual | {"offset": offset} | message for offset, message in enumerate(messages)]
         columns = [pa.array([row.get(field.name) for row in whole], field.type) for field in INPUT]
         batch = pa.RecordBatch.from_arrays(columns, schema=INPUT)
-        out = pa.Table.from_batches(score_partition(iter([batch]), lambda: bundle, lambda: None, task), OUTPUT)
+        out = pa.Table.from_batches(
+            score_partition(iter([batch]), lambda: bundle, lambda: None, replace(task, payload=payload)), OUTPUT
+        )
         rows = out.to_pylist()
         (report,) = [PartitionReport.from_json(row["report"]) for row in rows if row[REPORT.name]]
         return Scored([row for row in rows if not row[REPORT.name]], rows_of("quarantine"), rows_of("features"), report)
@@ -150,3 +158,74 @@ def test_a_message_with_too_many_headers_is_quarantined_without_them(
     assert (text["reason"], text["headers"]) == ("not_an_image", few)
     assert scored.report.read == [Piece("images~2", 0, 4, 0, 3)]
     assert scored.report.quarantined_at == [("images~2", 0, 2)]
+
+
+# Frames
+
+
+BASE64 = base64.b64encode(DIGIT)
+FRAMES = {
+    "base64": BASE64,
+    "base64 in lines": base64.encodebytes(DIGIT),
+    "base64 for URLs": base64.urlsafe_b64encode(DIGIT).rstrip(b"="),
+    "data URL": b"data:image/png;base64," + BASE64,
+    "json": json.dumps({"camera": 7, "image": BASE64.decode()}).encode(),
+    "json in json": json.dumps({"frame": {"data": f"data:image/png;base64,{BASE64.decode()}"}}).encode(),
+    "registry": b"\0\0\0\0\x2a" + b"\x06cam" + DIGIT,
+    "multipart": b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + DIGIT + b"\r\n--x--\r\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("frame", "detail"),
+    [
+        ("base64", "an image in base64: read it with --payload base64"),
+        ("base64 in lines", "an image in base64: read it with --payload base64"),
+        ("base64 for URLs", "an image in base64: read it with --payload base64"),
+        ("data URL", "a data URL: read it with --payload base64"),
+        ("json", "JSON with an image in base64: read it with --payload json:image"),
+        ("json in json", "JSON with an image in base64: read it with --payload json:frame.data"),
+        ("registry", "a record of schema 42 of a schema registry (Avro or Protobuf) with an image in it"),
+        ("multipart", "a multipart body: send its part as the message"),
+    ],
+)
+def test_a_frame_around_an_image_is_named(score: Any, frame: str, detail: str) -> None:
+    (bad,) = score({"value": FRAMES[frame]}).quarantine
+    assert bad["reason"] == "not_an_image"
+    assert bad["detail"].endswith(f"; it is {detail}")
+    assert bad["value"] == FRAMES[frame]
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"this is text", b"SGVsbG8=" * 20, b"{", b'{"a": [1]}', b"\0" * 40, b"-- ", b"{" * 100_000]
+)
+def test_what_is_in_no_frame_is_not_said_to_hold_an_image(value: bytes) -> None:
+    assert frame_of(value) in {None, "JSON without an image"}
+
+
+@pytest.mark.parametrize(
+    ("payload", "frame"),
+    [
+        ("base64", "base64"),
+        ("base64", "base64 in lines"),
+        ("base64", "base64 for URLs"),
+        ("base64", "data URL"),
+        ("json:image", "json"),
+        ("json:frame.data", "json in json"),
+    ],
+)
+def test_a_frame_is_taken_off_where_that_is_asked_for(score: Any, payload: str, frame: str) -> None:
+    wrong = [b"\xff\xd8 neither", b"{}", b'{"image": 7}']
+    scored = score(*({"value": value} for value in (FRAMES[frame], *wrong, None)), payload=payload)
+    (good,), (features,) = scored.predictions, scored.features
+    assert (good["offset"], good["image_id"], features["content_sha256"]) == (0, DIGIT_SHA256, DIGIT_SHA256)
+    bad = sorted(scored.quarantine, key=lambda row: row["offset"])
+    assert [row["reason"] for row in bad] == ["wrong_frame"] * 3 + ["missing"]
+    assert [row["value"] for row in bad] == [*wrong, None]
+    assert bad[0]["value_sha256"] == hashlib.sha256(wrong[0]).hexdigest()
+
+
+@pytest.mark.parametrize("payload", ["", "json", "json:", "avro:image", "Base64"])
+def test_a_payload_that_is_none_is_refused(payload: str) -> None:
+    with pytest.raises(ServiceError, match="--payload: expected raw, base64 or json:FIELD, got"):
+        checked_payload(payload)

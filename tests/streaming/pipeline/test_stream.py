@@ -17,12 +17,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder
+from kafka import KafkaProducer
 from pyspark.sql import SparkSession
 
 from streaming.images.dataset import digit_images, write_images
+from streaming.images.labels import labelled_features
 from streaming.pipeline.decisions import Decision, Decisions
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.tables import Table
 from tests.conftest import NewService, environment_of, imagestream
 from tests.models import onnx_graphs as graphs
 from tests.streaming.history import decision_of
@@ -232,6 +235,33 @@ def test_a_driver_that_loses_decisions_applies_the_winners_and_ends_at_the_third
     assert (report["clean"], report["batches"]) == (True, losses + 1)
 
 
+def test_sixty_labelled_images_under_two_keys_are_sixty_in_training(
+    service: Settings, spark: SparkSession, tmp_path: Path
+) -> None:
+    digits = list(digit_images(GOOD, 300))
+    producer = KafkaProducer(bootstrap_servers=service.bootstrap_servers)
+    for number, (_, label, data) in enumerate(digits):
+        headers = [("label", label.encode())] if number % 2 else []
+        producer.send(service.topic, data, b"camera %d" % (number % 2), headers).get(30)
+    producer.close()
+    imagestream(service, "stream", "--until-drained")
+    found = rows(service, "SELECT image_id, key FROM predictions")
+    assert len({row["image_id"] for row in found}) == GOOD
+    assert {row["key"] for row in found} == {b"camera 0", b"camera 1"}
+    labels = tmp_path / "labels.csv"
+    known = "".join(f"{hashlib.sha256(data).hexdigest()},{label}\n" for _, label, data in digits[::2])
+    labels.write_text(f"image_id,label\n{known}")
+    imagestream(service, "label", labels)
+    features = Table(service.place.tables, "features")
+    backbone = open_registry(service.home).read(1).backbone_sha256
+    labelled = labelled_features(spark, features, backbone, group_by="key").select("image_id", "label", "group_id")
+    expected = [
+        (hashlib.sha256(data).hexdigest(), label, f"camera {n % 2}") for n, (_, label, data) in enumerate(digits)
+    ]
+    found = {tuple(row) for row in labelled.where("group_id LIKE 'camera%'").collect()}  # beside what it was trained on
+    assert found == {*expected}
+
+
 def test_nothing_of_sparks_checkpoint_is_left_behind(
     service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -352,4 +382,4 @@ def _wait_for_predictions(settings: Settings, count: int, stream: subprocess.Pop
             return
         assert stream.poll() is None, log.read_text()
         assert time.monotonic() < give_up, f"{done} after 120 s: {log.read_text()}"
-        time.sleep(0.3)
+        time.sleep(0.5)

@@ -309,7 +309,7 @@ def test_a_table_from_before_a_field_of_a_list_is_given_the_field(tmp_path: Path
     Table(tmp_path, "batches")  # nothing is missing any more
     table = DeltaTable(tmp_path / "batches")
     assert table.version() == version
-    assert compact(tmp_path / "batches", 1024**2) is None
+    assert compact(str(tmp_path / "batches"), 1024**2) is None
     (file,) = DeltaTable(tmp_path / "batches").file_uris()
     rows = pq.read_table(file).sort_by("batch_id").to_pylist()
     assert [(one["batch_id"], one["offsets"][0]["end"], one["offsets"][0]["rows"]) for one in rows] == [

@@ -20,7 +20,7 @@ N = 24
 
 
 def rows(settings: Settings, table: str, sql: str) -> list[dict[str, Any]]:
-    found = QueryBuilder().register(table, DeltaTable(Path(settings.place.tables) / table)).execute(sql)
+    found = QueryBuilder().register(table, DeltaTable(settings.place.table(table))).execute(sql)
     return pa.table(found.read_all()).to_pylist()
 
 
