@@ -18,7 +18,7 @@ RUN python -m venv /opt/venv
 # The lock first: a change of our own code does not install two gigabytes anew.
 COPY requirements.lock ./
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE imagestream.py ./
 COPY models models
 COPY producer producer
 COPY streaming streaming
@@ -30,13 +30,15 @@ RUN imagestream --home /opt/imagestream setup
 
 FROM base
 RUN useradd --create-home --uid 10001 imagestream \
-    && install -d -o imagestream -g imagestream /data \
+    && install -d -o imagestream -g imagestream /data /opt/imagestream/backbones \
     && install -d -o imagestream -g imagestream -m 700 /secrets
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=imagestream:imagestream /opt/imagestream/jars /opt/imagestream/jars
+COPY --from=build --chown=imagestream:imagestream /opt/imagestream/backbones /opt/imagestream/backbones
 ENV IMAGESTREAM_HOME=/data
 USER 10001
 WORKDIR /data
 VOLUME /data
+# Spark on Kubernetes starts its executors with the argument `executor`, which is one of the commands.
 ENTRYPOINT ["imagestream"]
 CMD ["--help"]

@@ -32,8 +32,11 @@ test-tools:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	} || echo "set-up: missing and not installable here: $$missing; the tests that need them will say so"
 
-demo: setup ## The whole loop on real images: publish, stream, query, retrain
-	@$(BIN)/imagestream demo $(ARGS)
+demo: setup ## The whole loop on real images: publish, stream, query, retrain (ARGS="--home s3://bucket/prefix")
+	@set -- $(ARGS); if test "$$1" = --home; then export IMAGESTREAM_HOME="$$2"; shift 2; fi; \
+		export IMAGESTREAM_JARS="$${IMAGESTREAM_JARS:-$(CURDIR)/$(HOME_DIR)/jars}"; \
+		export IMAGESTREAM_BACKBONES="$${IMAGESTREAM_BACKBONES:-$(CURDIR)/$(HOME_DIR)/backbones}"; \
+		$(BIN)/imagestream demo "$$@"
 
 examples: setup ## Five published systems on small data, in one table (ARGS="digits_transfer fruits_pca")
 	@$(BIN)/python -m examples $(ARGS)
@@ -94,5 +97,6 @@ distclean: clean ## Remove what set-up installed, too; tables, models and the br
 
 $(HOME_DIR)/jars/.ready: streaming/platform/ivy.xml streaming/platform/jars.lock | .venv/.ready
 	@echo "set-up: Java, the jars and the default backbone (60 MB, two minutes)"
-	@env -u IMAGESTREAM_JARS -u IMAGESTREAM_BACKBONES $(BIN)/imagestream --home $(HOME_DIR) setup
+	@env IMAGESTREAM_JARS=$(HOME_DIR)/jars IMAGESTREAM_BACKBONES=$(HOME_DIR)/backbones \
+		$(BIN)/imagestream --home $(HOME_DIR) setup
 	@touch $@

@@ -62,7 +62,7 @@ class Faces:
 def questions() -> Iterator[Pair]:
     settings = read_settings()
     settings = settings.model_copy(update={"jars": settings.jars_dir.resolve()})
-    elephas = make_environment(settings.home / "benchmarks" / "elephas", ELEPHAS)
+    elephas = make_environment(settings.work_dir / "benchmarks" / "elephas", ELEPHAS)
     with TemporaryDirectory() as scratch:
         faces = _write_faces(settings, Path(scratch))
         for mode in Mode:
@@ -123,7 +123,7 @@ def _run(*command: str | float | Path, settings: Settings) -> dict[str, Any] | N
     Raises:
         RuntimeError: it fails.
     """
-    java_home = find_java(settings.home).parent.parent
+    java_home = find_java(settings.work_dir).parent.parent
     environment = {"JAVA_HOME": str(java_home), "IMAGESTREAM_JARS": str(settings.jars)}
     options = ("--epochs", EPOCHS, "--batch-size", BATCH_SIZE)
     try:

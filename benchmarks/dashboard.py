@@ -78,6 +78,7 @@ def _predictions(chance: np.random.Generator, at: np.ndarray, first: int, versio
         "query_id": pa.repeat(QUERY_ID, n),
         "batch_id": pa.repeat(batch_id, n),
         "date": at.astype("datetime64[D]"),
+        "damaged": pa.repeat(pa.scalar(value=False), n),
     }
     return pa.table(columns).select(PREDICTIONS.names).cast(PREDICTIONS)
 

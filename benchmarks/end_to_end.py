@@ -51,7 +51,7 @@ def _against_bare(
     service: Service, ours: Settings, bare: Settings, images: int, batch: int, aim: float, how: str, runs: int = RUNS
 ) -> Pair:
     def stream(run: int) -> float:
-        topic = f"{ours.home.name}-{batch}-{run}"
+        topic = f"{ours.work_dir.name}-{batch}-{run}"
         service.publish(topic, images)
         return service.drain(ours, topic, batch).images_per_s
 

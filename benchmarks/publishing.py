@@ -16,7 +16,7 @@ CONFLUENT = ("confluent-kafka==2.16.1",)
 
 
 def questions() -> Iterator[Pair]:
-    python = make_environment(read_settings().home / "benchmarks" / "confluent", CONFLUENT)
+    python = make_environment(read_settings().work_dir / "benchmarks" / "confluent", CONFLUENT)
     with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
         folder = Path(scratch) / "files"
         folder.mkdir()

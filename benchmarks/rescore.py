@@ -104,10 +104,10 @@ def _register(settings: Settings, exported: ExportedBackbone, head: Head, images
 
 def _store(settings: Settings, backbone_sha256: str, features: Features) -> None:
     """`ROWS` rows of the table `features`, made of real ones over and over, in files as the stream writes them."""
-    table = Table(settings.tables_dir, "features")
+    table = Table(settings.place.tables, "features")
     files = []
     for number in range(FILES):
-        with FileSink(str(table.directory), FEATURES) as sink:
+        with FileSink(table.place, FEATURES) as sink:
             for first in range(number * ROWS // FILES, (number + 1) * ROWS // FILES, ROWS_AT_ONCE):
                 offsets = np.arange(first, min(first + ROWS_AT_ONCE, (number + 1) * ROWS // FILES))
                 given = {

@@ -75,13 +75,13 @@ def _against_consumer(
 
 
 def _plain_consumer(service: Service, settings: Settings) -> Pair:
-    python = make_environment(read_settings().home / "benchmarks" / "consumer", CONSUMER)
+    python = make_environment(read_settings().work_dir / "benchmarks" / "consumer", CONSUMER)
     name = "a plain consumer (confluent-kafka, LiteRT, deltalake; at least once)"
     return _against_consumer(service, settings, python, "plain_consumer.py", service.flatbuffer(settings), name)
 
 
 def _quix(service: Service, settings: Settings) -> Pair:
-    home = read_settings().home / "benchmarks"
+    home = read_settings().work_dir / "benchmarks"
     python = make_environment(home / "quix", QUIX)
     model = _as_onnx(service.flatbuffer(settings), home / "onnx", service.scratch / "backbone.onnx")
     return _against_consumer(service, settings, python, "quix_onnx.py", model, "Quix Streams with ONNX Runtime")

@@ -101,18 +101,24 @@ class Service:
         producer.flush()
         producer.close()
 
-    def home(self, name: str, *options: object) -> Settings:
-        """A home whose champion was trained on `DIGITS` digits, with the options of `imagestream train`."""
-        settings = self.settings.model_copy(update={"home": self.scratch / name})
+    def home(self, name: str, *options: object, uri: str | None = None) -> Settings:
+        """A home whose champion was trained on `DIGITS` digits, with the options of `imagestream train`.
+
+        Args:
+            uri: of a home in a bucket, whose work folder is then local.
+        """
+        work = self.scratch / name
+        settings = self.settings.model_copy(update={"home": uri or str(work), "work": work if uri else None})
         if not open_registry(settings.home).versions():
             command = (sys.executable, "-m", "streaming", "--home", settings.home, "train", "--dataset", "digits")
-            trained = run_json(*command, "--limit", DIGITS, *options, environment=self.environment("unused"))
+            environment = self.environment("unused") | _work(settings)
+            trained = run_json(*command, "--limit", DIGITS, *options, environment=environment)
             self.accuracy[name] = trained["metrics"]["accuracy"]
         return settings
 
     def flatbuffer(self, settings: Settings) -> Path:
         """The champion's backbone, for peers."""
-        folder = settings.home / "champion"
+        folder = settings.work_dir / "champion"
         if not folder.exists():
             open_registry(settings.home).fetch(1, folder)
         return folder / FLATBUFFER_FILE
@@ -123,7 +129,7 @@ class Service:
         """Run `imagestream stream` on a topic as a process of its own; its summary."""
         return run_json(
             sys.executable, "-m", "streaming", "--home", settings.home, "stream", *options,
-            environment=self.environment(topic) | dict(environment),
+            environment=self.environment(topic) | _work(settings) | dict(environment),
         )  # fmt: skip
 
     def drain(
@@ -147,6 +153,10 @@ class Service:
             "IMAGESTREAM_JARS": str(self.settings.jars),
             "IMAGESTREAM_BACKBONES": str(self.settings.backbones),
         }
+
+
+def _work(settings: Settings) -> dict[str, str]:
+    return {"IMAGESTREAM_WORK": str(settings.work)} if settings.work else {}
 
 
 def steady(settings: Settings, topic: str, summary: dict[str, Any]) -> Steady:

@@ -77,7 +77,7 @@ def main(
     unknown = set(names) - set(EXAMPLES)
     if unknown:
         raise ServiceError(f"there is no example {', '.join(sorted(unknown))}; known are {', '.join(EXAMPLES)}")
-    folder = home or read_settings().home / "examples" / "small"
+    folder = home or read_settings().work_dir / "examples" / "small"
     runs = [run(name, folder / name) for name in names]
     table = Table(*COLUMNS, box=None)
     for one in runs:

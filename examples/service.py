@@ -95,21 +95,21 @@ class Service:
             ServiceError: tables are there already: an example counts what it made itself.
         """
         own = read_settings()
-        settings = read_settings(home or own.home / "examples" / example)
-        if settings.tables_dir.exists():
+        settings = read_settings(home or own.work_dir / "examples" / example)
+        if settings.place.table_names():
             raise ServiceError(
                 f"{settings.home} holds tables already; remove it, or give another place with --home DIR"
             )
-        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.work_dir.mkdir(parents=True, exist_ok=True)
         for name in INSTALLED:
-            there, link = own.home / name, settings.home / name
+            there, link = own.work_dir / name, settings.work_dir / name
             if there.is_dir() and not link.exists() and settings.home != own.home:
                 link.symlink_to(there)
         return cls(settings)
 
     @property
     def home(self) -> Path:
-        return self.settings.home
+        return self.settings.work_dir
 
     def run(self, *arguments: str | Path | float) -> dict[str, Any]:
         """Run a command of `imagestream`; what it writes for `--json`.

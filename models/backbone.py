@@ -262,10 +262,10 @@ def _read_export(spec: BackboneSpec, weights: str, folder: Path) -> ExportedBack
 def _convert_apart(spec: BackboneSpec, weights: str, folder: Path) -> None:
     """Fill `folder` with an export, by `models.convert` in a process of its own."""
     request = [spec.name, weights, str(folder), spec.output, *map(str, spec.input_size)]
-    root = Path(__file__).parents[1]  # where `models` is found, installed or not
-    done = subprocess.run(
-        [sys.executable, "-m", "models.convert", *request], cwd=root, capture_output=True, text=True, check=False
-    )
+    root = str(Path(__file__).parents[1])  # where `models` is found, installed or not
+    start = f"import sys; sys.path.insert(0, {root!r}); from models.convert import main; main()"
+    command = [sys.executable, "-P", "-c", start, *request]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"the conversion ended with code {done.returncode}"]
         raise ModelError(said[-1])

@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.architectures import Output
 from models.arrays import Arrays, read_npz, write_npz
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, Precision, file_sha256
 from models.decode import Resize
 from models.errors import ModelError
+from models.network import Network
+from models.recipe import Recipe
 
 MANIFEST = "manifest.json"
 PROJECTION = "projection.npz"
@@ -27,7 +29,8 @@ CLASSIFIER = "classifier.npz"
 GOLDEN = "golden.npz"
 DRIFT = "drift.npz"
 FITTED_ON = "fitted_on.npz"
-FILES = frozenset({FLATBUFFER_FILE, WEIGHTS_FILE, PROJECTION, CLASSIFIER, GOLDEN})
+HEAD_FILES = frozenset({PROJECTION, CLASSIFIER, GOLDEN})
+FILES = HEAD_FILES | {FLATBUFFER_FILE, WEIGHTS_FILE}  # of a backbone by name; one that was imported has one file
 # A bundle without them scores as well. Without `FITTED_ON`, as older ones are, its split says what it was fitted on.
 OPTIONAL = frozenset({DRIFT, FITTED_ON})
 
@@ -37,7 +40,7 @@ MAX_GROUP_BY_CHARS = 1_000
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
-EngineName = Literal["litert", "keras"]  # Keras is the reference, and runs on a GPU where there is one
+EngineName = Literal["litert", "keras", "onnx"]  # Keras is the reference, and runs on a GPU where there is one
 
 
 class _Strict(BaseModel):
@@ -61,6 +64,16 @@ class BackboneEntry(_Strict):
     n_features: Positive
     parity: float = Field(ge=0, description="largest difference between LiteRT's and Keras' features when exported")
     cosine: float = Field(1.0, le=1.001, description="mean cosine between the same; for int8, on calibration images")
+    network: Network | None = None  # imported: its recipe then says all that pixels go through, not the fields above
+
+    @model_validator(mode="after")
+    def _check_network(self) -> Self:
+        network = self.network
+        if (network is not None and network.format == "onnx") != (self.engine == "onnx"):
+            raise ValueError(f"the engine {self.engine} does not run this network")
+        if network is not None and (self.engine == "keras" or network.recipe.input_size != self.input_size):
+            raise ValueError("the imported network and its recipe do not fit the entry")
+        return self
 
     @classmethod
     def of(cls, exported: ExportedBackbone, resize: Resize = "stretch", engine: EngineName = "litert") -> Self:
@@ -88,8 +101,20 @@ class BackboneEntry(_Strict):
 
     @property
     def scored_file(self) -> str:
-        """The one of the backbone's two files that its engine runs."""
+        """The one of the backbone's files that its engine runs."""
+        if self.network is not None:
+            return self.network.file
         return WEIGHTS_FILE if self.engine == "keras" else FLATBUFFER_FILE
+
+    @property
+    def files(self) -> frozenset[str]:
+        """The names of its files in a bundle."""
+        return frozenset({FLATBUFFER_FILE, WEIGHTS_FILE} if self.network is None else {self.network.file})
+
+    @property
+    def fitting(self) -> Resize | Recipe:
+        """What becomes of an image before the engine takes it."""
+        return self.resize if self.network is None else self.network.recipe
 
 
 class StageEntry(_Strict):
@@ -148,8 +173,17 @@ class Manifest(_Strict):
             raise ModelError(f"a threshold is for two classes, there are {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
             raise ModelError("class names repeat")
-        if set(self.files) - OPTIONAL != FILES:
-            raise ModelError(f"the manifest should list the files {sorted(FILES)}, it lists {sorted(self.files)}")
+        files = HEAD_FILES | self.backbone.files
+        if set(self.files) - OPTIONAL != files:
+            raise ModelError(f"the manifest should list the files {sorted(files)}, it lists {sorted(self.files)}")
+
+    @property
+    def backbone_sha256(self) -> str:
+        """Names the features: two models with the same value give the same features for the same image."""
+        network = self.backbone.network
+        if network is None:
+            return self.files[FLATBUFFER_FILE]
+        return network.identity(self.files[network.file], self.backbone.output)
 
 
 @dataclass(frozen=True)
@@ -167,7 +201,7 @@ class Bundle:
     @property
     def backbone_sha256(self) -> str:
         """Names the features: two bundles with the same value give the same features for the same image."""
-        return self.manifest.files[FLATBUFFER_FILE]
+        return self.manifest.backbone_sha256
 
     @property
     def projection_sha256(self) -> str:
@@ -185,7 +219,7 @@ def write_bundle(
     Args:
         directory: made by this call; a failure leaves it for the caller to remove.
         manifest: its `files` are filled in here.
-        backbone_files: `FLATBUFFER_FILE` and `WEIGHTS_FILE`, copied.
+        backbone_files: those of the manifest's backbone, copied.
         arrays: `PROJECTION`, `CLASSIFIER` and `GOLDEN`, and those of `OPTIONAL` that there are.
     """
     directory.mkdir(parents=True)
@@ -277,7 +311,7 @@ def _read_checked(files: BundleFiles, copy_to: Path | None) -> Bundle:
             raise ModelError(f"{name} has SHA-256 {digest}, the manifest says {manifest.files[name]}")
         if copy_to is not None:
             (copy_to / name).write_bytes(content)
-        if name not in {FLATBUFFER_FILE, WEIGHTS_FILE} - {manifest.backbone.scored_file}:  # checked, but not kept
+        if name not in manifest.backbone.files - {manifest.backbone.scored_file}:  # checked, but not kept
             kept[name] = content
     return Bundle(manifest, hashlib.sha256(text).hexdigest(), kept)
 

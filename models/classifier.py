@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from models.arrays import Arrays, Features, checked_array
 from models.errors import ModelError
 
 MAX_LAYERS = 32
+
+Scores = Literal["logits", "probabilities"]
+_SMALLEST = 1e-12  # a probability of 0 has no logarithm
 
 
 class Classifier(Protocol):
@@ -129,6 +132,36 @@ class MLP:
         return {name: array for i, (w, b) in layers for name, array in ((f"weights_{i}", w), (f"bias_{i}", b))}
 
 
+@dataclass(frozen=True)
+class OwnHead:
+    """The scores of a network: logits, or what a softmax made of them.
+
+    One score for two classes is that of the second one: the logit or the probability of a sigmoid.
+    """
+
+    kind: Scores
+    n_in: int
+    n_classes: int
+
+    def __post_init__(self) -> None:
+        if self.n_in != self.n_classes and (self.n_in, self.n_classes) != (1, 2):
+            raise ModelError(f"{self.n_in} scores do not answer {self.n_classes} classes")
+
+    def logits(self, features: Features) -> NDArray[np.float64]:
+        scores = features.astype(np.float64)
+        if self.kind == "probabilities":
+            if self.n_in == 1:
+                scores = np.hstack([1 - scores, scores])
+            return np.log(np.maximum(scores, _SMALLEST))
+        return np.hstack([np.zeros_like(scores), scores]) if self.n_in == 1 else scores
+
+    def probabilities(self, features: Features) -> Features:
+        return softmax(self.logits(features))
+
+    def to_arrays(self) -> Arrays:
+        return {}
+
+
 def mlp_from_spark(layers: Sequence[int], weights: NDArray[np.float64]) -> MLP:
     """The network of a Spark ML `MultilayerPerceptronClassificationModel`.
 
@@ -169,7 +202,9 @@ def classifier_from_arrays(kind: str, n_in: int, n_classes: int, arrays: Arrays)
             return LogisticRegression(coefficients, checked_array(arrays, "intercept", (n_classes,), np.float64))
         case "mlp":
             return _mlp_from_arrays(n_in, n_classes, arrays)
-    raise ModelError(f"unknown classifier {kind!r}, expected one of: logistic_regression, mlp")
+        case "logits" | "probabilities":
+            return OwnHead(kind, n_in, n_classes)
+    raise ModelError(f"unknown classifier {kind!r}, expected one of: logistic_regression, mlp, logits, probabilities")
 
 
 def _mlp_from_arrays(n_in: int, n_classes: int, arrays: Arrays) -> MLP:

@@ -1,27 +1,33 @@
 """A model at work: images in, features and class probabilities out. Composes the stages, adds nothing to them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.architectures import Preprocessing, find_backbone
 from models.arrays import Arrays, Features
-from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle
+from models.bundle import CLASSIFIER, DRIFT, GOLDEN, PROJECTION, BackboneEntry, Bundle, EngineName
 from models.classifier import Classifier, answers_of, classifier_from_arrays
-from models.decode import BadImage, Resize, decode
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Resize
 from models.drift import DriftReference, reference_from_arrays
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
+from models.network import NetworkEngine
+from models.onnx_session import OnnxSession
 from models.projection import Projection, projection_from_arrays
+from models.recipe import Pixels, Recipe, decode_fitted, empty_pixels
+from models.sessions import open_session
+from models.tflite_to_onnx import to_onnx
+from models.translated_engine import TranslatedEngine
 
 Images = NDArray[np.uint8]
 
 
 class Engine(Protocol):
-    """Runs a backbone: images (N, H, W, 3) uint8 → features (N, D) float32."""
+    """Runs a backbone: images (N, H, W, 3) uint8, or as its recipe makes them → features (N, D) float32."""
 
     @property
     def input_size(self) -> tuple[int, int]: ...
@@ -29,7 +35,7 @@ class Engine(Protocol):
     @property
     def n_features(self) -> int: ...
 
-    def __call__(self, images: Images) -> Features: ...
+    def __call__(self, images: Any) -> Features: ...
 
 
 @dataclass(frozen=True)
@@ -37,29 +43,39 @@ class Decoded:
     """What became of a list of encoded images.
 
     Attributes:
-        images: (N, H, W, 3) uint8, those that decoded, in order.
+        images: (N, H, W, 3) uint8, or as a recipe makes them; those that decoded, in order.
         rows: the N positions in the list that they came from.
         bad: position → why that one is not an image.
+        damage: position → what is wrong with an image that decoded all the same.
     """
 
-    images: Images
+    images: Pixels
     rows: list[int]
     bad: dict[int, BadImage]
+    damage: dict[int, str] = field(default_factory=dict)
 
 
-def decode_all(values: Sequence[bytes | None], size: tuple[int, int], resize: Resize = "stretch") -> Decoded:
+def decode_all(
+    values: Sequence[bytes | None],
+    size: tuple[int, int],
+    fitting: Resize | Recipe = "stretch",
+    limits: Limits = DEFAULT_LIMITS,
+) -> Decoded:
     """Decode every image of a list to (height, width) = `size`."""
-    images = np.empty((len(values), *size, 3), np.uint8)
+    images = empty_pixels(len(values), size, fitting)
     rows: list[int] = []
     bad: dict[int, BadImage] = {}
+    damage: dict[int, str] = {}
     for row, value in enumerate(values):
-        image = decode(value, size, resize=resize)
+        image = decode_fitted(value, size, fitting, limits)
         if isinstance(image, BadImage):
             bad[row] = image
-        else:
-            images[len(rows)] = image
-            rows.append(row)
-    return Decoded(images[: len(rows)], rows, bad)
+            continue
+        images[len(rows)] = image.pixels
+        rows.append(row)
+        if image.damage:
+            damage[row] = image.damage
+    return Decoded(images[: len(rows)], rows, bad, damage)
 
 
 @dataclass(frozen=True)
@@ -94,14 +110,15 @@ class Scorer:
 
     engine: Engine
     head: Head
-    resize: Resize = "stretch"
+    fitting: Resize | Recipe = "stretch"
+    limits: Limits = DEFAULT_LIMITS
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
         """Encoded images → pixels as the backbone takes them, and which could not be decoded."""
-        return decode_all(values, self.engine.input_size, self.resize)
+        return decode_all(values, self.engine.input_size, self.fitting, self.limits)
 
-    def features(self, images: Images) -> Features:
-        """(N, H, W, 3) uint8 → (N, D) float32."""
+    def features(self, images: Pixels) -> Features:
+        """(N, H, W, 3) as `decode` gives them → (N, D) float32."""
         return self.engine(images)
 
     def probabilities(self, features: Features) -> Features:
@@ -125,37 +142,78 @@ def load_head(bundle: Bundle) -> Head:
     return Head(manifest.classes, projection, classifier, manifest.threshold)
 
 
-def load_scorer(bundle: Bundle, threads: int = 1) -> Scorer:
+def load_scorer(
+    bundle: Bundle,
+    threads: int = 1,
+    limits: Limits = DEFAULT_LIMITS,
+    engine: EngineName | None = None,
+    providers: Sequence[str] = ("cpu",),
+) -> Scorer:
     """The model of a bundle, ready to score; costs tenths of a second, so a worker does it once.
+
+    Args:
+        limits: of the images that it decodes.
+        threads, engine, providers: see `load_engine`.
 
     Raises:
         ModelError: a part cannot be loaded, or is not what the manifest says.
     """
     entry = bundle.manifest.backbone
-    return Scorer(load_engine(entry, bundle.files[entry.scored_file], threads), load_head(bundle), entry.resize)
+    loaded = load_engine(entry, bundle.files[entry.scored_file], threads, engine, providers)
+    return Scorer(loaded, load_head(bundle), entry.fitting, limits)
 
 
-def load_engine(entry: BackboneEntry, content: bytes, threads: int = 1) -> Engine:
-    """The engine that a manifest names, of the content of its file; `threads` are LiteRT's.
+def load_engine(
+    entry: BackboneEntry,
+    content: bytes,
+    threads: int = 1,
+    engine: EngineName | None = None,
+    providers: Sequence[str] = ("cpu",),
+) -> Engine:
+    """An engine for a network, of the content of its file.
+
+    Args:
+        threads: of LiteRT and ONNX Runtime.
+        engine: what runs it; None for the engine that the manifest names.
+        providers: of ONNX Runtime, the first that can.
 
     Raises:
         ModelError: the content is not usable, or gives something else than the manifest says.
     """
+    if engine == "onnx" and entry.engine == "litert":
+        loaded = _translated(entry, content, threads, providers)
+    elif engine not in {None, entry.engine}:
+        raise ModelError(f"the engine {engine} does not run {entry.name}, which was made for {entry.engine}")
+    else:
+        loaded = _own_engine(entry, content, threads, providers)
+    if (loaded.input_size, loaded.n_features) != (entry.input_size, entry.n_features):
+        what = "flatbuffer" if entry.engine == "litert" else "network"
+        raise ModelError(
+            f"the {what} takes {loaded.input_size} and gives {loaded.n_features} features, "
+            f"the manifest says {entry.input_size} and {entry.n_features}"
+        )
+    return loaded
+
+
+def _own_engine(entry: BackboneEntry, content: bytes, threads: int, providers: Sequence[str]) -> Engine:
+    """The engine that the manifest names."""
+    if entry.network is not None:
+        session = open_session(entry.network.format, content, threads, providers)
+        return NetworkEngine(entry.network, entry.output, session)
     if entry.engine == "keras":
         spec = find_backbone(entry.name, entry.output, entry.input_size)
         pixels = Preprocessing(entry.scale, entry.offset, entry.channel_order, entry.channel_means)
         if pixels != spec.preprocessing or entry.precision != "float32":
             raise ModelError(f"the manifest has {entry.name} prepare pixels in another way, or in integers")
-        engine: Engine = KerasEngine.of(spec, content)
-    else:
-        engine = LiteRTEngine(content, threads=threads)
-    if (engine.input_size, engine.n_features) != (entry.input_size, entry.n_features):
-        what = "network" if entry.engine == "keras" else "flatbuffer"
-        raise ModelError(
-            f"the {what} takes {engine.input_size} and gives {engine.n_features} features, "
-            f"the manifest says {entry.input_size} and {entry.n_features}"
-        )
-    return engine
+        return KerasEngine.of(spec, content)
+    return LiteRTEngine(content, threads=threads)
+
+
+def _translated(entry: BackboneEntry, content: bytes, threads: int, providers: Sequence[str]) -> Engine:
+    """ONNX Runtime on what was made for LiteRT."""
+    if entry.network is None:
+        return TranslatedEngine(content, entry.input_size, entry.n_features, threads, providers)
+    return NetworkEngine(entry.network, entry.output, OnnxSession(to_onnx(content), threads, providers))
 
 
 def load_reference(bundle: Bundle) -> DriftReference | None:

@@ -2,9 +2,10 @@
 
 import warnings
 import zipfile
+from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import keras
 
 RANDOM_SEED = 0
+MAX_EXCESS = 4  # times the size of the weights: an optimizer keeps two values for each
+MAX_H5_OBJECTS = 10_000
 _SUFFIXES = (".h5", ".hdf5", ".keras", ".npz")
 
 
@@ -44,6 +47,7 @@ def load(body: "keras.Model", file: Path, name: str) -> None:
     # Keras only warns of layers that it finds nothing for; whatever it leaves alone stays NaN and is found out.
     body.set_weights([np.full(weight.shape, np.nan, np.float32) for weight in body.weights])
     try:
+        _check_size(file, sum(prod(weight.shape) for weight in body.weights))
         if file.suffix == ".npz":
             _load_npz(body, file)
         else:
@@ -59,6 +63,54 @@ def load(body: "keras.Model", file: Path, name: str) -> None:
             f"the weights in {file} do not fit {name} without its top: "
             f"{len(unset)} of {len(body.weights)} are missing or not finite, {unset[0]} among them"
         )
+
+
+def _check_size(file: Path, values: int) -> None:
+    """Refuse a file that unpacks to far more than `values` float32 values: a few kilobytes can claim gigabytes.
+
+    Raises ModelError.
+    """
+    most = MAX_EXCESS * 4 * values + 16 * 1024**2
+    claimed = 0
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+            inner = [entry for entry in archive.infolist() if entry.filename.endswith(".h5")]
+            if claimed <= most:
+                for entry in inner:
+                    with archive.open(entry) as stream:
+                        claimed += _claimed_by_h5(BytesIO(stream.read()))
+    elif file.suffix != ".npz":
+        with file.open("rb") as stream:
+            claimed = _claimed_by_h5(stream)
+    if claimed > most:
+        raise ModelError(f"it unpacks to {claimed:,} bytes, the limit for this network is {most:,}")
+
+
+def _claimed_by_h5(stream: IO[bytes]) -> int:
+    """The bytes of all data sets of an HDF5 file by their shapes; links to other files are refused."""
+    import h5py
+
+    claimed = 0
+    with h5py.File(stream, "r") as h5:
+        pending = [h5]
+        for _ in range(MAX_H5_OBJECTS):
+            if not pending:
+                return claimed
+            group = pending.pop()
+            for name in group:
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise ModelError(f"{name!r} is a link to elsewhere")
+                one = group[name]
+                if isinstance(one, h5py.Group):
+                    pending.append(one)
+                elif not isinstance(one, h5py.Dataset):
+                    continue
+                elif one.external or one.is_virtual:
+                    raise ModelError(f"the data of {name!r} are in another file")
+                else:
+                    claimed += one.size * one.dtype.itemsize
+    raise ModelError(f"it has more than {MAX_H5_OBJECTS:,} groups")
 
 
 def _load_npz(body: "keras.Model", file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Publishing images to Kafka: `publish` sends files, `message` is the contract by which the stream reads them."""
+"""Publishing images to Kafka, for imagestream: `publish` sends files, `message` is what the stream reads them by."""
 
 from producer.errors import PublishError
 from producer.publish import Progress, PublishSummary, publish

@@ -15,8 +15,12 @@ TEMPORARY = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart
 class Folders:
     """Folders with all their subfolders, followed by a thread of its own."""
 
-    def __init__(self, folders: Sequence[str], stop: threading.Event) -> None:
+    def __init__(self, folders: Sequence[str], stop: threading.Event, *, follow_links: bool = False) -> None:
         """Begin to follow the changes, which end when `stop` is set.
+
+        Args:
+            follow_links: also publish what symbolic links below the folders point to outside of them. Whoever may
+                write to a folder could otherwise have any file published that this process may read.
 
         Raises:
             PublishError: one of them is no folder, or cannot be watched.
@@ -31,6 +35,7 @@ class Folders:
         # Changes are told by absolute names; what is published is named as it was given.
         self._given = {os.path.abspath(folder): folder for folder in folders}  # noqa: PTH100
         self._given |= {os.path.realpath(folder): folder for folder in folders}
+        self._inside = None if follow_links else tuple(os.path.realpath(folder) + os.sep for folder in folders)
         self._stop = stop
         self._lock = threading.Lock()
         self._changed: set[str] = set()
@@ -45,7 +50,7 @@ class Folders:
         """The names of all files, below `folder` if it is given, in no order: a folder may hold a million of them."""
         seen: set[str] = set()
         for start in self._folders if folder is None else (folder,):
-            yield from _walk(start, seen)
+            yield from filter(self._wanted, _walk(start, seen))
 
     def changes(self) -> tuple[list[str], bool]:
         """The names that appeared or changed since this was last asked, and whether there were too many to keep.
@@ -58,7 +63,8 @@ class Folders:
             self._changed, self._overflown = set(), False
         if self._error is not None:
             raise PublishError(f"the folders cannot be watched: {self._error}") from self._error
-        return sorted(filter(None, map(self._named, changed))), overflown
+        named = filter(None, map(self._named, changed))
+        return sorted(filter(self._wanted, named)), overflown
 
     def close(self) -> None:
         """Wait for the end of the thread; `stop` must be set."""
@@ -87,6 +93,10 @@ class Folders:
             self._error = error
         finally:
             self._following.set()
+
+    def _wanted(self, name: str) -> bool:
+        """Whether a file lies in a watched folder, wherever its links lead."""
+        return self._inside is None or os.path.realpath(name).startswith(self._inside)
 
     def _named(self, path: str) -> str | None:
         for absolute, given in self._given.items():

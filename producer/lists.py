@@ -3,86 +3,64 @@
 A list may come from anybody. Its rows are bounded, and a name is never expanded: no patterns, no folders.
 """
 
-import csv
 import os
+import unicodedata
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
 
 from producer.errors import PublishError
+from producer.labelled_csv import MAX_ROWS, SHOWN, read_rows
 from producer.message import MAX_HEADER_CHARS
 from producer.sources import LabelFrom, SourceFile, Sources, label_of
 
-if TYPE_CHECKING:
-    from _csv import Reader as CsvReader
-
 MAX_LINE_BYTES = 16 * 1024  # four times the longest path of Linux
-MAX_ROWS = 1_000_000
-PATH, LABEL = "path", "label"
+DIFFERENT = "rows of the CSV give it different labels"
 
 
 def read_csv(path: Path, max_rows: int = MAX_ROWS) -> Sources:
-    """The files that a CSV names in its column `path`, with the labels of its column `label`.
+    """The files that a CSV names, with their labels, as `producer.labelled_csv` reads them; an empty label is none.
 
-    The header is required, the order of the columns and further ones are free; an empty label is none. A relative path
-    begins at the folder of the CSV. Whether the files are there shows when they are sent.
+    A relative path begins at the folder of the CSV, and so do the last parts of an absolute one that is not here, such
+    as `C:\\photos\\cats\\a.jpg`. A file that is given twice is sent once; one with different labels is left out.
+    Whether the files are there shows when they are sent.
 
     Raises:
-        PublishError: the CSV cannot be read, or a line of it is too long, not UTF-8 or has no path; it is named.
+        PublishError: the CSV cannot be read, or a line of it is too long or has no path; it is named.
     """
-    try:
-        with path.open("rb") as file:
-            return Sources(list(_rows(path, csv.reader(_lines(path, file), strict=True), max_rows)))
-    except OSError as error:
-        raise PublishError(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _rows(path: Path, reader: "CsvReader", max_rows: int) -> Iterator[SourceFile]:
-    place: dict[str, int] | None = None
-    found = 0
-    try:
-        for cells in reader:
-            if place is None:
-                place = _columns(path, cells)
-            elif cells:
-                found += 1
-                if found > max_rows:
-                    raise PublishError(f"{path}, line {reader.line_num}: more than {max_rows:,} rows; split the file")
-                yield _row(f"{path}, line {reader.line_num}", path.parent, cells, place)
-    except csv.Error as error:
-        raise PublishError(f"{path}, line {reader.line_num}: no CSV: {error}") from error
-    if not found:
+    labels: dict[str, str | None] = {}
+    different: set[str] = set()
+    _, rows = read_rows(path, max_rows=max_rows)
+    for row in rows:
+        where = f"{path}, line {row.line}"
+        if not row.name or "\0" in row.name:
+            raise PublishError(f"{where}: expected a path, got {row.name[:SHOWN]!r}")
+        if row.label and len(row.label) > MAX_HEADER_CHARS:
+            count = f"{len(row.label):,} characters, at most {MAX_HEADER_CHARS:,} are taken"
+            raise PublishError(f"{where}: the label has {count}")
+        file = _located(str(path.parent), row.name)
+        if labels.setdefault(file, row.label) != row.label:
+            different.add(file)
+    if not labels:
         raise PublishError(f"{path}: expected a header and at least one row, path,label; got none")
+    files = [SourceFile(file, label) for file, label in labels.items() if file not in different]
+    return Sources(files, [(file, DIFFERENT) for file in sorted(different)])
 
 
-def _columns(path: Path, header: list[str]) -> dict[str, int]:
-    names = [name.strip().lower() for name in header]
-    if PATH not in names or LABEL not in names:
-        got = ",".join(header)[:100]
-        raise PublishError(f"{path}, line 1: expected a header with the columns path and label, got {got!r}")
-    return {name: names.index(name) for name in (PATH, LABEL)}
-
-
-def _row(where: str, folder: Path, cells: list[str], place: dict[str, int]) -> SourceFile:
-    if len(cells) <= max(place.values()):
-        raise PublishError(f"{where}: expected a path and a label, got {','.join(cells)[:100]!r}")
-    name, label = cells[place[PATH]].strip(), cells[place[LABEL]].strip()
-    if not name or "\0" in name:
-        raise PublishError(f"{where}: expected a path, got {name[:100]!r}")
-    if len(label) > MAX_HEADER_CHARS:
-        raise PublishError(f"{where}: the label has {len(label):,} characters, at most {MAX_HEADER_CHARS:,} are taken")
-    return SourceFile(os.path.join(folder, name), label or None)  # noqa: PTH118  Path would normalise the name
-
-
-def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
-    """The lines of a CSV; the csv module itself would read one of any length."""
-    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
-        if len(line) > MAX_LINE_BYTES:
-            raise PublishError(f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes; expected path,label")
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise PublishError(f"{path}, line {number}: not UTF-8; save the file as CSV UTF-8") from error
+def _located(folder: str, name: str) -> str:
+    """The file that a row means: under its very name, another system's way to write it, or below the CSV's folder."""
+    for written in (name, name.replace("\\", "/")):
+        for form in (written, unicodedata.normalize("NFC", written), unicodedata.normalize("NFD", written)):
+            if os.path.lexists(found := os.path.join(folder, form)):  # noqa: PTH118  Path would normalise the name
+                return found
+    elsewhere = PureWindowsPath(name)  # takes both kinds of slashes
+    if elsewhere.anchor:
+        parts = elsewhere.parts[1:]
+        for start in range(len(parts)):
+            below = os.path.join(folder, *parts[start:])  # noqa: PTH118
+            if ".." not in parts[start:] and os.path.lexists(below):
+                return below
+    return os.path.join(folder, name)  # noqa: PTH118
 
 
 def read_lines(stream: BinaryIO, label_from: LabelFrom = LabelFrom.NONE) -> Sources:

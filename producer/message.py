@@ -2,8 +2,8 @@
 
 Key: the image id, by default the SHA-256 of the bytes in hex. Value: the encoded image, untouched. Headers:
 CloudEvents 1.0 in binary mode (github.com/cloudevents/spec, bindings/kafka-protocol-binding.md), our own `label`, the
-W3C `traceparent`, and two that tell of the original where an image was made smaller before it was sent. Only the
-standard library is imported: Spark workers import this too.
+W3C `traceparent`, and two that describe the original where an image was made smaller before it was sent. A label is in
+the common form of class names, whoever wrote it. Only the standard library is imported: Spark workers import this too.
 """
 
 import hashlib
@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from producer.class_names import class_name
+
 DEFAULT_TOPIC = "images"
 MAX_MESSAGE_BYTES = 20 * 1024 * 1024  # the largest image; see HEADER_MARGIN_BYTES for what the broker must take
 HEADER_MARGIN_BYTES = 64 * 1024  # a broker that takes every image takes MAX_MESSAGE_BYTES + this per message
 MAX_HEADER_CHARS = 1024  # a longer header value is cut when it is read
+
+# Of the topics that we create: brokers unpack batches then, and refuse those that are larger than a batch may be.
+TOPIC_CONFIGURATION = {"compression.type": "uncompressed"}
 
 SPEC_VERSION = "1.0"
 EVENT_TYPE = "imagestream.image.published"
@@ -31,6 +36,13 @@ MAGIC = {
     b"II+\x00": "image/tiff",  # BigTIFF
     b"MM\x00+": "image/tiff",
 }
+BRANDS = {  # of ISO base media files that hold an image
+    b"avif": "image/avif",
+    b"avis": "image/avif",
+    b"heic": "image/heic",
+    b"heix": "image/heic",
+    b"mif1": "image/heic",
+}
 BMP_HEADER_SIZES = {bytes([size]) for size in (12, 16, 40, 52, 56, 64, 108, 124)}
 
 HEADER_ID = "ce_id"
@@ -43,6 +55,8 @@ HEADER_LABEL = "label"
 HEADER_TRACEPARENT = "traceparent"
 HEADER_ORIGINAL_SHA256 = "imagestream-original-sha256"  # in hex
 HEADER_ORIGINAL_BYTES = "imagestream-original-bytes"  # in decimal
+HEADER_REPLAY_OF = "imagestream-replay-of"  # topic/partition/offset of the message that is sent again
+HEADER_TIMESTAMP = "imagestream-timestamp"  # of that message, where it cannot be sent again with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +97,8 @@ def content_type(data: bytes) -> str:
             return media_type
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "image/webp"
+    if data[4:8] == b"ftyp" and data[8:12] in BRANDS:
+        return BRANDS[data[8:12]]
     # "BM" alone begins many a text: a bitmap goes on with the size of its second header, one of a few.
     if data[:2] == b"BM" and data[14:15] in BMP_HEADER_SIZES and data[15:18] == b"\x00" * 3:
         return "image/bmp"
@@ -119,7 +135,7 @@ def build_message(
         HEADER_SOURCE: source,
         HEADER_TIME: at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         HEADER_CONTENT_TYPE: content_type(data),
-        HEADER_LABEL: label,
+        HEADER_LABEL: class_name(label),
         HEADER_TRACEPARENT: traceparent,
         HEADER_ORIGINAL_SHA256: hashlib.sha256(original).hexdigest() if original else None,
         HEADER_ORIGINAL_BYTES: str(len(original)) if original else None,
@@ -147,7 +163,7 @@ def read_headers(headers: Iterable[tuple[str, bytes | None] | Mapping[str, Any]]
         source=texts.get(HEADER_SOURCE),
         time=texts.get(HEADER_TIME),
         content_type=texts.get(HEADER_CONTENT_TYPE),
-        label=texts.get(HEADER_LABEL),
+        label=class_name(texts.get(HEADER_LABEL)),
         traceparent=texts.get(HEADER_TRACEPARENT),
     )
 

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from producer.message import DEFAULT_TOPIC, MAX_MESSAGE_BYTES, Delivery
 from producer.pace import Pace
-from producer.read import Reading, Reason, Skipped, read
+from producer.read import Fetch, Reading, Reason, Skipped, read
 from producer.sender import CONNECT_TIMEOUT_S, OPEN, Sender
 from producer.sources import LabelFrom, Sources, find_files
+
+if TYPE_CHECKING:
+    from models.bad_image import Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,9 @@ def publish(
     skip_too_large: bool = False,
     max_bytes: int = MAX_MESSAGE_BYTES,
     shrink_to: int | None = None,
+    limits: "Limits | None" = None,
     rate: float | None = None,
+    fetch: Fetch | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> PublishSummary:
@@ -100,7 +105,9 @@ def publish(
         only_images: leave out what is no image by its first bytes.
         skip_too_large: count a file that is too large as left out on purpose.
         max_bytes: the largest image to send; where the topic takes less, its limit counts.
-        shrink_to: the longest side in pixels; larger images are made smaller, as `producer.shrink.shrink` does.
+        shrink_to: the longest side in pixels; larger images are made smaller, as `models.shrink.shrink` does.
+        limits: what may be decoded for that, and what it may cost; default: `models.bad_image.DEFAULT_LIMITS`.
+        fetch: reads the files whose names are URIs, given as `Sources`: (URI, n) → at most n bytes.
         rate: images a second, evenly spaced; default: as fast as it goes.
         on_progress: called after every file.
         connect_timeout_s: how long to wait for a broker to answer.
@@ -112,7 +119,7 @@ def publish(
         PublishError: a path, the topic or the broker cannot be used; nothing was sent then.
     """
     sources = paths if isinstance(paths, Sources) else find_files(paths, label_from)
-    reading = Reading(only_images, skip_too_large, max_bytes, shrink_to)
+    reading = Reading(only_images, skip_too_large, max_bytes, shrink_to, limits, fetch)
     pace = Pace(rate)
     skipped = [Skipped(name, Reason.UNREADABLE, reason) for name, reason in sources.unreadable]
     sender = Sender(bootstrap_servers, topic, connect_timeout_s=connect_timeout_s, client=client)

@@ -2,8 +2,10 @@
 
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from producer.message import (
     HEADER_MARGIN_BYTES,
@@ -17,7 +19,13 @@ from producer.message import (
 from producer.sender import message_bytes
 from producer.sources import SourceFile
 
+if TYPE_CHECKING:
+    from models.bad_image import Limits
+
 MAX_ORIGINAL_BYTES = 256 * 1024 * 1024  # of an image that is made smaller
+
+
+Fetch = Callable[[str, int], bytes]  # (URI, n) → the first n bytes, or all; an OSError if it cannot be read
 
 
 class Reason(StrEnum):
@@ -47,12 +55,16 @@ class Reading:
         skip_too_large: count a file that is too large as left out on purpose.
         max_bytes: the largest image to send.
         shrink_to: the longest side in pixels; larger images are made smaller before they are sent.
+        limits: what may be decoded for that, and what it may cost; default: `models.bad_image.DEFAULT_LIMITS`.
+        fetch: reads what is not a local file, of which the name is a URI.
     """
 
     only_images: bool = False
     skip_too_large: bool = False
     max_bytes: int = MAX_MESSAGE_BYTES
     shrink_to: int | None = None
+    limits: "Limits | None" = None
+    fetch: Fetch | None = None
 
 
 def read(file: SourceFile, reading: Reading, max_message_bytes: int) -> Message | Skipped:
@@ -67,9 +79,10 @@ def read(file: SourceFile, reading: Reading, max_message_bytes: int) -> Message 
         return found
     data = found
     if reading.shrink_to:
-        from producer.shrink import shrink  # Pillow, which workers that read the contract need not load
+        from models.shrink import shrink  # Pillow, which workers that read the contract need not load
 
-        data = shrink(found, reading.shrink_to)
+        limits = {} if reading.limits is None else {"limits": reading.limits}
+        data = shrink(found, reading.shrink_to, **limits)
     if len(data) > max_bytes:
         return _too_large(file.name, f"{len(data):,} bytes, at most {max_bytes:,} are taken", reading)
     message = build_message(data, file.name, label=file.label, original=None if data is found else found)
@@ -81,6 +94,8 @@ def read(file: SourceFile, reading: Reading, max_message_bytes: int) -> Message 
 
 
 def _content(name: str, max_bytes: int, reading: Reading) -> bytes | Skipped:
+    if reading.fetch is not None and "://" in name:
+        return _fetched(name, max_bytes, reading, reading.fetch)
     try:
         found = os.stat(name)  # noqa: PTH116  the name as it was given
         if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for a writer
@@ -98,6 +113,18 @@ def _content(name: str, max_bytes: int, reading: Reading) -> bytes | Skipped:
         return Skipped(name, Reason.UNREADABLE, getattr(error, "strerror", None) or str(error))
     if (size := max(size, len(data))) > max_bytes:
         return _too_large(name, f"{size:,} bytes, at most {max_bytes:,} are taken", reading)
+    return data
+
+
+def _fetched(name: str, max_bytes: int, reading: Reading, fetch: Fetch) -> bytes | Skipped:
+    try:
+        data = fetch(name, max_bytes + 1)
+    except OSError as error:
+        return Skipped(name, Reason.UNREADABLE, error.strerror or str(error))
+    if reading.only_images and content_type(data[:SNIFF_BYTES]) == UNKNOWN_CONTENT:
+        return Skipped(name, Reason.NOT_AN_IMAGE, "by its first bytes", wanted=True)
+    if len(data) > max_bytes:
+        return _too_large(name, f"more than the {max_bytes:,} bytes that are taken", reading)
     return data
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from producer.client import connect
 from producer.errors import PublishError
-from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, Delivery, Message
+from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, TOPIC_CONFIGURATION, Delivery, Message
 
 if TYPE_CHECKING:
     from kafka import KafkaProducer
@@ -257,7 +257,7 @@ def _topic_limit(admin: "KafkaAdminClient", bootstrap_servers: str, topic: str) 
     try:
         if topic not in admin.list_topics():
             with suppress(TopicAlreadyExistsError):  # another process was quicker
-                admin.create_topics([NewTopic(topic, num_partitions=-1, replication_factor=-1)])
+                admin.create_topics([NewTopic(topic, -1, -1, topic_configs=TOPIC_CONFIGURATION)])
         asked = ConfigResource(ConfigResourceType.TOPIC, topic, ["max.message.bytes"])
         try:
             answer: dict[str, Any] = admin.describe_configs([asked], config_filter="all")

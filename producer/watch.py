@@ -80,6 +80,7 @@ def watch(
     label_from: LabelFrom = LabelFrom.NONE,
     reading: Reading = Reading(),  # noqa: B008  frozen
     rate: float | None = None,
+    follow_links: bool = False,
     on_change: Callable[[WatchSummary], None] | None = None,
     on_trouble: Callable[[str], None] | None = None,
 ) -> WatchSummary:
@@ -97,6 +98,7 @@ def watch(
         label_from: `parent` sends the name of the folder that a file lies in as its label.
         reading: what is made of each file.
         rate: images a second, evenly spaced; default: as fast as it goes.
+        follow_links: also publish what symbolic links below the folders point to outside of them.
         on_change: told how things stand whenever a message was acknowledged or a file left out.
         on_trouble: told when the broker does not acknowledge, once until it does again.
 
@@ -107,7 +109,7 @@ def watch(
     with Seen(state) as seen:
         sender = Sender(bootstrap_servers, topic, client=client)
         try:
-            following = Folders(folders, stop)
+            following = Folders(folders, stop, follow_links=follow_links)
             try:
                 watcher = _Watcher(following, sender, seen, reading, label_from, pace, stop)
                 watcher.on_change, watcher.on_trouble = on_change, on_trouble

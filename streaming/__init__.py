@@ -1,4 +1,4 @@
-"""The service on Spark: Kafka to scored rows to Delta tables, training, and everything around the running stream.
+"""The service of imagestream on Spark: Kafka to scored rows to Delta tables, training, and all around the stream.
 
 For notebooks and scripts, `from streaming import predictions, quarantine, sql` read its tables.
 """

@@ -104,7 +104,7 @@ def sql(
     """
     from streaming.query import query
 
-    settings = read_settings(None if home is None else Path(home))
+    settings = read_settings(home)
     return query(settings, statement, parameters=parameters, timeout_s=timeout_s, at=_moment(at))
 
 

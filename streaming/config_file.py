@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from streaming.errors import ServiceError
+from streaming.storage.store import is_uri
 
 DEFAULT_FILE = Path("imagestream.toml")  # in the working directory
 MAX_BYTES = 64 * 1024
@@ -34,7 +35,7 @@ def read_config_file(file: Path, names: Collection[str], places: Collection[str]
     if len(content) > MAX_BYTES:
         raise ServiceError(f"configuration file {file} is larger than {MAX_BYTES:,} bytes: expected a few settings")
     try:
-        values = tomllib.loads(content.decode("utf-8"))
+        values = tomllib.loads(content.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ServiceError(f"configuration file {file} is no TOML: {error}") from error
     for name in values:
@@ -49,6 +50,6 @@ def _nearest(name: str, names: Collection[str]) -> str:
 
 
 def _beside(file: Path, value: object) -> object:
-    if not isinstance(value, str):  # refused by the setting itself, which says what it expects
+    if not isinstance(value, str) or is_uri(value):  # what is not text the setting itself refuses
         return value
     return file.absolute().parent / Path(value).expanduser()

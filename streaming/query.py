@@ -7,12 +7,12 @@ time and one of memory. Rows stream: neither side holds a large result.
 With a time, each table is read as it was then: Delta keeps its versions until their files are vacuumed.
 """
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
@@ -20,6 +20,8 @@ import pyarrow as pa
 
 from streaming.errors import ServiceError
 from streaming.settings import Settings
+from streaming.storage.home import LOG, TABLES, Home
+from streaming.storage.table_files import CACHE, local_copies
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -29,6 +31,8 @@ T = TypeVar("T")
 TIMEOUT_S = 60.0
 MEMORY_LIMIT = "1GB"
 BATCH_ROWS = 10_000
+WORD = re.compile(r"\w+")
+ENTRY = re.compile(r"/([0-9]{20})\.json$")
 
 # No spilling to disk, nothing fetched or loaded, no Python variable reachable by its name, one time
 # zone for all; GLOBAL, because a cursor does not take over the session's settings of its connection.
@@ -87,7 +91,7 @@ def open_snapshot(settings: Settings, *, at: datetime | None = None) -> Iterator
     connection = duckdb.connect(":memory:")
     try:
         connection.execute(CONFINEMENT)
-        yield Snapshot(connection, _open_tables(connection, settings.tables_dir, at))
+        yield Snapshot(connection, _Views(connection, settings.place, at))
     finally:
         connection.close()
 
@@ -95,9 +99,10 @@ def open_snapshot(settings: Settings, *, at: datetime | None = None) -> Iterator
 class Snapshot:
     """The tables as they were when they were opened, whatever is committed meanwhile."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, tables: list[str]) -> None:
-        self.tables = tables
+    def __init__(self, connection: duckdb.DuckDBPyConnection, views: "_Views") -> None:
+        self.tables = views.names
         self._connection = connection
+        self._views = views
 
     @contextmanager
     def query(
@@ -108,6 +113,7 @@ class Snapshot:
         limit = _Limit(connection, timeout_s)
         try:
             statement = _only_select(sql)
+            self._views.fill(sql)
             with _errors_in_one_line(self.tables, limit):
                 rows = limit.call(
                     lambda: connection.sql(statement, params=dict(parameters or {})).to_arrow_reader(BATCH_ROWS)
@@ -149,73 +155,117 @@ class _Limit:
         self._connection.interrupt()
 
 
-def _open_tables(connection: duckdb.DuckDBPyConnection, tables_dir: Path, at: datetime | None) -> list[str]:
-    """Make each Delta table a view over its files, then shut the connection off from everything else."""
-    from deltalake.exceptions import DeltaError
+class _Views:
+    """Each table as a view of its name, over local files; then the connection is shut off from everything else.
 
-    from streaming.storage.tables import data_files
+    Of a home in a bucket, files are copied only of the tables that a statement names: until then their views are empty.
+    """
 
-    names = sorted(log.parent.name for log in tables_dir.glob("*/_delta_log"))
-    if not names:
-        raise ServiceError(
-            f"no tables yet in {tables_dir}: run `imagestream demo`, or publish images and run `imagestream stream`"
-        )
-    there: list[str] = []
-    readable: list[str] = []
-    for name in names:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, home: Home, at: datetime | None) -> None:
+        self._connection = connection
+        self._home = home
+        self._at = at
+        names = home.table_names()
+        if not names:
+            raise ServiceError(
+                f"no tables yet in {home.tables}: run `imagestream demo`, or publish images and run "
+                "`imagestream stream`"
+            )
+        with ThreadPoolExecutor(len(names)) as pool:  # a bucket takes a while for each
+            opened = dict(zip(names, pool.map(self._open, names), strict=True))
+        self._tables = {name: table for name, table in opened.items() if table is not None}
+        self.names = list(self._tables)
+        if not self.names:
+            raise ServiceError(f"no table in {home.tables} was there at {at}: give a later time")
+        self._empty = set(self.names)
+        if home.is_local:
+            readable = [file for name in self.names for file in self._fill(name)]
+            connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, readable))}]")
+        else:
+            for name in self.names:
+                self._make(name, [])
+            copies = home.work / CACHE / TABLES
+            connection.execute(f"SET allowed_directories = [{_quoted(str(copies))}]")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+
+    def fill(self, sql: str) -> None:
+        """Give the views that a statement names their rows."""
+        words = set(WORD.findall(sql.lower()))
+        for name in [name for name in self.names if name in self._empty and name in words]:
+            self._fill(name)
+
+    def _open(self, name: str) -> "DeltaTable | None":
+        from deltalake.exceptions import DeltaError
+
         try:
-            table = _table_at(tables_dir / name, at)
-            if table is None:
-                continue
-            files = data_files(table, tables_dir / name)
-            if at is not None:
-                _refuse_vacuumed(name, files, at)
-            _make_view(connection, name, pa.schema(table.schema()), files)
+            return _table_at(self._home, name, self._at)
+        except (DeltaError, OSError) as error:
+            raise self._unreadable(name, error) from error
+
+    def _fill(self, name: str) -> list[str]:
+        from deltalake.exceptions import DeltaError
+
+        from streaming.storage.tables import data_files
+
+        try:
+            files = data_files(self._tables[name], self._home.table(name))
+            if self._at is not None:
+                _refuse_vacuumed(self._home, name, files, self._at)
+            files = local_copies(self._home, files)
+            if files and not self._home.is_local:
+                self._connection.execute(f'DROP TABLE "{name}"')
+            if files or self._home.is_local:
+                self._make(name, files)
         except (DeltaError, duckdb.Error, OSError) as error:
-            raise ServiceError(f"table {name} in {tables_dir} cannot be read: {_condensed(error)}") from error
-        there.append(name)
-        readable += files
-    if not there:
-        raise ServiceError(f"no table in {tables_dir} was there at {at}: give a later time")
-    connection.execute(f"SET allowed_paths = [{', '.join(map(_quoted, readable))}]")
-    connection.execute("SET enable_external_access = false")
-    connection.execute("SET lock_configuration = true")
-    return there
+            raise self._unreadable(name, error) from error
+        self._empty.discard(name)
+        return files
+
+    def _make(self, name: str, files: list[str]) -> None:
+        empty = self._connection.from_arrow(pa.Table.from_batches([], pa.schema(self._tables[name].schema())))
+        if not files:
+            empty.create(name)
+            return
+        # By name: a file from before a column was added gives NULL there. A partition column is in the paths alone.
+        rows = self._connection.read_parquet(files, hive_partitioning=True, union_by_name=True)
+        types = zip(empty.columns, empty.types, strict=True)
+        # A column that no file has yet is NULL, too.
+        nulls = [f'NULL::{kind} AS "{column}"' for column, kind in types if column not in rows.columns]
+        (rows.project(", ".join(["*", *nulls])) if nulls else rows).create_view(name)
+
+    def _unreadable(self, name: str, error: Exception) -> ServiceError:
+        return ServiceError(f"table {name} in {self._home.tables} cannot be read: {_condensed(error)}")
 
 
-def _table_at(directory: Path, at: datetime | None) -> "DeltaTable | None":
+def _table_at(home: Home, name: str, at: datetime | None) -> "DeltaTable | None":
     """The table as it was at a time, None if it was not there yet; without a time, as it is."""
-    from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
+
+    from streaming.storage.table_log import open_delta
 
     if at is None:
-        return DeltaTable(directory)
+        return open_delta(home.table(name))
     # As Delta itself dates a version, by its file; asked for an earlier time than it knows, deltalake gives version 0.
-    commits = {int(path.stem): path for path in directory.glob(f"_delta_log/{'[0-9]' * 20}.json")}
-    versions = [version for version, path in commits.items() if path.stat().st_mtime <= at.timestamp()]
+    entries = home.store.list(f"{TABLES}/{name}/{LOG}")
+    commits = {int(found[1]): one.modified for one in entries if (found := ENTRY.search(one.key))}
+    versions = [version for version, modified in commits.items() if modified <= at]
     if not versions and 0 in commits:
         return None
     try:
-        return DeltaTable(directory, version=max(versions))
+        return open_delta(home.table(name), max(versions))
     except (ValueError, DeltaError) as error:
-        raise ServiceError(f"table {directory.name} has no history as old as {at}: `maintain` cleaned it") from error
+        raise ServiceError(f"table {name} has no history as old as {at}: `maintain` cleaned it") from error
 
 
-def _refuse_vacuumed(name: str, files: list[str], at: datetime) -> None:
-    gone = sum(not Path(file).is_file() for file in files)
+def _refuse_vacuumed(home: Home, name: str, files: list[str], at: datetime) -> None:
+    there = {one.key for one in home.store.list(f"{TABLES}/{name}")}
+    gone = sum(file.removeprefix(f"{home.uri}/") not in there for file in files)
     if gone:
         raise ServiceError(
             f"table {name} cannot be read as of {at}: {gone} of its {len(files)} files have been vacuumed since;"
             " `imagestream maintain --retention-hours` says how long they are kept"
         )
-
-
-def _make_view(connection: duckdb.DuckDBPyConnection, name: str, schema: pa.Schema, files: list[str]) -> None:
-    if files:
-        # By name: a file from before a column was added gives NULL there. A partition column is in the paths alone.
-        connection.read_parquet(files, hive_partitioning=True, union_by_name=True).create_view(name)
-    else:
-        connection.from_arrow(pa.Table.from_batches([], schema)).create(name)
 
 
 def _only_select(sql: str) -> duckdb.Statement:

@@ -4,22 +4,32 @@ A value comes from the option of a command; without one from the environment; el
 is the default. Nothing but this module reads the environment.
 """
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from models.bad_image import Limits
 from streaming.config_file import DEFAULT_FILE, read_config_file
 from streaming.errors import ServiceError
+from streaming.sizes import parse_size
+from streaming.storage.home import Home
+from streaming.storage.home_path import why_not
+from streaming.storage.store import check_place, is_uri
+from streaming.user_cache import cached
 
-HOME = Path(".imagestream")
+HOME = ".imagestream"
 
 TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a dot in front: it names a folder, too
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
+PROVIDERS = r"^[a-z]{1,20}(,[a-z]{1,20}){0,7}$"
 USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
 
 
@@ -28,9 +38,18 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="IMAGESTREAM_", frozen=True, extra="ignore", populate_by_name=True)
 
-    home: Path = Field(HOME, description="where tables, streams, models, jars and the broker's data are")
-    jars: Path | None = Field(None, description="where the jars are; default: HOME/jars")
-    backbones: Path | None = Field(None, description="where exported backbones are kept; default: HOME/backbones")
+    home: str = Field(
+        HOME, description="where tables, streams and models are: a folder, or an s3://, gs:// or az:// URI"
+    )
+    work: Path | None = Field(
+        None,
+        description="local folder of jars, logs, copies of files and the broker's data; default: the home if local",
+    )
+    jars: Path | None = Field(
+        None,
+        description="where the jars are; default: WORK/jars if it is there, else once per user in ~/.cache/imagestream",
+    )
+    backbones: Path | None = Field(None, description="where exported backbones are kept; default: as for the jars")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how Kafka is talked to: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
@@ -44,34 +63,78 @@ class Settings(BaseSettings):
     kafka_certificate_file: Path | None = Field(None, description="PEM of our own certificate, where brokers want one")
     kafka_key_file: Path | None = Field(None, description="PEM (PKCS#8) of its key")
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
+    isolation: Literal["read_committed", "read_uncommitted"] = Field(
+        "read_committed",
+        description="read_committed: without messages of aborted transactions; or read_uncommitted",
+    )
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
+    engine: Literal["auto", "litert", "onnx"] = Field(
+        "auto", description="what runs the CNN: auto (the fastest that agrees), litert or onnx"
+    )
+    execution_providers: str = Field(
+        "cpu", pattern=PROVIDERS, description="of ONNX Runtime, the first that can: cpu, cuda, tensorrt, openvino, …"
+    )
     dashboard_token_file: Path | None = Field(
         None, description="the file with the token that a browser shows to the dashboard; default: none on loopback"
     )
     gateway_api_key_file: Path | None = Field(
         None, description="the file with the key that the gateway asks for; default: none, on loopback only"
     )
+    max_pixels: int = Field(
+        64_000_000,
+        ge=1,
+        le=1_000_000_000,
+        description="pixels of the largest image that is decoded, width times height",
+    )
+    decode_timeout: float = Field(10.0, gt=0, le=3600, description="CPU seconds that decoding one image may take")
+    decode_memory: str = Field("1g", pattern=MEMORY, description="memory that decoding one image may take, e.g. 1g")
+    strict_images: bool = Field(False, description="refuse images that are damaged but can be shown: true or false")
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias="MLFLOW_TRACKING_URI", description="where runs of training are told, too; MLflow's own"
     )
     config: Path | None = Field(None, description="the configuration file; default: imagestream.toml, if it is there")
 
+    @field_validator("home", mode="before")
+    @classmethod
+    def _path_as_text(cls, home: Any) -> Any:
+        return os.fspath(home) if isinstance(home, Path) else home
+
     @property
-    def tables_dir(self) -> Path:
-        return self.home / "tables"
+    def place(self) -> Home:
+        """The home, as what is kept there is found."""
+        return _home(str(self.home), self.work_dir)
+
+    @property
+    def work_dir(self) -> Path:
+        return self.work or Path(self.home)
 
     @property
     def broker_dir(self) -> Path:
-        return self.home / "broker"
+        return self.work_dir / "broker"
 
     @property
     def jars_dir(self) -> Path:
-        return self.jars or self.home / "jars"
+        return self.jars or cached("jars", self.work_dir)
+
+    @property
+    def image_limits(self) -> Limits:
+        """What is decoded, and what decoding may cost."""
+        return Limits(
+            max_pixels=self.max_pixels,
+            timeout_s=self.decode_timeout,
+            memory_bytes=parse_size(self.decode_memory),
+            strict=self.strict_images,
+        )
 
     @property
     def backbones_dir(self) -> Path:
-        return self.backbones or self.home / "backbones"
+        return self.backbones or cached("backbones", self.work_dir)
+
+
+@cache
+def _home(uri: str, work: Path) -> Home:
+    return Home(uri, work)  # one of each: it keeps its store open
 
 
 @dataclass(frozen=True)
@@ -82,16 +145,16 @@ class Configuration:
     origins: Mapping[str, str]
 
 
-def read_settings(home: Path | None = None, config: Path | None = None) -> Settings:
+def read_settings(home: str | Path | None = None, config: Path | None = None) -> Settings:
     """The settings; arguments and errors as for `read_configuration`."""
     return read_configuration(home, config).settings
 
 
-def read_configuration(home: Path | None = None, config: Path | None = None) -> Configuration:
+def read_configuration(home: str | Path | None = None, config: Path | None = None) -> Configuration:
     """Settings from the environment and the configuration file, with what the command line gives on top.
 
     Args:
-        home: `--home`; the home becomes absolute.
+        home: `--home`; a path becomes absolute.
         config: `--config`; without it IMAGESTREAM_CONFIG, or `imagestream.toml` where the command runs.
 
     Raises:
@@ -112,10 +175,38 @@ def read_configuration(home: Path | None = None, config: Path | None = None) -> 
     if config is None and file is not None:
         origins["config"] = variable_of("config") if "config" in variables else "the working directory"
     settings = _checked(from_file | options, origins)
-    home = settings.home.expanduser().absolute()
-    if set("[]") & set(str(home)):
-        raise ServiceError(f"the home {home} has a square bracket in its path, which deltalake does not open: move it")
-    return Configuration(settings.model_copy(update={"home": home}), origins)
+    return Configuration(settings.model_copy(update=_places(settings, origins)), origins)
+
+
+def _places(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:
+    """The home as an absolute path or a URI, and the work folder as an absolute path."""
+    try:
+        home = check_place(settings.home) if is_uri(settings.home) else _real(Path(settings.home))
+    except ServiceError as error:
+        raise ServiceError(f"{origins.get('home', 'home')}: {error}") from error
+    if not is_uri(home) and (why := why_not(home)):
+        raise ServiceError(f"the home {home!r} {why}: choose another with --home DIR or IMAGESTREAM_HOME")
+    if settings.work is not None:
+        return {"home": home, "work": _absolute(settings.work)}
+    return {"home": home, "work": _work_of(home) if is_uri(home) else None}
+
+
+def _work_of(uri: str) -> Path:
+    """The work folder of a home in a bucket, where none is given."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return _absolute(Path(state)) / "imagestream" / hashlib.sha256(uri.encode()).hexdigest()[:16]
+
+
+def _real(home: Path) -> str:
+    """The folder behind links, as deltalake names its files: whichever way one comes to a home, it is the same."""
+    return os.path.realpath(_absolute(home))
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # no home directory
+        raise ServiceError(f"{path} cannot be resolved ({error}): set HOME, or IMAGESTREAM_WORK to a folder") from error
 
 
 def with_options(settings: Settings, **options: str | None) -> Settings:
@@ -135,9 +226,17 @@ def variable_of(name: str) -> str:
 
 
 def is_place(name: str) -> bool:
-    """Whether a setting is a path."""
+    """Whether a setting is a path, or may be one."""
+    if name == "home":
+        return True
     annotation = Settings.model_fields[name].annotation
     return Path in (annotation, *get_args(annotation))
+
+
+def cloud_variables() -> frozenset[str]:
+    """The names of the variables of clouds that are set: obstore and deltalake read them, and nothing of ours does."""
+    clouds = ("AWS_", "AZURE_", "GOOGLE_")
+    return frozenset(name for name, value in os.environ.items() if name.startswith(clouds) and value)
 
 
 def _from_environment() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pyspark.sql import SparkSession
 
 from models.backbone import DEFAULT_BACKBONE, ExportedBackbone, export_backbone
 from streaming.settings import Settings
+from streaming.storage.store import open_store
 from tests.forms import (
     FULL_TIMEOUT_S,
     form,
@@ -29,7 +30,7 @@ from tests.forms import (
     rng,
     seed,
 )
-from tests.object_store import WEED, ObjectStoreServer, start_object_store
+from tests.object_store import BUCKET, WEED, ObjectStoreServer, start_object_store
 from tests.services import (
     BROKER,
     CHECKOUT,
@@ -146,6 +147,43 @@ def object_store(run_dir: Path) -> ObjectStoreServer:
 
 
 @pytest.fixture
+def bucket_home(object_store: ObjectStoreServer) -> Iterator[str]:
+    """The URI of an empty home of this test alone; for its time the credentials are in the environment."""
+    with environment(**object_store.environment()):
+        yield f"s3://{BUCKET}/{uuid4().hex}"
+
+
+@pytest.fixture
+def bucket_service(
+    object_store: ObjectStoreServer, broker: Settings, trained: Path, tmp_path: Path
+) -> Iterator[Settings]:
+    """As `service`, with its home in a bucket."""
+    with service_in_bucket(object_store, broker, trained, tmp_path / "work") as settings:
+        yield settings
+
+
+@contextmanager
+def service_in_bucket(
+    server: ObjectStoreServer, broker: Settings, trained: Path, work: Path, port: int | None = None
+) -> Iterator[Settings]:
+    """Settings of a service with a trained model and its home in a bucket, with credentials in the environment.
+
+    Args:
+        work: made for it.
+        port: of a proxy before the server.
+    """
+    work.mkdir()
+    home = f"s3://{BUCKET}/{uuid4().hex}"
+    with environment(**server.environment(port)), pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment(port).items():
+            patch.setitem(SPARK.environment, name, value)
+        store = open_store(home)
+        for path in [path for name in ("models", "tables") for path in (trained / name).rglob("*") if path.is_file()]:
+            store.put(path.relative_to(trained).as_posix(), path.read_bytes())
+        yield broker.model_copy(update={"home": home, "work": work, "topic": f"images-{uuid4().hex[:8]}"})
+
+
+@pytest.fixture
 def fragile_broker(jars_dir: Path, exports: Path, run_dir: Path) -> Iterator[Settings]:
     """A broker that the test may stop, kill and start: no other test uses it meanwhile."""
     with FileLock(run_dir / f"{FRAGILE_BROKER}.lock"):
@@ -158,7 +196,7 @@ def imagestream(settings: Settings, *arguments: str | Path | float, code: int = 
     Where the command's own process is what is tested (its start, its signals, its end), see `imagestream_process`.
     """
     if arguments[0] in WITH_SPARK:
-        SPARK.start(settings.home.parent, settings.jars_dir)
+        SPARK.start(settings.work_dir.parent, settings.jars_dir)
     return _summary_of(command_here, settings, arguments, code)
 
 
@@ -185,7 +223,7 @@ def _summary_of(
     run: Callable[..., tuple[int, str, str]], settings: Settings, arguments: Sequence[str | Path | float], code: int
 ) -> dict[str, Any]:
     """What a command wrote for `--json`, or its standard error where it wrote nothing."""
-    summary = settings.home / "summary.json"
+    summary = settings.work_dir / "summary.json"
     summary.unlink(missing_ok=True)
     with environment(**environment_of(settings)):
         ended, out, err = run("--home", settings.home, *arguments, "--json", summary)
@@ -205,10 +243,12 @@ def environment_of(settings: Settings) -> dict[str, str]:
     given = {
         "IMAGESTREAM_JARS": settings.jars,
         "IMAGESTREAM_TOPIC": settings.topic,
+        "IMAGESTREAM_WORK": settings.work,
         "IMAGESTREAM_BACKBONES": settings.backbones,
         "IMAGESTREAM_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
     }
-    return {name: str(value) for name, value in given.items() if value}
+    # One engine, so that answers are the same to the bit in every run; see tests/streaming/pipeline/test_engines.py.
+    return {"IMAGESTREAM_ENGINE": "litert"} | {name: str(value) for name, value in given.items() if value}
 
 
 @contextmanager

@@ -18,7 +18,13 @@ FIGURES = pytest.StashKey[list[Figure]]()
 SEED = pytest.StashKey[int]()
 FULL_TIMEOUT_S = 4 * 3600
 SHORT_SEED = 614
-FULL_ONLY = {"test_coverage_guided.py", "test_random_operation.py", "test_tutorial.py"}
+FULL_ONLY = {
+    "test_azure.py",
+    "test_corpus.py",
+    "test_coverage_guided.py",
+    "test_random_operation.py",
+    "test_tutorial.py",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

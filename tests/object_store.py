@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock
@@ -22,7 +23,8 @@ from streaming.storage.store import open_store
 
 BUCKET = "imagestream"
 WEED = Path(sys.executable).with_name("weed")
-KEY, SECRET = "testkey", "testsecret"  # pragma: allowlist secret
+KEY, SECRET = "testkey", "testsecret-5f1d"  # pragma: allowlist secret
+READER_KEY = "readerkey"  # may read and list
 GRPC = 10_000  # a service's gRPC port is its HTTP port and this
 PATIENCE_S = 120.0
 
@@ -33,6 +35,19 @@ class ObjectStoreServer:
 
     pid: int
     port: int
+
+    def environment(self, port: int | None = None) -> dict[str, str]:
+        """The clouds' own variables, for clients that take them from there.
+
+        Args:
+            port: of a proxy before it.
+        """
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port or self.port}",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+        }
 
     @property
     def options(self) -> Mapping[str, str]:
@@ -67,13 +82,17 @@ def stop_object_store(home: Path) -> None:
             if str(home) in process.cmdline():
                 process.send_signal(signal.SIGKILL)
                 process.wait(PATIENCE_S)
-        state.unlink()
+        state.unlink(missing_ok=True)
+
+
+def _identity(name: str, key: str, *rights: str) -> dict[str, Any]:
+    return {"name": name, "credentials": [{"accessKey": key, "secretKey": SECRET}], "actions": rights}
 
 
 def _start(home: Path) -> tuple[ObjectStoreServer, int]:
-    identity = {"name": "tests", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin"]}
-    (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3 = (_free_pair() for _ in range(4))
+    identities = [_identity("tests", KEY, "Admin"), _identity("reader", READER_KEY, "Read", "List")]
+    (home / "s3.json").write_text(json.dumps({"identities": identities}))
+    master, volume, filer, s3 = (free_pair() for _ in range(4))
     command = [
         *(str(WEED), "-logtostderr=true", "server"),
         *("-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-dir", str(home)),
@@ -111,7 +130,7 @@ def _request(port: int, method: str, path: str) -> int:
         connection.close()
 
 
-def _free_pair() -> int:
+def free_pair() -> int:
     """A free port, of which the one for gRPC is free, too."""
     while True:
         port = free_port()

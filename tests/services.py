@@ -144,6 +144,11 @@ class SharedSpark:
             self._session = self._block.__enter__()
         return self._session
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the workers get beside the environment that the session was started in, as that still may be."""
+        return {} if self._block is None else self._session.sparkContext.environment
+
     def stop(self) -> None:
         if self._block is not None:
             block, self._block = self._block, None

@@ -74,8 +74,8 @@ def home(tmp_path: Path) -> Path:
         ("stream", "the one of .*home is not running; run `imagestream broker start`"),
         ("train --images no/such/folder", "no/such/folder is not a folder; expected one folder per class"),
         ("train --images README.md", "README.md is not a folder; expected one folder per class"),
-        ("train", "give either --images PATH or --dataset digits"),
-        ("train --images . --dataset digits", "give either --images PATH or --dataset digits"),
+        ("train", "give either --images PLACE or --dataset digits"),
+        ("train --images . --dataset digits", "give either --images PLACE or --dataset digits"),
         ("train --holdout -0.1 --dataset digits", "holdout should be between 0 and 1, got -0.1"),
         ("train --explained-variance 1.5 --dataset digits", "explained variance should be above 0 and at most 1"),
         ("retrain", "there is no champion model in .* to retrain; run 'imagestream train' first"),
@@ -156,7 +156,7 @@ def test_a_broker_that_does_not_answer_is_named_by_all_who_ask(home: Path, tmp_p
 
 
 def test_a_home_that_deltalake_cannot_open_is_told(command: Command, tmp_path: Path) -> None:
-    assert_refused(command(tmp_path / "home [1]", "query", "SELECT 1"), "square bracket in its path")
+    assert_refused(command(tmp_path / "home [1]", "query", "SELECT 1"), "has a . in its path, which deltalake")
 
 
 def test_names_are_told_as_they_are(command: Command, home: Path) -> None:

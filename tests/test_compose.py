@@ -17,58 +17,94 @@ import yaml
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
+from streaming.errors import ServiceError
 from streaming.pipeline.metrics import Metrics
 from streaming.settings import Settings
+from streaming.storage.store import open_store
+from tests.object_store import WEED, free_pair
+from tests.test_topology import process
 
 CHECKOUT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((CHECKOUT / "docker-compose.yml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = COMPOSE["services"]
 DEPLOY = CHECKOUT / "docs" / "deploy"
 SECURE = yaml.safe_load((DEPLOY / "secure.yml").read_text(encoding="utf-8"))
+S3 = yaml.safe_load((DEPLOY / "s3.yml").read_text(encoding="utf-8"))
+LAYERS = {"open": [], "secured": ["secure"], "s3": ["s3"], "secured-s3": ["secure", "s3"]}  # on docker-compose.yml
+ADDED: dict[str, Any] = {name: S3["services"][name] for name in ("s3", "first-bucket")}
 OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("imagestream:")}
 PROFILES = ["", *sorted({one for service in SERVICES.values() for one in service.get("profiles", [])})]
 LONG_RUNNING = {name: service for name, service in SERVICES.items() if service.get("restart") == "unless-stopped"}
-PINNED = re.compile(r"^[a-z0-9/-]+:(v?\d+\.\d+\.\d+[a-z0-9.-]*|RELEASE\.[\dTZ-]+)$")
+PINNED = re.compile(r"^[a-z0-9/-]+:v?\d+\.\d+(\.\d+[a-z0-9.-]*)?$")
+needs_docker_compose = pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not there")
 
 
-@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
-@pytest.mark.parametrize("env_file", ["empty", ".env.example"])
-@pytest.mark.parametrize("secured", [False, True], ids=["open", "secured"])
-@pytest.mark.parametrize("profile", PROFILES)
-def test_docker_compose_accepts_every_profile(profile: str, secured: bool, env_file: str, tmp_path: Path) -> None:
-    (tmp_path / "empty").touch()
-    path = CHECKOUT / env_file if env_file == ".env.example" else tmp_path / env_file
-    environment = {"PATH": os.environ["PATH"]}  # not the variables of whoever runs the tests
-    files = ["-f", "docker-compose.yml", *(["-f", "docs/deploy/secure.yml"] if secured else [])]
-    chosen = ["--profile", profile] if profile else []
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """A folder with the env files that docker-compose reads itself; of other secrets it passes on the path alone."""
+    for name in ("writer", "reader"):
+        (tmp_path / f"s3-{name}.env").write_text(f"AWS_ACCESS_KEY_ID={name}\nAWS_SECRET_ACCESS_KEY=hidden-{name}\n")
+    return tmp_path
+
+
+def resolved(layers: list[str], secrets: Path, *options: str, env_file: Path) -> dict[str, Any]:
+    """The services as docker-compose understands the files."""
+    files = ["docker-compose.yml", *(f"docs/deploy/{layer}.yml" for layer in layers)]
+    chosen = [word for file in files for word in ("-f", file)]
     done = subprocess.run(
-        ["docker-compose", "--env-file", str(path), *files, *chosen, "config"],  # noqa: S607
+        ["docker-compose", "--env-file", str(env_file), *chosen, *options, "config"],  # noqa: S607
         cwd=CHECKOUT,
-        env=environment,
+        env={"PATH": os.environ["PATH"], "SECRETS_DIR": str(secrets)},  # not the variables of whoever runs the tests
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "variable is not set" not in done.stderr
-    assert {name for name, one in SERVICES.items() if profile in one.get("profiles", [])} <= services_of(done.stdout)
+    services: dict[str, Any] = yaml.safe_load(done.stdout)["services"]
+    return services
 
 
-def services_of(resolved: str) -> set[str]:
-    return set(yaml.safe_load(resolved)["services"])
+@needs_docker_compose
+@pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_docker_compose_accepts_every_profile(profile: str, layers: list[str], secrets: Path) -> None:
+    (secrets / "empty").touch()
+    found = resolved(layers, secrets, *(["--profile", profile] if profile else []), env_file=secrets / "empty")
+    assert {name for name, one in SERVICES.items() if profile in one.get("profiles", [])} <= found.keys()
+
+
+@needs_docker_compose
+def test_with_the_home_in_a_bucket_containers_share_no_state(secrets: Path) -> None:
+    options = ["--profile", "by-hand", "--profile", "observability"]
+    found = resolved(["s3"], secrets, *options, env_file=CHECKOUT / ".env.example")
+    mounted = [
+        volume.split(":")[0] for one in found.values() for volume in one["volumes"] if not volume.startswith("/")
+    ]
+    assert {volume for volume in mounted if mounted.count(volume) > 1} == {"secrets"}
+    local = {name for name in OURS if not found[name]["environment"]["IMAGESTREAM_HOME"].startswith("s3://")}
+    assert local == {"spark-master", "first-secrets"}  # which use no home
+    keys = {name: one["environment"].get("AWS_ACCESS_KEY_ID") for name, one in found.items() if "environment" in one}
+    writers = {"spark-worker", "first-bucket", "first-model", "stream", "retrain", "dashboard", "cli"}
+    assert {name for name, key in keys.items() if key == "writer"} == writers
+    assert {name for name, key in keys.items() if key == "reader"} == {"gateway"}
+    for name, one in found.items():
+        assert "hidden-" not in json.dumps([one.get("entrypoint"), one.get("command"), one.get("healthcheck")]), name
 
 
 def test_every_part_of_the_service_keeps_running_and_tells_its_health() -> None:
     always = {"kafka", "spark-master", "spark-worker", "stream", "retrain", "gateway", "dashboard"}
-    assert set(LONG_RUNNING) == always | {"prometheus", "grafana", "minio", "s3-copy"}
-    for name, service in LONG_RUNNING.items():
+    assert set(LONG_RUNNING) == always | {"prometheus", "grafana"}
+    for name, service in (*LONG_RUNNING.items(), ("s3", ADDED["s3"])):
         assert service["healthcheck"]["test"][0] == "CMD", name
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_service_is_pinned_and_limited(name: str) -> None:
-    assert PINNED.match(SERVICES[name]["image"])
-    assert {"mem_limit", "cpus"} <= SERVICES[name].keys()
+@pytest.mark.parametrize(("name", "service"), (SERVICES | ADDED).items(), ids=SERVICES | ADDED)
+def test_service_is_pinned_and_limited(name: str, service: dict[str, Any]) -> None:
+    assert PINNED.match(service["image"])
+    assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -80,15 +116,14 @@ def test_service_refers_only_to_what_is_there(name: str) -> None:
     for volume in service["volumes"]:
         source = volume.split(":")[0]
         assert (CHECKOUT / source).exists() if source.startswith("./") else source in COMPOSE["volumes"]
-    assert set(service.get("secrets", [])) <= COMPOSE["secrets"].keys()
     network = service.get("network_mode", "service:kafka")
     assert network.removeprefix("service:") in SERVICES
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_variable_of_ours_is_a_setting(name: str) -> None:
-    layers = SERVICES[name].get("environment", {}), SECURE["services"].get(name, {}).get("environment", {})
-    ours = [key for layer in layers for key in layer if key.startswith("IMAGESTREAM_")]
+    layers = SERVICES[name], SECURE["services"].get(name, {}), S3["services"].get(name, {})
+    ours = [key for layer in layers for key in layer.get("environment", {}) if key.startswith("IMAGESTREAM_")]
     assert {key.removeprefix("IMAGESTREAM_").lower() for key in ours} <= Settings.model_fields.keys()
 
 
@@ -109,7 +144,7 @@ def test_broker_takes_the_largest_image() -> None:
 
 
 def test_example_environment_holds_exactly_the_variables_with_their_defaults() -> None:
-    files = CHECKOUT / "docker-compose.yml", DEPLOY / "secure.yml"
+    files = CHECKOUT / "docker-compose.yml", DEPLOY / "secure.yml", DEPLOY / "s3.yml"
     text = "".join(file.read_text(encoding="utf-8") for file in files)
     defaults = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", text))
     example = (CHECKOUT / ".env.example").read_text(encoding="utf-8")
@@ -136,19 +171,28 @@ def test_image_copies_only_what_the_build_context_holds() -> None:
     assert all((CHECKOUT / source).exists() for source in copied)
 
 
+def test_image_holds_what_set_up_made_where_its_variables_say() -> None:
+    text = (CHECKOUT / "Dockerfile").read_text(encoding="utf-8")
+    places = set(re.findall(r"IMAGESTREAM_(?:JARS|BACKBONES)=(\S+)", text))
+    assert len(places) == 2
+    assert places == set(re.findall(r"^COPY --from=build --chown=\S+ (/opt/imagestream\S*) \1$", text, re.MULTILINE))
+
+
 def test_container_of_ours_has_no_rights_beyond_its_user() -> None:
     for name, service in OURS.items():
         assert service["cap_drop"] == ["ALL"], name
-        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"], name
+        assert any(place.startswith("/tmp:") for place in service["tmpfs"]), name
 
 
-@pytest.mark.parametrize("name", SERVICES)
-def test_port_is_open_to_this_machine_only(name: str) -> None:
-    assert all(str(port).startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
+def test_pages_of_spark_are_on_the_loopback_of_their_container() -> None:
+    for name in ("spark-master", "spark-worker", "stream"):
+        assert SERVICES[name]["environment"]["SPARK_LOCAL_IP"] == "127.0.0.1", name
+        assert not SERVICES[name].get("ports"), name
 
 
 def test_no_secret_lies_in_the_files_themselves() -> None:
-    for service in (*SERVICES.values(), *SECURE["services"].values()):
+    for service in (one for file in (COMPOSE, SECURE, S3) for one in file["services"].values()):
         for key, value in service.get("environment", {}).items():
             if re.search("PASSWORD|TOKEN|SECRET|API_KEY", key):
                 assert key.endswith("_FILE"), key
@@ -184,17 +228,48 @@ def test_dockerfile_has_nothing_that_hadolint_minds() -> None:
     assert done.returncode == 0, done.stdout
 
 
+def make_secrets(heading: str, folder: Path) -> Path:
+    """Run the lines of a section of docs/deploy.md that make secret files."""
+    text = (CHECKOUT / "docs" / "deploy.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
+    steps = re.search(r"^    mkdir -m 700.*?^    chmod[^\n#]*", text, re.MULTILINE | re.DOTALL)
+    assert steps
+    script = "\n".join(line.removeprefix("    ") for line in steps[0].splitlines())
+    subprocess.run(["bash", "-ec", script], cwd=folder, capture_output=True, check=True, timeout=60)  # noqa: S607
+    return folder / "secrets"
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_secrets_are_made_as_the_document_says(tmp_path: Path) -> None:
-    text = (CHECKOUT / "docs" / "deploy.md").read_text(encoding="utf-8")
-    steps = re.search(r"^    mkdir -m 700 secrets &&.*?^    chmod[^\n#]*", text, re.MULTILINE | re.DOTALL)
-    assert steps
-    script = "\n".join(line.strip() for line in steps[0].splitlines())
-    subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, check=True, timeout=60)  # noqa: S607
-    made = tmp_path / "secrets"
-    wanted = set(SECURE["secrets"])
-    assert wanted <= {path.name for path in made.iterdir()}
+    made = make_secrets("Kafka with TLS, users and rights", tmp_path)
+    assert set(SECURE["secrets"]) <= {path.name for path in made.iterdir()}
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(made / "broker.pem")
     names = ["-verify_hostname", "kafka", "-CAfile", str(made / "ca.pem"), str(made / "broker.crt")]
     subprocess.run(["openssl", "verify", *names], capture_output=True, check=True)  # noqa: S607
+
+
+@pytest.mark.skipif(
+    not WEED.exists() or shutil.which("openssl") is None, reason="SeaweedFS or openssl is not installed"
+)
+def test_the_s3_server_of_the_compose_file_takes_objects_of_the_writer_only(tmp_path: Path) -> None:
+    secrets = make_secrets("A home in a bucket", tmp_path)
+    ports = {name: free_pair() for name in ("master", "volume", "filer", "s3")}
+    places = {"-dir=/objects": f"-dir={tmp_path}", "-s3.config=/run/secrets/s3.json": f"-s3.config={secrets}/s3.json"}
+    said = [places.get(word, word) for word in ADDED["s3"]["entrypoint"][1:] if not word.startswith("-s3.port=")]
+    command = [str(WEED), *said, *(f"-{name}.port={port}" for name, port in ports.items())]
+    with process("s3", tmp_path, command) as server:
+        options = {"aws_endpoint": f"http://127.0.0.1:{ports['s3']}", "aws_region": "us-east-1"}
+        stores = {}
+        for who in ("writer", "reader"):
+            lines = (secrets / f"s3-{who}.env").read_text().split()
+            keys = {name.lower(): value for name, _, value in (line.partition("=") for line in lines)}
+            stores[who] = open_store("s3://imagestream/home", {**options, **keys, "aws_allow_http": "true"})
+        stores["writer"].create("a", b"")  # tried until the server answers; the bucket comes with its first object
+        stores["writer"].put("a", b"1")
+        assert stores["reader"].get("a") == b"1"
+        assert [one.key for one in stores["reader"].list()] == ["a"]
+        for harm in (lambda: stores["reader"].put("a", b"2"), lambda: stores["reader"].delete(["a"])):
+            with pytest.raises(ServiceError):
+                harm()
+        assert stores["writer"].get("a") == b"1"
+        server.kill()  # rather than wait while it tells others, of which there are none, that it ends

@@ -19,10 +19,14 @@ MODULES = sorted(path for package in ("producer", "streaming", "models") for pat
 
 # Who may touch the environment, and in which function (None: anywhere).
 ENVIRONMENT = {
-    "streaming/platform/session.py": "_environment",  # PySpark takes two settings from nowhere else
     "streaming/platform/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
     "streaming/jobs/demo.py": "_environment",  # what the demo starts talks to the demo's own broker
     "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
+    "models/apart.py": "answer_apart",  # in a process of its own, before it imports TensorFlow
+    "streaming/settings.py": None,
+    "streaming/storage/store.py": None,  # credentials and endpoints of buckets, as their own tools read them
+    "streaming/user_cache.py": "_cache",  # XDG_CACHE_HOME, where every program looks
+    "streaming/environment.py": None,  # which cleans it
     "models/convert.py": None,  # a process of its own, before it imports TensorFlow
 }
 

@@ -57,6 +57,22 @@ def test_change_of_what_is_locked_sets_up_again(checkout: Path, source: str) -> 
     assert make(checkout, "--question", "setup").returncode == STALE
 
 
+@pytest.mark.parametrize("given", [["IMAGESTREAM_HOME={}", "ARGS=--yes"], ["ARGS=--home {} --yes"]])
+def test_demo_takes_its_home_from_the_command_line_of_make(
+    checkout: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JARS", "BACKBONES"):
+        monkeypatch.delenv(f"IMAGESTREAM_{name}", raising=False)
+    set_up(checkout)
+    program = checkout / ".venv" / "bin" / "imagestream"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text('#!/bin/sh\necho "$IMAGESTREAM_HOME $IMAGESTREAM_JARS $IMAGESTREAM_BACKBONES $*"\n')
+    program.chmod(0o755)
+    done = make(checkout, "demo", *(word.format("s3://imagestream/home") for word in given))
+    here = checkout / ".imagestream"
+    assert done.stdout.split() == ["s3://imagestream/home", f"{here}/jars", f"{here}/backbones", "demo", "--yes"]
+
+
 @pytest.mark.parametrize("home", [["tables", "models", "jars"], ["models"], ["demo", "broker"]])
 @pytest.mark.parametrize("target", ["clean", "distclean"])
 def test_clean_and_distclean_keep_what_users_made(checkout: Path, target: str, home: list[str]) -> None:

@@ -1,11 +1,16 @@
-"""The processes of docker-compose.yml on loopback: broker, Spark master and workers, stream, gateway and dashboard."""
+"""The processes of docker-compose.yml on loopback: broker, Spark master and workers, stream, gateway and dashboard.
+
+The home is in a bucket. Where the system lets us, the executors run in a mount namespace in which the driver's work
+folder and jars are empty, as on another machine.
+"""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,19 +19,35 @@ import httpx
 import psutil
 import pyspark
 import pytest
-from deltalake import DeltaTable
 
 from streaming.images.dataset import digit_images, write_images
 from streaming.platform.java import find_java
 from streaming.platform.kafka_node import free_port
 from streaming.settings import Settings
+from streaming.storage.table_log import open_delta
 from tests.conftest import imagestream
+from tests.object_store import SECRET
 
 IMAGES = 300
 PER_BATCH = 60
 PATIENCE_S = 90.0
 LOOPBACK = "127.0.0.1"
 API_KEY = "a key of the topology test"  # pragma: allowlist secret
+
+# A mount namespace of its own, for a user who may make one.
+NAMESPACE = next(
+    (
+        command
+        for command in (["unshare", "--mount"], ["unshare", "--map-root-user", "--mount"])
+        if shutil.which("unshare")
+        and subprocess.run(
+            [*command, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+        ).returncode
+        == 0
+    ),
+    None,
+)
+HIDING = 'while [ "$1" != -- ]; do mount -t tmpfs none "$1" || exit; shift; done; shift; exec "$@"'
 
 T = TypeVar("T")
 
@@ -75,10 +96,22 @@ def wait_for(what: str, ask: Callable[[], T], logs: Path) -> T:
     pytest.fail(f"{what}: not within {PATIENCE_S:.0f} s\n{ends}")
 
 
-class Cluster:
-    """A Spark standalone cluster, its daemons started as docker-compose starts them."""
+def hidden(folders: Sequence[Path], command: list[str]) -> list[str]:
+    """A command that finds these folders empty, where the system allows that."""
+    if NAMESPACE is None:
+        return command
+    return [*NAMESPACE, "sh", "-c", HIDING, "sh", *(str(folder.resolve()) for folder in folders), "--", *command]
 
-    def __init__(self, settings: Settings, directory: Path, stack: ExitStack) -> None:
+
+class Cluster:
+    """A Spark standalone cluster, its daemons started as docker-compose starts them.
+
+    Args:
+        unseen: folders of the driver that the workers do not see.
+    """
+
+    def __init__(self, settings: Settings, directory: Path, unseen: Sequence[Path], stack: ExitStack) -> None:
+        self._unseen = unseen
         self._directory = directory
         self._logs = directory / "logs"
         self._stack = stack
@@ -106,6 +139,8 @@ class Cluster:
 
     def _start(self, name: str, kind: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [self._spark_class, f"org.apache.spark.deploy.{kind}", "--host", LOOPBACK, *arguments]
+        if kind == "worker.Worker":
+            command = hidden(self._unseen, command)
         return self._stack.enter_context(process(name, self._logs, command, **self._environment))
 
     def _worker(self, number: int) -> list[str]:
@@ -114,18 +149,22 @@ class Cluster:
 
 
 def rows(settings: Settings) -> int:
-    table = settings.tables_dir / "predictions"
-    return DeltaTable(table).count() if (table / "_delta_log").is_dir() else 0
+    home = settings.place
+    return open_delta(home.table("predictions")).count() if home.has_table("predictions") else 0
 
 
-def test_a_killed_spark_worker_costs_no_image(service: Settings, tmp_path: Path) -> None:
+def test_a_killed_spark_worker_costs_no_image(bucket_service: Settings, tmp_path: Path) -> None:
+    service = bucket_service
     logs = tmp_path / "logs"
     logs.mkdir()
     (tmp_path / "key").write_text(API_KEY)
     first, *_ = (data for _, _, data in digit_images(1, IMAGES + 1))
     write_images(tmp_path / "digits", digit_images(IMAGES, 0))
     ours = [sys.executable, "-m", "streaming", "--home", str(service.home)]
+    seen_by_none = service.work_dir / "of-the-driver"
+    seen_by_none.touch()
     environment = {
+        "IMAGESTREAM_WORK": str(service.work),
         "IMAGESTREAM_BOOTSTRAP_SERVERS": str(service.bootstrap_servers),
         "IMAGESTREAM_JARS": str(service.jars),
         "IMAGESTREAM_TOPIC": service.topic,
@@ -133,7 +172,7 @@ def test_a_killed_spark_worker_costs_no_image(service: Settings, tmp_path: Path)
         "SPARK_LOCAL_IP": LOOPBACK,
     }
     with ExitStack() as stack:
-        cluster = Cluster(service, tmp_path, stack)
+        cluster = Cluster(service, tmp_path, [service.work_dir, service.jars_dir], stack)
         gateway_port, page_port = free_port(), free_port()
         command = [*ours, "stream", "--images-per-batch", str(PER_BATCH)]
         master = {"IMAGESTREAM_MASTER": cluster.address}
@@ -147,6 +186,12 @@ def test_a_killed_spark_worker_costs_no_image(service: Settings, tmp_path: Path)
         wait_for("the first rows", lambda: rows(service) >= PER_BATCH, logs)
         executors = [one for one in children(cluster.workers[0].pid) if is_executor(one)]
         assert executors, "the worker that is killed should have been at work"
+        for executor in executors if NAMESPACE else ():
+            inside = Path(f"/proc/{executor.pid}/root")
+            assert not (inside / seen_by_none.relative_to("/")).exists(), "executors see the driver's folder"
+        assert not [
+            one.info["cmdline"] for one in psutil.process_iter(["cmdline"]) if SECRET in str(one.info["cmdline"])
+        ]
         before = rows(service)
         cluster.workers[0].kill()
         assert before < IMAGES
@@ -166,7 +211,9 @@ def test_a_killed_spark_worker_costs_no_image(service: Settings, tmp_path: Path)
         assert stream.wait(60) == 0, (logs / "stream.log").read_text(errors="replace")[-3000:]
 
     assert imagestream(service, "audit")["clean"] is True
-    assert DeltaTable(service.tables_dir / "predictions").count() == IMAGES + 1
+    assert rows(service) == IMAGES + 1
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:  # logs of all processes, work folders
+        assert SECRET.encode() not in path.read_bytes(), path
 
 
 def predicted(gateway: httpx.Client, image_id: str) -> dict[str, Any] | None:

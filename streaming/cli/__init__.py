@@ -2,7 +2,10 @@
 
 
 def main() -> None:
-    """Entry point of the console script `imagestream`."""
+    """Entry point of the command line, in a process of its own."""
+    from streaming.environment import isolate
+
+    isolate()  # before anything else is imported
     from streaming.cli import commands  # noqa: F401  registers every command
     from streaming.cli.app import run
 

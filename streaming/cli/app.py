@@ -4,6 +4,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +16,7 @@ from rich.text import Text
 from models.errors import ModelError
 from producer.errors import PublishError
 from streaming.errors import ServiceError
+from streaming.platform.scratch import use_scratch
 from streaming.settings import Configuration, Settings, read_configuration
 
 EXIT_FAILED = 1  # what was asked for was not done, or not all of it
@@ -58,8 +60,11 @@ def _version(wanted: bool) -> None:
 def root(
     context: typer.Context,
     home: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Where everything is kept (IMAGESTREAM_HOME; .imagestream)."),
+        str | None,
+        typer.Option(
+            metavar="PLACE",
+            help="Folder, or s3://, gs:// or az:// URI, of tables and models (IMAGESTREAM_HOME; .imagestream).",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -75,8 +80,11 @@ def root(
 
 
 def settings_of(context: typer.Context) -> Settings:
-    """The settings that the root command read."""
-    return configuration_of(context).settings
+    """The settings that the root command read; scratch files go where they can be written from now on."""
+    settings = configuration_of(context).settings
+    with suppress(ServiceError):  # what cannot do without says so
+        use_scratch(settings.work_dir)
+    return settings
 
 
 def configuration_of(context: typer.Context) -> Configuration:
@@ -116,4 +124,9 @@ def run(arguments: list[str] | None = None) -> None:
 def _tell(message: str, arguments: list[str]) -> None:
     if "--debug" in arguments:
         traceback.print_exc()
-    err.print(Text.assemble(("error:", "red"), " ", " ".join(message.split())))
+    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
+
+
+def printable(text: str) -> str:
+    """The text with what is no letter, sign or space replaced: names and data may hold a terminal's commands."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

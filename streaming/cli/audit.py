@@ -1,6 +1,7 @@
 """`imagestream audit`: whether every message has exactly one row."""
 
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -10,24 +11,50 @@ SHOWN = 20
 
 
 @app.command()
-def audit(context: typer.Context, json_file: JsonOption = None) -> None:
+def audit(
+    context: typer.Context,
+    broker: Annotated[
+        bool, typer.Option("--broker", help="Also read what Kafka still holds, and compare it with the rows.")
+    ] = False,
+    bootstrap_servers: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
     """Check over all history that no message is missing and none is repeated; exit 1 if anything is wrong.
 
     Compares the tables `batches`, `predictions` and `quarantine`, also beside a running stream. A batch that is in
-    flight, or was cut off and will be completed by the next start, is told as unfinished and is no error.
+    flight, or was cut off and will be completed by the next start, is reported as unfinished and is not an error.
+    Offsets that held no message (holes: transactions, compaction) are reported, with the number of those that are
+    proven by where the log began, and of those for which Spark's word is taken.
 
-    Example: imagestream audit --json audit.json
+    Example: imagestream audit --broker --json audit.json
     """
     from streaming.jobs.audit import audit as check
+    from streaming.jobs.audit_broker import compare_with_broker
+    from streaming.platform.broker import bootstrap_servers as home_servers
+    from streaming.settings import with_options
 
-    report = check(settings_of(context))
+    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers)
+    report = check(settings)
+    if broker:
+        compare_with_broker(settings, home_servers(settings), report)
     for span in report.spans:
+        word = span.holes - span.proven
+        holes = f", {span.holes:,} holes ({span.proven:,} proven, {word:,} on Spark's word)" if span.holes else ""
         out.print(
             f"{span.topic} partition {span.partition}: offsets {span.first:,} to {span.last:,}, "
-            f"{span.messages:,} messages in {span.batches:,} batches",
+            f"{span.messages:,} messages in {span.batches:,} batches{holes}",
             highlight=False,
             markup=False,
         )
+    for one in report.compared:
+        found = "not compared with Kafka"
+        if one.first is not None:
+            offsets = f"offsets {one.first:,} to {one.last:,}"
+            found = f"Kafka holds {one.held:,} messages of {offsets}, which have {one.rows:,} rows"
+        note = f" ({one.note})" if one.note else ""
+        out.print(f"{one.topic} partition {one.partition}: {found}{note}", highlight=False, markup=False)
     for lost in report.left_out:
         err.print(
             f"left out: {lost['topic']} partition {lost['partition']}, offsets {lost['from']:,} to {lost['to']:,}, "
@@ -39,7 +66,7 @@ def audit(context: typer.Context, json_file: JsonOption = None) -> None:
     for batch in report.unfinished:
         err.print(
             f"unfinished: batch {batch['batch_id']} of query {batch['query_id']}, in flight or cut off; "
-            "`imagestream stream` completes it",
+            "the next `imagestream stream` completes it",
             style="yellow",
             highlight=False,
         )
@@ -50,7 +77,8 @@ def audit(context: typer.Context, json_file: JsonOption = None) -> None:
         err.print(f"and {total - SHOWN:,} more (--json FILE lists them)", highlight=False)
     verdict = "clean" if report.clean else f"{total:,} problems"
     out.print(
-        f"{verdict}: {report.batches:,} batches, {report.predicted:,} predicted + {report.quarantined:,} quarantined",
+        f"{verdict}: {report.batches:,} batches, {report.predicted:,} predicted + {report.quarantined:,} quarantined"
+        + (f", of which {report.erased:,} were erased on request" if report.erased else ""),
         highlight=False,
     )
     summary = asdict(report) | {"clean": report.clean}

@@ -40,11 +40,11 @@ def demo(
 
     settings = settings_of(context)
     result = run_demo(settings, partial(_confirm, yes), _begin, _end)
-    picture = result.home / "report.png"
+    picture = result.settings.work_dir / "report.png"
     plot_predictions(result.sample, picture)
     _tell(result)
-    out.print(f"\npicture: {picture}\ntables:  {result.home / 'tables'}", highlight=False)
-    here = f"  imagestream --home {result.home} "
+    out.print(f"\npicture: {picture}\ntables:  {result.settings.place.tables}", highlight=False)
+    here = f"  imagestream --home {result.settings.home} "
     out.print("\ntry next:", *(here + command for command in NEXT), sep="\n", highlight=False, markup=False)
     write_json(json_file, result.summary)
     if (

@@ -18,9 +18,9 @@ def doctor(context: typer.Context, json_file: JsonOption = None) -> None:
     checks = diagnose(settings_of(context))
     for check in checks:
         mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
-        out.print(f"{mark}  {check.name:<8}{escape(check.found)}", highlight=False)
+        out.print(f"{mark}  {check.name:<10}{escape(check.found)}", highlight=False)
         if check.fix:
-            out.print(f"{'':14}[bold]fix:[/bold] {escape(check.fix)}", highlight=False)
+            out.print(f"{'':16}[bold]fix:[/bold] {escape(check.fix)}", highlight=False)
     failed = [check for check in checks if not check.ok]
     out.print(f"{len(failed)} of {len(checks)} checks failed" if failed else "everything is here")
     write_json(

@@ -25,9 +25,15 @@ if TYPE_CHECKING:
 def features(
     context: typer.Context,
     images: Annotated[
-        Path, typer.Argument(metavar="IMAGES", help="A folder of images, or a Parquet or Delta table of them.")
+        str,
+        typer.Argument(
+            metavar="IMAGES",
+            help="Folder or s3://, gs:// or az:// URI of images, or a Parquet or Delta table of them.",
+        ),
     ],
-    output: Annotated[Path, typer.Option(metavar="FILE|DIR", help="Where to write; a folder for a Delta table.")],
+    output: Annotated[
+        str, typer.Option(metavar="PLACE", help="File to write, or folder of a Delta table, as a path or a URI.")
+    ],
     format_: Annotated[
         FileFormat | None, typer.Option("--format", help="Default: by the suffix of --output, else a Delta table.")
     ] = None,
@@ -60,13 +66,15 @@ def features(
     Example: imagestream features fruits/ --output fruits.csv --backbone mobilenet_v2 --explained-variance 0.9
     """
     from streaming.images.dataset import read_dataset
+    from streaming.images.sources import place_of
     from streaming.jobs.output import check_output, output_format
 
     settings = settings_of(context)
     options = FitOptions(projection, explained_variance, components, eps)
-    kind = output_format(output, format_)
-    check_output(output, kind)
-    dataset = read_dataset(images, label_pattern=label_pattern, labels_csv=labels, labelled=False)
+    target = place_of(output)
+    kind = output_format(target, format_)
+    check_output(target, kind)
+    dataset = read_dataset(place_of(images), label_pattern=label_pattern, labels_csv=labels, labelled=False)
     warn(dataset.warnings())
 
     from streaming.jobs.export import backbone_source, export_features, model_source  # takes a second
@@ -78,7 +86,7 @@ def features(
             with err.status(f"exporting {backbone} …"):
                 source = backbone_source(settings, backbone, weights, "flat" if flat else "pooled", options)
         with stoppable("the same command continues where it was"), _progress(dataset.n_images) as show:
-            result = export_features(settings, dataset, source, options, output, kind, show)
+            result = export_features(settings, dataset, source, options, target, kind, show)
     _tell(result, dataset, output, json_file)
 
 
@@ -104,7 +112,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
         yield show
 
 
-def _tell(result: "Exported", dataset: "Dataset", output: Path, json_file: Path | None) -> None:
+def _tell(result: "Exported", dataset: "Dataset", output: str, json_file: Path | None) -> None:
     found = result.featurized
     warn([*found.warnings(), *(f"left out {path}: {why}" for path, why in found.bad.items())])
     if found.n_bad > len(found.bad):

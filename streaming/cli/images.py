@@ -22,8 +22,11 @@ class Installed(StrEnum):
 
 
 ImagesOption = Annotated[
-    Path | None,
-    typer.Option(metavar="PATH", help="A folder with one folder of images per class, or a Parquet or Delta table."),
+    str | None,
+    typer.Option(
+        metavar="PLACE",
+        help="Folder or s3://, gs:// or az:// URI with one folder of images per class; or a Parquet or Delta table.",
+    ),
 ]
 LabelsOption = Annotated[
     Path | None, typer.Option(metavar="CSV", help="Labels of a folder's files: columns label and path, name or id.")
@@ -37,7 +40,7 @@ LimitOption = Annotated[int, typer.Option(min=2, help="How many images of --data
 
 def choose_dataset(
     settings: "Settings",
-    images: Path | None,
+    images: str | None,
     dataset: Installed | None,
     limit: int,
     label_pattern: str | None,
@@ -49,12 +52,15 @@ def choose_dataset(
         ServiceError: both or neither of images and dataset, or images that cannot be read.
     """
     from streaming.images.dataset import digit_images, read_dataset, write_images
+    from streaming.images.sources import place_of
 
     if (images is None) == (dataset is None):
-        raise ServiceError("give either --images PATH or --dataset digits")
+        raise ServiceError("give either --images PLACE or --dataset digits")
     if images is None:
-        images = write_images(settings.home / "datasets" / f"digits-{limit}", digit_images(limit))
-    found = read_dataset(images, label_pattern=label_pattern, labels_csv=labels)
+        source: Path | str = write_images(settings.work_dir / "datasets" / f"digits-{limit}", digit_images(limit))
+    else:
+        source = place_of(images)
+    found = read_dataset(source, label_pattern=label_pattern, labels_csv=labels)
     warn(found.warnings())
     return found
 

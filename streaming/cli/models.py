@@ -1,12 +1,11 @@
 """`imagestream models`: the registry."""
 
-import getpass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
 
 if TYPE_CHECKING:
     from streaming.registry import Registry
@@ -53,8 +52,7 @@ def list_(context: typer.Context, json_file: JsonOption = None) -> None:
             str(manifest.projection.n_out),
             str(len(manifest.classes)),
             f"{manifest.training_data.rows:,}",
-            f"{metrics.get('accuracy', float('nan')):.4f}",
-            f"{metrics.get('log_loss', float('nan')):.4f}",
+            *(f"{metrics[name]:.4f}" if name in metrics else "–" for name in ("accuracy", "log_loss")),
         )
         rows.append({"version": version, "aliases": of_version, "metrics": metrics})
     out.print(table if rows else f"no models in {registry.place} yet; make one with 'imagestream train'")
@@ -63,14 +61,18 @@ def list_(context: typer.Context, json_file: JsonOption = None) -> None:
 
 @models_app.command()
 def show(context: typer.Context, version: VersionArgument) -> None:
-    """Print the manifest of a version.
+    """Print the manifest of a version, and which engine runs it on this machine.
 
     Example: imagestream models show 1
     """
+    from streaming.pipeline.engines import Engines
     from streaming.registry import open_registry
 
-    manifest = open_registry(settings_of(context).home).read(version).manifest
-    out.print_json(manifest.model_dump_json())
+    settings = settings_of(context)
+    bundle = open_registry(settings.home).read(version)
+    out.print_json(bundle.manifest.model_dump_json())
+    chosen = Engines(settings).known(bundle)
+    err.print(f"engine here: {chosen or 'not timed yet; the stream does, or models verify'}", highlight=False)
 
 
 @models_app.command()
@@ -85,11 +87,12 @@ def promote(
 
     Example: imagestream models promote 2 --why "more labels"
     """
+    from streaming.platform.machine import user_name
     from streaming.registry import open_registry
 
     registry = open_registry(settings_of(context).home)
     _check(registry, version)
-    move = registry.promote(version, alias=alias.value, by=getpass.getuser(), why=why)
+    move = registry.promote(version, alias=alias.value, by=user_name(), why=why)
     out.print(f"{alias.value}: version {move.version} (before: {move.previous or 'none'})", highlight=False)
     write_json(json_file, move.model_dump(mode="json"))
 
@@ -100,24 +103,30 @@ def rollback(context: typer.Context, alias: AliasOption = AliasName.CHAMPION, js
 
     Example: imagestream models rollback
     """
+    from streaming.platform.machine import user_name
     from streaming.registry import open_registry
 
-    move = open_registry(settings_of(context).home).rollback(alias=alias.value, by=getpass.getuser())
+    move = open_registry(settings_of(context).home).rollback(alias=alias.value, by=user_name())
     out.print(f"{alias.value}: version {move.version} (before: {move.previous})", highlight=False)
     write_json(json_file, move.model_dump(mode="json"))
 
 
 @models_app.command()
 def verify(context: typer.Context, version: VersionArgument, json_file: JsonOption = None) -> None:
-    """Check a version: every file's hash, all dimensions, and its golden predictions.
+    """Check a version: every file's hash, all dimensions, its golden predictions, and each engine that can run it.
 
     Example: imagestream models verify 1
     """
+    from streaming.pipeline.engines import Engines
     from streaming.registry import open_registry
 
-    sha256 = _check(open_registry(settings_of(context).home), version)
+    settings = settings_of(context)
+    registry = open_registry(settings.home)
+    sha256 = _check(registry, version)
+    chosen = Engines(settings).choose(registry.read(version))
     out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}", highlight=False)
-    write_json(json_file, {"version": version, "bundle_sha256": sha256})
+    out.print(f"engine here: {chosen}", highlight=False)
+    write_json(json_file, {"version": version, "bundle_sha256": sha256, "engine": chosen.engine})
 
 
 def _check(registry: "Registry", version: int) -> str:

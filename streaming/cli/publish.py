@@ -12,11 +12,13 @@ from rich.markup import escape
 from producer.sources import LabelFrom
 from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, err, out, settings_of, write_json
 from streaming.errors import ServiceError
+from streaming.storage.store import check_place, is_uri
 
 if TYPE_CHECKING:
     from producer import PublishSummary
     from producer.read import Reading
     from producer.sources import Sources
+    from streaming.settings import Settings
 
 STDIN = "-"
 LISTED = 20  # file names shown on the terminal; --json has them all
@@ -25,7 +27,9 @@ LISTED = 20  # file names shown on the terminal; --json has them all
 @app.command()
 def publish(
     context: typer.Context,
-    paths: Annotated[list[str] | None, typer.Argument(metavar="PATH…", help="Files, folders and patterns.")] = None,
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH…", help="Files, folders, patterns; s3://, gs:// or az:// URIs.")
+    ] = None,
     topic: Annotated[str | None, typer.Option(help="The Kafka topic (IMAGESTREAM_TOPIC; images).")] = None,
     bootstrap_servers: Annotated[
         str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
@@ -38,7 +42,7 @@ def publish(
         bool, typer.Option("--skip-too-large", help="A file larger than the broker takes is no failure.")
     ] = False,
     from_csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The files and labels of a CSV with the header path,label.")
+        Path | None, typer.Option(metavar="FILE", help="A CSV of files to publish: columns path and label.")
     ] = None,
     shrink_to: Annotated[
         int | None,
@@ -47,6 +51,9 @@ def publish(
     rate: Annotated[float | None, typer.Option(metavar="N", help="Images a second, evenly spaced.")] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Publish what is in the folders PATH…, then every new file, until Ctrl-C.")
+    ] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="With --watch, also publish what links in the folders lead out to.")
     ] = False,
     state: Annotated[
         Path | None,
@@ -62,12 +69,14 @@ def publish(
     PATH - reads the files' names from standard input, one a line. A relative path in a CSV begins at the CSV's folder.
 
     --watch sends each file once, also across restarts, when it has not changed for a second; hidden, empty and
-    unfinished ones (.part, .tmp, …) wait. Killed, it may send the last few once more, with the same image id.
+    unfinished ones (.part, .tmp, …) wait. Symbolic links that lead out of the folders are not followed. Killed, it may
+    send the last few once more, with the same image id.
 
     Example: imagestream publish --label-from parent photos/ 'more/*.jpg', or: imagestream publish --watch photos/
     """
     from producer.pace import Pace
     from producer.read import Reading
+    from producer.topic_files import file_stem
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
     from streaming.platform.topic import Right, check_access
@@ -75,7 +84,7 @@ def publish(
 
     settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
     Pace(rate)  # what is wrong with the command is told before a broker is asked
-    reading = Reading(only_images, skip_too_large, shrink_to=shrink_to)
+    reading = Reading(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
     if watch:
         folders = _folders(paths or [], from_csv)
     elif state is not None:
@@ -85,11 +94,30 @@ def publish(
     servers, client = home_servers(settings), client_arguments(settings)
     check_access(servers, settings.topic, client, Right.WRITE)
     target = Target(servers, client, settings.topic)
+    _warn_of_retention(settings, target)
     if watch:
-        remembered = state or settings.home / "publish" / f"{settings.topic}.sqlite"
-        _watch(target, folders, remembered, label_from, reading, rate, json)
+        remembered = state or settings.work_dir / "publish" / f"{file_stem(settings.topic)}.sqlite"
+        _watch(target, folders, remembered, label_from, reading, rate, json, follow_links)
     else:
         _publish(target, sources, reading, rate, json)
+
+
+def _warn_of_retention(settings: "Settings", target: "Target") -> None:
+    from streaming.pipeline.positions import committed_offsets
+    from streaming.platform.topic import messages_near_retention
+
+    try:
+        _, ends = committed_offsets(settings)
+        committed = {(target.topic, partition): end for partition, end in ends.items()}
+        near = messages_near_retention(target.servers, [target.topic], committed, target.client)
+    except ServiceError:  # publishing needs no tables; and that a broker is away is reported where it matters
+        return
+    for topic, count in near.items():
+        err.print(
+            f"{count:,} messages of {topic} wait for a row, and half of the time is over for which Kafka keeps them: "
+            "start `imagestream stream`",
+            style="yellow",
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +133,10 @@ def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     import producer
+    from streaming.images.sources import ReadAhead
 
+    uris = [file.name for file in sources.files if is_uri(file.name)] if isinstance(sources.files, list) else []
+    ahead = ReadAhead(uris) if uris else None
     bar = Progress(
         TextColumn("publishing"),
         BarColumn(),
@@ -134,9 +165,13 @@ def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float
             only_images=reading.only_images,
             skip_too_large=reading.skip_too_large,
             shrink_to=reading.shrink_to,
+            limits=reading.limits,
             rate=rate,
+            fetch=ahead,
             on_progress=show if err.is_terminal else None,
         )
+    if ahead is not None:
+        ahead.close()
     write_json(json, asdict(summary) | {"complete": summary.complete})
     _print_summary(summary)
     if summary.interrupted:
@@ -153,6 +188,7 @@ def _watch(
     reading: "Reading",
     rate: float | None,
     json: Path | None,
+    follow_links: bool,
 ) -> None:
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
@@ -176,6 +212,7 @@ def _watch(
             label_from=label_from,
             reading=reading,
             rate=rate,
+            follow_links=follow_links,
             on_change=show,
             on_trouble=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow", markup=False),
         )
@@ -218,7 +255,28 @@ def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> 
         return read_lines(sys.stdin.buffer, label_from)
     if not paths:
         raise typer.BadParameter("Missing argument 'PATH…'")
-    return find_files(paths, label_from)
+    if not any(map(is_uri, paths)):
+        return find_files(paths, label_from)
+    return _in_bucket(paths, label_from)
+
+
+def _in_bucket(paths: list[str], label_from: LabelFrom) -> "Sources":
+    """The objects below URIs, or those that they name, and the files that other paths name."""
+    from producer.sources import SourceFile, Sources, find_files, label_of
+    from streaming.images.sources import list_source
+
+    files: list[SourceFile] = []
+    unreadable: list[tuple[str, str]] = []
+    for path in paths:
+        if not is_uri(path):
+            found = find_files([path], label_from)
+            files += found.files
+            unreadable += found.unreadable
+            continue
+        uri = check_place(path)
+        names = [f"{uri}/{one.key}" for one in list_source(uri)] or [uri]
+        files += [SourceFile(name, label_of(name, label_from)) for name in names]
+    return Sources(files, unreadable)
 
 
 def _print_summary(summary: "PublishSummary") -> None:

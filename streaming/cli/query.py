@@ -27,6 +27,9 @@ FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to wri
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file; Parquet needs one.")
 ]
+SpreadsheetOption = Annotated[
+    bool, typer.Option("--spreadsheet", help="In CSV, keep text from being a formula: an apostrophe goes before it.")
+]
 TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Time limit.")]
 AtOption = Annotated[
     str | None, typer.Option("--at", metavar="TIME", help="The tables as they were then, such as 2026-11-16T09:30.")
@@ -47,6 +50,7 @@ def query(
     watch: WatchOption = None,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
+    spreadsheet: SpreadsheetOption = False,
     timeout_s: TimeoutOption = 60.0,
     json: JsonOption = None,
 ) -> None:
@@ -57,15 +61,15 @@ def query(
 
     Example: imagestream query "SELECT label, count(*) FROM predictions GROUP BY label ORDER BY label"
     """
-    from streaming.query import open_query
+    from streaming.query_process import open_guarded_query
 
-    ask = partial(open_query, settings_of(context), timeout_s=timeout_s, at=_moment(at))
+    ask = partial(open_guarded_query, settings_of(context), timeout_s=timeout_s, at=_moment(at))
     if sql is None and sys.stdin.isatty() and sys.stdout.isatty():
         from streaming.cli.query_shell import run_shell
 
-        run_shell(ask, settings_of(context).home / "query_history")
+        run_shell(ask, settings_of(context).work_dir / "query_history")
         return
-    _answer(partial(ask, _from_stdin() if sql is None else sql), format_, output, watch, json)
+    _answer(partial(ask, _from_stdin() if sql is None else sql), format_, output, watch, json, spreadsheet=spreadsheet)
 
 
 @app.command()
@@ -82,6 +86,7 @@ def predictions(
     watch: WatchOption = None,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
+    spreadsheet: SpreadsheetOption = False,
     timeout_s: TimeoutOption = 60.0,
     json: JsonOption = None,
 ) -> None:
@@ -95,7 +100,7 @@ def predictions(
     values = {"limit": limit, "label": label, "below": below, "version": model, "since": _moment(since)}
     sql = PREDICTIONS_COLUMNS + PREDICTIONS + PREDICTIONS_ORDER
     ask = partial(open_query, settings_of(context), sql, parameters=values, timeout_s=timeout_s, at=_moment(at))
-    _answer(ask, format_, output, watch, json)
+    _answer(ask, format_, output, watch, json, spreadsheet=spreadsheet)
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -113,7 +118,17 @@ def _from_stdin() -> str:
     return sql
 
 
-def _answer(ask: Ask, format_: Format, output: Path | None, watch_s: float | None, summary: Path | None) -> None:
+def _answer(
+    ask: Ask,
+    format_: Format,
+    output: Path | None,
+    watch_s: float | None,
+    summary: Path | None,
+    *,
+    spreadsheet: bool,
+) -> None:
+    if spreadsheet and format_ is not Format.CSV:
+        raise ServiceError(f"--spreadsheet is for --format csv, got --format {format_}")
     if format_ is Format.PARQUET and output is None:
         raise ServiceError("--format parquet is binary: expected a file, give one with --output FILE")
     if watch_s is not None:
@@ -127,7 +142,7 @@ def _answer(ask: Ask, format_: Format, output: Path | None, watch_s: float | Non
     with pipe_may_close():
         with ask() as reader:
             columns = reader.schema.names
-            rows = write_rows(reader, format_, output)
+            rows = write_rows(reader, format_, output, spreadsheet=spreadsheet)
             sys.stdout.flush()
         if output is not None:
             err.print(f"{rows:,} rows in {output}", highlight=False)

@@ -34,6 +34,7 @@ is drawn on a terminal only, and colours are left out where output is no termina
 --install-completion` installs completion for bash, zsh, fish or PowerShell. `--json FILE` writes what a command did for
 programs. `--debug` before the command shows the traceback of an error.
 """
+COLUMNS = {"damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before"}
 
 
 def reference() -> str:
@@ -115,7 +116,11 @@ def _tables() -> Iterator[str]:
     for name, (schema, partition_by) in sorted(SCHEMAS.items()):
         yield f"\n### `{name}`\n"
         rows = [
-            (f"`{field.name}`", f"`{field.type}`", "partition column" if field.name == partition_by else "")
+            (
+                f"`{field.name}`",
+                f"`{field.type}`",
+                "partition column" if field.name == partition_by else COLUMNS.get(field.name, ""),
+            )
             for field in schema
         ]
         yield from _table("column", "type", "", rows=rows)

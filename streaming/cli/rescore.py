@@ -48,7 +48,7 @@ def rescore(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     clock = perf_counter()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        total = rows_to_read(settings) if (settings.tables_dir / "features").is_dir() else 0
+        total = rows_to_read(settings) if settings.place.has_table("features") else 0
         bar = progress.add_task("rows read", total=total)
         done = run(
             settings,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 TABLE_ROWS = 50  # rows that a table on the terminal shows
 CELL_CHARS = 60
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # what a cell with a formula begins with
 
 
 class Format(StrEnum):
@@ -30,18 +32,24 @@ class Format(StrEnum):
     PARQUET = "parquet"
 
 
-def write_rows(reader: "pa.RecordBatchReader", format_: Format, output: Path | None) -> int:
+def write_rows(
+    reader: "pa.RecordBatchReader", format_: Format, output: Path | None, *, spreadsheet: bool = False
+) -> int:
     """Write every row in the format to `output`, or to standard output; the number of rows.
 
     A file appears whole or not at all.
+
+    Args:
+        spreadsheet: in CSV, text that a spreadsheet would take for a formula begins with an apostrophe.
     """
+    writers = WRITERS | ({Format.CSV: partial(_write_csv, spreadsheet=True)} if spreadsheet else {})
     if output is None:
-        return WRITERS[format_](reader, sys.stdout)
+        return writers[format_](reader, sys.stdout)
     with _whole(output) as unfinished:
         if format_ is Format.PARQUET:
             return _write_parquet(reader, unfinished)
         with unfinished.open("w", encoding="utf-8", newline="") as stream:
-            return WRITERS[format_](reader, stream)
+            return writers[format_](reader, stream)
 
 
 @contextmanager
@@ -78,14 +86,15 @@ def _write_table(reader: "pa.RecordBatchReader", stream: IO[str]) -> int:
     return rows
 
 
-def _write_csv(reader: "pa.RecordBatchReader", stream: IO[str]) -> int:
+def _write_csv(reader: "pa.RecordBatchReader", stream: IO[str], *, spreadsheet: bool = False) -> int:
     """RFC 4180 with a header line: NULL is empty, a list or struct is JSON, bytes are base64."""
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(reader.schema.names)
+    shown = _without_formula if spreadsheet else _text
+    writer.writerow(map(shown, reader.schema.names))
     rows = 0
     for batch in reader:
         for row in _rows(batch):
-            writer.writerow([_text(value) for value in row])
+            writer.writerow([shown(value) for value in row])
         rows += batch.num_rows
     return rows
 
@@ -163,6 +172,12 @@ def _text(value: Any) -> str:
     if plain is None:
         return "" if value is None else str(value)
     return plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
+
+
+def _without_formula(value: Any) -> str:
+    """Text as a spreadsheet shows it and does not compute it (OWASP, CSV Injection)."""
+    text = _text(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA) else text
 
 
 def _cell(value: Any) -> str:

@@ -1,11 +1,14 @@
 """`imagestream setup`: bring what Python packages cannot."""
 
+from time import monotonic
 from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from streaming.cli.app import app, err, out, settings_of
+
+LINE_EVERY = 10  # jars, where there is no terminal to draw a bar on
 
 
 @app.command()
@@ -15,7 +18,8 @@ def setup(
 ) -> None:
     """Bring what Python packages cannot: the jars, Java if there is none, the default backbone as LiteRT.
 
-    What is there already is checked, and replaced if it is damaged.
+    What is there already is checked, and replaced if it is damaged. Jars and backbones are kept once per user, in
+    ~/.cache/imagestream, for all homes that have none of their own.
 
     Example: imagestream setup
     """
@@ -26,26 +30,38 @@ def setup(
 
     settings = settings_of(context)
     try:
-        java = find_java(settings.home)
+        java = find_java(settings.work_dir)
     except ServiceError as error:
-        err.print(f"{error}; trying to download one into {settings.home / 'java'}", highlight=False, markup=False)
-        java = install_java(settings.home)
+        err.print(f"{error}; trying to download one into {settings.work_dir / 'java'}", highlight=False, markup=False)
+        java = install_java(settings.work_dir)
     if lock:
         out.print(f"{lock_jars(java)} jars locked", highlight=False)
         return
+    begun = monotonic()
     with _progress() as progress:
         task = progress.add_task("jars", total=None, visible=False)
 
         def show(done: int, total: int, text: str) -> None:
             if done == 0:
                 out.print(text, highlight=False, markup=False)
-            else:
+            elif err.is_terminal:
                 progress.update(task, completed=done, total=total, description=text, visible=True)
+            elif done % LINE_EVERY == 0:
+                out.print(f"{done} of {total} jars", highlight=False)
 
         install_jars(settings.jars_dir, java, show, verify=True)
+    out.print(
+        f"exporting the default backbone into {settings.backbones_dir}: about a minute, the first time",
+        highlight=False,
+        markup=False,
+    )
     with err.status("exporting the default backbone …"):
         export_backbone(DEFAULT_BACKBONE, "imagenet", settings.backbones_dir)
-    out.print(f"ready: Java at {java.parent.parent}, jars in {settings.jars_dir}", highlight=False, markup=False)
+    out.print(
+        f"ready after {monotonic() - begun:.0f} s: Java at {java.parent.parent}, jars in {settings.jars_dir}",
+        highlight=False,
+        markup=False,
+    )
 
 
 def _progress() -> Progress:

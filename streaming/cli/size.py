@@ -64,7 +64,7 @@ def _network(
     champion = registry.target(CHAMPION)
     if backbone is None and input_size is None and champion is not None:
         bundle = registry.fetch(champion, scratch / "bundle")
-        if bundle.manifest.backbone.engine == "litert":
+        if bundle.manifest.backbone.network is None and bundle.manifest.backbone.engine == "litert":
             size = sum(len(content) for content in bundle.files.values())
             return scratch / "bundle" / FLATBUFFER_FILE, bundle.manifest.backbone.n_features, size
     square = None if input_size is None else (input_size, input_size)

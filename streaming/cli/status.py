@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def status(
     context: typer.Context,
     watch: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until Ctrl-C.")] = False,
-    topic: Annotated[str | None, typer.Option(help="The topic; default: images.")] = None,
+    topic: Annotated[
+        str | None, typer.Option("--topic", "--stream", help="The topic, or name of the stream; default: images.")
+    ] = None,
     bootstrap_servers: Annotated[
         str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
     ] = None,
@@ -73,7 +75,11 @@ def _table(found: "Status") -> "Table":
         line("stream", "not running")
     for one in found.partitions:
         lag = "unknown" if one.lag is None else f"{one.lag:,}"
-        line(f"{found.topic}/{one.partition}", f"committed {_n(one.committed)}, end {_n(one.end)}, lag {lag}")
+        held = f", {one.held:,} held by an open transaction" if one.held else ""
+        line(f"{one.topic}/{one.partition}", f"committed {_n(one.committed)}, end {_n(one.end)}, lag {lag}{held}")
+    for topic, count in found.near_retention.items():
+        text = f"{count:,} messages of {topic} wait for a row, and half of the time is over for which Kafka keeps them"
+        line("retention", text, "yellow")
     if found.last_batch:
         last = found.last_batch
         line(

@@ -21,11 +21,35 @@ def stream(
     bootstrap_servers: Annotated[
         str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
     ] = None,
-    topic: Annotated[str | None, typer.Option(help="The topic to read; default: images.")] = None,
+    topic: Annotated[
+        str | None, typer.Option(metavar="NAME,…", help="Topic, or topics, to read; default: images.")
+    ] = None,
+    topic_pattern: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Read all topics whose whole name matches, also those that appear later."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--stream", metavar="NAME", help="Name of the stream in the home; default: the one topic."),
+    ] = None,
+    begin: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="earliest|latest|TIME",
+            help="Where the first start begins to read; a time is of messages, with its zone, as 2026-11-16T08:00Z.",
+        ),
+    ] = "earliest",
     images_per_batch: Annotated[int, typer.Option(min=1, help="Maximum number of images in a micro-batch.")] = 2_000,
     megabytes_per_batch: Annotated[
         int, typer.Option(min=1, help="Maximum size of a micro-batch in megabytes; of large images it holds fewer.")
     ] = 512,
+    payload: Annotated[
+        str,
+        typer.Option(
+            metavar="raw|base64|json:FIELD", help="Frame around each image: none, base64, or a field of JSON."
+        ),
+    ] = "raw",
     features: Annotated[bool, typer.Option(help="Store the backbone's features, for retraining.")] = True,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Continue although messages were removed before they were read.")
@@ -45,16 +69,22 @@ def stream(
 ) -> None:
     """Score the images of the topic into the Delta tables, exactly once, until stopped with Ctrl-C.
 
+    A later start continues where the tables end, whatever `--from` says. Several topics, or a pattern, need the name of
+    a stream; one home may hold several streams, each of topics of its own.
+
     Example: imagestream stream --until-drained
     """
     from streaming.pipeline.observe import Observer, open_log
+    from streaming.pipeline.payload import checked_payload
     from streaming.pipeline.positions import Accept
     from streaming.pipeline.profile import Profiler
     from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
+    from streaming.pipeline.subscribe import chosen_begin, chosen_topics
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.settings import with_options
 
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
+    stream_name, subscription = chosen_topics(settings_of(context), topic, topic_pattern, name)
+    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=stream_name)
     servers = home_servers(settings)
     options = StreamOptions(
         until_drained=until_drained,
@@ -62,6 +92,9 @@ def stream(
         bytes_per_batch=megabytes_per_batch * 1_000_000,
         store_features=features,
         accept=Accept(accept_loss, accept_new_topic),
+        payload=checked_payload(payload),
+        subscription=subscription,
+        begin=chosen_begin(begin),
     )
     observer = Observer(settings, servers, log=open_log("json" if log_json else "text"), metrics_port=metrics_port)
     profiler = Profiler() if profile else None
@@ -76,6 +109,7 @@ def stream(
         on_batch=on_batch,
         on_refused=observer.on_refused,
         on_trouble=observer.on_trouble,
+        on_notice=observer.on_notice,
         on_idle=observer.on_idle,
     )
     try:

@@ -55,7 +55,13 @@ def train(
     label_pattern: PatternOption = None,
     dataset: DatasetOption = None,
     limit: LimitOption = 1_000,
-    backbone: Annotated[str, typer.Option(help="The CNN that turns an image into features.")] = DEFAULT_BACKBONE,
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE[:TENSOR]",
+            help="The CNN that turns an image into features: a name, or the file of a model and a tensor in it.",
+        ),
+    ] = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
     output: Annotated[
         Literal["pooled", "flat"], typer.Option(help="The mean over the last feature map, or all of it.")
@@ -69,6 +75,10 @@ def train(
     int8: Annotated[
         bool, typer.Option("--int8", help="Run it in 8-bit integers, unless that costs more than a point of accuracy.")
     ] = False,
+    preset: Annotated[
+        Literal["imagenet", "torchvision", "keras", "minus1to1", "zero_to_one", "efficientnet_lite", "raw"] | None,
+        typer.Option(help="Preprocessing of a backbone from a file; guessed from its input if not given."),
+    ] = None,
     augment: Annotated[int, typer.Option(min=0, max=20, help="Fit on so many altered copies of each image, too.")] = 0,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
@@ -82,12 +92,13 @@ def train(
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
     settings = settings_of(context)
+    settings.place.check()  # before images are read
     found = choose_dataset(settings, images, dataset, limit, label_pattern, labels)
 
     from streaming.training.train import BackboneOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.train import train as run
 
-    network = BackboneOptions(backbone, weights, output, input_size, engine, int8)
+    network = BackboneOptions(backbone, weights, output, input_size, engine, int8, preset)
     gate = GateOptions(margin, confidence)
     with stopping_cleanly(), err.status("starting …") as status:
         tell = telling(status)
@@ -157,7 +168,7 @@ def _retrain_every(every: str) -> None:
             log.error("retraining failed", why=said.removeprefix("error: "))
 
     log.info("retraining", every=every)
-    run_every(interval, [sys.executable, "-m", "streaming", *kept], on_run)
+    run_every(interval, [sys.executable, "-P", "-m", "imagestream", *kept], on_run)
     log.info("stopped")
 
 

@@ -128,6 +128,7 @@ def train_cnn(
     Example: imagestream train-cnn --images faces/ --workers 4 --epochs 20 --patience 5
     """
     settings = settings_of(context)
+    settings.place.check()  # before images are read
     options = TrainerOptions(
         mode=mode,
         frequency=frequency,

@@ -42,7 +42,7 @@ def tune(
         "logistic_regression,mlp"
     ),
     images: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Search on these images' features, not on the stored ones.")
+        str | None, typer.Option(metavar="PLACE", help="Search on these images' features, not on the stored ones.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(metavar="CSV", help="As for `imagestream train`.")] = None,
     label_pattern: Annotated[str | None, typer.Option(metavar="REGEX", help="As for `imagestream train`.")] = None,
@@ -80,7 +80,7 @@ def tune(
     if images is None and dataset is None and (sizes or precisions != ("float32",)):
         raise ServiceError("--input-sizes and --engines make features anew: give the images, by --images or --dataset")
     if images is not None and dataset is not None:
-        raise ServiceError("give either --images PATH or --dataset digits")
+        raise ServiceError("give either --images PLACE or --dataset digits")
     places = {"images": images, "labels": labels, "dataset": dataset}
     given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "output": output}
 
@@ -101,7 +101,7 @@ def tune(
         )
     command = _command(settings, found, places | given, limit)
     _tell(found, command)
-    picture = plot or settings.home / "tune" / "trade-offs.png"
+    picture = plot or settings.work_dir / "tune" / "trade-offs.png"
     from streaming.training.tune_plot import plot_trade_offs
 
     plot_trade_offs(found, picture)
@@ -162,7 +162,7 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
     from streaming.settings import HOME
     from streaming.training.tune_space import command_of
 
-    words = ["imagestream"] if settings.home == HOME.absolute() else ["imagestream", "--home", str(settings.home)]
+    words = ["imagestream"] if settings.home == str(Path(HOME).absolute()) else ["imagestream", "--home", settings.home]
     best = found.best
     if given["images"] is None and given["dataset"] is None:
         return shlex.join(command_of(best.options, [*words, "retrain"], every=True))

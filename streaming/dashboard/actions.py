@@ -8,11 +8,11 @@ import pyarrow as pa
 
 from models.errors import ModelError
 from models.scorer import check_golden, load_scorer
+from producer.class_names import CONTROL_CHARACTER, MAX_LABEL_CHARS, class_name
 from producer.message import MAX_MESSAGE_BYTES, build_message
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.pictures import Wanted
 from streaming.errors import ServiceError
-from streaming.images.labels_csv import CONTROL_CHARACTER, MAX_LABEL_CHARS, composed, usable
 from streaming.pipeline.positions import committed_offsets
 from streaming.registry import open_registry
 from streaming.settings import Settings
@@ -40,12 +40,12 @@ def checked_label(label: str) -> str:
     """A label as the table `labels` takes it.
 
     Raises:
-        ServiceError: it is empty, stands for a missing value, is too long or has control characters.
+        ServiceError: it is empty, is too long or has control characters.
     """
-    label = composed(label.strip())
-    if not usable(label) or CONTROL_CHARACTER.search(label):
+    name = class_name(label) or ""
+    if not 0 < len(name) <= MAX_LABEL_CHARS or CONTROL_CHARACTER.search(name):
         raise ServiceError(f"expected a label of 1 to {MAX_LABEL_CHARS} printed characters, got {label[:50]!r}")
-    return label
+    return name
 
 
 def give_label(settings: Settings, image_id: str, label: str) -> None:
@@ -56,7 +56,7 @@ def give_label(settings: Settings, image_id: str, label: str) -> None:
     """
     row = {"image_id": image_id, "label": checked_label(label), "labelled_at": datetime.now(UTC), "by": BY}
     # Given by hand, the same label may come again after another one: each time is an append of its own.
-    Table(settings.tables_dir, "labels").append(
+    Table(settings.place.tables, "labels").append(
         pa.Table.from_pylist([row], schema=LABELS), "labels-by-hand", time.time_ns()
     )
 

@@ -26,7 +26,7 @@ class Dashboard:
 
     @classmethod
     def of(cls, settings: Settings, post: Post, *, read_only: bool = False) -> "Dashboard":
-        return cls(settings, read_only, post, Reader(settings.tables_dir), Pictures(settings), LagProbe(settings))
+        return cls(settings, read_only, post, Reader(settings.place), Pictures(settings), LagProbe(settings))
 
 
 _served: list[Dashboard] = []

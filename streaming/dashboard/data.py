@@ -7,7 +7,7 @@ from typing import Any
 from models.drift import MEANINGFUL_ROWS
 from streaming.dashboard.reader import Reader
 from streaming.images.exposure import Exposure
-from streaming.registry import open_registry
+from streaming.registry import Registry
 from streaming.reports.paired import CONTENTS, NO_CONTENTS, count_pairs
 from streaming.reports.report import AGREEMENT, KNOWN, LABELLED, MAX_JUDGES, SHADOW, VERSIONS, with_accuracies
 
@@ -243,7 +243,7 @@ def versions(reader: Reader) -> Rows:
     return reader.rows(KNOWN + VERSIONS)
 
 
-def agreement(reader: Reader, challenger: int, home: str) -> dict[str, Any] | None:
+def agreement(reader: Reader, challenger: int) -> dict[str, Any] | None:
     """How a challenger answers beside the champion, as `imagestream report` has it; None where it has not yet."""
     reader.version("features")
     rows = reader.rows(KNOWN + SHADOW + AGREEMENT, version=challenger)
@@ -253,7 +253,7 @@ def agreement(reader: Reader, challenger: int, home: str) -> dict[str, Any] | No
     contents = CONTENTS if stored else NO_CONTENTS
     labelled = KNOWN + SHADOW + LABELLED.format(contents=contents)
     batches = reader.table(labelled, version=challenger, judges=MAX_JUDGES).to_batches()
-    return with_accuracies(rows, count_pairs(batches, Exposure(open_registry(home), reader.tables_dir)))[0]
+    return with_accuracies(rows, count_pairs(batches, Exposure(Registry(reader.home.store), reader.home)))[0]
 
 
 def confusion(reader: Reader, version: int) -> Rows:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from streaming.errors import ServiceError
 from streaming.pipeline.offsets import TopicOffsets, lags
-from streaming.pipeline.positions import committed_offsets
+from streaming.pipeline.positions import committed_places, name_in_kafka
 from streaming.platform.broker import bootstrap_servers
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
@@ -66,17 +66,19 @@ class LagProbe:
     def _connect(self) -> TopicOffsets | None:
         try:
             servers, client = bootstrap_servers(self._settings), client_arguments(self._settings)
-            return TopicOffsets(servers, self._settings.topic, client)
+            topics = [name_in_kafka(one) for one in committed_places(self._settings)]
+            return TopicOffsets(servers, topics, client, self._settings.isolation)
         except ServiceError as error:
             self._lag = Lag(trouble=str(error))
             return None
 
     def _ask(self, offsets: TopicOffsets) -> Lag:
         try:
-            _, committed = committed_offsets(self._settings)
+            places = committed_places(self._settings)
         except ServiceError as error:
             return Lag(trouble=str(error))
         known = offsets.read()
         if known is None:
             return Lag(trouble=offsets.refused or "the broker does not answer")
+        committed = {place: end for ends in places.values() for place, end in ends.items()}
         return Lag(sum(one.lag or 0 for one in lags(committed, known)))

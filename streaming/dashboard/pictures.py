@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from models.decode import BadImage, decode
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, decode
+from producer.message import read_headers
 from streaming.errors import ServiceError
 from streaming.pipeline.positions import name_in_kafka
 from streaming.platform.broker import bootstrap_servers
@@ -55,6 +56,7 @@ class Pictures:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._limits = settings.image_limits
         self._lock = threading.Lock()
         self._kept: OrderedDict[Wanted, bytes] = OrderedDict()
         self._ask_again = 0.0  # not before, of a broker that did not answer
@@ -66,19 +68,19 @@ class Pictures:
             missing = [one for one in wanted if one not in self._kept]
             left: list[Wanted] = []
             for one in missing:
-                pixels = thumbnail([one.source], one.image_id) if one.source else None
+                pixels = thumbnail([one.source], one.image_id, limits=self._limits) if one.source else None
                 if pixels is None:
                     left.append(one)
                 else:
                     self._keep(one, _png(Image.fromarray(pixels)))
             for one, data in self._fetch(left):
-                if (made := picture(data)) is not None:
+                if (made := picture(data, self._limits)) is not None:
                     self._keep(one, made)
             return {one: self._kept[one] for one in wanted if one in self._kept}
 
     def add(self, wanted: Wanted, data: bytes) -> None:
         """Keep the picture of an image whose bytes are at hand."""
-        if (made := picture(data)) is not None:
+        if (made := picture(data, self._limits)) is not None:
             with self._lock:
                 self._keep(wanted, made)
 
@@ -94,16 +96,18 @@ class Pictures:
             return
         try:
             for one, record in _records(self._settings, wanted):
-                # A topic that was made again under its name has other messages at the same offsets.
-                if one.image_id in {(record.key or b"").decode("utf-8", "replace"), _sha256(record.value)}:
+                # A topic that was made again under its name has other messages at the same offsets. In old rows the key
+                # was the image id.
+                key = (record.key or b"").decode("utf-8", "replace")
+                if one.image_id in {read_headers(record.headers).id, _sha256(record.value), key}:
                     yield one, record.value
         except (KafkaError, ServiceError, ValueError, OSError):
             self._ask_again = monotonic() + SILENCE_S  # there is no broker, or no topic: placeholders are shown
 
 
-def picture(data: bytes) -> bytes | None:
+def picture(data: bytes, limits: Limits = DEFAULT_LIMITS) -> bytes | None:
     """A square PNG of an encoded image, or None if it cannot be decoded within the limits."""
-    pixels = decode(data, (SIDE, SIDE), resize="crop")
+    pixels = decode(data, (SIDE, SIDE), limits, "crop")
     return None if isinstance(pixels, BadImage) else _png(Image.fromarray(pixels))
 
 

@@ -7,6 +7,7 @@ between questions: with a million rows a page comes in a moment.
 
 import threading
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import duckdb
@@ -15,9 +16,14 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from streaming.errors import ServiceError
+from streaming.storage.home import LOG, Home
+from streaming.storage.store_errors import StoreAwayError
+from streaming.storage.table_files import local_copies
+from streaming.storage.table_log import answers, open_delta
 from streaming.storage.tables import SCHEMAS, data_files
 
 TIMEOUT_S = 20.0
+FRESH_IN_BUCKET_S = 1.0  # for so long a table in a bucket is not asked for its version again
 SETTINGS = """
 SET memory_limit = '1GB';
 SET temp_directory = '';
@@ -30,13 +36,14 @@ SET parquet_metadata_cache = true;
 
 
 class Reader:
-    """Answers SQL over the tables under one directory, each a view of its name; a table that is not there is empty.
+    """Answers SQL over the tables of a home, each a view of its name; a table that is not there is empty.
 
     Threads may share one.
     """
 
-    def __init__(self, tables_dir: Path) -> None:
-        self.tables_dir = tables_dir
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._asked: dict[str, float] = {}  # when the log was read last
         self._lock = threading.Lock()
         self._handles: dict[str, tuple[DeltaTable, int]] = {}
         self._viewed: dict[str, tuple[str, int]] = {}  # table → (which table, the version that its view shows)
@@ -83,33 +90,48 @@ class Reader:
             cursor.close()
 
     def _follow(self, name: str) -> tuple[str, int]:
-        directory = self.tables_dir / name
+        place = self.home.table(name)
+        if not self.home.is_local and name in self._viewed and monotonic() - self._asked[name] < FRESH_IN_BUCKET_S:
+            return self._viewed[name]
         try:
-            log = directory / "_delta_log"
-            if not log.is_dir():
+            self._asked[name] = monotonic()
+            made = self._made(name)
+            if made is None:
                 if name in self._handles:  # the table was removed
                     del self._handles[name]
                     self._view_nothing(name, SCHEMAS[name][0])
                     self._viewed.pop(name, None)
                 return ("", -1)
-            made = log.stat().st_ino  # another one if the table was removed and made again, which its handle would miss
             table, made_before = self._handles.get(name, (None, 0))
             if table is None or made != made_before:
-                table = DeltaTable(directory)
+                table = open_delta(place)
                 self._handles[name] = (table, made)
             else:
-                table.update_incremental()
+                with answers(place):
+                    table.update_incremental()
             seen = (f"{made}", table.version())
             if self._viewed.get(name) != seen:
                 self._view(name, table)
                 self._viewed[name] = seen
-        except (DeltaError, duckdb.Error, OSError) as error:
-            self._handles.pop(name, None)  # made again under its name, perhaps: the next question opens it anew
-            raise ServiceError(f"table {name} in {self.tables_dir} cannot be read: {_line(error)}") from error
+        except (DeltaError, duckdb.Error, OSError, StoreAwayError) as error:
+            self._handles.pop(name, None)  # created again under its name, perhaps: the next question opens it again
+            raise ServiceError(f"table {name} in {self.home.tables} cannot be read: {_line(error)}") from error
         return seen
 
+    def _made(self, name: str) -> int | None:
+        """What another table under this name would not share, which its handle would miss; None if there is no table.
+
+        In a bucket nothing of the kind is known without opening the table.
+        """
+        if not self.home.is_local:
+            return 0 if name in self._handles or self.home.has_table(name) else None
+        try:
+            return Path(self.home.table(name), LOG).stat().st_ino
+        except FileNotFoundError:
+            return None
+
     def _view(self, name: str, table: DeltaTable) -> None:
-        files = data_files(table, self.tables_dir / name)
+        files = local_copies(self.home, data_files(table, self.home.table(name)))
         if not files:
             self._view_nothing(name, pa.schema(table.schema()))
             return

@@ -11,9 +11,11 @@ import uvicorn
 from producer.message import MAX_MESSAGE_BYTES
 from streaming.dashboard.context import Dashboard, serve
 from streaming.dashboard.palette import theme
+from streaming.dashboard.visitors import Visitors
 from streaming.dashboard.wall import TokenWall
 from streaming.errors import ServiceError
 from streaming.gateway.access import is_loopback
+from streaming.gateway.connections import Connections, protocol_of
 from streaming.gateway.serve import listen
 from streaming.signals import stop_signals
 
@@ -63,6 +65,7 @@ def run_dashboard(
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                http=protocol_of(Connections()),
                 ws_max_size=2 * MAX_MESSAGE_BYTES,
                 timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
             )
@@ -84,5 +87,7 @@ def _application(script: Path, host: str, token: str | None) -> Any:
     load_config_options(OPTIONS | theme() | {"server.address": host, "server.allowedHosts": hosts})
     config._server_mode = "starlette-app"
     logging.getLogger("streamlit").setLevel(logging.ERROR)
-    walls = [Middleware(TokenWall, token=token)] if token else []
+    walls = [Middleware(Visitors, max_bytes=MAX_MESSAGE_BYTES)]
+    if token:
+        walls.append(Middleware(TokenWall, token=token))
     return App(script, middleware=walls)

@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from streaming.errors import ServiceError
+from streaming.secret_files import check_secret_file
 
 COOKIE = "imagestream_dashboard"
 LEAST_CHARS = 16
@@ -41,6 +42,7 @@ def read_token(path: Path) -> str:
         ServiceError: the file cannot be read, or the token is too short to be one.
     """
     try:
+        check_secret_file(path)
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ServiceError(f"the token file {path} cannot be read: {error}") from error

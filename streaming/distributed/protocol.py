@@ -2,7 +2,10 @@
 
 A frame is a header of fixed layout, a little JSON (counts, an error), and float32 values in little-endian order, as
 many as the layout of the network says and no others. Nothing in a frame can become code. Both ends prove by HMAC-SHA256
-of the other's nonce that they know the training's token; frames are not encrypted.
+of the other's nonce that they know the training's token. From the nonces and the token each direction of a connection
+has a key, with which every frame is authenticated (BLAKE2b, RFC 7693) together with its number: nobody on the network
+can alter, repeat or add one. The header is checked before memory is taken for what it announces. Frames are not
+encrypted.
 """
 
 import hashlib
@@ -14,7 +17,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +32,7 @@ HEADER = struct.Struct("!4sB3xIIIQQIQ")
 MAX_META_BYTES = 64 * 1024
 NONCE_BYTES = 32
 GREETING_TIMEOUT_S = 10.0
+TAG_BYTES = 16
 NO_VALUES: Values = np.empty(0, np.float32)
 
 
@@ -49,6 +54,19 @@ class Kind(IntEnum):
 
 class LostPeerError(ServiceError):
     """The other end has gone, is silent, or does not follow the protocol."""
+
+
+class Keys(NamedTuple):
+    """What the frames of one connection are authenticated with, in each direction."""
+
+    sends: bytes = b""
+    receives: bytes = b""
+
+    @classmethod
+    def of(cls, token: bytes, nonces: bytes, *, server: bool) -> "Keys":
+        session = hmac.digest(token, b"session" + nonces, "sha256")
+        keys = [hmac.digest(session, who, "sha256") for who in (b"worker", b"server")]
+        return cls(*reversed(keys)) if server else cls(*keys)
 
 
 @dataclass(frozen=True)
@@ -77,11 +95,21 @@ class Channel:
         sent: bytes so far, likewise `received`.
     """
 
-    def __init__(self, connection: socket.socket, sizes: frozenset[int], timeout_s: float) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        sizes: frozenset[int],
+        timeout_s: float,
+        keys: Keys = Keys(),  # noqa: B008
+    ) -> None:
         """Args:
         sizes: the numbers of values that a frame may have, beside none.
         timeout_s: how long the other end may be silent.
+        keys: as `accept` gives them.
         """
+        self._keys = keys
+        self._frames_sent = 0
+        self._frames_received = 0
         self._socket = connection
         self._sizes = sizes
         self._socket.settimeout(timeout_s)
@@ -94,47 +122,60 @@ class Channel:
         values = np.ascontiguousarray(message.values, "<f4")
         numbers = (message.worker, message.epoch, message.step, message.rows, message.version)
         header = HEADER.pack(MAGIC, message.kind, *numbers, len(meta), len(values))
+        number, self._frames_sent = self._frames_sent, self._frames_sent + 1
+        body = _bytes_of(values)
         try:
-            self._socket.sendall(header + meta)
+            self._socket.sendall(header + _tag(self._keys.sends, number, header) + meta)
             if len(values):
-                self._socket.sendall(_bytes_of(values))
+                self._socket.sendall(body)
+            if meta or len(values):
+                self._socket.sendall(_tag(self._keys.sends, number, meta, body))
         except OSError as error:
             raise LostPeerError(f"the connection broke: {error}") from error
-        self.sent += len(header) + len(meta) + values.nbytes
+        self.sent += len(header) + TAG_BYTES + len(meta) + values.nbytes + (TAG_BYTES if meta or len(values) else 0)
 
     def receive(self) -> Message:
         """The next frame; raises LostPeerError if there is none in time, or if it is not a frame."""
-        header = _receive(self._socket, HEADER.size)
+        number, self._frames_received = self._frames_received, self._frames_received + 1
+        header, tag = _receive(self._socket, HEADER.size), _receive(self._socket, TAG_BYTES)
+        if not hmac.compare_digest(tag, _tag(self._keys.receives, number, header)):
+            raise LostPeerError("got a frame that the other end did not send")
         magic, kind, worker, epoch, step, rows, version, n_meta, n_values = HEADER.unpack(header)
         if magic != MAGIC or kind not in set(Kind) or n_meta > MAX_META_BYTES:
             raise LostPeerError("got something that is no frame")
         if n_values and n_values not in self._sizes:
             raise LostPeerError(f"got a frame of {n_values} values, expected one of {sorted(self._sizes)}")
+        text = _receive(self._socket, n_meta)
+        values = np.empty(n_values, "<f4")
+        _receive_into(self._socket, _bytes_of(values))
+        if n_meta or n_values:
+            tag = _receive(self._socket, TAG_BYTES)
+            if not hmac.compare_digest(tag, _tag(self._keys.receives, number, text, _bytes_of(values))):
+                raise LostPeerError("got a frame that the other end did not send")
         try:
-            meta = json.loads(_receive(self._socket, n_meta)) if n_meta else {}
+            meta = json.loads(text) if n_meta else {}
         except (ValueError, RecursionError) as error:
             raise LostPeerError("got a frame whose text is no JSON") from error
         if not isinstance(meta, dict):
             raise LostPeerError("got a frame whose text is no JSON object")
-        values = np.empty(n_values, "<f4")
-        _receive_into(self._socket, _bytes_of(values))
-        self.received += HEADER.size + n_meta + values.nbytes
+        self.received += HEADER.size + TAG_BYTES + n_meta + values.nbytes + (TAG_BYTES if n_meta or n_values else 0)
         return Message(Kind(kind), worker, epoch, step, rows, version, meta, values)
 
     def close(self) -> None:
         self._socket.close()
 
 
-def accept(connection: socket.socket, token: bytes) -> None:
-    """Greet a worker; raises LostPeerError if it does not know the token."""
+def accept(connection: socket.socket, token: bytes) -> Keys:
+    """Greet a worker; raises LostPeerError if it does not know the token, or takes longer than GREETING_TIMEOUT_S."""
     connection.settimeout(GREETING_TIMEOUT_S)
     nonce = secrets.token_bytes(NONCE_BYTES)
     _send(connection, nonce)
-    answer = _receive(connection, NONCE_BYTES + hashlib.sha256().digest_size)
+    answer = _receive(connection, NONCE_BYTES + hashlib.sha256().digest_size, monotonic() + GREETING_TIMEOUT_S)
     theirs, proof = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
     if not hmac.compare_digest(proof, _proof(token, b"worker", nonce)):
         raise LostPeerError("the other end does not know the token")
     _send(connection, _proof(token, b"server", theirs))
+    return Keys.of(token, nonce + theirs, server=True)
 
 
 def connect(address: tuple[str, int], token: bytes, sizes: frozenset[int], timeout_s: float) -> Channel:
@@ -149,11 +190,19 @@ def connect(address: tuple[str, int], token: bytes, sizes: frozenset[int], timeo
     proof = _receive(connection, hashlib.sha256().digest_size)
     if not hmac.compare_digest(proof, _proof(token, b"server", nonce)):
         raise LostPeerError("the other end does not know the token")
-    return Channel(connection, sizes, timeout_s)
+    return Channel(connection, sizes, timeout_s, Keys.of(token, theirs + nonce, server=False))
 
 
 def _bytes_of(values: Values) -> memoryview:
     return values.view(np.uint8).data if len(values) else memoryview(bytearray())
+
+
+def _tag(key: bytes, number: int, *parts: bytes | memoryview) -> bytes:
+    """What proves that a frame's header, or its body, is the `number`-th that whoever has the key sent."""
+    digest = hashlib.blake2b(struct.pack("!QB", number, len(parts)), digest_size=TAG_BYTES, key=key)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _proof(token: bytes, who: bytes, nonce: bytes) -> bytes:
@@ -167,14 +216,17 @@ def _send(connection: socket.socket, data: bytes) -> None:
         raise LostPeerError(f"the connection broke: {error}") from error
 
 
-def _receive(connection: socket.socket, size: int) -> bytes:
+def _receive(connection: socket.socket, size: int, until: float | None = None) -> bytes:
     data = bytearray(size)
-    _receive_into(connection, memoryview(data))
+    _receive_into(connection, memoryview(data), until)
     return bytes(data)
 
 
-def _receive_into(connection: socket.socket, view: memoryview) -> None:
+def _receive_into(connection: socket.socket, view: memoryview, until: float | None = None) -> None:
+    """Fill `view`; each part must come within the connection's timeout, and all of it until a time, if there is one."""
     while len(view):
+        if until is not None and monotonic() >= until:
+            raise LostPeerError("the other end is too slow")
         try:
             n = connection.recv_into(view)
         except TimeoutError as error:

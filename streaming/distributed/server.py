@@ -14,6 +14,7 @@ from streaming.distributed.synchronous import Synchronous
 from streaming.errors import ServiceError
 
 TOKEN_BYTES = 32
+GREETINGS_PER_WORKER = 4  # connections at a time that have not yet shown that they know the token
 MAX_WHY_CHARS = 2_000
 
 
@@ -41,6 +42,7 @@ class ParameterServer:
         self._channels: set[Channel] = set()
         self._bytes_closed = 0
         self._closed = False
+        self._greeting = threading.BoundedSemaphore(GREETINGS_PER_WORKER * options.workers)
         self._socket = socket.create_server((host, 0), backlog=options.workers * 2)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         threading.Thread(target=self._listen, name="parameter server", daemon=True).start()
@@ -71,14 +73,20 @@ class ParameterServer:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
+            if not self._greeting.acquire(blocking=False):
+                connection.close()  # strangers who say nothing get no more threads
+                continue
             threading.Thread(target=self._serve, args=(connection,), name="worker", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         options = self.course.options
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            accept(connection, self.token)
-            channel = Channel(connection, self.sizes, options.timeout_s)
+            try:
+                keys = accept(connection, self.token)
+            finally:
+                self._greeting.release()
+            channel = Channel(connection, self.sizes, options.timeout_s, keys)
             worker, attempt = _read_hello(channel.receive(), options.workers)
         except (LostPeerError, OSError):
             connection.close()  # a stranger

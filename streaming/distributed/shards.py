@@ -7,7 +7,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.decode import read_limited
+from streaming.images.sources import read_source
 
 COLUMNS = ("image_id", "label", "validation", "source", "content")
 
@@ -50,7 +50,7 @@ def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
 def _sha256(source: str | None, content: bytes | None) -> str | None:
     if content is None and source is not None:
         try:
-            content = read_limited(source)
+            content = read_source(source)
         except OSError:
             return None
     return None if content is None else hashlib.sha256(content).hexdigest()

@@ -13,6 +13,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
+from models.decode import DEFAULT_LIMITS, Limits
 from streaming.distributed.callback_state import callback_states, restore_callbacks
 from streaming.distributed.checkpoint import Checkpoint, read_checkpoint
 from streaming.distributed.course import Answer, Callbacks, Progress, State
@@ -65,6 +66,7 @@ class DistributedTrainer:
         *,
         callbacks: Sequence["keras.callbacks.Callback"] = (),
         checkpoint_dir: Path | None = None,
+        limits: Limits = DEFAULT_LIMITS,
         on_epoch: OnEpoch = lambda _: None,
         on_progress: OnProgress = lambda _: None,
     ) -> None:
@@ -72,6 +74,7 @@ class DistributedTrainer:
         callbacks: Keras' own, run on the driver at the end of every epoch: they see the losses and the model, may
             change the learning rate and stop the training.
         checkpoint_dir: where the state after every epoch is kept, for `fit(resume=True)`.
+        limits: what is decoded, and what that may cost.
         on_epoch: called after each epoch, from another thread.
         on_progress: called now and then, from other threads.
         """
@@ -79,6 +82,7 @@ class DistributedTrainer:
         self.options = options
         self._keras_callbacks = callbacks
         self._checkpoint_dir = checkpoint_dir
+        self._limits = limits
         self._on_epoch = on_epoch
         self._on_progress = on_progress
 
@@ -168,7 +172,7 @@ class _Run:
 
     def _run_job(self, rows: DataFrame, server: ParameterServer) -> None:
         parts = self._spark.sparkContext.broadcast(self.parts)
-        task = WorkerTask(self.options, self.classes, server.address, server.token, server.sizes)
+        task = WorkerTask(self.options, self.classes, server.address, server.token, server.sizes, self._trainer._limits)
 
         def run(batches: Any) -> Any:
             return train_partition(batches, lambda: parts.value, task)

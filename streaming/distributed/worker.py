@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyspark import TaskContext
 
 from models.augment import Augmentation, augment
-from models.decode import read_limited
+from models.decode import DEFAULT_LIMITS, Limits
 from models.scorer import Images, decode_all
 from streaming.distributed.history import Counts
 from streaming.distributed.images_cache import ImagesCache
@@ -23,6 +23,7 @@ from streaming.distributed.options import Frequency, TrainerOptions
 from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, Values, connect
 from streaming.distributed.synchronous import digest
 from streaming.errors import ServiceError
+from streaming.images.sources import read_source
 
 DONE = pa.schema([pa.field("worker", pa.int32()), pa.field("rows", pa.int64())])
 DONE_DDL = "worker int, rows long"
@@ -40,6 +41,7 @@ class WorkerTask:
     address: tuple[str, int]
     token: bytes
     sizes: frozenset[int]
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass
@@ -99,7 +101,7 @@ def _read(batches: Iterator[pa.RecordBatch], size: tuple[int, int], task: Worker
         for start in range(0, batch.num_rows, IMAGES_PER_READ):
             rows = batch.slice(start, IMAGES_PER_READ)
             contents = [_content(row) for row in rows.select(["source", "content"]).to_pylist()]
-            decoded = decode_all(contents, size)
+            decoded = decode_all(contents, size, limits=task.limits)
             for at, bad in decoded.bad.items():
                 read.n_bad += 1
                 if len(read.bad) < BAD_NAMED:
@@ -121,7 +123,7 @@ def _content(row: dict[str, Any]) -> bytes | None:
     if content is not None or row["source"] is None:
         return content
     try:
-        return read_limited(row["source"])
+        return read_source(row["source"])
     except OSError:
         return None
 

@@ -16,6 +16,7 @@ from fastapi import Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from streaming.errors import ServiceError
+from streaming.secret_files import check_secret_file
 
 MIN_KEY_CHARS = 16
 MAX_KEY_BYTES = 4096
@@ -34,6 +35,7 @@ def read_key(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
+        check_secret_file(path)
         with path.open("rb") as file:
             key = file.read(MAX_KEY_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -12,12 +12,14 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
-from producer.message import MAGIC
+from producer.message import BRANDS, MAGIC
 from streaming.errors import ServiceError
 from streaming.gateway.access import access
 from streaming.gateway.answers import IMAGE_ID, Accepted, Answer, Health, Problem, Unknown
+from streaming.gateway.connections import CloseUnread
+from streaming.gateway.description import POLICY, page
 from streaming.gateway.lookup import Lookup
 from streaming.gateway.service import Broker, Service
 from streaming.gateway.upload import MAX_LABEL_CHARS
@@ -26,7 +28,7 @@ from streaming.settings import Settings
 MAX_WAIT_S = 30.0
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
-IMAGE_TYPES = sorted({*MAGIC.values(), "image/webp", "image/bmp"})
+IMAGE_TYPES = sorted({*MAGIC.values(), *BRANDS.values(), "image/webp", "image/bmp"})
 BINARY = {"type": "string", "format": "binary"}
 FORM = {
     "type": "object",
@@ -51,7 +53,7 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
     Args:
         api_key: what every request but those for health must carry; None lets this machine's programs in.
     """
-    service = Service(broker, Lookup(settings.tables_dir))
+    service = Service(broker, Lookup(settings.place))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -63,12 +65,16 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         description="Images in, predictions out. The predictions come when the stream has scored the image.",
         version="1",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
+        openapi_url=None,
     )
+    app.add_middleware(CloseUnread)
     allowed = Depends(access(api_key))
     _take_images(app, service, allowed)
     _tell_predictions(app, service, allowed)
     _tell_health(app, service)
+    _describe(app, allowed)
     _tell_problems(app)
     return app
 
@@ -143,6 +149,16 @@ def _tell_health(app: FastAPI, service: Service) -> None:
         if not await service.ready():
             raise ServiceError("the broker does not answer")
         return Health()
+
+
+def _describe(app: FastAPI, allowed: Any) -> None:
+    @app.get("/openapi.json", dependencies=[allowed], include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    @app.get("/docs", dependencies=[allowed], include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page(app.openapi()), headers={"Content-Security-Policy": POLICY})
 
 
 def _tell_problems(app: FastAPI) -> None:

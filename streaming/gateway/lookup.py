@@ -9,17 +9,19 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from streaming.errors import ServiceError
+from streaming.storage.home import Home
+from streaming.storage.store_errors import StoreAwayError
 
 MAX_ROWS = 100
 TIMEOUT_S = 20.0
 MEMORY_LIMIT = "512MB"
 FRESH_S = 0.2  # for so long the list of a table's files is not asked for again
+FRESH_IN_BUCKET_S = 1.0
 
 PLACE = 'topic, "partition", "offset", published_at'
 COLUMNS = {
@@ -47,8 +49,8 @@ class Found:
 class Lookup:
     """Finds images in the tables of a home; may be used by several threads."""
 
-    def __init__(self, tables_dir: Path) -> None:
-        self._tables = {name: _Files(tables_dir / name) for name in COLUMNS}
+    def __init__(self, home: Home) -> None:
+        self._tables = {name: _Files(home, name) for name in COLUMNS}
         self._connection = duckdb.connect(":memory:")
         self._connection.execute(
             f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = ''; SET parquet_metadata_cache = true; "
@@ -67,12 +69,12 @@ class Lookup:
         searched = before.searched if before is not None else {}
         try:
             return self._search(image_id, searched)
-        except (duckdb.Error, OSError):  # a file was vacuumed after its table had a new version
+        except (duckdb.Error, OSError, ServiceError):  # a file was vacuumed after its table had a new version
             for table in self._tables.values():
                 table.forget()
         try:
             return self._search(image_id, searched)
-        except (duckdb.Error, OSError) as error:
+        except (duckdb.Error, OSError, ServiceError) as error:
             raise ServiceError("the tables cannot be read now") from error
 
     def close(self) -> None:
@@ -108,8 +110,10 @@ class Lookup:
 class _Files:
     """The files of a table's latest version; its handle is kept open, and asked for what is new."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, home: Home, name: str) -> None:
+        self._home = home
+        self._name = name
+        self._fresh_s = FRESH_S if home.is_local else FRESH_IN_BUCKET_S
         self._handle: Any = None
         self._version = -1
         self._files: Files = NOTHING
@@ -118,31 +122,35 @@ class _Files:
 
     def current(self) -> Files:
         """Raises ServiceError if the table cannot be opened; one that is not there has no files."""
-        from deltalake import DeltaTable
         from deltalake.exceptions import DeltaError
 
+        from streaming.storage.table_files import local_copies
+        from streaming.storage.table_log import answers, open_delta
         from streaming.storage.tables import data_files
 
+        place = self._home.table(self._name)
+
         with self._lock:
-            if self._version >= 0 and time.monotonic() - self._asked < FRESH_S:
+            if self._version >= 0 and time.monotonic() - self._asked < self._fresh_s:
                 return self._files
             try:
                 if self._handle is None:
-                    if not (self._directory / "_delta_log").is_dir():
+                    if not self._home.has_table(self._name):
                         return NOTHING
-                    self._handle = DeltaTable(self._directory)
+                    self._handle = open_delta(place)
                 else:
-                    self._handle.update_incremental()
+                    with answers(place):
+                        self._handle.update_incremental()
                 if self._handle.version() != self._version:
-                    self._files = frozenset(data_files(self._handle, self._directory))
+                    self._files = frozenset(local_copies(self._home, data_files(self._handle, place)))
                     self._version = self._handle.version()
-            except (DeltaError, OSError) as error:
+            except (DeltaError, OSError, StoreAwayError) as error:
                 self._handle, self._version = None, -1
                 raise ServiceError("the tables cannot be read now") from error
             self._asked = time.monotonic()
             return self._files
 
     def forget(self) -> None:
-        """Have the table opened anew."""
+        """Have the table opened again."""
         with self._lock:
             self._handle, self._version, self._files = None, -1, NOTHING

@@ -6,9 +6,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from streaming.errors import ServiceError
+from streaming.gateway.connections import MAX_CONNECTIONS, Connections, protocol_of
 
 GRACE_S = 30  # for what is under way
-MAX_CONNECTIONS = 1_000
 IDLE_S = 30  # a connection without a request is closed
 
 
@@ -37,6 +37,8 @@ def make_server(app: FastAPI, *, access_log: bool = False) -> uvicorn.Server:
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=IDLE_S,
-        limit_concurrency=MAX_CONNECTIONS,
+        http=protocol_of(Connections()),
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS + 1,  # our own bound comes first, and closes silent ones
     )
     return uvicorn.Server(config)

@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from producer.class_names import class_name
 from producer.message import UNKNOWN_CONTENT, content_type
 
 ENVELOPE_BYTES = 64 * 1024  # what multipart may add to the image
@@ -53,12 +54,13 @@ class Room:
 
 
 def declared_size(request: Request, max_bytes: int) -> int:
-    """How many bytes the body may have: what it declares, or else the most that is taken.
+    """How many bytes the body may have: what it declares, or else, as in chunks, the most that is taken.
 
     Raises 413 if it declares more than an upload may have.
     """
     most = max_bytes + ENVELOPE_BYTES
-    declared = request.headers.get("content-length", "")
+    chunked = "transfer-encoding" in request.headers  # whatever is declared beside it
+    declared = "" if chunked else request.headers.get("content-length", "")
     size = int(declared) if declared.isascii() and declared.isdecimal() else most
     if size > most:
         raise _too_large(max_bytes)
@@ -89,7 +91,7 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
     if len(data) > max_bytes:
         raise _too_large(max_bytes)
     if content_type(data) == UNKNOWN_CONTENT:
-        raise HTTPException(415, "expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF), got something else")
+        raise HTTPException(415, "expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC), got something else")
     return Upload(data, label)
 
 
@@ -138,4 +140,4 @@ def check_label(label: str | None) -> str | None:
     """The label, or None for none; 422 if it is no label."""
     if label and not LABEL.fullmatch(label):
         raise HTTPException(422, f"label: expected 1 to {MAX_LABEL_CHARS} printable characters, got {label[:50]!r}")
-    return label or None
+    return class_name(label)

@@ -60,7 +60,7 @@ def add_labels(settings: Settings, csv: Path, by: str) -> Labelled:
     rows = read_labels(csv, KEYS, MAX_ROWS)
     left_out, examples = dict(rows.dropped), {why: [one] for why, one in rows.examples.items()}
     labels = _resolve(rows, _images(settings, rows), left_out, examples)
-    table = Table(settings.tables_dir, "labels")
+    table = Table(settings.place.tables, "labels")
     current = _current(settings, list(labels))
     new = {image: label for image, label in labels.items() if current.get(image) != label}
     now = datetime.now(UTC)
@@ -82,9 +82,9 @@ def add_labels(settings: Settings, csv: Path, by: str) -> Labelled:
 
 def _images(settings: Settings, rows: LabelRows) -> dict[str, list[str]]:
     """What the CSV names → the ids of the images that are called so, at most two of them."""
-    there = [name for name in WITH_IMAGES if (settings.tables_dir / name / "_delta_log").is_dir()]
+    there = [name for name in WITH_IMAGES if settings.place.has_table(name)]
     if not there:
-        raise ServiceError(f"no images yet in {settings.tables_dir}: run `imagestream stream` or `train` first")
+        raise ServiceError(f"no images yet in {settings.place.tables}: run `imagestream stream` or `train` first")
     images = " UNION ".join(f"SELECT image_id, {KEY_OF[rows.key]} AS key FROM {name}" for name in there)  # noqa: S608
     found = query(
         settings,

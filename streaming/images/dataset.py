@@ -5,20 +5,22 @@ Only names and labels are looked at here. The images themselves are read on the 
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from streaming.errors import ServiceError
-from streaming.images.image_folder import LabelledFile, read_folder
+from streaming.images.image_folder import LabelledFile, holds_images, read_folder
 from streaming.images.image_table import ImageTable, open_image_table
+from streaming.images.labels_csv import EMPTY, LIKE_MISSING
+from streaming.images.sources import read_source
 
 __all__ = ["Dataset", "LabelledFile", "digit_images", "list_images", "read_dataset", "write_images"]
 
 DIGITS_SEED = 42
 IMBALANCE = 10  # times as many images in the largest class as in the smallest are worth a warning
-NO_LABEL = "its label is empty or stands for a missing value"
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,20 @@ class Dataset:
     """Where the images are, and what their labels are like.
 
     Attributes:
-        source: the folder or table.
+        source: the folder or table, or the URI of a folder in a bucket.
         kind: `files` has `files`, the others have `table`.
         class_counts: class → images, by name of the class.
         dropped: why → how many images, or rows of a CSV, were left out.
         examples: why → one of them.
+        notes: how what is there was understood, where it can be understood in two ways.
     """
 
-    source: Path
+    source: Path | str
     kind: Literal["files", "parquet", "delta"]
     class_counts: Mapping[str, int]
     dropped: Mapping[str, int] = field(default_factory=dict)
     examples: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     files: tuple[LabelledFile, ...] = ()
     table: ImageTable | None = None
     keep_unlabelled: bool = False  # of a table; of files those without a label are left out already
@@ -55,6 +59,12 @@ class Dataset:
             f"left out {n:,}: {why}" + (f" (such as {self.examples[why]})" if why in self.examples else "")
             for why, n in self.dropped.items()
         ]
+        lines += self.notes
+        lines += [
+            f"{one!r} is taken as the name of a class, of {self.class_counts[one]:,} images; an image without a class "
+            "has an empty cell"
+            for one in sorted(LIKE_MISSING & self.class_counts.keys())
+        ]
         if self.class_counts:
             by_size = sorted(self.class_counts.items(), key=lambda one: one[1])
             (least, few), (most, many) = by_size[0], by_size[-1]
@@ -69,9 +79,8 @@ class Dataset:
             return
         step = max(1, len(self.files) // count)
         for file in chain(self.files[::step], self.files):
-            path = Path(file.path)
-            if path.is_file():
-                yield path.read_bytes()
+            with suppress(OSError):
+                yield read_source(file.path)
 
     def as_summary(self) -> dict[str, Any]:
         """For `--json`."""
@@ -86,13 +95,14 @@ class Dataset:
 
 
 def read_dataset(
-    source: Path, *, label_pattern: str | None = None, labels_csv: Path | None = None, labelled: bool = True
+    source: Path | str, *, label_pattern: str | None = None, labels_csv: Path | None = None, labelled: bool = True
 ) -> Dataset:
     """Find the images in `source` and their labels.
 
     Args:
-        source: a folder of image files, where a file's class is the name of the folder that it lies in; or a Parquet
-            file or folder or a Delta table, with the bytes in a column image, content or value, and a column label.
+        source: a folder of image files, or its URI in a bucket, where a file's class is the name of the folder that it
+            lies in; or a Parquet file or folder or a Delta table, with the bytes in a column image, content or value,
+            and a column label.
         label_pattern: takes the class from a file's path below `source` instead: the group `label`, else the first
             group, e.g. `([^/]+?)(_[0-9]+)?/[^/]+$`. In RE2's syntax: no look-around, no back-references.
         labels_csv: takes the classes from a CSV with the columns label and path, name or id instead.
@@ -103,7 +113,7 @@ def read_dataset(
     """
     if label_pattern is not None and labels_csv is not None:
         raise ServiceError("labels come either from a pattern or from a CSV, not from both")
-    if _is_table(source):
+    if isinstance(source, Path) and _is_table(source):
         if label_pattern is not None or labels_csv is not None:
             raise ServiceError(f"{source} is a table with labels of its own; a pattern or a CSV is for folders")
         found = _read_table(source, keep_unlabelled=not labelled)
@@ -111,7 +121,8 @@ def read_dataset(
         files, left_out = read_folder(source, label_pattern, labels_csv, not labelled)
         counts = Counter(file.label for file in files if file.label is not None)
         classes = dict(sorted(counts.items()))
-        found = Dataset(source, "files", classes, dict(left_out.counts), left_out.examples, tuple(files))
+        notes = tuple(left_out.notes)
+        found = Dataset(source, "files", classes, dict(left_out.counts), left_out.examples, notes, tuple(files))
     if labelled:
         _check_classes(found)
     return found
@@ -124,13 +135,15 @@ def list_images(directory: Path) -> list[LabelledFile]:
 
 def _is_table(source: Path) -> bool:
     if source.is_dir():
-        return (source / "_delta_log").is_dir() or next(source.rglob("*.parquet"), None) is not None
+        if (source / "_delta_log").is_dir():
+            return True
+        return next(source.rglob("*.parquet"), None) is not None and not holds_images(source)
     return source.suffix == ".parquet" and source.is_file()
 
 
 def _read_table(source: Path, *, keep_unlabelled: bool) -> Dataset:
     table, counts, unlabelled = open_image_table(source)
-    dropped = {NO_LABEL: unlabelled} if unlabelled and not keep_unlabelled else {}
+    dropped = {EMPTY: unlabelled} if unlabelled and not keep_unlabelled else {}
     return Dataset(source, table.kind, counts, dropped, table=table, keep_unlabelled=keep_unlabelled)
 
 

@@ -6,21 +6,21 @@ image that the tables know counts as possibly fitted on unless it was held out u
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
-from deltalake import DeltaTable
 from numpy.typing import NDArray
 
-from models.backbone import FLATBUFFER_FILE
 from models.bundle import FITTED_ON, Bundle
 from models.errors import ModelError
 from models.fitted_on import BloomFilter, FittedOn
 from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.groups import group_ids
 from streaming.registry import Registry
+from streaming.storage.home import Home
+from streaming.storage.table_files import local_copies
+from streaming.storage.table_log import open_delta
 from streaming.storage.tables import FEATURES, LABELS, data_files
 
 BATCH_ROWS = 10_000
@@ -40,30 +40,30 @@ SELECT content, image_id, label FROM names JOIN claims USING (image_id)
 """
 
 
-def fitted_on(bundle: Bundle, tables_dir: Path) -> FittedOn:
+def fitted_on(bundle: Bundle, home: Home) -> FittedOn:
     """What a version was possibly fitted on.
 
     Args:
-        tables_dir: of the service; only read for a bundle from before there was a record.
+        home: its tables are only read for a bundle from before there was a record.
 
     Raises:
         ModelError: the bundle's record is not one.
     """
     if FITTED_ON in bundle.files:
         return FittedOn.from_arrays(bundle.arrays(FITTED_ON))
-    return FittedOn(_by_thresholds(bundle, tables_dir))
+    return FittedOn(_by_thresholds(bundle, home))
 
 
-def backbone_fitted_on(registry: Registry, champion: Bundle, tables_dir: Path) -> BloomFilter | None:
+def backbone_fitted_on(registry: Registry, champion: Bundle, home: Home) -> BloomFilter | None:
     """The images that the champion's backbone was trained on; None for a backbone that came trained from elsewhere."""
     if champion.manifest.backbone.weights != "trained":
         return None
-    recorded = fitted_on(champion, tables_dir).backbone
+    recorded = fitted_on(champion, home).backbone
     if recorded is not None:
         return recorded
     for version in registry.versions():  # the first version that has a backbone is the one that it was trained for
-        if registry.manifest(version).files[FLATBUFFER_FILE] == champion.backbone_sha256:
-            return fitted_on(registry.read(version), tables_dir).images
+        if registry.manifest(version).backbone_sha256 == champion.backbone_sha256:
+            return fitted_on(registry.read(version), home).images
     return None
 
 
@@ -73,16 +73,16 @@ class Exposure:
     Of a version that is not in the registry any more, or is refused, nobody knows what it was fitted on: on anything.
     """
 
-    def __init__(self, registry: Registry, tables_dir: Path) -> None:
+    def __init__(self, registry: Registry, home: Home) -> None:
         self._registry = registry
-        self._tables_dir = tables_dir
+        self._home = home
         self._known: dict[str, tuple[FittedOn, str | None] | None] = {}
 
     def seen(self, bundle_sha256: str | None, images: pa.RecordBatch) -> NDArray[np.bool_]:
         """Whether the version was possibly fitted on each of N images, (N,) bool.
 
         Args:
-            images: image_id (of the content), known_as, source.
+            images: image_id (of the content), known_as, source, key.
         """
         known = self._known_of(bundle_sha256)
         image_id, known_as = images.column("image_id"), images.column("known_as")
@@ -91,7 +91,7 @@ class Exposure:
         model, group_by = known
         names = [image_id, known_as]
         if group_by is not None:
-            names.append(group_ids(group_by, image_id, known_as, images.column("source")))
+            names.append(group_ids(group_by, image_id, known_as, images.column("source"), images.column("key")))
         return np.asarray(np.any([model.contains(as_bytes(one)) for one in names], axis=0), bool)
 
     def _known_of(self, bundle_sha256: str | None) -> tuple[FittedOn, str | None] | None:
@@ -104,7 +104,7 @@ class Exposure:
                 try:
                     bundle = self._registry.read(version)
                     group_by = bundle.manifest.training_data.group_by
-                    self._known[bundle_sha256] = fitted_on(bundle, self._tables_dir), group_by
+                    self._known[bundle_sha256] = fitted_on(bundle, self._home), group_by
                 except ModelError:
                     pass  # it stays unknown
         return self._known[bundle_sha256]
@@ -121,11 +121,11 @@ def as_bytes(texts: pa.Array | pa.ChunkedArray) -> list[bytes]:
     return found
 
 
-def _by_thresholds(bundle: Bundle, tables_dir: Path) -> BloomFilter:
+def _by_thresholds(bundle: Bundle, home: Home) -> BloomFilter:
     """The images that the thresholds of an older bundle did not hold out, of all that the tables know."""
     data = bundle.manifest.training_data
     limits = {name: data.holdout.get(name, 0) for name in bundle.manifest.classes}  # without a threshold: fitted on
-    with _claims(tables_dir) as (count, batches):
+    with _claims(home) as (count, batches):
         found = BloomFilter.empty(count, salt_of(bundle.sha256))
         for batch in batches:
             hashes = spark_xxhash64(as_bytes(batch.column("image_id")), data.seed) >> np.uint64(64 - HASH_BITS)
@@ -137,7 +137,7 @@ def _by_thresholds(bundle: Bundle, tables_dir: Path) -> BloomFilter:
 
 
 @contextmanager
-def _claims(tables_dir: Path) -> Iterator[tuple[int, pa.RecordBatchReader]]:
+def _claims(home: Home) -> Iterator[tuple[int, pa.RecordBatchReader]]:
     """(number of stored rows, the rows of `CLAIMS`), read while the context lasts."""
     import duckdb
 
@@ -145,7 +145,7 @@ def _claims(tables_dir: Path) -> Iterator[tuple[int, pa.RecordBatchReader]]:
         connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
         connection.execute("SET temp_directory = $scratch", {"scratch": scratch})
         for name, table, schema in (("files", "features", FEATURES), ("given", "labels", LABELS)):
-            files = _files(tables_dir / table)
+            files = _files(home, table)
             if files:
                 connection.read_parquet(files, union_by_name=True).create_view(name)
             else:
@@ -156,7 +156,8 @@ def _claims(tables_dir: Path) -> Iterator[tuple[int, pa.RecordBatchReader]]:
         yield count, connection.sql(CLAIMS).to_arrow_reader(BATCH_ROWS)
 
 
-def _files(directory: Path) -> list[str]:
-    if not (directory / "_delta_log").is_dir():
+def _files(home: Home, table: str) -> list[str]:
+    if not home.has_table(table):
         return []
-    return data_files(DeltaTable(directory), directory)
+    place = home.table(table)
+    return local_copies(home, data_files(open_delta(place), place))

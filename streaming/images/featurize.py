@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 import pyarrow.compute as pc
 from pyspark import Accumulator
@@ -21,7 +21,9 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.augment import DEFAULT_AUGMENTATION, Augmentation
-from models.decode import Resize
+from models.backbone import ExportedBackbone
+from models.bundle import BackboneEntry, Bundle
+from models.decode import DEFAULT_LIMITS, Limits
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize_partition
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
@@ -33,14 +35,31 @@ BAD_SHOWN = 100
 POLL_S = 0.5
 
 
-class FeatureBackbone(Protocol):
-    """A backbone on disk: an export, or that of a bundle."""
+@dataclass(frozen=True)
+class FeatureSource:
+    """A backbone on disk.
 
-    @property
-    def flatbuffer(self) -> Path: ...
+    Attributes:
+        file: what its engine runs.
+        sha256: names the features.
+    """
 
-    @property
-    def sha256(self) -> str: ...
+    entry: BackboneEntry
+    file: Path
+    sha256: str
+
+    @classmethod
+    def of(cls, exported: ExportedBackbone) -> Self:
+        """An export, run by LiteRT."""
+        return cls(BackboneEntry.of(exported), exported.flatbuffer, exported.sha256)
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle, folder: Path) -> Self:
+        """That of a bundle whose files are in `folder`; a backbone by name runs on LiteRT, whatever answers with it."""
+        entry = bundle.manifest.backbone
+        if entry.network is None:
+            entry = entry.model_copy(update={"engine": "litert"})
+        return cls(entry, folder / entry.scored_file, bundle.backbone_sha256)
 
 
 @dataclass(frozen=True)
@@ -78,13 +97,13 @@ class Featurized:
 def featurize(
     spark: SparkSession,
     images: Dataset | Sequence[LabelledFile],
-    backbone: FeatureBackbone,
+    backbone: FeatureSource | ExportedBackbone,
     table: Table,
     max_bad_shown: int = BAD_SHOWN,
     *,
     augment: int = 0,
     augmentation: Augmentation = DEFAULT_AUGMENTATION,
-    resize: Resize = "stretch",
+    limits: Limits = DEFAULT_LIMITS,
     on_progress: Callable[[int], None] | None = None,
 ) -> Featurized:
     """Append the backbone's features of every image to `table`, but for those that it holds already.
@@ -94,33 +113,37 @@ def featurize(
     Args:
         augment: how many altered copies of each image to store, too. They bear the image's id, so that they are on its
             side of a split, and are made anew by each run that asks for them.
-        resize: how an image is fitted to the backbone's input; the same for one table and backbone.
+        limits: what is decoded, and what that may cost.
         on_progress: called now and then with the number of images done.
     """
+    if isinstance(backbone, ExportedBackbone):
+        backbone = FeatureSource.of(backbone)
     cores = spark.sparkContext.defaultParallelism
     spark.conf.set("spark.sql.shuffle.partitions", str(cores))
     frame = images_frame(spark, images, lambda n, size: task_count(n, size, cores))
     known = known_images(spark, table, backbone.sha256)
     work = frame if known is None else frame.join(F.broadcast(known), "source", "left")
-    flatbuffer = spark.sparkContext.broadcast(backbone.flatbuffer.read_bytes())
+    network = spark.sparkContext.broadcast(backbone.file.read_bytes())
     done = spark.sparkContext.accumulator(0)
     task = FeaturizeTask(
         uuid.uuid4().hex,
         datetime.now(UTC),
-        str(table.directory),
+        table.tables,
+        table.name,
         not isinstance(images, Dataset) or images.kind == "files",
         backbone.sha256,
-        resize,
+        backbone.entry,
         augment,
         augmentation,
+        limits,
     )
 
     def run(batches: Any) -> Any:
-        return featurize_partition(batches, lambda: flatbuffer.value, task, done)
+        return featurize_partition(batches, lambda: network.value, task, done)
 
     with _polled(done, on_progress):
         reports = work.mapInArrow(run, REPORT_DDL).toArrow()
-    flatbuffer.unpersist()
+    network.unpersist()
     total = {name: pc.sum(reports.column(name)).as_py() or 0 for name in ("rows", "reused", "copies", "bad")}
     bad = {one["path"]: one["why"] for one in reports.to_pylist() if one["path"] is not None}
     duplicates, conflicting = count_duplicates(frame, table, backbone.sha256) if any(total.values()) else (0, 0)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,10 @@ import pyarrow as pa
 from pyspark import Accumulator, TaskContext
 
 from models.augment import Augmentation, augment
-from models.decode import Reason, Resize, read_limited
-from models.engine import LiteRTEngine
-from models.scorer import Images, decode_all
+from models.bundle import BackboneEntry
+from models.decode import DEFAULT_LIMITS, Limits, Reason
+from models.scorer import Engine, Images, decode_all, load_engine
+from streaming.images.sources import read_source
 from streaming.storage.files import FileSink, list_array
 from streaming.storage.tables import FEATURES, TIMESTAMP, Table
 
@@ -36,16 +36,18 @@ REPORT_DDL = "path string, why string, rows long, reused long, copies long, bad 
 
 @dataclass(frozen=True)
 class FeaturizeTask:
-    """What a worker needs to know beside the flatbuffer; the same for all tasks of a run."""
+    """What a worker needs to know beside the network's file; the same for all tasks of a run."""
 
     run: str
     started_at: datetime
-    directory: str  # of the table `features`
+    tables: str  # a path or a URI
+    table: str  # for the features
     from_files: bool  # the sources are paths of files, which the worker reads
     backbone_sha256: str
-    resize: Resize
+    entry: BackboneEntry
     copies: int
     augmentation: Augmentation
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass
@@ -70,15 +72,15 @@ class _Report:
 
 
 class _Worker:
-    """The backbone that this worker process holds, by the hash of its flatbuffer."""
+    """The backbone that this worker process holds, by the hash that names its features."""
 
     sha256: str | None = None
-    engine: LiteRTEngine | None = None
+    engine: Engine | None = None
 
     @classmethod
-    def engine_of(cls, sha256: str, flatbuffer: Callable[[], bytes]) -> LiteRTEngine:
-        if cls.engine is None or cls.sha256 != sha256:
-            cls.engine, cls.sha256 = LiteRTEngine(flatbuffer()), sha256
+    def engine_of(cls, task: FeaturizeTask, network: Callable[[], bytes]) -> Engine:
+        if cls.engine is None or cls.sha256 != task.backbone_sha256:
+            cls.engine, cls.sha256 = load_engine(task.entry, network()), task.backbone_sha256
         return cls.engine
 
 
@@ -98,14 +100,14 @@ class _Pass:
     """What one pass over a partition works with."""
 
     task: FeaturizeTask
-    engine: LiteRTEngine
+    engine: Engine
     sink: FileSink
     report: _Report
 
 
 def featurize_partition(
     batches: Iterator[pa.RecordBatch],
-    flatbuffer: Callable[[], bytes],
+    network: Callable[[], bytes],
     task: FeaturizeTask,
     done: "Accumulator[int]",
 ) -> Iterator[pa.RecordBatch]:
@@ -117,9 +119,9 @@ def featurize_partition(
     """
     context = TaskContext.get()
     part = context.partitionId() if context is not None else 0
-    engine = _Worker.engine_of(task.backbone_sha256, flatbuffer)
+    engine = _Worker.engine_of(task, network)
     report = _Report()
-    with FileSink(task.directory, FEATURES) as sink:
+    with FileSink(f"{task.tables}/{task.table}", FEATURES) as sink:
         for batch in batches:
             for start in range(0, batch.num_rows, IMAGES_PER_READ):
                 images = batch.slice(start, IMAGES_PER_READ)
@@ -128,8 +130,7 @@ def featurize_partition(
         written = sink.close()
     if written is not None:
         # A second try of this task adds nothing where the first one had committed before it was lost.
-        directory = Path(task.directory)
-        Table(directory.parent, directory.name).append_files([written], f"featurize:{task.run}:{part}", 0)
+        Table(task.tables, task.table).append_files([written], f"featurize:{task.run}:{part}", 0)
     yield report.as_batch()
 
 
@@ -138,7 +139,9 @@ def _featurize(rows: list[dict[str, Any]], on: _Pass) -> None:
     images = [_read(row, on) for row in rows]
     wanted = [image for image in images if image.content is not None and (on.task.copies or not image.known)]
     on.report.reused += sum(image.known for image in images)
-    decoded = decode_all([image.content for image in wanted], on.engine.input_size, on.task.resize)
+    task = on.task
+    contents = [image.content for image in wanted]
+    decoded = decode_all(contents, on.engine.input_size, task.entry.fitting, task.limits)
     for row, bad in decoded.bad.items():
         on.report.add_bad(wanted[row].source, bad.reason, bad.detail)
     good = [wanted[row] for row in decoded.rows]
@@ -147,7 +150,7 @@ def _featurize(rows: list[dict[str, Any]], on: _Pass) -> None:
     for copy in range(1, on.task.copies + 1):
         altered = [
             augment(pixels, image.image_id, copy, on.task.augmentation)
-            for image, pixels in zip(good, decoded.images, strict=True)
+            for image, pixels in zip(good, np.rint(decoded.images).astype(np.uint8), strict=True)
         ]
         on.report.copies += _write(good, np.array(altered, np.uint8), on, copy)
 
@@ -156,7 +159,7 @@ def _read(row: dict[str, Any], on: _Pass) -> _Image:
     source, content = row["source"], row["content"]
     if on.task.from_files:
         try:
-            content = read_limited(source)
+            content = read_source(source)
         except OSError as error:
             on.report.add_bad(source, Reason.MISSING, os.strerror(error.errno or 0))
             return _Image(source, row["label"], None, "", known=False)

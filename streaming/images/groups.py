@@ -10,6 +10,7 @@ from models.bundle import Bundle
 from streaming.errors import ServiceError
 from streaming.images.patterns import extract_group
 
+MAX_KEY_BYTES = 256  # of a key, as the names of images had them before
 SOURCE, KEY, NO_GROUPS = "source", "key", "none"
 
 
@@ -31,9 +32,20 @@ def chosen_groups(given: str | None, champion: Bundle | None) -> str | None:
     return None if given == NO_GROUPS else given
 
 
-def group_ids(group_by: str, image_id: pa.Array, known_as: pa.Array, source: pa.Array) -> pa.Array:
-    """The groups of images, by their content, name and source; an image that has none is a group of its own."""
+def group_ids(group_by: str, image_id: pa.Array, known_as: pa.Array, source: pa.Array, key: pa.Array) -> pa.Array:
+    """The groups of images, by their content, name, source and key; an image that has none is a group of its own.
+
+    Args:
+        key: of the message, as bytes; null where there was none, and in rows from before it was kept, when the name was
+            the key.
+    """
     if group_by == KEY:
-        return known_as
+        return pc.coalesce(_as_text(key), known_as)
     groups = source if group_by == SOURCE else extract_group(source, group_by, "group")
     return pc.coalesce(groups, image_id)
+
+
+def _as_text(key: pa.Array) -> pa.Array:
+    """Keys as names of groups."""
+    texts = [None if one is None else one[:MAX_KEY_BYTES].decode("utf-8", "replace") for one in key.to_pylist()]
+    return pa.array(texts, pa.string())

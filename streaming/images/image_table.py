@@ -1,7 +1,8 @@
 """A Parquet or Delta table of encoded images. Names of columns and counts of labels are read here, never the bytes."""
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,8 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
+from producer.class_names import MAX_LABEL_CHARS, class_name
 from streaming.errors import ServiceError
-from streaming.images.labels_csv import usable
 
 IMAGE_COLUMNS = ("image", "content", "value", "img", "bytes")
 NAME_COLUMNS = ("path", "name", "id", "image_id", "source")
@@ -34,6 +35,8 @@ class ImageTable:
         image: the column of encoded bytes; with `.bytes` where it is a struct, as Hugging Face has it.
         label: the column of labels, of any type that has a text.
         name: a column of texts that tells the images apart.
+        class_of: the label as text → the class's name, where they are not the same: Hugging Face's numbers, for
+            instance, or decomposed Unicode; an empty name for what is no label.
     """
 
     root: Path
@@ -46,6 +49,7 @@ class ImageTable:
     name: str | None
     n_images: int
     n_bytes: int
+    class_of: Mapping[str, str]
 
     def first_images(self) -> Iterator[bytes]:
         """A few of the encoded images, of as many files as needed."""
@@ -83,12 +87,37 @@ def open_image_table(source: Path) -> tuple[ImageTable, dict[str, int], int]:
     except (pa.ArrowException, OSError) as error:
         raise ServiceError(f"{source} cannot be read as {kind}: {' '.join(str(error).split())}") from error
     classes: Counter[str] = Counter()
+    class_of: dict[str, str] = {}
+    class_names = _hugging_face_names(dataset.schema, label)
     for one, n in counts.items():
-        if one is not None and usable(one):
-            classes[one.strip()] += n
+        if one is None:
+            continue
+        class_of[one] = _class_of(one, class_names)
+        if class_of[one]:
+            classes[class_of[one]] += n
+    class_of = {text: known_as for text, known_as in class_of.items() if text != known_as}
     size = sum(Path(file).stat().st_size for file in files)
-    table = ImageTable(root, kind, files, partitions, names, image, label, name, n_images, size)
+    table = ImageTable(root, kind, files, partitions, names, image, label, name, n_images, size, class_of)
     return table, dict(sorted(classes.items())), counts.total() - classes.total()
+
+
+def _class_of(text: str, class_names: Sequence[str]) -> str:
+    """The class that a label means; an empty text where it means none."""
+    if class_names:
+        known = text.isdecimal() and int(text) < len(class_names)
+        return (class_name(class_names[int(text)]) or "") if known else ""  # -1 is Hugging Face's word for none
+    name = class_name(text) or ""
+    return name if len(name) <= MAX_LABEL_CHARS else ""
+
+
+def _hugging_face_names(schema: pa.Schema, label: str | None) -> list[str]:
+    """The names of the classes that the column has numbers of, as `datasets` writes them into a file's metadata."""
+    try:
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = described["info"]["features"][label]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _delta_files(source: Path) -> tuple[str, ...]:
@@ -175,7 +204,8 @@ def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str 
         column = batch.column(0)
         for one in (column.cast(pa.string()) if kind in TEXTS else column).value_counts():
             value = one["values"].as_py()
-            counts[None if value is None else str(value)] += one["counts"].as_py()
+            text = str(value).lower() if isinstance(value, bool) else str(value)  # as Spark writes it
+            counts[None if value is None else text] += one["counts"].as_py()
         if len(counts) > MAX_CLASSES:
             raise ServiceError(f"{source} has more than {MAX_CLASSES:,} different labels; expected classes")
     return counts

@@ -3,7 +3,8 @@
 Every image has a `source` that tells it from the others: a file's path, or a table's path with the image's name in it.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -11,7 +12,8 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.image_table import ImageTable
-from streaming.images.labels_csv import MAX_LABEL_CHARS, NOT_A_LABEL
+from streaming.storage.files import at_hand, conformed, read_batches
+from streaming.storage.store import is_uri
 from streaming.storage.tables import FEATURES, Table, spark_schema
 
 Tasks = Callable[[int, int], int]
@@ -72,8 +74,27 @@ def arrow_function(function: Callable[..., pa.Array], returns: str) -> Callable[
 
 def read_files(spark: SparkSession, files: Sequence[str], schema: pa.Schema = FEATURES) -> DataFrame:
     """The rows of a table's Parquet files; a column that a file does not have yet is null."""
+    if files and is_uri(files[0]):
+        return _fetched(spark, files, schema)
     reader = spark.read.schema(spark_schema(schema)).option("__globPaths__", "false")  # a name may hold a [
     return reader.parquet(*files)
+
+
+def _fetched(spark: SparkSession, files: Sequence[str], schema: pa.Schema) -> DataFrame:
+    """The rows of files in a bucket: workers fetch them, so that Spark needs no jars and no credentials for it."""
+
+    def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for file in batch.column("file").to_pylist():
+                place, _, name = file.rpartition("/")
+                with at_hand(place, name) as copy:
+                    for rows in read_batches(copy):
+                        yield conformed(rows, schema)
+
+    tasks = min(len(files), 4 * spark.sparkContext.defaultParallelism)
+    names = {"file": pa.array(files, pa.string()), "task": pa.array([n % tasks for n in range(len(files))], pa.int32())}
+    rows = spark.createDataFrame(pa.table(names)).repartitionById(tasks, "task")
+    return rows.select("file").mapInArrow(read, spark_schema(schema))
 
 
 def known_images(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
@@ -119,7 +140,7 @@ def _table_rows(spark: SparkSession, images: Dataset, table: ImageTable, tasks: 
     reader = spark.read.option("__globPaths__", "false").option("basePath", str(table.root))
     spark.conf.set("spark.sql.sources.partitionColumnTypeInference.enabled", "false")  # a label 01 is not 1
     rows = reader.parquet(*table.files)
-    label = _label(rows[table.label].cast("string")) if table.label else F.lit(None).cast("string")
+    label = _label(rows[table.label].cast("string"), table.class_of) if table.label else F.lit(None).cast("string")
     column, _, inner = table.image.partition(".")
     content = rows[column][inner] if inner else rows[column]
     if table.name:
@@ -134,6 +155,10 @@ def _table_rows(spark: SparkSession, images: Dataset, table: ImageTable, tasks: 
     return found.repartition(tasks)
 
 
-def _label(text: Column) -> Column:
-    text = F.trim(text)
-    return F.when(~text.isin(*NOT_A_LABEL) & (F.length(text) <= MAX_LABEL_CHARS), text)
+def _label(text: Column, class_of: Mapping[str, str]) -> Column:
+    """The class's name, which most labels are already; null where there is none."""
+    if class_of:
+        # A map that is the same for all rows is made once.
+        names = F.from_json(F.lit(json.dumps(dict(class_of))), "map<string,string>")
+        text = F.coalesce(names[text], text)
+    return F.when(text != "", text)

@@ -7,8 +7,6 @@ Its label is the latest that it was given by `imagestream label`, under any of i
 it counts for each name; where that leaves an image more than one label, nobody knows which is right: it is left out.
 """
 
-from pathlib import Path
-
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
@@ -16,7 +14,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from streaming.errors import ServiceError
 from streaming.images.groups import group_ids
 from streaming.images.images_frame import arrow_function, read_files
-from streaming.storage.tables import LABELS, Table
+from streaming.storage.tables import LABELS, Table, has_table
 
 BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
 
@@ -71,7 +69,7 @@ def image_labels(claims: DataFrame, given: DataFrame | None, group_by: str | Non
     """The label of each image, from what is said of it under all its names.
 
     Args:
-        claims: image_id, known_as, label (null where none came along), at, source.
+        claims: image_id, known_as, label (null where none came along), at, source, key (of the message, as bytes).
         given: what `given_labels` gives.
 
     Returns:
@@ -116,10 +114,9 @@ def given_labels(spark: SparkSession, features: Table) -> DataFrame | None:
     Args:
         features: the names of the images are those that this table holds.
     """
-    directory: Path = features.directory.parent
-    if not (directory / "labels" / "_delta_log").is_dir():
+    if not has_table(features.tables, "labels"):
         return None
-    files = Table(directory, "labels").files()
+    files = Table(features.tables, "labels").files()
     if not files:
         return None
     labels = read_files(spark, files, LABELS).where(F.col("label").isNotNull())
@@ -135,10 +132,10 @@ def given_labels(spark: SparkSession, features: Table) -> DataFrame | None:
 
 
 def _group(group_by: str) -> Column:
-    def groups(image_id: pa.Array, known_as: pa.Array, source: pa.Array) -> pa.Array:
-        return group_ids(group_by, image_id, known_as, source)
+    def groups(image_id: pa.Array, known_as: pa.Array, source: pa.Array, key: pa.Array) -> pa.Array:
+        return group_ids(group_by, image_id, known_as, source, key)
 
-    return arrow_function(groups, "string")("image_id", "known_as", "source")
+    return arrow_function(groups, "string")("image_id", "known_as", "source", "key")
 
 
 def _content() -> Column:
@@ -149,7 +146,7 @@ def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataF
     """The rows of a backbone, altered copies among them, with image_id, known_as and at."""
     files = features.files()
     if not files:
-        raise ServiceError(f"the table {features.directory} is empty: there is nothing to fit on")
+        raise ServiceError(f"the table {features.place} is empty: there is nothing to fit on")
     cores = spark.sparkContext.defaultParallelism
     partitions = max(cores, features.bytes() // BYTES_PER_PARTITION)
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
@@ -161,6 +158,7 @@ def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataF
         F.col("image_id").alias("known_as"),
         "label_true",
         "source",
+        "key",
         at.alias("at"),
         "augmentation",
         "features",
@@ -169,5 +167,5 @@ def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataF
 
 def _image_labels(spark: SparkSession, features: Table, rows: DataFrame, group_by: str | None) -> DataFrame:
     images = rows.where(F.col("augmentation").isNull())
-    claims = images.select("image_id", "known_as", F.col("label_true").alias("label"), "at", "source")
+    claims = images.select("image_id", "known_as", F.col("label_true").alias("label"), "at", "source", "key")
     return image_labels(claims, given_labels(spark, features), group_by)

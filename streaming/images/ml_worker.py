@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.arrays import Features
-from models.decode import BadImage, Limits, Reason, Resize, Stage, decode
+from models.decode import DEFAULT_LIMITS, BadImage, Reason, Resize, Stage
 from models.errors import ModelError
+from models.pixels import shape_pixels
+from models.recipe import Pixels, Recipe, decode_fitted, empty_pixels
 from models.scorer import Engine
 from streaming.storage.files import as_matrix, list_array
 
@@ -23,9 +25,6 @@ IMAGES_AT_ONCE = 64
 RESULT_DDL = "values array<float>, reason string"
 # OpenCV's numbers for 8-bit pixels, as Spark's image source writes them → the pixels' layout, for Pillow.
 LAYOUTS = {0: ("L", "L", 1), 16: ("RGB", "BGR", 3), 24: ("RGBA", "BGRA", 4)}
-LIMITS = Limits()
-# Pixels that are not encoded any more are bounded by their number alone.
-PIXEL_LIMITS = Limits(max_bytes=4 * LIMITS.max_pixels + 1024**2)
 
 Values = NDArray[np.float32]
 
@@ -46,19 +45,19 @@ def loaded(sha256: str, load: Callable[[], Any]) -> Any:
 
 
 def from_images(
-    columns: Iterator[Any], engine: Engine, resize: Resize, finish: Callable[[Features], Values]
+    columns: Iterator[Any], engine: Engine, fitting: Resize | Recipe, finish: Callable[[Features], Values]
 ) -> Iterator[Any]:
     """A column of images (bytes, or Spark's image struct) as structs of `RESULT_DDL`, in order, one a row.
 
     Args:
         columns: Arrow arrays.
         engine: pixels → features (N, D).
-        resize: as the model was made for.
+        fitting: of the images to the input, as the model was made for.
         finish: features (N, D) → values (N, K) float32.
     """
     for column in columns:
         for start in range(0, len(column), IMAGES_AT_ONCE):
-            yield _image_results(column.slice(start, IMAGES_AT_ONCE), engine, resize, finish)
+            yield _image_results(column.slice(start, IMAGES_AT_ONCE), engine, fitting, finish)
 
 
 def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features], Values]) -> Iterator[Any]:
@@ -79,12 +78,12 @@ def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features]
         yield _placed(finish(matrix), rows, len(column))
 
 
-def _image_results(column: Any, engine: Engine, resize: Resize, finish: Callable[[Features], Values]) -> Any:
+def _image_results(column: Any, engine: Engine, fitting: Resize | Recipe, finish: Callable[[Features], Values]) -> Any:
     rows: list[int] = []
-    images = np.empty((len(column), *engine.input_size, 3), np.uint8)
+    images = empty_pixels(len(column), engine.input_size, fitting)
     reasons: list[str | None] = [None] * len(column)
     for row, value in enumerate(column.to_pylist()):
-        image = _decode(value, engine.input_size, resize)
+        image = _decode(value, engine.input_size, fitting)
         if isinstance(image, BadImage):
             reasons[row] = f"{image.reason}: {image.detail}"
         else:
@@ -105,15 +104,20 @@ def _placed(values: Values, rows: NDArray[np.int64], n: int) -> Any:
     return list_array(values).take(pa.array(where, mask=where < 0))
 
 
-def _decode(value: Any, size: tuple[int, int], resize: Resize) -> NDArray[np.uint8] | BadImage:
+def _decode(value: Any, size: tuple[int, int], fitting: Resize | Recipe) -> Pixels | BadImage:
     if isinstance(value, dict):
-        encoded = _encoded(value)
-        return encoded if isinstance(encoded, BadImage) else decode(encoded, size, PIXEL_LIMITS, resize)
-    return decode(value, size, LIMITS, resize)
+        image = _image(value)
+        if isinstance(image, BadImage):
+            return image
+        if isinstance(fitting, Recipe):
+            return fitting.fitted(shape_pixels(image, size, "whole"))
+        return shape_pixels(image, size, fitting)
+    found = decode_fitted(value, size, fitting)
+    return found if isinstance(found, BadImage) else found.pixels
 
 
-def _encoded(image: dict[str, Any]) -> bytes | BadImage:
-    """Spark's image struct as an uncompressed TIFF, so that pixels go the same way as files do."""
+def _image(image: dict[str, Any]) -> Image.Image | BadImage:
+    """Spark's image struct, which is not encoded any more, as an image."""
     height, width, channels, mode, data = (image[name] for name in ("height", "width", "nChannels", "mode", "data"))
     if data is None or not all(isinstance(number, int) for number in (height, width, channels, mode)):
         return BadImage(Stage.READ, Reason.MISSING, "the image struct has no pixels")
@@ -123,18 +127,10 @@ def _encoded(image: dict[str, Any]) -> bytes | BadImage:
     if layout is None or layout[2] != channels:
         detail = f"OpenCV mode {mode} with {channels} channels, taken are 0, 16 and 24 with 1, 3 and 4"
         return BadImage(Stage.DECODE, Reason.UNSUPPORTED_MODE, detail)
-    if height * width > LIMITS.max_pixels:
-        detail = f"{width}x{height} pixels, at most {LIMITS.max_pixels} are taken"
+    if height * width > DEFAULT_LIMITS.max_pixels:
+        detail = f"{width}x{height} pixels, the limit is {DEFAULT_LIMITS.max_pixels}"
         return BadImage(Stage.DECODE, Reason.DECOMPRESSION_BOMB, detail)
     if len(data) != height * width * channels:
         detail = f"{len(data)} bytes of pixels, {width}x{height} with {channels} channels need another number"
         return BadImage(Stage.DECODE, Reason.CORRUPT, detail)
-    return _as_tiff(Image.frombytes(layout[0], (width, height), bytes(data), "raw", layout[1]))
-
-
-def _as_tiff(image: Image.Image) -> bytes:
-    from io import BytesIO
-
-    buffer = BytesIO()
-    image.save(buffer, "TIFF")
-    return buffer.getvalue()
+    return Image.frombytes(layout[0], (width, height), bytes(data), "raw", layout[1])

@@ -2,21 +2,29 @@
 
 What must hold, by the tables alone:
 
-    1. a batch's input = predicted + quarantined = its offset ranges = the rows in `predictions` and `quarantine`
-    2. those rows lie in its offset ranges, and carry its model version and bundle
+    1. a batch's input = predicted + quarantined = the messages counted in its offset ranges = the rows in `predictions`
+       and `quarantine`
+    2. those rows lie in its offset ranges, as many in each as were counted, and carry its model version and bundle
     3. per (topic, partition), the batches' ranges adjoin: no overlap, and no gap but those that the user accepted
     4. (topic, partition, offset) is unique over `predictions` and `quarantine`
 
-From 1 to 4 it follows that no message is missing and none is repeated. Each is one SQL statement; all of them see one
-snapshot, of which `batches` is opened first: it is committed last, so every row it accounts for is there, also beside a
-running stream.
-Nothing is held per message but in one bounded window of offsets at a time.
+A row that was erased on request (`imagestream erase`) counts as it did before, by its record in `erased`.
+
+From 1 to 4 it follows that no message is missing and none is repeated. Offsets may have held no message: such holes are
+reported, with the number of those that Kafka's log proved to be none (see `streaming/pipeline/account.py`, C6 and C7).
+
+Each rule is one SQL statement; all of them see one snapshot, of which `batches` is opened first: it is committed last,
+so every row it accounts for is there, also beside a running stream. Nothing is held per message but in one bounded
+window of offsets at a time. `streaming/jobs/audit_broker.py` compares the rows with what Kafka still holds.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+import pyarrow as pa
 
 from streaming.errors import ServiceError
 from streaming.query import Snapshot, open_snapshot
@@ -28,18 +36,35 @@ TIMEOUT_S = 3_600.0
 
 # What every statement below begins with; a part that it does not use costs nothing.
 VIEWS = """
-WITH row AS (
+WITH {rows} AS (
     SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, true AS good
     FROM predictions
     UNION ALL
     SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, false AS good
     FROM quarantine
 ),
+{erased}
 range AS (
-    SELECT query_id, batch_id, o.topic AS topic, o."partition" AS "partition", o."start" AS "start", o."end" AS "end"
+    SELECT query_id, batch_id, o.topic AS topic, o."partition" AS "partition", o."start" AS "start", o."end" AS "end",
+           {counted} AS counted, {log_start} AS log_start
     FROM (SELECT query_id, batch_id, unnest(offsets) AS o FROM batches)
 )
 """
+# A row that was erased on request answers its message as it did before.
+WITH_ERASED = """
+row AS (
+    FROM answered
+    UNION ALL
+    SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, "table" = 'predictions'
+    FROM (SELECT DISTINCT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, "table"
+          FROM erased) e
+    WHERE NOT EXISTS (SELECT 1 FROM answered a
+                      WHERE (a.topic, a."partition", a."offset") = (e.topic, e."partition", e."offset"))
+),
+"""
+ERASED = 'SELECT count(DISTINCT (topic, "partition", "offset")) AS n FROM erased'
+COUNTED = {"counted": 'coalesce(o."rows", o."end" - o."start")', "log_start": "o.log_start"}
+UNCOUNTED = {"counted": 'o."end" - o."start"', "log_start": "NULL::BIGINT"}  # before holes were counted there were none
 TOTALS = """
 SELECT count(*) AS batches, coalesce(sum(predicted_rows), 0)::BIGINT AS predicted,
        coalesce(sum(quarantined_rows), 0)::BIGINT AS quarantined
@@ -47,7 +72,8 @@ FROM batches
 """
 SPANS = """
 SELECT topic, "partition", min("start") AS "first", max("end") - 1 AS "last",
-       sum("end" - "start")::BIGINT AS messages, count(*) AS batches
+       sum(counted)::BIGINT AS messages, count(*) AS batches, sum("end" - "start" - counted)::BIGINT AS holes,
+       coalesce(sum("end" - "start" - counted) FILTER (log_start <= "start"), 0)::BIGINT AS proven
 FROM range GROUP BY topic, "partition" ORDER BY topic, "partition"
 """
 REPEATED_BATCHES = """
@@ -61,19 +87,21 @@ ACCOUNTS = """
            batch_id = max(batch_id) OVER (PARTITION BY query_id) AS newest
     FROM row GROUP BY query_id, batch_id
 ),
-last AS (SELECT query_id, max(batch_id) AS batch_id FROM batches GROUP BY query_id)
+last AS (SELECT query_id, max(batch_id) AS batch_id FROM batches GROUP BY query_id),
+read AS (SELECT query_id, batch_id, sum(counted)::BIGINT AS counted FROM range GROUP BY query_id, batch_id)
 SELECT coalesce(b.query_id, f.query_id) AS query_id, coalesce(b.batch_id, f.batch_id) AS batch_id,
        b.batch_id IS NOT NULL AS whole, f.newest AND f.batch_id > coalesce(last.batch_id, -1) AS newest,
        b.input_rows, b.predicted_rows, b.quarantined_rows, b.model_version, b.bundle_sha256,
-       coalesce(list_sum(list_transform(b.offsets, lambda o: o."end" - o."start")), 0)::BIGINT AS by_offsets,
+       coalesce(counted, 0) AS counted,
        coalesce(f.predicted, 0) AS predicted, coalesce(f.quarantined, 0) AS quarantined,
        f.low, f.high, f.low_sha256, f.high_sha256
 FROM batches b FULL JOIN found f ON b.query_id = f.query_id AND b.batch_id = f.batch_id
 LEFT JOIN last ON last.query_id = f.query_id
-WHERE b.batch_id IS NULL OR f.batch_id IS NULL OR input_rows <> predicted_rows + quarantined_rows
-   OR by_offsets <> input_rows OR predicted <> predicted_rows OR quarantined <> quarantined_rows
-   OR (low, high, low_sha256, high_sha256)
-      IS DISTINCT FROM (b.model_version, b.model_version, b.bundle_sha256, b.bundle_sha256)
+LEFT JOIN read ON read.query_id = b.query_id AND read.batch_id = b.batch_id
+WHERE b.batch_id IS NULL OR input_rows <> predicted_rows + quarantined_rows OR coalesce(counted, 0) <> input_rows
+   OR (coalesce(f.predicted, 0), coalesce(f.quarantined, 0)) <> (predicted_rows, quarantined_rows)
+   OR (f.batch_id IS NOT NULL AND (low, high, low_sha256, high_sha256)
+       IS DISTINCT FROM (b.model_version, b.model_version, b.bundle_sha256, b.bundle_sha256))
 ORDER BY ALL
 """
 INSIDE = """
@@ -81,9 +109,9 @@ INSIDE = """
     SELECT query_id, batch_id, topic, "partition", count(*) AS n, min("offset") AS low, max("offset") AS high
     FROM row SEMI JOIN batches USING (query_id, batch_id) GROUP BY query_id, batch_id, topic, "partition"
 )
-SELECT query_id, batch_id, topic, "partition", "start", "end", coalesce(n, 0) AS n, low, high
+SELECT query_id, batch_id, topic, "partition", "start", "end", counted, coalesce(n, 0) AS n, low, high
 FROM range FULL JOIN found USING (query_id, batch_id, topic, "partition")
-WHERE "start" IS NULL OR coalesce(n, 0) <> "end" - "start" OR low < "start" OR high >= "end"
+WHERE "start" IS NULL OR coalesce(n, 0) <> counted OR low < "start" OR high >= "end"
 ORDER BY ALL
 """
 ADJOINING = """
@@ -141,6 +169,7 @@ class Kind(StrEnum):
     OVERLAP = "overlap"  # offsets that two batches claim
     REPEAT = "repeat"  # offsets with more than one row
     NO_BATCH = "no_batch"  # rows of a batch that is not in `batches`, though a later one is
+    NOT_IN_KAFKA = "not_in_kafka"  # rows of offsets where Kafka holds no message
 
 
 @dataclass(frozen=True)
@@ -154,7 +183,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Span:
-    """What the batches say of one topic partition; offsets inclusive."""
+    """What the batches say about one topic partition; offsets inclusive.
+
+    Attributes:
+        holes: offsets that held no message to be read.
+        proven: holes of which Kafka's log proved that they are not lost messages; the others are so by Spark's word.
+    """
 
     topic: str
     partition: int
@@ -162,6 +196,27 @@ class Span:
     last: int
     messages: int
     batches: int
+    holes: int = 0
+    proven: int = 0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One topic partition beside what Kafka holds; offsets inclusive, None where nothing could be compared.
+
+    Attributes:
+        held: messages that Kafka holds there.
+        rows: offsets there that have a row.
+        note: what limits the comparison, or prevents it.
+    """
+
+    topic: str
+    partition: int
+    first: int | None = None
+    last: int | None = None
+    held: int = 0
+    rows: int = 0
+    note: str = ""
 
 
 @dataclass
@@ -173,7 +228,9 @@ class AuditReport:
     quarantined: int = 0
     spans: list[Span] = field(default_factory=list)
     unfinished: list[dict[str, Any]] = field(default_factory=list)  # newest batches, in flight or cut off
+    erased: int = 0  # messages whose rows were erased on request
     left_out: list[dict[str, Any]] = field(default_factory=list)  # offsets lost, and accepted as lost; inclusive
+    compared: list[Compared] = field(default_factory=list)  # with the broker, if it was asked
     problems: list[Problem] = field(default_factory=list)  # at most LISTED of a kind
     counts: dict[Kind, int] = field(default_factory=dict)  # all of them
     searched: set[tuple[Any, ...]] = field(default_factory=set, repr=False)  # ranges whose gaps are named
@@ -195,37 +252,58 @@ def audit(settings: Settings) -> AuditReport:
     Raises:
         ServiceError: there are no tables of a stream, or one cannot be read.
     """
-    missing = [
-        name
-        for name in ("predictions", "quarantine", "batches")
-        if not (settings.tables_dir / name / "_delta_log").is_dir()
-    ]
+    missing = [name for name in ("predictions", "quarantine", "batches") if not settings.place.has_table(name)]
     if missing:
         raise ServiceError(
-            f"nothing to audit in {settings.tables_dir}: no table {', '.join(missing)}; run `imagestream stream` first"
+            f"nothing to audit in {settings.place.tables}: no table {', '.join(missing)}; "
+            "run `imagestream stream` first"
         )
-    with open_snapshot(settings) as tables:
-        (totals,) = _rows(tables, TOTALS)
+    with open_snapshot(settings) as snapshot:
+        tables = AuditTables(snapshot)
+        (totals,) = tables.rows(TOTALS)
         report = AuditReport(**totals)
-        report.spans = [Span(**row) for row in _rows(tables, SPANS)]
+        report.spans = [Span(**row) for row in tables.rows(SPANS)]
         report.left_out = list(_left_out(tables))
+        if tables.has_erased:
+            report.erased = next(tables.rows(ERASED))["n"]
         _check_accounts(tables, report)
         _check_ranges(tables, report)
         _check_unique(tables, report)
     return report
 
 
-def _left_out(tables: Snapshot) -> Iterator[dict[str, Any]]:
+class AuditTables:
+    """The tables of one moment, and the views over them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        with snapshot.query("SELECT offsets FROM batches LIMIT 0") as reader:
+            kind = reader.schema.field("offsets").type.value_type
+            counts = any(kind.field(number).name == "rows" for number in range(kind.num_fields))
+        self.has_erased = "erased" in snapshot.tables
+        erased = {"rows": "answered", "erased": WITH_ERASED} if self.has_erased else {"rows": "row", "erased": ""}
+        self._views = VIEWS.format(**(COUNTED if counts else UNCOUNTED), **erased)
+
+    def rows(self, sql: str, parameters: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        with self.query(sql, parameters) as reader:
+            for batch in reader:
+                yield from batch.to_pylist()
+
+    def query(self, sql: str, parameters: dict[str, Any] | None = None) -> AbstractContextManager[pa.RecordBatchReader]:
+        return self._snapshot.query(self._views + sql, parameters, TIMEOUT_S)
+
+
+def _left_out(tables: AuditTables) -> Iterator[dict[str, Any]]:
     with tables.query("SELECT * FROM batches LIMIT 0") as reader:
         if "left_out" not in reader.schema.names:  # a table that is older than the column
             return
-    yield from _rows(tables, LEFT_OUT)
+    yield from tables.rows(LEFT_OUT)
 
 
-def _check_accounts(tables: Snapshot, report: AuditReport) -> None:
-    for row in _rows(tables, REPEATED_BATCHES):
+def _check_accounts(tables: AuditTables, report: AuditReport) -> None:
+    for row in tables.rows(REPEATED_BATCHES):
         report.add(Kind.ACCOUNT, f"{_batch(row)} stands {row['n']} times in batches", **_id(row))
-    for row in _rows(tables, ACCOUNTS):
+    for row in tables.rows(ACCOUNTS):
         rows = row["predicted"] + row["quarantined"]
         if not row["whole"] and row["newest"]:
             report.unfinished.append({**_id(row), "predicted": row["predicted"], "quarantined": row["quarantined"]})
@@ -238,7 +316,7 @@ def _check_accounts(tables: Snapshot, report: AuditReport) -> None:
 
 def _check_account(row: dict[str, Any], report: AuditReport) -> None:
     said = (row["input_rows"], row["predicted_rows"], row["quarantined_rows"])
-    found = (row["by_offsets"], row["predicted"], row["quarantined"])
+    found = (row["counted"], row["predicted"], row["quarantined"])
     if said != found or said[0] != said[1] + said[2]:
         text = (
             f"{_batch(row)} says {said[0]} input, {said[1]} predicted, {said[2]} quarantined; its offsets say "
@@ -251,8 +329,8 @@ def _check_account(row: dict[str, Any], report: AuditReport) -> None:
         report.add(Kind.MODEL, text, **_id(row))
 
 
-def _check_ranges(tables: Snapshot, report: AuditReport) -> None:
-    for row in _rows(tables, INSIDE):
+def _check_ranges(tables: AuditTables, report: AuditReport) -> None:
+    for row in tables.rows(INSIDE):
         place = {"topic": row["topic"], "partition": row["partition"]}
         outside = row["start"] is None or (row["n"] and (row["low"] < row["start"] or row["high"] >= row["end"]))
         if outside:
@@ -260,7 +338,7 @@ def _check_ranges(tables: Snapshot, report: AuditReport) -> None:
             report.add(Kind.ACCOUNT, text, **_id(row), **place)
         if row["start"] is not None:
             _name_gaps(tables, report, row)
-    for row in _rows(tables, ADJOINING):
+    for row in tables.rows(ADJOINING):
         place = {"topic": row["topic"], "partition": row["partition"]}
         if row["before"] < row["start"]:
             ends = {"from": row["before"], "to": row["start"] - 1}
@@ -276,38 +354,46 @@ def _check_ranges(tables: Snapshot, report: AuditReport) -> None:
             report.add(Kind.OVERLAP, text, **place, **ends, **_id(row))
 
 
-def _name_gaps(tables: Snapshot, report: AuditReport, row: dict[str, Any]) -> None:
-    """Name the offsets without a row in one range of a batch, unless that was done before."""
+def _name_gaps(tables: AuditTables, report: AuditReport, row: dict[str, Any]) -> None:
+    """Name the offsets without a row in one range of a batch, unless that was done before.
+
+    Which of them held no message is not known where there are any: then it is said how many are missing, and where.
+    """
     range_ = {name: row[name] for name in ("query_id", "batch_id", "topic", "partition", "start", "end")}
     key = tuple(range_.values())
     if key in report.searched:
         return
     report.searched.add(key)
-    for gap in _rows(tables, MISSING, range_):
+    holes = row["end"] - row["start"] - row["counted"]
+    if holes:
+        gaps = list(tables.rows(MISSING, range_))
+        lost = sum(gap["to"] - gap["from"] + 1 for gap in gaps) - holes
+        if lost > 0:
+            ends = {"from": gaps[0]["from"], "to": gaps[-1]["to"]}
+            text = (
+                f"{_place(row)}: no row for {lost} messages of offsets {ends['from']} to {ends['to']}, of {_batch(row)}"
+            )
+            report.add(Kind.GAP, text, topic=row["topic"], partition=row["partition"], **ends, lost=lost, **_id(row))
+        return
+    for gap in tables.rows(MISSING, range_):
         text = f"{_place(row)}: no row for offsets {gap['from']} to {gap['to']}, of {_batch(row)}"
         report.add(Kind.GAP, text, topic=row["topic"], partition=row["partition"], **gap, **_id(row))
 
 
-def _check_unique(tables: Snapshot, report: AuditReport) -> None:
-    (reach,) = _rows(tables, REACH)
+def _check_unique(tables: AuditTables, report: AuditReport) -> None:
+    (reach,) = tables.rows(REACH)
     if reach["low"] is None:
         return
     width = max(1, WINDOW_ROWS // reach["partitions"])
     for start in range(reach["low"], reach["high"] + 1, width):
-        for row in _rows(tables, REPEATS, {"start": start, "end": start + width}):
+        for row in tables.rows(REPEATS, {"start": start, "end": start + width}):
             place = {"topic": row["topic"], "partition": row["partition"]}
             text = f"{_place(row)}: {row['n']} rows for each of the offsets {row['from']} to {row['to']}"
             ends = {"from": row["from"], "to": row["to"]}
             report.add(Kind.REPEAT, text, **place, **ends, rows=row["n"])
             # A row too many can hide one too few: the count of that range is right then.
-            for range_ in _rows(tables, RANGES_AT, {**place, **ends}):
+            for range_ in tables.rows(RANGES_AT, {**place, **ends}):
                 _name_gaps(tables, report, range_)
-
-
-def _rows(tables: Snapshot, sql: str, parameters: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    with tables.query(VIEWS + sql, parameters, TIMEOUT_S) as reader:
-        for batch in reader:
-            yield from batch.to_pylist()
 
 
 def _id(row: dict[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.decode import BadImage, decode
+from models.decode import DEFAULT_LIMITS, BadImage, decode
 from models.engine import LiteRTEngine
-from streaming.pipeline.preflight import DECODE_BYTES, MIB, WORKER_BYTES, heap_bytes
+from streaming.pipeline.preflight import MIB, WORKER_BYTES, decoding_bytes, heap_bytes
 
 # Measured with `imagestream stream --profile`; see docs/scale.md. They hold for a core like the one measured there.
 REST_PER_IMAGE_S = 0.0006  # fetch, headers, projection, classifier, features, and what Spark does meanwhile
@@ -108,7 +108,7 @@ def plan(load: float, costs: Costs, n_features: int, bundle_bytes: int) -> Plan:
     interval = max(MIN_INTERVAL_S, overhead_s(tasks) / OVERHEAD_SHARE)
     images = max(1, math.ceil(load / streams * interval))
     scoring = overhead_s(tasks) + images * costs.per_image_s / tasks
-    per_worker = WORKER_BYTES + 2 * bundle_bytes + DECODE_BYTES
+    per_worker = WORKER_BYTES + 2 * bundle_bytes + decoding_bytes(DEFAULT_LIMITS)
     heap = heap_bytes(min(tasks, HEAP_TASKS))
     return Plan(
         streams=streams,

@@ -23,7 +23,6 @@ from streaming.jobs.demo_home import Confirm, new_demo_home, record_contents
 from streaming.platform.broker import running_broker, stop_broker
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.tables import SCHEMAS
 
 TRAINING, FIRST, MORE = 1_000, 500, 100
 # A few hundred held-out images cannot show that half as many more digits make a better model. They can show that the
@@ -55,7 +54,7 @@ class Step:
 class DemoResult:
     """What the demo found in the Delta tables."""
 
-    home: Path
+    settings: Settings  # of the demo
     summary: dict[str, Any]
     steps: list[Step]
     confusion: list[tuple[str, str, int]]  # (true, predicted, images)
@@ -86,7 +85,7 @@ def run_demo(
         steps.append(Step(name, perf_counter() - clock))
         on_done(steps[-1])
 
-    images = settings.home / "images"
+    images = settings.work_dir / "images"
     with step("write the digits as files"):
         digits = digit_images(TRAINING + FIRST + MORE)
         training = write_images(images / "train", islice(digits, TRAINING))
@@ -113,7 +112,7 @@ def run_demo(
                 _stop(stream)
     finally:
         stop_broker(settings)
-        record_contents(settings.home)
+        record_contents(settings)
     return _read_result(settings, steps)
 
 
@@ -128,12 +127,13 @@ def _environment(settings: Settings) -> dict[str, str]:
     """The demo talks to its own broker, whatever the user's settings name."""
     broker = running_broker(settings)
     ours = {"IMAGESTREAM_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT"}
+    ours["IMAGESTREAM_WORK"] = str(settings.work_dir)
     return os.environ | ours | ({"IMAGESTREAM_BOOTSTRAP_SERVERS": broker.address} if broker else {})
 
 
 def _command(settings: Settings, *arguments: str | Path) -> list[str]:
     config = ["--config", str(settings.config)] if settings.config else []
-    return [sys.executable, "-m", "streaming", "--home", str(settings.home), *config, *map(str, arguments)]
+    return [sys.executable, "-P", "-m", "imagestream", "--home", settings.home, *config, *map(str, arguments)]
 
 
 def _imagestream(settings: Settings, *arguments: str | Path) -> None:
@@ -148,7 +148,7 @@ def _imagestream(settings: Settings, *arguments: str | Path) -> None:
 
 @contextmanager
 def _running_stream(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
-    with (settings.home / STREAM_LOG).open("wb") as file:
+    with (settings.work_dir / STREAM_LOG).open("wb") as file:
         stream = subprocess.Popen(
             _command(settings, "stream"),
             env=_environment(settings),
@@ -168,7 +168,7 @@ def _wait_for_rows(settings: Settings, stream: subprocess.Popen[bytes], rows: in
     give_up = monotonic() + STREAM_TIMEOUT_S
     while _rows_done(settings) < rows:
         if stream.poll() is not None:
-            last = (settings.home / STREAM_LOG).read_text(errors="replace").strip().splitlines()
+            last = (settings.work_dir / STREAM_LOG).read_text(errors="replace").strip().splitlines()
             raise ServiceError(f"the stream ended by itself: {last[-1] if last else 'no word'}")
         if monotonic() > give_up:
             raise ServiceError(f"the stream did not answer {rows} messages within {STREAM_TIMEOUT_S:.0f} s")
@@ -176,7 +176,7 @@ def _wait_for_rows(settings: Settings, stream: subprocess.Popen[bytes], rows: in
 
 
 def _rows_done(settings: Settings) -> int:
-    if not (settings.tables_dir / "batches" / "_delta_log").is_dir():
+    if not settings.place.has_table("batches"):
         return 0  # the stream has only just been started
     done = query(settings, "SELECT coalesce(sum(input_rows), 0)::BIGINT AS n FROM batches")
     return int(done.column("n")[0].as_py())
@@ -227,8 +227,8 @@ def _read_result(settings: Settings, steps: list[Step]) -> DemoResult:
         "accuracy": totals["accuracy"],
         "images_per_second": batches["n"] / batches["s"],
         "model_versions": {str(row["v"]): row["n"] for row in versions.to_pylist()},
-        "tables": {name: str(directory) for name in SCHEMAS if (directory := settings.tables_dir / name).is_dir()},
+        "tables": {name: settings.place.table(name) for name in settings.place.table_names()},
         "seconds": {step.name: round(step.seconds, 2) for step in steps},
     }
     triples = [(row["label_true"], row["label"], row["n"]) for row in confusion.to_pylist()]
-    return DemoResult(settings.home, summary, steps, triples, sample.to_pylist())
+    return DemoResult(settings, summary, steps, triples, sample.to_pylist())

@@ -30,51 +30,59 @@ def new_demo_home(settings: Settings, confirm: Confirm) -> Settings:
     Raises:
         ServiceError: the folder holds files that no demo made, or the removal was not confirmed.
     """
-    home = settings.home / FOLDER
-    if home.exists() and any(home.iterdir()):
-        _check_record(home)
-        if not confirm(f"Remove the earlier demo in {home}?"):
-            raise ServiceError(f"the earlier demo in {home} was kept: choose another home with --home DIR")
-        stop_broker(settings.model_copy(update={"home": home}))  # of a demo that was killed
-        _remove(home)
-    make_dir(home)
-    _write_record(home, None)
-    for name, place in zip(SET_UP, (settings.jars_dir, settings.backbones_dir, settings.home / "java"), strict=True):
+    work = settings.work_dir / FOLDER
+    bucket = not settings.place.is_local
+    demo = settings.model_copy(
+        update={"home": f"{settings.home}/{FOLDER}" if bucket else str(work), "work": work if bucket else None}
+    )
+    if (work.exists() and any(work.iterdir())) or (bucket and any(True for _ in demo.place.store.list())):
+        _check_record(demo)
+        if not confirm(f"Remove the earlier demo in {demo.home}?"):
+            raise ServiceError(f"the earlier demo in {demo.home} was kept: choose another home with --home PLACE")
+        stop_broker(demo)  # of a demo that was killed
+        _remove(demo)
+    make_dir(work)
+    _write_record(work, None)
+    places = (settings.jars_dir, settings.backbones_dir, settings.work_dir / "java")
+    for name, place in zip(SET_UP, places, strict=True):
         if name != "java":
             make_dir(place)
         if place.is_dir():
-            (home / name).symlink_to(place.absolute(), target_is_directory=True)
-    return settings.model_copy(update={"home": home})
+            (work / name).symlink_to(place.absolute(), target_is_directory=True)
+    return demo
 
 
-def record_contents(home: Path) -> None:
+def record_contents(demo: Settings) -> None:
     """Note which files the demo made, so that a later demo can tell them from those of a user."""
-    _write_record(home, dict(_data_files(home)))
+    _write_record(demo.work_dir, dict(_data_files(demo)))
 
 
-def _check_record(home: Path) -> None:
-    """Refuse a folder that holds anything but what the demo recorded; a demo that was killed recorded nothing yet."""
+def _check_record(demo: Settings) -> None:
+    """Refuse a home that holds anything but what the demo recorded; a demo that was killed recorded nothing yet."""
     try:
-        made = json.loads((home / RECORD).read_text(encoding="utf-8"))["made"]
+        made = json.loads((demo.work_dir / RECORD).read_text(encoding="utf-8"))["made"]
         if made is None:
             return
         recorded = dict(made)
     except (OSError, ValueError, KeyError, TypeError):
         recorded = {}
-    for path, size in _data_files(home):
+    for path, size in _data_files(demo):
         if recorded.get(path) != size:
             raise ServiceError(
-                f"{home} holds data that the demo did not make ({path}): move or remove the folder, "
-                "or run the demo in another home with --home DIR"
+                f"{demo.home} holds data that the demo did not make ({path}): move or remove the folder, "
+                "or run the demo in another home with --home PLACE"
             )
 
 
-def _write_record(home: Path, made: dict[str, int] | None) -> None:
-    (home / RECORD).write_text(json.dumps({"made": made}) + "\n", encoding="utf-8")
+def _write_record(work: Path, made: dict[str, int] | None) -> None:
+    (work / RECORD).write_text(json.dumps({"made": made}) + "\n", encoding="utf-8")
 
 
-def _data_files(home: Path) -> Iterator[tuple[str, int]]:
+def _data_files(demo: Settings) -> Iterator[tuple[str, int]]:
     """(path relative to the home, bytes) of every file that may hold a user's data."""
+    home = demo.work_dir
+    if not demo.place.is_local:
+        yield from ((one.key, one.bytes) for one in demo.place.store.list())
     for directory, _, names in os.walk(home):
         for name in names:
             path = Path(directory, name)
@@ -96,8 +104,10 @@ def _may_hold_data(path: Path) -> bool:
             return True
 
 
-def _remove(home: Path) -> None:
-    for path in home.iterdir():
+def _remove(demo: Settings) -> None:
+    if not demo.place.is_local:
+        demo.place.store.delete([one.key for one in demo.place.store.list()])
+    for path in demo.work_dir.iterdir() if demo.work_dir.exists() else ():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.architectures import Output, find_backbone
-from models.backbone import FLATBUFFER_FILE, export_backbone
-from models.decode import Resize
+from models.backbone import export_backbone
 from models.projection import Projection, check_pca_memory
 from models.scorer import load_head
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
-from streaming.images.featurize import Featurized, featurize
+from streaming.images.featurize import FeatureSource, Featurized, featurize
 from streaming.images.images_frame import featurized_rows, images_frame
 from streaming.jobs.feature_files import write_feature_files
 from streaming.jobs.output import FileFormat, check_output
@@ -31,13 +30,10 @@ KEPT_IN = "featurized"  # in the home
 
 
 @dataclass(frozen=True)
-class FeatureSource:
+class Featurizer:
     """A backbone, and the projection that comes with it if it is a registered model's."""
 
-    flatbuffer: Path
-    sha256: str
-    n_features: int
-    resize: Resize = "stretch"
+    backbone: FeatureSource
     projection: Projection | None = None
 
 
@@ -58,9 +54,7 @@ class Exported:
     featurized: Featurized
 
 
-def backbone_source(
-    settings: Settings, backbone: str, weights: str, output: Output, options: FitOptions
-) -> FeatureSource:
+def backbone_source(settings: Settings, backbone: str, weights: str, output: Output, options: FitOptions) -> Featurizer:
     """A backbone by name, exported if it was not yet.
 
     Raises:
@@ -69,10 +63,10 @@ def backbone_source(
     if options.projection == "pca":
         check_pca_memory(find_backbone(backbone, output).n_features)  # before the minute that an export can take
     exported = export_backbone(backbone, weights, settings.backbones_dir, output=output)
-    return FeatureSource(exported.flatbuffer, exported.sha256, exported.spec.n_features)
+    return Featurizer(FeatureSource.of(exported))
 
 
-def model_source(settings: Settings, version: int, scratch: Path) -> FeatureSource:
+def model_source(settings: Settings, version: int, scratch: Path) -> Featurizer:
     """The backbone and projection of a registered model.
 
     Args:
@@ -83,18 +77,15 @@ def model_source(settings: Settings, version: int, scratch: Path) -> FeatureSour
     """
     folder = scratch / "bundle"
     bundle = open_registry(settings.home).fetch(version, folder)
-    entry = bundle.manifest.backbone
-    return FeatureSource(
-        folder / FLATBUFFER_FILE, bundle.backbone_sha256, entry.n_features, entry.resize, load_head(bundle).projection
-    )
+    return Featurizer(FeatureSource.of_bundle(bundle, folder), load_head(bundle).projection)
 
 
 def export_features(
     settings: Settings,
     dataset: Dataset,
-    source: FeatureSource,
+    source: Featurizer,
     options: FitOptions,
-    output: Path,
+    output: Path | str,
     format_: FileFormat,
     on_progress: Callable[[int], None] | None = None,
 ) -> Exported:
@@ -109,12 +100,13 @@ def export_features(
         ModelError: the projection does not suit the features.
     """
     check_output(output, format_)
-    make_dir(settings.home)
+    make_dir(settings.work_dir)
     with spark_session(settings, "imagestream features", java_options=QUICK_START) as spark:
-        table = Table(settings.home / KEPT_IN, "features")
-        found = featurize(spark, dataset, source, table, resize=source.resize, on_progress=on_progress)
+        table = Table(f"{settings.home}/{KEPT_IN}", "features")
+        limits = settings.image_limits
+        found = featurize(spark, dataset, source.backbone, table, limits=limits, on_progress=on_progress)
         # The paths and labels again, without the bytes: the workers have forgotten them.
-        rows = featurized_rows(images_frame(spark, dataset, lambda *_: 1), table, source.sha256)
+        rows = featurized_rows(images_frame(spark, dataset, lambda *_: 1), table, source.backbone.sha256)
         if rows is None or not found.rows:
             path, why = next(iter(found.bad.items()), (str(dataset.source), "empty"))
             raise ServiceError(f"not one of the {dataset.n_images:,} images decodes; the first: {path}: {why}")

@@ -8,9 +8,9 @@ import io
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,8 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from models.projection import Projection
 from streaming.jobs.output import FileFormat
 from streaming.storage.files import DataFile, as_matrix, list_array
+from streaming.storage.store import Store, open_store
+from streaming.storage.table_log import storage_options
 from streaming.storage.tables import added
 
 SCHEMA = pa.schema(
@@ -39,37 +41,80 @@ BYTES_PER_PART = 64 * 1024**2
 COLUMN = {"pca": "pca", "random": "random", "none": "feature"}  # kind of projection → its columns in a CSV
 
 
-def write_feature_files(rows: DataFrame, n: int, projection: Projection, output: Path, format_: FileFormat) -> int:
+def write_feature_files(
+    rows: DataFrame, n: int, projection: Projection, output: Path | str, format_: FileFormat
+) -> int:
     """Project the rows and write them to `output`, in order of path; what was there is replaced at the end, whole.
 
     Args:
         rows: source, image_id, label, features (array<float>).
         n: about how many.
+        output: a path, or a URI.
 
     Returns:
         The number of rows written.
     """
+    if isinstance(output, str):
+        return _write_in_bucket(rows, n, projection, output, format_)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
-        parts = _write_parts(rows, n, projection, Path(staging), format_)
+        parts = _write_parts(rows, n, projection, staging, format_)
         paths = [Path(staging, part) for part, _ in parts]
         match format_:
             case "csv":
-                _replace(output, lambda to: _join_csv(paths, _header(projection), to))
+                _replace(output, lambda whole: _join_csv(paths, _header(projection), whole))
             case "parquet":
-                _replace(output, lambda to: _join_parquet(paths, to))
+                _replace(output, lambda whole: _join_parquet(paths, whole))
             case "delta":
                 _commit_delta(parts, Path(staging), output)
     return sum(count for _, count in parts)
 
 
+def _write_in_bucket(rows: DataFrame, n: int, projection: Projection, output: str, format_: FileFormat) -> int:
+    """The parts are objects beside the output, or of the table itself; the driver copies them into the output."""
+    if format_ == "delta":
+        parts = _write_parts(rows, n, projection, output, format_)
+        _commit_in_bucket(parts, output)
+        return sum(count for _, count in parts)
+    folder, _, name = output.rpartition("/")
+    staging = f"{output}.{uuid.uuid4().hex}"
+    store = open_store(staging)
+    try:
+        parts = _write_parts(rows, n, projection, staging, format_)
+        with open_store(folder).open_output(name) as whole, tempfile.TemporaryDirectory() as scratch:
+            paths = _fetched(store, [part for part, _ in parts], Path(scratch))
+            if format_ == "csv":
+                _join_csv(paths, _header(projection), whole)
+            else:
+                _join_parquet(paths, whole)
+    finally:
+        store.delete([one.key for one in store.list()])
+    return sum(count for _, count in parts)
+
+
+def _fetched(store: Store, names: Iterable[str], scratch: Path) -> Iterator[Path]:
+    """Local copies, each made when it is asked for."""
+    for name in names:
+        store.fetch(name, scratch / name)
+        yield scratch / name
+
+
+def _commit_in_bucket(parts: Sequence[tuple[str, int]], output: str) -> None:
+    table = DeltaTable.create(output, SCHEMA, mode="ignore", storage_options=storage_options(output))
+    store = open_store(output)
+    actions: list[AddAction | RemoveAction] = [
+        added(DataFile(name, store.size(name) or 0, rows)) for name, rows in parts if rows
+    ]
+    table.create_write_transaction(actions, "overwrite", table.schema())
+
+
 def _write_parts(
-    rows: DataFrame, n: int, projection: Projection, staging: Path, format_: FileFormat
+    rows: DataFrame, n: int, projection: Projection, staging: str, format_: FileFormat
 ) -> list[tuple[str, int]]:
     """(name, rows) of the files that the workers write, in order of path."""
     spark = rows.sparkSession
     tasks = max(spark.sparkContext.defaultParallelism, n * projection.n_out * 4 // BYTES_PER_PART)
     shared = spark.sparkContext.broadcast(projection)
-    directory, suffix = str(staging), "csv" if format_ == "csv" else "parquet"
+    suffix = "csv" if format_ == "csv" else "parquet"
 
     def project(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -82,7 +127,8 @@ def _write_parts(
         context = TaskContext.get()
         part = context.partitionId() if context is not None else 0
         name = f"part-{part:05d}-{uuid.uuid4()}.{suffix}"
-        written = _write_part(batches, Path(directory, name), format_)
+        with open_store(staging).open_output(name) as file:
+            written = _write_part(batches, file, format_)
         yield pa.RecordBatch.from_pydict({"part": [part], "name": [name], "rows": [written]})
 
     # Where each path belongs is found from the paths alone, so that the wide rows are shuffled once.
@@ -96,20 +142,22 @@ def _write_parts(
     return [(one["name"], one["rows"]) for one in sorted(found, key=lambda one: one["part"])]
 
 
-def _write_part(batches: Iterator[pa.RecordBatch], path: Path, format_: FileFormat) -> int:
+def _write_part(batches: Iterator[pa.RecordBatch], output: BinaryIO, format_: FileFormat) -> int:
     count = 0
     if format_ == "csv":
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            for batch in batches:
-                if batch.num_rows:
-                    # A float32 has a short text of its own; as a Python float it would have the digits of a float64.
-                    values = np.asarray(as_matrix(batch.column("features"))).astype(str).tolist()
-                    names = zip(batch.column("path").to_pylist(), batch.column("label").to_pylist(), strict=True)
-                    writer.writerows([*name, *row] for name, row in zip(names, values, strict=True))
-                    count += batch.num_rows
+        file = io.TextIOWrapper(output, encoding="utf-8", newline="")
+        writer = csv.writer(file, lineterminator="\n")
+        for batch in batches:
+            if batch.num_rows:
+                # A float32 has a short text of its own; as a Python float it would have the digits of a float64.
+                values = np.asarray(as_matrix(batch.column("features"))).astype(str).tolist()
+                names = zip(batch.column("path").to_pylist(), batch.column("label").to_pylist(), strict=True)
+                writer.writerows([*name, *row] for name, row in zip(names, values, strict=True))
+                count += batch.num_rows
+        file.flush()
+        file.detach()
         return count
-    with pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=["label"]) as parquet:
+    with pq.ParquetWriter(output, SCHEMA, compression="zstd", use_dictionary=["label"]) as parquet:
         for batch in batches:
             parquet.write_batch(batch.cast(SCHEMA))
             count += batch.num_rows
@@ -123,26 +171,26 @@ def _header(projection: Projection) -> bytes:
     return text.getvalue().encode()
 
 
-def _replace(output: Path, write: Any) -> None:
+def _replace(output: Path, write: Callable[[BinaryIO], None]) -> None:
     unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
     try:
-        write(unfinished)
+        with unfinished.open("wb") as whole:
+            write(whole)
         unfinished.replace(output)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
-def _join_csv(parts: Sequence[Path], header: bytes, to: Path) -> None:
-    with to.open("wb") as whole:
-        whole.write(header)
-        for part in parts:
-            with part.open("rb") as file:
-                shutil.copyfileobj(file, whole)
-            part.unlink()
+def _join_csv(parts: Iterable[Path], header: bytes, whole: BinaryIO) -> None:
+    whole.write(header)
+    for part in parts:
+        with part.open("rb") as file:
+            shutil.copyfileobj(file, whole)
+        part.unlink()
 
 
-def _join_parquet(parts: Sequence[Path], to: Path) -> None:
-    with pq.ParquetWriter(to, SCHEMA, compression="zstd", use_dictionary=["label"]) as whole:
+def _join_parquet(parts: Iterable[Path], output: BinaryIO) -> None:
+    with pq.ParquetWriter(output, SCHEMA, compression="zstd", use_dictionary=["label"]) as whole:
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for batch in file.iter_batches():

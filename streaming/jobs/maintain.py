@@ -17,9 +17,9 @@ never less than MIN_RETENTION_HOURS.
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
+import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -28,7 +28,8 @@ from streaming.jobs.rewrite import compact
 from streaming.pipeline.decisions import Decisions
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.settings import Settings
-from streaming.storage.store import open_store
+from streaming.storage.home import LOG, TABLES, Home
+from streaming.storage.table_log import answers, open_delta
 
 RETENTION_HOURS = 168
 MIN_RETENTION_HOURS = 24
@@ -73,40 +74,42 @@ def maintain(settings: Settings, *, retention_hours: int = RETENTION_HOURS) -> M
         ServiceError: there are no tables, one cannot be read, or a decided batch cannot be finished.
     """
     clock = perf_counter()
-    directories = sorted(log.parent for log in settings.tables_dir.glob("*/_delta_log"))
-    if not directories:
-        raise ServiceError(f"no tables yet in {settings.tables_dir}: run `imagestream stream` first")
-    store = open_store(settings.home)
-    tables_of_streams, whole = Tables(settings.tables_dir), {}
+    home = settings.place
+    names = home.table_names()
+    if not names:
+        raise ServiceError(f"no tables yet in {settings.place.tables}: run `imagestream stream` first")
+    store = home.store
+    tables_of_streams, whole = Tables(home.tables), {}
     for stream in store.folders("streams"):
         if positions := finish_decided(settings, stream, tables_of_streams):
             whole[stream] = positions.number
     tables = []
-    for directory in directories:
+    for name in names:
         try:
-            tables.append(_maintain_table(directory, max(retention_hours, MIN_RETENTION_HOURS)))
+            tables.append(_maintain_table(home, name, max(retention_hours, MIN_RETENTION_HOURS)))
         except DeltaError as error:
-            raise ServiceError(f"table {directory.name} cannot be maintained: {error}") from error
+            raise ServiceError(f"table {name} cannot be maintained: {error}") from error
     removed = sum(Decisions(store, stream).prune(number) for stream, number in whole.items())
     return MaintenanceReport(tables, removed, perf_counter() - clock)
 
 
-def _maintain_table(directory: Path, retention_hours: int) -> TableMaintenance:
-    before = len(DeltaTable(directory).file_uris())
-    skipped = _compact(directory)
-    table = DeltaTable(directory)
-    if table.version() - _last_checkpoint(directory) >= COMMITS_PER_CHECKPOINT:
-        table.create_checkpoint()
-    _shorten_log(table, retention_hours)
-    vacuumed = _vacuum(table, retention_hours)
-    sizes = DeltaTable(directory).get_add_actions(flatten=True)["size_bytes"].to_pylist()
-    return TableMaintenance(directory.name, before, len(sizes), sum(sizes), len(vacuumed), retention_hours, skipped)
+def _maintain_table(home: Home, name: str, retention_hours: int) -> TableMaintenance:
+    place = home.table(name)
+    before = _sizes(place)
+    skipped = compact(place, min(max(sum(before) // FILES, MIN_FILE_BYTES), MAX_FILE_BYTES))
+    table = open_delta(place)
+    with answers(place):
+        if table.version() - _last_checkpoint(home, name) >= COMMITS_PER_CHECKPOINT:
+            table.create_checkpoint()
+        _shorten_log(table, retention_hours)
+        vacuumed = _vacuum(table, retention_hours)
+    after = _sizes(place)
+    return TableMaintenance(name, len(before), len(after), sum(after), len(vacuumed), retention_hours, skipped)
 
 
-def _compact(directory: Path) -> str | None:
-    """Merge small files; returns why not all of them were, if so."""
-    sizes = DeltaTable(directory).get_add_actions(flatten=True)["size_bytes"].to_pylist()
-    return compact(directory, min(max(sum(sizes) // FILES, MIN_FILE_BYTES), MAX_FILE_BYTES))
+def _sizes(place: str) -> list[int]:
+    sizes: list[int] = pa.table(open_delta(place).get_add_actions(flatten=True)).column("size_bytes").to_pylist()
+    return sizes
 
 
 def _shorten_log(table: DeltaTable, retention_hours: int) -> None:
@@ -121,10 +124,10 @@ def _shorten_log(table: DeltaTable, retention_hours: int) -> None:
     table.cleanup_metadata()
 
 
-def _last_checkpoint(directory: Path) -> int:
+def _last_checkpoint(home: Home, name: str) -> int:
     try:
-        return int(json.loads((directory / "_delta_log" / "_last_checkpoint").read_text())["version"])
-    except (OSError, ValueError, KeyError):  # none yet
+        return int(json.loads(home.store.get(f"{TABLES}/{name}/{LOG}/_last_checkpoint") or b"")["version"])
+    except (ValueError, KeyError):  # none yet
         return -1
 
 

@@ -1,15 +1,18 @@
 """Where a file of features goes, and as what: told before the work, which may take hours."""
 
 import tempfile
-from pathlib import Path
+import uuid
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from streaming.errors import ServiceError
+from streaming.storage.home import LOG
+from streaming.storage.store import open_store
 
 FileFormat = Literal["csv", "parquet", "delta"]
 
 
-def output_format(output: Path, given: FileFormat | None) -> FileFormat:
+def output_format(output: Path | str, given: FileFormat | None) -> FileFormat:
     """The format that was asked for, else that of the file's suffix; without a suffix a Delta table's folder.
 
     Raises:
@@ -17,7 +20,7 @@ def output_format(output: Path, given: FileFormat | None) -> FileFormat:
     """
     if given is not None:
         return given
-    suffix = output.suffix.lower().removeprefix(".")
+    suffix = PurePosixPath(output).suffix.lower().removeprefix(".")
     for one in get_args(FileFormat):
         if suffix == one:
             known: FileFormat = one
@@ -29,12 +32,15 @@ def output_format(output: Path, given: FileFormat | None) -> FileFormat:
     return "delta"
 
 
-def check_output(output: Path, format_: FileFormat) -> None:
+def check_output(output: Path | str, format_: FileFormat) -> None:
     """See that the output can be written, and replaced if it is there.
 
     Raises:
         ServiceError: something else is in its place, or the folder cannot be written to.
     """
+    if isinstance(output, str):
+        _check_in_bucket(output, format_)
+        return
     if format_ == "delta":
         if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / "_delta_log").is_dir()):
             raise ServiceError(f"{output} is there and is no Delta table; give another --output")
@@ -45,3 +51,17 @@ def check_output(output: Path, format_: FileFormat) -> None:
         tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise ServiceError(f"cannot write to {output.parent}: {error.strerror}") from error
+
+
+def _check_in_bucket(output: str, format_: FileFormat) -> None:
+    store = open_store(output)
+    something = next(iter(store.list()), None)
+    if something is not None and (format_ != "delta" or LOG not in store.folders()):
+        expected = "a Delta table" if format_ == "delta" else "a file"
+        raise ServiceError(
+            f"{output}: expected {expected} or nothing, found {something.key} below it; give another --output"
+        )
+    folder, _, name = output.rpartition("/")
+    probe = f"{name}.{uuid.uuid4().hex}"
+    open_store(folder).put(probe, b"")
+    open_store(folder).delete([probe])

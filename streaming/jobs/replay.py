@@ -17,26 +17,28 @@ and what is under way to the broker.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import DeltaTable
 from deltalake.transaction import AddAction
 
+from models.decode import Reason
 from streaming.errors import ServiceError
 from streaming.jobs.resend import Identity, Sender
 from streaming.jobs.rewrite import READER_VERSION, replace_files, write_copy
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.files import read_batches
-from streaming.storage.home import held
+from streaming.storage.files import at_hand, read_batches
+from streaming.storage.home import held, make_dir
 from streaming.storage.table_log import LiveFile, open_log
-from streaming.storage.tables import data_files
 
 MARK_ATTEMPTS = 20
-TO_SEND = ["topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"]
+TO_SEND = [
+    *("topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"),
+    *("key", "headers", "timestamp_ms"),  # which older files do not have
+]
+NOT_KEPT = Reason.MESSAGE_BOMB  # of these there are no bytes to send
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,16 @@ def count_wanted(settings: Settings, options: ReplayOptions) -> dict[str, int]:
     Raises:
         ServiceError: there is no quarantine.
     """
-    if not (settings.tables_dir / "quarantine" / "_delta_log").is_dir():
-        raise ServiceError(f"no quarantine in {settings.tables_dir}: run `imagestream stream` first")
+    if not settings.place.has_table("quarantine"):
+        raise ServiceError(f"no quarantine in {settings.place.tables}: run `imagestream stream` first")
     sql = """
         SELECT reason, count(*) AS n FROM quarantine
-        WHERE ($again OR replayed_at IS NULL) AND ($reason::VARCHAR IS NULL OR reason = $reason)
+        WHERE reason <> $not_kept AND ($again OR replayed_at IS NULL) AND ($reason::VARCHAR IS NULL OR reason = $reason)
         GROUP BY reason ORDER BY n DESC, reason
     """
-    rows = query(settings, sql, parameters={"again": options.again, "reason": options.reason}).to_pylist()
+    rows = query(
+        settings, sql, parameters={"again": options.again, "reason": options.reason, "not_kept": NOT_KEPT}
+    ).to_pylist()
     return {row["reason"]: row["n"] for row in rows}
 
 
@@ -98,9 +102,11 @@ def replay(
     """
     wanted = sum(count_wanted(settings, options).values())
     report = ReplayReport(wanted if options.limit is None else min(wanted, options.limit))
-    with held(settings.home / "replay.lock", f"another replay is at work in {settings.home}: wait until it has ended"):
-        directory = settings.tables_dir / "quarantine"
-        files = [Path(file) for file in data_files(DeltaTable(directory), directory)]
+    with held(
+        make_dir(settings.work_dir) / "replay.lock",
+        f"another replay is at work in {settings.home}: wait until it has ended",
+    ):
+        files = [file.path for file in open_log(settings.place.table("quarantine")).files()]
         sender = Sender(bootstrap_servers, client_arguments(settings))
         try:
             for file in files:
@@ -115,11 +121,11 @@ def replay(
 
 
 def _replay_file(
-    settings: Settings, file: Path, options: ReplayOptions, left: int, sender: Sender, report: ReplayReport
+    settings: Settings, file: str, options: ReplayOptions, left: int, sender: Sender, report: ReplayReport
 ) -> None:
     """Send at most `left` wanted rows of one file; mark what was acknowledged, also when it is stopped on the way."""
     try:
-        for row in _wanted_rows(file, options, left):
+        for row in _wanted_rows(settings.place.table("quarantine"), file, options, left):
             if sender.failed:
                 break
             sender.send(row)
@@ -134,26 +140,28 @@ def _replay_file(
             report.by_reason[one.reason] = report.by_reason.get(one.reason, 0) + 1
 
 
-def _wanted_rows(file: Path, options: ReplayOptions, left: int) -> Iterator[dict[str, Any]]:
-    for batch in read_batches(file, TO_SEND):
-        for row in batch.to_pylist():
-            unmarked = options.again or row["replayed_at"] is None
-            if left and unmarked and options.reason in {None, row["reason"]}:
-                left -= 1
-                yield row
+def _wanted_rows(place: str, file: str, options: ReplayOptions, left: int) -> Iterator[dict[str, Any]]:
+    with at_hand(place, file) as copy:
+        for batch in read_batches(copy, TO_SEND):
+            for row in batch.to_pylist():
+                unmarked = options.again or row["replayed_at"] is None
+                if left and unmarked and options.reason in {None, row["reason"]} and row["reason"] != NOT_KEPT:
+                    left -= 1
+                    yield row
 
 
-def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, likely: Path) -> None:
+def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, likely: str) -> None:
     """Give the rows of these identities their `replayed_at`, in one commit.
 
     Args:
-        likely: the file where they were last; if maintenance has merged it with others since, those are searched.
+        likely: the file of the table where they were last; if maintenance has merged it with others since, those are
+            searched.
 
     Raises:
         ServiceError: others replaced files of the table again and again.
     """
     for _ in range(MARK_ATTEMPTS if identities else 0):
-        if _replace_files(settings.tables_dir / "quarantine", identities, at, likely):
+        if _replace_files(settings.place.table("quarantine"), identities, at, likely):
             return
     if identities:
         raise ServiceError(
@@ -162,22 +170,23 @@ def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, l
         )
 
 
-def _replace_files(directory: Path, identities: set[Identity], at: datetime, likely: Path) -> bool:
+def _replace_files(place: str, identities: set[Identity], at: datetime, likely: str) -> bool:
     """Whether it was done: False if another program replaced files meanwhile."""
-    log = open_log(directory)
+    log = open_log(place)
     if log.reader_version > READER_VERSION:
-        raise ServiceError(f"{directory} was upgraded by another program: its rows cannot be marked as replayed")
+        raise ServiceError(f"{place} was upgraded by another program: its rows cannot be marked as replayed")
     number = log.next_rewrite()
     schema = log.data_schema()
     left = len(identities)
     removes: list[LiveFile] = []
     adds: list[AddAction] = []
-    for file in sorted(log.files(), key=lambda one: one.path != likely.name):
-        batches = read_batches(directory / file.path, ["topic", "partition", "offset"])
-        marks = sum(len(_positions(batch, identities)) for batch in batches)
+    for file in sorted(log.files(), key=lambda one: one.path != likely):
+        with at_hand(place, file.path) as copy:
+            batches = read_batches(copy, ["topic", "partition", "offset"])
+            marks = sum(len(_positions(batch, identities)) for batch in batches)
         if marks:
             removes.append(file)
-            adds.append(write_copy(directory, [file], schema, lambda rows: _marked(rows, identities, at)))
+            adds.append(write_copy(place, [file], schema, lambda rows: _marked(rows, identities, at)))
             left -= marks
         if left <= 0:
             break

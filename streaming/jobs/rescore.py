@@ -18,14 +18,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
@@ -35,8 +33,9 @@ from streaming.pipeline.score import answer_columns
 from streaming.query import query
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.storage.files import as_matrix
+from streaming.storage.files import as_matrix, at_hand
 from streaming.storage.home import held, make_dir
+from streaming.storage.table_log import open_log
 from streaming.storage.tables import ANSWER, IDENTITY, RESCORED, Table
 
 ROWS_AT_ONCE = 2_048  # 10 MB of features that are 1,280 wide
@@ -130,14 +129,14 @@ def rescore(
     bundle = open_registry(settings.home).read(version)
     check_golden(bundle, load_scorer(bundle))
     missing = check_features(settings, bundle, version, allow_missing=allow_missing)
-    lock = make_dir(settings.home) / "rescore.lock"
+    lock = make_dir(settings.work_dir) / "rescore.lock"
     with held(lock, "another rescoring is at work in this home; wait until it is done"):
-        table = Table(settings.tables_dir, "rescored")
+        table = Table(settings.place.tables, "rescored")
         done = _done(settings, bundle.sha256)
         chunks = [chunk for chunk in _chunks(settings, bundle.sha256) if not table.committed(chunk.id, 0)]
         added = 0
         lineage = {"model_version": version, "bundle_sha256": bundle.sha256, "query_id": f"rescore-{uuid4()}"}
-        work = _Work(load_head(bundle), bundle, done, on_rows)
+        work = _Work(load_head(bundle), bundle, done, on_rows, settings.place.table("features"))
         for number, (chunk, rows) in enumerate(_scored(chunks, work, workers or os.cpu_count() or 1)):
             answers = _with_lineage(rows, lineage | {"batch_id": number})
             if table.append(answers, chunk.id, 0):
@@ -151,17 +150,18 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
     Raises:
         ServiceError: see `rescore`.
     """
-    there = {log.parent.name for log in settings.tables_dir.glob("*/_delta_log")}
+    there = set(settings.place.table_names())
     if "features" not in there:
         raise ServiceError(
-            f"no features are stored in {settings.tables_dir}: run `imagestream stream` (with --features), then rescore"
+            f"no features are stored in {settings.place.tables}: run `imagestream stream` (with --features), "
+            "then rescore"
         )
     backbone = {"backbone": bundle.backbone_sha256}
     (stored,) = query(settings, STORED, parameters=backbone, timeout_s=TIMEOUT_S).to_pylist()
     name = bundle.manifest.backbone.name
     if not stored["stored"]:
         raise ServiceError(
-            f"the features stored in {settings.tables_dir} are of training images only: run `imagestream stream` "
+            f"the features stored in {settings.place.tables} are of training images only: run `imagestream stream` "
             "(with --features), then rescore"
         )
     if not stored["usable"]:
@@ -188,17 +188,15 @@ def rows_to_read(settings: Settings) -> int:
 
 def _chunks(settings: Settings, bundle_sha256: str) -> Iterator[_Chunk]:
     """The files of `features`, oldest first, so that those that come later do not change the chunks before them."""
-    directory = settings.tables_dir / "features"
-    actions = pa.table(DeltaTable(directory).get_add_actions(flatten=True))
-    actions = actions.sort_by([("modification_time", "ascending"), ("path", "ascending")])
+    files = open_log(settings.place.table("features")).files()
     gathered: list[str] = []
     size = 0
-    for action in actions.select(["path", "size_bytes"]).to_pylist():
-        if gathered and size + action["size_bytes"] > CHUNK_BYTES:
+    for file in sorted(files, key=lambda one: (one.modified, one.path)):
+        if gathered and size + file.bytes > CHUNK_BYTES:
             yield _chunk(gathered, bundle_sha256)
             gathered, size = [], 0
-        gathered.append(str(directory / unquote(action["path"])))  # percent-encoded, as deltalake gives them
-        size += action["size_bytes"]
+        gathered.append(file.path)
+        size += file.bytes
     if gathered:
         yield _chunk(gathered, bundle_sha256)
 
@@ -229,6 +227,7 @@ class _Work:
     bundle: Bundle
     done: _Done
     on_rows: ON_ROWS
+    features: str  # the place of the table
 
 
 def _scored(chunks: list[_Chunk], work: _Work, workers: int) -> Iterator[tuple[_Chunk, pa.Table]]:
@@ -251,9 +250,10 @@ def _score_chunk(chunk: _Chunk, work: _Work) -> pa.Table:
     wanted = ["backbone_sha256", "projection_sha256", "features", *(one.name for one in IDENTITY)]
     parts = []
     for file in chunk.files:
-        for batch in pq.ParquetFile(file).iter_batches(ROWS_AT_ONCE, columns=wanted):
-            parts.append(_score_batch(batch, work, file))
-            work.on_rows(batch.num_rows)
+        with at_hand(work.features, file) as copy, pq.ParquetFile(copy) as parquet:
+            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=wanted):
+                parts.append(_score_batch(batch, work, file))
+                work.on_rows(batch.num_rows)
     return pa.concat_tables(parts)
 
 
@@ -269,7 +269,11 @@ def _score_batch(batch: pa.RecordBatch, work: _Work, file: str) -> pa.Table:
             f"{file} holds features of {features.shape[1]} numbers, the model takes {work.head.projection.n_in}"
         )
     answers = answer_columns(work.head.probabilities(features), work.head)
-    identity = [batch.column(one.name).cast(one.type) for one in IDENTITY]
+    there = set(batch.schema.names)
+    identity = [
+        batch.column(one.name).cast(one.type) if one.name in there else pa.nulls(batch.num_rows, one.type)
+        for one in IDENTITY
+    ]
     return pa.table([*identity, *answers], schema=pa.schema([*IDENTITY, *ANSWER]))
 
 

@@ -23,7 +23,7 @@ WITH known AS ({known}), pairs AS (
     SELECT p.model_version AS old_version, p.label AS old_label, r.label AS new_label,
            p.confidence AS old_confidence, r.confidence AS new_confidence,
            coalesce(known.label, r.label_true) AS truth, p.bundle_sha256 AS old_bundle,
-           r.topic, r."partition", r."offset", r.image_id, r.source
+           r.topic, r."partition", r."offset", r.image_id, r.source, r."key"
     FROM rescored r JOIN predictions p USING (topic, "partition", "offset")
     LEFT JOIN known ON known.image_id = r.image_id
     WHERE r.bundle_sha256 = $bundle AND p.bundle_sha256 <> $bundle
@@ -36,7 +36,7 @@ FROM pairs GROUP BY old_version ORDER BY old_version
 """
 LABELLED = """
 SELECT old_version AS version, old_bundle, $bundle AS new_bundle, coalesce(content, image_id) AS image_id,
-       image_id AS known_as, source, old_label = truth AS old_right, new_label = truth AS new_right
+       image_id AS known_as, source, "key", old_label = truth AS old_right, new_label = truth AS new_right
 FROM pairs LEFT JOIN ({contents}) USING (topic, "partition", "offset") WHERE truth IS NOT NULL
 """
 CHANGED = """
@@ -61,7 +61,7 @@ class Comparison:
 
 def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> Comparison:
     """Compare the answers in `rescored` of one bundle with those in `predictions`, message by message."""
-    there = {log.parent.name for log in settings.tables_dir.glob("*/_delta_log")}
+    there = set(settings.place.table_names())
     if not {"predictions", "rescored"} <= there:
         return Comparison([], [])
     pairs = PAIRS.format(known=KNOWN if "labels" in there else NOT_KNOWN)
@@ -69,7 +69,7 @@ def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> 
     agreement = query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist()
     labelled = pairs + LABELLED.format(contents=contents_of(settings))
     with open_query(settings, labelled, parameters=bundle, timeout_s=TIMEOUT_S) as batches:
-        counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.tables_dir))
+        counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.place))
     return Comparison(
         [row | counts.get(row["old_version"], Paired()).as_row() for row in agreement],
         query(settings, pairs + CHANGED, parameters=bundle | {"limit": limit}, timeout_s=TIMEOUT_S).to_pylist(),

@@ -1,14 +1,21 @@
-"""Sending quarantined rows to Kafka, each as the message it was: raw bytes, key, source and label."""
+"""Sending quarantined rows to Kafka, each as the message it was: raw bytes, key, headers and timestamp.
 
+A mark of our own is added to the headers, `imagestream-replay-of`: the topic, partition and offset of the original. Of
+rows from before key and headers were kept, key and headers are made of the image id, source and label.
+"""
+
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
-from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, build_message
+from producer.message import HEADER_MARGIN_BYTES, HEADER_REPLAY_OF, HEADER_TIMESTAMP, MAX_MESSAGE_BYTES, build_message
 from streaming.errors import ServiceError
 from streaming.pipeline.positions import name_in_kafka
 from streaming.platform.kafka_client import connect
+from streaming.platform.topic import topic_configuration
 
 IN_FLIGHT_BYTES = 32 * 1024**2
 CONNECT_TIMEOUT_S = 10.0
@@ -26,6 +33,26 @@ class Sent:
     bytes: int
 
 
+@dataclass(frozen=True)
+class _Original:
+    """A message as it was, with our marks."""
+
+    topic: str  # in Kafka
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes | None]]
+    timestamp_ms: int | None  # None: now
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The future of a message that was acknowledged."""
+
+    def get(self, timeout: float) -> None:
+        """As that of a future."""
+
+
 class Sender:
     """Sends rows, with at most IN_FLIGHT_BYTES under way, and collects what became of them."""
 
@@ -36,6 +63,10 @@ class Sender:
         self.acknowledged: list[Sent] = []
         self.refused = 0
         self.failed: str | None = None
+        self._servers = bootstrap_servers
+        self._client = client
+        self._second: Any = None  # an administrator's connection, if it is needed
+        self._kept_ms: dict[str, float] = {}  # topic → how long a message is kept by its own time
         self._waiting: deque[tuple[Sent, Any]] = deque()
         self._waiting_bytes = 0
         try:
@@ -70,9 +101,15 @@ class Sender:
         while self._waiting and self._waiting_bytes + size > IN_FLIGHT_BYTES:
             self._settle()
         sent = Sent((row["topic"], row["partition"], row["offset"]), row["reason"], size)
-        message = build_message(value or b"", row["source"] or "", label=row["label_true"], image_id=row["image_id"])
+        message = self._original(row)
         try:
-            future = self._producer.send(name_in_kafka(row["topic"]), value, message.key, message.headers)
+            if any(one is None for _, one in message.headers):
+                self._send_alone(message)
+                future: Any = _Done()
+            else:
+                future = self._producer.send(
+                    message.topic, value, message.key, message.headers, timestamp_ms=message.timestamp_ms
+                )
         except MessageSizeTooLargeError:
             self.refused += 1
         except KafkaError as error:
@@ -80,6 +117,70 @@ class Sender:
         else:
             self._waiting.append((sent, future))
             self._waiting_bytes += size
+
+    def _original(self, row: Mapping[str, Any]) -> "_Original":
+        topic = name_in_kafka(row["topic"])
+        mark = (HEADER_REPLAY_OF, f"{row['topic']}/{row['partition']}/{row['offset']}".encode())
+        value, timestamp = row["value"], row.get("timestamp_ms")
+        if timestamp is None:  # from before they were kept
+            made = build_message(value or b"", row["source"] or "", label=row["label_true"], image_id=row["image_id"])
+            return _Original(topic, row["partition"], made.key, value, [*made.headers, mark], None)
+        headers = [(one["key"], one["value"]) for one in row["headers"] or ()] + [mark]
+        if timestamp < 0 or self._would_vanish(topic, timestamp):
+            headers.append((HEADER_TIMESTAMP, str(timestamp).encode()))
+            timestamp = None
+        return _Original(topic, row["partition"], row["key"], value, headers, timestamp)
+
+    def _would_vanish(self, topic: str, timestamp_ms: int) -> bool:
+        """Whether the broker would soon delete a message of that time: where it keeps messages by their own time."""
+        if topic not in self._kept_ms:
+            found = topic_configuration(self._admin(), topic)
+            by_append = found.get("message.timestamp.type") == "LogAppendTime"
+            deletes = "delete" in found.get("cleanup.policy", "delete")
+            retention_ms = int(found.get("retention.ms", -1))
+            self._kept_ms[topic] = inf if by_append or not deletes or retention_ms < 0 else retention_ms
+        return time.time() * 1000 - timestamp_ms > self._kept_ms[topic] / 2
+
+    def _admin(self) -> Any:
+        from kafka.admin import KafkaAdminClient
+
+        if self._second is None:
+            timeout = {"request_timeout_ms": int(DELIVERY_TIMEOUT_S * 1000)}
+            self._second = connect(KafkaAdminClient, bootstrap_servers=self._servers, **timeout, **self._client)
+        return self._second
+
+    def _send_alone(self, message: "_Original") -> None:
+        """Send a message with a header whose value is null, which kafka-python's producer does not take.
+
+        Raises:
+            kafka.errors.KafkaError: the broker did not take it.
+        """
+        from kafka import TopicPartition
+        from kafka.errors import for_code
+        from kafka.protocol.producer import ProduceRequest
+        from kafka.record.default_records import DefaultRecordBatchBuilder
+
+        builder = DefaultRecordBatchBuilder(
+            magic=2, compression_type=0, is_transactional=0, producer_id=-1, producer_epoch=-1, base_sequence=-1,
+            batch_size=2 * MAX_MESSAGE_BYTES,
+        )  # fmt: skip
+        at = int(time.time() * 1000) if message.timestamp_ms is None else message.timestamp_ms
+        builder.append(0, at, message.key, message.value, message.headers)
+        topics = ProduceRequest.TopicProduceData
+        part = topics.PartitionProduceData(index=message.partition, records=bytes(builder.build()))
+        request = ProduceRequest(
+            transactional_id=None, acks=-1, timeout_ms=int(DELIVERY_TIMEOUT_S * 1000),
+            topic_data=[topics(name=message.topic, partition_data=[part])], min_version=3, max_version=9,
+        )  # fmt: skip
+        admin = self._admin()
+
+        async def send() -> Any:
+            (leader,) = await admin._async_get_leader_for_partitions({TopicPartition(message.topic, message.partition)})
+            return await admin._manager.send(request, node_id=leader)
+
+        (answer,) = admin._manager.run(send).responses[0].partition_responses
+        if answer.error_code:
+            raise for_code(answer.error_code)(f"topic {message.topic!r} partition {message.partition}")
 
     def flush(self) -> None:
         """Wait for the answers to everything that is under way."""
@@ -103,6 +204,8 @@ class Sender:
     def close(self) -> None:
         from kafka.errors import KafkaTimeoutError
 
+        if self._second is not None:
+            self._second.close()
         try:
             self._producer.close(timeout=1)
         except KafkaTimeoutError:  # it closes only when nothing is under way: give up what a silent broker left there

@@ -12,14 +12,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
-from streaming.storage.files import FileSink, read_batches
+from streaming.storage.files import FileSink, at_hand, conformed, read_batches
 from streaming.storage.table_log import REWRITE, LiveFile, TableLog, open_log
 from streaming.storage.tables import STATISTICS, added, merged_statistics, statistics
 
@@ -29,7 +28,7 @@ MAX_ROWS_READ = 64 * 1024
 READER_VERSION = 1  # with a later one a file may hold rows that were deleted, or columns under other names
 
 
-def compact(directory: Path, target_bytes: int) -> str | None:
+def compact(place: str, target_bytes: int) -> str | None:
     """Merge the small files of each partition of a table into files of at most `target_bytes`.
 
     A file is merged with others only where the sum of their sizes stays below the target; large ones stay as they are.
@@ -38,13 +37,13 @@ def compact(directory: Path, target_bytes: int) -> str | None:
         Why not all of it was done, if other rewriters were first every time, or the table cannot be rewritten.
     """
     for _ in range(ATTEMPTS):
-        log = open_log(directory)
+        log = open_log(place)
         if log.reader_version > READER_VERSION:
             return f"another program has upgraded it to reader version {log.reader_version}"
         number = log.next_rewrite()
         schema = log.data_schema()
         for group in _groups(log.files(), target_bytes):
-            merged = write_copy(directory, group, schema)
+            merged = write_copy(place, group, schema)
             if not replace_files(log, number, group, [merged], data_change=False):
                 break
             number += 1
@@ -99,7 +98,7 @@ def replace_files(
 
 
 def write_copy(
-    directory: Path,
+    place: str,
     files: Sequence[LiveFile],
     schema: pa.Schema,
     change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
@@ -109,44 +108,35 @@ def write_copy(
     Args:
         change: gets some of the rows, returns them changed.
     """
-    folder = Path(files[0].path).parent
-    names = STATISTICS.get(directory.name, schema.names)
+    folder = files[0].path.rpartition("/")[0]
+    names = STATISTICS.get(place.rpartition("/")[2], schema.names)
     parts: list[Mapping[str, Any]] = []
-    with FileSink(str(directory / folder), schema) as sink:
-        for rows in _row_groups([directory / file.path for file in files], schema):
+    with FileSink(f"{place}/{folder}".rstrip("/"), schema) as sink:
+        for rows in _row_groups(place, [file.path for file in files], schema):
             changed = change(rows)
             sink.write(changed)
             parts.append(statistics(changed, names))
         written = sink.close()
     if written is None:
-        raise ServiceError(f"{directory / files[0].path} should have rows, but has none")
-    path, stats = (folder / written.path).as_posix(), json.dumps(merged_statistics(parts))
+        raise ServiceError(f"{place}/{files[0].path} should have rows, but has none")
+    path, stats = f"{folder}/{written.path}".lstrip("/"), json.dumps(merged_statistics(parts))
     return added(replace(written, path=path, partition=dict(files[0].partition), stats=stats))
 
 
-def _row_groups(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+def _row_groups(place: str, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
     """The rows of files in order, some megabytes at a time, so that many small files do not become as many groups."""
     waiting: list[pa.Table] = []
     waiting_bytes = 0
     for path in paths:
         try:
-            for batch in read_batches(path, max_rows=MAX_ROWS_READ):
-                waiting.append(_conformed(batch, schema))
-                waiting_bytes += waiting[-1].nbytes
-                if waiting_bytes >= ROW_GROUP_BYTES:
-                    yield pa.concat_tables(waiting)
-                    waiting, waiting_bytes = [], 0
+            with at_hand(place, path) as file:
+                for batch in read_batches(file, max_rows=MAX_ROWS_READ):
+                    waiting.append(pa.Table.from_batches([conformed(batch, schema)]))
+                    waiting_bytes += waiting[-1].nbytes
+                    if waiting_bytes >= ROW_GROUP_BYTES:
+                        yield pa.concat_tables(waiting)
+                        waiting, waiting_bytes = [], 0
         except (OSError, pa.ArrowException) as error:
-            raise ServiceError(f"{path} cannot be read: {str(error).splitlines()[0]}; restore it") from error
+            raise ServiceError(f"{place}/{path} cannot be read: {str(error).splitlines()[0]}; restore it") from error
     if waiting:
         yield pa.concat_tables(waiting)
-
-
-def _conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.Table:
-    """Rows in the columns of the table; those that a file from before does not have are null."""
-    there = set(batch.schema.names)
-    columns = [
-        batch.column(field.name).cast(field.type) if field.name in there else pa.nulls(batch.num_rows, field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)

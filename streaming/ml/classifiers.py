@@ -194,7 +194,7 @@ def _score_images(dataset: DataFrame, bundle: Bundle, images: Column) -> Column:
 
     def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
         scorer = loaded(sha256, lambda: load_scorer(broadcast.value))
-        return from_images(columns, scorer.engine, scorer.resize, scorer.probabilities)
+        return from_images(columns, scorer.engine, scorer.fitting, scorer.probabilities)
 
     return computed(score, images, RESULT_DDL)
 

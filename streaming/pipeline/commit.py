@@ -3,8 +3,9 @@
     1. plan      Spark's ranges of offsets; each must start where the batch before it ended
     2. model     what the aliases point to now
     3. score     once, in one Spark job; workers write features and quarantined bytes into files of their own
-    4. account   input = predicted + quarantined, or the batch is refused
-    5. write     files of predictions and of the challenger's answers; no commit names any of these files yet
+    4. account   every message of the ranges was read once and has one row, or the batch is refused (see `account.py`)
+    5. write     files of predictions and of the challenger's answers, which no commit names yet; meanwhile Kafka is
+                 asked whether its topics are still the same
     6. decide    create the object of batch n, which names offsets, models, figures and files
     7. apply     predictions, quarantine, shadow and features: one commit each, with transaction (stream id, n)
     8. whole     `batches`, likewise, last: a batch with a row here is whole
@@ -28,24 +29,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
+from models.decode import DEFAULT_LIMITS, Limits
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
-from streaming.errors import ServiceError
-from streaming.pipeline.decisions import (
-    CountedRange,
-    Decision,
-    Decisions,
-    Figures,
-    ModelVersion,
-    OffsetRange,
-    files_of,
-)
+from streaming.pipeline.account import Place, account, confirmed, places_with_holes
+from streaming.pipeline.bounded import BoundedMessages
+from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVersion, OffsetRange
 from streaming.pipeline.finish import Tables, apply
+from streaming.pipeline.payload import RAW
 from streaming.pipeline.positions import Plan
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.pipeline.serving import LoadedModel, Serving
+from streaming.pipeline.witness import TakeWitness
 from streaming.storage.files import DataFile
-from streaming.storage.tables import ANSWER, IDENTITY, PREDICTIONS, SHADOW, spark_schema
+from streaming.storage.tables import ANSWER, DAMAGED, IDENTITY, PREDICTIONS, SHADOW, spark_schema
 
 STEPS = ("begin", "score", "decide", "predictions", "quarantine", "features", "batches")
 # Seconds by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is since the batch before.
@@ -92,6 +89,8 @@ class BatchCommitter:
     """Runs the protocol for every micro-batch of one run of the stream.
 
     Args:
+        payload: the frame around each image, see `payload.py`.
+        take_witness: asks Kafka, beside other work, for what a batch that was read is compared with.
         on_batch: called with every committed micro-batch.
         on_step: called with the name of each of `STEPS` when it is done.
 
@@ -106,27 +105,37 @@ class BatchCommitter:
         serving: Serving,
         tables: Tables,
         decisions: Decisions,
+        take_witness: TakeWitness,
         *,
         store_features: bool,
+        payload: str = RAW,
+        limits: Limits = DEFAULT_LIMITS,
         on_batch: Callable[[BatchResult], None],
         on_step: Callable[[str], None],
     ) -> None:
         self._serving = serving
         self._tables = tables
         self._decisions = decisions
+        self._take_witness = take_witness
         self._store_features = store_features
+        self._payload = payload
+        self._limits = limits
         self._on_batch = on_batch
         self._on_step = on_step
         self._output = spark_schema(OUTPUT)
         self._ended: float | None = None  # when the batch before was committed
         self._window = DriftWindow()
 
-    def __call__(self, messages: DataFrame, ranges: Sequence[OffsetRange]) -> None:
+    def __call__(self, messages: DataFrame | BoundedMessages, ranges: Sequence[OffsetRange]) -> None:
         """Run the protocol for one micro-batch; `foreachBatch` calls this.
+
+        Args:
+            messages: as Spark reads them, or read beside it, which are then scored in this process.
 
         Raises:
             LostDecisionError: nothing of the batch is in any table, unless it is whole.
             ServiceError: the batch does not continue the one before, or does not add up; nothing of it is committed.
+            WitnessError: Kafka did not confirm what was read; likewise.
         """
         started, clock = datetime.now(UTC), perf_counter()
         if not ranges:
@@ -139,7 +148,18 @@ class BatchCommitter:
         champion, challenger = self._serving.champion, self._serving.challenger
         score_clock = perf_counter()
         scored = self._score(messages, champion, challenger)
-        counted = _account(ranges, scored, plan.number + 1)
+        counted = account(
+            plan.number + 1,
+            ranges,
+            [piece for report in scored.reports for piece in report.read],
+            _by_place(scored.rows),
+            _summed([{place[:2]: place[2]} for report in scored.reports for place in report.quarantined_at]),
+        )
+        topics = plan.kafka_topics
+        witness = self._take_witness(
+            [name for name, _ in topics.values()],
+            [(topics[topic][0], partition) for topic, partition in places_with_holes(counted)],
+        )
         commit_clock = perf_counter()
         self._on_step("score")
 
@@ -156,6 +176,12 @@ class BatchCommitter:
             }
             return _summed([report.seconds for report in scored.reports]) | driver
 
+        files = self._files(scored, champion.version, challenger.version if challenger else None, started.date())
+        try:
+            counted = confirmed(plan.number + 1, counted, witness.result(), topics)
+        except Exception:
+            self._drop(files)
+            raise
         decision = Decision(
             number=plan.number + 1,
             stream=plan.stream,
@@ -173,12 +199,12 @@ class BatchCommitter:
                 drift=far,
                 started_at=started,
             ),
-            files=self._files(scored, champion.version, challenger.version if challenger else None, started.date()),
+            files=files,
             decided_at=datetime.now(UTC),
             nonce=uuid.uuid4().hex,
         )
         if not self._decisions.decide(decision):
-            self._drop(decision)
+            self._drop(files)
             raise LostDecisionError(f"batch {decision.number} was decided by another driver")
         self._on_step("decide")
 
@@ -196,7 +222,7 @@ class BatchCommitter:
             seconds=seconds(),
             refused=self._serving.refused,
             drift=far,
-            cores=min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(scored.reports))),
+            cores=_cores(messages, scored.reports),
         )
         self._ended = perf_counter()
         self._on_step("batches")
@@ -206,16 +232,22 @@ class BatchCommitter:
         if name in STEPS:
             self._on_step(name)
 
-    def _score(self, messages: DataFrame, champion: LoadedModel, challenger: LoadedModel | None) -> _Scored:
+    def _score(
+        self, messages: DataFrame | BoundedMessages, champion: LoadedModel, challenger: LoadedModel | None
+    ) -> _Scored:
         plan = self.plan
         task = ScoreTask(
             model=champion.version,
             challenger=challenger.version if challenger else None,
+            engine=champion.engine,
+            challenger_engine=challenger.engine if challenger else None,
             query_id=plan.stream,
             batch_id=plan.number + 1,
-            topic=plan.topic,
-            quarantine_dir=str(self._tables["quarantine"].directory),
-            features_dir=str(self._tables["features"].directory) if self._store_features else None,
+            topics={in_kafka: name for name, (in_kafka, _) in plan.kafka_topics.items()},
+            quarantine_dir=self._tables["quarantine"].place,
+            features_dir=self._tables["features"].place if self._store_features else None,
+            payload=self._payload,
+            limits=self._limits,
         )
         bundle = champion.broadcast
         other = challenger.broadcast if challenger else None
@@ -223,7 +255,13 @@ class BatchCommitter:
         def score(batches: Any) -> Any:
             return score_partition(batches, lambda: bundle.value, lambda: other.value if other else None, task)
 
-        output = messages.mapInArrow(score, self._output).toArrow().cast(OUTPUT)
+        if isinstance(messages, BoundedMessages):
+            rows = score_partition(
+                messages.batches, lambda: bundle.value, lambda: other.value if other else None, task, messages.refused
+            )
+            output = pa.Table.from_batches(rows, OUTPUT)
+        else:
+            output = messages.mapInArrow(score, self._output).toArrow().cast(OUTPUT)
         is_report = output.column(REPORT.name).is_valid()
         reports = [PartitionReport.from_json(text) for text in output.filter(is_report).column(REPORT.name).to_pylist()]
         quarantined: dict[str, int] = _summed([report.quarantined for report in reports])
@@ -245,11 +283,10 @@ class BatchCommitter:
             files["shadow"] = self._tables["shadow"].write(_shadow(scored.rows, challenger, lineage))
         return {name: tuple(of_table) for name, of_table in files.items()}
 
-    def _drop(self, decision: Decision) -> None:
-        """Delete the files of a decision that was not taken; nothing names them."""
-        for name, files in files_of(decision).items():
-            for file in files:
-                (self._tables[name].directory / file.path).unlink(missing_ok=True)
+    def _drop(self, files: Mapping[str, Sequence[DataFile]]) -> None:
+        """Delete the files of a batch that was not decided; nothing names them."""
+        for name, of_table in files.items():
+            self._tables[name].store.delete(file.path for file in of_table)
 
     def _drift(self, model: LoadedModel, reports: list[PartitionReport]) -> tuple[DriftWindow, dict[str, float]]:
         """The window after this batch; how far the batch, and the window where it is judged, is from the reference."""
@@ -261,25 +298,21 @@ class BatchCommitter:
         return window, drift(reference, seen) | verdict
 
 
-def _account(ranges: Sequence[OffsetRange], scored: _Scored, number: int) -> tuple[CountedRange, ...]:
-    """Input = predicted + quarantined; the ranges with their rows.
-
-    Raises:
-        ServiceError: it is not.
-    """
-    planned = sum(one.end - one.start for one in ranges)
-    read = sum(report.input_rows for report in scored.reports)
-    predicted, bad = scored.rows.num_rows, sum(scored.quarantined.values())
-    if not planned == read == predicted + bad:
-        raise ServiceError(
-            f"batch {number} does not add up: {planned} messages by offsets, {read} read, "
-            f"{predicted} predicted + {bad} quarantined; nothing of it is committed"
-        )
-    return tuple(CountedRange(one.topic, one.partition, one.start, one.end, one.end - one.start) for one in ranges)
+def _cores(messages: DataFrame | BoundedMessages, reports: Sequence[PartitionReport]) -> int:
+    """That worked on the messages at a time."""
+    if isinstance(messages, BoundedMessages):
+        return 1
+    return min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(reports)))
 
 
-def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    total: dict[str, Any] = {}
+def _by_place(rows: pa.Table) -> dict[Place, int]:
+    """(topic, partition) → rows."""
+    counts = rows.select(["topic", "partition"]).group_by(["topic", "partition"]).aggregate([([], "count_all")])
+    return {(row["topic"], row["partition"]): row["count_all"] for row in counts.to_pylist()}
+
+
+def _summed(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
+    total: dict[Any, Any] = {}
     for part in parts:
         for key, value in part.items():
             total[key] = total.get(key, 0) + value
@@ -287,7 +320,7 @@ def _summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _predictions(rows: pa.Table, model: ModelVersion, constants: Mapping[str, Any]) -> pa.Table:
-    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER)])
+    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER, DAMAGED)])
     return _with_constants(answers, model, constants, PREDICTIONS)
 
 

@@ -44,9 +44,15 @@ class OffsetRange:
 
 @dataclass(frozen=True)
 class CountedRange(OffsetRange):
-    """Offsets of which `rows` held a message that was read."""
+    """Offsets of which `rows` held a message that was read.
+
+    Attributes:
+        log_start: where the partition's log began after the range was read; asked only where there are fewer rows than
+            offsets.
+    """
 
     rows: int
+    log_start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,8 @@ def _range_problems(decision: Decision) -> Iterator[str]:
         yield "'ranges' must have each partition once"
     if any(not 0 <= one.rows <= one.end - one.start for one in decision.ranges):
         yield "'ranges' have more rows than offsets"
+    if any(not 0 <= (one.log_start or 0) <= MAX_INT64 for one in decision.ranges):
+        yield "'ranges' have a 'log_start' that is not an offset"
 
 
 def _file_problems(table: str, file: DataFile) -> Iterator[str]:

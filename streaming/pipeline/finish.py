@@ -7,6 +7,7 @@ has not seen that number or a later one. `batches` is last: a batch with a row t
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,6 @@ from streaming.errors import ServiceError
 from streaming.pipeline.decisions import DECIDED_TABLES, Decision, Decisions, OffsetRange, files_of
 from streaming.pipeline.positions import Positions, read_identity, read_positions
 from streaming.settings import Settings
-from streaming.storage.store import open_store
 from streaming.storage.tables import BATCHES, Table
 
 LISTED = 3  # files that an error names
@@ -27,14 +27,24 @@ LISTED = 3  # files that an error names
 class Tables:
     """The tables that the stream writes, each opened, or made, when it is first used."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, place: str | Path) -> None:
+        self._place = place
         self._open: dict[str, Table] = {}
 
     def __getitem__(self, name: str) -> Table:
         if name not in self._open:
-            self._open[name] = Table(self._directory, name)
+            self._open[name] = Table(self._place, name)
         return self._open[name]
+
+    def seen(self, stream: str) -> dict[str, int | None]:
+        """Table → the newest number that the stream has committed to it, of all tables of a decision.
+
+        They are opened, and asked, at the same time: in a bucket each takes several requests.
+        """
+        with ThreadPoolExecutor(len(DECIDED_TABLES)) as pool:
+            return dict(
+                zip(DECIDED_TABLES, pool.map(lambda name: self[name].seen(stream), DECIDED_TABLES), strict=True)
+            )
 
 
 def apply(
@@ -60,20 +70,25 @@ def apply(
         ServiceError: files of a decision that another process made are missing or damaged.
     """
     app, number = decision.stream, decision.number
-    # In the newest version, at each batch: a driver that slept for a day must not put rows into a table that had none
-    # since its number was pruned.
-    seen = tables["batches"].seen(app)
+    # At each batch: a driver that slept for a day must not put rows into a table that had none since its number was
+    # pruned. Decisions are kept for much longer than what is known of a table in a bucket.
+    batches = tables["batches"]
+    seen = batches.seen_lately(app) if fresh else batches.seen(app)
     if seen is not None and seen >= number:
         return seen == number
     if not fresh:
         _check_files(decision, tables)
-    files = files_of(decision)
-    for name in DECIDED_TABLES:
-        if name in files:
-            tables[name].append_files(files[name], app, number)
-        on_step(name)
+    files = {tables[name]: of_table for name, of_table in files_of(decision).items()}
+    with ThreadPoolExecutor(max(1, len(files))) as pool:  # the tables do not depend on each other
+        commits = {
+            table.name: pool.submit(table.append_files, of_table, app, number) for table, of_table in files.items()
+        }
+        for name in DECIDED_TABLES:
+            if name in commits:
+                commits[name].result()
+            on_step(name)
     row = _batch_row(decision, decision.figures.seconds if seconds is None else seconds())
-    tables["batches"].append(row, app, number)
+    batches.append(row, app, number)
     return True
 
 
@@ -87,7 +102,7 @@ def finish_decided(settings: Settings, stream: str, tables: Tables) -> Positions
     identity = read_identity(settings, stream)
     if identity is None:
         return None
-    decisions = Decisions(open_store(settings.home), stream)
+    decisions = Decisions(settings.place.store, stream)
     positions = read_positions(settings, identity)
     while True:
         decision = decisions.read(positions.number + 1)
@@ -96,7 +111,7 @@ def finish_decided(settings: Settings, stream: str, tables: Tables) -> Positions
             apply(decision, tables, fresh=False)
             positions = positions.after(decision)
             continue
-        ahead = [name for name in DECIDED_TABLES if (tables[name].seen(identity.id) or 0) > positions.number]
+        ahead = [name for name, seen in tables.seen(identity.id).items() if (seen or 0) > positions.number]
         if not ahead:
             return positions
         if decisions.read(positions.number + 1) is None:  # else another driver has decided it meanwhile
@@ -130,13 +145,12 @@ def _check_continues(positions: Positions, decision: Decision, stream: str) -> N
 def _check_files(decision: Decision, tables: Tables) -> None:
     """The files that tables are still to take must be there, in full."""
     wrong = []
+    seen = tables.seen(decision.stream)
     for name, files in files_of(decision).items():
-        seen = tables[name].seen(decision.stream)
-        if seen is not None and seen >= decision.number:
+        if (seen[name] or 0) >= decision.number:
             continue
         for file in files:
-            path = tables[name].directory / file.path
-            size = path.stat().st_size if path.is_file() else None
+            size = tables[name].store.size(file.path)
             if size != file.bytes:
                 found = "missing" if size is None else f"{size:,} bytes instead of {file.bytes:,}"
                 wrong.append(f"{name}/{file.path} ({found})")

@@ -7,35 +7,41 @@ the tables give.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pyspark.sql import DataFrame, SparkSession
 
 from streaming.errors import ServiceError
 from streaming.pipeline.decisions import OffsetRange
+from streaming.platform.topic import Subscription
 
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
 INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
 
 
-def read_topic(
+def read_topics(
     spark: SparkSession,
     bootstrap_servers: str,
-    topic: str,
+    subscription: Subscription,
     *,
     images_per_batch: int,
     starting_offsets: str,
+    isolation: str,
     client: Mapping[str, str],
 ) -> DataFrame:
-    """The topic as an unbounded DataFrame of the columns that scoring reads.
+    """The topics as an unbounded DataFrame of the columns that scoring reads.
 
     Args:
         starting_offsets: where to begin, Kafka's JSON.
+        isolation: `read_committed` or `read_uncommitted`.
         client: options of protocol, user and certificates, as `kafka_security.spark_options` makes them.
     """
     return (
         spark.readStream.format("kafka")
         .options(**client)
         .option("kafka.bootstrap.servers", bootstrap_servers)
-        .option("subscribe", topic)
+        .option("kafka.isolation.level", isolation)
+        .option(*subscription.spark_option)
         .option("startingOffsets", starting_offsets)
         .option("includeHeaders", "true")
         .option("maxOffsetsPerTrigger", images_per_batch)
@@ -45,12 +51,12 @@ def read_topic(
     )
 
 
-def planned_ranges(scratch: Path, batch: int, name: str | None = None) -> list[OffsetRange]:
+def planned_ranges(scratch: Path, batch: int, names: Mapping[str, str] = NO_NAMES) -> list[OffsetRange]:
     """What Spark planned for a micro-batch, read from the checkpoint that it wrote before running it.
 
     Args:
         batch: Spark's number of it, from 0 for the first of the query.
-        name: the topic's name in the tables, where that is not Kafka's.
+        names: name in Kafka → name in the tables, where that is another.
 
     `offsets/N` holds where batch N ends. It starts where N - 1 ends, and batch 0 where the source first looked. A
     partition that appeared since then starts at 0.
@@ -62,7 +68,7 @@ def planned_ranges(scratch: Path, batch: int, name: str | None = None) -> list[O
         for partition, end in sorted(partitions.items(), key=lambda item: int(item[0])):
             start = starts.get(topic, {}).get(partition, 0)
             if end > start:
-                ranges.append(OffsetRange(name or topic, int(partition), start, end))
+                ranges.append(OffsetRange(names.get(topic, topic), int(partition), start, end))
     return ranges
 
 

@@ -98,13 +98,13 @@ class Metrics:
         """Count a failure after which the stream tries again."""
         self._trouble.inc()
 
-    def broker(self, topic: str, partitions: Iterable[PartitionLag] | None) -> None:
-        """What the broker said of the topic, None if it did not answer; the lag is unknown then."""
+    def broker(self, partitions: Iterable[PartitionLag] | None) -> None:
+        """What the broker said about the topics, None if it did not answer; the lag is unknown then."""
         self._broker.set(partitions is not None)
         self._lag.clear()
         for one in partitions or ():
             if one.lag is not None:
-                self._lag.labels(topic, str(one.partition)).set(one.lag)
+                self._lag.labels(one.topic, str(one.partition)).set(one.lag)
 
 
 class MetricsServer:

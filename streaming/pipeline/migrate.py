@@ -16,9 +16,10 @@ If a start is cut off before 5, the next one repeats all steps; after 5, it repe
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from streaming.errors import ServiceError
@@ -28,6 +29,7 @@ from streaming.pipeline.ingest import first_offsets
 from streaming.pipeline.positions import (
     Accept,
     FirstOffset,
+    Place,
     Positions,
     StreamIdentity,
     ends_of_all,
@@ -36,38 +38,58 @@ from streaming.pipeline.positions import (
     name_in_tables,
     plan_start,
     read_identity,
+    refuse_shared,
 )
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.home import held
-from streaming.storage.store import open_store
+
+NOWHERE: Mapping[Place, int] = MappingProxyType({})
 
 
-def begin_stream(settings: Settings, tables: Tables, topic: Topic, accept: Accept) -> Positions:
+def begin_stream(
+    settings: Settings,
+    tables: Tables,
+    topics: Sequence[Topic],
+    accept: Accept,
+    *,
+    first: Mapping[Place, int] = NOWHERE,
+    reads: str = "",
+) -> Positions:
     """Create the identity of a stream that has none, and return where it stands.
 
+    Args:
+        topics: all that there are now.
+        first: (topic in Kafka, partition) → where to begin what the tables know nothing of; default: at its begin.
+        reads: what the stream reads, as people are told it.
+
     Raises:
-        ServiceError: a stream of an earlier release is running, the topic is not the one that was read, offsets are
-            lost, or the store cannot create an object once.
+        ServiceError: a stream of an earlier release is running, a topic is not the one that was read, or is read by
+            another stream, offsets are lost, or the store cannot create an object once.
     """
-    store = open_store(settings.home)
+    store = settings.place.store
     store.check_conditional()
-    before = _taken_over(settings, topic)
-    plan = plan_start(before, topic, accept)
-    name = before.topic(topic.name)
-    for table in DECIDED_TABLES:
-        if (settings.tables_dir / table / "_delta_log").is_dir():
-            tables[table].delete_beyond(name, before.of_topic(name))
-    # The id of a topic that was made again is noted by the first decision about it.
-    topics = {name: before.topics.get(name) or (topic.id if plan.topic == name else "")}
-    first = tuple(FirstOffset(*place, offset) for place, offset in sorted(before.ends.items()))
-    identity = StreamIdentity(str(uuid.uuid4()), topic.name, topics, first)
+    refuse_shared(settings, [topic.name for topic in topics])
+    ids: dict[str, str] = {}
+    starts: list[FirstOffset] = []
+    for topic in topics:
+        before = _taken_over(settings, topic, first)
+        plan = plan_start(before, topic, accept)
+        name = before.topic(topic.name)
+        for table in DECIDED_TABLES:
+            if settings.place.has_table(table):
+                tables[table].delete_beyond(name, before.of_topic(name))
+        # The id of a topic that was made again is noted by the first decision about it.
+        ids[name] = before.topics.get(name) or (topic.id if name in plan.topics else "")
+        starts += [FirstOffset(*place, offset) for place, offset in sorted(before.ends.items())]
+    key = identity_key(settings.topic)
+    identity = StreamIdentity(str(uuid.uuid4()), reads or settings.topic, ids, tuple(starts))
     for table in (*DECIDED_TABLES, "batches"):  # made here, so that readers who find one find all
         tables[table]
-    if not store.create(identity_key(topic.name), identity.to_json()):
-        found = read_identity(settings, topic.name)
+    if not store.create(key, identity.to_json()):
+        found = read_identity(settings, settings.topic)
         if found is None:
-            raise ServiceError(f"{store.place}/{identity_key(topic.name)} was created by another stream and is gone")
+            raise ServiceError(f"{store.place}/{key} was created by another stream and is gone")
         identity = found
     return Positions(identity.id, 0, {(o.topic, o.partition): o.offset for o in identity.first}, identity.topics)
 
@@ -75,7 +97,7 @@ def begin_stream(settings: Settings, tables: Tables, topic: Topic, accept: Accep
 @contextmanager
 def old_stream_stopped(settings: Settings) -> Iterator[None]:
     """Hold the lock that a stream of an earlier release holds, if there was one."""
-    folder = _old_folder(settings)
+    folder = _old_folder(settings, settings.topic)
     if not folder.is_dir():
         yield
         return
@@ -86,11 +108,11 @@ def old_stream_stopped(settings: Settings) -> Iterator[None]:
 
 def set_checkpoint_aside(settings: Settings) -> None:
     """Rename the checkpoint of an earlier release, and remove its state file: they are not read again."""
-    folder = _old_folder(settings)
+    folder = _old_folder(settings, settings.topic)
     if not folder.is_dir():
         return
-    (settings.home / f"stream-{settings.topic}.json").unlink(missing_ok=True)
-    aside = settings.home / "checkpoints.old"
+    (settings.work_dir / f"stream-{settings.topic}.json").unlink(missing_ok=True)
+    aside = settings.work_dir / "checkpoints.old"
     aside.mkdir(exist_ok=True)
     target, number = aside / folder.name, 1
     while target.exists():
@@ -101,15 +123,15 @@ def set_checkpoint_aside(settings: Settings) -> None:
         folder.parent.rmdir()
 
 
-def _taken_over(settings: Settings, topic: Topic) -> Positions:
-    """What tables and an old checkpoint say; where they say nothing of a partition, it begins where Kafka does."""
-    folder = _old_folder(settings)
+def _taken_over(settings: Settings, topic: Topic, first: Mapping[Place, int]) -> Positions:
+    """What tables and an old checkpoint say; else, of a partition, `first`, or else where Kafka begins."""
+    folder = _old_folder(settings, topic.name)
     known = _old_topic(folder / "topic.json", topic.name)
     ours = {place: end for place, end in ends_of_all(settings).items() if name_in_kafka(place[0]) == topic.name}
     name = Positions(ends=ours, topics=known).topic(topic.name)
     # Of a partition that no batch had messages of, only Spark knew where it began.
     began = first_offsets(folder / "spark").get(topic.name, {})
-    ends = {(name, one): began.get(one, begin) for one, begin in topic.begins.items()}
+    ends = {(name, one): began.get(one, first.get((topic.name, one), begin)) for one, begin in topic.begins.items()}
     return Positions(ends=ends | {place: end for place, end in ours.items() if place[0] == name}, topics=known)
 
 
@@ -131,5 +153,5 @@ def _old_topic(path: Path, topic: str) -> Mapping[str, str]:
     return {name_in_tables(topic, number): id_}
 
 
-def _old_folder(settings: Settings) -> Path:
-    return settings.home / "checkpoints" / settings.topic
+def _old_folder(settings: Settings, topic: str) -> Path:
+    return settings.work_dir / "checkpoints" / topic

@@ -22,11 +22,10 @@ import psutil
 
 from streaming.errors import ServiceError
 from streaming.pipeline.metrics import LOOPBACK, Batch, Metrics, MetricsServer
-from streaming.pipeline.offsets import TopicOffsets, lags
-from streaming.pipeline.positions import committed_offsets
+from streaming.pipeline.offsets import Place, TopicOffsets, lags
+from streaming.pipeline.positions import committed_places, name_in_kafka
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
-from streaming.storage.store import open_store
 
 STALE_AFTER_S = 300.0  # a micro-batch may take as long as this; an idle stream gives a sign every POLL seconds
 STATE_EVERY_S = 5.0
@@ -93,7 +92,7 @@ def state_key(settings: Settings) -> str:
 def read_state(settings: Settings) -> StreamState | None:
     """The state of the last stream of the settings' topic, if there ever was one."""
     try:
-        content = json.loads(open_store(settings.home).get(state_key(settings)) or b"")
+        content = json.loads(settings.place.store.get(state_key(settings)) or b"")
         return StreamState(**content | {"phase": Phase(content["phase"])})
     except (ServiceError, ValueError, TypeError, KeyError):  # never started, or damaged: then nothing is known
         return None
@@ -101,7 +100,7 @@ def read_state(settings: Settings) -> StreamState | None:
 
 def write_state(settings: Settings, state: StreamState) -> None:
     """Replace the state."""
-    open_store(settings.home).put(state_key(settings), json.dumps(asdict(state)).encode() + b"\n")
+    settings.place.store.put(state_key(settings), json.dumps(asdict(state)).encode() + b"\n")
 
 
 class LogFormat(StrEnum):
@@ -230,6 +229,10 @@ class Observer:
         self.metrics.trouble()
         self._tell("warning", "trouble", reason=what)
 
+    def on_notice(self, what: str) -> None:
+        """There is something to look at; nothing failed."""
+        self._tell("warning", "notice", what=what)
+
     def on_idle(self) -> None:
         """The query waits for messages, all there are being scored; call it as often as you like."""
         self._become(write=self._state.phase is Phase.RUNNING and self._is_old)
@@ -271,16 +274,26 @@ class Observer:
                 getattr(self._log, level)(event, **fields)
 
     def _watch_broker(self, bootstrap_servers: str, every_s: float) -> None:
-        offsets = TopicOffsets(bootstrap_servers, self._settings.topic, client_arguments(self._settings))
-        committed: dict[int, int] = {}
+        settings = self._settings
+        client = client_arguments(settings)
+        offsets: TopicOffsets | None = None
+        committed: dict[Place, int] = {}
+        topics: list[str] = []
         while not self._closing.is_set():
             if self._advanced.is_set():
                 self._advanced.clear()
                 with suppress(ServiceError):  # tables that cannot be read just now leave the lag as it was
-                    _, committed = committed_offsets(self._settings)
-            found = offsets.read()
+                    places = committed_places(settings)
+                    committed = {place: end for ends in places.values() for place, end in ends.items()}
+                    if topics != [name_in_kafka(one) for one in places] or offsets is None:
+                        if offsets is not None:
+                            offsets.close()
+                        topics = [name_in_kafka(one) for one in places]
+                        offsets = TopicOffsets(bootstrap_servers, topics, client, settings.isolation)
+            found = None if offsets is None else offsets.read()
             partitions = None if found is None else lags(committed, found)
             self._lag = None if partitions is None else sum(one.lag or 0 for one in partitions)
-            self.metrics.broker(self._settings.topic, partitions)
+            self.metrics.broker(partitions)
             self._closing.wait(every_s)
-        offsets.close()
+        if offsets is not None:
+            offsets.close()

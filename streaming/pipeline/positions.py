@@ -10,33 +10,31 @@ so the tables know each later one by its name and a number: `images`, `images~2`
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
-from deltalake import DeltaTable, QueryBuilder
+import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
+from pyarrow import dataset
 
 from streaming.errors import ServiceError
 from streaming.pipeline.decisions import Decision, OffsetRange, parse_object
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.files import STRICT
-from streaming.storage.store import open_store
+from streaming.storage.table_files import local_copies
+from streaming.storage.table_log import open_delta
+from streaming.storage.tables import BATCHES, data_files
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 SEPARATOR = "~"
 FORMAT = 1
-# Read with deltalake alone: in the stream's process, whose JVM leaves threads behind, DuckDB complains at the end.
-ENDS = """
-SELECT query_id, o['topic'] AS topic, o['partition'] AS "partition", max(o['end']) AS "end"
-FROM (SELECT query_id, unnest(offsets) AS o FROM batches) GROUP BY query_id, o['topic'], o['partition']
-"""
-NEWEST = "SELECT batch_id, {topics} AS topics FROM batches WHERE query_id = '{id}' ORDER BY batch_id DESC LIMIT 1"
+READ = ("query_id", "batch_id", "offsets", "topics")  # of `batches`
 
 Place = tuple[str, int]  # the topic's name in the tables, partition
 
@@ -74,8 +72,8 @@ class StreamIdentity:
 
     Attributes:
         id: random; the `query_id` of its rows, and the application of its transactions.
-        topic: in Kafka.
-        topics: the topic's name in the tables → the id that Kafka gave it, empty where that is not known.
+        topic: what it read at its first start: topics in Kafka, or a pattern.
+        topics: each topic's name in the tables → the id that Kafka gave it, empty where that is not known.
         first: where it began; partitions that are not here are read from offset 0.
     """
 
@@ -108,7 +106,7 @@ def read_identity(settings: Settings, stream: str) -> StreamIdentity | None:
     Raises:
         ServiceError: the object is damaged.
     """
-    store, key = open_store(settings.home), identity_key(stream)
+    store, key = settings.place.store, identity_key(stream)
     data = store.get(key)
     if data is None:
         return None
@@ -157,52 +155,44 @@ def read_positions(settings: Settings, identity: StreamIdentity) -> Positions:
         ServiceError: the table cannot be read.
     """
     first = {(one.topic, one.partition): one.offset for one in identity.first}
-    table = _open_batches(settings)
-    if table is None:
+    batches = _read_batches(settings)
+    mine = batches.filter(pc.equal(batches.column("query_id"), identity.id))
+    if not mine.num_rows:
         return Positions(identity.id, 0, first, identity.topics)
-    ends = {
-        (row["topic"], row["partition"]): row["end"]
-        for row in _rows(settings, table, ENDS)
-        if row["query_id"] == identity.id
-    }
-    has_topics = any(one.name == "topics" for one in table.schema().fields)
-    newest = _rows(settings, table, NEWEST.format(topics="topics" if has_topics else "NULL", id=identity.id))
-    number, topics = (newest[0]["batch_id"], dict(newest[0]["topics"] or ())) if newest else (0, {})
-    return Positions(identity.id, number, {**first, **ends}, {**identity.topics, **topics})
+    newest = mine.take(pc.sort_indices(mine.column("batch_id"), [("", "descending")])[:1]).to_pylist()[0]
+    topics = {**identity.topics, **dict(newest["topics"] or ())}
+    return Positions(identity.id, newest["batch_id"], {**first, **_ends(mine)}, topics)
 
 
 def ends_of_all(settings: Settings) -> dict[Place, int]:
     """One past the last offset of each place, whichever stream read it: the tables alone."""
-    table = _open_batches(settings)
-    ends: dict[Place, int] = {}
-    for row in _rows(settings, table, ENDS) if table is not None else ():
-        place = (row["topic"], row["partition"])
-        ends[place] = max(ends.get(place, 0), row["end"])
-    return ends
+    return _ends(_read_batches(settings))
 
 
-def _open_batches(settings: Settings) -> DeltaTable | None:
-    directory = settings.tables_dir / "batches"
-    if not (directory / "_delta_log").is_dir():
-        return None
+def _ends(batches: pa.Table) -> dict[Place, int]:
+    ranges = pc.list_flatten(batches.column("offsets"))
+    columns = {name: pc.struct_field(ranges, name) for name in ("topic", "partition", "end")}
+    ends = pa.table(columns).group_by(["topic", "partition"]).aggregate([("end", "max")])
+    return {(row["topic"], row["partition"]): row["end_max"] for row in ends.to_pylist()}
+
+
+def _read_batches(settings: Settings) -> pa.Table:
+    """What `batches` says of offsets, all from one version; no rows where there is no such table.
+
+    Files in a bucket are read from local copies: they never change, so only new ones are fetched. deltalake's own
+    queries would let no other thread of the process run while they wait for the bucket, and DuckDB complains at the end
+    of a process with a JVM.
+    """
+    schema = pa.schema([BATCHES.field(name) for name in READ])
+    home = settings.place
+    if not home.has_table("batches"):
+        return schema.empty_table()
+    place = home.table("batches")
     try:
-        return DeltaTable(directory)
-    except (DeltaError, OSError) as error:
-        raise _unreadable(settings, error) from error
-
-
-def _rows(settings: Settings, table: DeltaTable, sql: str) -> Sequence[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = pa.table(
-            QueryBuilder().register("batches", table).execute(sql).read_all()
-        ).to_pylist()
-    except (DeltaError, OSError) as error:
-        raise _unreadable(settings, error) from error
-    return rows
-
-
-def _unreadable(settings: Settings, error: Exception) -> ServiceError:
-    return ServiceError(f"table batches in {settings.tables_dir} cannot be read: {error}")
+        files = local_copies(home, data_files(open_delta(place), place))
+        return dataset.dataset(files, schema, format="parquet").to_table() if files else schema.empty_table()
+    except (DeltaError, OSError, pa.ArrowException) as error:
+        raise ServiceError(f"table batches in {home.tables} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
@@ -211,10 +201,45 @@ def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
     Raises:
         ServiceError: the table cannot be read, or the stream's identity is damaged.
     """
-    identity = read_identity(settings, settings.topic)
-    positions = Positions(ends=ends_of_all(settings)) if identity is None else read_positions(settings, identity)
+    positions = _stream_positions(settings)
     topic = positions.topic(settings.topic)
     return topic, positions.of_topic(topic)
+
+
+def committed_places(settings: Settings) -> dict[str, dict[Place, int]]:
+    """Each topic of the settings' stream as the tables name it → (its name in Kafka, partition) → as above."""
+    positions = _stream_positions(settings)
+    names = {name_in_kafka(one) for one in positions.topics} or {settings.topic}
+    topics = {positions.topic(name): name for name in sorted(names)}
+    return {
+        topic: {(name, partition): end for partition, end in positions.of_topic(topic).items()}
+        for topic, name in topics.items()
+    }
+
+
+def _stream_positions(settings: Settings) -> Positions:
+    identity = read_identity(settings, settings.topic)
+    return Positions(ends=ends_of_all(settings)) if identity is None else read_positions(settings, identity)
+
+
+def refuse_shared(settings: Settings, topics: Collection[str]) -> None:
+    """Refuse topics that another stream of the home reads: their messages would have two rows.
+
+    Args:
+        topics: names in Kafka.
+
+    Raises:
+        ServiceError: one is; with the name of that stream.
+    """
+    for other in settings.place.store.folders("streams"):
+        identity = None if other == settings.topic else read_identity(settings, other)
+        if identity is not None:
+            theirs = {name_in_kafka(one) for one in read_positions(settings, identity).topics}
+            if shared := sorted(theirs.intersection(topics)):
+                raise ServiceError(
+                    f"topic {shared[0]!r} is read by stream {other!r} of {settings.home}, and its messages would have "
+                    "two rows: leave it to that stream, or take another home"
+                )
 
 
 @dataclass(frozen=True)
@@ -225,52 +250,93 @@ class Accept:
     new_topic: bool = False  # a topic that was made again under its name is read
 
 
+class TopicAppearedError(Exception):
+    """Spark planned messages of a topic that was not there when the query was planned."""
+
+
 class Plan:
     """Where each partition's next micro-batch must begin, kept up to date from batch to batch.
 
     Attributes:
         stream: the stream's id.
         number: of the newest batch.
-        topic: its name in the tables.
-        topics: that name → the topic's id in Kafka.
+        topics: name in the tables → the topic's id in Kafka.
     """
 
     def __init__(self, stream: str, number: int, name: str, ends: Mapping[int, int], topic: Topic) -> None:
         self.stream = stream
         self.number = number
-        self.topic = name
         self.topics = {name: topic.id}
-        self._in_kafka = topic.name
-        self._ends = dict(ends)
-        self._starts = {one: max(ends.get(one, 0), begin) for one, begin in topic.begins.items()}
+        self._in_kafka = {name: topic.name}
+        self._ends = {(name, one): end for one, end in ends.items()}
+        self._starts = {(name, one): max(ends.get(one, 0), begin) for one, begin in topic.begins.items()}
+
+    @property
+    def starts(self) -> dict[Place, int]:
+        """Where each partition's next micro-batch begins; topics by their names in the tables."""
+        return dict(self._starts)
+
+    def join(self, other: "Plan") -> "Plan":
+        """Take in the plan of another topic of the same stream."""
+        self.topics |= other.topics
+        self._in_kafka |= other._in_kafka
+        self._ends |= other._ends
+        self._starts |= other._starts
+        return self
 
     def starting_offsets(self) -> str:
         """Kafka's `startingOffsets`: exactly after what is scored, or at the first message that it still holds."""
-        return json.dumps({self._in_kafka: {str(one): start for one, start in sorted(self._starts.items())}})
+        starts: dict[str, dict[str, int]] = {name: {} for name in self._in_kafka.values()}
+        for (name, partition), start in sorted(self._starts.items()):
+            starts[self._in_kafka[name]][str(partition)] = start
+        return json.dumps(starts)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name in Kafka → name in the tables."""
+        return {in_kafka: name for name, in_kafka in self._in_kafka.items()}
+
+    @property
+    def kafka_topics(self) -> dict[str, tuple[str, str]]:
+        """Name in the tables → (name in Kafka, id)."""
+        return {name: (self._in_kafka[name], known) for name, known in self.topics.items()}
 
     def check(self, ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
         """Refuse a micro-batch that does not begin where it must.
 
         Returns:
             What it leaves out with the user's consent.
+
+        Raises:
+            TopicAppearedError: it has messages of a topic that is not in the plan.
+            ServiceError: it begins elsewhere.
         """
         left_out = []
         for one in ranges:
-            start = self._starts.get(one.partition, 0)  # a partition added since the query began
-            if one.topic != self.topic or one.start != start:
+            if one.topic not in self.topics:
+                raise TopicAppearedError(f"topic {one.topic!r} appeared")
+            place = one.topic, one.partition
+            start = self._starts.get(place, 0)  # a partition added since the query began
+            if one.start != start:
                 raise ServiceError(
-                    f"topic {one.topic!r} partition {one.partition}: the next batch must begin at offset {start} of "
-                    f"{self.topic!r}, but Spark planned one from {one.start}; nothing of it is committed"
+                    f"topic {one.topic!r} partition {one.partition}: the next batch must begin at offset {start}, but "
+                    f"Spark planned one from {one.start}; nothing of it is committed"
                 )
-            if (end := self._ends.get(one.partition, 0)) < start:
-                left_out.append(OffsetRange(one.topic, one.partition, end, start))
+            if (end := self._ends.get(place, 0)) < start:
+                left_out.append(OffsetRange(*place, end, start))
         return left_out
 
     def advance(self, ranges: Sequence[OffsetRange]) -> None:
         """Take in a batch that is whole."""
         self.number += 1
         for one in ranges:
-            self._ends[one.partition] = self._starts[one.partition] = one.end
+            place = one.topic, one.partition
+            self._ends[place] = self._starts[place] = one.end
+
+
+def plan_topics(positions: Positions, topics: Sequence[Topic], accept: Accept) -> Plan:
+    """The plan of all topics of a stream; errors as `plan_start`."""
+    return reduce(Plan.join, [plan_start(positions, topic, accept) for topic in topics])
 
 
 def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
@@ -291,13 +357,15 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
                 f"has its rows in the tables as topic {name!r}"
             )
         return Plan(stream, positions.number, name, topic.begins, topic)
+    if not ends and name not in positions.topics:  # the stream sees it for the first time
+        ends = topic.begins
     for partition, begin in sorted(topic.begins.items()):
         end = ends.get(partition, 0)
         if begin > end and not accept.loss:
             raise ServiceError(
-                f"topic {topic.name!r} partition {partition}: {begin - end} messages are lost, from offset {end} to "
-                f"{begin - 1}: Kafka's retention removed them before they were read; continue without them with "
-                "--accept-loss"
+                f"topic {topic.name!r} partition {partition}: up to {begin - end} messages are lost, from offset "
+                f"{end} to {begin - 1}: Kafka's retention removed them before they were read; continue without them "
+                "with --accept-loss"
             )
     return Plan(stream, positions.number, name, ends, topic)
 

@@ -3,15 +3,17 @@
 import os
 import re
 
-import psutil
-
+from models.bad_image import Limits
 from streaming.errors import ServiceError
+from streaming.platform.machine import memory
 from streaming.platform.session import BYTES_PER_ARROW_BATCH, QUICK_START
 from streaming.settings import Settings
+from streaming.sizes import parse_size
 
 MIB = 1024**2
 WORKER_BYTES = 250 * MIB  # a Python worker with NumPy, Arrow and LiteRT, before it has a model
-DECODE_BYTES = 2 * 24_000_000 * 3  # the largest image as pixels, and once more while it is resized
+DECODER_BYTES = 60 * MIB  # the guarded process of a worker, before it has an image
+DECODE_BYTES_PER_PIXEL = 8  # of the largest image: Pillow has four a pixel, and once more while it is converted
 HEAP_BYTES = 320 * MIB  # Spark and the commit of a batch
 LEAST_HEAP_BYTES = 512 * MIB  # Spark does not start with less than 450 MiB, a survivor space not counted
 HEAP_PER_TASK_BYTES = 96 * MIB  # a message of 20 MB is held about three times on its way to Python
@@ -41,6 +43,11 @@ def heap_bytes(tasks: int) -> int:
     return max(LEAST_HEAP_BYTES, HEAP_BYTES + tasks * HEAP_PER_TASK_BYTES)
 
 
+def decoding_bytes(limits: Limits) -> int:
+    """The memory that a worker takes to decode the largest image."""
+    return DECODER_BYTES + min(limits.memory_bytes, DECODE_BYTES_PER_PIXEL * limits.max_pixels)
+
+
 def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:
     """Refuse to start what would run out of memory.
 
@@ -51,26 +58,16 @@ def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:
     Raises:
         ServiceError: more is needed than there is; with the figures.
     """
-    per_worker = WORKER_BYTES + 2 * bundle_bytes + DECODE_BYTES + COPIES_OF_A_BATCH * BYTES_PER_ARROW_BATCH
+    limits = settings.image_limits
+    decoding = decoding_bytes(limits)
+    per_worker = WORKER_BYTES + 2 * bundle_bytes + decoding + COPIES_OF_A_BATCH * BYTES_PER_ARROW_BATCH
     needed = workers * per_worker + parse_size(settings.driver_memory)
-    available = psutil.virtual_memory().available
+    available = memory().available
     if needed > available:
         raise ServiceError(
             f"not enough memory: {workers} workers of up to {per_worker // MIB:,} MiB (model {bundle_bytes // MIB:,} "
-            f"MiB) and a JVM of {settings.driver_memory} need {needed // MIB:,} MiB, {available // MIB:,} MiB are "
-            "available; take fewer workers (IMAGESTREAM_MASTER=local[1]) or less for the JVM "
-            "(IMAGESTREAM_DRIVER_MEMORY=1g)"
+            f"MiB, an image of {limits.max_pixels:,} pixels {decoding // MIB:,} MiB) and a JVM of "
+            f"{settings.driver_memory} need {needed // MIB:,} MiB, {available // MIB:,} MiB are available; take fewer "
+            "workers (IMAGESTREAM_MASTER=local[1]), smaller images (IMAGESTREAM_MAX_PIXELS=24000000) or less for the "
+            "JVM (IMAGESTREAM_DRIVER_MEMORY=1g)"
         )
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size as Spark writes it: 512m, 2g; without a unit it is bytes.
-
-    Raises:
-        ServiceError: it is no such size.
-    """
-    units = {"k": 1024, "m": MIB, "g": 1024 * MIB, "t": 1024**2 * MIB}
-    digits, unit = text.rstrip("kmgtbKMGTB"), text.lower().lstrip("0123456789").rstrip("b")
-    if not digits.isdecimal() or unit not in {"", *units}:
-        raise ServiceError(f"expected a size such as 512m or 2g, got {text!r}")
-    return int(digits) * units.get(unit, 1)

@@ -8,9 +8,10 @@ and quarantined bytes go straight into Parquet files in their table's directory,
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -19,20 +20,29 @@ import pyarrow.compute as pc
 
 from models.arrays import Features
 from models.bundle import Bundle
-from models.decode import BadImage, Reason, Stage
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Reason, Stage
 from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
 from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
-from producer.message import read_headers
+from producer.message import MessageHeaders, read_headers
+from streaming.pipeline.account import Piece, ReadCounter
 from streaming.pipeline.decisions import ModelVersion
+from streaming.pipeline.engines import EngineChoice
+from streaming.pipeline.payload import RAW, FrameError, frame_of, unwrapping
 from streaming.storage.files import DataFile, FileSink, list_array
-from streaming.storage.tables import ANSWER, FEATURES, IDENTITY, LINEAGE, QUARANTINE
+from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 
 TOP_K = 3
-MAX_KEY_BYTES = 256  # a longer key is cut
+NOTHING: Mapping[tuple[str, int, int], str] = MappingProxyType({})
+MAX_KEY_BYTES = 1024  # a longer key is cut; `quarantine` has it whole
+MAX_ID_CHARS = 256
+MAX_HEADERS, MAX_HEADERS_BYTES = 1_000, 1024**2  # of a message
+# Times that are taken as such, in milliseconds: 1971, so that seconds are not, to 2200.
+FIRST_MS, LAST_MS = 365 * 86_400_000, 7_258_118_400_000
+NOT_UTF_8 = "\ufffd"
 REPORT = pa.field("report", pa.string())
 SHADOW_ANSWER = [pa.field("shadow_label", pa.string()), pa.field("shadow_confidence", pa.float32())]
-OUTPUT = pa.schema([*IDENTITY, *ANSWER, *SHADOW_ANSWER, REPORT])
+OUTPUT = pa.schema([*IDENTITY, *ANSWER, DAMAGED, *SHADOW_ANSWER, REPORT])
 
 
 @dataclass(frozen=True)
@@ -41,18 +51,28 @@ class ScoreTask:
 
     model: ModelVersion
     challenger: ModelVersion | None
+    engine: EngineChoice
+    challenger_engine: EngineChoice | None
     query_id: str
     batch_id: int
-    topic: str  # its name in the tables
+    topics: dict[str, str]  # name in Kafka → name in the tables
     quarantine_dir: str
     features_dir: str | None
+    payload: str = RAW  # the frame around each image, see `payload.py`
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass
 class PartitionReport:
-    """What one partition tells the driver after its last row."""
+    """What one partition tells the driver after its last row.
 
-    input_rows: int = 0
+    Attributes:
+        read: what was read, topics by their names in the tables.
+        quarantined_at: likewise, (topic, partition, messages) of each place with quarantined messages.
+    """
+
+    read: list[Piece] = field(default_factory=list)
+    quarantined_at: list[tuple[str, int, int]] = field(default_factory=list)
     input_bytes: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -72,9 +92,24 @@ class PartitionReport:
         text = json.dumps(self, default=lambda value: value.__dict__)
         return pa.RecordBatch.from_pylist([{"report": text}], OUTPUT)
 
+    @property
+    def input_rows(self) -> int:
+        return sum(piece.rows for piece in self.read)
+
+    def counted(self, counter: ReadCounter, topics: Mapping[str, str]) -> None:
+        """Take over what was counted.
+
+        Args:
+            topics: name in Kafka → name in the tables.
+        """
+        self.read = [replace(piece, topic=topics.get(piece.topic, piece.topic)) for piece in counter.pieces]
+        self.quarantined_at = [(topics.get(one, one), place, n) for (one, place), n in counter.quarantined.items()]
+
     @classmethod
     def from_json(cls, text: str) -> Self:
         content: dict[str, Any] = json.loads(text)
+        content["read"] = [Piece(**one) for one in content["read"]]
+        content["quarantined_at"] = [tuple(one) for one in content["quarantined_at"]]
         for name in ("quarantine_file", "features_file"):
             content[name] = DataFile(**content[name]) if content[name] else None
         return cls(**content)
@@ -97,29 +132,37 @@ class _Worker:
     challenger: _Loaded | None = None
 
 
-def _load(held: _Loaded | None, wanted: ModelVersion | None, bundle: Callable[[], Bundle | None]) -> _Loaded | None:
+def _load(
+    held: _Loaded | None,
+    wanted: ModelVersion | None,
+    engine: EngineChoice | None,
+    bundle: Callable[[], Bundle | None],
+    limits: Limits,
+) -> _Loaded | None:
     """The model held, if it is the one wanted; else the one wanted, from its bundle."""
-    if wanted is None:
+    if wanted is None or engine is None:
         return None
     if held is not None and held.sha256 == wanted.sha256:
         return held
     content = bundle()
     if content is None:
         return None
-    return _Loaded(wanted.sha256, content.backbone_sha256, load_scorer(content), load_reference(content))
+    scorer = load_scorer(content, limits=limits, engine=engine.engine, providers=engine.providers)
+    return _Loaded(wanted.sha256, content.backbone_sha256, scorer, load_reference(content))
 
 
 class _Values(Sequence[bytes | None]):
     """The messages' bytes, each made a Python object only while it is looked at: one may have 20 MB."""
 
-    def __init__(self, column: pa.Array) -> None:
+    def __init__(self, column: pa.Array, hidden: Collection[int] = ()) -> None:
         self.column = column
+        self._hidden = hidden  # rows that are not looked at
 
     def __len__(self) -> int:
         return len(self.column)
 
     def __getitem__(self, row: Any) -> Any:
-        return self.column[row].as_py()
+        return None if row in self._hidden else self.column[row].as_py()
 
 
 @dataclass(frozen=True)
@@ -130,9 +173,11 @@ class _Pass:
     champion: _Loaded
     challenger: _Loaded | None
     report: PartitionReport
+    counter: ReadCounter
     quarantine: FileSink
     features: FileSink
     drift: DriftSums | None
+    refused: Mapping[tuple[str, int, int], str]
 
 
 def score_partition(
@@ -140,6 +185,7 @@ def score_partition(
     champion: Callable[[], Bundle],
     challenger: Callable[[], Bundle | None],
     task: ScoreTask,
+    refused: Mapping[tuple[str, int, int], str] = NOTHING,
 ) -> Iterator[pa.RecordBatch]:
     """Score the messages of one partition.
 
@@ -148,25 +194,28 @@ def score_partition(
         champion: gives the broadcast bundle; called only if this worker has not loaded it yet.
         challenger: likewise, for the model that is scored beside it.
         task: models, lineage, and where files go.
+        refused: (topic, partition, offset) → why it could not be read, of the batches given so far.
 
     Yields:
         Batches of `OUTPUT`: one row per good message, and at the end one row that holds only the report.
     """
     report = PartitionReport()
     clock = time.perf_counter()
-    loaded = _Worker.champion = _load(_Worker.champion, task.model, champion)
+    loaded = _Worker.champion = _load(_Worker.champion, task.model, task.engine, champion, task.limits)
     if loaded is None:
         raise ModelError(f"model version {task.model.version} has not reached the worker")
-    _Worker.challenger = _load(_Worker.challenger, task.challenger, challenger)
+    _Worker.challenger = _load(_Worker.challenger, task.challenger, task.challenger_engine, challenger, task.limits)
     clock = report.timed("load", clock)
     with (
         FileSink(task.quarantine_dir, QUARANTINE) as quarantine,
         FileSink(task.features_dir, FEATURES) as features,
     ):
         drift = DriftSums.empty(loaded.reference.components) if loaded.reference else None
-        one_pass = _Pass(task, loaded, _Worker.challenger, report, quarantine, features, drift)
+        counter = ReadCounter()
+        one_pass = _Pass(task, loaded, _Worker.challenger, report, counter, quarantine, features, drift, refused)
         for batch in batches:
             report.timed("fetch", clock)
+            counter.read(batch)
             for scored in _score_batch(batch, one_pass):
                 clock = time.perf_counter()
                 yield scored  # until Spark asks for the next one, it serialises this one and takes it over
@@ -176,6 +225,7 @@ def score_partition(
         report.quarantine_file = quarantine.close()
         report.features_file = features.close()
         report.timed("write", clock)
+    report.counted(counter, task.topics)
     report.drift = drift.as_json() if drift else None
     yield report.as_batch()
 
@@ -183,26 +233,31 @@ def score_partition(
 def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     report, scorer = on.report, on.champion.scorer
     clock = time.perf_counter()
-    values = _Values(batch.column("value"))
-    report.input_rows += len(values)
+    headers = _bounded_headers(batch.column("headers"))
+    if on.refused:
+        headers.refused.update(_not_read(batch, on.refused))
+    images = _unwrapped(batch.column("value"), on.task.payload, headers.refused)
+    values = _Values(images, headers.refused)
     report.input_bytes += pc.sum(pc.binary_length(values.column)).as_py() or 0
 
     decoded = scorer.decode(values)
+    decoded.bad.update(headers.refused)
     clock = report.timed("decode", clock)
     features, good, bad = _features(scorer, decoded)
     clock = report.timed("backbone", clock)
 
-    identity = pa.Table.from_batches([_identity(batch, on.task.topic)])
+    hashes = pa.array([_sha256(value) for value in values.column], pa.string())
+    identity = pa.Table.from_batches([_identity(batch, headers.read, hashes, on.task.topics)])
     clock = report.timed("identity", clock)
     if bad:
-        on.quarantine.write(_quarantined(identity, values.column, bad, on.task))
+        on.quarantine.write(_quarantined(batch, identity, headers.without, _framed(values, bad), on.task))
+        on.counter.quarantine(batch, bad)
         for image in bad.values():
             report.quarantined[image.reason] = report.quarantined.get(image.reason, 0) + 1
         clock = report.timed("write", clock)
     if good:
         rows = identity.take(good)
-        hashes = [_sha256(values.column[row]) for row in good]
-        on.features.write(_with_features(rows, features, on.champion.backbone_sha256, hashes))
+        on.features.write(_with_features(rows, features, on.champion.backbone_sha256, hashes.take(pa.array(good))))
         clock = report.timed("write", clock)
         projected = scorer.head.projection.transform(features)
         clock = report.timed("projection", clock)
@@ -214,7 +269,8 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
             clock = report.timed("drift", clock)
         shadow = _shadow_answers(values, good, features, on)
         report.timed("shadow", clock)
-        columns = [*rows.columns, *answers, *shadow, pa.nulls(len(good), REPORT.type)]
+        damaged = pa.array([row in decoded.damage for row in good], DAMAGED.type)
+        columns = [*rows.columns, *answers, damaged, *shadow, pa.nulls(len(good), REPORT.type)]
         yield from pa.table(columns, schema=OUTPUT).to_batches()
 
 
@@ -254,38 +310,146 @@ def _features(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], di
     return features[finite], [decoded.rows[row] for row in np.flatnonzero(finite)], bad
 
 
-def _identity(batch: pa.RecordBatch, topic: str) -> pa.RecordBatch:
-    """The identity columns of messages; the image id is the key, or the hash of the bytes where there is none."""
-    headers = [read_headers(one) for one in batch.column("headers").to_pylist()]
-    keys = zip(batch.column("key"), batch.column("value"), strict=True)
+@dataclass(frozen=True)
+class _Headers:
+    """The headers of messages.
+
+    Attributes:
+        read: of each message; without anything where there are too many.
+        without: rows of messages that have too many.
+        refused: row → why, of messages that are not decoded.
+    """
+
+    read: list[MessageHeaders]
+    without: frozenset[int]
+    refused: dict[int, BadImage]
+
+
+def _bounded_headers(column: pa.ListArray) -> _Headers:
+    """The headers of each message, made Python objects only where they are few and small."""
+    entries = column.values
+    sizes = [pc.binary_length(entries.field(name)).fill_null(0).to_numpy() for name in ("key", "value")]
+    before = np.concatenate([[0], np.cumsum(sizes[0].astype(np.int64) + sizes[1])])
+    ends = column.offsets.to_numpy()
+    counts, total = np.diff(ends), np.diff(before[ends])
+    refused = {
+        int(row): BadImage(
+            Stage.READ,
+            Reason.TOO_MANY_HEADERS,
+            f"expected at most {MAX_HEADERS:,} headers of {MAX_HEADERS_BYTES:,} bytes together, got {counts[row]:,} of "
+            f"{total[row]:,}",
+        )
+        for row in np.flatnonzero((counts > MAX_HEADERS) | (total > MAX_HEADERS_BYTES))
+    }
+    if not refused:
+        return _Headers([read_headers(one) for one in column.to_pylist()], frozenset(), refused)
+    return _Headers(
+        [read_headers(None if row in refused else column[row].as_py()) for row in range(len(column))],
+        frozenset(refused),
+        refused,
+    )
+
+
+def _unwrapped(column: pa.Array, payload: str, refused: dict[int, BadImage]) -> pa.Array:
+    """The images without the frames around them; what is not in the frame is refused."""
+    unwrap = unwrapping(payload)
+    if unwrap is None:
+        return column
+    images: list[bytes | None] = []
+    for row, value in enumerate(column):
+        data = value.as_py()
+        try:
+            images.append(None if data is None or row in refused else unwrap(data))
+        except FrameError as error:
+            refused[row] = BadImage(Stage.READ, Reason.WRONG_FRAME, str(error))
+            images.append(None)
+    return pa.array(images, pa.binary())
+
+
+def _framed(values: _Values, bad: dict[int, BadImage]) -> dict[int, BadImage]:
+    """The bad images, with the frame in the detail of those that are in one."""
+    named = {
+        row: replace(image, detail=f"{image.detail}; it is {frame}")
+        for row, image in bad.items()
+        if image.reason == Reason.NOT_AN_IMAGE and (frame := frame_of(values[row] or b""))
+    }
+    return {**bad, **named}
+
+
+def _not_read(batch: pa.RecordBatch, refused: Mapping[tuple[str, int, int], str]) -> Iterator[tuple[int, BadImage]]:
+    places = zip(*(batch.column(name).to_pylist() for name in ("topic", "partition", "offset")), strict=True)
+    for row, place in enumerate(places):
+        if place in refused:
+            yield row, BadImage(Stage.READ, Reason.MESSAGE_BOMB, refused[place])
+
+
+def _identity(
+    batch: pa.RecordBatch, headers: list[MessageHeaders], hashes: pa.Array, topics: Mapping[str, str]
+) -> pa.RecordBatch:
+    """The identity columns of messages.
+
+    The image id is the `ce_id`, or the hash of the bytes where there is none that can be told from others. The key is
+    the producer's: several images of one camera or tenant may have the same.
+    """
+    millis = _milliseconds(batch)
+    is_time = pc.and_(pc.greater_equal(millis, FIRST_MS), pc.less(millis, LAST_MS))
+    times = pc.if_else(is_time, millis, pa.scalar(None, pa.int64())).cast(pa.timestamp("ms", "UTC"))
     columns = [
-        pa.array([_image_id(key.as_py(), value) for key, value in keys], pa.string()),
-        pa.repeat(topic, batch.num_rows),
+        pc.coalesce(pa.array([_usable_id(one.id) for one in headers], pa.string()), hashes),
+        _named(batch.column("topic"), topics),
         batch.column("partition"),
         batch.column("offset"),
-        batch.column("timestamp"),
+        times,
         pa.array([one.source for one in headers], pa.string()),
         pa.array([one.label for one in headers], pa.string()),
+        pc.binary_slice(batch.column("key"), 0, MAX_KEY_BYTES),
+        millis,
     ]
     columns = [column.cast(want.type) for column, want in zip(columns, IDENTITY, strict=True)]
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(IDENTITY))
 
 
-def _image_id(key: bytes | None, value: pa.Scalar) -> str:
-    if key:
-        return key[:MAX_KEY_BYTES].decode("utf-8", "replace")
-    return _sha256(value)
+def _milliseconds(batch: pa.RecordBatch) -> pa.Array:
+    """The timestamps that Kafka had; Spark gives them as microseconds."""
+    if "timestamp_ms" in batch.schema.names:
+        return batch.column("timestamp_ms")
+    microseconds = batch.column("timestamp").cast(pa.int64())
+    rounded = np.floor_divide(microseconds.fill_null(0).to_numpy(), 1000)  # Arrow's division rounds towards zero
+    return pc.if_else(microseconds.is_valid(), pa.array(rounded, pa.int64()), pa.scalar(None, pa.int64()))
+
+
+def _usable_id(given: str | None) -> str | None:
+    """A `ce_id`, unless it was cut or was not UTF-8, so that others could be read as the same."""
+    return given if given and len(given) <= MAX_ID_CHARS and NOT_UTF_8 not in given else None
+
+
+def _named(topic: pa.Array, topics: Mapping[str, str]) -> pa.Array:
+    """Topics by their names in the tables."""
+    encoded = topic.dictionary_encode()
+    names = pa.array([topics.get(name, name) for name in encoded.dictionary.to_pylist()], pa.string())
+    return names.take(encoded.indices)
 
 
 def _sha256(value: pa.Scalar) -> str:
     return hashlib.sha256(value.as_buffer() or b"").hexdigest()
 
 
-def _quarantined(identity: pa.Table, values: pa.Array, bad: dict[int, BadImage], task: ScoreTask) -> pa.Table:
+def _quarantined(
+    batch: pa.RecordBatch,
+    identity: pa.Table,
+    without_headers: Collection[int],
+    bad: dict[int, BadImage],
+    task: ScoreTask,
+) -> pa.Table:
     rows = sorted(bad)
     n = len(rows)
     now = datetime.now(UTC)
-    raw = pa.chunked_array([values.slice(row, 1) for row in rows])  # slices: 20 MB are not copied to be written
+
+    def as_sent(name: str) -> pa.ChunkedArray:
+        column = batch.column(name)
+        return pa.chunked_array([column.slice(row, 1) for row in rows])  # slices: 20 MB are not copied to be written
+
+    headers, values = batch.column("headers"), as_sent("value")
     columns = {
         **{name: identity.column(name).take(rows) for name in identity.column_names},
         **_lineage(task, n),
@@ -293,9 +457,11 @@ def _quarantined(identity: pa.Table, values: pa.Array, bad: dict[int, BadImage],
         "stage": [str(bad[row].stage) for row in rows],
         "reason": [str(bad[row].reason) for row in rows],
         "detail": [bad[row].detail for row in rows],
-        "value": raw,
-        "value_sha256": [_sha256(value) for value in raw],
+        "value": values,
+        "value_sha256": [_sha256(value) for value in values],
         "replayed_at": [None] * n,
+        "key": as_sent("key"),
+        "headers": [None if row in without_headers else headers[row].as_py() for row in rows],
     }
     return pa.table([_column(columns[name.name], name.type) for name in QUARANTINE], schema=QUARANTINE)
 
@@ -306,10 +472,10 @@ def _lineage(task: ScoreTask, n: int) -> dict[str, list[Any]]:
 
 
 def _column(values: Any, kind: pa.DataType) -> Any:
-    return values if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
+    return values.cast(kind) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
 
 
-def _with_features(rows: pa.Table, features: Features, backbone_sha256: str, hashes: list[str]) -> pa.Table:
+def _with_features(rows: pa.Table, features: Features, backbone_sha256: str, hashes: pa.Array) -> pa.Table:
     n = len(features)
     columns = [
         *rows.columns,
@@ -317,7 +483,7 @@ def _with_features(rows: pa.Table, features: Features, backbone_sha256: str, has
         pa.nulls(n, pa.string()),
         list_array(features),
         pa.nulls(n, pa.int32()),
-        pa.array(hashes, pa.string()),
+        hashes,
     ]
     return pa.table(columns, schema=FEATURES)
 

@@ -12,6 +12,7 @@ from models.errors import ModelError
 from models.scorer import check_golden, load_reference, load_scorer
 from streaming.errors import ServiceError
 from streaming.pipeline.decisions import ModelVersion
+from streaming.pipeline.engines import EngineChoice, Engines
 from streaming.registry import CHALLENGER, CHAMPION, Registry
 from streaming.storage.registry_objects import Alias
 
@@ -26,6 +27,7 @@ class LoadedModel:
     backbone_sha256: str
     broadcast: "Broadcast[Bundle]"
     reference: DriftReference | None  # images that it was not fitted on
+    engine: EngineChoice
 
 
 class Serving:
@@ -35,7 +37,8 @@ class Serving:
     use continues. A challenger that is refused, or gone, means that there is none.
     """
 
-    def __init__(self, spark: SparkSession, registry: Registry, on_refused: OnRefused) -> None:
+    def __init__(self, spark: SparkSession, registry: Registry, on_refused: OnRefused, engines: Engines) -> None:
+        self._engines = engines
         self._spark = spark
         self._registry = registry
         self._on_refused = on_refused
@@ -82,12 +85,13 @@ class Serving:
 
     def _load(self, version: int) -> LoadedModel:
         bundle = self._registry.read(version)
-        check_golden(bundle, load_scorer(bundle))
+        engine = self._engines.choose(bundle)
+        check_golden(bundle, load_scorer(bundle, engine=engine.engine, providers=engine.providers))
         reference = load_reference(bundle)
         loaded = ModelVersion(version, bundle.sha256)
         if loaded not in self._loaded:
             broadcast = self._spark.sparkContext.broadcast(bundle)
-            self._loaded[loaded] = LoadedModel(loaded, bundle.backbone_sha256, broadcast, reference)
+            self._loaded[loaded] = LoadedModel(loaded, bundle.backbone_sha256, broadcast, reference, engine)
         return self._loaded[loaded]
 
     def _forget_others(self) -> None:

@@ -5,6 +5,8 @@ poll that found nothing to do), and it takes the champion: no version is promote
 ill health: it says how much there is to do.
 """
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +14,11 @@ from typing import Any
 from models.errors import ModelError
 from streaming.errors import ServiceError
 from streaming.pipeline.observe import STALE_AFTER_S, StreamState, read_state
-from streaming.pipeline.offsets import PartitionLag, TopicOffsets, lags
-from streaming.pipeline.positions import committed_offsets
+from streaming.pipeline.offsets import PartitionLag, Place, Reaches, TopicOffsets, lags
+from streaming.pipeline.positions import committed_places, name_in_kafka
 from streaming.platform.broker import bootstrap_servers as home_servers
 from streaming.platform.kafka_security import client_arguments
-from streaming.platform.topic import Right, is_hidden, no_right
+from streaming.platform.topic import Right, is_hidden, messages_near_retention, no_right
 from streaming.query import query
 from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
@@ -26,12 +28,12 @@ BATCHES_FOR_RATE = 10
 LAST_BATCHES = """
 SELECT query_id, batch_id, model_version, input_rows, predicted_rows, quarantined_rows, input_bytes,
        element_at(seconds, 'batch')[1] AS seconds, refused, epoch(committed_at) AS committed
-FROM batches WHERE len(list_filter(offsets, lambda o: o.topic = $topic)) > 0
+FROM batches WHERE len(list_filter(offsets, lambda o: list_contains($topics, o.topic))) > 0
 ORDER BY committed DESC LIMIT $limit
 """
-QUARANTINED = (
-    "SELECT reason, count(*) AS n FROM quarantine WHERE topic = $topic GROUP BY reason ORDER BY n DESC, reason"
-)
+QUARANTINED = """
+SELECT reason, count(*) AS n FROM quarantine WHERE list_contains($topics, topic) GROUP BY reason ORDER BY n DESC, reason
+"""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Status:
     last_batch: LastBatch | None
     aliases: dict[str, int | None]
     quarantined: dict[str, int]
+    near_retention: dict[str, int]  # topic → messages without a row, half of whose time in Kafka is over
 
     @property
     def lag(self) -> int | None:
@@ -81,7 +84,11 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
         ServiceError: a table cannot be read.
     """
     reasons = []
-    broker, offsets, refused = _broker(settings)
+    places = committed_places(settings)
+    committed = {place: end for ends in places.values() for place, end in ends.items()}
+    topics = list(places)
+    names = [name_in_kafka(topic) for topic in topics]
+    broker, offsets, refused = _broker(settings, names)
     if offsets is None:
         silent = f"the broker at {broker} does not answer" if broker else "the home's broker is not running"
         reasons.append(refused or silent)
@@ -92,8 +99,7 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
     aliases, problem = _aliases(settings)
     if problem:
         reasons.append(problem)
-    topic, committed = committed_offsets(settings)
-    batches = _rows(settings, "batches", LAST_BATCHES, topic=topic, limit=BATCHES_FOR_RATE)
+    batches = _rows(settings, "batches", LAST_BATCHES, topics=topics, limit=BATCHES_FOR_RATE)
     if batches and f"version {aliases.get(CHAMPION)}:" in (batches[0]["refused"] or ""):
         reasons.append(f"the champion is refused, an older model goes on: {batches[0]['refused']}")
     busy_s = sum(row["seconds"] or 0 for row in batches)
@@ -109,25 +115,36 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
         images_per_second=sum(row["input_rows"] for row in batches) / busy_s if busy_s else None,
         last_batch=_last(batches[0]) if batches else None,
         aliases=aliases,
-        quarantined={row["reason"]: row["n"] for row in _rows(settings, "quarantine", QUARANTINED, topic=topic)},
+        near_retention=_near_retention(settings, broker if offsets else None, committed, names),
+        quarantined={row["reason"]: row["n"] for row in _rows(settings, "quarantine", QUARANTINED, topics=topics)},
     )
 
 
-def _broker(settings: Settings) -> tuple[str | None, dict[int, tuple[int, int]] | None, str | None]:
-    """(its address, what it says of the topic, why it refuses); None where it is not running, or does not answer."""
+def _broker(settings: Settings, topics: Sequence[str]) -> tuple[str | None, Reaches | None, str | None]:
+    """(its address, what it says about topics, why it refuses); None where it is not running, or does not answer."""
     client = client_arguments(settings)
     try:
         servers = home_servers(settings)
     except ServiceError:
         return None, None, None
-    offsets = TopicOffsets(servers, settings.topic, client)
+    offsets = TopicOffsets(servers, topics, client, settings.isolation)
     try:
         found = offsets.read()
-        if found == {} and client and is_hidden(servers, settings.topic, client):
-            return servers, None, no_right(settings.topic, Right.READ, client)
+        if found == {} and client and is_hidden(servers, topics[0], client):
+            return servers, None, no_right(topics[0], Right.READ, client)
         return servers, found, offsets.refused
     finally:
         offsets.close()
+
+
+def _near_retention(
+    settings: Settings, servers: str | None, committed: Mapping[Place, int], names: Sequence[str]
+) -> dict[str, int]:
+    if servers is None:
+        return {}
+    with suppress(ServiceError):  # it has gone since it was asked before
+        return messages_near_retention(servers, names, committed, client_arguments(settings))
+    return {}
 
 
 def _aliases(settings: Settings) -> tuple[dict[str, int | None], str | None]:
@@ -141,7 +158,7 @@ def _aliases(settings: Settings) -> tuple[dict[str, int | None], str | None]:
 
 
 def _rows(settings: Settings, table: str, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-    if not (settings.tables_dir / table / "_delta_log").is_dir():
+    if not settings.place.has_table(table):
         return []
     rows: list[dict[str, Any]] = query(settings, sql, parameters=parameters).to_pylist()
     return rows

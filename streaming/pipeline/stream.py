@@ -9,41 +9,57 @@ is refused) ends it with one line.
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from pyspark.sql import SparkSession
 
+from producer.topic_files import file_stem
 from streaming.errors import ServiceError
+from streaming.pipeline.account import WitnessError
+from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
+from streaming.pipeline.engines import Engines
 from streaming.pipeline.finish import Tables, finish_decided
-from streaming.pipeline.ingest import planned_ranges, read_topic
+from streaming.pipeline.ingest import planned_ranges, read_topics
 from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
-from streaming.pipeline.positions import Accept, Plan, plan_start
+from streaming.pipeline.offsets import COMMITTED
+from streaming.pipeline.payload import RAW
+from streaming.pipeline.positions import Accept, Plan, TopicAppearedError, plan_topics, refuse_shared
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.serving import Serving
+from streaming.pipeline.witness import Witness
+from streaming.platform.bounded_reader import BoundedReader
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.session import cause, spark_session
-from streaming.platform.topic import describe_topic, trouble_with_broker
+from streaming.platform.topic import Subscription, describe_topics, offsets_from, topic_notices, trouble_with_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 from streaming.storage.home import held, make_dir
-from streaming.storage.store import StoreAwayError, open_store
+from streaming.storage.store_errors import StoreAwayError
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
 RESIZE_FACTOR = 2.0  # a batch size is changed only if it is off by more than this
+TASKS_PER_CORE = 4  # of a batch, so that a partition with much in it holds up no more than that
 POLL_S = 0.2
 STOP_TIMEOUT_S = 25.0
 RETRY_S = 2.0
 MAX_FAILURES = 3  # in a row, without a committed batch in between
 MAX_LOST = 3  # decisions in one run; one may be lost to a put of a driver that has died
+
+
+EARLIEST: Literal["earliest"] = "earliest"
+LATEST: Literal["latest"] = "latest"
+Begin = Literal["earliest", "latest"] | datetime
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,9 @@ class StreamOptions:
     bytes_per_batch: int = BYTES_PER_BATCH
     store_features: bool = True
     accept: Accept = field(default_factory=Accept)
+    payload: str = RAW  # the frame around each image, see `payload.py`
+    subscription: Subscription | None = None  # default: the settings' topic
+    begin: Begin = EARLIEST  # where to begin at the first start: EARLIEST, LATEST, or a time
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,7 @@ class StreamEvents:
     on_step: Callable[[str], None] = lambda _: None
     on_refused: Callable[[int, str], None] = lambda _version, _why: None
     on_trouble: Callable[[str], None] = lambda _: None
+    on_notice: Callable[[str], None] = lambda _: None  # what to look at, and nothing failed
     on_idle: Callable[[], None] = lambda: None  # again and again, while there is nothing to do
 
 
@@ -113,49 +133,63 @@ class BatchSize:
 def run_stream(
     settings: Settings, bootstrap_servers: str, options: StreamOptions, events: StreamEvents
 ) -> StreamSummary:
-    """Score the settings' topic until SIGTERM or Ctrl-C, or, if the options say so, until all there is now is scored.
+    """Score the topics of a stream until SIGTERM or Ctrl-C, or, if asked for, until all there is now is scored.
+
+    Args:
+        settings: the stream has the name of their topic.
 
     Raises:
-        ServiceError: another stream runs on this topic here, no broker answers at the start, there is no champion, the
-            offsets do not continue what was committed, memory does not suffice, or the query keeps failing.
+        ServiceError: another process runs this stream, another stream reads one of its topics here, no broker answers
+            at the start, there is no champion, the offsets do not continue what was committed, memory does not suffice,
+            or the query keeps failing.
         ModelError: the champion's bundle is refused.
     """
-    locks = make_dir(settings.home / "locks")
+    settings.place.check()
+    locks = make_dir(settings.work_dir / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
-    with held(locks / f"stream-{settings.topic}.lock", busy), old_stream_stopped(settings), stop_signals() as stop:
-        starts = _Starts(settings, bootstrap_servers, options.accept)
+    lock = locks / f"stream-{file_stem(settings.topic)}.lock"
+    with held(lock, busy), old_stream_stopped(settings), stop_signals() as stop:
+        starts = _Starts(settings, bootstrap_servers, options)
         plan = starts.plan()
         set_checkpoint_aside(settings)
+        for notice in topic_notices(bootstrap_servers, plan.names, client_arguments(settings)):
+            events.on_notice(notice)
         registry = open_registry(settings.home)
         settings, java_options = with_fixed_heap(settings)
         with spark_session(
             settings, f"imagestream {settings.topic}", java_options=java_options, conf=REDACTION
         ) as spark:
-            serving = Serving(spark, registry, events.on_refused)
+            serving = Serving(spark, registry, events.on_refused, Engines(settings))
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
             run = _Run(settings, bootstrap_servers, options, events, spark, stop)
-            committer = BatchCommitter(
-                serving,
-                starts.tables,
-                Decisions(open_store(settings.home), settings.topic),
-                store_features=options.store_features,
-                on_batch=run.committed,
-                on_step=events.on_step,
-            )
-            run.until_done(committer, starts, plan)
+            with closing(Witness(bootstrap_servers, client_arguments(settings))) as witness:
+                committer = BatchCommitter(
+                    serving,
+                    starts.tables,
+                    Decisions(settings.place.store, settings.topic),
+                    witness.take,
+                    store_features=options.store_features,
+                    payload=options.payload,
+                    limits=settings.image_limits,
+                    on_batch=run.committed,
+                    on_step=events.on_step,
+                )
+                run.until_done(committer, starts, plan)
     return run.summary
 
 
 class _Starts:
     """Where each query begins: decided batches are finished, then Kafka is compared with the tables."""
 
-    def __init__(self, settings: Settings, bootstrap_servers: str, accept: Accept) -> None:
-        self.tables = Tables(settings.tables_dir)
+    def __init__(self, settings: Settings, bootstrap_servers: str, options: StreamOptions) -> None:
+        self.tables = Tables(settings.place.tables)
         self._settings = settings
         self._servers = bootstrap_servers
-        self._accept = accept
+        self._accept = options.accept
+        self._begin = options.begin
+        self._subscription = subscription_of(settings, options)
 
     def plan(self) -> Plan:
         """The plan of the next query.
@@ -164,17 +198,29 @@ class _Starts:
             ServiceError: a decided batch cannot be finished, or the topic does not continue what was committed; an
                 AwayError where the broker does not answer just now.
         """
-        settings = self._settings
+        settings, client = self._settings, client_arguments(self._settings)
         positions = finish_decided(settings, settings.topic, self.tables)  # needs no broker
         try:
-            topic = describe_topic(self._servers, settings.topic, client_arguments(settings))
+            topics = describe_topics(self._servers, self._subscription, client)
         except RefusedError:
             raise
         except ServiceError as error:
             raise AwayError(str(error)) from error
         if positions is None:
-            positions = begin_stream(settings, self.tables, topic, self._accept)
-        return plan_start(positions, topic, self._accept)
+            first = {}
+            if self._begin != EARLIEST:
+                when = None if self._begin == LATEST else self._begin
+                first = offsets_from(self._servers, topics, when, settings.isolation == COMMITTED, client)
+            reads = str(self._subscription)
+            positions = begin_stream(settings, self.tables, topics, self._accept, first=first, reads=reads)
+        elif new := [topic.name for topic in topics if positions.topic(topic.name) not in positions.topics]:
+            refuse_shared(settings, new)
+        return plan_topics(positions, topics, self._accept)
+
+
+def subscription_of(settings: Settings, options: StreamOptions) -> Subscription:
+    """What the stream reads: what the options say, or else the settings' topic."""
+    return options.subscription or Subscription((settings.topic,))
 
 
 class AwayError(ServiceError):
@@ -204,11 +250,14 @@ class _Run:
         self._last: BatchResult | None = None
         self._failures = 0
         self._lost = 0
+        self._attempts = Attempts(settings.work_dir / "attempts" / f"{file_stem(settings.topic)}.json")
+        self._planned: set[str] | None = None  # the topics of the last plan that lacked one
         self.summary = StreamSummary()
 
     def committed(self, batch: BatchResult) -> None:
         """Take note of a committed micro-batch."""
-        self._last = batch
+        if batch.input_rows:  # one that held only markers of transactions says nothing about sizes
+            self._last = batch
         self._failures = 0
         self.summary.add(batch)
         self._events.on_batch(batch)
@@ -218,6 +267,9 @@ class _Run:
         clock = perf_counter()
         committer.plan = plan
         while not self._stop.is_set():
+            if not self._read_beside_spark(committer):
+                self._plan_again(committer, starts)
+                continue
             with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as scratch:
                 query = self._start(committer, Path(scratch))
                 if self.summary.restarts == 0:
@@ -229,10 +281,42 @@ class _Run:
             if _ResizeError.__name__ in error and self._last is not None:
                 self._size.images = self._size.fitting(self._last)
                 self._last = None
-            else:
+            elif not self._appeared(error, committer.plan):
                 self._after_failure(error)
             self._plan_again(committer, starts)
         self.summary.seconds = perf_counter() - clock
+
+    def _read_beside_spark(self, committer: BatchCommitter) -> bool:
+        """Read the next micro-batch in bounded memory if Spark has failed on it again and again.
+
+        Returns:
+            False if that failed, too.
+        """
+        from kafka.errors import KafkaError
+
+        plan = committer.plan
+        ranges = self._attempts.hopeless(plan.number + 1, plan.starts)
+        if not ranges:
+            return True
+        self._events.on_trouble(
+            f"batch {plan.number + 1} was begun {TRIES} times and never finished: reading it message by message"
+        )
+        names = {name: in_kafka for name, (in_kafka, _) in plan.kafka_topics.items()}
+        try:
+            committed = self._settings.isolation == COMMITTED
+            with closing(BoundedReader(self._servers, self._client, committed=committed)) as reader:
+                committer(read_bounded(reader, ranges, names), ranges)
+        except (KafkaError, ServiceError, LostDecisionError, WitnessError) as error:
+            if isinstance(error, ServiceError) and not isinstance(error, RefusedError):
+                raise
+            self._after_failure(f"{type(error).__name__}: {error}")
+            return False
+        return True
+
+    def _appeared(self, error: str, plan: Plan) -> bool:
+        """Whether a topic appeared that the plan lacks, so that the next one has it."""
+        before, self._planned = self._planned, {*plan.topics} if TopicAppearedError.__name__ in error else None
+        return self._planned is not None and self._planned != before
 
     def _plan_again(self, committer: BatchCommitter, starts: _Starts) -> None:
         """Wait, if need be, until the next query can be planned."""
@@ -251,19 +335,24 @@ class _Run:
         def run_batch(messages: Any, batch: int) -> None:
             if self._last is not None and self._size.is_off(self._last):
                 raise _ResizeError
-            committer(messages, planned_ranges(scratch, batch, plan.topic))
+            ranges = planned_ranges(scratch, batch, plan.names)
+            self._attempts.begin(plan.number + 1, ranges)
+            committer(messages, ranges)
 
-        messages = read_topic(
+        messages = read_topics(
             self._spark,
             self._servers,
-            self._settings.topic,
+            subscription_of(self._settings, self._options),
             images_per_batch=self._size.images,
             starting_offsets=plan.starting_offsets(),
+            isolation=self._settings.isolation,
             client=spark_options(self._settings),
         )
         trigger: dict[str, Any] = {"processingTime": "0 seconds"}
         if self._options.until_drained:
             trigger = {"availableNow": True}
+        # Each task writes a file to each table: of a topic with hundreds of partitions a task reads several.
+        messages = messages.coalesce(TASKS_PER_CORE * self._spark.sparkContext.defaultParallelism)
         writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(run_batch)
         # A file URI: the driver alone reads and writes it, also where Spark's default file system is another.
         return writer.option("checkpointLocation", scratch.as_uri()).trigger(**trigger).start()
@@ -295,6 +384,10 @@ class _Run:
                     f"{self._lost} batches before this one did; one at a time may write"
                 )
             self._events.on_trouble(f"planning again: {cause(error)}")
+            return
+        if StoreAwayError.__name__ in error and not self._settings.place.is_local:
+            self._events.on_trouble(f"{cause(error)}; waiting for it")
+            self._stop.wait(RETRY_S)  # planning asks the store again, until it answers
             return
         if is_permanent(error):
             raise ServiceError(f"the stream stopped: {cause(error)}")

@@ -21,6 +21,7 @@ from streaming.errors import ServiceError
 from streaming.platform.jars import Progress, broker_classpath, install_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_node import CONFIG_NAME, HOST, LOG_NAME, KafkaNode, free_port
+from streaming.platform.scratch import use_scratch
 from streaming.settings import Settings
 from streaming.storage.home import locked, make_dir
 
@@ -94,7 +95,8 @@ def start_broker(
             if port not in (None, running.port):
                 raise ServiceError(f"the broker is running on port {running.port}, not {port}: stop it first")
             return running, False
-        java = find_java(settings.home)
+        use_scratch(settings.work_dir)
+        java = find_java(settings.work_dir)
         install_jars(settings.jars_dir, java, on_progress)
         port = _choose_port(settings, port)
         kafka = KafkaNode(directory, port, java, broker_classpath(settings.jars_dir))

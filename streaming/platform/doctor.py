@@ -1,31 +1,65 @@
 """What the service needs of the machine it runs on, looked at one by one; each thing that is missing says its fix."""
 
+import os
 import platform
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Set
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.metadata import version
 
-import psutil
-
+from models.errors import ModelError
+from models.onnx_session import resolve_providers
+from streaming.environment import all_ignored
 from streaming.errors import ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
-from streaming.platform.jars import damaged_jars, locked_jars
+from streaming.platform.jars import ELSEWHERE, damaged_jars, locked_jars, why_not_for_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
-from streaming.settings import Settings
-from streaming.storage.home import make_dir
-from streaming.storage.store import open_store
+from streaming.platform.machine import NAMELESS_USER, has_passwd_entry, memory, user_name
+from streaming.platform.scratch import use_scratch
+from streaming.settings import Settings, cloud_variables
+from streaming.storage.home import Home, make_dir
 
 PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each
 MIN_DISK_GIB = 2.0
 GIB = 1024**3
 ANSWER_TIMEOUT_S = 3.0
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+ENGINES = {"LiteRT": "ai-edge-litert", "ONNX Runtime": "onnxruntime"}
+# Per scheme of a home in a bucket, what a client of it has to know: any one of several ways, each with its variables.
+WAYS = tuple[tuple[str, ...], ...]
+CREDENTIALS: dict[str, tuple[WAYS, ...]] = {
+    "s3": (
+        (
+            ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"),
+            ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",),
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI",),
+        ),
+        (("AWS_REGION",), ("AWS_DEFAULT_REGION",), ("AWS_ENDPOINT_URL",)),
+    ),
+    "gs": (
+        (
+            ("GOOGLE_SERVICE_ACCOUNT",),
+            ("GOOGLE_SERVICE_ACCOUNT_PATH",),
+            ("GOOGLE_SERVICE_ACCOUNT_KEY",),
+            ("GOOGLE_APPLICATION_CREDENTIALS",),
+        ),
+    ),
+    "az": (
+        (("AZURE_STORAGE_ACCOUNT_NAME",),),
+        (
+            ("AZURE_STORAGE_ACCOUNT_KEY",),
+            ("AZURE_STORAGE_SAS_TOKEN",),
+            ("AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"),
+            ("AZURE_FEDERATED_TOKEN_FILE", "AZURE_CLIENT_ID", "AZURE_TENANT_ID"),
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -45,11 +79,16 @@ def diagnose(settings: Settings) -> list[Check]:
     """Look at everything; never raises for what it finds."""
     checks: tuple[Callable[[Settings], Check], ...] = (
         check_python,
+        check_environment,
         check_java,
+        check_user,
+        *(() if settings.place.is_local else (check_work,)),
         check_home,
+        check_scratch,
         check_jars,
         check_memory,
         check_disk,
+        check_engines,
         check_broker,
     )
     return [check(settings) for check in checks]
@@ -61,26 +100,96 @@ def check_python(_: Settings) -> Check:
     return Check("Python", platform.python_version(), fix)
 
 
+def check_environment(settings: Settings) -> Check:
+    names = all_ignored(local=settings.master.startswith("local"))
+    return Check("variables", f"ignored, another Spark's or Hadoop's: {', '.join(names)}" if names else "none ignored")
+
+
 def check_java(settings: Settings) -> Check:
     try:
-        return Check("Java", str(find_java(settings.home)))
+        return Check("Java", str(find_java(settings.work_dir)))
     except ServiceError as error:
         needed, _, fix = str(error).partition(": ")
         return Check("Java", needed, fix)
 
 
+def check_work(settings: Settings) -> Check:
+    """The local folder beside a home in a bucket can be written."""
+    try:
+        make_dir(settings.work_dir)
+    except ServiceError as error:
+        return Check("work", str(error).rpartition(": ")[0], "set IMAGESTREAM_WORK to a folder that can be written to")
+    return Check("work", f"{settings.work_dir} can be written")
+
+
 def check_home(settings: Settings) -> Check:
     """The home can be written, and of several who create one object there exactly one succeeds."""
+    home = settings.place
     try:
-        home = make_dir(settings.home)
-        open_store(home).check_conditional()
-        return Check("home", f"{home} can be written, and creates each object once")
+        if not home.is_local:
+            return _check_bucket(home)
+        make_dir(settings.work_dir)
+        home.store.check_conditional()
     except ServiceError as error:
         found, _, fix = str(error).rpartition(": ")
         return Check("home", found or str(error), fix)
+    return Check("home", f"{settings.home} can be written, and creates each object once")
+
+
+def _check_bucket(home: Home) -> Check:
+    """Each right that a stream needs, one after the other, then the race for new objects.
+
+    Raises:
+        ServiceError: the bucket does not create objects once.
+    """
+    scheme = home.uri.partition("://")[0]
+    key = f"locks/doctor-{uuid.uuid4().hex}"
+
+    def get() -> None:
+        if home.store.get(key) != key.encode():
+            raise ServiceError("another object came back: choose a store that returns what was put last")
+
+    def find() -> None:
+        if key not in {one.key for one in home.store.list("locks")}:
+            raise ServiceError("the object is not in the list: choose a store that lists what was put last")
+
+    steps: dict[str, Callable[[], None]] = {
+        "put an object": lambda: home.store.put(key, key.encode()),
+        "get it": get,
+        "list objects": find,
+        "delete it": lambda: home.store.delete([key]),
+    }
+    for step, request in steps.items():
+        try:
+            request()
+        except ServiceError as error:
+            found, _, advice = str(error).rpartition(": ")
+            unset = missing_variables(scheme, cloud_variables())
+            fix = f"set {', '.join(unset)}, unless the machine has a role; {advice}" if unset else advice
+            return Check("home", f"cannot {step}: {found or error}", fix)
+    home.store.check_conditional()
+    return Check("home", f"{home} stores, returns, lists and deletes objects, and creates each once")
+
+
+def missing_variables(scheme: str, present: Set[str]) -> list[str]:
+    """The variables to set so that a client of the cloud finds its credentials, region and account.
+
+    Args:
+        scheme: of the home, `s3`, `gs` or `az`.
+        present: the names of those that are set.
+    """
+    missing = []
+    for ways in CREDENTIALS[scheme]:
+        if not any(present >= set(way) for way in ways):
+            # The way that was begun, else the usual one.
+            way = next((way for way in ways if present & set(way)), ways[0])
+            missing += [name for name in way if name not in present]
+    return missing
 
 
 def check_jars(settings: Settings) -> Check:
+    if why := why_not_for_jars(settings.jars_dir):
+        return Check("jars", f"{settings.jars_dir} {why}", ELSEWHERE)
     damaged = damaged_jars(settings.jars_dir)
     if not damaged:
         return Check("jars", f"{len(locked_jars())} in {settings.jars_dir}, as locked")
@@ -90,18 +199,48 @@ def check_jars(settings: Settings) -> Check:
 
 
 def check_memory(_: Settings) -> Check:
-    gib = _memory_bytes() / GIB
-    fix = None if gib >= MIN_MEMORY_GIB else f"give the machine or container {MIN_MEMORY_GIB:.0f} GiB"
-    return Check(
-        "memory", f"{gib:.1f} GiB, {psutil.virtual_memory().available / GIB:.1f} GiB of the machine's free", fix
-    )
+    found = memory()
+    fix = None if found.total >= MIN_MEMORY_GIB * GIB else f"give the machine or container {MIN_MEMORY_GIB:.0f} GiB"
+    return Check("memory", f"{found.total / GIB:.1f} GiB, {found.available / GIB:.1f} GiB of it free", fix)
+
+
+def check_user(_settings: Settings) -> Check:
+    """Hadoop's login asks the system for the user's name."""
+    if has_passwd_entry():
+        return Check("user", user_name())
+    needed, _, fix = NAMELESS_USER.format(uid=os.getuid()).partition(": ")
+    return Check("user", needed, fix)
+
+
+def check_scratch(settings: Settings) -> Check:
+    try:
+        return Check("scratch", f"{use_scratch(settings.work_dir)} can be written, and libraries loaded from it")
+    except ServiceError as error:
+        found, _, fix = str(error).partition(": ")
+        return Check("scratch", found, fix)
 
 
 def check_disk(settings: Settings) -> Check:
-    there = next(path for path in (settings.home, *settings.home.parents) if path.is_dir())
+    there = next(path for path in (settings.work_dir, *settings.work_dir.parents) if path.is_dir())
     gib = shutil.disk_usage(there).free / GIB
-    fix = None if gib >= MIN_DISK_GIB else f"free {MIN_DISK_GIB:.0f} GiB there, or choose another home with --home DIR"
+    fix = (
+        None
+        if gib >= MIN_DISK_GIB
+        else f"free {MIN_DISK_GIB:.0f} GiB there, or choose another folder with --home DIR or IMAGESTREAM_WORK"
+    )
     return Check("disk", f"{gib:.1f} GiB free at {there}", fix)
+
+
+def check_engines(settings: Settings) -> Check:
+    """The engines that are installed, and that ONNX Runtime has the providers that are set."""
+    providers = settings.execution_providers.split(",")
+    found = ", ".join(f"{name} {version(package)}" for name, package in ENGINES.items())
+    try:
+        resolve_providers(providers)
+    except ModelError as error:
+        what, _, fix = str(error).partition(": ")
+        return Check("engines", what, fix)
+    return Check("engines", f"{found}; providers {', '.join(providers)}; engine {settings.engine}")
 
 
 def check_broker(settings: Settings) -> Check:
@@ -127,15 +266,6 @@ def check_broker(settings: Settings) -> Check:
     port = remembered_port(settings) or DEFAULT_PORT
     free = "free" if not is_taken(port) else "taken by another process: the broker will choose a free one"
     return Check("broker", f"not running; port {port} is {free}")
-
-
-def _memory_bytes() -> int:
-    """The machine's memory, or its container's share of it."""
-    total = int(psutil.virtual_memory().total)
-    try:
-        return min(total, int(CGROUP_LIMIT.read_text()))
-    except (OSError, ValueError):  # no control groups, or "max"
-        return total
 
 
 def _answers(server: str) -> bool:

@@ -25,8 +25,10 @@ REPLACED = (
     "spark-token-provider-kafka 4.2.0, which Spark's Kafka connector asks for, is replaced by 4.0.0: "
     "the registry lacks 4.2.0, and both have the same interface"
 )
+ELSEWHERE = "keep the jars elsewhere, with IMAGESTREAM_JARS"
 CONNECT_TIMEOUT_MS = 20_000
 READ_TIMEOUT_MS = 60_000
+SLOW_MBIT_S, BEFORE_FETCHING_S = 20, 15  # a slow line; Ivy asks for every jar's description first
 
 Progress = Callable[[int, int, str], None]
 """Called with the jars fetched so far, the jars there are, and the last one's name; at 0 with a line to show."""
@@ -87,7 +89,13 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
             return
         if on_progress is not None:
             size = sum(jar.bytes for jar in locked_jars() if jar.name in wanted) / 1e6
-            on_progress(0, len(wanted), f"fetching {len(wanted)} jars ({size:.0f} MB) into {jars_dir}")
+            seconds = BEFORE_FETCHING_S + 8 * size / SLOW_MBIT_S
+            on_progress(
+                0,
+                len(wanted),
+                f"fetching {len(wanted)} jars ({size:.0f} MB) into {jars_dir}: up to {seconds:.0f} s at "
+                f"{SLOW_MBIT_S} Mbit/s",
+            )
             on_progress(0, len(wanted), REPLACED)
         wanted = _fetch(jars_dir, java, wanted, on_progress)
         if wanted:  # Ivy takes what its cache holds without looking at it again
@@ -134,8 +142,16 @@ def lock_jars(java: Path) -> int:
     return len(rows)
 
 
+def why_not_for_jars(jars_dir: Path) -> str | None:
+    """Why class paths and Spark's list of jars cannot name files of a folder, or None."""
+    letter = next((letter for letter in (os.pathsep, ",", "%", "#") if letter in str(jars_dir)), None)
+    return None if letter is None else f"has a {letter} in its path"
+
+
 def _jars_of(configuration: str, jars_dir: Path) -> list[Path]:
     jars = [jar for jar in locked_jars() if jar.name.startswith(configuration + "/")]
+    if why := why_not_for_jars(jars_dir):
+        raise ServiceError(f"{jars_dir} {why}: {ELSEWHERE}")
     for jar in jars:
         if damage := jar.damage(jars_dir, verify=False):
             raise ServiceError(f"{jars_dir / jar.name}: {damage}: run `imagestream setup`")

@@ -5,6 +5,7 @@ import platform
 import re
 import shutil
 import subprocess
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,17 +68,17 @@ def install_hint() -> str:
 
 
 def install_java(home: Path) -> Path:
-    """Download a JDK into the home's `java/`, about 190 MB; the executable.
+    """Download a JDK, checked against its SHA-256, into the home's `java/`, about 190 MB; the executable.
 
     Raises:
         ServiceError: it could not be downloaded; says the platform's command to install one.
     """
-    import jdk
+    from streaming.platform.jdk_download import download_jdk
 
     target = make_dir(home / "java")
     try:
-        jdk.install(VERSION_TO_INSTALL, path=str(target))
-    except (jdk.JdkError, OSError) as error:
+        download_jdk(VERSION_TO_INSTALL, target)
+    except (ServiceError, OSError, tarfile.TarError) as error:
         raise ServiceError(
             f"Java 17 or 21 is needed, and could not be downloaded ({error}): {install_hint()}"
         ) from error

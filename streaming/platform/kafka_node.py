@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import socket
 import subprocess
 import time
@@ -11,15 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+from streaming.environment import child_environment
 from streaming.errors import ServiceError
+from streaming.platform.last_words import telling_line
+from streaming.platform.scratch import java_scratch
 
 HOST = "127.0.0.1"
 MAX_BATCH_BYTES = 21 * 1024**2  # an image of 20 MiB, and room for its key and headers
 POLL_S = 0.1
 CONFIG_NAME = "server.properties"
 LOG_NAME = "server.log"
+# Below the folder that the node runs in: of a list of paths Kafka would split a home's name at its commas, and Java
+# reads the file of properties as Latin-1.
+DATA = "data"
 JVM_OPTIONS = (
-    *("-Xms64m", "-Xmx512m", "-XX:+ExitOnOutOfMemoryError"),
+    # What unpacks to more than the heap is refused, and the node lives: it ends by itself where it cannot.
+    *("-Xms64m", "-Xmx512m"),
     *("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"),  # ready after 3.2 s instead of 5.0 s
 )
 LOG4J = """\
@@ -65,13 +71,17 @@ class KafkaNode:
             "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
             "controller.listener.names": "CONTROLLER",
             "controller.quorum.voters": f"1@{HOST}:{controller_port}",
-            "log.dirs": _escaped(self.directory / "data"),
+            "log.dirs": DATA,
             "num.partitions": max(2, os.cpu_count() or 1),
             "auto.create.topics.enable": "true",
             "message.max.bytes": MAX_BATCH_BYTES,
             "replica.fetch.max.bytes": MAX_BATCH_BYTES,
             "replica.fetch.response.max.bytes": MAX_BATCH_BYTES,
             "group.initial.rebalance.delay.ms": 0,
+            # Batches are unpacked, and refused if they are larger then than a batch may be. Images do not get smaller.
+            "compression.type": "uncompressed",
+            # Messages are kept by when they came, not by when an image was taken.
+            "log.message.timestamp.type": "LogAppendTime",
         }
         for internal in ("offsets.topic", "transaction.state.log", "share.coordinator.state.topic"):
             properties |= {f"{internal}.replication.factor": 1, f"{internal}.num.partitions": 4}
@@ -80,14 +90,16 @@ class KafkaNode:
         properties |= self.extra
         lines = [f"{name}={value}\n" for name, value in properties.items()]
         self._config.write_text("".join(lines))
-        (self.directory / "log4j2.properties").write_text(LOG4J.format(log=_escaped(self._log)))
+        (self.directory / "log4j2.properties").write_text(LOG4J.format(log=LOG_NAME))
 
     def format_storage(self) -> None:
         """Give the data directory its cluster id, if it has none; Kafka starts on no directory without one."""
-        if (self.directory / "data" / "meta.properties").exists():
+        if (self.directory / DATA / "meta.properties").exists():
             return
         command = self._command("kafka.tools.StorageTool", "format", "-t", uuid4().hex[:22], "-c", str(self._config))
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=self.directory, env=child_environment(), capture_output=True, text=True, check=False
+        )
         if done.returncode:
             raise ServiceError(f"could not format the broker's storage: {telling_line(done.stdout + done.stderr)}")
 
@@ -98,6 +110,7 @@ class KafkaNode:
             return subprocess.Popen(
                 self._command("kafka.Kafka", str(self._config)),
                 cwd=self.directory,
+                env=child_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -129,9 +142,8 @@ class KafkaNode:
         return self.directory / LOG_NAME
 
     def _command(self, *arguments: str) -> list[str]:
-        log4j = (self.directory / "log4j2.properties").as_uri()
         return [
-            *(str(self.java), *JVM_OPTIONS, f"-Dlog4j2.configurationFile={log4j}"),
+            *(str(self.java), *JVM_OPTIONS, *java_scratch(), "-Dlog4j2.configurationFile=log4j2.properties"),
             *("-cp", self.classpath, *arguments),
         ]
 
@@ -152,17 +164,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
-
-
-def telling_line(said: str) -> str:
-    """The last line that names an error, or else the last one."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\b(ERROR|FATAL)\b|Exception|Error:", line) and line[:3] != "at "]
-    return (errors or lines or ["it said nothing"])[-1][:300]
-
-
-def _escaped(path: Path) -> str:
-    return str(path).replace("\\", "\\\\")  # a properties file takes a backslash for an escape
 
 
 def _read(path: Path) -> str:

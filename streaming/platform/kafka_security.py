@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from streaming.errors import ServiceError
+from streaming.secret_files import check_secret_file
 from streaming.settings import Settings
 
+SECRET = {"kafka_password_file", "kafka_key_file"}
 MAX_FILE_BYTES = 256 * 1024
 LOGIN_MODULES = {
     "SCRAM-SHA-512": "org.apache.kafka.common.security.scram.ScramLoginModule",
@@ -124,6 +126,8 @@ def _check_certificates(settings: Settings) -> None:
 def _text(setting: str, path: Path) -> str:
     """The content of a file that a setting names."""
     try:
+        if setting in SECRET:
+            check_secret_file(path)
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:

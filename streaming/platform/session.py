@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +15,21 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from streaming.environment import clean_environment
 from streaming.errors import ServiceError
 from streaming.platform.jars import install_jars, spark_jars
 from streaming.platform.java import find_java
+from streaming.platform.last_words import telling_line
+from streaming.platform.machine import check_user
+from streaming.platform.scratch import java_scratch, use_scratch
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
+from streaming.storage.store import shared_variables
 
 SPARK_LOG = "spark.log"
+GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"  # PySpark knows no more than that
+MAX_LAST_WORDS = 256 * 1024
+LAST_ASCII = 0x7F
 ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s
 BYTES_PER_ARROW_BATCH = 8 * 1024**2  # of large messages few are under way at a time
 
@@ -53,6 +62,7 @@ CONF = {
     # Between the JVM and Python workers, TCP holds small micro-batches back for 40 ms (Nagle and delayed ACK).
     UNIX_SOCKETS: "true",
     **{f"spark.executorEnv.{name}": value for name, value in GIVES_BACK.items()},
+    "spark.executorEnv.PYTHONSAFEPATH": "1",  # a worker imports nothing from the folder that it happens to run in
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
 }
@@ -81,40 +91,56 @@ def spark_session(
         conf: Spark's own settings on top.
 
     Raises:
-        ServiceError: there is no usable Java, a jar is missing and cannot be fetched, the home cannot be written, Spark
-            does not start, or a job in the block fails.
+        ServiceError: the user has no name, there is no usable Java, a jar is missing and cannot be fetched, the home
+            cannot be written, Spark does not start, or a job in the block fails.
     """
-    log = make_dir(settings.home) / SPARK_LOG
+    log = make_dir(settings.work_dir) / SPARK_LOG
     running = SparkSession.getActiveSession()
     if running is not None:
         with _failures_of_jobs(log):
             yield _session_beside(running, CONF | dict(conf))
         return
-    java = find_java(settings.home)
+    check_user()
+    use_scratch(settings.work_dir)
+    java = find_java(settings.work_dir)
     install_jars(settings.jars_dir, java)
-    java_home = java.parent.parent
     builder = (
         SparkSession.builder.master(settings.master)
         .appName(name)
         .config("spark.jars", ",".join(str(jar) for jar in spark_jars(settings.jars_dir)))
         .config("spark.driver.memory", settings.driver_memory)
-        .config("spark.sql.warehouse.dir", str(settings.home / "warehouse"))
-        .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {java_options}")
+        .config("spark.sql.warehouse.dir", str(settings.work_dir / "warehouse"))
+        .config("spark.driver.extraJavaOptions", f"{_log4j(settings)} {shlex.join(java_scratch())} {java_options}")
     )
-    local = LOOPBACK | _sockets_in(_socket_dir().name) if settings.master.startswith("local") else {}
-    for key, value in (CONF | (DELTA if delta else {}) | local | dict(conf)).items():
+    local = settings.master.startswith("local")
+    if local:
+        network = LOOPBACK | _sockets_in(_socket_dir().name)
+    else:  # executors have credentials of their own, which a setting of Spark's would show in logs and pages
+        network = {f"spark.executorEnv.{name}": value for name, value in shared_variables().items()}
+    for key, value in (CONF | (DELTA if delta else {}) | network | dict(conf)).items():
         builder = builder.config(key, value)
     # PySpark takes the first two, and the JVM the others, from the environment only, and only when they start.
-    with _environment(JAVA_HOME=str(java_home), PYSPARK_PYTHON=sys.executable, **GIVES_BACK), _output_to(log):
+    variables = {"JAVA_HOME": str(java.parent.parent), "PYSPARK_PYTHON": sys.executable, **GIVES_BACK}
+    before = log.stat().st_size if log.exists() else 0
+    with clean_environment(local=local, **variables), _output_to(log):
         try:
             spark = builder.getOrCreate()
-        except (PySparkException, Py4JError) as error:
-            raise ServiceError(f"Spark did not start ({cause(str(error))}); its log: {log}") from error
+        except (PySparkException, Py4JError, OSError) as error:
+            raise ServiceError(f"Spark did not start ({_why(error, log, before)}); its log: {log}") from error
     try:
         with _failures_of_jobs(log):
             yield spark
     finally:
         spark.stop()
+
+
+def _why(error: Exception, log: Path, before: int) -> str:
+    """What Spark said last; where its JVM has ended, only its log, from byte `before` on, says why."""
+    if GATEWAY_EXITED not in str(error):
+        return cause(str(error))
+    with log.open("rb") as file:
+        file.seek(before)
+        return telling_line(file.read(MAX_LAST_WORDS).decode("utf-8", "replace"))
 
 
 @contextmanager
@@ -153,22 +179,7 @@ def cause(text: str) -> str:
     if not errors:
         return text.strip().split("\n", 1)[0] or "no reason given"
     kind, message = errors[-1]
-    return str(message) if kind in {"ServiceError", "ModelError"} else f"{kind}: {message}"
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    """Environment variables set for the block, and put back after it."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return str(message) if kind in {"ServiceError", "StoreAwayError", "ModelError"} else f"{kind}: {message}"
 
 
 @contextmanager
@@ -190,7 +201,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 def _log4j(settings: Settings) -> str:
     """Spark logs to a file of the home; what its jobs raise reaches the caller as an exception."""
-    path = settings.home / "log4j2.properties"
+    path, log = settings.work_dir / "log4j2.properties", _property(str(settings.work_dir / SPARK_LOG))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"""\
@@ -198,8 +209,8 @@ rootLogger.level = warn
 rootLogger.appenderRef.file.ref = file
 appender.file.type = RollingFile
 appender.file.name = file
-appender.file.fileName = {settings.home / SPARK_LOG}
-appender.file.filePattern = {settings.home / SPARK_LOG}.%i
+appender.file.fileName = {log}
+appender.file.filePattern = {log}.%i
 appender.file.layout.type = PatternLayout
 appender.file.layout.pattern = %d %p %c{{1}}: %m%n%ex
 appender.file.policies.type = SizeBasedTriggeringPolicy
@@ -209,3 +220,10 @@ appender.file.strategy.max = 3
 """
     )
     return f"-Dlog4j2.configurationFile={path.as_uri()}"
+
+
+def _property(text: str) -> str:
+    """A text in a file of properties, which Java reads as Latin-1 and Log4j substitutes variables in."""
+    units = text.replace("\\", "\\\\").replace("${", "$${").encode("utf-16-be")
+    codes = (int.from_bytes(units[at : at + 2]) for at in range(0, len(units), 2))
+    return "".join(chr(code) if code < LAST_ASCII else f"\\u{code:04x}" for code in codes)

@@ -1,16 +1,21 @@
 """What Kafka says of a topic: its identity, and the offsets that it holds."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from producer.message import TOPIC_CONFIGURATION
 from streaming.errors import ServiceError
 from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_probe import RefusedError, check_broker
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 TIMEOUT_MS = 10_000
 RETRY_S = 0.2
@@ -42,6 +47,46 @@ class Topic:
     ends: dict[int, int]
 
 
+@dataclass(frozen=True)
+class Subscription:
+    """The topics that a stream reads: those of these names, or all whose whole name matches a pattern.
+
+    Attributes:
+        pattern: a regular expression, as Java and Python both read it.
+    """
+
+    topics: tuple[str, ...] = ()
+    pattern: str | None = None
+
+    def __str__(self) -> str:
+        return ",".join(self.topics) if self.pattern is None else f"pattern {self.pattern}"
+
+    @property
+    def spark_option(self) -> tuple[str, str]:
+        """The option of Spark's Kafka source, and its value."""
+        return ("subscribe", ",".join(self.topics)) if self.pattern is None else ("subscribePattern", self.pattern)
+
+
+def describe_topics(
+    bootstrap_servers: str, subscription: Subscription, client: Mapping[str, Any] = OPEN
+) -> list[Topic]:
+    """The topics of a subscription; those that it names are made if they are not there. Errors as `describe_topic`.
+
+    Raises:
+        ServiceError: also where no topic matches the pattern.
+    """
+    with _admin(bootstrap_servers, client) as admin:
+        names: Iterable[str] = subscription.topics
+        if subscription.pattern is not None:
+            matches = re.compile(subscription.pattern).fullmatch
+            names = sorted(
+                one["name"] for one in admin.describe_topics() if not one["is_internal"] and matches(one["name"])
+            )
+            if not names:
+                raise ServiceError(f"no topic matches the pattern {subscription.pattern!r}: create one, or look at it")
+        return [_described(admin, name, client, Right.READ) for name in names]
+
+
 def describe_topic(
     bootstrap_servers: str, name: str, client: Mapping[str, Any] = OPEN, right: Right = Right.READ
 ) -> Topic:
@@ -55,14 +100,54 @@ def describe_topic(
         ServiceError: the broker does not answer, or does not let us; a RefusedError where that is not about the moment.
     """
     with _admin(bootstrap_servers, client) as admin:
-        _check_right(admin, name, right, client)
-        described, begins, ends = _offsets_of(admin, name)
+        return _described(admin, name, client, right)
+
+
+def _described(admin: Any, name: str, client: Mapping[str, Any], right: Right) -> Topic:
+    _check_right(admin, name, right, client)
+    described, begins, ends = _offsets_of(admin, name)
     return Topic(
         name,
         str(described["topic_id"]),
         {one.partition: found.offset for one, found in begins.items()},
         {one.partition: found.offset for one, found in ends.items()},
     )
+
+
+def offsets_from(
+    bootstrap_servers: str,
+    topics: Iterable[Topic],
+    when: "datetime | None",
+    committed: bool,
+    client: Mapping[str, Any] = OPEN,
+) -> dict[tuple[str, int], int]:
+    """(topic, partition) → the offset of the first message that is as new as a time, or else of the next to come.
+
+    Args:
+        when: by the messages' timestamps; None for the next message to come.
+        committed: whether messages of open transactions are still to come.
+
+    Raises:
+        ServiceError: the broker does not answer.
+    """
+    from kafka import IsolationLevel, TopicPartition
+    from kafka.admin import OffsetSpec
+    from kafka.errors import KafkaError
+
+    partitions = [TopicPartition(topic.name, one) for topic in topics for one in topic.begins]
+    level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
+    try:
+        with _admin(bootstrap_servers, client) as admin:
+            found = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST), isolation_level=level)
+            offsets = {(one.topic, one.partition): found[one].offset for one in partitions}
+            if when is not None:
+                found = admin.list_partition_offsets(dict.fromkeys(partitions, int(when.timestamp() * 1000)))
+                offsets |= {
+                    (one.topic, one.partition): found[one].offset for one in partitions if found[one].offset >= 0
+                }
+    except KafkaError as error:
+        raise ServiceError(f"the offsets of the topics cannot be had: {error}") from error
+    return offsets
 
 
 def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], right: Right) -> None:
@@ -84,7 +169,7 @@ def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any])
     try:
         found = admin.describe_topics([name])[0]
         if found["error_code"] == UNKNOWN_TOPIC:
-            admin.create_topics([NewTopic(name, num_partitions=-1, replication_factor=-1)])
+            admin.create_topics([NewTopic(name, -1, -1, topic_configs=TOPIC_CONFIGURATION)])
             return
     except TopicAlreadyExistsError:
         return  # another process was quicker
@@ -141,6 +226,80 @@ def _offsets_of(admin: Any, name: str) -> tuple[Any, Any, Any]:
             if partitions:
                 return described, begins, ends
         sleep(RETRY_S)
+
+
+def topic_configuration(admin: Any, name: str) -> dict[str, str]:
+    """The topic's settings by their names in Kafka, defaults included; empty without the right to see them."""
+    from kafka.admin import ConfigResource, ConfigResourceType
+    from kafka.errors import KafkaError
+
+    try:
+        found = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)], config_filter="all")
+    except KafkaError:
+        return {}
+    return {key: str(one["value"]) for key, one in found.get("topic", {}).get(name, {}).items()}
+
+
+def topic_notices(bootstrap_servers: str, names: Iterable[str], client: Mapping[str, Any] = OPEN) -> list[str]:
+    """What to tell about how topics are configured; nothing of those whose configuration we may not see.
+
+    Raises:
+        ServiceError: the broker does not answer.
+    """
+    with _admin(bootstrap_servers, client) as admin:
+        return [
+            f"topic {name!r} takes batches that unpack to any size: have its brokers refuse them with "
+            f"`kafka-configs.sh --bootstrap-server {bootstrap_servers} --alter --entity-type topics "
+            f"--entity-name {name} --add-config compression.type=uncompressed`"
+            for name in names
+            if topic_configuration(admin, name).get("compression.type", "uncompressed") != "uncompressed"
+        ]
+
+
+def messages_near_retention(
+    bootstrap_servers: str,
+    names: Sequence[str],
+    committed: Mapping[tuple[str, int], int],
+    client: Mapping[str, Any] = OPEN,
+) -> dict[str, int]:
+    """Topic → messages without a row of which more than half the time is over for which the topic keeps messages.
+
+    Args:
+        committed: (topic, partition) → one past the last message that has its row.
+
+    Raises:
+        ServiceError: the broker does not answer.
+    """
+    from kafka import TopicPartition
+    from kafka.admin import OffsetSpec
+    from kafka.errors import KafkaError
+
+    found: dict[str, int] = {}
+    try:
+        with _admin(bootstrap_servers, client) as admin:
+            for described in admin.describe_topics(list(names)):
+                name = described["name"]
+                configuration = topic_configuration(admin, name)
+                kept_ms = int(configuration.get("retention.ms", -1))
+                if kept_ms < 0 or "delete" not in configuration.get("cleanup.policy", ""):
+                    continue
+                half = int(time() * 1000) - kept_ms // 2
+                places = {
+                    TopicPartition(name, one): committed.get((name, one), 0)
+                    for one in (part["partition_index"] for part in described["partitions"])
+                }
+                newer = admin.list_partition_offsets(dict.fromkeys(places, half))
+                begins = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))
+                ends = admin.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
+                old = 0
+                for place, end in places.items():
+                    until = newer[place].offset if newer[place].offset >= 0 else ends[place].offset
+                    old += max(0, until - max(end, begins[place].offset))
+                if old:
+                    found[name] = old
+    except KafkaError as error:
+        raise ServiceError(f"the broker at {bootstrap_servers} does not answer: {error}") from error
+    return found
 
 
 def trouble_with_broker(bootstrap_servers: str, client: Mapping[str, Any] = OPEN) -> str | None:

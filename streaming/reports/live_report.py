@@ -59,9 +59,9 @@ def read_live_report(settings: Settings, version: int | None = None) -> ModelRep
     Raises:
         ServiceError: there are no predictions, or none with a label.
     """
-    there = {log.parent.name for log in settings.tables_dir.glob("*/_delta_log")}
+    there = set(settings.place.table_names())
     if "predictions" not in there:
-        raise ServiceError(f"no predictions yet in {settings.tables_dir}: run `imagestream stream` first")
+        raise ServiceError(f"no predictions yet in {settings.place.tables}: run `imagestream stream` first")
     reader = _Reader(settings, (KNOWN if "labels" in there else NOT_KNOWN) + ANSWERED, version)
     (counts,) = reader.rows(COUNTS)
     if not counts["labelled"]:

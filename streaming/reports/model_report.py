@@ -24,6 +24,7 @@ from streaming.registry import open_registry
 from streaming.reports.plots import GRID, Sample
 from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport, lineage_of, sample_of
 from streaming.settings import Settings
+from streaming.storage.home import Home
 from streaming.storage.tables import Table
 from streaming.training.evaluate import evaluate, most_confident_mistakes, sample_predictions
 from streaming.training.gate import pair
@@ -51,18 +52,18 @@ def read_model_report(settings: Settings, version: int, against: int | None = No
     registry = open_registry(settings.home)
     ours = Version(version, registry.read(version))
     other = None if against is None else Version(against, registry.read(against))
-    if not (settings.tables_dir / "features" / "_delta_log").is_dir():
+    if not settings.place.has_table("features"):
         raise ServiceError(
-            f"there are no stored features in {settings.tables_dir} to evaluate version {version} on: "
+            f"there are no stored features in {settings.place.tables} to evaluate version {version} on: "
             "run 'imagestream train' first"
         )
-    features = Table(settings.tables_dir, "features")
+    features = Table(settings.place.tables, "features")
     with spark_session(settings, "imagestream report", java_options=QUICK_START) as spark:
-        return model_report(spark, features, ours, other)
+        return model_report(spark, settings.place, features, ours, other)
 
 
 def model_report(
-    spark: SparkSession, features: Table, ours: Version, other: Version | None = None, seed: int = 0
+    spark: SparkSession, home: Home, features: Table, ours: Version, other: Version | None = None, seed: int = 0
 ) -> ModelReport:
     """The report on `ours`, beside `other`; errors as for `read_model_report`.
 
@@ -73,18 +74,18 @@ def model_report(
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by
     rows = labelled_features(spark, features, bundle.backbone_sha256, group_by=group_by)
-    seen = seen_by(fitted_on(bundle, features.directory.parent), rows)
+    seen = seen_by(fitted_on(bundle, home), rows)
     holdout = rows.where(~seen).persist()
     try:
         evaluation = evaluate(holdout, head)
         if not evaluation.rows:
             raise ServiceError(
-                f"version {ours.number} was possibly fitted on every labelled image in {features.directory} that has "
+                f"version {ours.number} was possibly fitted on every labelled image in {features.place} that has "
                 "features of its backbone: label images that came since"
             )
         fitted = evaluate(rows.where(seen), head)
         support = dict(zip(fitted.classes, fitted.support.tolist(), strict=True))
-        comparison = _compare(spark, features, ours, other, holdout) if other else None
+        comparison = _compare(spark, home, features, ours, other, holdout) if other else None
         answers = sample_predictions(holdout, head, SAMPLES, seed), most_confident_mistakes(holdout, head, MISTAKES)
     finally:
         holdout.unpersist()
@@ -108,9 +109,11 @@ def model_report(
     )
 
 
-def _compare(spark: SparkSession, features: Table, ours: Version, other: Version, holdout: DataFrame) -> Comparison:
+def _compare(
+    spark: SparkSession, home: Home, features: Table, ours: Version, other: Version, holdout: DataFrame
+) -> Comparison:
     """Both versions on the images of our holdout that the other was not fitted on and that both have features of."""
-    rows = unseen_by(holdout, fitted_on(other.bundle, features.directory.parent))
+    rows = unseen_by(holdout, fitted_on(other.bundle, home))
     their_rows = rows
     if other.bundle.backbone_sha256 != ours.bundle.backbone_sha256:
         stored = labelled_features(spark, features, other.bundle.backbone_sha256)

@@ -28,7 +28,7 @@ SELECT NULL::VARCHAR AS topic, NULL::INT AS "partition", NULL::BIGINT AS "offset
 
 def contents_of(settings: Settings) -> str:
     """SQL for the content of each message: topic, partition, offset, content."""
-    if not (settings.tables_dir / "features" / "_delta_log").is_dir():
+    if not settings.place.has_table("features"):
         return NO_CONTENTS
     stored = "content_sha256" in query(settings, "SELECT * FROM features LIMIT 0").schema.names
     return CONTENTS if stored else NO_CONTENTS  # a table from before there was the column
@@ -82,7 +82,8 @@ def count_pairs(batches: Iterable[pa.RecordBatch], exposure: Exposure) -> dict[i
     """Count labelled messages by version.
 
     Args:
-        batches: version, old_bundle, new_bundle, image_id (of the content), known_as, source, old_right, new_right.
+        batches: version, old_bundle, new_bundle, image_id (of the content), known_as, source, key, old_right,
+            new_right.
     """
     found: dict[int, Paired] = {}
     for batch in batches:
@@ -91,7 +92,7 @@ def count_pairs(batches: Iterable[pa.RecordBatch], exposure: Exposure) -> dict[i
         )
         for key in keys.aggregate([]).to_pylist():
             rows = batch.filter(_all_equal(batch, key))
-            images = rows.select(["image_id", "known_as", "source"])
+            images = rows.select(["image_id", "known_as", "source", "key"])
             seen = exposure.seen(key["old_bundle"], images) | exposure.seen(key["new_bundle"], images)
             old, new = (rows.column(name).to_numpy(zero_copy_only=False) for name in ("old_right", "new_right"))
             found.setdefault(key["version"], Paired()).add(old.astype(bool), new.astype(bool), seen)

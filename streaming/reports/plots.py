@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from models.arrays import Features
+from models.decode import BadImage, decode, read_limited
 from models.evaluation import Evaluation
 
 GRID = 3
@@ -29,6 +30,7 @@ MAX_NUMBERED = 20  # classes whose counts still fit into the cells of a confusio
 MAX_NAMED = 40  # classes whose names still fit along an axis
 WORST_CURVES = 5  # ROC curves with a name
 DPI = 150
+THUMBNAIL = (112, 112)  # pixels
 
 Style = Literal["light", "dark"]
 
@@ -50,6 +52,7 @@ def _style(surface: str, ink: str, muted: str, colours: Sequence[str]) -> dict[s
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 9,
+        "text.parse_math": False,  # names of classes are text, whatever dollar signs they have
         "figure.constrained_layout.use": True,
     }
 
@@ -219,12 +222,10 @@ def plot_predictions(rows: Sequence[dict[str, Any]], path: Path) -> None:
         rows: up to nine of source (a file), label_true, label, confidence.
         path: where the PNG goes.
     """
-    from PIL import Image
-
     samples = []
     for row in rows:
-        with Image.open(row["source"]) as image:
-            pixels = np.asarray(image.convert("RGB"))
+        shown = decode(read_limited(row["source"]), THUMBNAIL)
+        pixels = None if isinstance(shown, BadImage) else shown
         samples.append(Sample("", row["label_true"], row["label"], row["confidence"], pixels, row["source"]))
 
     def draw() -> Figure:

@@ -54,7 +54,7 @@ FROM shadowed GROUP BY challenger ORDER BY challenger
 LABELLED = """
 , judges AS (SELECT * FROM shadowed WHERE truth IS NOT NULL ORDER BY scored_at DESC, image_id LIMIT $judges)
 SELECT j.model_version AS version, p.bundle_sha256 AS old_bundle, j.bundle_sha256 AS new_bundle,
-       coalesce(c.content, j.image_id) AS image_id, j.image_id AS known_as, j.source,
+       coalesce(c.content, j.image_id) AS image_id, j.image_id AS known_as, j.source, j."key",
        j.champion_label = j.truth AS old_right, j.label = j.truth AS new_right
 FROM judges j LEFT JOIN predictions p USING (topic, "partition", "offset")
 LEFT JOIN ({contents}) c USING (topic, "partition", "offset")
@@ -100,9 +100,9 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
     Raises:
         ServiceError: nothing has been predicted yet.
     """
-    there = {log.parent.name for log in settings.tables_dir.glob("*/_delta_log")}
+    there = set(settings.place.table_names())
     if "predictions" not in there:
-        raise ServiceError(f"no predictions yet in {settings.tables_dir}: run `imagestream stream` first")
+        raise ServiceError(f"no predictions yet in {settings.place.tables}: run `imagestream stream` first")
     known = KNOWN if "labels" in there else NOT_KNOWN
 
     def rows(sql: str, **parameters: Any) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
         labelled = known + SHADOW + LABELLED.format(contents=contents_of(settings))
         parameters = {"version": challenger, "judges": MAX_JUDGES}
         with open_query(settings, labelled, parameters=parameters, timeout_s=TIMEOUT_S) as batches:
-            counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.tables_dir))
+            counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.place))
         return with_accuracies(rows(known + SHADOW + AGREEMENT, version=challenger), counts)
 
     has_shadow = "shadow" in there

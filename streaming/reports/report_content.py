@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from models.arrays import Features
-from models.bundle import Bundle
+from models.bundle import BackboneEntry, Bundle
 from models.decode import Resize
 from models.evaluation import Evaluation, Interval
 from models.paired import PairedCounts
@@ -81,7 +81,7 @@ def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
             "name": backbone.name,
             "weights": backbone.weights,
             "engine": f"{backbone.engine}, {backbone.precision}",
-            "input": f"{backbone.input_size[0]}×{backbone.input_size[1]} pixels, {backbone.resize}",
+            "input": f"{backbone.input_size[0]}×{backbone.input_size[1]} pixels, {_fitting(backbone)}",
             "output": f"{backbone.output}, {backbone.n_features:,} features",
             "largest difference to Keras": f"{backbone.parity:.1e}",
             "SHA-256": bundle.backbone_sha256,
@@ -95,6 +95,11 @@ def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
         "Fit": {name.replace("_", " "): str(value) for name, value in manifest.fit.items()},
         "Libraries": dict(manifest.libraries),
     }
+
+
+def _fitting(backbone: BackboneEntry) -> str:
+    recipe = backbone.network and backbone.network.recipe
+    return f"{recipe.fit.replace('_', ' and ')} ({recipe.filter})" if recipe else backbone.resize
 
 
 def sample_of(row: Mapping[str, Any], sources: Sequence[str], resize: Resize = "stretch") -> Sample:

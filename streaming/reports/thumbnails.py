@@ -12,17 +12,19 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from models.decode import DEFAULT_LIMITS, BadImage, Resize, decode
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Resize, decode
 
 SIZE = (112, 112)  # pixels
 
 
-def thumbnail(sources: Iterable[str | None], image_id: str, resize: Resize = "stretch") -> NDArray[np.uint8] | None:
+def thumbnail(
+    sources: Iterable[str | None], image_id: str, resize: Resize = "stretch", limits: Limits = DEFAULT_LIMITS
+) -> NDArray[np.uint8] | None:
     """The image as (112, 112, 3) uint8, from the first of `sources` that holds it; None if none does."""
     for source in sources:
         data = _read(source) if source else None
         if data is not None and hashlib.sha256(data).hexdigest() == image_id:
-            pixels = decode(data, SIZE, resize=resize)
+            pixels = decode(data, SIZE, limits, resize)
             return None if isinstance(pixels, BadImage) else pixels
     return None
 

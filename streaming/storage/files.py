@@ -6,8 +6,10 @@ A file is part of its table only once a commit names it; those of failed attempt
 
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, BinaryIO, ClassVar, Self
 
@@ -17,10 +19,11 @@ import pyarrow.parquet as pq
 
 from models.arrays import Features
 from streaming.errors import ServiceError
-from streaming.storage.store import open_store
+from streaming.storage.store import check_key, is_uri, open_store
 
 BYTES_AT_A_TIME = 16 * 1024**2
 MAX_ROWS_AT_A_TIME = 1024
+RAW = "value"  # the column of encoded images
 STRICT = {"extra": "forbid", "strict": True}  # for pydantic, where it reads a dataclass that others may have written
 
 
@@ -73,7 +76,7 @@ class FileSink:
             # Images hardly get smaller. A dictionary of floats costs a hundred times what writing them does.
             # The least and the greatest of images would be copies of whole images.
             told = [field.name for field in self._schema if not pa.types.is_binary(field.type)]
-            raw = len(told) < len(self._schema)
+            raw = RAW in self._schema.names
             self._writer = pq.ParquetWriter(
                 self._output,
                 self._schema,
@@ -108,6 +111,32 @@ def read_batches(
             row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
             rows = max(1, min(max_rows, BYTES_AT_A_TIME // row_bytes))
             yield from parquet.iter_batches(batch_size=rows, row_groups=[number], columns=columns)
+
+
+def conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows in the columns of a table; those that a file from before does not have are null."""
+    there = set(batch.schema.names)
+    columns = [
+        batch.column(field.name).cast(field.type) if field.name in there else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+@contextmanager
+def at_hand(place: str, path: str) -> Iterator[Path]:
+    """A file of a table as a local one: itself, or a copy of an object that is removed again.
+
+    Args:
+        path: relative to the table's place.
+    """
+    if not is_uri(place):
+        yield Path(place) / check_key(path)
+        return
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
+        copy = Path(scratch) / "part.parquet"
+        open_store(place).fetch(path, copy)
+        yield copy
 
 
 def list_array(rows: Features) -> pa.ListArray:

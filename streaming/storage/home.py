@@ -1,11 +1,74 @@
-"""What processes share of the home: its directories, and the locks that keep two from doing one thing at once."""
+"""The home: where the state of the service is kept, and the locks on the local folder beside it.
+
+The state (tables, decisions, models) is in a local folder or, by an `s3://`, `gs://` or `az://` URI, in a bucket. What
+can be made again (jars, Spark's log and scratch files, copies of files in a bucket) is in a local work folder; for a
+local home it is the home itself.
+"""
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from streaming.errors import ServiceError
+from streaming.storage.store import Store, is_uri, open_store
+
+TABLES = "tables"
+LOG = "_delta_log"
+
+
+@dataclass(frozen=True)
+class Home:
+    """The home of the service.
+
+    Attributes:
+        uri: an absolute path, or a URI.
+        work: a local folder of this machine.
+    """
+
+    uri: str
+    work: Path
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the home is a folder rather than a bucket."""
+        return not is_uri(self.uri)
+
+    @cached_property
+    def store(self) -> Store:
+        """The objects of the home; keys are relative to it."""
+        return open_store(self.uri)
+
+    @property
+    def tables(self) -> str:
+        """The place of all tables, a path or a URI."""
+        return f"{self.uri}/{TABLES}"
+
+    def table(self, name: str) -> str:
+        """The place of a table, a path or a URI."""
+        return f"{self.tables}/{name}"
+
+    def check(self) -> None:
+        """Check that a home in a bucket can be written to, before work begins that would be lost otherwise.
+
+        Raises:
+            ServiceError: why it cannot, and the setting to look at.
+        """
+        if not self.is_local:
+            self.store.check_access()
+
+    def has_table(self, name: str) -> bool:
+        """Whether the table was created."""
+        return LOG in self.store.folders(f"{TABLES}/{name}")
+
+    def table_names(self) -> list[str]:
+        """The tables that were created, in alphabetical order."""
+        return [name for name in self.store.folders(TABLES) if self.has_table(name)]
 
 
 def make_dir(path: Path) -> Path:

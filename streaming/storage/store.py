@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from threading import Barrier
 from time import monotonic, sleep
@@ -29,6 +30,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, NoReturn, cast, final
 
 from streaming.errors import ServiceError
+from streaming.storage.store_errors import ENDPOINTS, StoreAwayError, store_error
 
 SCHEMES = ("s3", "gs", "az")
 ANSWER_WITHIN_S = 60.0  # creating is tried for so long
@@ -36,16 +38,20 @@ REQUEST_TIMEOUT_S = 30
 PAUSE_S = (0.05, 2.0)  # the first pause between two tries and the longest
 CHECKED_KEYS, CHECKED_WRITERS = 5, 8
 MAX_KEY = 900  # bytes; S3 takes 1,024, and the home's own prefix is in front
+CONNECT_TIMEOUT_S = 5
+CLOUD_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")  # how the names begin of those that obstore and deltalake read
+# Those of them that are no secrets, and which clients on other machines need, too.
+SHARED_VARIABLES = (
+    *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ALLOW_HTTP", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_USE_EMULATOR"),
+    *(name for names in ENDPOINTS.values() for name in names),
+)
+ENDPOINT = re.compile(r"https?://[^/@\s]+(/[^@?#\s]*)?", re.IGNORECASE)
 SHOWN = 100  # characters of a bad key
 
 # A part never begins with a dot: no `..`, and nothing that is still being written.
 PART = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
 URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.DOTALL)
 NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
-
-
-class StoreAwayError(ServiceError):
-    """The store does not answer, so that the outcome of a request is not known; asked again later, it may."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,14 @@ class Store(ABC):
     @abstractmethod
     def get(self, key: str) -> bytes | None:
         """The object's bytes, or None if it does not exist."""
+
+    @abstractmethod
+    def head(self, key: str, n: int) -> bytes | None:
+        """The first `n` bytes of the object, or all of it if it has fewer; None if it does not exist."""
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """The object's size in bytes, or None if it does not exist."""
 
     @final
     def create(self, key: str, data: bytes) -> bool:
@@ -146,6 +160,21 @@ class Store(ABC):
         """
 
     @final
+    def check_access(self) -> None:
+        """Check that objects can be written, read and deleted.
+
+        Raises:
+            ServiceError: why they cannot; a StoreAwayError where the store does not answer.
+        """
+        key = f"locks/check-{uuid.uuid4().hex}"
+        self.put(key, b"")
+        try:
+            if self.get(key) is None:
+                raise ServiceError(f"{self.place} does not keep what is written to it: choose another store")
+        finally:
+            self.delete([key])
+
+    @final
     def check_conditional(self) -> None:
         """Check that of several who create one object at the same time exactly one succeeds.
 
@@ -173,6 +202,32 @@ class Store(ABC):
             )
 
 
+def is_uri(place: str | Path) -> bool:
+    """Whether a place is a URI rather than a path."""
+    return URI.fullmatch(str(place)) is not None
+
+
+def check_place(place: str) -> str:
+    """The place itself, without a slash at its end, if it is a path or the URI of a bucket.
+
+    Raises:
+        ServiceError: another scheme, or no bucket in the URI.
+    """
+    uri = URI.fullmatch(place)
+    if uri is None:
+        return place
+    scheme, rest = uri["scheme"].lower(), uri["rest"].rstrip("/").rpartition("@")[2]  # never a password in an error
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{one}://" for one in SCHEMES)
+        raise ServiceError(f"expected a path or a URI that begins with {known}, got {scheme}://{rest}")
+    bucket, _, prefix = rest.partition("/")
+    if "@" in uri["rest"] or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
+        raise ServiceError(f"expected {scheme}://BUCKET/PREFIX, got {scheme}://{rest}")
+    if prefix:
+        check_key(prefix)
+    return f"{scheme}://{rest}"
+
+
 def open_store(place: str | Path, options: Mapping[str, str] = NO_OPTIONS) -> Store:
     """The store at a path, or at an `s3://`, `gs://` or `az://` URI.
 
@@ -183,19 +238,13 @@ def open_store(place: str | Path, options: Mapping[str, str] = NO_OPTIONS) -> St
     Raises:
         ServiceError: another scheme, no bucket in the URI, or options that obstore does not know.
     """
-    uri = URI.fullmatch(str(place))
-    if uri is None:
+    if not is_uri(place):
         return LocalStore(Path(place))
-    scheme, rest = uri["scheme"].lower(), uri["rest"].rstrip("/").rpartition("@")[2]  # never a password in an error
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{one}://" for one in SCHEMES)
-        raise ServiceError(f"expected a path or a URI that begins with {known}, got {scheme}://{rest}")
+    uri = check_place(str(place))
+    scheme, _, rest = uri.partition("://")
     bucket, _, prefix = rest.partition("/")
-    if "@" in uri["rest"] or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-        raise ServiceError(f"expected {scheme}://BUCKET/PREFIX, got {scheme}://{rest}")
-    if prefix:
-        check_key(prefix)
-    return ObjectStore(f"{scheme}://{rest}", _open_bucket(scheme, bucket, prefix, options))
+    variables = tuple((name, value) for name, value in os.environ.items() if name.startswith(CLOUD_VARIABLES))
+    return ObjectStore(uri, _client(scheme, bucket, tuple(options.items()), variables, os.getpid()), prefix)
 
 
 def check_key(key: str) -> str:
@@ -237,6 +286,19 @@ class LocalStore(Store):
         if stat.S_ISDIR(mode):
             return None
         raise ServiceError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
+
+    def head(self, key: str, n: int) -> bytes | None:
+        path = self._path(key)
+        with _local_errors("read", path):
+            if not path.is_file():
+                return None
+            with path.open("rb") as file:
+                return file.read(n)
+
+    def size(self, key: str) -> int | None:
+        path = self._path(key)
+        with _local_errors("read", path):
+            return path.stat().st_size if path.is_file() else None
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
         path = self._path(key)
@@ -388,12 +450,14 @@ class ObjectStore(Store):
     """A bucket, or a prefix in one.
 
     Args:
-        bucket: obstore's store.
+        client: obstore's, of the whole bucket.
+        prefix: of the keys.
     """
 
-    def __init__(self, place: str, bucket: Any) -> None:
+    def __init__(self, place: str, client: Any, prefix: str = "") -> None:
         super().__init__(place)
-        self._bucket = bucket
+        self._client = client
+        self._prefix = f"{prefix}/" if prefix else ""
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self} holds credentials: pass on its URI, and open it where it is used")
@@ -401,11 +465,35 @@ class ObjectStore(Store):
     def get(self, key: str) -> bytes | None:
         import obstore
 
-        check_key(key)
         with self._errors():
             try:
-                return bytes(obstore.get(self._bucket, key).bytes())
-            except FileNotFoundError:
+                return bytes(obstore.get(self._client, self._path(key)).bytes())
+            except FileNotFoundError as error:
+                self._raise_unless_absent(error)
+                return None
+
+    def head(self, key: str, n: int) -> bytes | None:
+        import obstore
+
+        path = self._path(key)
+        with self._errors():
+            try:
+                found = obstore.get(self._client, path)
+                if found.meta["size"] <= n:
+                    return bytes(found.bytes())
+                return bytes(obstore.get_range(self._client, path, start=0, length=n))
+            except FileNotFoundError as error:
+                self._raise_unless_absent(error)
+                return None
+
+    def size(self, key: str) -> int | None:
+        import obstore
+
+        with self._errors():
+            try:
+                return int(obstore.head(self._client, self._path(key))["size"])
+            except FileNotFoundError as error:
+                self._raise_unless_absent(error)
                 return None
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
@@ -414,7 +502,7 @@ class ObjectStore(Store):
 
         with self._errors():
             try:
-                obstore.put(self._bucket, key, data, mode="create")
+                obstore.put(self._client, self._path(key), data, mode="create")
             except AlreadyExistsError:  # also where our own put was stored and its answer lost
                 return False
         return True
@@ -422,69 +510,78 @@ class ObjectStore(Store):
     def put(self, key: str, data: bytes) -> None:
         import obstore
 
-        check_key(key)
         with self._errors():
-            obstore.put(self._bucket, key, data, use_multipart=False)
+            obstore.put(self._client, self._path(key), data, use_multipart=False)
 
     def list(self, prefix: str = "") -> Iterator[Stored]:
-        return self._below(check_key(prefix) if prefix else None)
+        return self._below(self._folder(prefix))
 
-    def _below(self, prefix: str | None) -> Iterator[Stored]:
+    def _below(self, folder: str | None) -> Iterator[Stored]:
         import obstore
 
         with self._errors():
-            for chunk in obstore.list(self._bucket, prefix):
+            for chunk in obstore.list(self._client, folder):
                 for one in chunk:
-                    yield Stored(one["path"], one["size"], one["last_modified"])
+                    yield Stored(one["path"].removeprefix(self._prefix), one["size"], one["last_modified"])
 
     def folders(self, prefix: str = "") -> Sequence[str]:
         import obstore
 
         with self._errors():
-            found = obstore.list_with_delimiter(self._bucket, check_key(prefix) if prefix else None)
+            found = obstore.list_with_delimiter(self._client, self._folder(prefix))
         return sorted(path.rsplit("/", 1)[-1] for path in found["common_prefixes"])
 
     def delete(self, keys: Iterable[str]) -> None:
         import obstore
 
-        paths = [check_key(key) for key in keys]
+        paths = [self._path(key) for key in keys]
         if paths:
             with self._errors(), suppress(FileNotFoundError):
-                obstore.delete(self._bucket, paths)
+                obstore.delete(self._client, paths)
 
     def open_output(self, key: str) -> BinaryIO:
         import obstore
 
-        check_key(key)
+        path = self._path(key)
         with self._errors():
-            upload = _Upload(obstore.open_writer(self._bucket, key), self._errors)
+            upload = _Upload(obstore.open_writer(self._client, path), self._errors)
         return cast("BinaryIO", _Output(upload))
 
     def fetch(self, key: str, to: Path) -> None:
         import obstore
 
-        check_key(key)
+        path = self._path(key)
         with _complete(to) as temporary, self._errors():
             try:
-                chunks = obstore.get(self._bucket, key).stream()
+                chunks = obstore.get(self._client, path).stream()
             except FileNotFoundError as error:
-                raise ServiceError(f"{self.place}/{key} does not exist") from error
+                self._raise_unless_absent(error)
+                raise ServiceError(f"{self.place}/{key} does not exist") from None
             with _local_errors("write", to), temporary.open("xb") as file:
                 for chunk in chunks:
                     file.write(chunk)
 
+    def _path(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _folder(self, prefix: str) -> str | None:
+        return self._path(prefix) if prefix else self._prefix.rstrip("/") or None
+
+    def _raise_unless_absent(self, error: FileNotFoundError) -> None:
+        """Raise an error where the bucket does not exist, rather than the object alone."""
+        if type(problem := store_error(self.place, error)) is ServiceError:
+            raise problem from None
+
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        from obstore.exceptions import BaseError, NotSupportedError, PermissionDeniedError, UnauthenticatedError
+        from obstore.exceptions import BaseError, NotSupportedError
 
         try:
             yield
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise ServiceError(f"{self.place} refuses access ({_first_line(error)}): check the credentials") from error
         except NotSupportedError as error:
-            raise ServiceError(f"{self.place} cannot be used as a store: {_first_line(error)}") from error
+            raise ServiceError(f"{self.place} cannot be used as a store: {_first_line(error)}") from None
         except (BaseError, OSError) as error:
-            raise StoreAwayError(f"{self.place} does not answer: {_first_line(error)}") from error
+            raise store_error(self.place, error) from None
 
 
 class _Upload(io.RawIOBase):
@@ -520,24 +617,55 @@ class _Upload(io.RawIOBase):
         super().close()
 
 
-def _open_bucket(scheme: str, bucket: str, prefix: str, options: Mapping[str, str]) -> Any:
+def allows_http(scheme: str) -> bool:
+    """Whether the user's environment names an endpoint without TLS, as for a server in the same network."""
+    variables = ENDPOINTS.get(scheme, ())
+    return any(os.environ.get(name, "").lower().startswith("http://") for name in variables)
+
+
+def shared_variables() -> dict[str, str]:
+    """The variables of this process that name regions, servers and accounts of stores, without any credential."""
+    return {name: value for name in SHARED_VARIABLES if (value := os.environ.get(name))}
+
+
+@lru_cache(maxsize=16)
+def _client(
+    scheme: str,
+    bucket: str,
+    options: tuple[tuple[str, str], ...],
+    variables: tuple[tuple[str, str], ...],
+    process: int,  # noqa: ARG001  its threads and connections do not survive a fork
+) -> Any:
+    """obstore's client of a bucket, with connections that are used again as long as the variables stay the same."""
     try:
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, S3Store
     except ImportError as error:
         raise ServiceError(f"{scheme}:// needs the package obstore: pip install obstore") from error
 
+    given = dict(variables)
+    for name in ENDPOINTS.get(scheme, ()):
+        if name in given and not ENDPOINT.fullmatch(given[name]):
+            raise ServiceError(f"{name}: expected http://HOST:PORT or https://HOST, without a user")
+    http = allows_http(scheme) or dict(options).get("aws_allow_http") == "true"
     kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
     try:
         return kind(
             bucket,
-            prefix=prefix or None,
             config=dict(options),
-            client_options={"timeout": timedelta(seconds=REQUEST_TIMEOUT_S)},
+            client_options={
+                "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
+                "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+                "allow_http": http,
+            },
             retry_config={"max_retries": 3, "retry_timeout": timedelta(seconds=REQUEST_TIMEOUT_S)},
         )
     except (BaseError, ValueError, TypeError) as error:
-        raise ServiceError(f"{scheme}://{bucket} cannot be opened: {_first_line(error)}") from error
+        if "Account must be specified" in str(error):
+            raise ServiceError(f"{scheme}://{bucket} cannot be opened: set AZURE_STORAGE_ACCOUNT_NAME") from None
+        if "Access Key" in str(error):  # the message quotes from it
+            raise ServiceError(f"{scheme}://{bucket} cannot be opened: AZURE_STORAGE_ACCOUNT_KEY is no key") from None
+        raise ServiceError(f"{scheme}://{bucket} cannot be opened: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

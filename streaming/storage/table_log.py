@@ -16,7 +16,9 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -25,11 +27,19 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
-from streaming.storage.store import check_key, open_store
+from streaming.storage.store import (
+    CONNECT_TIMEOUT_S,
+    REQUEST_TIMEOUT_S,
+    allows_http,
+    check_key,
+    is_uri,
+    open_store,
+)
+from streaming.storage.store_errors import OF_A_STORE, store_error
 
 PROTOCOL = (1, 2)  # versions of reader and writer: no table features, but appendOnly and invariants
 CHECKPOINT_INTERVAL = 50  # versions
@@ -38,6 +48,12 @@ COMMIT_TRIES = 50
 PAUSE_S = (0.005, 0.5)  # at most, after the second failure and after many
 # What is known of a log is used for so long. `maintain` keeps entries of the log for an hour at least.
 KNOWN_FOR_S = 600.0
+BUCKET_OPTIONS = {
+    "timeout": f"{REQUEST_TIMEOUT_S}s",
+    "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+    "max_retries": "3",
+    "retry_timeout": f"{REQUEST_TIMEOUT_S}s",
+}
 # To look for expired parts of the log lists all of it: `maintain` does so, not every commit.
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
@@ -60,10 +76,10 @@ class LiveFile:
 class TableLog:
     """The log of one table, with the handle kept open and what is known of the newest version."""
 
-    def __init__(self, handle: DeltaTable, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, handle: DeltaTable, place: str) -> None:
+        self.place = place
         self._handle = handle
-        self._store = open_store(directory)
+        self._store = open_store(place)
         self._version = -1
         self._by_hand = False
         self._seen: dict[str, int | None] = {}  # app id → its transaction as of `_version`
@@ -72,7 +88,8 @@ class TableLog:
     def refresh(self) -> DeltaTable:
         """The table in its newest version."""
         now = _boot_seconds()
-        self._handle.update_incremental()
+        with answers(self.place):
+            self._handle.update_incremental()
         protocol = self._handle.protocol()
         append_only = self._handle.metadata().configuration.get("delta.appendOnly", "false")
         self._by_hand = (protocol.min_reader_version, protocol.min_writer_version) == PROTOCOL and append_only != "true"
@@ -130,7 +147,7 @@ class TableLog:
             commit_next = self._create_entry if self._by_hand else self._commit_with_deltalake
             if commit_next([*removes, *adds], app_id, number):
                 return True
-        raise CommitFailedError(f"others committed to {self.directory} first, {COMMIT_TRIES} times in a row")
+        raise CommitFailedError(f"others committed to {self.place} first, {COMMIT_TRIES} times in a row")
 
     def _create_entry(self, actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bool:
         """Create the entry of the next version; False if there is one already."""
@@ -144,19 +161,23 @@ class TableLog:
         self._version, self._known_at = version, now
         self._seen[app_id] = number
         if version % CHECKPOINT_INTERVAL == 0:
-            self.refresh().create_checkpoint()
+            if is_uri(self.place):
+                _CHECKPOINTS.submit(_write_checkpoint, self.place)
+            else:
+                self.refresh().create_checkpoint()
         return True
 
     def _commit_with_deltalake(self, actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bool:
         """The same for any protocol that deltalake writes; False if it found a conflict."""
         try:
-            self._handle.create_write_transaction(
-                [*actions],
-                "append",
-                self._handle.schema(),
-                commit_properties=CommitProperties(app_transactions=[Transaction(app_id, number)]),
-                post_commithook_properties=HOOKS,
-            )
+            with answers(self.place):
+                self._handle.create_write_transaction(
+                    [*actions],
+                    "append",
+                    self._handle.schema(),
+                    commit_properties=CommitProperties(app_transactions=[Transaction(app_id, number)]),
+                    post_commithook_properties=HOOKS,
+                )
         except CommitFailedError:
             return False
         self._known_at = float("-inf")  # the handle does not follow its own commit
@@ -171,7 +192,7 @@ class TableLog:
         rows = pa.table(self._handle.get_add_actions()).to_pylist()
         return [
             LiveFile(
-                _inside(self.directory, unquote(row["path"])),
+                _inside(self.place, unquote(row["path"])),
                 row["size_bytes"],
                 row["modification_time"],
                 {name: _partition_value(value) for name, value in (row.get("partition") or {}).items()},
@@ -185,9 +206,53 @@ class TableLog:
         return {unquote(path) for path in pa.table(self._handle.get_add_actions()).column("path").to_pylist()}
 
 
-def open_log(directory: Path) -> TableLog:
+def open_delta(place: str | Path, version: int | None = None) -> DeltaTable:
+    """A table that exists, in its newest version or in another one.
+
+    Args:
+        place: a path or a URI, for which credentials come from the environment.
+
+    Raises:
+        StoreAwayError: the bucket does not answer; other errors are deltalake's own.
+    """
+    with answers(str(place)):
+        return DeltaTable(place, version=version, storage_options=storage_options(place))
+
+
+def storage_options(place: str | Path) -> dict[str, str] | None:
+    """How deltalake waits for the store of a table; None for a local one."""
+    if not is_uri(place):
+        return None
+    http = {"allow_http": "true"} if allows_http(str(place).partition("://")[0]) else {}
+    return {**BUCKET_OPTIONS, **http}
+
+
+@contextmanager
+def answers(place: str) -> Iterator[None]:
+    """Report in one line why a bucket could not be read or written by deltalake: see `store_error`."""
+    try:
+        yield
+    except Exception as error:  # deltalake raises OSError, DeltaError and plain Exception
+        if is_uri(place) and OF_A_STORE.search(str(error)):
+            raise store_error(place, error) from None
+        raise
+
+
+def _write_checkpoint(place: str) -> None:
+    """Write a checkpoint of a table in a bucket, which reads its entries since the last one, 50 requests in a row.
+
+    If that fails, `maintain` writes one, or the commit of another 50 versions does.
+    """
+    with suppress(ServiceError, DeltaError, OSError), answers(place):
+        open_delta(place).create_checkpoint()
+
+
+_CHECKPOINTS = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+
+def open_log(place: str) -> TableLog:
     """The log of a table that exists, in its newest version."""
-    log = TableLog(DeltaTable(directory), directory)
+    log = TableLog(open_delta(place), place)
     log.refresh()
     return log
 
@@ -234,11 +299,11 @@ def _as_json(action: AddAction | RemoveAction) -> dict[str, Any]:
     }
 
 
-def _inside(directory: Path, path: str) -> str:
+def _inside(place: str, path: str) -> str:
     try:
         return check_key(path)
     except ServiceError as error:
-        raise ServiceError(f"the log of {directory} names {path!r}, which is not in the table: restore it") from error
+        raise ServiceError(f"the log of {place} names {path!r}, which is not in the table: restore it") from error
 
 
 def _partition_value(value: Any) -> str | None:

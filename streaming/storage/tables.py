@@ -21,11 +21,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError
+from deltalake.schema import ArrayType as DeltaArray
+from deltalake.schema import StructType as DeltaStruct
 from deltalake.transaction import AddAction
 
 from streaming.errors import ServiceError
 from streaming.storage.files import DataFile, FileSink
-from streaming.storage.table_log import CHECKPOINT_INTERVAL, COMMIT_TRIES, REWRITE, TableLog
+from streaming.storage.home import LOG
+from streaming.storage.store import check_key, is_uri, open_store
+from streaming.storage.table_log import (
+    CHECKPOINT_INTERVAL,
+    COMMIT_TRIES,
+    REWRITE,
+    TableLog,
+    answers,
+    open_delta,
+    storage_options,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql.types import StructType
@@ -45,7 +57,10 @@ IDENTITY = [
     pa.field("published_at", TIMESTAMP),
     pa.field("source", pa.string()),
     pa.field("label_true", pa.string()),
+    pa.field("key", pa.binary()),  # the message's, which several may share; a long one is cut but in `quarantine`
+    pa.field("timestamp_ms", pa.int64()),  # the message's as it came; `published_at` is null where it is not a time
 ]
+HEADER = pa.struct([pa.field("key", pa.string()), pa.field("value", pa.binary())])
 ANSWER = [
     pa.field("label", pa.string()),
     pa.field("confidence", pa.float32()),
@@ -53,7 +68,8 @@ ANSWER = [
     pa.field("scored_at", TIMESTAMP),
 ]
 
-PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32())])
+DAMAGED = pa.field("damaged", pa.bool_())  # bytes or rows are missing, or too many; null in rows from before
+PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32()), DAMAGED])
 QUARANTINE = pa.schema(
     [
         *IDENTITY,
@@ -65,6 +81,7 @@ QUARANTINE = pa.schema(
         pa.field("value", pa.binary()),
         pa.field("value_sha256", pa.string()),
         pa.field("replayed_at", TIMESTAMP),
+        pa.field("headers", pa.list_(HEADER)),  # as they came; null also in rows from before they were kept
     ]
 )
 FEATURES = pa.schema(
@@ -98,6 +115,18 @@ SHADOW = pa.schema(
 )
 # What another version answers to history: the stream's answers are in `predictions`, by the same identity.
 RESCORED = pa.schema([*IDENTITY, *ANSWER, *LINEAGE])
+# Rows that were erased on request: where they were, and nothing of the image itself.
+ERASED = pa.schema(
+    [
+        pa.field("topic", pa.string()),
+        pa.field("partition", pa.int32()),
+        pa.field("offset", pa.int64()),
+        *LINEAGE,
+        pa.field("table", pa.string()),  # that held the row: predictions or quarantine
+        pa.field("erased_at", TIMESTAMP),
+        pa.field("by", pa.string()),
+    ]
+)
 OFFSET_RANGE = pa.struct(
     [
         pa.field("topic", pa.string()),
@@ -106,11 +135,20 @@ OFFSET_RANGE = pa.struct(
         pa.field("end", pa.int64()),  # one past its last
     ]
 )
+COUNTED_RANGE = pa.struct(
+    [
+        *OFFSET_RANGE,
+        # Offsets that held a message. Null in rows from before holes were counted: each offset held one.
+        pa.field("rows", pa.int64()),
+        # Where the log began after the read. Null where each offset held a message: it was not asked then.
+        pa.field("log_start", pa.int64()),
+    ]
+)
 BATCHES = pa.schema(
     [
         *LINEAGE,
         pa.field("challenger_version", pa.int32()),
-        pa.field("offsets", pa.list_(OFFSET_RANGE)),
+        pa.field("offsets", pa.list_(COUNTED_RANGE)),
         pa.field("left_out", pa.list_(OFFSET_RANGE)),  # lost before these were read, and accepted as lost
         pa.field("topics", pa.map_(pa.string(), pa.string())),  # name in the tables → id in Kafka; null in old rows
         pa.field("input_rows", pa.int64()),
@@ -137,6 +175,7 @@ SCHEMAS: dict[str, tuple[pa.Schema, str | None]] = {  # and by what they are par
     "shadow": (SHADOW, None),
     "rescored": (RESCORED, None),
     "batches": (BATCHES, None),
+    "erased": (ERASED, None),
 }
 # Statistics of long values help no reader and make the log grow.
 STATISTICS = {
@@ -150,32 +189,37 @@ MAX_TOLD = 40  # letters of a string in statistics: a query's id has 36
 class Table:
     """One Delta table, made if it is not there, with its handle kept open."""
 
-    def __init__(self, directory: Path, name: str) -> None:
+    def __init__(self, tables: str | Path, name: str) -> None:
         schema, partition_by = SCHEMAS[name]
         configuration = dict(CONFIGURATION)
         if name in STATISTICS:
             configuration["delta.dataSkippingStatsColumns"] = ",".join(STATISTICS[name])
         self.name = name
         self.schema = schema
-        self.directory = directory / name
+        self.tables = str(tables)
+        self.place = f"{tables}/{name}"
+        self.store = open_store(self.place)
         self._partition_by = partition_by
-        try:
-            handle = DeltaTable.create(
-                self.directory,
-                schema,
-                mode="ignore",
-                partition_by=[partition_by] if partition_by else None,
-                configuration=configuration,
-            )
-        except CommitFailedError:  # another process made it at the same moment
-            handle = DeltaTable(self.directory)
-        self._add_missing_columns(handle)
-        self._log = TableLog(handle, self.directory)
+        with answers(self.place):
+            try:
+                handle = DeltaTable.create(
+                    self.place,
+                    schema,
+                    mode="ignore",
+                    partition_by=[partition_by] if partition_by else None,
+                    configuration=configuration,
+                    storage_options=storage_options(self.place),
+                )
+            except CommitFailedError:  # another process created it at the same moment
+                handle = open_delta(self.place)
+            self._add_missing_columns(handle)
+        self._log = TableLog(handle, self.place)
 
     def _add_missing_columns(self, handle: DeltaTable) -> None:
-        """Give a table that was made before a column was thought of that column; its old rows hold null there."""
-        there = {field.name for field in handle.schema().fields}
-        missing = [field for field in Schema.from_arrow(self.schema).fields if field.name not in there]
+        """Give a table of an earlier release the columns, and fields of columns, that it lacks: null in old rows."""
+        there = {field.name: field.type for field in handle.schema().fields}
+        wanted = Schema.from_arrow(self.schema).fields
+        missing = [field for field in wanted if field.name not in there or _lacks(there[field.name], field.type)]
         if missing:
             handle.alter.add_columns(missing)
 
@@ -205,22 +249,26 @@ class Table:
 
     def _write(self, rows: pa.Table, partition: dict[str, str | None]) -> DataFile:
         """A new file of one partition."""
-        folder = Path(*(f"{name}={value or NO_VALUE}" for name, value in partition.items()))
-        with FileSink(str(self.directory / folder), rows.schema) as sink:
+        folder = "".join(f"{name}={value or NO_VALUE}/" for name, value in partition.items())
+        with FileSink(f"{self.place}/{folder}".rstrip("/"), rows.schema) as sink:
             sink.write(rows)
             file = sink.close()
         if file is None:
-            raise ServiceError(f"no rows were written to {self.directory / folder}")
+            raise ServiceError(f"no rows were written to {self.place}/{folder}")
         stats = json.dumps(statistics(rows, STATISTICS.get(self.name, rows.schema.names)))
-        return replace(file, path=(folder / file.path).as_posix(), partition=partition, stats=stats)
+        return replace(file, path=f"{folder}{file.path}", partition=partition, stats=stats)
 
     def append_files(self, files: Sequence[DataFile], app_id: str, version: int) -> bool:
         """Make files part of the table, in one commit, under the same condition as `append`."""
         if not files or self._log.has(app_id, version):
             return False
-        for file in files:
-            if not (self.directory / file.path).is_file():
-                raise ServiceError(f"{self.directory / file.path} was written for this commit and is gone")
+        if not is_uri(self.place):  # a worker on another machine may have written to a disk that is not shared
+            gone = next((file.path for file in files if self.store.size(file.path) is None), None)
+            if gone is not None:
+                raise ServiceError(
+                    f"{self.place}/{gone} was written for this commit and is gone: workers on other machines need a "
+                    "home that they share, such as s3://BUCKET/PREFIX"
+                )
         return self._log.commit([added(file) for file in files], app_id, version)
 
     def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
@@ -231,13 +279,14 @@ class Table:
         for _ in range(COMMIT_TRIES):
             table = self._log.refresh()
             once = CommitProperties(app_transactions=[Transaction(REWRITE, self._log.next_rewrite())])
-            with suppress(CommitFailedError):  # files were replaced meanwhile: those there are now have the rows
+            # A conflict means that files were replaced meanwhile: those there are now have the rows.
+            with suppress(CommitFailedError), answers(self.place):
                 return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
-        raise ServiceError(f"{self.directory} is rewritten all the time: stop `maintain` and `replay`, and try again")
+        raise ServiceError(f"{self.place} is rewritten all the time: stop `maintain` and `replay`, and try again")
 
     def files(self) -> list[str]:
-        """The Parquet files of the table's present version."""
-        return data_files(self._log.refresh(), self.directory)
+        """The Parquet files of the table's present version, as paths or URIs."""
+        return data_files(self._log.refresh(), self.place)
 
     def bytes(self) -> int:
         """The size of those files."""
@@ -256,19 +305,49 @@ class Table:
         self._log.refresh()
         return self._log.seen(app_id)
 
+    def seen_lately(self, app_id: str) -> int | None:
+        """As `seen`; of a table in a bucket, which takes two requests to ask, as of ten minutes ago at most."""
+        return self._log.seen(app_id) if is_uri(self.place) else self.seen(app_id)
 
-def data_files(table: DeltaTable, directory: Path) -> list[str]:
-    """The Parquet files of the version that a handle has open, as paths.
+
+def _lacks(there: Any, wanted: Any) -> bool:
+    """Whether a list of structs lacks fields that it should have."""
+    if not (isinstance(there, DeltaArray) and isinstance(wanted, DeltaArray)):
+        return False
+    names = [
+        {field.name for field in kind.element_type.fields} if isinstance(kind.element_type, DeltaStruct) else set()
+        for kind in (there, wanted)
+    ]
+    return bool(names[1] - names[0])
+
+
+def has_table(tables: str, name: str) -> bool:
+    """Whether a table was created at a place of tables."""
+    return LOG in open_store(tables).folders(name)
+
+
+def data_files(table: DeltaTable, place: str | Path) -> list[str]:
+    """The Parquet files of the version that a handle has open, as paths or URIs.
 
     Raises:
         ServiceError: the log names a file outside of the table's directory, which is none of ours.
     """
     files = [unquote(uri) for uri in table.file_uris()]  # they come percent-encoded, as in a URL
-    inside = os.path.join(os.path.abspath(directory), "")  # noqa: PTH100, PTH118  symbolic links stay as they are
     for file in files:
-        if not os.path.abspath(file).startswith(inside):  # noqa: PTH100
-            raise ServiceError(f"the log of {directory} names {file!r}, which is not in the table: restore it")
+        if not _is_inside(file, str(place)):
+            raise ServiceError(f"the log of {place} names {file!r}, which is not in the table: restore it")
     return files
+
+
+def _is_inside(file: str, place: str) -> bool:
+    if not is_uri(place):  # links in the table stay as they are; those above it deltalake has resolved
+        folders = (os.path.abspath(place), os.path.realpath(place))  # noqa: PTH100
+        return os.path.abspath(file).startswith(tuple(os.path.join(one, "") for one in folders))  # noqa: PTH100, PTH118
+    try:
+        check_key(file.removeprefix(f"{place}/"))
+    except ServiceError:
+        return False
+    return file.startswith(f"{place}/")
 
 
 def added(file: DataFile) -> AddAction:

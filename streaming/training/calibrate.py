@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.decode import read_limited
 from models.scorer import decode_all
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.images_frame import images_frame
+from streaming.images.sources import read_source
 from streaming.images.split import Split
 
 IMAGES = 100  # calibrated on more, the ranges hardly change
@@ -84,6 +84,6 @@ def decoded_images(images: DataFrame, size: tuple[int, int], *, from_files: bool
 
 def _read(path: str) -> bytes | None:
     try:
-        return read_limited(path)
+        return read_source(path)
     except OSError:
         return None

@@ -44,7 +44,7 @@ from streaming.training.fit_options import FitOptions
 from streaming.training.gate import Paired, pair
 from streaming.training.reference import drift_reference
 
-LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pyspark", "scipy", "tensorflow")
+LIBRARIES = ("ai-edge-litert", "keras", "numpy", "onnxruntime", "pyspark", "scipy", "tensorflow")
 METRIC_DIGITS = 9  # sums of floats may differ in their last bits with the order of the rows
 
 
@@ -216,7 +216,7 @@ def write_model(
         fit=dict(record),
         libraries={name: installed_version(name) for name in LIBRARIES},
     )
-    scorer = Scorer(load_engine(entry, parts.files[entry.scored_file].read_bytes()), head, entry.resize)
+    scorer = Scorer(load_engine(entry, parts.files[entry.scored_file].read_bytes()), head, entry.fitting)
     arrays = {
         PROJECTION: projection.to_arrays(),
         CLASSIFIER: classifier.to_arrays(),

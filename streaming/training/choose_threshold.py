@@ -87,11 +87,12 @@ def _fold(rows: DataFrame, seed: int) -> Column:
 
 def _check_folds(images: DataFrame, fold: Column, classes: tuple[str, ...]) -> None:
     """Each class must be in two folds or more, so that none is fitted without it."""
-    folds = {
-        row.label: row.folds for row in images.groupBy("label").agg(F.count_distinct(fold).alias("folds")).collect()
-    }
+    rows = images.groupBy("label").agg(F.count_distinct(fold).alias("folds"), F.count("*").alias("images")).collect()
+    folds, counts = {row.label: row.folds for row in rows}, {row.label: row.images for row in rows}
     if few := [name for name in classes if folds.get(name, 0) < 2]:  # noqa: PLR2004
+        found = ", ".join(f"{counts.get(name, 0):,} of {name!r}" for name in classes)
         raise ServiceError(
-            f"there are too few training images of {few[0]!r} to find the best threshold; "
-            "give one, such as --threshold 0.5"
+            f"too few training images of {few[0]!r} to find the best threshold: expected some in at least 2 of "
+            f"{FOLDS} folds, got {found}, those of {few[0]!r} in {folds.get(few[0], 0)}; add images of it, give "
+            "another --seed, or a threshold, such as --threshold 0.5"
         )

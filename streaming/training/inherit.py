@@ -6,9 +6,10 @@ given, too: a logistic regression has no layers.
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 from models.bundle import Bundle, Manifest
+from models.classifier import Scores
 from models.objective import ACCURACY, Objective, resolve_objective
 from streaming.errors import ServiceError
 from streaming.training.fit_options import NO_THRESHOLD, FitOptions
@@ -65,6 +66,8 @@ def _recorded(manifest: Manifest) -> dict[str, Any]:
     A trained CNN has an optimizer's settings there instead; its head says what kind of head it is.
     """
     kinds = {"projection": manifest.projection.kind, "classifier": manifest.classifier.kind}
+    if manifest.classifier.kind in get_args(Scores):  # a network that answers itself: nothing was fitted
+        del kinds["classifier"]
     threshold = {} if manifest.threshold is None else {"threshold": repr(manifest.threshold)}
     known = {field.name for field in fields(FitOptions)}
     recorded: dict[str, Any] = {name: value for name, value in manifest.fit.items() if name in known}

@@ -13,7 +13,7 @@ from models.objective import ACCURACY, Objective
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import fitted_on
-from streaming.images.featurize import Featurized, featurize
+from streaming.images.featurize import FeatureSource, Featurized, featurize
 from streaming.images.labels import count_contradictory, labelled_features
 from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
@@ -90,16 +90,19 @@ class Job:
 
     @property
     def features(self) -> Table:
-        return Table(self.settings.tables_dir, "features")
+        return Table(self.settings.place.tables, "features")
 
-    def featurized(self, dataset: Dataset, exported: ExportedBackbone) -> tuple[DataFrame, Featurized]:
+    def featurized(self, dataset: Dataset, backbone: FeatureSource | ExportedBackbone) -> tuple[DataFrame, Featurized]:
         """Every labelled row of the backbone, those of the data set now among them; and the images that are bad."""
         self.on_step(f"computing the features of {dataset.n_images:,} images")
-        found = featurize(self.spark, dataset, exported, self.features, augment=self.augment)
+        source = FeatureSource.of(backbone) if isinstance(backbone, ExportedBackbone) else backbone
+        found = featurize(
+            self.spark, dataset, source, self.features, augment=self.augment, limits=self.settings.image_limits
+        )
         if not found.rows:
             path, why = next(iter(found.bad.items()))
             raise ServiceError(f"not one of the {dataset.n_images:,} files is an image that decodes; {path}: {why}")
-        return self.stored(exported.sha256, exported.spec.n_features), found
+        return self.stored(source.sha256, source.entry.n_features), found
 
     def stored(self, backbone_sha256: str, n_features: int) -> DataFrame:
         """The labelled rows of a backbone, in an order of their own, persisted."""
@@ -189,7 +192,7 @@ class Job:
         theirs = (
             rows if same else labelled_features(self.spark, self.features, sha256, group_by=candidate.split.group_by)
         )
-        seen = fitted_on(self.champion, self.settings.tables_dir)
+        seen = fitted_on(self.champion, self.settings.place)
         return compare(candidate, self.champion, theirs, seen, self.objective)
 
     def _verdict(self, comparison: Comparison | None, seed: int, int8_cost: float | None) -> Verdict:

@@ -8,19 +8,20 @@ and the gate (`streaming.training.gate`) decides from their answers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.architectures import DEFAULT_BACKBONE, Output
-from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, export_backbone, find_backbone
+from models.architectures import BACKBONES, DEFAULT_BACKBONE, BackboneSpec, Output
+from models.backbone import export_backbone, file_sha256, find_backbone
 from models.bundle import GOLDEN, EngineName
+from models.import_file import import_network, split_tensor
 from models.projection import check_pca_memory
-from models.scorer import golden_images
+from models.scorer import Images, golden_images
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
+from streaming.images.featurize import FeatureSource
 from streaming.images.groups import chosen_groups
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
@@ -30,6 +31,7 @@ from streaming.storage.home import make_dir
 from streaming.training.calibrate import calibration_images
 from streaming.training.candidate import BackboneParts, make_candidate
 from streaming.training.fit_options import FitOptions, GateOptions
+from streaming.training.import_model import entry_of, sample_images
 from streaming.training.inherit import objective_for, options_like
 from streaming.training.job import Job, OnStep, TrainResult, champion_of, some_images
 from streaming.training.tracking import check_tracking
@@ -40,7 +42,9 @@ class BackboneOptions:
     """Which network makes the features.
 
     Attributes:
-        weights: `imagenet`, `random`, or a file.
+        name: of a backbone, or `FILE[:tensor]` for a model that was made elsewhere.
+        weights: `imagenet`, `random`, or a file; of a backbone by name.
+        preset: how images are prepared for a model that was made elsewhere; guessed without it.
         input_size: height and width of the images; None for the backbone's own.
         engine: what runs it when the model answers.
         int8: as 8-bit integers, calibrated on training images.
@@ -52,10 +56,19 @@ class BackboneOptions:
     input_size: int | None = None
     engine: EngineName = "litert"
     int8: bool = False
+    preset: str | None = None
 
     def __post_init__(self) -> None:
+        if self.is_file and (self.int8 or self.engine == "keras" or self.weights != "imagenet"):
+            raise ServiceError("a backbone from a file runs as it is: leave out --weights, --engine and --int8")
+        if self.preset is not None and not self.is_file:
+            raise ServiceError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
         if self.int8 and self.engine == "keras":
             raise ServiceError("8-bit integers are for the engine litert; keras computes in float32")
+
+    @property
+    def is_file(self) -> bool:
+        return self.name not in BACKBONES and split_tensor(self.name)[0].exists()
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -83,34 +96,92 @@ def train(
         ModelError: an unknown backbone, or weights that cannot be had.
     """
     check_tracking(settings.mlflow_tracking_uri)
-    make_dir(settings.home)
-    find_java(settings.home)  # before the minute that an export can take
-    spec = find_backbone(backbone.name, backbone.output, backbone.size)
+    make_dir(settings.work_dir)
+    settings.place.check()
+    find_java(settings.work_dir)  # before the minute that an export can take
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
+        if backbone.is_file:
+            made = _from_file(backbone, Path(scratch), on_step)
+        else:
+            spec = find_backbone(backbone.name, backbone.output, backbone.size)
+            _check_memory(options, spec.n_features)
+            made = _by_name(settings, backbone, spec, on_step)
+        entry = made.source.entry
+        _check_memory(options, entry.n_features)
+        registry = open_registry(settings.home)
+        champion = champion_of(registry)
+        objective = objective_for(options.metric, options.threshold, champion)
+        options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
+        golden = some_images(dataset, entry.input_size)
+        with spark_session(settings, "imagestream train") as spark:
+            job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
+            rows, read = job.featurized(dataset, made.source)
+            exact = None
+            if backbone.int8:
+                exact = make_candidate(rows, options)
+                pixels = calibration_images(dataset, exact.split, rows, spec.input_size)
+                made = _by_name(settings, backbone, spec, on_step, pixels)
+                rows.unpersist()
+                rows, read = job.featurized(dataset, made.source)
+            on_step("fitting and evaluating")
+            candidate = make_candidate(rows, options)
+            parts = replace(made.parts, golden=golden)
+            result = job.finish(candidate, rows, parts, made.source.sha256, read, exact=exact)
+    return replace(result, warnings=[*made.guessed, *result.warnings])
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A backbone, ready to featurize and to become part of a bundle.
+
+    Attributes:
+        parts: without golden images.
+        guessed: what a file left open, a line each.
+    """
+
+    source: FeatureSource
+    parts: BackboneParts
+    guessed: tuple[str, ...] = ()
+
+
+def _by_name(
+    settings: Settings, backbone: BackboneOptions, spec: BackboneSpec, on_step: OnStep, pixels: Images | None = None
+) -> _Made:
+    """A backbone of the table, exported; in 8-bit integers with `pixels` to calibrate it."""
+    on_step(f"preparing {spec.name}" + ("" if pixels is None else " in 8-bit integers"))
+    exported = export_backbone(
+        spec.name,
+        backbone.weights,
+        settings.backbones_dir,
+        output=spec.output,
+        input_size=spec.input_size,
+        int8_calibration=pixels,
+    )
+    return _Made(FeatureSource.of(exported), BackboneParts.of(exported, (), backbone.engine))
+
+
+def _from_file(backbone: BackboneOptions, scratch: Path, on_step: OnStep) -> _Made:
+    """A tensor of a model that was made elsewhere; what is run of it lies in `scratch`."""
+    path, tensor = split_tensor(backbone.name)
+    on_step(f"loading {path.name}")
+    imported = import_network(
+        path,
+        scratch,
+        sample_images(),
+        tensor=tensor,
+        preset=backbone.preset,
+        input_size=backbone.size,
+        pooled=backbone.output == "pooled",
+    )
+    entry, network = entry_of(imported, backbone.output), imported.network
+    source = FeatureSource(entry, imported.file, network.identity(file_sha256(imported.file), backbone.output))
+    guessed = tuple(f"guessed {name}: {value}" for name, value in imported.guessed.items())
+    return _Made(source, BackboneParts(entry, {network.file: imported.file}, ()), guessed)
+
+
+def _check_memory(options: FitOptions, n_features: int) -> None:
     if options.projection == "pca":
-        check_pca_memory(spec.n_features)
-    export = partial(export_backbone, backbone.name, backbone.weights, settings.backbones_dir, output=spec.output)
-    on_step(f"preparing {backbone.name}")
-    exported = export(input_size=spec.input_size)
-    registry = open_registry(settings.home)
-    champion = champion_of(registry)
-    objective = objective_for(options.metric, options.threshold, champion)
-    options = replace(options, metric=str(objective), group_by=chosen_groups(options.group_by, champion))
-    golden = some_images(dataset, spec.input_size)
-    with spark_session(settings, "imagestream train") as spark:
-        job = Job(settings, spark, registry, champion, gate, on_step, by, augment, options.group_by, objective)
-        rows, read = job.featurized(dataset, exported)
-        exact = None
-        if backbone.int8:
-            exact = make_candidate(rows, options)
-            pixels = calibration_images(dataset, exact.split, rows, spec.input_size)
-            on_step(f"preparing {backbone.name} in 8-bit integers")
-            exported = export(input_size=spec.input_size, int8_calibration=pixels)
-            rows.unpersist()
-            rows, read = job.featurized(dataset, exported)
-        parts = BackboneParts.of(exported, golden, backbone.engine)
-        on_step("fitting and evaluating")
-        candidate = make_candidate(rows, options)
-        return job.finish(candidate, rows, parts, exported.sha256, read, exact=exact)
+        check_pca_memory(n_features)
 
 
 def retrain(
@@ -135,6 +206,8 @@ def retrain(
         ServiceError: there is no champion, or no labelled features.
     """
     check_tracking(settings.mlflow_tracking_uri)
+    if not dry_run:
+        settings.place.check()
     registry = open_registry(settings.home)
     current = registry.target(CHAMPION)
     if current is None:
@@ -149,7 +222,7 @@ def retrain(
             augmented = bool(champion.manifest.fit.get("augmented"))
         parts = BackboneParts(
             champion.manifest.backbone,
-            files={name: folder / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)},
+            files={name: folder / name for name in champion.manifest.backbone.files},
             golden=golden_images(champion.arrays(GOLDEN)),
         )
         with spark_session(settings, "imagestream retrain") as spark:
@@ -157,5 +230,5 @@ def retrain(
             job = Job(*shared, group_by=options.group_by, objective=objective, inherited=inherited)
             rows = job.stored(champion.backbone_sha256, parts.entry.n_features)
             on_step("fitting and evaluating")
-            candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.tables_dir))
+            candidate = make_candidate(rows, options, backbone_fitted_on(registry, champion, settings.place))
             return job.finish(candidate, rows, parts, champion.backbone_sha256, None, dry_run=dry_run)

@@ -144,8 +144,9 @@ def train_cnn(
         ModelError: an unknown architecture, or weights that cannot be had.
     """
     check_tracking(settings.mlflow_tracking_uri)
-    make_dir(settings.home)
-    find_java(settings.home)
+    make_dir(settings.work_dir)
+    settings.place.check()
+    find_java(settings.work_dir)
     spec = find_backbone(network.architecture, input_size=network.size)
     aim = None if network.threshold is None else aim_for(network.threshold, len(dataset.class_counts))
     registry = open_registry(settings.home)
@@ -153,7 +154,7 @@ def train_cnn(
     objective = objective_for(network.metric, network.threshold, champion)
     network = replace(network, metric=str(objective))
     golden = some_images(dataset, spec.input_size)
-    directory = settings.home / "train-cnn"
+    directory = settings.work_dir / "train-cnn"
     if resume:
         read_checkpoint(directory)  # before the minute that the start of it all can take
     slots, java_options = with_fixed_heap(_with_slots(settings, options.workers))
@@ -180,6 +181,7 @@ def train_cnn(
             options,
             callbacks=_callbacks(network, options),
             checkpoint_dir=directory,
+            limits=settings.image_limits,
             on_epoch=on_epoch,
             on_progress=on_progress,
         )
@@ -221,7 +223,8 @@ def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) 
         image_id, source, label, and group_id with group_by.
     """
     at = F.timestamp_seconds(F.lit(0)).alias("at")
-    claims = images.select("image_id", F.col("image_id").alias("known_as"), "label", at, "source")
+    no_key = F.lit(None).cast("binary").alias("key")
+    claims = images.select("image_id", F.col("image_id").alias("known_as"), "label", at, "source", no_key)
     labels = image_labels(claims, given, group_by)
     return labels.where(F.col("label").isNotNull()).drop("known_as", "contradictory")
 

@@ -139,7 +139,7 @@ def tune(
             f"there is no champion model in {registry.place} whose features could be searched on; "
             "run 'imagestream train' first, or give --images or --dataset"
         )
-    features = Table(settings.tables_dir, "features")
+    features = Table(settings.place.tables, "features")
     sides = Sides.of(options.holdout, options.validation, options.seed, chosen_groups(None, champion))
     with spark_session(settings, "imagestream tune") as spark:
         if source is not None:
@@ -149,19 +149,19 @@ def tune(
             variants = maker.make(source.sizes or (source.backbone.input_size,), source.precisions)
         elif champion is not None:
             on_step("reading the stored features")
-            trained_on = backbone_fitted_on(registry, champion, settings.tables_dir)
+            trained_on = backbone_fitted_on(registry, champion, settings.place)
             variants = [stored_variant(spark, features, champion, sides, trained_on)]
         on_step("searching")
-        return search(variants, options, settings.home, on_trial)
+        return search(variants, options, settings.work_dir, on_trial)
 
 
 def search(
     variants: Sequence[Variant],
     options: TuneOptions,
-    home: Path,
+    work: Path,
     on_trial: Callable[[int], None] = lambda _: None,
 ) -> Tuned:
-    """Search, going on from what the study in `home` holds.
+    """Search, going on from what the study in `work` holds.
 
     Args:
         variants: at least one way to make features, of the same images.
@@ -170,7 +170,7 @@ def search(
     Raises:
         ServiceError: not a single trial could be fitted, another search is at work, or the study is damaged.
     """
-    folder = make_dir(home / "tune")
+    folder = make_dir(work / "tune")
     path = folder / "studies.jsonl"
     with held(folder / "lock", "another search is at work in this home; wait until it is done"):
         job = _Job(variants, options)

@@ -16,6 +16,7 @@ from models.bundle import GOLDEN, Bundle
 from models.decode import Resize
 from models.engine import LiteRTEngine
 from models.fitted_on import BloomFilter, FittedOn
+from models.recipe import Recipe
 from models.scorer import Engine, Head, decode_all, golden_images, load_scorer
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
@@ -83,7 +84,7 @@ def stored_variant(
     labelled = labelled_features(spark, features, champion.backbone_sha256, group_by=sides.holdout.group_by)
     rows = _ordered(labelled, entry.n_features)
     scorer = load_scorer(champion)
-    seconds = _seconds_per_image(scorer.engine, golden_images(champion.arrays(GOLDEN)), scorer.resize)
+    seconds = _seconds_per_image(scorer.engine, golden_images(champion.arrays(GOLDEN)), scorer.fitting)
     made = _Made(None, entry.precision, champion.backbone_sha256, entry.n_features, entry.input_size, seconds)
     return _variant(made, rows, sides, trained_on)
 
@@ -199,11 +200,11 @@ def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter
     )
 
 
-def _seconds_per_image(engine: Engine, images: Sequence[bytes], resize: Resize) -> float:
-    decoded = decode_all(images, engine.input_size, resize)
+def _seconds_per_image(engine: Engine, images: Sequence[bytes], fitting: Resize | Recipe) -> float:
+    decoded = decode_all(images, engine.input_size, fitting)
     if not decoded.rows:
         raise ServiceError("there is no image that decodes to time the backbone with")
-    return _fastest(lambda: engine(decode_all(images, engine.input_size, resize).images)) / len(decoded.rows)
+    return _fastest(lambda: engine(decode_all(images, engine.input_size, fitting).images)) / len(decoded.rows)
 
 
 def _fastest(call: Callable[[], object]) -> float:

@@ -6,16 +6,17 @@ The judge reads the tables with deltalake alone and compares them with what the 
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 from uuid import uuid4
 
@@ -32,9 +33,10 @@ from streaming.pipeline.decisions import Decision
 from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.home import TABLES
+from streaming.storage.table_log import open_delta
 from tests.conftest import CHECKOUT, SPARK
 from tests.faults.poison import Sample
-from tests.streaming.small_models import bundle_folder
 
 PATIENCE_S = 300.0  # until something that has to happen is taken not to happen
 POLL_S = 0.5  # asking the tables takes a tenth of that
@@ -50,6 +52,11 @@ class Expected:
     kind: str
     reason: str | None  # None: predicted
     sha256: str
+
+    @classmethod
+    def of(cls, sample: Sample) -> Self:
+        reason = None if sample.reason is None else str(sample.reason)
+        return cls(sample.kind, reason, hashlib.sha256(sample.value or b"").hexdigest())
 
 
 Sent = dict[Place, Expected]
@@ -70,9 +77,7 @@ def send(settings: Settings, samples: Iterable[Sample]) -> Sent:
     def settle() -> None:
         for sample, future in under_way:
             place = future.get(60)
-            reason = None if sample.reason is None else str(sample.reason)
-            sha256 = hashlib.sha256(sample.value or b"").hexdigest()
-            sent[place.partition, place.offset] = Expected(sample.kind, reason, sha256)
+            sent[place.partition, place.offset] = Expected.of(sample)
         under_way.clear()
 
     try:
@@ -81,6 +86,29 @@ def send(settings: Settings, samples: Iterable[Sample]) -> Sent:
             if len(under_way) >= 500 or len(sample.value or b"") > HEAVY_BYTES:
                 settle()
         settle()
+    finally:
+        producer.close(timeout=10)
+    return sent
+
+
+def send_in_transactions(settings: Settings, samples: Sequence[Sample], size: int = 8) -> Sent:
+    """As `send`, in committed transactions of `size` messages, each after one of a few messages that is aborted."""
+    producer = KafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=f"test-{uuid4()}", acks="all", linger_ms=5
+    )
+    sent: Sent = {}
+    try:
+        producer.init_transactions()
+        for start in range(0, len(samples), size):
+            whole = samples[start : start + size]
+            for part, commit in ((whole[:2], False), (whole, True)):
+                producer.begin_transaction()
+                sending = [producer.send(settings.topic, one.value, one.key, one.headers) for one in part]
+                places = [future.get(60) for future in sending]
+                producer.commit_transaction() if commit else producer.abort_transaction()
+                for sample, place in zip(part, places, strict=True):
+                    if commit:
+                        sent[place.partition, place.offset] = Expected.of(sample)
     finally:
         producer.close(timeout=10)
     return sent
@@ -106,7 +134,7 @@ class Stream:
     _log: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        self._log = self.settings.home / f"driver-{uuid4().hex[:8]}.jsonl"
+        self._log = self.settings.work_dir / f"driver-{uuid4().hex[:8]}.jsonl"
         self._log.touch()
         options = {"images_per_batch": self.images_per_batch, "until_drained": self.until_drained}
         spec = {
@@ -192,15 +220,22 @@ class Drained:
     restarts: int = 0
 
 
-def drain(settings: Settings, images_per_batch: int = 2_000) -> Drained:
+def drain(
+    settings: Settings, images_per_batch: int = 2_000, on_batch: Callable[[BatchResult], None] = lambda _: None
+) -> Drained:
     """Score all that is in the topic, in the Spark session of the tests.
 
     Raises:
         ServiceError: as the stream does.
     """
-    SPARK.start(settings.home.parent, settings.jars_dir)
+    SPARK.start(settings.work_dir.parent, settings.jars_dir)
     drained = Drained()
-    events = StreamEvents(on_batch=drained.batches.append, on_trouble=drained.troubles.append)
+
+    def note(batch: BatchResult) -> None:
+        drained.batches.append(batch)
+        on_batch(batch)
+
+    events = StreamEvents(on_batch=note, on_trouble=drained.troubles.append)
     options = StreamOptions(images_per_batch=images_per_batch, until_drained=True)
     drained.restarts = run_stream(settings, str(settings.bootstrap_servers), options, events).restarts
     return drained
@@ -253,21 +288,32 @@ class MemoryWatch:
 
 
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Read the tables with deltalake alone."""
-    builder = QueryBuilder()
-    for path in settings.tables_dir.iterdir():
-        builder = builder.register(path.name, DeltaTable(path))
-    return pa.table(builder.execute(sql).read_all()).to_pylist()
+    """Read the tables with deltalake alone; those in a bucket as copies, log and all."""
+    home = settings.place
+    with TemporaryDirectory() as scratch:
+        tables = Path(home.tables)
+        if not home.is_local:
+            tables = Path(scratch)
+            keys = [stored.key for stored in home.store.list(TABLES)]
+            copies = {key: tables / key.removeprefix(f"{TABLES}/") for key in keys}
+            for folder in {copy.parent for copy in copies.values()}:
+                folder.mkdir(parents=True, exist_ok=True)
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(home.store.fetch, copies, copies.values()))
+        builder = QueryBuilder()
+        for path in tables.iterdir():
+            builder = builder.register(path.name, DeltaTable(path))
+        return pa.table(builder.execute(sql).read_all()).to_pylist()
 
 
 def versions(settings: Settings) -> dict[str, int]:
     """Every table's version."""
-    return {path.name: DeltaTable(path).version() for path in sorted(settings.tables_dir.iterdir())}
+    return {name: open_delta(settings.place.table(name)).version() for name in settings.place.table_names()}
 
 
 def scored(settings: Settings) -> int:
     """Messages of whole batches."""
-    if not (settings.tables_dir / "batches" / "_delta_log").is_dir():
+    if not settings.place.has_table("batches"):
         return 0
     return int(rows(settings, "SELECT coalesce(sum(input_rows), 0) AS n FROM batches")[0]["n"])
 
@@ -307,7 +353,7 @@ def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
     """Rows, `batches` and decisions agree on each batch's model, and on how many messages it has."""
     batches = {(row["query_id"], row["batch_id"]): row for row in rows(settings, "SELECT * FROM batches")}
     by_batch = Counter((row["query_id"], row["batch_id"]) for row in found)
-    accounted = {batch: row["input_rows"] for batch, row in batches.items()}
+    accounted = {batch: row["input_rows"] for batch, row in batches.items() if row["input_rows"]}  # else holes alone
     assert by_batch == accounted, {key: (by_batch.get(key), accounted.get(key)) for key in by_batch | accounted}
     for row in found:
         batch = batches[row["query_id"], row["batch_id"]]
@@ -315,16 +361,14 @@ def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
     for decision in decisions(settings):
         batch = batches[decision.stream, decision.number]
         assert asdict(decision.model) == {"version": batch["model_version"], "sha256": batch["bundle_sha256"]}
-        ranges = [asdict(one) for one in decision.ranges]
-        assert [{name: one[name] for name in ("topic", "partition", "start", "end")} for one in ranges] == batch[
-            "offsets"
-        ]
+        assert [asdict(one) for one in decision.ranges] == batch["offsets"]
 
 
 def decisions(settings: Settings) -> list[Decision]:
     """The decisions of the topic's stream, the oldest first."""
-    paths = sorted((settings.home / "streams" / settings.topic / "batches").glob("*.json"))
-    return [Decision.from_json(path.read_bytes(), path.name) for path in paths]
+    store = settings.place.store
+    keys = sorted(stored.key for stored in store.list(f"streams/{settings.topic}/batches"))
+    return [Decision.from_json(data, key) for key in keys if (data := store.get(key)) is not None]
 
 
 def check_one_attempt(settings: Settings) -> None:
@@ -332,7 +376,8 @@ def check_one_attempt(settings: Settings) -> None:
     for decision in decisions(settings):
         for name, made_at in (("predictions", "scored_at"), ("quarantine", "quarantined_at")):
             columns = ["partition", "offset", made_at]
-            files = [settings.tables_dir / name / file.path for file in decision.files[name]]
+            stored = [settings.place.store.get(f"tables/{name}/{file.path}") for file in decision.files[name]]
+            files = [pa.BufferReader(data) for data in stored if data is not None]
             written = [row for file in files for row in pq.read_table(file, columns=columns).to_pylist()]
             sql = f'SELECT "partition", "offset", {made_at} FROM {name} WHERE batch_id = {decision.number}'  # noqa: S608
             found = rows(settings, f"{sql} AND query_id = '{decision.stream}'")
@@ -351,7 +396,7 @@ def register_twin(settings: Settings) -> int:
     registry = open_registry(settings.home)
 
     def copy(target: Path) -> None:
-        shutil.copytree(bundle_folder(settings.home, 1), target)
+        registry.fetch(1, target)
         manifest = target / "manifest.json"
         spaces = " " * (len(registry.versions()) + 1)
         manifest.write_text(manifest.read_text().replace('"holdout_rows":', f'"holdout_rows":{spaces}', 1))

@@ -22,6 +22,7 @@ from sklearn.datasets import load_sample_images
 
 from models.decode import DEFAULT_LIMITS, Reason
 from producer.message import build_message
+from tests.faults.bombs import BOMBS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 HEAVY_MESSAGES = 8  # of 20 MB, however many samples are asked for
@@ -147,6 +148,13 @@ def _large(rng: Random) -> bytes:
 
 GOOD = (
     *(Kind(name.lower(), None, partial(_plain, name)) for name in FORMATS),
+    Kind("avif", None, partial(_plain, "AVIF")),
+    Kind("jpeg without its end marker", None, lambda rng: _plain("JPEG", rng)[:-2]),
+    Kind(
+        "jpeg behind the headers of a form",
+        None,
+        lambda rng: b"--b\r\nContent-Type: image/jpeg\r\n\r\n" + _plain("JPEG", rng),
+    ),
     Kind("progressive jpeg", None, partial(_plain, "JPEG", progressive=True)),
     Kind("jpeg with an unreadable exif", None, partial(_plain, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")),
     Kind("jpeg with bytes behind its end", None, lambda rng: _plain("JPEG", rng) + b"made by a camera"),
@@ -202,10 +210,10 @@ def _cut(image_format: str, quarters: int, rng: Random) -> bytes:
 
 @cache
 def _large_png() -> bytes:
-    """25,000,000 pixels in 25 KB; more than are taken, and all there."""
+    """65,000,000 pixels in 65 KB; more than are taken, and all there."""
     packer = zlib.compressobj()
-    body = b"".join(packer.compress(bytes(5_001)) for _ in range(5_000)) + packer.flush()
-    return _png(5_000, 5_000, body)
+    body = b"".join(packer.compress(bytes(8_126)) for _ in range(8_000)) + packer.flush()
+    return _png(8_125, 8_000, body)
 
 
 @cache
@@ -273,7 +281,7 @@ def _always(data: bytes | None) -> Callable[[Random], bytes | None]:
 _EMPTY_JPEG = b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0\xff\xd9"
 _HEIC = struct.pack(">I4s4s4s4s4s", 24, b"ftyp", b"heic", b"\0\0\0\0", b"mif1", b"heic") + bytes(200)
 _MP4 = struct.pack(">I4s4s4s4s4s", 24, b"ftyp", b"isom", b"\0\0\2\0", b"isom", b"mp41") + bytes(200)
-_OTHER_FORMATS = ("PPM", "ICO", "TGA", "JPEG2000", "AVIF", "PCX", "DDS", "SGI")
+_OTHER_FORMATS = ("PPM", "ICO", "TGA", "JPEG2000", "PCX", "DDS", "SGI")
 
 BAD = (
     Kind("tombstone", Reason.MISSING, _always(None)),
@@ -285,10 +293,10 @@ BAD = (
     Kind("zeros", Reason.NOT_AN_IMAGE, _always(bytes(1_000))),
     Kind("html", Reason.NOT_AN_IMAGE, _always(b"<!DOCTYPE html><html><body>404 Not Found</body></html>")),
     Kind("json", Reason.NOT_AN_IMAGE, _always(b'{"error": "no such image"}')),
-    Kind("svg", Reason.NOT_AN_IMAGE, _always(b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9"/></svg>')),
+    Kind("svg", Reason.FORMAT_NOT_ALLOWED, _always(b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9"/></svg>')),
     Kind("text like a bitmap", Reason.NOT_AN_IMAGE, _always(b"BMW and other words that begin like a bitmap")),
     Kind("utf-16 text", Reason.NOT_AN_IMAGE, _always("no image at all".encode("utf-16"))),
-    Kind("pdf", Reason.NOT_AN_IMAGE, _always(b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n")),
+    Kind("pdf", Reason.FORMAT_NOT_ALLOWED, _always(b"%PDF-1.7\n1 0 obj\n<< /Type /Catalog >>\nendobj\n")),
     Kind("executable", Reason.NOT_AN_IMAGE, _always(b"\x7fELF\x02\x01\x01" + bytes(200))),
     Kind("pickle", Reason.NOT_AN_IMAGE, lambda rng: pickle.dumps({"image": rng.randbytes(100)})),
     Kind("zip of an image", Reason.NOT_AN_IMAGE, lambda rng: _zip(_plain("PNG", rng))),
@@ -300,7 +308,7 @@ BAD = (
     *(Kind(name.lower(), Reason.FORMAT_NOT_ALLOWED, partial(_plain, name)) for name in _OTHER_FORMATS),
     Kind("heic", Reason.FORMAT_NOT_ALLOWED, _always(_HEIC)),
     *(Kind(f"{name.lower()} of huge size", Reason.DECOMPRESSION_BOMB, partial(_huge, name)) for name in FORMATS),
-    Kind("png of 25 megapixels", Reason.DECOMPRESSION_BOMB, lambda _: _large_png()),
+    Kind("png of 65 megapixels", Reason.DECOMPRESSION_BOMB, lambda _: _large_png()),
     Kind("png with 50 MB of text", Reason.DECOMPRESSION_BOMB, lambda _: _text_bomb()),
     Kind("jpeg of 200 scans", Reason.DECOMPRESSION_BOMB, _many_scans),
     *(
@@ -317,6 +325,11 @@ BAD = (
     Kind("tiff in tiff", Reason.CORRUPT, _tiff_in_tiff),
     Kind("tiff of floats", Reason.UNSUPPORTED_MODE, _float_tiff),
     Kind("tiff of 32-bit integers", Reason.UNSUPPORTED_MODE, _int_tiff),
+    *(
+        Kind(bomb.name, bomb.outcomes[0], lambda _, make=bomb.make: make(), heavy=bomb.heavy)
+        for bomb in BOMBS
+        if len(bomb.outcomes) == 1 and bomb.outcomes[0] is not None
+    ),
 )
 
 

@@ -20,6 +20,7 @@ from models.decode import BadImage, Reason, Stage, decode
 from models.errors import ModelError
 from streaming.errors import ServiceError
 from streaming.pipeline.decisions import Decision, ModelVersion
+from streaming.pipeline.engines import EngineChoice
 from streaming.pipeline.score import OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
 from streaming.settings import Settings
 from tests.faults.poison import BAD, GOOD, generator
@@ -120,7 +121,8 @@ def test_no_message_makes_a_worker_raise_or_lose_a_row(fuzz: Any, bundle: Bundle
             "headers": st.none() | st.lists(header, max_size=4),
         }
     )
-    task = ScoreTask(ModelVersion(1, bundle.sha256), None, "q", 0, "images", str(tmp_path), str(tmp_path))
+    champion, engine = ModelVersion(1, bundle.sha256), EngineChoice("litert")
+    task = ScoreTask(champion, None, engine, None, "q", 0, {}, str(tmp_path), str(tmp_path))
 
     @fuzz(40)
     @given(st.lists(message, min_size=1, max_size=6))

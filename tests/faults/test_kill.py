@@ -1,16 +1,22 @@
-"""SIGKILL at every step of the commit protocol, and in between: no message is lost, none has two rows."""
+"""SIGKILL at every step of the commit protocol, and in between: no message is lost, none has two rows.
 
+The topic has holes: half of its messages came in transactions."""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, quantiles
 from time import sleep
 
 import pytest
 
+from streaming.jobs.maintain import maintain
 from streaming.pipeline.commit import STEPS
 from streaming.pipeline.decisions import Decision
+from streaming.platform.broker import start_broker, stop_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from tests.conftest import NewService
+from tests.conftest import NewService, service_in_bucket
 from tests.faults.harness import (
     Sent,
     Stream,
@@ -20,10 +26,14 @@ from tests.faults.harness import (
     drain,
     register_twin,
     rows,
+    scored,
     send,
+    send_in_transactions,
 )
 from tests.faults.poison import generator, samples
 from tests.forms import Form, Record
+from tests.object_store import ObjectStoreServer
+from tests.store_proxy import StoreProxy, at_random
 
 LONGEST_RUN_S = 20.0  # before a kill at a random time
 
@@ -38,15 +48,47 @@ class Survived:
     unfinished: list[Decision]  # what a kill left decided and not whole
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With --full on every kind of home; a bucket's short form is in test_store_faults.py."""
+    full = metafunc.config.getoption("full")
+    if "killed_on" in metafunc.fixturenames:
+        kinds = ["local", "bucket", "harmed bucket"] if full else ["local"]
+        metafunc.parametrize("killed_on", kinds, scope="module")
+    if "decided_on" in metafunc.fixturenames:
+        metafunc.parametrize("decided_on", ["bucket", "local"] if full else ["bucket"])
+
+
 @pytest.fixture(scope="module")
-def survived(new_service: NewService, form: Form, seed: int, record: Record) -> Survived:
+def settings(
+    killed_on: str,
+    new_service: NewService,
+    broker: Settings,
+    trained: Path,
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+) -> Iterator[Settings]:
+    """A service on each kind of home."""
+    if killed_on == "local":
+        yield new_service()
+        return
+    server: ObjectStoreServer = request.getfixturevalue("object_store")
+    with StoreProxy(server.port) as proxy:
+        if killed_on == "harmed bucket":
+            proxy.faults = at_random(generator(seed))
+        folder = tmp_path_factory.mktemp("killed") / "work"
+        with service_in_bucket(server, broker, trained, folder, proxy.port) as settings:
+            yield settings
+
+
+@pytest.fixture(scope="module")
+def survived(settings: Settings, killed_on: str, form: Form, seed: int, record: Record) -> Survived:
     """The stream was killed once at each step (full: 5 times, and 15 times at random), with the champion changed after
-    each kill, and then left to finish."""
+    each kill, and then left to finish; every second lot of messages came in transactions, with aborted ones between."""
     rng = generator(seed)
     plan: list[str | None] = form([*STEPS * 5, *[None] * 15], [*STEPS])
     rng.shuffle(plan)
-    good, bad, size = form((300, 100, 100), (28, 12, 20))
-    settings = new_service()
+    good, bad, size = form((300, 100, 140), (28, 12, 28))
     versions, registry = [1, register_twin(settings)], open_registry(settings.home)
     sent = send(settings, samples(rng, good=good, bad=bad))
     recoveries: list[float] = []
@@ -56,7 +98,8 @@ def survived(new_service: NewService, form: Form, seed: int, record: Record) -> 
         kill = (step, rng.choice([1, 2])) if step else None
         with Stream(settings, images_per_batch=size, kill=kill) as stream:
             if number + 1 < len(plan):
-                sent |= send(settings, samples(rng, good=good, bad=bad))
+                send_lot = send if number % 2 else send_in_transactions
+                sent |= send_lot(settings, samples(rng, good=good, bad=bad))
             if kill is None:
                 sleep(rng.uniform(0, LONGEST_RUN_S))
                 killed_at = stream.kill_now()
@@ -68,9 +111,13 @@ def survived(new_service: NewService, form: Form, seed: int, record: Record) -> 
         registry.promote(versions[number % 2 - 1], by="test", why="test")
     drain(settings, images_per_batch=size)
 
-    record("kill: messages, SIGKILLs", form("20,000, 50", "280, 7"), f"{len(sent):,}, {len(plan)}")
+    record(f"kill, {killed_on}: messages, SIGKILLs", form("20,000, 50", "280, 7"), f"{len(sent):,}, {len(plan)}")
     p95 = quantiles(recoveries, n=20)[-1] if len(recoveries) > 1 else recoveries[0]
-    record("recovery: SIGKILL to first new commit", "p95 ≤ 60 s", f"p50 {median(recoveries):.1f} s, p95 {p95:.1f} s")
+    record(
+        f"recovery, {killed_on}: SIGKILL to new commit",
+        "p95 ≤ 60 s",
+        f"p50 {median(recoveries):.1f} s, p95 {p95:.1f} s",
+    )
     return Survived(settings, sent, recoveries, unfinished)
 
 
@@ -102,3 +149,26 @@ def test_a_decided_batch_is_finished_with_its_own_model_and_files(survived: Surv
     )
     assert {row["n"] for row in by_batch} == {1}
     assert len({row["model_version"] for row in batches.values()}) == 2
+
+
+def test_a_batch_killed_after_its_decision_is_finished_without_broker_and_bundle(
+    decided_on: str, request: pytest.FixtureRequest, fragile_broker: Settings, seed: int
+) -> None:
+    service: Settings = request.getfixturevalue("service" if decided_on == "local" else "bucket_service")
+    service = service.model_copy(update={"bootstrap_servers": fragile_broker.bootstrap_servers})
+    sent = send(service, samples(generator(seed), good=12, bad=3))
+    with Stream(service, kill=("decide", 1)) as stream:
+        stream.wait_killed()
+    assert scored(service) == 0
+    stop_broker(fragile_broker)
+    store = service.place.store
+    models = {stored.key: store.get(stored.key) for stored in store.list("models")}
+    assert models
+    store.delete(models)
+    try:
+        maintain(service)
+        assert scored(service) == len(sent)
+    finally:
+        start_broker(fragile_broker)
+    check_exactly_once(service, sent)
+    check_one_attempt(service)

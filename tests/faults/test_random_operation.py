@@ -91,7 +91,7 @@ class Operator:
 
     def lose_stream(self) -> None:
         """The tables alone must tell where to go on."""
-        shutil.rmtree(self._settings.home / "streams", ignore_errors=True)
+        shutil.rmtree(self._settings.work_dir / "streams", ignore_errors=True)
 
     def finish(self) -> None:
         """Publish a little more, and let the stream come to the end of it."""

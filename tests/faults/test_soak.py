@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from statistics import mean, median
 
@@ -94,7 +95,7 @@ def test_maintenance_beside_the_stream_keeps_the_files_few(soaked: Soaked, recor
     assert soaked.most_files, "maintenance never ran beside the stream"
     assert max(soaked.most_files.values()) <= MAX_LIVE_FILES
     maintain(soaked.settings)
-    live = {path.name: len(DeltaTable(path).file_uris()) for path in soaked.settings.tables_dir.iterdir()}
+    live = {path.name: len(DeltaTable(path).file_uris()) for path in Path(soaked.settings.place.tables).iterdir()}
     assert max(live.values()) <= MAX_LIVE_FILES
     record("soak: live files per table", f"≤ {MAX_LIVE_FILES}", f"≤ {max(soaked.most_files.values())}")
     check_exactly_once(soaked.settings, soaked.sent)
@@ -107,7 +108,7 @@ def test_decisions_that_are_applied_again_leave_every_table_unchanged(
     kept, before = decisions(settings), versions(settings)
     assert len(kept) >= form(KEPT, 50)
     for decision in kept:
-        assert apply(decision, Tables(settings.tables_dir), fresh=False) == (decision.number == kept[-1].number)
+        assert apply(decision, Tables(settings.place.tables), fresh=False) == (decision.number == kept[-1].number)
     assert drain(settings, images_per_batch=soaked.images_per_batch).batches == []
 
     assert versions(settings) == before
@@ -117,7 +118,7 @@ def test_decisions_that_are_applied_again_leave_every_table_unchanged(
 def test_a_lost_streams_folder_skips_no_message(soaked: Soaked, rng: Random) -> None:
     """The tables alone tell where to go on."""
     settings = soaked.settings
-    shutil.rmtree(settings.home / "streams")
+    shutil.rmtree(settings.work_dir / "streams")
     soaked.sent |= send(settings, samples(rng, good=soaked.images_per_batch, bad=0))
     drain(settings, images_per_batch=4 * soaked.images_per_batch)
     check_exactly_once(settings, soaked.sent)

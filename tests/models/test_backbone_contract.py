@@ -26,6 +26,7 @@ from models.bundle import BackboneEntry
 from models.convert import comparison_images
 from models.engine import KerasEngine, LiteRTEngine
 from models.errors import ModelError
+from models.translated_engine import TranslatedEngine
 
 
 class Case(NamedTuple):
@@ -161,6 +162,17 @@ def test_a_forked_worker_makes_its_own_engine_and_gets_the_same_in_bounded_memor
     np.testing.assert_array_equal(answer["features"], features)
     # The file, XNNPACK's packed copy of its weights, and the activations of one image.
     assert answer["grown"] < 3 * backbone.flatbuffer.stat().st_size + 64 * 1024**2
+
+
+def test_onnx_runtime_gives_the_same_features(
+    backbone: ExportedBackbone, images: np.ndarray, features: np.ndarray
+) -> None:
+    spec = backbone.spec
+    engine = TranslatedEngine(backbone.flatbuffer.read_bytes(), spec.input_size, spec.n_features)
+    allowed = max(MAX_PARITY_ERROR, MAX_RELATIVE_PARITY_ERROR * float(np.abs(features).max()))
+    np.testing.assert_allclose(engine(images), features, rtol=0, atol=allowed)
+    with pytest.raises(ModelError, match="expected uint8 images of size"):
+        engine(images.astype(np.float32))
 
 
 def test_the_manifest_says_all_that_pixels_go_through(backbone: ExportedBackbone) -> None:

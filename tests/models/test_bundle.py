@@ -164,7 +164,7 @@ def test_a_file_outside_the_bundle_is_never_named(bundle_copy: Path, name: str) 
         ({"schema_version": 2}, "schema_version: Input should be 1"),
         ({"surprise": 1}, "surprise: Extra inputs are not permitted"),
         ({"backbone__lambda": "x"}, "backbone.lambda: Extra inputs are not permitted"),
-        ({"backbone__engine": "pickle"}, "backbone.engine: Input should be 'litert' or 'keras'"),
+        ({"backbone__engine": "pickle"}, "backbone.engine: Input should be 'litert', 'keras' or 'onnx'"),
         ({"backbone__input_size": [224]}, "backbone.input_size.1: Field required"),
         ({"backbone__input_size": [224, 10**9]}, "backbone.input_size.1: .* less than or equal to 1000000"),
         ({"backbone__scale": float("nan")}, "backbone.scale: Input should be a finite number"),

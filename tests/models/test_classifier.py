@@ -59,3 +59,24 @@ def test_arrays_that_are_no_classifier_are_refused(change: dict[str, np.ndarray]
 def test_an_unknown_kind_is_answered_with_the_known_one() -> None:
     with pytest.raises(ModelError, match="unknown classifier 'forest', expected one of: logistic_regression"):
         classifier_from_arrays("forest", 4, 3, {})
+
+
+def test_a_network_that_answers_itself_keeps_its_answers() -> None:
+    logits = np.random.default_rng(0).normal(0, 3, (20, 4)).astype(np.float32)
+    expected = softmax(logits)
+    for kind, scores in (("logits", logits), ("probabilities", expected), ("probabilities", 0.996 * expected)):
+        head = classifier_from_arrays(kind, 4, 4, {})
+        np.testing.assert_allclose(head.probabilities(scores), expected, atol=1e-6)
+        np.testing.assert_allclose(softmax(head.logits(scores)), expected, atol=1e-6)
+    assert (classifier_from_arrays("probabilities", 4, 4, {}).probabilities(np.eye(4, dtype=np.float32)) >= 0).all()
+
+
+def test_one_score_for_two_classes_is_that_of_the_second() -> None:
+    z = np.array([[-2.0], [0.0], [3.0]], np.float32)
+    second = 1 / (1 + np.exp(-z[:, 0]))
+    for kind, scores in (("logits", z), ("probabilities", second[:, np.newaxis])):
+        np.testing.assert_allclose(
+            classifier_from_arrays(kind, 1, 2, {}).probabilities(scores)[:, 1], second, atol=1e-6
+        )
+    with pytest.raises(ModelError, match="3 scores do not answer 2 classes"):
+        classifier_from_arrays("logits", 3, 2, {})

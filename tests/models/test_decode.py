@@ -16,7 +16,7 @@ from models.decode import BadImage, Limits, Reason, Stage, decode
 
 SIZE = (48, 64)
 PHOTOGRAPH = Image.fromarray(load_sample_images().images[0]).resize((200, 150))
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
@@ -76,7 +76,7 @@ def test_a_file_cut_off_is_truncated(image_format: str, quarter: int) -> None:
     assert (bad.stage, bad.reason) == (Stage.DECODE, Reason.TRUNCATED)
 
 
-@pytest.mark.parametrize("image_format", ["PPM", "ICO", "TGA", "JPEG2000", "AVIF", "PCX"])
+@pytest.mark.parametrize("image_format", ["PPM", "ICO", "TGA", "JPEG2000", "PCX", "DDS", "SGI"])
 def test_an_image_of_another_format_is_named(image_format: str) -> None:
     bad = refusal(encode(PHOTOGRAPH, image_format))
     assert bad.reason is Reason.FORMAT_NOT_ALLOWED
@@ -94,14 +94,13 @@ def test_a_format_can_be_left_out_of_the_limits() -> None:
     [
         b"<!DOCTYPE html><html><body>404</body></html>",
         b"PK\x03\x04\x14\x00\x00\x00\x08\x00" + bytes(range(200)),
-        b"%PDF-1.7\n1 0 obj",
         b"BMW and other words that start like a bitmap",
         b"RIFF\x24\x00\x00\x00WAVEfmt ",
         np.random.default_rng(0).bytes(4096),
         bytes(64),
         b"\xff",
     ],
-    ids=["html", "zip", "pdf", "text", "wav", "noise", "zeros", "one byte"],
+    ids=["html", "zip", "text", "wav", "noise", "zeros", "one byte"],
 )
 def test_bytes_that_are_no_image_are_told_apart(data: bytes) -> None:
     assert refusal(data).reason is Reason.NOT_AN_IMAGE
@@ -117,11 +116,11 @@ def test_no_value_no_bytes_and_too_many_bytes_are_refused_on_reading() -> None:
 
 def test_a_small_file_of_many_pixels_is_a_bomb_by_its_header_alone() -> None:
     huge = png(50_000, 50_000, 8, 2, b"")
-    large = png(8_000, 4_000, 8, 2, b"")
+    large = png(16_001, 4_000, 8, 2, b"")
     assert len(huge) < 100
     assert refusal(huge).reason is Reason.DECOMPRESSION_BOMB
     assert refusal(large).reason is Reason.DECOMPRESSION_BOMB
-    assert "32000000 pixels" in refusal(large).detail
+    assert "64004000 pixels" in refusal(large).detail
 
 
 def test_text_and_scans_that_unpack_without_end_are_bombs() -> None:

@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from producer.errors import PublishError
+from producer.labelled_csv import PATH_COLUMNS
 from producer.lists import MAX_LINE_BYTES, read_csv, read_lines
 from producer.message import read_headers
 from producer.sources import LabelFrom
+from streaming.images.labels_csv import read_labels
 from streaming.platform.broker import bootstrap_servers
 from streaming.settings import Settings
 from tests.producer.topics import messages
@@ -44,16 +46,13 @@ def test_paths_begin_at_the_folder_of_the_csv_and_names_may_hold_anything(listed
     [
         (b"", "expected a header and at least one row, path,label; got none"),
         (b"path,label\n", "expected a header and at least one row"),
-        (b"a.jpg,cat\n", "line 1: expected a header with the columns path and label, got 'a.jpg,cat'"),
-        (b"path;label\na.jpg;cat\n", "line 1: expected a header"),
-        (b"path,label\na.jpg\n", "line 2: expected a path and a label, got 'a.jpg'"),
+        (b"a.jpg,cat\n", "line 1: expected a header with the columns label and one of path, .*, got 'a.jpg,cat'"),
         (b"path,label\na.jpg,cat\n,dog\n", "line 3: expected a path, got ''"),
         (b"path,label\na\0.jpg,cat\n", "line 2: expected a path, got"),
-        (b"path,label\na.jpg,\xff\n", "line 2: not UTF-8"),
-        (b'path,label\na.jpg,"cat"x\n', "line 2: no CSV"),
+        (b"path,label\na.jpg,\xff\n", "line 1 or later: not UTF-8"),
         (b'path,label\na.jpg,"cat\n', "line 2: no CSV: unexpected end of data"),
         (b"path,label\na.jpg," + b"x" * 1025, "line 2: the label has 1,025 characters"),
-        (b"path,label\n" + b"a" * (MAX_LINE_BYTES + 1), "line 2: longer than 16,384 bytes"),
+        (b"path,label\n" + b"a" * (MAX_LINE_BYTES + 1), "line 2: longer than 16,384 characters"),
         (b'path,label\na.jpg,"' + b"x\n" * 200_000, "line [0-9]+: no CSV: field larger than field limit"),
     ],
     ids=lambda value: str(value)[:40],
@@ -67,10 +66,55 @@ def test_a_csv_that_is_none_is_refused_with_its_name_and_line(listed: Path, cont
 
 
 def test_a_csv_of_too_many_rows_is_refused(listed: Path) -> None:
-    listed.write_text("path,label\n" + "a.jpg,cat\n" * 6)
+    listed.write_text("path,label\n" + "".join(f"{n}.jpg,cat\n" for n in range(6)))
     assert len(rows(listed)) == 6
     with pytest.raises(PublishError, match="line 7: more than 5 rows; split the file"):
         read_csv(listed, max_rows=5)
+
+
+AS_WRITTEN = "path,label\na.jpg,NA\nb c.jpg,007\nd.jpg,\n"
+AS_READ = {"a.jpg": "NA", "b c.jpg": "007", "d.jpg": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\xef\xbb\xbf" + AS_WRITTEN.replace("\n", "\r\n").encode(), AS_READ),
+        (b"sep=;\r\n" + AS_WRITTEN.replace(",", ";").encode(), AS_READ),
+        (AS_WRITTEN.replace(",", "\t").encode("utf-16"), AS_READ),
+        (AS_WRITTEN.encode("utf-16-le"), AS_READ),
+        (AS_WRITTEN.replace("path", "File Name").replace("label", "Class").encode(), AS_READ),
+        (AS_WRITTEN.replace("\n", ",\n").encode(), AS_READ),  # a comma at the end of each line
+        (AS_WRITTEN.replace("\n", "\r").encode(), AS_READ),
+        (b'path,label\n"a.jpg","big\ncat"\n"b c.jpg"," 7.0"\n', {"a.jpg": "big cat", "b c.jpg": "7.0"}),
+        (b'path,label\n"a.jpg","a \\"big\\" cat"\n"b c.jpg","a, b"\n', {"a.jpg": 'a "big" cat', "b c.jpg": "a, b"}),
+        (b"path,label\nC:\\photos\\cats\\a.jpg,None\ncats\\b.jpg,nan\n", {"cats/a.jpg": "None", "cats/b.jpg": "nan"}),
+        (
+            b"path,label\n/photos/cats/a.jpg,<b>\n/photos/cats/c.jpg,x\n",
+            {"cats/a.jpg": "<b>", "/photos/cats/c.jpg": "x"},
+        ),
+        (b"path,label\na.jpg,1\n./a.jpg,1\na.jpg,1\n", {"a.jpg": "1", "./a.jpg": "1"}),
+        ("path,label\nK\u00f6ln.jpg,P\u00eache\n".encode(), {"Ko\u0308ln.jpg": "P\u00eache"}),
+        ("path,label\na.jpg,Pe\u0302che\n".encode(), {"a.jpg": "P\u00eache"}),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_csv_is_read_as_programs_write_it(listed: Path, content: bytes, expected: dict[str, str | None]) -> None:
+    (listed.parent / "cats").mkdir()
+    for name in ("cats/a.jpg", "cats/b.jpg", "Ko\u0308ln.jpg"):
+        (listed.parent / name).touch()
+    listed.write_bytes(content)
+    below = {os.path.join(listed.parent, name): label for name, label in expected.items()}  # noqa: PTH118
+    assert dict(rows(listed)) == below
+    # Those who train read the same.
+    assert set(read_labels(listed, PATH_COLUMNS).labels.values()) == {label for label in below.values() if label}
+
+
+def test_a_file_with_different_labels_is_left_out_and_said(listed: Path) -> None:
+    listed.write_text("path,label\na.jpg,cat\na.jpg,dog\nb.jpg,cat\n")
+    found = read_csv(listed)
+    assert [file.label for file in found.files] == ["cat"]
+    assert found.unreadable == [(f"{listed.parent}/a.jpg", "rows of the CSV give it different labels")]
 
 
 @given(content=st.binary(max_size=300))

@@ -4,6 +4,7 @@ import hashlib
 import io
 import subprocess
 import sys
+import unicodedata
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -21,6 +22,7 @@ MEDIA_TYPES = {
     "BMP": "image/bmp",
     "WEBP": "image/webp",
     "TIFF": "image/tiff",
+    "AVIF": "image/avif",
 }
 
 
@@ -79,7 +81,16 @@ def test_content_type_of_anything_else_is_octet_stream(data: bytes) -> None:
 @given(source=st.text(min_size=1, max_size=200), label=st.text(min_size=1, max_size=200))
 def test_source_and_label_come_back_as_they_were_sent(source: str, label: str) -> None:
     headers = read_headers(build_message(b"x", source, label=label).headers)
-    assert (headers.source, headers.label) == (source, label)
+    assert headers.source == source
+    assert headers.label == (" ".join(unicodedata.normalize("NFC", label).split()) or None)
+
+
+def test_a_label_has_one_form_whoever_wrote_it() -> None:
+    for written in ("Pe\u0302che", "P\u00eache", " P\u00eache ", "Pe\u0302che\n"):
+        assert read_headers([("label", written.encode())]).label == "P\u00eache"
+        assert dict(build_message(b"x", "a", label=written).headers)["label"] == "P\u00eache".encode()
+    for text in ("NA", "None", "nan", "007", "7.0", "<b>7</b>", "[red]"):
+        assert read_headers([("label", text.encode())]).label == text
 
 
 def test_source_that_is_no_utf8_keeps_its_bytes() -> None:
@@ -133,6 +144,7 @@ def test_importing_the_contract_loads_no_kafka() -> None:
         (b"II+\0", "image/tiff"),
         (b"MM\0+", "image/tiff"),
         (b"RIFF\x1a\0\0\0WEBP", "image/webp"),
+        (b"\0\0\0\x1cftypheic", "image/heic"),
         *((b"BM" + bytes(12) + bytes([size, 0, 0, 0]), "image/bmp") for size in (12, 16, 40, 52, 56, 64, 108, 124)),
     ],
 )

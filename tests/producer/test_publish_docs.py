@@ -76,7 +76,7 @@ def test_python_publishes(
 def test_java_publishes_a_message_as_ours(
     broker: Settings, servers: str, local: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
-    java = find_java(broker.home)
+    java = find_java(broker.work_dir)
     if not shutil.which("javac", path=os.pathsep.join([str(java.parent), os.environ["PATH"]])):
         pytest.skip("a Java without a compiler")
     (example,) = blocks("java")

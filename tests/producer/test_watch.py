@@ -21,6 +21,7 @@ from producer.errors import PublishError
 from producer.message import read_headers
 from producer.seen import FileState, Seen
 from producer.settle import SETTLE_S, Settling
+from producer.topic_files import file_stem
 from producer.watch import WatchSummary, watch
 from streaming.platform.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
@@ -312,3 +313,13 @@ def test_what_a_silent_broker_does_not_acknowledge_is_sent_when_it_is_back(
     assert {message.value for message in messages(state.address, topic)} == {
         path.read_bytes() for path in photos.rglob("*.jpg")
     }
+
+
+def test_the_memory_of_a_topic_with_the_longest_name_is_a_file_of_its_own(tmp_path: Path) -> None:
+    topics = ["a" * 249, "a" * 248 + "b", "images"]
+    stems = [file_stem(topic) for topic in topics]
+    assert stems[2] == "images"
+    assert len(set(stems)) == 3
+    for stem in stems:
+        with Seen(tmp_path / f"{stem}.sqlite"):  # SQLite and the lock append to the name
+            assert (tmp_path / f"{stem}.sqlite.lock").is_file()

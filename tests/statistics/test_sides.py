@@ -23,6 +23,7 @@ from streaming.reports.paired import Paired
 from streaming.storage.files import list_array
 from streaming.storage.tables import FEATURES, LABELS, Table
 from tests.forms import Form, Record
+from tests.homes import local_home
 
 SHARE = 0.2
 SIGMAS = 5  # a correct implementation leaves the tolerance in less than one run in a million
@@ -110,7 +111,7 @@ def test_corrections_and_growth_move_no_image(
     store(table, {"image_id": more, "content_sha256": more, "label_true": ["3"] * n}, 1)
     corrected = pa.table({"image_id": names, "label": ["4"] * n, "labelled_at": [0] * n, "by": ["test"] * n})
     arrays = [corrected.column(one.name).cast(one.type) for one in LABELS]
-    assert Table(table.directory.parent, "labels").append(pa.table(arrays, schema=LABELS), "test", 0)
+    assert Table(table.tables, "labels").append(pa.table(arrays, schema=LABELS), "test", 0)
     moved = (held_out() & set(names)) ^ before
     record("images that change sides as data grows and labels change", "0", f"{len(moved)} of {n:,}")
     assert not moved
@@ -195,7 +196,7 @@ def test_no_image_that_an_older_version_was_fitted_on_becomes_its_judge(
     split = hashes(names, seed) < SHARE * 2**HASH_BITS  # as a retraining divides them now
     judged = 0
     for fitted, bundle in versions:
-        seen = fitted_on(bundle, tmp_path / "tables").contains([name.encode() for name in names])
+        seen = fitted_on(bundle, local_home(tmp_path)).contains([name.encode() for name in names])
         judges = {name for name, out, there in zip(names, split, seen, strict=True) if out and not there}
         assert not judges & fitted
         judged += len(judges)

@@ -28,28 +28,34 @@ def commit_batch(
     ranges: Ranges,
     *,
     bad: Collection[int] = (),
+    holes: Collection[int] = (),
     upto: str = "batches",
     query_id: str = QUERY_ID,
     version: int = 1,
     left_out: Ranges | None = None,
     drift: Mapping[str, float] | None = None,
 ) -> None:
-    """Commit one micro-batch: a row for every offset, those in `bad` quarantined; stop after the table `upto`."""
-    identities = [(partition, offset) for partition, (start, end) in ranges.items() for offset in range(start, end)]
+    """Commit one micro-batch: a row for every offset but the `holes`, those in `bad` quarantined; stop after the table
+    `upto`."""
+    offsets = {partition: [one for one in range(*ends) if one not in holes] for partition, ends in ranges.items()}
+    identities = [(partition, offset) for partition, found in offsets.items() for offset in found]
     good = [identity for identity in identities if identity[1] not in bad]
     lineage = {"model_version": version, "bundle_sha256": SHA256, "query_id": query_id, "batch_id": batch_id}
     rows = [prediction(settings, partition, offset) | lineage for partition, offset in good]
-    predictions = Table(settings.tables_dir, "predictions")
+    predictions = Table(settings.place.tables, "predictions")
     predictions.append(pa.Table.from_pylist(rows, schema=PREDICTIONS), query_id, batch_id)
-    quarantine = Table(settings.tables_dir, "quarantine")
+    quarantine = Table(settings.place.tables, "quarantine")
     if upto == "predictions":
         return
     worse = [quarantined(settings, partition, offset) | lineage for partition, offset in identities if offset in bad]
-    quarantine.append_files(worker_file(quarantine.directory, worse), query_id, batch_id)
+    quarantine.append_files(worker_file(quarantine.place, worse), query_id, batch_id)
     if upto == "quarantine":
         return
     batch = lineage | {
-        "offsets": ranges_of(settings, ranges),
+        "offsets": [
+            one | {"rows": len(offsets[one["partition"]]), "log_start": 0 if holes else None}
+            for one in ranges_of(settings, ranges)
+        ],
         "left_out": ranges_of(settings, left_out or {}),
         "input_rows": len(identities),
         "predicted_rows": len(good),
@@ -60,7 +66,7 @@ def commit_batch(
         "started_at": datetime.now(UTC) - timedelta(seconds=2),
         "committed_at": datetime.now(UTC),
     }
-    Table(settings.tables_dir, "batches").append(pa.Table.from_pylist([batch], schema=BATCHES), query_id, batch_id)
+    Table(settings.place.tables, "batches").append(pa.Table.from_pylist([batch], schema=BATCHES), query_id, batch_id)
 
 
 def ranges_of(settings: Settings, ranges: Ranges) -> list[dict[str, Any]]:
@@ -149,7 +155,7 @@ def decision_of(
             drift={},
             started_at=NOON,
         ),
-        files={name: tuple(Table(settings.tables_dir, name).write(table)) for name, table in rows.items()},
+        files={name: tuple(Table(settings.place.tables, name).write(table)) for name, table in rows.items()},
         decided_at=NOON,
         nonce=uuid.uuid4().hex,
     )

@@ -29,6 +29,14 @@ class Elsewhere(Store):
         self.asked.append(("create", key))
         return self._inner._put_if_absent(key, data)
 
+    def head(self, key: str, n: int) -> bytes | None:
+        self.asked.append(("head", key))
+        return self._inner.head(key, n)
+
+    def size(self, key: str) -> int | None:
+        self.asked.append(("size", key))
+        return self._inner.size(key)
+
     def put(self, key: str, data: bytes) -> None:
         self.asked.append(("put", key))
         self._inner.put(key, data)

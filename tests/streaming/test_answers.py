@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for batch, (day, version) in enumerate([(MONDAY, 1), (WEDNESDAY, 2)]):
         commit_batch(settings, batch, {0: (4 * batch, 4 * batch + 4)}, bad={4 * batch + 3}, version=version)
         # Delta dates a version by its file.
-        commits = set(settings.tables_dir.glob("*/_delta_log/*.json"))
+        commits = set(Path(settings.place.tables).glob("*/_delta_log/*.json"))
         for commit in commits - seen:
             os.utime(commit, (day.timestamp(), day.timestamp()))
         seen |= commits
@@ -87,7 +87,7 @@ def test_a_table_made_later_is_not_there_at_an_earlier_time(home: Path, tmp_path
     for batch, day, upto in ((0, MONDAY, "predictions"), (1, WEDNESDAY, "batches")):
         commit_batch(settings, batch, {0: (4 * batch, 4 * batch + 4)}, upto=upto)
         if batch == 0:
-            for commit in settings.tables_dir.glob("*/_delta_log/*.json"):
+            for commit in Path(settings.place.tables).glob("*/_delta_log/*.json"):
                 os.utime(commit, (day.timestamp(), day.timestamp()))
     assert query(settings, "SHOW TABLES", at=TUESDAY).column("name").to_pylist() == ["predictions", "quarantine"]
     assert "batches" in query(settings, "SHOW TABLES").column("name").to_pylist()
@@ -100,7 +100,7 @@ def test_files_that_were_vacuumed_since_are_told(home: Path, tmp_path: Path) -> 
     for batch in range(2):
         commit_batch(settings, batch, {0: (4 * batch, 4 * batch + 4)})
     then = datetime.now(UTC)
-    table = DeltaTable(settings.tables_dir / "predictions")
+    table = DeltaTable(settings.place.table("predictions"))
     table.optimize.compact()
     assert predictions(settings.home, at=then).num_rows == 8
     table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)

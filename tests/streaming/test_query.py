@@ -45,8 +45,8 @@ def predicted(first: int, labels: list[str], at: datetime) -> pa.Table:
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """A home whose name needs quoting, with predictions of two days, one quarantined message and an empty table."""
-    settings = Settings(home=tmp_path_factory.mktemp("home") / "l'été 100%")
-    tables = settings.tables_dir
+    settings = Settings(home=tmp_path_factory.mktemp("home") / "l'été 100")
+    tables = Path(settings.place.tables)
     for day, first in ((0, 0), (1, 3)):
         rows = predicted(first, LABELS[first : first + 3], NOON + timedelta(days=day))
         write_deltalake(tables / "predictions", rows, mode="append", partition_by=["date"])
@@ -69,10 +69,10 @@ def test_group_by_counts_the_rows_of_every_file(settings: Settings) -> None:
 def test_a_log_that_names_a_file_outside_of_its_table_is_refused(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for name in ("predictions", "labels"):
-        write_deltalake(settings.tables_dir / name, predicted(0, ["cat"], NOON))
-    (log,) = (settings.tables_dir / "predictions" / "_delta_log").glob("*.json")
-    (stolen,) = (settings.tables_dir / "labels").glob("*.parquet")
-    (own,) = (settings.tables_dir / "predictions").glob("*.parquet")
+        write_deltalake(settings.place.table(name), predicted(0, ["cat"], NOON))
+    (log,) = (Path(settings.place.tables) / "predictions" / "_delta_log").glob("*.json")
+    (stolen,) = (Path(settings.place.tables) / "labels").glob("*.parquet")
+    (own,) = (Path(settings.place.tables) / "predictions").glob("*.parquet")
     log.write_text(log.read_text().replace(own.name, f"../labels/{stolen.name}"))
     with pytest.raises(ServiceError, match=r"the log of .*predictions names .* which is not in the table"):
         query(settings, "SELECT label FROM predictions")
@@ -100,15 +100,17 @@ def test_empty_table_has_its_columns_and_no_rows(settings: Settings) -> None:
 
 def test_deleted_rows_and_old_files_are_not_read(settings: Settings, tmp_path: Path) -> None:
     other = Settings(home=tmp_path)
-    write_deltalake(other.tables_dir / "predictions", predicted(0, LABELS, NOON), partition_by=["date"])
-    DeltaTable(other.tables_dir / "predictions").delete("label = 'cat'")
+    write_deltalake(other.place.table("predictions"), predicted(0, LABELS, NOON), partition_by=["date"])
+    DeltaTable(other.place.table("predictions")).delete("label = 'cat'")
     assert query(other, "SELECT count(*) AS n FROM predictions").to_pylist() == [{"n": 3}]
 
 
 def test_column_added_later_is_null_in_older_rows(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for rows in ([{"image_id": "old"}], [{"image_id": "new", "by": "me"}]):
-        write_deltalake(settings.tables_dir / "labels", pa.Table.from_pylist(rows), mode="append", schema_mode="merge")
+        write_deltalake(
+            Path(settings.place.tables) / "labels", pa.Table.from_pylist(rows), mode="append", schema_mode="merge"
+        )
     table = query(settings, 'SELECT image_id, "by" FROM labels ORDER BY image_id')
     assert table.to_pylist() == [{"image_id": "new", "by": "me"}, {"image_id": "old", "by": None}]
 
@@ -175,7 +177,7 @@ def test_sql_that_is_no_honest_select_is_refused_in_one_line(
 
 
 def test_files_that_are_no_part_of_the_table_cannot_be_read(settings: Settings) -> None:
-    secret = settings.home / "tables" / "predictions" / "secret.parquet"
+    secret = settings.work_dir / "tables" / "predictions" / "secret.parquet"
     pq.write_table(pa.table({"secret": [1]}), secret)
     with pytest.raises(ServiceError, match="Cannot access file"):
         query(settings, "SELECT * FROM read_parquet($path)", parameters={"path": str(secret)})

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ import pytest
 from streaming.cli.config import lines, shown
 from streaming.errors import ServiceError
 from streaming.jobs.demo import _command as demo_command
+from streaming.platform.doctor import check_jars
+from streaming.platform.jars import spark_jars
+from streaming.query import query
 from streaming.settings import Settings, read_configuration, read_settings
+from tests.streaming.history import commit_batch
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +49,7 @@ def test_option_wins_over_environment_over_file_over_default(folder: Path, monke
     monkeypatch.setenv("IMAGESTREAM_TOPIC", "of-environment")
     configuration = read_configuration(home=Path("of-option"))
     settings = configuration.settings
-    assert (settings.home, settings.topic) == (folder / "of-option", "of-environment")
+    assert (settings.home, settings.topic) == (str(folder / "of-option"), "of-environment")
     assert (settings.master, settings.driver_memory) == ("local[1]", "2g")
     assert configuration.origins == {
         "home": "--home",
@@ -57,7 +62,7 @@ def test_option_wins_over_environment_over_file_over_default(folder: Path, monke
 def test_places_in_a_file_lie_beside_it_wherever_the_command_runs(folder: Path) -> None:
     file = write(folder / "etc" / "own.toml", 'home = "data"\njars = "/opt/jars"\nbackbones = "~/backbones"\n')
     settings = read_settings(config=file)
-    assert (settings.home, settings.jars) == (folder / "etc" / "data", Path("/opt/jars"))
+    assert (settings.home, settings.jars) == (str(folder / "etc" / "data"), Path("/opt/jars"))
     assert settings.backbones == Path.home() / "backbones"
 
 
@@ -93,7 +98,7 @@ def test_a_setting_with_a_name_of_its_own_is_called_so_in_the_environment_and_pl
         ('config = "other.toml"', "there is no setting 'config'"),
         ("[stream]\nx = 1", "there is no setting 'stream'"),
         ("topic = 5", r"imagestream\.toml: topic: Input should be a valid string, got 5"),
-        ("home = 5", r"imagestream\.toml: home: .*path.*, got 5"),
+        ("home = 5", r"imagestream\.toml: home: .*string, got 5"),
         ('topic = "../up"', r"imagestream\.toml: topic: String should match pattern .*, got '\.\./up'"),
         ("topic = ", "imagestream.toml is no TOML: Invalid value"),
         ("a = " + "[" * 60_000, "imagestream.toml is no TOML"),
@@ -105,6 +110,48 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(folder: Path, text: str
     with pytest.raises(ServiceError, match=reason) as caught:
         read_settings()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a [1]", "has a [ in its path"),
+        ("a%20b", "has a % in its path, which deltalake takes for an escape"),
+        ("a\\b", "has a \\ in its path"),
+        ("date=2020-01-01", "has a = in its path, which DuckDB and Spark take for a partition"),
+        ("new\nline", "has a line break or another control character"),
+        (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
+        ("/".join(["x" * 250] * 15), "has more than 3,500 bytes"),
+    ],
+    ids=lambda text: ascii(text)[:20],
+)
+def test_a_path_that_a_library_reads_otherwise_is_refused_before_anything_is_written(
+    folder: Path, name: str, why: str
+) -> None:
+    with pytest.raises(ServiceError) as refused:
+        read_settings(home=folder / name / "home")
+    assert why in str(refused.value)
+    assert "choose another with --home DIR" in str(refused.value)
+    assert not list(folder.iterdir())
+
+
+def test_other_paths_and_links_are_taken_as_they_are(folder: Path) -> None:
+    for name in ("fran\u00e7ois m\u00fcller", "a, b: c; #1 & 'c' \"d\" $e {f} (g) + ?*|<>~@!^`", "\u65e5\u672c"):
+        (folder / name).mkdir()
+        (folder / "link").unlink(missing_ok=True)
+        (folder / "link").symlink_to(folder / name)
+        for home in (folder / name / "home", folder / "link" / "other"):
+            settings = read_settings(home=home)
+            commit_batch(settings, 0, {0: (0, 4)})
+            commit_batch(settings, 1, {0: (4, 8)})
+            found = query(settings, "SELECT date, count(*) AS n FROM predictions GROUP BY 1").to_pylist()
+            assert found == [{"date": date(2024, 5, 6), "n": 8}]
+            assert home.is_dir()
+
+
+def test_a_file_with_a_byte_order_mark_is_read(folder: Path) -> None:
+    (folder / "imagestream.toml").write_text('topic = "marked"\n', "utf-8-sig")
+    assert read_settings().topic == "marked"
 
 
 def test_a_named_file_that_is_not_there_is_told(folder: Path) -> None:
@@ -167,3 +214,26 @@ def test_the_processes_that_the_demo_starts_read_the_same_file(folder: Path) -> 
     found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     assert found["topic"] == {"value": "photos", "from": f"{file}: topic"}
     assert found["home"] == {"value": str(folder / "etc" / "data"), "from": "--home"}
+
+
+def test_jars_and_backbones_are_kept_once_per_user_unless_the_home_has_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    first, second = read_settings(home=folder / "1"), read_settings(home=folder / "2")
+    assert first.jars_dir == second.jars_dir == folder / "cache" / "imagestream" / "jars"
+    assert first.backbones_dir == folder / "cache" / "imagestream" / "backbones"
+    (folder / "2" / "jars").mkdir(parents=True)  # as earlier versions had it
+    assert second.jars_dir == folder / "2" / "jars"
+    monkeypatch.setenv("IMAGESTREAM_JARS", str(folder / "own"))
+    assert read_settings(home=folder / "2").jars_dir == folder / "own"
+    (folder / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))  # nothing can be made there
+    assert first.jars_dir == folder / "1" / "jars"
+
+
+def test_jars_in_a_folder_that_no_class_path_can_name_are_refused(folder: Path) -> None:
+    with pytest.raises(ServiceError, match="has a , in its path: keep the jars elsewhere, with IMAGESTREAM_JARS"):
+        spark_jars(folder / "a, b")
+    check = check_jars(Settings(home=folder, jars=folder / "a, b"))
+    assert (check.found, check.ok) == (f"{folder / 'a, b'} has a , in its path", False)

@@ -36,7 +36,7 @@ def show(dashboard: Dashboard) -> None:
     with left, st.container(border=True):
         _confusion(versions, targets[CHAMPION])
     with right, st.container(border=True):
-        _comparison(dashboard, targets)
+        _comparison(targets)
     _history(registry)
 
 
@@ -157,10 +157,10 @@ def _confusion(versions: list[int], champion: int | None) -> None:
         st.caption("No answer of this version has a label yet.")
 
 
-def _comparison(dashboard: Dashboard, targets: dict[Alias, int | None]) -> None:
+def _comparison(targets: dict[Alias, int | None]) -> None:
     st.markdown("**Champion against challenger** on the same images")
     challenger = targets[CHALLENGER]
-    found = ask(data.agreement, challenger, str(dashboard.settings.home)) if challenger else None
+    found = ask(data.agreement, challenger) if challenger else None
     if found is None:
         st.caption(
             "No challenger has been scored beside the champion: promote one to `challenger` and let images come."

@@ -116,7 +116,7 @@ def _look_into(dashboard: Dashboard, row: dict[str, Any]) -> None:
             st.markdown(plain(row["detail"]))
             st.caption(f"{plain(row['source'])}  \n{moment(row['quarantined_at'])}  \n{len(value or b''):,} bytes")
         with right:
-            made = picture(value) if value else None
+            made = picture(value, dashboard.settings.image_limits) if value else None
             if made is not None:
                 st.image(made, caption="It can be decoded: a replay would score it.")
             elif value:

@@ -66,7 +66,7 @@ def _show_answer(dashboard: Dashboard, wanted: Wanted, content: bytes, waited_s:
     reader, place = dashboard.reader, (wanted.topic, wanted.partition, wanted.offset)
     if row := data.one_prediction(reader, *place):
         image, text = st.columns([1, 2])
-        if made := picture(content):
+        if made := picture(content, dashboard.settings.image_limits):
             image.image(made, width="stretch")
         with text:
             st.subheader(f"{plain(row['label'])}  {percent(row['confidence'])}", anchor=False)

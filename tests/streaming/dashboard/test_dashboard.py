@@ -37,7 +37,7 @@ BAD = {
 
 
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    reader = Reader(settings.tables_dir)
+    reader = Reader(settings.place)
     reader.version("predictions", "quarantine", "labels", "batches")
     return reader.rows(sql)
 
@@ -70,7 +70,7 @@ def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if SCREENSHOTS is None:
         settings: Settings = request.getfixturevalue("new_service")()
         registry = open_registry(settings.home)
-        registry.register(lambda directory: copy_with_other_metrics(bundle_folder(settings.home, 1), directory))
+        registry.register(lambda directory: copy_with_other_metrics(bundle_folder(settings.work_dir, 1), directory))
         return settings
     folder = tmp_path_factory.mktemp("fruits")
     images(folder / "training")
@@ -167,10 +167,8 @@ def test_the_live_page_tells_what_the_tables_and_the_broker_say(
     visitor.waits_for_text("streaming")
     visitor.waits_for_text(r"Waiting\D*0\b")
     visitor.waits_for_text(r"Model\D*v2")
-    assert (
-        len(wait_for(lambda: visitor.all("[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg")))
-        >= 3
-    )
+    charts = "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
+    wait_for(lambda: len(visitor.all(charts)) >= 3)
     visitor.show("live")
     visitor.open("models")
     visitor.waits_for_text(r"Champion\D*v2")
@@ -200,7 +198,7 @@ def test_a_label_given_by_hand_is_in_the_table_of_labels_and_on_the_page(visitor
     visitor.waits_for_text("Saved: quince")
     visitor.show("prediction")
 
-    (label,) = DeltaTable(streaming.tables_dir / "labels").to_pandas().to_dict("records")
+    (label,) = DeltaTable(streaming.place.table("labels")).to_pandas().to_dict("records")
     assert (label["label"], label["by"]) == ("quince", "dashboard")
     assert label["image_id"] in visitor.text()
 

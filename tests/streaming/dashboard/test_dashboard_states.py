@@ -45,7 +45,7 @@ def test_without_anything_every_page_says_what_to_do_first(settings: Settings, c
         for page, text in expected.items():
             visitor.open(page)
             visitor.waits_for_text(text)
-    assert not settings.tables_dir.exists()
+    assert not Path(settings.place.tables).exists()
 
 
 def test_a_broken_table_and_a_silent_broker_are_one_message_each(settings: Settings, chrome: Chrome) -> None:
@@ -59,7 +59,7 @@ def test_a_broken_table_and_a_silent_broker_are_one_message_each(settings: Setti
         visitor.click("Yes, replay")
         visitor.waits_for_text("no Kafka broker: the one of .* is not running")
 
-        log = settings.tables_dir / "predictions" / "_delta_log"
+        log = Path(settings.place.tables) / "predictions" / "_delta_log"
         (log / f"{len(list(log.glob('*.json'))):020}.json").write_text("{")
         visitor.open("predictions")
         visitor.waits_for_text("table predictions in .* cannot be read")
@@ -83,7 +83,7 @@ def test_a_dashboard_that_is_read_only_offers_no_change(settings: Settings, chro
 
 
 def test_with_a_token_nothing_is_shown_before_it_is_entered(settings: Settings, chrome: Chrome) -> None:
-    file = settings.home / "token"
+    file = settings.work_dir / "token"
     file.write_text(TOKEN)
     with running_dashboard(settings, IMAGESTREAM_DASHBOARD_TOKEN_FILE=str(file)) as address:
         for path in ("", "_stcore/health", "_stcore/host-config", "media/x.png"):

@@ -32,7 +32,7 @@ def rows(tmp_path: Path) -> data.Rows:
         (old | {"rows": 400.0}, FIGURES | {"rows": 20.0}, FIGURES | WINDOW | {"rows": 20.0})
     ):
         commit_batch(settings, number, {0: (3 * number, 3 * number + 3)}, drift=figures)
-    reader = Reader(settings.tables_dir)
+    reader = Reader(settings.place)
     reader.version(*SCHEMAS)
     return data.drift(reader)
 

@@ -37,7 +37,7 @@ def environment_of(settings: Settings, **more: str) -> dict[str, str]:
 def running_dashboard(settings: Settings, *arguments: str, **environment: str) -> Iterator[str]:
     """The address of a dashboard that runs for as long as the block; it has to end well when it is told to."""
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "dashboard", "--port", "0", *arguments]
-    log = settings.home.parent / "dashboard.log"
+    log = settings.work_dir.parent / "dashboard.log"
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             command, env=environment_of(settings, **environment), stdout=subprocess.PIPE, stderr=errors, text=True

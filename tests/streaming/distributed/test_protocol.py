@@ -11,7 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming.distributed.protocol import HEADER, MAGIC, Channel, Kind, LostPeerError, Message, accept, connect
+from streaming.distributed import protocol
+from streaming.distributed.protocol import (
+    HEADER,
+    MAGIC,
+    TAG_BYTES,
+    Channel,
+    Kind,
+    LostPeerError,
+    Message,
+    _tag,
+    accept,
+    connect,
+)
 
 SIZES = frozenset({4, 7})
 
@@ -53,9 +65,11 @@ def test_what_is_sent_is_received(pair: tuple[Channel, Channel]) -> None:
 def test_what_is_no_frame_is_refused(frame: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        theirs.sendall(frame)
+        header, body = frame[: HEADER.size], frame[HEADER.size :]
+        text = body[: HEADER.unpack(header)[-2]] if header else b""
+        theirs.sendall(header + _tag(b"", 0, header) + body + _tag(b"", 0, text, body[len(text) :]))
         theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(LostPeerError):
+        with pytest.raises(LostPeerError, match="no frame|values, expected|is no JSON|did not send|closed"):
             Channel(ours, SIZES, 5).receive()
 
 
@@ -109,3 +123,63 @@ def test_text_is_json_and_nothing_else(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     one.send(Message(Kind.FAILED, meta={"why": "__import__('os')"}))
     assert json.loads(json.dumps(other.receive().meta)) == {"why": "__import__('os')"}
+
+
+def _greeted(token: bytes = b"t" * 32) -> tuple[Channel, Channel, socket.socket, socket.socket]:
+    """Worker's and server's end of a greeted connection, and their sockets."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found: list[Channel] = []
+        thread = threading.Thread(target=lambda: found.append(connect(server.getsockname(), token, SIZES, 5)))
+        thread.start()
+        connection, _ = server.accept()
+        keys = accept(connection, token)
+        thread.join()
+    return found[0], Channel(connection, SIZES, 5, keys), found[0]._socket, connection
+
+
+@pytest.mark.parametrize("place", ["header", "values", "repeated", "reflected"])
+def test_a_frame_that_was_altered_repeated_or_sent_back_is_refused(place: str) -> None:
+    worker, server, _, theirs = _greeted()
+    message = Message(Kind.PUSH, 1, values=np.ones(4, np.float32))
+    worker.send(message)
+    size = worker.sent
+    frame = bytearray(theirs.recv(size, socket.MSG_WAITALL))
+    if place == "reflected":
+        theirs.sendall(frame)
+        with pytest.raises(LostPeerError, match="did not send"):
+            worker.receive()
+        return
+    if place == "header":
+        frame[7] ^= 1
+    elif place == "values":
+        frame[-TAG_BYTES - 3] ^= 1
+    ours, other = socket.socketpair()
+    receiver = Channel(ours, SIZES, 5, server._keys)
+    with ours, other:
+        other.sendall(frame * 2)
+        if place == "repeated":
+            assert receiver.receive().values.tolist() == [1, 1, 1, 1]
+        with pytest.raises(LostPeerError, match="did not send"):
+            receiver.receive()
+    theirs.close()
+    worker.close()
+
+
+def test_a_greeting_that_comes_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "GREETING_TIMEOUT_S", 0.3)
+    ours, theirs = socket.socketpair()
+    stop = threading.Event()
+
+    def trickle() -> None:
+        while not stop.wait(0.05):
+            theirs.sendall(b"x")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    with ours, theirs:
+        try:
+            with pytest.raises(LostPeerError, match="too slow"):
+                accept(ours, b"t" * 32)
+        finally:
+            stop.set()
+            thread.join()

@@ -71,12 +71,12 @@ def test_a_driver_that_was_killed_or_interrupted_continues_from_its_last_epoch(s
         if end is signal.SIGINT:
             assert "interrupted; train again with --resume" in said
             assert "Traceback" not in said
-        before, done = done, read_checkpoint(settings.home / "train-cnn").state.epoch
+        before, done = done, read_checkpoint(settings.work_dir / "train-cnn").state.epoch
         assert done >= before + 2
     epochs = done + 1
     resumed = imagestream(settings, "train-cnn", "--images", faces, *training, "--epochs", epochs, "--resume")
     assert [epoch["epoch"] for epoch in resumed["history"]["epochs"]] == list(range(epochs))
-    kept = json.loads((settings.home / "train-cnn" / "history.json").read_text())
+    kept = json.loads((settings.work_dir / "train-cnn" / "history.json").read_text())
     assert len(kept["epochs"]) == epochs
 
 

@@ -1,5 +1,6 @@
 """Images and their labels as people have them: folders, patterns, CSVs and tables; what is left out is told."""
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -14,12 +15,14 @@ from hypothesis import strategies as st
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset, read_dataset
 
+JPEG = b"\xff\xd8\xff"  # as its first bytes say
+
 
 def make_files(folder: Path, *names: str) -> Path:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
+        path.write_bytes(JPEG + name.encode())
     return folder
 
 
@@ -47,8 +50,8 @@ def test_the_folder_that_a_file_lies_in_is_its_class(tmp_path: Path) -> None:
         "v1.2/x.tar.gz": "v1.2",
         "deep/er/y": "er",
     }
-    assert found.dropped == {"it lies in no class folder": 1}
-    assert found.examples == {"it lies in no class folder": "loose.png"}
+    assert found.dropped == {"it lies in no class folder": 1, "it is hidden, or an operating system's own": 2}
+    assert found.examples["it lies in no class folder"] == "loose.png"
     assert [file.bytes for file in found.files] == [(folder / one).stat().st_size for one in labels_of(found)]
     assert read_dataset(folder, labelled=False).n_images == 5
 
@@ -71,6 +74,62 @@ def test_balance_of_the_classes_is_reported(tmp_path: Path) -> None:
     assert found.warnings() == ["unbalanced classes: 21 images of many, 2 of few"]
     make_files(tmp_path, "few/3")
     assert read_dataset(tmp_path).warnings() == []
+
+
+def test_a_folder_is_taken_as_people_have_it_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    disk = make_files(tmp_path / "disk", "1.png", "2")
+    names = ["a/1.jpeg", "a/notes.txt", "a/._1.jpeg", "a/Thumbs.db", "__MACOSX/a/1.jpeg", "labels.csv", "b.zip"]
+    folder = make_files(tmp_path / "images", *names, "a/wrong.jpg", "a/b/deep.PNG")
+    for name in ("a/notes.txt", "labels.csv", "b.zip"):
+        (folder / name).write_bytes(b"no image")
+    pq.write_table(pa.table({"features": [1.0]}), folder / "features.parquet")
+    (folder / "c").symlink_to(disk)
+    (folder / "a" / "up").symlink_to(folder)
+    found = read_dataset(folder)
+    below = ["a/1.jpeg", "a/wrong.jpg", "a/b/deep.PNG", "c/1.png", "c/2"]
+    assert labels_of(found) == {name: Path(name).parent.name for name in below}
+    assert found.dropped == {
+        "it is hidden, or an operating system's own": 3,
+        "it is not an image by its name or its first bytes": 2,
+        "it is an archive: unpack it": 1,
+        "it is a table beside folders of images: name the file itself to train on it": 1,
+    }
+    assert found.notes == (
+        "1 class folders lie in other folders: a/b is class b; to go by the outer ones, --label-pattern '^([^/]+)/'",
+    )
+    with pytest.raises(ServiceError, match=r"b\.zip is an archive: unpack it, and give the folder"):
+        read_dataset(folder / "b.zip")
+
+
+def test_folders_of_a_split_are_taken_together_and_metadata_of_hugging_face_is_read(tmp_path: Path) -> None:
+    folder = make_files(tmp_path, "train/a/1.png", "test/a/2.png", "train/b/3.png")
+    found = read_dataset(folder)
+    assert found.class_counts == {"a": 2, "b": 1}
+    assert found.notes[0].startswith("test, train: taken together as one set")
+    (folder / "train" / "metadata.csv").write_text("file_name,label\na/1.png,cat\nb/3.png,None\n")
+    (folder / "test" / "metadata.jsonl").write_text('{"file_name": "a/2.png", "label": 7}\n')
+    found = read_dataset(folder)
+    assert found.class_counts == {"7": 1, "None": 1, "cat": 1}
+    assert "labels are those of test/metadata.jsonl, train/metadata.csv" in found.notes
+    assert any(line.startswith("'None' is taken as the name of a class") for line in found.warnings())
+    (folder / "train" / "metadata.csv").write_text("file_name,text\na/1.png,a photo of a cat\n")
+    (folder / "test" / "metadata.jsonl").write_text("[1]\n")
+    found = read_dataset(folder)
+    assert found.class_counts == {"a": 2, "b": 1}
+    assert sum("the folders' names are the labels" in note for note in found.notes) == 2
+
+
+def test_a_parquet_file_of_hugging_face_has_the_names_of_its_classes(tmp_path: Path) -> None:
+    images = [{"bytes": JPEG, "path": f"{n}.jpg"} for n in range(4)]
+    features = {"label": {"names": ["Pe\u0302che", "kiwi"], "_type": "ClassLabel"}}
+    table = pa.table({"image": images, "label": [0, 1, -1, 0]})
+    described = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(described), tmp_path / "train-00000.parquet")
+    found = read_dataset(tmp_path)
+    assert found.class_counts == {"P\u00eache": 2, "kiwi": 1}
+    assert found.dropped == {"the label is empty": 1}
+    assert found.table is not None
+    assert (found.table.image, found.table.class_of) == ("image.bytes", {"0": "P\u00eache", "1": "kiwi", "-1": ""})
 
 
 @pytest.mark.parametrize(
@@ -130,11 +189,11 @@ def test_a_csv_labels_files_by_path_name_or_stem(tmp_path: Path) -> None:
     folder = make_files(tmp_path / "images", "a/1.png", "a/2.png", "b/2.png", "b/Pe\u0302che 3.png", "4.png", "5.png")
     csv = tmp_path / "labels.csv"
     lines = ["id;label", "a/1.png;cat", "images/a/2.png;dog", "2.png;bird", "P\u00eache 3;cat", "4.png;dog", "absent;x"]
-    csv.write_text("\n".join([*lines, "5.png;nan"]))
+    csv.write_text("\n".join([*lines, "5.png;"]))
     found = read_dataset(folder, labels_csv=csv)
     assert labels_of(found) == {"a/1.png": "cat", "a/2.png": "dog", "b/Pe\u0302che 3.png": "cat", "4.png": "dog"}
     assert found.dropped == {
-        "the label is empty or stands for a missing value": 1,
+        "the label is empty": 1,
         "the CSV's name for it fits other files, too: give paths": 1,
         "a row of the CSV names an image that is not there": 1,
         "the CSV has no usable row for it": 2,
@@ -172,7 +231,7 @@ def test_a_folder_of_parquet_files_is_one_table_with_its_labels_counted(tmp_path
         pq.write_table(pa.table(rows), tmp_path / "sub" / f"{number}.parquet")
     found = read_dataset(tmp_path)
     assert (found.kind, found.n_images, found.class_counts) == ("parquet", 4, {"0": 1, "1": 1, "7": 2})
-    assert found.dropped == {"its label is empty or stands for a missing value": 2}
+    assert found.dropped == {"the label is empty": 2}
     assert found.table is not None
     assert (found.table.image, found.table.name) == ("content", None)  # the names come twice
     everything = read_dataset(tmp_path, labelled=False)

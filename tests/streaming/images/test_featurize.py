@@ -129,9 +129,9 @@ def test_altered_copies_are_stored_beside_their_image_and_made_anew_by_each_run(
 def test_images_of_a_table_are_read_on_the_workers(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path, kind: str
 ) -> None:
-    digits = [*digit_images(6), ("bad.png", "7", b"no image"), ("null.png", "7", None), ("unlabelled.png", "nan", b"x")]
+    digits = [*digit_images(6), ("bad.png", "7", b"no image"), ("null.png", "7", None), ("unlabelled.png", None, b"x")]
     names, labels, contents = zip(*digits, strict=True)
-    rows = pa.table({"image": pa.array(contents, pa.binary()), "label": [f" 0{one}" for one in labels[:-1]] + ["nan"]})
+    rows = pa.table({"image": pa.array(contents, pa.binary()), "label": [f" 0{one}" for one in labels[:-1]] + [None]})
     source = tmp_path / ("image table é" if kind == "delta" else "image [table].parquet")
     match kind:
         case "one file":

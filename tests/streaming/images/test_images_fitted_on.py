@@ -19,7 +19,9 @@ from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.exposure import Exposure, as_bytes, backbone_fitted_on, fitted_on
 from streaming.images.fitted_on import gather, unseen_by
 from streaming.registry import open_registry
+from streaming.storage.home import Home
 from streaming.storage.tables import Table
+from tests.homes import local_home
 from tests.streaming.small_models import TRAINING_DATA, fit_head, register_model, seen_images, some_digits
 
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
@@ -33,6 +35,11 @@ def hash_of(name: str, seed: int = 42) -> int:
 @pytest.fixture
 def table(tmp_path: Path) -> Table:
     return Table(tmp_path / "tables", "features")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return local_home(tmp_path)
 
 
 def store(table: Table, rows: list[dict[str, Any]], version: int = 0) -> None:
@@ -50,13 +57,11 @@ def seen(model: FittedOn, names: list[str]) -> set[str]:
     return {name for name, there in zip(names, model.contains([one.encode() for one in names]), strict=True) if there}
 
 
-def test_what_is_recorded_is_read_and_no_table_asked(table: Table) -> None:
+def test_what_is_recorded_is_read_and_no_table_asked(table: Table, home: Home) -> None:
     own = BloomFilter.empty(2, 614)
     own.add([b"one"])
     record = {FITTED_ON: write_npz(FittedOn(own).to_arrays())}
-    assert seen(fitted_on(bundle(record, holdout={"cat": 2**HASH_BITS}), table.directory.parent), ["one", "two"]) == {
-        "one"
-    }
+    assert seen(fitted_on(bundle(record, holdout={"cat": 2**HASH_BITS}), home), ["one", "two"]) == {"one"}
 
 
 def test_rows_are_gathered_on_the_workers_with_their_groups(spark: SparkSession) -> None:
@@ -77,23 +82,23 @@ def test_rows_are_gathered_on_the_workers_with_their_groups(spark: SparkSession)
 # --- bundles from before there was a record
 
 
-def test_an_older_version_was_fitted_on_all_that_its_thresholds_did_not_hold_out(table: Table) -> None:
+def test_an_older_version_was_fitted_on_all_that_its_thresholds_did_not_hold_out(table: Table, home: Home) -> None:
     names = [sha256(b"%d" % n).hexdigest() for n in range(400)]
     labels = [CLASSES[n % 2] for n in range(400)]
     store(table, [{"image_id": name, "label_true": label} for name, label in zip(names, labels, strict=True)])
     thresholds = {"cat": int(0.25 * 2**HASH_BITS), "dog": int(0.5 * 2**HASH_BITS)}
     expected = {name for name, label in zip(names, labels, strict=True) if hash_of(name) >= thresholds[label]}
-    found = seen(fitted_on(bundle(holdout=thresholds), table.directory.parent), names)
+    found = seen(fitted_on(bundle(holdout=thresholds), home), names)
     assert expected <= found
     assert len(found - expected) <= 3  # false positives
     # A class that was too small for a threshold was fitted on as a whole, and so was everything without any.
     assert {name for name, label in zip(names, labels, strict=True) if label == "dog"} <= seen(
-        fitted_on(bundle(holdout={"cat": 1}), table.directory.parent), names
+        fitted_on(bundle(holdout={"cat": 1}), home), names
     )
-    assert seen(fitted_on(bundle(), table.directory.parent), names) == set(names)
+    assert seen(fitted_on(bundle(), home), names) == set(names)
 
 
-def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table: Table) -> None:
+def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table: Table, home: Home) -> None:
     """All of these are held out under their present label, and were fitted on under an earlier one."""
     by_class = {"cat": 0, "dog": 2**HASH_BITS}  # every cat was fitted on, no dog was
     store(
@@ -116,13 +121,16 @@ def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table
         {"image_id": image, "label": label, "labelled_at": NOW.replace(hour=hour), "by": "maria"}
         for image, label, hour in given
     ]
-    store(Table(table.directory.parent, "labels"), rows)
+    store(Table(table.tables, "labels"), rows)
     names = ["came as a cat", "labelled a cat", "was stored before", "its content", "a dog", "a bird", "unlabelled"]
-    assert seen(fitted_on(bundle(holdout=by_class), table.directory.parent), names) == set(names) - {"a dog", "a bird"}
+    assert seen(fitted_on(bundle(holdout=by_class), home), names) == set(names) - {
+        "a dog",
+        "a bird",
+    }
 
 
-def test_an_older_version_without_any_stored_image_was_fitted_on_none_that_can_judge(table: Table) -> None:
-    assert seen(fitted_on(bundle(), table.directory.parent), ["any"]) == set()
+def test_an_older_version_without_any_stored_image_was_fitted_on_none_that_can_judge(table: Table, home: Home) -> None:
+    assert seen(fitted_on(bundle(), home), ["any"]) == set()
 
 
 # --- backbones that were trained here
@@ -141,14 +149,14 @@ def test_what_a_backbone_was_trained_on_is_kept_for_every_head_that_is_fitted_on
         return registry.read(register_model(registry, backbone, head, digits.images[:2], seen=model))
 
     def found(bundle: Bundle) -> set[str] | None:
-        images = backbone_fitted_on(registry, bundle, tmp_path / "tables")
+        images = backbone_fitted_on(registry, bundle, local_home(tmp_path))
         return None if images is None else seen(FittedOn(images), names)
 
     cnn = register(trained, FittedOn(of_cnn))
     assert found(cnn) == {names[0]}
     retrained = register(trained, FittedOn(of_head, of_cnn))
     assert found(retrained) == {names[0]}
-    assert seen(fitted_on(retrained, tmp_path), names) == set(names[:2])
+    assert seen(fitted_on(retrained, local_home(tmp_path)), names) == set(names[:2])
     older = register(trained, None)  # retrained from the same network before there was a record
     assert found(older) == {names[0]}
     assert found(register(exported, FittedOn(of_head))) is None  # weights from elsewhere
@@ -171,8 +179,9 @@ def test_exposure_is_told_by_content_name_or_group_and_unknown_versions_have_see
         "image_id": ["content", "other", "other", "other"],
         "known_as": ["other", "name", "other", "other"],
         "source": pa.array(["x", None, "cam1/x", "cam2/x"]),
+        "key": pa.array([None, b"key", b"key", b"key"]),
     })  # fmt: skip
-    exposure = Exposure(registry, tmp_path / "tables")
+    exposure = Exposure(registry, local_home(tmp_path))
     assert exposure.seen(registry.read(1).sha256, rows).tolist() == [True, True, False, False]
     assert exposure.seen(registry.read(2).sha256, rows).tolist() == [True, True, True, False]
     for unknown in (None, "0" * 64):

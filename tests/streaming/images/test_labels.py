@@ -73,9 +73,14 @@ def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp
         text = text.replace('a,"one, two.png",cat', f"a{delimiter}one, two.png{delimiter}cat")
     found = read_labels(write_csv(tmp_path, text), ["path", "name"])
     assert found.key == "name"
-    assert found.labels == {"one, two.png": "cat", "sub/three.png": "P\u00eache", "twice.png": "cat"}
+    assert found.labels == {
+        "one, two.png": "cat",
+        "sub/three.png": "P\u00eache",
+        "nan.png": "NaN",
+        "twice.png": "cat",
+    }
     assert found.dropped == {
-        "the label is empty or stands for a missing value": 3,
+        "the label is empty": 2,
         "the row names no image": 1,
         "rows give one image different labels": 3,
         "the label is longer than 200 characters": 1,
@@ -87,11 +92,11 @@ def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a header with the columns label and one of path, name, got ''"),
-        (b"path,class\na,b\n", "got 'path,class'"),
-        ("name;label\nK\u00f6ln;cat\n".encode("latin-1"), "is not UTF-8 at byte 12; save it as CSV UTF-8"),
-        (b"name,label\n" + b'"' + b"x" * 200_000 + b'",cat\n', "is not a CSV: field larger than field limit"),
-        (b"name,label\n" + b"a,b\n" * 11, "has more than 10 rows; split it"),
+        (b"", "expected a header and at least one row, path,label; got none"),
+        (b"path,text\na,b\n", "expected a header with the columns label and one of path, name, got 'path,text'"),
+        ("name;label\nK\u00f6ln;cat\n".encode("latin-1"), "not UTF-8; save the file as CSV UTF-8"),
+        (b"name,label\n" + b'"' + b"x" * 200_000 + b'",cat\n', "line 2: longer than 16,384 characters"),
+        (b"name,label\n" + b"a,b\n" * 11, "line 12: more than 10 rows; split the file"),
     ],
     ids=["empty", "without label", "latin-1", "huge cell", "too many rows"],
 )
@@ -114,8 +119,8 @@ def predictions(settings: Settings) -> None:
         {"image_id": image, "source": source, "label": "cat", "confidence": 0.9, "model_version": 1, "offset": n}
         for n, (image, source) in enumerate(names.items())
     ]
-    store(Table(settings.tables_dir, "predictions"), *rows)
-    store(Table(settings.tables_dir, "features"), stored("five", None, 1, 0.5, source=".\\win\\Pe\u0302che.png"))
+    store(Table(settings.place.tables, "predictions"), *rows)
+    store(Table(settings.place.tables, "features"), stored("five", None, 1, 0.5, source=".\\win\\Pe\u0302che.png"))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +134,7 @@ def predictions(settings: Settings) -> None:
 def test_images_are_labelled_by_id_source_or_name(settings: Settings, header: str, named: list[str]) -> None:
     predictions(settings)
     lines = [f"{header},label", *(f"{name},dog" for name in named), "same.png,dog", "nowhere,dog", f"{named[0]} ,dog"]
-    result = add_labels(settings, write_csv(settings.home, "\n".join(lines)), "maria")
+    result = add_labels(settings, write_csv(settings.work_dir, "\n".join(lines)), "maria")
     assert result.added == 3
     ambiguous = {"several images are called so: give their image_id": 1} if header == "name" else {}
     assert result.left_out == {"the tables hold no such image": 2 - len(ambiguous)} | ambiguous
@@ -140,9 +145,9 @@ def test_images_are_labelled_by_id_source_or_name(settings: Settings, header: st
 
 def test_the_same_file_again_adds_nothing_also_after_a_correction(settings: Settings) -> None:
     predictions(settings)
-    first = write_csv(settings.home, "image_id,label\none,dog\ntwo,dog\n")
+    first = write_csv(settings.work_dir, "image_id,label\none,dog\ntwo,dog\n")
     assert (add_labels(settings, first, "a").added, add_labels(settings, first, "b").unchanged) == (2, 2)
-    second = settings.home / "second.csv"
+    second = settings.work_dir / "second.csv"
     second.write_text("image_id,label\none,bird\ntwo,dog\n")
     result = add_labels(settings, second, "c")
     assert (result.added, result.unchanged) == (1, 1)
@@ -154,16 +159,16 @@ def test_the_same_file_again_adds_nothing_also_after_a_correction(settings: Sett
 
 def test_rows_that_name_one_image_in_two_ways_must_agree(settings: Settings) -> None:
     predictions(settings)
-    store(Table(settings.tables_dir, "features"), stored("one", None, 2, 1.0, source="other/1b.png"), version=1)
-    result = add_labels(settings, write_csv(settings.home, "name,label\n1.png,dog\n1b.png,cat\n2.png,cat\n"), "a")
+    store(Table(settings.place.tables, "features"), stored("one", None, 2, 1.0, source="other/1b.png"), version=1)
+    result = add_labels(settings, write_csv(settings.work_dir, "name,label\n1.png,dog\n1b.png,cat\n2.png,cat\n"), "a")
     assert result.added == 1
     assert result.left_out == {"rows give one image different labels": 1}
 
 
 def test_labels_without_images_are_refused(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="no images yet in .*: run `imagestream stream` or `train` first"):
-        add_labels(settings, write_csv(settings.home, "image_id,label\none,dog\n"), "a")
-    assert not settings.tables_dir.exists()
+        add_labels(settings, write_csv(settings.work_dir, "image_id,label\none,dog\n"), "a")
+    assert not Path(settings.place.tables).exists()
 
 
 # --- features with labels
@@ -198,7 +203,7 @@ def test_a_label_given_later_counts_more_than_the_one_that_came_along(spark: Spa
         stored("never", None, 9, 4),
         stored("wrong", "cat", 23, 5, augmentation=1),
     )
-    labels = Table(table.directory.parent, "labels")
+    labels = Table(table.tables, "labels")
     assert {tuple(row) for row in labelled_features(spark, table, "ours").select("image_id", "label").collect()} == {
         ("wrong", "cat"),
         ("right", "dog"),
@@ -263,7 +268,7 @@ def test_names_that_give_the_same_bytes_different_labels_are_left_out_until_one_
         {"image_id": image, "label": label, "labelled_at": datetime(2024, 5, 7, hour, tzinfo=UTC), "by": "maria"}
         for image, label, hour in given
     ]
-    store(Table(table.directory.parent, "labels"), *rows)
+    store(Table(table.tables, "labels"), *rows)
     assert labels() == {"one": "cow", "two": "cat"}
     assert count_contradictory(spark, table, "ours") == 0
 

@@ -104,7 +104,11 @@ def test_a_class_on_one_side_only_is_named_with_its_count(spark: SparkSession) -
 
 def groups(group_by: str, sources: Sequence[str | None]) -> list[str]:
     ids, keys = ([f"{kind}{n}" for n in range(len(sources))] for kind in ("id", "key"))
-    found: list[str] = group_ids(group_by, pa.array(ids), pa.array(keys), pa.array(sources, pa.string())).to_pylist()
+    names = pa.array([f"name{n}" for n in range(len(sources))])
+    given = pa.array(
+        [key.encode() for key in keys[:-1]] + [None]
+    )  # in a row from before keys were kept the name was it
+    found: list[str] = group_ids(group_by, pa.array(ids), names, pa.array(sources, pa.string()), given).to_pylist()
     return found
 
 
@@ -112,7 +116,7 @@ def groups(group_by: str, sources: Sequence[str | None]) -> list[str]:
     ("group_by", "expected"),
     [
         ("source", ["cam1/a.png", "cam1/b.png", "other", "id3"]),
-        ("key", ["key0", "key1", "key2", "key3"]),
+        ("key", ["key0", "key1", "key2", "name3"]),
         ("^(cam[0-9]+)/", ["cam1", "cam1", "id2", "id3"]),
         ("(?P<day>x)|(?P<group>b)", ["id0", "b", "id2", "id3"]),
     ],

@@ -32,11 +32,13 @@ def append(settings: Settings, *offsets: int, **columns: Any) -> None:
     """Rows in partition 0 that the stream would not have written."""
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
     rows = [prediction(settings, 0, offset) | lineage | columns for offset in offsets]
-    write_deltalake(settings.tables_dir / "predictions", pa.Table.from_pylist(rows, schema=PREDICTIONS), mode="append")
+    write_deltalake(
+        Path(settings.place.tables) / "predictions", pa.Table.from_pylist(rows, schema=PREDICTIONS), mode="append"
+    )
 
 
 def delete(settings: Settings, predicate: str) -> None:
-    DeltaTable(settings.tables_dir / "predictions").delete(predicate)
+    DeltaTable(settings.place.table("predictions")).delete(predicate)
 
 
 def texts(report: AuditReport, kind: Kind) -> list[str]:

@@ -28,24 +28,26 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def delete(settings: Settings, predicate: str, table: str = "predictions") -> None:
-    DeltaTable(settings.tables_dir / table).delete(predicate)
+    DeltaTable(settings.place.table(table)).delete(predicate)
 
 
 def predict(settings: Settings, *offsets: int, batch_id: int = 0, partition: int = 0, **columns: Any) -> None:
     """Rows that the stream would not have written."""
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": batch_id}
     rows = [prediction(settings, partition, offset) | lineage | columns for offset in offsets]
-    write_deltalake(settings.tables_dir / "predictions", pa.Table.from_pylist(rows, schema=PREDICTIONS), mode="append")
+    write_deltalake(
+        Path(settings.place.tables) / "predictions", pa.Table.from_pylist(rows, schema=PREDICTIONS), mode="append"
+    )
 
 
 def alter(settings: Settings, change: Callable[[dict[str, Any]], object], batch_id: int = 1) -> None:
     """Write another row for a batch into `batches`."""
-    rows = DeltaTable(settings.tables_dir / "batches").to_pyarrow_table().to_pylist()
+    rows = DeltaTable(settings.place.table("batches")).to_pyarrow_table().to_pylist()
     for row in rows:
         if row["batch_id"] == batch_id:
             change(row)
     table = pa.Table.from_pylist(rows, schema=BATCHES)
-    write_deltalake(settings.tables_dir / "batches", table, mode="overwrite")
+    write_deltalake(settings.place.table("batches"), table, mode="overwrite")
 
 
 def places(report: AuditReport, kind: Kind) -> Where:
@@ -85,7 +87,7 @@ def test_what_the_batches_reach_is_listed_by_partition(settings: Settings) -> No
 def test_tables_without_a_row_are_clean(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for name in ("predictions", "quarantine", "batches"):
-        Table(settings.tables_dir, name)
+        Table(settings.place.tables, name)
     report = audit(settings)
     assert report.clean
     assert (report.batches, report.predicted, report.quarantined, report.spans) == (0, 0, 0, [])
@@ -102,7 +104,7 @@ def test_batches_of_another_query_have_numbers_of_their_own(settings: Settings) 
 
 
 def test_tables_from_before_losses_were_noted_are_audited(settings: Settings) -> None:
-    directory = settings.tables_dir / "batches"
+    directory = Path(settings.place.tables) / "batches"
     older = DeltaTable(directory).to_pyarrow_table().drop_columns("left_out")
     write_deltalake(directory, older, mode="overwrite", schema_mode="overwrite")
     report = audit(settings)
@@ -133,7 +135,7 @@ def test_a_figure_that_does_not_agree_is_found(settings: Settings, change: Calla
 
 
 def test_a_batch_whose_offsets_alone_disagree_is_found(settings: Settings) -> None:
-    alter(settings, lambda row: row["offsets"][0].update(end=131), batch_id=2)
+    alter(settings, lambda row: row["offsets"][0].update(end=131, rows=11), batch_id=2)
     report = audit(settings)
     assert batches(report, Kind.ACCOUNT) == [2]
     assert places(report, Kind.GAP) == [(130, 130)]
@@ -167,11 +169,56 @@ def test_a_batch_without_any_row_has_lost_them_and_is_of_no_other_model(settings
 
 
 def test_a_batch_that_stands_twice_is_found(settings: Settings) -> None:
-    rows = DeltaTable(settings.tables_dir / "batches").to_pyarrow_table(filters=[("batch_id", "=", 1)])
-    write_deltalake(settings.tables_dir / "batches", rows, mode="append")
+    rows = DeltaTable(settings.place.table("batches")).to_pyarrow_table(filters=[("batch_id", "=", 1)])
+    write_deltalake(settings.place.table("batches"), rows, mode="append")
     report = audit(settings)
     assert any("stands 2 times in batches" in problem.text for problem in report.problems)
     assert set(batches(report, Kind.ACCOUNT)) == {1}
+
+
+# Holes
+
+
+@pytest.fixture
+def with_holes(tmp_path: Path) -> Settings:
+    """Two batches of ten offsets, of which 3 and 8 held no message; the log of the second began beyond its start."""
+    settings = Settings(home=tmp_path)
+    commit_batch(settings, 1, {0: (0, 10)}, holes={3, 4})
+    commit_batch(settings, 2, {0: (10, 20)}, holes={18})
+    alter(settings, lambda row: row["offsets"][0].update(log_start=11), batch_id=2)
+    return settings
+
+
+def test_holes_are_counted_and_proven_by_a_log_that_reaches_back(with_holes: Settings) -> None:
+    report = audit(with_holes)
+    assert report.clean
+    assert report.spans == [Span(with_holes.topic, 0, 0, 19, 17, 2, holes=3, proven=2)]
+
+
+def test_a_batch_of_holes_alone_needs_no_row(with_holes: Settings) -> None:
+    commit_batch(with_holes, 3, {0: (20, 23)}, holes={20, 21, 22})
+    report = audit(with_holes)
+    assert report.clean
+    assert (report.spans[0].holes, report.spans[0].batches) == (6, 3)
+
+
+def test_a_row_missing_beside_holes_is_found_though_nobody_knows_which(with_holes: Settings) -> None:
+    delete(with_holes, "offset = 6")
+    report = audit(with_holes)
+    assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
+    (gap,) = [problem for problem in report.problems if problem.kind is Kind.GAP]
+    assert "no row for 1 messages of offsets 3 to 6" in gap.text
+
+
+def test_a_row_in_a_hole_is_found(with_holes: Settings) -> None:
+    predict(with_holes, 3, batch_id=1)
+    assert audit(with_holes).counts == {Kind.ACCOUNT: 1}
+
+
+def test_a_row_twice_does_not_hide_one_missing_beside_holes(with_holes: Settings) -> None:
+    delete(with_holes, "offset = 6")
+    predict(with_holes, 7, batch_id=1)
+    assert audit(with_holes).counts == {Kind.REPEAT: 1, Kind.GAP: 1}
 
 
 # Batches without their mark
@@ -333,5 +380,5 @@ def test_a_row_too_many_at_either_end_of_a_batch_does_not_hide_one_too_few(setti
 def test_a_message_that_was_quarantined_twice_is_a_repeat(settings: Settings) -> None:
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
     row = pa.Table.from_pylist([quarantined(settings, 0, 103) | lineage], schema=QUARANTINE)
-    write_deltalake(settings.tables_dir / "quarantine", row, mode="append")
+    write_deltalake(settings.place.table("quarantine"), row, mode="append")
     assert places(audit(settings), Kind.REPEAT) == [(103, 103)]

@@ -10,7 +10,8 @@ from streaming.settings import Settings
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return Settings(home=tmp_path / "home")
 
 
@@ -26,34 +27,34 @@ def agree(question: str) -> bool:
 
 def run_demo_like(settings: Settings) -> Path:
     """The files of a finished demo, as far as they matter here."""
-    home = new_demo_home(settings, agree).home
+    demo = new_demo_home(settings, agree)
     for name in ("tables/predictions/part-0.parquet", "models/versions/00000001.json", "broker/data/images-0/0.log"):
-        write(home / name)
-    record_contents(home)
-    return home
+        write(demo.work_dir / name)
+    record_contents(demo)
+    return demo.work_dir
 
 
 @pytest.mark.parametrize(
     "made", ["tables/predictions/part-0.parquet", "models/versions/00000001.json", "broker/data/a-0/0.log"]
 )
 def test_the_users_home_is_left_alone(settings: Settings, made: str) -> None:
-    file = write(settings.home / made)
+    file = write(settings.work_dir / made)
     for _ in range(2):
-        assert run_demo_like(settings) == settings.home / "demo"
+        assert run_demo_like(settings) == settings.work_dir / "demo"
     assert file.read_text(encoding="utf-8") == "data"
 
 
 def test_jars_and_backbones_are_shared_not_fetched_again(settings: Settings) -> None:
-    write(settings.home / "jars" / "spark" / "a.jar")
+    write(settings.work_dir / "jars" / "spark" / "a.jar")
     assert (new_demo_home(settings, agree).jars_dir / "spark" / "a.jar").is_file()
     new_demo_home(settings, agree)
-    assert (settings.home / "jars" / "spark" / "a.jar").is_file()  # the link was removed, not what it leads to
+    assert (settings.work_dir / "jars" / "spark" / "a.jar").is_file()  # the link was removed, not what it leads to
 
 
 def test_an_earlier_demo_is_removed_only_if_the_user_agrees(settings: Settings) -> None:
     home = run_demo_like(settings)
     asked: list[str] = []
-    with pytest.raises(ServiceError, match="was kept: choose another home with --home DIR"):
+    with pytest.raises(ServiceError, match="was kept: choose another home with --home PLACE"):
         new_demo_home(settings, lambda question: bool(asked.append(question)))
     assert asked == [f"Remove the earlier demo in {home}?"]
     assert (home / "models" / "versions" / "00000001.json").is_file()
@@ -62,7 +63,7 @@ def test_an_earlier_demo_is_removed_only_if_the_user_agrees(settings: Settings) 
 
 
 def test_a_demo_that_was_killed_can_be_removed(settings: Settings) -> None:
-    file = write(new_demo_home(settings, agree).home / "tables" / "predictions" / "part-0.parquet")
+    file = write(new_demo_home(settings, agree).work_dir / "tables" / "predictions" / "part-0.parquet")
     new_demo_home(settings, agree)
     assert not file.exists()
 
@@ -88,9 +89,9 @@ def test_what_a_user_added_to_the_demos_home_is_never_removed(settings: Settings
 
 @pytest.mark.parametrize("record", [None, "", "{", '{"made": 7}', '{"made": {}}', "[]"])
 def test_a_folder_without_a_sound_record_is_not_the_demos(settings: Settings, record: str | None) -> None:
-    file = write(settings.home / "demo" / "models" / "versions" / "00000001.json")
+    file = write(settings.work_dir / "demo" / "models" / "versions" / "00000001.json")
     if record is not None:
-        write(settings.home / "demo" / "demo.json", record)
+        write(settings.work_dir / "demo" / "demo.json", record)
     with pytest.raises(ServiceError, match="data that the demo did not make"):
         new_demo_home(settings, agree)
     assert file.is_file()

@@ -116,7 +116,7 @@ def test_a_folder_becomes_one_csv_of_principal_components(settings: Settings, tm
     names, labels, found = rows_of(output, "csv")
     assert names == [file.path for file in files]
     assert labels == [file.label for file in files]
-    kept = duckdb.read_parquet(DeltaTable(settings.home / "featurized" / "features").file_uris())
+    kept = duckdb.read_parquet(DeltaTable(settings.work_dir / "featurized" / "features").file_uris())
     raw = np.array(kept.order("source").project("features").fetchall(), np.float32)[:, 0]
     pca = SklearnPCA(0.9, svd_solver="full").fit(raw)
     assert found.shape == (60, pca.n_components_)
@@ -127,8 +127,8 @@ def test_a_folder_becomes_one_csv_of_principal_components(settings: Settings, tm
 
 def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trained: Path, tmp_path: Path) -> None:
     registry = open_registry(trained)
-    (settings.home / "models").parent.mkdir(parents=True)
-    (settings.home / "models").symlink_to(trained / "models")
+    (settings.work_dir / "models").parent.mkdir(parents=True)
+    (settings.work_dir / "models").symlink_to(trained / "models")
     folder = write_images(tmp_path / "digits", digit_images(8, skip=300))
     output = tmp_path / "digits.parquet"
     summary = imagestream(settings, "features", folder, "--output", output, "--model", 1)
@@ -164,7 +164,7 @@ run({[str(argument) for argument in arguments]!r})
         )
 
     def commits() -> int:
-        return len(list((settings.home / "featurized" / "features" / "_delta_log").glob("*.json"))) - 1
+        return len(list((settings.work_dir / "featurized" / "features" / "_delta_log").glob("*.json"))) - 1
 
     def wait_for_a_commit(process: "subprocess.Popen[str]") -> None:
         before, until = max(0, commits()), time.monotonic() + 180

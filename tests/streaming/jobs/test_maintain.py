@@ -62,12 +62,12 @@ def test_a_retried_batch_is_recognised_after_compaction_checkpoint_and_vacuum(se
     commit_batches(settings, 0, 12)
     maintain(settings)
     for name in TABLES:
-        log = settings.tables_dir / name / "_delta_log"
+        log = Path(settings.place.tables) / name / "_delta_log"
         assert (log / "_last_checkpoint").exists()
         for commit in log.glob("*.json"):
             if int(commit.stem) < json.loads((log / "_last_checkpoint").read_text())["version"]:
                 commit.unlink()  # as when the log has expired: the checkpoint alone remembers
-        assert DeltaTable(settings.tables_dir / name).transaction_version(QUERY_ID) == 11
+        assert DeltaTable(settings.place.table(name)).transaction_version(QUERY_ID) == 11
 
     commit_batches(settings, 11, 12)
 
@@ -78,9 +78,9 @@ def test_a_retried_batch_is_recognised_after_compaction_checkpoint_and_vacuum(se
 def test_maintenance_with_nothing_to_do_commits_nothing(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
     maintain(settings)
-    versions = [DeltaTable(settings.tables_dir / name).version() for name in TABLES]
+    versions = [DeltaTable(settings.place.table(name)).version() for name in TABLES]
     maintain(settings)
-    assert [DeltaTable(settings.tables_dir / name).version() for name in TABLES] == versions
+    assert [DeltaTable(settings.place.table(name)).version() for name in TABLES] == versions
 
 
 STREAM = """
@@ -97,7 +97,7 @@ for number in range(2, 80):
 def test_beside_a_stream_and_a_reader_no_row_is_lost_or_repeated(settings: Settings) -> None:
     commit_batches(settings, 0, 2)
     stream = subprocess.Popen([sys.executable, "-c", STREAM, str(settings.home)])
-    opened = pq.ParquetFile(DeltaTable(settings.tables_dir / "predictions").file_uris()[0])
+    opened = pq.ParquetFile(DeltaTable(settings.place.table("predictions")).file_uris()[0])
     runs = 0
     while stream.poll() is None:
         report = maintain(settings, retention_hours=0)
@@ -119,7 +119,7 @@ def test_beside_a_stream_and_a_reader_no_row_is_lost_or_repeated(settings: Setti
 
 def test_the_log_is_kept_as_long_as_the_files_and_no_longer(settings: Settings) -> None:
     commit_batches(settings, 0, 60)  # beyond a checkpoint
-    log = settings.tables_dir / "batches" / "_delta_log"
+    log = Path(settings.place.tables) / "batches" / "_delta_log"
     old = log / f"{0:020}.json"
     for entry in log.iterdir():
         grow_older(entry, hours=25)
@@ -127,19 +127,19 @@ def test_the_log_is_kept_as_long_as_the_files_and_no_longer(settings: Settings) 
     assert old.exists()
     maintain(settings, retention_hours=24)
     assert not old.exists()
-    version = DeltaTable(settings.tables_dir / "batches").version()
+    version = DeltaTable(settings.place.table("batches")).version()
     maintain(settings, retention_hours=24)
-    assert DeltaTable(settings.tables_dir / "batches").version() == version, "nothing to say again"
+    assert DeltaTable(settings.place.table("batches")).version() == version, "nothing to say again"
     assert audit(settings).clean
 
 
 def test_files_that_a_reader_may_hold_stay_for_the_retention_and_go_after_it(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
-    old = DeltaTable(settings.tables_dir / "predictions").file_uris()
+    old = DeltaTable(settings.place.table("predictions")).file_uris()
     maintain(settings, retention_hours=0)  # a day is the minimum
     assert [Path(uri).exists() for uri in old] == [True] * 3
 
-    log = settings.tables_dir / "predictions" / "_delta_log"
+    log = Path(settings.place.tables) / "predictions" / "_delta_log"
     for commit in log.glob("*.json"):  # as if the compaction were 25 hours ago
         lines = [json.loads(line) for line in commit.read_text().splitlines()]
         for line in lines:
@@ -154,7 +154,7 @@ def test_files_that_a_reader_may_hold_stay_for_the_retention_and_go_after_it(set
 
 def test_a_workers_file_waits_for_its_commit_and_a_leftover_goes(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
-    directory = settings.tables_dir / "quarantine"
+    directory = Path(settings.place.tables) / "quarantine"
     (young,) = worker_file(directory, [quarantined(settings, 0, 33)])
     (left_over,) = worker_file(directory, [quarantined(settings, 0, 34)])
     grow_older(directory / young.path, hours=23)
@@ -171,7 +171,7 @@ def test_a_decided_batch_is_finished_before_anything_is_removed(settings: Settin
     assert decisions.decide(decision)
     for name, files in decision.files.items():
         for file in files:
-            grow_older(settings.tables_dir / name / file.path, hours=200)
+            grow_older(Path(settings.place.tables) / name / file.path, hours=200)
     maintain(settings, retention_hours=0)
     found = query(settings, "SELECT batch_id, predicted_rows, quarantined_rows FROM batches").to_pylist()
     assert found == [{"batch_id": 1, "predicted_rows": 9, "quarantined_rows": 1}]
@@ -180,8 +180,8 @@ def test_a_decided_batch_is_finished_before_anything_is_removed(settings: Settin
 
 def test_features_of_a_training_run_wait_a_day_for_their_commit(settings: Settings) -> None:
     commit_batches(settings, 0, 1)
-    Table(settings.tables_dir, "features")
-    directory = settings.tables_dir / "features"
+    Table(settings.place.tables, "features")
+    directory = Path(settings.place.tables) / "features"
     young, old = directory / "part-young.parquet", directory / "part-old.parquet"
     for path, hours in ((young, 20), (old, 30)):
         path.write_bytes(b"features")
@@ -192,7 +192,10 @@ def test_features_of_a_training_run_wait_a_day_for_their_commit(settings: Settin
 
 def test_old_decisions_of_whole_batches_go_but_for_the_newest(settings: Settings) -> None:
     begin_stream(settings)
-    decisions, folder = Decisions(open_store(settings.home), settings.topic), settings.home / "streams/images/batches"
+    decisions, folder = (
+        Decisions(open_store(settings.home), settings.topic),
+        settings.work_dir / "streams/images/batches",
+    )
     empty = decision_of(settings, 1, {0: (0, 1)})
     for number in range(1, KEPT + 4):
         assert decisions.decide(replace(empty, number=number))
@@ -213,12 +216,12 @@ def test_command_says_what_it_did(settings: Settings) -> None:
 def test_damaged_decision_stops_maintenance_before_anything_is_removed(settings: Settings) -> None:
     begin_stream(settings)
     commit_batches(settings, 0, 3)
-    path = settings.home / "streams" / "images" / "batches" / f"{3:020}.json"
+    path = settings.work_dir / "streams" / "images" / "batches" / f"{3:020}.json"
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with pytest.raises(ServiceError, match=r"the decision .*3\.json is damaged"):
         maintain(settings)
-    assert len(DeltaTable(settings.tables_dir / "predictions").file_uris()) == 3
+    assert len(DeltaTable(settings.place.table("predictions")).file_uris()) == 3
 
 
 def test_home_without_tables_is_said(settings: Settings) -> None:

@@ -4,13 +4,17 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from kafka.admin import KafkaAdminClient, NewTopic
 
 from producer.message import read_headers
 from streaming.errors import ServiceError
@@ -37,6 +41,11 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
     return settings
 
 
+def create_topic(settings: Settings, **configuration: str) -> None:
+    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
+        admin.create_topics([NewTopic(settings.topic, 1, 1, topic_configs=configuration)])
+
+
 @pytest.fixture
 def servers(broker: Settings) -> str:
     assert broker.bootstrap_servers
@@ -61,6 +70,61 @@ def messages(settings: Settings) -> list[Any]:
         return found
     finally:
         consumer.close()
+
+
+def quarantine_with_originals(settings: Settings, batch_id: int, *columns: dict[str, Any]) -> None:
+    """A row for each, with what the stream keeps of the message."""
+    lineage = {"model_version": 1, "query_id": QUERY_ID, "batch_id": batch_id}
+    rows = [quarantined(settings, 0, 100 * batch_id + number) | lineage | one for number, one in enumerate(columns)]
+    table = Table(settings.place.tables, "quarantine")
+    table.append_files(worker_file(Path(table.place), rows), QUERY_ID, batch_id)
+
+
+def test_key_headers_and_timestamp_come_again_as_they_were(broker: Settings, tmp_path: Path, servers: str) -> None:
+    settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
+    create_topic(settings, **{"message.timestamp.type": "CreateTime"})
+    now_ms = int(time.time() * 1000)
+    headers = [("label", b"cat"), ("label", b"dog"), ("bytes", b"\x00\xff"), ("none", None), ("empty", b"")]
+    as_stored = [{"key": name, "value": value} for name, value in headers]
+    old_ms = now_ms - 10 * 86_400_000  # which Kafka's seven days would delete at once
+    quarantine_with_originals(
+        settings, 1,
+        {"key": b"\xff\x00key", "headers": as_stored[:3], "timestamp_ms": now_ms - 5_000},
+        {"key": None, "headers": None, "timestamp_ms": now_ms - 4_000},
+        {"key": b"", "headers": as_stored, "timestamp_ms": now_ms - 3_000, "value": b"with a null header"},
+        {"key": b"old", "headers": [], "timestamp_ms": old_ms},
+        {"key": b"none", "headers": [], "timestamp_ms": -1},
+        {"key": b"bomb", "reason": "message_bomb", "value": None, "timestamp_ms": now_ms},
+    )  # fmt: skip
+    report = replay(settings, servers, ReplayOptions())
+    assert (report.wanted, report.sent, report.complete) == (5, 5, True)
+    found = sorted(messages(settings), key=lambda one: dict(one.headers)["imagestream-replay-of"])
+
+    def mark(number: int) -> tuple[str, bytes]:
+        return "imagestream-replay-of", f"{settings.topic}/0/{100 + number}".encode()
+
+    assert [(one.key, one.headers) for one in found] == [
+        (b"\xff\x00key", [*headers[:3], mark(0)]),
+        (None, [mark(1)]),
+        (b"", [*headers, mark(2)]),
+        (b"old", [mark(3), ("imagestream-timestamp", str(old_ms).encode())]),
+        (b"none", [mark(4), ("imagestream-timestamp", b"-1")]),
+    ]
+    assert [one.timestamp for one in found[:3]] == [now_ms - 5_000, now_ms - 4_000, now_ms - 3_000]
+    assert all(one.timestamp >= now_ms for one in found[3:])
+    assert found[2].value == b"with a null header"
+    assert marked(settings) == [100, 101, 102, 103, 104]
+    assert replay(settings, servers, ReplayOptions()).wanted == 0
+
+
+def test_rows_from_before_a_column_was_added_are_sent_once(settings: Settings, servers: str) -> None:
+    file = DeltaTable(settings.place.table("quarantine")).file_uris()[0]
+    older = pq.read_table(file).drop_columns(["key", "headers", "timestamp_ms"])
+    pq.write_table(older, file)
+    report = replay(settings, servers, ReplayOptions())
+    assert (report.sent, report.complete) == (9, True)
+    assert replay(settings, servers, ReplayOptions()).wanted == 0
+    assert len(messages(settings)) == 9
 
 
 def marked(settings: Settings) -> list[int]:
@@ -175,8 +239,8 @@ def test_marking_beside_a_stream_and_maintenance_loses_no_row(settings: Settings
 
 
 def test_rows_are_found_and_marked_after_compaction_has_moved_them(settings: Settings) -> None:
-    table = settings.tables_dir / "quarantine"
-    before = Path(DeltaTable(table).file_uris()[0])
+    table = Path(settings.place.tables) / "quarantine"
+    before = Path(DeltaTable(table).file_uris()[0]).name
     maintain(settings)
     mark_replayed(settings, {(settings.topic, 0, 13), (settings.topic, 0, 24)}, datetime.now(UTC), likely=before)
     assert marked(settings) == [13, 24]
@@ -190,8 +254,8 @@ def test_message_that_the_topic_does_not_take_stays_and_the_others_go(settings: 
     admin.create_topics([NewTopic(settings.topic, 1, 1, topic_configs={"max.message.bytes": "2000"})])
     admin.close()
     large = quarantined(settings, 0, 31, os.urandom(5000)) | {"query_id": QUERY_ID, "batch_id": 3}
-    quarantine = Table(settings.tables_dir, "quarantine")
-    quarantine.append_files(worker_file(quarantine.directory, [large]), QUERY_ID, 3)
+    quarantine = Table(settings.place.tables, "quarantine")
+    quarantine.append_files(worker_file(quarantine.place, [large]), QUERY_ID, 3)
 
     summary = imagestream(settings, "replay", code=1)
 
@@ -208,7 +272,7 @@ def test_dry_run_counts_and_sends_nothing(settings: Settings) -> None:
 
 
 def test_two_replays_at_once_are_refused_not_doubled(settings: Settings, servers: str) -> None:
-    with locked(settings.home / "replay.lock"), pytest.raises(ServiceError, match="another replay is at work"):
+    with locked(settings.work_dir / "replay.lock"), pytest.raises(ServiceError, match="another replay is at work"):
         replay(settings, servers, ReplayOptions())
     assert messages(settings) == []
 

@@ -87,7 +87,7 @@ def store_features(
     }
     table = pa.table(columns)
     given = [table.column(one.name) if one.name in columns else pa.nulls(len(table), one.type) for one in FEATURES]
-    Table(settings.tables_dir, "features").append(
+    Table(settings.place.tables, "features").append(
         pa.table([one.cast(field.type) for one, field in zip(given, FEATURES, strict=True)], schema=FEATURES),
         f"test {min(numbers)}", 0,
     )  # fmt: skip
@@ -105,7 +105,7 @@ def store_predictions(
         | {"label": label, "confidence": 0.5, "model_version": 1, "bundle_sha256": old, "date": date(2024, 5, 6)}
         for label, *values in zip(best, *columns.values(), strict=True)
     ]
-    Table(settings.tables_dir, "predictions").append(
+    Table(settings.place.tables, "predictions").append(
         pa.Table.from_pylist(rows, schema=PREDICTIONS), f"test {min(numbers)}", 0
     )
     return best
@@ -129,7 +129,7 @@ def history(settings: Settings, exported: ExportedBackbone, heads: list[Head], d
     columns = [
         training.column(one.name) if one.name in training.column_names else pa.nulls(1, one.type) for one in FEATURES
     ]
-    Table(settings.tables_dir, "features").append(pa.table(columns, schema=FEATURES), "training", 0)
+    Table(settings.place.tables, "features").append(pa.table(columns, schema=FEATURES), "training", 0)
     return settings
 
 
@@ -169,7 +169,7 @@ def test_a_compaction_of_the_features_between_two_runs_scores_nothing_twice(
 ) -> None:
     rescore(history, 2)
     store_features(history, digits, range(100, 120), exported.sha256)
-    assert DeltaTable(history.tables_dir / "features").optimize.compact()["numFilesRemoved"] > 1
+    assert DeltaTable(history.place.table("features")).optimize.compact()["numFilesRemoved"] > 1
     assert rescore(history, 2).rows == 20
     rows = rescored(history)
     assert len({(row["partition"], row["offset"]) for row in rows}) == len(rows) == 120
@@ -205,7 +205,7 @@ def test_the_comparison_counts_agreement_accuracy_and_changes(
     history: Settings, digits: Digits, heads: list[Head]
 ) -> None:
     label = pa.table({"image_id": ["image 0"], "label": ["none of these"], "labelled_at": [NOW], "by": ["test"]})
-    Table(history.tables_dir, "labels").append(label.cast(LABELS), "test", 0)
+    Table(history.place.tables, "labels").append(label.cast(LABELS), "test", 0)
     rescore(history, 2)
     found = compare(history, open_registry(history.home).read(2).sha256, limit=3)
     old, new = ([head.classes[i] for i in head.probabilities(digits.features).argmax(axis=1)] for head in heads)
@@ -234,10 +234,10 @@ def test_the_comparison_counts_agreement_accuracy_and_changes(
 def test_versions_of_which_nobody_knows_what_they_were_fitted_on_are_not_judged(
     history: Settings, models: Path, tmp_path: Path
 ) -> None:
-    (history.home / "models").unlink()
-    (history.home / "models" / "versions").mkdir(parents=True)
+    (history.work_dir / "models").unlink()
+    (history.work_dir / "models" / "versions").mkdir(parents=True)
     for name in ("bundles", "versions/00000002.json"):
-        (history.home / "models" / name).symlink_to(models / name)
+        (history.work_dir / "models" / name).symlink_to(models / name)
     rescore(history, 2)
     (row,) = compare(history, open_registry(history.home).read(2).sha256).agreement
     assert (row["labelled"], row["judged"], row["new_accuracy"], row["fitted"]) == (100, 0, None, 100)
@@ -247,8 +247,8 @@ def test_history_from_before_the_contents_hash_was_stored_is_judged_by_its_ids(
     history: Settings, digits: Digits
 ) -> None:
     """In the table no file has the column; the versions were fitted on images by the ids that they had."""
-    directory = history.tables_dir / "features"
-    files = Table(history.tables_dir, "features").files()
+    directory = Path(history.place.tables) / "features"
+    files = Table(history.place.tables, "features").files()
     rows = pa.concat_tables([pq.read_table(file) for file in files]).drop_columns(["content_sha256"])
     shutil.rmtree(directory)
     write_deltalake(directory, rows)
@@ -263,7 +263,7 @@ def test_predictions_without_features_are_counted_and_refused_unless_allowed(
     store_predictions(history, heads[0], digits, range(100, 107))
     with pytest.raises(ServiceError, match=r"7 of 107 predictions have no stored features .* --allow-missing"):
         rescore(history, 2)
-    assert not (history.tables_dir / "rescored").exists()
+    assert not (Path(history.place.tables) / "rescored").exists()
     result = rescore(history, 2, allow_missing=True)
     assert (result.rows, result.missing) == (100, 7)
 

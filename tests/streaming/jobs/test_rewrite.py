@@ -33,16 +33,16 @@ def settings(tmp_path: Path) -> Settings:
 
 def quarantine_files(settings: Settings, files: int) -> Table:
     """A quarantine of ten rows a file."""
-    table = Table(settings.tables_dir, "quarantine")
+    table = Table(settings.place.tables, "quarantine")
     for number in range(files):
         rows = [quarantined(settings, 0, 10 * number + at) for at in range(10)]
-        table.append_files(worker_file(table.directory, rows), APP, number)
+        table.append_files(worker_file(table.place, rows), APP, number)
     return table
 
 
 def append(table: Table, settings: Settings, number: int) -> bool:
     rows = [quarantined(settings, 0, 10 * number + at) for at in range(10)]
-    return table.append_files(worker_file(table.directory, rows), APP, number)
+    return table.append_files(worker_file(table.place, rows), APP, number)
 
 
 def offsets(settings: Settings) -> list[int]:
@@ -56,7 +56,7 @@ def marked(settings: Settings) -> list[int]:
 
 def mark(settings: Settings, *marks: int) -> None:
     identities = {(settings.topic, 0, offset) for offset in marks}
-    mark_replayed(settings, identities, datetime.now(UTC), likely=Path("unknown"))
+    mark_replayed(settings, identities, datetime.now(UTC), likely="unknown")
 
 
 def in_between(monkeypatch: pytest.MonkeyPatch, module: Any, *works: Callable[[], object]) -> None:
@@ -75,14 +75,14 @@ def in_between(monkeypatch: pytest.MonkeyPatch, module: Any, *works: Callable[[]
 def test_marks_that_come_first_are_kept_by_the_compaction(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
     in_between(monkeypatch, rewrite, lambda: mark(settings, 11, 25))
-    assert compact(table.directory, MB) is None
+    assert compact(table.place, MB) is None
     assert (offsets(settings), marked(settings)) == (list(range(40)), [11, 25])
     assert len(table.files()) == 1
 
 
 def test_compaction_that_comes_first_is_marked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
-    in_between(monkeypatch, replay, lambda: compact(table.directory, MB))
+    in_between(monkeypatch, replay, lambda: compact(table.place, MB))
     mark(settings, 11)
     assert (offsets(settings), marked(settings)) == (list(range(40)), [11])
     assert len(table.files()) == 1
@@ -90,8 +90,8 @@ def test_compaction_that_comes_first_is_marked(settings: Settings, monkeypatch: 
 
 def test_two_compactions_at_once_merge_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
-    in_between(monkeypatch, rewrite, lambda: compact(table.directory, MB))
-    assert compact(table.directory, MB) is None
+    in_between(monkeypatch, rewrite, lambda: compact(table.place, MB))
+    assert compact(table.place, MB) is None
     assert offsets(settings) == list(range(40))
     assert len(table.files()) == 1
 
@@ -101,14 +101,14 @@ def test_append_beside_a_compaction_passes_and_so_does_the_compaction(
 ) -> None:
     table = quarantine_files(settings, 4)
     in_between(monkeypatch, rewrite, lambda: append(table, settings, 4))
-    assert compact(table.directory, MB) is None
+    assert compact(table.place, MB) is None
     assert offsets(settings) == list(range(50))
     assert len(table.files()) == 2
 
 
 def test_append_from_before_a_compaction_passes_after_it(settings: Settings) -> None:
     table = quarantine_files(settings, 4)  # its handle does not know of the compaction
-    assert compact(table.directory, MB) is None
+    assert compact(table.place, MB) is None
     assert append(table, settings, 4)
     assert not append(table, settings, 3)
     assert offsets(settings) == list(range(50))
@@ -118,7 +118,7 @@ def test_append_from_before_a_compaction_passes_after_it(settings: Settings) -> 
     "delete",
     [
         pytest.param(lambda table, topic: table.delete_beyond(topic, {0: 15}), id="the stream"),
-        pytest.param(lambda table, _: DeltaTable(table.directory).delete("offset >= 15"), id="another program"),
+        pytest.param(lambda table, _: DeltaTable(table.place).delete("offset >= 15"), id="another program"),
     ],
 )
 def test_rows_deleted_beside_a_compaction_do_not_come_back(
@@ -126,7 +126,7 @@ def test_rows_deleted_beside_a_compaction_do_not_come_back(
 ) -> None:
     table = quarantine_files(settings, 4)
     in_between(monkeypatch, rewrite, lambda: delete(table, settings.topic))
-    assert compact(table.directory, MB) is None
+    assert compact(table.place, MB) is None
     assert offsets(settings) == list(range(15))
 
 
@@ -135,7 +135,7 @@ def test_compaction_that_is_late_every_time_says_so_and_changes_nothing(
 ) -> None:
     table = quarantine_files(settings, 2)
     in_between(monkeypatch, rewrite, *[lambda at=at: mark(settings, at) for at in range(rewrite.ATTEMPTS)])
-    assert compact(table.directory, MB) == "others rewrote the table at the same time, 3 times"
+    assert compact(table.place, MB) == "others rewrote the table at the same time, 3 times"
     assert (offsets(settings), marked(settings)) == (list(range(20)), [0, 1, 2])
     assert len(table.files()) == 2
 
@@ -144,12 +144,12 @@ def test_marks_that_are_late_every_time_are_an_error_in_one_line(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = quarantine_files(settings, 2)
-    log = open_log(table.directory)
+    log = open_log(table.place)
 
     def copy_of_first() -> None:
         log.refresh()
         number, (first, *_) = log.next_rewrite(), log.files()
-        copy = rewrite.write_copy(table.directory, [first], log.data_schema())
+        copy = rewrite.write_copy(table.place, [first], log.data_schema())
         assert replace_files(log, number, [first], [copy], data_change=False)
 
     monkeypatch.setattr(replay, "MARK_ATTEMPTS", 2)
@@ -163,7 +163,7 @@ def test_every_table_of_a_stream_keeps_its_rows_types_and_partitions(settings: S
     for number in range(6):
         ranges = {0: (10 * number, 10 * number + 10), 1: (0, 5)}
         commit_batch(settings, number, ranges, bad={10 * number + 3}, drift={"psi": 0.1 * number})
-    predictions = Table(settings.tables_dir, "predictions")
+    predictions = Table(settings.place.tables, "predictions")
     answer = {"top_k": [{"label": "cat", "probability": 0.5}], "label": "cat", "image_id": "x" * 64}
     for number, day in ((6, NOON.date() + timedelta(days=1)), (7, NOON.date() + timedelta(days=1)), (8, None)):
         rows = [answer | {"offset": number, "date": day, "scored_at": NOON}]
@@ -172,15 +172,15 @@ def test_every_table_of_a_stream_keeps_its_rows_types_and_partitions(settings: S
     before = {name: query(settings, f"FROM {name} ORDER BY ALL") for name in names}
 
     for name in names:
-        assert compact(settings.tables_dir / name, MB) is None
+        assert compact(settings.place.table(name), MB) is None
 
     assert {name: query(settings, f"FROM {name} ORDER BY ALL") for name in names} == before
-    files = open_log(predictions.directory).files()
+    files = open_log(predictions.place).files()
     assert sorted(str(file.partition["date"]) for file in files) == ["2024-05-06", "2024-05-07", "None"]
     assert {Path(file.path).parent.name for file in files} == {
         f"date={file.partition['date'] or NO_VALUE}" for file in files
     }
-    assert pq.read_schema(Table(settings.tables_dir, "batches").files()[0]).equals(BATCHES)
+    assert pq.read_schema(Table(settings.place.tables, "batches").files()[0]).equals(BATCHES)
 
 
 def statistics_of(directory: Path) -> list[dict[str, Any]]:
@@ -191,29 +191,29 @@ def statistics_of(directory: Path) -> list[dict[str, Any]]:
 
 
 def test_merged_file_has_the_statistics_of_its_rows(settings: Settings) -> None:
-    table = Table(settings.tables_dir, "labels")
+    table = Table(settings.place.tables, "labels")
     for number, (image, label) in enumerate([("b", "cat"), ("a", None), ("c", "x" * 60)]):
         row = {"image_id": image, "label": label, "labelled_at": NOON + timedelta(hours=number)}
         table.append(pa.Table.from_pylist([row], LABELS), APP, number)
-    assert compact(table.directory, MB) is None
-    (told,) = statistics_of(table.directory)
+    assert compact(table.place, MB) is None
+    (told,) = statistics_of(Path(table.place))
     assert told["numRecords"] == 3
     assert told["nullCount"] == {"image_id": 0, "label": 1, "labelled_at": 0, "by": 3}
     assert told["minValues"] == {"image_id": "a", "labelled_at": "2024-05-06T12:00:00.000000Z"}
     assert told["maxValues"] == {"image_id": "c", "labelled_at": "2024-05-06T14:00:00.000000Z"}
-    found = DeltaTable(table.directory).to_pyarrow_table(filters=[("image_id", "=", "c")])
+    found = DeltaTable(table.place).to_pyarrow_table(filters=[("image_id", "=", "c")])
     assert found.column("label").to_pylist() == ["x" * 60]
 
 
 def test_only_small_files_are_merged_and_none_beyond_the_target(settings: Settings) -> None:
     table = quarantine_files(settings, 7)
     rows = [quarantined(settings, 0, 1000 + at, value=bytes(50_000)) for at in range(4)]
-    table.append_files(worker_file(table.directory, rows), "large", 0)
+    table.append_files(worker_file(table.place, rows), "large", 0)
     sizes = {Path(file).name: Path(file).stat().st_size for file in table.files()}
     large = max(sizes, key=lambda name: sizes[name])
     small = max(size for name, size in sizes.items() if name != large)
 
-    assert compact(table.directory, 3 * small) is None
+    assert compact(table.place, 3 * small) is None
 
     after = {Path(file).name: Path(file).stat().st_size for file in table.files()}
     assert large in after
@@ -225,12 +225,12 @@ def test_only_small_files_are_merged_and_none_beyond_the_target(settings: Settin
 def test_row_groups_are_neither_as_many_as_files_nor_larger_than_allowed(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = Table(settings.tables_dir, "quarantine")
+    table = Table(settings.place.tables, "quarantine")
     for number in range(8):
         rows = [quarantined(settings, 0, 10 * number + at, value=bytes(10_000)) for at in range(10)]
-        table.append_files(worker_file(table.directory, rows), APP, number)
+        table.append_files(worker_file(table.place, rows), APP, number)
     monkeypatch.setattr(rewrite, "ROW_GROUP_BYTES", 250_000)  # two files and a half
-    assert compact(table.directory, 64 * MB) is None
+    assert compact(table.place, 64 * MB) is None
     (file,) = table.files()
     metadata = pq.read_metadata(file)
     assert [metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)] == [30, 30, 20]
@@ -239,41 +239,41 @@ def test_row_groups_are_neither_as_many_as_files_nor_larger_than_allowed(
 
 def test_file_from_before_a_column_was_added_is_merged_and_marked(settings: Settings) -> None:
     older = pa.schema([field for field in LABELS if field.name != "by"])
-    directory = settings.tables_dir / "labels"
+    directory = Path(settings.place.tables) / "labels"
     DeltaTable.create(directory, older)
-    log = open_log(directory)
+    log = open_log(str(directory))
     for number in range(2):
         rows = pa.Table.from_pylist([{"image_id": f"old {number}", "label": "cat", "labelled_at": NOON}], older)
         pq.write_table(rows, directory / f"{number}.parquet")
         added = write_copy_of(directory, f"{number}.parquet", older)
         assert log.commit([added], APP, number)
-    table = Table(settings.tables_dir, "labels")
+    table = Table(settings.place.tables, "labels")
     table.append(pa.Table.from_pylist([{"image_id": "new", "by": "me"}], LABELS), APP, 2)
-    assert compact(directory, MB) is None
+    assert compact(str(directory), MB) is None
     rows = DeltaTable(directory).to_pyarrow_table().sort_by("image_id").select(["image_id", "by"]).to_pylist()
     assert rows == [{"image_id": "new", "by": "me"}, *({"image_id": f"old {n}", "by": None} for n in range(2))]
 
 
 def write_copy_of(directory: Path, path: str, schema: pa.Schema) -> Any:
-    return write_copy(directory, [LiveFile(path, 1, 1, {})], schema)
+    return write_copy(str(directory), [LiveFile(path, 1, 1, {})], schema)
 
 
 def test_table_that_needs_a_later_reader_is_left_alone(settings: Settings) -> None:
     table = quarantine_files(settings, 3)
-    log = table.directory / "_delta_log"
+    log = Path(table.place) / "_delta_log"
     upgrade = {"protocol": {"minReaderVersion": 2, "minWriterVersion": 5}}
     (log / f"{4:020}.json").write_text(json.dumps(upgrade))
-    assert compact(table.directory, MB) == "another program has upgraded it to reader version 2"
+    assert compact(table.place, MB) == "another program has upgraded it to reader version 2"
     with pytest.raises(ServiceError, match="was upgraded by another program"):
         mark(settings, 1)
-    assert DeltaTable(table.directory).version() == 4
+    assert DeltaTable(table.place).version() == 4
 
 
 def test_damaged_file_stops_a_compaction_before_it_commits(settings: Settings) -> None:
     table = quarantine_files(settings, 3)
-    version = DeltaTable(table.directory).version()
+    version = DeltaTable(table.place).version()
     damaged = Path(table.files()[1])
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(ServiceError, match=rf"{damaged.name} cannot be read: .*; restore it$"):
         maintain(settings)
-    assert DeltaTable(table.directory).version() == version
+    assert DeltaTable(table.place).version() == version

@@ -1,6 +1,7 @@
 """The parts of a commit that need no Spark: what must add up, what is decided, and the rows that are written."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,12 @@ from deltalake import DeltaTable
 from models.drift import DriftReference, DriftSums
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
+from streaming.pipeline.account import Piece, Place, Seen
 from streaming.pipeline.commit import (
     STEPS,
     BatchCommitter,
     BatchResult,
     LostDecisionError,
-    _account,
     _predictions,
     _refused,
     _Scored,
@@ -94,41 +95,6 @@ def scored(*labels: str, shadow: tuple[str | None, ...] | None = None) -> pa.Tab
     return pa.Table.from_pylist(rows, schema=OUTPUT)
 
 
-# What must add up
-
-
-def answered(predicted: int, bad: dict[str, int], read: list[int]) -> _Scored:
-    return _Scored(scored(*["cat"] * predicted), [PartitionReport(input_rows=rows) for rows in read], bad)
-
-
-@pytest.mark.parametrize(
-    ("predicted", "bad", "read"),
-    [(5, {"corrupt": 1}, [4, 2]), (6, {}, [6]), (0, {"corrupt": 4, "empty": 2}, [1, 2, 3])],
-)
-def test_a_batch_that_adds_up_is_taken(predicted: int, bad: dict[str, int], read: list[int]) -> None:
-    assert _account(RANGES, answered(predicted, bad, read), 7) == (
-        CountedRange("images", 0, 10, 14, 4),
-        CountedRange("images", 1, 0, 2, 2),
-    )
-
-
-@pytest.mark.parametrize(
-    ("predicted", "bad", "read"),
-    [
-        (4, {"corrupt": 1}, [4, 2]),  # one lost
-        (6, {"corrupt": 1}, [4, 2]),  # one twice
-        (5, {"corrupt": 1}, [4, 1]),  # not read, and yet answered
-        (5, {"corrupt": 2}, [4, 3]),  # more than Spark had planned
-        (4, {"corrupt": 1}, [4, 1]),  # fewer
-        (0, {}, []),
-    ],
-)
-def test_a_batch_that_does_not_add_up_is_refused(predicted: int, bad: dict[str, int], read: list[int]) -> None:
-    text = f"batch 7 does not add up: 6 messages by offsets, {sum(read)} read, {predicted} predicted .* nothing of it"
-    with pytest.raises(ServiceError, match=text):
-        _account(RANGES, answered(predicted, bad, read), 7)
-
-
 def test_what_partitions_report_is_summed_by_name() -> None:
     assert _summed([]) == {}
     assert _summed([{"corrupt": 1}, {"corrupt": 2, "empty": 1}, {"empty": 4}]) == {"corrupt": 3, "empty": 5}
@@ -180,15 +146,19 @@ class Run:
 
     def __init__(self, settings: Settings, models: Models | None = None, die_at: str | None = None) -> None:
         self.steps: list[str] = []
+        self.asked: list[list[Place]] = []
+        self.topic_id = "topic-id"
+        self.holes = 0
         self.batches: list[BatchResult] = []
         self.models = models or Models()
         self._settings = settings
         self._die_at = die_at
-        tables = Tables(settings.tables_dir)
+        tables = Tables(settings.place.tables)
         self.committer = Committer(
             cast("Serving", self.models),
             tables,
             Decisions(open_store(settings.home), settings.topic),
+            self._witness,
             store_features=False,
             on_batch=self.batches.append,
             on_step=self._step,
@@ -201,20 +171,32 @@ class Run:
             positions.stream or "", positions.number, "images", positions.of_topic("images"), topic
         )
 
+    def _witness(self, topics: Collection[str], places: Collection[Place]) -> Future[Seen]:
+        """What Kafka would answer; the start of the log is asked for where there are holes."""
+        self.asked.append(list(places))
+        answer: Future[Seen] = Future()
+        answer.set_result(Seen(dict.fromkeys(topics, self.topic_id), dict.fromkeys(places, 0)))
+        return answer
+
     def batch(self, start: int) -> None:
         self._start = start
-        self.committer(FRAME, [OffsetRange("images", 0, start, start + 3)])
+        self.committer(FRAME, [OffsetRange("images", 0, start, start + 3 + self.holes)])
 
     def _score(self, number: int) -> _Scored:
         model = self.models.champion.version
         lineage = {"query_id": QUERY_ID, "batch_id": number}
         lineage |= {"model_version": model.version, "bundle_sha256": model.sha256}
         bad = quarantined(self._settings, 0, self._start + 2) | lineage
-        (file,) = worker_file(self._settings.tables_dir / "quarantine", [bad])
+        (file,) = worker_file(Path(self._settings.place.tables) / "quarantine", [bad])
         rows = scored("cat", "dog").to_pylist()
         answers = [row | {"offset": self._start + one} for one, row in enumerate(rows)]
         report = PartitionReport(
-            input_rows=3, input_bytes=300, quarantined={"corrupt": 1}, quarantine_file=file, seconds={"decode": 0.5}
+            read=[Piece("images", 0, 3, self._start, self._start + 2)],
+            quarantined_at=[("images", 0, 1)],
+            input_bytes=300,
+            quarantined={"corrupt": 1},
+            quarantine_file=file,
+            seconds={"decode": 0.5},
         )
         return _Scored(pa.Table.from_pylist(answers, schema=OUTPUT), [report], {"corrupt": 1})
 
@@ -261,7 +243,8 @@ def test_a_batch_is_decided_with_the_models_of_the_moment_and_becomes_whole(sett
     }  # fmt: skip
     (row,) = query(settings, "SELECT * FROM batches WHERE batch_id = 2").to_pylist()
     assert (row["model_version"], row["bundle_sha256"], row["challenger_version"]) == (3, "c" * 64, 4)
-    assert row["offsets"] == [{"topic": "images", "partition": 0, "start": 3, "end": 6}]
+    assert row["offsets"] == [{"topic": "images", "partition": 0, "start": 3, "end": 6, "rows": 3, "log_start": None}]
+    assert run.asked == [[], []]  # no log starts
     assert (row["input_rows"], row["predicted_rows"], row["quarantined_rows"], row["input_bytes"]) == (3, 2, 1, 300)
     assert (row["refused"], row["drift"], row["left_out"]) == ("version 5: altered", None, None)
     assert dict(row["topics"]) == {"images": "topic-id"}
@@ -270,6 +253,28 @@ def test_a_batch_is_decided_with_the_models_of_the_moment_and_becomes_whole(sett
     assert seconds["batch"] == pytest.approx(seconds["plan"] + seconds["score"] + seconds["commit"])
     assert before <= row["started_at"] <= decision.decided_at <= row["committed_at"]
     assert run.batches[1].wall_s >= seconds["batch"]
+
+
+def test_a_batch_with_holes_is_decided_with_the_start_of_the_log(settings: Settings) -> None:
+    run = Run(settings)
+    run.holes = 2
+    run.batch(0)
+    assert run.asked == [[("images", 0)]]
+    decision = decision_in(settings, 1)
+    assert decision is not None
+    assert decision.ranges == (CountedRange("images", 0, 0, 5, 3, log_start=0),)
+    report = audit(settings)
+    assert report.clean
+    assert [(one.messages, one.holes, one.proven) for one in report.spans] == [(3, 2, 2)]
+
+
+def test_a_topic_made_again_while_it_was_read_leaves_no_decision_and_no_file(settings: Settings) -> None:
+    run = Run(settings)
+    run.topic_id = "another"
+    with pytest.raises(ServiceError, match="'images' was made again while batch 1 was read"):
+        run.batch(0)
+    assert decision_in(settings, 1) is None
+    assert not [*Path(settings.place.tables).rglob("part-*.parquet")]
 
 
 def test_without_a_challenger_none_is_decided(settings: Settings) -> None:
@@ -315,15 +320,15 @@ def test_whatever_step_a_run_dies_at_the_next_one_gives_every_message_one_row(se
 
 def test_a_lost_decision_leaves_no_file_and_the_winners_batch_is_finished(settings: Settings) -> None:
     run = Run(settings)
-    files = {*settings.tables_dir.rglob("*.parquet")}
+    files = {*Path(settings.place.tables).rglob("*.parquet")}
     theirs = decision_of(settings, 1, {0: (0, 5)})
-    winners = {*settings.tables_dir.rglob("*.parquet")} - files
+    winners = {*Path(settings.place.tables).rglob("*.parquet")} - files
     assert Decisions(open_store(settings.home), settings.topic).decide(theirs)
     with pytest.raises(LostDecisionError, match="batch 1 was decided by another driver"):
         run.batch(0)
-    assert {*settings.tables_dir.rglob("part-*.parquet")} == winners
+    assert {*Path(settings.place.tables).rglob("part-*.parquet")} == winners
     assert run.batches == []
-    assert finish_decided(settings, "images", Tables(settings.tables_dir)) == Positions(
+    assert finish_decided(settings, "images", Tables(settings.place.tables)) == Positions(
         QUERY_ID, 1, {("images", 0): 5}, {"images": "topic-id"}
     )
 
@@ -333,11 +338,11 @@ def test_a_run_whose_number_is_long_past_applies_nothing(settings: Settings) -> 
     for number in (1, 2, 3):
         decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)})
         assert Decisions(open_store(settings.home), settings.topic).decide(decision)
-    finish_decided(settings, "images", Tables(settings.tables_dir))
-    (settings.home / "streams" / "images" / "batches" / f"{1:020}.json").unlink()  # pruned
+    finish_decided(settings, "images", Tables(settings.place.tables))
+    (settings.work_dir / "streams" / "images" / "batches" / f"{1:020}.json").unlink()  # pruned
     with pytest.raises(LostDecisionError, match="gone on beyond batch 1"):
         run.batch(0)
-    assert DeltaTable(settings.tables_dir / "quarantine").version() == 0
+    assert DeltaTable(settings.place.table("quarantine")).version() == 0
     assert audit(settings).clean
 
 

@@ -46,7 +46,7 @@ def test_a_decision_is_read_as_it_was_made(settings: Settings, decision: Decisio
     assert decision.input_rows == 6
     assert list(files_of(decision)) == ["predictions", "quarantine"]
     assert decision.files["predictions"][0].partition == {"date": "2024-05-06"}
-    assert (settings.home / KEY).is_file()
+    assert (settings.work_dir / KEY).is_file()
 
 
 def test_a_number_is_decided_once(settings: Settings, decision: Decision) -> None:
@@ -79,7 +79,7 @@ def content_of(decision: Decision) -> dict[str, Any]:
 
 
 def refused(settings: Settings, data: bytes) -> str:
-    path = settings.home / KEY
+    path = settings.work_dir / KEY
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     with pytest.raises(ServiceError) as error:
@@ -181,7 +181,9 @@ def test_a_figure_that_is_not_finite_does_not_make_a_decision_unreadable(
 def test_ranges_of_a_decision_are_ranges_of_offsets_with_rows() -> None:
     counted = CountedRange("images", 0, 10, 14, 4)
     assert isinstance(counted, OffsetRange)
-    assert asdict(counted) == {"topic": "images", "partition": 0, "start": 10, "end": 14, "rows": 4}
+    range_ = {"topic": "images", "partition": 0, "start": 10, "end": 14}
+    assert asdict(counted) == range_ | {"rows": 4, "log_start": None}
+    assert asdict(replace(counted, log_start=7))["log_start"] == 7
 
 
 # Pruning
@@ -192,13 +194,13 @@ def decided(settings: Settings, decision: Decision, count: int, age_hours: float
     for number in range(1, count + 1):
         assert decisions.decide(replace(decision, number=number))
     then = time.time() - age_hours * 3600
-    for path in (settings.home / KEY).parent.iterdir():
+    for path in (settings.work_dir / KEY).parent.iterdir():
         os.utime(path, (then, then))
     return decisions
 
 
 def left(settings: Settings) -> list[int]:
-    return sorted(int(path.stem) for path in (settings.home / KEY).parent.glob("*.json"))
+    return sorted(int(path.stem) for path in (settings.work_dir / KEY).parent.glob("*.json"))
 
 
 def test_decisions_are_pruned_where_they_are_whole_and_old_and_many(settings: Settings, decision: Decision) -> None:
@@ -222,7 +224,7 @@ def test_the_decision_of_the_newest_whole_batch_is_never_pruned(settings: Settin
 
 def test_other_objects_are_left_alone(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 3, age_hours=1)
-    note = (settings.home / KEY).with_name("note.txt")
+    note = (settings.work_dir / KEY).with_name("note.txt")
     note.write_text("ours")
     os.utime(note, (0, 0))
     assert decisions.prune(whole=3, keep=0, kept_for=timedelta(0)) == 2

@@ -34,7 +34,7 @@ def settings(tmp_path: Path) -> Settings:
 
 def tables_of(settings: Settings) -> Tables:
     """As another process opens them."""
-    return Tables(settings.tables_dir)
+    return Tables(settings.place.tables)
 
 
 def decisions_of(settings: Settings) -> Decisions:
@@ -53,7 +53,7 @@ def finish(settings: Settings) -> Positions | None:
 
 
 def versions(settings: Settings) -> dict[str, int]:
-    return {path.name: DeltaTable(path).version() for path in sorted(settings.tables_dir.iterdir())}
+    return {path.name: DeltaTable(path).version() for path in sorted(Path(settings.place.tables).iterdir())}
 
 
 def check_whole(settings: Settings, batches: int) -> None:
@@ -89,7 +89,7 @@ def test_a_batch_that_died_at_any_step_after_its_decision_is_finished(settings: 
 def test_a_batch_that_died_before_its_decision_is_in_no_table(settings: Settings) -> None:
     decision_of(settings, 1, {0: (0, 10)}, bad=BAD)
     assert finish(settings) == Positions(QUERY_ID, 0, {("images", 0): 0}, TOPICS)
-    assert {name: DeltaTable(settings.tables_dir / name).count() for name in ("predictions", "quarantine")} == {
+    assert {name: DeltaTable(settings.place.table(name)).count() for name in ("predictions", "quarantine")} == {
         "predictions": 0,
         "quarantine": 0,
     }
@@ -211,9 +211,9 @@ def test_a_driver_that_decides_a_pruned_number_again_is_stopped(settings: Settin
 def test_a_table_that_is_ahead_of_batches_is_named(settings: Settings, table: str) -> None:
     apply(decide(settings, 1), tables_of(settings), fresh=True)
     rows = decision_of(settings, 2, {0: (10, 20)}, bad=BAD).files["quarantine"]
-    directory = tables_of(settings)[table].directory
+    directory = Path(tables_of(settings)[table].place)
     for file in rows:
-        source, target = settings.tables_dir / "quarantine" / file.path, directory / file.path
+        source, target = Path(settings.place.tables) / "quarantine" / file.path, directory / file.path
         if source != target:
             target.write_bytes(source.read_bytes())
     partition = {"date": "2024-05-06"} if table == "predictions" else {}
@@ -224,7 +224,7 @@ def test_a_table_that_is_ahead_of_batches_is_named(settings: Settings, table: st
 
 def files_of_quarantine(settings: Settings, decision: Decision) -> Iterator[Path]:
     for file in decision.files["quarantine"]:
-        yield settings.tables_dir / "quarantine" / file.path
+        yield Path(settings.place.tables) / "quarantine" / file.path
 
 
 def test_a_decision_whose_files_are_gone_or_cut_is_refused_by_their_names(settings: Settings) -> None:
@@ -266,7 +266,7 @@ def test_files_that_a_table_has_taken_may_have_been_compacted_since(settings: Se
         apply(decision, tables_of(settings), fresh=True, on_step=die)
     (path,) = files_of_quarantine(settings, decision)
     path.unlink()  # as when it was merged with others, and vacuumed
-    (log,) = (settings.tables_dir / "quarantine" / "_delta_log").glob("*1.json")
+    (log,) = (Path(settings.place.tables) / "quarantine" / "_delta_log").glob("*1.json")
     assert json.loads(log.read_text().splitlines()[1])["txn"]["version"] == 1
     assert finish(settings) == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
 
@@ -283,7 +283,7 @@ def test_a_decision_of_another_stream_or_that_does_not_continue_is_refused(setti
         assert decisions.decide(wrong)
         with pytest.raises(ServiceError, match=said):
             finish(settings)
-        (settings.home / "streams" / "images" / "batches" / f"{2:020}.json").unlink()
+        (settings.work_dir / "streams" / "images" / "batches" / f"{2:020}.json").unlink()
     assert decisions.decide(decision_of(settings, 2, {0: (15, 20)}, left_out={0: (10, 15)}))
     assert finish(settings) == Positions(QUERY_ID, 2, {("images", 0): 20}, TOPICS)
 
@@ -291,4 +291,4 @@ def test_a_decision_of_another_stream_or_that_does_not_continue_is_refused(setti
 def test_a_stream_that_never_started_has_nothing_to_finish(tmp_path: Path) -> None:
     home = Settings(home=tmp_path)
     assert finish(home) is None
-    assert not home.tables_dir.exists()
+    assert not Path(home.place.tables).exists()

@@ -62,7 +62,7 @@ def test_a_batch_without_anything_new_has_no_offsets(checkpoint: Path) -> None:
 
 
 def test_offsets_can_carry_the_topics_name_in_the_tables(checkpoint: Path) -> None:
-    assert planned_ranges(checkpoint, 1, "images~2") == [OffsetRange("images~2", 0, 10, 20)]
+    assert planned_ranges(checkpoint, 1, {"images": "images~2"}) == [OffsetRange("images~2", 0, 10, 20)]
 
 
 def test_where_a_query_began_is_by_topic_and_partition(checkpoint: Path) -> None:

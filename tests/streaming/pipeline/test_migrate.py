@@ -28,7 +28,7 @@ SAME = Topic("images", "topic-id", {0: 0, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
 
 def write_old_checkpoint(settings: Settings, started: dict[int, int], ends: dict[int, int], number: int = 1) -> Path:
     """What an earlier release kept beside its tables: Spark's checkpoint, the pins, and which topic it was."""
-    folder = settings.home / "checkpoints" / settings.topic
+    folder = settings.work_dir / "checkpoints" / settings.topic
     for file, offsets in (("sources/0/0", started), ("offsets/2", ends)):
         path = folder / "spark" / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def write_old_checkpoint(settings: Settings, started: dict[int, int], ends: dict
     (folder / "pins" / "2.json").write_text(json.dumps({"query_id": QUERY_ID, "batch_id": 2}))
     (folder / "topic.json").write_text(json.dumps({"id": "topic-id", "number": number}))
     (folder / ".lock").touch()
-    (settings.home / f"stream-{settings.topic}.json").write_text("{}")
+    (settings.work_dir / f"stream-{settings.topic}.json").write_text("{}")
     return folder
 
 
@@ -58,11 +58,11 @@ def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def start(settings: Settings, topic: Topic = SAME, accept: Accept | None = None) -> Positions:
     """What a start of the stream does before it starts Spark."""
-    accept, tables = accept or Accept(), Tables(settings.tables_dir)
+    accept, tables = accept or Accept(), Tables(settings.place.tables)
     with old_stream_stopped(settings):
         positions = finish_decided(settings, settings.topic, tables)
         if positions is None:
-            positions = begin_stream(settings, tables, topic, accept)
+            positions = begin_stream(settings, tables, [topic], accept)
         plan_start(positions, topic, accept)
         set_checkpoint_aside(settings)
     return positions
@@ -77,9 +77,9 @@ def check_migrated(settings: Settings, positions: Positions) -> None:
     assert report.clean, [problem.text for problem in report.problems]
     assert not report.unfinished
     assert (report.batches, report.predicted + report.quarantined) == (2, 19)
-    assert not (settings.home / "checkpoints" / "images").exists()
-    assert not (settings.home / "stream-images.json").exists()
-    assert (settings.home / "checkpoints.old" / "images" / "spark" / "metadata").is_file()
+    assert not (settings.work_dir / "checkpoints" / "images").exists()
+    assert not (settings.work_dir / "stream-images.json").exists()
+    assert (settings.work_dir / "checkpoints.old" / "images" / "spark" / "metadata").is_file()
 
 
 def test_an_old_home_goes_on_from_its_last_whole_batch(old_home: Settings) -> None:
@@ -139,7 +139,7 @@ def test_tables_whose_streams_folder_was_lost_go_on_likewise(old_home: Settings)
     first = start(old_home)
     commit_batch(old_home, 1, {0: (15, 18)}, query_id=first.stream or "")
     commit_batch(old_home, 2, {0: (18, 20)}, query_id=first.stream or "", upto="predictions")
-    shutil.rmtree(old_home.home / "streams")
+    shutil.rmtree(old_home.work_dir / "streams")
     positions = start(old_home)
     assert positions.stream not in {first.stream, QUERY_ID}
     assert positions.of_topic("images") == {0: 18, 1: 4, 2: 0}
@@ -154,7 +154,7 @@ def test_a_home_where_nothing_was_read_begins_where_the_topic_begins(tmp_path: P
         {("images", 0): 3, ("images", 1): 0},
         {"images": "topic-id"},
     )
-    names = {path.name for path in settings.tables_dir.iterdir()}
+    names = {path.name for path in Path(settings.place.tables).iterdir()}
     assert names == {"predictions", "quarantine", "features", "shadow", "batches"}
 
 
@@ -166,10 +166,10 @@ def test_an_old_home_that_read_nothing_yet_begins_where_spark_did(tmp_path: Path
 
 def test_rows_of_a_batch_cut_off_stay_until_kafka_is_seen_to_hold_its_messages(old_home: Settings) -> None:
     lost = Topic("images", "topic-id", {0: 16, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
-    before = DeltaTable(old_home.tables_dir / "predictions").version()
-    with pytest.raises(ServiceError, match="partition 0: 1 messages are lost, from offset 15 to 15"):
+    before = DeltaTable(old_home.place.table("predictions")).version()
+    with pytest.raises(ServiceError, match="partition 0: up to 1 messages are lost, from offset 15 to 15"):
         start(old_home, lost)
-    assert DeltaTable(old_home.tables_dir / "predictions").version() == before
+    assert DeltaTable(old_home.place.table("predictions")).version() == before
     assert read_identity(old_home, "images") is None
     positions = start(old_home, lost, Accept(loss=True))
     assert positions.of_topic("images") == {0: 15, 1: 4, 2: 2}, "what is left out is noted by the batch that does it"
@@ -180,7 +180,7 @@ def test_a_topic_that_was_made_again_before_the_migration_is_found_out(old_home:
     with pytest.raises(ServiceError, match=r"made again \(id another, before topic-id\)"):
         start(old_home, again)
     positions = start(old_home, again, Accept(new_topic=True))
-    assert plan_start(positions, again, Accept(new_topic=True)).topic == "images~2"
+    assert plan_start(positions, again, Accept(new_topic=True)).topics == {"images~2": again.id}
     with pytest.raises(ServiceError, match="made again"):
         start(old_home, again)
 
@@ -194,7 +194,7 @@ def test_the_topics_number_is_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_stream_of_the_earlier_release_that_still_runs_is_named(old_home: Settings) -> None:
-    with (old_home.home / "checkpoints" / "images" / ".lock").open("w") as lock:
+    with (old_home.work_dir / "checkpoints" / "images" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ServiceError, match="a stream of an earlier release is running on topic 'images'"):
             start(old_home)
@@ -203,16 +203,16 @@ def test_a_stream_of_the_earlier_release_that_still_runs_is_named(old_home: Sett
 
 @pytest.mark.parametrize("content", ["[", "{}", '{"id": 1, "number": 1}', '{"id": "x", "number": "1"}', "[]"])
 def test_a_damaged_memory_of_the_topic_is_named(old_home: Settings, content: str) -> None:
-    (old_home.home / "checkpoints" / "images" / "topic.json").write_text(content)
+    (old_home.work_dir / "checkpoints" / "images" / "topic.json").write_text(content)
     with pytest.raises(ServiceError, match=r"topic\.json, .* is damaged"):
         start(old_home)
 
 
 def test_other_topics_of_the_home_keep_their_checkpoint(old_home: Settings) -> None:
-    other = old_home.home / "checkpoints" / "other"
+    other = old_home.work_dir / "checkpoints" / "other"
     other.mkdir()
     start(old_home)
     assert other.is_dir()
-    (old_home.home / "checkpoints" / "images").mkdir()  # as put back from a copy
+    (old_home.work_dir / "checkpoints" / "images").mkdir()  # as put back from a copy
     start(old_home)
-    assert sorted(path.name for path in (old_home.home / "checkpoints.old").iterdir()) == ["images", "images.2"]
+    assert sorted(path.name for path in (old_home.work_dir / "checkpoints.old").iterdir()) == ["images", "images.2"]

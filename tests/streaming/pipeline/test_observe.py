@@ -248,7 +248,7 @@ def test_process_that_is_gone_or_another_of_the_same_number_does_not_stream(sett
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"phase": "odd"}', "\xff"])
 def test_damaged_state_file_is_as_none(settings: Settings, content: str) -> None:
-    path = settings.home / "streams" / "images" / "state.json"
+    path = settings.work_dir / "streams" / "images" / "state.json"
     path.parent.mkdir(parents=True)
     path.write_text(content, encoding="latin-1")
     assert read_state(settings) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from streaming.pipeline.offsets import PartitionLag, lags
+from streaming.pipeline.offsets import PartitionLag, Reach, lags
 
 
 @pytest.mark.parametrize(
@@ -24,21 +24,24 @@ from streaming.pipeline.offsets import PartitionLag, lags
 def test_lag_is_what_the_broker_still_has_and_no_table_holds(
     committed: int | None, end: int | None, begin: int | None, lag: int | None
 ) -> None:
-    assert PartitionLag(0, committed, end=end, begin=begin).lag == lag
+    assert PartitionLag("images", 0, committed, end=end, begin=begin).lag == lag
 
 
 def test_every_partition_that_either_side_knows_is_listed() -> None:
-    assert lags({1: 5, 0: 3}, {2: (0, 4), 1: (2, 9)}) == [
-        PartitionLag(0, 3, end=None, begin=None),
-        PartitionLag(1, 5, end=9, begin=2),
-        PartitionLag(2, None, end=4, begin=0),
+    known = {("b", 2): Reach(0, 4), ("b", 1): Reach(2, 9, held=6)}
+    assert lags({("b", 1): 5, ("a", 3): 3}, known) == [
+        PartitionLag("a", 3, 3, end=None, begin=None),
+        PartitionLag("b", 1, 5, end=9, begin=2, held=6),
+        PartitionLag("b", 2, None, end=4, begin=0, held=0),
     ]
 
 
 def test_partitions_are_listed_in_the_order_of_their_numbers() -> None:
-    assert [one.partition for one in lags({8: 1, 16: 1}, {1: (0, 4), 9: (0, 1)})] == [1, 8, 9, 16]
+    assert [
+        one.partition for one in lags({("a", 8): 1, ("a", 16): 1}, {("a", 1): Reach(0, 4), ("a", 9): Reach(0, 1)})
+    ] == [1, 8, 9, 16]
 
 
 def test_without_a_broker_only_what_is_committed_is_known() -> None:
-    assert lags({0: 3}, None) == [PartitionLag(0, 3, end=None, begin=None)]
+    assert lags({("a", 0): 3}, None) == [PartitionLag("a", 0, 3, end=None, begin=None)]
     assert lags({}, None) == []

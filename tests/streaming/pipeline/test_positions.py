@@ -21,12 +21,14 @@ from streaming.pipeline.positions import (
     Plan,
     Positions,
     StreamIdentity,
+    TopicAppearedError,
     committed_offsets,
     identity_key,
     name_in_kafka,
     name_in_tables,
     number_of,
     plan_start,
+    plan_topics,
     read_identity,
     read_positions,
 )
@@ -96,7 +98,7 @@ def test_a_damaged_identity_is_refused_by_its_key_and_what_is_wrong(
     settings: Settings, change: dict[str, Any], said: str
 ) -> None:
     begin_stream(settings)
-    path = settings.home / identity_key("images")
+    path = settings.work_dir / identity_key("images")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ServiceError) as error:
         read_identity(settings, "images")
@@ -119,7 +121,7 @@ def test_a_stream_stands_where_it_began_until_a_batch_is_whole(settings: Setting
     assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 4}, {"images": "topic-id"})
     decision = decision_of(settings, 1, {0: (4, 9)})
     assert positions_of(settings).ends == {("images", 0): 4}
-    apply(decision, Tables(settings.tables_dir), fresh=True)
+    apply(decision, Tables(settings.place.tables), fresh=True)
     assert positions_of(settings) == Positions(QUERY_ID, 1, {("images", 0): 9}, {"images": "topic-id"})
     assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 4}, {"images": "topic-id"}).after(decision)
 
@@ -129,7 +131,7 @@ def test_each_partition_stands_where_its_last_batch_ended(settings: Settings) ->
     for number in range(1, 12):
         apply(
             decision_of(settings, number, {number % 2: (10 * number, 10 * number + 10)}),
-            Tables(settings.tables_dir),
+            Tables(settings.place.tables),
             fresh=True,
         )
     assert positions_of(settings).number == 11
@@ -147,7 +149,7 @@ def test_the_topics_id_is_that_of_the_newest_batch(settings: Settings) -> None:
     begin_stream(settings, {0: 0})
     again = settings.model_copy(update={"topic": "images~2"})
     decision = replace(decision_of(again, 1, {0: (0, 3)}), topics={"images~2": "another-id"})
-    apply(decision, Tables(settings.tables_dir), fresh=True)
+    apply(decision, Tables(settings.place.tables), fresh=True)
     assert positions_of(settings).topics == {"images": "topic-id", "images~2": "another-id"}
     assert committed_offsets(settings) == ("images~2", {0: 3})
 
@@ -165,7 +167,7 @@ def test_without_a_stream_the_tables_alone_tell_how_far_they_are(settings: Setti
 
 def test_a_table_that_cannot_be_read_is_named(settings: Settings) -> None:
     commit_batch(settings, 0, {0: (0, 5)})
-    for file in (settings.tables_dir / "batches" / "_delta_log").iterdir():
+    for file in (Path(settings.place.tables) / "batches" / "_delta_log").iterdir():
         file.write_text("{")
     with pytest.raises(ServiceError, match=r"table batches in .* cannot be read"):
         committed_offsets(settings)
@@ -181,18 +183,20 @@ def test_nothing_is_accepted_unless_the_user_says_so() -> None:
 def test_a_stream_begins_where_it_ended_and_reads_an_unknown_partition_from_its_first_message() -> None:
     plan = plan_start(at({0: 10, 1: 2}), topic({0: 0, 1: 0, 2: 0}, {0: 20, 1: 2, 2: 8}), Accept())
     assert starting(plan) == {"images": {"0": 10, "1": 2, "2": 0}}
-    assert (plan.stream, plan.number, plan.topic, plan.topics) == ("id", 5, "images", {"images": "one"})
+    assert (plan.stream, plan.number, plan.topics) == ("id", 5, {"images": "one"})
 
 
 def test_a_topic_that_begins_and_ends_where_the_tables_end_is_the_same() -> None:
     positions = at({0: 10}, "images~2", {"images~2": "one"})
     plan = plan_start(positions, topic({0: 10}, {0: 10}), Accept())
-    assert (plan.topic, starting(plan)) == ("images~2", {"images": {"0": 10}})
+    assert (plan.names, starting(plan)) == ({"images": "images~2"}, {"images": {"0": 10}})
 
 
 def test_one_message_that_retention_removed_is_a_loss_until_it_is_accepted() -> None:
     found = topic({0: 11, 1: 0}, {0: 20, 1: 4})
-    with pytest.raises(ServiceError, match="partition 0: 1 messages are lost, from offset 10 to 10: .*--accept-loss"):
+    with pytest.raises(
+        ServiceError, match="partition 0: up to 1 messages are lost, from offset 10 to 10: .*--accept-loss"
+    ):
         plan_start(at({0: 10, 1: 0}), found, Accept(new_topic=True))
     plan = plan_start(at({0: 10, 1: 0}), found, Accept(loss=True))
     assert starting(plan) == {"images": {"0": 11, "1": 0}}
@@ -200,7 +204,7 @@ def test_one_message_that_retention_removed_is_a_loss_until_it_is_accepted() -> 
 
 
 def test_messages_of_a_partition_found_later_that_are_gone_are_a_loss() -> None:
-    with pytest.raises(ServiceError, match="partition 1: 3 messages are lost, from offset 0 to 2: "):
+    with pytest.raises(ServiceError, match="partition 1: up to 3 messages are lost, from offset 0 to 2: "):
         plan_start(at({0: 10}), topic({0: 0, 1: 3}, {0: 10, 1: 9}), Accept())
 
 
@@ -223,13 +227,26 @@ def test_a_topic_with_another_id_was_made_again_however_far_it_reaches() -> None
     with pytest.raises(ServiceError, match=r"made again \(id two, before one\): .*--accept-new-topic.*'images~3'"):
         plan_start(positions, found, Accept(loss=True))
     plan = plan_start(positions, found, Accept(new_topic=True))
-    assert (plan.topic, plan.topics, plan.number) == ("images~3", {"images~3": "two"}, 5)
+    assert (plan.topics, plan.number) == ({"images~3": "two"}, 5)
     assert starting(plan) == {"images": {"0": 3}}
     assert plan.check([OffsetRange("images~3", 0, 3, 5)]) == []
 
 
 def test_an_id_that_is_not_known_is_no_other_one() -> None:
-    assert plan_start(at({0: 10}, topics={"images": ""}), topic({0: 0}, {0: 10}, "two"), Accept()).topic == "images"
+    plan = plan_start(at({0: 10}, topics={"images": ""}), topic({0: 0}, {0: 10}, "two"), Accept())
+    assert plan.topics == {"images": "two"}
+
+
+def test_topics_of_one_stream_are_planned_together_and_a_new_one_from_its_first_message() -> None:
+    positions = at({0: 10}, topics={"images": "one"})
+    other = Topic("other", "other-id", {0: 7, 1: 0}, {0: 9, 1: 4})
+    plan = plan_topics(positions, [topic({0: 0}, {0: 20}), other], Accept())
+    assert plan.topics == {"images": "one", "other": "other-id"}
+    assert starting(plan) == {"images": {"0": 10}, "other": {"0": 7, "1": 0}}
+    assert plan.check([OffsetRange("images", 0, 10, 12), OffsetRange("other", 0, 7, 9)]) == []  # nothing was lost
+    known = Positions("id", 5, {("images", 0): 10, ("other", 0): 3}, {"images": "one", "other": "other-id"})
+    with pytest.raises(ServiceError, match="'other' partition 0: up to 4 messages are lost"):
+        plan_topics(known, [topic({0: 0}, {0: 20}), other], Accept())
 
 
 # A micro-batch
@@ -249,12 +266,12 @@ def test_every_range_of_a_batch_must_start_where_its_partition_ended() -> None:
 
 def test_a_partition_added_while_the_query_runs_begins_at_its_first_message() -> None:
     assert plan_of({0: 10}).check([OffsetRange("images", 3, 0, 4)]) == []
-    with pytest.raises(ServiceError, match="must begin at offset 0 of 'images', but Spark planned one from 1"):
+    with pytest.raises(ServiceError, match="must begin at offset 0, but Spark planned one from 1"):
         plan_of({0: 10}).check([OffsetRange("images", 3, 1, 4)])
 
 
-def test_a_range_of_another_topic_is_refused() -> None:
-    with pytest.raises(ServiceError, match="topic 'images~2' partition 0: .* offset 10 of 'images'"):
+def test_a_range_of_a_topic_that_appeared_needs_another_plan() -> None:
+    with pytest.raises(TopicAppearedError, match="'images~2'"):
         plan_of({0: 10}).check([OffsetRange("images~2", 0, 10, 12)])
 
 
@@ -316,7 +333,9 @@ def test_a_topic_that_goes_on_grows_and_loses_messages(broker: Settings, admin: 
 
     admin.delete_records({TopicPartition(name, 1): 7})
     shorter = describe_topic(servers, name)
-    with pytest.raises(ServiceError, match="partition 1: 3 messages are lost, from offset 4 to 6: .*--accept-loss"):
+    with pytest.raises(
+        ServiceError, match="partition 1: up to 3 messages are lost, from offset 4 to 6: .*--accept-loss"
+    ):
         plan_start(positions, shorter, Accept())
     assert starting(plan_start(positions, shorter, Accept(loss=True))) == {name: {"0": 0, "1": 7, "2": 0}}
 

@@ -1,10 +1,14 @@
 """Memory is worked out before the stream starts."""
 
+import re
+from typing import Any
+
 import pytest
 
 from streaming.errors import ServiceError
-from streaming.pipeline.preflight import check_memory, parse_size, with_fixed_heap
+from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.settings import Settings
+from streaming.sizes import parse_size
 
 
 @pytest.mark.parametrize(("text", "size"), [("512m", 512 * 1024**2), ("2g", 2 * 1024**3), ("1K", 1024)])
@@ -21,6 +25,17 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_model_too_large_for_the_machine_is_refused_with_the_figures() -> None:
     with pytest.raises(ServiceError, match=r"4 workers of up to [\d,]+ MiB .* need [\d,]+ MiB, [\d,]+ MiB are"):
         check_memory(Settings(), bundle_bytes=1024**4, workers=4)
+
+
+def test_memory_is_planned_for_the_largest_image_that_is_decoded() -> None:
+    def figure(**options: Any) -> int:
+        with pytest.raises(ServiceError) as refused:
+            check_memory(Settings(**options), bundle_bytes=1024**4, workers=1)
+        return int(re.search(r"pixels ([\d,]+) MiB", str(refused.value))[1].replace(",", ""))
+
+    assert figure(max_pixels=24_000_000) == 60 + 8 * 24_000_000 // 1024**2
+    assert figure() == 60 + 8 * 64_000_000 // 1024**2
+    assert figure(decode_memory="256m") == 60 + 256
 
 
 def test_a_small_model_fits() -> None:

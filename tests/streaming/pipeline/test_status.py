@@ -10,11 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from streaming.images.dataset import digit_images
 from streaming.pipeline.observe import Phase, StreamState, write_state
 from streaming.pipeline.status import read_status
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from tests.conftest import imagestream
+from tests.conftest import command_here, environment, environment_of, imagestream
 from tests.streaming.history import commit_batch, new_topic
 
 
@@ -45,7 +46,7 @@ def streaming(settings: Settings, phase: Phase = Phase.RUNNING, seen: float | No
 
 
 def with_champion(settings: Settings, trained: Path) -> Settings:
-    (settings.home / "models").symlink_to(trained / "models")
+    (settings.work_dir / "models").symlink_to(trained / "models")
     return settings
 
 
@@ -61,6 +62,22 @@ def test_lag_rate_batch_and_quarantine_are_told(settings: Settings) -> None:
     assert (found.last_batch.batch_id, found.last_batch.model_version, found.last_batch.input_rows) == (1, 2, 10)
     assert found.last_batch.age_s >= 0
     assert found.quarantined == {"not_an_image": 1, "truncated": 2}
+
+
+def test_messages_that_kafka_is_about_to_delete_are_mentioned(settings: Settings) -> None:
+    assert read_status(settings).near_retention == {}
+    from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
+
+    # Kept for so short a time that half of it is over; Kafka looks for what to delete every five minutes.
+    admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
+    admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topic, {"retention.ms": "2"})])
+    admin.close()
+    assert read_status(settings).near_retention == {settings.topic: 10}
+    image = settings.work_dir / "digit.png"
+    image.write_bytes(next(iter(digit_images(1)))[2])
+    with environment(**environment_of(settings)):
+        code, _, error = command_here("--home", settings.home, "publish", image)
+    assert (code, f"10 messages of {settings.topic} wait for a row" in error) == (0, True), error
 
 
 def test_healthy_needs_broker_stream_and_champion(settings: Settings, trained: Path) -> None:

@@ -10,23 +10,29 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder
+from kafka import KafkaProducer
 from pyspark.sql import SparkSession
 
 from streaming.images.dataset import digit_images, write_images
+from streaming.images.labels import labelled_features
 from streaming.pipeline.decisions import Decision, Decisions
 from streaming.registry import open_registry
 from streaming.settings import Settings
+from streaming.storage.tables import Table
 from tests.conftest import NewService, environment_of, imagestream
+from tests.models import onnx_graphs as graphs
 from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
 
 GOOD, MORE = 60, 20
+LOAD = 600  # images, published while the model is swapped
 BAD = {
     "empty.png": (b"", "empty"),
     "notes.txt": (b"this is text", "not_an_image"),
@@ -37,14 +43,14 @@ BAD = {
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
     """Read the tables with deltalake alone."""
     builder = QueryBuilder()
-    for path in settings.tables_dir.iterdir():
+    for path in Path(settings.place.tables).iterdir():
         builder = builder.register(path.name, DeltaTable(path))
     return pa.table(builder.execute(sql).read_all()).to_pylist()
 
 
 def versions(settings: Settings) -> dict[str, int]:
     """Every table's version."""
-    return {path.name: DeltaTable(path).version() for path in sorted(settings.tables_dir.iterdir())}
+    return {path.name: DeltaTable(path).version() for path in sorted(Path(settings.place.tables).iterdir())}
 
 
 def publish_digits(settings: Settings, folder: Path, count: int, skip: int) -> None:
@@ -141,7 +147,7 @@ def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings
 
 def test_sparks_own_delta_reader_sees_the_same_rows(spark: SparkSession, drained: Settings) -> None:
     for name in ("predictions", "quarantine", "features", "batches"):
-        directory = drained.tables_dir / name
+        directory = Path(drained.place.tables) / name
         assert spark.read.format("delta").load(str(directory)).count() == DeltaTable(directory).count()
 
 
@@ -155,10 +161,10 @@ def test_a_start_with_nothing_to_do_changes_nothing(drained: Settings) -> None:
 def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings, tmp_path: Path) -> None:
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained")
-    newest = DeltaTable(service.tables_dir / "batches").version()
-    log = service.tables_dir / "batches" / "_delta_log"
+    newest = DeltaTable(service.place.table("batches")).version()
+    log = Path(service.place.tables) / "batches" / "_delta_log"
     (log / f"{newest:020}.json").unlink()  # as if it had died before the batch was marked as whole
-    shutil.rmtree(service.home / "models")
+    shutil.rmtree(service.work_dir / "models")
     nowhere = service.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
 
     said = imagestream(nowhere, "stream", "--until-drained", code=1)["stderr"]
@@ -174,9 +180,11 @@ def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings,
 def test_tables_whose_streams_folder_is_lost_are_continued(service: Settings, tmp_path: Path) -> None:
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained", "--images-per-batch", 40)
-    newest = DeltaTable(service.tables_dir / "batches").version()
-    (service.tables_dir / "batches" / "_delta_log" / f"{newest:020}.json").unlink()  # the last batch was not completed
-    shutil.rmtree(service.home / "streams")
+    newest = DeltaTable(service.place.table("batches")).version()
+    (
+        Path(service.place.tables) / "batches" / "_delta_log" / f"{newest:020}.json"
+    ).unlink()  # the last batch was not completed
+    shutil.rmtree(service.work_dir / "streams")
 
     resumed = imagestream(service, "stream", "--until-drained")
 
@@ -227,6 +235,33 @@ def test_a_driver_that_loses_decisions_applies_the_winners_and_ends_at_the_third
     assert (report["clean"], report["batches"]) == (True, losses + 1)
 
 
+def test_sixty_labelled_images_under_two_keys_are_sixty_in_training(
+    service: Settings, spark: SparkSession, tmp_path: Path
+) -> None:
+    digits = list(digit_images(GOOD, 300))
+    producer = KafkaProducer(bootstrap_servers=service.bootstrap_servers)
+    for number, (_, label, data) in enumerate(digits):
+        headers = [("label", label.encode())] if number % 2 else []
+        producer.send(service.topic, data, b"camera %d" % (number % 2), headers).get(30)
+    producer.close()
+    imagestream(service, "stream", "--until-drained")
+    found = rows(service, "SELECT image_id, key FROM predictions")
+    assert len({row["image_id"] for row in found}) == GOOD
+    assert {row["key"] for row in found} == {b"camera 0", b"camera 1"}
+    labels = tmp_path / "labels.csv"
+    known = "".join(f"{hashlib.sha256(data).hexdigest()},{label}\n" for _, label, data in digits[::2])
+    labels.write_text(f"image_id,label\n{known}")
+    imagestream(service, "label", labels)
+    features = Table(service.place.tables, "features")
+    backbone = open_registry(service.home).read(1).backbone_sha256
+    labelled = labelled_features(spark, features, backbone, group_by="key").select("image_id", "label", "group_id")
+    expected = [
+        (hashlib.sha256(data).hexdigest(), label, f"camera {n % 2}") for n, (_, label, data) in enumerate(digits)
+    ]
+    found = {tuple(row) for row in labelled.where("group_id LIKE 'camera%'").collect()}  # beside what it was trained on
+    assert found == {*expected}
+
+
 def test_nothing_of_sparks_checkpoint_is_left_behind(
     service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,12 +270,14 @@ def test_nothing_of_sparks_checkpoint_is_left_behind(
     publish_digits(service, tmp_path / "digits", 3, skip=300)
     assert imagestream(service, "stream", "--until-drained")["input"] == 3
     assert not list(scratch.glob("imagestream-*"))
-    assert not (service.home / "checkpoints").exists()
+    assert not (service.work_dir / "checkpoints").exists()
 
 
 def test_a_challenger_is_scored_beside_the_champion_and_answers_nobody(service: Settings, tmp_path: Path) -> None:
     registry = open_registry(service.home)
-    second = registry.register(lambda directory: _copy_with_other_metrics(bundle_folder(service.home, 1), directory))
+    second = registry.register(
+        lambda directory: _copy_with_other_metrics(bundle_folder(service.work_dir, 1), directory)
+    )
     imagestream(service, "models", "promote", second, "--alias", "challenger")
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained")
@@ -258,7 +295,7 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
     service: Settings, tmp_path: Path
 ) -> None:
     publish_digits(service, tmp_path / "first", GOOD, skip=300)
-    registry, first = open_registry(service.home), bundle_folder(service.home, 1)
+    registry, first = open_registry(service.home), bundle_folder(service.work_dir, 1)
     log = tmp_path / "stream.log"
     command = [sys.executable, "-m", "streaming", "--home", str(service.home), "stream"]
     with log.open("wb") as file:
@@ -274,7 +311,7 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
 
         third = registry.register(lambda directory: _copy_with_other_metrics(first, directory))
         registry.promote(third, by="test", why="test")
-        (bundle_folder(service.home, third) / "classifier.npz").write_bytes(b"broken")
+        (bundle_folder(service.work_dir, third) / "classifier.npz").write_bytes(b"broken")
         publish_digits(service, tmp_path / "third", MORE, skip=430)
         _wait_for_predictions(service, GOOD + 2 * MORE, stream, log)
         stream.send_signal(signal.SIGTERM)
@@ -290,6 +327,44 @@ def test_a_promoted_model_answers_without_a_restart_and_a_broken_one_does_not(
     assert "classifier.npz has SHA-256" in refused[0]["refused"]
 
 
+def test_a_built_in_champion_is_swapped_for_an_imported_one_under_load(service: Settings, tmp_path: Path) -> None:
+    early = write_images(tmp_path / "images" / "early", digit_images(LOAD - MORE))
+    late = write_images(tmp_path / "images" / "late", digit_images(MORE, skip=LOAD - MORE))
+    network = graphs.save(graphs.classifier(), tmp_path / "network.onnx")
+    (tmp_path / "names").write_text("\n".join(f"digit {n}" for n in range(10)))
+    log = tmp_path / "stream.log"
+    command = [sys.executable, "-m", "streaming", "--home", str(service.home)]
+    with log.open("wb") as file:
+        started = {"env": os.environ | environment_of(service), "stdout": file, "stderr": file}
+        stream = subprocess.Popen([*command, "stream"], start_new_session=True, **started)
+        publisher = subprocess.Popen([*command, "publish", str(early), "--rate", "40"], **started)
+    try:
+        _wait_for_predictions(service, 1, stream, log)
+        made = imagestream(service, "models", "import", network, "--classes", tmp_path / "names", "--alias", "champion")
+        imagestream(service, "publish", late)  # however slow the machine is, these are answered by the new one
+        assert publisher.wait(60) == 0, log.read_text()
+        _wait_for_predictions(service, LOAD, stream, log)
+        stream.send_signal(signal.SIGTERM)
+        assert stream.wait(60) == 0, log.read_text()
+    finally:
+        for process in (stream, publisher):
+            process.kill()
+    found = rows(service, 'SELECT * FROM predictions ORDER BY partition, "offset"')
+    assert len({(row["partition"], row["offset"]) for row in found}) == len(found) == LOAD
+    assert {row["image_id"] for row in found} == {
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "images").rglob("*.png")
+    }
+    bundles = {1: open_registry(service.home).read(1).sha256, 2: made["bundle_sha256"]}
+    batches = {row["batch_id"]: row["model_version"] for row in rows(service, "SELECT * FROM batches")}
+    assert set(batches.values()) == {1, 2}
+    for row in found:
+        version = row["model_version"]
+        assert (version, row["bundle_sha256"]) == (batches[row["batch_id"]], bundles[version])
+        assert row["label"].startswith("digit ") == (version == 2)
+    for earlier, later in pairwise(found):
+        assert earlier["partition"] < later["partition"] or earlier["model_version"] <= later["model_version"]
+
+
 def _copy_with_other_metrics(source: Path, target: Path) -> None:
     """A bundle that differs from another in its manifest only, and so has a SHA-256 of its own."""
     shutil.copytree(source, target)
@@ -302,7 +377,7 @@ def _copy_with_other_metrics(source: Path, target: Path) -> None:
 def _wait_for_predictions(settings: Settings, count: int, stream: subprocess.Popen[bytes], log: Path) -> None:
     give_up = time.monotonic() + 120
     while True:
-        done = (settings.tables_dir / "batches").is_dir() and rows(settings, "SELECT count(*) AS n FROM predictions")
+        done = settings.place.has_table("batches") and rows(settings, "SELECT count(*) AS n FROM predictions")
         if done and done[0]["n"] >= count:
             return
         assert stream.poll() is None, log.read_text()

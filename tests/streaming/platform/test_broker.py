@@ -36,10 +36,13 @@ def listener(port: int = 0) -> Iterator[int]:
 
 
 @pytest.fixture
-def own(jars_dir: Path, tmp_path: Path) -> Iterator[Settings]:
+def own(jars_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """A home without a broker so far; whatever broker a test starts there is stopped."""
-    settings = Settings(home=tmp_path / "home", jars=jars_dir, bootstrap_servers=None)
+    # In a locale without letters such as ç, and where a comma parts the entries of Kafka's lists.
+    monkeypatch.setenv("LC_ALL", "POSIX")
+    settings = Settings(home=tmp_path / "fran\u00e7ois m\u00fcller, #1", jars=jars_dir, bootstrap_servers=None)
     yield settings
+    assert {path.name for path in tmp_path.glob("fran*")} <= {Path(settings.home).name}
     stop_broker(settings)
 
 
@@ -99,8 +102,8 @@ def test_second_start_does_nothing_and_stop_leaves_nothing_behind(
 
 def test_taken_port_makes_the_broker_choose_another_and_remember_it(own: Settings) -> None:
     with listener() as taken:
-        (own.home / "broker").mkdir(parents=True)
-        (own.home / "broker" / "broker.json").write_text(f'{{"port": {taken}, "pid": 0}}')
+        (own.work_dir / "broker").mkdir(parents=True)
+        (own.work_dir / "broker" / "broker.json").write_text(f'{{"port": {taken}, "pid": 0}}')
         state, _ = start_broker(own)
         assert state.port != taken
     assert bootstrap_servers(own) == state.address
@@ -134,21 +137,21 @@ def test_without_a_broker_the_error_says_how_to_get_one(own: Settings) -> None:
 
 
 def test_process_id_that_another_process_has_now_is_not_our_broker(own: Settings) -> None:
-    (own.home / "broker").mkdir(parents=True)
-    (own.home / "broker" / "broker.json").write_text(f'{{"port": 9092, "pid": {os.getpid()}}}')
+    (own.work_dir / "broker").mkdir(parents=True)
+    (own.work_dir / "broker" / "broker.json").write_text(f'{{"port": 9092, "pid": {os.getpid()}}}')
     assert running_broker(own) is None
     assert not stop_broker(own)
 
 
 def test_damaged_state_file_counts_as_never_started(own: Settings) -> None:
-    (own.home / "broker").mkdir(parents=True)
-    (own.home / "broker" / "broker.json").write_text('{"port": 90')
+    (own.work_dir / "broker").mkdir(parents=True)
+    (own.work_dir / "broker" / "broker.json").write_text('{"port": 90')
     assert running_broker(own) is None
     assert remembered_port(own) is None
 
 
 def test_jvm_that_ends_while_it_starts_is_one_line_from_its_log(own: Settings) -> None:
-    data = own.home / "broker" / "data"
+    data = own.work_dir / "broker" / "data"
     data.mkdir(parents=True)
     (data / "meta.properties").write_text("version=1\ncluster.id=other\nnode.id=7\n")  # another node's data
     with pytest.raises(ServiceError, match=r"the broker ended while it started: .*node.*see .*server\.log") as error:

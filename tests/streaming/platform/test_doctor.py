@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from streaming.platform.broker import running_broker
-from streaming.platform.doctor import diagnose
+from streaming.platform.doctor import diagnose, missing_variables
 from streaming.platform.kafka_node import free_port
 from streaming.settings import Settings
+from tests.object_store import BUCKET, ObjectStoreServer
 
 
 def doctor(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,6 +37,7 @@ def test_each_thing_that_is_missing_is_named_with_its_fix(tmp_path: Path, monkey
     (tmp_path / "file").touch()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     silent = f"127.0.0.1:{free_port()}"
     checks = diagnose(Settings(home=tmp_path / "file" / "home", bootstrap_servers=silent))
     failed = {check.name: check.fix or "" for check in checks if not check.ok}
@@ -44,6 +46,48 @@ def test_each_thing_that_is_missing_is_named_with_its_fix(tmp_path: Path, monkey
     assert "--home" in failed["home"]
     assert "imagestream setup" in failed["jars"]
     assert "IMAGESTREAM_BOOTSTRAP_SERVERS" in failed["broker"]
+
+
+def test_home_in_a_bucket_is_tried_out_and_what_is_not_set_is_named(
+    object_store: ObjectStoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_store.options["aws_endpoint"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", object_store.options["aws_access_key_id"])
+    (tmp_path / "file").touch()
+
+    def checks(prefix: str, work: Path) -> dict[str, tuple[str, str | None]]:
+        settings = Settings(home=f"s3://{BUCKET}/{prefix}", work=work)
+        return {check.name: (check.found, check.fix) for check in diagnose(settings) if check.name in {"home", "work"}}
+
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    refused = checks("doctor-refused", tmp_path / "file" / "work")
+    assert "file/work" in refused["work"][0]
+    assert "IMAGESTREAM_WORK" in str(refused["work"][1])
+    assert "cannot put an object" in refused["home"][0]
+    assert "set AWS_SECRET_ACCESS_KEY, unless" in str(refused["home"][1])
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_store.options["aws_secret_access_key"])
+    found = checks("doctor", tmp_path / "work")
+    assert {name: fix for name, (_, fix) in found.items()} == {"work": None, "home": None}
+    assert list(Settings(home=f"s3://{BUCKET}/doctor", work=tmp_path / "work").place.store.list()) == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "present", "missing"),
+    [
+        ("s3", {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"}, []),
+        ("s3", {"AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN", "AWS_ENDPOINT_URL"}, []),
+        ("s3", set(), ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"]),
+        ("s3", {"AWS_ROLE_ARN", "AWS_REGION"}, ["AWS_WEB_IDENTITY_TOKEN_FILE"]),
+        ("gs", {"GOOGLE_APPLICATION_CREDENTIALS"}, []),
+        ("gs", set(), ["GOOGLE_SERVICE_ACCOUNT"]),
+        ("az", {"AZURE_CLIENT_ID"}, ["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"]),
+    ],
+)
+def test_variables_that_a_bucket_needs_and_are_not_set_are_named(
+    scheme: str, present: set[str], missing: list[str]
+) -> None:
+    assert missing_variables(scheme, present) == missing
 
 
 def test_damaged_jar_is_found_by_its_hash(jars_dir: Path, tmp_path: Path) -> None:
@@ -59,7 +103,7 @@ def test_damaged_jar_is_found_by_its_hash(jars_dir: Path, tmp_path: Path) -> Non
 
 
 def test_command_fails_without_java_and_writes_what_it_found(tmp_path: Path) -> None:
-    done = doctor(tmp_path, "--json", str(tmp_path / "doctor.json"), PATH="")
+    done = doctor(tmp_path, "--json", str(tmp_path / "doctor.json"), PATH="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     found = json.loads((tmp_path / "doctor.json").read_text())

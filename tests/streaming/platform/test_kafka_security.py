@@ -164,8 +164,8 @@ def test_users_with_just_the_rights_they_need_publish_and_stream(
     assert imagestream(publisher, "stream", "--until-drained")["predicted"] == 10
 
     assert DeltaTable(home / "tables" / "predictions").count() == 10
-    offsets = TopicOffsets(str(publisher.bootstrap_servers), TOPIC, client_arguments(publisher))
-    assert sum(end for _, end in (offsets.read() or {}).values()) == 10
+    offsets = TopicOffsets(str(publisher.bootstrap_servers), [TOPIC], client_arguments(publisher))
+    assert sum(one.end for one in (offsets.read() or {}).values()) == 10
     offsets.close()
     for file in home.rglob("*"):  # the log of Spark, the checkpoint, the tables, the state of the stream
         if file.is_file() and not file.is_symlink():

@@ -1,5 +1,6 @@
 """The Spark session: it starts with what a stream gives it, and what goes wrong is told in a line."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,14 +33,20 @@ except ServiceError as error:
 """
 
 
-def start(home: Path, memory: str) -> list[str]:
+def start(home: Path, memory: str, **environment: str) -> list[str]:
     jars = read_settings().jars_dir.resolve()
     command = [sys.executable, "-c", START, str(home), str(jars), "local[1]", memory]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    done = subprocess.run(
+        command, env=os.environ | environment, check=True, capture_output=True, text=True, timeout=120
+    )
+    return done.stdout.splitlines()
 
 
 def test_one_core_is_enough_for_one_session_after_another_and_nobody_else_can_reach_the_workers(tmp_path: Path) -> None:
-    *sessions, sockets = start(tmp_path, "2g")
+    home = tmp_path / "fran\u00e7ois m\u00fcller, #1 'x' ${y}"
+    *sessions, sockets = start(home, "2g", LC_ALL="POSIX")
+    assert list(tmp_path.iterdir()) == [home]  # Log4j writes nowhere else
+    assert (home / "spark.log").is_file()
     assert sessions == ["10 700", "10 700"]
     assert not Path(sockets).exists()  # once the process has ended
 
@@ -48,6 +55,11 @@ def test_too_little_memory_is_told_with_what_is_needed(tmp_path: Path) -> None:
     (said,) = start(tmp_path, "300m")
     assert "must be at least 471859200" in said
     assert str(tmp_path / "spark.log") in said
+
+
+def test_the_last_words_of_a_jvm_that_ends_at_once_are_the_reason(tmp_path: Path) -> None:
+    (said,) = start(tmp_path, "1g", SPARK_SUBMIT_OPTS="-XX:+UseParallelGC")
+    assert "Multiple garbage collectors selected" in said
 
 
 @pytest.mark.parametrize(

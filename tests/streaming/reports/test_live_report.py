@@ -33,7 +33,7 @@ def settings(tmp_path: Path) -> Settings:
 def predict(settings: Settings, answers: list[dict[str, Any]]) -> None:
     rows = [prediction(settings, 0, number) | {"model_version": 1} | one for number, one in enumerate(answers)]
     data = pa.Table.from_pylist(rows, schema=PREDICTIONS)
-    write_deltalake(settings.tables_dir / "predictions", data, mode="append")
+    write_deltalake(settings.place.table("predictions"), data, mode="append")
 
 
 def some_answers(n: int) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def test_labels_given_later_count_and_the_latest_wins(settings: Settings) -> Non
     given = [("0-0", "dog", 0), ("0-1", "dog", 0), ("0-1", "cat", 2), ("0-1", "cow", 1)]
     labels = [{"image_id": i, "label": label, "labelled_at": NOW + timedelta(hours=h)} for i, label, h in given]
     schema = pa.schema([("image_id", pa.string()), ("label", pa.string()), ("labelled_at", pa.timestamp("us", "UTC"))])
-    write_deltalake(settings.tables_dir / "labels", pa.Table.from_pylist(labels, schema=schema))
+    write_deltalake(settings.place.table("labels"), pa.Table.from_pylist(labels, schema=schema))
     found = read_live_report(settings)
     assert (found.evaluation.rows, found.evaluation.right) == (2, 1)
     assert [(one.image_id, one.label, one.predicted) for one in found.mistakes] == [("0-0", "dog", "cat")]
@@ -150,7 +150,7 @@ def test_command_writes_the_page_without_a_jvm(settings: Settings, tmp_path: Pat
     assert found["metrics"]["holdout_rows"] == 90
     assert "Live predictions" in page.read_text(encoding="utf-8")
     assert {Path(file).stem for file in found["figures"]} == {"confusion", "reliability", "balance", "samples"}
-    assert not (settings.home / "spark.log").exists()
+    assert not (settings.work_dir / "spark.log").exists()
 
 
 def test_without_labelled_predictions_there_is_nothing_to_report(settings: Settings) -> None:

@@ -46,7 +46,7 @@ class Service:
 
     @property
     def features(self) -> Table:
-        return Table(self.settings.tables_dir, "features")
+        return Table(self.settings.place.tables, "features")
 
     def version(self, number: int) -> Version:
         return Version(number, open_registry(self.settings.home).read(number))
@@ -79,7 +79,7 @@ def service(
         sources.append(str(path))
         if number % 3:  # a third of the files is gone
             path.write_bytes(image if number % 3 == 1 else image + b"\0")  # and another has changed since
-    table = Table(settings.tables_dir, "features")
+    table = Table(settings.place.tables, "features")
     store(table, digits, ids, sources, exported.sha256, 0)
     half = Digits(digits.images[: N // 2], digits.labels[: N // 2], digits.features[: N // 2])
     store(table, half, ids[: N // 2], sources[: N // 2], OTHER_BACKBONE, 1)
@@ -99,7 +99,7 @@ def service(
 @pytest.fixture(scope="module")
 def report(spark: SparkSession, service: Service) -> ModelReport:
     """Version 1 beside version 2."""
-    return model_report(spark, service.features, service.version(1), service.version(2))
+    return model_report(spark, service.settings.place, service.features, service.version(1), service.version(2))
 
 
 def expected(service: Service, head: Head, rows: np.ndarray) -> EvaluationSums:
@@ -157,7 +157,7 @@ def test_images_that_the_other_version_was_fitted_on_do_not_count(spark: SparkSe
     seen = seen_images([image for image, label in of_class if label == "0"])
     files = {**bundle.files, FITTED_ON: write_npz(seen.to_arrays())}
     other = Version(3, replace(bundle, files=files))
-    compared = model_report(spark, service.features, service.version(1), other).comparison
+    compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
     assert compared is not None
     of_zero = np.array([label == "0" for label in service.digits.labels])
     assert compared.ours.rows == compared.counts.rows == (service.held_out & ~of_zero).sum()
@@ -167,7 +167,7 @@ def test_a_class_that_the_other_version_does_not_know_counts(spark: SparkSession
     bundle = service.version(2).bundle
     renamed = tuple("zero" if name == "0" else name for name in bundle.manifest.classes)
     ignorant = Version(3, replace(bundle, manifest=bundle.manifest.model_copy(update={"classes": renamed})))
-    compared = model_report(spark, service.features, service.version(1), ignorant).comparison
+    compared = model_report(spark, service.settings.place, service.features, service.version(1), ignorant).comparison
     assert compared is not None
     assert compared.counts.rows == service.held_out.sum()
     assert compared.theirs.classes == (*renamed, "0")
@@ -181,7 +181,7 @@ def on_other_backbone(version: Version, backbone: str) -> Version:
 
 def test_versions_of_different_backbones_meet_where_both_have_features(spark: SparkSession, service: Service) -> None:
     other = on_other_backbone(service.version(2), OTHER_BACKBONE)
-    compared = model_report(spark, service.features, service.version(1), other).comparison
+    compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
     assert compared is not None
     first_half = np.arange(N) < N // 2
     assert compared.ours.rows == compared.theirs.rows == compared.counts.rows == (service.held_out & first_half).sum()
@@ -190,9 +190,9 @@ def test_versions_of_different_backbones_meet_where_both_have_features(spark: Sp
 def test_what_cannot_be_compared_or_evaluated_is_said_in_one_line(spark: SparkSession, service: Service) -> None:
     stranger = on_other_backbone(service.version(2), "e" * 64)
     with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: there is no labelled image that"):
-        model_report(spark, service.features, service.version(1), stranger)
+        model_report(spark, service.settings.place, service.features, service.version(1), stranger)
     with pytest.raises(ServiceError, match="version 3 was possibly fitted on every labelled image in"):
-        model_report(spark, service.features, stranger)
+        model_report(spark, service.settings.place, service.features, stranger)
 
 
 def test_images_are_shown_only_while_their_files_are_what_was_scored(report: ModelReport, service: Service) -> None:

@@ -30,7 +30,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def write(settings: Settings, name: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    write_deltalake(settings.tables_dir / name, pa.Table.from_pylist(rows, schema=schema), mode="append")
+    write_deltalake(settings.place.table(name), pa.Table.from_pylist(rows, schema=schema), mode="append")
 
 
 def predict(settings: Settings, version: int, answers: list[tuple[str, str | None]]) -> None:
@@ -137,9 +137,9 @@ def test_images_that_champion_or_challenger_was_fitted_on_are_left_out_and_shown
     assert (row["champion_accuracy"], row["challenger_accuracy"]) == (0.5, 0.75)
     assert (row["only_champion_right"], row["only_challenger_right"]) == (1, 2)
     assert (row["fitted_champion_accuracy"], row["fitted_challenger_accuracy"]) == (0.5, 0.5)
-    reader = Reader(settings.tables_dir)
+    reader = Reader(settings.place)
     reader.version("predictions", "shadow", "labels")
-    assert data.agreement(reader, 2, str(settings.home)) == row
+    assert data.agreement(reader, 2) == row
 
 
 def test_one_challenger_can_be_asked_for(settings: Settings) -> None:

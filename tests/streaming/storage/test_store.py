@@ -18,7 +18,8 @@ import pytest
 
 from streaming.errors import ServiceError
 from streaming.storage import store as store_module
-from streaming.storage.store import LocalStore, ObjectStore, Store, StoreAwayError, open_store
+from streaming.storage.store import LocalStore, ObjectStore, Store, open_store
+from streaming.storage.store_errors import StoreAwayError
 from tests.object_store import BUCKET, ObjectStoreServer
 from tests.streaming.racers import run_at_once
 

@@ -18,7 +18,8 @@ from streaming.errors import ServiceError
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage import table_log
-from streaming.storage.store import LocalStore, StoreAwayError
+from streaming.storage.store import LocalStore
+from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.table_log import TableLog, open_log
 from streaming.storage.tables import LABELS, PREDICTIONS, Table
 from tests.streaming.history import NOON
@@ -31,25 +32,25 @@ def labels(*image_ids: str) -> pa.Table:
     return pa.Table.from_pylist([{"image_id": one, "label": "cat", "labelled_at": NOON} for one in image_ids], LABELS)
 
 
-def images(directory: Path) -> list[str]:
+def images(directory: Path | str) -> list[str]:
     return sorted(DeltaTable(directory).to_pyarrow_table().column("image_id").to_pylist())
 
 
-def entries(directory: Path) -> list[list[dict[str, Any]]]:
+def entries(directory: Path | str) -> list[list[dict[str, Any]]]:
     """The actions of each entry of the log."""
-    log = sorted((directory / "_delta_log").glob("*.json"))
+    log = sorted((Path(directory) / "_delta_log").glob("*.json"))
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in log]
 
 
-def writers(directory: Path) -> list[str]:
+def writers(directory: Path | str) -> list[str]:
     """Who wrote each entry but the first."""
     infos = [action["commitInfo"] for entry in entries(directory)[1:] for action in entry if "commitInfo" in action]
     return [info["engineInfo"].split(":")[0] for info in infos]
 
 
-def add(directory: Path, path: str, *image_ids: str) -> AddAction:
+def add(directory: Path | str, path: str, *image_ids: str) -> AddAction:
     """A new file, not yet part of the table."""
-    file = directory / path
+    file = Path(directory) / path
     file.parent.mkdir(exist_ok=True, parents=True)
     pq.write_table(labels(*image_ids), file)
     return AddAction(path, file.stat().st_size, {}, 1, True, json.dumps({"numRecords": len(image_ids)}))
@@ -68,13 +69,13 @@ def test_readers_see_the_rows_of_every_entry(table: Table, tmp_path: Path) -> No
     for number in range(120):
         assert table.append(labels(f"{number:03}"), APP, number)
     expected = [f"{number:03}" for number in range(120)]
-    assert set(writers(table.directory)) == {"imagestream"}
-    assert images(table.directory) == expected
+    assert set(writers(table.place)) == {"imagestream"}
+    assert images(table.place) == expected
     rows = query(Settings(home=tmp_path), "SELECT image_id FROM labels ORDER BY ALL")
     assert rows.column("image_id").to_pylist() == expected
-    seen = DeltaTable(table.directory)
+    seen = DeltaTable(table.place)
     assert (seen.version(), seen.transaction_version(APP)) == (120, 119)
-    assert json.loads((table.directory / "_delta_log" / "_last_checkpoint").read_text())["version"] == 100
+    assert json.loads((Path(table.place) / "_delta_log" / "_last_checkpoint").read_text())["version"] == 100
     assert seen.history(1)[0]["operation"] == "WRITE"
 
 
@@ -83,9 +84,9 @@ def test_spark_sees_the_rows_of_every_entry(spark: SparkSession, tmp_path: Path)
     rows = [{"image_id": f"{number:02}", "offset": number, "date": NOON.date()} for number in range(60)]
     for number, row in enumerate(rows):
         assert predictions.append(pa.Table.from_pylist([row], PREDICTIONS), APP, number)
-    odd = add(predictions.directory, "date=2024-05-06/a b%é#1.parquet", "odd")
-    assert open_log(predictions.directory).commit([odd], APP, 60)
-    frame = spark.read.format("delta").load(str(predictions.directory))
+    odd = add(predictions.place, "date=2024-05-06/a b%é#1.parquet", "odd")
+    assert open_log(predictions.place).commit([odd], APP, 60)
+    frame = spark.read.format("delta").load(predictions.place)
     assert sorted(row.image_id for row in frame.collect()) == [*(row["image_id"] for row in rows), "odd"]
     found = frame.where("offset >= 58 AND date = DATE '2024-05-06'").collect()  # by statistics and partition
     assert sorted(row.image_id for row in found) == ["58", "59"]
@@ -107,7 +108,7 @@ for number in range(60):
 
 
 def test_two_processes_that_commit_at_once_lose_and_repeat_nothing(tmp_path: Path) -> None:
-    directory = Table(tmp_path, "labels").directory
+    directory = Table(tmp_path, "labels").place
     run_at_once(WRITER, [(tmp_path, name) for name in ("a", "b")])
     expected = {f"{app} {number:02}" for app in ("a", "b", "both") for number in range(60)}
     assert Counter(images(directory)) == Counter(expected)
@@ -116,21 +117,21 @@ def test_two_processes_that_commit_at_once_lose_and_repeat_nothing(tmp_path: Pat
 
 def test_commit_of_deltalake_in_between_is_noticed(table: Table) -> None:
     table.append(labels("ours"), APP, 0)
-    write_deltalake(table.directory, labels("theirs"), mode="append")
+    write_deltalake(table.place, labels("theirs"), mode="append")
     assert table.append(labels("ours too"), APP, 1)
-    assert images(table.directory) == ["ours", "ours too", "theirs"]
-    assert writers(table.directory) == ["imagestream", "delta-rs", "imagestream"]
+    assert images(table.place) == ["ours", "ours too", "theirs"]
+    assert writers(table.place) == ["imagestream", "delta-rs", "imagestream"]
 
 
 def test_transaction_that_another_handle_has_committed_is_left_out(table: Table) -> None:
-    other = Table(table.directory.parent, "labels")
+    other = Table(table.tables, "labels")
     for one in (table, other):
         one.append(labels(f"first of {id(one)}"), f"{id(one)}", 0)  # both handles know a version
-    before = images(table.directory)
+    before = images(table.place)
     assert other.append(labels("once"), APP, 7)
     assert not table.append(labels("twice"), APP, 7)
     assert not table.append(labels("older"), APP, 6)
-    assert images(table.directory) == sorted([*before, "once"])
+    assert images(table.place) == sorted([*before, "once"])
 
 
 @pytest.mark.parametrize("properties", [{"delta.enableChangeDataFeed": "true"}, {"delta.appendOnly": "true"}])
@@ -138,35 +139,35 @@ def test_transaction_that_another_handle_has_committed_is_left_out(table: Table)
 def test_table_that_was_upgraded_is_committed_to_by_deltalake(
     table: Table, properties: dict[str, str], known: bool
 ) -> None:
-    ours = table if known else Table(table.directory.parent, "labels")
+    ours = table if known else Table(table.tables, "labels")
     ours.append(labels("before"), APP, 0)
-    DeltaTable(table.directory).alter.set_table_properties(properties)
-    writer = ours if known else Table(table.directory.parent, "labels")
+    DeltaTable(table.place).alter.set_table_properties(properties)
+    writer = ours if known else Table(table.tables, "labels")
     for number in (1, 2):
         assert writer.append(labels(f"after {number}"), APP, number)
         assert not writer.append(labels("again"), APP, number)
-    assert writers(table.directory) == ["imagestream", "delta-rs", "delta-rs", "delta-rs"]
-    assert images(table.directory) == ["after 1", "after 2", "before"]
+    assert writers(table.place) == ["imagestream", "delta-rs", "delta-rs", "delta-rs"]
+    assert images(table.place) == ["after 1", "after 2", "before"]
 
 
 def test_file_that_is_no_longer_part_of_the_table_cannot_be_replaced(table: Table) -> None:
-    log = open_log(table.directory)
-    assert log.commit([add(table.directory, "one.parquet", "one"), add(table.directory, "two.parquet", "two")], APP, 0)
-    DeltaTable(table.directory).delete("image_id = 'one'")  # by a program that knows nothing of our transactions
-    assert not log.commit([add(table.directory, "copy.parquet", "one")], "rewrite", 1, [remove("one.parquet")])
-    assert log.commit([add(table.directory, "2.parquet", "two")], "rewrite", 1, [remove("two.parquet")])
-    assert images(table.directory) == ["two"]
-    assert [file.path for file in open_log(table.directory).files()] == ["2.parquet"]
+    log = open_log(table.place)
+    assert log.commit([add(table.place, "one.parquet", "one"), add(table.place, "two.parquet", "two")], APP, 0)
+    DeltaTable(table.place).delete("image_id = 'one'")  # by a program that knows nothing of our transactions
+    assert not log.commit([add(table.place, "copy.parquet", "one")], "rewrite", 1, [remove("one.parquet")])
+    assert log.commit([add(table.place, "2.parquet", "two")], "rewrite", 1, [remove("two.parquet")])
+    assert images(table.place) == ["two"]
+    assert [file.path for file in open_log(table.place).files()] == ["2.parquet"]
 
 
 def test_path_of_any_characters_is_added_and_removed(table: Table) -> None:
     path = "a b/ü%20#?&=[1].parquet"
-    log = open_log(table.directory)
-    assert log.commit([add(table.directory, path, "one")], APP, 0)
-    assert [file.path for file in open_log(table.directory).files()] == [path]
-    assert images(table.directory) == ["one"]
+    log = open_log(table.place)
+    assert log.commit([add(table.place, path, "one")], APP, 0)
+    assert [file.path for file in open_log(table.place).files()] == [path]
+    assert images(table.place) == ["one"]
     assert log.commit([], "rewrite", 1, [remove(path)])
-    assert images(table.directory) == []
+    assert images(table.place) == []
 
 
 class Clock:
@@ -190,11 +191,11 @@ def commit_and_clean(directory: Path) -> None:
 def test_writer_that_slept_while_the_log_was_cleaned_looks_again(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     table.append(labels("before"), APP, 0)
-    commit_and_clean(table.directory)
+    commit_and_clean(Path(table.place))
     clock.now += table_log.KNOWN_FOR_S + 1
     assert table.append(labels("after"), APP, 1)
-    assert {"before", "after"} <= set(images(table.directory))
-    assert len(images(table.directory)) == table_log.CHECKPOINT_INTERVAL + 2
+    assert {"before", "after"} <= set(images(table.place))
+    assert len(images(table.place)) == table_log.CHECKPOINT_INTERVAL + 2
 
 
 def test_writer_that_slept_in_the_middle_of_a_commit_commits_again(
@@ -207,13 +208,13 @@ def test_writer_that_slept_in_the_middle_of_a_commit_commits_again(
         def _put_if_absent(self, key: str, data: bytes) -> bool:
             if clock.now == 1000.0:
                 clock.now += 86_400
-                commit_and_clean(table.directory)
+                commit_and_clean(Path(table.place))
             return super()._put_if_absent(key, data)
 
-    table._log._store = Sleepy(table.directory)
+    table._log._store = Sleepy(Path(table.place))
     assert table.append(labels("after"), APP, 1)
     assert not table.append(labels("again"), APP, 1)
-    found = images(table.directory)
+    found = images(table.place)
     assert (len(found), found.count("after")) == (table_log.CHECKPOINT_INTERVAL + 2, 1)
 
 
@@ -230,23 +231,23 @@ def test_commit_whose_answer_is_lost_is_made_once(table: Table, stored: bool) ->
                 raise StoreAwayError("connection closed")
             return super()._put_if_absent(key, data)
 
-    table._log._store = Lossy(table.directory)
+    table._log._store = Lossy(Path(table.place))
     assert table.append(labels("one"), APP, 0)
     assert table.append(labels("two"), APP, 1)
-    assert images(table.directory) == ["one", "two"]
-    assert DeltaTable(table.directory).version() == 2
+    assert images(table.place) == ["one", "two"]
+    assert DeltaTable(table.place).version() == 2
 
 
 def test_checkpoint_that_fails_is_reported_and_the_commit_is_kept(table: Table) -> None:
     for number in range(table_log.CHECKPOINT_INTERVAL - 1):
         table.append(labels(f"{number:02}"), APP, number)
-    (table.directory / "_delta_log" / "_last_checkpoint").mkdir()
+    (Path(table.place) / "_delta_log" / "_last_checkpoint").mkdir()
     number = table_log.CHECKPOINT_INTERVAL - 1
     with pytest.raises((DeltaError, OSError)):
         table.append(labels("last"), APP, number)
     assert not table.append(labels("again"), APP, number)
-    (table.directory / "_delta_log" / "_last_checkpoint").rmdir()
-    assert len(images(table.directory)) == table_log.CHECKPOINT_INTERVAL
+    (Path(table.place) / "_delta_log" / "_last_checkpoint").rmdir()
+    assert len(images(table.place)) == table_log.CHECKPOINT_INTERVAL
 
 
 def hostile(directory: Path, change: Callable[[dict[str, Any]], None]) -> TableLog:
@@ -258,11 +259,11 @@ def hostile(directory: Path, change: Callable[[dict[str, Any]], None]) -> TableL
         if "add" in action:
             change(action["add"])
     path.write_text("\n".join(map(json.dumps, actions)))
-    return open_log(directory)
+    return open_log(str(directory))
 
 
 @pytest.mark.parametrize("path", ["../secret.parquet", "%2e%2e/secret.parquet", "/etc/passwd", "a/../../x", "a//b"])
 def test_log_that_names_a_file_outside_of_the_table_is_refused(table: Table, path: str) -> None:
-    log = hostile(table.directory, lambda added: added.update(path=path))
+    log = hostile(Path(table.place), lambda added: added.update(path=path))
     with pytest.raises(ServiceError, match=r"^the log of .*/labels names .*, which is not in the table: restore it$"):
         log.files()

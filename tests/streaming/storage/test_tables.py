@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from streaming.errors import ServiceError
+from streaming.jobs.rewrite import compact
 from streaming.storage import table_log
 from streaming.storage.files import DataFile
 from streaming.storage.tables import BATCHES, LABELS, PREDICTIONS, Table, added, spark_schema
@@ -34,12 +36,12 @@ def predictions(*rows: tuple[int, date | None]) -> pa.Table:
 
 
 def offsets(table: Table) -> list[int]:
-    return sorted(DeltaTable(table.directory).to_pyarrow_table().column("offset").to_pylist())
+    return sorted(DeltaTable(table.place).to_pyarrow_table().column("offset").to_pylist())
 
 
 def statistics_of(table: Table) -> list[dict[str, Any]]:
     """Of every file that a commit has added, as the log has them."""
-    log = sorted((table.directory / "_delta_log").glob("*.json"))
+    log = sorted((Path(table.place) / "_delta_log").glob("*.json"))
     actions = [json.loads(line) for path in log for line in path.read_text().splitlines()]
     return [json.loads(action["add"]["stats"]) for action in actions if "add" in action]
 
@@ -67,8 +69,8 @@ def test_rows_of_two_days_go_into_two_partitions_in_one_commit(tmp_path: Path) -
     table.append(predictions((1, DAY), (2, later), (3, DAY)), QUERY_ID, 0)
     folders = {Path(file).parent.name for file in table.files()}
     assert folders == {f"date={DAY}", f"date={later}"}
-    assert DeltaTable(table.directory).version() == 1
-    read = DeltaTable(table.directory).to_pyarrow_table(filters=[("date", "=", later)])
+    assert DeltaTable(table.place).version() == 1
+    read = DeltaTable(table.place).to_pyarrow_table(filters=[("date", "=", later)])
     assert read.column("offset").to_pylist() == [2]
     assert read.column("date").to_pylist() == [later]
 
@@ -76,7 +78,7 @@ def test_rows_of_two_days_go_into_two_partitions_in_one_commit(tmp_path: Path) -
 def test_rows_without_a_day_have_a_partition_of_their_own(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     table.append(predictions((1, DAY), (2, None), (3, None)), QUERY_ID, 0)
-    read = DeltaTable(table.directory).to_pyarrow_table().sort_by("offset")
+    read = DeltaTable(table.place).to_pyarrow_table().sort_by("offset")
     assert read.column("date").to_pylist() == [DAY, None, None]
     assert offsets(table) == [1, 2, 3]
 
@@ -99,8 +101,8 @@ def test_readers_that_use_the_statistics_find_what_they_look_for(tmp_path: Path)
     table = Table(tmp_path, "predictions")
     for version in range(60):  # beyond a checkpoint, in which the statistics become columns
         table.append(predictions((version, DAY)), QUERY_ID, version)
-    seen = DeltaTable(table.directory)
-    assert (table.directory / "_delta_log" / "_last_checkpoint").exists()
+    seen = DeltaTable(table.place)
+    assert (Path(table.place) / "_delta_log" / "_last_checkpoint").exists()
     actions = pa.table(seen.get_add_actions(flatten=True))
     assert sorted(actions.column("max.offset").to_pylist()) == list(range(60))
     found = seen.to_pyarrow_table(filters=[("offset", ">=", 58)])
@@ -123,7 +125,7 @@ def test_statistics_stay_json_whatever_the_numbers(tmp_path: Path, value: float)
 def test_an_append_of_nothing_is_no_commit(tmp_path: Path) -> None:
     table = Table(tmp_path, "labels")
     assert not table.append(LABELS.empty_table(), "labels", 0)
-    assert DeltaTable(table.directory).version() == 0
+    assert DeltaTable(table.place).version() == 0
 
 
 # What a commit says
@@ -135,7 +137,7 @@ def labels(*image_ids: str) -> pa.Table:
 
 def actions_of(table: Table, kind: str) -> list[dict[str, Any]]:
     """Every action of a kind, as the log has them."""
-    log = sorted((table.directory / "_delta_log").glob("*.json"))
+    log = sorted((Path(table.place) / "_delta_log").glob("*.json"))
     actions = [json.loads(line) for path in log for line in path.read_text().splitlines()]
     return [action[kind] for action in actions if kind in action]
 
@@ -148,7 +150,7 @@ def test_a_commit_names_the_file_its_size_and_the_moment_and_that_it_changes_dat
     (add,), (once,) = actions_of(table, "add"), actions_of(table, "txn")
     assert add["dataChange"] is True
     assert int(1000 * before) <= add["modificationTime"] <= 1000 * after
-    assert add["size"] == (table.directory / add["path"]).stat().st_size == table.bytes()
+    assert add["size"] == (Path(table.place) / add["path"]).stat().st_size == table.bytes()
     assert add["partitionValues"] == {"date": str(DAY)}
     assert (once["appId"], once["version"]) == (QUERY_ID, 5)
 
@@ -156,9 +158,9 @@ def test_a_commit_names_the_file_its_size_and_the_moment_and_that_it_changes_dat
 def test_a_table_without_partitions_keeps_its_rows_in_one_file(tmp_path: Path) -> None:
     table = Table(tmp_path, "labels")
     assert table.append(labels("a", "b"), "labels", 0)
-    assert DeltaTable(table.directory).to_pyarrow_table().column("image_id").to_pylist() == ["a", "b"]
+    assert DeltaTable(table.place).to_pyarrow_table().column("image_id").to_pylist() == ["a", "b"]
     (file,) = table.files()
-    assert Path(file).parent == table.directory
+    assert Path(file).parent == Path(table.place)
 
 
 def test_the_bytes_of_a_table_are_those_of_its_present_files(tmp_path: Path) -> None:
@@ -199,12 +201,12 @@ def test_a_file_is_committed_with_its_number_of_rows_where_nothing_else_is_known
 
 def test_files_of_workers_are_committed_once(tmp_path: Path) -> None:
     table = Table(tmp_path, "quarantine")
-    files = worker_file(table.directory, [{"image_id": "a", "offset": 1}, {"image_id": "b", "offset": 2}])
+    files = worker_file(table.place, [{"image_id": "a", "offset": 1}, {"image_id": "b", "offset": 2}])
     assert table.append_files([], QUERY_ID, 0) is False
     assert table.append_files(files, QUERY_ID, 0) is True
     assert table.append_files(files, QUERY_ID, 0) is False
     assert offsets(table) == [1, 2]
-    assert DeltaTable(table.directory).version() == 1
+    assert DeltaTable(table.place).version() == 1
     assert table.committed(QUERY_ID, 0)
     assert not table.committed(QUERY_ID, 1)
     assert not table.committed("another", 0)
@@ -214,7 +216,7 @@ def test_a_file_that_is_gone_is_not_committed(tmp_path: Path) -> None:
     table = Table(tmp_path, "quarantine")
     with pytest.raises(ServiceError, match=r"quarantine/part-x\.parquet was written for this commit and is gone"):
         table.append_files([DataFile("part-x.parquet", 100, 1)], QUERY_ID, 0)
-    assert DeltaTable(table.directory).version() == 0
+    assert DeltaTable(table.place).version() == 0
 
 
 # Others who commit at the same time
@@ -224,7 +226,7 @@ def test_an_append_is_tried_again_where_somebody_removed_rows_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def files(table: Table, offset: int) -> list[DataFile]:
-        return worker_file(table.directory, [{"topic": "images", "offset": offset}])
+        return worker_file(table.place, [{"topic": "images", "offset": offset}])
 
     ours, theirs = Table(tmp_path, "quarantine"), Table(tmp_path, "quarantine")
     theirs.append_files(files(theirs, 1), QUERY_ID, 0)
@@ -247,9 +249,9 @@ def test_rows_at_or_after_the_committed_end_are_deleted_of_this_topic_only(tmp_p
         for partition in (0, 1, 2)
         for offset in range(4)
     ]
-    theirs.append_files(worker_file(theirs.directory, rows), QUERY_ID, 0)
+    theirs.append_files(worker_file(theirs.place, rows), QUERY_ID, 0)
     assert ours.delete_beyond("it's", {1: 4, 0: 2}) == 2 + 0 + 4
-    left = DeltaTable(ours.directory).to_pyarrow_table(columns=["topic", "partition", "offset"]).to_pylist()
+    left = DeltaTable(ours.place).to_pyarrow_table(columns=["topic", "partition", "offset"]).to_pylist()
     assert [row for row in left if row["topic"] == "other"] == rows[12:]
     assert sorted((row["partition"], row["offset"]) for row in left if row["topic"] == "it's") == [
         (0, 0),
@@ -268,18 +270,18 @@ def test_a_table_from_before_a_column_gets_it_and_its_old_rows_hold_null(tmp_pat
     DeltaTable.create(tmp_path / "labels", older)
     table = Table(tmp_path, "labels")
     assert table.append(labels("a"), "labels", 0)
-    assert DeltaTable(table.directory).to_pyarrow_table().column("by").to_pylist() == [None]
-    assert DeltaTable(table.directory).schema().to_arrow().names == LABELS.names
-    version = DeltaTable(table.directory).version()
+    assert DeltaTable(table.place).to_pyarrow_table().column("by").to_pylist() == [None]
+    assert DeltaTable(table.place).schema().to_arrow().names == LABELS.names
+    version = DeltaTable(table.place).version()
     Table(tmp_path, "labels")
-    assert DeltaTable(table.directory).version() == version, "nothing is missing any more"
+    assert DeltaTable(table.place).version() == version, "nothing is missing any more"
 
 
 @pytest.mark.parametrize("path", ["../secret.parquet", "../labels-of-others/part.parquet", "a/../../secret.parquet"])
 def test_a_log_that_names_a_file_outside_of_the_table_is_refused(tmp_path: Path, path: str) -> None:
     table = Table(tmp_path, "labels")
     table.append(labels("a"), "labels", 0)
-    log = table.directory / "_delta_log" / f"{1:020}.json"
+    log = Path(table.place) / "_delta_log" / f"{1:020}.json"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     for line in lines:
         if "add" in line:
@@ -293,7 +295,27 @@ def test_maps_and_lists_are_of_what_the_batches_hold() -> None:
     seconds, offsets_ = BATCHES.field("seconds").type, BATCHES.field("offsets").type
     assert (seconds.key_type, seconds.item_type) == (pa.string(), pa.float64())
     assert BATCHES.field("drift").type == seconds
-    assert [field.name for field in offsets_.value_type] == ["topic", "partition", "start", "end"]
+    range_ = ["topic", "partition", "start", "end"]
+    assert [field.name for field in offsets_.value_type] == [*range_, "rows", "log_start"]
+    assert [field.name for field in BATCHES.field("left_out").type.value_type] == range_
+
+
+def test_a_table_from_before_a_field_of_a_list_is_given_the_field(tmp_path: Path) -> None:
+    older = BATCHES.set(BATCHES.names.index("offsets"), BATCHES.field("left_out").with_name("offsets"))
+    row = {"query_id": QUERY_ID, "batch_id": 1, "offsets": [{"topic": "images", "partition": 0, "start": 0, "end": 9}]}
+    write_deltalake(tmp_path / "batches", pa.Table.from_pylist([row], schema=older))
+    assert Table(tmp_path, "batches").append(pa.Table.from_pylist([row | {"batch_id": 2}], schema=BATCHES), QUERY_ID, 2)
+    version = DeltaTable(tmp_path / "batches").version()
+    Table(tmp_path, "batches")  # nothing is missing any more
+    table = DeltaTable(tmp_path / "batches")
+    assert table.version() == version
+    assert compact(str(tmp_path / "batches"), 1024**2) is None
+    (file,) = DeltaTable(tmp_path / "batches").file_uris()
+    rows = pq.read_table(file).sort_by("batch_id").to_pylist()
+    assert [(one["batch_id"], one["offsets"][0]["end"], one["offsets"][0]["rows"]) for one in rows] == [
+        (1, 9, None),
+        (2, 9, None),
+    ]
 
 
 def test_spark_knows_a_schema_by_the_same_names() -> None:

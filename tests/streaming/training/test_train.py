@@ -33,6 +33,7 @@ from streaming.training.gate import decide
 from streaming.training.schedule import parse_interval, run_every
 from streaming.training.train import BackboneOptions
 from tests.conftest import imagestream
+from tests.homes import local_home
 from tests.streaming.small_models import bundle_folder
 
 OPTIONS = FitOptions(metric="accuracy")
@@ -121,7 +122,7 @@ def test_a_model_of_shuffled_labels_is_refused(
     labels = spark.createDataFrame(pa.table({"image_id": found.column("image_id"), "label": pa.array(shuffled)}))
     spoilt = training.drop("label").join(labels, "image_id")
     candidate = make_candidate(in_order(spoilt.unionByName(holdout), 1280), OPTIONS)
-    paired = compare(candidate, champion, rows, fitted_on(champion, features.directory.parent)).paired
+    paired = compare(candidate, champion, rows, fitted_on(champion, local_home(Path(features.tables).parent))).paired
     counts = paired.counts
     assert counts.rows == champion.manifest.training_data.holdout_rows
     assert counts.gain < -0.3
@@ -134,7 +135,7 @@ def test_a_comparison_leaves_out_what_the_champion_was_fitted_on(
     candidate = make_candidate(rows, FitOptions(seed=7, max_iter=5))
     theirs = {row.image_id for row in Split(42, 0.2).sides(rows)[1].select("image_id").collect()}
     ours = {row.image_id for row in candidate.holdout.select("image_id").collect()}
-    comparison = compare(candidate, champion, rows, fitted_on(champion, features.directory.parent))
+    comparison = compare(candidate, champion, rows, fitted_on(champion, local_home(Path(features.tables).parent)))
     assert 0 < comparison.counts.rows == comparison.champion.rows == len(ours & theirs) < len(ours)
 
 
@@ -205,11 +206,13 @@ def test_what_is_no_interval_is_refused(text: str) -> None:
 
 
 def test_a_run_that_fails_is_told_and_the_next_one_comes(tmp_path: Path) -> None:
-    """The real command in an empty home: each run fails for lack of a champion."""
-    command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "retrain", "--every", "1s"]
+    """The real command in an empty home, beside modules of the same names: each run fails for lack of a champion."""
+    command = [sys.executable, "-P", "-m", "imagestream", "--home", str(tmp_path), "retrain", "--every", "1s"]
+    for name in ("imagestream.py", "streaming.py", "models.py"):
+        (tmp_path / name).write_text("raise SystemExit('imported a module of the working directory')\n")
     log = tmp_path / "log"
     with log.open("wb") as file:
-        service = subprocess.Popen(command, stdout=file, stderr=file)
+        service = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file)
     try:
         give_up = time.monotonic() + 100
         while log.read_text().count("retraining failed") < 2:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.decode import BadImage, decode
+from models.shrink import shrink
 from producer import publish as publish_files
 from producer.message import HEADER_ORIGINAL_BYTES, HEADER_ORIGINAL_SHA256
-from producer.shrink import shrink
 from streaming.platform.broker import bootstrap_servers
 from streaming.settings import Settings
 from tests.producer.topics import create_topic, messages

@@ -1,0 +1,218 @@
+"""Work on hostile images in a process of its own, whose time and memory are limited.
+
+A decoder is C code: nothing ends it from within the process that it runs in. So it runs in another, which the kernel
+ends when its CPU time for one image is used up, which gets no memory beyond its limit, and whose end is an answer like
+any other. The process is started when it is first needed, serves one image after another, and is started again after
+it has died. Bytes and pixels go through memory that both processes share; what is said about them is lines of JSON.
+
+https://man7.org/linux/man-pages/man2/setitimer.2.html, …/man2/setrlimit.2.html, …/man2/memfd_create.2.html
+"""
+
+import atexit
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from tempfile import TemporaryFile
+from time import monotonic
+from typing import Any
+
+from models.bad_image import BadImage, Limits, Reason, Stage
+
+MODULE = "models.guarded_main"
+WALL_FACTOR = 4  # of the CPU time: beside other work, a process waits for its turn
+START_TIMEOUT_S = 60.0
+MAX_REPLY_BYTES = 64 * 1024
+CLOSE_TIMEOUT_S = 1.0
+EXIT_NO_MEMORY = 77  # said by the process where not even an answer could be made
+_RECEIVE_BYTES = 4096
+
+
+class EndedError(Exception):
+    """The process ended, or had to be ended, before it had answered."""
+
+    def __init__(self, status: int, *, in_time: bool) -> None:
+        """`status`: as of `subprocess.Popen.returncode`."""
+        super().__init__(f"ended with {status}")
+        self.status = status
+        self.in_time = in_time
+
+    @property
+    def crashed(self) -> bool:
+        """Whether neither limit ended it."""
+        return self.in_time and self.status not in (-signal.SIGPROF, EXIT_NO_MEMORY)
+
+
+class _Process:
+    """One guarded process; not for two threads at a time."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair()
+        # A file without a name; its pages are given back when it is cut to size.
+        self._memory = os.memfd_create("imagestream-image") if hasattr(os, "memfd_create") else _temporary_file()
+        self._socket = ours
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", MODULE, str(theirs.fileno()), str(self._memory)],
+                pass_fds=(theirs.fileno(), self._memory),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # C libraries write there what they think of an image
+                cwd="/",
+                # Nothing of our own environment: it may hold secrets, and settings of allocators.
+                env={
+                    "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in sys.path),  # noqa: PTH100
+                    "OPENBLAS_NUM_THREADS": "1",
+                    "OMP_NUM_THREADS": "1",
+                },
+            )
+        try:
+            self._receive(START_TIMEOUT_S)
+        except EndedError:
+            self.close()
+            raise
+
+    def ask(self, request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
+        """What is answered to a request about `data`, and the bytes that come with the answer.
+
+        Raises:
+            EndedError: there is no answer.
+        """
+        _write(self._memory, data)
+        asked = request | {"length": len(data), "timeout_s": limits.timeout_s, "memory_bytes": limits.memory_bytes}
+        with suppress(BrokenPipeError, ConnectionResetError):  # that it is gone is found below
+            self._socket.sendall(json.dumps(asked).encode() + b"\n")
+        reply = self._receive(WALL_FACTOR * limits.timeout_s)
+        if "ending" in reply:
+            raise EndedError(EXIT_NO_MEMORY, in_time=True)
+        result = os.pread(self._memory, reply.pop("length", 0), 0)
+        os.ftruncate(self._memory, 0)
+        return reply, result
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        """Let the process end, or end it."""
+        self._socket.close()
+        os.close(self._memory)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_TIMEOUT_S)
+        self._process.kill()
+        self._process.wait()
+
+    def forget(self) -> None:
+        """Let go of a process that belongs to the parent of this one."""
+        self._socket.close()
+        os.close(self._memory)
+        self._process.returncode = 0  # nobody here waits for it
+
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
+        give_up, line = monotonic() + timeout_s, b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._socket, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, give_up - monotonic())):
+                    self._process.kill()
+                    raise EndedError(self._process.wait(), in_time=False)
+                try:
+                    part = self._socket.recv(_RECEIVE_BYTES)
+                except ConnectionResetError:
+                    part = b""
+                if not part or len(line) > MAX_REPLY_BYTES:
+                    if part:
+                        self._process.kill()
+                    raise EndedError(self._process.wait(), in_time=True)
+                line += part
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class _Pool:
+    """The processes that wait for work: as many as threads have worked at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Process] = []
+
+    @contextmanager
+    def one(self) -> Iterator[_Process]:
+        """A process for one request; it is kept unless it died."""
+        with self._lock:
+            process = self._idle.pop() if self._idle else None
+        if process is not None and not process.alive():
+            process.close()
+            process = None
+        process = process or _Process()
+        try:
+            yield process
+        except BaseException:
+            process.close()
+            raise
+        with self._lock:
+            self._idle.append(process)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def after_fork(self) -> None:
+        self._lock = threading.Lock()
+        while self._idle:
+            self._idle.pop().forget()
+
+
+_pool = _Pool()
+atexit.register(_pool.close)
+os.register_at_fork(after_in_child=_pool.after_fork)
+
+
+def run_guarded(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes] | BadImage:
+    """Have an operation of `models.guarded_main` done on `data`; what ends it is a `BadImage`.
+
+    Args:
+        request: "operation" and its arguments, as JSON has them.
+
+    Returns:
+        The answer, and the bytes that come with it.
+    """
+    try:
+        with _pool.one() as process:
+            return process.ask(request, data, limits)
+    except EndedError as ended:
+        if not ended.crashed:
+            return _why(ended, limits)
+    try:  # once more: what ended it may have come from elsewhere, an administrator or a full machine
+        with _pool.one() as process:
+            return process.ask(request, data, limits)
+    except EndedError as ended:
+        return _why(ended, limits)
+
+
+def _why(ended: EndedError, limits: Limits) -> BadImage:
+    if not ended.in_time or ended.status == -signal.SIGPROF:
+        return BadImage(
+            Stage.DECODE, Reason.DECODE_TIMEOUT, f"decoding was ended after {limits.timeout_s:g} s of CPU time"
+        )
+    if ended.status in (EXIT_NO_MEMORY, -signal.SIGKILL):  # the kernel ends what a machine or container cannot hold
+        mebibytes = limits.memory_bytes // 1024**2
+        return BadImage(Stage.DECODE, Reason.DECODE_MEMORY, f"decoding needs more than {mebibytes:,} MiB of memory")
+    how = f"signal {-ended.status}" if ended.status < 0 else f"exit code {ended.status}"
+    return BadImage(Stage.DECODE, Reason.CORRUPT, f"the decoder crashed ({how})")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], done)
+
+
+def _temporary_file() -> int:
+    with TemporaryFile() as file:
+        return os.dup(file.fileno())

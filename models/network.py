@@ -1,0 +1,113 @@
+"""Networks that were imported from a file: the manifest's entry, and the engine that runs one.
+
+An imported network is called as every engine is: pixels (N, H, W, C) to float32 (N, D). What its own recipe makes of an
+image before that is in `models.recipe`.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.arrays import Features
+from models.errors import ModelError
+from models.recipe import Layout, Recipe
+
+Format = Literal["onnx", "tflite"]
+FILES: dict[Format, str] = {"onnx": "backbone.onnx", "tflite": "backbone.tflite"}
+MAX_FEATURES = 1_000_000
+
+
+class Network(BaseModel):
+    """What a manifest says of an imported network.
+
+    Attributes:
+        format: of the file that is run, which need not be that of the file that was imported.
+        source, source_sha256: the name and the hash of the file that was imported.
+        tensor: which of its tensors are the features.
+        recipe: what becomes of an image before the network sees it.
+        layout: of a tensor of four dimensions, as far as `pooled` needs it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Format
+    source: str = Field(max_length=255)
+    source_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tensor: str = Field(max_length=1_000)
+    recipe: Recipe
+    layout: Layout = "nhwc"
+
+    @property
+    def file(self) -> str:
+        """Its name in a bundle."""
+        return FILES[self.format]
+
+    def identity(self, file_sha256: str, output: str) -> str:
+        """SHA-256 of all that decides the features of an image: the file, the recipe, and how a tensor is reduced."""
+        facts = [file_sha256, self.recipe.model_dump(mode="json"), self.layout, output]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class Session(Protocol):
+    """A loaded file: the tensor of a recipe in, the features' tensor out.
+
+    Attributes:
+        batch: the number of images that one call takes; 0 for any.
+    """
+
+    @property
+    def batch(self) -> int: ...
+
+    def run(self, tensor: NDArray[Any]) -> NDArray[Any]: ...
+
+
+class NetworkEngine:
+    """An imported network at work; implements `models.scorer.Engine`."""
+
+    def __init__(self, network: Network, output: Literal["pooled", "flat"], session: Session) -> None:
+        """Raises ModelError if the network does not run on the tensor that its recipe makes."""
+        self._recipe = network.recipe
+        self._layout = network.layout
+        self._pooled = output == "pooled"
+        self._session = session
+        self.input_size: tuple[int, int] = network.recipe.input_size
+        blank = np.zeros((1, *network.recipe.pixel_shape), network.recipe.pixel_dtype)
+        self.n_features: int = self._features(blank).shape[1]
+        if self.n_features > MAX_FEATURES:
+            raise ModelError(f"the network gives {self.n_features:,} features, at most {MAX_FEATURES:,} are taken")
+
+    def __call__(self, images: NDArray[Any]) -> Features:
+        """Features (N, D) of `images` (N, H, W, C), in their order; raises ModelError for another shape."""
+        if images.shape[1:] != self._recipe.pixel_shape:
+            raise ModelError(f"expected images of shape (N, {self._recipe.pixel_shape}), got {images.shape}")
+        features = np.empty((len(images), self.n_features), np.float32)
+        step = self._session.batch or 1
+        for start in range(0, len(images), step):
+            features[start : start + step] = self._features(images[start : start + step])
+        return features
+
+    def _features(self, images: NDArray[Any]) -> Features:
+        n, batch = len(images), self._session.batch
+        if batch > n:  # the network takes no fewer
+            images = np.concatenate([images, np.zeros((batch - n, *images.shape[1:]), images.dtype)])
+        values = self._session.run(self._recipe.tensor(images))
+        if not values.size or values.size % len(images):
+            raise ModelError(f"the network gives a tensor of shape {values.shape} for {len(images)} images")
+        values = values.reshape(len(images), -1) if values.shape[:1] != (len(images),) else values
+        return self._reduced(values[:n].astype(np.float32))
+
+    def _reduced(self, values: Features) -> Features:
+        """The mean over all places of a map (or of a sequence, (N, T, C)) if pooled, else all of it, row by row."""
+        if self._pooled and values.ndim > 2:  # noqa: PLR2004
+            places = (
+                tuple(range(2, values.ndim)) if self._channels_first(values.ndim) else tuple(range(1, values.ndim - 1))
+            )
+            values = values.mean(axis=places)
+        return values.reshape(len(values), -1)
+
+    def _channels_first(self, dimensions: int) -> bool:
+        return self._layout == "nchw" and dimensions == 4  # noqa: PLR2004

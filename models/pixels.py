@@ -1,0 +1,300 @@
+"""One encoded image, whose header has been judged, to pixels, in the process that calls."""
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from models.bad_image import BadImage, Limits, Reason, Stage
+from models.image_header import Header, too_many_pixels
+
+cv2.setNumThreads(1)  # a worker has one core, and the next worker the next
+
+Resize = Literal["stretch", "crop"]
+Whole = Literal["whole"]  # at the size that the picture has
+Pixels = NDArray[np.uint8]
+
+_MAX_DETAIL = 200  # characters
+_MAX_BOXES = 1_000
+_JPEG_END_WINDOW = 64  # cameras append a few bytes behind the end marker
+_EOI = b"\xff\xd9"
+# Stands for data that is missing: what depends on it differs from what a decoder makes up for it.
+_FILLER = bytes(range(1, 251)) * 4
+_ROWWISE = ("PNG", "BMP", "TIFF")  # Pillow keeps the rows that it decoded before the data ended
+# Of a damaged image at most an eighth of its rows may be missing, and at most 32 or one in fifty: a JPEG of which a few
+# bytes are missing lacks one or two rows of blocks of 16 pixels.
+_MAX_MISSING_SHARE = 1 / 8
+_MAX_MISSING_ROWS = 32
+_MAX_MISSING_OF_MANY = 1 / 50
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF orientation to what undoes it
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels.swapaxes(0, 1)[:, ::-1],
+    7: lambda pixels: pixels.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda pixels: pixels.swapaxes(0, 1)[::-1],
+}
+_SIDEWAYS = (5, 6, 7, 8)
+_GRAY = 2  # dimensions
+# Up to this factor between neighbouring pixels of source and target, plain bilinear sampling passes over none of them,
+# and takes an eighth of the time of Pillow's filter, which is as wide as the factor.
+_NEAR = 1.5
+_CONVERTIBLE = ("1", "P", "CMYK", "YCbCr", "HSV", "RGBX")
+_BAND_PIXELS = 4_000_000  # that are laid over white at once
+
+
+class Picture(NamedTuple):
+    """Pixels (height, width, 3), uint8, read-only; and what is wrong with the file, where it could be shown anyway."""
+
+    pixels: Pixels
+    damage: str | None = None
+
+
+class TruncatedError(OSError):
+    """The data ends before the pixels do; how many rows are missing has not been looked at."""
+
+
+class _UnsupportedModeError(ValueError):
+    """Pixels of a mode that has no defined conversion to 8-bit RGB."""
+
+
+def decode_pixels(
+    header: Header, image_format: str, size: tuple[int, int], limits: Limits, resize: Resize | Whole, *, repair: bool
+) -> Picture | BadImage:
+    """Decode an image to `size` = (height, width).
+
+    Args:
+        repair: if the data ends early, find out how many rows are missing and decode the others; that takes twice the
+            time and memory.
+
+    Raises:
+        TruncatedError: the data ends early, and it is not to be repaired.
+        MemoryError: there is not enough.
+    """
+    stage = Stage.DECODE
+    damage = header.damage
+    try:
+        if header.cut and image_format == "JPEG":
+            image, missing = _repaired_jpeg(header.data, size, limits)
+            damage = missing or damage
+        else:
+            image = _open(header.data, image_format, size, limits)
+            try:
+                image.load()
+            except OSError as error:
+                if image_format not in _ROWWISE or "truncated" not in str(error) or limits.strict:
+                    raise
+                if not repair:
+                    raise TruncatedError from error
+                image, damage = _repaired_rows(header.data, image_format, size, limits, error)
+        stage = Stage.PREPROCESS
+        return Picture(shape_pixels(image, size, resize, header.orientation), damage)
+    except (TruncatedError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001 decoders raise what they please on hostile bytes
+        return explain(error, stage, header.data, image_format)
+
+
+def _open(data: bytes, image_format: str, size: tuple[int, int], limits: Limits) -> Image.Image:
+    image = Image.open(BytesIO(data), formats=(image_format,))
+    if excess := too_many_pixels(image.width, image.height, limits.max_pixels):
+        raise Image.DecompressionBombError(excess)
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 where that still covers the target, whichever way round it lies.
+    image.draft("RGB", (max(size), max(size)))
+    return image
+
+
+def _repaired_jpeg(data: bytes, size: tuple[int, int], limits: Limits) -> tuple[Image.Image, str | None]:
+    """A JPEG without its end marker, and which rows are missing.
+
+    Decoders make up what is missing. So it is decoded twice, with other data in place of the missing end: the rows
+    that differ are those that were made up.
+    """
+    image, other = (_open(data + more + _EOI, "JPEG", size, limits) for more in (b"", _FILLER))
+    image.load()
+    try:
+        other.load()
+    except OSError as error:
+        raise TruncatedError("image file is truncated") from error
+    return image, _missing_rows(np.asarray(image), np.asarray(other), bottom_up=False)
+
+
+def _repaired_rows(
+    data: bytes, image_format: str, size: tuple[int, int], limits: Limits, error: OSError
+) -> tuple[Image.Image, str | None]:
+    """An image whose data ends early, and which rows are missing: those that stay as they were before decoding."""
+    images = []
+    try:
+        ImageFile.LOAD_TRUNCATED_IMAGES = True
+        for filled in (False, True):
+            image = _open(data, image_format, size, limits)
+            if filled:
+                value = 255 if image.mode in ("P", "1") else "white"
+                image.im = Image.new(image.mode, image.size, value).im
+            image.load()
+            images.append(image)
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+    one, other = (np.asarray(image) for image in images)
+    missing = _missing_rows(one, other, bottom_up=image_format == "BMP")
+    if missing is None:  # whatever ended early was not the rows
+        raise error
+    return images[0], missing
+
+
+def _missing_rows(one: NDArray[np.generic], other: NDArray[np.generic], *, bottom_up: bool) -> str | None:
+    """What to say of rows that differ, and of all that are stored after them; None if none does.
+
+    Raises OSError if they are too many.
+    """
+    rows = len(one)
+    differ = np.flatnonzero((one != other).reshape(rows, -1).any(axis=1))
+    if not len(differ):
+        return None
+    missing = int(differ[-1]) + 1 if bottom_up else rows - int(differ[0])
+    if missing > min(rows * _MAX_MISSING_SHARE, max(_MAX_MISSING_ROWS, rows * _MAX_MISSING_OF_MANY)):
+        raise OSError(f"image file is truncated: {missing} of {rows} rows are missing")
+    return f"{missing} of {rows} rows are missing"
+
+
+def explain(error: Exception, stage: Stage, data: bytes, image_format: str) -> BadImage:
+    """Why an image cannot be decoded, from what its decoder raised."""
+    # Pillow's own text for a header it cannot read names an object in memory, different every time.
+    said = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else str(error)
+    detail = f"{image_format}: {said or type(error).__name__}"[:_MAX_DETAIL]
+    message = said.lower().replace("_", " ")
+    if isinstance(error, _UnsupportedModeError):
+        reason = Reason.UNSUPPORTED_MODE
+    elif isinstance(error, Image.DecompressionBombError) or "text chunk" in message:
+        reason = Reason.DECOMPRESSION_BOMB
+    elif "out of memory" in message:
+        reason = Reason.DECODE_MEMORY
+    elif "truncated" in message or is_cut_off(data, image_format):
+        reason = Reason.TRUNCATED
+    else:
+        reason = Reason.CORRUPT
+    return BadImage(stage, reason, detail)
+
+
+def is_cut_off(data: bytes, image_format: str) -> bool:
+    """Whether bytes that do not decode also lack the end that their format promises."""
+    match image_format:
+        case "JPEG":
+            whole = _EOI in data[-_JPEG_END_WINDOW:]
+        case "PNG":
+            whole = b"IEND" in data[-12:]
+        case "GIF":
+            whole = data.rstrip(b"\0").endswith(b";")
+        case "WEBP":
+            whole = 8 + int.from_bytes(data[4:8], "little") <= len(data)
+        case "BMP":
+            whole = int.from_bytes(data[2:6], "little") <= len(data)
+        case "TIFF":
+            directory = int.from_bytes(data[4:8], "little" if data.startswith(b"I") else "big")
+            whole = directory + 2 <= len(data)
+        case "AVIF" | "HEIF":
+            whole = _whole_boxes(data)
+        case _:
+            whole = True
+    return not whole
+
+
+def _whole_boxes(data: bytes) -> bool:
+    """Whether the boxes of an ISO base media file (ISO/IEC 14496-12) end where the file does, or before."""
+    at = 0
+    for _ in range(_MAX_BOXES):
+        size = int.from_bytes(data[at : at + 4])
+        if size < 8 or at + size >= len(data):  # noqa: PLR2004  0: up to the end, 1: it has 64 bits elsewhere
+            break
+        at += size
+    return at + int.from_bytes(data[at : at + 4]) <= len(data)
+
+
+def shape_pixels(
+    image: Image.Image, size: tuple[int, int], resize: Resize | Whole, orientation: int | None = None
+) -> Pixels:
+    """Convert to 8 bits, resize and turn upright, in this order: the later steps then touch few pixels.
+
+    Args:
+        image: loaded, or not yet.
+        size: (height, width).
+        orientation: EXIF's, 1 to 8; None to look for it.
+
+    Returns:
+        (height, width, 3), uint8, read-only.
+    """
+    height, width = (image.height, image.width) if resize == "whole" else size
+    if orientation is None:
+        orientation = _read_orientation(image)
+    if orientation in _SIDEWAYS and resize != "whole":
+        height, width = width, height
+    image = _to_eight_bits(image)
+    if resize == "crop":  # not by the box of resize(), whose filter also looks at pixels outside of the box
+        image = image.crop(centred_box(image.width, image.height, width, height))
+    if max(image.width / width, image.height / height) > _NEAR:
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    pixels = np.asarray(image)
+    if pixels.shape[:2] != (height, width):
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    if orientation in _UPRIGHT:
+        pixels = _UPRIGHT[orientation](pixels)
+    if pixels.ndim == _GRAY:
+        pixels = np.repeat(pixels[..., np.newaxis], 3, axis=2)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _read_orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; unreadable metadata does not make a good picture bad.
+
+    Pillow turns a TIFF upright by itself while loading, and drops the tag.
+    """
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 metadata parsers raise what they please
+        return 1
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """An image of mode L or RGB, of the same size."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(_scale_to_eight_bits(np.asarray(image)))
+    if image.has_transparency_data:
+        return _over_white(image)
+    if image.mode in _CONVERTIBLE:
+        return image.convert("L" if image.mode == "1" else "RGB")
+    raise _UnsupportedModeError(f"pixels of mode {image.mode} have no defined range to scale to 8 bits")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """An image with transparency laid over white, in bands: at full size, that would take four images at a time."""
+    whole = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        band = (band.convert("LA") if band.mode == "La" else band).convert("RGBA")
+        white = Image.new("RGBA", band.size, "white")
+        whole.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return whole
+
+
+def _scale_to_eight_bits(pixels: NDArray[np.uint16]) -> Pixels:
+    """0..65535 to 0..255, rounded: 65535 = 255 * 257."""
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def centred_box(image_width: int, image_height: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """The largest centred window of the aspect width:height, as (left, top, right, bottom) in whole pixels."""
+    scale = min(image_width / width, image_height / height)
+    box_width, box_height = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (image_width - box_width) // 2, (image_height - box_height) // 2
+    return left, top, left + box_width, top + box_height

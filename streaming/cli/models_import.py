@@ -1,0 +1,234 @@
+"""`imagestream models import` and `models inspect`: models that were made elsewhere."""
+
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from streaming.cli.app import JsonOption, err, out, settings_of, write_json
+from streaming.cli.models import AliasName, models_app
+from streaming.errors import ServiceError
+
+if TYPE_CHECKING:
+    from models.import_file import Inspection
+    from streaming.training.import_model import ImportResult
+
+FileArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE[:TENSOR]|efficientnet_lite0",
+        help="A model's file, with the output that is meant if it has several; or the installed ImageNet classifier.",
+    ),
+]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected a number, or three such as 0.485,0.456,0.406, got {text!r}") from None
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().replace("×", "x").partition("x")
+    try:
+        return int(height), int(width or height)
+    except ValueError:
+        raise typer.BadParameter(f"expected N or HEIGHTxWIDTH in pixels, got {text!r}") from None
+
+
+PANEL = "Preprocessing: as the preset has it, unless given"
+
+
+@models_app.command("import")
+def import_(
+    context: typer.Context,
+    file: FileArgument,
+    classes: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|auto",
+            help="Class names in the order of the scores: a file with one name per line, or JSON; auto takes those in "
+            "the model's file, else numbers.",
+        ),
+    ] = "auto",
+    preset: Annotated[
+        Literal["imagenet", "torchvision", "keras", "minus1to1", "zero_to_one", "efficientnet_lite", "raw"] | None,
+        typer.Option(
+            help="Preprocessing that the model was trained with; guessed from the input's layout if not given.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    input_size: Annotated[
+        Any,
+        typer.Option(
+            parser=_size,
+            metavar="N|HxW",
+            help="Input size in pixels, where the file leaves it open.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    mean: Annotated[
+        Any,
+        typer.Option(
+            parser=_numbers,
+            metavar="M[,M,M]",
+            help="Mean that is subtracted from the scaled pixels, by channel.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    std: Annotated[
+        Any,
+        typer.Option(
+            parser=_numbers,
+            metavar="S[,S,S]",
+            help="Deviation that they are then divided by, by channel.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="Factor of the pixels, 0 to 255, before the mean is subtracted.", rich_help_panel=PANEL),
+    ] = None,
+    layout: Annotated[
+        Literal["nhwc", "nchw"] | None, typer.Option(help="Order of the input's dimensions.", rich_help_panel=PANEL)
+    ] = None,
+    channels: Annotated[
+        Literal["rgb", "bgr", "gray"] | None, typer.Option(help="Order of the channels.", rich_help_panel=PANEL)
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            metavar="stretch|N",
+            help="Resizing: stretch fits the whole picture to the input; N gives its shorter side N pixels and takes "
+            "the centre.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    crop: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Share of the sides of the largest centred window, which is then resized to the input.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None,
+    filter_: Annotated[
+        Literal["nearest", "bilinear", "bicubic", "lanczos", "bilinear_sampled", "bicubic_sampled"] | None,
+        typer.Option(
+            "--filter", help="Filter of the resizing: Pillow's, or as tf.image.resize samples.", rich_help_panel=PANEL
+        ),
+    ] = None,
+    scores: Annotated[
+        Literal["logits", "probabilities"] | None,
+        typer.Option(help="Kind of the model's answers; determined from two photographs if not given."),
+    ] = None,
+    alias: Annotated[
+        AliasName | None, typer.Option(help="Alias to move to the new version; the first model becomes the champion.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Register a classifier that was made elsewhere; the stream serves it as any other version.
+
+    Example: imagestream models import efficientnet_lite0, or: imagestream models import net.onnx --preset imagenet
+    """
+    from models.import_file import split_tensor
+    from streaming.registry import open_registry
+    from streaming.training.import_model import import_model
+
+    path, tensor = split_tensor(file)
+    registry = open_registry(settings_of(context).home)
+    given = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channels": channels, "filter": filter_}
+    changes = {name: value for name, value in given.items() if value is not None} | _fit(resize, crop)
+    with err.status(f"loading {path.name} …"):
+        result = import_model(
+            registry, path, classes=classes, scores=scores, by="import", tensor=tensor, preset=preset,
+            input_size=input_size, changes=changes,
+        )  # fmt: skip
+    if alias is not None:
+        registry.promote(result.version, alias=alias.value, by=getpass.getuser(), why="imported")
+    _tell(result, alias, json_file)
+
+
+@models_app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A model's file.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Show what is in a model's file: inputs, outputs, operators, size; nothing is run or registered.
+
+    Example: imagestream models inspect resnet18.onnx
+    """
+    from dataclasses import asdict
+
+    from models.import_file import inspect_file
+
+    found = inspect_file(file)
+    _tell_inspection(found)
+    write_json(json_file, asdict(found))
+
+
+def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
+    """The fields of a recipe that `--resize` and `--crop` set."""
+    if resize is not None and crop is not None:
+        raise ServiceError("--resize and --crop exclude each other: a crop is resized to the input")
+    if crop is not None:
+        return {"fit": "crop", "crop_share": crop}
+    if resize is None:
+        return {}
+    if resize == "stretch":
+        return {"fit": "stretch"}
+    if not resize.isdecimal():
+        raise ServiceError(f"--resize is stretch, or the shorter side in pixels, got {resize!r}")
+    return {"fit": "resize_crop", "shorter_side": int(resize)}
+
+
+def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | None) -> None:
+    network, recipe = result.network.network, result.network.network.recipe
+    for name, value in result.guessed.items():
+        err.print(f"guessed {name}: {value}", highlight=False, markup=False)
+    is_champion = result.champion or alias is AliasName.CHAMPION
+    standing = "is champion" if is_champion else f"is {alias.value}" if alias else "is registered"
+    out.print(
+        f"version {result.version} {standing}: {network.source}, {len(result.classes):,} classes, "
+        f"{recipe.input_size[0]}×{recipe.input_size[1]} pixels, {result.network.size / 1e6:.1f} MB, "
+        f"answers {result.scores}",
+        highlight=False,
+        markup=False,
+    )
+    if not result.is_new:
+        out.print("it was registered before: the very same model", highlight=False)
+    if alias is None and not is_champion:
+        out.print(f"to serve it: imagestream models promote {result.version}", highlight=False)
+    summary = {
+        "version": result.version,
+        "bundle_sha256": result.sha256,
+        "new": result.is_new,
+        "champion": is_champion,
+        "classes": len(result.classes),
+        "scores": result.scores,
+        "guessed": dict(result.guessed),
+        "network": network.model_dump(mode="json"),
+    }
+    write_json(json_file, summary)
+
+
+def _tell_inspection(found: "Inspection") -> None:
+    from rich.table import Table
+
+    table = Table("", "", box=None, show_header=False, pad_edge=False)
+    table.add_row("format", found.format + (f" by {found.producer}" if found.producer else ""))
+    table.add_row("size", f"{found.bytes / 1e6:,.1f} MB, {found.parameters:,} weights")
+    if found.opsets:
+        table.add_row("operator sets", ", ".join(f"{name or 'ai.onnx'} {n}" for name, n in found.opsets.items()))
+    for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
+        for one in tensors:
+            shape = "unknown shape" if one.shape is None else f"({', '.join(str(n or 'any') for n in one.shape)})"
+            table.add_row(kind, f"{one.name}: {one.dtype} {shape}")
+    table.add_row("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items()))
+    table.add_row("class names", "in the file" if found.classes else "none in the file")
+    for name, value in found.guessed.items():
+        table.add_row(f"guessed {name}", value)
+    out.print(table)

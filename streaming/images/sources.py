@@ -1,0 +1,83 @@
+"""Image files where users keep them: in local folders, or in a bucket by an `s3://`, `gs://` or `az://` URI."""
+
+import errno
+import os
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+from models.decode import DEFAULT_LIMITS, Limits, read_limited
+from streaming.storage.store import Store, Stored, check_place, is_uri, open_store
+
+READ_AT_A_TIME = 8
+
+
+def place_of(text: str) -> Path | str:
+    """A folder as a path, or the URI of a folder in a bucket.
+
+    Raises:
+        ServiceError: a URI of another scheme, or without a bucket.
+    """
+    return check_place(text) if is_uri(text) else Path(text)
+
+
+def read_source(source: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
+    """An image file's content, or one byte more than an image may have, from a path or a URI.
+
+    Raises:
+        OSError: the file does not exist or cannot be read; a StoreAwayError where the bucket does not answer.
+    """
+    return read_start(source, limits.max_bytes + 1) if is_uri(source) else read_limited(source, limits)
+
+
+def read_start(uri: str, n: int) -> bytes:
+    """The first `n` bytes of an object, or all of it if it has fewer; errors as for `read_source`."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    content = _bucket(f"{scheme}://{bucket}").head(key, n)
+    if content is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), uri)
+    return content
+
+
+def list_source(uri: str) -> Sequence[Stored]:
+    """The objects below a URI, at any depth, in order of key; keys begin below the URI.
+
+    Raises:
+        ServiceError: access is refused, or the bucket does not answer.
+    """
+    return sorted(open_store(uri).list(), key=lambda one: one.key)
+
+
+class ReadAhead:
+    """Reads objects in the order of their list, several at a time: each alone would wait for the network.
+
+    Args:
+        uris: all that will be asked for, in order; some may be left out then.
+    """
+
+    def __init__(self, uris: Iterable[str]) -> None:
+        self._left = iter(uris)
+        self._begun: deque[tuple[str, Future[bytes]]] = deque()
+        self._pool = ThreadPoolExecutor(READ_AT_A_TIME, thread_name_prefix="read-ahead")
+
+    def __call__(self, uri: str, n: int) -> bytes:
+        """The first `n` bytes of an object; errors as for `read_start`."""
+        while True:
+            while len(self._begun) < READ_AT_A_TIME and (following := next(self._left, None)) is not None:
+                self._begun.append((following, self._pool.submit(read_start, following, n)))
+            if not self._begun:
+                return read_start(uri, n)
+            name, content = self._begun.popleft()
+            if name == uri:
+                return content.result()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@lru_cache(maxsize=8)
+def _bucket(uri: str) -> Store:
+    return open_store(uri)  # kept open: a worker reads many objects

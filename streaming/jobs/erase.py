@@ -1,0 +1,236 @@
+"""Erasing images for good, and recording that it was done, so that the audit still adds up.
+
+    1. what is known of the images' names: an image is its content, under whatever id it was published
+    2. the table `erased` gets the identity of every row that goes: topic, partition, offset and batch, nothing of the
+       image itself; the audit counts such an offset as answered
+    3. the rows go from every table, by copies of the files that hold them
+    4. the files that held them go, too, those of earlier versions of a table included: a query `--at` an earlier time
+       cannot read those any more
+
+It may be tried again after a crash: what is done already is not found again.
+"""
+
+import uuid
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake.exceptions import DeltaError
+
+from streaming.errors import ServiceError
+from streaming.jobs.audit import Kind, audit
+from streaming.jobs.rewrite import ATTEMPTS, READER_VERSION, replace_files, write_copy
+from streaming.pipeline.finish import Tables, finish_decided
+from streaming.query import open_snapshot
+from streaming.settings import Settings
+from streaming.storage.files import at_hand, read_batches
+from streaming.storage.home import TABLES, Home
+from streaming.storage.store import open_store
+from streaming.storage.table_log import answers, open_delta, open_log
+from streaming.storage.tables import ERASED, Table
+
+ID_COLUMNS = ("image_id", "content_sha256", "value_sha256")  # that name an image, in one table or another
+CHANGE_DATA = "_change_data"  # where Delta's change data feed keeps rows that were changed
+ANSWERED = ("predictions", "quarantine")
+
+NAMES = """
+WITH known AS (SELECT DISTINCT image_id, content_sha256 FROM features),
+content AS (SELECT content_sha256 FROM known WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))
+            UNION SELECT unnest($ids::VARCHAR[]))
+SELECT DISTINCT image_id FROM known WHERE content_sha256 IN (FROM content)
+"""
+IDENTITIES = """
+SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, '{table}' AS "table"
+FROM {table} WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) {or_content}
+"""
+# Per batch, how many rows of predictions there are too few.
+SHORT = """
+SELECT query_id, batch_id, any_value(b.model_version) AS model_version, any_value(b.bundle_sha256) AS bundle_sha256,
+       any_value(predicted_rows) - count(p."offset") AS missing_predicted
+FROM batches b LEFT JOIN predictions p USING (query_id, batch_id) GROUP BY query_id, batch_id
+"""
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What was erased.
+
+    Attributes:
+        ids: the ids under which the images were known.
+        rows: table → rows that went from it.
+        files_removed: files that held them.
+        messages: topic, partition and offset of the messages, which Kafka keeps as long as the topic's retention says.
+    """
+
+    ids: list[str]
+    rows: dict[str, int]
+    files_removed: int
+    messages: list[tuple[str, int, int]]
+
+
+def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
+    """Erase images from all tables of the home, and record it in the table `erased`.
+
+    Args:
+        ids: image ids, as in the tables.
+        by: who asks for it; kept with the record.
+
+    Raises:
+        ServiceError: there are no tables, none of them knows an image, or one cannot be rewritten.
+    """
+    home = settings.place
+    if not home.has_table("predictions") and not home.has_table("features"):
+        raise ServiceError(f"no images yet in {home.tables}: nothing to erase")
+    tables = Tables(home.tables)
+    for stream in home.store.folders("streams"):
+        finish_decided(settings, stream, tables)  # rows that were decided are found, too
+    names = _names(settings, ids)
+    gone = _identities(settings, names)
+    if gone.num_rows:
+        now = datetime.now(UTC)
+        record = gone.append_column("erased_at", pa.array([now] * gone.num_rows, ERASED.field("erased_at").type))
+        record = record.append_column("by", pa.array([by] * gone.num_rows, pa.string()))
+        Table(home.tables, "erased").append(record.select(ERASED.names).cast(ERASED), f"erase-{uuid.uuid4()}", 0)
+    rows, removed = {}, 0
+    for table in home.table_names():
+        n = _erase_rows(home, table, names)
+        if n:
+            rows[table] = n
+        removed += _remove_files(home, table, names)
+    if not rows and not removed:
+        raise ServiceError(f"no table in {home.tables} knows an image {', '.join(sorted(ids))[:200]}")
+    columns = (gone.column(name).to_pylist() for name in ("topic", "partition", "offset"))
+    return Erasure(sorted(names), rows, removed, sorted(zip(*columns, strict=True)))
+
+
+def record_deleted(settings: Settings, by: str) -> int:
+    """Record as erased what another program has deleted from `predictions` and `quarantine`; how many messages.
+
+    Raises:
+        ServiceError: there is nothing to audit, or more is wrong than rows that are missing.
+    """
+    report = audit(settings)
+    others = set(report.counts) - {Kind.GAP, Kind.ACCOUNT}
+    gaps = [problem.where for problem in report.problems if problem.kind is Kind.GAP and "batch_id" in problem.where]
+    if others or len(gaps) != report.counts.get(Kind.GAP, 0):
+        raise ServiceError("more is wrong than rows that are missing: see `imagestream audit`")
+    if not gaps:
+        return 0
+    with open_snapshot(settings) as tables, tables.query(SHORT) as reader:
+        short = {(row["query_id"], row["batch_id"]): row for batch in reader for row in batch.to_pylist()}
+    now, rows = datetime.now(UTC), []
+    for gap in gaps:
+        batch = short[gap["query_id"], gap["batch_id"]]
+        for offset in range(gap["from"], gap["to"] + 1):
+            batch["missing_predicted"] -= 1
+            table = ANSWERED[0] if batch["missing_predicted"] >= 0 else ANSWERED[1]
+            place = {"topic": gap["topic"], "partition": gap["partition"], "offset": offset, "table": table}
+            rows.append(batch | place | {"erased_at": now, "by": by})
+    record = pa.Table.from_pylist(rows, schema=ERASED)
+    Table(settings.place.tables, "erased").append(record, f"erase-{uuid.uuid4()}", 0)
+    return len(rows)
+
+
+def _names(settings: Settings, ids: Collection[str]) -> set[str]:
+    """The ids, and all others of images with the same content."""
+    names = set(ids)
+    if settings.place.has_table("features"):
+        with open_snapshot(settings) as tables, tables.query(NAMES, {"ids": sorted(names)}) as reader:
+            names |= {name for batch in reader for name in batch.column(0).to_pylist() if name is not None}
+    return names
+
+
+def _identities(settings: Settings, names: Collection[str]) -> pa.Table:
+    """The offsets that the images were answered at, which the audit looks for."""
+    found = []
+    for table in ANSWERED:
+        if settings.place.has_table(table):
+            of_content = "OR value_sha256 IN (SELECT unnest($ids::VARCHAR[]))" if table == "quarantine" else ""
+            sql = IDENTITIES.format(table=table, or_content=of_content)
+            with open_snapshot(settings) as tables, tables.query(sql, {"ids": sorted(names)}) as reader:
+                found.append(reader.read_all())
+    return pa.concat_tables(found, promote_options="permissive") if found else ERASED.empty_table()
+
+
+def _erase_rows(home: Home, name: str, names: Collection[str]) -> int:
+    """Rewrite the files of a table that hold rows of the images without them; how many rows went."""
+    place = home.table(name)
+    wanted = pa.array(sorted(names), pa.string())
+    erased = 0
+
+    def others(rows: pa.Table) -> pa.Table:
+        return rows.filter(pc.invert(_of_images(rows, wanted)))
+
+    for _ in range(ATTEMPTS):
+        log = open_log(place)
+        schema = log.data_schema()
+        columns = [column for column in ID_COLUMNS if column in schema.names]
+        if not columns:
+            return 0
+        number, lost = log.next_rewrite(), False
+        for file in log.files():
+            n, total = _count(place, file.path, wanted)
+            if not n:
+                continue
+            if log.reader_version > READER_VERSION:
+                raise ServiceError(
+                    f"{place} was upgraded to Delta's reader version {log.reader_version} by another program, with "
+                    "which no files are rewritten here: delete the rows with that program, then try again"
+                )
+            copies = [] if n == total else [write_copy(place, [file], schema, others)]
+            if not replace_files(log, number, [file], copies, data_change=True):
+                lost = True
+                break
+            number, erased = number + 1, erased + n
+        if not lost:
+            return erased
+    raise ServiceError(f"{place} is rewritten all the time: stop `maintain` and `replay`, and try again")
+
+
+def _remove_files(home: Home, name: str, names: Collection[str]) -> int:
+    """Remove the files of earlier versions that hold rows of the images; how many there were."""
+    place = home.table(name)
+    wanted = pa.array(sorted(names), pa.string())
+    held = [path for path in _unused(place) if _count(place, path, wanted)[0]]
+    home.store.delete(f"{TABLES}/{name}/{path}" for path in held)
+    return len(held)
+
+
+def _unused(place: str) -> Iterator[str]:
+    """Files that earlier versions of a table name, and those of its change data feed."""
+    try:
+        with answers(place):
+            table = open_delta(place)
+            yield from table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
+    except DeltaError as error:
+        raise ServiceError(f"{place} cannot be read: {' '.join(str(error).split())}") from error
+    for stored in open_store(place).list(CHANGE_DATA):
+        yield stored.key
+
+
+def _count(place: str, path: str, wanted: pa.Array) -> tuple[int, int]:
+    """(rows of the images, all rows) of a file; none of one that is gone already."""
+    found = total = 0
+    try:
+        with at_hand(place, path) as file:
+            if not file.is_file():
+                return 0, 0
+            columns = [name for name in pq.read_schema(file).names if name in ID_COLUMNS]
+            for batch in read_batches(file, columns):
+                total += batch.num_rows
+                found += pc.sum(_of_images(pa.Table.from_batches([batch]), wanted)).as_py() or 0
+    except (OSError, pa.ArrowException) as error:
+        raise ServiceError(f"{place}/{path} cannot be read: {str(error).splitlines()[0]}; restore it") from error
+    return found, total
+
+
+def _of_images(rows: pa.Table, wanted: pa.Array) -> pa.Array:
+    """Which rows are of the images."""
+    of_images = pa.array([False] * rows.num_rows)
+    for name in set(ID_COLUMNS) & set(rows.schema.names):
+        column = rows.column(name).cast(pa.string())
+        of_images = pc.or_(of_images, pc.is_in(column, value_set=wanted))
+    return of_images

@@ -1,0 +1,338 @@
+"""Reading messages one by one in bounded memory, whatever they unpack to.
+
+A record batch of some kilobytes may unpack to gigabytes, in one value or in millions of headers, and a client of Kafka
+unpacks all of it before it looks. Here a batch is unpacked as a stream: a record whose size is beyond the limits is
+passed over, and known by its offset alone; a batch that unpacks to more than a limit is given up from there on, and its
+remaining records are known by their number. Aborted messages and markers of transactions are left out where committed
+messages are asked for.
+
+Source: "Record Batch" in the documentation of Kafka's message format (kafka.apache.org/documentation/#messageformat);
+aborted transactions as in `FetchCollector` of its client.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from time import monotonic
+from typing import Any
+
+import crc32c
+import pyarrow as pa
+
+from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
+from streaming.errors import ServiceError
+from streaming.platform.kafka_client import connect
+from streaming.platform.topic import OPEN, TIMEOUT_MS
+
+MAX_RECORD_BYTES = MAX_MESSAGE_BYTES + 16 * HEADER_MARGIN_BYTES
+MAX_HEADERS = 1_000
+MAX_UNPACKED_BYTES = 1024**3  # of a batch: what it takes to unpack costs time
+MAX_BLOCK_BYTES = 64 * 1024**2  # of a block of snappy, which comes in one piece
+FETCH_BYTES = 1024**2  # the first batch comes whole, however large
+PATIENCE_S = 60.0  # without any progress
+
+BATCH_HEADER = struct.Struct(">qiibIhiqqqhii")
+BODY_AT = 21  # of a batch: what its checksum is of
+MAGIC = 2
+CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
+LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 0x08, 0x10, 0x20  # of a batch's attributes
+CONTROL_KEY = struct.Struct(">hh")  # of a control record: version and type
+ABORT = 0
+VARINT_BYTES = 10  # at most, of a number of 64 bits
+MORE = 0x80
+XERIAL = b"\x82SNAPPY\x00"  # the framing of snappy by Java clients
+CHUNK_BYTES = 64 * 1024
+
+Headers = list[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A message.
+
+    Attributes:
+        refused: why nothing but its offset is known; None for a message that was read.
+    """
+
+    offset: int
+    timestamp_ms: int
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: Headers = field(default_factory=list)
+    refused: str | None = None
+
+
+class BoundedReader:
+    """Reads ranges of offsets over one connection that is kept open.
+
+    Args:
+        client: kafka-python's arguments, as `kafka_security.client_arguments` makes them.
+        committed: leave out the messages of transactions that were aborted, and wait for those that are open.
+
+    Raises:
+        kafka.errors.KafkaError, ServiceError: the broker does not answer, or does not let us in.
+    """
+
+    def __init__(self, bootstrap_servers: str, client: Mapping[str, Any] = OPEN, *, committed: bool) -> None:
+        from kafka.admin import KafkaAdminClient
+
+        timeouts = {"request_timeout_ms": 3 * TIMEOUT_MS, "bootstrap_timeout_ms": TIMEOUT_MS}
+        self._admin = connect(KafkaAdminClient, bootstrap_servers=bootstrap_servers, **timeouts, **client)
+        self._committed = committed
+
+    def close(self) -> None:
+        self._admin.close()
+
+    def log_start(self, topic: str, partition: int) -> int:
+        """The first offset that the partition's log still has; errors as `read`."""
+        from kafka import TopicPartition
+        from kafka.admin import OffsetSpec
+
+        place = TopicPartition(topic, partition)
+        return int(self._admin.list_partition_offsets({place: OffsetSpec.EARLIEST})[place].offset)
+
+    def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Record]:
+        """The messages at the offsets from `start` to just before `end`, in order.
+
+        Raises:
+            kafka.errors.KafkaError: the broker does not answer, or no longer has the first of the offsets.
+            ServiceError: a batch is damaged, or nothing comes.
+        """
+        position, moved = start, monotonic()
+        while position < end:
+            records, aborted = self._fetch(topic, partition, position)
+            before = position
+            for batch in _batches(records):
+                position = max(position, batch.last_offset + 1)
+                if self._committed and aborted.leaves_out(batch):
+                    continue
+                if not batch.control:
+                    yield from (one for one in batch.records() if max(start, before) <= one.offset < end)
+                if position >= end:
+                    return
+            if position > before:
+                moved = monotonic()
+            elif monotonic() - moved > PATIENCE_S:
+                raise ServiceError(
+                    f"topic {topic!r} partition {partition}: expected messages up to offset {end - 1}, but nothing "
+                    f"came after offset {position - 1} for {PATIENCE_S:.0f} s"
+                )
+
+    def _fetch(self, topic: str, partition: int, offset: int) -> tuple[bytes, "_Aborted"]:
+        from kafka import TopicPartition
+        from kafka.errors import for_code
+        from kafka.protocol.consumer import FetchRequest
+
+        topics = FetchRequest.FetchTopic
+        wanted = topics.FetchPartition(
+            partition=partition, current_leader_epoch=-1, fetch_offset=offset, last_fetched_epoch=-1,
+            log_start_offset=-1, partition_max_bytes=FETCH_BYTES,
+        )  # fmt: skip
+        request = FetchRequest(
+            max_wait_ms=500, min_bytes=1, max_bytes=FETCH_BYTES, isolation_level=int(self._committed), session_id=0,
+            session_epoch=-1, topics=[topics(topic=topic, partitions=[wanted])], forgotten_topics_data=[], rack_id="",
+            min_version=4, max_version=11,
+        )  # fmt: skip
+
+        async def fetch() -> Any:
+            (leader,) = await self._admin._async_get_leader_for_partitions({TopicPartition(topic, partition)})
+            return await self._admin._manager.send(request, node_id=leader)
+
+        (answer,) = self._admin._manager.run(fetch).responses[0].partitions
+        if answer.error_code:
+            raise for_code(answer.error_code)(f"topic {topic!r} partition {partition}, offset {offset}")
+        aborted = [(one.first_offset, one.producer_id) for one in answer.aborted_transactions or ()]
+        return bytes(answer.records or b""), _Aborted(aborted)
+
+
+class _Aborted:
+    """Which batches of an answer belong to aborted transactions."""
+
+    def __init__(self, transactions: list[tuple[int, int]]) -> None:
+        self._coming = sorted(transactions)
+        self._producers: set[int] = set()
+
+    def leaves_out(self, batch: "_Batch") -> bool:
+        while self._coming and self._coming[0][0] <= batch.last_offset:
+            self._producers.add(self._coming.pop(0)[1])
+        if batch.control:
+            if batch.is_abort_marker():
+                self._producers.discard(batch.producer_id)
+            return True
+        return batch.transactional and batch.producer_id in self._producers
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A record batch as it came."""
+
+    base_offset: int
+    last_offset: int
+    attributes: int
+    base_timestamp: int
+    max_timestamp: int
+    producer_id: int
+    count: int
+    data: bytes  # the records, packed
+
+    @property
+    def transactional(self) -> bool:
+        return bool(self.attributes & TRANSACTIONAL)
+
+    @property
+    def control(self) -> bool:
+        return bool(self.attributes & CONTROL)
+
+    def is_abort_marker(self) -> bool:
+        key = next(self.records()).key or b""
+        return len(key) >= CONTROL_KEY.size and CONTROL_KEY.unpack_from(key)[1] == ABORT
+
+    def records(self) -> Iterator[Record]:
+        codec = self.attributes & 0x07
+        if codec and codec not in CODECS:
+            raise ServiceError(f"offset {self.base_offset}: compression {codec} is not one of {sorted(CODECS)}")
+        unpacked = _Unpacked(self.data, CODECS.get(codec))
+        offset = self.base_offset - 1
+        for number in range(self.count):
+            try:
+                record = self._record(unpacked)
+            except _TooMuchError:
+                # What is left of the batch is as many records, at offsets from here on.
+                for left in range(self.count - number):
+                    refused = f"its batch unpacks to more than {MAX_UNPACKED_BYTES:,} bytes"
+                    yield Record(min(offset + 1 + left, self.last_offset), self.max_timestamp, refused=refused)
+                return
+            except (EOFError, ValueError, struct.error, OSError) as error:
+                raise ServiceError(f"the batch at offset {self.base_offset} is damaged: {error}") from error
+            offset = record.offset
+            yield record
+
+    def _record(self, unpacked: "_Unpacked") -> Record:
+        length = unpacked.varint()
+        if length < 0:
+            raise ValueError(f"a record of {length} bytes")
+        begin = unpacked.position
+        unpacked.read(1)  # attributes, of which there are none
+        timestamp, offset = self.base_timestamp + unpacked.varint(), self.base_offset + unpacked.varint()
+        if self.attributes & LOG_APPEND_TIME:
+            timestamp = self.max_timestamp
+        left = length - (unpacked.position - begin)
+        if length > MAX_RECORD_BYTES:
+            unpacked.skip(left)
+            refused = f"expected a message of at most {MAX_RECORD_BYTES:,} bytes, got {length:,}"
+            return Record(offset, timestamp, refused=refused)
+        body = _Unpacked(unpacked.read(left), None)
+        key, value, count = body.blob(), body.blob(), body.varint()
+        if count > MAX_HEADERS:
+            refused = f"expected at most {MAX_HEADERS:,} headers, got {count:,}"
+            return Record(offset, timestamp, refused=refused)
+        headers = [((body.blob() or b"").decode("utf-8", "replace"), body.blob()) for _ in range(count)]
+        return Record(offset, timestamp, key, value, headers)
+
+
+class _TooMuchError(Exception):
+    """A batch unpacks to more than is taken."""
+
+
+class _Unpacked:
+    """The bytes of a batch's records, unpacked while they are read."""
+
+    def __init__(self, data: bytes, codec: str | None) -> None:
+        self.position = 0
+        self._buffer = memoryview(b"")
+        self._chunks = _chunks(data, codec)
+
+    def read(self, count: int) -> bytes:
+        parts = [bytes(part) for part in self._parts(count)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def skip(self, count: int) -> None:
+        for _ in self._parts(count):
+            pass
+
+    def _parts(self, count: int) -> Iterator[memoryview]:
+        if count < 0:
+            raise ValueError(f"a length of {count}")
+        if self.position + count > MAX_UNPACKED_BYTES:
+            raise _TooMuchError
+        self.position += count
+        while count:
+            if not self._buffer:
+                self._buffer = memoryview(next(self._chunks, b""))
+                if not self._buffer:
+                    raise EOFError("it ends too soon")
+            part, self._buffer = self._buffer[:count], self._buffer[count:]
+            count -= len(part)
+            yield part
+
+    def varint(self) -> int:
+        """A signed number of at most 64 bits: zigzag, seven bits a byte."""
+        number = _unsigned(self.read(1)[0] for _ in range(VARINT_BYTES))
+        return (number >> 1) ^ -(number & 1)
+
+    def blob(self) -> bytes | None:
+        length = self.varint()
+        return None if length == -1 else self.read(length)
+
+
+def _chunks(data: bytes, codec: str | None) -> Iterator[bytes]:
+    if codec is None:
+        yield data
+    elif codec == "snappy":
+        yield from _snappy_blocks(data)
+    else:
+        with closing(pa.CompressedInputStream(pa.BufferReader(data), codec)) as stream:
+            while chunk := stream.read(CHUNK_BYTES):
+                yield chunk
+
+
+def _snappy_blocks(data: bytes) -> Iterator[bytes]:
+    """Java's clients pack blocks one after the other; others pack all in one."""
+    codec = pa.Codec("snappy")
+    blocks = [data]
+    if data.startswith(XERIAL):
+        blocks, at = [], 16  # its name and two versions
+        while at + 4 <= len(data):
+            size = struct.unpack_from(">i", data, at)[0]
+            blocks.append(data[at + 4 : at + 4 + size])
+            at += 4 + max(0, size)
+    for block in blocks:
+        size = _unsigned(iter(block))  # each begins with what it unpacks to
+        if size > MAX_BLOCK_BYTES:
+            raise _TooMuchError
+        yield codec.decompress(block, size, asbytes=True)
+
+
+def _unsigned(data: Iterator[int]) -> int:
+    """A number of seven bits a byte, the lowest first; the highest bit of a byte says that another follows."""
+    number = 0
+    for place, byte in enumerate(islice(data, VARINT_BYTES)):
+        number |= (byte & 0x7F) << 7 * place
+        if not byte & MORE:
+            return number
+    raise ValueError("a number of more than 64 bits")
+
+
+def _batches(data: bytes) -> Iterator[_Batch]:
+    """The whole batches of an answer; the last may be cut.
+
+    Raises:
+        ServiceError: one is not what its checksum says, or is of an older format.
+    """
+    at = 0
+    while at + BATCH_HEADER.size <= len(data):
+        (base, length, _, magic, crc, attributes, last_delta, first_ms, max_ms, producer, _, _, count) = (
+            BATCH_HEADER.unpack_from(data, at)
+        )
+        end = at + 12 + length
+        if end > len(data):
+            return
+        if magic != MAGIC:
+            raise ServiceError(f"the batch at offset {base} is of message format {magic}, expected {MAGIC}")
+        if crc32c.crc32c(data[at + BODY_AT : end]) != crc:
+            raise ServiceError(f"the batch at offset {base} is not what its checksum says")
+        packed = data[at + BATCH_HEADER.size : end]
+        yield _Batch(base, base + last_delta, attributes, first_ms, max_ms, producer, count, packed)
+        at = end

@@ -1,0 +1,56 @@
+"""The folder for scratch files: the system's, or one in the work folder where that one cannot be used.
+
+Java unpacks native libraries there (of Parquet and Kafka), which it cannot load from a file system that is mounted
+noexec; a container with a read-only root has no folder of the system's that can be written.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from streaming.environment import give_scratch, given_scratch
+from streaming.errors import ServiceError
+
+OF_JAVA = "/tmp"  # noqa: S108  whatever TMPDIR says
+
+
+def use_scratch(work: Path) -> Path:
+    """The folder that this process and its children use from now on.
+
+    Raises:
+        ServiceError: neither the system's nor one in the work folder can be used.
+    """
+    system = Path(given_scratch() or OF_JAVA)
+    if why_not(system) is None:
+        return system
+    own = work / "tmp"
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+        why = why_not(own)
+    except OSError as error:
+        why = f"cannot be made ({error.strerror})"
+    if why is not None:
+        raise ServiceError(
+            f"{system} {why_not(system)} and {own} {why}: set TMPDIR to a folder that can be written, on a file system "
+            "that is not mounted noexec"
+        )
+    tempfile.tempdir = str(own)
+    give_scratch(str(own))
+    return own
+
+
+def why_not(folder: Path) -> str | None:
+    """Why a folder is not one for scratch files, or None."""
+    try:
+        flags = os.statvfs(folder).f_flag
+    except OSError as error:
+        return f"cannot be used ({error.strerror})"
+    if flags & os.ST_RDONLY or not os.access(folder, os.W_OK | os.X_OK):
+        return "cannot be written"
+    return "is mounted noexec, so that Java cannot load libraries from it" if flags & os.ST_NOEXEC else None
+
+
+def java_scratch() -> list[str]:
+    """The option that makes a JVM use the folder, too, where it is not its default."""
+    folder = given_scratch()
+    return [f"-Djava.io.tmpdir={folder}"] if folder and folder != OF_JAVA else []

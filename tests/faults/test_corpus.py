@@ -1,0 +1,81 @@
+"""The test files of a decoder itself, through the stream; only in `make soak`, which fetches them.
+
+Pillow's source distribution holds some 1,000 images that once made it fail, or that other programs wrote in their own
+way (https://github.com/python-pillow/Pillow/tree/main/Tests/images).
+"""
+
+import io
+import subprocess
+import sys
+import tarfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import PIL
+import pytest
+from PIL import Image
+
+from models.decode import DEFAULT_LIMITS, BadImage, Reason, decode_marked
+from tests.conftest import NewService
+from tests.faults.harness import Stream, check_exactly_once, send
+from tests.faults.poison import Sample
+from tests.forms import Record
+
+SIZE = (64, 64)
+# Formats under other names of Pillow's: the further pictures of an MPO are not looked at.
+OTHER_NAMES = {"MPO": "JPEG"}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("pillow")
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "pillow", "-d", str(folder)]
+    subprocess.run([*command, f"pillow=={PIL.__version__}"], check=True)
+    (archive,) = folder.glob("*.tar.gz")
+    return dict(_images_of(archive))
+
+
+def _images_of(archive: Path) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(archive) as files:
+        for member in files:
+            if member.isfile() and "/Tests/images/" in member.name and (content := files.extractfile(member)):
+                yield member.name.partition("/Tests/images/")[2], content.read()
+
+
+def pillow_decodes(data: bytes) -> bool:
+    """Pillow's own verdict, of a format that we accept."""
+    try:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            image.load()
+            return OTHER_NAMES.get(image.format or "", image.format) in DEFAULT_LIMITS.formats
+    except Exception:  # noqa: BLE001  whatever it is
+        return False
+
+
+def test_every_test_image_of_pillow_has_a_row_of_the_right_class(
+    images: dict[str, bytes], new_service: NewService, record: Record
+) -> None:
+    assert len(images) > 900
+    samples, counts = [], Counter[str]()
+    for name, data in images.items():
+        got = decode_marked(data, SIZE)
+        reason = got.reason if isinstance(got, BadImage) else None
+        if pillow_decodes(data):
+            assert reason in {None, Reason.UNSUPPORTED_MODE}, (name, got)
+        else:
+            assert isinstance(got, BadImage) or got.damage, name
+        counts["predicted" if reason is None else str(reason)] += 1
+        samples.append(Sample(name, reason, data, name.encode()))
+    service = new_service()
+    sent = send(service, samples)
+    with Stream(service, until_drained=True) as stream:
+        stream.wait_ended()
+    (end,) = stream.events("end")
+    assert end["restarts"] == 0
+    assert not stream.events("trouble")
+    check_exactly_once(service, sent)
+    shown = ", ".join(f"{n:,} {what}" for what, n in counts.most_common())
+    record("corpus: Pillow's own test images", "a row each, as Pillow judges", f"{len(images):,}: {shown}")

@@ -1,0 +1,166 @@
+"""Connections that say nothing, bodies that do not end, and descriptions without foreign scripts: over real sockets."""
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from streaming.gateway import connections
+from streaming.gateway.app import create_app
+from streaming.gateway.serve import listen, make_server
+from streaming.gateway.service import Broker
+from streaming.settings import Settings
+
+MAX_BYTES = 200_000
+KEY = "a key of thirty-two characters.."
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("nothing of this may reach the topic")
+
+
+@contextmanager
+def served(home: Path, key: str | None = None) -> Iterator[int]:
+    """The port of a gateway on a thread of this process; what is tested here is refused before the broker is asked."""
+    with listen("127.0.0.1", 0) as listener:
+        server = make_server(create_app(Settings(home=home), Broker(MAX_BYTES, never, lambda: True, 5.0), key))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=30)
+
+
+def answer_to(port: int, request: bytes) -> bytes:
+    """Everything that comes back until the connection is closed."""
+    parts = []
+    with closing(connect(port)) as one, suppress(ConnectionError):  # closed while there was more to read
+        one.sendall(request)
+        while part := one.recv(65_536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_a_thousand_silent_connections_lock_nobody_out(tmp_path: Path) -> None:
+    with served(tmp_path) as port, ExitStack() as stack:
+        for _ in range(1_000):
+            stack.enter_context(closing(connect(port)))
+        began = monotonic()
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).status_code == 200
+        print(f"answered beside 1,000 silent connections in {monotonic() - began:.3f} s")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"],
+)
+def test_a_connection_whose_headers_do_not_come_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
+) -> None:
+    monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", 0.3)
+    with served(tmp_path) as port, closing(connect(port)) as one:
+        one.sendall(start)
+        if start.endswith(b"\r\n\r\n"):  # the first request is answered, the second is slow
+            assert one.recv(65_536).startswith(b"HTTP/1.1 200")
+            one.sendall(b"GET /healthz HTTP/1.1\r\n")
+        while one.recv(65_536):  # to the end, which a connection left open does not have
+            pass
+
+
+def test_a_request_under_way_is_not_closed_by_the_limit_of_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", 0.2)
+    with served(tmp_path) as port:
+        found = httpx.get(f"http://127.0.0.1:{port}/predictions/{'0' * 64}?wait=1", timeout=30)
+        assert found.status_code == 404
+
+
+def test_the_oldest_silent_connection_makes_room_and_busy_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections.Connections.__init__, "__defaults__", (1_000, 3))
+    wait = f"GET /predictions/{'0' * 64}?wait=2 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with served(tmp_path) as port, closing(connect(port)) as busy, closing(connect(port)) as silent:
+        busy.sendall(wait)
+        httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30)  # by now the request is under way
+        with closing(connect(port)), closing(connect(port)):
+            assert silent.recv(100) == b""
+            assert busy.recv(65_536).startswith(b"HTTP/1.1 404")
+
+
+@pytest.mark.parametrize("declared", [b"", b"Content-Length: 10\r\n"], ids=["chunked", "chunked with a wrong length"])
+def test_a_body_of_a_gigabyte_in_chunks_is_refused_and_takes_no_memory(tmp_path: Path, declared: bytes) -> None:
+    head = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n"
+    chunk = b"100000\r\n" + b"\xff\xd8\xff" + bytes(0x100000 - 3) + b"\r\n"
+    with served(tmp_path) as port, closing(connect(port)) as one:
+        before = psutil.Process().memory_info().rss
+        one.sendall(head + declared + b"\r\n")
+        sent = 0
+        try:
+            while sent < 1_000:
+                one.sendall(chunk)
+                sent += 1
+        except OSError:  # closed by the other side, which has said why
+            pass
+        assert psutil.Process().memory_info().rss - before < 64 * 1024**2
+        assert sent < 1_000
+        assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).status_code == 200
+
+
+def test_a_refusal_before_the_end_of_a_body_is_read_and_ends_the_connection(tmp_path: Path) -> None:
+    with served(tmp_path) as port:
+        head = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+        assert answer_to(port, head + b"Content-Length: 1000000000\r\n\r\n").startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("length", [b"-1", b"1e3", b"10\r\nContent-Length: 11", b"9" * 5_000])
+def test_a_content_length_that_is_none_is_refused(tmp_path: Path, length: bytes) -> None:
+    with served(tmp_path) as port:
+        head = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: "
+        assert re.match(rb"HTTP/1\.1 4(00|13) ", answer_to(port, head + length + b"\r\n\r\n\xff\xd8\xff"))
+
+
+def test_endless_headers_are_refused(tmp_path: Path) -> None:
+    with served(tmp_path) as port:
+        assert answer_to(port, b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000).startswith(b"HTTP/1.1 400 ")
+
+
+def test_the_description_is_behind_the_key_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        for path in ("/docs", "/openapi.json"):
+            assert client.get(path).status_code == 401
+            assert client.get(path, headers={"X-API-Key": KEY}).status_code == 200
+        shown = client.get("/docs", headers={"X-API-Key": KEY})
+        assert "POST /images" in shown.text
+        assert not re.search(r"<script|src=|href=|https?://", shown.text)
+        assert shown.headers["content-security-policy"].startswith("default-src 'none'")
+
+
+def test_addresses_that_one_host_has_count_as_one() -> None:
+    assert connections.network_of("192.0.2.7") == "192.0.2.7"
+    assert connections.network_of("2001:db8::1") == connections.network_of("2001:db8::ffff") == "2001:db8::/64"
+    assert connections.network_of("2001:db8:0:1::1") != connections.network_of("2001:db8::1")
+    assert connections.network_of("unix:") == "unix:"
+
+
+def test_a_client_that_was_refused_before_the_end_of_its_body_is_answered_next_time(tmp_path: Path) -> None:
+    with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        for _ in range(3):
+            refused = client.post("/images", content=bytes(100_000), headers={"Content-Type": "image/jpeg"})
+            assert refused.status_code == 401
+            assert client.get("/healthz").status_code == 200

@@ -1,0 +1,106 @@
+"""The audit against what a real broker holds: each way in which tables and topic can differ."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+from kafka import KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
+
+from streaming.errors import ServiceError
+from streaming.jobs import audit_broker
+from streaming.jobs.audit import AuditReport, Compared, Kind, audit
+from streaming.jobs.audit_broker import compare_with_broker
+from streaming.pipeline.offsets import Reach, TopicOffsets
+from streaming.settings import Settings
+from tests.conftest import imagestream
+from tests.faults.harness import wait_until
+from tests.streaming.history import commit_batch, new_topic
+
+
+@pytest.fixture
+def settings(broker: Settings, tmp_path: Path) -> Settings:
+    """A topic of one partition: five messages, an aborted transaction of two, and two more; a row for each message."""
+    settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
+    servers, topic = settings.bootstrap_servers, settings.topic
+    with closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
+        admin.create_topics([NewTopic(topic, 1, 1)])
+    with (
+        closing(KafkaProducer(bootstrap_servers=servers)) as plain,
+        closing(KafkaProducer(bootstrap_servers=servers, transactional_id=topic)) as aborting,
+    ):
+        for _ in range(5):
+            plain.send(topic, b"image").get(30)
+        aborting.init_transactions()
+        aborting.begin_transaction()
+        for _ in range(2):
+            aborting.send(topic, b"aborted")
+        aborting.flush()
+        aborting.abort_transaction()  # offsets 5 and 6, and a marker, which the broker writes a moment later
+        offsets = TopicOffsets(str(servers), [topic])
+        wait_until(lambda: offsets.read() == {(topic, 0): Reach(0, 8)}, lambda: f"no marker: {offsets.read()}")
+        offsets.close()
+        for _ in range(2):
+            plain.send(topic, b"image").get(30)
+    commit_batch(settings, 1, {0: (0, 5)})
+    commit_batch(settings, 2, {0: (5, 10)}, holes={5, 6, 7})
+    return settings
+
+
+def compared(settings: Settings) -> AuditReport:
+    report = audit(settings)
+    compare_with_broker(settings, str(settings.bootstrap_servers), report)
+    return report
+
+
+def places(report: AuditReport, kind: Kind) -> list[tuple[int, int]]:
+    return [(one.where["from"], one.where["to"]) for one in report.problems if one.kind is kind]
+
+
+@pytest.mark.parametrize("window", [1, 3, 1000])
+def test_a_sound_history_is_clean(settings: Settings, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    monkeypatch.setattr(audit_broker, "WINDOW_OFFSETS", window)
+    report = compared(settings)
+    assert report.clean
+    assert report.compared == [Compared(settings.topic, 0, 0, 9, held=7, rows=7)]
+
+
+def test_a_message_without_a_row_is_named_also_where_the_tables_say_that_there_was_none(settings: Settings) -> None:
+    commit_batch(settings, 3, {0: (10, 13)}, holes={11})
+    with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as producer:
+        for _ in range(3):
+            producer.send(settings.topic, b"image").get(30)
+    assert audit(settings).clean
+    DeltaTable(settings.place.table("predictions")).delete("offset IN (2, 3)")
+    report = compared(settings)
+    assert places(report, Kind.GAP)[-2:] == [(2, 3), (11, 11)]
+    assert "Kafka holds offsets 11 to 11, which have no row" in report.problems[-1].text
+
+
+def test_a_row_of_an_aborted_message_is_named(settings: Settings) -> None:
+    DeltaTable(settings.place.table("batches")).delete("batch_id = 2")
+    DeltaTable(settings.place.table("predictions")).delete("batch_id = 2")
+    commit_batch(settings, 3, {0: (5, 10)}, holes={7})
+    assert audit(settings).clean
+    report = compared(settings)
+    assert report.counts == {Kind.NOT_IN_KAFKA: 1}
+    assert places(report, Kind.NOT_IN_KAFKA) == [(5, 6)]
+    assert imagestream(settings, "audit", "--broker", code=1)["counts"] == {"not_in_kafka": 1}
+
+
+def test_what_kafka_has_deleted_is_not_compared(settings: Settings) -> None:
+    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
+        admin.delete_records({TopicPartition(settings.topic, 0): 8})
+        assert compared(settings).compared == [Compared(settings.topic, 0, 8, 9, held=2, rows=2)]
+        admin.delete_records({TopicPartition(settings.topic, 0): 10})
+        (one,) = compared(settings).compared
+        assert (one.first, one.note) == (None, "Kafka holds nothing of it any more")
+        admin.delete_topics([settings.topic])
+    (one,) = compared(settings).compared
+    assert (one.first, one.note) == (None, "it is not in Kafka any more")
+
+
+def test_a_broker_that_does_not_answer_is_named(settings: Settings) -> None:
+    with pytest.raises(ServiceError, match="cannot be read from the broker at 127.0.0.1:1"):
+        compare_with_broker(settings, "127.0.0.1:1", AuditReport())

@@ -1,0 +1,104 @@
+"""Erasing an image: from every table and file, with a record by which the audit adds up; and changes by others."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable
+from deltalake.schema import Field, PrimitiveType
+
+from streaming.errors import ServiceError
+from streaming.images.corrections import add_labels
+from streaming.jobs.audit import audit
+from streaming.jobs.erase import erase, record_deleted
+from streaming.jobs.maintain import maintain
+from streaming.query import query
+from streaming.settings import Settings
+from streaming.storage.tables import FEATURES, LABELS, Table
+from tests.streaming.history import commit_batch
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    """Two batches of eight messages, of which one is quarantined; features and a label of the first image."""
+    settings = Settings(home=tmp_path / "home")
+    commit_batch(settings, 0, {0: (0, 8)}, bad={3})
+    commit_batch(settings, 1, {0: (8, 16)})
+    features = [
+        {"image_id": name, "content_sha256": content, "backbone_sha256": "b", "features": [1.0]}
+        for name, content in (("0-0", "aa"), ("0-9", "aa"), ("0-1", "bb"))
+    ]
+    Table(settings.place.tables, "features").append(pa.Table.from_pylist(features, schema=FEATURES), "test", 0)
+    labels = [{"image_id": "0-0", "label": "cat"}, {"image_id": "0-1", "label": "dog"}]
+    Table(settings.place.tables, "labels").append(pa.Table.from_pylist(labels, schema=LABELS), "test", 0)
+    return settings
+
+
+def count(settings: Settings, table: str) -> int:
+    return int(query(settings, f"SELECT count(*) AS n FROM {table}").column("n")[0].as_py())  # noqa: S608
+
+
+def holds(settings: Settings, *names: str) -> list[str]:
+    """Files below the tables, of whatever version, in which one of the names is."""
+    found = []
+    for file in Path(settings.home).rglob("*.parquet"):
+        if "_delta_log" not in file.parts:
+            rows = pq.ParquetFile(file).read().to_pylist()
+            found += [file.name for row in rows if set(names) & {row.get("image_id"), row.get("content_sha256")}]
+    return found
+
+
+def test_an_erased_image_is_in_no_table_and_no_file_and_the_audit_still_adds_up(home: Settings) -> None:
+    assert len(holds(home, "0-0", "aa", "0-9")) == 5
+    result = erase(home, ["0-0"], "request 17")
+    assert result.ids == ["0-0", "0-9"]  # the same content under two ids
+    assert result.rows == {"features": 2, "labels": 1, "predictions": 2}
+    assert result.messages == [("images", 0, 0), ("images", 0, 9)]
+    assert not holds(home, "0-0", "aa", "0-9")
+    assert [count(home, name) for name in ("predictions", "features", "labels", "erased")] == [13, 1, 1, 2]
+    report = audit(home)
+    assert (report.clean, report.erased) == (True, 2)
+    with pytest.raises(ServiceError, match="no table in .* knows an image 0-0"):
+        erase(home, ["0-0"], "again")
+    commit_batch(home, 2, {0: (16, 24)})
+    maintain(home)
+    assert audit(home).clean
+
+
+def test_a_quarantined_image_is_erased_with_its_bytes(home: Settings) -> None:
+    (image,) = query(home, "SELECT image_id FROM quarantine").column("image_id").to_pylist()
+    assert erase(home, [image], "a").rows == {"quarantine": 1}
+    assert count(home, "quarantine") == 0
+    assert audit(home).clean
+
+
+def test_rows_that_another_program_deleted_are_recorded_on_request(home: Settings) -> None:
+    DeltaTable(home.place.table("predictions")).delete("offset >= 5 AND offset < 7")
+    DeltaTable(home.place.table("quarantine")).delete()
+    assert not audit(home).clean
+    assert record_deleted(home, "a") == 3
+    assert (audit(home).clean, audit(home).erased) == (True, 3)
+    assert record_deleted(home, "a") == 0
+    table = query(home, 'SELECT "table" AS t, count(*) AS n FROM erased GROUP BY 1 ORDER BY 1').to_pylist()
+    assert table == [{"t": "predictions", "n": 2}, {"t": "quarantine", "n": 1}]
+
+
+def test_tables_that_another_program_changed_are_read_and_written_as_before(home: Settings, tmp_path: Path) -> None:
+    for name in ("predictions", "quarantine", "batches", "features", "labels"):
+        place = home.place.table(name)
+        DeltaTable(place).alter.add_columns([Field("theirs", PrimitiveType("string"))])
+        DeltaTable(place).alter.set_table_properties({"delta.enableChangeDataFeed": "true"})
+    DeltaTable(home.place.table("predictions")).optimize.z_order(["offset"])
+    DeltaTable(home.place.table("predictions")).update(updates={"theirs": "'seen'"}, predicate="offset = 1")
+    DeltaTable(home.place.table("features")).optimize.compact()
+    commit_batch(home, 2, {0: (16, 24)}, bad={17})
+    assert audit(home).clean
+    (tmp_path / "labels.csv").write_text("image_id,label\n0-1,bird\n")
+    assert add_labels(home, tmp_path / "labels.csv", "a").added == 1
+    assert erase(home, ["0-1"], "a").rows == {"features": 1, "labels": 2, "predictions": 1}
+    assert not holds(home, "0-1")  # nor in the change data feed
+    report = maintain(home)
+    assert {table.name for table in report.tables} >= {"predictions", "erased"}
+    assert audit(home).clean
+    assert query(home, "SELECT count(theirs) AS n FROM predictions").to_pylist() == [{"n": 0}]

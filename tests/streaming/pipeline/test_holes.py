@@ -1,0 +1,194 @@
+"""Topics whose offsets have holes: transactions, compaction, deletion. An independent consumer is the judge."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.admin import KafkaAdminClient, NewTopic
+
+from streaming.jobs.audit import Span, audit
+from streaming.pipeline.status import read_status
+from streaming.settings import Settings
+from tests.conftest import NewService, imagestream
+from tests.faults.harness import Place, decisions, drain, rows, wait_until
+
+COMPACT = {
+    "cleanup.policy": "compact",
+    "segment.ms": "200",
+    "min.cleanable.dirty.ratio": "0.01",
+    "max.compaction.lag.ms": "500",
+}
+
+
+def create_topic(settings: Settings, partitions: int = 1, **configuration: str) -> None:
+    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
+        admin.create_topics([NewTopic(settings.topic, partitions, 1, topic_configs=configuration)])
+
+
+def transactional(settings: Settings) -> Any:
+    producer = KafkaProducer(
+        bootstrap_servers=settings.bootstrap_servers, transactional_id=f"test-{uuid4()}", acks="all"
+    )
+    producer.init_transactions()
+    return producer
+
+
+def transaction(producer: Any, topic: str, partition: int, messages: int, *, commit: bool = True) -> None:
+    """Messages that are not images, and a marker after them."""
+    producer.begin_transaction()
+    for number in range(messages):
+        producer.send(topic, b"message %d" % number, partition=partition)
+    producer.flush()
+    producer.commit_transaction() if commit else producer.abort_transaction()
+
+
+def held(settings: Settings, isolation: str = "read_committed") -> set[Place]:
+    """Where Kafka holds a message, by a client that knows nothing of the stream."""
+    with closing(
+        KafkaConsumer(
+            bootstrap_servers=settings.bootstrap_servers, isolation_level=isolation, auto_offset_reset="earliest"
+        )
+    ) as consumer:
+        partitions = [TopicPartition(settings.topic, one) for one in consumer.partitions_for_topic(settings.topic)]
+        consumer.assign(partitions)
+        ends = consumer.end_offsets(partitions)
+        found: set[Place] = set()
+        while any(consumer.position(one) < ends[one] for one in partitions):
+            found |= {(one.partition, one.offset) for batch in consumer.poll(500).values() for one in batch}
+    return found
+
+
+def scored_places(settings: Settings) -> list[Place]:
+    found = rows(settings, 'SELECT "partition", "offset" FROM quarantine ORDER BY 1, 2')
+    return [(row["partition"], row["offset"]) for row in found]
+
+
+def check(settings: Settings, isolation: str = "read_committed") -> dict[str, Any]:
+    """Every message that Kafka holds has one row, and no other has; the audit says so, too."""
+    assert scored_places(settings) == sorted(held(settings, isolation))
+    report = imagestream(settings, "audit", "--broker")
+    assert (report["clean"], report["unfinished"]) == (True, [])
+    assert all(one["held"] == one["rows"] for one in report["compared"])
+    return report
+
+
+@dataclass(frozen=True)
+class Transactions:
+    """A topic of four partitions.
+
+    0: aborted, committed, aborted, committed, aborted: holes at the start, in the middle, at the end
+    1: aborted only
+    2: three messages, then an open transaction of one, and one message behind it
+    3: a transaction of 30 messages, which spans micro-batches
+    """
+
+    settings: Settings
+    producer: Any
+    open: Any  # the producer of the open transaction
+
+
+@pytest.fixture(scope="module")
+def transactions(new_service: NewService) -> Iterator[Transactions]:
+    settings = new_service()
+    create_topic(settings, partitions=4)
+    topic = settings.topic
+    with closing(transactional(settings)) as producer, closing(transactional(settings)) as opened:
+        for messages, commit in ((2, False), (3, True), (2, False), (1, True), (1, False)):
+            transaction(producer, topic, 0, messages, commit=commit)
+        transaction(producer, topic, 1, 2, commit=False)
+        with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as plain:
+            for number in range(3):
+                plain.send(topic, b"plain %d" % number, partition=2).get(30)
+            opened.begin_transaction()
+            opened.send(topic, b"open", partition=2)
+            opened.flush()
+            plain.send(topic, b"behind", partition=2).get(30)
+        transaction(producer, topic, 3, 30)
+        yield Transactions(settings, producer, opened)
+
+
+def test_committed_messages_have_one_row_and_aborted_ones_none(transactions: Transactions) -> None:
+    settings = transactions.settings
+    drained = drain(settings, images_per_batch=12)
+    assert len(drained.batches) > 3
+    assert (drained.troubles, drained.restarts) == ([], 0)
+    assert {place for place in scored_places(settings) if place[0] == 2} == {(2, 0), (2, 1), (2, 2)}
+
+    status = read_status(settings)
+    assert status.lag == 0
+    assert [one.held for one in status.partitions] == [0, 0, 2, 0]
+
+    transaction(transactions.producer, settings.topic, 1, 1, commit=False)
+    assert [(batch.input_rows, batch.predicted_rows) for batch in drain(settings).batches] == [(0, 0)]
+
+    transactions.open.commit_transaction()
+    drain(settings)
+    report = check(settings)
+    topic = settings.topic
+    assert [(one["messages"], one["holes"], one["proven"]) for one in report["spans"]] == [
+        (4, 10, 10), (0, 5, 5), (5, 1, 1), (30, 1, 1),
+    ]  # fmt: skip
+    assert audit(settings).spans[3] == Span(topic, 3, 0, 30, 30, report["spans"][3]["batches"], 1, 1)
+    starts = {one.log_start for batch in decisions(settings) for one in batch.ranges if one.rows < one.end - one.start}
+    assert starts == {0}
+    assert read_status(settings).partitions[2].held == 0
+
+
+def test_aborted_messages_are_read_where_that_is_asked_for(transactions: Transactions, new_service: NewService) -> None:
+    settings = transactions.settings
+    dirty = new_service().model_copy(update={"topic": settings.topic, "isolation": "read_uncommitted"})
+    drain(dirty)
+    assert scored_places(dirty) == sorted(held(settings, "read_uncommitted"))
+    assert {(0, 0), (1, 1)} <= {*scored_places(dirty)}
+    assert audit(dirty).clean
+    found = imagestream(dirty, "audit", "--broker", code=1)  # which reads committed messages
+    ends = [(p["where"]["partition"], p["where"]["from"], p["where"]["to"]) for p in found["problems"]]
+    assert ends == [(0, 0, 1), (0, 7, 8), (0, 12, 12), (1, 0, 1), (1, 3, 3)]
+    assert {problem["kind"] for problem in found["problems"]} == {"not_in_kafka"}
+
+
+def test_messages_deleted_ahead_of_the_reader_are_scored_and_holes_there_not_called_proven(service: Settings) -> None:
+    create_topic(service)
+    with closing(transactional(service)) as producer:
+        with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as plain:
+            for number in range(20):
+                plain.send(service.topic, b"plain %d" % number).get(30)
+        transaction(producer, service.topic, 0, 3)
+    expected = sorted(held(service))
+    assert len(expected) == 23
+
+    def delete(_: object) -> None:
+        with closing(KafkaAdminClient(bootstrap_servers=service.bootstrap_servers)) as admin:
+            admin.delete_records({TopicPartition(service.topic, 0): 22})
+
+    drained = drain(service, images_per_batch=4, on_batch=delete)
+    assert drained.restarts == 0
+    assert scored_places(service) == expected  # Spark had fetched them with the first batch
+    (span,) = audit(service).spans
+    assert (span.messages, span.holes, span.proven) == (23, 1, 0)
+    report = imagestream(service, "audit", "--broker")
+    assert [(one["first"], one["held"], one["rows"]) for one in report["compared"]] == [(22, 1, 1)]
+
+
+def test_a_compacted_topic_is_read_as_far_as_it_is_left(service: Settings) -> None:
+    create_topic(service, **COMPACT)
+    with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
+        for number in range(12):
+            producer.send(service.topic, b"message %d" % number, key=b"key %d" % (number % 3)).get(30)
+
+        def compacted() -> bool:
+            producer.send(service.topic, b"another segment", key=b"another").get(30)
+            return (0, 0) not in held(service)
+
+        wait_until(compacted, lambda: "Kafka did not compact the topic")
+    before = held(service)
+    drain(service)
+    assert held(service) <= {*scored_places(service)} <= before  # it may have compacted more meanwhile
+    report = imagestream(service, "audit", "--broker")
+    (span,) = report["spans"]
+    assert span["holes"] == span["proven"] > 0
+    assert report["compared"][0]["note"].startswith("compacted")

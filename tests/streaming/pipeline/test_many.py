@@ -1,0 +1,34 @@
+"""A topic with the longest name and hundreds of partitions."""
+
+import uuid
+from pathlib import Path
+
+from deltalake import DeltaTable
+
+from streaming.images.dataset import digit_images, write_images
+from streaming.jobs.audit import audit
+from streaming.pipeline.stream import TASKS_PER_CORE
+from streaming.query import query
+from streaming.settings import Settings
+from tests.conftest import imagestream
+from tests.producer.topics import create_topic
+
+CORES = 2  # of the session that all tests share
+IMAGES = 60
+
+
+def test_two_hundred_partitions_and_a_name_of_249_letters_give_a_few_files_per_batch(
+    service: Settings, tmp_path: Path
+) -> None:
+    topic = f"{uuid.uuid4().hex}-".ljust(249, "x")
+    many = service.model_copy(update={"topic": topic})
+    assert many.bootstrap_servers is not None
+    create_topic(many.bootstrap_servers, topic, partitions=200)
+    before = len(DeltaTable(many.place.table("features")).file_uris())  # of the training
+    imagestream(many, "publish", write_images(tmp_path / "images", digit_images(IMAGES, 300)))
+    summary = imagestream(many, "stream", "--until-drained")
+    assert (summary["predicted"], summary["batches"]) == (IMAGES, 1)
+    partitions = query(many, 'SELECT count(DISTINCT "partition") AS n FROM predictions').column("n")[0].as_py()
+    files = len(DeltaTable(many.place.table("features")).file_uris()) - before
+    assert files <= TASKS_PER_CORE * CORES < partitions
+    assert audit(many).clean

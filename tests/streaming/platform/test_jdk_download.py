@@ -1,0 +1,80 @@
+"""A JDK is unpacked only if it is what its checksum says; the API is one of our own on loopback."""
+
+import hashlib
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from streaming.errors import ServiceError
+from streaming.platform.jdk_download import download_jdk
+
+
+def archive(name: str = "jdk-17/bin/java", kind: bytes = tarfile.REGTYPE) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.mode = kind, 0o4755
+        member.linkname = "/etc/passwd"
+        member.size = 4 if kind == tarfile.REGTYPE else 0
+        tar.addfile(member, io.BytesIO(b"java"))
+    return packed.getvalue()
+
+
+@contextmanager
+def api(content: bytes, checksum: str | None = None) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            link = f"http://127.0.0.1:{self.server.server_address[1]}/archive"
+            package = {"link": link, "checksum": checksum or hashlib.sha256(content).hexdigest()}
+            body = content if self.path == "/archive" else json.dumps([{"binary": {"package": package}}]).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_jdk_that_is_what_its_checksum_says_is_unpacked(tmp_path: Path) -> None:
+    with api(archive()) as url:
+        download_jdk("17", tmp_path, url)
+    java = tmp_path / "jdk-17" / "bin" / "java"
+    assert java.read_bytes() == b"java"
+    assert java.stat().st_mode & 0o7777 == 0o755, "it runs, and as nobody else"
+    assert [path.name for path in tmp_path.iterdir()] == ["jdk-17"]
+
+
+def test_a_jdk_that_was_altered_is_not_unpacked(tmp_path: Path) -> None:
+    with api(archive(), "0" * 64) as url, pytest.raises(ServiceError, match="has SHA-256 .*, expected 0000"):
+        download_jdk("17", tmp_path, url)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("../outside", tarfile.REGTYPE), ("jdk-17/link", tarfile.SYMTYPE)])
+def test_nothing_of_an_archive_lies_outside_of_its_folder(tmp_path: Path, name: str, kind: bytes) -> None:
+    (tmp_path / "java").mkdir()
+    with api(archive(name, kind)) as url, pytest.raises((OSError, tarfile.TarError)):
+        download_jdk("17", tmp_path / "java", url)
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize("checksum", ["", "abc", "z" * 64])
+def test_a_jdk_without_a_checksum_is_not_downloaded(tmp_path: Path, checksum: str) -> None:
+    with api(archive(), checksum or "-") as url, pytest.raises(ServiceError, match="gives no SHA-256 for JDK 17"):
+        download_jdk("17", tmp_path, url)

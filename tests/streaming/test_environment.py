@@ -1,0 +1,139 @@
+"""A command does the same whatever folder, environment, terminal and neighbours it is started with."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+from streaming.environment import ROOT, cleaned, ignored
+from streaming.images.dataset import digit_images, write_images
+from streaming.settings import Settings
+from tests.conftest import environment_of
+from tests.streaming.history import commit_batch
+
+NEIGHBOURS = {"producer.py", "models/__init__.py", "streaming.py", "pyspark.py"}
+DEVELOPER = {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONPATH": f":{ROOT}:.", "PYTHONIOENCODING": "ascii"}
+CRON = {"LC_ALL": "POSIX", "LANG": "tr_TR", "TZ": "Asia/Kathmandu", "COLUMNS": "40"}
+PROXY = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:1")
+
+
+def another_spark(folder: Path) -> dict[str, str]:
+    """Variables of other installations, each of which alone keeps PySpark from starting, or from local files."""
+    for name, text in {
+        "hadoop/core-site.xml": "<configuration><property><name>fs.defaultFS</name><value>hdfs://127.0.0.1:1</value>"
+        "</property></configuration>",
+        "conf/spark-defaults.conf": f"spark.eventLog.enabled true\nspark.eventLog.dir {folder}/none\n",
+        "conf/spark-env.sh": "exit 3\n",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return {
+        "SPARK_HOME": str(folder),
+        "PYSPARK_SUBMIT_ARGS": "--master local[2]",
+        "PYSPARK_DRIVER_PYTHON": "jupyter",
+        "PYSPARK_GATEWAY_PORT": "1",
+        "PYSPARK_GATEWAY_SECRET": "none",  # pragma: allowlist secret
+        "SPARK_REMOTE": "sc://127.0.0.1:1",
+        "SPARK_CONNECT_MODE_ENABLED": "1",
+        "SPARK_API_MODE": "connect",
+        "SPARK_CONF_DIR": str(folder / "conf"),
+        "HADOOP_CONF_DIR": str(folder / "hadoop"),
+    }
+
+
+def command(folder: Path, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as its console script does, in `folder`, with no HOME and only these variables."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "imagestream", *map(str, arguments)],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working directory with modules that end every process that imports them."""
+    for name in NEIGHBOURS:
+        file = tmp_path / "project" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"raise SystemExit('imported {name}')\n")
+    return tmp_path / "project"
+
+
+def test_a_stream_runs_as_elsewhere_in_the_worst_surroundings(service: Settings, folder: Path, tmp_path: Path) -> None:
+    foreign = another_spark(tmp_path / "other")
+    variables = foreign | DEVELOPER | CRON | PROXY | environment_of(service)
+    write_images(tmp_path / "images", digit_images(8, 300))
+    home = ("--home", service.home)
+    before = set(folder.rglob("*"))
+
+    for arguments in (("publish", tmp_path / "images"), ("stream", "--until-drained"), ("predictions",)):
+        done = command(folder, *home, *arguments, **variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert done.stdout.endswith("8 rows\n"), done.stdout
+    done = command(folder, *home, "doctor", "--json", tmp_path / "doctor.json", **variables)
+    found = {check["name"]: check["found"] for check in json.loads((tmp_path / "doctor.json").read_text())["checks"]}
+    assert all(name in found["variables"] for name in foreign if name not in {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"})
+    assert set(folder.rglob("*")) == before
+
+
+def test_a_clusters_configuration_is_for_a_cluster_only(tmp_path: Path) -> None:
+    variables = another_spark(tmp_path) | {"SPARK_LOCAL_DIRS": "/scratch", "HOME": "/root", "PYTHONPATH": f"{ROOT}::x"}
+    everywhere = {"PATH", "SPARK_LOCAL_DIRS", "HOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUTF8", "LC_ALL", "LANG"}
+    assert cleaned(variables, local=True).keys() == (everywhere | {"SPARK_LOCAL_IP"}) - {"PATH"}
+    assert cleaned(variables, local=True)["PYTHONPATH"] == str(ROOT)
+    of_the_cluster = {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"}
+    assert cleaned(variables, local=False).keys() == (everywhere | of_the_cluster) - {"PATH"}
+    assert set(ignored(variables, local=True)) - set(ignored(variables, local=False)) == of_the_cluster
+
+
+def test_packages_of_the_same_names_do_not_matter_and_overwritten_ones_are_said(tmp_path: Path) -> None:
+    for name in ("models", "streaming"):
+        (tmp_path / "site" / name).mkdir(parents=True)
+        (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('another distribution')\n")
+    launcher = shutil.copy(ROOT / "imagestream.py", tmp_path / "imagestream.py")
+    run = [sys.executable, launcher, "--version"]
+    whole = subprocess.run(
+        [sys.executable, ROOT / "imagestream.py", "--version"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (whole.returncode, whole.stdout[:12]) == (0, "imagestream "), whole.stderr
+    shutil.copytree(tmp_path / "site", tmp_path, dirs_exist_ok=True)
+    mixed = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert mixed.returncode == 1
+    assert mixed.stderr.count("\n") == 1
+    assert f"the package 'models' in {tmp_path} is another distribution's" in mixed.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("predictions",), ("status",), ("doctor",)], ids=" ".join)
+def test_a_narrow_terminal_of_an_old_encoding_gets_whole_words(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    commit_batch(Settings(home=tmp_path / ".imagestream"), 0, {0: (0, 4)})
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 40))
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "imagestream", "--home", str(tmp_path / ".imagestream"), *arguments],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"},
+        stdin=end,
+        stdout=end,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(end)
+    said = os.read(terminal, 65536)
+    os.close(terminal)
+    assert b"Traceback" not in done.stderr
+    assert said.decode("latin-1").strip()

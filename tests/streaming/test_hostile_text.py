@@ -1,0 +1,97 @@
+"""What a terminal, a spreadsheet, a plot and a secret's file make of hostile or careless data."""
+
+import logging
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from matplotlib.figure import Figure
+
+from streaming import secret_files
+from streaming.cli import commands  # noqa: F401  registers every command
+from streaming.cli.app import run, write_json
+from streaming.cli.row_formats import Format, write_rows
+from streaming.errors import ServiceError
+from streaming.gateway.access import read_key
+from streaming.reports.plots import png
+from streaming.settings import Settings
+from streaming.storage.tables import LABELS, Table
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202e\r"
+
+
+def written(value: object, format_: Format, *, spreadsheet: bool = False, capsys: pytest.CaptureFixture[str]) -> str:
+    table = pa.table({"x": [value]})
+    write_rows(table.to_reader(), format_, None, spreadsheet=spreadsheet)
+    return capsys.readouterr().out
+
+
+def test_an_error_shows_control_characters_as_signs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(["--home", str(tmp_path), "publish", f"no such {ESCAPES} file"])
+    said = capsys.readouterr().err
+    assert "no such" in said
+    assert not set(said.rstrip("\n")) & set(ESCAPES) - set("]0;owned[2J ")
+
+
+def test_a_table_shows_control_characters_as_signs(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = written(ESCAPES, Format.TABLE, capsys=capsys)
+    assert not set(shown) & {"\x1b", "\x07", "\u202e", "\r"}
+
+
+@pytest.mark.parametrize("formula", ["=1+1", "+1", "-1+2", "@SUM(A1)", "\t=1", "\r=1", "＝1"])
+def test_a_cell_that_begins_a_formula_is_text_on_request(formula: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = written(formula, Format.CSV, capsys=capsys)
+    quoted = written(formula, Format.CSV, spreadsheet=True, capsys=capsys)
+    assert "'" not in plain
+    assert quoted.partition("\n")[2].lstrip('"').startswith("'" + formula[0])
+
+
+def test_numbers_and_other_text_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    for value in (-1, -0.5, "cat", "a=b"):
+        assert written(value, Format.CSV, spreadsheet=True, capsys=capsys) == f"x\n{value}\n"
+
+
+@pytest.mark.parametrize("name", ["$x$", r"$\frac{$", "a$", "$^$"])
+def test_the_name_of_a_class_is_text_in_a_plot(name: str) -> None:
+    def draw() -> Figure:
+        figure = Figure()
+        figure.subplots().set_title(name)
+        return figure
+
+    assert png(draw).startswith(b"\x89PNG")
+
+
+def test_a_secret_that_others_may_write_is_refused_and_one_they_may_read_is_mentioned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secret_files.log, "disabled", False)  # a linter in this process silences what is there
+    file = tmp_path / "key"
+    file.write_text("k" * 32)
+    file.chmod(0o646)
+    with pytest.raises(ServiceError, match=r"got mode 0646: chmod 600"):
+        read_key(file)
+    file.chmod(0o644)
+    with caplog.at_level(logging.WARNING):
+        assert read_key(file) == "k" * 32
+    assert "every user may read it" in caplog.text
+    caplog.clear()
+    file.chmod(0o600)
+    assert read_key(file) == "k" * 32
+    assert not caplog.text
+
+
+def test_files_that_are_written_have_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        settings = Settings(home=tmp_path / "home")
+        rows = pa.Table.from_pylist([{"image_id": "a", "label": "b"}], schema=LABELS)
+        Table(settings.place.tables, "labels").append(rows, "test", 1)
+        settings.place.store.create("streams/x.json", b"{}")
+        write_json(tmp_path / "home" / "summary.json", {})
+    finally:
+        os.umask(before)
+    written = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
+    assert len(written) >= 4
+    assert not [path for path in written if path.stat().st_mode & 0o077]

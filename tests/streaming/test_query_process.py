@@ -1,0 +1,64 @@
+"""SQL whose one expression takes all time and memory there is: it is ended, and the next query is answered."""
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from streaming.errors import ServiceError
+from streaming.query_process import open_guarded_query
+from streaming.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = Settings(home=tmp_path_factory.mktemp("query"))
+    write_deltalake(settings.place.table("labels"), pa.table({"image_id": ["a", "b", "c"], "label": ["x", "y", "y"]}))
+    return settings
+
+
+def rows(settings: Settings, sql: str, **options: Any) -> list[dict[str, Any]]:
+    with open_guarded_query(settings, sql, **options) as reader:
+        return reader.read_all().to_pylist()
+
+
+def test_rows_come_as_they_do_without_a_process(settings: Settings) -> None:
+    found = rows(settings, "SELECT label, count(*) AS n FROM labels GROUP BY label ORDER BY label")
+    assert found == [{"label": "x", "n": 1}, {"label": "y", "n": 2}]
+    assert rows(settings, "SELECT * FROM labels WHERE label = 'z'") == []
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT length(repeat('x', 3_000_000_000)) AS n", "SQL: .*memory"),
+        (
+            "SELECT levenshtein(repeat('ab', 200_000), repeat('ba', 200_000)) AS n",
+            r"SQL: the query took longer than 1 s",
+        ),
+        ("SELECT count(*) FROM range(1_000_000_000_000) a", r"SQL: the query took longer than 1 s"),
+        ("SELECT regexp_matches(repeat('a', 50_000_000), '(a?){1000}b') AS n", "SQL: "),
+        ("SELECT nothing FROM labels", "SQL: .*nothing"),
+        ("DROP TABLE labels", "SQL: expected a SELECT, got DROP"),
+        ("SELECT * FROM read_text('/etc/passwd')", "SQL: "),
+    ],
+)
+def test_a_query_is_ended_in_one_line(settings: Settings, sql: str, message: str) -> None:
+    with pytest.raises(ServiceError, match=message) as ended:
+        rows(settings, sql, timeout_s=1.0)
+    assert "\n" not in str(ended.value)
+    assert not [child for child in psutil.Process().children() if "query_main" in " ".join(child.cmdline())]
+
+
+def test_a_reader_that_has_enough_ends_the_query(settings: Settings) -> None:
+    with open_guarded_query(settings, "SELECT repeat('x', 1000) AS x FROM range(100_000_000)") as reader:
+        assert reader.read_next_batch().num_rows > 1
+    assert not [child for child in psutil.Process().children() if "query_main" in " ".join(child.cmdline())]
+
+
+def test_a_home_without_tables_is_said_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="no tables yet in"):
+        rows(Settings(home=tmp_path), "SELECT 1")

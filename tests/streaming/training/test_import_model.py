@@ -1,0 +1,127 @@
+"""Models that were made elsewhere: imported by the command line, served by the stream like any other version."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, QueryBuilder
+
+from models.recipe import Recipe
+from streaming.images.dataset import digit_images, write_images
+from streaming.registry import CHALLENGER, CHAMPION, open_registry
+from streaming.settings import Settings
+from tests.conftest import imagestream
+from tests.models import onnx_graphs as graphs
+
+N = 24
+
+
+def rows(settings: Settings, table: str, sql: str) -> list[dict[str, Any]]:
+    found = QueryBuilder().register(table, DeltaTable(settings.place.table(table))).execute(sql)
+    return pa.table(found.read_all()).to_pylist()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Settings:
+    (tmp_path / "home").mkdir()
+    return Settings(home=str(tmp_path / "home"), backbones=tmp_path / "backbones")
+
+
+def test_an_imported_model_answers_as_its_own_framework_does(service: Settings, tmp_path: Path) -> None:
+    path = graphs.save(graphs.classifier(), tmp_path / "made elsewhere.onnx")
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(f"digit {n}" for n in range(10)), "utf-8")
+
+    made = imagestream(
+        service, "models", "import", path, "--classes", names, "--preset", "torchvision", "--alias", "champion"
+    )
+
+    write_images(tmp_path / "digits", digit_images(N))
+    imagestream(service, "publish", tmp_path / "digits", "--label-from", "parent")
+    summary = imagestream(service, "stream", "--until-drained")
+    assert (summary["predicted"], made["version"], made["scores"]) == (N, 2, "logits")
+    recipe = Recipe.model_validate(made["network"]["recipe"])
+    found = rows(service, "predictions", "SELECT * FROM predictions")
+    assert len(found) == N
+    pixels = np.stack([recipe.pixels(Path(row["source"]).read_bytes()) for row in found])
+    expected = softmax(graphs.answers(recipe.tensor(pixels)))
+    assert [row["label"] for row in found] == [f"digit {n}" for n in expected.argmax(axis=1)]
+    np.testing.assert_allclose([row["confidence"] for row in found], expected.max(axis=1), atol=1e-4)
+    assert {(row["model_version"], row["bundle_sha256"]) for row in found} == {(2, made["bundle_sha256"])}
+    # A head fitted on what it answers takes its place like any other.
+    again = imagestream(service, "retrain", "--margin", "-0.99")
+    assert open_registry(service.home).manifest(again["version"]).classifier.kind == "logistic_regression"
+
+
+def test_the_first_model_becomes_the_champion_and_the_same_one_is_not_registered_twice(
+    home: Settings, tmp_path: Path
+) -> None:
+    path = graphs.save(
+        graphs.classifier(softmax=True, metadata={"names": "{0: 'cat', 1: 'dog'}"}, n_classes=2), tmp_path / "two.onnx"
+    )
+    first = imagestream(home, "models", "import", path)
+    assert (first["version"], first["champion"], first["new"], first["scores"]) == (1, True, True, "probabilities")
+    again = imagestream(home, "models", "import", path, "--alias", "challenger")
+    assert (again["version"], again["new"]) == (1, False)
+    registry = open_registry(home.home)
+    assert (registry.target(CHAMPION), registry.target(CHALLENGER)) == (1, 1)
+    assert registry.manifest(1).classes == ("cat", "dog")
+    imagestream(home, "models", "verify", 1)
+    assert imagestream(home, "models", "list")["versions"][0]["metrics"] == {}
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "reason"),
+    [
+        ({}, ["--classes", "absent.txt"], "class names in absent.txt cannot be read: No such file"),
+        ({}, ["--classes", "two.txt"], "gives 10 scores, and 2 classes are named"),
+        ({}, ["--classes", "twice.txt"], "names the class 'a' twice"),
+        ({}, ["--input-size", "64"], "its input is 32×32 pixels .* got 64×64"),
+        ({}, ["--channels", "gray"], "its input has 3 channels, --channels gray does not fit"),
+        ({}, ["--resize", "half"], "--resize is stretch, or the shorter side in pixels, got 'half'"),
+        ({}, ["--mean", "0.5,0.5"], "mean has one value or 3, got 2"),
+        ({"side": "side"}, ["--input-size", "4000"], "input_size.0: .* less than or equal"),
+        ({"metadata": {"names": "os.system('true')"}}, [], "not a list of class names|names 1 classes"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_line(
+    home: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: dict[str, Any],
+    options: list[str],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("two.txt").write_text("a\nb\n")
+    Path("twice.txt").write_text('["a", "b", "a"]')
+    path = graphs.save(graphs.classifier(**made), tmp_path / "model.onnx")
+    said = imagestream(home, "models", "import", path, *options, code=1)["stderr"]
+    assert len(said.strip().splitlines()) == 1
+    assert re.search(reason, said), said
+    assert not open_registry(home.home).versions()
+
+
+@pytest.mark.parametrize(("tensor", "output", "width"), [("active", "pooled", 8), ("scores", "flat", 10)])
+def test_a_head_is_fitted_on_any_tensor_of_a_model(
+    service: Settings, tmp_path: Path, tensor: str, output: str, width: int
+) -> None:
+    path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
+    options = ("--backbone", f"{path}:{tensor}", "--output", output, "--preset", "raw", "--projection", "none")
+    made = imagestream(service, "train", "--dataset", "digits", "--limit", 120, *options, "--max-iter", 20)
+    manifest = open_registry(service.home).manifest(made["version"])
+    entry = manifest.backbone
+    assert (entry.name, entry.n_features, manifest.classifier.kind) == ("net", width, "logistic_regression")
+    assert entry.network is not None
+    assert (entry.network.tensor, entry.network.recipe.scale) == (tensor, 1.0)
+    imagestream(service, "models", "verify", made["version"])
+    said = imagestream(service, "train", "--dataset", "digits", "--backbone", f"{path}:absent", code=1)["stderr"]
+    assert "computes no tensor 'absent'" in said
