@@ -96,7 +96,7 @@ class Service:
         """
         own = read_settings()
         settings = read_settings(home or own.work_dir / "examples" / example)
-        if settings.place.table_names():
+        if "tables" in settings.place.store.folders():
             raise ServiceError(
                 f"{settings.home} holds tables already; remove it, or give another place with --home DIR"
             )

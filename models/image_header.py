@@ -19,7 +19,7 @@ MAX_JPEG_SCANS = 100
 MAX_PNG_CHUNKS = 20_000  # some encoders write one for each row
 MAX_GIF_BLOCKS = 10_000  # of extensions before the first frame
 MAX_WEBP_CHUNKS = 10_000
-MAX_LEAD_BYTES = 1024  # before the image: headers of a multipart body, a byte order mark, blank lines
+MAX_LEAD_BYTES = 1024  # before the image: a line of text, a byte order mark, blank lines
 MAX_PIXELS_PER_RLE_BYTE = 256  # twice what run lengths can reach
 
 # What is decoded in the process itself: formats whose cost is bounded by what is counted here.
@@ -60,7 +60,9 @@ _NAMES = {"JXL": "JPEG XL", "HEIF": "HEIC"}
 _LATER = re.compile(rb"(?P<JPEG>\xff\xd8\xff[\xc0-\xfe])|(?P<PNG>\x89PNG\r\n\x1a\n)")
 # Files that hold images and are something else: archives, documents, programs, sound.
 _CONTAINER = re.compile(
-    rb"PK|BLP|.{257}ustar|%PDF|Rar!|7z|\x1f\x8b|BZh|\xfd7z|ID3|RIFF|OggS|fLaC|MZ|\x7fELF|.{4}ftyp|\s{0,64}<", re.DOTALL
+    rb"PK|BLP|.{257}ustar|%PDF|Rar!|7z|\x1f\x8b|BZh|\xfd7z|ID3|RIFF|OggS|fLaC|MZ|\x7fELF|.{4}ftyp|\s{0,64}<"
+    rb"|\0|--[^\n]{1,200}\n[Cc]ontent-",  # a record of a schema registry, a multipart body
+    re.DOTALL,
 )
 
 _JPEG_FILL = re.compile(rb"\xff+")

@@ -61,6 +61,7 @@ __all__ = [
 ]
 
 SPARK = SharedSpark()
+TRAINED_ITERATIONS = 20  # of the shared model's classifier, a Spark job each, and of every retraining of it
 # Files that take minutes of a process: they begin first, so that none of them is the last to end.
 LONGEST_FIRST = (
     "tests/faults/test_kill.py",
@@ -267,7 +268,8 @@ def trained(jars_dir: Path, exports: Path, run_dir: Path) -> Path:
     def train(home: Path) -> None:
         settings = Settings(home=home, jars=jars_dir, backbones=exports)
         # A twelfth of the pixels of the default size, and of the work of every test that scores images.
-        result = imagestream(settings, "train", "--dataset", "digits", "--limit", 300, "--input-size", 64)
+        small = ("--limit", 300, "--input-size", 64, "--max-iter", TRAINED_ITERATIONS)
+        result = imagestream(settings, "train", "--dataset", "digits", *small)
         assert result["version"] == 1
         assert result["promoted"]
 

@@ -108,7 +108,7 @@ def _without_token(request: Request) -> Response:
     response = RedirectResponse("/" + path.lstrip("/\\"), status_code=303)
     headers = MutableHeaders(raw=response.raw_headers)
     headers["Cache-Control"] = "no-store"
-    headers["Referrer-Policy"] = "no-referrer"
+    headers["Referrer-Policy"] = "same-origin"  # without any, a form of our own has the origin null
     return response
 
 

@@ -17,9 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 MAX_CONNECTIONS = 1_000
 MAX_PER_ADDRESS = 256
 HEADER_TIMEOUT_S = 10.0  # from the first byte of a request, or the start of a connection, to the end of its headers
-LINGER_S = 2.0  # for the client to read a refusal that came before the end of its body
-
-DRAINED_BYTES = 1024**2
+LINGER_S = 5.0  # for the client to read a refusal that came before the end of its body
+DRAINED_BYTES = 64 * 1024**2  # a piece at a time: a connection that is closed with unread bytes loses its answer
 
 
 class Connections:
@@ -136,8 +135,8 @@ def protocol_of(bounds: Connections) -> type[BoundedProtocol]:
 class CloseUnread:
     """ASGI middleware for answers that come before the end of their request's body.
 
-    A short rest is read, so that the client gets the answer and may go on; with a long one the connection ends, which
-    the answer says.
+    The rest is read and dropped, so that the client gets the answer and may continue; where it is long or slow, the
+    connection ends, which the answer says.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -14,14 +14,13 @@ from models.image_header import exif_orientation, sniff
 STRICT = replace(DEFAULT_LIMITS, strict=True)
 JPEG = encode(PHOTOGRAPH, "JPEG", quality=90)
 PROGRESSIVE = encode(PHOTOGRAPH, "JPEG", progressive=True)
-MULTIPART = b"--boundary\r\nContent-Type: image/jpeg\r\n\r\n"
 DAMAGED = {
     "no end marker": (JPEG[:-2], "its end marker is missing"),
     "half an end marker": (JPEG[:-1], "its end marker is missing"),
     "progressive, no end marker": (PROGRESSIVE[:-2], "its end marker is missing"),
     "the last bytes are missing": (JPEG[:-60], "rows are missing"),
     "progressive, the last bytes are missing": (PROGRESSIVE[:-40], "rows are missing"),
-    "headers of a form before it": (MULTIPART + JPEG, "40 bytes before the image"),
+    "a line of text before it": (b"sent by camera 7\r\n" + JPEG, "18 bytes before the image"),
     "blank lines before a PNG": (b"\r\n\r\n" + encode(PHOTOGRAPH, "PNG"), "4 bytes before the image"),
     "a trailer of a telephone": (JPEG + b"trailer", "7 bytes after the image"),
     "bytes after a progressive one": (PROGRESSIVE + bytes(10), "10 bytes after the image"),

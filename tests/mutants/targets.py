@@ -43,7 +43,7 @@ TARGETS = (
     Target(
         "streaming/pipeline/ingest.py",
         ("tests/streaming/pipeline/test_ingest.py",),
-        beyond=frozenset({"read_topic"}),
+        beyond=frozenset({"read_topics"}),
     ),
     Target(
         "streaming/jobs/audit.py", ("tests/streaming/jobs/test_audit_rules.py", "tests/streaming/jobs/test_audit.py")

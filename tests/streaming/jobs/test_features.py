@@ -1,7 +1,6 @@
 """`imagestream features`: every image a row of the output, in order of path, in each format and projection."""
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -142,14 +141,13 @@ def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trai
 def test_a_run_that_was_killed_or_stopped_goes_on_where_it_was(settings: Settings, tmp_path: Path) -> None:
     """Killed as soon as a task has committed, then stopped by Ctrl-C as soon as another has, then left alone."""
     folder = write_images(tmp_path / "digits", digit_images(240))
-    summary = tmp_path / "summary.json"
-    arguments = ["--home", settings.home, "features", folder, "--output", tmp_path / "out.csv", "--json", summary]
+    command = ["features", folder, "--output", tmp_path / "out.csv"]
+    arguments = ["--home", settings.home, *command]
     code = f"""
 import signal
 from streaming.images import featurize
 from streaming.cli import commands
 from streaming.cli.app import run
-from tests.streaming.small_models import bundle_folder
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests themselves were started with
 featurize.IMAGES_PER_TASK = 20
@@ -179,10 +177,7 @@ run({[str(argument) for argument in arguments]!r})
         assert process.returncode == code_wanted, said
     assert said.splitlines() == ["interrupted; the same command continues where it was"]
     assert not (tmp_path / "out.csv").exists()
-    last = start()
-    _, said = last.communicate(timeout=240)
-    assert last.returncode == 0, said
-    found = json.loads(summary.read_text())
+    found = imagestream(settings, *command)
     assert found["rows"] == 240
     assert 40 <= found["featurized"]["reused"] < 240
     assert len(rows_of(tmp_path / "out.csv", "csv")[0]) == 240

@@ -16,7 +16,7 @@ from tests.streaming.pipeline.test_stream import rows
 
 KNOWN = set("012345")
 FIRST, STREAMED, LATER = 400, 200, 20
-SMALL = ("--input-size", 64)  # the loop is the same, and the CNN a tenth of the work
+SMALL = ("--input-size", 64, "--max-iter", 20)  # the loop is the same, and the work a tenth
 
 
 @pytest.fixture

@@ -32,11 +32,11 @@ from streaming.training.fit_options import FitOptions, GateOptions
 from streaming.training.gate import decide
 from streaming.training.schedule import parse_interval, run_every
 from streaming.training.train import BackboneOptions
-from tests.conftest import imagestream
+from tests.conftest import TRAINED_ITERATIONS, imagestream
 from tests.homes import local_home
 from tests.streaming.small_models import bundle_folder
 
-OPTIONS = FitOptions(metric="accuracy")
+OPTIONS = FitOptions(metric="accuracy", max_iter=TRAINED_ITERATIONS)
 
 
 @pytest.fixture(scope="module")
