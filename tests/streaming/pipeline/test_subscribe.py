@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from uuid import uuid4
 
 import pytest
@@ -80,16 +81,21 @@ def admin(service: Settings) -> Iterator[KafkaAdminClient]:
 
 
 @pytest.fixture
-def send(service: Settings) -> Iterator[Callable[..., None]]:
+def send(service: Settings) -> Callable[..., None]:
     """Sends messages that are not images."""
-    with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
 
-        def send(topic: str, partition: int, count: int, at: datetime | None = None) -> None:
-            for number in range(count):
-                when = None if at is None else int(at.timestamp() * 1000)
-                producer.send(topic, b"message %d" % number, partition=partition, timestamp_ms=when).get(30)
+    def send(topic: str, partition: int, count: int, at: datetime | None = None) -> None:
+        when = None if at is None else int(at.timestamp() * 1000)
+        give_up = monotonic() + 60
+        while True:  # a producer keeps what it has once read of a topic: a new partition needs a new producer
+            with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
+                if partition in (producer.partitions_for(topic) or ()):
+                    for number in range(count):
+                        producer.send(topic, b"message %d" % number, partition=partition, timestamp_ms=when).get(30)
+                    return
+            assert monotonic() < give_up, f"{topic} has no partition {partition}"
 
-        yield send
+    return send
 
 
 def drain(settings: Settings, options: StreamOptions, on_batch: Callable[[BatchResult], None] = lambda _: None) -> None:
