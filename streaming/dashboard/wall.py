@@ -21,8 +21,9 @@ COOKIE = "imagestream_dashboard"
 LEAST_CHARS = 16
 MOST_FORM_BYTES = 4096
 POLICY_VIOLATION = 1008  # how a websocket is closed, RFC 6455, section 7.4.1
+# With the policy "no-referrer", browsers post a form with the origin "null", as pages of other sites may.
 FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>imagestream</title>
-<meta name="viewport" content="width=device-width"><meta name="referrer" content="no-referrer"><style>
+<meta name="viewport" content="width=device-width"><meta name="referrer" content="same-origin"><style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }}
 body {{ display: grid; place-items: center; min-height: 90vh; margin: 0 }}
 form {{ display: grid; gap: .75rem; width: min(22rem, 90vw) }}
@@ -108,7 +109,7 @@ def _without_token(request: Request) -> Response:
     response = RedirectResponse("/" + path.lstrip("/\\"), status_code=303)
     headers = MutableHeaders(raw=response.raw_headers)
     headers["Cache-Control"] = "no-store"
-    headers["Referrer-Policy"] = "same-origin"  # without any, a form of our own has the origin null
+    headers["Referrer-Policy"] = "no-referrer"
     return response
 
 
