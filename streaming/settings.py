@@ -179,16 +179,21 @@ def read_configuration(home: str | Path | None = None, config: Path | None = Non
 
 
 def _places(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:
-    """The home as an absolute path or a URI, and the work folder as an absolute path."""
+    """The home as an absolute path or a URI, and every other place as an absolute path.
+
+    Processes that the commands start work in folders of their own, where a relative path would be another.
+    """
     try:
         home = check_place(settings.home) if is_uri(settings.home) else _real(Path(settings.home))
     except ServiceError as error:
         raise ServiceError(f"{origins.get('home', 'home')}: {error}") from error
     if not is_uri(home) and (why := why_not(home)):
         raise ServiceError(f"the home {home!r} {why}: choose another with --home DIR or IMAGESTREAM_HOME")
-    if settings.work is not None:
-        return {"home": home, "work": _absolute(settings.work)}
-    return {"home": home, "work": _work_of(home) if is_uri(home) else None}
+    given = {name: getattr(settings, name) for name in Settings.model_fields if is_place(name) and name != "home"}
+    places = {name: None if path is None else _absolute(path) for name, path in given.items()}
+    if is_uri(home) and settings.work is None:
+        places["work"] = _work_of(home)
+    return {"home": home, **places}
 
 
 def _work_of(uri: str) -> Path:

@@ -16,7 +16,7 @@ from streaming.jobs.demo import _command as demo_command
 from streaming.platform.doctor import check_jars
 from streaming.platform.jars import spark_jars
 from streaming.query import query
-from streaming.settings import Settings, read_configuration, read_settings
+from streaming.settings import Settings, is_place, read_configuration, read_settings, variable_of
 from tests.streaming.history import commit_batch
 
 
@@ -237,3 +237,14 @@ def test_jars_in_a_folder_that_no_class_path_can_name_are_refused(folder: Path) 
         spark_jars(folder / "a, b")
     check = check_jars(Settings(home=folder, jars=folder / "a, b"))
     assert (check.found, check.ok) == (f"{folder / 'a, b'} has a , in its path", False)
+
+
+def test_every_relative_place_becomes_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ivy, Kafka and Spark work in folders of their own, and refuse relative paths or take them for others."""
+    names = [name for name in Settings.model_fields if is_place(name) and name != "config"]
+    for name in names:
+        monkeypatch.setenv(variable_of(name), f"places/{name}")
+    settings = read_settings()
+    assert {name: str(getattr(settings, name)) for name in names} == {
+        name: str(folder / "places" / name) for name in names
+    }
