@@ -67,8 +67,7 @@ def answer_apart(work: Callable[[Any], Any]) -> None:
 
 
 def limit(memory: int, cpu_s: int) -> None:
-    """Let this process allocate so many bytes beyond what its libraries took, as Linux enforces, and take so many
-    seconds of CPU time."""
+    """Limit this process to `memory` bytes beyond what its libraries took (on Linux) and `cpu_s` of CPU time."""
     for kind, most in ((resource.RLIMIT_DATA, memory + _taken_by_libraries()), (resource.RLIMIT_CPU, cpu_s)):
         resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
 

@@ -14,7 +14,8 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from streaming.errors import ServiceError
 from streaming.images.groups import group_ids
 from streaming.images.images_frame import arrow_function, read_files
-from streaming.storage.tables import LABELS, Table, has_table
+from streaming.storage.home import has_table
+from streaming.storage.tables import LABELS, Table
 
 BYTES_PER_PARTITION = 32 * 1024**2  # of compressed features
 

@@ -64,11 +64,16 @@ class Home:
 
     def has_table(self, name: str) -> bool:
         """Whether the table was created."""
-        return LOG in self.store.folders(f"{TABLES}/{name}")
+        return has_table(self.tables, name)
 
     def table_names(self) -> list[str]:
         """The tables that were created, in alphabetical order."""
         return [name for name in self.store.folders(TABLES) if self.has_table(name)]
+
+
+def has_table(tables: str, name: str) -> bool:
+    """Whether a table was created at a place of tables, a path or a URI."""
+    return LOG in open_store(tables).folders(name)
 
 
 def make_dir(path: Path) -> Path:

@@ -27,7 +27,6 @@ from deltalake.transaction import AddAction
 
 from streaming.errors import ServiceError
 from streaming.storage.files import DataFile, FileSink
-from streaming.storage.home import LOG
 from streaming.storage.store import check_key, is_uri, open_store
 from streaming.storage.table_log import (
     CHECKPOINT_INTERVAL,
@@ -319,11 +318,6 @@ def _lacks(there: Any, wanted: Any) -> bool:
         for kind in (there, wanted)
     ]
     return bool(names[1] - names[0])
-
-
-def has_table(tables: str, name: str) -> bool:
-    """Whether a table was created at a place of tables."""
-    return LOG in open_store(tables).folders(name)
 
 
 def data_files(table: DeltaTable, place: str | Path) -> list[str]:
