@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from models.errors import ModelError
 from streaming.errors import ServiceError
-from streaming.query import open_query
+from streaming.query import open_snapshot
 from streaming.query_process import READY, TOO_MUCH_MEMORY
 from streaming.settings import Settings
 
@@ -34,17 +34,19 @@ def main() -> None:
     at = None if request["at"] is None else datetime.fromisoformat(request["at"])
     _limit_memory()
     try:
-        with (
-            open_query(Settings(**request["settings"]), request["sql"], timeout_s=request["timeout_s"], at=at) as found,
-            os.fdopen(rows, "wb") as out,
-            pa.ipc.new_stream(out, found.schema) as stream,
-        ):
-            # The columns, before the first row: Arrow writes them with the first batch.
-            stream.write_batch(pa.RecordBatch.from_pylist([], found.schema))
-            out.flush()
-            for batch in found:
-                stream.write_batch(batch)
+        with open_snapshot(Settings(**request["settings"]), at=at) as snapshot:
+            os.write(errors, READY)
+            with (
+                snapshot.query(request["sql"], timeout_s=request["timeout_s"]) as found,
+                os.fdopen(rows, "wb") as out,
+                pa.ipc.new_stream(out, found.schema) as stream,
+            ):
+                # The columns, before the first row: Arrow writes them with the first batch.
+                stream.write_batch(pa.RecordBatch.from_pylist([], found.schema))
                 out.flush()
+                for batch in found:
+                    stream.write_batch(batch)
+                    out.flush()
     except BrokenPipeError:
         pass  # whoever asked has read enough
     except MemoryError:
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def _fail(errors: int, message: str) -> None:
-    os.write(errors, message.encode("utf-8", "replace"))
+    os.write(errors, READY + message.encode("utf-8", "replace"))
     os._exit(1)
 
 

@@ -21,7 +21,7 @@ from streaming.settings import Settings
 # With the path of this process, from wherever it has its modules.
 PROGRAM = "import sys; sys.path[:] = {path!r}; from streaming.query_main import main; main()"
 TIMEOUT_S = 60.0
-READY = b"\n"  # on standard error, when everything is imported
+READY = b"\n"  # on standard error: when everything is imported, and when the tables are open or an error follows
 START_TIMEOUT_S = 60.0
 GRACE_S = 2.0  # after its time, for the query to end by itself
 TOO_MUCH_MEMORY = "SQL: the query needs more memory than it may have: narrow it"
@@ -58,12 +58,12 @@ def open_guarded_query(
     timer = _started(START_TIMEOUT_S, end)
     try:
         with _errors_of(process, late, timeout_s):
-            if _pipe(process.stderr).read(1) != READY:
-                raise pa.ArrowInvalid("the process does not start")
-            timer.cancel()
-            timer = _started(timeout_s + GRACE_S, end)  # its start is not the query's
+            _wait_ready(process)
             _pipe(process.stdin).write(json.dumps(request).encode())
             _pipe(process.stdin).close()
+            _wait_ready(process)
+            timer.cancel()
+            timer = _started(timeout_s + GRACE_S, end)  # its start and the opening of tables are not the query's
             reader = pa.ipc.open_stream(_pipe(process.stdout))
         yield pa.RecordBatchReader.from_batches(reader.schema, _rows(reader, process, late, timeout_s))
     finally:
@@ -72,6 +72,11 @@ def open_guarded_query(
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             _pipe(pipe).close()
+
+
+def _wait_ready(process: "subprocess.Popen[bytes]") -> None:
+    if _pipe(process.stderr).read(1) != READY:
+        raise pa.ArrowInvalid("the process of the query ended early")
 
 
 def _started(seconds: float, end: Callable[[], None]) -> threading.Timer:

@@ -48,14 +48,20 @@ Faults = Callable[[Request], Fault | None]
 
 
 def at_random(rng: Random, puts: float = 0.10, gets: float = 0.03) -> Faults:
-    """Harm a share of the PUTs, and one of all other requests."""
+    """Harm a share of the PUTs, and one of all other requests; no fault twice before each one has its turn."""
     lock = threading.Lock()
+    used: set[Fault] = set()
 
     def choose(request: Request) -> Fault | None:
         with lock:
             if rng.random() >= (puts if request.method == "PUT" else gets):
                 return None
-            return rng.choice([*ANYTHING, Fault.CONFLICT] if request.creates else ANYTHING)
+            kinds = [*ANYTHING, Fault.CONFLICT] if request.creates else [*ANYTHING]
+            if used.issuperset(kinds):
+                used.difference_update(kinds)
+            chosen = rng.choice([kind for kind in kinds if kind not in used])
+            used.add(chosen)
+            return chosen
 
     return choose
 

@@ -20,7 +20,8 @@ from streaming.cli.app import app
 from streaming.errors import ServiceError
 from streaming.pipeline.metrics import Metrics
 from streaming.settings import Settings
-from streaming.storage.store import open_store
+from streaming.storage.store import Store, open_store
+from tests.faults.harness import wait_until
 from tests.object_store import WEED, free_pair
 from tests.test_topology import process
 
@@ -248,6 +249,14 @@ def test_secrets_are_made_as_the_document_says(tmp_path: Path) -> None:
     subprocess.run(["openssl", "verify", *names], capture_output=True, check=True)  # noqa: S607
 
 
+def created(store: Store) -> bool:
+    try:
+        store.create("a", b"")
+    except ServiceError:
+        return False
+    return True
+
+
 @pytest.mark.skipif(
     not WEED.exists() or shutil.which("openssl") is None, reason="SeaweedFS or openssl is not installed"
 )
@@ -264,7 +273,8 @@ def test_the_s3_server_of_the_compose_file_takes_objects_of_the_writer_only(tmp_
             lines = (secrets / f"s3-{who}.env").read_text().split()
             keys = {name.lower(): value for name, _, value in (line.partition("=") for line in lines)}
             stores[who] = open_store("s3://imagestream/home", {**options, **keys, "aws_allow_http": "true"})
-        stores["writer"].create("a", b"")  # tried until the server answers; the bucket comes with its first object
+        # The bucket comes with its first object, which a server that has just started may refuse.
+        wait_until(lambda: created(stores["writer"]), lambda: "no bucket")
         stores["writer"].put("a", b"1")
         assert stores["reader"].get("a") == b"1"
         assert [one.key for one in stores["reader"].list()] == ["a"]

@@ -76,7 +76,7 @@ def test_killed_at_every_step_on_a_store_that_harms_requests(
     steps = form([*STEPS * 7, "decide"], [*STEPS])
     rng.shuffle(steps)
     spec = replace(spec, messages=PER_BATCH * (2 * len(steps) + 2))
-    proxy.faults = at_random(rng)
+    proxy.faults = at_random(rng, puts=form(0.10, 0.25))
     for step in steps:
         with Driver(replace(spec, signal_at=(step, rng.choice([1, 2]), signal.SIGKILL))) as driver:
             driver.wait_killed()
@@ -86,7 +86,7 @@ def test_killed_at_every_step_on_a_store_that_harms_requests(
     check_one_attempt(spec.settings)
     assert proxy.harmed.keys() >= {Fault.CUT, Fault.LOST, Fault.CONFLICT, Fault.ERROR, Fault.SLOW_DOWN}
     harmed, total = proxy.harmed.total(), len(proxy.requests)
-    record("bucket: SIGKILLs, requests harmed", form("50, 10 %", "7, 10 %"), f"{len(steps)}, {harmed} of {total:,}")
+    record("bucket: SIGKILLs, requests harmed", form("50, 10 %", "7, 25 %"), f"{len(steps)}, {harmed} of {total:,}")
     record("bucket: lost, repeated, mixed attempts", "0, 0, 0", "0, 0, 0")
 
 
