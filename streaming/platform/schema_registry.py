@@ -8,7 +8,7 @@ import json
 import socket
 from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,20 +72,22 @@ def _get(url: str, path: str, timeout_s: float) -> tuple[int, bytes]:
     with closing(kind(parts.netloc, timeout=timeout_s)) as connection:
         connection.connect()
         # The timeout of a socket starts again with every byte that comes.
-        ended = Timer(timeout_s, _shut, [connection.sock])
-        ended.start()
+        over = Event()
+        timer = Timer(timeout_s, _shut, [connection.sock, over])
+        timer.start()
         try:
             connection.request("GET", parts.path.rstrip("/") + path, headers={"Accept": "application/json"})
             answer = connection.getresponse()
             body = answer.read(2 * MAX_SCHEMA_BYTES + 1)
-            if not ended.is_alive():  # an answer without a length ends where the connection does
+            if over.is_set():  # an answer without a length ends where the connection does
                 raise TimeoutError("it sends too slowly")
             return answer.status, body
         finally:
-            ended.cancel()
+            timer.cancel()
 
 
-def _shut(connection: socket.socket) -> None:
+def _shut(connection: socket.socket, over: Event) -> None:
+    over.set()
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
 
