@@ -19,7 +19,7 @@ MAX_VALUES = 1_000  # of a schema, named types counted wherever they are used
 MAX_DEPTH = 20  # of types in one another
 MAX_JSON_DEPTH = 100  # of a schema's text
 MAX_READS = 100_000  # of a record; a value takes one or more
-MAX_SCHEMAS = 1_000  # kept by a worker
+MAX_SCHEMAS = 100  # kept by a worker, some 1 MB each at most
 HEADER_BYTES = 5  # a zero, and the id of a schema in a registry
 REASON_CHARS = 100
 PRIMITIVES = {"boolean", "int", "long", "float", "double", "bytes", "string", "enum"}
@@ -112,12 +112,12 @@ def records_of_registry(url: str) -> Records:
     """Reads records by the schemas that they name; each is fetched once."""
 
     @lru_cache(MAX_SCHEMAS)
-    def schema_of(number: int) -> Schema | RecordError:
+    def schema_of(number: int) -> Schema | str:
         text = fetch_schema(url, number)
         try:
             return Schema(text)
         except RecordError as error:
-            return error
+            return str(error)  # the error itself would keep what was parsed
 
     def read(data: bytes) -> Any:
         if len(data) < HEADER_BYTES or data[0]:
@@ -127,7 +127,7 @@ def records_of_registry(url: str) -> Records:
             schema = schema_of(number)
         except UnknownSchemaError as error:  # not kept: it may be registered later
             raise RecordError(str(error)) from error
-        if isinstance(schema, RecordError):
+        if isinstance(schema, str):
             raise RecordError(f"schema {number}: {schema}")
         return schema.read(data, HEADER_BYTES)
 
