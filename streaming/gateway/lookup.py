@@ -1,8 +1,8 @@
-"""What became of an image, from the Delta tables: deltalake tells their files, DuckDB searches those.
+"""What became of an image, from the Delta tables: deltalake lists their files, DuckDB searches those.
 
-An image's id is a hash, so that no statistics of a file tell that it cannot be in there, and all of them are searched:
-the column of ids only, and of rows that match the rest. Files never change, so that whoever asks again while it waits
-has only those searched that are new.
+An image's id is usually a hash, so that the statistics of a file cannot rule it out, and every file is searched: the
+column of ids first, and the others only of rows that match. Files never change, so that a lookup that is repeated while
+it waits searches only the new ones.
 """
 
 import threading

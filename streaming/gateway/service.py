@@ -6,15 +6,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from fastapi import HTTPException, Request
+from fastapi import Request
 
 from producer.message import Delivery, Message, build_message
 from streaming.errors import ServiceError
 from streaming.gateway.answers import Accepted
 from streaming.gateway.lookup import Found, Lookup
-from streaming.gateway.upload import ENVELOPE_BYTES, Room, check_label, declared_size, read_upload
+from streaming.gateway.problems import too_many
+from streaming.gateway.upload import ENVELOPE_BYTES, Room, check_label, check_source, declared_size, read_upload
 
-SOURCE = "gateway"
+SOURCE = "gateway"  # of images that come without a name
 MEMORY_BYTES = 128 * 1024 * 1024  # of uploads at once
 THREADS = 4  # for lookups, and as many for sending
 LOOKUPS_WAITING = 200
@@ -57,12 +58,15 @@ class Service:
         self._sends.shutdown()
         self._lookup.close()
 
-    async def publish(self, request: Request, label: str | None, traceparent: str | None) -> Accepted:
+    async def publish(
+        self, request: Request, label: str | None, source: str | None, traceparent: str | None
+    ) -> Accepted:
         max_bytes = self._broker.max_image_bytes
         async with self._room.take(declared_size(request, max_bytes)):
             upload = await read_upload(request, max_bytes)
             label = check_label(upload.label or label)
-            message = build_message(upload.data, SOURCE, label=label, traceparent=traceparent)
+            source = check_source(source or upload.name) or SOURCE
+            message = build_message(upload.data, source, label=label, traceparent=traceparent)
             delivery = await self._deliver(message)
         return Accepted(
             image_id=message.key.decode(),
@@ -94,7 +98,7 @@ class Service:
 
     async def _find_now(self, image_id: str, before: Found | None) -> Found:
         if self._waiting >= LOOKUPS_WAITING:
-            raise HTTPException(503, "too many questions at once: try again", {"Retry-After": "1"})
+            raise too_many("too many lookups at once: try again")
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()

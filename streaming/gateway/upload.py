@@ -12,21 +12,24 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from producer.class_names import class_name
-from producer.message import UNKNOWN_CONTENT, content_type
+from producer.message import MAX_HEADER_CHARS, UNKNOWN_CONTENT, content_type
+from streaming.gateway.problems import RETRY_AFTER_S, too_many
 
 ENVELOPE_BYTES = 64 * 1024  # what multipart may add to the image
 MAX_LABEL_CHARS = 200
-LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,200}")
+MAX_SOURCE_CHARS = MAX_HEADER_CHARS
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 UPLOAD_TIMEOUT_S = 60.0  # for the whole body
 ROOM_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An encoded image and its label, if one came with it."""
+    """An encoded image, with the label and the file name that came with it, if any did."""
 
     data: bytes
-    label: str | None
+    label: str | None = None
+    name: str | None = None
 
 
 class Room:
@@ -38,13 +41,13 @@ class Room:
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
-        """Hold room for `size` bytes, at most the limit; 503 if there is none in ten seconds."""
+        """Hold room for `size` bytes, at most the limit; 429 if there is none in ten seconds."""
         try:
             async with asyncio.timeout(ROOM_TIMEOUT_S), self._changed:
                 await self._changed.wait_for(lambda: self._free >= size)
                 self._free -= size
         except TimeoutError as error:
-            raise HTTPException(503, "too many uploads at once: try again", {"Retry-After": "5"}) from error
+            raise too_many("too many uploads at once: try again", RETRY_AFTER_S) from error
         try:
             yield
         finally:
@@ -81,28 +84,28 @@ async def read_upload(request: Request, max_bytes: int) -> Upload:
         )
     try:
         async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-            data, label = await (_read_multipart if multipart else _read_raw)(request, max_bytes)
+            upload = await (_read_multipart if multipart else _read_raw)(request, max_bytes)
     except TimeoutError as error:
         raise HTTPException(408, f"the upload took longer than {UPLOAD_TIMEOUT_S:g} s") from error
     except ClientDisconnect as error:
         raise HTTPException(400, "the upload was broken off") from error
-    if not data:
+    if not upload.data:
         raise HTTPException(400, "the upload is empty: expected an encoded image")
-    if len(data) > max_bytes:
+    if len(upload.data) > max_bytes:
         raise _too_large(max_bytes)
-    if content_type(data) == UNKNOWN_CONTENT:
+    if content_type(upload.data) == UNKNOWN_CONTENT:
         raise HTTPException(415, "expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC), got something else")
-    return Upload(data, label)
+    return upload
 
 
-async def _read_raw(request: Request, max_bytes: int) -> tuple[bytes, str | None]:
+async def _read_raw(request: Request, max_bytes: int) -> Upload:
     data = bytearray()
     async for chunk in _bounded(request, max_bytes, lambda: _too_large(max_bytes)):
         data += chunk
-    return bytes(data), None
+    return Upload(bytes(data))
 
 
-async def _read_multipart(request: Request, max_bytes: int) -> tuple[bytes, str | None]:
+async def _read_multipart(request: Request, max_bytes: int) -> Upload:
     stream = _bounded(request, max_bytes + ENVELOPE_BYTES, lambda: _too_large(max_bytes))
     parser = MultiPartParser(request.headers, stream, max_files=1, max_fields=4, max_part_size=ENVELOPE_BYTES)
     parser.spool_max_size = max_bytes + ENVELOPE_BYTES  # in memory, whose room is taken already, and never on disk
@@ -117,7 +120,7 @@ async def _read_multipart(request: Request, max_bytes: int) -> tuple[bytes, str 
             raise HTTPException(422, "expected a file in the field file of the form, got none")
         if isinstance(label, UploadFile):
             raise HTTPException(422, "expected text in the field label of the form, got a file")
-        return await file.read(), label
+        return Upload(await file.read(), label, file.filename)
     finally:
         await form.close()
 
@@ -137,7 +140,16 @@ def _too_large(max_bytes: int) -> HTTPException:
 
 
 def check_label(label: str | None) -> str | None:
-    """The label, or None for none; 422 if it is no label."""
-    if label and not LABEL.fullmatch(label):
-        raise HTTPException(422, f"label: expected 1 to {MAX_LABEL_CHARS} printable characters, got {label[:50]!r}")
-    return class_name(label)
+    """The label in its common form, or None for none; 422 if it cannot be one."""
+    return class_name(_printable("label", label, MAX_LABEL_CHARS))
+
+
+def check_source(source: str | None) -> str | None:
+    """The source of an image, or None for none; 422 if it cannot be one."""
+    return _printable("source", source, MAX_SOURCE_CHARS)
+
+
+def _printable(what: str, text: str | None, max_chars: int) -> str | None:
+    if text and (len(text) > max_chars or CONTROL_CHARACTER.search(text)):
+        raise HTTPException(422, f"{what}: expected 1 to {max_chars} printable characters, got {text[:50]!r}")
+    return text or None

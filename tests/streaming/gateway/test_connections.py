@@ -137,7 +137,9 @@ def test_a_content_length_that_is_none_is_refused(tmp_path: Path, length: bytes)
 
 def test_endless_headers_are_refused(tmp_path: Path) -> None:
     with served(tmp_path) as port:
-        assert answer_to(port, b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000).startswith(b"HTTP/1.1 400 ")
+        answer = answer_to(port, b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"content-type: application/problem+json" in answer
 
 
 def test_the_description_is_behind_the_key_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
