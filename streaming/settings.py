@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     gateway_api_key_file: Path | None = Field(
         None, description="the file with the key that the gateway asks for; default: none, on loopback only"
     )
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="address at which the stream serves its metrics and health"
+    )
     max_pixels: int = Field(
         64_000_000,
         ge=1,
