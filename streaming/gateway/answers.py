@@ -51,6 +51,57 @@ class Quarantined(BaseModel):
     quarantined_at: datetime
 
 
+class Named(BaseModel):
+    """Which image a row of a list is of."""
+
+    image_id: str
+    source: str | None
+    label_true: str | None = Field(description="the label that came with the image")
+
+
+class ListedPrediction(Named, Prediction):
+    """A prediction in a list."""
+
+
+class ListedQuarantined(Named, Quarantined):
+    """A quarantined message in a list."""
+
+
+class Page(BaseModel):
+    """A part of a list, the latest first."""
+
+    next_cursor: str | None = Field(description="give it as `cursor` for the next part; null: this was the last")
+
+
+class Predictions(Page):
+    """Predictions."""
+
+    items: list[ListedPrediction]
+
+
+class Quarantine(Page):
+    """Quarantined messages."""
+
+    items: list[ListedQuarantined]
+
+
+class Model(BaseModel):
+    """A version in the registry."""
+
+    version: int
+    aliases: list[Literal["champion", "challenger"]]
+    backbone: str | None
+    classes: list[str]
+    metrics: dict[str, float] = Field(description="of held-out images, when it was fitted")
+    error: str | None = Field(description="why the version cannot be used, where its manifest is damaged")
+
+
+class Models(Page):
+    """Versions in the registry."""
+
+    items: list[Model]
+
+
 class Answer(BaseModel):
     """What became of an image: every message of it, the latest first, at most 100 of each kind."""
 

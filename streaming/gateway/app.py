@@ -18,7 +18,6 @@ from streaming.gateway.answers import Health
 from streaming.gateway.connections import CloseUnread
 from streaming.gateway.deprecation import PREFIX, MarkDeprecated
 from streaming.gateway.description import POLICY, page
-from streaming.gateway.lookup import Lookup
 from streaming.gateway.problems import declare, handle_problems, problems
 from streaming.gateway.routes import old_routes, routes
 from streaming.gateway.service import Broker, Service
@@ -31,7 +30,7 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
     Args:
         api_key: what every request but those for health must carry; None lets this machine's programs in.
     """
-    service = Service(broker, Lookup(settings.place))
+    service = Service(broker, settings.place)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

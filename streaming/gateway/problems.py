@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from models.errors import ModelError
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:  # the dashboard's server refuses with these, too, and needs no FastAPI
@@ -67,7 +68,8 @@ def handle_problems(app: "FastAPI") -> None:
         return problem(422, f"{where}: {first['msg']}, got {str(first['input'])[:100]!r}")
 
     @app.exception_handler(ServiceError)
-    async def unavailable(_request: "Request", error: ServiceError) -> Response:
+    @app.exception_handler(ModelError)
+    async def unavailable(_request: "Request", error: ServiceError | ModelError) -> Response:
         return problem(503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
 
     @app.exception_handler(Exception)

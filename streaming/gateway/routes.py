@@ -2,6 +2,7 @@
 
 POST /images              202 once the broker has acknowledged the image, never before
 GET  /predictions/{id}    what became of it, from Delta
+GET  /predictions, /quarantine, /models    lists, page by page
 """
 
 import re
@@ -11,8 +12,9 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from producer.message import BRANDS, MAGIC
-from streaming.gateway.answers import MAX_ID_CHARS, Accepted, Answer, Unknown
+from streaming.gateway.answers import MAX_ID_CHARS, Accepted, Answer, Models, Predictions, Quarantine, Unknown
 from streaming.gateway.deprecation import PREFIX
+from streaming.gateway.lists import ModelQuery, PredictionQuery, QuarantineQuery
 from streaming.gateway.problems import problem, problems
 from streaming.gateway.service import Service
 from streaming.gateway.upload import MAX_LABEL_CHARS, MAX_SOURCE_CHARS
@@ -55,6 +57,7 @@ def routes(service: Service) -> APIRouter:
     """The routes of version 1, without their prefix."""
     router = APIRouter()
     _add_images(router, service)
+    _add_lists(router, service)
     _add_predictions(router, service)
     return router
 
@@ -92,6 +95,25 @@ def _add_predictions(router: APIRouter, service: Service) -> None:
     ) -> Any:
         """What became of an image; 404 as long as there is no row of it."""
         return await _answer(service, image_id, wait) or problem(404, UNKNOWN)
+
+
+def _add_lists(router: APIRouter, service: Service) -> None:
+    @router.get("/predictions", response_model=Predictions, responses=REFUSED)
+    async def list_predictions(wanted: Annotated[PredictionQuery, Query()]) -> Any:
+        """The predictions that match every filter, the latest first."""
+        items, cursor = await service.list_rows(wanted)
+        return {"items": items, "next_cursor": cursor}
+
+    @router.get("/quarantine", response_model=Quarantine, responses=REFUSED)
+    async def list_quarantine(wanted: Annotated[QuarantineQuery, Query()]) -> Any:
+        """The quarantined messages that match every filter, the latest first, without their bytes."""
+        items, cursor = await service.list_rows(wanted)
+        return {"items": items, "next_cursor": cursor}
+
+    @router.get("/models", responses=REFUSED)
+    async def list_models(wanted: Annotated[ModelQuery, Query()]) -> Models:
+        """The model versions, the latest first."""
+        return await service.list_models(wanted)
 
 
 def old_routes(service: Service) -> APIRouter:

@@ -5,15 +5,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from fastapi import Request
 
 from producer.message import Delivery, Message, build_message
 from streaming.errors import ServiceError
-from streaming.gateway.answers import Accepted
-from streaming.gateway.lookup import Found, Lookup
+from streaming.gateway.answers import Accepted, Models
+from streaming.gateway.lists import ModelQuery, RowQuery, list_models, list_rows
+from streaming.gateway.lookup import Found, Lookup, Rows
 from streaming.gateway.problems import too_many
 from streaming.gateway.upload import ENVELOPE_BYTES, Room, check_label, check_source, declared_size, read_upload
+from streaming.storage.home import Home
+
+T = TypeVar("T")
 
 SOURCE = "gateway"  # of images that come without a name
 MEMORY_BYTES = 128 * 1024 * 1024  # of uploads at once
@@ -43,9 +48,10 @@ class Broker:
 class Service:
     """One topic to publish to, and the tables of one home to look into."""
 
-    def __init__(self, broker: Broker, lookup: Lookup) -> None:
+    def __init__(self, broker: Broker, home: Home) -> None:
         self._broker = broker
-        self._lookup = lookup
+        self._lookup = Lookup(home)
+        self._home = home
         self._room = Room(max(MEMORY_BYTES, broker.max_image_bytes + ENVELOPE_BYTES))
         self._lookups = ThreadPoolExecutor(THREADS, "lookup")
         self._waiting = 0
@@ -97,12 +103,21 @@ class Service:
         return found
 
     async def _find_now(self, image_id: str, before: Found | None) -> Found:
+        return await self._look_up(self._lookup.find, image_id, before)
+
+    async def list_rows(self, wanted: RowQuery) -> tuple[Rows, str | None]:
+        return await self._look_up(list_rows, self._lookup, wanted)
+
+    async def list_models(self, wanted: ModelQuery) -> Models:
+        return await self._look_up(list_models, self._home, wanted)
+
+    async def _look_up(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What a function that reads the home gives, on a thread of those for lookups; 429 if too many wait."""
         if self._waiting >= LOOKUPS_WAITING:
             raise too_many("too many lookups at once: try again")
         self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._lookups, self._lookup.find, image_id, before)
+            return await asyncio.get_running_loop().run_in_executor(self._lookups, function, *arguments)
         finally:
             self._waiting -= 1
 
