@@ -17,6 +17,12 @@ class Accepted(BaseModel):
     offset: int
 
 
+class AcceptedImages(BaseModel):
+    """The broker has acknowledged all images of the request."""
+
+    images: list[Accepted] = Field(description="in the order of the request")
+
+
 class Ranked(BaseModel):
     """A class and its probability."""
 
@@ -100,6 +106,31 @@ class Models(Page):
     """Versions in the registry."""
 
     items: list[Model]
+
+
+class GivenLabel(BaseModel):
+    """The true class of an image."""
+
+    image: str = Field(max_length=1024, description="its id, source or name, as `key` says")
+    label: str = Field(max_length=200)
+
+
+class Labels(BaseModel):
+    """Labels for images that the tables hold."""
+
+    key: Literal["image_id", "source", "name"] = Field("image_id", description="what names the images")
+    by: str = Field("gateway", min_length=1, max_length=200, description="who says so; kept with the labels")
+    labels: list[GivenLabel] = Field(min_length=1, max_length=10_000)
+
+
+class LabelsAdded(BaseModel):
+    """What became of the labels of a request."""
+
+    added: int = Field(description="images whose label was added")
+    unchanged: int = Field(description="images that had this label already")
+    superseded: int = Field(description="images whose label of this very request was corrected since; that one stays")
+    left_out: dict[str, int] = Field(description="why → labels that were not used")
+    examples: dict[str, list[str]] = Field(description="why → some of the images that they name")
 
 
 class Answer(BaseModel):

@@ -30,7 +30,7 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
     Args:
         api_key: what every request but those for health must carry; None lets this machine's programs in.
     """
-    service = Service(broker, settings.place)
+    service = Service(broker, settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

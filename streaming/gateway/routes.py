@@ -1,23 +1,36 @@
 """The routes of the gateway's version 1, and those from before it.
 
-POST /images              202 once the broker has acknowledged the image, never before
-GET  /predictions/{id}    what became of it, from Delta
-GET  /predictions, /quarantine, /models    lists, page by page
+POST /images, /images/batch    202 once the broker has acknowledged the image, or all of them, never before
+GET  /predictions/{id}         what became of it, from Delta
+POST /labels                   true classes of images, as `imagestream label` takes them
+GET  /predictions, /quarantine, /models         lists, page by page
 """
 
 import re
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from producer.message import BRANDS, MAGIC
-from streaming.gateway.answers import MAX_ID_CHARS, Accepted, Answer, Models, Predictions, Quarantine, Unknown
+from streaming.gateway.answers import (
+    MAX_ID_CHARS,
+    Accepted,
+    AcceptedImages,
+    Answer,
+    Labels,
+    LabelsAdded,
+    Models,
+    Predictions,
+    Quarantine,
+    Unknown,
+)
 from streaming.gateway.deprecation import PREFIX
 from streaming.gateway.lists import ModelQuery, PredictionQuery, QuarantineQuery
 from streaming.gateway.problems import problem, problems
 from streaming.gateway.service import Service
-from streaming.gateway.upload import MAX_LABEL_CHARS, MAX_SOURCE_CHARS
+from streaming.gateway.upload import MAX_BATCH_IMAGES, MAX_LABEL_CHARS, MAX_SOURCE_CHARS
 
 MAX_WAIT_S = 30.0
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -36,6 +49,17 @@ BODY = {
         **{media_type: {"schema": BINARY} for media_type in IMAGE_TYPES},
     },
 }
+SEVERAL = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "array", "items": BINARY, "minItems": 1, "maxItems": MAX_BATCH_IMAGES},
+        "label": LABEL,
+    },
+}
+BATCH_BODY = {"required": True, "content": {"multipart/form-data": {"schema": SEVERAL}}}
+LABELS = Labels.model_json_schema()
+LABELS["properties"]["labels"]["items"] = LABELS.pop("$defs")["GivenLabel"]
 LOCATION = {"Location": {"description": "where its predictions will be", "schema": {"type": "string"}}}
 
 LabelParameter = Annotated[str | None, Query(max_length=MAX_LABEL_CHARS, description="the true class, if it is known")]
@@ -57,8 +81,10 @@ def routes(service: Service) -> APIRouter:
     """The routes of version 1, without their prefix."""
     router = APIRouter()
     _add_images(router, service)
+    _add_batch(router, service)
     _add_lists(router, service)
     _add_predictions(router, service)
+    _add_labels(router, service)
     return router
 
 
@@ -81,10 +107,24 @@ def _add_images(router: APIRouter, service: Service) -> None:
         The answer comes when all replicas of the broker have the image. After a 503 it may be in the topic or not;
         send it again, the image id will be the same.
         """
-        trace = traceparent if TRACEPARENT.fullmatch(traceparent or "") else None
-        accepted = await service.publish(request, label, source, trace)
+        accepted = await service.publish(request, label, source, _trace(traceparent))
         response.headers["Location"] = f"{PREFIX}/predictions/{accepted.image_id}"
         return accepted
+
+
+def _add_batch(router: APIRouter, service: Service) -> None:
+    @router.post("/images/batch", status_code=202, responses=UPLOAD_REFUSED, openapi_extra={"requestBody": BATCH_BODY})
+    async def publish_several(request: Request, traceparent: TraceHeader = None) -> AcceptedImages:
+        """Publish several images: a form with a field `file` for each, and one `label` for all if they share it.
+
+        If one of them is refused, none is published. After a 503 some may be in the topic; send all again, their ids
+        will be the same.
+        """
+        return AcceptedImages(images=await service.publish_several(request, _trace(traceparent)))
+
+
+def _trace(traceparent: str | None) -> str | None:
+    return traceparent if TRACEPARENT.fullmatch(traceparent or "") else None
 
 
 def _add_predictions(router: APIRouter, service: Service) -> None:
@@ -114,6 +154,21 @@ def _add_lists(router: APIRouter, service: Service) -> None:
     async def list_models(wanted: Annotated[ModelQuery, Query()]) -> Models:
         """The model versions, the latest first."""
         return await service.list_models(wanted)
+
+
+def _add_labels(router: APIRouter, service: Service) -> None:
+    @router.post(
+        "/labels",
+        responses=REFUSED | problems(400, 408, 413, 415),
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": LABELS}}}},
+    )
+    async def add_labels(request: Request) -> LabelsAdded:
+        """Give images that the tables hold their true labels, or other ones; the next retraining goes by them.
+
+        Of several labels of an image the latest counts, and it counts more than the one that came with the image. The
+        same request again adds nothing. `left_out` counts the labels whose image is not known, or not unambiguous.
+        """
+        return LabelsAdded(**asdict(await service.add_labels(request)))
 
 
 def old_routes(service: Service) -> APIRouter:

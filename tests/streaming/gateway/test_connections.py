@@ -103,9 +103,22 @@ def test_the_oldest_silent_connection_makes_room_and_busy_ones_stay(
             assert busy.recv(65_536).startswith(b"HTTP/1.1 404")
 
 
-@pytest.mark.parametrize("declared", [b"", b"Content-Length: 10\r\n"], ids=["chunked", "chunked with a wrong length"])
-def test_a_body_of_a_gigabyte_in_chunks_is_refused_and_takes_no_memory(tmp_path: Path, declared: bytes) -> None:
-    head = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n"
+@pytest.mark.parametrize(
+    ("path", "media_type", "declared"),
+    [
+        (b"/v1/images", b"image/jpeg", b""),
+        (b"/v1/images", b"image/jpeg", b"Content-Length: 10\r\n"),
+        (b"/v1/labels", b"application/json", b""),
+    ],
+    ids=["chunked", "chunked with a wrong length", "labels"],
+)
+def test_a_body_of_a_gigabyte_in_chunks_is_refused_and_takes_no_memory(
+    tmp_path: Path, path: bytes, media_type: bytes, declared: bytes
+) -> None:
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n" % (
+        path,
+        media_type,
+    )
     chunk = b"100000\r\n" + b"\xff\xd8\xff" + bytes(0x100000 - 3) + b"\r\n"
     with served(tmp_path) as port, closing(connect(port)) as one:
         before = psutil.Process().memory_info().rss

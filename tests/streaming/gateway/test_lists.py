@@ -1,4 +1,4 @@
-"""Lists over HTTP, from real tables and a real registry; nothing here reaches Kafka."""
+"""Lists and labels over HTTP, with real tables and a real registry; nothing here reaches Kafka."""
 
 import re
 from collections.abc import Iterator
@@ -9,11 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
+from streaming.images.corrections import AMBIGUOUS, UNKNOWN, add_labels
+from streaming.images.labels_csv import EMPTY
+from streaming.query import query
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.models.samples import tiny_bundle
 from tests.streaming.gateway.test_connections import served
-from tests.streaming.gateway.test_gateway import NOW, append, check_problem, prediction
+from tests.streaming.gateway.test_gateway import NOW, append, check_problem, image_id, prediction
 
 ROWS = 23
 
@@ -29,11 +32,10 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     ]
     append(settings, "predictions", rows[:10])
     append(settings, "predictions", rows[10:])
-    bad = {"topic": "images", "partition": 0, "value": b"secret", "stage": "decode", "quarantined_at": NOW}
+    place = {"image_id": "x", "topic": "images", "partition": 0, "value": b"secret", "quarantined_at": NOW}
+    bad = place | {"stage": "decode", "detail": "what was found"}
     reasons = ["truncated", "empty", "truncated"]
-    append(
-        settings, "quarantine", [bad | {"image_id": "x", "reason": one, "offset": n} for n, one in enumerate(reasons)]
-    )
+    append(settings, "quarantine", [bad | {"reason": reason, "offset": n} for n, reason in enumerate(reasons)])
     registry = open_registry(settings.home)
     for accuracy in (0.5, 0.75):
         registry.register(lambda folder, a=accuracy: tiny_bundle(folder, metrics={"accuracy": a}))  # type: ignore[misc]
@@ -110,3 +112,41 @@ def test_lists_of_a_new_home_are_empty(tmp_path: Path) -> None:
     with served(tmp_path) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}/v1") as client:
         for path in ("/predictions", "/quarantine", "/models"):
             assert client.get(path).json() == {"items": [], "next_cursor": None}
+
+
+def test_labels_over_http_are_those_of_the_command(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    names = ("a/1.jpg", "b/1.jpg", "2.jpg")
+    rows = [prediction(one.encode(), "cat", n) | {"source": one} for n, one in enumerate(names)]
+    append(settings, "predictions", rows)
+    wanted = [("2.jpg", "dog"), ("1.jpg", "dog"), ("3.jpg", "dog"), ("2.jpg ", "")]
+    body = {"key": "name", "by": "ada", "labels": [{"image": image, "label": label} for image, label in wanted]}
+    with served(tmp_path) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=60) as client:
+        answer = client.post("/labels", json=body).json()
+        assert (answer["added"], answer["left_out"]) == (1, {EMPTY: 1, AMBIGUOUS: 1, UNKNOWN: 1})
+        assert answer["examples"][AMBIGUOUS] == ["1.jpg"]
+        assert client.post("/labels", json=body).json()["unchanged"] == 1
+        own = {"labels": [{"image": image_id(b"a/1.jpg"), "label": "dog"}]}
+        assert client.post("/labels", json=own).json()["added"] == 1
+    (tmp_path / "labels.csv").write_text("source,label\na/1.jpg,dog\n2.jpg,dog\n")
+    assert add_labels(settings, tmp_path / "labels.csv", "b").unchanged == 2
+    found = query(settings, 'SELECT image_id, label, "by" FROM labels ORDER BY labelled_at').to_pylist()
+    expected = [(image_id(b"2.jpg"), "dog", "ada"), (image_id(b"a/1.jpg"), "dog", "gateway")]
+    assert [tuple(row.values()) for row in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "detail"),
+    [
+        ({"json": {"labels": []}}, 422, "labels: List should have at least 1 item"),
+        ({"json": {"key": "colour", "labels": [{"image": "a", "label": "b"}]}}, 422, "key: "),
+        ({"json": {"labels": [{"image": "a", "label": "x" * 201}]}}, 422, "labels.0.label: "),
+        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 422, "Invalid JSON"),
+        ({"content": b"image_id,label"}, 415, "application/json"),
+        ({"content": b" " * 5_000_000, "headers": {"Content-Type": "application/json"}}, 413, "at most 4,194,304"),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(
+    client: httpx.Client, request_: dict[str, Any], code: int, detail: str
+) -> None:
+    assert detail in check_problem(client.post("/labels", **request_), code)
