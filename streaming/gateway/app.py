@@ -2,6 +2,7 @@
 
 /v1/…                     images and what became of them, see `streaming.gateway.routes`
 GET  /livez, /readyz      the process is up; the broker answers
+GET  /metrics             for Prometheus
 GET  /docs, /openapi.json the description of all routes
 """
 
@@ -10,15 +11,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from streaming.errors import ServiceError
 from streaming.gateway.access import access
 from streaming.gateway.answers import Health
 from streaming.gateway.connections import CloseUnread
-from streaming.gateway.deprecation import PREFIX, MarkDeprecated
+from streaming.gateway.deprecation import MarkDeprecated
 from streaming.gateway.description import POLICY, page
+from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
+from streaming.gateway.rate_limit import RateLimit
 from streaming.gateway.routes import old_routes, routes
 from streaming.gateway.service import Broker, Service
 from streaming.settings import Settings
@@ -46,12 +50,16 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         redoc_url=None,
         openapi_url=None,
     )
+    metrics = GatewayMetrics()
     app.add_middleware(MarkDeprecated)
     app.add_middleware(CloseUnread)
+    app.add_middleware(CountRequests, metrics=metrics)
     allowed = Depends(access(api_key))
-    app.include_router(routes(service), prefix=PREFIX, dependencies=[allowed])
-    app.include_router(old_routes(service), dependencies=[allowed], deprecated=True)
+    limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]  # whoever guesses keys, too
+    app.include_router(routes(service), dependencies=limited)
+    app.include_router(old_routes(service), dependencies=limited, deprecated=True)
     _add_health(app, service)
+    _add_metrics(app, metrics, allowed)
     _describe(app, allowed)
     handle_problems(app)
     return app
@@ -70,6 +78,12 @@ def _add_health(app: FastAPI, service: Service) -> None:
         if not await service.ready():
             raise ServiceError("the broker does not answer")
         return Health()
+
+
+def _add_metrics(app: FastAPI, metrics: GatewayMetrics, allowed: Any) -> None:
+    @app.get("/metrics", dependencies=[allowed], include_in_schema=False)
+    async def exposition() -> Response:
+        return Response(metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _describe(app: FastAPI, allowed: Any) -> None:

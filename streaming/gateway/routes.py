@@ -78,8 +78,8 @@ IdParameter = Annotated[
 
 
 def routes(service: Service) -> APIRouter:
-    """The routes of version 1, without their prefix."""
-    router = APIRouter()
+    """The routes of version 1."""
+    router = APIRouter(prefix=PREFIX)
     _add_images(router, service)
     _add_batch(router, service)
     _add_lists(router, service)
