@@ -6,7 +6,6 @@ POST /labels                   true classes of images, as `imagestream label` ta
 GET  /predictions, /quarantine, /models         lists, page by page
 """
 
-import re
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -30,10 +29,10 @@ from streaming.gateway.deprecation import PREFIX
 from streaming.gateway.lists import ModelQuery, PredictionQuery, QuarantineQuery
 from streaming.gateway.problems import problem, problems
 from streaming.gateway.service import Service
+from streaming.gateway.tracing import publishing
 from streaming.gateway.upload import MAX_BATCH_IMAGES, MAX_LABEL_CHARS, MAX_SOURCE_CHARS
 
 MAX_WAIT_S = 30.0
-TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 REFUSED = problems(401, 403, 422, 429, 503)
 UPLOAD_REFUSED = REFUSED | problems(400, 408, 413, 415)
 UNKNOWN = "the tables have no row of this image: it was never published, or waits to be scored"
@@ -70,7 +69,7 @@ SourceParameter = Annotated[
         description="where the image comes from, the column source; default: the file name of the form, else gateway",
     ),
 ]
-TraceHeader = Annotated[str | None, Header(description="W3C trace context, passed on")]
+TraceHeader = Annotated[str | None, Header(description="W3C trace context, continued with the image")]
 IdParameter = Annotated[
     str,
     Path(min_length=1, max_length=MAX_ID_CHARS, description="the SHA-256 of the image's bytes in hex, or its ce_id"),
@@ -107,7 +106,8 @@ def _add_images(router: APIRouter, service: Service) -> None:
         The answer comes when all replicas of the broker have the image. After a 503 it may be in the topic or not;
         send it again, the image id will be the same.
         """
-        accepted = await service.publish(request, label, source, _trace(traceparent))
+        with publishing(traceparent) as trace:
+            accepted = await service.publish(request, label, source, trace)
         response.headers["Location"] = f"{PREFIX}/predictions/{accepted.image_id}"
         return accepted
 
@@ -120,11 +120,8 @@ def _add_batch(router: APIRouter, service: Service) -> None:
         If one of them is refused, none is published. After a 503 some may be in the topic; send all again, their ids
         will be the same.
         """
-        return AcceptedImages(images=await service.publish_several(request, _trace(traceparent)))
-
-
-def _trace(traceparent: str | None) -> str | None:
-    return traceparent if TRACEPARENT.fullmatch(traceparent or "") else None
+        with publishing(traceparent) as trace:
+            return AcceptedImages(images=await service.publish_several(request, trace))
 
 
 def _add_predictions(router: APIRouter, service: Service) -> None:

@@ -423,7 +423,7 @@ def test_whatever_comes_is_answered_as_openapi_says(
             takes_nothing = operation.path in {"/livez", "/readyz"}
             for mode in [GenerationMode.POSITIVE] if takes_nothing else GenerationMode:
 
-                @examples(max_examples=20, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+                @examples(max_examples=15, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
                 @given(case=operation.as_strategy(generation_mode=mode))
                 def answered(case: Any) -> None:
                     case.call_and_validate(timeout=40, headers={"X-API-Key": KEY}, excluded_checks=not_asked)
