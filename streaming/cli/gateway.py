@@ -60,7 +60,9 @@ def gateway(
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             write_json(json, {"url": url, "topic": settings.topic, "max_image_bytes": largest})
             out.print(f"gateway: {url}/docs", highlight=False)
-            server = make_server(create_app(settings, broker, key), access_log=access_log)
+            server = make_server(
+                create_app(settings, broker, key), access_log=access_log, log_format=settings.log_format
+            )
             with stop_signals():  # uvicorn raises the signal again when it has stopped: then it is done with
                 server.run(sockets=[listener])
     finally:

@@ -67,7 +67,9 @@ def stream(
             metavar="ADDRESS", help="Address to serve them at (IMAGESTREAM_METRICS_HOST; 127.0.0.1); all: 0.0.0.0."
         ),
     ] = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log each batch as a line of JSON.")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log each batch as a line of JSON, as IMAGESTREAM_LOG_FORMAT=json does.")
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where each micro-batch's time went, and that of all at the end.")
     ] = False,
@@ -104,7 +106,7 @@ def stream(
         subscription=subscription,
         begin=chosen_begin(begin),
     )
-    log = open_log("json" if log_json else "text")
+    log = open_log("json" if log_json else settings.log_format)
     observer = Observer(settings, servers, log=log, metrics_port=metrics_port, host=settings.metrics_host)
     profiler = Profiler() if profile else None
 

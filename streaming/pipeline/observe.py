@@ -117,14 +117,14 @@ def open_log(format_: LogFormat | str = LogFormat.TEXT, stream: TextIO | None = 
     stream = stream or sys.stderr
     as_json = LogFormat(format_) is LogFormat.JSON
     render: Any = structlog.processors.JSONRenderer() if as_json else _as_text
-    stamp = structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json)
+    stamp = structlog.processors.TimeStamper(fmt="iso" if as_json else "%Y-%m-%d %H:%M:%S", utc=as_json)
     return structlog.wrap_logger(
         structlog.WriteLogger(stream), processors=[structlog.processors.add_log_level, stamp, render]
     )
 
 
 def _as_text(_logger: object, _method: str, event: Mapping[str, Any]) -> str:
-    """`12:00:00 batch input=63 …`, one line whatever the values hold."""
+    """`2026-03-01 12:00:00 batch input=63 …`, one line whatever the values hold."""
     fields = {key: value for key, value in event.items() if key not in {"timestamp", "event", "level"}}
     level = "" if event["level"] == "info" else f"{event['level']}: "
     told = " ".join(f"{key}={json.dumps(value, default=str)}" for key, value in fields.items())

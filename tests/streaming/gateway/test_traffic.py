@@ -1,8 +1,10 @@
 """What the gateway counts, and whom it asks to wait; nothing here reaches Kafka."""
 
+import json
 import re
 import shutil
 import subprocess
+from datetime import datetime
 from pathlib import Path
 
 import httpx
@@ -42,8 +44,10 @@ def test_too_many_requests_are_answered_by_429_with_the_time_to_wait(
         assert client.get("/livez").status_code == 200  # probes are not counted
 
 
-def test_requests_are_counted_by_route_and_the_linter_has_no_complaint(tmp_path: Path) -> None:
-    with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+def test_requests_are_counted_by_route_and_logged_as_json_and_the_linter_has_no_complaint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(tmp_path, KEY, log_format="json") as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         key = {"Authorization": f"Bearer {KEY}"}
         assert client.get("/metrics").status_code == 401
         for one in ("a", "b"):
@@ -57,6 +61,9 @@ def test_requests_are_counted_by_route_and_the_linter_has_no_complaint(tmp_path:
         'code="404",method="GET",route="/v1/predictions/{image_id}"': "2.0",
         'code="404",method="other",route="other"': "1.0",
     }
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert any(re.fullmatch(r'127.0.0.1:\d+ - "GET /metrics HTTP/1.1" 401', line["event"]) for line in lines)
+    assert datetime.fromisoformat(lines[0]["timestamp"]).tzinfo is not None
     if shutil.which("promtool"):
         command = ["promtool", "check", "metrics"]
         done = subprocess.run(command, input=page.text, capture_output=True, text=True, check=False)
