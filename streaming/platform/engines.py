@@ -13,9 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from models.bundle import Bundle, EngineName, Manifest
+from models.bundle import GOLDEN, Bundle, EngineName, Manifest
 from models.engine_choice import Timed, compare_engines, engines_for, fastest
 from models.onnx_session import resolve_providers
+from models.scorer import golden_images
 from streaming.settings import Settings
 
 FILE = "engines.json"
@@ -68,7 +69,8 @@ class Engines:
         known = self.known(bundle.manifest)
         if known is not None:
             return known
-        results = compare_engines(bundle, self.providers)
+        entry, images = bundle.manifest.backbone, golden_images(bundle.arrays(GOLDEN))
+        results = compare_engines(entry, bundle.files[entry.scored_file], images, self.providers)
         self._keep(self._key(bundle.manifest), results)
         return EngineChoice(fastest(results), self.providers, results)
 
