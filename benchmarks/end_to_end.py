@@ -8,6 +8,10 @@ from tempfile import TemporaryDirectory
 from benchmarks.pairs import Pair
 from benchmarks.processes import PEERS, run_json
 from benchmarks.service import CORES, Service, a_service
+from models.bundle import EngineName
+from models.tflite_to_onnx import to_onnx
+from streaming.platform.engines import Engines
+from streaming.registry import open_registry
 from streaming.settings import Settings
 
 IMAGES, FEWER_IMAGES, QUICK_IMAGES = 20_000, 10_000, 4_000
@@ -61,7 +65,8 @@ def _against_bare(
     def loop(_: int) -> float:
         return bare_loop(service, bare)
 
-    question = f"Kafka → Delta, {images:,} images in micro-batches of {batch:,}{how}, against the bare loop"
+    engine = chosen_engine(bare)
+    question = f"Kafka → Delta, {images:,} images in micro-batches of {batch:,}{how}, against the bare loop on {engine}"
     return Pair(question, "images/s", aim, *in_turn(stream, loop, runs))
 
 
@@ -85,10 +90,20 @@ def _transactional(service: Service, settings: Settings, images: int, batch: int
 
 
 def bare_loop(service: Service, settings: Settings) -> float:
-    """Images a second of one process per core that does nothing but decode and run the model."""
+    """Images a second of one process per core that does nothing but decode and run the model, on the chosen engine."""
+    engine, model = chosen_engine(settings), service.flatbuffer(settings)
+    if engine == "onnx":
+        translated = model.with_suffix(".onnx")
+        translated.write_bytes(to_onnx(model.read_bytes()))
+        model = translated
     return float(
         run_json(
-            sys.executable, PEERS / "bare_loop.py", "--images", service.write_images(), "--flatbuffer",
-            service.flatbuffer(settings), "--processes", CORES, "--seconds", BARE_S,
+            sys.executable, PEERS / "bare_loop.py", "--images", service.write_images(), "--engine", engine,
+            "--model", model, "--processes", CORES, "--seconds", BARE_S,
         )["images_per_s"]
     )  # fmt: skip
+
+
+def chosen_engine(settings: Settings) -> EngineName:
+    """The engine on which the stream of a home answers here."""
+    return Engines(settings).choose(open_registry(settings.home).read(1)).engine

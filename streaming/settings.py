@@ -87,6 +87,13 @@ class Settings(BaseSettings):
     gateway_api_key_file: Path | None = Field(
         None, description="the file with the key that the gateway asks for; default: none, on loopback only"
     )
+    log_format: Literal["text", "json"] = Field("text", description="how the log is written: text or json, by line")
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="address at which the stream serves its metrics and health"
+    )
+    gateway_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="requests that the gateway takes of one address in a minute; 0: no limit"
+    )
     max_pixels: int = Field(
         64_000_000,
         ge=1,

@@ -68,9 +68,17 @@ def stream(
     ] = False,
     metrics_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Serve /metrics (Prometheus) and /healthz on loopback; 0: a free port."),
+        typer.Option(min=0, max=65535, help="Port of /metrics (Prometheus), /livez and /readyz; 0: a free port."),
     ] = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log each batch as a line of JSON.")] = False,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Address to serve them at (IMAGESTREAM_METRICS_HOST; 127.0.0.1); all: 0.0.0.0."
+        ),
+    ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log each batch as a line of JSON, as IMAGESTREAM_LOG_FORMAT=json does.")
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where each micro-batch's time went, and that of all at the end.")
     ] = False,
@@ -93,7 +101,9 @@ def stream(
     from streaming.settings import with_options
 
     stream_name, subscription = chosen_topics(settings_of(context), topic, topic_pattern, name)
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=stream_name)
+    settings = with_options(
+        settings_of(context), bootstrap_servers=bootstrap_servers, topic=stream_name, metrics_host=metrics_host
+    )
     servers = home_servers(settings)
     options = StreamOptions(
         until_drained=until_drained,
@@ -105,7 +115,8 @@ def stream(
         subscription=subscription,
         begin=chosen_begin(begin),
     )
-    observer = Observer(settings, servers, log=open_log("json" if log_json else "text"), metrics_port=metrics_port)
+    log = open_log("json" if log_json else settings.log_format)
+    observer = Observer(settings, servers, log=log, metrics_port=metrics_port, host=settings.metrics_host)
     profiler = Profiler() if profile else None
 
     def on_batch(batch: "BatchResult") -> None:

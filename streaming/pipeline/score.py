@@ -27,8 +27,8 @@ from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
 from producer.message import MessageHeaders, read_headers
 from streaming.pipeline.account import Piece, ReadCounter
 from streaming.pipeline.decisions import ModelVersion
-from streaming.pipeline.engines import EngineChoice
 from streaming.pipeline.payload import RAW, FrameError, Payload, frame_of, unwrapping
+from streaming.platform.engines import EngineChoice
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE
 

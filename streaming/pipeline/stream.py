@@ -25,7 +25,6 @@ from streaming.pipeline.account import WitnessError
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
-from streaming.pipeline.engines import Engines
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.ingest import planned_ranges, read_topics
 from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
@@ -36,6 +35,7 @@ from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.serving import Serving
 from streaming.pipeline.witness import Witness
 from streaming.platform.bounded_reader import BoundedReader
+from streaming.platform.engines import Engines
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.schema_registry import RegistryAwayError

@@ -8,7 +8,6 @@ has already seen is left out.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from math import isfinite
@@ -20,7 +19,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.schema import ArrayType as DeltaArray
 from deltalake.schema import StructType as DeltaStruct
 from deltalake.transaction import AddAction
@@ -28,12 +27,14 @@ from deltalake.transaction import AddAction
 from streaming.errors import ServiceError
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store import check_key, is_uri, open_store
+from streaming.storage.table_features import check_commit_error, check_features, check_whole_files
 from streaming.storage.table_log import (
     CHECKPOINT_INTERVAL,
     COMMIT_TRIES,
     REWRITE,
     TableLog,
     answers,
+    boot_seconds,
     open_delta,
     storage_options,
 )
@@ -199,20 +200,28 @@ class Table:
         self.place = f"{tables}/{name}"
         self.store = open_store(self.place)
         self._partition_by = partition_by
+        now = boot_seconds()
         with answers(self.place):
             try:
-                handle = DeltaTable.create(
-                    self.place,
-                    schema,
-                    mode="ignore",
-                    partition_by=[partition_by] if partition_by else None,
-                    configuration=configuration,
-                    storage_options=storage_options(self.place),
-                )
-            except CommitFailedError:  # another process created it at the same moment
-                handle = open_delta(self.place)
+                handle = open_delta(self.place)  # which `create` would do twice
+            except TableNotFoundError:
+                handle = self._create(configuration)
+            check_features(handle, self.place)
             self._add_missing_columns(handle)
-        self._log = TableLog(handle, self.place)
+        self._log = TableLog(handle, self.place, now)
+
+    def _create(self, configuration: Mapping[str, str]) -> DeltaTable:
+        try:
+            return DeltaTable.create(
+                self.place,
+                self.schema,
+                mode="ignore",
+                partition_by=[self._partition_by] if self._partition_by else None,
+                configuration=configuration,
+                storage_options=storage_options(self.place),
+            )
+        except CommitFailedError:  # another process created it at the same moment
+            return open_delta(self.place)
 
     def _add_missing_columns(self, handle: DeltaTable) -> None:
         """Give a table of an earlier release the columns, and fields of columns, that it lacks: null in old rows."""
@@ -279,8 +288,11 @@ class Table:
             table = self._log.refresh()
             once = CommitProperties(app_transactions=[Transaction(REWRITE, self._log.next_rewrite())])
             # A conflict means that files were replaced meanwhile: those there are now have the rows.
-            with suppress(CommitFailedError), answers(self.place):
-                return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
+            try:
+                with answers(self.place):
+                    return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
+            except CommitFailedError as error:
+                check_commit_error(error, self.place)
         raise ServiceError(f"{self.place} is rewritten all the time: stop `maintain` and `replay`, and try again")
 
     def files(self) -> list[str]:
@@ -301,11 +313,10 @@ class Table:
 
     def seen(self, app_id: str) -> int | None:
         """The newest version that `app_id` has committed to this table, whoever did."""
-        self._log.refresh()
-        return self._log.seen(app_id)
+        return self._log.seen_now(app_id)
 
     def seen_lately(self, app_id: str) -> int | None:
-        """As `seen`; of a table in a bucket, which takes two requests to ask, as of ten minutes ago at most."""
+        """As `seen`; of a table in a bucket, which takes a request to ask, as of ten minutes ago at most."""
         return self._log.seen(app_id) if is_uri(self.place) else self.seen(app_id)
 
 
@@ -324,8 +335,10 @@ def data_files(table: DeltaTable, place: str | Path) -> list[str]:
     """The Parquet files of the version that a handle has open, as paths or URIs.
 
     Raises:
-        ServiceError: the log names a file outside of the table's directory, which is none of ours.
+        ServiceError: the log names a file outside of the table's directory, or the files do not hold the table's rows.
     """
+    with answers(str(place)):
+        check_whole_files(table, str(place))
     files = [unquote(uri) for uri in table.file_uris()]  # they come percent-encoded, as in a URL
     for file in files:
         if not _is_inside(file, str(place)):

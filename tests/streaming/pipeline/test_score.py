@@ -17,7 +17,6 @@ from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images
 from streaming.pipeline.account import Piece
 from streaming.pipeline.decisions import ModelVersion
-from streaming.pipeline.engines import EngineChoice
 from streaming.pipeline.payload import chosen_payload, frame_of
 from streaming.pipeline.score import (
     MAX_HEADERS,
@@ -28,6 +27,7 @@ from streaming.pipeline.score import (
     ScoreTask,
     score_partition,
 )
+from streaming.platform.engines import EngineChoice
 from tests.streaming.small_models import bundle_folder
 
 DIGIT = next(iter(digit_images(1)))[2]
