@@ -31,6 +31,11 @@ test-tools:
 		apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	} || echo "set-up: missing and not installable here: $$missing; the tests that need them will say so"
+	@command -v promtool >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "set-up: promtool, for the tests" && \
+		cd "$$(mktemp -d)" && apt-get update -qq && apt-get download -qq prometheus 2>/dev/null && \
+		dpkg-deb -x prometheus_*.deb . && install usr/bin/promtool /usr/local/bin/; \
+	} || echo "set-up: promtool is not installable here; the test that needs it will say so"
 
 demo: setup ## The whole loop on real images: publish, stream, query, retrain (ARGS="--home s3://bucket/prefix")
 	@set -- $(ARGS); if test "$$1" = --home; then export IMAGESTREAM_HOME="$$2"; shift 2; fi; \

@@ -86,7 +86,7 @@ def test_with_the_home_in_a_bucket_containers_share_no_state(secrets: Path) -> N
     local = {name for name in OURS if not found[name]["environment"]["IMAGESTREAM_HOME"].startswith("s3://")}
     assert local == {"spark-master", "first-secrets"}  # which use no home
     keys = {name: one["environment"].get("AWS_ACCESS_KEY_ID") for name, one in found.items() if "environment" in one}
-    writers = {"spark-worker", "first-bucket", "first-model", "stream", "retrain", "dashboard", "cli"}
+    writers = {"spark-worker", "first-bucket", "first-model", "stream", "retrain", "maintain", "dashboard", "cli"}
     assert {name for name, key in keys.items() if key == "writer"} == writers
     assert {name for name, key in keys.items() if key == "reader"} == {"gateway"}
     for name, one in found.items():
@@ -94,7 +94,7 @@ def test_with_the_home_in_a_bucket_containers_share_no_state(secrets: Path) -> N
 
 
 def test_every_part_of_the_service_keeps_running_and_tells_its_health() -> None:
-    always = {"kafka", "spark-master", "spark-worker", "stream", "retrain", "gateway", "dashboard"}
+    always = {"kafka", "spark-master", "spark-worker", "stream", "retrain", "maintain", "gateway", "dashboard"}
     assert set(LONG_RUNNING) == always | {"prometheus", "grafana"}
     for name, service in (*LONG_RUNNING.items(), ("s3", ADDED["s3"])):
         assert service["healthcheck"]["test"][0] == "CMD", name
@@ -136,7 +136,7 @@ def test_every_command_of_ours_exists() -> None:
         named |= set(re.findall(r"\bimagestream ([a-z]+)", line))
     started = [one["command"] for one in OURS.values() if "command" in one and "entrypoint" not in one]
     named |= {command[0] for command in started}
-    assert {"stream", "train", "retrain", "publish", "gateway", "dashboard"} <= named
+    assert {"stream", "train", "retrain", "maintain", "publish", "gateway", "dashboard"} <= named
     assert named <= known
 
 
