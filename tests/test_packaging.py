@@ -23,9 +23,21 @@ PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["proje
 LOCK = (CHECKOUT / "requirements.lock").read_text("utf-8")
 HEAVY = {"pyspark", "delta-spark", "tensorflow", "keras", "onnxruntime", "ai-edge-litert", "streamlit", "fastapi"}
 OF_OTHERS = {"py4j": "pyspark", "multipart": "python-multipart"}  # modules of what an extra's distributions bring along
-COMMAND = "import sys; from imagestream import main; sys.argv[0] = 'imagestream'; main()"
-# As in a base install: what belongs to an extra cannot be imported.
-BASE = f"import sys; sys.modules.update(dict.fromkeys({[name for one in EXTRAS.values() for name in one]})); {COMMAND}"
+# As in a base install: what belongs to an extra is not found.
+BASE = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {[name for one in EXTRAS.values() for name in one]}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv[0] = "imagestream"
+from imagestream import main
+
+main()
+"""
 
 
 @pytest.fixture(scope="module")
