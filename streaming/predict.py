@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image"
 
 TOP = 5  # classes of an answer
-CHUNK = 8  # images of one task; their pixels are in memory together, their bytes one after the other
+CHUNK = 4  # images of one task; their pixels are in memory together, their bytes one after the other
 AHEAD = 2  # tasks for each thread, so that none waits for another's result to be taken
 URL_TIMEOUT_S = 30.0
 WEB = ("http://", "https://")
