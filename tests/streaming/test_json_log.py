@@ -31,7 +31,7 @@ def test_the_reason_of_a_failed_command_is_a_line_of_json_with_its_date(
 ) -> None:
     monkeypatch.setenv("IMAGESTREAM_LOG_FORMAT", "json")
     stream = io.StringIO()
-    monkeypatch.setattr(cli.err, "file", stream)
+    monkeypatch.setattr(cli.err, "_file", stream)  # by its property, the file of this test would stay
     with pytest.raises(SystemExit) as ended:
         cli.run(["--home", str(tmp_path), *command])
     assert ended.value.code != 0
