@@ -110,6 +110,7 @@ def run(arguments: list[str] | None = None) -> None:
     `--debug` shows the traceback as well.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    err.file = cast("IO[str]", None)  # standard error as it is now, whatever an earlier command set
     try:
         # Not standalone: Typer would tell a usage error in a box of several lines.
         code = app(arguments, prog_name="imagestream", standalone_mode=False)
