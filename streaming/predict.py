@@ -27,8 +27,8 @@ from models.scorer import Scorer, check_golden, load_scorer
 from streaming.errors import ServiceError
 from streaming.extras import extras_named
 from streaming.images.sources import list_source, read_source
-from streaming.pipeline.engines import EngineChoice, Engines
 from streaming.pipeline.score import features_of, most_probable
+from streaming.platform.engines import EngineChoice, Engines
 from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings, read_settings
 from streaming.storage.registry_objects import Alias
