@@ -112,6 +112,7 @@ def run(arguments: list[str] | None = None) -> None:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     names = {name for names in COMMANDS.values() for name in names}
+    err.file = cast("IO[str]", None)  # standard error as it is now, whatever an earlier command set
     try:
         # Not standalone: Typer would tell a usage error in a box of several lines.
         with extras_named(next((word for word in arguments if word in names), None)):

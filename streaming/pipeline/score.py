@@ -32,11 +32,13 @@ from streaming.pipeline.payload import RAW, FrameError, Payload, frame_of, unwra
 from streaming.platform.engines import EngineChoice
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE
+from streaming.tracing import valid
 
 TOP_K = 3
 NOTHING: Mapping[tuple[str, int, int], str] = MappingProxyType({})
 MAX_KEY_BYTES = 1024  # a longer key is cut; `quarantine` has it whole
 MAX_ID_CHARS = 256
+MAX_TRACED = 100  # messages of a partition whose scoring becomes a span of their traces
 MAX_HEADERS, MAX_HEADERS_BYTES = 1_000, 1024**2  # of a message
 # Times that are taken as such, in milliseconds: 1971, so that seconds are not, to 2200.
 FIRST_MS, LAST_MS = 365 * 86_400_000, 7_258_118_400_000
@@ -70,6 +72,7 @@ class PartitionReport:
     Attributes:
         read: what was read, topics by their names in the tables.
         quarantined_at: likewise, (topic, partition, messages) of each place with quarantined messages.
+        traced: W3C trace contexts of its messages, of the first `MAX_TRACED`.
     """
 
     read: list[Piece] = field(default_factory=list)
@@ -81,6 +84,7 @@ class PartitionReport:
     features_file: DataFile | None = None
     challenger_error: str | None = None
     drift: dict[str, Any] | None = None
+    traced: list[str] = field(default_factory=list)
 
     def timed(self, stage: str, since: float) -> float:
         """Add the time since `since` to a stage; returns now."""
@@ -248,6 +252,8 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     clock = report.timed("backbone", clock)
 
     hashes = pa.array([_sha256(value) for value in values.column], pa.string())
+    report.traced += [one.traceparent for one in headers.read if one.traceparent and valid(one.traceparent)]
+    del report.traced[MAX_TRACED:]
     identity = pa.Table.from_batches([_identity(batch, headers.read, hashes, on.task.topics)])
     clock = report.timed("identity", clock)
     if bad:

@@ -18,7 +18,9 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder
 from kafka import KafkaProducer
+from PIL import Image
 from pyspark.sql import SparkSession
+from sklearn.datasets import load_sample_image
 
 from streaming.images.dataset import digit_images, write_images
 from streaming.images.labels import labelled_features
@@ -167,6 +169,33 @@ def test_a_start_with_nothing_to_do_changes_nothing(drained: Settings) -> None:
     again = imagestream(drained, "stream", "--until-drained")
     assert (again["input"], again["batches"]) == (0, 0)
     assert versions(drained) == before
+
+
+def test_photographs_of_12_to_50_megapixels_are_predicted_beside_small_images(
+    drained: Settings, tmp_path: Path
+) -> None:
+    sizes = {
+        "12": (4032, 3024),
+        "24.5": (5712, 4284),
+        "48": (8064, 6048),
+        "50": (8192, 6144),
+    }  # as telephones take them
+    folder = tmp_path / "0"
+    folder.mkdir()
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    for name, size in sizes.items():
+        photograph.resize(size, Image.Resampling.NEAREST).save(folder / f"{name} megapixels.jpg", quality=85)
+    published = imagestream(drained, "publish", folder, "--label-from", "parent")
+    assert published["sent"] == len(sizes)
+    publish_digits(drained, tmp_path / "digits", len(sizes), skip=500)
+
+    summary = imagestream(drained, "stream", "--until-drained")
+
+    assert (summary["input"], summary["predicted"], summary["quarantined"]) == (8, 8, {})
+    found = rows(drained, "SELECT source, label, damaged FROM predictions WHERE source LIKE '%megapixels.jpg'")
+    assert {Path(row["source"]).name for row in found} == {f"{name} megapixels.jpg" for name in sizes}
+    assert not any(row["damaged"] for row in found)
+    assert len({row["label"] for row in found}) == 1  # the same picture
 
 
 def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings, tmp_path: Path) -> None:
