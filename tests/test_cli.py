@@ -85,7 +85,6 @@ def home(tmp_path: Path) -> Path:
         ("models rollback", "champion has no earlier version to go back to"),
         ("query SELECT+1", "no tables yet in .*tables: run `imagestream demo`"),
         ("predictions", "no tables yet in .*tables"),
-        ("query SELECT+1 --format parquet", "expected a file, give one with --output FILE"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
@@ -110,6 +109,7 @@ def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
         ("models list --frob", "No such option: --frob"),
         ("", "Missing command"),
         ("publish", "Missing argument 'PATH…'"),
+        ("query SELECT+1 --format parquet", "expected a file, give one with --output FILE"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line_that_names_the_help(
@@ -246,8 +246,8 @@ def test_json_names_a_file_that_is_written_with_its_folder(
 
 def test_home_comes_from_the_option_before_the_environment(tmp_path: Path) -> None:
     done = imagestream(tmp_path / "option", "models", "list", IMAGESTREAM_HOME=str(tmp_path / "variable"))
-    assert f"no models in {tmp_path / 'option' / 'models'}" in done.stdout
+    assert f"no models in {tmp_path / 'option' / 'models'}" in done.stderr
     command = [sys.executable, "-m", "streaming", "models", "list"]
     environment = os.environ | {"IMAGESTREAM_HOME": str(tmp_path / "variable")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert f"no models in {tmp_path / 'variable' / 'models'}" in done.stdout
+    assert f"no models in {tmp_path / 'variable' / 'models'}" in done.stderr

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from models.errors import ModelError
 from producer.errors import PublishError
-from streaming.errors import ServiceError
+from streaming.cli.console import claim_stdout, err, out, printable, release_stdout
+from streaming.cli.row_formats import STDOUT
+from streaming.errors import ServiceError, UsageError
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Configuration, Settings, read_configuration
 
@@ -29,10 +30,6 @@ EXIT_CODES = {
     EXIT_INTERRUPTED: "interrupted with Ctrl-C, or SIGTERM",
 }
 
-# No emoji codes: a file or a host may be called a:b:c. What goes into a pipe or file is never cut to fit a terminal.
-out = Console(soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else 10_000)
-err = Console(stderr=True, soft_wrap=True, emoji=False)
-
 app = typer.Typer(
     name="imagestream",
     help="Streaming image classification: Kafka in, CNN on Spark, predictions in Delta, exactly once.\n\n"
@@ -45,14 +42,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write a machine-readable summary.")]
+
+def _summary_chosen(file: Path | None) -> Path | None:
+    if file == STDOUT:
+        claim_stdout("--json -")
+    return file
+
+
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", metavar="FILE", callback=_summary_chosen, help="Write a summary as JSON; - is standard output."
+    ),
+]
 
 
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        out.print(f"imagestream {version('imagestream')}", highlight=False)
+        out.print(f"imagestream {version('imagestream')}")
         raise typer.Exit
 
 
@@ -94,10 +103,15 @@ def configuration_of(context: typer.Context) -> Configuration:
 
 
 def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
-    """Write `summary` to the file that `--json` named, if it named one."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf-8")
+    """Write `summary` to the file that `--json` named, or to standard output, if it named any."""
+    if path is None:
+        return
+    text = json.dumps(summary, indent=2, default=str) + "\n"
+    if path == STDOUT:
+        sys.stdout.write(text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -106,6 +120,7 @@ def run(arguments: list[str] | None = None) -> None:
     `--debug` shows the traceback as well.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    release_stdout()
     try:
         # Not standalone: Typer would tell a usage error in a box of several lines.
         code = app(arguments, prog_name="imagestream", standalone_mode=False)
@@ -116,7 +131,7 @@ def run(arguments: list[str] | None = None) -> None:
             hint = f" (see '{context.command_path} --help')" if context else ""
             _tell(f"{error.format_message().rstrip('.')}{hint}", arguments)
     except (ServiceError, PublishError, ModelError, OSError) as error:
-        code = EXIT_FAILED
+        code = EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
         _tell(str(error), arguments)
     sys.exit(code)
 
@@ -125,8 +140,3 @@ def _tell(message: str, arguments: list[str]) -> None:
     if "--debug" in arguments:
         traceback.print_exc()
     err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
-
-
-def printable(text: str) -> str:
-    """The text with what is no letter, sign or space replaced: names and data may hold a terminal's commands."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

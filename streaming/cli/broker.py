@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.console import err, out
 
 broker = typer.Typer(help="The embedded broker: a real single-node Kafka on loopback.", no_args_is_help=True)
 app.add_typer(broker, name="broker")
@@ -29,12 +30,10 @@ def start(
     state, started = start_broker(
         settings,
         port,
-        on_progress=lambda done, total, text: err.print(
-            text if done == 0 else f"{done} of {total} {text}", highlight=False, markup=False
-        ),
+        on_progress=lambda done, total, text: err.print(text if done == 0 else f"{done} of {total} {text}"),
     )
     said = "started" if started else "is already running"
-    out.print(f"the broker {said} at {state.address}", highlight=False, markup=False)
+    out.print(f"the broker {said} at {state.address}")
     write_json(json_file, {"bootstrap_servers": state.address, "pid": state.pid, "started": started})
 
 
@@ -60,7 +59,7 @@ def status(context: typer.Context, json_file: JsonOption = None) -> None:
     from streaming.platform.broker import running_broker
 
     state = running_broker(settings_of(context))
-    out.print(f"running at {state.address}, process {state.pid}" if state else "not running", highlight=False)
+    out.print(f"running at {state.address}, process {state.pid}" if state else "not running")
     write_json(
         json_file,
         {

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from producer.message import Delivery, Message
-from streaming.cli.app import app, out, settings_of
+from streaming.cli.app import app, settings_of
+from streaming.cli.console import out
 
 SCRIPT = Path(__file__).parent / "dashboard_app.py"
 DELIVERY_S = 15.0
@@ -55,6 +56,6 @@ def dashboard(
             raise ServiceError(f"not published: {error}") from error
 
     def tell(address: str) -> None:
-        out.print(f"the dashboard is at {address} (Ctrl-C stops it)", highlight=False)
+        out.print(f"the dashboard is at {address} (Ctrl-C stops it)")
 
     run_dashboard(Dashboard.of(settings, post, read_only=read_only), SCRIPT, host, port, token, tell)

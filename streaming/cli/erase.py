@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import err, out
 from streaming.errors import ServiceError
 
 SHOWN = 10
@@ -39,18 +40,16 @@ def erase(
         raise ServiceError("give either --id ID, once or more often, or --deleted-elsewhere")
     if deleted_elsewhere:
         n = record_deleted(settings, who)
-        out.print(f"{n:,} messages whose rows another program has deleted are recorded as erased", highlight=False)
+        out.print(f"{n:,} messages whose rows another program has deleted are recorded as erased")
         write_json(json_file, {"recorded": n})
         return
     result = run(settings, ids or [], who)
     rows = ", ".join(f"{n:,} from {table}" for table, n in result.rows.items())
     out.print(
         f"erased {len(result.ids):,} ids: {rows or 'no rows'}; {result.files_removed:,} files removed",
-        highlight=False,
-        markup=False,
     )
     for topic, partition, offset in result.messages[:SHOWN]:
-        err.print(f"still in Kafka until its retention: {topic} partition {partition}, offset {offset:,}", markup=False)
+        err.print(f"still in Kafka until its retention: {topic} partition {partition}, offset {offset:,}")
     if len(result.messages) > SHOWN:
-        err.print(f"and {len(result.messages) - SHOWN:,} more (--json FILE lists them)", highlight=False)
+        err.print(f"and {len(result.messages) - SHOWN:,} more (--json FILE lists them)")
     write_json(json_file, asdict(result))

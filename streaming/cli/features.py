@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.console import Spinner, err, out, text_column
 from streaming.cli.images import warn
 from streaming.cli.interrupts import stoppable
 from streaming.jobs.output import FileFormat
@@ -32,7 +33,10 @@ def features(
         ),
     ],
     output: Annotated[
-        str, typer.Option(metavar="PLACE", help="File to write, or folder of a Delta table, as a path or a URI.")
+        str,
+        typer.Option(
+            "--output", "-o", metavar="PLACE", help="File to write, or folder of a Delta table, as a path or a URI."
+        ),
     ],
     format_: Annotated[
         FileFormat | None, typer.Option("--format", help="Default: by the suffix of --output, else a Delta table.")
@@ -83,7 +87,7 @@ def features(
         if model is not None:
             source = model_source(settings, model, Path(scratch))
         else:
-            with err.status(f"exporting {backbone} …"):
+            with Spinner(f"exporting {backbone}"):
                 source = backbone_source(settings, backbone, weights, "flat" if flat else "pooled", options)
         with stoppable("the same command continues where it was"), _progress(dataset.n_images) as show:
             result = export_features(settings, dataset, source, options, target, kind, show)
@@ -93,12 +97,12 @@ def features(
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
     """A bar with images/s on a terminal; None elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     if not err.is_terminal:
         yield None
         return
-    columns = (TextColumn("featurizing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    columns = (text_column("featurizing"), BarColumn(), MofNCompleteColumn(), text_column("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True) as bar:
         task = bar.add_task("features", total=total, rate="")
         started: list[float] = []  # what was featurized before costs no time, and Spark's start is not counted
@@ -116,12 +120,11 @@ def _tell(result: "Exported", dataset: "Dataset", output: str, json_file: Path |
     found = result.featurized
     warn([*found.warnings(), *(f"left out {path}: {why}" for path, why in found.bad.items())])
     if found.n_bad > len(found.bad):
-        err.print(f"left out {found.n_bad - len(found.bad):,} more", style="yellow", highlight=False)
+        err.print(f"left out {found.n_bad - len(found.bad):,} more", style="yellow")
     kept = f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else ""
     out.print(
         f"{output}: {result.rows:,} of {dataset.n_images:,} images, {result.n_components:,} columns{kept}; "
         f"{found.reused:,} had been featurized before",
-        highlight=False,
     )
     summary = {"output": str(output), **asdict(result), "dataset": dataset.as_summary()}
     write_json(json_file, summary)

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import out
 from streaming.errors import ServiceError
 
 HEADERS_BYTES = 4096  # more than key, label and all other headers of a message from the gateway take
@@ -58,7 +59,7 @@ def gateway(
         with listen(host, port) as listener:
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             write_json(json, {"url": url, "topic": settings.topic, "max_image_bytes": largest})
-            out.print(f"gateway: {url}/docs", highlight=False)
+            out.print(f"gateway: {url}/docs")
             server = make_server(create_app(settings, broker, key), access_log=access_log)
             with stop_signals():  # uvicorn raises the signal again when it has stopped: then it is done with
                 server.run(sockets=[listener])

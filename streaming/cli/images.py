@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import err
+from streaming.cli.console import err
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -68,4 +68,4 @@ def choose_dataset(
 def warn(lines: Iterable[str]) -> None:
     """Tell what to know, a line each, on standard error."""
     for line in lines:
-        err.print(line, style="yellow", markup=False, highlight=False)
+        err.print(line, style="yellow")

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import typer
 
-from streaming.cli.app import EXIT_INTERRUPTED, err
+from streaming.cli.app import EXIT_INTERRUPTED
+from streaming.cli.console import err
 from streaming.errors import ServiceError
 
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.console import err, out
 
 
 @app.command()
@@ -34,13 +35,11 @@ def label(
         err.print(
             f"left out {n:,}: {why} ({shown}{', …' if n > len(result.examples.get(why, [])) else ''})",
             style="yellow",
-            markup=False,
-            highlight=False,
         )
     line = f"{result.added:,} labels added, {result.unchanged:,} images had theirs already"
     if result.superseded:
         line += f", {result.superseded:,} of this file were corrected since and stay as they are"
-    out.print(line, highlight=False)
+    out.print(line)
     write_json(json_file, asdict(result))
     if result.left_out:
         raise typer.Exit(EXIT_FAILED)

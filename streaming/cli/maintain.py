@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import err, out
 
 if TYPE_CHECKING:
     from streaming.jobs.maintain import MaintenanceReport
@@ -55,8 +56,7 @@ def _show(report: "MaintenanceReport") -> None:
         out.print(
             f"{table.name}: {table.files_before:,} → {table.files_after:,} files, {decimal(table.bytes_after)}, "
             f"{table.vacuumed:,} unused files removed (older than {table.retention_hours} h)",
-            highlight=False,
         )
         if table.skipped:
-            err.print(f"{table.name} is left to the next run: {table.skipped}", style="yellow", markup=False)
-    out.print(f"{report.decisions_removed:,} decisions removed, {report.seconds:.1f} s", highlight=False)
+            err.print(f"{table.name} is left to the next run: {table.skipped}", style="yellow")
+    out.print(f"{report.decisions_removed:,} decisions removed, {report.seconds:.1f} s")

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from streaming.cli.app import JsonOption, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, settings_of, write_json
+from streaming.cli.console import Spinner, err, out
 from streaming.cli.models import AliasName, models_app
+from streaming.cli.rows import print_details
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ def import_(
     registry = open_registry(settings_of(context).home)
     given = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channels": channels, "filter": filter_}
     changes = {name: value for name, value in given.items() if value is not None} | _fit(resize, crop)
-    with err.status(f"loading {path.name} …"):
+    with Spinner(f"loading {path.name}"):
         result = import_model(
             registry, path, classes=classes, scores=scores, by="import", tensor=tensor, preset=preset,
             input_size=input_size, changes=changes,
@@ -188,20 +190,18 @@ def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
 def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | None) -> None:
     network, recipe = result.network.network, result.network.network.recipe
     for name, value in result.guessed.items():
-        err.print(f"guessed {name}: {value}", highlight=False, markup=False)
+        err.print(f"guessed {name}: {value}")
     is_champion = result.champion or alias is AliasName.CHAMPION
     standing = "is champion" if is_champion else f"is {alias.value}" if alias else "is registered"
     out.print(
         f"version {result.version} {standing}: {network.source}, {len(result.classes):,} classes, "
         f"{recipe.input_size[0]}×{recipe.input_size[1]} pixels, {result.network.size / 1e6:.1f} MB, "
         f"answers {result.scores}",
-        highlight=False,
-        markup=False,
     )
     if not result.is_new:
-        out.print("it was registered before: the very same model", highlight=False)
+        out.print("it was registered before: the very same model")
     if alias is None and not is_champion:
-        out.print(f"to serve it: imagestream models promote {result.version}", highlight=False)
+        out.print(f"to serve it: imagestream models promote {result.version}")
     summary = {
         "version": result.version,
         "bundle_sha256": result.sha256,
@@ -216,19 +216,17 @@ def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | Non
 
 
 def _tell_inspection(found: "Inspection") -> None:
-    from rich.table import Table
-
-    table = Table("", "", box=None, show_header=False, pad_edge=False)
-    table.add_row("format", found.format + (f" by {found.producer}" if found.producer else ""))
-    table.add_row("size", f"{found.bytes / 1e6:,.1f} MB, {found.parameters:,} weights")
+    details: list[tuple[str, str]] = []
+    details.append(("format", found.format + (f" by {found.producer}" if found.producer else "")))
+    details.append(("size", f"{found.bytes / 1e6:,.1f} MB, {found.parameters:,} weights"))
     if found.opsets:
-        table.add_row("operator sets", ", ".join(f"{name or 'ai.onnx'} {n}" for name, n in found.opsets.items()))
+        details.append(("operator sets", ", ".join(f"{name or 'ai.onnx'} {n}" for name, n in found.opsets.items())))
     for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
         for one in tensors:
             shape = "unknown shape" if one.shape is None else f"({', '.join(str(n or 'any') for n in one.shape)})"
-            table.add_row(kind, f"{one.name}: {one.dtype} {shape}")
-    table.add_row("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items()))
-    table.add_row("class names", "in the file" if found.classes else "none in the file")
+            details.append((kind, f"{one.name}: {one.dtype} {shape}"))
+    details.append(("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items())))
+    details.append(("class names", "in the file" if found.classes else "none in the file"))
     for name, value in found.guessed.items():
-        table.add_row(f"guessed {name}", value)
-    out.print(table)
+        details.append((f"guessed {name}", value))
+    print_details(details)

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from producer.sources import LabelFrom
-from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, write_json
+from streaming.cli.console import err, out, printable, text_column
 from streaming.errors import ServiceError
 from streaming.storage.store import check_place, is_uri
 
@@ -130,7 +130,7 @@ class Target:
 
 
 def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float | None, json: Path | None) -> None:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 
     import producer
     from streaming.images.sources import ReadAhead
@@ -138,10 +138,10 @@ def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float
     uris = [file.name for file in sources.files if is_uri(file.name)] if isinstance(sources.files, list) else []
     ahead = ReadAhead(uris) if uris else None
     bar = Progress(
-        TextColumn("publishing"),
+        text_column("publishing"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[speed]}"),
+        text_column("{task.fields[speed]}"),
         TimeElapsedColumn(),
         console=err,
         transient=True,
@@ -190,12 +190,12 @@ def _watch(
     json: Path | None,
     follow_links: bool,
 ) -> None:
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from rich.progress import Progress, SpinnerColumn
 
     from producer.watch import WatchSummary, watch
     from streaming.signals import stop_signals
 
-    columns = SpinnerColumn(), TextColumn("watching {task.fields[how]}")
+    columns = SpinnerColumn(), text_column("watching {task.fields[how]}")
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar, stop_signals() as stop:
         task = bar.add_task("watch", total=None, how=f"{len(folders):,} folders")
 
@@ -214,13 +214,12 @@ def _watch(
             rate=rate,
             follow_links=follow_links,
             on_change=show,
-            on_trouble=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow", markup=False),
+            on_trouble=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow"),
         )
     write_json(json, asdict(summary))
     out.print(
         f"sent {summary.sent:,} files to {summary.topic} in {summary.seconds:.1f} s: {summary.bytes / 1e6:,.1f} MB;"
         f" {summary.skipped:,} were skipped",
-        highlight=False,
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skips])
     if summary.undelivered:
@@ -286,23 +285,17 @@ def _print_summary(summary: "PublishSummary") -> None:
         f"sent {summary.sent:,} of {summary.found:,} files to {summary.topic}: {decimal(summary.bytes)}"
         f" in {summary.seconds:.1f} s ({summary.images_per_second:,.0f} images/s,"
         f" {summary.megabytes_per_second:,.1f} MB/s)",
-        highlight=False,
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skipped])
-    _print_files("[red]not delivered[/red]", [(failure.path, failure.reason) for failure in summary.failed])
+    _print_files("not delivered", [(failure.path, failure.reason) for failure in summary.failed])
     untried = summary.found - summary.sent - len(summary.skipped) - len(summary.failed)
     if untried:
         why = "Ctrl-C" if summary.interrupted else "the failure above"
-        err.print(f"{untried:,} files were not confirmed as sent, because of {why}", highlight=False)
+        err.print(f"{untried:,} files were not confirmed as sent, because of {why}")
 
 
 def _print_files(what: str, files: list[tuple[str, str]]) -> None:
     for name, reason in files[:LISTED]:
-        err.print(f"{what} {escape(_shown(name))}: {escape(_shown(reason))}", highlight=False)
+        err.print(f"{what} {printable(name)}: {printable(reason)}")
     if len(files) > LISTED:
-        err.print(f"{what} {len(files) - LISTED:,} more (--json FILE lists them all)", highlight=False)
-
-
-def _shown(text: str) -> str:
-    """A file's name on one line of a terminal: it may hold any character, and bytes that are no UTF-8."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+        err.print(f"{what} {len(files) - LISTED:,} more (--json FILE lists them all)")

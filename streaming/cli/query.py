@@ -1,4 +1,4 @@
-"""`imagestream query` and `imagestream predictions`: rows of the Delta tables as a table, CSV, JSON or Parquet."""
+"""`imagestream query` and `imagestream predictions`: rows of the Delta tables in every format of rows."""
 
 import os
 import sys
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, settings_of, write_json
-from streaming.cli.row_formats import Format, write_rows
-from streaming.errors import ServiceError
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import err
+from streaming.cli.row_formats import STDOUT, Format, check_format, write_rows
+from streaming.cli.rows import FormatOption, OutputOption
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,10 +25,6 @@ PREDICTIONS_COLUMNS = "SELECT scored_at, source, label, confidence, label_true, 
 
 Ask = Callable[[], AbstractContextManager["pa.RecordBatchReader"]]
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to write the rows.")]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file; Parquet needs one.")
-]
 SpreadsheetOption = Annotated[
     bool, typer.Option("--spreadsheet", help="In CSV, keep text from being a formula: an apostrophe goes before it.")
 ]
@@ -112,9 +110,9 @@ def _moment(text: str | None) -> datetime | None:
 def _from_stdin() -> str:
     sql = sys.stdin.read(MAX_SQL_CHARS + 1)
     if len(sql) > MAX_SQL_CHARS:
-        raise ServiceError(f"the SQL on standard input is longer than {MAX_SQL_CHARS:,} characters")
+        raise UsageError(f"the SQL on standard input is longer than {MAX_SQL_CHARS:,} characters")
     if not sql.strip():
-        raise ServiceError("no SQL: expected a SELECT as argument or on standard input")
+        raise UsageError("no SQL: expected a SELECT as argument or on standard input")
     return sql
 
 
@@ -127,13 +125,12 @@ def _answer(
     *,
     spreadsheet: bool,
 ) -> None:
-    if spreadsheet and format_ is not Format.CSV:
-        raise ServiceError(f"--spreadsheet is for --format csv, got --format {format_}")
-    if format_ is Format.PARQUET and output is None:
-        raise ServiceError("--format parquet is binary: expected a file, give one with --output FILE")
+    if watch_s is not None and format_ is Format.PARQUET:
+        raise UsageError("--watch shows rows as they change: expected a --format other than parquet with it")
+    check_format(format_, output, spreadsheet=spreadsheet)
     if watch_s is not None:
         if output is not None:
-            raise ServiceError("--watch shows rows as they change: expected no --output FILE with it")
+            raise UsageError("--watch shows rows as they change: expected no --output FILE with it")
         from streaming.cli.query_watch import watch
 
         with pipe_may_close():
@@ -144,8 +141,8 @@ def _answer(
             columns = reader.schema.names
             rows = write_rows(reader, format_, output, spreadsheet=spreadsheet)
             sys.stdout.flush()
-        if output is not None:
-            err.print(f"{rows:,} rows in {output}", highlight=False)
+        if output not in (None, STDOUT):
+            err.print(f"{rows:,} rows in {output}")
         write_json(summary, {"rows": rows, "columns": columns, "format": format_.value, "output": output})
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from rich.live import Live
 from rich.text import Text
 
-from streaming.cli.app import out
-from streaming.cli.row_formats import WRITERS, Format
+from streaming.cli.console import out
+from streaming.cli.row_formats import WRITERS, Format, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,7 +42,7 @@ def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], eve
 def _answer(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], format_: Format) -> str:
     stream = io.StringIO()
     with ask() as reader:
-        WRITERS[format_](reader, stream)
+        WRITERS[format_](Rows.of_arrow(reader), stream)
     return stream.getvalue()
 
 

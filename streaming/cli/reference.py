@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
 
@@ -29,10 +29,12 @@ with every setting. A relative path in the file lies beside it; a name that is n
 a value: its setting names the file that holds it.
 """
 SHELL = """
-Results go to standard output, everything about the work (progress, warnings, errors) to standard error. A progress bar
-is drawn on a terminal only, and colours are left out where output is no terminal or `NO_COLOR` is set. `imagestream
---install-completion` installs completion for bash, zsh, fish or PowerShell. `--json FILE` writes what a command did for
-programs. `--debug` before the command shows the traceback of an error.
+Results go to standard output, everything about the work (progress, notes, warnings, errors) to standard error. A
+progress bar is drawn on a terminal only, and colours are left out where output is not a terminal or `NO_COLOR` is set.
+Every command that lists rows takes `--format table|csv|json|ndjson|parquet` and `--output FILE`; a table on a terminal
+shows 50 rows, and all of them in a pipe or file. `--json FILE` writes a summary of what a command did for programs, with
+`-` as the file to standard output. `--debug` shows the traceback of an error. `imagestream --install-completion`
+installs completion for bash, zsh, fish or PowerShell. [Conventions](conventions.md) has a table of all commands.
 """
 COLUMNS = {"damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before"}
 
@@ -107,6 +109,8 @@ def _value(param: Any) -> str:
     annotation = param.type_descriptor.annotation
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return "|".join(str(member.value) for member in annotation)
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
     return getattr(annotation, "__name__", "value").upper()
 
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.console import err, out
 
 if TYPE_CHECKING:
     from streaming.jobs.replay import ReplayReport
@@ -40,8 +41,8 @@ def replay(
         counts = count_wanted(settings, options)
         total = sum(counts.values()) if limit is None else min(limit, sum(counts.values()))
         for name, count in counts.items():
-            out.print(f"{name}: {count:,}", highlight=False)
-        out.print(f"{total:,} messages would be sent", highlight=False)
+            out.print(f"{name}: {count:,}")
+        out.print(f"{total:,} messages would be sent")
         write_json(json_file, {"wanted": total, "by_reason": counts, "sent": 0})
         return
     servers = bootstrap_servers or home_servers(settings)
@@ -55,11 +56,11 @@ def replay(
 
         report = run(settings, servers, options, show)
     told = ", ".join(f"{name} {count:,}" for name, count in sorted(report.by_reason.items()))
-    out.print(f"sent {report.sent:,} of {report.wanted:,} messages" + (f": {told}" if told else ""), highlight=False)
+    out.print(f"sent {report.sent:,} of {report.wanted:,} messages" + (f": {told}" if told else ""))
     if report.refused:
         err.print(f"{report.refused:,} are larger than the broker takes, and stay as they are", style="yellow")
     if report.failed:
-        err.print(f"stopped: {report.failed}; run it again for the rest", style="red", markup=False)
+        err.print(f"stopped: {report.failed}; run it again for the rest", style="red")
     write_json(json_file, asdict(report) | {"complete": report.complete})
     if not report.complete:
         raise typer.Exit(EXIT_FAILED)

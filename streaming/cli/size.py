@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import Spinner, new_table, out
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def size(
     from streaming.jobs.capacity import measure, plan
 
     settings = settings_of(context)
-    with err.status("measuring …"), TemporaryDirectory(prefix="imagestream-") as scratch:
+    with Spinner("measuring"), TemporaryDirectory(prefix="imagestream-") as scratch:
         flatbuffer, n_features, bundle_bytes = _network(settings, backbone, weights, input_size, Path(scratch))
         costs = measure(flatbuffer, int(found[1]), int(found[2]), cores or os.cpu_count() or 1)
     answer = plan(images_per_second, costs, n_features, bundle_bytes)
@@ -73,8 +74,6 @@ def _network(
 
 
 def _print(load: float, costs: "Costs", plan: "Plan") -> None:
-    from rich.table import Table
-
     from streaming.jobs.capacity import gigabytes
 
     per_core = 1 / costs.per_image_s
@@ -82,9 +81,8 @@ def _print(load: float, costs: "Costs", plan: "Plan") -> None:
         f"an image of {costs.image_bytes / 1e3:,.0f} KB costs {1000 * costs.per_image_s:.2f} ms of a core:"
         f" decoding {1000 * costs.decode_s:.2f}, CNN {1000 * costs.backbone_s:.2f}, the rest"
         f" {1000 * costs.rest_s:.2f}; a core does {per_core:,.0f} images/s",
-        highlight=False,
     )
-    table = Table(f"for {load:,.0f} images/s", "", box=None, pad_edge=False)
+    table = new_table(f"for {load:,.0f} images/s", "")
     rows = {
         "streams, each with its topic and home": f"{plan.streams:,}",
         "cores for Python workers": f"{plan.cores:,}",
@@ -100,6 +98,4 @@ def _print(load: float, costs: "Costs", plan: "Plan") -> None:
         table.add_row(name, value)
     out.print(table)
     used, limit = plan.limits[plan.first_limit]
-    out.print(
-        f"what gives way first as the load grows: {plan.first_limit} ({used:,.4g} of {limit:,.4g})", highlight=False
-    )
+    out.print(f"what gives way first as the load grows: {plan.first_limit} ({used:,.4g} of {limit:,.4g})")

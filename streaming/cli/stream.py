@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import err, new_table, out
 
 if TYPE_CHECKING:
     from streaming.pipeline.commit import BatchResult
@@ -102,7 +103,7 @@ def stream(
     def on_batch(batch: "BatchResult") -> None:
         observer.on_batch(batch)
         if profiler is not None:
-            err.print(profiler.add(batch), highlight=False, soft_wrap=True)
+            err.print(profiler.add(batch))
 
     events = StreamEvents(
         on_start=observer.on_start,
@@ -124,7 +125,6 @@ def stream(
         f"{summary.input_rows:,} images in {summary.batches} micro-batches: {summary.predicted:,} predicted"
         + (f" ({versions})" if versions else "")
         + f", {sum(summary.quarantined.values()):,} quarantined",
-        highlight=False,
     )
     profiled = profiler.total.as_dict() if profiler is not None else None
     if profiler is not None:
@@ -133,13 +133,10 @@ def stream(
 
 
 def _print_profile(profile: "Profile") -> None:
-    from rich import box
-    from rich.table import Table
-
     if not profile.batches:
         out.print("no profile: it leaves out the first micro-batch, in which the workers start, and there was no other")
         return
-    table = Table("stage", "core-seconds", "share", "ms per image", box=box.SIMPLE_HEAD)
+    table = new_table("stage", "core-seconds", "share", "ms per image", lined=True)
     for column in table.columns[1:]:
         column.justify = "right"
     for one in profile.shares():
@@ -150,5 +147,4 @@ def _print_profile(profile: "Profile") -> None:
         f"{profile.images:,} images in {profile.batches} micro-batches after the first: {profile.wall_s:.1f} s by the"
         f" clock on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s;"
         f" the stages explain {profile.measured:.1%}",
-        highlight=False,
     )

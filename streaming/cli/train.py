@@ -1,16 +1,16 @@
 """`imagestream train` and `imagestream retrain`: the batch jobs that make model versions."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.status import Status
 
 from models.architectures import DEFAULT_BACKBONE
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import Spinner, out
 from streaming.cli.fit_options import with_fit_options, with_inherited_options
 from streaming.cli.images import (
     DatasetOption,
@@ -100,9 +100,8 @@ def train(
 
     network = BackboneOptions(backbone, weights, output, input_size, engine, int8, preset)
     gate = GateOptions(margin, confidence)
-    with stopping_cleanly(), err.status("starting …") as status:
-        tell = telling(status)
-        result = run(settings, found, network, options, gate, augment=augment, on_step=tell)
+    with stopping_cleanly(), Spinner("starting") as spinner:
+        result = run(settings, found, network, options, gate, augment=augment, on_step=spinner.update)
     warn([*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
     tell_result(result, json_file)
 
@@ -143,9 +142,9 @@ def retrain(
         return
     from streaming.training.train import retrain as run
 
-    with stopping_cleanly(), err.status("starting …") as status:
-        tell = telling(status)
-        result = run(settings_of(context), given, gate, dry_run=dry_run, augmented=augmented, on_step=tell)
+    with stopping_cleanly(), Spinner("starting") as spinner:
+        settings = settings_of(context)
+        result = run(settings, given, gate, dry_run=dry_run, augmented=augmented, on_step=spinner.update)
     warn(result.warnings)
     tell_result(result, json_file)
 
@@ -170,11 +169,6 @@ def _retrain_every(every: str) -> None:
     log.info("retraining", every=every)
     run_every(interval, [sys.executable, "-P", "-m", "imagestream", *kept], on_run)
     log.info("stopped")
-
-
-def telling(status: Status) -> Callable[[str], None]:
-    """Shows a step beside the spinner."""
-    return lambda step: status.update(f"{step} …")
 
 
 def summary_of(result: "TrainResult") -> dict[str, Any]:
@@ -214,12 +208,11 @@ def tell_result(result: "TrainResult", json_file: Path | None) -> None:
         + (f", threshold {result.threshold:.6g}" if result.threshold is not None else "")
         + f", accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f}, log loss {found.log_loss:.4f}"
         f" on {found.rows:,} held-out images",
-        highlight=False,
     )
     if kept := changed_by(result.inherited):
-        out.print(f"as the champion: {kept}", highlight=False, markup=False)
+        out.print(f"as the champion: {kept}")
     verdict = ("would be " if result.version is None else "is ") + ("champion" if result.promoted else "not promoted")
-    out.print(f"{name} {verdict}: {result.why}", highlight=False)
+    out.print(f"{name} {verdict}: {result.why}")
     write_json(json_file, summary_of(result))
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.status import Status
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import Spinner, err, out
 from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.images import (
     DatasetOption,
@@ -185,17 +185,17 @@ class _Live:
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
         self._rows: dict[int, Progress] = {}
-        self._status: Status = err.status("starting …")
+        self._spinner = Spinner("starting")
 
     def __enter__(self) -> "_Live":
-        self._status.start()
+        self._spinner.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._status.stop()
+        self._spinner.__exit__()
 
     def step(self, step: str) -> None:
-        self._status.update(f"{step} …")
+        self._spinner.update(step)
 
     def progress(self, progress: "Progress") -> None:
         self._rows[progress.worker] = progress
@@ -207,7 +207,7 @@ class _Live:
             if reading
             else f"epoch {min(one.epoch for one in of_all if one) + 1}/{self._options.epochs}"
         )
-        self._status.update(f"{where}: images by worker {' · '.join(told)}")
+        self._spinner.update(f"{where}: images by worker {' · '.join(told)}")
 
     def epoch(self, record: "EpochRecord") -> None:
         training, validation = record.training, record.validation
@@ -215,7 +215,6 @@ class _Live:
         err.print(
             f"epoch {record.epoch + 1}/{self._options.epochs}: {record.seconds:.1f} s, "
             f"log loss {training.log_loss:.4f}, accuracy {training.accuracy:.4f}{watched}",
-            highlight=False,
         )
 
 
@@ -244,14 +243,13 @@ def _tell(result: "CNNResult", json_file: Path | None) -> None:
         f"{history.mode}, per {history.frequency}, {history.workers} workers: {len(history.epochs)} epochs in "
         f"{history.seconds:.1f} s, {history.images_per_second:,.0f} images/s, {history.bytes_moved / 1e6:,.0f} MB moved"
         f"{stale}{lost}",
-        highlight=False,
     )
     from streaming.reports.curves import learning_curves
     from streaming.reports.plots import png
 
     curves = result.history_file.with_name("learning-curves.png")
     curves.write_bytes(png(lambda: learning_curves(history)))
-    out.print(f"learning curves: {curves}", highlight=False)
+    out.print(f"learning curves: {curves}")
     tell_result(result.model, None)
     summary: dict[str, Any] = summary_of(result.model) | {
         "history": history.as_record() | {"images_per_second": history.images_per_second},

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from models.architectures import DEFAULT_BACKBONE
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.console import err, out, text_column
 from streaming.cli.images import DatasetOption, LimitOption, choose_dataset
 from streaming.cli.rows import print_table
 from streaming.errors import ServiceError
@@ -70,7 +71,7 @@ def tune(
 
     Example: imagestream tune --trials 50, or: imagestream tune --images photos/ --input-sizes 224,160
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     settings = settings_of(context)
     kinds = _names("--projections", projections, get_args(ProjectionKind))
@@ -89,7 +90,7 @@ def tune(
 
     options = TuneOptions(trials, timeout, jobs, seed, validation, holdout, kinds, fitted)
     source = _source(settings, places | given, limit, sizes, precisions)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("starting", total=trials)
         found = run(
@@ -105,7 +106,7 @@ def tune(
     from streaming.training.tune_plot import plot_trade_offs
 
     plot_trade_offs(found, picture)
-    out.print(f"trade-offs: {picture}", highlight=False)
+    out.print(f"trade-offs: {picture}")
     write_json(json_file, summary_of(found) | {"command": command, "plot": str(picture)})
 
 
@@ -147,14 +148,10 @@ def _tell(found: "Tuned", command: str) -> None:
     print_table(f"fitted on {fit_rows:,} images, compared on {validation_rows:,} others", rows, columns)
     if found.failed:
         number, why = next(iter(found.failed.items()))
-        err.print(
-            f"{len(found.failed)} trials could not be fitted; trial {number}: {why}", style="yellow", markup=False
-        )
+        err.print(f"{len(found.failed)} trials could not be fitted; trial {number}: {why}", style="yellow")
     resumed = f", {found.resumed} of them from before" if found.resumed else ""
-    out.print(
-        f"{len(found.outcomes)} trials{resumed}; * no other is better in both. The best settings:", highlight=False
-    )
-    out.print(f"  {command}", highlight=False)
+    out.print(f"{len(found.outcomes)} trials{resumed}; * no other is better in both. The best settings:")
+    out.print(f"  {command}")
 
 
 def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit: int) -> str:
