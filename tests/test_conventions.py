@@ -3,20 +3,33 @@
 import csv
 import io
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from typer.main import get_command
 
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
+from streaming.cli.app import run as cli_run
+from streaming.cli.command_line import PANELS
 from streaming.cli.row_formats import Format
-from streaming.settings import Settings
-from tests.conftest import command_here
+from streaming.durations import parse_duration, show_duration
+from streaming.errors import UsageError
+from streaming.settings import Settings, option_of, variable_of
+from tests.conftest import command_here, environment
 from tests.streaming.history import commit_batch
 
 CLI = Path(__file__).parent.parent / "streaming" / "cli"
@@ -98,3 +111,185 @@ def test_the_summary_alone_is_on_standard_output_where_json_is_asked_for_there(n
 def test_a_table_in_a_pipe_has_all_rows_and_whole_cells(run: Run) -> None:
     code, out, _ = run("query", "SELECT range AS n, repeat('x', 200) AS wide FROM range(300)")
     assert (code, out.count("x" * 200), out.splitlines()[-1]) == (0, 300, "300 rows")
+
+
+def test_what_cannot_be_checked_is_neither_good_nor_bad(tmp_path: Path, run: Run) -> None:
+    for name in ("audit", "status"):
+        log = min((tmp_path / "home" / "tables" / "batches" / "_delta_log").glob("*.json"))
+        whole = log.read_text(encoding="utf-8")
+        log.write_text("damaged", encoding="utf-8")
+        code, out, err = run(name)
+        log.write_text(whole, encoding="utf-8")
+        assert (code, out) == (3, ""), err
+        assert re.fullmatch(r"error: could not check: [^\n]+\n", err)
+
+
+WITHOUT_END = {  # commands that run until they are stopped, and what shows that they do
+    "maintain": ("--every", "0.01"),
+    "status": ("--watch",),
+    "broker logs": ("-n", "1", "--follow"),
+    "query": ("FROM predictions", "--watch", "0.1"),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", WITHOUT_END)
+def test_a_signal_ends_what_has_no_end_of_its_own(name: str, number: int, home: Path) -> None:
+    log = home / "broker" / "server.log"
+    log.parent.mkdir()
+    log.write_text("the last line\n", encoding="utf-8")
+    said = StringIO()
+
+    def stop_when_it_has_said_something() -> None:
+        while not said.getvalue():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    watcher = threading.Thread(target=stop_when_it_has_said_something, daemon=True)
+    watcher.start()
+    with redirect_stdout(said), redirect_stderr(StringIO()) as err, pytest.raises(SystemExit) as ended:
+        cli_run(["--home", str(home), *name.split(), *WITHOUT_END[name]])
+    assert (ended.value.code, err.getvalue()) == (1 if name == "status" else None, "")  # no stream runs: not healthy
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+UNSHARE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+
+
+def test_sigterm_ends_the_first_process_of_a_container(home: Path) -> None:
+    """The kernel gives the process 1 no signal that it does not handle."""
+    try:
+        subprocess.run([*UNSHARE, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine makes no namespaces of processes")
+    log = home / "broker" / "server.log"
+    log.parent.mkdir()
+    log.write_text("the last line\n", encoding="utf-8")
+    command = [sys.executable, "-m", "streaming", "--home", str(home), "broker", "logs", "--follow"]
+    with subprocess.Popen([*UNSHARE, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as outer:
+        assert outer.stdout
+        assert outer.stdout.readline() == "the last line\n"
+        (first,) = psutil.Process(outer.pid).children()
+        first.send_signal(signal.SIGTERM)
+        assert outer.wait(30) == 0
+        assert outer.stderr
+        assert outer.stderr.read() == ""
+
+
+@pytest.mark.parametrize("name", ["", "models", "broker", "config", *COMMANDS])
+def test_help_has_whole_names_at_80_columns_and_flags_without_a_type(name: str) -> None:
+    with environment(COLUMNS="80"):
+        code, out, err = command_here(*name.split(), "--help")
+    assert (code, err) == (0, "")
+    command = COMMANDS.get(name)
+    for param in command.params if command else []:
+        if param.param_type_name == "option" and not param.hidden:
+            assert all(re.search(rf"(^|\s){re.escape(one)}([,\s]|$)", out) for one in param.opts), param.opts
+    assert "…-" not in out
+    assert "<bool>" not in out
+    assert not re.search(r"[│╭╰]", out)
+
+
+def test_commands_are_shown_in_sections() -> None:
+    _, out, _ = command_here("--help")
+    sections = [line.removesuffix(":") for line in out.splitlines() if re.fullmatch(r"\S.*:", line)]
+    assert sections[1:] == ["Options", *PANELS, "Settings"] or sections == ["Options", *PANELS, "Settings"]
+    tops = {name.split()[0] for name in COMMANDS}
+    assert all(re.search(rf"^  {top} ", out, re.MULTILINE) for top in tops)
+
+
+# A value of each setting that is not its default, and how `config show` shows it where that is otherwise.
+VALUES = {
+    "home": "other",
+    "config": "other.toml",
+    "bootstrap_servers": "kafka:9092",
+    "kafka_security_protocol": "SASL_SSL",
+    "kafka_sasl_mechanism": "PLAIN",
+    "kafka_username": "me",
+    "topic": "photos",
+    "isolation": "read_uncommitted",
+    "master": "local[3]",
+    "driver_memory": "3g",
+    "engine": "onnx",
+    "execution_providers": "cuda",
+    "images_per_batch": "7",
+    "megabytes_per_batch": "8",
+    "metrics_port": "9000",
+    "log_format": "json",
+    "broker_port": "9093",
+    "dashboard_port": "8600",
+    "gateway_port": "8700",
+    "retention": "2d",
+    "max_pixels": "1000",
+    "decode_timeout": "90s",
+    "decode_memory": "2g",
+    "strict_images": "true",
+    "mlflow_tracking_uri": "http://here",
+}
+SHOWN = {"decode_timeout": 90.0, "strict_images": True}
+
+
+def test_every_setting_is_an_option_a_variable_and_a_name_in_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in os.environ:
+        if name.startswith("IMAGESTREAM_") or name == "MLFLOW_TRACKING_URI":
+            monkeypatch.delenv(name)
+    (tmp_path / "other.toml").write_text("")
+    for name, field in Settings.model_fields.items():
+        value = VALUES.get(name, f"/{name}")
+        as_option = [option_of(name), *([] if field.annotation is bool else [value])]
+        shown = {
+            "option before": settings_shown(*as_option, "config", "show"),
+            "option behind": settings_shown("config", "show", *as_option),
+        }
+        with environment(**{variable_of(name): value}):
+            shown["variable"] = settings_shown("config", "show")
+        if name != "config":
+            quoted = value if isinstance(field.default, int) or name.endswith("_port") else f'"{value}"'
+            (tmp_path / "imagestream.toml").write_text(f"{name} = {quoted}\n")
+            shown["file"] = settings_shown("config", "show")
+            (tmp_path / "imagestream.toml").unlink()
+        for way, found in shown.items():
+            wanted = SHOWN.get(name) or (int(value) if value.isdecimal() else value)
+            got = found[name]["value"]
+            assert got == wanted or str(got).endswith(f"/{wanted}"), (name, way, got)
+            assert found[name]["from"] != "default", (name, way)
+
+
+def settings_shown(*arguments: str) -> dict[str, dict[str, Any]]:
+    code, out, err = command_here(*arguments, "--json", "-")
+    assert code == 0, err
+    return dict(json.loads(out))
+
+
+def test_a_variable_that_is_not_a_setting_is_reported_with_the_nearest() -> None:
+    links = {"IMAGESTREAM_GATEWAY_PORT": "tcp://10.0.0.1:80", "IMAGESTREAM_GATEWAY_SERVICE_HOST": "10.0.0.1"}
+    with environment(IMAGESTREAM_TOPPIC="x", **links):  # as Kubernetes sets for a service imagestream-gateway
+        code, out, err = command_here("config", "show", "--format", "json")
+    assert code == 0
+    assert err == "IMAGESTREAM_TOPPIC is not a setting, did you mean IMAGESTREAM_TOPIC?\n"
+    assert {"setting": "gateway_port", "value": "8080", "from": "default"} in json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain", "seconds"),
+    [
+        ("10s", "s", 10),
+        ("15m", "s", 900),
+        ("24h", "s", 86_400),
+        ("7d", "s", 604_800),
+        ("1.5", "m", 90),
+        ("500ms", "s", 0.5),
+    ],
+)
+def test_a_duration_has_a_unit_or_the_old_one(text: str, plain: str, seconds: float) -> None:
+    assert parse_duration(text, plain=plain) == seconds
+    assert parse_duration(show_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1 h", "1h30m", "9" * 12, "nan", "400d", "1e3s", "١s"])
+def test_what_is_not_a_duration_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected a time such as 10s, 15m, 24h or 7d"):
+        parse_duration(text)

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, checking, settings_of, write_json
+from streaming.cli.command_line import OPERATION
 from streaming.cli.console import err, out
 from streaming.cli.row_formats import Format
 from streaming.cli.rows import FormatOption, OutputOption, list_rows
@@ -26,20 +27,17 @@ COLUMNS = {
 }
 
 
-@app.command()
+@app.command(panel=OPERATION, settings=("bootstrap_servers",))
 def audit(
     context: typer.Context,
     broker: Annotated[
         bool, typer.Option("--broker", help="Also read what Kafka still holds, and compare it with the rows.")
     ] = False,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
-    ] = None,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Check over all history that no message is missing and none is repeated; exit 1 if anything is wrong.
+    """Check over all history that no message is missing and none is repeated; exit 1 if one is, 3 if unknown.
 
     Compares the tables `batches`, `predictions` and `quarantine`, also beside a running stream. A batch that is in
     flight, or was cut off and will be completed by the next start, is reported as unfinished and is not an error.
@@ -51,12 +49,12 @@ def audit(
     from streaming.jobs.audit import audit as check
     from streaming.jobs.audit_broker import compare_with_broker
     from streaming.platform.broker import bootstrap_servers as home_servers
-    from streaming.settings import with_options
 
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers)
-    report = check(settings)
-    if broker:
-        compare_with_broker(settings, home_servers(settings), report)
+    settings = settings_of(context)
+    with checking():
+        report = check(settings)
+        if broker:
+            compare_with_broker(settings, home_servers(settings), report)
     if format_ is not Format.TABLE or output is not None:
         list_rows([asdict(span) for span in report.spans], COLUMNS, format_, output)
     _show(report)

@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import OPERATION, App
 from streaming.cli.console import err, out
+from streaming.signals import until_stopped
 
-broker = typer.Typer(help="The embedded broker: a real single-node Kafka on loopback.", no_args_is_help=True)
-app.add_typer(broker, name="broker")
+broker = App(help="The embedded broker: a real single-node Kafka on loopback.")
+app.add_typer(broker, name="broker", rich_help_panel=OPERATION)
 
 
 @broker.command()
@@ -16,7 +18,11 @@ def start(
     context: typer.Context,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Default: the remembered one, 9092, or a free one if that is taken."),
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port to listen on; default: --broker-port, else the remembered one, 9092, or a free one.",
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -29,7 +35,7 @@ def start(
     settings = settings_of(context)
     state, started = start_broker(
         settings,
-        port,
+        settings.broker_port if port is None else port,
         on_progress=lambda done, total, text: err.print(text if done == 0 else f"{done} of {total} {text}"),
     )
     said = "started" if started else "is already running"
@@ -88,5 +94,6 @@ def logs(
     for line in last_lines(path, lines):
         typer.echo(line, nl=False)
     if follow:
-        for line in added_lines(path):
-            typer.echo(line, nl=False)
+        with until_stopped():
+            for line in added_lines(path):
+                typer.echo(line, nl=False)

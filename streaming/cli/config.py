@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from streaming.cli.app import JsonOption, app, configuration_of, write_json
+from streaming.cli.command_line import START, App
 from streaming.cli.console import out
 from streaming.cli.row_formats import Format
 from streaming.cli.rows import FormatOption, OutputOption, list_rows
@@ -15,8 +16,8 @@ from streaming.config_file import DEFAULT_FILE
 from streaming.errors import ServiceError
 from streaming.settings import Settings, variable_of
 
-config_app = typer.Typer(name="config", help="Show the settings, and write a file for them.", no_args_is_help=True)
-app.add_typer(config_app)
+config_app = App(name="config", help="Show the settings, and write a file for them.")
+app.add_typer(config_app, rich_help_panel=START)
 COLUMNS = {"setting": str, "value": str, "from": str}
 
 

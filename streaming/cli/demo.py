@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import START
 from streaming.cli.console import err, new_table, out, styled
 from streaming.errors import ServiceError
 
@@ -23,7 +24,7 @@ NEXT = (
 )
 
 
-@app.command()
+@app.command(panel=START)
 def demo(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Remove an earlier demo without asking.")] = False,

@@ -4,6 +4,7 @@ import typer
 from rich.text import Text
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import START
 from streaming.cli.console import out, printable
 from streaming.cli.row_formats import Format
 from streaming.cli.rows import FormatOption, OutputOption, list_rows
@@ -11,7 +12,7 @@ from streaming.cli.rows import FormatOption, OutputOption, list_rows
 COLUMNS = {"check": str, "ok": bool, "found": str, "fix": str}
 
 
-@app.command()
+@app.command(panel=START)
 def doctor(
     context: typer.Context,
     format_: FormatOption = Format.TABLE,

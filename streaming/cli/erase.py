@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import OPERATION
 from streaming.cli.console import err, out
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 SHOWN = 10
 
 
-@app.command()
+@app.command(panel=OPERATION)
 def erase(
     context: typer.Context,
     ids: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="An image id; may be repeated.")] = None,
@@ -37,7 +38,7 @@ def erase(
 
     settings, who = settings_of(context), by or user_name()
     if bool(ids) == deleted_elsewhere:
-        raise ServiceError("give either --id ID, once or more often, or --deleted-elsewhere")
+        raise UsageError("give either --id ID, once or more often, or --deleted-elsewhere")
     if deleted_elsewhere:
         n = record_deleted(settings, who)
         out.print(f"{n:,} messages whose rows another program has deleted are recorded as erased")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS
 from streaming.cli.console import Spinner, err, out, text_column
 from streaming.cli.images import warn
 from streaming.cli.interrupts import stoppable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from streaming.jobs.export import Exported
 
 
-@app.command()
+@app.command(panel=MODELS)
 def features(
     context: typer.Context,
     images: Annotated[

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.app import JsonOption, PortOption, app, settings_of, write_json
+from streaming.cli.command_line import IMAGES
 from streaming.cli.console import out
 from streaming.errors import ServiceError
 
@@ -12,17 +13,20 @@ HEADERS_BYTES = 4096  # more than key, label and all other headers of a message 
 ACKNOWLEDGED_S = 15.0
 
 
-@app.command()
+@app.command(
+    panel=IMAGES,
+    settings=(
+        "topic",
+        "bootstrap_servers",
+        "gateway_port",
+    ),
+)
 def gateway(
     context: typer.Context,
     host: Annotated[str, typer.Option(help="The address to listen on; other than loopback only with an API key.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: a free one.")] = 8080,
-    topic: Annotated[str | None, typer.Option(help="The Kafka topic (IMAGESTREAM_TOPIC; images).")] = None,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
-    ] = None,
+    port: PortOption = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -42,10 +46,10 @@ def gateway(
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
     from streaming.platform.topic import Right, check_access
-    from streaming.settings import with_options
     from streaming.signals import stop_signals
 
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
+    settings = settings_of(context)
+    port = settings.gateway_port if port is None else port
     key = read_key(settings.gateway_api_key_file)
     check_binding(host, key)
     servers, client = home_servers(settings), client_arguments(settings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.console import err
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from streaming.images.dataset import Dataset
@@ -55,7 +55,7 @@ def choose_dataset(
     from streaming.images.sources import place_of
 
     if (images is None) == (dataset is None):
-        raise ServiceError("give either --images PLACE or --dataset digits")
+        raise UsageError("give either --images PLACE or --dataset digits")
     if images is None:
         source: Path | str = write_images(settings.work_dir / "datasets" / f"digits-{limit}", digit_images(limit))
     else:

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import IMAGES
 from streaming.cli.console import err, out
 
 
-@app.command()
+@app.command(panel=IMAGES)
 def label(
     context: typer.Context,
     csv: Annotated[

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS, App
 from streaming.cli.console import err, out
 from streaming.cli.row_formats import Format
 from streaming.cli.rows import FormatOption, OutputOption, list_rows
@@ -13,10 +14,8 @@ from streaming.cli.rows import FormatOption, OutputOption, list_rows
 if TYPE_CHECKING:
     from streaming.registry import Registry
 
-models_app = typer.Typer(
-    name="models", help="Show, promote, roll back and verify model versions.", no_args_is_help=True
-)
-app.add_typer(models_app)
+models_app = App(name="models", help="Show, promote, roll back and verify model versions.")
+app.add_typer(models_app, rich_help_panel=MODELS)
 COLUMNS = {
     "version": int,
     "alias": str,

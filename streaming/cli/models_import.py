@@ -10,7 +10,7 @@ from streaming.cli.app import JsonOption, settings_of, write_json
 from streaming.cli.console import Spinner, err, out
 from streaming.cli.models import AliasName, models_app
 from streaming.cli.rows import print_details
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from models.import_file import Inspection
@@ -175,7 +175,7 @@ def inspect(
 def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
     """The fields of a recipe that `--resize` and `--crop` set."""
     if resize is not None and crop is not None:
-        raise ServiceError("--resize and --crop exclude each other: a crop is resized to the input")
+        raise UsageError("--resize and --crop exclude each other: a crop is resized to the input")
     if crop is not None:
         return {"fit": "crop", "crop_share": crop}
     if resize is None:
@@ -183,7 +183,7 @@ def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
     if resize == "stretch":
         return {"fit": "stretch"}
     if not resize.isdecimal():
-        raise ServiceError(f"--resize is stretch, or the shorter side in pixels, got {resize!r}")
+        raise UsageError(f"--resize is stretch, or the shorter side in pixels, got {resize!r}")
     return {"fit": "resize_crop", "shorter_side": int(resize)}
 
 

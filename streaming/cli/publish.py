@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from producer.sources import LabelFrom
-from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, write_json, wrong_usage
+from streaming.cli.command_line import IMAGES
 from streaming.cli.console import err, out, printable, text_column
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, UsageError
 from streaming.storage.store import check_place, is_uri
 
 if TYPE_CHECKING:
@@ -24,15 +25,17 @@ STDIN = "-"
 LISTED = 20  # file names shown on the terminal; --json has them all
 
 
-@app.command()
+@app.command(
+    panel=IMAGES,
+    settings=(
+        "topic",
+        "bootstrap_servers",
+    ),
+)
 def publish(
     context: typer.Context,
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="PATH…", help="Files, folders, patterns; s3://, gs:// or az:// URIs.")
-    ] = None,
-    topic: Annotated[str | None, typer.Option(help="The Kafka topic (IMAGESTREAM_TOPIC; images).")] = None,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
     ] = None,
     label_from: Annotated[
         LabelFrom, typer.Option(help="`parent` sends the name of a file's folder as its label.")
@@ -80,15 +83,15 @@ def publish(
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
     from streaming.platform.topic import Right, check_access
-    from streaming.settings import with_options
 
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
-    Pace(rate)  # what is wrong with the command is told before a broker is asked
+    settings = settings_of(context)
+    with wrong_usage():  # is reported before a broker is asked
+        Pace(rate)
     reading = Reading(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
     if watch:
         folders = _folders(paths or [], from_csv)
     elif state is not None:
-        raise ServiceError("--state is what --watch remembers: expected both, got --state alone")
+        raise UsageError("--state is what --watch remembers: expected both, got --state alone")
     else:
         sources = _sources(paths or [], from_csv, label_from)
     servers, client = home_servers(settings), client_arguments(settings)
@@ -231,9 +234,9 @@ def _folders(paths: list[str], from_csv: Path | None) -> list[str]:
     """What is to be watched."""
     if from_csv is not None or STDIN in paths:
         other = STDIN if from_csv is None else "--from-csv"
-        raise ServiceError(f"--watch follows folders: expected their names, got {other}")
+        raise UsageError(f"--watch follows folders: expected their names, got {other}")
     if not paths:
-        raise ServiceError("--watch follows folders: expected their names, got none")
+        raise UsageError("--watch follows folders: expected their names, got none")
     return paths
 
 
@@ -244,13 +247,13 @@ def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> 
 
     if from_csv is not None:
         if paths:
-            raise ServiceError(f"expected either PATH… or --from-csv FILE, got both: {paths[0]} and {from_csv}")
+            raise UsageError(f"expected either PATH… or --from-csv FILE, got both: {paths[0]} and {from_csv}")
         if label_from is not LabelFrom.NONE:
-            raise ServiceError("expected either --from-csv, which has the labels, or --label-from, got both")
+            raise UsageError("expected either --from-csv, which has the labels, or --label-from, got both")
         return read_csv(from_csv)
     if STDIN in paths:
         if len(paths) > 1:
-            raise ServiceError(f"expected {STDIN} alone, for standard input, got other paths too")
+            raise UsageError(f"expected {STDIN} alone, for standard input, got other paths too")
         return read_lines(sys.stdin.buffer, label_from)
     if not paths:
         raise typer.BadParameter("Missing argument 'PATH…'")

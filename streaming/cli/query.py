@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import IMAGES
 from streaming.cli.console import err
 from streaming.cli.row_formats import STDOUT, Format, check_format, write_rows
 from streaming.cli.rows import FormatOption, OutputOption
@@ -40,7 +41,7 @@ WatchOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(panel=IMAGES)
 def query(
     context: typer.Context,
     sql: Annotated[str | None, typer.Argument(metavar="SQL", help="One SELECT over the tables.")] = None,
@@ -70,7 +71,7 @@ def query(
     _answer(partial(ask, _from_stdin() if sql is None else sql), format_, output, watch, json, spreadsheet=spreadsheet)
 
 
-@app.command()
+@app.command(panel=IMAGES)
 def predictions(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 20,

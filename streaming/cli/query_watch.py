@@ -4,7 +4,7 @@ import io
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from streaming.cli.console import out
 from streaming.cli.row_formats import WRITERS, Format, Rows
+from streaming.signals import until_stopped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +26,7 @@ def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], eve
     """
     shown, last = 0, None
     live = Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext()
-    with suppress(KeyboardInterrupt), live as screen:
+    with until_stopped(), live as screen:
         while True:
             answer = _answer(ask, format_)
             if answer != last:

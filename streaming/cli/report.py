@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS
 from streaming.cli.console import Spinner, err, out
 from streaming.cli.row_formats import Format
 from streaming.cli.rows import FormatOption, list_rows, print_table
-from streaming.errors import ServiceError, UsageError
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from streaming.reports.report_content import ModelReport
@@ -84,7 +85,7 @@ TABLES: dict[Section, tuple[str, dict[str, type]]] = {
 }
 
 
-@app.command()
+@app.command(panel=MODELS)
 def report(
     context: typer.Context,
     challenger: Annotated[int | None, typer.Option(min=1, help="Only this challenger's version.")] = None,
@@ -170,7 +171,7 @@ def _check_output(output: Path) -> None:
     """See that the page can be written, before the minute that the figures may take."""
     parent = next((folder for folder in output.absolute().parents if folder.exists()), output)
     if output.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ServiceError(f"--output names a file in a folder that can be written to, got {output}")
+        raise UsageError(f"--output names a file in a folder that can be written to, got {output}")
 
 
 def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS
 from streaming.cli.console import err, out, text_column
 from streaming.cli.rows import print_table
 
@@ -16,7 +17,7 @@ AGREEMENT_COLUMNS = (
 CHANGE_COLUMNS = "old_label new_label rows labelled old_right new_right"
 
 
-@app.command()
+@app.command(panel=MODELS)
 def rescore(
     context: typer.Context,
     model: Annotated[int, typer.Option(min=1, metavar="N", help="The version, as 'models list' shows them.")],

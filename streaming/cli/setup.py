@@ -7,12 +7,13 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
 from streaming.cli.app import app, settings_of
+from streaming.cli.command_line import START
 from streaming.cli.console import Spinner, err, out, text_column
 
 LINE_EVERY = 10  # jars, where there is no terminal to draw a bar on
 
 
-@app.command()
+@app.command(panel=START)
 def setup(
     context: typer.Context,
     lock: Annotated[bool, typer.Option("--lock", hidden=True, help="Write jars.lock anew from ivy.xml.")] = False,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import START
 from streaming.cli.console import Spinner, new_table, out
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from streaming.jobs.capacity import Costs, Plan
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PIXELS = re.compile(r"^([1-9][0-9]{0,4})[x×]([1-9][0-9]{0,4})$")
 
 
-@app.command()
+@app.command(panel=START)
 def size(
     context: typer.Context,
     images_per_second: Annotated[float, typer.Option(min=0.001, help="The load, as it is in its busiest minute.")],
@@ -42,7 +43,7 @@ def size(
     """
     found = PIXELS.match(pixels)
     if found is None:
-        raise ServiceError(f"--pixels: expected width and height such as 300x300, got {pixels!r}")
+        raise UsageError(f"--pixels: expected width and height such as 300x300, got {pixels!r}")
     from streaming.jobs.capacity import measure, plan
 
     settings = settings_of(context)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import IMAGES, Old
 from streaming.cli.console import err, new_table, out
 
 if TYPE_CHECKING:
@@ -13,17 +14,24 @@ if TYPE_CHECKING:
     from streaming.pipeline.profile import Profile
 
 
-@app.command()
+@app.command(
+    panel=IMAGES,
+    settings=(
+        "bootstrap_servers",
+        "images_per_batch",
+        "megabytes_per_batch",
+        "metrics_port",
+        "log_format",
+    ),
+    old=(Old("--log-json", "--log-format json"),),
+)
 def stream(
     context: typer.Context,
     until_drained: Annotated[
         bool, typer.Option("--until-drained", help="End when every message there is now has been scored.")
     ] = False,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
-    ] = None,
     topic: Annotated[
-        str | None, typer.Option(metavar="NAME,…", help="Topic, or topics, to read; default: images.")
+        str | None, typer.Option("--topic", "-t", metavar="NAME,…", help="Topic, or topics, to read; default: images.")
     ] = None,
     topic_pattern: Annotated[
         str | None,
@@ -41,10 +49,6 @@ def stream(
             help="Where the first start begins to read; a time is of messages, with its zone, as 2026-11-16T08:00Z.",
         ),
     ] = "earliest",
-    images_per_batch: Annotated[int, typer.Option(min=1, help="Maximum number of images in a micro-batch.")] = 2_000,
-    megabytes_per_batch: Annotated[
-        int, typer.Option(min=1, help="Maximum size of a micro-batch in megabytes; of large images it holds fewer.")
-    ] = 512,
     payload: Annotated[
         str,
         typer.Option(
@@ -58,11 +62,6 @@ def stream(
     accept_new_topic: Annotated[
         bool, typer.Option("--accept-new-topic", help="Read a topic that was deleted and made again under its name.")
     ] = False,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Serve /metrics (Prometheus) and /healthz on loopback; 0: a free port."),
-    ] = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log each batch as a line of JSON.")] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where each micro-batch's time went, and that of all at the end.")
     ] = False,
@@ -85,19 +84,19 @@ def stream(
     from streaming.settings import with_options
 
     stream_name, subscription = chosen_topics(settings_of(context), topic, topic_pattern, name)
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=stream_name)
+    settings = with_options(settings_of(context), topic=stream_name)
     servers = home_servers(settings)
     options = StreamOptions(
         until_drained=until_drained,
-        images_per_batch=images_per_batch,
-        bytes_per_batch=megabytes_per_batch * 1_000_000,
+        images_per_batch=settings.images_per_batch,
+        bytes_per_batch=settings.megabytes_per_batch * 1_000_000,
         store_features=features,
         accept=Accept(accept_loss, accept_new_topic),
         payload=checked_payload(payload),
         subscription=subscription,
         begin=chosen_begin(begin),
     )
-    observer = Observer(settings, servers, log=open_log("json" if log_json else "text"), metrics_port=metrics_port)
+    observer = Observer(settings, servers, log=open_log(settings.log_format), metrics_port=settings.metrics_port)
     profiler = Profiler() if profile else None
 
     def on_batch(batch: "BatchResult") -> None:

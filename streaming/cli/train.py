@@ -10,6 +10,7 @@ import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS
 from streaming.cli.console import Spinner, out
 from streaming.cli.fit_options import with_fit_options, with_inherited_options
 from streaming.cli.images import (
@@ -45,7 +46,7 @@ ConfidenceOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(panel=MODELS)
 @with_fit_options
 def train(
     context: typer.Context,
@@ -106,7 +107,7 @@ def train(
     tell_result(result, json_file)
 
 
-@app.command()
+@app.command(panel=MODELS)
 @with_inherited_options
 def retrain(
     context: typer.Context,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS
 from streaming.cli.console import Spinner, err, out
 from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.images import (
@@ -21,7 +22,7 @@ from streaming.cli.interrupts import stoppable, stopping_cleanly
 from streaming.cli.rows import print_table
 from streaming.cli.train import GATE, ConfidenceOption, MarginOption, summary_of, tell_result
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.training.fit_options import GateOptions
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ LEARNING = "Learning"
 WORKERS = "Workers"
 
 
-@app.command("train-cnn")
+@app.command("train-cnn", panel=MODELS)
 def train_cnn(
     context: typer.Context,
     images: ImagesOption = None,
@@ -227,7 +228,7 @@ def _class_weights(given: list[str] | None) -> dict[str, float] | None:
         except ValueError:
             equals = ""
         if not equals or not 0 < weights[name] < float("inf"):
-            raise ServiceError(f"--class-weight is CLASS=WEIGHT with a weight above 0, got {one!r}")
+            raise UsageError(f"--class-weight is CLASS=WEIGHT with a weight above 0, got {one!r}")
     return weights or None
 
 

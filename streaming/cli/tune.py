@@ -8,10 +8,11 @@ import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS
 from streaming.cli.console import err, out, text_column
 from streaming.cli.images import DatasetOption, LimitOption, choose_dataset
 from streaming.cli.rows import print_table
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ SHOWN = 10
 COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
 
 
-@app.command()
+@app.command(panel=MODELS)
 def tune(
     context: typer.Context,
     trials: Annotated[
@@ -79,9 +80,9 @@ def tune(
     precisions = _names("--engines", engines, ("float32", "int8"))
     sizes = _sizes(input_sizes)
     if images is None and dataset is None and (sizes or precisions != ("float32",)):
-        raise ServiceError("--input-sizes and --engines make features anew: give the images, by --images or --dataset")
+        raise UsageError("--input-sizes and --engines make features anew: give the images, by --images or --dataset")
     if images is not None and dataset is not None:
-        raise ServiceError("give either --images PLACE or --dataset digits")
+        raise UsageError("give either --images PLACE or --dataset digits")
     places = {"images": images, "labels": labels, "dataset": dataset}
     given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "output": output}
 
@@ -194,7 +195,7 @@ def _source(
 def _names(option: str, text: str, known: tuple[str, ...]) -> Any:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names or not set(names) <= set(known):
-        raise ServiceError(f"{option} takes names of {', '.join(known)}, separated by commas; got {text!r}")
+        raise UsageError(f"{option} takes names of {', '.join(known)}, separated by commas; got {text!r}")
     return names
 
 
@@ -202,4 +203,4 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(size) for size in text.split(","))) if text else ()
     except ValueError:
-        raise ServiceError(f"--input-sizes takes numbers of pixels such as 224,160; got {text!r}") from None
+        raise UsageError(f"--input-sizes takes numbers of pixels such as 224,160; got {text!r}") from None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from producer.message import UNKNOWN_CONTENT, content_type
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 RAW = "raw"
 LOOKED_AT = 4096  # bytes, in which a frame has to show
@@ -56,7 +56,7 @@ def unwrapping(payload: str) -> Unwrap | None:
         return _from_base64
     if kind == "json" and field:
         return lambda data: _from_json(data, field.split("."))
-    raise ServiceError(f"--payload: expected raw, base64 or json:FIELD, got {payload!r}")
+    raise UsageError(f"--payload: expected raw, base64 or json:FIELD, got {payload!r}")
 
 
 def _from_base64(data: bytes) -> bytes:

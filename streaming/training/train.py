@@ -18,7 +18,7 @@ from models.bundle import GOLDEN, EngineName
 from models.import_file import import_network, split_tensor
 from models.projection import check_pca_memory
 from models.scorer import Images, golden_images
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, UsageError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
 from streaming.images.featurize import FeatureSource
@@ -60,11 +60,11 @@ class BackboneOptions:
 
     def __post_init__(self) -> None:
         if self.is_file and (self.int8 or self.engine == "keras" or self.weights != "imagenet"):
-            raise ServiceError("a backbone from a file runs as it is: leave out --weights, --engine and --int8")
+            raise UsageError("a backbone from a file runs as it is: leave out --weights, --engine and --int8")
         if self.preset is not None and not self.is_file:
-            raise ServiceError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
+            raise UsageError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
         if self.int8 and self.engine == "keras":
-            raise ServiceError("8-bit integers are for the engine litert; keras computes in float32")
+            raise UsageError("8-bit integers are for the engine litert; keras computes in float32")
 
     @property
     def is_file(self) -> bool:

@@ -179,7 +179,7 @@ def test_sql_is_read_from_a_pipe(settings: Settings) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "n\n3\n", "")
     done = ask("")
     assert (done.returncode, done.stderr) == (
-        1, "error: no SQL: expected a SELECT as argument or on standard input\n",
+        2, "error: no SQL: expected a SELECT as argument or on standard input\n",
     )  # fmt: skip
 
 
@@ -213,7 +213,7 @@ def test_watch_into_a_file_is_refused(settings: Settings) -> None:
     arguments = command(settings, "query", "SELECT 1", "--watch", "1", "--output", "rows.csv")
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (
-        1, "error: --watch shows rows as they change: expected no --output FILE with it\n",
+        2, "error: --watch shows rows as they change: expected no --output FILE with it\n",
     )  # fmt: skip
 
 
