@@ -151,7 +151,7 @@ class Settings(BaseSettings):
     config: Path | None = Field(None, description="the configuration file; default: imagestream.toml, if it is there")
 
     @classmethod
-    def settings_customise_sources(
+    def settings_customise_sources(  # type: ignore[override]  # the other sources are not used
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, _Variables(settings_cls)

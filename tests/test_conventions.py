@@ -21,6 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.main import get_command
 
+from producer.labelled_csv import PATH_COLUMNS
+from producer.lists import read_csv
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
 from streaming.cli.app import run as cli_run
@@ -28,6 +30,8 @@ from streaming.cli.command_line import PANELS
 from streaming.cli.row_formats import Format
 from streaming.durations import parse_duration, show_duration
 from streaming.errors import UsageError
+from streaming.images.corrections import KEYS
+from streaming.images.labels_csv import read_labels
 from streaming.settings import Settings, option_of, variable_of
 from tests.conftest import command_here, environment
 from tests.streaming.history import commit_batch
@@ -128,7 +132,7 @@ WITHOUT_END = {  # commands that run until they are stopped, and what shows that
     "maintain": ("--every", "0.01"),
     "status": ("--watch",),
     "broker logs": ("-n", "1", "--follow"),
-    "query": ("FROM predictions", "--watch", "0.1"),
+    "query": ("FROM predictions", "--watch", "--every", "100ms"),
 }
 
 
@@ -293,3 +297,50 @@ def test_a_duration_has_a_unit_or_the_old_one(text: str, plain: str, seconds: fl
 def test_what_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a time such as 10s, 15m, 24h or 7d"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "refusal"),
+    [
+        ("query SELECT+1 -f csv --watch 5", ["--format csv", "--watch --every 5s"], "no tables yet"),
+        ("predictions --watch=0.5", ["--watch --every 0.5s"], "no tables yet"),
+        (
+            "train --output flat --engine keras --augment 2",
+            ["--flat", "--runtime keras", "--augmented-copies 2"],
+            "give",
+        ),
+        ("tune --engines int8 --output pooled", ["--precisions int8", "--pooled"], "need new features"),
+        ("maintain --retention-hours 48", ["--retention 48h"], "no tables yet"),
+        ("stream --log-json --from soon", ["--log-format json"], "--from: expected"),
+        ("features no/images --output x.csv", ["--images no/images"], "no/images is not a folder"),
+    ],
+)
+def test_an_old_spelling_works_with_a_warning(line: str, instead: list[str], refusal: str, tmp_path: Path) -> None:
+    _, out, err = command_here("--home", tmp_path / "home", *line.split(), "--bootstrap-servers", "127.0.0.1:1")
+    *warnings, last = err.splitlines()
+    assert [one.rpartition("write ")[2] for one in warnings] == instead
+    assert all("is an old spelling and will be removed" in one for one in warnings)
+    assert out == ""
+    assert refusal in last
+
+
+def test_one_word_has_one_meaning() -> None:
+    """Every option of the name is a flag in all commands or takes a value in all; the letters mean one option each."""
+    of_name: dict[str, set[tuple[bool, str]]] = {}
+    for command in COMMANDS.values():
+        for param in command.params:
+            if param.param_type_name == "option":
+                for name in param.opts:
+                    of_name.setdefault(name, set()).add((param.is_flag, max(param.opts, key=len)))
+    assert {name: meanings for name, meanings in of_name.items() if len(meanings) > 1} == {}
+    shown = {"--watch": True, "--augment": True, "--output": False, "--every": False, "--format": False}
+    assert {name: next(iter(of_name[name]))[0] for name in shown} == shown
+
+
+def test_a_csv_of_labels_has_one_schema(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    for column in ("path", "source", "file_name", "name"):
+        (tmp_path / "labels.csv").write_text(f"{column},label\na.jpg,cat\n")
+        assert [file.label for file in read_csv(tmp_path / "labels.csv").files] == ["cat"]
+        assert read_labels(tmp_path / "labels.csv", PATH_COLUMNS).labels == {"a.jpg": "cat"}
+        assert read_labels(tmp_path / "labels.csv", KEYS).labels == {"a.jpg": "cat"}

@@ -42,7 +42,7 @@ def main(
     write_images(test, ((name, label, data) for name, label, data in cifar.images(cifar.test)))
 
     pixels = ("--backbone", "pixels", "--projection", "none")
-    vectors = service.run("features", training, "--output", service.home / "vectors.parquet", *pixels)
+    vectors = service.run("features", "--images", training, "--output", service.home / "vectors.parquet", *pixels)
     fit = ("--holdout", holdout, "--seed", SEED)
     mlp = ("--classifier", "mlp", "--layers", LAYERS, "--max-iter", max_iter, "--block-size", BLOCK_SIZE)
     fitted = service.run("train", "--images", training, "--input-size", SIDE, *pixels, *mlp, *fit)

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from streaming.cli.console import warn
+from streaming.durations import parse_duration
 from streaming.settings import Configuration, Settings, option_of, read_configuration, variable_of
 
 SHORT = {"bootstrap_servers": "-b", "topic": "-t"}
@@ -62,12 +63,20 @@ class Old:
     Attributes:
         name: the option.
         new: what to write instead, `{}` for its value.
-        only: the values that it is old with; without it every one.
+        only: a pattern of the values that it is old with.
     """
 
     name: str
     new: str
-    only: str | None = None
+    only: str = ".*"
+
+    @property
+    def takes_value(self) -> bool:
+        return "{}" in self.new
+
+    def means(self, value: str | None) -> bool:
+        """Whether the option with this value, or what follows it, is the old spelling."""
+        return not self.takes_value or (value is not None and re.fullmatch(self.only, value, re.DOTALL) is not None)
 
 
 class _Globals:
@@ -176,28 +185,24 @@ class App(typer.Typer):
 
 def respelled(args: list[str], old: tuple[Old, ...]) -> Iterator[str]:
     """The arguments with old spellings replaced; each is warned of."""
-    rest = iter(args)
-    for word in rest:
+    place = 0
+    while place < len(args):
+        word = args[place]
+        place += 1
         if word == "--":  # what follows is no option
             yield word
-            yield from rest
+            yield from args[place:]
             return
-        name, equals, value = word.partition("=")
-        known = [one for one in old if one.name == (name if name.startswith("--") else word)]
-        if not known:
-            yield word
-            continue
-        takes_value = any("{}" in one.new for one in known)
-        if takes_value and not equals:
-            value = next(rest, "")
-        found = next((one for one in known if one.only is None or re.fullmatch(one.only, value)), None)
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        following = value if equals else args[place] if place < len(args) else None
+        found = next((one for one in old if one.name == name and one.means(following)), None)
         if found is None:
             yield word
-            if takes_value and not equals:
-                yield value
             continue
-        new = [part.replace("{}", value) for part in found.new.split()]
-        warn(f"{found.name} is an old spelling and will be removed: write {' '.join(new)}")
+        if found.takes_value and not equals:
+            place += 1
+        new = [part.replace("{}", following or "") for part in found.new.split()]
+        warn(f"{name} is an old spelling and will be removed: write {' '.join(new)}")
         yield from new
 
 
@@ -251,3 +256,8 @@ def _sentence(text: str) -> str:
 
 
 GLOBAL = frozenset({"debug", *Settings.model_fields})
+
+
+def seconds(text: Any) -> float:
+    """The parser of an option that takes a duration; a plain number, as its default is, is seconds."""
+    return parse_duration(text)

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from streaming.cli.command_line import Old
 from streaming.cli.console import err
 from streaming.errors import UsageError
 
@@ -35,7 +36,16 @@ PatternOption = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Takes the label from a file's path below the folder.")
 ]
 DatasetOption = Annotated[Installed | None, typer.Option(help="A small data set that is already installed.")]
+FlatOption = Annotated[
+    bool, typer.Option("--flat/--pooled", help="Features are every value of the last feature map, or its means.")
+]
+OLD_OUTPUT = Old("--output", "--{}", only="pooled|flat")
 LimitOption = Annotated[int, typer.Option(min=2, help="How many images of --dataset to take.")]
+
+
+def pooling_of(flat: bool) -> Literal["flat", "pooled"]:
+    """The name of what `--flat/--pooled` chose."""
+    return "flat" if flat else "pooled"
 
 
 def choose_dataset(

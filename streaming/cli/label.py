@@ -15,7 +15,8 @@ from streaming.cli.console import err, out
 def label(
     context: typer.Context,
     csv: Annotated[
-        Path, typer.Argument(metavar="CSV", help="A file with the columns label, and image_id, source or name.")
+        Path,
+        typer.Argument(metavar="CSV", help="A file with the columns label, and image_id, path (or source), or name."),
     ],
     by: Annotated[str, typer.Option(metavar="NAME", help="Who says so; kept with the labels.")] = "label",
     json_file: JsonOption = None,

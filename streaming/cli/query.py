@@ -7,15 +7,15 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import IMAGES
+from streaming.cli.command_line import IMAGES, Old, seconds
 from streaming.cli.console import err
 from streaming.cli.row_formats import STDOUT, Format, check_format, write_rows
-from streaming.cli.rows import FormatOption, OutputOption
+from streaming.cli.rows import WATCH_S, EveryOption, FormatOption, OutputOption
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,24 +29,21 @@ Ask = Callable[[], AbstractContextManager["pa.RecordBatchReader"]]
 SpreadsheetOption = Annotated[
     bool, typer.Option("--spreadsheet", help="In CSV, keep text from being a formula: an apostrophe goes before it.")
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Time limit.")]
+TimeoutOption = Annotated[Any, typer.Option("--timeout", parser=seconds, metavar="TIME", help="Time limit.")]
 AtOption = Annotated[
     str | None, typer.Option("--at", metavar="TIME", help="The tables as they were then, such as 2026-11-16T09:30.")
 ]
-WatchOption = Annotated[
-    float | None,
-    typer.Option(
-        "--watch", min=0.1, metavar="SECONDS", help="Ask again so often, and show what changed, until Ctrl-C."
-    ),
-]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Ask again and again, and show what changed, until Ctrl-C.")]
+OLD = (Old("-f", "--format {}"), Old("--watch", "--watch --every {}s", only=r"[0-9]*\.?[0-9]+"))
 
 
-@app.command(panel=IMAGES)
+@app.command(panel=IMAGES, old=OLD)
 def query(
     context: typer.Context,
     sql: Annotated[str | None, typer.Argument(metavar="SQL", help="One SELECT over the tables.")] = None,
     at: AtOption = None,
-    watch: WatchOption = None,
+    watch: WatchOption = False,
+    every: EveryOption = WATCH_S,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     spreadsheet: SpreadsheetOption = False,
@@ -68,10 +65,17 @@ def query(
 
         run_shell(ask, settings_of(context).work_dir / "query_history")
         return
-    _answer(partial(ask, _from_stdin() if sql is None else sql), format_, output, watch, json, spreadsheet=spreadsheet)
+    _answer(
+        partial(ask, _from_stdin() if sql is None else sql),
+        format_,
+        output,
+        every if watch else None,
+        json,
+        spreadsheet=spreadsheet,
+    )
 
 
-@app.command(panel=IMAGES)
+@app.command(panel=IMAGES, old=OLD)
 def predictions(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 20,
@@ -82,7 +86,8 @@ def predictions(
     model: Annotated[int | None, typer.Option(min=1, help="Only by this model version.")] = None,
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Only what was scored from then on.")] = None,
     at: AtOption = None,
-    watch: WatchOption = None,
+    watch: WatchOption = False,
+    every: EveryOption = WATCH_S,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     spreadsheet: SpreadsheetOption = False,
@@ -99,7 +104,7 @@ def predictions(
     values = {"limit": limit, "label": label, "below": below, "version": model, "since": _moment(since)}
     sql = PREDICTIONS_COLUMNS + PREDICTIONS + PREDICTIONS_ORDER
     ask = partial(open_query, settings_of(context), sql, parameters=values, timeout_s=timeout_s, at=_moment(at))
-    _answer(ask, format_, output, watch, json, spreadsheet=spreadsheet)
+    _answer(ask, format_, output, every if watch else None, json, spreadsheet=spreadsheet)
 
 
 def _moment(text: str | None) -> datetime | None:

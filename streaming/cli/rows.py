@@ -6,13 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
+from streaming.cli.command_line import seconds
 from streaming.cli.console import new_table, out, printable, styled
 from streaming.cli.row_formats import Format, Rows, write_rows
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="Format of the rows; parquet needs --output.")]
+FormatOption = Annotated[Format, typer.Option("--format", help="Format of the rows; parquet needs --output.")]
 OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="File to write the rows to; - is standard output."),
+]
+WATCH_S = 2.0
+EveryOption = Annotated[
+    Any, typer.Option("--every", parser=seconds, metavar="TIME", help="With --watch: time between two looks.")
 ]
 
 

@@ -11,7 +11,7 @@ from streaming.cli.app import EXIT_FAILED, JsonOption, app, checking, settings_o
 from streaming.cli.command_line import OPERATION
 from streaming.cli.console import new_table, out, styled
 from streaming.cli.row_formats import Format
-from streaming.cli.rows import FormatOption, OutputOption, list_rows
+from streaming.cli.rows import WATCH_S, EveryOption, FormatOption, OutputOption, list_rows
 from streaming.signals import until_stopped
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 )
 def status(
     context: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
+    every: EveryOption = WATCH_S,
     stream: Annotated[
         str | None, typer.Option("--stream", metavar="NAME", help="Name of the stream; default: the topic.")
     ] = None,
@@ -58,7 +59,7 @@ def status(
         with until_stopped(), Live(console=out) if out.is_terminal else nullcontext() as live:
             while True:
                 live.update(_table(found), refresh=True) if live else _show(found, format_, output)
-                threading.Event().wait(WATCH_S)
+                threading.Event().wait(every)
                 with checking():
                     found = read_status(settings)
     else:
@@ -68,7 +69,6 @@ def status(
         raise typer.Exit(EXIT_FAILED)
 
 
-WATCH_S = 2.0
 COLUMNS = {"item": str, "value": str}
 
 

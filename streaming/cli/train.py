@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from models.architectures import DEFAULT_BACKBONE
-from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import MODELS
+from streaming.cli.app import JsonOption, app, settings_of, write_json, wrong_usage
+from streaming.cli.command_line import MODELS, Old
 from streaming.cli.console import Spinner, out
 from streaming.cli.fit_options import with_fit_options, with_inherited_options
 from streaming.cli.images import (
+    OLD_OUTPUT,
     DatasetOption,
+    FlatOption,
     ImagesOption,
     LabelsOption,
     LimitOption,
     PatternOption,
     choose_dataset,
+    pooling_of,
     warn,
 )
 from streaming.cli.interrupts import stopping_cleanly
@@ -46,7 +49,10 @@ ConfidenceOption = Annotated[
 ]
 
 
-@app.command(panel=MODELS)
+@app.command(
+    panel=MODELS,
+    old=(OLD_OUTPUT, Old("--engine", "--runtime {}"), Old("--augment", "--augmented-copies {}")),
+)
 @with_fit_options
 def train(
     context: typer.Context,
@@ -64,13 +70,11 @@ def train(
         ),
     ] = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
-    output: Annotated[
-        Literal["pooled", "flat"], typer.Option(help="The mean over the last feature map, or all of it.")
-    ] = "pooled",
+    flat: FlatOption = False,
     input_size: Annotated[
         int | None, typer.Option(metavar="N", help="Images of N×N pixels instead of the backbone's own size.")
     ] = None,
-    engine: Annotated[
+    runtime: Annotated[
         Literal["litert", "keras"], typer.Option(help="What runs the backbone; keras is the reference, and for GPUs.")
     ] = "litert",
     int8: Annotated[
@@ -80,7 +84,12 @@ def train(
         Literal["imagenet", "torchvision", "keras", "minus1to1", "zero_to_one", "efficientnet_lite", "raw"] | None,
         typer.Option(help="Preprocessing of a backbone from a file; guessed from its input if not given."),
     ] = None,
-    augment: Annotated[int, typer.Option(min=0, max=20, help="Fit on so many altered copies of each image, too.")] = 0,
+    augmented_copies: Annotated[
+        int, typer.Option(min=0, max=20, metavar="N", help="Number of altered copies of each image to fit on, too.")
+    ] = 0,
+    promote: Annotated[
+        bool, typer.Option("--promote/--no-promote", help="Promote the version if the gate lets it pass.")
+    ] = True,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
     json_file: JsonOption = None,
@@ -99,10 +108,11 @@ def train(
     from streaming.training.train import BackboneOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.train import train as run
 
-    network = BackboneOptions(backbone, weights, output, input_size, engine, int8, preset)
-    gate = GateOptions(margin, confidence)
+    with wrong_usage():
+        network = BackboneOptions(backbone, weights, pooling_of(flat), input_size, runtime, int8, preset)
+        gate = GateOptions(margin, confidence, promote)
     with stopping_cleanly(), Spinner("starting") as spinner:
-        result = run(settings, found, network, options, gate, augment=augment, on_step=spinner.update)
+        result = run(settings, found, network, options, gate, augment=augmented_copies, on_step=spinner.update)
     warn([*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
     tell_result(result, json_file)
 
@@ -117,11 +127,14 @@ def retrain(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Fit and compare, but register nothing and promote nothing.")
     ] = False,
+    promote: Annotated[
+        bool, typer.Option("--promote/--no-promote", help="Promote the version if the gate lets it pass.")
+    ] = True,
     augmented: Annotated[
         bool | None,
         typer.Option(
             "--augmented/--no-augmented",
-            help="Fit on the altered copies that train --augment stored, too; without it, if the champion was.",
+            help="Fit on the altered copies that training stored, too; default: if the champion was.",
         ),
     ] = None,
     every: Annotated[
@@ -137,7 +150,8 @@ def retrain(
 
     Example: imagestream retrain --every 24h --margin 0.005
     """
-    gate = GateOptions(margin, confidence)
+    with wrong_usage():
+        gate = GateOptions(margin, confidence, promote)
     if every is not None:
         _retrain_every(every)
         return

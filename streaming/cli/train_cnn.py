@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import MODELS
+from streaming.cli.command_line import MODELS, seconds
 from streaming.cli.console import Spinner, err, out
 from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.images import (
@@ -65,8 +65,13 @@ def train_cnn(
     ),
     threads: Annotated[int, typer.Option(help="Of each worker.", rich_help_panel=WORKERS)] = DEFAULTS.threads,
     timeout: Annotated[
-        float,
-        typer.Option(metavar="S", help="Give up a worker that is silent so long.", rich_help_panel=WORKERS),
+        Any,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            help="Time after which a worker that is silent is given up.",
+            rich_help_panel=WORKERS,
+        ),
     ] = DEFAULTS.timeout_s,
     epochs: Annotated[int, typer.Option(help="At most so many.", rich_help_panel=LEARNING)] = DEFAULTS.epochs,
     batch_size: Annotated[
@@ -118,6 +123,9 @@ def train_cnn(
     ] = False,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
+    promote: Annotated[
+        bool, typer.Option("--promote/--no-promote", help="Promote the version if the gate lets it pass.")
+    ] = True,
     json_file: JsonOption = None,
 ) -> None:
     """Train a CNN on Spark's workers and register it as a model; the first one becomes the champion.
@@ -130,6 +138,7 @@ def train_cnn(
     """
     settings = settings_of(context)
     settings.place.check()  # before images are read
+    gate = GateOptions(margin, confidence, promote)
     options = TrainerOptions(
         mode=mode,
         frequency=frequency,
@@ -171,7 +180,7 @@ def train_cnn(
             found,
             network,
             options,
-            GateOptions(margin, confidence),
+            gate,
             resume=resume,
             on_step=live.step,
             on_epoch=live.epoch,

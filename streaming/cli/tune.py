@@ -2,15 +2,15 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import MODELS
+from streaming.cli.command_line import MODELS, Old, seconds
 from streaming.cli.console import err, out, text_column
-from streaming.cli.images import DatasetOption, LimitOption, choose_dataset
+from streaming.cli.images import OLD_OUTPUT, DatasetOption, FlatOption, LimitOption, choose_dataset, pooling_of
 from streaming.cli.rows import print_table
 from streaming.errors import UsageError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
@@ -24,13 +24,15 @@ SHOWN = 10
 COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
 
 
-@app.command(panel=MODELS)
+@app.command(panel=MODELS, old=(OLD_OUTPUT, Old("--engines", "--precisions {}")))
 def tune(
     context: typer.Context,
     trials: Annotated[
         int, typer.Option(min=1, help="So many in all, those of earlier runs on the same data too.")
     ] = 30,
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Begin no trial after so many seconds.")] = None,
+    timeout: Annotated[
+        Any, typer.Option(parser=seconds, metavar="TIME", help="Time after which no trial is begun.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the search, and of the split as in training.")] = DEFAULTS.seed,
     holdout: Annotated[
@@ -52,11 +54,11 @@ def tune(
     limit: LimitOption = 1_000,
     backbone: Annotated[str, typer.Option(help="The CNN, for --images or --dataset.")] = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
-    output: Annotated[Literal["pooled", "flat"], typer.Option(help="As for `imagestream train`.")] = "pooled",
+    flat: FlatOption = False,
     input_sizes: Annotated[
         str | None, typer.Option(metavar="N,…", help="Compare input sizes, too, such as 224,160; computes features.")
     ] = None,
-    engines: Annotated[
+    precisions: Annotated[
         str, typer.Option(metavar="NAME,…", help="Of float32, int8: compare precisions, too; computes features.")
     ] = "float32",
     plot: Annotated[
@@ -77,20 +79,20 @@ def tune(
     settings = settings_of(context)
     kinds = _names("--projections", projections, get_args(ProjectionKind))
     fitted = _names("--classifiers", classifiers, get_args(ClassifierKind))
-    precisions = _names("--engines", engines, ("float32", "int8"))
+    chosen = _names("--precisions", precisions, ("float32", "int8"))
     sizes = _sizes(input_sizes)
-    if images is None and dataset is None and (sizes or precisions != ("float32",)):
-        raise UsageError("--input-sizes and --engines make features anew: give the images, by --images or --dataset")
+    if images is None and dataset is None and (sizes or chosen != ("float32",)):
+        raise UsageError("--input-sizes and --precisions need new features: give the images, by --images or --dataset")
     if images is not None and dataset is not None:
         raise UsageError("give either --images PLACE or --dataset digits")
     places = {"images": images, "labels": labels, "dataset": dataset}
-    given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "output": output}
+    given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "flat": flat}
 
     from streaming.training.tune import TuneOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.tune import tune as run
 
     options = TuneOptions(trials, timeout, jobs, seed, validation, holdout, kinds, fitted)
-    source = _source(settings, places | given, limit, sizes, precisions)
+    source = _source(settings, places | given, limit, sizes, chosen)
     columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("starting", total=trials)
@@ -165,9 +167,10 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
     if given["images"] is None and given["dataset"] is None:
         return shlex.join(command_of(best.options, [*words, "retrain"], every=True))
     words.append("train")
-    usual = {"backbone": DEFAULT_BACKBONE, "weights": "imagenet", "output": "pooled"}
+    usual = {"backbone": DEFAULT_BACKBONE, "weights": "imagenet"}
+    words += ["--flat"] if given["flat"] else []
     for name, value in given.items():
-        if value is not None and value != usual.get(name):
+        if name != "flat" and value is not None and value != usual.get(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     if given["dataset"] is not None:
         words += ["--limit", str(limit)]
@@ -188,7 +191,7 @@ def _source(
         return None
     images, dataset = given["images"], given["dataset"]
     found = choose_dataset(settings, images, dataset, limit, given["label_pattern"], given["labels"])
-    backbone = BackboneOptions(given["backbone"], given["weights"], given["output"])
+    backbone = BackboneOptions(given["backbone"], given["weights"], pooling_of(given["flat"]))
     return Source(found, backbone, sizes, precisions)
 
 

@@ -96,10 +96,12 @@ class GateOptions:
             was fitted on more, or newer, images.
         confidence: that a champion is not replaced by a candidate that does not pass the margin, however many
             candidates are compared with it; see `streaming.training.gate.confidence_of_look`.
+        promote: whether a candidate that passes becomes the champion; without it, it is registered only.
     """
 
     margin: float = 0.0
     confidence: float = 0.95
+    promote: bool = True
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.margin):

@@ -60,7 +60,7 @@ class BackboneOptions:
 
     def __post_init__(self) -> None:
         if self.is_file and (self.int8 or self.engine == "keras" or self.weights != "imagenet"):
-            raise UsageError("a backbone from a file runs as it is: leave out --weights, --engine and --int8")
+            raise UsageError("a backbone from a file runs as it is: leave out --weights, --runtime and --int8")
         if self.preset is not None and not self.is_file:
             raise UsageError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
         if self.int8 and self.engine == "keras":

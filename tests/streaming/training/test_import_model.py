@@ -115,7 +115,7 @@ def test_a_head_is_fitted_on_any_tensor_of_a_model(
     service: Settings, tmp_path: Path, tensor: str, output: str, width: int
 ) -> None:
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
-    options = ("--backbone", f"{path}:{tensor}", "--output", output, "--preset", "raw", "--projection", "none")
+    options = ("--backbone", f"{path}:{tensor}", f"--{output}", "--preset", "raw", "--projection", "none")
     made = imagestream(service, "train", "--dataset", "digits", "--limit", 120, *options, "--max-iter", 20)
     manifest = open_registry(service.home).manifest(made["version"])
     entry = manifest.backbone
