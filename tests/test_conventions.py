@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pyarrow.parquet as pq
@@ -344,3 +344,63 @@ def test_a_csv_of_labels_has_one_schema(tmp_path: Path) -> None:
         assert [file.label for file in read_csv(tmp_path / "labels.csv").files] == ["cat"]
         assert read_labels(tmp_path / "labels.csv", PATH_COLUMNS).labels == {"a.jpg": "cat"}
         assert read_labels(tmp_path / "labels.csv", KEYS).labels == {"a.jpg": "cat"}
+
+
+STOPPED = {  # what runs until it is stopped: the whole command, or with an option
+    "dashboard": "",
+    "gateway": "",
+    "stream": "",
+    "broker logs": "--follow",
+    "maintain": "--every",
+    "predictions": "--watch",
+    "publish": "--watch",
+    "query": "--watch",
+    "retrain": "--every",
+    "status": "--watch",
+}
+CHECKS = {"audit", "status"}
+
+
+def conventions() -> Iterator[str]:
+    """The table of docs/conventions.md, from the commands themselves."""
+    yield "| command | `--format` | `--json` | until stopped | exit codes | settings in its help |"
+    yield "|---|---|---|---|---|---|"
+    for name, command in sorted(COMMANDS.items()):
+        options = {option for param in command.params for option in param.opts}
+        endless = STOPPED.get(name)
+        assert not endless or endless in options, name
+        formats = [one for one in command.params if one.name == "format_"]
+        cells = (
+            f"`{name}`",
+            "|".join(map(str, _words(formats[0]))).replace("|", "\\|") if formats else "",
+            "yes" if "--json" in options else "",
+            "" if endless is None else f"`{endless}`" if endless else "yes",
+            "0, 1, 2, 3" if name in CHECKS else "0, 1, 2",
+            ", ".join(f"`{option_of(one)}`" for one in command.settings),
+        )
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _words(param: Any) -> list[str]:
+    annotation = param.type_descriptor.annotation
+    return [*annotation] if isinstance(annotation, type) else [*get_args(annotation)]
+
+
+def test_the_table_of_the_documentation_is_that_of_the_commands() -> None:
+    written = (CLI.parents[1] / "docs" / "conventions.md").read_text("utf-8")
+    assert written.endswith("\n".join(["", *conventions(), ""])), "\n".join(conventions())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_wrong_usage_is_2_in_one_line(name: str) -> None:
+    code, out, err = command_here(*name.split(), "--nonsense")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "No such option: --nonsense" in err
+
+
+def test_every_command_with_a_summary_or_rows_is_known_to_run() -> None:
+    """What neither lists nor says what it did in a file: each with its reason."""
+    silent = {
+        name for name, one in COMMANDS.items() if not {"format_", "json_file", "json"} & {p.name for p in one.params}
+    }
+    assert silent == {"setup", "dashboard", "config init", "models show", "broker logs"}

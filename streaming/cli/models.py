@@ -1,6 +1,8 @@
 """`imagestream models`: the registry."""
 
 from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,7 +16,7 @@ from streaming.cli.rows import FormatOption, OutputOption, list_rows
 if TYPE_CHECKING:
     from streaming.registry import Registry
 
-models_app = App(name="models", help="Show, promote, roll back and verify model versions.")
+models_app = App(name="models", help="Show, promote, roll back, verify, import, export and delete model versions.")
 app.add_typer(models_app, rich_help_panel=MODELS)
 COLUMNS = {
     "version": int,
@@ -146,6 +148,63 @@ def verify(context: typer.Context, version: VersionArgument, json_file: JsonOpti
     out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}")
     out.print(f"engine here: {chosen}")
     write_json(json_file, {"version": version, "bundle_sha256": sha256, "engine": chosen.engine})
+
+
+@models_app.command()
+def clear(
+    context: typer.Context,
+    why: Annotated[str, typer.Option(help="Kept in the alias's history.")] = "cleared by hand",
+    json_file: JsonOption = None,
+) -> None:
+    """Clear the challenger: nothing is scored beside the champion any more; a running stream follows.
+
+    Example: imagestream models clear
+    """
+    from streaming.platform.machine import user_name
+    from streaming.registry import open_registry
+
+    move = open_registry(settings_of(context).home).clear(by=user_name(), why=why)
+    out.print(f"{move.alias}: none (before: {move.previous})")
+    write_json(json_file, move.model_dump(mode="json"))
+
+
+@models_app.command()
+def delete(context: typer.Context, version: VersionArgument, json_file: JsonOption = None) -> None:
+    """Delete a version that no alias points at; its manifest stays, and its number is not given again.
+
+    It cannot be undone: `models export` keeps a copy. Rows that it predicted stay as they are.
+
+    Example: imagestream models delete 3
+    """
+    from streaming.platform.machine import user_name
+    from streaming.registry import open_registry
+
+    open_registry(settings_of(context).home).delete(version, by=user_name())
+    out.print(f"version {version} is deleted")
+    write_json(json_file, {"deleted": version})
+
+
+@models_app.command()
+def export(
+    context: typer.Context,
+    version: VersionArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, such as model.zip.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Write a version into one file, a zip of its bundle with all hashes, which `models import` takes again.
+
+    Example: imagestream models export 2 model-2.zip
+    """
+    from models.bundle_zip import write_zip
+    from streaming.registry import open_registry
+
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
+        folder = Path(scratch) / "bundle"
+        bundle = open_registry(settings_of(context).home).fetch(version, folder)
+        write_zip(folder, file)
+    size = file.stat().st_size
+    out.print(f"{file}: version {version}, {size / 1e6:,.1f} MB; SHA-256 of its bundle {bundle.sha256}")
+    write_json(json_file, {"version": version, "file": str(file), "bytes": size, "bundle_sha256": bundle.sha256})
 
 
 def _check(registry: "Registry", version: int) -> str:

@@ -14,13 +14,15 @@ from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from models.import_file import Inspection
+    from streaming.registry import Registry
     from streaming.training.import_model import ImportResult
 
 FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE[:TENSOR]|efficientnet_lite0",
-        help="A model's file, with the output that is meant if it has several; or the installed ImageNet classifier.",
+        help="A model's file, with the output that is meant if it has several; what `models export` wrote; or the "
+        "installed ImageNet classifier.",
     ),
 ]
 
@@ -136,12 +138,19 @@ def import_(
 
     Example: imagestream models import efficientnet_lite0, or: imagestream models import net.onnx --preset imagenet
     """
+    from models.bundle_zip import is_bundle_zip
     from models.import_file import split_tensor
     from streaming.registry import open_registry
+
+    registry = open_registry(settings_of(context).home)
+    if is_bundle_zip(Path(file)):
+        if context.params != context.params | UNSET:
+            raise UsageError(f"{file} is a whole model version: expected no options of preprocessing or classes")
+        return _import_bundle(registry, Path(file), alias, json_file)
+
     from streaming.training.import_model import import_model
 
     path, tensor = split_tensor(file)
-    registry = open_registry(settings_of(context).home)
     given = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channels": channels, "filter": filter_}
     changes = {name: value for name, value in given.items() if value is not None} | _fit(resize, crop)
     with Spinner(f"loading {path.name}"):
@@ -151,7 +160,26 @@ def import_(
         )  # fmt: skip
     if alias is not None:
         registry.promote(result.version, alias=alias.value, by=getpass.getuser(), why="imported")
-    _tell(result, alias, json_file)
+    return _tell(result, alias, json_file)
+
+
+# Values of the options that say nothing about a model.
+UNSET = {"classes": "auto"} | dict.fromkeys(
+    ["preset", "input_size", "mean", "std", "scale", "layout", "channels", "resize", "crop", "filter_", "scores"]
+)
+
+
+def _import_bundle(registry: "Registry", file: Path, alias: AliasName | None, json_file: Path | None) -> None:
+    from streaming.training.import_bundle import import_bundle
+
+    with Spinner(f"checking {file.name}"):
+        found = import_bundle(registry, file, by="import", alias=None if alias is None else alias.value)
+    standing = f"is {found.alias}" if found.alias else "is registered"
+    out.print(f"version {found.version} {standing}: {file}" + ("" if found.is_new else "; it was registered before"))
+    if not found.alias:
+        out.print(f"to serve it: imagestream models promote {found.version}")
+    summary = {"version": found.version, "bundle_sha256": found.sha256, "new": found.is_new}
+    write_json(json_file, summary | {"champion": found.alias == AliasName.CHAMPION.value})
 
 
 @models_app.command()
