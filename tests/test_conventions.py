@@ -27,7 +27,9 @@ from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
 from streaming.cli.app import run as cli_run
 from streaming.cli.command_line import PANELS
+from streaming.cli.console import Spinner, out
 from streaming.cli.row_formats import Format
+from streaming.cli.rows import list_rows, print_details, print_table
 from streaming.durations import parse_duration, show_duration
 from streaming.errors import UsageError
 from streaming.images.corrections import KEYS
@@ -404,3 +406,21 @@ def test_every_command_with_a_summary_or_rows_is_known_to_run() -> None:
         name for name, one in COMMANDS.items() if not {"format_", "json_file", "json"} & {p.name for p in one.params}
     }
     assert silent == {"setup", "dashboard", "config init", "models show", "broker logs"}
+
+
+def test_no_text_is_read_as_markup(tmp_path: Path) -> None:
+    """A pattern such as `([^/]+)_[0-9]+`, a class called `[red]` or a file `a:smile:b` is shown as it is."""
+    text = r"--label-pattern '([^/]+)_[0-9]+$' [red]cat[/red] :smile: [/]"
+    with redirect_stdout(StringIO()) as said:
+        out.print(text)
+        print_table(text, [{"name": text}], "name")
+        print_details([(text, text)])
+        list_rows([{text: text}], {text: str}, Format.TABLE, None)
+    assert said.getvalue().count(text) == 7
+    spinner = Spinner(text)
+    spinner.update(text)
+    assert text in str(spinner._status.status)
+    apart = {
+        path.name for path in CLI.glob("*.py") if re.search(r"\bTextColumn\(|err\.status\(", path.read_text("utf-8"))
+    }
+    assert apart == {"console.py"}
