@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
         ("train --explained-variance 1.5 --dataset digits", "explained variance should be above 0 and at most 1"),
         ("train --threshold most --dataset digits", "most"),
         ("publish --rate -1 x.jpg", "rate"),
-        ("retrain --every never", "expected a time such as 90s"),
+        ("retrain --every never", "expected a time such as 10s"),
         ("report --against 1", "name the other with --model N"),
         ("predictions --since soon", "expected a time such as 2026-11-16"),
         ("stream --from soon --bootstrap-servers 127.0.0.1:1", "--from: expected earliest, latest or a time"),

@@ -129,10 +129,9 @@ def run(arguments: list[str] | None = None) -> None:
             code = app(arguments, prog_name="imagestream", standalone_mode=False)
     except typer.TyperException as error:
         code = error.exit_code
-        if error.format_message():  # a group without its command has printed its help, and says nothing more
-            context = getattr(error, "ctx", None)
-            hint = f" (see '{context.command_path} --help')" if context else ""
-            _tell(f"{error.format_message().rstrip('.')}{hint}", arguments)
+        context = getattr(error, "ctx", None)
+        hint = f" (see '{context.command_path} --help')" if context else ""
+        _tell(f"{error.format_message().rstrip('.')}{hint}", arguments)
     except (ServiceError, PublishError, ModelError, OSError) as error:
         code = _code_of(error)
         _tell(str(error), arguments)

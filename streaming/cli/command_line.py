@@ -130,7 +130,13 @@ class Command(_Globals, TyperCommand):
 
 
 class Group(_Globals, TyperGroup):
-    """A group of commands, which its help shows in sections."""
+    """A group of commands, shown in sections; without a command it prints its help, and is wrong usage."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
