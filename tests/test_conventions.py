@@ -55,6 +55,7 @@ def all_commands(path: str = "", command: Any = None) -> Iterator[tuple[str, Any
 
 
 COMMANDS = dict(all_commands())
+TAKES_IMAGES = {"features", "predict"}  # their formats have tests of their own
 LISTING = sorted(name for name, one in COMMANDS.items() if any(param.name == "format_" for param in one.params))
 
 
@@ -73,7 +74,7 @@ def run(home: Path) -> Run:
     return lambda *arguments: command_here("--home", home, *arguments)
 
 
-@pytest.mark.parametrize("name", [name for name in LISTING if name != "features"])
+@pytest.mark.parametrize("name", [name for name in LISTING if name not in TAKES_IMAGES])
 def test_what_lists_writes_every_format(name: str, run: Run, tmp_path: Path) -> None:
     arguments = [*name.split(), *(["FROM predictions"] if name == "query" else [])]
     as_csv, as_json, as_lines = (run(*arguments, "--format", one)[1] for one in ("csv", "json", "ndjson"))
@@ -93,7 +94,7 @@ def test_every_listing_takes_all_formats_and_an_output() -> None:
     for name in LISTING:
         options = {option for param in COMMANDS[name].params for option in param.opts}
         assert {"--format", "--output", "-o"} <= options, name
-    for name in set(LISTING) - {"features"}:
+    for name in set(LISTING) - TAKES_IMAGES:
         (param,) = (one for one in COMMANDS[name].params if one.name == "format_")
         assert {*param.type_descriptor.annotation} == {*Format}, name
 

@@ -35,6 +35,7 @@ METAVARS = {
     "decode_memory": "SIZE",
     "retention": "TIME",
 }
+SPARK = ("master", "driver_memory")  # of commands that start it
 # The sections of the help, in this order.
 START, IMAGES, MODELS, OPERATION = PANELS = "Start", "Images and predictions", "Models", "Operation"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import MODELS
+from streaming.cli.command_line import MODELS, SPARK
 from streaming.cli.console import Spinner, err, out, text_column
 from streaming.cli.images import FlatOption, pooling_of, warn
 from streaming.cli.interrupts import stoppable
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from streaming.jobs.export import Exported
 
 
-@app.command(panel=MODELS)
+@app.command(panel=MODELS, settings=SPARK)
 def features(
     context: typer.Context,
     place: Annotated[

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import IMAGES, Old
+from streaming.cli.command_line import IMAGES, SPARK, Old
 from streaming.cli.console import err, new_table, out
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     panel=IMAGES,
     settings=(
         "bootstrap_servers",
+        *SPARK,
         "images_per_batch",
         "megabytes_per_batch",
         "metrics_port",

@@ -10,7 +10,7 @@ import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json, wrong_usage
-from streaming.cli.command_line import MODELS, Old
+from streaming.cli.command_line import MODELS, SPARK, Old
 from streaming.cli.console import Spinner, out
 from streaming.cli.fit_options import with_fit_options, with_inherited_options
 from streaming.cli.images import (
@@ -51,6 +51,7 @@ ConfidenceOption = Annotated[
 
 @app.command(
     panel=MODELS,
+    settings=SPARK,
     old=(OLD_OUTPUT, Old("--engine", "--runtime {}"), Old("--augment", "--augmented-copies {}")),
 )
 @with_fit_options
@@ -117,7 +118,7 @@ def train(
     tell_result(result, json_file)
 
 
-@app.command(panel=MODELS)
+@app.command(panel=MODELS, settings=SPARK)
 @with_inherited_options
 def retrain(
     context: typer.Context,
@@ -153,7 +154,7 @@ def retrain(
     with wrong_usage():
         gate = GateOptions(margin, confidence, promote)
     if every is not None:
-        _retrain_every(every)
+        _retrain_every(every, settings_of(context).log_format)
         return
     from streaming.training.train import retrain as run
 
@@ -164,13 +165,13 @@ def retrain(
     tell_result(result, json_file)
 
 
-def _retrain_every(every: str) -> None:
+def _retrain_every(every: str, log_format: str) -> None:
     """This very command without `--every`, again and again, each time in a process of its own; a log line each."""
     from streaming.pipeline.observe import open_log
     from streaming.training.schedule import parse_interval, run_every
 
     interval = parse_interval(every)
-    log = open_log()
+    log = open_log(log_format)
     arguments = iter(sys.argv[1:])
     # The value of the option may be an argument of its own, or part of it.
     kept = [one for one in arguments if not (one == "--every" and next(arguments)) and not one.startswith("--every=")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import MODELS, seconds
+from streaming.cli.command_line import MODELS, SPARK, seconds
 from streaming.cli.console import Spinner, err, out
 from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.images import (
@@ -36,7 +36,7 @@ LEARNING = "Learning"
 WORKERS = "Workers"
 
 
-@app.command("train-cnn", panel=MODELS)
+@app.command("train-cnn", panel=MODELS, settings=SPARK)
 def train_cnn(
     context: typer.Context,
     images: ImagesOption = None,

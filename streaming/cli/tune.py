@@ -8,7 +8,7 @@ import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import MODELS, Old, seconds
+from streaming.cli.command_line import MODELS, SPARK, Old, seconds
 from streaming.cli.console import err, out, text_column
 from streaming.cli.images import OLD_OUTPUT, DatasetOption, FlatOption, LimitOption, choose_dataset, pooling_of
 from streaming.cli.rows import print_table
@@ -24,7 +24,7 @@ SHOWN = 10
 COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
 
 
-@app.command(panel=MODELS, old=(OLD_OUTPUT, Old("--engines", "--precisions {}")))
+@app.command(panel=MODELS, settings=SPARK, old=(OLD_OUTPUT, Old("--engines", "--precisions {}")))
 def tune(
     context: typer.Context,
     trials: Annotated[
