@@ -34,6 +34,7 @@ TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a do
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
 PROVIDERS = r"^[a-z]{1,20}(,[a-z]{1,20}){0,7}$"
+REGISTRY = r"^https?://(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?(/[^\s?#@]*)?$"
 USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
 
 
@@ -104,6 +105,11 @@ class Settings(BaseSettings):
         description="which messages are read: read_committed, without those of aborted transactions, or "
         "read_uncommitted",
     )
+    schema_registry: str | None = Field(
+        None,
+        pattern=REGISTRY,
+        description="URL of the schema registry (Confluent's API) that `--payload avro:FIELD` takes schemas from",
+    )
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
     engine: Literal["auto", "litert", "onnx"] = Field(
@@ -122,6 +128,9 @@ class Settings(BaseSettings):
     megabytes_per_batch: int = Field(
         512, ge=1, description="maximum size of a micro-batch in megabytes; of large images it holds fewer"
     )
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="address at which the stream serves its metrics and health"
+    )
     metrics_port: Port | None = Field(
         None, description="port of the stream's /metrics (Prometheus) and health; 0: a free one; default: none"
     )
@@ -131,6 +140,9 @@ class Settings(BaseSettings):
     )
     dashboard_port: Port = Field(8501, description="port of the dashboard; 0: a free one")
     gateway_port: Port = Field(8080, description="port of the gateway; 0: a free one")
+    gateway_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="requests that the gateway takes of one address in a minute; 0: no limit"
+    )
     retention: Annotated[str, BeforeValidator(_retention)] = Field(
         "7d", description="time for which maintenance keeps unused files, 24h at least"
     )

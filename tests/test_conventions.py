@@ -226,6 +226,9 @@ VALUES = {
     "broker_port": "9093",
     "dashboard_port": "8600",
     "gateway_port": "8700",
+    "gateway_requests_per_minute": "60",
+    "metrics_host": "0.0.0.0",  # noqa: S104
+    "schema_registry": "http://registry:8081",
     "retention": "2d",
     "max_pixels": "1000",
     "decode_timeout": "90s",
@@ -312,7 +315,7 @@ def test_what_is_not_a_duration_is_refused(text: str) -> None:
             ["--flat", "--runtime keras", "--augmented-copies 2"],
             "give",
         ),
-        ("tune --engines int8 --output pooled", ["--precisions int8", "--pooled"], "need new features"),
+        ("tune --engines int8 --output pooled", ["--precisions int8", "--pooled"], "need features"),
         ("maintain --retention-hours 48", ["--retention 48h"], "no tables yet"),
         ("stream --log-json --from soon", ["--log-format json"], "--from: expected"),
         ("features no/images --output x.csv", ["--images no/images"], "no/images is not a folder"),

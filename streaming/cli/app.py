@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import typer
 from rich.text import Text
@@ -15,9 +15,10 @@ from rich.text import Text
 from models.errors import ModelError
 from producer.errors import PublishError
 from streaming.cli.command_line import App, Given, given_of, setting_parameters
-from streaming.cli.console import claim_stdout, err, out, printable, release_stdout
+from streaming.cli.console import claim_stdout, err, out, printable, release_stdout, warn
 from streaming.cli.row_formats import STDOUT
 from streaming.errors import ServiceError, UncheckedError, UsageError
+from streaming.json_log import JsonLines
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Configuration, Settings
 from streaming.signals import terminable
@@ -101,7 +102,13 @@ def settings_of(context: typer.Context) -> Settings:
 
 def configuration_of(context: typer.Context) -> Configuration:
     """They, and where each comes from."""
-    return given_of(context).configuration
+    given = given_of(context)
+    configuration = given.configuration
+    if configuration.settings.log_format == "json" and not isinstance(err.file, JsonLines):
+        err.file = cast("IO[str]", JsonLines(err.file))
+    for text in given.untold():
+        warn(text)
+    return configuration
 
 
 def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:

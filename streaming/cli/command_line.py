@@ -48,13 +48,17 @@ class Given:
     """
 
     options: dict[str, Any] = field(default_factory=dict)
+    told: bool = False
 
     @cached_property
     def configuration(self) -> Configuration:
-        found = read_configuration(**self.options)
-        for text in found.warnings:
-            warn(text)
-        return found
+        return read_configuration(**self.options)
+
+    def untold(self) -> Iterator[str]:
+        """What to say about the settings, once."""
+        if not self.told:
+            self.told = True
+            yield from self.configuration.warnings
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ reads markup or emoji codes: style is given beside the text, never in it.
 """
 
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.text import Text
 
 from streaming.errors import UsageError
+from streaming.json_log import JsonLines
 
 if TYPE_CHECKING:
     from rich.progress import TextColumn
@@ -45,9 +46,11 @@ def claim_stdout(data: str) -> None:
 
 
 def release_stdout() -> None:
-    """Standard output is for people again."""
+    """Standard output is for people again, and standard error for text: as a command begins."""
     _stdout_of.clear()
     out.stderr = False
+    if isinstance(err.file, JsonLines):
+        err.file = cast("IO[str]", None)  # the one that the process has at the moment
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,8 @@ from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS, SPARK, Old, seconds
 from streaming.cli.console import err, out, text_column
-from streaming.cli.images import OLD_OUTPUT, DatasetOption, FlatOption, LimitOption, choose_dataset, pooling_of
+from streaming.cli.images import OLD_OUTPUT, DatasetOption, FlatOption, LimitOption, choose_dataset, pooling_of, warn
+from streaming.cli.network_options import BackboneOption, PresetOption
 from streaming.cli.rows import print_table
 from streaming.errors import UsageError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = FitOptions()
 SHOWN = 10
+USUAL = (DEFAULT_BACKBONE, "imagenet", False, None)  # backbone, weights, flat, preset
 COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
 
 
@@ -52,9 +54,10 @@ def tune(
     label_pattern: Annotated[str | None, typer.Option(metavar="REGEX", help="As for `imagestream train`.")] = None,
     dataset: DatasetOption = None,
     limit: LimitOption = 1_000,
-    backbone: Annotated[str, typer.Option(help="The CNN, for --images or --dataset.")] = DEFAULT_BACKBONE,
+    backbone: BackboneOption = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
     flat: FlatOption = False,
+    preset: PresetOption = None,
     input_sizes: Annotated[
         str | None, typer.Option(metavar="N,…", help="Compare input sizes, too, such as 224,160; computes features.")
     ] = None,
@@ -81,12 +84,22 @@ def tune(
     fitted = _names("--classifiers", classifiers, get_args(ClassifierKind))
     chosen = _names("--precisions", precisions, ("float32", "int8"))
     sizes = _sizes(input_sizes)
-    if images is None and dataset is None and (sizes or chosen != ("float32",)):
-        raise UsageError("--input-sizes and --precisions need new features: give the images, by --images or --dataset")
+    network = (backbone, weights, flat, preset)
+    if images is None and dataset is None and (network != USUAL or sizes or chosen != ("float32",)):
+        raise UsageError(
+            "--backbone, --weights, --flat, --preset, --input-sizes and --precisions need features that are not "
+            "stored: give the images, by --images or --dataset"
+        )
     if images is not None and dataset is not None:
         raise UsageError("give either --images PLACE or --dataset digits")
     places = {"images": images, "labels": labels, "dataset": dataset}
-    given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "flat": flat}
+    given = {
+        "label_pattern": label_pattern,
+        "backbone": backbone,
+        "weights": weights,
+        "flat": flat,
+        "preset": preset,
+    }
 
     from streaming.training.tune import TuneOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.tune import tune as run
@@ -104,6 +117,7 @@ def tune(
             on_trial=lambda done: progress.update(bar, completed=done),
         )
     command = _command(settings, found, places | given, limit)
+    warn(found.warnings)
     _tell(found, command)
     picture = plot or settings.work_dir / "tune" / "trade-offs.png"
     from streaming.training.tune_plot import plot_trade_offs
@@ -124,6 +138,7 @@ def summary_of(found: "Tuned") -> dict[str, Any]:
         "fit_rows": found.rows[0],
         "validation_rows": found.rows[1],
         "study": str(found.study),
+        "warnings": list(found.warnings),
     }
 
 
@@ -184,14 +199,14 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
 def _source(
     settings: "Settings", given: dict[str, Any], limit: int, sizes: tuple[int, ...], precisions: Any
 ) -> "Source | None":
-    from streaming.training.train import BackboneOptions
+    from streaming.training.backbones import BackboneOptions
     from streaming.training.tune import Source
 
     if given["images"] is None and given["dataset"] is None:
         return None
     images, dataset = given["images"], given["dataset"]
     found = choose_dataset(settings, images, dataset, limit, given["label_pattern"], given["labels"])
-    backbone = BackboneOptions(given["backbone"], given["weights"], pooling_of(given["flat"]))
+    backbone = BackboneOptions(given["backbone"], given["weights"], pooling_of(given["flat"]), preset=given["preset"])
     return Source(found, backbone, sizes, precisions)
 
 

@@ -159,3 +159,18 @@ def test_a_version_that_passes_is_not_promoted_unless_asked_for(home: Settings, 
     verdict = job._promoted(1, Verdict(True, "the first model"), None)
     assert (verdict.promote, verdict.why) == (False, "not asked for (--no-promote); the gate: the first model")
     assert registry.target(CHAMPION) is None
+
+
+def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_path: Path) -> None:
+    path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
+    images = tmp_path / "images"
+    write_images(images, digit_images(60))
+    network = ("--backbone", f"{path}:active", "--preset", "raw")
+    little = ("--trials", 1, "--classifiers", "logistic_regression", "--projections", "none")
+    found = imagestream(service, "tune", "--images", images, *network, *little)
+    assert f"train --images {images} --backbone {path}:active --preset raw --projection none" in found["command"]
+    assert any(line.startswith("guessed ") for line in found["warnings"])
+    said = imagestream(service, "tune", "--images", images, *network, "--precisions", "int8", code=(1, 2))["stderr"]
+    assert "a backbone from a file runs as it is: leave out --precisions" in said
+    said = imagestream(service, "tune", *network, code=2)["stderr"]
+    assert "give the images, by --images or --dataset" in said
