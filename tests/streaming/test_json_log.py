@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from contextlib import redirect_stderr
 from datetime import datetime
 from pathlib import Path
 
@@ -30,9 +31,7 @@ def test_the_reason_of_a_failed_command_is_a_line_of_json_with_its_date(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], why: str
 ) -> None:
     monkeypatch.setenv("IMAGESTREAM_LOG_FORMAT", "json")
-    stream = io.StringIO()
-    monkeypatch.setattr(cli.err, "file", stream)
-    with pytest.raises(SystemExit) as ended:
+    with redirect_stderr(io.StringIO()) as stream, pytest.raises(SystemExit) as ended:
         cli.run(["--home", str(tmp_path), *command])
     assert ended.value.code != 0
     *_, line = stream.getvalue().splitlines()
