@@ -49,9 +49,9 @@ examples: setup ## Five published systems on small data, in one table (ARGS="dig
 test: setup test-tools ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x", ORDER=random)
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE)) $(if $(ORDER),-p randomly $(IN_ORDER_OF))
 
-soak: setup ## Fault scenarios, simulations and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
+soak: setup ## Fault scenarios, simulations, real data and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
-	@$(BIN)/python -m pytest tests/faults tests/statistics tests/test_tutorial.py --full $(ARGS)
+	@$(BIN)/python -m pytest tests/faults tests/statistics tests/models/test_real_data.py tests/test_tutorial.py --full $(ARGS)
 
 mutants: setup ## Faults in the code that everything rests on, and which no test notices (ARGS="--sample 20")
 	@$(BIN)/python -m tests.mutants $(ARGS)

@@ -30,6 +30,7 @@ TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a do
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
 PROVIDERS = r"^[a-z]{1,20}(,[a-z]{1,20}){0,7}$"
+REGISTRY = r"^https?://(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?(/[^\s?#@]*)?$"
 USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
 
 
@@ -66,6 +67,11 @@ class Settings(BaseSettings):
     isolation: Literal["read_committed", "read_uncommitted"] = Field(
         "read_committed",
         description="read_committed: without messages of aborted transactions; or read_uncommitted",
+    )
+    schema_registry: str | None = Field(
+        None,
+        pattern=REGISTRY,
+        description="URL of the schema registry (Confluent's API) that `--payload avro:FIELD` takes schemas from",
     )
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")

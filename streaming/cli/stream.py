@@ -1,6 +1,7 @@
 """`imagestream stream`: score the topic."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,9 +48,17 @@ def stream(
     payload: Annotated[
         str,
         typer.Option(
-            metavar="raw|base64|json:FIELD", help="Frame around each image: none, base64, or a field of JSON."
+            metavar="raw|base64|json:FIELD|avro:FIELD",
+            help="Frame around each image: none, base64, or a field of JSON or of an Avro record.",
         ),
     ] = "raw",
+    payload_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Schema of the Avro records, as JSON; default: the one that each names in the schema registry.",
+        ),
+    ] = None,
     features: Annotated[bool, typer.Option(help="Store the backbone's features, for retraining.")] = True,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Continue although messages were removed before they were read.")
@@ -83,7 +92,7 @@ def stream(
     Example: imagestream stream --until-drained
     """
     from streaming.pipeline.observe import Observer, open_log
-    from streaming.pipeline.payload import checked_payload
+    from streaming.pipeline.payload import chosen_payload
     from streaming.pipeline.positions import Accept
     from streaming.pipeline.profile import Profiler
     from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
@@ -102,7 +111,7 @@ def stream(
         bytes_per_batch=megabytes_per_batch * 1_000_000,
         store_features=features,
         accept=Accept(accept_loss, accept_new_topic),
-        payload=checked_payload(payload),
+        payload=chosen_payload(payload, payload_schema, settings.schema_registry),
         subscription=subscription,
         begin=chosen_begin(begin),
     )

@@ -36,7 +36,7 @@ from streaming.pipeline.account import Place, account, confirmed, places_with_ho
 from streaming.pipeline.bounded import BoundedMessages
 from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVersion, OffsetRange
 from streaming.pipeline.finish import Tables, apply
-from streaming.pipeline.payload import RAW
+from streaming.pipeline.payload import RAW, Payload
 from streaming.pipeline.positions import Plan
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.pipeline.serving import LoadedModel, Serving
@@ -91,7 +91,7 @@ class BatchCommitter:
     """Runs the protocol for every micro-batch of one run of the stream.
 
     Args:
-        payload: the frame around each image, see `payload.py`.
+        payload: the frame around each image.
         take_witness: asks Kafka, beside other work, for what a batch that was read is compared with.
         on_batch: called with every committed micro-batch.
         on_step: called with the name of each of `STEPS` when it is done.
@@ -110,7 +110,7 @@ class BatchCommitter:
         take_witness: TakeWitness,
         *,
         store_features: bool,
-        payload: str = RAW,
+        payload: Payload = RAW,
         limits: Limits = DEFAULT_LIMITS,
         on_batch: Callable[[BatchResult], None],
         on_step: Callable[[str], None],
