@@ -34,7 +34,10 @@ is drawn on a terminal only, and colours are left out where output is no termina
 --install-completion` installs completion for bash, zsh, fish or PowerShell. `--json FILE` writes what a command did for
 programs. `--debug` before the command shows the traceback of an error.
 """
-COLUMNS = {"damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before"}
+COLUMNS = {
+    "damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before",
+    "traceparent": "W3C trace context of the message; null without one and in rows of earlier releases",
+}
 
 
 def reference() -> str:

@@ -51,6 +51,18 @@ def stream(
         ),
     ] = "raw",
     features: Annotated[bool, typer.Option(help="Store the backbone's features, for retraining.")] = True,
+    answers_topic: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Kafka topic to send the answers to, exactly once; default: none."),
+    ] = None,
+    answers: Annotated[
+        str | None,
+        typer.Option(metavar="predictions|quarantine|both", help="Rows to send to the answers topic."),
+    ] = None,
+    answers_bootstrap_servers: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT,…", help="Kafka brokers of the answers topic; default: those of the images."),
+    ] = None,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Continue although messages were removed before they were read.")
     ] = False,
@@ -84,7 +96,14 @@ def stream(
     from streaming.settings import with_options
 
     stream_name, subscription = chosen_topics(settings_of(context), topic, topic_pattern, name)
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=stream_name)
+    settings = with_options(
+        settings_of(context),
+        bootstrap_servers=bootstrap_servers,
+        topic=stream_name,
+        answers_topic=answers_topic,
+        answers=answers,
+        answers_bootstrap_servers=answers_bootstrap_servers,
+    )
     servers = home_servers(settings)
     options = StreamOptions(
         until_drained=until_drained,

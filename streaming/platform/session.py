@@ -179,7 +179,11 @@ def cause(text: str) -> str:
     if not errors:
         return text.strip().split("\n", 1)[0] or "no reason given"
     kind, message = errors[-1]
-    return str(message) if kind in {"ServiceError", "StoreAwayError", "ModelError"} else f"{kind}: {message}"
+    return (
+        str(message)
+        if kind in {"AnswersAwayError", "ServiceError", "StoreAwayError", "ModelError"}
+        else f"{kind}: {message}"
+    )
 
 
 @contextmanager
