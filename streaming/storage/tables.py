@@ -20,7 +20,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from deltalake.schema import ArrayType as DeltaArray
 from deltalake.schema import StructType as DeltaStruct
 from deltalake.transaction import AddAction
@@ -34,6 +34,7 @@ from streaming.storage.table_log import (
     REWRITE,
     TableLog,
     answers,
+    boot_seconds,
     open_delta,
     storage_options,
 )
@@ -200,20 +201,27 @@ class Table:
         self.place = f"{tables}/{name}"
         self.store = open_store(self.place)
         self._partition_by = partition_by
+        now = boot_seconds()
         with answers(self.place):
             try:
-                handle = DeltaTable.create(
-                    self.place,
-                    schema,
-                    mode="ignore",
-                    partition_by=[partition_by] if partition_by else None,
-                    configuration=configuration,
-                    storage_options=storage_options(self.place),
-                )
-            except CommitFailedError:  # another process created it at the same moment
-                handle = open_delta(self.place)
+                handle = open_delta(self.place)  # which `create` would do twice
+            except TableNotFoundError:
+                handle = self._create(configuration)
             self._add_missing_columns(handle)
-        self._log = TableLog(handle, self.place)
+        self._log = TableLog(handle, self.place, now)
+
+    def _create(self, configuration: Mapping[str, str]) -> DeltaTable:
+        try:
+            return DeltaTable.create(
+                self.place,
+                self.schema,
+                mode="ignore",
+                partition_by=[self._partition_by] if self._partition_by else None,
+                configuration=configuration,
+                storage_options=storage_options(self.place),
+            )
+        except CommitFailedError:  # another process created it at the same moment
+            return open_delta(self.place)
 
     def _add_missing_columns(self, handle: DeltaTable) -> None:
         """Give a table of an earlier release the columns, and fields of columns, that it lacks: null in old rows."""
@@ -302,11 +310,10 @@ class Table:
 
     def seen(self, app_id: str) -> int | None:
         """The newest version that `app_id` has committed to this table, whoever did."""
-        self._log.refresh()
-        return self._log.seen(app_id)
+        return self._log.seen_now(app_id)
 
     def seen_lately(self, app_id: str) -> int | None:
-        """As `seen`; of a table in a bucket, which takes two requests to ask, as of ten minutes ago at most."""
+        """As `seen`; of a table in a bucket, which takes a request to ask, as of ten minutes ago at most."""
         return self._log.seen(app_id) if is_uri(self.place) else self.seen(app_id)
 
 

@@ -101,6 +101,7 @@ def test_readers_that_use_the_statistics_find_what_they_look_for(tmp_path: Path)
     table = Table(tmp_path, "predictions")
     for version in range(60):  # beyond a checkpoint, in which the statistics become columns
         table.append(predictions((version, DAY)), QUERY_ID, version)
+    table_log._CHECKPOINTS.submit(int).result()  # they are written one after the other
     seen = DeltaTable(table.place)
     assert (Path(table.place) / "_delta_log" / "_last_checkpoint").exists()
     actions = pa.table(seen.get_add_actions(flatten=True))
