@@ -31,6 +31,11 @@ test-tools:
 		apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	} || echo "set-up: missing and not installable here: $$missing; the tests that need them will say so"
+	@command -v promtool >/dev/null || { \
+		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "set-up: promtool, for the tests" && \
+		cd "$$(mktemp -d)" && apt-get update -qq && apt-get download -qq prometheus 2>/dev/null && \
+		dpkg-deb -x prometheus_*.deb . && install usr/bin/promtool /usr/local/bin/; \
+	} || echo "set-up: promtool is not installable here; the test that needs it will say so"
 
 demo: setup ## The whole loop on real images: publish, stream, query, retrain (ARGS="--home s3://bucket/prefix")
 	@set -- $(ARGS); if test "$$1" = --home; then export IMAGESTREAM_HOME="$$2"; shift 2; fi; \
@@ -44,9 +49,9 @@ examples: setup ## Five published systems on small data, in one table (ARGS="dig
 test: setup test-tools ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x", ORDER=random)
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE)) $(if $(ORDER),-p randomly $(IN_ORDER_OF))
 
-soak: setup ## Fault scenarios, simulations and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
+soak: setup ## Fault scenarios, simulations, real data and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
-	@$(BIN)/python -m pytest tests/faults tests/statistics tests/test_tutorial.py --full $(ARGS)
+	@$(BIN)/python -m pytest tests/faults tests/statistics tests/models/test_real_data.py tests/test_tutorial.py --full $(ARGS)
 
 mutants: setup ## Faults in the code that everything rests on, and which no test notices (ARGS="--sample 20")
 	@$(BIN)/python -m tests.mutants $(ARGS)

@@ -8,12 +8,17 @@ from tempfile import TemporaryDirectory
 from benchmarks.pairs import Pair
 from benchmarks.processes import PEERS, run_json
 from benchmarks.service import CORES, Service, a_service
+from models.bundle import EngineName
+from models.tflite_to_onnx import to_onnx
+from streaming.platform.engines import Engines
+from streaming.registry import open_registry
 from streaming.settings import Settings
 
 IMAGES, FEWER_IMAGES, QUICK_IMAGES = 20_000, 10_000, 4_000
 BATCH, SMALL_BATCH = 2_000, 1_000
 BARE_S = 25
 RUNS = 3
+PER_TRANSACTION = 100  # messages; each transaction leaves a marker in every partition that it wrote to
 SMALLER, INTEGERS = ("--input-size", 192), ("--int8",)  # each within a point of accuracy on the digits, or told
 
 
@@ -27,12 +32,14 @@ def questions() -> Iterator[Pair]:
             accuracies = f"accuracy {service.accuracy[name]:.3f}, the loop's {service.accuracy['plain']:.3f}"
             how = f" with {' '.join(map(str, gain))} ({accuracies})"
             yield _against_bare(service, quicker, plain, FEWER_IMAGES, BATCH, 1.3, how, runs=1)
+        yield _transactional(service, plain, FEWER_IMAGES, BATCH)
 
 
 def quick_questions() -> Iterator[Pair]:
     with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
         plain = service.home("plain")
         yield _against_bare(service, plain, plain, QUICK_IMAGES, SMALL_BATCH, 0.95, "", runs=1)
+        yield _transactional(service, plain, QUICK_IMAGES, SMALL_BATCH, runs=1)
 
 
 def in_turn(ours: Callable[[int], float], peer: Callable[[int], float], runs: int) -> tuple[list[float], list[float]]:
@@ -58,15 +65,45 @@ def _against_bare(
     def loop(_: int) -> float:
         return bare_loop(service, bare)
 
-    question = f"Kafka → Delta, {images:,} images in micro-batches of {batch:,}{how}, against the bare loop"
+    engine = chosen_engine(bare)
+    question = f"Kafka → Delta, {images:,} images in micro-batches of {batch:,}{how}, against the bare loop on {engine}"
     return Pair(question, "images/s", aim, *in_turn(stream, loop, runs))
 
 
+def _transactional(service: Service, settings: Settings, images: int, batch: int, runs: int = RUNS) -> Pair:
+    """A topic that was written in transactions, against a plain one with the same images."""
+
+    def stream(kind: str, per_transaction: int | None) -> Callable[[int], float]:
+        def drained(run: int) -> float:
+            topic = f"{kind}-{batch}-{run}"
+            service.publish(topic, images, per_transaction)
+            return service.drain(settings, topic, batch).images_per_s
+
+        return drained
+
+    question = (
+        f"Kafka → Delta, {images:,} images in transactions of {PER_TRANSACTION}, micro-batches of {batch:,}, against "
+        "the same without transactions"
+    )
+    transactional, plain = stream("transactional", PER_TRANSACTION), stream("without", None)
+    return Pair(question, "images/s", 0.97, *in_turn(transactional, plain, runs))
+
+
 def bare_loop(service: Service, settings: Settings) -> float:
-    """Images a second of one process per core that does nothing but decode and run the model."""
+    """Images a second of one process per core that does nothing but decode and run the model, on the chosen engine."""
+    engine, model = chosen_engine(settings), service.flatbuffer(settings)
+    if engine == "onnx":
+        translated = model.with_suffix(".onnx")
+        translated.write_bytes(to_onnx(model.read_bytes()))
+        model = translated
     return float(
         run_json(
-            sys.executable, PEERS / "bare_loop.py", "--images", service.write_images(), "--flatbuffer",
-            service.flatbuffer(settings), "--processes", CORES, "--seconds", BARE_S,
+            sys.executable, PEERS / "bare_loop.py", "--images", service.write_images(), "--engine", engine,
+            "--model", model, "--processes", CORES, "--seconds", BARE_S,
         )["images_per_s"]
     )  # fmt: skip
+
+
+def chosen_engine(settings: Settings) -> EngineName:
+    """The engine on which the stream of a home answers here."""
+    return Engines(settings).choose(open_registry(settings.home).read(1)).engine

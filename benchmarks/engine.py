@@ -1,37 +1,54 @@
-"""How many images a second does each engine featurize on all cores: LiteRT, ONNX Runtime, and `keras.Model.predict`?"""
+"""How many images a second does each engine featurize, and is the one that a stream would choose the fastest?
+
+Side by side on one thread, as a stream's workers run them, then the chosen engine against `keras.Model.predict` on all
+cores. The choice is the product's own, which times each engine for a second.
+"""
 
 import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from benchmarks.pairs import Pair, pair
+from benchmarks.service import photographs
 from models.backbone import DEFAULT_BACKBONE, build, export_backbone
-from models.bundle import BackboneEntry
+from models.bundle import BackboneEntry, EngineName
+from models.engine_choice import compare_engines, engines_for, fastest
 from models.scorer import load_engine
 
-IMAGES = 32
+IMAGES, QUICK_IMAGES = 32, 8
 MODELS = {DEFAULT_BACKBONE: "imagenet", "mobilenet_v2": "random", "inception_v3": "random"}
+NAMES: dict[EngineName, str] = {"litert": "LiteRT", "onnx": "ONNX Runtime", "keras": "Keras"}
 
 
-def questions() -> Iterator[Pair]:
-    """For each model, the faster engine against the other one, then against Keras."""
+def questions(count: int = IMAGES) -> Iterator[Pair]:
+    """For each model, the chosen engine against each other one, then against Keras."""
     threads = os.cpu_count() or 1
     with TemporaryDirectory() as scratch:
         for name, weights in MODELS.items():
             exported = export_backbone(name, weights, Path(scratch))
             entry, content = BackboneEntry.of(exported), exported.flatbuffer.read_bytes()
-            images = np.random.default_rng(0).integers(0, 256, (IMAGES, *entry.input_size, 3), np.uint8)
-            litert, onnx = (partial(load_engine(entry, content, threads, one), images) for one in ("litert", "onnx"))
-            found = pair(f"{name}, LiteRT against ONNX Runtime", "images/s", 1.0, IMAGES, litert, onnx)
-            fastest, call = "LiteRT", litert
-            if median(found.ours) < median(found.peer):
-                fastest, call = "ONNX Runtime", onnx
-                found = Pair(f"{name}, ONNX Runtime against LiteRT", "images/s", 1.0, found.peer, found.ours)
-            yield found
-            predict = partial(build(name, weights).predict, images, batch_size=IMAGES, verbose=0)
-            yield pair(f"{name}, {fastest} against keras predict", "images/s", 5.0, IMAGES, call, predict)
+            chosen = fastest(compare_engines(entry, content, photographs(4)))
+            images = np.random.default_rng(0).integers(0, 256, (count, *entry.input_size, 3), np.uint8)
+            on_one = {one: partial(load_engine(entry, content, 1, one), images) for one in engines_for(entry)}
+            for other in set(on_one) - {chosen}:
+                yield _judged(pair("", "images/s", 1.0, count, on_one[chosen], on_one[other]), name, chosen, other)
+            on_all = partial(load_engine(entry, content, threads, chosen), images)
+            predict = partial(build(name, weights).predict, images, batch_size=count, verbose=0)
+            question = f"{name}, {NAMES[chosen]} (chosen) against keras predict, all cores"
+            yield pair(question, "images/s", 5.0, count, on_all, predict)
+
+
+def quick_questions() -> Iterator[Pair]:
+    """The same on fewer images."""
+    yield from questions(QUICK_IMAGES)
+
+
+def _judged(found: Pair, model: str, chosen: EngineName, other: EngineName) -> Pair:
+    """The pair with a question that says whether the chosen engine was the faster one."""
+    verdict = "chosen, the fastest" if found.ratio >= 1 else "chosen, not the fastest in this run"
+    question = f"{model}, {NAMES[chosen]} ({verdict}) against {NAMES[other]}, one thread"
+    return Pair(question, found.unit, found.aim, found.ours, found.peer)

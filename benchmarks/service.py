@@ -87,18 +87,29 @@ class Service:
             (folder / f"{number:04}.jpg").write_bytes(image)
         return folder
 
-    def publish(self, topic: str, count: int) -> None:
-        """`count` messages on a topic that is made for them."""
+    def publish(self, topic: str, count: int, per_transaction: int | None = None) -> None:
+        """`count` messages on a topic that is made for them.
+
+        Args:
+            per_transaction: messages of each transaction; None: without transactions.
+        """
         from kafka import KafkaProducer
 
-        producer = KafkaProducer(bootstrap_servers=self.settings.bootstrap_servers, batch_size=512 * 1024, linger_ms=10)
-        for number in range(count):
-            image = self.images[number % len(self.images)]
-            message = build_message(image, f"photograph-{number}.jpg", image_id=f"{number:064x}")
-            producer.send(topic, message.value, message.key, message.headers)
-            if number % 1_000 == 0:
-                producer.flush()
-        producer.flush()
+        own = {"transactional_id": topic} if per_transaction else {}
+        producer = KafkaProducer(
+            bootstrap_servers=self.settings.bootstrap_servers, batch_size=512 * 1024, linger_ms=10, **own
+        )
+        if per_transaction:
+            producer.init_transactions()
+        step = per_transaction or 1_000
+        for start in range(0, count, step):
+            if per_transaction:
+                producer.begin_transaction()
+            for number in range(start, min(start + step, count)):
+                image = self.images[number % len(self.images)]
+                message = build_message(image, f"photograph-{number}.jpg", image_id=f"{number:064x}")
+                producer.send(topic, message.value, message.key, message.headers)
+            producer.commit_transaction() if per_transaction else producer.flush()
         producer.close()
 
     def home(self, name: str, *options: object, uri: str | None = None) -> Settings:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backbone import MAX_PARITY_ERROR, MAX_RELATIVE_PARITY_ERROR
-from models.bundle import GOLDEN, BackboneEntry, Bundle, EngineName
+from models.bundle import BackboneEntry, EngineName
 from models.errors import ModelError
-from models.scorer import Engine, decode_all, golden_images, load_engine
+from models.scorer import Engine, decode_all, load_engine
 
 SECONDS = 1.0  # of each engine
 
@@ -39,22 +39,25 @@ def engines_for(entry: BackboneEntry) -> tuple[EngineName, ...]:
 
 
 def compare_engines(
-    bundle: Bundle,
+    entry: BackboneEntry,
+    content: bytes,
+    images: Sequence[bytes],
     providers: Sequence[str] = ("cpu",),
     seconds: float = SECONDS,
 ) -> dict[EngineName, Timed]:
-    """Load, check and time every engine that can run the network of a bundle, on one thread.
+    """Load, check and time every engine that can run a network, on one thread.
 
     Args:
+        content: of the file that the engine of the manifest runs.
+        images: encoded images to check and time them with.
         providers: of ONNX Runtime.
 
     Raises:
-        ModelError: the engine of the manifest cannot run it.
+        ModelError: the engine of the manifest cannot run it, or no image decodes.
     """
-    entry, content = bundle.manifest.backbone, bundle.files[bundle.manifest.backbone.scored_file]
-    decoded = decode_all(golden_images(bundle.arrays(GOLDEN)), entry.input_size, entry.fitting)
+    decoded = decode_all(images, entry.input_size, entry.fitting)
     if not decoded.rows:
-        raise ModelError("no golden image decodes")
+        raise ModelError("no image to compare engines with decodes")
     results: dict[EngineName, Timed] = {}
     engines: dict[EngineName, Engine] = {}
     expected: NDArray[np.float32] | None = None

@@ -30,6 +30,7 @@ TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a do
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
 PROVIDERS = r"^[a-z]{1,20}(,[a-z]{1,20}){0,7}$"
+REGISTRY = r"^https?://(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?(/[^\s?#@]*)?$"
 USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
 
 
@@ -76,6 +77,11 @@ class Settings(BaseSettings):
         "read_committed",
         description="read_committed: without messages of aborted transactions; or read_uncommitted",
     )
+    schema_registry: str | None = Field(
+        None,
+        pattern=REGISTRY,
+        description="URL of the schema registry (Confluent's API) that `--payload avro:FIELD` takes schemas from",
+    )
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
     engine: Literal["auto", "litert", "onnx"] = Field(
@@ -89,6 +95,13 @@ class Settings(BaseSettings):
     )
     gateway_api_key_file: Path | None = Field(
         None, description="the file with the key that the gateway asks for; default: none, on loopback only"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="how the log is written: text or json, by line")
+    metrics_host: str = Field(
+        "127.0.0.1", min_length=1, description="address at which the stream serves its metrics and health"
+    )
+    gateway_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="requests that the gateway takes of one address in a minute; 0: no limit"
     )
     max_pixels: int = Field(
         64_000_000,

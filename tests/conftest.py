@@ -248,7 +248,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
         "IMAGESTREAM_BACKBONES": settings.backbones,
         "IMAGESTREAM_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
     }
-    # One engine, so that answers are the same to the bit in every run; see tests/streaming/pipeline/test_engines.py.
+    # One engine, so that answers are the same to the bit in every run; see tests/streaming/platform/test_engines.py.
     return {"IMAGESTREAM_ENGINE": "litert"} | {name: str(value) for name, value in given.items() if value}
 
 

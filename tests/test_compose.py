@@ -82,11 +82,11 @@ def test_with_the_home_in_a_bucket_containers_share_no_state(secrets: Path) -> N
     mounted = [
         volume.split(":")[0] for one in found.values() for volume in one["volumes"] if not volume.startswith("/")
     ]
-    assert {volume for volume in mounted if mounted.count(volume) > 1} == {"secrets"}
+    assert {volume for volume in mounted if mounted.count(volume) > 1} == {"secrets", "spark-conf"}
     local = {name for name in OURS if not found[name]["environment"]["IMAGESTREAM_HOME"].startswith("s3://")}
     assert local == {"spark-master", "first-secrets"}  # which use no home
     keys = {name: one["environment"].get("AWS_ACCESS_KEY_ID") for name, one in found.items() if "environment" in one}
-    writers = {"spark-worker", "first-bucket", "first-model", "stream", "retrain", "dashboard", "cli"}
+    writers = {"spark-worker", "first-bucket", "first-model", "stream", "retrain", "maintain", "dashboard", "cli"}
     assert {name for name, key in keys.items() if key == "writer"} == writers
     assert {name for name, key in keys.items() if key == "reader"} == {"gateway"}
     for name, one in found.items():
@@ -94,7 +94,7 @@ def test_with_the_home_in_a_bucket_containers_share_no_state(secrets: Path) -> N
 
 
 def test_every_part_of_the_service_keeps_running_and_tells_its_health() -> None:
-    always = {"kafka", "spark-master", "spark-worker", "stream", "retrain", "gateway", "dashboard"}
+    always = {"kafka", "spark-master", "spark-worker", "stream", "retrain", "maintain", "gateway", "dashboard"}
     assert set(LONG_RUNNING) == always | {"prometheus", "grafana"}
     for name, service in (*LONG_RUNNING.items(), ("s3", ADDED["s3"])):
         assert service["healthcheck"]["test"][0] == "CMD", name
@@ -136,7 +136,7 @@ def test_every_command_of_ours_exists() -> None:
         named |= set(re.findall(r"\bimagestream ([a-z]+)", line))
     started = [one["command"] for one in OURS.values() if "command" in one and "entrypoint" not in one]
     named |= {command[0] for command in started}
-    assert {"stream", "train", "retrain", "publish", "gateway", "dashboard"} <= named
+    assert {"stream", "train", "retrain", "maintain", "publish", "gateway", "dashboard"} <= named
     assert named <= known
 
 
@@ -190,6 +190,43 @@ def test_pages_of_spark_are_on_the_loopback_of_their_container() -> None:
     for name in ("spark-master", "spark-worker", "stream"):
         assert SERVICES[name]["environment"]["SPARK_LOCAL_IP"] == "127.0.0.1", name
         assert not SERVICES[name].get("ports"), name
+
+
+def test_spark_s_processes_and_no_others_share_a_secret_by_which_they_authenticate() -> None:
+    conf = "spark-conf:/etc/spark"
+    mounts = {
+        name: [one for one in service["volumes"] if one.startswith("spark-conf:")] for name, service in OURS.items()
+    }
+    cluster = {"spark-master", "spark-worker", "stream"}
+    assert {name: found for name, found in mounts.items() if found} == {
+        "first-secrets": [conf],
+        **{name: [f"{conf}:ro"] for name in cluster},
+    }
+    assert {name for name in OURS if "SPARK_CONF_DIR" in SERVICES[name]["environment"]} == cluster
+    assert {SERVICES[name]["environment"]["SPARK_CONF_DIR"] for name in cluster} == {"/etc/spark"}
+    install = next(line for line in (CHECKOUT / "Dockerfile").read_text().splitlines() if "-m 700" in line)
+    assert install.split()[-2:] == ["/secrets", "/etc/spark"]
+
+
+def test_first_secrets_are_random_of_their_owner_and_made_once(tmp_path: Path) -> None:
+    script = SERVICES["first-secrets"]["entrypoint"][2]
+    for folder in ("/secrets", "/etc/spark"):
+        (tmp_path / folder.strip("/")).mkdir(parents=True)
+        script = script.replace(f'"{folder}/', f'"{tmp_path}{folder}/')
+    made = []
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+        files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        assert [path.name for path in files] == ["spark-defaults.conf", "dashboard-token", "gateway-api-key"]
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        made.append([path.read_text() for path in files])
+    assert made[0] == made[1]
+    conf, *keys = made[0]
+    settings = dict(line.split() for line in conf.splitlines())
+    assert (settings["spark.authenticate"], settings["spark.network.crypto.enabled"]) == ("true", "true")
+    random = [settings["spark.authenticate.secret"], *keys]
+    assert len(set(random)) == len(random)
+    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in random)
 
 
 def test_no_secret_lies_in_the_files_themselves() -> None:

@@ -69,6 +69,22 @@ def test_pod_refers_to_what_is_there_and_holds_no_secret(pod: dict[str, Any]) ->
             assert set(variable["valueFrom"]) == {"secretKeyRef"}, variable["name"]
 
 
+def test_probes_and_scrapes_reach_what_the_pod_serves() -> None:
+    stream = next(one for one in MANIFESTS if name_of(one) == "Deployment imagestream-stream")
+    (container,) = PODS["Deployment imagestream-stream"]["containers"]
+    (port,) = container["ports"]
+    args, variables = container["args"], {one["name"]: one.get("value") for one in container["env"]}
+    assert int(args[args.index("--metrics-port") + 1]) == port["containerPort"]
+    assert variables["IMAGESTREAM_METRICS_HOST"] == "0.0.0.0"  # noqa: S104  of the pod alone
+    assert stream["spec"]["template"]["metadata"]["annotations"]["prometheus.io/port"] == str(port["containerPort"])
+    for name in ("imagestream-stream", "imagestream-gateway"):
+        (container,) = PODS[f"Deployment {name}"]["containers"]
+        ports = {one for port in container["ports"] for one in port.values()}
+        for probe, path in (("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
+            found = container[probe]["httpGet"]
+            assert (found["path"], found["port"] in ports) == (path, True), name
+
+
 def test_every_setting_and_command_of_the_manifests_exists() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     shared: dict[str, str] = next(one["data"] for one in MANIFESTS if name_of(one) == "ConfigMap imagestream")

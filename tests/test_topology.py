@@ -32,6 +32,7 @@ IMAGES = 300
 PER_BATCH = 60
 PATIENCE_S = 90.0
 LOOPBACK = "127.0.0.1"
+HANDSHAKE = "known-to-the-cluster-of-the-topology-test"  # spark.authenticate.secret
 API_KEY = "a key of the topology test"  # pragma: allowlist secret
 
 # A mount namespace of its own, for a user who may make one.
@@ -115,6 +116,12 @@ class Cluster:
         self._directory = directory
         self._logs = directory / "logs"
         self._stack = stack
+        conf = directory / "spark"
+        conf.mkdir()
+        self.defaults = conf / "spark-defaults.conf"
+        self.defaults.write_text(
+            f"spark.authenticate true\nspark.authenticate.secret {HANDSHAKE}\nspark.network.crypto.enabled true\n"
+        )
         spark_home = Path(pyspark.__file__).parent
         self._spark_class = str(spark_home / "bin" / "spark-class")
         java_home = find_java(settings.jars_dir.parent).parent.parent
@@ -123,6 +130,7 @@ class Cluster:
             "JAVA_HOME": str(java_home),
             "PYSPARK_PYTHON": sys.executable,
             "SPARK_DAEMON_MEMORY": "256m",
+            "SPARK_CONF_DIR": str(conf),
         }
         port, self._page = free_port(), free_port()
         self.address = f"spark://{LOOPBACK}:{port}"
@@ -130,6 +138,9 @@ class Cluster:
         self.workers = [
             self._start(f"worker-{number}", "worker.Worker", self.address, *self._worker(number)) for number in (1, 2)
         ]
+        # A worker without the secret, which is to stay outside.
+        self._environment["SPARK_CONF_DIR"] = str(directory)
+        self._start("stranger", "worker.Worker", self.address, *self._worker(3))
         wait_for("two workers", lambda: self.tell()["aliveworkers"] == len(self.workers), self._logs)
 
     def tell(self) -> dict[str, Any]:
@@ -151,6 +162,17 @@ class Cluster:
 def rows(settings: Settings) -> int:
     home = settings.place
     return open_delta(home.table("predictions")).count() if home.has_table("predictions") else 0
+
+
+def check_secrets(cluster: Cluster, executors: list[psutil.Process], logs: Path) -> None:
+    """No command line holds a secret, and who does not know the cluster's is not let in."""
+    commands = [str(one.info["cmdline"]) for one in psutil.process_iter(["cmdline"])]
+    assert not [one for one in commands if SECRET in one or HANDSHAKE in one]
+    assert all(one.environ()["_SPARK_AUTH_SECRET"] == HANDSHAKE for one in executors)  # as their worker hands it on
+    stranger = (logs / "stranger.log").read_text(errors="replace")
+    assert "Connecting to master" in stranger
+    assert "Successfully registered" not in stranger
+    assert len(cluster.tell()["workers"]) == len(cluster.workers)
 
 
 def test_a_killed_spark_worker_costs_no_image(bucket_service: Settings, tmp_path: Path) -> None:
@@ -175,7 +197,7 @@ def test_a_killed_spark_worker_costs_no_image(bucket_service: Settings, tmp_path
         cluster = Cluster(service, tmp_path, [service.work_dir, service.jars_dir], stack)
         gateway_port, page_port = free_port(), free_port()
         command = [*ours, "stream", "--images-per-batch", str(PER_BATCH)]
-        master = {"IMAGESTREAM_MASTER": cluster.address}
+        master = {"IMAGESTREAM_MASTER": cluster.address, "SPARK_CONF_DIR": str(cluster.defaults.parent)}
         stream = stack.enter_context(process("stream", logs, command, **environment, **master))
         command = [*ours, "gateway", "--port", str(gateway_port)]
         stack.enter_context(process("gateway", logs, command, **environment))
@@ -189,9 +211,7 @@ def test_a_killed_spark_worker_costs_no_image(bucket_service: Settings, tmp_path
         for executor in executors if NAMESPACE else ():
             inside = Path(f"/proc/{executor.pid}/root")
             assert not (inside / seen_by_none.relative_to("/")).exists(), "executors see the driver's folder"
-        assert not [
-            one.info["cmdline"] for one in psutil.process_iter(["cmdline"]) if SECRET in str(one.info["cmdline"])
-        ]
+        check_secrets(cluster, executors, logs)
         before = rows(service)
         cluster.workers[0].kill()
         assert before < IMAGES
@@ -214,6 +234,7 @@ def test_a_killed_spark_worker_costs_no_image(bucket_service: Settings, tmp_path
     assert rows(service) == IMAGES + 1
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:  # logs of all processes, work folders
         assert SECRET.encode() not in path.read_bytes(), path
+        assert path == cluster.defaults or HANDSHAKE.encode() not in path.read_bytes(), path
 
 
 def predicted(gateway: httpx.Client, image_id: str) -> dict[str, Any] | None:

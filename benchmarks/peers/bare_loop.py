@@ -1,6 +1,6 @@
-"""The limit of the machine: as many processes as cores, each decodes and runs the same LiteRT model, and nothing else.
+"""The limit of the machine: as many processes as cores, each decodes and runs the same model, and nothing else.
 
-No Kafka, no Spark, no Delta. One image at a time, which on LiteRT is faster than batches.
+No Kafka, no Spark, no Delta. One image at a time, which is faster than batches.
 """
 
 import argparse
@@ -14,29 +14,24 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scoring import litert, onnxruntime
 
+ENGINES = {"litert": litert, "onnx": onnxruntime}
 WARM_UP_S = 2.0
 
 
 def work(options: argparse.Namespace, barrier: Any, counts: Any) -> None:
     """Go round the images for as long as asked; puts how many a second."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(options.flatbuffer), num_threads=1)
-    interpreter.allocate_tensors()
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
-    height, width = taken["shape"][1:3]
+    features, (height, width) = ENGINES[options.engine](options.model)
     images = [path.read_bytes() for path in sorted(options.images.iterdir())]
 
     def run(seconds: float) -> float:
         since, done = time.perf_counter(), 0
         while (spent := time.perf_counter() - since) < seconds:
             image = Image.open(BytesIO(images[done % len(images)]))
-            image.draft("RGB", (int(width), int(height)))
-            image = image.convert("RGB").resize((int(width), int(height)), Image.Resampling.BILINEAR)
-            interpreter.set_tensor(taken["index"], np.asarray(image)[np.newaxis])
-            interpreter.invoke()
-            interpreter.get_tensor(given["index"])
+            image.draft("RGB", (width, height))
+            image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+            features(np.asarray(image)[np.newaxis])
             done += 1
         return done / spent
 
@@ -49,7 +44,8 @@ def main() -> None:
     """Run the loop and write how many images a second all processes did."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--flatbuffer", type=Path, required=True)
+    parser.add_argument("--engine", choices=ENGINES, default="litert")
+    parser.add_argument("--model", type=Path, required=True, help="A flatbuffer for litert, an ONNX file for onnx.")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--json", type=Path, required=True)

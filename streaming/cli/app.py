@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.text import Text
 from models.errors import ModelError
 from producer.errors import PublishError
 from streaming.errors import ServiceError
+from streaming.json_log import JsonLines
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Configuration, Settings, read_configuration
 
@@ -90,7 +91,10 @@ def settings_of(context: typer.Context) -> Settings:
 def configuration_of(context: typer.Context) -> Configuration:
     """They, and where each comes from."""
     read: Callable[[], Configuration] = context.obj or read_configuration  # a command called without its root
-    return read()
+    configuration = read()
+    if configuration.settings.log_format == "json" and not isinstance(err.file, JsonLines):
+        err.file = cast("IO[str]", JsonLines(err.file))
+    return configuration
 
 
 def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:

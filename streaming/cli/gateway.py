@@ -7,7 +7,7 @@ import typer
 from streaming.cli.app import JsonOption, app, out, settings_of, write_json
 from streaming.errors import ServiceError
 
-HEADERS_BYTES = 4096  # more than key, label and all other headers of a message from the gateway take
+HEADERS_BYTES = 8192  # more than key, label, source and all other headers of a message from the gateway take
 ACKNOWLEDGED_S = 15.0
 
 
@@ -27,8 +27,9 @@ def gateway(
 ) -> None:
     """Take images and answer with predictions over HTTP, until stopped with Ctrl-C.
 
-    POST /images publishes an image, GET /predictions/ID tells what became of it, /docs describes both. The API key is
-    the content of the file that IMAGESTREAM_GATEWAY_API_KEY_FILE names; without one, only this machine is let in.
+    POST /v1/images publishes an image, GET /v1/predictions/ID returns what became of it, /docs describes all routes.
+    The API key is the content of the file that IMAGESTREAM_GATEWAY_API_KEY_FILE names; without one, only this machine
+    is let in.
 
     Example: imagestream gateway --port 8080
     """
@@ -59,7 +60,9 @@ def gateway(
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             write_json(json, {"url": url, "topic": settings.topic, "max_image_bytes": largest})
             out.print(f"gateway: {url}/docs", highlight=False)
-            server = make_server(create_app(settings, broker, key), access_log=access_log)
+            server = make_server(
+                create_app(settings, broker, key), access_log=access_log, log_format=settings.log_format
+            )
             with stop_signals():  # uvicorn raises the signal again when it has stopped: then it is done with
                 server.run(sockets=[listener])
     finally:

@@ -61,18 +61,18 @@ def list_(context: typer.Context, json_file: JsonOption = None) -> None:
 
 @models_app.command()
 def show(context: typer.Context, version: VersionArgument) -> None:
-    """Print the manifest of a version, and which engine runs it on this machine.
+    """Print the manifest of a version, and on standard error which engine runs it on this machine, and why.
 
     Example: imagestream models show 1
     """
-    from streaming.pipeline.engines import Engines
+    from streaming.platform.engines import Engines
     from streaming.registry import open_registry
 
     settings = settings_of(context)
     bundle = open_registry(settings.home).read(version)
     out.print_json(bundle.manifest.model_dump_json())
-    chosen = Engines(settings).known(bundle)
-    err.print(f"engine here: {chosen or 'not timed yet; the stream does, or models verify'}", highlight=False)
+    chosen = Engines(settings).known(bundle.manifest)
+    err.print(f"engine here: {chosen or f'not measured yet: `imagestream models verify {version}`'}", highlight=False)
 
 
 @models_app.command()
@@ -117,7 +117,7 @@ def verify(context: typer.Context, version: VersionArgument, json_file: JsonOpti
 
     Example: imagestream models verify 1
     """
-    from streaming.pipeline.engines import Engines
+    from streaming.platform.engines import Engines
     from streaming.registry import open_registry
 
     settings = settings_of(context)

@@ -1,6 +1,7 @@
 """`imagestream stream`: score the topic."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -47,9 +48,17 @@ def stream(
     payload: Annotated[
         str,
         typer.Option(
-            metavar="raw|base64|json:FIELD", help="Frame around each image: none, base64, or a field of JSON."
+            metavar="raw|base64|json:FIELD|avro:FIELD",
+            help="Frame around each image: none, base64, or a field of JSON or of an Avro record.",
         ),
     ] = "raw",
+    payload_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Schema of the Avro records, as JSON; default: the one that each names in the schema registry.",
+        ),
+    ] = None,
     features: Annotated[bool, typer.Option(help="Store the backbone's features, for retraining.")] = True,
     answers_topic: Annotated[
         str | None,
@@ -71,9 +80,17 @@ def stream(
     ] = False,
     metrics_port: Annotated[
         int | None,
-        typer.Option(min=0, max=65535, help="Serve /metrics (Prometheus) and /healthz on loopback; 0: a free port."),
+        typer.Option(min=0, max=65535, help="Port of /metrics (Prometheus), /livez and /readyz; 0: a free port."),
     ] = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log each batch as a line of JSON.")] = False,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Address to serve them at (IMAGESTREAM_METRICS_HOST; 127.0.0.1); all: 0.0.0.0."
+        ),
+    ] = None,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", help="Log each batch as a line of JSON, as IMAGESTREAM_LOG_FORMAT=json does.")
+    ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where each micro-batch's time went, and that of all at the end.")
     ] = False,
@@ -87,7 +104,7 @@ def stream(
     Example: imagestream stream --until-drained
     """
     from streaming.pipeline.observe import Observer, open_log
-    from streaming.pipeline.payload import checked_payload
+    from streaming.pipeline.payload import chosen_payload
     from streaming.pipeline.positions import Accept
     from streaming.pipeline.profile import Profiler
     from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
@@ -103,6 +120,7 @@ def stream(
         answers_topic=answers_topic,
         answers=answers,
         answers_bootstrap_servers=answers_bootstrap_servers,
+        metrics_host=metrics_host,
     )
     servers = home_servers(settings)
     options = StreamOptions(
@@ -111,11 +129,12 @@ def stream(
         bytes_per_batch=megabytes_per_batch * 1_000_000,
         store_features=features,
         accept=Accept(accept_loss, accept_new_topic),
-        payload=checked_payload(payload),
+        payload=chosen_payload(payload, payload_schema, settings.schema_registry),
         subscription=subscription,
         begin=chosen_begin(begin),
     )
-    observer = Observer(settings, servers, log=open_log("json" if log_json else "text"), metrics_port=metrics_port)
+    log = open_log("json" if log_json else settings.log_format)
+    observer = Observer(settings, servers, log=log, metrics_port=metrics_port, host=settings.metrics_host)
     profiler = Profiler() if profile else None
 
     def on_batch(batch: "BatchResult") -> None:

@@ -22,6 +22,7 @@ from streaming.cli.images import (
     warn,
 )
 from streaming.cli.interrupts import stopping_cleanly
+from streaming.cli.network_options import BackboneOption, PresetOption
 from streaming.training.fit_options import FitOptions, GateOptions
 
 if TYPE_CHECKING:
@@ -55,13 +56,7 @@ def train(
     label_pattern: PatternOption = None,
     dataset: DatasetOption = None,
     limit: LimitOption = 1_000,
-    backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|FILE[:TENSOR]",
-            help="The CNN that turns an image into features: a name, or the file of a model and a tensor in it.",
-        ),
-    ] = DEFAULT_BACKBONE,
+    backbone: BackboneOption = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
     output: Annotated[
         Literal["pooled", "flat"], typer.Option(help="The mean over the last feature map, or all of it.")
@@ -75,10 +70,7 @@ def train(
     int8: Annotated[
         bool, typer.Option("--int8", help="Run it in 8-bit integers, unless that costs more than a point of accuracy.")
     ] = False,
-    preset: Annotated[
-        Literal["imagenet", "torchvision", "keras", "minus1to1", "zero_to_one", "efficientnet_lite", "raw"] | None,
-        typer.Option(help="Preprocessing of a backbone from a file; guessed from its input if not given."),
-    ] = None,
+    preset: PresetOption = None,
     augment: Annotated[int, typer.Option(min=0, max=20, help="Fit on so many altered copies of each image, too.")] = 0,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
@@ -95,7 +87,7 @@ def train(
     settings.place.check()  # before images are read
     found = choose_dataset(settings, images, dataset, limit, label_pattern, labels)
 
-    from streaming.training.train import BackboneOptions  # takes a second, which a mistake above need not wait for
+    from streaming.training.backbones import BackboneOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.train import train as run
 
     network = BackboneOptions(backbone, weights, output, input_size, engine, int8, preset)

@@ -8,7 +8,8 @@ import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
-from streaming.cli.images import DatasetOption, LimitOption, choose_dataset
+from streaming.cli.images import DatasetOption, LimitOption, choose_dataset, warn
+from streaming.cli.network_options import BackboneOption, PresetOption
 from streaming.cli.rows import print_table
 from streaming.errors import ServiceError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULTS = FitOptions()
 SHOWN = 10
+USUAL = (DEFAULT_BACKBONE, "imagenet", "pooled", None)  # backbone, weights, output, preset
 COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
 
 
@@ -48,9 +50,10 @@ def tune(
     label_pattern: Annotated[str | None, typer.Option(metavar="REGEX", help="As for `imagestream train`.")] = None,
     dataset: DatasetOption = None,
     limit: LimitOption = 1_000,
-    backbone: Annotated[str, typer.Option(help="The CNN, for --images or --dataset.")] = DEFAULT_BACKBONE,
+    backbone: BackboneOption = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
     output: Annotated[Literal["pooled", "flat"], typer.Option(help="As for `imagestream train`.")] = "pooled",
+    preset: PresetOption = None,
     input_sizes: Annotated[
         str | None, typer.Option(metavar="N,…", help="Compare input sizes, too, such as 224,160; computes features.")
     ] = None,
@@ -77,12 +80,22 @@ def tune(
     fitted = _names("--classifiers", classifiers, get_args(ClassifierKind))
     precisions = _names("--engines", engines, ("float32", "int8"))
     sizes = _sizes(input_sizes)
-    if images is None and dataset is None and (sizes or precisions != ("float32",)):
-        raise ServiceError("--input-sizes and --engines make features anew: give the images, by --images or --dataset")
+    network = (backbone, weights, output, preset)
+    if images is None and dataset is None and (network != USUAL or sizes or precisions != ("float32",)):
+        raise ServiceError(
+            "--backbone, --weights, --output, --preset, --input-sizes and --engines need features that are not stored: "
+            "give the images, by --images or --dataset"
+        )
     if images is not None and dataset is not None:
         raise ServiceError("give either --images PLACE or --dataset digits")
     places = {"images": images, "labels": labels, "dataset": dataset}
-    given = {"label_pattern": label_pattern, "backbone": backbone, "weights": weights, "output": output}
+    given = {
+        "label_pattern": label_pattern,
+        "backbone": backbone,
+        "weights": weights,
+        "output": output,
+        "preset": preset,
+    }
 
     from streaming.training.tune import TuneOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.tune import tune as run
@@ -100,6 +113,7 @@ def tune(
             on_trial=lambda done: progress.update(bar, completed=done),
         )
     command = _command(settings, found, places | given, limit)
+    warn(found.warnings)
     _tell(found, command)
     picture = plot or settings.work_dir / "tune" / "trade-offs.png"
     from streaming.training.tune_plot import plot_trade_offs
@@ -120,6 +134,7 @@ def summary_of(found: "Tuned") -> dict[str, Any]:
         "fit_rows": found.rows[0],
         "validation_rows": found.rows[1],
         "study": str(found.study),
+        "warnings": list(found.warnings),
     }
 
 
@@ -183,14 +198,14 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
 def _source(
     settings: "Settings", given: dict[str, Any], limit: int, sizes: tuple[int, ...], precisions: Any
 ) -> "Source | None":
-    from streaming.training.train import BackboneOptions
+    from streaming.training.backbones import BackboneOptions
     from streaming.training.tune import Source
 
     if given["images"] is None and given["dataset"] is None:
         return None
     images, dataset = given["images"], given["dataset"]
     found = choose_dataset(settings, images, dataset, limit, given["label_pattern"], given["labels"])
-    backbone = BackboneOptions(given["backbone"], given["weights"], given["output"])
+    backbone = BackboneOptions(given["backbone"], given["weights"], given["output"], preset=given["preset"])
     return Source(found, backbone, sizes, precisions)
 
 

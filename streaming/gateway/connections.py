@@ -14,6 +14,8 @@ import h11
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from streaming.gateway.problems import problem
+
 MAX_CONNECTIONS = 1_000
 MAX_PER_ADDRESS = 256
 HEADER_TIMEOUT_S = 10.0  # from the first byte of a request, or the start of a connection, to the end of its headers
@@ -97,6 +99,15 @@ class BoundedProtocol(H11Protocol):
         self._upgraded = True
         self._headers_came()
         super().handle_websocket_upgrade(event)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, or has too long headers, with a problem document as the application does."""
+        answer = problem(400, msg)
+        headers = [*answer.raw_headers, (b"connection", b"close")]
+        refusal = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        for event in (refusal, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -1,15 +1,15 @@
-"""What became of an image, from the Delta tables: deltalake tells their files, DuckDB searches those.
+"""What became of an image, from the Delta tables: deltalake lists their files, DuckDB searches those.
 
-An image's id is a hash, so that no statistics of a file tell that it cannot be in there, and all of them are searched:
-the column of ids only, and of rows that match the rest. Files never change, so that whoever asks again while it waits
-has only those searched that are new.
+An image's id is usually a hash, so that the statistics of a file cannot rule it out, and every file is searched: the
+column of ids first, and the others only of rows that match. Files never change, so that a lookup that is repeated while
+it waits searches only the new ones.
 """
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 
@@ -23,13 +23,14 @@ MEMORY_LIMIT = "512MB"
 FRESH_S = 0.2  # for so long the list of a table's files is not asked for again
 FRESH_IN_BUCKET_S = 1.0
 
-PLACE = 'topic, "partition", "offset", published_at'
+PLACE = 'image_id, source, label_true, topic, "partition", "offset", published_at'
 COLUMNS = {
     "predictions": f"label, confidence, top_k, model_version, {PLACE}, scored_at",
     "quarantine": f"stage, reason, detail, {PLACE}, quarantined_at",
 }
-LATEST_FIRST = {"predictions": "scored_at", "quarantine": "quarantined_at"}
+SINCE = {"predictions": "scored_at", "quarantine": "quarantined_at"}  # the time of a row
 
+T = TypeVar("T")
 Rows = list[dict[str, Any]]
 Files = frozenset[str]
 NOTHING: Files = frozenset()
@@ -44,6 +45,11 @@ class Found:
 
     def __bool__(self) -> bool:
         return any(self.rows.values())
+
+
+def order(table: str) -> tuple[str, ...]:
+    """The columns by which the rows of a table are ordered; no two rows have the same."""
+    return (SINCE[table], "topic", '"partition"', '"offset"')
 
 
 class Lookup:
@@ -67,39 +73,52 @@ class Lookup:
             ServiceError: the tables cannot be read now.
         """
         searched = before.searched if before is not None else {}
-        try:
-            return self._search(image_id, searched)
-        except (duckdb.Error, OSError, ServiceError):  # a file was vacuumed after its table had a new version
-            for table in self._tables.values():
-                table.forget()
-        try:
-            return self._search(image_id, searched)
-        except (duckdb.Error, OSError, ServiceError) as error:
-            raise ServiceError("the tables cannot be read now") from error
+
+        def search() -> Found:
+            files = {name: table.current() for name, table in self._tables.items()}
+            rows = {
+                name: self._rows(name, current - searched.get(name, NOTHING), "image_id = $id", {"id": image_id})
+                for name, current in files.items()
+            }
+            return Found(rows, files)
+
+        return self._twice(search)
+
+    def page(self, table: str, condition: str, values: Mapping[str, Any], limit: int) -> Rows:
+        """The latest rows of a table that meet a condition in SQL with `$name` for values, at most `limit`.
+
+        Raises:
+            ServiceError: the table cannot be read now.
+        """
+        return self._twice(lambda: self._rows(table, self._tables[table].current(), condition, values, limit))
 
     def close(self) -> None:
         self._connection.close()
 
-    def _search(self, image_id: str, searched: Mapping[str, Files]) -> Found:
-        files = {name: table.current() for name, table in self._tables.items()}
-        rows = {
-            name: self._rows(name, sorted(current - searched.get(name, NOTHING)), image_id)
-            for name, current in files.items()
-        }
-        return Found(rows, files)
+    def _twice(self, search: Callable[[], T]) -> T:
+        """Again with new lists of files, for one may have been vacuumed after its table had a new version."""
+        try:
+            return search()
+        except (duckdb.Error, OSError, ServiceError):
+            for table in self._tables.values():
+                table.forget()
+        try:
+            return search()
+        except (duckdb.Error, OSError, ServiceError) as error:
+            raise ServiceError("the tables cannot be read now") from error
 
-    def _rows(self, table: str, files: list[str], image_id: str) -> Rows:
+    def _rows(self, table: str, files: Files, condition: str, values: Mapping[str, Any], limit: int = MAX_ROWS) -> Rows:
         if not files:
             return []
         sql = (
             f"SELECT {COLUMNS[table]} FROM read_parquet($files, hive_partitioning = false) "  # noqa: S608
-            f'WHERE image_id = $image_id ORDER BY {LATEST_FIRST[table]} DESC, "offset" DESC LIMIT {MAX_ROWS}'
+            f"WHERE {condition} ORDER BY {', '.join(f'{key} DESC' for key in order(table))} LIMIT {limit}"
         )
         with self._connection.cursor() as cursor:
             timer = threading.Timer(TIMEOUT_S, cursor.interrupt)
             timer.start()
             try:
-                found = cursor.execute(sql, {"files": files, "image_id": image_id})
+                found = cursor.execute(sql, {"files": sorted(files), **values})
                 names = [column[0] for column in found.description or ()]
                 return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
             finally:

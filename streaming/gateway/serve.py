@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from streaming.errors import ServiceError
 from streaming.gateway.connections import MAX_CONNECTIONS, Connections, protocol_of
+from streaming.json_log import logging_config
 
 GRACE_S = 30  # for what is under way
 IDLE_S = 30  # a connection without a request is closed
@@ -27,12 +28,13 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_server(app: FastAPI, *, access_log: bool = False) -> uvicorn.Server:
+def make_server(app: FastAPI, *, access_log: bool = False, log_format: str = "text") -> uvicorn.Server:
     """A server whose `run(sockets=[…])` answers requests until SIGTERM or Ctrl-C, then finishes those under way."""
     config = uvicorn.Config(
         app,
         log_level="info" if access_log else "warning",
         access_log=access_log,
+        log_config=logging_config(log_format, "uvicorn"),
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,

@@ -2,22 +2,48 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, TypeVar
 
-from fastapi import HTTPException, Request
+from deltalake.exceptions import DeltaError
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 
+from producer.class_names import class_name
+from producer.labelled_csv import Row
 from producer.message import Delivery, Message, build_message
 from streaming.errors import ServiceError
-from streaming.gateway.answers import Accepted
-from streaming.gateway.lookup import Found, Lookup
-from streaming.gateway.upload import ENVELOPE_BYTES, Room, check_label, declared_size, read_upload
+from streaming.gateway.answers import Accepted, Labels, Models
+from streaming.gateway.lists import ModelQuery, RowQuery, list_models, list_rows
+from streaming.gateway.lookup import Found, Lookup, Rows
+from streaming.gateway.problems import RETRY_AFTER_S, too_many
+from streaming.gateway.upload import (
+    ENVELOPE_BYTES,
+    MAX_BATCH_IMAGES,
+    Limits,
+    Room,
+    check_label,
+    check_source,
+    declared_size,
+    read_json,
+    read_uploads,
+)
+from streaming.images.corrections import Labelled, add_label_rows
+from streaming.images.labels_csv import collect
+from streaming.settings import Settings
 
-SOURCE = "gateway"
+T = TypeVar("T")
+
+SOURCE = "gateway"  # of images that come without a name
 MEMORY_BYTES = 128 * 1024 * 1024  # of uploads at once
 THREADS = 4  # for lookups, and as many for sending
 LOOKUPS_WAITING = 200
+LABELS_WAITING = 8
+MAX_LABELS_BYTES = 4 * 1024 * 1024  # of one request with labels
 POLL_S = 0.3
 READY_FRESH_S = 2.0
 
@@ -42,47 +68,90 @@ class Broker:
 class Service:
     """One topic to publish to, and the tables of one home to look into."""
 
-    def __init__(self, broker: Broker, lookup: Lookup) -> None:
+    def __init__(self, broker: Broker, settings: Settings) -> None:
         self._broker = broker
-        self._lookup = lookup
+        self._settings = settings
+        self._lookup = Lookup(settings.place)
         self._room = Room(max(MEMORY_BYTES, broker.max_image_bytes + ENVELOPE_BYTES))
         self._lookups = ThreadPoolExecutor(THREADS, "lookup")
         self._waiting = 0
         self._sends = ThreadPoolExecutor(THREADS, "send")
+        self._labels = ThreadPoolExecutor(1, "labels")
+        self._labelling = 0
         self._ready = (0.0, False)
         self._asking = asyncio.Lock()
 
     def close(self) -> None:
         self._lookups.shutdown()
         self._sends.shutdown()
+        self._labels.shutdown()
         self._lookup.close()
 
-    async def publish(self, request: Request, label: str | None, traceparent: str | None) -> Accepted:
-        max_bytes = self._broker.max_image_bytes
-        async with self._room.take(declared_size(request, max_bytes)):
-            upload = await read_upload(request, max_bytes)
-            label = check_label(upload.label or label)
-            message = build_message(upload.data, SOURCE, label=label, traceparent=traceparent)
-            delivery = await self._deliver(message)
-        return Accepted(
-            image_id=message.key.decode(),
-            topic=delivery.topic,
-            partition=delivery.partition,
-            offset=delivery.offset,
-        )
+    async def publish(
+        self, request: Request, label: str | None, source: str | None, traceparent: str | None
+    ) -> Accepted:
+        (accepted,) = await self._publish(request, Limits(self._broker.max_image_bytes), label, source, traceparent)
+        return accepted
 
-    async def _deliver(self, message: Message) -> Delivery:
+    async def publish_several(self, request: Request, traceparent: str | None) -> list[Accepted]:
+        limits = Limits(self._broker.max_image_bytes, MAX_BATCH_IMAGES)
+        return await self._publish(request, limits, None, None, traceparent)
+
+    async def _publish(
+        self, request: Request, limits: Limits, label: str | None, source: str | None, traceparent: str | None
+    ) -> list[Accepted]:
+        """All images of a request: none is sent if one of them is refused."""
+        async with self._room.take(declared_size(request, limits)):
+            messages = [
+                build_message(
+                    upload.data,
+                    check_source(source or upload.name) or SOURCE,
+                    label=check_label(upload.label or label),
+                    traceparent=traceparent,
+                )
+                for upload in await read_uploads(request, limits)
+            ]
+            deliveries = await self._deliver(messages)
+        return [
+            Accepted(image_id=message.key.decode(), **asdict(delivery))
+            for message, delivery in zip(messages, deliveries, strict=True)
+        ]
+
+    async def _deliver(self, messages: Sequence[Message]) -> list[Delivery]:
+        """Where each message is, once all are acknowledged."""
+        which = "the image" if len(messages) == 1 else f"all {len(messages)} images"
         try:
             async with asyncio.timeout(self._broker.timeout_s):
-                sending = await asyncio.get_running_loop().run_in_executor(self._sends, self._broker.send, message)
-                answer = asyncio.wrap_future(sending)
-                answer.add_done_callback(asyncio.Future.exception)  # it may come when nobody waits for it any more
-                await asyncio.wait([answer])
+                run = asyncio.get_running_loop().run_in_executor
+                answers = []
+                for message in messages:
+                    answers.append(asyncio.wrap_future(await run(self._sends, self._broker.send, message)))
+                    answers[-1].add_done_callback(asyncio.Future.exception)  # it may come when nobody waits any more
+                await asyncio.wait(answers)
         except TimeoutError as error:
-            raise ServiceError("the broker did not acknowledge the image in time: send it again") from error
-        if answer.exception() is not None:
-            raise ServiceError("the broker did not acknowledge the image: send it again")
-        return answer.result()
+            raise ServiceError(f"the broker did not acknowledge {which} in time: send it again") from error
+        if any(answer.exception() is not None for answer in answers):
+            raise ServiceError(f"the broker did not acknowledge {which}: send it again")
+        return [answer.result() for answer in answers]
+
+    async def add_labels(self, request: Request) -> Labelled:
+        """Append the labels of a request's body, one request after the other."""
+        body = await read_json(request, MAX_LABELS_BYTES)
+        try:
+            labels = Labels.model_validate_json(body)
+        except ValidationError as error:
+            raise RequestValidationError([one | {"loc": ("body", *one["loc"])} for one in error.errors()]) from error
+        rows = (Row(n, one.image, class_name(one.label)) for n, one in enumerate(labels.labels, start=1))
+        if self._labelling >= LABELS_WAITING:
+            raise too_many("too many requests with labels at once: try again", RETRY_AFTER_S)
+        self._labelling += 1
+        try:
+            add = partial(add_label_rows, self._settings, collect(labels.key, rows), labels.by)
+            return await asyncio.get_running_loop().run_in_executor(self._labels, add)
+        except (OSError, DeltaError) as error:
+            raise ServiceError("the labels cannot be written: the gateway needs the right to write tables") from error
+        finally:
+            self._labelling -= 1
 
     async def find(self, image_id: str, wait_s: float) -> Found:
         until = time.monotonic() + wait_s
@@ -93,12 +162,21 @@ class Service:
         return found
 
     async def _find_now(self, image_id: str, before: Found | None) -> Found:
+        return await self._look_up(self._lookup.find, image_id, before)
+
+    async def list_rows(self, wanted: RowQuery) -> tuple[Rows, str | None]:
+        return await self._look_up(list_rows, self._lookup, wanted)
+
+    async def list_models(self, wanted: ModelQuery) -> Models:
+        return await self._look_up(list_models, self._settings.place, wanted)
+
+    async def _look_up(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What a function that reads the home gives, on a thread of those for lookups; 429 if too many wait."""
         if self._waiting >= LOOKUPS_WAITING:
-            raise HTTPException(503, "too many questions at once: try again", {"Retry-After": "1"})
+            raise too_many("too many lookups at once: try again")
         self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._lookups, self._lookup.find, image_id, before)
+            return await asyncio.get_running_loop().run_in_executor(self._lookups, function, *arguments)
         finally:
             self._waiting -= 1
 

@@ -12,21 +12,26 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from producer.class_names import class_name
-from producer.message import UNKNOWN_CONTENT, content_type
+from producer.message import MAX_HEADER_CHARS, UNKNOWN_CONTENT, content_type
+from streaming.gateway.problems import RETRY_AFTER_S, too_many
 
 ENVELOPE_BYTES = 64 * 1024  # what multipart may add to the image
 MAX_LABEL_CHARS = 200
-LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,200}")
+MAX_SOURCE_CHARS = MAX_HEADER_CHARS
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+MAX_BATCH_IMAGES = 100
+MAX_BATCH_BYTES = 64 * 1024 * 1024  # of several images in one request
 UPLOAD_TIMEOUT_S = 60.0  # for the whole body
 ROOM_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An encoded image and its label, if one came with it."""
+    """An encoded image, with the label and the file name that came with it, if any did."""
 
     data: bytes
-    label: str | None
+    label: str | None = None
+    name: str | None = None
 
 
 class Room:
@@ -38,13 +43,13 @@ class Room:
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
-        """Hold room for `size` bytes, at most the limit; 503 if there is none in ten seconds."""
+        """Hold room for `size` bytes, at most the limit; 429 if there is none in ten seconds."""
         try:
             async with asyncio.timeout(ROOM_TIMEOUT_S), self._changed:
                 await self._changed.wait_for(lambda: self._free >= size)
                 self._free -= size
         except TimeoutError as error:
-            raise HTTPException(503, "too many uploads at once: try again", {"Retry-After": "5"}) from error
+            raise too_many("too many uploads at once: try again", RETRY_AFTER_S) from error
         try:
             yield
         finally:
@@ -53,71 +58,129 @@ class Room:
                 self._changed.notify_all()
 
 
-def declared_size(request: Request, max_bytes: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an upload may hold.
+
+    Attributes:
+        image_bytes: the largest image.
+        images: the maximum number of them.
+    """
+
+    image_bytes: int
+    images: int = 1
+
+    @property
+    def body_bytes(self) -> int:
+        """The largest body, with what multipart adds to the images."""
+        several = MAX_BATCH_BYTES if self.images > 1 else 0
+        return max(self.image_bytes, several) + ENVELOPE_BYTES
+
+    def too_large(self) -> HTTPException:
+        """413, with the limits."""
+        together = f", {self.body_bytes - ENVELOPE_BYTES:,} bytes together" if self.images > 1 else ""
+        return HTTPException(413, f"the upload is too large: at most {self.image_bytes:,} bytes an image{together}")
+
+
+def declared_size(request: Request, limits: Limits) -> int:
     """How many bytes the body may have: what it declares, or else, as in chunks, the most that is taken.
 
     Raises 413 if it declares more than an upload may have.
     """
-    most = max_bytes + ENVELOPE_BYTES
     chunked = "transfer-encoding" in request.headers  # whatever is declared beside it
     declared = "" if chunked else request.headers.get("content-length", "")
-    size = int(declared) if declared.isascii() and declared.isdecimal() else most
-    if size > most:
-        raise _too_large(max_bytes)
+    size = int(declared) if declared.isascii() and declared.isdecimal() else limits.body_bytes
+    if size > limits.body_bytes:
+        raise limits.too_large()
     return size
 
 
-async def read_upload(request: Request, max_bytes: int) -> Upload:
-    """The image in the body of a request.
+async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
+    """The images in the body of a request, one at least.
 
     Raises HTTPException: 400 for a body that cannot be read, 408 for one that does not come, 413 for one that is too
-    large, 415 for one that is no image, 422 for a label that is none.
+    large, 415 for one that is not an image, 422 for a field that is missing or not valid.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     multipart = media_type == "multipart/form-data"
-    if not (multipart or media_type.startswith("image/") or media_type == UNKNOWN_CONTENT):
-        raise HTTPException(
-            415, "expected multipart/form-data with the field file, or the image itself with Content-Type: image/…"
-        )
+    raw = limits.images == 1 and (media_type.startswith("image/") or media_type == UNKNOWN_CONTENT)
+    if not (multipart or raw):
+        alone = ", or the image itself with Content-Type: image/…" if limits.images == 1 else ""
+        raise HTTPException(415, f"expected multipart/form-data with the field file{alone}")
+    async with _in_time():
+        uploads = await (_read_multipart if multipart else _read_raw)(request, limits)
+    for upload in uploads:
+        _check_image(upload, limits)
+    return uploads
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """408 for a body that takes too long, 400 for one that ends too early."""
     try:
         async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-            data, label = await (_read_multipart if multipart else _read_raw)(request, max_bytes)
+            yield
     except TimeoutError as error:
         raise HTTPException(408, f"the upload took longer than {UPLOAD_TIMEOUT_S:g} s") from error
     except ClientDisconnect as error:
         raise HTTPException(400, "the upload was broken off") from error
-    if not data:
-        raise HTTPException(400, "the upload is empty: expected an encoded image")
-    if len(data) > max_bytes:
-        raise _too_large(max_bytes)
-    if content_type(data) == UNKNOWN_CONTENT:
-        raise HTTPException(415, "expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC), got something else")
-    return Upload(data, label)
 
 
-async def _read_raw(request: Request, max_bytes: int) -> tuple[bytes, str | None]:
+def _check_image(upload: Upload, limits: Limits) -> None:
+    which = f"{upload.name[:50]!r}: " if upload.name and limits.images > 1 else ""
+    if not upload.data:
+        raise HTTPException(400, f"{which}the upload is empty: expected an encoded image")
+    if len(upload.data) > limits.image_bytes:
+        raise limits.too_large()
+    if content_type(upload.data) == UNKNOWN_CONTENT:
+        raise HTTPException(
+            415, f"{which}expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC), got something else"
+        )
+
+
+async def _read_raw(request: Request, limits: Limits) -> list[Upload]:
+    return [Upload(await _read_all(request, limits.image_bytes, limits.too_large))]
+
+
+async def read_json(request: Request, max_bytes: int) -> bytes:
+    """A body of JSON, unparsed; raises as `read_uploads`."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "expected a body of Content-Type: application/json")
+    refusal = HTTPException(413, f"the body is too large: at most {max_bytes:,} bytes are taken")
+    async with _in_time():
+        return await _read_all(request, max_bytes, lambda: refusal)
+
+
+async def _read_all(request: Request, limit: int, refusal: Callable[[], HTTPException]) -> bytes:
     data = bytearray()
-    async for chunk in _bounded(request, max_bytes, lambda: _too_large(max_bytes)):
+    async for chunk in _bounded(request, limit, refusal):
         data += chunk
-    return bytes(data), None
+    return bytes(data)
 
 
-async def _read_multipart(request: Request, max_bytes: int) -> tuple[bytes, str | None]:
-    stream = _bounded(request, max_bytes + ENVELOPE_BYTES, lambda: _too_large(max_bytes))
-    parser = MultiPartParser(request.headers, stream, max_files=1, max_fields=4, max_part_size=ENVELOPE_BYTES)
-    parser.spool_max_size = max_bytes + ENVELOPE_BYTES  # in memory, whose room is taken already, and never on disk
+async def _read_multipart(request: Request, limits: Limits) -> list[Upload]:
+    stream = _bounded(request, limits.body_bytes, limits.too_large)
+    parser = MultiPartParser(
+        request.headers, stream, max_files=limits.images, max_fields=4, max_part_size=ENVELOPE_BYTES
+    )
+    parser.spool_max_size = limits.body_bytes  # in memory, whose room is taken already, and never on disk
     try:
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:  # KeyError: no boundary is given
         why = getattr(error, "message", "no boundary, or one that is none")
         raise HTTPException(400, f"the multipart body cannot be read: {why}") from error
     try:
-        file, label = form.get("file"), form.get("label")
-        if not isinstance(file, UploadFile):
-            raise HTTPException(422, "expected a file in the field file of the form, got none")
+        label = form.get("label")
         if isinstance(label, UploadFile):
             raise HTTPException(422, "expected text in the field label of the form, got a file")
-        return await file.read(), label
+        files = [one for one in form.getlist("file") if isinstance(one, UploadFile)]
+        if not files:
+            raise HTTPException(422, "expected a file in the field file of the form, got none")
+        uploads = []
+        for file in files:
+            uploads.append(Upload(await file.read(), label, file.filename))
+            await file.close()  # of several, not all are in memory twice
+        return uploads
     finally:
         await form.close()
 
@@ -132,12 +195,17 @@ async def _bounded(request: Request, limit: int, refusal: Callable[[], HTTPExcep
         yield chunk
 
 
-def _too_large(max_bytes: int) -> HTTPException:
-    return HTTPException(413, f"the image is too large: at most {max_bytes:,} bytes are taken")
-
-
 def check_label(label: str | None) -> str | None:
-    """The label, or None for none; 422 if it is no label."""
-    if label and not LABEL.fullmatch(label):
-        raise HTTPException(422, f"label: expected 1 to {MAX_LABEL_CHARS} printable characters, got {label[:50]!r}")
-    return class_name(label)
+    """The label in its common form, or None for none; 422 if it cannot be one."""
+    return class_name(_printable("label", label, MAX_LABEL_CHARS))
+
+
+def check_source(source: str | None) -> str | None:
+    """The source of an image, or None for none; 422 if it cannot be one."""
+    return _printable("source", source, MAX_SOURCE_CHARS)
+
+
+def _printable(what: str, text: str | None, max_chars: int) -> str | None:
+    if text and (len(text) > max_chars or CONTROL_CHARACTER.search(text)):
+        raise HTTPException(422, f"{what}: expected 1 to {max_chars} printable characters, got {text[:50]!r}")
+    return text or None

@@ -1,4 +1,4 @@
-"""Labels that people give later: a CSV becomes rows of the table `labels`, each for an image that the tables know."""
+"""Labels that people give later, in a CSV or over HTTP: rows of the table `labels` for images that the tables hold."""
 
 import hashlib
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ KEY_OF = {"image_id": "image_id", "source": SOURCE, "path": SOURCE, "name": f"pa
 
 @dataclass(frozen=True)
 class Labelled:
-    """What became of a CSV of labels.
+    """What became of the rows of a CSV of labels.
 
     Attributes:
         added: images whose label was added.
@@ -49,15 +49,23 @@ class Labelled:
 
 
 def add_labels(settings: Settings, csv: Path, by: str) -> Labelled:
-    """Append the labels of a CSV (label, and image_id, source or name) in one commit.
-
-    The same labels for the same images are added once, however often the file is given: also where a later file
-    corrected them.
+    """As `add_label_rows`, with the rows of a CSV (label, and image_id, source or name).
 
     Raises:
         ServiceError: the CSV cannot be used, or no table holds images yet.
     """
-    rows = read_labels(csv, KEYS, MAX_ROWS)
+    return add_label_rows(settings, read_labels(csv, KEYS, MAX_ROWS), by)
+
+
+def add_label_rows(settings: Settings, rows: LabelRows, by: str) -> Labelled:
+    """Append the labels of rows in one commit.
+
+    The same labels for the same images are added once, however often the rows are given: also where later ones
+    corrected them.
+
+    Raises:
+        ServiceError: no table holds images yet.
+    """
     left_out, examples = dict(rows.dropped), {why: [one] for why, one in rows.examples.items()}
     labels = _resolve(rows, _images(settings, rows), left_out, examples)
     table = Table(settings.place.tables, "labels")

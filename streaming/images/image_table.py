@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from producer.class_names import MAX_LABEL_CHARS, class_name
 from streaming.errors import ServiceError
+from streaming.storage.table_features import check_whole_files
 
 IMAGE_COLUMNS = ("image", "content", "value", "img", "bytes")
 NAME_COLUMNS = ("path", "name", "id", "image_id", "source")
@@ -19,10 +20,6 @@ MAX_CLASSES = 100_000
 TEXTS = (pa.string(), pa.large_string(), pa.string_view())
 SAMPLE_ROWS = 16
 SAMPLE_BATCHES = 8
-# Reader features of Delta under which the Parquet files alone are not the table.
-PLAIN_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})
-MAX_PLAIN_READER = 1
-FEATURES_READER = 3
 
 
 @dataclass(frozen=True)
@@ -128,11 +125,7 @@ def _delta_files(source: Path) -> tuple[str, ...]:
         raise ServiceError(f"{source}: a Delta table cannot be read from a path with a [ or ] in it; rename the folder")
     try:
         table = DeltaTable(source)
-        protocol = table.protocol()
-        extra = set(protocol.reader_features or ()) - PLAIN_FEATURES
-        if extra or protocol.min_reader_version not in (MAX_PLAIN_READER, FEATURES_READER):
-            what = ", ".join(sorted(extra)) or "column mapping"
-            raise ServiceError(f"{source} uses Delta's {what}, which is not read here; write its rows to a plain table")
+        check_whole_files(table, str(source.absolute()))
         # In the log the names are percent-encoded, as in a URL, on top of what a partition's value already is.
         names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
         return tuple(str(source / unquote(name)) for name in names)

@@ -22,7 +22,7 @@ from deltalake.exceptions import DeltaError
 
 from streaming.errors import ServiceError
 from streaming.jobs.audit import Kind, audit
-from streaming.jobs.rewrite import ATTEMPTS, READER_VERSION, replace_files, write_copy
+from streaming.jobs.rewrite import ATTEMPTS, replace_files, write_copy
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.query import open_snapshot
 from streaming.settings import Settings
@@ -175,11 +175,7 @@ def _erase_rows(home: Home, name: str, names: Collection[str]) -> int:
             n, total = _count(place, file.path, wanted)
             if not n:
                 continue
-            if log.reader_version > READER_VERSION:
-                raise ServiceError(
-                    f"{place} was upgraded to Delta's reader version {log.reader_version} by another program, with "
-                    "which no files are rewritten here: delete the rows with that program, then try again"
-                )
+            log.check_rewritable()
             copies = [] if n == total else [write_copy(place, [file], schema, others)]
             if not replace_files(log, number, [file], copies, data_change=True):
                 lost = True

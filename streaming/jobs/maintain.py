@@ -29,6 +29,7 @@ from streaming.pipeline.decisions import Decisions
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.settings import Settings
 from streaming.storage.home import LOG, TABLES, Home
+from streaming.storage.table_features import files_with_vectors
 from streaming.storage.table_log import answers, open_delta
 
 RETENTION_HOURS = 168
@@ -133,13 +134,15 @@ def _last_checkpoint(home: Home, name: str) -> int:
 
 def _vacuum(table: DeltaTable, retention_hours: int) -> list[str]:
     """Remove files that are no part of the table, and older than the retention; returns their names."""
+    # Full: also what no commit ever named, the files of attempts that failed. A deletion vector would be taken for one.
+    full = not files_with_vectors(table)
 
     def vacuum(dry_run: bool) -> list[str]:
         return table.vacuum(
             retention_hours=retention_hours,
             dry_run=dry_run,
             enforce_retention_duration=False,  # it is enforced here, with more in view
-            full=True,  # also what no commit ever named: the files of attempts that failed
+            full=full,
         )
 
     return vacuum(dry_run=False) if vacuum(dry_run=True) else []  # one that removes nothing would still make commits

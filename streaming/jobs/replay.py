@@ -25,7 +25,7 @@ from deltalake.transaction import AddAction
 from models.decode import Reason
 from streaming.errors import ServiceError
 from streaming.jobs.resend import Identity, Sender
-from streaming.jobs.rewrite import READER_VERSION, replace_files, write_copy
+from streaming.jobs.rewrite import replace_files, write_copy
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
@@ -106,7 +106,9 @@ def replay(
         make_dir(settings.work_dir) / "replay.lock",
         f"another replay is at work in {settings.home}: wait until it has ended",
     ):
-        files = [file.path for file in open_log(settings.place.table("quarantine")).files()]
+        log = open_log(settings.place.table("quarantine"))
+        log.check_rewritable()  # what is sent is marked in copies of its files
+        files = [file.path for file in log.files()]
         sender = Sender(bootstrap_servers, client_arguments(settings))
         try:
             for file in files:
@@ -173,8 +175,6 @@ def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, l
 def _replace_files(place: str, identities: set[Identity], at: datetime, likely: str) -> bool:
     """Whether it was done: False if another program replaced files meanwhile."""
     log = open_log(place)
-    if log.reader_version > READER_VERSION:
-        raise ServiceError(f"{place} was upgraded by another program: its rows cannot be marked as replayed")
     number = log.next_rewrite()
     schema = log.data_schema()
     left = len(identities)

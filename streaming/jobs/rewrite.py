@@ -19,13 +19,13 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import ServiceError
 from streaming.storage.files import FileSink, at_hand, conformed, read_batches
+from streaming.storage.table_features import TableFeatureError
 from streaming.storage.table_log import REWRITE, LiveFile, TableLog, open_log
 from streaming.storage.tables import STATISTICS, added, merged_statistics, statistics
 
 ATTEMPTS = 3
 ROW_GROUP_BYTES = 32 * 1024**2  # of rows in memory
 MAX_ROWS_READ = 64 * 1024
-READER_VERSION = 1  # with a later one a file may hold rows that were deleted, or columns under other names
 
 
 def compact(place: str, target_bytes: int) -> str | None:
@@ -37,9 +37,11 @@ def compact(place: str, target_bytes: int) -> str | None:
         Why not all of it was done, if other rewriters were first every time, or the table cannot be rewritten.
     """
     for _ in range(ATTEMPTS):
-        log = open_log(place)
-        if log.reader_version > READER_VERSION:
-            return f"another program has upgraded it to reader version {log.reader_version}"
+        try:
+            log = open_log(place)
+            log.check_rewritable()
+        except TableFeatureError as error:
+            return str(error)
         number = log.next_rewrite()
         schema = log.data_schema()
         for group in _groups(log.files(), target_bytes):

@@ -38,7 +38,7 @@ from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.bounded import BoundedMessages
 from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVersion, OffsetRange
 from streaming.pipeline.finish import Tables, apply
-from streaming.pipeline.payload import RAW
+from streaming.pipeline.payload import RAW, Payload
 from streaming.pipeline.positions import Plan
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.pipeline.serving import LoadedModel, Serving
@@ -71,6 +71,7 @@ class BatchResult:
     refused: dict[int, str] = field(default_factory=dict)  # version → why, of models that an alias points to
     drift: dict[str, float] = field(default_factory=dict)  # see `models.drift.drift` and `models.drift_alarm.verdict`
     cores: int = 1  # that worked on it at a time
+    waited_s: Sequence[float] = ()  # of each prediction, from its message's timestamp to the commit
 
     @property
     def wall_s(self) -> float:
@@ -95,7 +96,7 @@ class BatchCommitter:
     """Runs the protocol for every micro-batch of one run of the stream.
 
     Args:
-        payload: the frame around each image, see `payload.py`.
+        payload: the frame around each image.
         take_witness: asks Kafka, beside other work, for what a batch that was read is compared with.
         on_batch: called with every committed micro-batch.
         answers: sends the answers, with an answers topic.
@@ -115,7 +116,7 @@ class BatchCommitter:
         take_witness: TakeWitness,
         *,
         store_features: bool,
-        payload: str = RAW,
+        payload: Payload = RAW,
         limits: Limits = DEFAULT_LIMITS,
         answers: AnswersTopic | None = None,
         on_batch: Callable[[BatchResult], None],
@@ -235,6 +236,7 @@ class BatchCommitter:
             refused=self._serving.refused,
             drift=far,
             cores=_cores(messages, scored.reports),
+            waited_s=_waited(scored.rows, datetime.now(UTC)),
         )
         self._ended = perf_counter()
         self._on_step("batches")
@@ -315,6 +317,12 @@ def _cores(messages: DataFrame | BoundedMessages, reports: Sequence[PartitionRep
     if isinstance(messages, BoundedMessages):
         return 1
     return min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(reports)))
+
+
+def _waited(rows: pa.Table, now: datetime) -> list[float]:
+    """Seconds from each message's timestamp until now, not below 0; messages without one are left out."""
+    published = rows.column("published_at").drop_null().cast(pa.int64()).to_numpy()  # microseconds
+    return [max(0.0, seconds) for seconds in (now.timestamp() - published / 1e6).tolist()]
 
 
 def _by_place(rows: pa.Table) -> dict[Place, int]:

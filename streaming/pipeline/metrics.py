@@ -1,14 +1,19 @@
-"""What the stream shows to Prometheus, and the small HTTP server on loopback that serves it beside `/healthz`."""
+"""The stream's metrics for Prometheus, and the small HTTP server for them and for the checks of its health.
+
+Names follow prometheus.io/docs/practices/naming: base units, times as timestamps, versions as labels of an `_info`
+metric, and dimensions over which a sum means something: stages, and steps, do not contain one another.
+"""
 
 import json
+import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
 from math import nan
-from time import time
 from typing import Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, make_wsgi_app
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from models.drift import MEANINGFUL_ROWS
@@ -17,7 +22,11 @@ from streaming.pipeline.offsets import PartitionLag
 
 LOOPBACK = "127.0.0.1"
 STOP_POLL_S = 0.1
-STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)  # buckets
+STEPS = ("plan", "score", "commit", "between")  # by the driver's clock, one after the other
+WHOLE = "batch"  # plan + score + commit
+
+Check = Callable[[], tuple[bool, str]]  # whether all is well, and the reason
 
 
 class Batch(Protocol):
@@ -40,11 +49,25 @@ class Batch(Protocol):
     @property
     def wall_s(self) -> float: ...
     @property
+    def waited_s(self) -> Sequence[float]: ...
+    @property
     def drift(self) -> Mapping[str, float]: ...
 
 
-DRIFT_FIGURES = ("psi_max", "psi_mean", "psi_expected", "mean_shift", "spread", "low_confidence")  # of a batch
-WINDOW_FIGURES = ("window_psi", "p_value", "alarm")  # of a window of batches
+# Of a batch, and of a window of batches → the metric's help.
+DRIFT_OF_BATCH = {
+    "psi_max": "Population stability index of the component that is furthest from held-out images.",
+    "psi_mean": "Population stability index, mean of the components.",
+    "psi_expected": "Population stability index that as many held-out images would have.",
+    "mean_shift": "Shift of the components' means, in standard deviations.",
+    "spread": "Spread of the components, as a multiple of that of held-out images.",
+    "low_confidence": "Share of answers less confident than nine in ten of held-out images.",
+}
+DRIFT_OF_WINDOW = {
+    "window_psi": "Population stability index of the last window of micro-batches.",
+    "p_value": "Probability of such a window without drift.",
+    "alarm": "1 if the last window of micro-batches is drift.",
+}
 
 
 class Metrics:
@@ -52,43 +75,69 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         new: dict[str, Any] = {"namespace": "imagestream", "registry": self.registry}
+        Info("build", "The installed release.", **new).info({"version": version("imagestream")})
         self._rows = Counter("rows", "Messages with a row in the tables.", ["outcome"], **new)
         self._bytes = Counter("input_bytes", "Bytes of the messages read.", **new)
         self._batches = Counter("batches", "Committed micro-batches.", **new)
         self._quarantined = Counter("quarantined", "Quarantined messages.", ["reason"], **new)
-        self._stage = Histogram(
-            "stage_seconds", "Seconds a micro-batch spent.", ["stage"], buckets=STAGE_BUCKETS, **new
+        new |= {"buckets": SECONDS}
+        self._waited = Histogram(
+            "publish_to_row_seconds", "Time from the message's timestamp to the commit of its prediction.", **new
         )
-        self._version = Gauge("model_version", "Model version of the last micro-batch.", **new)
-        self._drift = Gauge("drift", "Distance of the last images from held-out ones.", ["figure"], **new)
+        self._batch = Histogram("batch_duration_seconds", "Time from a micro-batch's plan to its commit.", **new)
+        self._step = Histogram(
+            "step_duration_seconds", "Time of a step of a micro-batch, one after the other.", ["step"], **new
+        )
+        self._stage = Histogram(
+            "stage_duration_seconds",
+            "Time of a stage of scoring a micro-batch, all workers together.",
+            ["stage"],
+            **new,
+        )
+        del new["buckets"]
+        self._model = Gauge("model_info", "The model version of the last micro-batch.", ["version"], **new)
+        self._drift = {
+            figure: Gauge(f"drift_{figure}", text, **new) for figure, text in (DRIFT_OF_BATCH | DRIFT_OF_WINDOW).items()
+        }
+        for gauge in self._drift.values():
+            gauge.set(nan)  # not known yet
         self._refused = Counter("refused_models", "Promoted versions that were refused.", **new)
         self._trouble = Counter("troubles", "Failures after which the stream tried again.", **new)
         self._lag = Gauge("lag_messages", "Messages that wait for their row.", ["topic", "partition"], **new)
         self._broker = Gauge("broker_up", "1 if the broker answered when last asked.", **new)
         self._broker.set(nan)  # not asked yet
-        self._last_batch = time()
-        age = Gauge("batch_age_seconds", "Seconds since the last micro-batch, or since the start.", **new)
-        age.set_function(lambda: time() - self._last_batch)
+        self._last_batch = Gauge(
+            "last_batch_timestamp_seconds", "Time of the last micro-batch, or of the start, since 1970.", **new
+        )
+        self._last_batch.set_to_current_time()
         for outcome in ("predicted", "quarantined"):
             self._rows.labels(outcome)  # a rate needs its zero
 
     def batch(self, batch: Batch) -> None:
         """Count a committed micro-batch."""
-        self._last_batch = time()
+        self._last_batch.set_to_current_time()
         self._batches.inc()
         self._rows.labels("predicted").inc(batch.predicted_rows)
         self._rows.labels("quarantined").inc(sum(batch.quarantined.values()))
         self._bytes.inc(batch.input_bytes)
-        self._version.set(batch.model_version)
+        self._model.clear()
+        self._model.labels(str(batch.model_version)).set(1)
         for reason, count in batch.quarantined.items():
             self._quarantined.labels(reason).inc(count)
-        for stage, seconds in batch.seconds.items():
-            self._stage.labels(stage).observe(seconds)
-        shown = DRIFT_FIGURES if batch.drift.get("rows", 0) >= MEANINGFUL_ROWS else ()
-        for figure in (*shown, *WINDOW_FIGURES):
+        for seconds in batch.waited_s:
+            self._waited.observe(seconds)
+        self._batch.observe(batch.wall_s)
+        for name, seconds in batch.seconds.items():
+            if name in STEPS:
+                self._step.labels(name).observe(seconds)
+            elif name != WHOLE:
+                self._stage.labels(name).observe(seconds)
+        shown = DRIFT_OF_BATCH if batch.drift.get("rows", 0) >= MEANINGFUL_ROWS else {}
+        for figure in (*shown, *DRIFT_OF_WINDOW):
             if figure in batch.drift:
-                self._drift.labels(figure).set(batch.drift[figure])
+                self._drift[figure].set(batch.drift[figure])
 
     def refused(self) -> None:
         """Count a promoted model version that was refused."""
@@ -108,11 +157,9 @@ class Metrics:
 
 
 class MetricsServer:
-    """Serves `/metrics`, and `/healthz`: 200 or 503 with `{"healthy": …, "reason": …}`."""
+    """Serves `/metrics`, and checks at paths such as `/livez`: 200 or 503 with `{"healthy": …, "reason": …}`."""
 
-    def __init__(
-        self, metrics: Metrics, health: Callable[[], tuple[bool, str]], port: int, host: str = LOOPBACK
-    ) -> None:
+    def __init__(self, metrics: Metrics, checks: Mapping[str, Check], port: int, host: str = LOOPBACK) -> None:
         exposition: Any = make_wsgi_app(metrics.registry)
 
         def application(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -120,21 +167,26 @@ class MetricsServer:
             if path == "/metrics":
                 page: Iterable[bytes] = exposition(environ, start_response)
                 return page
-            if path != "/healthz":
+            check = checks.get(path)
+            if check is None:
                 start_response("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"there are /metrics and /healthz\n"]
-            healthy, reason = health()
+                return [f"expected {', '.join(checks)} or /metrics\n".encode()]
+            healthy, reason = check()
             status = "200 OK" if healthy else "503 Service Unavailable"
             start_response(status, [("Content-Type", "application/json")])
             return [json.dumps({"healthy": healthy, "reason": reason}).encode() + b"\n"]
 
         try:
-            self._server: WSGIServer = make_server(host, port, application, ThreadingWSGIServer, _Silent)
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            server = type("_Server", (ThreadingWSGIServer,), {"address_family": family})
+            self._server: WSGIServer = make_server(str(address[0]), port, application, server, _Silent)
         except OSError as error:
             raise ServiceError(
-                f"metrics cannot be served at {host}:{port} ({error.strerror}): give another port, or 0 for a free one"
+                f"metrics cannot be served at {host}:{port} ({error.strerror}): give another address of this machine, "
+                "and another port, or 0 for a free one"
             ) from error
-        self.url = f"http://{host}:{self._server.server_port}"
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self._server.server_port}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(STOP_POLL_S,), name="metrics", daemon=True
         )
@@ -148,4 +200,4 @@ class MetricsServer:
 
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  its name in the base class
-        """A scrape every few seconds is no news."""
+        """Scrapes every few seconds are not logged."""

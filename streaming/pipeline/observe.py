@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import psutil
 
 from streaming.errors import ServiceError
-from streaming.pipeline.metrics import LOOPBACK, Batch, Metrics, MetricsServer
+from streaming.pipeline.metrics import LOOPBACK, Batch, Check, Metrics, MetricsServer
 from streaming.pipeline.offsets import Place, TopicOffsets, lags
 from streaming.pipeline.positions import committed_places, name_in_kafka
 from streaming.platform.kafka_security import client_arguments
@@ -52,7 +52,7 @@ class StreamState:
     seen: float  # its last sign of life: a micro-batch, or a poll that found nothing
     reason: str = ""  # why it failed
     model_version: int | None = None  # of its last micro-batch
-    url: str | None = None  # where /metrics and /healthz are
+    url: str | None = None  # where metrics and health are served
     host: str = field(default_factory=node)
 
     @property
@@ -117,14 +117,14 @@ def open_log(format_: LogFormat | str = LogFormat.TEXT, stream: TextIO | None = 
     stream = stream or sys.stderr
     as_json = LogFormat(format_) is LogFormat.JSON
     render: Any = structlog.processors.JSONRenderer() if as_json else _as_text
-    stamp = structlog.processors.TimeStamper(fmt="iso" if as_json else "%H:%M:%S", utc=as_json)
+    stamp = structlog.processors.TimeStamper(fmt="iso" if as_json else "%Y-%m-%d %H:%M:%S", utc=as_json)
     return structlog.wrap_logger(
         structlog.WriteLogger(stream), processors=[structlog.processors.add_log_level, stamp, render]
     )
 
 
 def _as_text(_logger: object, _method: str, event: Mapping[str, Any]) -> str:
-    """`12:00:00 batch input=63 …`, one line whatever the values hold."""
+    """`2026-03-01 12:00:00 batch input=63 …`, one line whatever the values hold."""
     fields = {key: value for key, value in event.items() if key not in {"timestamp", "event", "level"}}
     level = "" if event["level"] == "info" else f"{event['level']}: "
     told = " ".join(f"{key}={json.dumps(value, default=str)}" for key, value in fields.items())
@@ -139,11 +139,12 @@ class Observer:
 
     Args:
         log: from `open_log`; None logs nothing.
-        metrics_port: serve /metrics and /healthz on loopback, at a free port if 0; None serves nothing.
+        metrics_port: serve /metrics, /livez and /readyz, at a free port if 0; None serves nothing.
+        host: the address to serve them at, by default loopback.
         stale_after_s: for health, the longest time between two signs of life.
 
     Raises:
-        ServiceError: the port is taken.
+        ServiceError: the address or port cannot be taken.
     """
 
     def __init__(
@@ -166,10 +167,11 @@ class Observer:
         self._advanced = threading.Event()  # since the tables were last read for the lag
         self._advanced.set()
         self._lag: int | None = None
+        self._broker_answers: bool | None = None  # None: not asked yet
         self._state = StreamState(os.getpid(), psutil.Process().create_time(), Phase.STARTING, time())
         self._server = None
         if metrics_port is not None:
-            self._server = MetricsServer(self.metrics, self.health, metrics_port, host)
+            self._server = MetricsServer(self.metrics, self._checks(), metrics_port, host)
             self._state = replace(self._state, url=self._server.url)
         self._closing = threading.Event()
         # kafka-python's modules import one another in a circle: two threads that import it at once both fail.
@@ -181,12 +183,25 @@ class Observer:
 
     @property
     def url(self) -> str | None:
-        """Where /metrics and /healthz are served, if they are."""
+        """Where metrics and health are served, if they are."""
         return self._state.url
 
     def health(self) -> tuple[bool, str]:
-        """(healthy, reason) as /healthz says it."""
+        """Whether the query is active and gives signs of life, and the reason: /healthz."""
         return self._state.health(self._stale_after_s)
+
+    def live(self) -> tuple[bool, str]:
+        """Whether the process works or may still come to it, so that a restart would not help: /livez."""
+        starting = self._state.phase is Phase.STARTING
+        return (True, "the stream is starting") if starting else self.health()
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether images are being scored: the query is active, and the broker answers: /readyz."""
+        healthy, reason = self.health()
+        return (False, "the broker does not answer") if healthy and self._broker_answers is False else (healthy, reason)
+
+    def _checks(self) -> dict[str, Check]:
+        return {"/livez": self.live, "/readyz": self.ready, "/healthz": self.health}
 
     def on_start(self) -> None:
         """The query runs."""
@@ -293,6 +308,7 @@ class Observer:
             found = None if offsets is None else offsets.read()
             partitions = None if found is None else lags(committed, found)
             self._lag = None if partitions is None else sum(one.lag or 0 for one in partitions)
+            self._broker_answers = partitions is not None
             self.metrics.broker(partitions)
             self._closing.wait(every_s)
         if offsets is not None:

@@ -1,7 +1,7 @@
-"""Frames around images: base64, data URLs, JSON with a field in base64, and what registries put in front of a record.
+"""Frames around images: base64, data URLs, JSON with a field in base64, Avro records with a field.
 
 A message is expected to be an encoded image as it is. One in a frame is quarantined, and its detail names the frame.
-Where the stream is told so (`--payload`), the common ones are taken off.
+With `--payload` the stream takes the frame off.
 """
 
 import base64
@@ -9,18 +9,21 @@ import binascii
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from producer.message import UNKNOWN_CONTENT, content_type
 from streaming.errors import ServiceError
+from streaming.pipeline.avro import HEADER_BYTES, RecordError, Schema, records_of_file, records_of_registry
+from streaming.platform.schema_registry import MAX_SCHEMA_BYTES
 
-RAW = "raw"
 LOOKED_AT = 4096  # bytes, in which a frame has to show
 BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 DATA_URL = re.compile(rb"\s*data:(image/[a-z+.-]+)?[^,]{0,100};base64,", re.IGNORECASE)
 MAX_JSON_BYTES = 32 * 1024**2
 MAX_DEPTH = 8  # of fields in fields
-REGISTRY_HEADER_BYTES = 5  # a zero, and the number of the schema
 MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"WEBP")
 
 Unwrap = Callable[[bytes], bytes]
@@ -30,33 +33,77 @@ class FrameError(ValueError):
     """A message is not in the frame that it should be in."""
 
 
-def checked_payload(text: str) -> str:
-    """A payload as the option has it.
+@dataclass(frozen=True)
+class Payload:
+    """The frame around each image.
+
+    Attributes:
+        frame: `raw`, `base64`, `json:FIELD` or `avro:FIELD`; a field in a field is `OUTER.INNER`.
+        schema: of Avro records, as JSON; without it, they name one of the registry's.
+        registry: URL of a schema registry.
+    """
+
+    frame: str = "raw"
+    schema: str | None = None
+    registry: str | None = None
+
+
+RAW = Payload()
+
+
+def chosen_payload(frame: str, schema_file: Path | None = None, registry: str | None = None) -> Payload:
+    """The payload that the options choose.
 
     Raises:
-        ServiceError: it is not one.
+        ServiceError: the frame is unknown, or the schema is missing, cannot be read or lacks the field.
     """
-    unwrapping(text)
+    kind, _, field = frame.partition(":")
+    if frame not in {"raw", "base64"} and not (kind in {"json", "avro"} and field):
+        raise ServiceError(f"--payload: expected raw, base64, json:FIELD or avro:FIELD, got {frame!r}")
+    if kind != "avro":
+        if schema_file:
+            raise ServiceError(f"--payload-schema: expected with --payload avro:FIELD only, got --payload {frame}")
+        return Payload(frame)
+    if schema_file:
+        return Payload(frame, schema=_schema_text(schema_file, field.split(".")[0]))
+    if not registry:
+        raise ServiceError(
+            f"--payload {frame}: expected a schema: give --payload-schema FILE, or set IMAGESTREAM_SCHEMA_REGISTRY to "
+            "the URL of a schema registry"
+        )
+    return Payload(frame, registry=registry)
+
+
+def _schema_text(file: Path, field: str) -> str:
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_SCHEMA_BYTES + 1).decode()
+        fields = Schema(text).fields
+    except (OSError, ValueError) as error:
+        raise ServiceError(f"--payload-schema {file}: {error}") from error
+    if field not in fields:
+        raise ServiceError(
+            f"--payload-schema {file}: expected a record with the field {field!r}, got one with {', '.join(fields)}"
+        )
     return text
 
 
-def unwrapping(payload: str) -> Unwrap | None:
+@lru_cache(8)
+def unwrapping(payload: Payload) -> Unwrap | None:
     """What takes the frame off a message; None for `raw`.
 
-    Args:
-        payload: `raw`, `base64`, or `json:FIELD`; a field in a field is `json:OUTER.INNER`.
-
-    Raises:
-        ServiceError: it is none of these.
+    A worker makes it once, and so keeps the schemas that it fetched.
     """
-    kind, _, field = payload.partition(":")
-    if payload == RAW:
-        return None
-    if payload == "base64":
+    kind, _, field = payload.frame.partition(":")
+    path = field.split(".")
+    if kind == "base64":
         return _from_base64
-    if kind == "json" and field:
-        return lambda data: _from_json(data, field.split("."))
-    raise ServiceError(f"--payload: expected raw, base64 or json:FIELD, got {payload!r}")
+    if kind == "json":
+        return lambda data: _image_at(path, _parsed(data))
+    if kind == "avro":
+        read = records_of_file(payload.schema) if payload.schema else records_of_registry(str(payload.registry))
+        return lambda data: _from_avro(path, read, data)
+    return None
 
 
 def _from_base64(data: bytes) -> bytes:
@@ -70,14 +117,22 @@ def _from_base64(data: bytes) -> bytes:
         raise FrameError(f"expected base64: {error}") from error
 
 
-def _from_json(data: bytes, path: list[str]) -> bytes:
-    name = ".".join(path)
-    found: Any = _parsed(data)
+def _from_avro(path: list[str], read: Callable[[bytes], Any], data: bytes) -> bytes:
+    try:
+        return _image_at(path, read(data))
+    except RecordError as error:
+        raise FrameError(str(error)) from error
+
+
+def _image_at(path: list[str], found: Any) -> bytes:
+    """The image in a field: its bytes, or its bytes in base64."""
     for one in path:
         found = found.get(one) if isinstance(found, dict) else None
-    if not isinstance(found, str):
-        raise FrameError(f"expected text in the field {name!r}, got {type(found).__name__}")
-    return _from_base64(found.encode())
+    if isinstance(found, bytes):
+        return found
+    if isinstance(found, str):
+        return _from_base64(found.encode())
+    raise FrameError(f"expected an image in the field {'.'.join(path)!r}, got {type(found).__name__}")
 
 
 def _parsed(data: bytes) -> Any:
@@ -96,9 +151,12 @@ def frame_of(data: bytes) -> str | None:
         return "a data URL: read it with --payload base64"
     if BASE64.fullmatch(head) and _is_image(head):
         return "an image in base64: read it with --payload base64"
-    if len(data) > REGISTRY_HEADER_BYTES and data[0] == 0 and any(one in head for one in MAGICS):
-        schema = int.from_bytes(data[1:REGISTRY_HEADER_BYTES], "big")
-        return f"a record of schema {schema} of a schema registry (Avro or Protobuf) with an image in it"
+    if len(data) > HEADER_BYTES and data[0] == 0 and any(one in head for one in MAGICS):
+        schema = int.from_bytes(data[1:HEADER_BYTES], "big")
+        return (
+            f"a record of schema {schema} of a schema registry with an image in it: read it with --payload avro:FIELD "
+            "unless it is Protobuf"
+        )
     if head.startswith(b"--") and re.search(rb"\ncontent-(type|disposition):", head, re.IGNORECASE):
         return "a multipart body: send its part as the message"
     return _json_frame(data) if head.lstrip()[:1] == b"{" else None

@@ -48,6 +48,17 @@ def decoding_bytes(limits: Limits) -> int:
     return DECODER_BYTES + min(limits.memory_bytes, DECODE_BYTES_PER_PIXEL * limits.max_pixels)
 
 
+def worker_bytes(settings: Settings, bundle_bytes: int) -> int:
+    """The memory that a Python worker takes at most; `bundle_bytes` as for `check_memory`."""
+    decoding = decoding_bytes(settings.image_limits)
+    return WORKER_BYTES + 2 * bundle_bytes + decoding + COPIES_OF_A_BATCH * BYTES_PER_ARROW_BATCH
+
+
+def needed_bytes(settings: Settings, bundle_bytes: int, workers: int) -> int:
+    """The memory that the JVM and all workers take at most; arguments as for `check_memory`."""
+    return workers * worker_bytes(settings, bundle_bytes) + parse_size(settings.driver_memory)
+
+
 def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:
     """Refuse to start what would run out of memory.
 
@@ -59,9 +70,8 @@ def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:
         ServiceError: more is needed than there is; with the figures.
     """
     limits = settings.image_limits
-    decoding = decoding_bytes(limits)
-    per_worker = WORKER_BYTES + 2 * bundle_bytes + decoding + COPIES_OF_A_BATCH * BYTES_PER_ARROW_BATCH
-    needed = workers * per_worker + parse_size(settings.driver_memory)
+    decoding, per_worker = decoding_bytes(limits), worker_bytes(settings, bundle_bytes)
+    needed = needed_bytes(settings, bundle_bytes, workers)
     available = memory().available
     if needed > available:
         raise ServiceError(

@@ -27,8 +27,8 @@ from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
 from producer.message import MessageHeaders, read_headers
 from streaming.pipeline.account import Piece, ReadCounter
 from streaming.pipeline.decisions import ModelVersion
-from streaming.pipeline.engines import EngineChoice
-from streaming.pipeline.payload import RAW, FrameError, frame_of, unwrapping
+from streaming.pipeline.payload import RAW, FrameError, Payload, frame_of, unwrapping
+from streaming.platform.engines import EngineChoice
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE, TRACEPARENT
 
@@ -58,7 +58,7 @@ class ScoreTask:
     topics: dict[str, str]  # name in Kafka → name in the tables
     quarantine_dir: str
     features_dir: str | None
-    payload: str = RAW  # the frame around each image, see `payload.py`
+    payload: Payload = RAW
     limits: Limits = DEFAULT_LIMITS
 
 
@@ -351,7 +351,7 @@ def _bounded_headers(column: pa.ListArray) -> _Headers:
     )
 
 
-def _unwrapped(column: pa.Array, payload: str, refused: dict[int, BadImage]) -> pa.Array:
+def _unwrapped(column: pa.Array, payload: Payload, refused: dict[int, BadImage]) -> pa.Array:
     """The images without the frames around them; what is not in the frame is refused."""
     unwrap = unwrapping(payload)
     if unwrap is None:

@@ -12,7 +12,7 @@ from models.errors import ModelError
 from models.scorer import check_golden, load_reference, load_scorer
 from streaming.errors import ServiceError
 from streaming.pipeline.decisions import ModelVersion
-from streaming.pipeline.engines import EngineChoice, Engines
+from streaming.platform.engines import EngineChoice, Engines
 from streaming.registry import CHALLENGER, CHAMPION, Registry
 from streaming.storage.registry_objects import Alias
 

@@ -26,19 +26,20 @@ from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic, Sen
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
-from streaming.pipeline.engines import Engines
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.ingest import planned_ranges, read_topics
 from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
 from streaming.pipeline.offsets import COMMITTED
-from streaming.pipeline.payload import RAW
+from streaming.pipeline.payload import RAW, Payload
 from streaming.pipeline.positions import Accept, Plan, TopicAppearedError, plan_topics, refuse_shared
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.serving import Serving
 from streaming.pipeline.witness import Witness
 from streaming.platform.bounded_reader import BoundedReader
+from streaming.platform.engines import Engines
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
+from streaming.platform.schema_registry import RegistryAwayError
 from streaming.platform.session import cause, spark_session
 from streaming.platform.topic import Subscription, describe_topics, offsets_from, topic_notices, trouble_with_broker
 from streaming.registry import open_registry
@@ -72,7 +73,7 @@ class StreamOptions:
     bytes_per_batch: int = BYTES_PER_BATCH
     store_features: bool = True
     accept: Accept = field(default_factory=Accept)
-    payload: str = RAW  # the frame around each image, see `payload.py`
+    payload: Payload = RAW
     subscription: Subscription | None = None  # default: the settings' topic
     begin: Begin = EARLIEST  # where to begin at the first start: EARLIEST, LATEST, or a time
 
@@ -315,7 +316,7 @@ class _Run:
             committed = self._settings.isolation == COMMITTED
             with closing(BoundedReader(self._servers, self._client, committed=committed)) as reader:
                 committer(read_bounded(reader, ranges, names), ranges)
-        except (KafkaError, ServiceError, LostDecisionError, WitnessError) as error:
+        except (KafkaError, ServiceError, LostDecisionError, WitnessError, RegistryAwayError) as error:
             if isinstance(error, ServiceError) and not isinstance(error, RefusedError | AnswersAwayError):
                 raise
             self._after_failure(f"{type(error).__name__}: {error}")
@@ -395,9 +396,9 @@ class _Run:
             self._events.on_trouble(f"planning again: {cause(error)}")
             return
         store_away = StoreAwayError.__name__ in error and not self._settings.place.is_local
-        if store_away or AnswersAwayError.__name__ in error:
+        if store_away or any(kind.__name__ in error for kind in (AnswersAwayError, RegistryAwayError)):
             self._events.on_trouble(f"{cause(error)}; waiting for it")
-            self._stop.wait(RETRY_S)  # planning asks again, until it answers
+            self._stop.wait(RETRY_S)  # planning, or the same micro-batch, asks again until it answers
             return
         if is_permanent(error):
             raise ServiceError(f"the stream stopped: {cause(error)}")

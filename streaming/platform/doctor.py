@@ -15,12 +15,14 @@ from models.onnx_session import resolve_providers
 from streaming.environment import all_ignored
 from streaming.errors import ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
+from streaming.platform.engines import Engines
 from streaming.platform.jars import ELSEWHERE, damaged_jars, locked_jars, why_not_for_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_probe import check_broker as ask_broker
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.machine import NAMELESS_USER, has_passwd_entry, memory, user_name
 from streaming.platform.scratch import use_scratch
+from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings, cloud_variables
 from streaming.storage.home import Home, make_dir
 
@@ -89,6 +91,7 @@ def diagnose(settings: Settings) -> list[Check]:
         check_memory,
         check_disk,
         check_engines,
+        check_champion,
         check_broker,
     )
     return [check(settings) for check in checks]
@@ -241,6 +244,20 @@ def check_engines(settings: Settings) -> Check:
         what, _, fix = str(error).partition(": ")
         return Check("engines", what, fix)
     return Check("engines", f"{found}; providers {', '.join(providers)}; engine {settings.engine}")
+
+
+def check_champion(settings: Settings) -> Check:
+    """Which engine runs the champion here, and why; whether it can is for `models verify` to find out."""
+    try:
+        registry = open_registry(settings.home)
+        version = registry.target(CHAMPION)
+        if version is None:
+            return Check("champion", "none yet: `imagestream train` makes one")
+        manifest = registry.manifest(version)
+    except (ModelError, ServiceError, OSError) as error:
+        return Check("champion", f"cannot be read: {error}", fix="see the check of the home, or restore its models")
+    chosen = Engines(settings).known(manifest) or f"not measured yet: `imagestream models verify {version}`"
+    return Check("champion", f"version {version}, {manifest.backbone.name}; engine {chosen}")
 
 
 def check_broker(settings: Settings) -> Check:

@@ -40,6 +40,7 @@ from streaming.storage.store import (
     open_store,
 )
 from streaming.storage.store_errors import OF_A_STORE, store_error
+from streaming.storage.table_features import check_commit_error, check_features, check_rewritable, check_whole_files
 
 PROTOCOL = (1, 2)  # versions of reader and writer: no table features, but appendOnly and invariants
 CHECKPOINT_INTERVAL = 50  # versions
@@ -90,6 +91,7 @@ class TableLog:
         self._learn(opened_at)
 
     def _learn(self, known_at: float) -> None:
+        check_features(self._handle, self.place)
         protocol = self._handle.protocol()
         append_only = self._handle.metadata().configuration.get("delta.appendOnly", "false")
         self._by_hand = (protocol.min_reader_version, protocol.min_writer_version) == PROTOCOL and append_only != "true"
@@ -146,10 +148,10 @@ class TableLog:
         seen = self.seen(REWRITE)
         return 1 if seen is None else seen + 1
 
-    @property
-    def reader_version(self) -> int:
-        """The version of Delta's protocol that a reader must know."""
-        return int(self._handle.protocol().min_reader_version)
+    def check_rewritable(self) -> None:
+        """Raises TableFeatureError where files of the version that is known are not to be replaced."""
+        with answers(self.place):
+            check_rewritable(self._handle, self.place)
 
     def data_schema(self) -> pa.Schema:
         """The columns that the files hold: all but those of the partitions, which the folders' names tell."""
@@ -205,7 +207,8 @@ class TableLog:
                     commit_properties=CommitProperties(app_transactions=[Transaction(app_id, number)]),
                     post_commithook_properties=HOOKS,
                 )
-        except CommitFailedError:
+        except CommitFailedError as error:
+            check_commit_error(error, self.place)
             return False
         self._known_at = float("-inf")  # the handle does not follow its own commit
         return True
@@ -214,8 +217,10 @@ class TableLog:
         """The files of the version that is known, in no particular order.
 
         Raises:
-            ServiceError: the log names a file outside of the table's directory.
+            ServiceError: the log names a file outside of the table's directory, or files do not hold the table's rows.
         """
+        with answers(self.place):
+            check_whole_files(self._handle, self.place)
         rows = pa.table(self._handle.get_add_actions()).to_pylist()
         return [
             LiveFile(
@@ -230,6 +235,7 @@ class TableLog:
     def _live_paths(self, wanted: Collection[RemoveAction]) -> set[str]:
         if not wanted:
             return set()
+        self.check_rewritable()
         return {unquote(path) for path in pa.table(self._handle.get_add_actions()).column("path").to_pylist()}
 
 

@@ -8,7 +8,6 @@ has already seen is left out.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from math import isfinite
@@ -28,6 +27,7 @@ from deltalake.transaction import AddAction
 from streaming.errors import ServiceError
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store import check_key, is_uri, open_store
+from streaming.storage.table_features import check_commit_error, check_features, check_whole_files
 from streaming.storage.table_log import (
     CHECKPOINT_INTERVAL,
     COMMIT_TRIES,
@@ -207,6 +207,7 @@ class Table:
                 handle = open_delta(self.place)  # which `create` would do twice
             except TableNotFoundError:
                 handle = self._create(configuration)
+            check_features(handle, self.place)
             self._add_missing_columns(handle)
         self._log = TableLog(handle, self.place, now)
 
@@ -288,8 +289,11 @@ class Table:
             table = self._log.refresh()
             once = CommitProperties(app_transactions=[Transaction(REWRITE, self._log.next_rewrite())])
             # A conflict means that files were replaced meanwhile: those there are now have the rows.
-            with suppress(CommitFailedError), answers(self.place):
-                return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
+            try:
+                with answers(self.place):
+                    return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
+            except CommitFailedError as error:
+                check_commit_error(error, self.place)
         raise ServiceError(f"{self.place} is rewritten all the time: stop `maintain` and `replay`, and try again")
 
     def files(self) -> list[str]:
@@ -332,8 +336,10 @@ def data_files(table: DeltaTable, place: str | Path) -> list[str]:
     """The Parquet files of the version that a handle has open, as paths or URIs.
 
     Raises:
-        ServiceError: the log names a file outside of the table's directory, which is none of ours.
+        ServiceError: the log names a file outside of the table's directory, or the files do not hold the table's rows.
     """
+    with answers(str(place)):
+        check_whole_files(table, str(place))
     files = [unquote(uri) for uri in table.file_uris()]  # they come percent-encoded, as in a URL
     for file in files:
         if not _is_inside(file, str(place)):

@@ -7,72 +7,31 @@ and the gate (`streaming.training.gate`) decides from their answers.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from models.architectures import BACKBONES, DEFAULT_BACKBONE, BackboneSpec, Output
-from models.backbone import export_backbone, file_sha256, find_backbone
-from models.bundle import GOLDEN, EngineName
-from models.import_file import import_network, split_tensor
+from models.backbone import find_backbone
+from models.bundle import GOLDEN
 from models.projection import check_pca_memory
-from models.scorer import Images, golden_images
+from models.scorer import golden_images
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
-from streaming.images.featurize import FeatureSource
 from streaming.images.groups import chosen_groups
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
+from streaming.training.backbones import BackboneOptions, make_backbone
 from streaming.training.calibrate import calibration_images
 from streaming.training.candidate import BackboneParts, make_candidate
 from streaming.training.fit_options import FitOptions, GateOptions
-from streaming.training.import_model import entry_of, sample_images
 from streaming.training.inherit import objective_for, options_like
 from streaming.training.job import Job, OnStep, TrainResult, champion_of, some_images
 from streaming.training.tracking import check_tracking
-
-
-@dataclass(frozen=True)
-class BackboneOptions:
-    """Which network makes the features.
-
-    Attributes:
-        name: of a backbone, or `FILE[:tensor]` for a model that was made elsewhere.
-        weights: `imagenet`, `random`, or a file; of a backbone by name.
-        preset: how images are prepared for a model that was made elsewhere; guessed without it.
-        input_size: height and width of the images; None for the backbone's own.
-        engine: what runs it when the model answers.
-        int8: as 8-bit integers, calibrated on training images.
-    """
-
-    name: str = DEFAULT_BACKBONE
-    weights: str = "imagenet"
-    output: Output = "pooled"
-    input_size: int | None = None
-    engine: EngineName = "litert"
-    int8: bool = False
-    preset: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.is_file and (self.int8 or self.engine == "keras" or self.weights != "imagenet"):
-            raise ServiceError("a backbone from a file runs as it is: leave out --weights, --engine and --int8")
-        if self.preset is not None and not self.is_file:
-            raise ServiceError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
-        if self.int8 and self.engine == "keras":
-            raise ServiceError("8-bit integers are for the engine litert; keras computes in float32")
-
-    @property
-    def is_file(self) -> bool:
-        return self.name not in BACKBONES and split_tensor(self.name)[0].exists()
-
-    @property
-    def size(self) -> tuple[int, int] | None:
-        return None if self.input_size is None else (self.input_size, self.input_size)
 
 
 def train(
@@ -100,12 +59,9 @@ def train(
     settings.place.check()
     find_java(settings.work_dir)  # before the minute that an export can take
     with TemporaryDirectory(prefix="imagestream-") as scratch:
-        if backbone.is_file:
-            made = _from_file(backbone, Path(scratch), on_step)
-        else:
-            spec = find_backbone(backbone.name, backbone.output, backbone.size)
-            _check_memory(options, spec.n_features)
-            made = _by_name(settings, backbone, spec, on_step)
+        if not backbone.is_file:  # before the minute that an export can take
+            _check_memory(options, find_backbone(backbone.name, backbone.output, backbone.size).n_features)
+        made = make_backbone(backbone, settings.backbones_dir, Path(scratch), on_step)
         entry = made.source.entry
         _check_memory(options, entry.n_features)
         registry = open_registry(settings.home)
@@ -119,8 +75,8 @@ def train(
             exact = None
             if backbone.int8:
                 exact = make_candidate(rows, options)
-                pixels = calibration_images(dataset, exact.split, rows, spec.input_size)
-                made = _by_name(settings, backbone, spec, on_step, pixels)
+                pixels = calibration_images(dataset, exact.split, rows, entry.input_size)
+                made = make_backbone(backbone, settings.backbones_dir, Path(scratch), on_step, pixels)
                 rows.unpersist()
                 rows, read = job.featurized(dataset, made.source)
             on_step("fitting and evaluating")
@@ -128,55 +84,6 @@ def train(
             parts = replace(made.parts, golden=golden)
             result = job.finish(candidate, rows, parts, made.source.sha256, read, exact=exact)
     return replace(result, warnings=[*made.guessed, *result.warnings])
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A backbone, ready to featurize and to become part of a bundle.
-
-    Attributes:
-        parts: without golden images.
-        guessed: what a file left open, a line each.
-    """
-
-    source: FeatureSource
-    parts: BackboneParts
-    guessed: tuple[str, ...] = ()
-
-
-def _by_name(
-    settings: Settings, backbone: BackboneOptions, spec: BackboneSpec, on_step: OnStep, pixels: Images | None = None
-) -> _Made:
-    """A backbone of the table, exported; in 8-bit integers with `pixels` to calibrate it."""
-    on_step(f"preparing {spec.name}" + ("" if pixels is None else " in 8-bit integers"))
-    exported = export_backbone(
-        spec.name,
-        backbone.weights,
-        settings.backbones_dir,
-        output=spec.output,
-        input_size=spec.input_size,
-        int8_calibration=pixels,
-    )
-    return _Made(FeatureSource.of(exported), BackboneParts.of(exported, (), backbone.engine))
-
-
-def _from_file(backbone: BackboneOptions, scratch: Path, on_step: OnStep) -> _Made:
-    """A tensor of a model that was made elsewhere; what is run of it lies in `scratch`."""
-    path, tensor = split_tensor(backbone.name)
-    on_step(f"loading {path.name}")
-    imported = import_network(
-        path,
-        scratch,
-        sample_images(),
-        tensor=tensor,
-        preset=backbone.preset,
-        input_size=backbone.size,
-        pooled=backbone.output == "pooled",
-    )
-    entry, network = entry_of(imported, backbone.output), imported.network
-    source = FeatureSource(entry, imported.file, network.identity(file_sha256(imported.file), backbone.output))
-    guessed = tuple(f"guessed {name}: {value}" for name, value in imported.guessed.items())
-    return _Made(source, BackboneParts(entry, {network.file: imported.file}, ()), guessed)
 
 
 def _check_memory(options: FitOptions, n_features: int) -> None:

@@ -32,11 +32,11 @@ from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
 from streaming.storage.home import held, make_dir
 from streaming.storage.tables import Table
+from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit_classifier, fit_projection
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 from streaming.training.sums import gram_sums
-from streaming.training.train import BackboneOptions
 from streaming.training.tune_features import Variant, VariantMaker, stored_variant
 from streaming.training.tune_space import Space, make_space
 from streaming.training.tune_study import Outcome, finished, open_study, outcomes_of, tell
@@ -81,6 +81,10 @@ class Source:
     sizes: tuple[int, ...] = ()
     precisions: tuple[Precision, ...] = ("float32",)
 
+    def __post_init__(self) -> None:
+        if self.backbone.is_file and self.precisions != ("float32",):
+            raise ServiceError("a backbone from a file runs as it is: leave out --engines")
+
 
 @dataclass(frozen=True)
 class VariantFacts:
@@ -102,6 +106,7 @@ class Tuned:
         resumed: trials that were there before.
         variants: the ways in which features were made.
         rows: images that were (fitted on, validated on).
+        warnings: what was guessed of a backbone from a file, a line each.
     """
 
     outcomes: list[Outcome]
@@ -111,6 +116,7 @@ class Tuned:
     variants: list[VariantFacts]
     rows: tuple[int, int]
     study: Path
+    warnings: tuple[str, ...] = ()
 
     @property
     def best(self) -> Outcome:
@@ -184,7 +190,8 @@ def search(
         raise ServiceError(f"not one of {len(failed)} trials could be fitted; the last: {[*failed.values()][-1]}")
     facts = [VariantFacts(one.name, one.input_size, one.precision) for one in variants]
     rows = variants[0].n_fit, variants[0].n_validation
-    return Tuned(outcomes, front_of(outcomes), failed, resumed, facts, rows, path)
+    guessed = tuple(dict.fromkeys(line for one in variants for line in one.guessed))
+    return Tuned(outcomes, front_of(outcomes), failed, resumed, facts, rows, path, guessed)
 
 
 def front_of(outcomes: Sequence[Outcome]) -> list[int]:

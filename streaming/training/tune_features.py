@@ -1,9 +1,10 @@
 """The features that `tune` searches on: stored ones, or made anew for each input size and precision."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import numpy as np
@@ -11,13 +12,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.arrays import Features
-from models.backbone import ExportedBackbone, Precision, export_backbone, find_backbone
+from models.backbone import Precision
 from models.bundle import GOLDEN, Bundle
 from models.decode import Resize
-from models.engine import LiteRTEngine
 from models.fitted_on import BloomFilter, FittedOn
 from models.recipe import Recipe
-from models.scorer import Engine, Head, decode_all, golden_images, load_scorer
+from models.scorer import Engine, Head, decode_all, golden_images, load_engine, load_scorer
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import featurize
@@ -26,9 +26,9 @@ from streaming.images.labels import labelled_features
 from streaming.images.split import Sides
 from streaming.storage.files import as_matrix
 from streaming.storage.tables import Table
+from streaming.training.backbones import BackboneOptions, MadeBackbone, make_backbone
 from streaming.training.calibrate import calibration_images
 from streaming.training.fit import in_order
-from streaming.training.train import BackboneOptions
 
 SAMPLE_IMAGES = 16
 SAMPLE_ROWS, SAMPLE_BYTES = 256, 16 * 1024**2
@@ -47,6 +47,7 @@ class Variant:
         fingerprint: of the images and labels of both.
         backbone_s: seconds an image, decoding included, on one core.
         sample: (N, D) some of the features, to time heads on.
+        guessed: what the file of an imported backbone left open, a line each.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Variant:
     fingerprint: str
     backbone_s: float
     sample: Features
+    guessed: tuple[str, ...] = ()
 
     def images_per_s(self, head: Head) -> float:
         """Images a second on one core, with this head; measured, so never twice the same."""
@@ -117,35 +119,32 @@ class VariantMaker:
         return [_variant(one, rows, self.sides) for one, rows in made]
 
     def _featurized(self, size: int | None, calibration: "np.ndarray | None") -> "tuple[_Made, DataFrame]":
-        pixels = None if size is None else (size, size)
-        spec = find_backbone(self.backbone.name, self.backbone.output, pixels)
-        shown = (
-            f"{spec.name} at {spec.input_size[0]}×{spec.input_size[1]}{' in int8' if calibration is not None else ''}"
-        )
-        self.on_step(f"preparing {shown}")
-        exported = export_backbone(
-            spec.name,
-            self.backbone.weights,
-            self.cache_dir,
-            output=spec.output,
-            input_size=spec.input_size,
-            int8_calibration=calibration,
-        )
-        self.on_step(f"computing the features of {self.dataset.n_images:,} images by {shown}")
-        found = featurize(self.spark, self.dataset, exported, self.features)
-        if not found.rows:
-            path, why = next(iter(found.bad.items()))
-            raise ServiceError(f"not one of the {self.dataset.n_images:,} images decodes; {path}: {why}")
-        group_by = self.sides.holdout.group_by
-        labelled = labelled_features(self.spark, self.features, exported.sha256, group_by=group_by)
-        rows = _ordered(labelled, spec.n_features)
-        return self._timed(exported, size), rows
+        options = self.backbone if size is None else replace(self.backbone, input_size=size)
+        with TemporaryDirectory(prefix="imagestream-") as scratch:
+            made = make_backbone(options, self.cache_dir, Path(scratch), self.on_step, calibration)
+            entry = made.source.entry
+            height, width = entry.input_size
+            precision = "" if calibration is None else " in int8"
+            self.on_step(
+                f"computing the features of {self.dataset.n_images:,} images by {entry.name} at {height}×{width}"
+                f"{precision}"
+            )
+            found = featurize(self.spark, self.dataset, made.source, self.features)
+            if not found.rows:
+                path, why = next(iter(found.bad.items()))
+                raise ServiceError(f"not one of the {self.dataset.n_images:,} images decodes; {path}: {why}")
+            group_by = self.sides.holdout.group_by
+            labelled = labelled_features(self.spark, self.features, made.source.sha256, group_by=group_by)
+            rows = _ordered(labelled, entry.n_features)
+            return self._timed(made, size), rows
 
-    def _timed(self, exported: ExportedBackbone, size: int | None) -> "_Made":
+    def _timed(self, made: MadeBackbone, size: int | None) -> "_Made":
         images = [data for data, _ in zip(self.dataset.some_images(SAMPLE_IMAGES), range(SAMPLE_IMAGES), strict=False)]
-        seconds = _seconds_per_image(LiteRTEngine(exported.flatbuffer), images, "stretch")
-        spec = exported.spec
-        return _Made(size, exported.precision, exported.sha256, spec.n_features, spec.input_size, seconds)
+        entry = made.source.entry
+        engine = load_engine(entry, made.source.file.read_bytes())
+        seconds = _seconds_per_image(engine, images, entry.fitting)
+        facts = (size, entry.precision, made.source.sha256, entry.n_features, entry.input_size, seconds)
+        return _Made(*facts, made.guessed)
 
 
 @dataclass(frozen=True)
@@ -158,6 +157,7 @@ class _Made:
     n_features: int
     pixels: tuple[int, int]
     seconds: float  # an image
+    guessed: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -197,6 +197,7 @@ def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter
         fingerprint=f"{n_fit}:{mixed} {n_validation}:{mixed_too}",
         backbone_s=made.seconds,
         sample=sample,
+        guessed=made.guessed,
     )
 
 

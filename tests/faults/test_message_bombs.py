@@ -1,16 +1,24 @@
 """Messages that Spark cannot read: the stream lives, their neighbours have rows, and a row names their offset."""
 
+import os
 from contextlib import closing
+from pathlib import Path
 
 from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient, NewTopic
 
+from models.bundle import read_bundle
 from streaming.images.dataset import digit_images
 from streaming.jobs.audit import audit
+from streaming.pipeline.preflight import needed_bytes, with_fixed_heap
 from streaming.settings import Settings
 from tests.conftest import imagestream
-from tests.faults.harness import Stream, drain, rows
-from tests.faults.record_batches import gzip_bomb, produce
+from tests.faults.harness import MemoryWatch, Stream, drain, rows
+from tests.faults.record_batches import gzip_bomb, produce, zstd_bomb
+from tests.forms import Record
+from tests.streaming.small_models import bundle_folder
+
+LAUGHS = 10  # records of a batch
 
 ANY_TIME = {
     "message.timestamp.type": "CreateTime",
@@ -24,36 +32,58 @@ def create_topic(settings: Settings, **configuration: str) -> None:
         admin.create_topics([NewTopic(settings.topic, 1, 1, topic_configs=configuration)])
 
 
-def test_a_batch_that_ends_the_jvm_is_read_beside_it_after_two_deaths(service: Settings) -> None:
+BOMBS = {
+    "600 MB in gzip": lambda: gzip_bomb(600_000_000),
+    "six million headers": lambda: gzip_bomb(10, 6_000_000),
+    "2 GB in zstd": lambda: zstd_bomb(2_000_000_000),
+    "ten times 400 MB": lambda: zstd_bomb(400_000_000, LAUGHS),
+}
+
+
+def test_a_batch_that_ends_the_jvm_is_read_beside_it_after_two_deaths(service: Settings, record: Record) -> None:
     create_topic(service, **{"compression.type": "producer"})
-    images = [data for _, _, data in digit_images(6, 300)]
+    images = iter([data for _, _, data in digit_images(2 * len(BOMBS) + 2, 300)])
     servers = str(service.bootstrap_servers)
+    good: list[int] = []
+    bombs: list[int] = []
     with closing(KafkaProducer(bootstrap_servers=servers)) as producer:
-        for number, bomb in enumerate([gzip_bomb(600_000_000), gzip_bomb(10, 6_000_000), None]):
-            for data in images[2 * number : 2 * number + 2]:
-                producer.send(service.topic, data).get(30)
+        for bomb in [*BOMBS.values(), None]:
+            good += [producer.send(service.topic, next(images)).get(30).offset for _ in range(2)]
             if bomb is not None:
-                assert produce(servers, service.topic, 0, bomb)[0] == 0
+                error, offset = produce(servers, service.topic, 0, bomb())
+                assert error == 0
+                bombs.append(offset)
     deaths = 0
+    peaks: list[tuple[float, float]] = []
     for _ in range(3):
-        with Stream(service, until_drained=True) as stream:
+        with Stream(service, until_drained=True) as stream, MemoryWatch(stream.process.pid) as watch:
             code = stream.process.wait(120)
+        peaks.append(watch.peak_mb())
         deaths += code != 0
         if not code:
             break
     assert (deaths, code) == (2, 0), stream.said()
     assert any("reading it message by message" in event["what"] for event in stream.events("trouble"))
-    assert [row["offset"] for row in rows(service, 'SELECT "offset" FROM predictions ORDER BY 1')] == [0, 1, 3, 4, 6, 7]
+    assert [row["offset"] for row in rows(service, 'SELECT "offset" FROM predictions ORDER BY 1')] == good
     bad = rows(service, 'SELECT "offset", stage, reason, detail, value, headers FROM quarantine ORDER BY 1')
-    assert [(row["offset"], row["stage"], row["reason"]) for row in bad] == [
-        (2, "read", "message_bomb"),
-        (5, "read", "message_bomb"),
-    ]
+    assert [row["offset"] for row in bad] == [*bombs, *range(bombs[-1] + 1, bombs[-1] + LAUGHS)]
+    assert {(row["stage"], row["reason"]) for row in bad} == {("read", "message_bomb")}
     assert all(row["value"] is None and not row["headers"] for row in bad)
-    assert "got 600,000,0" in bad[0]["detail"]
-    assert "got 6,000,000" in bad[1]["detail"]
+    details = [row["detail"] for row in bad]
+    assert "got 600,000,0" in details[0]
+    assert "got 6,000,000" in details[1]
+    assert "its batch unpacks to more than 1,073,741,824 bytes" in details[2]
+    assert ["got 400,000,0" in one for one in details[3:]] == [True, True, *[False] * (LAUGHS - 2)]
+    assert details[-1] == details[2]
     assert imagestream(service, "audit", "--broker")["clean"]
     assert imagestream(service, "replay", "--dry-run")["wanted"] == 0  # there are no bytes to send
+
+    java, python = max(peaks, key=sum)
+    bundle = sum(len(content) for content in read_bundle(bundle_folder(Path(service.home), 1)).files.values())
+    needed = needed_bytes(with_fixed_heap(service)[0], bundle, os.cpu_count() or 1) / 1e6
+    peak = f"{java:,.0f} + {python:,.0f}"
+    record("bombs: peak memory of JVM + Python, preflight's figure", f"≤ {needed:,.0f} MB", f"{peak} MB")
+    assert java + python <= needed
 
 
 def test_the_embedded_broker_refuses_bombs_and_lives(broker: Settings, service: Settings) -> None:
@@ -61,6 +91,8 @@ def test_the_embedded_broker_refuses_bombs_and_lives(broker: Settings, service: 
     create_topic(service)
     assert produce(servers, service.topic, 0, gzip_bomb(60_000_000)) == (10, -1)  # MESSAGE_TOO_LARGE
     assert produce(servers, service.topic, 0, gzip_bomb(600_000_000))[0] != 0  # more than its memory
+    for bomb in (zstd_bomb(60_000_000), zstd_bomb(2_000_000_000), zstd_bomb(400_000_000, LAUGHS)):
+        assert produce(servers, service.topic, 0, bomb)[0] != 0
     assert produce(servers, service.topic, 0, gzip_bomb(1_000)) == (0, 0)
 
 

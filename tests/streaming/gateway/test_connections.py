@@ -28,10 +28,11 @@ def never(*_: Any) -> Any:
 
 
 @contextmanager
-def served(home: Path, key: str | None = None) -> Iterator[int]:
+def served(home: Path, key: str | None = None, log_format: str | None = None) -> Iterator[int]:
     """The port of a gateway on a thread of this process; what is tested here is refused before the broker is asked."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(create_app(Settings(home=home), Broker(MAX_BYTES, never, lambda: True, 5.0), key))
+        app = create_app(Settings(home=home), Broker(MAX_BYTES, never, lambda: True, 5.0), key)
+        server = make_server(app, access_log=log_format is not None, log_format=log_format or "text")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -103,9 +104,22 @@ def test_the_oldest_silent_connection_makes_room_and_busy_ones_stay(
             assert busy.recv(65_536).startswith(b"HTTP/1.1 404")
 
 
-@pytest.mark.parametrize("declared", [b"", b"Content-Length: 10\r\n"], ids=["chunked", "chunked with a wrong length"])
-def test_a_body_of_a_gigabyte_in_chunks_is_refused_and_takes_no_memory(tmp_path: Path, declared: bytes) -> None:
-    head = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n"
+@pytest.mark.parametrize(
+    ("path", "media_type", "declared"),
+    [
+        (b"/v1/images", b"image/jpeg", b""),
+        (b"/v1/images", b"image/jpeg", b"Content-Length: 10\r\n"),
+        (b"/v1/labels", b"application/json", b""),
+    ],
+    ids=["chunked", "chunked with a wrong length", "labels"],
+)
+def test_a_body_of_a_gigabyte_in_chunks_is_refused_and_takes_no_memory(
+    tmp_path: Path, path: bytes, media_type: bytes, declared: bytes
+) -> None:
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n" % (
+        path,
+        media_type,
+    )
     chunk = b"100000\r\n" + b"\xff\xd8\xff" + bytes(0x100000 - 3) + b"\r\n"
     with served(tmp_path) as port, closing(connect(port)) as one:
         before = psutil.Process().memory_info().rss
@@ -137,7 +151,9 @@ def test_a_content_length_that_is_none_is_refused(tmp_path: Path, length: bytes)
 
 def test_endless_headers_are_refused(tmp_path: Path) -> None:
     with served(tmp_path) as port:
-        assert answer_to(port, b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000).startswith(b"HTTP/1.1 400 ")
+        answer = answer_to(port, b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"content-type: application/problem+json" in answer
 
 
 def test_the_description_is_behind_the_key_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The gateway over real HTTP with a real broker and real tables: what it takes, what it refuses, what it tells."""
+"""The gateway over real HTTP with a real broker and real tables: what it takes, refuses and answers."""
 
 import hashlib
 import os
@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pyarrow as pa
@@ -24,7 +26,7 @@ from hypothesis import settings as examples
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS
 
-from producer.message import HEADER_LABEL, HEADER_TRACEPARENT, read_headers
+from producer.message import HEADER_LABEL, HEADER_SOURCE, HEADER_TRACEPARENT, read_headers
 from producer.sender import Sender
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run as run_command
@@ -43,6 +45,15 @@ KEY = "a key of thirty-two characters.."
 MAX_BYTES = 200_000
 PATIENCE_S, SILENCE_S = 30.0, 3.0  # with a broker that answers, and until one that does not is given up
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def check_problem(answer: httpx.Response, code: int) -> str:
+    """The one line of an error as RFC 9457 has it."""
+    assert (answer.status_code, answer.headers["Content-Type"]) == (code, "application/problem+json"), answer.text
+    found = answer.json()
+    assert (found["type"], found["status"], found["title"]) == ("about:blank", code, HTTPStatus(code).phrase)
+    assert "\n" not in found["detail"]
+    return str(found["detail"])
 
 
 def image_id(data: bytes) -> str:
@@ -124,8 +135,8 @@ def test_two_hundred_uploads_at_once_are_each_in_the_topic_where_the_answer_says
 
     def upload(number: int) -> httpx.Response:
         if number % 2:
-            return client.post("/images", files={"file": ("a.jpg", images[number])}, data={"label": f"odd {number}"})
-        return client.post(f"/images?label=even+{number}", content=images[number], headers=JPEG_TYPE)
+            return client.post("/v1/images", files={"file": ("a.jpg", images[number])}, data={"label": f"odd {number}"})
+        return client.post(f"/v1/images?label=even+{number}", content=images[number], headers=JPEG_TYPE)
 
     with ThreadPoolExecutor(200) as pool:
         answers = list(pool.map(upload, range(200)))
@@ -134,6 +145,7 @@ def test_two_hundred_uploads_at_once_are_each_in_the_topic_where_the_answer_says
     for number, (image, answer) in enumerate(zip(images, map(httpx.Response.json, answers), strict=True)):
         message = found[answer["partition"], answer["offset"]]
         assert (answer["topic"], answer["image_id"], message.key.decode()) == (topic, image_id(image), image_id(image))
+        assert answers[number].headers["Location"] == f"/v1/predictions/{image_id(image)}"
         assert message.value == image
         assert read_headers(message.headers).label == f"{'odd' if number % 2 else 'even'} {number}"
 
@@ -145,9 +157,39 @@ def test_trace_and_content_type_go_with_the_image(client: httpx.Client, broker: 
     assert headers[HEADER_TRACEPARENT].decode() == trace
     assert headers["content-type"] == b"image/jpeg"
     assert HEADER_LABEL not in headers
+    assert headers[HEADER_SOURCE] == b"gateway"
     for nonsense in ("x", f"00-{'A' * 32}-{'b' * 16}-01"):
         headers = JPEG_TYPE | {"traceparent": nonsense}
         assert client.post("/images", content=JPEG + b"traced", headers=headers).status_code == 202
+
+
+def test_the_file_name_of_an_upload_is_its_source(client: httpx.Client, broker: Settings, topic: str) -> None:
+    named = client.post("/v1/images", files={"file": ("Käse 1.jpg", JPEG + b"named")})
+    chosen = client.post("/v1/images?source=camera+7%2F1.jpg", content=JPEG + b"named", headers=JPEG_TYPE)
+    found = messages(bootstrap_servers(broker), topic)
+    sources = [read_headers(at(found, answer.json()).headers).source for answer in (named, chosen)]
+    assert sources == ["Käse 1.jpg", "camera 7/1.jpg"]
+
+
+def test_several_images_in_one_request_are_all_published_or_none(
+    client: httpx.Client, broker: Settings, topic: str
+) -> None:
+    images = [JPEG + os.urandom(1_000 * (number + 1)) for number in range(5)]
+    files = [("file", (f"{number}.jpg", image)) for number, image in enumerate(images)]
+    before = len(messages(bootstrap_servers(broker), topic))
+    for bad, code in ((("file", ("bad.txt", b"a text")), 415), (("file", ("large.jpg", JPEG + bytes(MAX_BYTES))), 413)):
+        check_problem(client.post("/v1/images/batch", files=[*files, bad]), code)
+    refused = client.post("/v1/images/batch", files=[("file", ("a.jpg", JPEG))] * 101)
+    assert "Too many files" in check_problem(refused, 400)
+    answer = client.post("/v1/images/batch", files=files, data={"label": "cat"})
+    assert answer.status_code == 202, answer.text
+    found = messages(bootstrap_servers(broker), topic)
+    assert len(found) == before + len(images)
+    for number, (image, accepted) in enumerate(zip(images, answer.json()["images"], strict=True)):
+        message = at(found, accepted)
+        assert (message.value, accepted["image_id"]) == (image, image_id(image))
+        headers = read_headers(message.headers)
+        assert (headers.source, headers.label) == (f"{number}.jpg", "cat")
 
 
 def chunks(size: int) -> Iterator[bytes]:
@@ -163,10 +205,10 @@ def form(name: str, content: bytes) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("request_", "code", "detail"),
     [
-        ({"content": JPEG + bytes(MAX_BYTES), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes"),
-        ({"content": chunks(MAX_BYTES * 50), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes"),
-        (form("file", JPEG + bytes(MAX_BYTES)), 413, "at most 200,000 bytes"),
-        (form("file", JPEG + bytes(MAX_BYTES * 50)), 413, "at most 200,000 bytes"),
+        ({"content": JPEG + bytes(MAX_BYTES), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes an image"),
+        ({"content": chunks(MAX_BYTES * 50), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes an image"),
+        (form("file", JPEG + bytes(MAX_BYTES)), 413, "at most 200,000 bytes an image"),
+        (form("file", JPEG + bytes(MAX_BYTES * 50)), 413, "at most 200,000 bytes an image"),
         ({"content": b"a text", "headers": JPEG_TYPE}, 415, "expected an image"),
         (form("file", b"a text"), 415, "expected an image"),
         ({"content": JPEG, "headers": {"Content-Type": "text/plain"}}, 415, "expected multipart/form-data"),
@@ -180,6 +222,12 @@ def form(name: str, content: bytes) -> dict[str, Any]:
         (form("file", JPEG) | {"data": {"label": "x" * 201}}, 422, "expected 1 to 200 printable characters"),
         (form("file", JPEG) | {"data": {"label": "a\x00b"}}, 422, "expected 1 to 200 printable characters"),
         ({"content": JPEG, "headers": JPEG_TYPE, "params": {"label": "x" * 201}}, 422, "label: .*at most 200"),
+        (
+            {"content": JPEG, "headers": JPEG_TYPE, "params": {"source": "a\nb"}},
+            422,
+            "source: expected 1 to 1024 print",
+        ),
+        ({"files": {"file": ("a" * 1025, JPEG)}}, 422, "source: expected 1 to 1024 printable"),
         ({"content": JPEG, "headers": JPEG_TYPE | {"Origin": "https://elsewhere.test"}}, 403, "pages of another site"),
         ({"content": JPEG, "headers": JPEG_TYPE | {"Host": "elsewhere.test"}}, 403, "own name only"),
     ],
@@ -187,10 +235,8 @@ def form(name: str, content: bytes) -> dict[str, Any]:
 def test_what_is_no_image_to_take_is_refused_in_one_line(
     client: httpx.Client, request_: dict[str, Any], code: int, detail: str
 ) -> None:
-    answer = client.post("/images", **request_)
-    assert answer.status_code == code, answer.text
-    assert re.search(detail, answer.json()["detail"]), answer.text
-    assert "\n" not in answer.json()["detail"]
+    answer = client.post("/v1/images", **request_)
+    assert re.search(detail, check_problem(answer, code)), answer.text
 
 
 def test_an_upload_without_an_end_is_answered_at_the_limit(client: httpx.Client) -> None:
@@ -209,14 +255,14 @@ def test_with_a_key_only_its_holder_is_let_in(home: Settings, kafka: Broker) -> 
         for headers in [*wrong, {"Authorization": "Bearer x"}]:
             encoded = {name: value.encode() for name, value in headers.items()}
             answer = client.get(path, headers=encoded)
-            assert (answer.status_code, list(answer.json())) == (401, ["detail"])
+            assert "expected the API key" in check_problem(answer, 401)
             assert client.post("/images", content=JPEG, headers=JPEG_TYPE | encoded).status_code == 401
         for headers in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
             assert client.get(path, headers=headers).status_code == 404
             assert client.post("/images", content=JPEG, headers=JPEG_TYPE | headers).status_code == 202
         other = {"X-API-Key": KEY, "Origin": "https://elsewhere.test"}
         assert client.post("/images", content=JPEG, headers=JPEG_TYPE | other).status_code == 403
-        for open_to_all in ("/healthz", "/readyz"):
+        for open_to_all in ("/livez", "/healthz", "/readyz"):
             assert client.get(open_to_all).status_code == 200
 
 
@@ -251,9 +297,8 @@ def test_an_image_is_unknown_then_predicted_with_every_row_the_latest_first(
     client: httpx.Client, home: Settings
 ) -> None:
     image = os.urandom(20)
-    path = f"/predictions/{image_id(image)}"
-    unknown = client.get(path)
-    assert (unknown.status_code, unknown.json()) == (404, {"image_id": image_id(image), "status": "unknown"})
+    path = f"/v1/predictions/{image_id(image)}"
+    assert "never published, or waits" in check_problem(client.get(path), 404)
 
     later = NOW + timedelta(days=1)
     append(home, "predictions", [prediction(image, "cat", 7), prediction(b"another", "dog", 8)])
@@ -308,10 +353,36 @@ def test_a_lookup_goes_on_after_the_tables_were_compacted_and_vacuumed(tmp_path:
     lookup.close()
 
 
-@pytest.mark.parametrize("path", ["/predictions/xyz", f"/predictions/{'A' * 64}", f"/predictions/{'0' * 64}?wait=31"])
+def test_an_image_is_found_by_an_id_of_the_publishers_own(client: httpx.Client, home: Settings) -> None:
+    for own in ("camera 7/2026-03-01 12:00.jpg", "?a=1&b", "Käse", "100%"):
+        append(home, "predictions", [prediction(b"", "cat") | {"image_id": own}])
+        answer = client.get(f"/v1/predictions/{quote(own, safe='')}", params={"wait": 5})
+        assert (answer.status_code, answer.json()["image_id"]) == (200, own)
+
+
+@pytest.mark.parametrize("path", [f"/v1/predictions/{'A' * 1025}", f"/v1/predictions/{'0' * 64}?wait=31"])
 def test_a_question_that_is_none_is_refused_in_one_line(client: httpx.Client, path: str) -> None:
-    answer = client.get(path)
-    assert (answer.status_code, list(answer.json())) == (422, ["detail"])
+    check_problem(client.get(path), 422)
+
+
+@pytest.mark.parametrize(("method", "path", "code"), [("GET", "/v1/images", 405), ("GET", "/v1", 404)])
+def test_a_route_that_is_not_there_is_a_problem_too(client: httpx.Client, method: str, path: str, code: int) -> None:
+    check_problem(client.request(method, path), code)
+
+
+def test_the_routes_from_before_version_1_work_and_name_their_successors(client: httpx.Client) -> None:
+    unknown = client.get(f"/predictions/{'0' * 64}")
+    assert (unknown.status_code, unknown.json()) == (404, {"image_id": "0" * 64, "status": "unknown"})
+    taken, refused = client.post("/images", content=JPEG, headers=JPEG_TYPE), client.post("/images", content=b"")
+    assert (taken.status_code, set(taken.json())) == (202, {"image_id", "topic", "partition", "offset"})
+    assert check_problem(refused, 415)
+    for answer, successor in ((unknown, f"predictions/{'0' * 64}"), (taken, "images"), (refused, "images")):
+        assert re.fullmatch(r"@\d+", answer.headers["Deprecation"])
+        assert answer.headers["Link"] == f'</v1/{successor}>; rel="successor-version"'
+    described = client.get("/openapi.json").json()["paths"]
+    old = {path for path, operations in described.items() for one in operations.values() if one.get("deprecated")}
+    assert old == {"/images", "/predictions/{image_id}", "/healthz"}
+    assert "Deprecation" not in client.get(f"/v1/predictions/{'0' * 64}").headers
 
 
 def test_a_broker_that_falls_silent_is_reported_and_the_gateway_continues_when_it_is_back(
@@ -327,7 +398,7 @@ def test_a_broker_that_falls_silent_is_reported_and_the_gateway_continues_when_i
         try:
             answer = client.post("/images", content=JPEG + b"in vain", headers=JPEG_TYPE)
             assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
-            assert "send it again" in answer.json()["detail"]
+            assert "send it again" in check_problem(answer, 503)
             assert client.get("/readyz").status_code == 503
             assert client.get("/healthz").status_code == 200
         finally:
@@ -341,17 +412,18 @@ def test_whatever_comes_is_answered_as_openapi_says(
     home: Settings, kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests made from the gateway's own description, sound ones and others, over real HTTP."""
-    monkeypatch.setattr("streaming.gateway.app.MAX_WAIT_S", 0.1)  # none of the images is ever scored
+    monkeypatch.setattr("streaming.gateway.routes.MAX_WAIT_S", 0.1)  # none of the images is ever scored
     with served(home, kafka, KEY) as client:
         schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json", headers={"X-API-Key": KEY})
         not_asked = [CHECKS.get_one("positive_data_acceptance")]  # what the schema calls sound need not be an image
-        operations = [result.ok() for result in schema.get_all_operations()]
-        assert {operation.label for operation in operations} >= {"POST /images", "GET /predictions/{image_id}"}
+        described = [result.ok() for result in schema.get_all_operations()]
+        operations = [one for one in described if not one.definition.raw.get("deprecated")]  # the same functions
+        assert {operation.label for operation in operations} >= {"POST /v1/images", "GET /v1/predictions/{image_id}"}
         for operation in operations:
-            takes_nothing = operation.path in {"/healthz", "/readyz"}
+            takes_nothing = operation.path in {"/livez", "/readyz"}
             for mode in [GenerationMode.POSITIVE] if takes_nothing else GenerationMode:
 
-                @examples(max_examples=20, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+                @examples(max_examples=15, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
                 @given(case=operation.as_strategy(generation_mode=mode))
                 def answered(case: Any) -> None:
                     case.call_and_validate(timeout=40, headers={"X-API-Key": KEY}, excluded_checks=not_asked)

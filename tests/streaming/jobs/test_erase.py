@@ -1,5 +1,8 @@
 """Erasing an image: from every table and file, with a record by which the audit adds up; and changes by others."""
 
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 from deltalake.schema import Field, PrimitiveType
+from pyspark.sql import SparkSession
 
+from streaming.dashboard.reader import Reader
 from streaming.errors import ServiceError
 from streaming.images.corrections import add_labels
 from streaming.jobs.audit import audit
@@ -15,6 +20,7 @@ from streaming.jobs.erase import erase, record_deleted
 from streaming.jobs.maintain import maintain
 from streaming.query import query
 from streaming.settings import Settings
+from streaming.storage.table_features import TableFeatureError
 from streaming.storage.tables import FEATURES, LABELS, Table
 from tests.streaming.history import commit_batch
 
@@ -102,3 +108,43 @@ def test_tables_that_another_program_changed_are_read_and_written_as_before(home
     assert {table.name for table in report.tables} >= {"predictions", "erased"}
     assert audit(home).clean
     assert query(home, "SELECT count(theirs) AS n FROM predictions").to_pylist() == [{"n": 0}]
+
+
+def test_deletion_vectors_of_spark_are_refused_by_name_until_they_are_purged(
+    home: Settings, spark: SparkSession
+) -> None:
+    for name, deleted in (("predictions", "offset IN (5, 6)"), ("features", "image_id = '0-1'")):
+        place = f"delta.`{home.place.table(name)}`"
+        spark.sql(f"ALTER TABLE {place} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")
+        spark.sql(f"DELETE FROM {place} WHERE {deleted}")  # noqa: S608
+    predictions = Path(home.place.table("predictions"))
+    vectors = list(predictions.glob("deletion_vector_*.bin"))
+    assert vectors
+    refused: list[Callable[[], object]] = [
+        lambda: query(home, "SELECT count(*) FROM predictions"),
+        lambda: audit(home),
+        lambda: erase(home, ["0-1"], "a"),
+        lambda: Reader(home.place).version("predictions"),
+        lambda: Table(home.place.tables, "features").files(),
+    ]
+    for read in refused:
+        with pytest.raises(TableFeatureError, match=r"uses Delta's deletionVectors in 1 of its files.* REORG TABLE"):
+            read()
+    commit_batch(home, 2, {0: (16, 24)})  # the stream continues
+    for vector in vectors:
+        os.utime(vector, (0, 0))
+    skipped = {table.name: table.skipped for table in maintain(home).tables}
+    assert all(vector.exists() for vector in vectors)
+    assert {name for name, why in skipped.items() if why is not None} == {"predictions", "features"}
+    assert spark.read.format("delta").load(str(predictions)).count() == 23 - 2
+
+    for name in ("predictions", "features"):  # what the message says, word for word
+        found = re.search(r"run in Spark (ALTER TABLE .*) and (REORG TABLE .*)$", skipped[name] or "")
+        assert found is not None
+        for statement in found.groups():
+            spark.sql(statement)
+    assert (count(home, "predictions"), count(home, "features")) == (21, 2)
+    assert record_deleted(home, "a") == 2
+    assert erase(home, ["0-0"], "a").rows == {"features": 2, "labels": 1, "predictions": 2}
+    assert [table.skipped for table in maintain(home).tables] == [None] * 6
+    assert audit(home).clean

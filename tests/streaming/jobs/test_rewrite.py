@@ -1,6 +1,8 @@
 """Compaction and marks on real Delta tables: the rows stay right whoever was first."""
 
+import itertools
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,12 +14,14 @@ import pytest
 from deltalake import DeltaTable
 
 from streaming.errors import ServiceError
+from streaming.images.image_table import open_image_table
 from streaming.jobs import replay, rewrite
 from streaming.jobs.maintain import maintain
 from streaming.jobs.replay import mark_replayed
 from streaming.jobs.rewrite import compact, replace_files, write_copy
 from streaming.query import query
 from streaming.settings import Settings
+from streaming.storage.table_features import TableFeatureError
 from streaming.storage.table_log import LiveFile, open_log
 from streaming.storage.tables import BATCHES, LABELS, NO_VALUE, PREDICTIONS, Table
 from tests.streaming.history import NOON, commit_batch, quarantined, worker_file
@@ -258,15 +262,48 @@ def write_copy_of(directory: Path, path: str, schema: pa.Schema) -> Any:
     return write_copy(str(directory), [LiveFile(path, 1, 1, {})], schema)
 
 
-def test_table_that_needs_a_later_reader_is_left_alone(settings: Settings) -> None:
+def test_table_whose_files_are_not_its_rows_is_left_alone(settings: Settings) -> None:
     table = quarantine_files(settings, 3)
     log = Path(table.place) / "_delta_log"
-    upgrade = {"protocol": {"minReaderVersion": 2, "minWriterVersion": 5}}
-    (log / f"{4:020}.json").write_text(json.dumps(upgrade))
-    assert compact(table.place, MB) == "another program has upgraded it to reader version 2"
-    with pytest.raises(ServiceError, match="was upgraded by another program"):
-        mark(settings, 1)
+    first = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
+    (metadata,) = [action["metaData"] for action in first if "metaData" in action]
+    numbers = itertools.count(1)
+
+    def mapped(one: dict[str, Any]) -> dict[str, Any]:
+        if "metadata" in one:  # a field, at any depth
+            names = {"delta.columnMapping.id": next(numbers), "delta.columnMapping.physicalName": one["name"]}
+            one["metadata"] = names
+        return one
+
+    metadata["schemaString"] = json.dumps(json.loads(metadata["schemaString"], object_hook=mapped))
+    metadata["configuration"]["delta.columnMapping.mode"] = "name"
+    upgrade = [{"protocol": {"minReaderVersion": 2, "minWriterVersion": 5}}, {"metaData": metadata}]
+    (log / f"{4:020}.json").write_text("\n".join(map(json.dumps, upgrade)))
+    refusal = rf"{table.place} uses Delta's columnMapping, .* DROP FEATURE columnMapping$"
+    reads: list[Callable[[], object]] = [
+        lambda: mark(settings, 1),
+        lambda: offsets(settings),
+        lambda: append(table, settings, 5),
+        lambda: Table(settings.place.tables, "quarantine"),
+        lambda: open_image_table(Path(table.place)),
+    ]
+    for read in reads:
+        with pytest.raises(TableFeatureError, match=refusal):
+            read()
+    assert re.search(refusal, compact(table.place, MB) or "")
     assert DeltaTable(table.place).version() == 4
+
+
+def test_commit_that_deltalake_can_never_make_is_refused_at_once(settings: Settings) -> None:
+    table = quarantine_files(settings, 2)
+    features = ["appendOnly", "invariants", "checkpointProtection"]  # as Spark leaves it behind DROP FEATURE
+    upgrade = {"protocol": {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": features}}
+    (Path(table.place) / "_delta_log" / f"{3:020}.json").write_text(json.dumps(upgrade))
+    with pytest.raises(TableFeatureError, match=r"cannot be written: .*checkpointProtection.*DROP FEATURE"):
+        append(table, settings, 5)
+    with pytest.raises(TableFeatureError, match="cannot be written"):
+        table.delete_beyond(settings.topic, {0: 5})
+    assert offsets(settings) == list(range(20))
 
 
 def test_damaged_file_stops_a_compaction_before_it_commits(settings: Settings) -> None:

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 
 import psutil
@@ -19,6 +23,7 @@ import pytest
 from streaming.errors import ServiceError
 from streaming.pipeline import offsets
 from streaming.pipeline.observe import LogFormat, Observer, Phase, StreamState, open_log, read_state, write_state
+from streaming.pipeline.offsets import PartitionLag
 from streaming.settings import Settings
 from tests.streaming.history import commit_batch, new_topic
 
@@ -35,8 +40,11 @@ class Batch:
     input_bytes: int = 5000
     predicted_rows: int = 97
     quarantined: dict[str, int] = field(default_factory=lambda: {"empty": 2, "truncated": 1})
-    seconds: dict[str, float] = field(default_factory=lambda: {"decode": 0.5, "backbone": 1.5})
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"decode": 0.5, "backbone": 1.5, "plan": 0.1, "score": 1.7, "commit": 0.2, "batch": 2.0}
+    )
     wall_s: float = 2.0
+    waited_s: tuple[float, ...] = (0.5, 2.0, 400.0)
     drift: dict[str, float] = field(
         default_factory=lambda: {
             "rows": 97.0,
@@ -107,7 +115,7 @@ def test_a_batch_is_one_json_line_with_its_figures(observer: Observer, log: io.S
         "predicted": 97,
         "quarantined": {"empty": 2, "truncated": 1},
         "bytes": 5000,
-        "seconds": {"decode": 0.5, "backbone": 1.5},
+        "seconds": Batch().seconds,
         "wall_s": 2.0,
         "images_per_second": 50.0,
         "lag": None,
@@ -116,19 +124,17 @@ def test_a_batch_is_one_json_line_with_its_figures(observer: Observer, log: io.S
 
 def test_drift_is_a_metric_where_enough_images_were_seen(observer: Observer) -> None:
     observer.on_batch(Batch())
-    assert not any("imagestream_drift{" in name for name in metrics(observer))
+    assert isnan(metrics(observer)["imagestream_drift_psi_max"])
     observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 500.0}))
-    assert metrics(observer)['imagestream_drift{figure="psi_max"}'] == 0.3
-    assert metrics(observer)['imagestream_drift{figure="low_confidence"}'] == 0.2
+    assert metrics(observer)["imagestream_drift_psi_max"] == 0.3
+    assert metrics(observer)["imagestream_drift_low_confidence"] == 0.2
 
 
 def test_the_verdict_on_a_window_is_a_metric_whatever_the_size_of_its_last_batch(observer: Observer) -> None:
     window = {"window_rows": 520.0, "window_psi": 0.4, "p_value": 1e-9, "p_limit": 3e-5, "alarm": 1.0}
     observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 20.0} | window))
-    found = {name: value for name, value in metrics(observer).items() if "imagestream_drift{" in name}
-    assert found == {
-        f'imagestream_drift{{figure="{name}"}}': window[name] for name in ("window_psi", "p_value", "alarm")
-    }
+    found = {name: value for name, value in metrics(observer).items() if "_drift_" in name and not isnan(value)}
+    assert found == {f"imagestream_drift_{name}": window[name] for name in ("window_psi", "p_value", "alarm")}
 
 
 def test_text_log_keeps_each_event_on_one_line() -> None:
@@ -149,12 +155,31 @@ def test_metrics_add_up_over_batches(observer: Observer) -> None:
     assert found['imagestream_quarantined_total{reason="empty"}'] == 2
     assert found["imagestream_input_bytes_total"] == 10_000
     assert found["imagestream_batches_total"] == 2
-    assert found["imagestream_model_version"] == 4
+    assert [name for name in found if "imagestream_model_info" in name] == ['imagestream_model_info{version="4"}']
     assert found["imagestream_refused_models_total"] == 1
     assert found["imagestream_troubles_total"] == 1
-    assert found['imagestream_stage_seconds_sum{stage="backbone"}'] == 3.0
-    assert found['imagestream_stage_seconds_count{stage="decode"}'] == 2
-    assert 0 <= found["imagestream_batch_age_seconds"] < 60
+    assert found['imagestream_stage_duration_seconds_sum{stage="backbone"}'] == 3.0
+    assert found['imagestream_stage_duration_seconds_count{stage="decode"}'] == 2
+    assert {re.sub(".*=", "", name) for name in found if "step_duration_seconds_sum" in name} == {
+        '"plan"}',
+        '"score"}',
+        '"commit"}',
+    }
+    assert found["imagestream_batch_duration_seconds_sum"] == 4.0
+    assert found["imagestream_publish_to_row_seconds_count"] == 6
+    assert found['imagestream_publish_to_row_seconds_bucket{le="1.0"}'] == 2
+    assert 0 <= time.time() - found["imagestream_last_batch_timestamp_seconds"] < 60
+    assert found["process_start_time_seconds"] > 0
+    assert found[f'imagestream_build_info{{version="{version("imagestream")}"}}'] == 1
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: make test-tools")
+def test_the_linter_of_prometheus_has_no_complaint(observer: Observer) -> None:
+    observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 500.0}))
+    observer.metrics.broker([PartitionLag("images", 0, committed=5, end=10, begin=0)])
+    page = get(observer, "/metrics")[1]
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True, check=False)  # noqa: S607
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_two_observers_share_no_metric(observer: Observer, settings: Settings) -> None:
@@ -168,6 +193,7 @@ def test_two_observers_share_no_metric(observer: Observer, settings: Settings) -
 def test_health_is_200_only_while_the_query_gives_signs_of_life(settings: Settings) -> None:
     observer = Observer(settings, NOWHERE, metrics_port=0, stale_after_s=0.5)
     assert get(observer, "/healthz") == (503, '{"healthy": false, "reason": "the stream is starting"}\n')
+    assert [get(observer, path)[0] for path in ("/livez", "/readyz")] == [200, 503]
     observer.on_start()
     assert get(observer, "/healthz") == (200, '{"healthy": true, "reason": "streaming"}\n')
     wait_for(lambda: get(observer, "/healthz")[0] == 503)
@@ -178,6 +204,7 @@ def test_health_is_200_only_while_the_query_gives_signs_of_life(settings: Settin
     observer.on_batch(Batch())
     assert get(observer, "/healthz")[0] == 200
     observer.on_failure("the disk is full")
+    assert [get(observer, path)[0] for path in ("/livez", "/readyz")] == [503, 503]
     assert get(observer, "/healthz") == (
         503,
         '{"healthy": false, "reason": "the stream failed: the disk is full"}\n',
@@ -185,8 +212,29 @@ def test_health_is_200_only_while_the_query_gives_signs_of_life(settings: Settin
     observer.close()
 
 
-def test_unknown_path_is_404_and_a_taken_port_is_said(observer: Observer, settings: Settings) -> None:
+def test_a_stream_whose_broker_is_away_is_live_and_not_ready(observer: Observer) -> None:
+    observer.on_start()
+    wait_for(lambda: get(observer, "/readyz") == (503, '{"healthy": false, "reason": "the broker does not answer"}\n'))
+    assert get(observer, "/livez")[0] == 200
+
+
+def test_metrics_are_served_at_the_address_of_the_setting(settings: Settings) -> None:
+    host = "0.0.0.0"  # noqa: S104  that is what is tested
+    observer = Observer(settings, NOWHERE, metrics_port=0, host=host)
+    served = {
+        one.laddr.ip for one in psutil.Process().net_connections("tcp") if f":{one.laddr.port}" in str(observer.url)
+    }
+    assert host in served
+    assert get(observer, "/livez")[0] == 200
+    observer.close()
+
+
+def test_unknown_path_is_404_and_a_port_or_address_that_cannot_be_taken_is_reported(
+    observer: Observer, settings: Settings
+) -> None:
     assert get(observer, "/")[0] == 404
+    with pytest.raises(ServiceError, match=r"metrics cannot be served at 192\.0\.2\.1:0 "):
+        Observer(settings, NOWHERE, metrics_port=0, host="192.0.2.1")
     port = int(str(observer.url).rsplit(":", 1)[1])
     with pytest.raises(ServiceError, match=f"metrics cannot be served at 127.0.0.1:{port}"):
         Observer(settings, NOWHERE, metrics_port=port)

@@ -17,8 +17,7 @@ from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images
 from streaming.pipeline.account import Piece
 from streaming.pipeline.decisions import ModelVersion
-from streaming.pipeline.engines import EngineChoice
-from streaming.pipeline.payload import checked_payload, frame_of
+from streaming.pipeline.payload import chosen_payload, frame_of
 from streaming.pipeline.score import (
     MAX_HEADERS,
     MAX_KEY_BYTES,
@@ -28,6 +27,7 @@ from streaming.pipeline.score import (
     ScoreTask,
     score_partition,
 )
+from streaming.platform.engines import EngineChoice
 from tests.streaming.small_models import bundle_folder
 
 DIGIT = next(iter(digit_images(1)))[2]
@@ -76,7 +76,10 @@ def score(bundle: Bundle, tmp_path: Path) -> Any:
         columns = [pa.array([row.get(field.name) for row in whole], field.type) for field in INPUT]
         batch = pa.RecordBatch.from_arrays(columns, schema=INPUT)
         out = pa.Table.from_batches(
-            score_partition(iter([batch]), lambda: bundle, lambda: None, replace(task, payload=payload)), OUTPUT
+            score_partition(
+                iter([batch]), lambda: bundle, lambda: None, replace(task, payload=chosen_payload(payload))
+            ),
+            OUTPUT,
         )
         rows = out.to_pylist()
         (report,) = [PartitionReport.from_json(row["report"]) for row in rows if row[REPORT.name]]
@@ -185,7 +188,11 @@ FRAMES = {
         ("data URL", "a data URL: read it with --payload base64"),
         ("json", "JSON with an image in base64: read it with --payload json:image"),
         ("json in json", "JSON with an image in base64: read it with --payload json:frame.data"),
-        ("registry", "a record of schema 42 of a schema registry (Avro or Protobuf) with an image in it"),
+        (
+            "registry",
+            "a record of schema 42 of a schema registry with an image in it: read it with --payload avro:FIELD "
+            "unless it is Protobuf",
+        ),
         ("multipart", "a multipart body: send its part as the message"),
     ],
 )
@@ -225,7 +232,7 @@ def test_a_frame_is_taken_off_where_that_is_asked_for(score: Any, payload: str, 
     assert bad[0]["value_sha256"] == hashlib.sha256(wrong[0]).hexdigest()
 
 
-@pytest.mark.parametrize("payload", ["", "json", "json:", "avro:image", "Base64"])
+@pytest.mark.parametrize("payload", ["", "json", "json:", "avro:", "Base64", "protobuf:image"])
 def test_a_payload_that_is_none_is_refused(payload: str) -> None:
-    with pytest.raises(ServiceError, match="--payload: expected raw, base64 or json:FIELD, got"):
-        checked_payload(payload)
+    with pytest.raises(ServiceError, match="--payload: expected raw, base64, json:FIELD or avro:FIELD, got"):
+        chosen_payload(payload)

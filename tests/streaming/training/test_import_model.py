@@ -125,3 +125,18 @@ def test_a_head_is_fitted_on_any_tensor_of_a_model(
     imagestream(service, "models", "verify", made["version"])
     said = imagestream(service, "train", "--dataset", "digits", "--backbone", f"{path}:absent", code=1)["stderr"]
     assert "computes no tensor 'absent'" in said
+
+
+def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_path: Path) -> None:
+    path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
+    images = tmp_path / "images"
+    write_images(images, digit_images(60))
+    network = ("--backbone", f"{path}:active", "--preset", "raw")
+    little = ("--trials", 1, "--classifiers", "logistic_regression", "--projections", "none")
+    found = imagestream(service, "tune", "--images", images, *network, *little)
+    assert f"train --images {images} --backbone {path}:active --preset raw --projection none" in found["command"]
+    assert any(line.startswith("guessed ") for line in found["warnings"])
+    said = imagestream(service, "tune", "--images", images, *network, "--engines", "int8", code=1)["stderr"]
+    assert "a backbone from a file runs as it is: leave out --engines" in said
+    said = imagestream(service, "tune", *network, code=1)["stderr"]
+    assert "give the images, by --images or --dataset" in said

@@ -26,12 +26,12 @@ from streaming.images.split import Split
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
+from streaming.training.backbones import BackboneOptions
 from streaming.training.candidate import BackboneParts, compare, make_candidate, register
 from streaming.training.fit import in_order
 from streaming.training.fit_options import FitOptions, GateOptions
 from streaming.training.gate import decide
 from streaming.training.schedule import parse_interval, run_every
-from streaming.training.train import BackboneOptions
 from tests.conftest import TRAINED_ITERATIONS, imagestream
 from tests.homes import local_home
 from tests.streaming.small_models import bundle_folder

@@ -27,10 +27,10 @@ from streaming.settings import Settings
 from streaming.storage.files import list_array
 from streaming.storage.home import held
 from streaming.storage.tables import Table
+from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit
 from streaming.training.fit_options import FitOptions
-from streaming.training.train import BackboneOptions
 from streaming.training.tune import Tuned, TuneOptions, front_of, search
 from streaming.training.tune_features import Variant, VariantMaker
 from streaming.training.tune_plot import plot_trade_offs

@@ -13,12 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from models.bundle import Bundle, EngineName
+from models.bundle import GOLDEN, Bundle, EngineName, Manifest
 from models.engine_choice import Timed, compare_engines, engines_for, fastest
 from models.onnx_session import resolve_providers
+from models.scorer import golden_images
 from streaming.settings import Settings
 
 FILE = "engines.json"
+FASTEST = "the fastest that agrees"
 LIBRARIES = ("ai-edge-litert", "onnxruntime")
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -30,20 +32,22 @@ class EngineChoice:
     Attributes:
         providers: of ONNX Runtime.
         results: of the engines that were compared; empty where there was nothing to choose.
+        why: it was chosen.
     """
 
     engine: EngineName
     providers: tuple[str, ...] = ("cpu",)
     results: dict[EngineName, Timed] | None = None
+    why: str = FASTEST
 
     def __str__(self) -> str:
         if not self.results:
-            return f"{self.engine}, the only one or set"
+            return f"{self.engine}, {self.why}"
         others = [
             f"{name} {timed.why}" if timed.why else f"{name} {timed.images_per_s:,.0f} images/s"
             for name, timed in self.results.items()
         ]
-        return f"{self.engine} ({', '.join(others)}; one thread)"
+        return f"{self.engine}, {self.why} ({', '.join(others)}; one thread)"
 
 
 class Engines:
@@ -62,32 +66,39 @@ class Engines:
         """
         if "onnx" in engines_for(bundle.manifest.backbone):
             resolve_providers(self.providers)
-        known = self.known(bundle)
+        known = self.known(bundle.manifest)
         if known is not None:
             return known
-        results = compare_engines(bundle, self.providers)
-        self._keep(self._key(bundle), results)
+        entry, images = bundle.manifest.backbone, golden_images(bundle.arrays(GOLDEN))
+        results = compare_engines(entry, bundle.files[entry.scored_file], images, self.providers)
+        self._keep(self._key(bundle.manifest), results)
         return EngineChoice(fastest(results), self.providers, results)
 
-    def known(self, bundle: Bundle) -> EngineChoice | None:
+    def known(self, manifest: Manifest) -> EngineChoice | None:
         """The engine for a bundle if that needs no timing: set, or the only one, or found before; else None.
 
         The setting counts for what that engine can run: an imported ONNX file runs on ONNX Runtime in any case.
         """
-        engines = engines_for(bundle.manifest.backbone)
+        engines = engines_for(manifest.backbone)
         if len(engines) == 1:
-            return EngineChoice(engines[0], self.providers)
+            return EngineChoice(engines[0], self.providers, why="the only one that runs its network")
         if self._wanted != "auto":
-            return EngineChoice(self._wanted, self.providers)
-        kept = self._read().get(self._key(bundle))
+            return EngineChoice(self._wanted, self.providers, why="fixed by the setting engine")
+        kept = self._read().get(self._key(manifest))
         try:
             results = {name: Timed(**kept[name]) for name in engines} if kept else {}
             return EngineChoice(fastest(results), self.providers, results) if results else None
         except (TypeError, KeyError, ValueError):  # another release wrote it
             return None
 
-    def _key(self, bundle: Bundle) -> str:
-        facts = [bundle.backbone_sha256, self.providers, [version(name) for name in LIBRARIES], platform.node(), _cpu()]
+    def _key(self, manifest: Manifest) -> str:
+        facts = [
+            manifest.backbone_sha256,
+            self.providers,
+            [version(name) for name in LIBRARIES],
+            platform.node(),
+            _cpu(),
+        ]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _read(self) -> dict[str, Any]:

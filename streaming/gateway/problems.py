@@ -1,0 +1,77 @@
+"""Errors of the gateway: every one is an application/problem+json document with one line of detail (RFC 9457)."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from models.errors import ModelError
+from streaming.errors import ServiceError
+
+if TYPE_CHECKING:  # the dashboard's server refuses with these, too, and needs no FastAPI
+    from fastapi import FastAPI, Request
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+
+
+class Problem(BaseModel):
+    """What was wrong."""
+
+    type: str = Field("about:blank", description="about:blank: the status code says what kind of error it is")
+    title: str = Field(description="the name of the status code")
+    status: int
+    detail: str = Field(description="what was expected and what was found, in one line")
+
+
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to a request that is refused or failed."""
+    found = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
+    return Response(found.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """The description of these answers in OpenAPI; `declare` completes it."""
+    return {code: {"model": Problem, "description": HTTPStatus(code).phrase} for code in codes}
+
+
+def declare(openapi: dict[str, Any]) -> None:
+    """Give the errors of an OpenAPI description their media type; FastAPI knows that of a route's success only."""
+    for operations in openapi["paths"].values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                schema = answer.get("content", {}).get("application/json")
+                if schema and schema["schema"].get("$ref", "").endswith("/Problem"):
+                    answer["content"] = {MEDIA_TYPE: schema}
+
+
+def too_many(detail: str, retry_after_s: int = 1) -> HTTPException:
+    """429: the request may be sent again in so many seconds."""
+    return HTTPException(429, detail, {"Retry-After": str(retry_after_s)})
+
+
+def handle_problems(app: "FastAPI") -> None:
+    """Answer every error of the application with a problem document."""
+    from fastapi.exceptions import RequestValidationError
+
+    @app.exception_handler(HTTPException)
+    async def refused(_request: "Request", error: HTTPException) -> Response:
+        return problem(error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: "Request", error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return problem(422, f"{where}: {first['msg']}, got {str(first['input'])[:100]!r}")
+
+    @app.exception_handler(ServiceError)
+    @app.exception_handler(ModelError)
+    async def unavailable(_request: "Request", error: ServiceError | ModelError) -> Response:
+        return problem(503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+
+    @app.exception_handler(Exception)
+    async def failed(_request: "Request", _error: Exception) -> Response:
+        return problem(500, "the gateway failed; its log has the reason")

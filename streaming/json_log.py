@@ -1,0 +1,62 @@
+"""The log as JSON, for `log_format = json`: one object per line, with its time in UTC, on every command.
+
+`streaming.pipeline.observe` writes the stream's own events with their figures; here are the lines of all commands, and
+the records of Python's `logging`.
+"""
+
+import io
+import json
+import logging
+from datetime import UTC, datetime
+from typing import IO, Any
+
+ERROR = "error: "  # as a command begins the line that says why it failed
+TEXT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def line_of(level: str, event: str, at: datetime | None = None, **fields: Any) -> str:
+    """A line of the log, without its end."""
+    timestamp = (at or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
+    return json.dumps({"timestamp": timestamp, "level": level, "event": event, **fields})
+
+
+class JsonLines(io.TextIOBase):
+    """A stream for text that writes each line of it as JSON to another; empty lines are left out."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._begun = ""
+
+    def write(self, text: str) -> int:
+        """Write what ends in a line; the rest waits for the end of its line."""
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in filter(str.strip, lines):
+            level = "error" if line.startswith(ERROR) else "info"
+            self._stream.write(line_of(level, line.removeprefix(ERROR).rstrip()) + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream below; a line that has begun still waits."""
+        self._stream.flush()
+
+
+class JsonFormatter(logging.Formatter):
+    """A record of `logging` as a line of JSON, its traceback as a field."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        more = {"exception": self.formatException(record.exc_info)} if record.exc_info else {}
+        at = datetime.fromtimestamp(record.created, UTC)
+        return line_of(record.levelname.lower(), record.getMessage(), at, **more)
+
+
+def logging_config(format_: str, *loggers: str) -> dict[str, Any]:
+    """For `logging.config`: these loggers on standard error, with date and time, in the format of the setting."""
+    formatter = {"()": JsonFormatter} if format_ == "json" else {"format": TEXT}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": formatter},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "loggers": {name: {"handlers": ["stderr"], "propagate": False} for name in loggers},
+    }

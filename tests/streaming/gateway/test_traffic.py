@@ -1,0 +1,70 @@
+"""What the gateway counts, and whom it asks to wait; nothing here reaches Kafka."""
+
+import json
+import re
+import shutil
+import subprocess
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+import pytest
+
+from streaming.gateway.rate_limit import MAX_ADDRESSES, RateLimit
+from tests.streaming.gateway.test_connections import KEY, served
+from tests.streaming.gateway.test_gateway import check_problem
+
+
+def test_an_address_may_send_the_requests_of_a_minute_at_once_and_then_at_their_rate() -> None:
+    now = 0.0
+    limit = RateLimit(30, clock=lambda: now)
+    assert [limit.take("a") for _ in range(30)] == [0.0] * 30
+    assert limit.take("a") == pytest.approx(2.0)
+    assert limit.take("b") == 0.0  # another address
+    now = 2.0
+    assert (limit.take("a"), limit.take("a")) == (0.0, pytest.approx(2.0))
+    now = 1000.0
+    assert [limit.take("a") for _ in range(30)] == [0.0] * 30  # no more than those of a minute
+    assert limit.take("a") > 0
+    for number in range(MAX_ADDRESSES):
+        limit.take(f"other {number}")
+    assert len(limit._buckets) == MAX_ADDRESSES
+    assert {RateLimit(0).take("a") for _ in range(100)} == {0.0}
+
+
+def test_too_many_requests_are_answered_by_429_with_the_time_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGESTREAM_GATEWAY_REQUESTS_PER_MINUTE", "3")
+    with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        assert [client.get("/v1/models").status_code for _ in range(3)] == [401] * 3  # guesses count, too
+        refused = client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
+        assert "at most 3 a minute" in check_problem(refused, 429)
+        assert 1 <= int(refused.headers["Retry-After"]) <= 20
+        assert client.get("/livez").status_code == 200  # probes are not counted
+
+
+def test_requests_are_counted_by_route_and_logged_as_json_and_the_linter_has_no_complaint(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with served(tmp_path, KEY, log_format="json") as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        key = {"Authorization": f"Bearer {KEY}"}
+        assert client.get("/metrics").status_code == 401
+        for one in ("a", "b"):
+            client.get(f"/v1/predictions/{one}", headers=key)
+        client.request("BREW", "/nowhere")
+        page = client.get("/metrics", headers=key)
+    assert page.headers["Content-Type"].startswith("text/plain; version=")
+    counted = dict(re.findall(r"imagestream_http_requests_total\{(.*)\} (.*)", page.text))
+    assert counted == {
+        'code="401",method="GET",route="/metrics"': "1.0",
+        'code="404",method="GET",route="/v1/predictions/{image_id}"': "2.0",
+        'code="404",method="other",route="other"': "1.0",
+    }
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert any(re.fullmatch(r'127.0.0.1:\d+ - "GET /metrics HTTP/1.1" 401', line["event"]) for line in lines)
+    assert datetime.fromisoformat(lines[0]["timestamp"]).tzinfo is not None
+    if shutil.which("promtool"):
+        command = ["promtool", "check", "metrics"]
+        done = subprocess.run(command, input=page.text, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")

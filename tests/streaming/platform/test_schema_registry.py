@@ -1,0 +1,55 @@
+"""Schemas are fetched from a registry with bounds; the registry is one of our own on loopback."""
+
+import json
+import threading
+
+import pytest
+
+from streaming.errors import ServiceError
+from streaming.platform.schema_registry import (
+    MAX_SCHEMA_BYTES,
+    RegistryAwayError,
+    UnknownSchemaError,
+    fetch_schema,
+)
+from tests.streaming.schema_server import UNKNOWN, Answer, schema_answer, schema_server
+
+
+def test_a_schema_is_fetched_by_its_id_below_the_path_of_the_registry() -> None:
+    with schema_server(lambda number: schema_answer({"is": number}, schemaType="AVRO", references=[])) as registry:
+        assert json.loads(fetch_schema(f"{registry.url}/api/", 2**32 - 1)) == {"is": 2**32 - 1}
+        assert registry.asked == ["/api/schemas/ids/4294967295"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "what"),
+    [
+        (UNKNOWN, UnknownSchemaError, "expected a schema that the registry http.* has, got its id 7"),
+        (schema_answer("x", schemaType="PROTOBUF"), UnknownSchemaError, "expected an Avro .* 7 of type 'PROTOBUF'"),
+        (schema_answer("x", references=[{"name": "a"}]), UnknownSchemaError, "7, which refers to others"),
+        (schema_answer("x" * 2 * MAX_SCHEMA_BYTES), UnknownSchemaError, "7 to have at most 262,144 bytes, got more"),
+        ((404, b"<html>"), ServiceError, "answered 404 for schema 7, expected a schema registry"),
+        ((401, b"{}"), ServiceError, "answered 401 .* asks for no credentials: set IMAGESTREAM_SCHEMA_REGISTRY"),
+        ((200, b"[" * 100_000), ServiceError, "answered 200 for schema 7, expected a schema registry"),
+        ((200, b'{"schema": 1}'), ServiceError, "answered 200 for schema 7, expected a schema registry"),
+        ((503, b""), RegistryAwayError, "the schema registry http.* answered 503 for schema 7"),
+        ((429, b""), RegistryAwayError, "answered 429"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else None,
+)
+def test_an_answer_without_a_schema_is_an_error_that_says_why(
+    answer: Answer, error: type[Exception], what: str
+) -> None:
+    with schema_server(lambda _: answer) as registry, pytest.raises(error, match=what) as caught:
+        fetch_schema(registry.url, 7)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_registry_that_sends_byte_by_byte_or_is_not_there_is_away() -> None:
+    drip = threading.Event()
+    with schema_server(lambda _: UNKNOWN, drip=drip) as registry:
+        with pytest.raises(RegistryAwayError, match=r"did not answer within 0\.5 s"):
+            fetch_schema(registry.url, 7, timeout_s=0.5)
+        drip.set()
+    with pytest.raises(RegistryAwayError, match="did not answer within .* refused"):
+        fetch_schema(registry.url, 7)
