@@ -173,10 +173,10 @@ class AnswersTopic:
 
     def close(self) -> None:
         """Give up the producer; a transaction that is open is aborted by the next one, or by the broker in time."""
-        from kafka.errors import KafkaError
-
         opened, self._open = self._open, None
         if opened is not None:
+            from kafka.errors import KafkaError
+
             opened.producer._sender.force_close()  # what is under way belongs to a transaction that nobody commits
             with suppress(KafkaError):
                 opened.producer.close(timeout=1)

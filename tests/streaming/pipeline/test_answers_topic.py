@@ -17,6 +17,7 @@ from streaming.pipeline.answer_message import MAX_KEY_BYTES, answer_message, ans
 from streaming.pipeline.answers_topic import AnswersTopic, messages_of, transactional_id_of
 from streaming.pipeline.decisions import AnswersDue, Decision, Decisions
 from streaming.pipeline.finish import Tables, apply, finish_decided
+from streaming.platform import topic
 from streaming.platform.topic import Subscription
 from streaming.settings import Settings
 from streaming.storage.tables import SCHEMAS
@@ -101,7 +102,8 @@ def test_topic_of_images_is_not_one_for_answers(settings: Settings) -> None:
             AnswersTopic(settings).prepare(reads)
 
 
-def test_no_broker_is_one_line(settings: Settings) -> None:
+def test_no_broker_is_one_line(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic, "TIMEOUT_MS", 1000)
     unreachable = settings.model_copy(update={"answers_bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(ServiceError, match="answers topic .*: no Kafka broker answers at 127.0.0.1:1"):
         AnswersTopic(unreachable).prepare(Subscription(("images",)))
