@@ -145,6 +145,7 @@ def stream(
     events = StreamEvents(
         on_start=observer.on_start,
         on_batch=on_batch,
+        on_answers=observer.on_answers,
         on_refused=observer.on_refused,
         on_trouble=observer.on_trouble,
         on_notice=observer.on_notice,
