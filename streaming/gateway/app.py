@@ -24,7 +24,7 @@ from streaming.gateway.following import add_following
 from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
 from streaming.gateway.rate_limit import RateLimit
-from streaming.gateway.routes import old_routes, routes
+from streaming.gateway.routes import old_routes, refuse_repeated, routes
 from streaming.gateway.service import Broker, Service
 from streaming.settings import Settings
 
@@ -58,7 +58,7 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
     app.add_middleware(MarkDeprecated)
     app.add_middleware(CloseUnread)
     app.add_middleware(CountRequests, metrics=metrics)
-    app.include_router(routes(service), dependencies=limited)
+    app.include_router(routes(service), dependencies=[*limited, Depends(refuse_repeated)])
     app.include_router(old_routes(service), dependencies=limited, deprecated=True)
     _add_health(app, service)
     _add_metrics(app, metrics, allowed)
