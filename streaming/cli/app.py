@@ -18,6 +18,7 @@ from streaming.cli.command_line import App, Given, given_of, setting_parameters
 from streaming.cli.console import claim_stdout, err, out, printable, release_stdout, warn
 from streaming.cli.row_formats import STDOUT
 from streaming.errors import ServiceError, UncheckedError, UsageError
+from streaming.extras import COMMANDS, extras_named
 from streaming.json_log import JsonLines
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Configuration, Settings
@@ -129,10 +130,11 @@ def run(arguments: list[str] | None = None) -> None:
     `--debug` shows the traceback as well.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    names = {name for names in COMMANDS.values() for name in names}
     release_stdout()
     try:
         # Not standalone: Typer would show a usage error in a box of several lines.
-        with terminable():
+        with terminable(), extras_named(next((word for word in arguments if word in names), None)):
             code = app(arguments, prog_name="imagestream", standalone_mode=False)
     except typer.TyperException as error:
         code = error.exit_code
