@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.text import Text
 
 from streaming.errors import UsageError
-from streaming.json_log import JsonLines
 
 if TYPE_CHECKING:
     from rich.progress import TextColumn
@@ -49,8 +48,7 @@ def release_stdout() -> None:
     """Standard output is for people again, and standard error for text: as a command begins."""
     _stdout_of.clear()
     out.stderr = False
-    if isinstance(err.file, JsonLines):
-        err.file = cast("IO[str]", None)  # the one that the process has at the moment
+    err.file = cast("IO[str]", None)  # standard error as it is now, whatever an earlier command set
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import IMAGES
-from streaming.cli.console import err
+from streaming.cli.console import err, text_column
 from streaming.cli.interrupts import stoppable, stopping_cleanly
 from streaming.cli.query import SpreadsheetOption, pipe_may_close
 from streaming.cli.row_formats import Format, Rows, check_format, write_rows
@@ -138,9 +138,9 @@ def _progress() -> Iterator[Callable[[int], None]]:
     if not err.is_terminal:
         yield lambda _: None
         return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
-    columns = SpinnerColumn(), TextColumn("classifying {task.completed:,.0f} images"), TimeElapsedColumn()
+    columns = SpinnerColumn(), text_column("classifying {task.completed:,.0f} images"), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("predict", total=None)
         yield lambda done: bar.update(task, completed=done)
