@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from models.arrays import Features
 from models.bundle import Bundle
@@ -247,7 +248,7 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     decoded = scorer.decode(values)
     decoded.bad.update(headers.refused)
     clock = report.timed("decode", clock)
-    features, good, bad = _features(scorer, decoded)
+    features, good, bad = features_of(scorer, decoded)
     clock = report.timed("backbone", clock)
 
     hashes = pa.array([_sha256(value) for value in values.column], pa.string())
@@ -304,7 +305,7 @@ def _shadow_answers(values: _Values, good: list[int], features: Features, on: _P
     return [label, confidence]
 
 
-def _features(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], dict[int, BadImage]]:
+def features_of(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], dict[int, BadImage]]:
     """Features of the images that decoded, with those that are not finite moved to the bad ones."""
     if not decoded.rows:
         return np.empty((0, 0), np.float32), [], decoded.bad
@@ -499,15 +500,14 @@ def answer_columns(probabilities: Features, head: Head) -> list[pa.Array]:
 
     With a threshold of its own, a model may answer the less probable of two labels.
     """
-    n, width = probabilities.shape
-    k = min(TOP_K, width)
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    best = np.take_along_axis(probabilities, order, axis=1)
+    n = len(probabilities)
+    order, best = most_probable(probabilities, TOP_K)
     answers = head.answers(probabilities)
     names = pa.array(head.classes, pa.string())
     pairs = pa.StructArray.from_arrays(
         [names.take(pa.array(order.reshape(-1))), pa.array(best.reshape(-1))], fields=list(ANSWER[2].type.value_type)
     )
+    k = order.shape[1]
     offsets = pa.array(np.arange(0, (n + 1) * k, k, dtype=np.int32))
     return [
         names.take(pa.array(answers)),
@@ -515,3 +515,9 @@ def answer_columns(probabilities: Features, head: Head) -> list[pa.Array]:
         pa.ListArray.from_arrays(offsets, pairs).cast(ANSWER[2].type),
         pa.repeat(pa.scalar(datetime.now(UTC), ANSWER[3].type), n),
     ]
+
+
+def most_probable(probabilities: Features, k: int) -> tuple[NDArray[np.intp], Features]:
+    """The `k` most probable classes of each row, or all, the most probable first: their places, and probabilities."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(probabilities, order, axis=1)

@@ -18,15 +18,18 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder
 from kafka import KafkaProducer
+from PIL import Image
 from pyspark.sql import SparkSession
+from sklearn.datasets import load_sample_image
 
 from streaming.images.dataset import digit_images, write_images
 from streaming.images.labels import labelled_features
 from streaming.pipeline.decisions import Decision, Decisions
+from streaming.predict import load
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
-from tests.conftest import NewService, environment_of, imagestream
+from tests.conftest import NewService, environment, environment_of, imagestream
 from tests.models import onnx_graphs as graphs
 from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
@@ -124,6 +127,16 @@ def test_every_row_tells_where_it_came_from_and_what_answered_it(drained: Settin
     assert {row["backbone_sha256"] for row in features} == {bundle.backbone_sha256}
 
 
+def test_a_model_without_a_stream_answers_what_the_stream_did_to_the_bit(drained: Settings) -> None:
+    found = rows(drained, "SELECT source, image_id, label, confidence, top_k, damaged, model_version FROM predictions")
+    bad = rows(drained, "SELECT source, image_id, stage, reason FROM quarantine")
+    with environment(**environment_of(drained)):
+        model = load(home=drained.home, threads=2)
+    answers = {one.source: one.as_dict() for one in model.predict([row["source"] for row in found + bad], top=3)}
+    for row in found + bad:
+        assert {name: answers[row["source"]][name] for name in row} == row
+
+
 def test_every_batch_tells_how_far_its_images_are_from_those_of_the_training(drained: Settings) -> None:
     found = rows(drained, "SELECT batch_id, predicted_rows, drift FROM batches ORDER BY batch_id")
     (first, *_) = [dict(row["drift"]) for row in found if row["predicted_rows"]]
@@ -156,6 +169,33 @@ def test_a_start_with_nothing_to_do_changes_nothing(drained: Settings) -> None:
     again = imagestream(drained, "stream", "--until-drained")
     assert (again["input"], again["batches"]) == (0, 0)
     assert versions(drained) == before
+
+
+def test_photographs_of_12_to_50_megapixels_are_predicted_beside_small_images(
+    drained: Settings, tmp_path: Path
+) -> None:
+    sizes = {
+        "12": (4032, 3024),
+        "24.5": (5712, 4284),
+        "48": (8064, 6048),
+        "50": (8192, 6144),
+    }  # as telephones take them
+    folder = tmp_path / "0"
+    folder.mkdir()
+    photograph = Image.fromarray(load_sample_image("china.jpg"))
+    for name, size in sizes.items():
+        photograph.resize(size, Image.Resampling.NEAREST).save(folder / f"{name} megapixels.jpg", quality=85)
+    published = imagestream(drained, "publish", folder, "--label-from", "parent")
+    assert published["sent"] == len(sizes)
+    publish_digits(drained, tmp_path / "digits", len(sizes), skip=500)
+
+    summary = imagestream(drained, "stream", "--until-drained")
+
+    assert (summary["input"], summary["predicted"], summary["quarantined"]) == (8, 8, {})
+    found = rows(drained, "SELECT source, label, damaged FROM predictions WHERE source LIKE '%megapixels.jpg'")
+    assert {Path(row["source"]).name for row in found} == {f"{name} megapixels.jpg" for name in sizes}
+    assert not any(row["damaged"] for row in found)
+    assert len({row["label"] for row in found}) == 1  # the same picture
 
 
 def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings, tmp_path: Path) -> None:
