@@ -25,7 +25,7 @@ def read_config_file(file: Path, names: Collection[str], places: Collection[str]
         places: those of them that are paths.
 
     Raises:
-        ServiceError: the file cannot be read, is no TOML, or names what is no setting.
+        ServiceError: the file cannot be read, is not valid TOML, or names what is no setting.
     """
     try:
         with file.open("rb") as stream:
@@ -37,7 +37,7 @@ def read_config_file(file: Path, names: Collection[str], places: Collection[str]
     try:
         values = tomllib.loads(content.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"configuration file {file} is no TOML: {error}") from error
+        raise UsageError(f"configuration file {file} is not valid TOML: {error}") from error
     for name in values:
         if name not in names:
             raise UsageError(f"{file}: there is no setting {name!r}, {nearest(name, names)}")

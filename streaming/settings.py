@@ -167,7 +167,9 @@ class Settings(BaseSettings):
     decode_memory: str = Field("1g", pattern=MEMORY, description="memory that decoding one image may take, e.g. 1g")
     strict_images: bool = Field(False, description="refuse images that are damaged but can be shown: true or false")
     mlflow_tracking_uri: str | None = Field(
-        None, validation_alias="MLFLOW_TRACKING_URI", description="where runs of training are told, too; MLflow's own"
+        None,
+        validation_alias="MLFLOW_TRACKING_URI",
+        description="MLflow server that training runs are also reported to; MLflow's own variable",
     )
     config: Path | None = Field(None, description="the configuration file; default: imagestream.toml, if it is there")
 

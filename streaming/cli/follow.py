@@ -15,7 +15,7 @@ from streaming.signals import stop_signals
 def follow_lines(
     settings: Settings, after: str, limit: int | None, wanted: Callable[[Mapping[str, Any]], bool]
 ) -> dict[str, Any]:
-    """Write the answers that are wanted, until SIGTERM or Ctrl-C, or so many.
+    """Write the answers that `wanted` selects, until SIGTERM, Ctrl-C or `limit` of them.
 
     Returns:
         How many there were, and the position of the last one.

@@ -227,7 +227,7 @@ def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | Non
         f"answers {result.scores}",
     )
     if not result.is_new:
-        out.print("it was registered before: the very same model")
+        out.print("already registered: the same model")
     if alias is None and not is_champion:
         out.print(f"to serve it: imagestream models promote {result.version}")
     summary = {

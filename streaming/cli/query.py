@@ -78,7 +78,7 @@ def query(
 @app.command(panel=IMAGES, old=OLD)
 def predictions(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 20,
     label: Annotated[str | None, typer.Option(help="Only what was predicted to be this class.")] = None,
     below: Annotated[
         float | None, typer.Option(metavar="CONF", help="Only below this confidence, the least sure first.")

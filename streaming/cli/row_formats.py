@@ -139,7 +139,7 @@ def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = Fa
         raise UsageError(f"--spreadsheet is for --format csv, got --format {format_}")
     if format_ is Format.PARQUET and output is None:
         raise UsageError(
-            "--format parquet is binary: expected a file, give one with --output FILE, or --output - for a pipe"
+            "--format parquet is binary: expected a file; give one with --output FILE, or --output - for a pipe"
         )
 
 

@@ -52,7 +52,10 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         openapi_url=None,
     )
     allowed = Depends(access(api_key))
-    limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]  # whoever guesses keys, too
+    limited = [
+        Depends(RateLimit(settings.gateway_requests_per_minute)),
+        allowed,
+    ]  # before the key is checked: guesses of keys count, too
     add_following(app, settings, limited)
     metrics = GatewayMetrics()
     app.add_middleware(MarkDeprecated)

@@ -40,7 +40,7 @@ VersionPlace = tuple[Annotated[int, Field(ge=1, lt=2**63)]]
 
 
 class ListQuery(BaseModel):
-    """The part of a list that is wanted."""
+    """The requested part of a list."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -51,7 +51,7 @@ class ListQuery(BaseModel):
 
 
 class RowQuery(ListQuery):
-    """Which rows of a table are wanted; every filter that is given must match."""
+    """Filters of a table's rows; all that are given must match."""
 
     table: ClassVar[str]
     filters: ClassVar[dict[str, str]] = {}  # name → condition
@@ -78,7 +78,7 @@ class RowQuery(ListQuery):
 
 
 class PredictionQuery(RowQuery):
-    """Which predictions are wanted."""
+    """Filters of predictions."""
 
     table = "predictions"
     filters: ClassVar[dict[str, str]] = {
@@ -95,7 +95,7 @@ class PredictionQuery(RowQuery):
 
 
 class QuarantineQuery(RowQuery):
-    """Which quarantined messages are wanted."""
+    """Filters of quarantined messages."""
 
     table = "quarantine"
     filters: ClassVar[dict[str, str]] = {"stage": "stage = $stage", "reason": "reason = $reason"}
@@ -105,7 +105,7 @@ class QuarantineQuery(RowQuery):
 
 
 class ModelQuery(ListQuery):
-    """Which versions are wanted."""
+    """Filters of model versions."""
 
     alias: Literal["champion", "challenger"] | None = None
 

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)  # buckets
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-OTHER = "other"  # a method or a route that is not there: whoever asks must not make new series
+OTHER = "other"  # an unknown method or route: requests must not create new series
 
 
 class GatewayMetrics:

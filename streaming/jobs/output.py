@@ -41,7 +41,7 @@ def check_output(output: Path | str, format_: FileFormat) -> None:
         return
     if format_ == "delta":
         if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / "_delta_log").is_dir()):
-            raise UsageError(f"{output} is there and is no Delta table; give another --output")
+            raise UsageError(f"{output} exists and is not a Delta table: give another --output")
     elif output.is_dir():
         raise UsageError(f"{output} is a folder; give a file as --output, or --format delta")
     try:

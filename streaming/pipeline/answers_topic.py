@@ -2,7 +2,7 @@
 
 Whoever applies a decision (the stream, or whatever finishes a batch that it left) sends its answers in one Kafka
 transaction, which also commits the number of the batch as the offset of a consumer group. So readers of committed
-messages see all answers of a batch or none, and whoever applies the decision again knows whether they are out:
+messages see all answers of a batch or none, and a process that applies the decision again knows whether they were sent:
 
     1. init      a producer under the stream's transactional id: what an earlier one left open is aborted or completed,
                  and that one is fenced, so that it cannot commit any more

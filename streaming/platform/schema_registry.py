@@ -1,7 +1,7 @@
 """Schemas from a registry with Confluent's HTTP API.
 
 Source: "GET /schemas/ids/{int: id}" in the API reference of Confluent's Schema Registry; Karapace and Apicurio serve it
-as well. A schema never changes under its id, so whoever keeps an answer need not ask again.
+as well. A schema never changes under its id, so an answer that is kept need not be asked for again.
 """
 
 import json

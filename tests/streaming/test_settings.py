@@ -101,8 +101,8 @@ def test_a_setting_with_a_name_of_its_own_is_called_so_in_the_environment_and_pl
         ("home = 5", r"imagestream\.toml: home: .*string, got 5"),
         ('topic = "../up"', r"imagestream\.toml: topic: String should match pattern .*, got '\.\./up'"),
         ('schema_registry = "registry:8081"', "schema_registry: String should match pattern .*, got 'registry:8081'"),
-        ("topic = ", "imagestream.toml is no TOML: Invalid value"),
-        ("a = " + "[" * 60_000, "imagestream.toml is no TOML"),
+        ("topic = ", "imagestream.toml is not valid TOML: Invalid value"),
+        ("a = " + "[" * 60_000, "imagestream.toml is not valid TOML"),
         ("# " + "x" * 70_000, "is larger than 65,536 bytes"),
     ],
 )
@@ -204,7 +204,8 @@ def test_help_and_init_work_beside_a_file_that_is_wrong(folder: Path) -> None:
     write(folder / "imagestream.toml", "nonsense")
     assert imagestream("models", "list", "--help").returncode == 0
     assert imagestream("config", "init", "new.toml").returncode == 0
-    assert imagestream("models", "list").stderr.startswith("error: configuration file imagestream.toml is no TOML")
+    refused = imagestream("models", "list").stderr
+    assert refused.startswith("error: configuration file imagestream.toml is not valid TOML")
 
 
 def test_the_processes_that_the_demo_starts_read_the_same_file(folder: Path) -> None:
