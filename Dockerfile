@@ -18,7 +18,8 @@ RUN python -m venv /opt/venv
 # The lock first: a change of our own code does not install two gigabytes anew.
 COPY requirements.lock ./
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
-COPY pyproject.toml README.md LICENSE imagestream.py ./
+COPY pyproject.toml README.md LICENSE ./
+COPY imagestream imagestream
 COPY models models
 COPY producer producer
 COPY streaming streaming

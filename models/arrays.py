@@ -35,6 +35,16 @@ _UNREADABLE = (
 )
 
 
+def multiply_rows(rows: NDArray[Number], matrix: NDArray[Number]) -> NDArray[Number]:
+    """`rows @ matrix`, (N, D) by (D, K), each row by itself: its result does not depend on the rows beside it.
+
+    BLAS chooses its kernels, and with them the order of additions, by the number of rows. An image then has other last
+    digits in a micro-batch of 3 than in one of 300.
+    """
+    product: NDArray[Number] = np.matmul(rows[:, np.newaxis, :], matrix)[:, 0]
+    return product
+
+
 def write_npz(arrays: Arrays) -> bytes:
     """`arrays` as the bytes of an uncompressed `.npz`."""
     buffer = io.BytesIO()

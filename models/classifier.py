@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.arrays import Arrays, Features, checked_array
+from models.arrays import Arrays, Features, checked_array, multiply_rows
 from models.errors import ModelError
 
 MAX_LAYERS = 32
@@ -30,7 +30,10 @@ class Classifier(Protocol):
     def n_classes(self) -> int: ...
 
     def logits(self, features: Features) -> NDArray[np.float64]:
-        """(N, n_in) float32 → (N, n_classes) float64, whose softmax the probabilities are; the input is not changed."""
+        """(N, n_in) float32 → (N, n_classes) float64, whose softmax the probabilities are.
+
+        The input is not changed, and rows do not depend on each other.
+        """
         ...
 
     def probabilities(self, features: Features) -> Features:
@@ -83,8 +86,7 @@ class LogisticRegression:
         return int(self.coefficients.shape[0])
 
     def logits(self, features: Features) -> NDArray[np.float64]:
-        logits: NDArray[np.float64] = features @ self.coefficients.T + self.intercept
-        return logits
+        return multiply_rows(features.astype(np.float64), self.coefficients.T) + self.intercept
 
     def probabilities(self, features: Features) -> Features:
         return softmax(self.logits(features))
@@ -120,9 +122,8 @@ class MLP:
         hidden: NDArray[np.float64] = features.astype(np.float64)
         for weights, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             # The sigmoid, 1 / (1 + exp(-x)), in a form that cannot overflow.
-            hidden = (1 + np.tanh((hidden @ weights + bias) / 2)) / 2
-        logits: NDArray[np.float64] = hidden @ self.weights[-1] + self.biases[-1]
-        return logits
+            hidden = (1 + np.tanh((multiply_rows(hidden, weights) + bias) / 2)) / 2
+        return multiply_rows(hidden, self.weights[-1]) + self.biases[-1]
 
     def probabilities(self, features: Features) -> Features:
         return softmax(self.logits(features))

@@ -21,7 +21,7 @@ from PIL import Image
 from models.bad_image import BadImage, Limits
 from models.guarded import EXIT_NO_MEMORY
 from models.image_header import Header
-from models.pixels import decode_pixels
+from models.pixels import decode_pixels, opencv
 from models.shrink import shrink_pixels
 
 Answer = tuple[dict[str, Any], bytes]
@@ -89,6 +89,8 @@ def _prepare() -> None:
     warnings.simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = None  # what is allowed comes with each request
     Image.preinit()
+    with suppress(ImportError):  # before memory is limited
+        opencv()
     with suppress(ImportError):
         from PIL import AvifImagePlugin
 

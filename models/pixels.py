@@ -1,18 +1,16 @@
 """One encoded image, whose header has been judged, to pixels, in the process that calls."""
 
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from models.bad_image import BadImage, Limits, Reason, Stage
 from models.image_header import Header, too_many_pixels
-
-cv2.setNumThreads(1)  # a worker has one core, and the next worker the next
 
 Resize = Literal["stretch", "crop"]
 Whole = Literal["whole"]  # at the size that the picture has
@@ -242,6 +240,7 @@ def shape_pixels(
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     pixels = np.asarray(image)
     if pixels.shape[:2] != (height, width):
+        cv2 = opencv()
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     if orientation in _UPRIGHT:
         pixels = _UPRIGHT[orientation](pixels)
@@ -298,3 +297,12 @@ def centred_box(image_width: int, image_height: int, width: int, height: int) ->
     box_width, box_height = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (image_width - box_width) // 2, (image_height - box_height) // 2
     return left, top, left + box_width, top + box_height
+
+
+@cache
+def opencv() -> Any:
+    """OpenCV, imported where a picture is resized: who only reads or makes smaller need not have it."""
+    import cv2
+
+    cv2.setNumThreads(1)  # a worker has one core, and the next worker the next
+    return cv2

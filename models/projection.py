@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.arrays import Arrays, Features, checked_array
+from models.arrays import Arrays, Features, checked_array, multiply_rows
 from models.errors import ModelError
 from models.random_projection import random_projection_from_arrays
 
@@ -36,7 +36,7 @@ class Projection(Protocol):
     def n_out(self) -> int: ...
 
     def transform(self, features: Features) -> Features:
-        """(N, n_in) float32 → (N, n_out) float32; the input is not changed."""
+        """(N, n_in) float32 → (N, n_out) float32; the input is not changed, and rows do not depend on each other."""
         ...
 
     def to_arrays(self) -> Arrays:
@@ -87,8 +87,7 @@ class PCA:
         return int(self.components.shape[0])
 
     def transform(self, features: Features) -> Features:
-        projected: Features = np.matmul(features - self.mean, self.components.T)
-        return projected
+        return multiply_rows(features - self.mean, self.components.T)
 
     def to_arrays(self) -> Arrays:
         return {

@@ -24,6 +24,15 @@ from tests.streaming.history import commit_batch
 
 CHECKOUT = Path(__file__).parent.parent
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
+# Pages and files of which the command lines are checked, too.
+OTHERS = sorted(
+    [
+        CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "SECURITY.md", CHECKOUT / "docker-compose.yml",
+        *(CHECKOUT / "docs" / "decisions").glob("*.md"), *(CHECKOUT / "docs" / "deploy").glob("*.yml"),
+        *(CHECKOUT / "examples").rglob("*.md"),
+    ]
+)  # fmt: skip
+CONTAINERS = {"cli": [], "publish": ["publish"]}  # service of the compose file → the first words of its command
 QUICK = {("query",), ("predictions",), ("config", "show"), ("config", "init"), ("models", "list")}
 ROOT = get_command(app)
 ROOT_OPTIONS = {"--home": 1, "--config": 1, "--debug": 0}
@@ -45,6 +54,13 @@ def lines_of(page: Path, languages: str = "console|shell|bash|sh") -> list[str]:
     return lines
 
 
+def indented(page: Path) -> list[str]:
+    """The command lines of the page's indented blocks and comments, as the text has them."""
+    lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    starts = re.compile(r"(?:    |#   )(?:[A-Z_]+=\S+ )*(?:\S*/)?(?:imagestream|docker-compose run) ")
+    return [line.lstrip("# ") for line in lines if starts.match(line)]
+
+
 def ours(line: str) -> Iterator[list[str]]:
     """The arguments of every `imagestream …` in a line of shell."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&<>")
@@ -58,6 +74,9 @@ def ours(line: str) -> Iterator[list[str]]:
             command.pop(0)
         if command and Path(command[0]).name == "imagestream":
             yield command[1:]
+        elif command[:2] == ["docker-compose", "run"] and (service := CONTAINERS.keys() & set(command)):
+            (name,) = service
+            yield CONTAINERS[name] + command[command.index(name) + 1 :]
         command = []
 
 
@@ -74,8 +93,8 @@ def leaf(words: list[str]) -> tuple[tuple[str, ...], Any, list[str]]:
 
 COMMAND_LINES = [
     pytest.param(words, id=f"{page.stem}: {' '.join(words)}"[:100])
-    for page in PAGES
-    for line in lines_of(page)
+    for page in [*PAGES, *OTHERS]
+    for line in [*(lines_of(page) if page.suffix == ".md" else []), *indented(page)]
     for words in ours(line)
 ]
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from models.errors import ModelError
 from producer.errors import PublishError
 from streaming.errors import ServiceError
+from streaming.extras import COMMANDS, extras_named
 from streaming.json_log import JsonLines
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Configuration, Settings, read_configuration
@@ -110,9 +111,12 @@ def run(arguments: list[str] | None = None) -> None:
     `--debug` shows the traceback as well.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    names = {name for names in COMMANDS.values() for name in names}
+    err.file = cast("IO[str]", None)  # standard error as it is now, whatever an earlier command set
     try:
         # Not standalone: Typer would tell a usage error in a box of several lines.
-        code = app(arguments, prog_name="imagestream", standalone_mode=False)
+        with extras_named(next((word for word in arguments if word in names), None)):
+            code = app(arguments, prog_name="imagestream", standalone_mode=False)
     except typer.TyperException as error:
         code = error.exit_code
         if error.format_message():  # a group without its command has printed its help, and says nothing more

@@ -15,6 +15,7 @@ from streaming.cli import (  # noqa: F401
     maintain,
     models,
     models_import,
+    predict,
     publish,
     query,
     replay,

@@ -118,6 +118,18 @@ def _from_stdin() -> str:
     return sql
 
 
+def check_format(format_: Format, output: Path | None, *, spreadsheet: bool) -> None:
+    """Check that options that say how rows are written go together.
+
+    Raises:
+        ServiceError: they do not.
+    """
+    if spreadsheet and format_ is not Format.CSV:
+        raise ServiceError(f"--spreadsheet is for --format csv, got --format {format_}")
+    if format_ is Format.PARQUET and output is None:
+        raise ServiceError("--format parquet is binary: expected a file, give one with --output FILE")
+
+
 def _answer(
     ask: Ask,
     format_: Format,
@@ -127,10 +139,7 @@ def _answer(
     *,
     spreadsheet: bool,
 ) -> None:
-    if spreadsheet and format_ is not Format.CSV:
-        raise ServiceError(f"--spreadsheet is for --format csv, got --format {format_}")
-    if format_ is Format.PARQUET and output is None:
-        raise ServiceError("--format parquet is binary: expected a file, give one with --output FILE")
+    check_format(format_, output, spreadsheet=spreadsheet)
     if watch_s is not None:
         if output is not None:
             raise ServiceError("--watch shows rows as they change: expected no --output FILE with it")

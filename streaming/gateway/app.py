@@ -23,7 +23,7 @@ from streaming.gateway.description import POLICY, page
 from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
 from streaming.gateway.rate_limit import RateLimit
-from streaming.gateway.routes import old_routes, routes
+from streaming.gateway.routes import old_routes, refuse_repeated, routes
 from streaming.gateway.service import Broker, Service
 from streaming.settings import Settings
 
@@ -56,7 +56,7 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
     app.add_middleware(CountRequests, metrics=metrics)
     allowed = Depends(access(api_key))
     limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]  # whoever guesses keys, too
-    app.include_router(routes(service), dependencies=limited)
+    app.include_router(routes(service), dependencies=[*limited, Depends(refuse_repeated)])
     app.include_router(old_routes(service), dependencies=limited, deprecated=True)
     _add_health(app, service)
     _add_metrics(app, metrics, allowed)

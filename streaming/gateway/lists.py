@@ -7,10 +7,11 @@ another page. It is only a place: the filters are given again with it.
 import base64
 import binascii
 import json
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import HTTPException
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.errors import ModelError
 from streaming.gateway.answers import Model, Models
@@ -18,10 +19,20 @@ from streaming.gateway.lookup import SINCE, Lookup, Rows, order
 from streaming.registry import ALIASES, Registry
 from streaming.storage.home import Home
 
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 MAX_LIMIT = 500
 MAX_TEXT = 1024
 MAX_CURSOR_CHARS = 1024
 
+
+def _rfc_3339(value: Any) -> Any:
+    """Refuses what Pydantic takes for a time as well, such as a number of seconds."""
+    if isinstance(value, str) and not RFC_3339.fullmatch(value):
+        raise ValueError("expected a time with its zone, as 2026-03-01T12:00:00Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc_3339)]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Offset = Annotated[int, Field(ge=0, lt=2**63)]
 RowPlace = tuple[AwareDatetime, Annotated[str, Field(max_length=249)], Offset, Offset]
@@ -46,8 +57,8 @@ class RowQuery(ListQuery):
     filters: ClassVar[dict[str, str]] = {}  # name → condition
 
     source: Annotated[Text | None, Field(description="exactly this source")] = None
-    since: Annotated[AwareDatetime | None, Field(description="not before this time, with its zone")] = None
-    until: Annotated[AwareDatetime | None, Field(description="before this time, with its zone")] = None
+    since: Annotated[Time | None, Field(description="not before this time, with its zone")] = None
+    until: Annotated[Time | None, Field(description="before this time, with its zone")] = None
 
     def condition(self) -> tuple[str, dict[str, Any]]:
         """The condition in SQL, and its values."""

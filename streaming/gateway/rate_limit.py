@@ -29,8 +29,11 @@ class RateLimit:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when there were so many
 
-    def __call__(self, request: Request) -> None:
-        """FastAPI dependency: lets a request pass, or raises 429 with the seconds to wait."""
+    async def __call__(self, request: Request) -> None:
+        """FastAPI dependency: lets a request pass, or raises 429 with the seconds to wait.
+
+        A coroutine, so that FastAPI calls it on the event loop, one request after the other.
+        """
         address = network_of(request.client.host if request.client else "")
         wait_s = self.take(address)
         if wait_s > 0:

@@ -6,10 +6,11 @@ POST /labels                   true classes of images, as `imagestream label` ta
 GET  /predictions, /quarantine, /models         lists, page by page
 """
 
+from collections import Counter
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from producer.message import BRANDS, MAGIC
@@ -29,8 +30,8 @@ from streaming.gateway.deprecation import PREFIX
 from streaming.gateway.lists import ModelQuery, PredictionQuery, QuarantineQuery
 from streaming.gateway.problems import problem, problems
 from streaming.gateway.service import Service
-from streaming.gateway.tracing import publishing
 from streaming.gateway.upload import MAX_BATCH_IMAGES, MAX_LABEL_CHARS, MAX_SOURCE_CHARS
+from streaming.tracing import publishing
 
 MAX_WAIT_S = 30.0
 REFUSED = problems(401, 403, 422, 429, 503)
@@ -74,6 +75,14 @@ IdParameter = Annotated[
     str,
     Path(min_length=1, max_length=MAX_ID_CHARS, description="the SHA-256 of the image's bytes in hex, or its ce_id"),
 ]
+
+
+async def refuse_repeated(request: Request) -> None:
+    """422 for a parameter that is given twice: every one has one value, and which was meant is not known."""
+    names = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in names.items():
+        if count > 1:
+            raise HTTPException(422, f"{name[:50]!r}: expected one value, got {count}")
 
 
 def routes(service: Service) -> APIRouter:

@@ -65,6 +65,7 @@ class BatchResult:
     refused: dict[int, str] = field(default_factory=dict)  # version → why, of models that an alias points to
     drift: dict[str, float] = field(default_factory=dict)  # see `models.drift.drift` and `models.drift_alarm.verdict`
     cores: int = 1  # that worked on it at a time
+    traced: Sequence[str] = ()  # trace contexts of messages, see `PartitionReport`
     waited_s: Sequence[float] = ()  # of each prediction, from its message's timestamp to the commit
 
     @property
@@ -224,6 +225,7 @@ class BatchCommitter:
             refused=self._serving.refused,
             drift=far,
             cores=_cores(messages, scored.reports),
+            traced=[one for report in scored.reports for one in report.traced],
             waited_s=_waited(scored.rows, datetime.now(UTC)),
         )
         self._ended = perf_counter()

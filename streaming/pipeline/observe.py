@@ -26,6 +26,7 @@ from streaming.pipeline.offsets import Place, TopicOffsets, lags
 from streaming.pipeline.positions import committed_places, name_in_kafka
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
+from streaming.tracing import scored
 
 STALE_AFTER_S = 300.0  # a micro-batch may take as long as this; an idle stream gives a sign every POLL seconds
 STATE_EVERY_S = 5.0
@@ -230,6 +231,7 @@ class Observer:
             lag=self._lag,
         )
 
+        scored(batch.traced, batch.wall_s, {"batch_id": batch.batch_id, "model_version": batch.model_version})
         if batch.drift.get("alarm"):
             figures = ("p_value", "window_psi", "window_rows")
             self._tell("warning", "drift", model_version=batch.model_version, **{f: batch.drift[f] for f in figures})

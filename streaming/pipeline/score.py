@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from models.arrays import Features
 from models.bundle import Bundle
@@ -31,11 +32,13 @@ from streaming.pipeline.payload import RAW, FrameError, Payload, frame_of, unwra
 from streaming.platform.engines import EngineChoice
 from streaming.storage.files import DataFile, FileSink, list_array
 from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE
+from streaming.tracing import valid
 
 TOP_K = 3
 NOTHING: Mapping[tuple[str, int, int], str] = MappingProxyType({})
 MAX_KEY_BYTES = 1024  # a longer key is cut; `quarantine` has it whole
 MAX_ID_CHARS = 256
+MAX_TRACED = 100  # messages of a partition whose scoring becomes a span of their traces
 MAX_HEADERS, MAX_HEADERS_BYTES = 1_000, 1024**2  # of a message
 # Times that are taken as such, in milliseconds: 1971, so that seconds are not, to 2200.
 FIRST_MS, LAST_MS = 365 * 86_400_000, 7_258_118_400_000
@@ -69,6 +72,7 @@ class PartitionReport:
     Attributes:
         read: what was read, topics by their names in the tables.
         quarantined_at: likewise, (topic, partition, messages) of each place with quarantined messages.
+        traced: W3C trace contexts of its messages, of the first `MAX_TRACED`.
     """
 
     read: list[Piece] = field(default_factory=list)
@@ -80,6 +84,7 @@ class PartitionReport:
     features_file: DataFile | None = None
     challenger_error: str | None = None
     drift: dict[str, Any] | None = None
+    traced: list[str] = field(default_factory=list)
 
     def timed(self, stage: str, since: float) -> float:
         """Add the time since `since` to a stage; returns now."""
@@ -243,10 +248,12 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     decoded = scorer.decode(values)
     decoded.bad.update(headers.refused)
     clock = report.timed("decode", clock)
-    features, good, bad = _features(scorer, decoded)
+    features, good, bad = features_of(scorer, decoded)
     clock = report.timed("backbone", clock)
 
     hashes = pa.array([_sha256(value) for value in values.column], pa.string())
+    report.traced += [one.traceparent for one in headers.read if one.traceparent and valid(one.traceparent)]
+    del report.traced[MAX_TRACED:]
     identity = pa.Table.from_batches([_identity(batch, headers.read, hashes, on.task.topics)])
     clock = report.timed("identity", clock)
     if bad:
@@ -298,7 +305,7 @@ def _shadow_answers(values: _Values, good: list[int], features: Features, on: _P
     return [label, confidence]
 
 
-def _features(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], dict[int, BadImage]]:
+def features_of(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], dict[int, BadImage]]:
     """Features of the images that decoded, with those that are not finite moved to the bad ones."""
     if not decoded.rows:
         return np.empty((0, 0), np.float32), [], decoded.bad
@@ -493,15 +500,14 @@ def answer_columns(probabilities: Features, head: Head) -> list[pa.Array]:
 
     With a threshold of its own, a model may answer the less probable of two labels.
     """
-    n, width = probabilities.shape
-    k = min(TOP_K, width)
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    best = np.take_along_axis(probabilities, order, axis=1)
+    n = len(probabilities)
+    order, best = most_probable(probabilities, TOP_K)
     answers = head.answers(probabilities)
     names = pa.array(head.classes, pa.string())
     pairs = pa.StructArray.from_arrays(
         [names.take(pa.array(order.reshape(-1))), pa.array(best.reshape(-1))], fields=list(ANSWER[2].type.value_type)
     )
+    k = order.shape[1]
     offsets = pa.array(np.arange(0, (n + 1) * k, k, dtype=np.int32))
     return [
         names.take(pa.array(answers)),
@@ -509,3 +515,9 @@ def answer_columns(probabilities: Features, head: Head) -> list[pa.Array]:
         pa.ListArray.from_arrays(offsets, pairs).cast(ANSWER[2].type),
         pa.repeat(pa.scalar(datetime.now(UTC), ANSWER[3].type), n),
     ]
+
+
+def most_probable(probabilities: Features, k: int) -> tuple[NDArray[np.intp], Features]:
+    """The `k` most probable classes of each row, or all, the most probable first: their places, and probabilities."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(probabilities, order, axis=1)

@@ -8,7 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from models.errors import ModelError
 from models.onnx_session import resolve_providers
@@ -237,7 +237,10 @@ def check_disk(settings: Settings) -> Check:
 def check_engines(settings: Settings) -> Check:
     """The engines that are installed, and that ONNX Runtime has the providers that are set."""
     providers = settings.execution_providers.split(",")
-    found = ", ".join(f"{name} {version(package)}" for name, package in ENGINES.items())
+    try:
+        found = ", ".join(f"{name} {version(package)}" for name, package in ENGINES.items())
+    except PackageNotFoundError as error:
+        return Check("engines", f"{error.name} is not installed", "pip install 'imagestream[predict]'")
     try:
         resolve_providers(providers)
     except ModelError as error:

@@ -13,7 +13,7 @@ from streaming.jobs.audit import audit
 from streaming.pipeline.preflight import needed_bytes, with_fixed_heap
 from streaming.settings import Settings
 from tests.conftest import imagestream
-from tests.faults.harness import MemoryWatch, Stream, drain, rows
+from tests.faults.harness import PATIENCE_S, MemoryWatch, Stream, drain, rows
 from tests.faults.record_batches import gzip_bomb, produce, zstd_bomb
 from tests.forms import Record
 from tests.streaming.small_models import bundle_folder
@@ -57,7 +57,7 @@ def test_a_batch_that_ends_the_jvm_is_read_beside_it_after_two_deaths(service: S
     peaks: list[tuple[float, float]] = []
     for _ in range(3):
         with Stream(service, until_drained=True) as stream, MemoryWatch(stream.process.pid) as watch:
-            code = stream.process.wait(120)
+            code = stream.process.wait(PATIENCE_S)
         peaks.append(watch.peak_mb())
         deaths += code != 0
         if not code:

@@ -102,21 +102,21 @@ def test_packages_of_the_same_names_do_not_matter_and_overwritten_ones_are_said(
     for name in ("models", "streaming"):
         (tmp_path / "site" / name).mkdir(parents=True)
         (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('another distribution')\n")
-    launcher = shutil.copy(ROOT / "imagestream.py", tmp_path / "imagestream.py")
-    run = [sys.executable, launcher, "--version"]
+    run = [sys.executable, "-m", "imagestream", "--version"]
     whole = subprocess.run(
-        [sys.executable, ROOT / "imagestream.py", "--version"],
+        run,
+        cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
         capture_output=True,
         text=True,
         check=False,
     )
     assert (whole.returncode, whole.stdout[:12]) == (0, "imagestream "), whole.stderr
-    shutil.copytree(tmp_path / "site", tmp_path, dirs_exist_ok=True)
-    mixed = subprocess.run(run, capture_output=True, text=True, check=False)
+    shutil.copytree(ROOT / "imagestream", tmp_path / "site" / "imagestream")
+    mixed = subprocess.run(run, cwd=tmp_path / "site", capture_output=True, text=True, check=False)
     assert mixed.returncode == 1
     assert mixed.stderr.count("\n") == 1
-    assert f"the package 'models' in {tmp_path} is another distribution's" in mixed.stderr
+    assert f"the package 'models' in {tmp_path / 'site'} is another distribution's" in mixed.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("predictions",), ("status",), ("doctor",)], ids=" ".join)

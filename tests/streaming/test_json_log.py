@@ -27,15 +27,17 @@ from streaming.json_log import JsonFormatter, JsonLines
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_the_reason_of_a_failed_command_is_a_line_of_json_with_its_date(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], why: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    why: str,
 ) -> None:
     monkeypatch.setenv("IMAGESTREAM_LOG_FORMAT", "json")
-    stream = io.StringIO()
-    monkeypatch.setattr(cli.err, "file", stream)
     with pytest.raises(SystemExit) as ended:
         cli.run(["--home", str(tmp_path), *command])
     assert ended.value.code != 0
-    *_, line = stream.getvalue().splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     found = json.loads(line)
     assert (found["level"], why in found["event"]) == ("error", True), found
     assert abs((datetime.now().astimezone() - datetime.fromisoformat(found["timestamp"])).total_seconds()) < 600

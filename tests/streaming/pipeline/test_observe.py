@@ -45,6 +45,7 @@ class Batch:
     )
     wall_s: float = 2.0
     waited_s: tuple[float, ...] = (0.5, 2.0, 400.0)
+    traced: tuple[str, ...] = ()
     drift: dict[str, float] = field(
         default_factory=lambda: {
             "rows": 97.0,

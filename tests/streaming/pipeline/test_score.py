@@ -21,6 +21,7 @@ from streaming.pipeline.payload import chosen_payload, frame_of
 from streaming.pipeline.score import (
     MAX_HEADERS,
     MAX_KEY_BYTES,
+    MAX_TRACED,
     OUTPUT,
     REPORT,
     PartitionReport,
@@ -113,6 +114,14 @@ def test_an_image_is_known_by_its_event_id_or_else_by_its_content(
     assert bad["headers"] == given
     assert {row["key"] for row in (prediction, features, bad)} == {b"camera 7"}
     assert {row["topic"] for row in (prediction, features, bad)} == {"images~2"}
+
+
+def test_the_trace_contexts_of_messages_are_reported_up_to_a_limit(score: Any) -> None:
+    valid = b"00-%s-%s-01" % (b"a" * 32, b"b" * 16)
+    traced, nonsense = ({"headers": [{"key": "traceparent", "value": one}]} for one in (valid, b"00-x"))
+    report = score(traced, nonsense, {}, traced | {"value": b"text"}).report
+    assert report.traced == [valid.decode()] * 2
+    assert len(score(*[traced | {"value": b"text"}] * (MAX_TRACED + 1)).report.traced) == MAX_TRACED
 
 
 @pytest.mark.parametrize("key", [None, b"", b"camera 7", b"\x00\xff\xfe", b"k" * (MAX_KEY_BYTES + 1)], ids=repr)

@@ -25,10 +25,11 @@ from sklearn.datasets import load_sample_image
 from streaming.images.dataset import digit_images, write_images
 from streaming.images.labels import labelled_features
 from streaming.pipeline.decisions import Decision, Decisions
+from streaming.predict import load
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
-from tests.conftest import NewService, environment_of, imagestream
+from tests.conftest import NewService, environment, environment_of, imagestream
 from tests.models import onnx_graphs as graphs
 from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
@@ -124,6 +125,16 @@ def test_every_row_tells_where_it_came_from_and_what_answered_it(drained: Settin
     assert {row["image_id"] for row in features} == {row["image_id"] for row in found}
     assert {len(row["features"]) for row in features} == {bundle.manifest.backbone.n_features}
     assert {row["backbone_sha256"] for row in features} == {bundle.backbone_sha256}
+
+
+def test_a_model_without_a_stream_answers_what_the_stream_did_to_the_bit(drained: Settings) -> None:
+    found = rows(drained, "SELECT source, image_id, label, confidence, top_k, damaged, model_version FROM predictions")
+    bad = rows(drained, "SELECT source, image_id, stage, reason FROM quarantine")
+    with environment(**environment_of(drained)):
+        model = load(home=drained.home, threads=2)
+    answers = {one.source: one.as_dict() for one in model.predict([row["source"] for row in found + bad], top=3)}
+    for row in found + bad:
+        assert {name: answers[row["source"]][name] for name in row} == row
 
 
 def test_every_batch_tells_how_far_its_images_are_from_those_of_the_training(drained: Settings) -> None:

@@ -1,0 +1,131 @@
+"""`imagestream predict`: a model's answers to images, without a stream."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, settings_of, write_json
+from streaming.cli.interrupts import stoppable, stopping_cleanly
+from streaming.cli.query import FormatOption, OutputOption, SpreadsheetOption, check_format, pipe_may_close
+from streaming.cli.row_formats import Format, write_rows
+from streaming.errors import ServiceError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from streaming.predict import Prediction
+    from streaming.settings import Settings
+
+STDIN = "-"
+ROWS_AT_A_TIME = 8
+IN_A_TABLE = ["source", "label", "confidence", "top_k", "reason", "detail"]  # the other formats have every column
+
+
+@app.command()
+def predict(
+    context: typer.Context,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE…",
+            help="Files, folders, http(s):// URLs, s3://, gs:// or az:// URIs; - for one image on standard input.",
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Model that answers: champion, challenger or a version's number.")
+    ] = "champion",
+    top: Annotated[int, typer.Option(min=1, help="Number of classes in the column top_k.")] = 5,
+    format_: FormatOption = Format.TABLE,
+    output: OutputOption = None,
+    spreadsheet: SpreadsheetOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Classify images with a model of the registry, without Kafka and Spark.
+
+    Every regular file below a folder is taken, in the order of their names. The answers are those of the stream, to the
+    bit. An image that cannot be decoded has a row with the reason, and the exit code is then 1.
+
+    Example: imagestream predict photos/ --top 3 --format csv, or: imagestream predict - < photo.jpg
+    """
+    check_format(format_, output, spreadsheet=spreadsheet)
+    settings = settings_of(context)
+    import pyarrow as pa
+
+    from streaming.predict import ROW, load_model
+
+    counts: Counter[str] = Counter()
+    with stopping_cleanly(), stoppable("the rows before are complete"), _progress() as show:
+        sources = [_from_stdin(settings) if one == STDIN else one for one in images]
+        loaded = load_model(settings, model)
+        since = perf_counter()
+        predictions = _counted(loaded.predict_each(sources, top=top), counts, show)
+        with pipe_may_close():
+            schema = pa.schema([ROW.field(name) for name in IN_A_TABLE]) if format_ is Format.TABLE else ROW
+            rows = pa.RecordBatchReader.from_batches(schema, _batches(predictions, schema))
+            write_rows(rows, format_, output, spreadsheet=spreadsheet)
+            sys.stdout.flush()
+        seconds = perf_counter() - since
+    done = counts.total()
+    bad = {reason: count for reason, count in counts.items() if reason}
+    summary = {
+        "images": done,
+        "predicted": counts[""],
+        "bad": bad,
+        "model_version": loaded.version,
+        "bundle_sha256": loaded.bundle_sha256,
+        "engine": loaded.engine,
+        "seconds": seconds,
+        "images_per_s": done / seconds if seconds else 0.0,
+    }
+    write_json(json, summary)
+    if not done:
+        raise ServiceError(f"expected images, got folders without a file: {', '.join(images)}")
+    rate = f"{seconds:.1f} s ({summary['images_per_s']:,.0f} images/s)"
+    images_done = f"{done:,} image{'' if done == 1 else 's'}"
+    err.print(f"{images_done} in {rate}, model version {loaded.version}", markup=False, highlight=False)
+    if bad:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(bad.items()))
+        err.print(f"{sum(bad.values()):,} without an answer: {reasons}", markup=False, highlight=False)
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _from_stdin(settings: "Settings") -> bytes:
+    """Standard input, or one byte more than an image may have."""
+    return sys.stdin.buffer.read(settings.image_limits.max_bytes + 1)
+
+
+def _counted(
+    predictions: "Iterable[Prediction]", counts: Counter[str], show: Callable[[int], None]
+) -> "Iterator[Prediction]":
+    for one in predictions:
+        counts[one.reason or ""] += 1
+        show(counts.total())
+        yield replace(one, source=one.source or STDIN)
+
+
+def _batches(predictions: "Iterator[Prediction]", schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    while some := list(islice(predictions, ROWS_AT_A_TIME)):
+        yield pa.RecordBatch.from_pylist([one.as_dict() for one in some], schema)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int], None]]:
+    """The number of images on a terminal; nothing elsewhere."""
+    if not err.is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("classifying {task.completed:,.0f} images"), TimeElapsedColumn()
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("predict", total=None)
+        yield lambda done: bar.update(task, completed=done)

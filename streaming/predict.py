@@ -1,0 +1,394 @@
+"""A model's answers to images, without a stream: `imagestream.load().predict("photo.jpg")`.
+
+Images are decoded, featurized and classified by the functions of the stream's workers, with the same engine, so that an
+image gets here what its row in `predictions` says, to the bit. No Spark and no JVM is started.
+"""
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import pyarrow as pa
+
+from models.arrays import Features
+from models.bad_image import Limits
+from models.bundle import Bundle
+from models.scorer import Scorer, check_golden, load_scorer
+from streaming.errors import ServiceError
+from streaming.extras import extras_named
+from streaming.images.sources import list_source, read_source
+from streaming.pipeline.score import features_of, most_probable
+from streaming.platform.engines import EngineChoice, Engines
+from streaming.registry import CHAMPION, open_registry
+from streaming.settings import Settings, read_settings
+from streaming.storage.registry_objects import Alias
+from streaming.storage.store import check_place, is_uri
+from streaming.storage.tables import ANSWER, DAMAGED
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    import pandas as pd
+    from PIL import Image
+
+    ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image"
+
+TOP = 5  # classes of an answer
+CHUNK = 4  # images of one task; their pixels are in memory together, their bytes one after the other
+AHEAD = 2  # tasks for each thread, so that none waits for another's result to be taken
+URL_TIMEOUT_S = 30.0
+WEB = ("http://", "https://")
+UNREADABLE = "unreadable"  # beside the reasons of the quarantine: there are no bytes
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # of Pillow's images, those that PNG keeps as they are
+ORIENTATION = 0x0112  # Exif tag
+
+ROW = pa.schema(
+    [
+        pa.field("source", pa.string()),
+        *ANSWER[:3],
+        DAMAGED,
+        pa.field("stage", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("image_id", pa.string()),
+        pa.field("model_version", pa.int32()),
+    ]
+)
+
+
+class ClassProbability(NamedTuple):
+    """A class and its probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model answers to one image, or why it cannot.
+
+    Attributes:
+        source: the file or URI; None of bytes and Pillow images.
+        image_id: SHA-256 of the encoded image, as in the table `predictions`; None where there are no bytes.
+        label, confidence: the class that is answered and its probability; None where there is a reason why not.
+        top_k: the most probable classes, the most probable first.
+        damaged: part of the image is missing or wrong, and it could be shown all the same; `detail` describes it.
+        stage, reason: as in the table `quarantine`, or read and unreadable; None where there is an answer.
+        detail: the reason or the damage in words.
+    """
+
+    source: str | None
+    image_id: str | None
+    model_version: int
+    label: str | None = None
+    confidence: float | None = None
+    top_k: tuple[ClassProbability, ...] = ()
+    damaged: bool = False
+    stage: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a row of `ROW`."""
+        return asdict(self) | {"top_k": [one._asdict() for one in self.top_k] if self.reason is None else None}
+
+
+class PredictionList(list[Prediction]):
+    """Predictions in the order of their images."""
+
+    def to_arrow(self) -> pa.Table:
+        """A row for each."""
+        return pa.Table.from_pylist([one.as_dict() for one in self], ROW)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row for each; needs pandas."""
+        with extras_named():
+            frame: pd.DataFrame = self.to_arrow().to_pandas()
+        return frame
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """An image that has not been read yet: its name, and what gives its bytes or raises an OSError."""
+
+    name: str | None
+    read: Callable[[Limits], bytes]
+
+
+def load(model: str | int = CHAMPION, home: str | Path | None = None, *, threads: int | None = None) -> "Model":
+    """A model of the registry, checked as the stream checks it before it serves it.
+
+    Args:
+        model: `champion`, `challenger`, or the number of a version.
+        home: the folder or URI that holds the registry; default: the command line's.
+        threads: images that are worked on at a time; default: the cores that this process may use.
+
+    Raises:
+        ServiceError: there is no such model, or a setting is wrong.
+        ModelError: the model is refused: altered, or it does not compute here what it computed when it was made.
+    """
+    with extras_named():
+        return load_model(read_settings(home), model, threads)
+
+
+def load_model(settings: Settings, model: str | int = CHAMPION, threads: int | None = None) -> "Model":
+    """As `load`, with settings."""
+    registry = open_registry(settings.home)
+    version = model if isinstance(model, int) else _version_of(model)
+    if isinstance(version, str):
+        target = registry.target(version)
+        if target is None:
+            raise ServiceError(f"there is no {version} model in {registry.place}; make one with 'imagestream train'")
+        version = target
+    bundle = registry.read(version)
+    return Model(bundle, version, Engines(settings).choose(bundle), settings.image_limits, threads)
+
+
+def _version_of(text: str) -> Alias | int:
+    for alias in get_args(Alias):
+        if text == alias:
+            return alias  # type: ignore[no-any-return]
+    if text.isascii() and text.isdigit() and int(text) > 0:
+        return int(text)
+    raise ServiceError(f"expected a model's version number, {' or '.join(get_args(Alias))}, got {text!r}")
+
+
+class Model:
+    """A model that is ready to answer; any number of threads may ask it.
+
+    Holds one engine for each thread that works for it, made when it is first needed; an engine takes a tenth of a
+    second and about as much memory as the network's file.
+    """
+
+    def __init__(
+        self, bundle: Bundle, version: int, engine: EngineChoice, limits: Limits, threads: int | None = None
+    ) -> None:
+        """Load it; errors as for `load`."""
+        self.version = version
+        self.bundle_sha256 = bundle.sha256
+        self.classes = bundle.manifest.classes
+        self.engine = engine.engine
+        self._bundle = bundle
+        self._providers = engine.providers
+        self._limits = limits
+        self._threads = threads or _usable_cores()
+        self._loading = threading.Lock()  # while LiteRT loads, this process's standard error is closed
+        self._idle: queue.SimpleQueue[Scorer] = queue.SimpleQueue()
+        with self._scorer() as scorer:
+            check_golden(bundle, scorer)
+
+    def __repr__(self) -> str:
+        return f"<Model version {self.version}: {len(self.classes)} classes, {self._bundle.manifest.backbone.name}>"
+
+    def predict(self, images: "ImageSource | Iterable[ImageSource]", *, top: int = TOP) -> PredictionList:
+        """What the model answers to images, in their order; see `predict_each`."""
+        return PredictionList(self.predict_each(images, top=top))
+
+    def predict_each(self, images: "ImageSource | Iterable[ImageSource]", *, top: int = TOP) -> Iterator[Prediction]:
+        """What the model answers to images, one after the other, in bounded memory.
+
+        Args:
+            images: a file; a folder, with every regular file below it in the order of their names; an `s3://`, `gs://`
+                or `az://` URI of an object or folder; an `http://` or `https://` URL; the bytes of an encoded image; a
+                Pillow image, by its pixels; or an iterable of these.
+            top: how many classes an answer names.
+
+        Yields:
+            A prediction for each image; one that cannot be read or decoded has a reason.
+
+        Raises:
+            TypeError: it is none of these.
+            ServiceError: a URI of another scheme, or a bucket that cannot be listed.
+            ValueError: `top` is not positive.
+        """
+        if top < 1:
+            raise ValueError(f"top: expected a positive number, got {top}")
+        return self._predict_each(_images_of(images), top)
+
+    def _predict_each(self, images: Iterator[_Image], top: int) -> Iterator[Prediction]:
+        pool = ThreadPoolExecutor(self._threads, thread_name_prefix="predict")
+        begun: deque[Future[list[Prediction]]] = deque()
+        try:
+            while chunk := list(islice(images, CHUNK)):
+                begun.append(pool.submit(self._score, chunk, top))
+                while begun and (begun[0].done() or len(begun) >= AHEAD * self._threads):
+                    yield from begun.popleft().result()
+            while begun:
+                yield from begun.popleft().result()
+        finally:  # also where the caller stops asking
+            pool.shutdown(cancel_futures=True)
+
+    def _score(self, images: Sequence[_Image], top: int) -> list[Prediction]:
+        values = _Values(images, self._limits)
+        with self._scorer() as scorer:
+            decoded = scorer.decode(values)
+            features, good, bad = features_of(scorer, decoded)
+            answers = _answers(scorer, features, top) if good else []
+        by_row = dict(zip(good, answers, strict=True))
+        found = []
+        for row, image in enumerate(images):
+            known = (image.name, values.hashes.get(row), self.version)
+            if row in values.unreadable:
+                found.append(Prediction(*known, stage="read", reason=UNREADABLE, detail=values.unreadable[row]))
+            elif row in bad:
+                why = bad[row]
+                found.append(Prediction(*known, stage=str(why.stage), reason=str(why.reason), detail=why.detail))
+            else:
+                damage = decoded.damage.get(row)
+                found.append(Prediction(*known, *by_row[row], damaged=damage is not None, detail=damage))
+        return found
+
+    @contextmanager
+    def _scorer(self) -> Iterator[Scorer]:
+        """A scorer for this thread alone."""
+        try:
+            scorer = self._idle.get_nowait()
+        except queue.Empty:
+            with self._loading:
+                scorer = load_scorer(self._bundle, limits=self._limits, engine=self.engine, providers=self._providers)
+        try:
+            yield scorer
+        finally:
+            self._idle.put(scorer)
+
+
+def _answers(scorer: Scorer, features: Features, top: int) -> list[tuple[str, float, tuple[ClassProbability, ...]]]:
+    """(label, confidence, most probable classes) of each row of features (N, D)."""
+    head = scorer.head
+    probabilities = head.probabilities(features)
+    order, best = most_probable(probabilities, top)
+    top_k = [
+        tuple(ClassProbability(head.classes[place], value) for place, value in zip(places, values, strict=True))
+        for places, values in zip(order.tolist(), best.tolist(), strict=True)
+    ]
+    labels = head.answers(probabilities).tolist()
+    return [
+        (head.classes[label], float(row[label]), most)
+        for label, row, most in zip(labels, probabilities, top_k, strict=True)
+    ]
+
+
+@dataclass
+class _Values(Sequence[bytes | None]):
+    """The bytes of images, each read when it is asked for: one may have 20 MiB."""
+
+    images: Sequence[_Image]
+    limits: Limits
+    hashes: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: Any) -> Any:
+        try:
+            data = self.images[row].read(self.limits)
+        except (OSError, ServiceError) as error:
+            self.unreadable[row] = " ".join((getattr(error, "strerror", None) or str(error)).split())
+            return None
+        self.hashes[row] = sha256(data).hexdigest()
+        return data
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _images_of(given: Any) -> Iterator[_Image]:
+    """Every image that is given, none of them read yet."""
+    if isinstance(given, str | os.PathLike):
+        return _at(os.fspath(given))
+    if isinstance(given, bytes | bytearray | memoryview):
+        content = bytes(given)
+        return iter([_Image(None, lambda _: content)])
+    if hasattr(given, "getexif") and hasattr(given, "mode"):  # a Pillow image, without an import of Pillow
+        return iter([_Image(None, lambda _: _encoded(given))])
+    if isinstance(given, Iterable):
+        return (image for one in given for image in _one_of(one))
+    raise TypeError(f"images: expected a path, URI, bytes, Pillow image or an iterable of these, got {type(given)}")
+
+
+def _one_of(given: Any) -> Iterator[_Image]:
+    if isinstance(given, Iterable) and not isinstance(given, str | bytes | bytearray | memoryview):
+        raise TypeError(f"images: expected paths, URIs, bytes or Pillow images in the iterable, got {type(given)}")
+    return _images_of(given)
+
+
+def _at(place: str) -> Iterator[_Image]:
+    """The images at a path or URI."""
+    if place.startswith(WEB):
+        yield _Image(place, lambda limits: _downloaded(place, limits))
+    elif is_uri(place):
+        uri = check_place(place)
+        keys = [one.key for one in list_source(uri)]
+        yield from (_file(f"{uri}/{key}") for key in keys) if keys else [_file(uri)]
+    elif os.path.isdir(place):  # noqa: PTH112  the name as it was given
+        yield from _below(place)
+    else:
+        yield _file(place)
+
+
+def _file(name: str) -> _Image:
+    return _Image(name, lambda limits: read_source(name, limits))
+
+
+def _below(folder: str) -> Iterator[_Image]:
+    """Every regular file below a folder, links followed, each real folder entered once, and what cannot be listed."""
+    entered: set[str] = set()
+    failed: list[OSError] = []
+    for directory, folders, names in os.walk(folder, onerror=failed.append, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in entered:  # a loop, or two links to one folder
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        for path in (os.path.join(directory, name) for name in sorted(names)):  # noqa: PTH118
+            if os.path.isfile(path):  # noqa: PTH113  a pipe or a socket is not a file
+                yield _file(path)
+        while failed:
+            yield _failed(failed.pop(0))
+    yield from map(_failed, failed)
+
+
+def _failed(error: OSError) -> _Image:
+    def read(_: Limits) -> bytes:
+        raise error
+
+    return _Image(str(error.filename), read)
+
+
+def _downloaded(url: str, limits: Limits) -> bytes:
+    """The body of a URL, or one byte more than an image may have."""
+    from http.client import HTTPException
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(url, timeout=URL_TIMEOUT_S) as answer:  # noqa: S310  http or https, see `WEB`
+            content: bytes = answer.read(limits.max_bytes + 1)
+            return content
+    except (HTTPException, ValueError) as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _encoded(image: "Image.Image") -> bytes:
+    """A Pillow image as PNG: the same pixels, and the orientation that its file had."""
+    from PIL import Image
+
+    file = BytesIO()
+    exif = Image.Exif()
+    if ORIENTATION in (given := image.getexif()):
+        exif[ORIENTATION] = given[ORIENTATION]
+    kept = image if image.mode in PNG_MODES else image.convert("RGB")
+    kept.save(file, "PNG", compress_level=1, exif=exif)
+    return file.getvalue()

@@ -1,0 +1,69 @@
+"""Traces that publishing and scoring continue, where OpenTelemetry is installed (the extra `otel`) and set up.
+
+`opentelemetry-instrument imagestream gateway` does both. Without it a trace context is passed on as it came.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from time import time_ns
+
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+HEADER = "traceparent"
+NAME = "imagestream"  # of the tracer
+
+
+def valid(traceparent: str | None) -> str | None:
+    """A W3C trace context, or None where it is none."""
+    return traceparent if TRACEPARENT.fullmatch(traceparent or "") else None
+
+
+@contextmanager
+def publishing(traceparent: str | None) -> Iterator[str | None]:
+    """A span around the publishing of an upload, part of the trace that the request belongs to.
+
+    Args:
+        traceparent: the request's W3C trace context; one that is not valid counts as none.
+
+    Yields:
+        The trace context for the message.
+    """
+    given = valid(traceparent)
+    try:
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    except ImportError:
+        yield given
+        return
+    propagator = TraceContextTextMapPropagator()
+    parent = propagator.extract({HEADER: given} if given else {})
+    with trace.get_tracer(NAME).start_as_current_span("publish", parent, kind=trace.SpanKind.PRODUCER):
+        carrier: dict[str, str] = {}
+        propagator.inject(carrier)
+        yield carrier.get(HEADER, given)
+
+
+def scored(traceparents: Iterable[str], seconds: float, attributes: Mapping[str, int]) -> None:
+    """A span for each message that was scored, part of its trace, over the micro-batch that has just been committed.
+
+    Args:
+        traceparents: the trace contexts of the messages.
+        seconds: how long the micro-batch took.
+        attributes: of every span.
+    """
+    try:
+        from opentelemetry import trace
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+    except ImportError:
+        return
+    tracer, propagator, end = trace.get_tracer(NAME), TraceContextTextMapPropagator(), time_ns()
+    for traceparent in traceparents:
+        parent = propagator.extract({HEADER: traceparent})
+        span = tracer.start_span(
+            "score",
+            parent,
+            kind=trace.SpanKind.CONSUMER,
+            attributes=dict(attributes),
+            start_time=end - int(seconds * 1e9),
+        )
+        span.end(end)

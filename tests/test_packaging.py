@@ -1,0 +1,154 @@
+"""What is installed: the wheel, what its base needs and what its extras add, and how a missing extra is named."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Sequence
+from email.parser import Parser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from streaming.extras import COMMANDS, EXTRAS, MissingExtraError, extras_named
+from streaming.images.dataset import digit_images, write_images
+from streaming.settings import Settings
+from tests.conftest import CHECKOUT
+from tests.streaming.history import commit_batch
+
+PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
+LOCK = (CHECKOUT / "requirements.lock").read_text("utf-8")
+HEAVY = {"pyspark", "delta-spark", "tensorflow", "keras", "onnxruntime", "ai-edge-litert", "streamlit", "fastapi"}
+OF_OTHERS = {"py4j": "pyspark", "multipart": "python-multipart"}  # modules of what an extra's distributions bring along
+# As in a base install: what belongs to an extra is not found.
+BASE = f"""
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {[name for one in EXTRAS.values() for name in one]}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+sys.argv[0] = "imagestream"
+from imagestream import main
+
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built without a network, by the build backend that is installed."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def requirements(lines: Sequence[str]) -> set[str]:
+    return {Requirement(line).name for line in lines}
+
+
+def test_the_wheel_holds_the_packages_with_their_types_and_says_what_it_needs(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
+        (entry_points,) = [name for name in names if name.endswith("/entry_points.txt")]
+        found = Parser().parsestr(archive.read(metadata).decode())
+        assert "imagestream = imagestream:main" in archive.read(entry_points).decode()
+    tops = {name.partition("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"imagestream", "models", "producer", "streaming"}
+    assert {f"{top}/py.typed" for top in tops} <= set(names)
+    assert {"streaming/platform/ivy.xml", "streaming/platform/jars.lock"} <= set(names)
+
+    assert found["Description-Content-Type"] == "text/markdown"
+    assert found.get_payload()
+    needed = [Requirement(line) for line in found.get_all("Requires-Dist") or []]
+    base = {one.name for one in needed if one.marker is None}
+    assert base == requirements(PROJECT["dependencies"])
+    assert not base & HEAVY
+    assert not [str(one) for one in needed if any(part.operator in {"==", "==="} for part in one.specifier)]  # no pins
+    everything = {one.name for one in needed if not any(name in str(one.marker) for name in ("heif", "mlflow", "otel"))}
+    assert everything - base == {one.name for one in needed if one.marker and one.marker.evaluate({"extra": "all"})}
+    assert set(found.get_all("Provides-Extra") or []) == {*EXTRAS, "all"}
+
+
+def test_the_lock_pins_the_base_and_every_extra() -> None:
+    named = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
+    wanted = requirements([*PROJECT["dependencies"], *named]) - {"imagestream", "pillow-heif"}
+    pinned = {line.partition("==")[0] for line in LOCK.splitlines() if "==" in line and not line.startswith(" ")}
+    assert wanted <= pinned
+
+
+def test_every_module_of_an_extra_is_named_with_that_extra() -> None:
+    distributions = packages_distributions()
+    for extra, modules in EXTRAS.items():
+        wanted = requirements(PROJECT["optional-dependencies"][extra])
+        for module in modules:
+            if module in distributions:
+                owners = {name.lower().replace("_", "-") for name in distributions[module]}
+                assert wanted & (owners | {OF_OTHERS.get(module, "")}), f"{module} is not of the extra {extra}"
+    assert {*COMMANDS} <= {*EXTRAS}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        (["stream"], "stream"),
+        (["train", "--dataset", "digits"], "train"),
+        (["dashboard"], "dashboard"),
+        (["gateway"], "gateway"),
+        (["predict", "photo.jpg"], "predict"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else one[0],
+)
+def test_a_command_without_its_extra_says_in_one_line_how_to_install_it(
+    arguments: list[str], extra: str, trained: Path
+) -> None:
+    command = [sys.executable, "-c", BASE, "--home", str(trained), *arguments]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.endswith(f"is not installed: pip install 'imagestream[{extra}]'\n"), done.stderr
+
+
+def test_a_module_of_nobody_is_not_an_extra() -> None:
+    with pytest.raises(MissingExtraError, match=r"imagestream\[stream\]"), extras_named():
+        raise ModuleNotFoundError("No module named 'pyspark.sql'", name="pyspark.sql")
+    with pytest.raises(ModuleNotFoundError, match="xyz") as raised, extras_named():
+        raise ModuleNotFoundError("No module named 'xyz'", name="xyz")
+    assert not isinstance(raised.value, MissingExtraError)
+
+
+def test_the_base_publishes_and_queries_in_an_environment_of_its_own(
+    wheel: Path, broker: Settings, tmp_path: Path
+) -> None:
+    uv, python = Path(sys.executable).with_name("uv"), tmp_path / "venv" / "bin" / "python"
+    # The versions of the lock, which are in uv's cache where `make` has installed them.
+    pins = [line.split(" \\")[0] for line in LOCK.splitlines() if "==" in line and not line.startswith(" ")]
+    (tmp_path / "constraints.txt").write_text("\n".join(pins))
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "venv"], check=True)
+    install = [uv, "pip", "install", "-q", "--python", python, "-c", tmp_path / "constraints.txt", wheel]
+    subprocess.run(install, check=True)
+    listed = subprocess.run([uv, "pip", "list", "--python", python], check=True, capture_output=True, text=True)
+    assert not HEAVY & {line.split()[0] for line in listed.stdout.splitlines()}
+
+    settings = Settings(home=tmp_path / "home")
+    commit_batch(settings, 0, {0: (0, 4)})
+    write_images(tmp_path / "photos", digit_images(3))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("IMAGESTREAM_", "PYTHON"))}
+
+    def imagestream(*arguments: object) -> str:
+        command = [str(word) for word in (python.with_name("imagestream"), "--home", tmp_path / "home", *arguments)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    servers = ("--bootstrap-servers", broker.bootstrap_servers, "--topic", f"base-{tmp_path.name}")
+    assert "sent 3 of 3 files" in imagestream("publish", tmp_path / "photos", *servers)
+    assert imagestream("query", "SELECT count(*) AS n FROM predictions", "--format", "csv") == "n\n4\n"

@@ -1,0 +1,81 @@
+"""`import imagestream`: what it offers, what it costs, and that docs/python.md is true."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import chdir, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+import imagestream
+from streaming.images.dataset import digit_images, write_images
+from streaming.settings import Settings
+from tests.conftest import CHECKOUT, environment, environment_of
+from tests.streaming.history import commit_batch
+
+PAGE = (CHECKOUT / "docs" / "python.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(trained: Path, exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with photographs, and a home with a model and two batches in it."""
+    folder = tmp_path_factory.mktemp("python")
+    shutil.copytree(trained, folder / ".imagestream", symlinks=True)
+    for batch in range(2):
+        commit_batch(
+            Settings(home=folder / ".imagestream"), batch, {0: (4 * batch, 4 * batch + 4)}, bad={4 * batch + 3}
+        )
+    write_images(folder / "photos", digit_images(5, 300))
+    return folder
+
+
+def test_every_name_is_there_and_documented() -> None:
+    for name in imagestream.__all__:
+        found = getattr(imagestream, name)
+        assert isinstance(found, str) or found.__doc__, name
+    assert dir(imagestream) == sorted(imagestream.__all__)
+    with pytest.raises(AttributeError, match="follow"):
+        imagestream.follow  # noqa: B018
+    named = set(re.findall(r"imagestream\.(\w+)\(|`(\w+Error)`", PAGE))
+    assert {one or other for one, other in named} <= set(imagestream.__all__) | {"ImportError"}
+
+
+def test_the_import_loads_nothing_and_a_table_no_more_than_it_needs(folder: Path) -> None:
+    source = (
+        "import sys\nbefore = set(sys.modules)\nimport imagestream\nprint(*(set(sys.modules) - before))\n"
+        "imagestream.query('SELECT 1 AS one', home=sys.argv[1])\nprint(*sys.modules)"
+    )
+    command = [sys.executable, "-c", source, folder / ".imagestream"]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    imported, queried = ({name.partition(".")[0] for name in line.split()} for line in done.stdout.splitlines())
+    assert "imagestream" in imported
+    assert not imported - {"imagestream"} - set(sys.stdlib_module_names)
+    assert "duckdb" in queried
+    assert not queried & {"pyspark", "py4j", "tensorflow", "keras", "pandas", "PIL", "onnxruntime", "ai_edge_litert"}
+
+
+def test_a_package_of_the_users_own_that_hides_ours_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    command = [sys.executable, "-c", "import imagestream\nimagestream.load"]
+    surroundings = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(CHECKOUT)])}
+    done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {tmp_path / 'models' / '__init__.py'} takes the place of")
+    assert "rename it" in last
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["folder", "one by one", "tables", "models"])
+def test_a_snippet_of_the_page_runs(snippet: str, folder: Path, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("IMAGESTREAM_")]:
+        monkeypatch.delenv(name)
+    said = StringIO()
+    with chdir(folder), redirect_stdout(said), environment(**environment_of(Settings(backbones=exports))):
+        exec(compile(snippet, "docs/python.md", "exec"), {})  # noqa: S102
+    assert re.search(r"\d", said.getvalue())
