@@ -23,7 +23,19 @@ SAMPLE_CHARS = 256 * 1024
 DELIMITERS = ",;\t|"
 SHOWN = 100
 
-PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "name", "id")
+PATH_COLUMNS = (
+    "path",
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_path",
+    "source",
+    "name",
+    "id",
+)
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
 # The longer mark first: UTF-32's begins as UTF-16's does.
 MARKS = {

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.settings import read_settings
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def moment(text: Moment) -> datetime:
     try:
         value = datetime.fromisoformat(text) if isinstance(text, str) else text
     except ValueError as error:
-        raise ServiceError(f"expected a time such as 2026-11-16 or 2026-11-16T09:30+01:00, got {text!r}") from error
+        raise UsageError(f"expected a time such as 2026-11-16 or 2026-11-16T09:30+01:00, got {text!r}") from error
     if not isinstance(value, datetime):
         value = datetime.combine(value, time())
     return value if value.tzinfo else value.replace(tzinfo=UTC)

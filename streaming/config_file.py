@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.storage.store import is_uri
 
 DEFAULT_FILE = Path("imagestream.toml")  # in the working directory
@@ -31,21 +31,23 @@ def read_config_file(file: Path, names: Collection[str], places: Collection[str]
         with file.open("rb") as stream:
             content = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ServiceError(f"configuration file {file} cannot be read: {error.strerror}") from error
+        raise UsageError(f"configuration file {file} cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
-        raise ServiceError(f"configuration file {file} is larger than {MAX_BYTES:,} bytes: expected a few settings")
+        raise UsageError(f"configuration file {file} is larger than {MAX_BYTES:,} bytes: expected a few settings")
     try:
         values = tomllib.loads(content.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ServiceError(f"configuration file {file} is no TOML: {error}") from error
+        raise UsageError(f"configuration file {file} is no TOML: {error}") from error
     for name in values:
         if name not in names:
-            raise ServiceError(f"{file}: there is no setting {name!r}, {_nearest(name, names)}")
+            raise UsageError(f"{file}: there is no setting {name!r}, {nearest(name, names)}")
     return {name: _beside(file, value) if name in places else value for name, value in values.items()}
 
 
-def _nearest(name: str, names: Collection[str]) -> str:
-    close = get_close_matches(name.lower().replace("-", "_"), names, n=1)
+def nearest(name: str, names: Collection[str]) -> str:
+    """What was probably meant by a name that is not one of the names, else all of them."""
+    by_case = {one.lower(): one for one in names}
+    close = [by_case[one] for one in get_close_matches(name.lower().replace("-", "_"), by_case, n=1)]
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
 
 

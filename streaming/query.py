@@ -264,7 +264,7 @@ def _refuse_vacuumed(home: Home, name: str, files: list[str], at: datetime) -> N
     if gone:
         raise ServiceError(
             f"table {name} cannot be read as of {at}: {gone} of its {len(files)} files have been vacuumed since;"
-            " `imagestream maintain --retention-hours` says how long they are kept"
+            " `imagestream maintain --retention` says how long they are kept"
         )
 
 

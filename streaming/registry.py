@@ -17,12 +17,16 @@ from streaming.storage.numbered import numbered
 from streaming.storage.old_registry import take_up
 from streaming.storage.registry_objects import (
     BUNDLES,
+    DELETED,
     FOLDER,
     VERSION_DIGITS,
     VERSIONS,
     Alias,
+    Deleted,
     Move,
     Version,
+    deleted_key,
+    one_line,
     read_all,
     version_key,
 )
@@ -62,7 +66,12 @@ class Registry:
         return AliasLog(self._store)
 
     def versions(self) -> list[int]:
-        """Every registered version, oldest first."""
+        """Every registered version that was not deleted, oldest first."""
+        deleted = {number for number, _ in numbered(self._store, DELETED, VERSION_DIGITS)}
+        return [number for number in self.numbers() if number not in deleted]
+
+    def numbers(self) -> list[int]:
+        """The number of every version that was ever registered, oldest first."""
         return sorted(number for number, _ in numbered(self._store, VERSIONS, VERSION_DIGITS))
 
     def find(self, bundle_sha256: str) -> int | None:
@@ -93,7 +102,7 @@ class Registry:
         return self._read(version, into)
 
     def manifest(self, version: int) -> Manifest:
-        """The manifest of a version; its other files are not read.
+        """The manifest of a version, also of a deleted one; its other files are not read.
 
         Raises:
             ModelError: there is no such version, or its manifest is not the one that was registered.
@@ -124,7 +133,7 @@ class Registry:
                         "bundle; remove it and register the bundle again"
                     )
         content = Version.of(bundle.sha256).to_bytes()
-        version = max(self.versions(), default=0) + 1
+        version = max(self.numbers(), default=0) + 1
         while not self._store.create(version_key(version), content):
             version += 1
         return version
@@ -172,8 +181,60 @@ class Registry:
 
         return self._log.append(move_back)
 
-    def _read(self, version: int, copy_to: Path | None) -> Bundle:
+    def clear(self, *, alias: Alias = CHALLENGER, by: str, why: str) -> Move:
+        """Point an alias at no version.
+
+        Raises:
+            ModelError: it is the champion, without which nothing is answered, or points at none.
+        """
+
+        def move_away(moves: Sequence[Move]) -> Move:
+            if alias == CHAMPION or _target(moves, alias) is None:
+                found = "the stream needs it" if alias == CHAMPION else "it points at no version"
+                raise ModelError(f"{alias} cannot be cleared: {found}")
+            return _move(moves, alias, None, by, why, {})
+
+        return self._log.append(move_away)
+
+    def delete(self, version: int, *, by: str) -> None:
+        """Delete the files of a version but its manifest; its number is not given again.
+
+        Raises:
+            ModelError: there is no such version, or an alias points at it.
+        """
+        registered = self._live(version)
+        self._check_unused(version)
+        if not self._store.create(deleted_key(version), Deleted(sha256=registered.sha256, by=by, at=_now()).to_bytes()):
+            return  # somebody else was quicker
+        try:
+            self._check_unused(version)  # nobody promoted it meanwhile
+        except ModelError:
+            self._store.delete([deleted_key(version)])
+            raise
+        shared = any(self._version(other).path == registered.path for other in self.versions())
+        if not shared:
+            folder = f"{FOLDER}/{registered.path}"
+            manifest = f"{folder}/{MANIFEST}"
+            self._store.delete([stored.key for stored in self._store.list(folder) if stored.key != manifest])
+
+    def _check_unused(self, version: int) -> None:
+        pointing = [alias for alias, target in self.targets().items() if target == version]
+        if pointing:
+            raise ModelError(
+                f"version {version} is the {pointing[0]}: promote another one, or clear the challenger, first"
+            )
+
+    def _live(self, version: int) -> Version:
+        """A version that was not deleted."""
         registered = self._version(version)
+        data = self._store.get(deleted_key(version))
+        if data is not None:
+            deleted = Deleted.from_bytes(data, f"{self._store.place}/{deleted_key(version)}")
+            raise ModelError(f"version {version} was deleted by {one_line(deleted.by)} at {deleted.at:%Y-%m-%d %H:%M}")
+        return registered
+
+    def _read(self, version: int, copy_to: Path | None) -> Bundle:
+        registered = self._live(version)
         files = self._files(registered)
         bundle = read_bundle(files, copy_to)
         _check_registered(version, registered, files, bundle.sha256)
@@ -252,14 +313,16 @@ def _target(moves: Sequence[Move], alias: Alias) -> int | None:
     return next((move.version for move in reversed(moves) if move.alias == alias), None)
 
 
-def _move(moves: Sequence[Move], alias: Alias, version: int, by: str, why: str, metrics: Mapping[str, float]) -> Move:
+def _move(
+    moves: Sequence[Move], alias: Alias, version: int | None, by: str, why: str, metrics: Mapping[str, float]
+) -> Move:
     """The next move of an alias, after all those of both."""
     return Move(
         alias=alias,
         version=version,
         previous=_target(moves, alias),
         by=by,
-        at=datetime.now(UTC),
+        at=_now(),
         why=why,
         metrics=dict(metrics),
     )
@@ -267,12 +330,19 @@ def _move(moves: Sequence[Move], alias: Alias, version: int, by: str, why: str, 
 
 def _before(moves: Sequence[Move], alias: Alias) -> int:
     """The version that a rollback goes to."""
-    trail: list[int] = []  # the versions that led to today's, without those rolled back from
+    trail: list[int | None] = []  # what led to today's version, without those rolled back from; None: it was cleared
     for move in _moves_of(moves, alias):
-        if len(trail) > 1 and move.why == ROLLBACK and move.version == trail[-2]:
+        if move.why == ROLLBACK and move.version in trail[:-1]:
             trail.pop()
+            while trail[-1] != move.version:
+                trail.pop()
         elif not trail or trail[-1] != move.version:
             trail.append(move.version)
-    if len(trail) < 2:  # noqa: PLR2004
+    earlier = [version for version in trail[:-1] if version is not None]
+    if not earlier:
         raise ModelError(f"{alias} has no earlier version to go back to")
-    return trail[-2]
+    return earlier[-1]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

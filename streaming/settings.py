@@ -5,19 +5,22 @@ is the default. Nothing but this module reads the environment.
 """
 
 import hashlib
+import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from models.bad_image import Limits
-from streaming.config_file import DEFAULT_FILE, read_config_file
-from streaming.errors import ServiceError
+from streaming.config_file import DEFAULT_FILE, nearest, read_config_file
+from streaming.durations import parse_duration, show_duration
+from streaming.errors import ServiceError, UsageError
 from streaming.sizes import parse_size
 from streaming.storage.home import Home
 from streaming.storage.home_path import why_not
@@ -25,6 +28,7 @@ from streaming.storage.store import check_place, is_uri
 from streaming.user_cache import cached
 
 HOME = ".imagestream"
+PREFIX = "IMAGESTREAM_"
 
 TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a dot in front: it names a folder, too
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
@@ -34,10 +38,42 @@ REGISTRY = r"^https?://(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?(/[^\s?
 USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
 
 
+def _seconds(value: Any) -> Any:
+    """Seconds of a duration in text; what is no text is left to the type."""
+    return _duration(value, "s") if isinstance(value, str) else value
+
+
+def _retention(value: Any) -> Any:
+    """As text: hours where no unit is given."""
+    return show_duration(_duration(value, "h"))
+
+
+def _duration(value: Any, plain: str) -> float:
+    try:
+        return parse_duration(value, plain=plain)
+    except UsageError as error:
+        raise ValueError(str(error)) from error  # as Pydantic has it
+
+
+Duration = Annotated[float, BeforeValidator(_seconds)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class _Variables(EnvSettingsSource):
+    """The variables of the environment.
+
+    Those of Kubernetes' services are left out: one called imagestream-gateway makes it set IMAGESTREAM_GATEWAY_PORT to
+    tcp://10.0.0.1:80.
+    """
+
+    def __call__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__call__().items() if not re.match("(tcp|udp)://", str(value))}
+
+
 class Settings(BaseSettings):
     """Every setting, each from `IMAGESTREAM_<NAME>` unless given; derived places are computed here and nowhere else."""
 
-    model_config = SettingsConfigDict(env_prefix="IMAGESTREAM_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", populate_by_name=True)
 
     home: str = Field(
         HOME, description="where tables, streams and models are: a folder, or an s3://, gs:// or az:// URI"
@@ -64,9 +100,19 @@ class Settings(BaseSettings):
     kafka_certificate_file: Path | None = Field(None, description="PEM of our own certificate, where brokers want one")
     kafka_key_file: Path | None = Field(None, description="PEM (PKCS#8) of its key")
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
+    answers_topic: str | None = Field(
+        None, pattern=TOPIC, description="Kafka topic that the stream sends its answers to; default: none"
+    )
+    answers: Literal["predictions", "quarantine", "both"] = Field(
+        "predictions", description="rows that are sent to the answers topic: predictions, quarantine or both"
+    )
+    answers_bootstrap_servers: str | None = Field(
+        None, description="Kafka brokers of the answers topic, host:port,…; default: those of the images"
+    )
     isolation: Literal["read_committed", "read_uncommitted"] = Field(
         "read_committed",
-        description="read_committed: without messages of aborted transactions; or read_uncommitted",
+        description="which messages are read: read_committed, without those of aborted transactions, or "
+        "read_uncommitted",
     )
     schema_registry: str | None = Field(
         None,
@@ -87,12 +133,27 @@ class Settings(BaseSettings):
     gateway_api_key_file: Path | None = Field(
         None, description="the file with the key that the gateway asks for; default: none, on loopback only"
     )
-    log_format: Literal["text", "json"] = Field("text", description="how the log is written: text or json, by line")
+    images_per_batch: int = Field(2_000, ge=1, description="maximum number of images in a micro-batch")
+    megabytes_per_batch: int = Field(
+        512, ge=1, description="maximum size of a micro-batch in megabytes; of large images it holds fewer"
+    )
     metrics_host: str = Field(
         "127.0.0.1", min_length=1, description="address at which the stream serves its metrics and health"
     )
+    metrics_port: Port | None = Field(
+        None, description="port of the stream's /metrics (Prometheus) and health; 0: a free one; default: none"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="how the log is written: text or json, by line")
+    broker_port: Port | None = Field(
+        None, ge=1, description="port of the embedded broker; default: the remembered one, 9092, or a free one"
+    )
+    dashboard_port: Port = Field(8501, description="port of the dashboard; 0: a free one")
+    gateway_port: Port = Field(8080, description="port of the gateway; 0: a free one")
     gateway_requests_per_minute: int = Field(
         0, ge=0, le=1_000_000, description="requests that the gateway takes of one address in a minute; 0: no limit"
+    )
+    retention: Annotated[str, BeforeValidator(_retention)] = Field(
+        "7d", description="time for which maintenance keeps unused files, 24h at least"
     )
     max_pixels: int = Field(
         64_000_000,
@@ -100,13 +161,21 @@ class Settings(BaseSettings):
         le=1_000_000_000,
         description="pixels of the largest image that is decoded, width times height",
     )
-    decode_timeout: float = Field(10.0, gt=0, le=3600, description="CPU seconds that decoding one image may take")
+    decode_timeout: Duration = Field(
+        10.0, gt=0, le=3600, description="CPU time that decoding one image may take, such as 10s"
+    )
     decode_memory: str = Field("1g", pattern=MEMORY, description="memory that decoding one image may take, e.g. 1g")
     strict_images: bool = Field(False, description="refuse images that are damaged but can be shown: true or false")
     mlflow_tracking_uri: str | None = Field(
         None, validation_alias="MLFLOW_TRACKING_URI", description="where runs of training are told, too; MLflow's own"
     )
     config: Path | None = Field(None, description="the configuration file; default: imagestream.toml, if it is there")
+
+    @classmethod
+    def settings_customise_sources(  # type: ignore[override]  # the other sources are not used
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, _Variables(settings_cls)
 
     @field_validator("home", mode="before")
     @classmethod
@@ -141,6 +210,11 @@ class Settings(BaseSettings):
         )
 
     @property
+    def retention_hours(self) -> int:
+        """Whole hours, rounded up."""
+        return math.ceil(parse_duration(self.retention) / 3_600)
+
+    @property
     def backbones_dir(self) -> Path:
         return self.backbones or cached("backbones", self.work_dir)
 
@@ -152,43 +226,50 @@ def _home(uri: str, work: Path) -> Home:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The settings and, by the name of each that is not its default, where its value comes from."""
+    """The settings and, by the name of each that is not its default, where its value comes from.
+
+    Attributes:
+        warnings: a line for each variable that looks like one of ours and is not.
+    """
 
     settings: Settings
     origins: Mapping[str, str]
+    warnings: Sequence[str] = ()
 
 
-def read_settings(home: str | Path | None = None, config: Path | None = None) -> Settings:
+def read_settings(home: str | Path | None = None, config: Path | None = None, **given: Any) -> Settings:
     """The settings; arguments and errors as for `read_configuration`."""
-    return read_configuration(home, config).settings
+    return read_configuration(home, config, **given).settings
 
 
-def read_configuration(home: str | Path | None = None, config: Path | None = None) -> Configuration:
+def read_configuration(home: str | Path | None = None, config: str | Path | None = None, **given: Any) -> Configuration:
     """Settings from the environment and the configuration file, with what the command line gives on top.
 
     Args:
         home: `--home`; a path becomes absolute.
         config: `--config`; without it IMAGESTREAM_CONFIG, or `imagestream.toml` where the command runs.
+        given: the options of other settings, by name.
 
     Raises:
         ServiceError: a value is none that its setting takes, or the file is not as `read_config_file` expects it.
     """
-    options = {name: value for name, value in {"home": home, "config": config}.items() if value is not None}
+    given |= {"home": home, "config": config}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     variables = _from_environment()
-    file, given = _from_file(options.get("config", variables.get("config")))
+    file, written = _from_file(options.get("config", variables.get("config")))
     # The environment is on top of the file: pydantic reads it, unless a value is handed to it.
-    from_file = {name: value for name, value in given.items() if name not in variables}
+    from_file = {name: value for name, value in written.items() if name not in variables}
     if file is not None:
         options["config"] = file
     origins = (
         {name: f"{file}: {name}" for name in from_file}
         | {name: variable_of(name) for name in variables}
-        | {name: f"--{name}" for name in options}
+        | {name: option_of(name) for name in options}
     )
     if config is None and file is not None:
         origins["config"] = variable_of("config") if "config" in variables else "the working directory"
     settings = _checked(from_file | options, origins)
-    return Configuration(settings.model_copy(update=_places(settings, origins)), origins)
+    return Configuration(settings.model_copy(update=_places(settings, origins)), origins, unknown_variables())
 
 
 def _places(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:
@@ -199,9 +280,9 @@ def _places(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:
     try:
         home = check_place(settings.home) if is_uri(settings.home) else _real(Path(settings.home))
     except ServiceError as error:
-        raise ServiceError(f"{origins.get('home', 'home')}: {error}") from error
+        raise UsageError(f"{origins.get('home', 'home')}: {error}") from error
     if not is_uri(home) and (why := why_not(home)):
-        raise ServiceError(f"the home {home!r} {why}: choose another with --home DIR or IMAGESTREAM_HOME")
+        raise UsageError(f"the home {home!r} {why}: choose another with --home DIR or IMAGESTREAM_HOME")
     given = {name: getattr(settings, name) for name in Settings.model_fields if is_place(name) and name != "home"}
     places = {name: None if path is None else _absolute(path) for name, path in given.items()}
     if is_uri(home) and settings.work is None:
@@ -224,7 +305,7 @@ def _absolute(path: Path) -> Path:
     try:
         return path.expanduser().absolute()
     except RuntimeError as error:  # no home directory
-        raise ServiceError(f"{path} cannot be resolved ({error}): set HOME, or IMAGESTREAM_WORK to a folder") from error
+        raise UsageError(f"{path} cannot be resolved ({error}): set HOME, or IMAGESTREAM_WORK to a folder") from error
 
 
 def with_options(settings: Settings, **options: str | None) -> Settings:
@@ -234,13 +315,30 @@ def with_options(settings: Settings, **options: str | None) -> Settings:
         ServiceError: an option has a value that its setting does not take.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    return _checked(settings.model_dump() | given, {name: f"--{name.replace('_', '-')}" for name in given})
+    return _checked(settings.model_dump() | given, {name: option_of(name) for name in given})
 
 
 def variable_of(name: str) -> str:
     """The environment variable of a setting."""
     alias = Settings.model_fields[name].validation_alias
-    return alias if isinstance(alias, str) else f"IMAGESTREAM_{name.upper()}"
+    return alias if isinstance(alias, str) else f"{PREFIX}{name.upper()}"
+
+
+def option_of(name: str) -> str:
+    """The option of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def unknown_variables() -> list[str]:
+    """A line for each variable IMAGESTREAM_… that is no setting: a misspelt one would keep its default in silence."""
+    known = {variable_of(name) for name in Settings.model_fields}
+    found = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known and not _is_link(name))
+    return [f"{name} is not a setting, {nearest(name, known)}" for name in found]
+
+
+def _is_link(name: str) -> bool:
+    """Whether Kubernetes has set it for a service, whose name begins as ours."""
+    return re.fullmatch(r".*_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)", name) is not None
 
 
 def is_place(name: str) -> bool:
@@ -259,7 +357,7 @@ def cloud_variables() -> frozenset[str]:
 
 def _from_environment() -> dict[str, Any]:
     names = {variable_of(name): name for name in Settings.model_fields}
-    return {names.get(key, key): value for key, value in EnvSettingsSource(Settings)().items()}
+    return {names.get(key, key): value for key, value in _Variables(Settings)().items()}
 
 
 def _from_file(chosen: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
@@ -279,4 +377,6 @@ def _checked(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
         key = str(first["loc"][0])
         name = next((name for name in Settings.model_fields if key in {name, variable_of(name)}), key)
         origin = origins.get(name, variable_of(name) if name in Settings.model_fields else name)
-        raise ServiceError(f"{origin}: {first['msg']}, got {first['input']!r}") from error
+        why = first["msg"].removeprefix("Value error, ")
+        got = "" if ", got " in why else f", got {first['input']!r}"
+        raise UsageError(f"{origin}: {why}{got}") from error

@@ -1,6 +1,6 @@
 """Sizes as Spark writes them."""
 
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
@@ -13,5 +13,5 @@ def parse_size(text: str) -> int:
     """
     digits, unit = text.rstrip("kmgtbKMGTB"), text.lower().lstrip("0123456789").rstrip("b")
     if not digits.isdecimal() or unit not in {"", *UNITS}:
-        raise ServiceError(f"expected a size such as 512m or 2g, got {text!r}")
+        raise UsageError(f"expected a size such as 512m or 2g, got {text!r}")
     return int(digits) * UNITS.get(unit, 1)

@@ -74,10 +74,6 @@ def home(tmp_path: Path) -> Path:
         ("stream", "the one of .*home is not running; run `imagestream broker start`"),
         ("train --images no/such/folder", "no/such/folder is not a folder; expected one folder per class"),
         ("train --images README.md", "README.md is not a folder; expected one folder per class"),
-        ("train", "give either --images PLACE or --dataset digits"),
-        ("train --images . --dataset digits", "give either --images PLACE or --dataset digits"),
-        ("train --holdout -0.1 --dataset digits", "holdout should be between 0 and 1, got -0.1"),
-        ("train --explained-variance 1.5 --dataset digits", "explained variance should be above 0 and at most 1"),
         ("retrain", "there is no champion model in .* to retrain; run 'imagestream train' first"),
         ("models show 99", "there is no model version 99 in .*models; there are: none"),
         ("models promote 99", "there is no model version 99"),
@@ -85,7 +81,6 @@ def home(tmp_path: Path) -> Path:
         ("models rollback", "champion has no earlier version to go back to"),
         ("query SELECT+1", "no tables yet in .*tables: run `imagestream demo`"),
         ("predictions", "no tables yet in .*tables"),
-        ("query SELECT+1 --format parquet", "expected a file, give one with --output FILE"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
@@ -102,7 +97,7 @@ def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
         ("models frobnicate", r"No such command 'frobnicate' \(see 'imagestream models --help'\)"),
         ("train --limit -5 --dataset digits", "'--limit': Input should be greater than or equal to 2"),
         ("train --dataset cats", "'--dataset': .*'cats' is not one of 'digits'"),
-        ("stream --images-per-batch -1", "'--images-per-batch': Input should be greater than or equal to 1"),
+        ("stream --images-per-batch=-1", "--images-per-batch: Input should be greater than or equal to 1"),
         ("predictions --limit -1", "'--limit': Input should be greater than or equal to 1"),
         ("predictions --limit many", "'--limit': .*valid integer"),
         ("broker start --port 0", "'--port': Input should be greater than or equal to 1"),
@@ -110,6 +105,18 @@ def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
         ("models list --frob", "No such option: --frob"),
         ("", "Missing command"),
         ("publish", "Missing argument 'PATH…'"),
+        ("train", "give either --images PLACE or --dataset digits"),
+        ("train --images . --dataset digits", "give either --images PLACE or --dataset digits"),
+        ("train --holdout -0.1 --dataset digits", "holdout should be between 0 and 1, got -0.1"),
+        ("train --explained-variance 1.5 --dataset digits", "explained variance should be above 0 and at most 1"),
+        ("train --threshold most --dataset digits", "most"),
+        ("publish --rate -1 x.jpg", "rate"),
+        ("retrain --every never", "expected a time such as 10s"),
+        ("report --against 1", "name the other with --model N"),
+        ("predictions --since soon", "expected a time such as 2026-11-16"),
+        ("stream --from soon --bootstrap-servers 127.0.0.1:1", "--from: expected earliest, latest or a time"),
+        ("erase", "give either --id ID"),
+        ("query SELECT+1 --format parquet", "expected a file, give one with --output FILE"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line_that_names_the_help(
@@ -129,7 +136,7 @@ def test_wrong_usage_is_told_in_one_line_that_names_the_help(
 def test_a_variable_of_a_wrong_kind_is_named_with_its_value(
     command: Command, home: Path, variable: str, value: str, reason: str
 ) -> None:
-    assert_refused(command(home, "models", "list", **{variable: value}), f"{variable}: .*{reason}")
+    assert_refused(command(home, "models", "list", **{variable: value}), f"{variable}: .*{reason}", USAGE)
 
 
 def test_without_java_both_kafka_and_spark_say_how_to_get_one(home: Path, tmp_path: Path) -> None:
@@ -156,7 +163,8 @@ def test_a_broker_that_does_not_answer_is_named_by_all_who_ask(home: Path, tmp_p
 
 
 def test_a_home_that_deltalake_cannot_open_is_told(command: Command, tmp_path: Path) -> None:
-    assert_refused(command(tmp_path / "home [1]", "query", "SELECT 1"), "has a . in its path, which deltalake")
+    done = command(tmp_path / "home [1]", "query", "SELECT 1")
+    assert_refused(done, "has a . in its path, which deltalake", USAGE)
 
 
 def test_names_are_told_as_they_are(command: Command, home: Path) -> None:
@@ -246,8 +254,8 @@ def test_json_names_a_file_that_is_written_with_its_folder(
 
 def test_home_comes_from_the_option_before_the_environment(tmp_path: Path) -> None:
     done = imagestream(tmp_path / "option", "models", "list", IMAGESTREAM_HOME=str(tmp_path / "variable"))
-    assert f"no models in {tmp_path / 'option' / 'models'}" in done.stdout
+    assert f"no models in {tmp_path / 'option' / 'models'}" in done.stderr
     command = [sys.executable, "-m", "streaming", "models", "list"]
     environment = os.environ | {"IMAGESTREAM_HOME": str(tmp_path / "variable")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert f"no models in {tmp_path / 'variable' / 'models'}" in done.stdout
+    assert f"no models in {tmp_path / 'variable' / 'models'}" in done.stderr

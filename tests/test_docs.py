@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer import Context
 from typer.main import get_command
 
 from benchmarks.__main__ import QUESTIONS
@@ -100,12 +101,14 @@ COMMAND_LINES = [
 
 
 @pytest.mark.parametrize("words", COMMAND_LINES)
-def test_command_line_is_one_that_the_program_takes(words: list[str]) -> None:
+def test_command_line_is_one_that_the_program_takes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     names, command, arguments = leaf(words)
     if not names:  # options of `imagestream` itself
         assert set(arguments) <= {option for param in command.params for option in param.opts} | {"-h", "--help"}
     elif "--help" not in arguments:
-        command.make_context(names[-1], arguments)  # raises if it does not take them
+        # Raises if it does not take them; an old spelling would be warned of.
+        command.make_context(names[-1], arguments, parent=Context(ROOT, info_name="imagestream"))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

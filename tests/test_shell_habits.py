@@ -71,6 +71,8 @@ def test_the_help_tells_the_exit_codes(tmp_path: Path) -> None:
         ("imagestream models list", 0),
         ("imagestream models show 99", 1),
         ("imagestream broker status", 1),
+        ("imagestream train", 2),
+        ("imagestream audit", 3),
         ("imagestream nonsense", 2),
         ("imagestream predictions --limit many", 2),
     ],

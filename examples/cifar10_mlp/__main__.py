@@ -52,7 +52,7 @@ def main(
     )
 
     pixels = ("--backbone", "pixels", "--projection", "none")
-    vectors = service.run("features", training, "--output", service.home / "vectors.parquet", *pixels)
+    vectors = service.run("features", "--images", training, "--output", service.home / "vectors.parquet", *pixels)
     fit = ("--holdout", holdout, "--seed", SEED)
     mlp = ("--classifier", "mlp", "--layers", LAYERS, "--max-iter", max_iter, "--block-size", BLOCK_SIZE)
     fitted = service.run("train", "--images", training, "--input-size", SIDE, *pixels, *mlp, *fit)

@@ -38,8 +38,10 @@ def main(
     network = ("--backbone", backbone, "--weights", weights, "--explained-variance", SHARE)
 
     table = service.home / "features.csv"
-    written = service.run("features", images, "--output", table, *network)
-    service.run("features", images, "--output", table.with_suffix(".parquet"), *network)  # needs no CNN any more
+    written = service.run("features", "--images", images, "--output", table, *network)
+    service.run(
+        "features", "--images", images, "--output", table.with_suffix(".parquet"), *network
+    )  # needs no CNN any more
 
     trained = service.run("train", "--images", images, *network)
     scored = service.score(images, "--label-from", "parent")

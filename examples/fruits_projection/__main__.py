@@ -42,14 +42,14 @@ def main(
     network = ("--backbone", backbone, "--weights", weights, "--projection", "random", "--eps", EPS)
 
     parquet = service.home / "features" / "features.parquet"
-    written = service.run("features", images, "--output", parquet, "--flat", *labels, *network)
+    written = service.run("features", "--images", images, "--output", parquet, "--flat", *labels, *network)
     read = {name: reader(parquet) for name, reader in READERS.items()}
     expected = (written["rows"], len(written["dataset"]["classes"]), written["n_components"])
     for name, found in read.items():
         if found != expected:
             raise ServiceError(f"{name} reads (rows, labels, width) {found}, written were {expected}")
 
-    trained = service.run("train", "--images", images, "--output", "flat", *labels, *network)
+    trained = service.run("train", "--images", images, "--flat", *labels, *network)
     scored = service.score(images)
     service.run("label", write_labels(parquet, service.home / "labels.csv"))  # by the images' hashes
     live = service.run("report", "--live", "--output", service.home / "report.html")

@@ -1,27 +1,43 @@
 """`imagestream audit`: whether every message has exactly one row."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, checking, settings_of, write_json
+from streaming.cli.command_line import OPERATION
+from streaming.cli.console import err, out
+from streaming.cli.row_formats import Format
+from streaming.cli.rows import FormatOption, OutputOption, list_rows
+
+if TYPE_CHECKING:
+    from streaming.jobs.audit import AuditReport
 
 SHOWN = 20
+COLUMNS = {
+    "topic": str,
+    "partition": int,
+    "first": int,
+    "last": int,
+    "messages": int,
+    "batches": int,
+    "holes": int,
+    "proven": int,
+}
 
 
-@app.command()
+@app.command(panel=OPERATION, settings=("bootstrap_servers",))
 def audit(
     context: typer.Context,
     broker: Annotated[
         bool, typer.Option("--broker", help="Also read what Kafka still holds, and compare it with the rows.")
     ] = False,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
-    ] = None,
+    format_: FormatOption = Format.TABLE,
+    output: OutputOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Check over all history that no message is missing and none is repeated; exit 1 if anything is wrong.
+    """Check over all history that no message is missing and none is repeated; exit 1 if one is, 3 if unknown.
 
     Compares the tables `batches`, `predictions` and `quarantine`, also beside a running stream. A batch that is in
     flight, or was cut off and will be completed by the next start, is reported as unfinished and is not an error.
@@ -33,20 +49,29 @@ def audit(
     from streaming.jobs.audit import audit as check
     from streaming.jobs.audit_broker import compare_with_broker
     from streaming.platform.broker import bootstrap_servers as home_servers
-    from streaming.settings import with_options
 
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers)
-    report = check(settings)
-    if broker:
-        compare_with_broker(settings, home_servers(settings), report)
+    settings = settings_of(context)
+    with checking():
+        report = check(settings)
+        if broker:
+            compare_with_broker(settings, home_servers(settings), report)
+    if format_ is not Format.TABLE or output is not None:
+        list_rows([asdict(span) for span in report.spans], COLUMNS, format_, output)
+    _show(report)
+    summary = asdict(report) | {"clean": report.clean}
+    del summary["searched"]
+    write_json(json_file, summary)
+    if not report.clean:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _show(report: "AuditReport") -> None:
     for span in report.spans:
         word = span.holes - span.proven
         holes = f", {span.holes:,} holes ({span.proven:,} proven, {word:,} on Spark's word)" if span.holes else ""
         out.print(
             f"{span.topic} partition {span.partition}: offsets {span.first:,} to {span.last:,}, "
             f"{span.messages:,} messages in {span.batches:,} batches{holes}",
-            highlight=False,
-            markup=False,
         )
     for one in report.compared:
         found = "not compared with Kafka"
@@ -54,35 +79,26 @@ def audit(
             offsets = f"offsets {one.first:,} to {one.last:,}"
             found = f"Kafka holds {one.held:,} messages of {offsets}, which have {one.rows:,} rows"
         note = f" ({one.note})" if one.note else ""
-        out.print(f"{one.topic} partition {one.partition}: {found}{note}", highlight=False, markup=False)
+        out.print(f"{one.topic} partition {one.partition}: {found}{note}")
     for lost in report.left_out:
         err.print(
             f"left out: {lost['topic']} partition {lost['partition']}, offsets {lost['from']:,} to {lost['to']:,}, "
             "lost before they were read and accepted as lost",
             style="yellow",
-            highlight=False,
-            markup=False,
         )
     for batch in report.unfinished:
         err.print(
             f"unfinished: batch {batch['batch_id']} of query {batch['query_id']}, in flight or cut off; "
             "the next `imagestream stream` completes it",
             style="yellow",
-            highlight=False,
         )
     for problem in report.problems[:SHOWN]:
-        err.print(f"{problem.kind.value}: {problem.text}", style="red", highlight=False, markup=False)
+        err.print(f"{problem.kind.value}: {problem.text}", style="red")
     total = sum(report.counts.values())
     if total > SHOWN:
-        err.print(f"and {total - SHOWN:,} more (--json FILE lists them)", highlight=False)
+        err.print(f"and {total - SHOWN:,} more (--json FILE lists them)")
     verdict = "clean" if report.clean else f"{total:,} problems"
     out.print(
         f"{verdict}: {report.batches:,} batches, {report.predicted:,} predicted + {report.quarantined:,} quarantined"
         + (f", of which {report.erased:,} were erased on request" if report.erased else ""),
-        highlight=False,
     )
-    summary = asdict(report) | {"clean": report.clean}
-    del summary["searched"]
-    write_json(json_file, summary)
-    if not report.clean:
-        raise typer.Exit(EXIT_FAILED)

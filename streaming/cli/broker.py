@@ -4,10 +4,13 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import OPERATION, App
+from streaming.cli.console import err, out
+from streaming.signals import until_stopped
 
-broker = typer.Typer(help="The embedded broker: a real single-node Kafka on loopback.", no_args_is_help=True)
-app.add_typer(broker, name="broker")
+broker = App(help="The embedded broker: a real single-node Kafka on loopback.")
+app.add_typer(broker, name="broker", rich_help_panel=OPERATION)
 
 
 @broker.command()
@@ -15,7 +18,11 @@ def start(
     context: typer.Context,
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Default: the remembered one, 9092, or a free one if that is taken."),
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Port to listen on; default: --broker-port, else the remembered one, 9092, or a free one.",
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -28,13 +35,11 @@ def start(
     settings = settings_of(context)
     state, started = start_broker(
         settings,
-        port,
-        on_progress=lambda done, total, text: err.print(
-            text if done == 0 else f"{done} of {total} {text}", highlight=False, markup=False
-        ),
+        settings.broker_port if port is None else port,
+        on_progress=lambda done, total, text: err.print(text if done == 0 else f"{done} of {total} {text}"),
     )
     said = "started" if started else "is already running"
-    out.print(f"the broker {said} at {state.address}", highlight=False, markup=False)
+    out.print(f"the broker {said} at {state.address}")
     write_json(json_file, {"bootstrap_servers": state.address, "pid": state.pid, "started": started})
 
 
@@ -60,7 +65,7 @@ def status(context: typer.Context, json_file: JsonOption = None) -> None:
     from streaming.platform.broker import running_broker
 
     state = running_broker(settings_of(context))
-    out.print(f"running at {state.address}, process {state.pid}" if state else "not running", highlight=False)
+    out.print(f"running at {state.address}, process {state.pid}" if state else "not running")
     write_json(
         json_file,
         {
@@ -89,5 +94,6 @@ def logs(
     for line in last_lines(path, lines):
         typer.echo(line, nl=False)
     if follow:
-        for line in added_lines(path):
-            typer.echo(line, nl=False)
+        with until_stopped():
+            for line in added_lines(path):
+                typer.echo(line, nl=False)

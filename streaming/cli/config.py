@@ -7,17 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
-from streaming.cli.app import JsonOption, app, configuration_of, out, write_json
+from streaming.cli.app import JsonOption, app, configuration_of, write_json
+from streaming.cli.command_line import START, App
+from streaming.cli.console import out
+from streaming.cli.row_formats import Format
+from streaming.cli.rows import FormatOption, OutputOption, list_rows
 from streaming.config_file import DEFAULT_FILE
 from streaming.errors import ServiceError
 from streaming.settings import Settings, variable_of
 
-config_app = typer.Typer(name="config", help="Show the settings, and write a file for them.", no_args_is_help=True)
-app.add_typer(config_app)
+config_app = App(name="config", help="Show the settings, and write a file for them.")
+app.add_typer(config_app, rich_help_panel=START)
+COLUMNS = {"setting": str, "value": str, "from": str}
 
 
 @config_app.command()
-def show(context: typer.Context, json_file: JsonOption = None) -> None:
+def show(
+    context: typer.Context,
+    format_: FormatOption = Format.TABLE,
+    output: OutputOption = None,
+    json_file: JsonOption = None,
+) -> None:
     """Show every setting, its value, and where the value comes from.
 
     An option wins over the environment, the environment over the configuration file, the file over the default. Of a
@@ -25,18 +35,14 @@ def show(context: typer.Context, json_file: JsonOption = None) -> None:
 
     Example: imagestream config show
     """
-    from rich.table import Table
-    from rich.text import Text
-
     configuration = configuration_of(context)
-    table = Table("setting", "value", "from", box=None)
-    summary = {}
+    rows, summary = [], {}
     for name in Settings.model_fields:
         value = shown(getattr(configuration.settings, name))
         origin = configuration.origins.get(name, "default")
-        table.add_row(name, Text("-" if value is None else str(value)), Text(origin))
+        rows.append({"setting": name, "value": None if value is None else str(value), "from": origin})
         summary[name] = {"value": value, "from": origin}
-    out.print(table)
+    list_rows(rows, COLUMNS, format_, output)
     write_json(json_file, summary)
 
 
@@ -56,7 +62,7 @@ def init(
             stream.writelines(lines())
     except FileExistsError as error:
         raise ServiceError(f"{file} is there already: give another name, or edit it") from error
-    out.print(f"wrote {file}: every setting is in it, with its default", highlight=False, markup=False)
+    out.print(f"wrote {file}: every setting is in it, with its default")
 
 
 def lines() -> Iterator[str]:

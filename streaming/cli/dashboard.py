@@ -6,17 +6,19 @@ from typing import Annotated
 import typer
 
 from producer.message import Delivery, Message
-from streaming.cli.app import app, out, settings_of
+from streaming.cli.app import PortOption, app, settings_of
+from streaming.cli.command_line import OPERATION
+from streaming.cli.console import out
 
 SCRIPT = Path(__file__).parent / "dashboard_app.py"
 DELIVERY_S = 15.0
 
 
-@app.command()
+@app.command(panel=OPERATION, settings=("dashboard_port",))
 def dashboard(
     context: typer.Context,
     host: Annotated[str, typer.Option(help="Where to listen; others than loopback need a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: a free one.")] = 8501,
+    port: PortOption = None,
     read_only: Annotated[
         bool,
         typer.Option("--read-only", help="Show everything, change nothing: no upload, label, replay or promotion."),
@@ -40,6 +42,7 @@ def dashboard(
     from streaming.platform.topic import Right, check_access
 
     settings = settings_of(context)
+    port = settings.dashboard_port if port is None else port
     token = read_token(settings.dashboard_token_file) if settings.dashboard_token_file else None
 
     def post(message: Message) -> Delivery:
@@ -55,6 +58,6 @@ def dashboard(
             raise ServiceError(f"not published: {error}") from error
 
     def tell(address: str) -> None:
-        out.print(f"the dashboard is at {address} (Ctrl-C stops it)", highlight=False)
+        out.print(f"the dashboard is at {address} (Ctrl-C stops it)")
 
     run_dashboard(Dashboard.of(settings, post, read_only=read_only), SCRIPT, host, port, token, tell)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import START
+from streaming.cli.console import err, new_table, out, styled
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ NEXT = (
 )
 
 
-@app.command()
+@app.command(panel=START)
 def demo(
     context: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", help="Remove an earlier demo without asking.")] = False,
@@ -43,9 +45,9 @@ def demo(
     picture = result.settings.work_dir / "report.png"
     plot_predictions(result.sample, picture)
     _tell(result)
-    out.print(f"\npicture: {picture}\ntables:  {result.settings.place.tables}", highlight=False)
+    out.print(f"\npicture: {picture}\ntables:  {result.settings.place.tables}")
     here = f"  imagestream --home {result.settings.home} "
-    out.print("\ntry next:", *(here + command for command in NEXT), sep="\n", highlight=False, markup=False)
+    err.print("\ntry next:", *(here + command for command in NEXT), sep="\n")
     write_json(json_file, result.summary)
     if (
         result.summary["duplicates"]
@@ -64,41 +66,32 @@ def _confirm(yes: bool, question: str) -> bool:
 
 
 def _begin(name: str) -> None:
-    out.print(f"· {name} …", end="\r" if out.is_terminal else "\n", highlight=False)
+    err.print(f"· {name} …", end="\r" if err.is_terminal else "\n")
 
 
 def _end(step: "Step") -> None:
-    out.print(f"✓ {step.name}: {step.seconds:.1f} s   ", highlight=False)
+    err.print(f"✓ {step.name}: {step.seconds:.1f} s   ")
 
 
 def _tell(result: "DemoResult") -> None:
-    from rich.table import Table
-
     found = result.summary
     versions = ", ".join(f"{n} by version {version}" for version, n in found["model_versions"].items())
     out.print(
         f"\npublished {found['published']}: {found['predicted']} predicted ({versions}), "
         f"{found['quarantined']} quarantined, {found['duplicates']} duplicates",
-        highlight=False,
     )
     out.print(
         f"accuracy {found['accuracy']:.4f}, {found['images_per_second']:.0f} images/s in the micro-batches\n",
-        highlight=False,
     )
     labels = sorted({label for true, predicted, _ in result.confusion for label in (true, predicted)})
     counts = {(true, predicted): n for true, predicted, n in result.confusion}
-    confusion = Table("true", *labels, title="predicted", box=None)
+    confusion = new_table("true", *labels, title="predicted")
     for true in labels:
-        confusion.add_row(true, *(str(counts.get((true, predicted), "·")) for predicted in labels))
+        confusion.add_row(*map(styled, [true, *(counts.get((true, predicted), "·") for predicted in labels)]))
     out.print(confusion)
-    sample = Table("source", "true", "predicted", "confidence", "version", title="\na few predictions", box=None)
+    sample = new_table("source", "true", "predicted", "confidence", "version", title="\na few predictions")
     for row in result.sample[-SHOWN:]:
-        confidence = f"{row['confidence']:.3f}"
-        sample.add_row(
-            "/".join(Path(row["source"]).parts[-3:]),
-            row["label_true"],
-            row["label"],
-            confidence,
-            str(row["model_version"]),
-        )
+        source = "/".join(Path(row["source"]).parts[-3:])
+        cells = source, row["label_true"], row["label"], f"{row['confidence']:.3f}", row["model_version"]
+        sample.add_row(*map(styled, cells))
     out.print(sample)

@@ -1,26 +1,40 @@
 """`imagestream doctor`: is everything here that the service needs?"""
 
 import typer
+from rich.text import Text
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import START
+from streaming.cli.console import out, printable
+from streaming.cli.row_formats import Format
+from streaming.cli.rows import FormatOption, OutputOption, list_rows
+
+COLUMNS = {"check": str, "ok": bool, "found": str, "fix": str}
 
 
-@app.command()
-def doctor(context: typer.Context, json_file: JsonOption = None) -> None:
+@app.command(panel=START)
+def doctor(
+    context: typer.Context,
+    format_: FormatOption = Format.TABLE,
+    output: OutputOption = None,
+    json_file: JsonOption = None,
+) -> None:
     """Check Python, Java, jars, memory, disk, ports and write access; each failed line says the fix.
 
     Example: imagestream doctor
     """
-    from rich.markup import escape
-
     from streaming.platform.doctor import diagnose
 
     checks = diagnose(settings_of(context))
-    for check in checks:
-        mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
-        out.print(f"{mark}  {check.name:<10}{escape(check.found)}", highlight=False)
-        if check.fix:
-            out.print(f"{'':16}[bold]fix:[/bold] {escape(check.fix)}", highlight=False)
+    rows = [{"check": one.name, "ok": one.ok, "found": one.found, "fix": one.fix or None} for one in checks]
+    if format_ is Format.TABLE and output is None:
+        for check in checks:
+            mark = ("ok  ", "green") if check.ok else ("FAIL", "red")
+            out.print(Text.assemble(mark, f"  {check.name:<10}{printable(check.found)}"))
+            if check.fix:
+                out.print(Text.assemble(" " * 16, ("fix:", "bold"), f" {printable(check.fix)}"))
+    else:
+        list_rows(rows, COLUMNS, format_, output)
     failed = [check for check in checks if not check.ok]
     out.print(f"{len(failed)} of {len(checks)} checks failed" if failed else "everything is here")
     write_json(

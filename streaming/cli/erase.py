@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
-from streaming.errors import ServiceError
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import OPERATION
+from streaming.cli.console import err, out
+from streaming.errors import UsageError
 
 SHOWN = 10
 
 
-@app.command()
+@app.command(panel=OPERATION)
 def erase(
     context: typer.Context,
     ids: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="An image id; may be repeated.")] = None,
@@ -36,21 +38,19 @@ def erase(
 
     settings, who = settings_of(context), by or user_name()
     if bool(ids) == deleted_elsewhere:
-        raise ServiceError("give either --id ID, once or more often, or --deleted-elsewhere")
+        raise UsageError("give either --id ID, once or more often, or --deleted-elsewhere")
     if deleted_elsewhere:
         n = record_deleted(settings, who)
-        out.print(f"{n:,} messages whose rows another program has deleted are recorded as erased", highlight=False)
+        out.print(f"{n:,} messages whose rows another program has deleted are recorded as erased")
         write_json(json_file, {"recorded": n})
         return
     result = run(settings, ids or [], who)
     rows = ", ".join(f"{n:,} from {table}" for table, n in result.rows.items())
     out.print(
         f"erased {len(result.ids):,} ids: {rows or 'no rows'}; {result.files_removed:,} files removed",
-        highlight=False,
-        markup=False,
     )
     for topic, partition, offset in result.messages[:SHOWN]:
-        err.print(f"still in Kafka until its retention: {topic} partition {partition}, offset {offset:,}", markup=False)
+        err.print(f"still in Kafka until its retention: {topic} partition {partition}, offset {offset:,}")
     if len(result.messages) > SHOWN:
-        err.print(f"and {len(result.messages) - SHOWN:,} more (--json FILE lists them)", highlight=False)
+        err.print(f"and {len(result.messages) - SHOWN:,} more (--json FILE lists them)")
     write_json(json_file, asdict(result))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
 
+from streaming.cli.app import wrong_usage
 from streaming.training.fit_options import NO_THRESHOLD, FitOptions
 
 PANEL = "Fitting"
@@ -68,7 +69,8 @@ def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
         given = {name: values.pop(name) for name in OPTIONS}
         if given["threshold"] == NO_THRESHOLD:
             given["threshold"] = None
-        options = FitOptions(**given)
+        with wrong_usage():
+            options = FitOptions(**given)
         command(*arguments, options=options, **values)
 
     return _with_parameters(with_options, command, "options", inherited=False)

@@ -4,24 +4,29 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, out, settings_of, write_json
+from streaming.cli.app import JsonOption, PortOption, app, settings_of, write_json
+from streaming.cli.command_line import IMAGES
+from streaming.cli.console import out
 from streaming.errors import ServiceError
 
 HEADERS_BYTES = 8192  # more than key, label, source and all other headers of a message from the gateway take
 ACKNOWLEDGED_S = 15.0
 
 
-@app.command()
+@app.command(
+    panel=IMAGES,
+    settings=(
+        "topic",
+        "bootstrap_servers",
+        "gateway_port",
+    ),
+)
 def gateway(
     context: typer.Context,
     host: Annotated[str, typer.Option(help="The address to listen on; other than loopback only with an API key.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: a free one.")] = 8080,
-    topic: Annotated[str | None, typer.Option(help="The Kafka topic (IMAGESTREAM_TOPIC; images).")] = None,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
-    ] = None,
+    port: PortOption = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
     json: JsonOption = None,
 ) -> None:
@@ -42,10 +47,10 @@ def gateway(
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
     from streaming.platform.topic import Right, check_access
-    from streaming.settings import with_options
     from streaming.signals import stop_signals
 
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
+    settings = settings_of(context)
+    port = settings.gateway_port if port is None else port
     key = read_key(settings.gateway_api_key_file)
     check_binding(host, key)
     servers, client = home_servers(settings), client_arguments(settings)
@@ -59,7 +64,7 @@ def gateway(
         with listen(host, port) as listener:
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             write_json(json, {"url": url, "topic": settings.topic, "max_image_bytes": largest})
-            out.print(f"gateway: {url}/docs", highlight=False)
+            out.print(f"gateway: {url}/docs")
             server = make_server(
                 create_app(settings, broker, key), access_log=access_log, log_format=settings.log_format
             )

@@ -3,12 +3,13 @@
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from streaming.cli.app import err
-from streaming.errors import ServiceError
+from streaming.cli.command_line import Old
+from streaming.cli.console import err
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from streaming.images.dataset import Dataset
@@ -35,7 +36,16 @@ PatternOption = Annotated[
     str | None, typer.Option(metavar="REGEX", help="Takes the label from a file's path below the folder.")
 ]
 DatasetOption = Annotated[Installed | None, typer.Option(help="A small data set that is already installed.")]
+FlatOption = Annotated[
+    bool, typer.Option("--flat/--pooled", help="Features are every value of the last feature map, or its means.")
+]
+OLD_OUTPUT = Old("--output", "--{}", only="pooled|flat")
 LimitOption = Annotated[int, typer.Option(min=2, help="How many images of --dataset to take.")]
+
+
+def pooling_of(flat: bool) -> Literal["flat", "pooled"]:
+    """The name of what `--flat/--pooled` chose."""
+    return "flat" if flat else "pooled"
 
 
 def choose_dataset(
@@ -55,7 +65,7 @@ def choose_dataset(
     from streaming.images.sources import place_of
 
     if (images is None) == (dataset is None):
-        raise ServiceError("give either --images PLACE or --dataset digits")
+        raise UsageError("give either --images PLACE or --dataset digits")
     if images is None:
         source: Path | str = write_images(settings.work_dir / "datasets" / f"digits-{limit}", digit_images(limit))
     else:
@@ -68,4 +78,4 @@ def choose_dataset(
 def warn(lines: Iterable[str]) -> None:
     """Tell what to know, a line each, on standard error."""
     for line in lines:
-        err.print(line, style="yellow", markup=False, highlight=False)
+        err.print(line, style="yellow")

@@ -1,25 +1,26 @@
 """How long commands end when they are interrupted."""
 
 import logging
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
 
-from streaming.cli.app import EXIT_INTERRUPTED, err
+from streaming.cli.app import EXIT_INTERRUPTED
+from streaming.cli.console import err
 from streaming.errors import ServiceError
+from streaming.signals import terminable
 
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does: Spark stops, nothing half made is left behind, and no library logs it."""
-    handler, disabled = signal.signal(signal.SIGTERM, signal.default_int_handler), logging.root.manager.disable
+    disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # what goes wrong comes as an exception, too
     try:
-        yield
+        with terminable():
+            yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
         logging.disable(disabled)
 
 

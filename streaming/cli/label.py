@@ -6,14 +6,17 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import IMAGES
+from streaming.cli.console import err, out
 
 
-@app.command()
+@app.command(panel=IMAGES)
 def label(
     context: typer.Context,
     csv: Annotated[
-        Path, typer.Argument(metavar="CSV", help="A file with the columns label, and image_id, source or name.")
+        Path,
+        typer.Argument(metavar="CSV", help="A file with the columns label, and image_id, path (or source), or name."),
     ],
     by: Annotated[str, typer.Option(metavar="NAME", help="Who says so; kept with the labels.")] = "label",
     json_file: JsonOption = None,
@@ -34,13 +37,11 @@ def label(
         err.print(
             f"left out {n:,}: {why} ({shown}{', …' if n > len(result.examples.get(why, [])) else ''})",
             style="yellow",
-            markup=False,
-            highlight=False,
         )
     line = f"{result.added:,} labels added, {result.unchanged:,} images had theirs already"
     if result.superseded:
         line += f", {result.superseded:,} of this file were corrected since and stay as they are"
-    out.print(line, highlight=False)
+    out.print(line)
     write_json(json_file, asdict(result))
     if result.left_out:
         raise typer.Exit(EXIT_FAILED)

@@ -6,22 +6,25 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import OPERATION, Old
+from streaming.cli.console import err, out
+from streaming.durations import parse_duration
+from streaming.signals import until_stopped
 
 if TYPE_CHECKING:
     from streaming.jobs.maintain import MaintenanceReport
 
 
-@app.command()
+@app.command(panel=OPERATION, settings=("retention",), old=(Old("--retention-hours", "--retention {}h"),))
 def maintain(
     context: typer.Context,
-    every_minutes: Annotated[
-        float | None, typer.Option("--every", min=0.01, metavar="MINUTES", help="Again and again, until Ctrl-C.")
+    every: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Time between two runs, such as 10m, until stopped; a plain number: minutes."
+        ),
     ] = None,
-    retention_hours: Annotated[
-        int,
-        typer.Option(min=0, help="Hours that unused files stay; minimum 24."),
-    ] = 168,
     json_file: JsonOption = None,
 ) -> None:
     """Compact and vacuum the tables, beside a running stream or without one.
@@ -30,22 +33,25 @@ def maintain(
     logs, and removes files that no version within the retention needs, and old decisions. Neither the stream nor a
     query notices.
 
-    Example: imagestream maintain --every 10
+    Example: imagestream maintain --every 10m
     """
     from streaming.jobs.maintain import maintain as run
 
     settings = settings_of(context)
-    try:
+    every_s = None if every is None else parse_duration(every, plain="m", least_s=0.1)
+
+    def once() -> None:
+        report = run(settings, retention_hours=settings.retention_hours)
+        _show(report)
+        write_json(json_file, asdict(report))
+
+    if every_s is None:
+        once()
+        return
+    with until_stopped():
         while True:
-            report = run(settings, retention_hours=retention_hours)
-            _show(report)
-            write_json(json_file, asdict(report))
-            if every_minutes is None:
-                return
-            threading.Event().wait(every_minutes * 60)
-    except KeyboardInterrupt:
-        if every_minutes is None:
-            raise
+            once()
+            threading.Event().wait(every_s)
 
 
 def _show(report: "MaintenanceReport") -> None:
@@ -55,8 +61,7 @@ def _show(report: "MaintenanceReport") -> None:
         out.print(
             f"{table.name}: {table.files_before:,} → {table.files_after:,} files, {decimal(table.bytes_after)}, "
             f"{table.vacuumed:,} unused files removed (older than {table.retention_hours} h)",
-            highlight=False,
         )
         if table.skipped:
-            err.print(f"{table.name} is left to the next run: {table.skipped}", style="yellow", markup=False)
-    out.print(f"{report.decisions_removed:,} decisions removed, {report.seconds:.1f} s", highlight=False)
+            err.print(f"{table.name} is left to the next run: {table.skipped}", style="yellow")
+    out.print(f"{report.decisions_removed:,} decisions removed, {report.seconds:.1f} s")

@@ -1,19 +1,33 @@
 """`imagestream models`: the registry."""
 
 from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS, App
+from streaming.cli.console import err, out
+from streaming.cli.row_formats import Format
+from streaming.cli.rows import FormatOption, OutputOption, list_rows
 
 if TYPE_CHECKING:
     from streaming.registry import Registry
 
-models_app = typer.Typer(
-    name="models", help="Show, promote, roll back and verify model versions.", no_args_is_help=True
-)
-app.add_typer(models_app)
+models_app = App(name="models", help="Show, promote, roll back, verify, import, export and delete model versions.")
+app.add_typer(models_app, rich_help_panel=MODELS)
+COLUMNS = {
+    "version": int,
+    "alias": str,
+    "backbone": str,
+    "components": int,
+    "classes": int,
+    "rows": int,
+    "accuracy": float,
+    "log_loss": float,
+}
 
 
 class AliasName(StrEnum):
@@ -28,35 +42,42 @@ VersionArgument = Annotated[int, typer.Argument(min=1, help="A version, as 'mode
 
 
 @models_app.command("list")
-def list_(context: typer.Context, json_file: JsonOption = None) -> None:
+def list_(
+    context: typer.Context,
+    format_: FormatOption = Format.TABLE,
+    output: OutputOption = None,
+    json_file: JsonOption = None,
+) -> None:
     """List the versions with their metrics and aliases.
 
     Example: imagestream models list
     """
-    from rich.table import Table
-
     from streaming.registry import open_registry
 
     registry = open_registry(settings_of(context).home)
     aliases = registry.targets()
-    table = Table("version", "alias", "backbone", "components", "classes", "rows", "accuracy", "log loss", box=None)
-    rows = []
+    rows, summary = [], []
     for version in registry.versions():
         manifest = registry.read(version).manifest
         of_version = [alias for alias, target in aliases.items() if target == version]
         metrics = manifest.metrics
-        table.add_row(
-            str(version),
-            " ".join(of_version),
-            manifest.backbone.name,
-            str(manifest.projection.n_out),
-            str(len(manifest.classes)),
-            f"{manifest.training_data.rows:,}",
-            *(f"{metrics[name]:.4f}" if name in metrics else "–" for name in ("accuracy", "log_loss")),
+        rows.append(
+            {
+                "version": version,
+                "alias": " ".join(of_version),
+                "backbone": manifest.backbone.name,
+                "components": manifest.projection.n_out,
+                "classes": len(manifest.classes),
+                "rows": manifest.training_data.rows,
+                "accuracy": metrics.get("accuracy"),
+                "log_loss": metrics.get("log_loss"),
+            }
         )
-        rows.append({"version": version, "aliases": of_version, "metrics": metrics})
-    out.print(table if rows else f"no models in {registry.place} yet; make one with 'imagestream train'")
-    write_json(json_file, {"versions": rows})
+        summary.append({"version": version, "aliases": of_version, "metrics": metrics})
+    list_rows(rows, COLUMNS, format_, output)
+    if not rows:
+        err.print(f"no models in {registry.place} yet; make one with 'imagestream train'")
+    write_json(json_file, {"versions": summary})
 
 
 @models_app.command()
@@ -72,7 +93,7 @@ def show(context: typer.Context, version: VersionArgument) -> None:
     bundle = open_registry(settings.home).read(version)
     out.print_json(bundle.manifest.model_dump_json())
     chosen = Engines(settings).known(bundle.manifest)
-    err.print(f"engine here: {chosen or f'not measured yet: `imagestream models verify {version}`'}", highlight=False)
+    err.print(f"engine here: {chosen or f'not measured yet: `imagestream models verify {version}`'}")
 
 
 @models_app.command()
@@ -93,7 +114,7 @@ def promote(
     registry = open_registry(settings_of(context).home)
     _check(registry, version)
     move = registry.promote(version, alias=alias.value, by=user_name(), why=why)
-    out.print(f"{alias.value}: version {move.version} (before: {move.previous or 'none'})", highlight=False)
+    out.print(f"{alias.value}: version {move.version} (before: {move.previous or 'none'})")
     write_json(json_file, move.model_dump(mode="json"))
 
 
@@ -107,7 +128,7 @@ def rollback(context: typer.Context, alias: AliasOption = AliasName.CHAMPION, js
     from streaming.registry import open_registry
 
     move = open_registry(settings_of(context).home).rollback(alias=alias.value, by=user_name())
-    out.print(f"{alias.value}: version {move.version} (before: {move.previous})", highlight=False)
+    out.print(f"{alias.value}: version {move.version} (before: {move.previous})")
     write_json(json_file, move.model_dump(mode="json"))
 
 
@@ -124,9 +145,66 @@ def verify(context: typer.Context, version: VersionArgument, json_file: JsonOpti
     registry = open_registry(settings.home)
     sha256 = _check(registry, version)
     chosen = Engines(settings).choose(registry.read(version))
-    out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}", highlight=False)
-    out.print(f"engine here: {chosen}", highlight=False)
+    out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}")
+    out.print(f"engine here: {chosen}")
     write_json(json_file, {"version": version, "bundle_sha256": sha256, "engine": chosen.engine})
+
+
+@models_app.command()
+def clear(
+    context: typer.Context,
+    why: Annotated[str, typer.Option(help="Kept in the alias's history.")] = "cleared by hand",
+    json_file: JsonOption = None,
+) -> None:
+    """Clear the challenger: nothing is scored beside the champion any more; a running stream follows.
+
+    Example: imagestream models clear
+    """
+    from streaming.platform.machine import user_name
+    from streaming.registry import open_registry
+
+    move = open_registry(settings_of(context).home).clear(by=user_name(), why=why)
+    out.print(f"{move.alias}: none (before: {move.previous})")
+    write_json(json_file, move.model_dump(mode="json"))
+
+
+@models_app.command()
+def delete(context: typer.Context, version: VersionArgument, json_file: JsonOption = None) -> None:
+    """Delete a version that no alias points at; its manifest stays, and its number is not given again.
+
+    It cannot be undone: `models export` keeps a copy. Rows that it predicted stay as they are.
+
+    Example: imagestream models delete 3
+    """
+    from streaming.platform.machine import user_name
+    from streaming.registry import open_registry
+
+    open_registry(settings_of(context).home).delete(version, by=user_name())
+    out.print(f"version {version} is deleted")
+    write_json(json_file, {"deleted": version})
+
+
+@models_app.command()
+def export(
+    context: typer.Context,
+    version: VersionArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, such as model.zip.")],
+    json_file: JsonOption = None,
+) -> None:
+    """Write a version into one file, a zip of its bundle with all hashes, which `models import` takes again.
+
+    Example: imagestream models export 2 model-2.zip
+    """
+    from models.bundle_zip import write_zip
+    from streaming.registry import open_registry
+
+    with TemporaryDirectory(prefix="imagestream-") as scratch:
+        folder = Path(scratch) / "bundle"
+        bundle = open_registry(settings_of(context).home).fetch(version, folder)
+        write_zip(folder, file)
+    size = file.stat().st_size
+    out.print(f"{file}: version {version}, {size / 1e6:,.1f} MB; SHA-256 of its bundle {bundle.sha256}")
+    write_json(json_file, {"version": version, "file": str(file), "bytes": size, "bundle_sha256": bundle.sha256})
 
 
 def _check(registry: "Registry", version: int) -> str:

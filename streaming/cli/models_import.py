@@ -6,19 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from streaming.cli.app import JsonOption, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, settings_of, write_json
+from streaming.cli.console import Spinner, err, out
 from streaming.cli.models import AliasName, models_app
-from streaming.errors import ServiceError
+from streaming.cli.rows import print_details
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from models.import_file import Inspection
+    from streaming.registry import Registry
     from streaming.training.import_model import ImportResult
 
 FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE[:TENSOR]|efficientnet_lite0",
-        help="A model's file, with the output that is meant if it has several; or the installed ImageNet classifier.",
+        help="A model's file, with the output that is meant if it has several; what `models export` wrote; or the "
+        "installed ImageNet classifier.",
     ),
 ]
 
@@ -134,22 +138,48 @@ def import_(
 
     Example: imagestream models import efficientnet_lite0, or: imagestream models import net.onnx --preset imagenet
     """
+    from models.bundle_zip import is_bundle_zip
     from models.import_file import split_tensor
     from streaming.registry import open_registry
+
+    registry = open_registry(settings_of(context).home)
+    if is_bundle_zip(Path(file)):
+        if context.params != context.params | UNSET:
+            raise UsageError(f"{file} is a whole model version: expected no options of preprocessing or classes")
+        return _import_bundle(registry, Path(file), alias, json_file)
+
     from streaming.training.import_model import import_model
 
     path, tensor = split_tensor(file)
-    registry = open_registry(settings_of(context).home)
     given = {"mean": mean, "std": std, "scale": scale, "layout": layout, "channels": channels, "filter": filter_}
     changes = {name: value for name, value in given.items() if value is not None} | _fit(resize, crop)
-    with err.status(f"loading {path.name} …"):
+    with Spinner(f"loading {path.name}"):
         result = import_model(
             registry, path, classes=classes, scores=scores, by="import", tensor=tensor, preset=preset,
             input_size=input_size, changes=changes,
         )  # fmt: skip
     if alias is not None:
         registry.promote(result.version, alias=alias.value, by=getpass.getuser(), why="imported")
-    _tell(result, alias, json_file)
+    return _tell(result, alias, json_file)
+
+
+# Values of the options that say nothing about a model.
+UNSET = {"classes": "auto"} | dict.fromkeys(
+    ["preset", "input_size", "mean", "std", "scale", "layout", "channels", "resize", "crop", "filter_", "scores"]
+)
+
+
+def _import_bundle(registry: "Registry", file: Path, alias: AliasName | None, json_file: Path | None) -> None:
+    from streaming.training.import_bundle import import_bundle
+
+    with Spinner(f"checking {file.name}"):
+        found = import_bundle(registry, file, by="import", alias=None if alias is None else alias.value)
+    standing = f"is {found.alias}" if found.alias else "is registered"
+    out.print(f"version {found.version} {standing}: {file}" + ("" if found.is_new else "; it was registered before"))
+    if not found.alias:
+        out.print(f"to serve it: imagestream models promote {found.version}")
+    summary = {"version": found.version, "bundle_sha256": found.sha256, "new": found.is_new}
+    write_json(json_file, summary | {"champion": found.alias == AliasName.CHAMPION.value})
 
 
 @models_app.command()
@@ -173,7 +203,7 @@ def inspect(
 def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
     """The fields of a recipe that `--resize` and `--crop` set."""
     if resize is not None and crop is not None:
-        raise ServiceError("--resize and --crop exclude each other: a crop is resized to the input")
+        raise UsageError("--resize and --crop exclude each other: a crop is resized to the input")
     if crop is not None:
         return {"fit": "crop", "crop_share": crop}
     if resize is None:
@@ -181,27 +211,25 @@ def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
     if resize == "stretch":
         return {"fit": "stretch"}
     if not resize.isdecimal():
-        raise ServiceError(f"--resize is stretch, or the shorter side in pixels, got {resize!r}")
+        raise UsageError(f"--resize is stretch, or the shorter side in pixels, got {resize!r}")
     return {"fit": "resize_crop", "shorter_side": int(resize)}
 
 
 def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | None) -> None:
     network, recipe = result.network.network, result.network.network.recipe
     for name, value in result.guessed.items():
-        err.print(f"guessed {name}: {value}", highlight=False, markup=False)
+        err.print(f"guessed {name}: {value}")
     is_champion = result.champion or alias is AliasName.CHAMPION
     standing = "is champion" if is_champion else f"is {alias.value}" if alias else "is registered"
     out.print(
         f"version {result.version} {standing}: {network.source}, {len(result.classes):,} classes, "
         f"{recipe.input_size[0]}×{recipe.input_size[1]} pixels, {result.network.size / 1e6:.1f} MB, "
         f"answers {result.scores}",
-        highlight=False,
-        markup=False,
     )
     if not result.is_new:
-        out.print("it was registered before: the very same model", highlight=False)
+        out.print("it was registered before: the very same model")
     if alias is None and not is_champion:
-        out.print(f"to serve it: imagestream models promote {result.version}", highlight=False)
+        out.print(f"to serve it: imagestream models promote {result.version}")
     summary = {
         "version": result.version,
         "bundle_sha256": result.sha256,
@@ -216,19 +244,17 @@ def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | Non
 
 
 def _tell_inspection(found: "Inspection") -> None:
-    from rich.table import Table
-
-    table = Table("", "", box=None, show_header=False, pad_edge=False)
-    table.add_row("format", found.format + (f" by {found.producer}" if found.producer else ""))
-    table.add_row("size", f"{found.bytes / 1e6:,.1f} MB, {found.parameters:,} weights")
+    details: list[tuple[str, str]] = []
+    details.append(("format", found.format + (f" by {found.producer}" if found.producer else "")))
+    details.append(("size", f"{found.bytes / 1e6:,.1f} MB, {found.parameters:,} weights"))
     if found.opsets:
-        table.add_row("operator sets", ", ".join(f"{name or 'ai.onnx'} {n}" for name, n in found.opsets.items()))
+        details.append(("operator sets", ", ".join(f"{name or 'ai.onnx'} {n}" for name, n in found.opsets.items())))
     for kind, tensors in (("input", found.inputs), ("output", found.outputs)):
         for one in tensors:
             shape = "unknown shape" if one.shape is None else f"({', '.join(str(n or 'any') for n in one.shape)})"
-            table.add_row(kind, f"{one.name}: {one.dtype} {shape}")
-    table.add_row("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items()))
-    table.add_row("class names", "in the file" if found.classes else "none in the file")
+            details.append((kind, f"{one.name}: {one.dtype} {shape}"))
+    details.append(("operators", ", ".join(f"{name} {n}" for name, n in found.operators.items())))
+    details.append(("class names", "in the file" if found.classes else "none in the file"))
     for name, value in found.guessed.items():
-        table.add_row(f"guessed {name}", value)
-    out.print(table)
+        details.append((f"guessed {name}", value))
+    print_details(details)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from producer.sources import LabelFrom
-from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, err, out, settings_of, write_json
-from streaming.errors import ServiceError
+from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, write_json, wrong_usage
+from streaming.cli.command_line import IMAGES
+from streaming.cli.console import err, out, printable, text_column
+from streaming.errors import ServiceError, UsageError
 from streaming.storage.store import check_place, is_uri
 
 if TYPE_CHECKING:
@@ -24,15 +25,17 @@ STDIN = "-"
 LISTED = 20  # file names shown on the terminal; --json has them all
 
 
-@app.command()
+@app.command(
+    panel=IMAGES,
+    settings=(
+        "topic",
+        "bootstrap_servers",
+    ),
+)
 def publish(
     context: typer.Context,
     paths: Annotated[
         list[str] | None, typer.Argument(metavar="PATH…", help="Files, folders, patterns; s3://, gs:// or az:// URIs.")
-    ] = None,
-    topic: Annotated[str | None, typer.Option(help="The Kafka topic (IMAGESTREAM_TOPIC; images).")] = None,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
     ] = None,
     label_from: Annotated[
         LabelFrom, typer.Option(help="`parent` sends the name of a file's folder as its label.")
@@ -80,15 +83,15 @@ def publish(
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
     from streaming.platform.topic import Right, check_access
-    from streaming.settings import with_options
 
-    settings = with_options(settings_of(context), bootstrap_servers=bootstrap_servers, topic=topic)
-    Pace(rate)  # what is wrong with the command is told before a broker is asked
+    settings = settings_of(context)
+    with wrong_usage():  # is reported before a broker is asked
+        Pace(rate)
     reading = Reading(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
     if watch:
         folders = _folders(paths or [], from_csv)
     elif state is not None:
-        raise ServiceError("--state is what --watch remembers: expected both, got --state alone")
+        raise UsageError("--state is what --watch remembers: expected both, got --state alone")
     else:
         sources = _sources(paths or [], from_csv, label_from)
     servers, client = home_servers(settings), client_arguments(settings)
@@ -130,7 +133,7 @@ class Target:
 
 
 def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float | None, json: Path | None) -> None:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 
     import producer
     from streaming.images.sources import ReadAhead
@@ -138,10 +141,10 @@ def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float
     uris = [file.name for file in sources.files if is_uri(file.name)] if isinstance(sources.files, list) else []
     ahead = ReadAhead(uris) if uris else None
     bar = Progress(
-        TextColumn("publishing"),
+        text_column("publishing"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[speed]}"),
+        text_column("{task.fields[speed]}"),
         TimeElapsedColumn(),
         console=err,
         transient=True,
@@ -190,12 +193,12 @@ def _watch(
     json: Path | None,
     follow_links: bool,
 ) -> None:
-    from rich.progress import Progress, SpinnerColumn, TextColumn
+    from rich.progress import Progress, SpinnerColumn
 
     from producer.watch import WatchSummary, watch
     from streaming.signals import stop_signals
 
-    columns = SpinnerColumn(), TextColumn("watching {task.fields[how]}")
+    columns = SpinnerColumn(), text_column("watching {task.fields[how]}")
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar, stop_signals() as stop:
         task = bar.add_task("watch", total=None, how=f"{len(folders):,} folders")
 
@@ -214,13 +217,12 @@ def _watch(
             rate=rate,
             follow_links=follow_links,
             on_change=show,
-            on_trouble=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow", markup=False),
+            on_trouble=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow"),
         )
     write_json(json, asdict(summary))
     out.print(
         f"sent {summary.sent:,} files to {summary.topic} in {summary.seconds:.1f} s: {summary.bytes / 1e6:,.1f} MB;"
         f" {summary.skipped:,} were skipped",
-        highlight=False,
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skips])
     if summary.undelivered:
@@ -232,9 +234,9 @@ def _folders(paths: list[str], from_csv: Path | None) -> list[str]:
     """What is to be watched."""
     if from_csv is not None or STDIN in paths:
         other = STDIN if from_csv is None else "--from-csv"
-        raise ServiceError(f"--watch follows folders: expected their names, got {other}")
+        raise UsageError(f"--watch follows folders: expected their names, got {other}")
     if not paths:
-        raise ServiceError("--watch follows folders: expected their names, got none")
+        raise UsageError("--watch follows folders: expected their names, got none")
     return paths
 
 
@@ -245,13 +247,13 @@ def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> 
 
     if from_csv is not None:
         if paths:
-            raise ServiceError(f"expected either PATH… or --from-csv FILE, got both: {paths[0]} and {from_csv}")
+            raise UsageError(f"expected either PATH… or --from-csv FILE, got both: {paths[0]} and {from_csv}")
         if label_from is not LabelFrom.NONE:
-            raise ServiceError("expected either --from-csv, which has the labels, or --label-from, got both")
+            raise UsageError("expected either --from-csv, which has the labels, or --label-from, got both")
         return read_csv(from_csv)
     if STDIN in paths:
         if len(paths) > 1:
-            raise ServiceError(f"expected {STDIN} alone, for standard input, got other paths too")
+            raise UsageError(f"expected {STDIN} alone, for standard input, got other paths too")
         return read_lines(sys.stdin.buffer, label_from)
     if not paths:
         raise typer.BadParameter("Missing argument 'PATH…'")
@@ -286,23 +288,17 @@ def _print_summary(summary: "PublishSummary") -> None:
         f"sent {summary.sent:,} of {summary.found:,} files to {summary.topic}: {decimal(summary.bytes)}"
         f" in {summary.seconds:.1f} s ({summary.images_per_second:,.0f} images/s,"
         f" {summary.megabytes_per_second:,.1f} MB/s)",
-        highlight=False,
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skipped])
-    _print_files("[red]not delivered[/red]", [(failure.path, failure.reason) for failure in summary.failed])
+    _print_files("not delivered", [(failure.path, failure.reason) for failure in summary.failed])
     untried = summary.found - summary.sent - len(summary.skipped) - len(summary.failed)
     if untried:
         why = "Ctrl-C" if summary.interrupted else "the failure above"
-        err.print(f"{untried:,} files were not confirmed as sent, because of {why}", highlight=False)
+        err.print(f"{untried:,} files were not confirmed as sent, because of {why}")
 
 
 def _print_files(what: str, files: list[tuple[str, str]]) -> None:
     for name, reason in files[:LISTED]:
-        err.print(f"{what} {escape(_shown(name))}: {escape(_shown(reason))}", highlight=False)
+        err.print(f"{what} {printable(name)}: {printable(reason)}")
     if len(files) > LISTED:
-        err.print(f"{what} {len(files) - LISTED:,} more (--json FILE lists them all)", highlight=False)
-
-
-def _shown(text: str) -> str:
-    """A file's name on one line of a terminal: it may hold any character, and bytes that are no UTF-8."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+        err.print(f"{what} {len(files) - LISTED:,} more (--json FILE lists them all)")

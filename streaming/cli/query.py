@@ -1,4 +1,4 @@
-"""`imagestream query` and `imagestream predictions`: rows of the Delta tables as a table, CSV, JSON or Parquet."""
+"""`imagestream query` and `imagestream predictions`: rows of the Delta tables in every format of rows."""
 
 import os
 import sys
@@ -7,13 +7,16 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, settings_of, write_json
-from streaming.cli.row_formats import Format, write_rows
-from streaming.errors import ServiceError
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import IMAGES, Old, seconds
+from streaming.cli.console import err
+from streaming.cli.row_formats import STDOUT, Format, check_format, write_rows
+from streaming.cli.rows import WATCH_S, EveryOption, FormatOption, OutputOption
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,31 +26,24 @@ PREDICTIONS_COLUMNS = "SELECT scored_at, source, label, confidence, label_true, 
 
 Ask = Callable[[], AbstractContextManager["pa.RecordBatchReader"]]
 
-FormatOption = Annotated[Format, typer.Option("--format", "-f", help="How to write the rows.")]
-OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to a file; Parquet needs one.")
-]
 SpreadsheetOption = Annotated[
     bool, typer.Option("--spreadsheet", help="In CSV, keep text from being a formula: an apostrophe goes before it.")
 ]
-TimeoutOption = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Time limit.")]
+TimeoutOption = Annotated[Any, typer.Option("--timeout", parser=seconds, metavar="TIME", help="Time limit.")]
 AtOption = Annotated[
     str | None, typer.Option("--at", metavar="TIME", help="The tables as they were then, such as 2026-11-16T09:30.")
 ]
-WatchOption = Annotated[
-    float | None,
-    typer.Option(
-        "--watch", min=0.1, metavar="SECONDS", help="Ask again so often, and show what changed, until Ctrl-C."
-    ),
-]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Ask again and again, and show what changed, until Ctrl-C.")]
+OLD = (Old("-f", "--format {}"), Old("--watch", "--watch --every {}s", only=r"[0-9]*\.?[0-9]+"))
 
 
-@app.command()
+@app.command(panel=IMAGES, old=OLD)
 def query(
     context: typer.Context,
     sql: Annotated[str | None, typer.Argument(metavar="SQL", help="One SELECT over the tables.")] = None,
     at: AtOption = None,
-    watch: WatchOption = None,
+    watch: WatchOption = False,
+    every: EveryOption = WATCH_S,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     spreadsheet: SpreadsheetOption = False,
@@ -69,10 +65,17 @@ def query(
 
         run_shell(ask, settings_of(context).work_dir / "query_history")
         return
-    _answer(partial(ask, _from_stdin() if sql is None else sql), format_, output, watch, json, spreadsheet=spreadsheet)
+    _answer(
+        partial(ask, _from_stdin() if sql is None else sql),
+        format_,
+        output,
+        every if watch else None,
+        json,
+        spreadsheet=spreadsheet,
+    )
 
 
-@app.command()
+@app.command(panel=IMAGES, old=OLD)
 def predictions(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 20,
@@ -83,24 +86,59 @@ def predictions(
     model: Annotated[int | None, typer.Option(min=1, help="Only by this model version.")] = None,
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Only what was scored from then on.")] = None,
     at: AtOption = None,
-    watch: WatchOption = None,
+    watch: WatchOption = False,
+    every: EveryOption = WATCH_S,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Write each new prediction as a line of JSON, until Ctrl-C.")
+    ] = False,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            "--after", metavar="POSITION", help="With --follow: latest, earliest, or the position of a line to follow."
+        ),
+    ] = None,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     spreadsheet: SpreadsheetOption = False,
     timeout_s: TimeoutOption = 60.0,
     json: JsonOption = None,
 ) -> None:
-    """Show the latest predictions, of one class, of low confidence, or of one model version.
+    """Show the latest predictions, of one class, of low confidence, or of one model version; or follow them.
+
+    With --follow they come from the answers topic, if there is one, else from new versions of the table. Each line has
+    the `position` by which another call continues after it. It ends after --limit lines, if that is given.
 
     Example: imagestream predictions --label 7 --below 0.6
     """
+    if follow:
+        from streaming.cli.follow import follow_lines
+
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        if others := given & {"since", "at", "watch", "every", "format_", "output", "spreadsheet", "timeout_s"}:
+            raise UsageError(f"--follow writes lines of JSON as they come: leave out --{min(others).strip('_')}")
+        with pipe_may_close():
+            summary = follow_lines(
+                settings_of(context),
+                after or "latest",
+                limit if "limit" in given else None,
+                lambda row: (
+                    (label is None or row["label"] == label)
+                    and (below is None or row["confidence"] < below)
+                    and (model is None or row["model_version"] == model)
+                ),
+            )
+            write_json(json, summary)
+        return
+    if after is not None:
+        raise UsageError("--after is where to begin with --follow, which was not given")
     from streaming.answers import PREDICTIONS, PREDICTIONS_ORDER
     from streaming.query import open_query
 
     values = {"limit": limit, "label": label, "below": below, "version": model, "since": _moment(since)}
     sql = PREDICTIONS_COLUMNS + PREDICTIONS + PREDICTIONS_ORDER
     ask = partial(open_query, settings_of(context), sql, parameters=values, timeout_s=timeout_s, at=_moment(at))
-    _answer(ask, format_, output, watch, json, spreadsheet=spreadsheet)
+    _answer(ask, format_, output, every if watch else None, json, spreadsheet=spreadsheet)
 
 
 def _moment(text: str | None) -> datetime | None:
@@ -112,22 +150,10 @@ def _moment(text: str | None) -> datetime | None:
 def _from_stdin() -> str:
     sql = sys.stdin.read(MAX_SQL_CHARS + 1)
     if len(sql) > MAX_SQL_CHARS:
-        raise ServiceError(f"the SQL on standard input is longer than {MAX_SQL_CHARS:,} characters")
+        raise UsageError(f"the SQL on standard input is longer than {MAX_SQL_CHARS:,} characters")
     if not sql.strip():
-        raise ServiceError("no SQL: expected a SELECT as argument or on standard input")
+        raise UsageError("no SQL: expected a SELECT as argument or on standard input")
     return sql
-
-
-def check_format(format_: Format, output: Path | None, *, spreadsheet: bool) -> None:
-    """Check that options that say how rows are written go together.
-
-    Raises:
-        ServiceError: they do not.
-    """
-    if spreadsheet and format_ is not Format.CSV:
-        raise ServiceError(f"--spreadsheet is for --format csv, got --format {format_}")
-    if format_ is Format.PARQUET and output is None:
-        raise ServiceError("--format parquet is binary: expected a file, give one with --output FILE")
 
 
 def _answer(
@@ -139,10 +165,12 @@ def _answer(
     *,
     spreadsheet: bool,
 ) -> None:
+    if watch_s is not None and format_ is Format.PARQUET:
+        raise UsageError("--watch shows rows as they change: expected a --format other than parquet with it")
     check_format(format_, output, spreadsheet=spreadsheet)
     if watch_s is not None:
         if output is not None:
-            raise ServiceError("--watch shows rows as they change: expected no --output FILE with it")
+            raise UsageError("--watch shows rows as they change: expected no --output FILE with it")
         from streaming.cli.query_watch import watch
 
         with pipe_may_close():
@@ -153,8 +181,8 @@ def _answer(
             columns = reader.schema.names
             rows = write_rows(reader, format_, output, spreadsheet=spreadsheet)
             sys.stdout.flush()
-        if output is not None:
-            err.print(f"{rows:,} rows in {output}", highlight=False)
+        if output not in (None, STDOUT):
+            err.print(f"{rows:,} rows in {output}")
         write_json(summary, {"rows": rows, "columns": columns, "format": format_.value, "output": output})
 
 

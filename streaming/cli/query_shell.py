@@ -16,7 +16,7 @@ from prompt_toolkit.filters import Condition
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from streaming.cli.app import err, out
+from streaming.cli.console import err, out
 from streaming.cli.row_formats import Format, write_rows
 from streaming.errors import ServiceError
 
@@ -56,7 +56,7 @@ def run_shell(ask: Ask, history: Path) -> None:
         prompt_continuation=CONTINUED,
         key_bindings=_bindings(),
     )
-    out.print(f"tables: {', '.join(tables)}; end a statement with ;  \\? helps, Ctrl-D ends", highlight=False)
+    out.print(f"tables: {', '.join(tables)}; end a statement with ;  \\? helps, Ctrl-D ends")
     shell = Shell(ask)
     with suppress(EOFError):
         while True:
@@ -65,7 +65,7 @@ def run_shell(ask: Ask, history: Path) -> None:
             except KeyboardInterrupt:  # clears the line, or stops waiting for an answer
                 continue
             except ServiceError as error:
-                err.print(f"error: {error}", highlight=False, markup=False)
+                err.print(f"error: {error}")
 
 
 class Shell:
@@ -95,7 +95,7 @@ class Shell:
                 out.print(f"timing is {'on' if self._timing else 'off'}")
             case "\\?":
                 for name, meaning in COMMANDS.items():
-                    out.print(f"{name:8} {meaning}", highlight=False, markup=False)
+                    out.print(f"{name:8} {meaning}")
             case "\\q":
                 raise EOFError
             case _:
@@ -109,7 +109,7 @@ class Shell:
             write_rows(reader, Format.TABLE, None)
         sys.stdout.flush()
         if self._timing:
-            out.print(f"{perf_counter() - clock:.3f} s", highlight=False)
+            out.print(f"{perf_counter() - clock:.3f} s")
 
 
 class SqlCompleter(Completer):

@@ -4,15 +4,16 @@ import io
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from rich.live import Live
 from rich.text import Text
 
-from streaming.cli.app import out
-from streaming.cli.row_formats import WRITERS, Format
+from streaming.cli.console import out
+from streaming.cli.row_formats import WRITERS, Format, Rows
+from streaming.signals import until_stopped
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +26,7 @@ def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], eve
     """
     shown, last = 0, None
     live = Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext()
-    with suppress(KeyboardInterrupt), live as screen:
+    with until_stopped(), live as screen:
         while True:
             answer = _answer(ask, format_)
             if answer != last:
@@ -42,7 +43,7 @@ def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], eve
 def _answer(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], format_: Format) -> str:
     stream = io.StringIO()
     with ask() as reader:
-        WRITERS[format_](reader, stream)
+        WRITERS[format_](Rows.of_arrow(reader), stream)
     return stream.getvalue()
 
 

@@ -8,12 +8,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from typer.main import get_command
 
 from streaming.cli.app import EXIT_CODES, app
-from streaming.settings import Settings, variable_of
+from streaming.settings import Settings, option_of, variable_of
 from streaming.storage.tables import SCHEMAS
 
 HEAD = """# Reference
@@ -22,19 +22,26 @@ Written by `python -m streaming.cli.reference > docs/reference.md` from the comm
 [How-to guides](how-to.md) say what to use them for.
 """
 PRECEDENCE = """
-A value comes from the option of a command; without one from the environment; else from the configuration file, which is
-the one that `--config` or `IMAGESTREAM_CONFIG` names, else `imagestream.toml` in the working directory; else it is the
-default. `imagestream config show` tells each value and where it comes from, `imagestream config init` writes a file
-with every setting. A relative path in the file lies beside it; a name that is no setting is an error. A secret is never
-a value: its setting names the file that holds it.
+Every setting is an option of every command, before it or after it, a variable, and a name in the configuration file. A
+value comes from the option; without one from the environment; else from the configuration file, which is the one that
+`--config` or `IMAGESTREAM_CONFIG` names, else `imagestream.toml` in the working directory; else it is the default.
+`imagestream config show` shows each value and where it comes from, `imagestream config init` writes a file with every
+setting. A relative path in the file lies beside it. A name in the file that is not a setting is an error; a variable
+`IMAGESTREAM_…` that is not one is reported with the nearest name. A secret is never a value: its setting names the file
+that holds it. Times are written as `10s`, `15m`, `24h` or `7d`.
 """
 SHELL = """
-Results go to standard output, everything about the work (progress, warnings, errors) to standard error. A progress bar
-is drawn on a terminal only, and colours are left out where output is no terminal or `NO_COLOR` is set. `imagestream
---install-completion` installs completion for bash, zsh, fish or PowerShell. `--json FILE` writes what a command did for
-programs. `--debug` before the command shows the traceback of an error.
+Results go to standard output, everything about the work (progress, notes, warnings, errors) to standard error. A
+progress bar is drawn on a terminal only, and colours are left out where output is not a terminal or `NO_COLOR` is set.
+Every command that lists rows takes `--format table|csv|json|ndjson|parquet` and `--output FILE`; a table on a terminal
+shows 50 rows, and all of them in a pipe or file. `--json FILE` writes a summary for programs, to standard output if
+the file is `-`. `--debug` shows the traceback of an error. `imagestream --install-completion`
+installs completion for bash, zsh, fish or PowerShell. [Conventions](conventions.md) has a table of all commands.
 """
-COLUMNS = {"damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before"}
+COLUMNS = {
+    "damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before",
+    "traceparent": "W3C trace context of the message; null without one and in rows of earlier releases",
+}
 
 
 def reference() -> str:
@@ -52,10 +59,10 @@ def _settings() -> Iterator[str]:
     yield "\n## Settings"
     yield PRECEDENCE
     rows = [
-        (f"`{name}`", f"`{variable_of(name)}`", _code(field.default), field.description or "")
+        (f"`{name}`", f"`{option_of(name)}`", f"`{variable_of(name)}`", _code(field.default), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
-    yield from _table("setting", "variable", "default", "meaning", rows=rows)
+    yield from _table("setting", "option", "variable", "default", "meaning", rows=rows)
 
 
 def _commands() -> Iterator[str]:
@@ -69,10 +76,16 @@ def _command(path: str, command: Any) -> Iterator[str]:
     members = getattr(command, "commands", {})
     yield f"\n### `{path}`\n"
     yield from _text(command.help or "")
-    options = [param for param in command.params if not getattr(param, "hidden", False) and param.name != "help"]
+    hidden = {"help", *(Settings.model_fields if path == "imagestream" else ())}
+    options = [param for param in command.params if not getattr(param, "hidden", False) and param.name not in hidden]
     if options:
         yield ""
         yield from _table("option", "default", "meaning", rows=map(_option, options))
+    if getattr(command, "settings", ()):
+        yield f"\nSettings: {', '.join(f'`{option_of(name)}`' for name in command.settings)}."
+    if getattr(command, "old", ()):
+        told = (f"`{one.name}` for `{one.new.replace('{}', 'VALUE')}`" for one in command.old)
+        yield f"\nOld spellings, which work with a warning for one release: {', '.join(told)}."
     for name in sorted(members):
         yield from _command(f"{path} {name}", members[name])
 
@@ -107,6 +120,8 @@ def _value(param: Any) -> str:
     annotation = param.type_descriptor.annotation
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return "|".join(str(member.value) for member in annotation)
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
     return getattr(annotation, "__name__", "value").upper()
 
 

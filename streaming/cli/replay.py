@@ -5,22 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import OPERATION
+from streaming.cli.console import err, out
 
 if TYPE_CHECKING:
     from streaming.jobs.replay import ReplayReport
 
 
-@app.command()
+@app.command(panel=OPERATION, settings=("bootstrap_servers",))
 def replay(
     context: typer.Context,
     reason: Annotated[str | None, typer.Option(help="Only what was quarantined for this reason.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many messages.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Also what was replayed before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and send nothing.")] = False,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
-    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Publish quarantined messages again, as they came, and mark them as replayed.
@@ -40,11 +39,11 @@ def replay(
         counts = count_wanted(settings, options)
         total = sum(counts.values()) if limit is None else min(limit, sum(counts.values()))
         for name, count in counts.items():
-            out.print(f"{name}: {count:,}", highlight=False)
-        out.print(f"{total:,} messages would be sent", highlight=False)
+            out.print(f"{name}: {count:,}")
+        out.print(f"{total:,} messages would be sent")
         write_json(json_file, {"wanted": total, "by_reason": counts, "sent": 0})
         return
-    servers = bootstrap_servers or home_servers(settings)
+    servers = home_servers(settings)
     from rich.progress import Progress
 
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
@@ -55,11 +54,11 @@ def replay(
 
         report = run(settings, servers, options, show)
     told = ", ".join(f"{name} {count:,}" for name, count in sorted(report.by_reason.items()))
-    out.print(f"sent {report.sent:,} of {report.wanted:,} messages" + (f": {told}" if told else ""), highlight=False)
+    out.print(f"sent {report.sent:,} of {report.wanted:,} messages" + (f": {told}" if told else ""))
     if report.refused:
         err.print(f"{report.refused:,} are larger than the broker takes, and stay as they are", style="yellow")
     if report.failed:
-        err.print(f"stopped: {report.failed}; run it again for the rest", style="red", markup=False)
+        err.print(f"stopped: {report.failed}; run it again for the rest", style="red")
     write_json(json_file, asdict(report) | {"complete": report.complete})
     if not report.complete:
         raise typer.Exit(EXIT_FAILED)

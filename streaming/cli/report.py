@@ -2,20 +2,90 @@
 
 import os
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
-from streaming.cli.rows import print_table
-from streaming.errors import ServiceError
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS
+from streaming.cli.console import Spinner, err, out
+from streaming.cli.row_formats import Format
+from streaming.cli.rows import FormatOption, list_rows, print_table
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from streaming.reports.report_content import ModelReport
 
+PAGE = Path("report.html")
 
-@app.command()
+
+class Section(StrEnum):
+    """A table of the report."""
+
+    VERSIONS = "versions"
+    QUARANTINED = "quarantined"
+    AGREEMENT = "agreement"
+    DISAGREEMENTS = "disagreements"
+    DRIFT = "drift"
+
+
+TABLES: dict[Section, tuple[str, dict[str, type]]] = {
+    Section.VERSIONS: (
+        "predictions by model version",
+        {"version": int, "rows": int, "labelled": int, "accuracy": float, "mean_confidence": float},
+    ),
+    Section.QUARANTINED: ("quarantine", {"reason": str, "rows": int, "replayed": int}),
+    Section.AGREEMENT: (
+        "champion and challenger on the same images",
+        {
+            "challenger": int,
+            "rows": int,
+            "agreement": float,
+            "labelled": int,
+            "judged": int,
+            "champion_accuracy": float,
+            "challenger_accuracy": float,
+            "only_champion_right": int,
+            "only_challenger_right": int,
+            "fitted": int,
+            "fitted_champion_accuracy": float,
+            "fitted_challenger_accuracy": float,
+        },
+    ),
+    Section.DISAGREEMENTS: (
+        "most frequent disagreements",
+        {
+            "champion_label": str,
+            "challenger_label": str,
+            "rows": int,
+            "champion_right": int,
+            "challenger_right": int,
+        },
+    ),
+    Section.DRIFT: (
+        "drift from held-out images, newest micro-batches first; alarm is for the images since the last window",
+        {
+            "batch_id": int,
+            "version": int,
+            "images": int,
+            "psi_max": float,
+            "component": int,
+            "psi_mean": float,
+            "mean_shift": float,
+            "spread": float,
+            "low_confidence": float,
+            "window_images": int,
+            "window_psi": float,
+            "p_value": float,
+            "alarm": bool,
+        },
+    ),
+}
+
+
+@app.command(panel=MODELS)
 def report(
     context: typer.Context,
     challenger: Annotated[int | None, typer.Option(min=1, help="Only this challenger's version.")] = None,
@@ -31,9 +101,21 @@ def report(
     live: Annotated[
         bool, typer.Option("--live", help="Evaluate the stored predictions whose label is known, as an HTML page.")
     ] = False,
+    section: Annotated[
+        Section | None,
+        typer.Option("--table", help="Only this table; default: all of them, and versions where --format is given."),
+    ] = None,
+    format_: FormatOption = Format.TABLE,
     output: Annotated[
-        Path, typer.Option(metavar="FILE", help="The page of --model or --live; its figures go to a folder beside it.")
-    ] = Path("report.html"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write the rows to, - for standard output; of --model or --live the page, report.html by "
+            "default, whose figures go to a folder beside it.",
+        ),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Show accuracy and confidence per model version, what was quarantined, and champion and challenger side by side.
@@ -44,52 +126,44 @@ def report(
     Example: imagestream report, or: imagestream report --model 2 --against 1 --output report.html
     """
     if model is not None or live:
-        _check_output(output)
-        return _write_page(_read_page(context, model, against, live), output, json_file)
+        if format_ is not Format.TABLE or section is not None:
+            raise UsageError("--model and --live write a page: expected no --format and no --table with them")
+        page = output or PAGE
+        _check_output(page)
+        return _write_page(_read_page(context, model, against, live), page, json_file)
     if against is not None:
-        raise ServiceError("--against M compares with a version: name the other with --model N")
+        raise UsageError("--against M compares with a version: name the other with --model N")
 
     from streaming.reports.report import read_report
 
     found = read_report(settings_of(context), challenger=challenger, limit=limit)
-    print_table("predictions by model version", found.versions, "version rows labelled accuracy mean_confidence")
-    print_table("quarantine", found.quarantined, "reason rows replayed")
-    print_table(
-        "champion and challenger on the same images",
-        found.agreement,
-        "challenger rows agreement labelled judged champion_accuracy challenger_accuracy only_champion_right "
-        "only_challenger_right fitted fitted_champion_accuracy fitted_challenger_accuracy",
-    )
-    print_table(
-        "most frequent disagreements",
-        found.disagreements,
-        "champion_label challenger_label rows champion_right challenger_right",
-    )
-    print_table(
-        "drift from held-out images, newest micro-batches first; alarm is for the images since the last window",
-        found.drift,
-        "batch_id version images psi_max component psi_mean mean_shift spread low_confidence window_images window_psi "
-        "p_value alarm",
-    )
-    if not found.agreement:
-        out.print("no challenger has been scored beside the champion", highlight=False)
-    return write_json(json_file, asdict(found))
+    tables = asdict(found)
+    if format_ is not Format.TABLE or output is not None:
+        chosen = section or Section.VERSIONS
+        list_rows(tables[chosen], TABLES[chosen][1], format_, output)
+    else:
+        for name in [section] if section else Section:
+            title, columns = TABLES[name]
+            print_table(title, tables[name], " ".join(columns))
+    if not found.agreement and section in (None, Section.AGREEMENT):
+        err.print("no challenger has been scored beside the champion")
+    return write_json(json_file, tables)
 
 
 def _read_page(context: typer.Context, model: int | None, against: int | None, live: bool) -> "ModelReport":
     settings = settings_of(context)
     if live:
         if against is not None:
-            raise ServiceError("--against compares on a holdout, --live reports on the stream: give one of the two")
+            raise UsageError("--against compares on a holdout, --live reports on the stream: give one of the two")
         from streaming.reports.live_report import read_live_report
 
-        with err.status("reading the predictions …"):
+        with Spinner("reading the predictions"):
             return read_live_report(settings, model)
     from streaming.reports.model_report import read_model_report
 
     if model is None or model == against:
-        raise ServiceError(f"--against compares two versions, got {model} and {against}")
-    with err.status(f"evaluating version {model} …"):
+        raise UsageError(f"--against compares two versions, got {model} and {against}")
+    with Spinner(f"evaluating version {model}"):
         return read_model_report(settings, model, against)
 
 
@@ -97,29 +171,26 @@ def _check_output(output: Path) -> None:
     """See that the page can be written, before the minute that the figures may take."""
     parent = next((folder for folder in output.absolute().parents if folder.exists()), output)
     if output.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ServiceError(f"--output names a file in a folder that can be written to, got {output}")
+        raise UsageError(f"--output names a file in a folder that can be written to, got {output}")
 
 
 def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> None:
     from streaming.reports.report_content import summary_of
     from streaming.reports.report_page import write_page
 
-    with err.status("drawing …"):
+    with Spinner("drawing"):
         figures = write_page(found, output)
     evaluation, compared = found.evaluation, found.comparison
     low, high = evaluation.accuracy_interval()
     out.print(
         f"{found.title}: accuracy {evaluation.accuracy:.4f} ({low:.4f} to {high:.4f}), macro F1 "
         f"{evaluation.macro_f1:.4f}, on {found.about}",
-        highlight=False,
-        markup=False,
     )
     if compared:
         out.print(
             f"gain in {compared.paired.objective.name} {compared.paired.gain.value:+.4f} ({compared.gain.low:+.4f} to "
             f"{compared.gain.high:+.4f}) against version {compared.against} on the same "
             f"{compared.counts.rows:,} images",
-            highlight=False,
         )
-    out.print(f"{output} ({len(figures)} figures in {figures[0].parent})", highlight=False, markup=False)
+    out.print(f"{output} ({len(figures)} figures in {figures[0].parent})")
     write_json(json_file, summary_of(found) | {"output": str(output), "figures": [str(file) for file in figures]})

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS
+from streaming.cli.console import err, out, text_column
 from streaming.cli.rows import print_table
 
 AGREEMENT_COLUMNS = (
@@ -15,7 +17,7 @@ AGREEMENT_COLUMNS = (
 CHANGE_COLUMNS = "old_label new_label rows labelled old_right new_right"
 
 
-@app.command()
+@app.command(panel=MODELS)
 def rescore(
     context: typer.Context,
     model: Annotated[int, typer.Option(min=1, metavar="N", help="The version, as 'models list' shows them.")],
@@ -38,14 +40,14 @@ def rescore(
     """
     from time import perf_counter
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from streaming.jobs.rescore import rescore as run
     from streaming.jobs.rescore import rows_to_read
     from streaming.jobs.rescore_compare import compare
 
     settings = settings_of(context)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     clock = perf_counter()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         total = rows_to_read(settings) if settings.place.has_table("features") else 0
@@ -63,7 +65,6 @@ def rescore(
         f"version {model}: {done.rows:,} answers added in {seconds:.1f} s ({done.rows / seconds:,.0f} rows/s), "
         f"{done.there_before:,} were there"
         + (f", {done.missing:,} predictions have no stored features" if done.missing else ""),
-        highlight=False,
     )
     print_table("old and new answers to the same messages", found.agreement, AGREEMENT_COLUMNS)
     print_table("most frequent changes", found.changes, CHANGE_COLUMNS)

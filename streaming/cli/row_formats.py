@@ -1,4 +1,4 @@
-"""Rows as people and programs read them: a table on the terminal, CSV, JSON or Parquet."""
+"""Rows as people and programs read them: a table, CSV, JSON, NDJSON or Parquet."""
 
 import base64
 import csv
@@ -6,8 +6,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -15,11 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from streaming.cli.console import claim_stdout, draw, new_table, out, printable
+from streaming.errors import UsageError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TABLE_ROWS = 50  # rows that a table on the terminal shows
-CELL_CHARS = 60
+TABLE_ROWS = 50  # rows of a table on a terminal; a pipe or file gets all
+CELL_CHARS = 64  # characters of a cell on a terminal: an image id is whole
+STDOUT = Path("-")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # what a cell with a formula begins with
 
 
@@ -29,27 +34,113 @@ class Format(StrEnum):
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
+    NDJSON = "ndjson"
     PARQUET = "parquet"
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one query or listing, read once.
+
+    Attributes:
+        names: of the columns; two may be the same.
+        values: a tuple per row.
+        arrow: the same rows for Parquet.
+        numbers: the columns that a table aligns to the right.
+    """
+
+    names: Sequence[str]
+    values: Iterable[tuple[Any, ...]]
+    arrow: "pa.RecordBatchReader | _Listed"
+    numbers: frozenset[int] = field(default_factory=frozenset)
+
+    @classmethod
+    def of_arrow(cls, reader: "pa.RecordBatchReader") -> "Rows":
+        numbers = frozenset(place for place, one in enumerate(reader.schema) if _is_number(one.type))
+        # By column, not by name: a SELECT may give two columns the same name.
+        values = (row for batch in reader for row in zip(*map(_values, batch.columns), strict=True))
+        return cls(reader.schema.names, values, reader, numbers)
+
+    @classmethod
+    def of_mappings(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> "Rows":
+        """Rows of a listing, which have these columns and types: `int`, `float`, `bool`, `str`, `datetime` or `list`.
+
+        A list is of strings. Nothing of Arrow is imported until Parquet is asked for.
+        """
+        values = [tuple(row.get(name) for name in columns) for row in rows]
+        numbers = frozenset(place for place, type_ in enumerate(columns.values()) if type_ in {int, float})
+        return cls(list(columns), values, _Listed(rows, columns), numbers)
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """Rows of a listing as a reader of Arrow, made when it is iterated."""
+
+    rows: Sequence[Mapping[str, Any]]
+    columns: Mapping[str, type]
+
+    @property
+    def schema(self) -> "pa.Schema":
+        import pyarrow as pa
+
+        types = {
+            int: pa.int64(),
+            float: pa.float64(),
+            bool: pa.bool_(),
+            str: pa.string(),
+            datetime: pa.timestamp("us", "UTC"),
+            list: pa.list_(pa.string()),
+        }
+        return pa.schema([(name, types[type_]) for name, type_ in self.columns.items()])
+
+    def __iter__(self) -> "Iterator[pa.RecordBatch]":
+        import pyarrow as pa
+
+        rows = [{name: row.get(name) for name in self.columns} for row in self.rows]
+        yield from pa.Table.from_pylist(rows, schema=self.schema).to_batches()
+
+
 def write_rows(
-    reader: "pa.RecordBatchReader", format_: Format, output: Path | None, *, spreadsheet: bool = False
+    rows: "Rows | pa.RecordBatchReader", format_: Format, output: Path | None, *, spreadsheet: bool = False
 ) -> int:
-    """Write every row in the format to `output`, or to standard output; the number of rows.
+    """Write every row in the format to `output`, or to standard output; returns the number of rows.
 
     A file appears whole or not at all.
 
     Args:
+        output: None for standard output, and so is `-`, which has to be said for Parquet: it is binary.
         spreadsheet: in CSV, text that a spreadsheet would take for a formula begins with an apostrophe.
+
+    Raises:
+        UsageError: Parquet without an output.
     """
+    check_format(format_, output, spreadsheet=spreadsheet)
+    if not isinstance(rows, Rows):
+        rows = Rows.of_arrow(rows)
     writers = WRITERS | ({Format.CSV: partial(_write_csv, spreadsheet=True)} if spreadsheet else {})
-    if output is None:
-        return writers[format_](reader, sys.stdout)
+    if output is None or output == STDOUT:
+        if format_ is Format.TABLE:
+            return _write_table(rows, out.file)
+        claim_stdout("rows")
+        if format_ is Format.PARQUET:
+            return _write_parquet(rows, sys.stdout.buffer)
+        return writers[format_](rows, sys.stdout)
     with _whole(output) as unfinished:
         if format_ is Format.PARQUET:
-            return _write_parquet(reader, unfinished)
+            with unfinished.open("wb") as file:
+                return _write_parquet(rows, file)
         with unfinished.open("w", encoding="utf-8", newline="") as stream:
-            return writers[format_](reader, stream)
+            return writers[format_](rows, stream)
+
+
+def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = False) -> None:
+    """Raises a UsageError where the options contradict each other, before any row is asked for."""
+    if spreadsheet and format_ is not Format.CSV:
+        raise UsageError(f"--spreadsheet is for --format csv, got --format {format_}")
+    if format_ is Format.PARQUET and output is None:
+        raise UsageError(
+            "--format parquet is binary: expected a file, give one with --output FILE, or --output - for a pipe"
+        )
 
 
 @contextmanager
@@ -63,73 +154,78 @@ def _whole(output: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def _write_table(reader: "pa.RecordBatchReader", stream: IO[str]) -> int:
-    """The first TABLE_ROWS rows, each cell cut at CELL_CHARS, and how many more there are."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+def _write_table(rows: Rows, stream: IO[str]) -> int:
+    """All rows, whole; on a terminal the first TABLE_ROWS, each cell cut at CELL_CHARS, and the number of others."""
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for field in reader.schema:
-        table.add_column(Text(field.name), no_wrap=True, justify="right" if _is_number(field.type) else "left")
-    rows = 0
-    for batch in reader:
-        for row in _rows(batch.slice(0, max(0, TABLE_ROWS - rows))):
-            table.add_row(*(Text(_cell(value)) for value in row))
-        rows += batch.num_rows
-    # As wide as its cells ask for: a table squeezed into the terminal loses what it should show.
-    console = Console(file=stream, width=10_000)
-    console.print(table)
-    more = f", {rows - TABLE_ROWS:,} more not shown (--format csv shows all)" if rows > TABLE_ROWS else ""
-    console.print(f"{rows:,} row{'' if rows == 1 else 's'}{more}", highlight=False)
-    return rows
+    table = new_table(lined=True)
+    limit = TABLE_ROWS if stream.isatty() else None
+    for place, name in enumerate(rows.names):
+        table.add_column(Text(printable(name)), no_wrap=True, justify="right" if place in rows.numbers else "left")
+    count = 0
+    for row in rows.values:
+        count += 1
+        if limit is None or count <= limit:
+            table.add_row(*(Text(_cell(value, None if limit is None else CELL_CHARS)) for value in row))
+    draw(table, stream)
+    more = f", {count - limit:,} more not shown (--format csv shows all)" if limit and count > limit else ""
+    stream.write(f"{count:,} row{'' if count == 1 else 's'}{more}\n")
+    return count
 
 
-def _write_csv(reader: "pa.RecordBatchReader", stream: IO[str], *, spreadsheet: bool = False) -> int:
+def _write_csv(rows: Rows, stream: IO[str], *, spreadsheet: bool = False) -> int:
     """RFC 4180 with a header line: NULL is empty, a list or struct is JSON, bytes are base64."""
     writer = csv.writer(stream, lineterminator="\n")
     shown = _without_formula if spreadsheet else _text
-    writer.writerow(map(shown, reader.schema.names))
-    rows = 0
-    for batch in reader:
-        for row in _rows(batch):
-            writer.writerow([shown(value) for value in row])
-        rows += batch.num_rows
-    return rows
+    writer.writerow(map(shown, rows.names))
+    count = 0
+    for row in rows.values:
+        writer.writerow([shown(value) for value in row])
+        count += 1
+    return count
 
 
-def _write_json(reader: "pa.RecordBatchReader", stream: IO[str]) -> int:
+def _write_json(rows: Rows, stream: IO[str]) -> int:
     """One array of objects, a line each: times are ISO 8601, bytes base64, NaN and infinity null."""
-    names = reader.schema.names
-    rows = 0
+    count = 0
     stream.write("[")
-    for batch in reader:
-        for row in _rows(batch):
-            stream.write(",\n" if rows else "\n")
-            stream.write(json.dumps(dict(zip(names, map(_plain, row), strict=True)), ensure_ascii=False))
-            rows += 1
+    for row in rows.values:
+        stream.write((",\n" if count else "\n") + _object(rows.names, row))
+        count += 1
     stream.write("\n]\n")
-    return rows
+    return count
 
 
-def _write_parquet(reader: "pa.RecordBatchReader", path: Path) -> int:
+def _write_ndjson(rows: Rows, stream: IO[str]) -> int:
+    """An object per line, with values as in JSON."""
+    count = 0
+    for row in rows.values:
+        stream.write(_object(rows.names, row) + "\n")
+        count += 1
+    return count
+
+
+def _object(names: Sequence[str], row: tuple[Any, ...]) -> str:
+    return json.dumps(dict(zip(names, map(_plain, row), strict=True)), ensure_ascii=False)
+
+
+def _write_parquet(rows: Rows, stream: IO[bytes]) -> int:
     import pyarrow.parquet as pq
 
-    rows = 0
-    with pq.ParquetWriter(path, reader.schema, compression="zstd") as writer:
-        for batch in reader:
+    count = 0
+    with pq.ParquetWriter(stream, rows.arrow.schema, compression="zstd") as writer:
+        for batch in rows.arrow:
             writer.write_batch(batch)
-            rows += batch.num_rows
-    return rows
+            count += batch.num_rows
+    return count
 
 
-WRITERS = {Format.TABLE: _write_table, Format.CSV: _write_csv, Format.JSON: _write_json}
-
-
-def _rows(batch: "pa.RecordBatch") -> Iterable[tuple[Any, ...]]:
-    # By column, not by name: a SELECT may give two columns the same name.
-    return zip(*map(_values, batch.columns), strict=True)
+WRITERS = {
+    Format.TABLE: _write_table,
+    Format.CSV: _write_csv,
+    Format.JSON: _write_json,
+    Format.NDJSON: _write_ndjson,
+}
 
 
 def _values(column: "pa.Array") -> list[Any]:
@@ -180,7 +276,7 @@ def _without_formula(value: Any) -> str:
     return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA) else text
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, limit: int | None) -> str:
     match value:
         case bytes():
             text = f"<{len(value):,} bytes>"
@@ -190,5 +286,5 @@ def _cell(value: Any) -> str:
             text = value.strftime("%Y-%m-%d %H:%M:%S")
         case _:
             text = _text(value)
-    text = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-    return text if len(text) <= CELL_CHARS else text[: CELL_CHARS - 1] + "…"
+    text = printable(text)
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"

@@ -1,24 +1,55 @@
-"""Rows as tables on the terminal, the same for every command that shows some."""
+"""The options of every command that lists rows, and how it writes them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
-from streaming.cli.app import out
+import typer
+
+from streaming.cli.command_line import seconds
+from streaming.cli.console import new_table, out, printable, styled
+from streaming.cli.row_formats import Format, Rows, write_rows
+
+FormatOption = Annotated[Format, typer.Option("--format", help="Format of the rows; parquet needs --output.")]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="File to write the rows to; - is standard output."),
+]
+WATCH_S = 2.0
+EveryOption = Annotated[
+    Any, typer.Option("--every", parser=seconds, metavar="TIME", help="With --watch: time between two looks.")
+]
+
+
+def list_rows(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type], format_: Format, output: Path | None
+) -> None:
+    """Write the rows of a listing.
+
+    Args:
+        columns: the columns and their types, as for `Rows.of_mappings`.
+    """
+    write_rows(Rows.of_mappings(rows, columns), format_, output)
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], names: str) -> None:
-    """Print the columns `names` (separated by spaces) of some rows; nothing where there are none."""
-    from rich.table import Table
-    from rich.text import Text
-
+    """Print the columns `names` (separated by spaces) of some rows for people; nothing where there are none."""
     if not rows:
         return
     columns = names.split()
-    table = Table(*(column.replace("_", " ") for column in columns), title=title, title_justify="left", box=None)
+    table = new_table(*(column.replace("_", " ") for column in columns), title=title or None)
     for row in rows:
-        table.add_row(*(Text(_cell(row[column])) for column in columns))
+        table.add_row(*(styled(_cell(row[column])) for column in columns))
     out.print(table)
     out.print()
+
+
+def print_details(details: Sequence[tuple[str, str]]) -> None:
+    """Print names and their values, one below the other."""
+    table = new_table("", "", head=False)
+    for name, value in details:
+        table.add_row(styled(name), styled(value))
+    out.print(table)
 
 
 def _cell(value: Any) -> str:
@@ -29,4 +60,4 @@ def _cell(value: Any) -> str:
             return f"{value:.4f}"
         case int():
             return f"{value:,}"
-    return str(value)
+    return printable(str(value))

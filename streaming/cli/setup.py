@@ -4,14 +4,16 @@ from time import monotonic
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 
-from streaming.cli.app import app, err, out, settings_of
+from streaming.cli.app import app, settings_of
+from streaming.cli.command_line import START
+from streaming.cli.console import Spinner, err, out, text_column
 
 LINE_EVERY = 10  # jars, where there is no terminal to draw a bar on
 
 
-@app.command()
+@app.command(panel=START)
 def setup(
     context: typer.Context,
     lock: Annotated[bool, typer.Option("--lock", hidden=True, help="Write jars.lock anew from ivy.xml.")] = False,
@@ -32,10 +34,10 @@ def setup(
     try:
         java = find_java(settings.work_dir)
     except ServiceError as error:
-        err.print(f"{error}; trying to download one into {settings.work_dir / 'java'}", highlight=False, markup=False)
+        err.print(f"{error}; trying to download one into {settings.work_dir / 'java'}")
         java = install_java(settings.work_dir)
     if lock:
-        out.print(f"{lock_jars(java)} jars locked", highlight=False)
+        out.print(f"{lock_jars(java)} jars locked")
         return
     begun = monotonic()
     with _progress() as progress:
@@ -43,27 +45,21 @@ def setup(
 
         def show(done: int, total: int, text: str) -> None:
             if done == 0:
-                out.print(text, highlight=False, markup=False)
+                err.print(text)
             elif err.is_terminal:
                 progress.update(task, completed=done, total=total, description=text, visible=True)
             elif done % LINE_EVERY == 0:
-                out.print(f"{done} of {total} jars", highlight=False)
+                err.print(f"{done} of {total} jars")
 
         install_jars(settings.jars_dir, java, show, verify=True)
-    out.print(
-        f"exporting the default backbone into {settings.backbones_dir}: about a minute, the first time",
-        highlight=False,
-        markup=False,
-    )
-    with err.status("exporting the default backbone …"):
+    err.print(f"exporting the default backbone into {settings.backbones_dir}: about a minute, the first time")
+    with Spinner("exporting the default backbone"):
         export_backbone(DEFAULT_BACKBONE, "imagenet", settings.backbones_dir)
     out.print(
         f"ready after {monotonic() - begun:.0f} s: Java at {java.parent.parent}, jars in {settings.jars_dir}",
-        highlight=False,
-        markup=False,
     )
 
 
 def _progress() -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), text_column("{task.description}"))
     return Progress(*columns, console=err, transient=True, disable=not err.is_terminal)

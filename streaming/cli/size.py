@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
-from streaming.errors import ServiceError
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import START
+from streaming.cli.console import Spinner, new_table, out
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     from streaming.jobs.capacity import Costs, Plan
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 PIXELS = re.compile(r"^([1-9][0-9]{0,4})[x×]([1-9][0-9]{0,4})$")
 
 
-@app.command()
+@app.command(panel=START)
 def size(
     context: typer.Context,
     images_per_second: Annotated[float, typer.Option(min=0.001, help="The load, as it is in its busiest minute.")],
@@ -41,11 +43,11 @@ def size(
     """
     found = PIXELS.match(pixels)
     if found is None:
-        raise ServiceError(f"--pixels: expected width and height such as 300x300, got {pixels!r}")
+        raise UsageError(f"--pixels: expected width and height such as 300x300, got {pixels!r}")
     from streaming.jobs.capacity import measure, plan
 
     settings = settings_of(context)
-    with err.status("measuring …"), TemporaryDirectory(prefix="imagestream-") as scratch:
+    with Spinner("measuring"), TemporaryDirectory(prefix="imagestream-") as scratch:
         flatbuffer, n_features, bundle_bytes = _network(settings, backbone, weights, input_size, Path(scratch))
         costs = measure(flatbuffer, int(found[1]), int(found[2]), cores or os.cpu_count() or 1)
     answer = plan(images_per_second, costs, n_features, bundle_bytes)
@@ -73,8 +75,6 @@ def _network(
 
 
 def _print(load: float, costs: "Costs", plan: "Plan") -> None:
-    from rich.table import Table
-
     from streaming.jobs.capacity import gigabytes
 
     per_core = 1 / costs.per_image_s
@@ -82,9 +82,8 @@ def _print(load: float, costs: "Costs", plan: "Plan") -> None:
         f"an image of {costs.image_bytes / 1e3:,.0f} KB costs {1000 * costs.per_image_s:.2f} ms of a core:"
         f" decoding {1000 * costs.decode_s:.2f}, CNN {1000 * costs.backbone_s:.2f}, the rest"
         f" {1000 * costs.rest_s:.2f}; a core does {per_core:,.0f} images/s",
-        highlight=False,
     )
-    table = Table(f"for {load:,.0f} images/s", "", box=None, pad_edge=False)
+    table = new_table(f"for {load:,.0f} images/s", "")
     rows = {
         "streams, each with its topic and home": f"{plan.streams:,}",
         "cores for Python workers": f"{plan.cores:,}",
@@ -100,6 +99,4 @@ def _print(load: float, costs: "Costs", plan: "Plan") -> None:
         table.add_row(name, value)
     out.print(table)
     used, limit = plan.limits[plan.first_limit]
-    out.print(
-        f"what gives way first as the load grows: {plan.first_limit} ({used:,.4g} of {limit:,.4g})", highlight=False
-    )
+    out.print(f"what gives way first as the load grows: {plan.first_limit} ({used:,.4g} of {limit:,.4g})")

@@ -1,12 +1,19 @@
 """`imagestream status`: is it running, is it healthy, how far behind is it."""
 
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
+from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, out, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, checking, settings_of, write_json
+from streaming.cli.command_line import OPERATION
+from streaming.cli.console import new_table, out, styled
+from streaming.cli.row_formats import Format
+from streaming.cli.rows import WATCH_S, EveryOption, FormatOption, OutputOption, list_rows
+from streaming.signals import until_stopped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,19 +21,25 @@ if TYPE_CHECKING:
     from streaming.pipeline.status import Status
 
 
-@app.command()
+@app.command(
+    panel=OPERATION,
+    settings=(
+        "topic",
+        "bootstrap_servers",
+    ),
+)
 def status(
     context: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", help="Again every few seconds, until Ctrl-C.")] = False,
-    topic: Annotated[
-        str | None, typer.Option("--topic", "--stream", help="The topic, or name of the stream; default: images.")
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
+    every: EveryOption = WATCH_S,
+    stream: Annotated[
+        str | None, typer.Option("--stream", metavar="NAME", help="Name of the stream; default: the topic.")
     ] = None,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
-    ] = None,
+    format_: FormatOption = Format.TABLE,
+    output: OutputOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show the broker, the stream, its lag, rate, models and quarantine; exit 1 if it is not healthy.
+    """Show the broker, the stream, its lag, rate, models and quarantine; exit 1 if it is not healthy, 3 if unknown.
 
     Healthy means that the broker answers, that a stream of the topic runs here and gave a sign of life lately, and that
     it takes the champion. Lag is shown, and is no ill health.
@@ -37,34 +50,49 @@ def status(
 
     from streaming.pipeline.status import read_status
 
-    given = {"bootstrap_servers": bootstrap_servers, "topic": topic}
-    settings = settings_of(context).model_copy(update={key: value for key, value in given.items() if value})
-    found = read_status(settings)
+    settings = settings_of(context)
+    if stream is not None:
+        settings = settings.model_copy(update={"topic": stream})
+    with checking():
+        found = read_status(settings)
     if watch:
         # One table that is drawn again on a terminal; elsewhere one after the other.
-        with suppress(KeyboardInterrupt), Live(console=out) if out.is_terminal else nullcontext() as live:
+        with until_stopped(), Live(console=out) if out.is_terminal else nullcontext() as live:
             while True:
-                live.update(_table(found), refresh=True) if live else out.print(_table(found))
-                threading.Event().wait(WATCH_S)
-                found = read_status(settings)
+                live.update(_table(found), refresh=True) if live else _show(found, format_, output)
+                threading.Event().wait(every)
+                with checking():
+                    found = read_status(settings)
     else:
-        out.print(_table(found))
+        _show(found, format_, output)
     write_json(json_file, found.as_json())
     if not found.healthy:
         raise typer.Exit(EXIT_FAILED)
 
 
-WATCH_S = 2.0
+COLUMNS = {"item": str, "value": str}
+
+
+def _show(found: "Status", format_: Format, output: Path | None) -> None:
+    if format_ is Format.TABLE and output is None:
+        out.print(_table(found))
+    else:
+        list_rows([{"item": name, "value": text} for name, text, _ in _lines(found)], COLUMNS, format_, output)
 
 
 def _table(found: "Status") -> "Table":
-    from rich.table import Table
-    from rich.text import Text
+    table = new_table("", "", head=False)
+    for name, text, style in _lines(found):
+        table.add_row(styled(name), styled(text, style))
+    return table
 
-    table = Table(box=None, show_header=False, pad_edge=False)
+
+def _lines(found: "Status") -> list[tuple[str, str, str]]:
+    """(name, text, style) of each line."""
+    lines: list[tuple[str, str, str]] = []
 
     def line(name: str, text: str, style: str = "") -> None:
-        table.add_row(Text(name), Text(text, style))
+        lines.append((name, text, style))
 
     health = "healthy" if found.healthy else "not healthy: " + "; ".join(found.reasons)
     line("health", health, "green" if found.healthy else "red")
@@ -86,12 +114,18 @@ def _table(found: "Status") -> "Table":
             "last batch",
             f"{last.batch_id} ({last.input_rows:,} images, version {last.model_version}), {last.age_s:,.0f} s ago",
         )
+    if found.stream and (answers := found.stream.answers):
+        since = f", {time() - answers.at:,.0f} s ago" if answers.at else ""
+        out_yet = (
+            "none yet" if answers.batch is None else f"batch {answers.batch} ({answers.messages:,} answers){since}"
+        )
+        line("answers", f"topic {answers.topic}: {out_yet}, backlog {answers.backlog:,}")
     if found.images_per_second is not None:
         line("rate", f"{found.images_per_second:,.0f} images/s over the last batches")
     line("models", ", ".join(f"{alias} {version or 'none'}" for alias, version in found.aliases.items()))
     quarantined = ", ".join(f"{reason} {count:,}" for reason, count in found.quarantined.items())
     line("quarantine", quarantined or "empty")
-    return table
+    return lines
 
 
 def _n(number: int | None) -> str:

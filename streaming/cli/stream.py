@@ -6,24 +6,39 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import IMAGES, SPARK, Old
+from streaming.cli.console import err, new_table, out
 
 if TYPE_CHECKING:
     from streaming.pipeline.commit import BatchResult
     from streaming.pipeline.profile import Profile
 
 
-@app.command()
+@app.command(
+    panel=IMAGES,
+    settings=(
+        "bootstrap_servers",
+        *SPARK,
+        "images_per_batch",
+        "megabytes_per_batch",
+        "schema_registry",
+        "answers_topic",
+        "answers",
+        "answers_bootstrap_servers",
+        "metrics_host",
+        "metrics_port",
+        "log_format",
+    ),
+    old=(Old("--log-json", "--log-format json"),),
+)
 def stream(
     context: typer.Context,
     until_drained: Annotated[
         bool, typer.Option("--until-drained", help="End when every message there is now has been scored.")
     ] = False,
-    bootstrap_servers: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT,…", help="Kafka brokers; default: the home's own.")
-    ] = None,
     topic: Annotated[
-        str | None, typer.Option(metavar="NAME,…", help="Topic, or topics, to read; default: images.")
+        str | None, typer.Option("--topic", "-t", metavar="NAME,…", help="Topic, or topics, to read; default: images.")
     ] = None,
     topic_pattern: Annotated[
         str | None,
@@ -41,10 +56,6 @@ def stream(
             help="Where the first start begins to read; a time is of messages, with its zone, as 2026-11-16T08:00Z.",
         ),
     ] = "earliest",
-    images_per_batch: Annotated[int, typer.Option(min=1, help="Maximum number of images in a micro-batch.")] = 2_000,
-    megabytes_per_batch: Annotated[
-        int, typer.Option(min=1, help="Maximum size of a micro-batch in megabytes; of large images it holds fewer.")
-    ] = 512,
     payload: Annotated[
         str,
         typer.Option(
@@ -65,19 +76,6 @@ def stream(
     ] = False,
     accept_new_topic: Annotated[
         bool, typer.Option("--accept-new-topic", help="Read a topic that was deleted and made again under its name.")
-    ] = False,
-    metrics_port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port of /metrics (Prometheus), /livez and /readyz; 0: a free port."),
-    ] = None,
-    metrics_host: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS", help="Address to serve them at (IMAGESTREAM_METRICS_HOST; 127.0.0.1); all: 0.0.0.0."
-        ),
-    ] = None,
-    log_json: Annotated[
-        bool, typer.Option("--log-json", help="Log each batch as a line of JSON, as IMAGESTREAM_LOG_FORMAT=json does.")
     ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where each micro-batch's time went, and that of all at the end.")
@@ -101,32 +99,31 @@ def stream(
     from streaming.settings import with_options
 
     stream_name, subscription = chosen_topics(settings_of(context), topic, topic_pattern, name)
-    settings = with_options(
-        settings_of(context), bootstrap_servers=bootstrap_servers, topic=stream_name, metrics_host=metrics_host
-    )
+    settings = with_options(settings_of(context), topic=stream_name)
     servers = home_servers(settings)
     options = StreamOptions(
         until_drained=until_drained,
-        images_per_batch=images_per_batch,
-        bytes_per_batch=megabytes_per_batch * 1_000_000,
+        images_per_batch=settings.images_per_batch,
+        bytes_per_batch=settings.megabytes_per_batch * 1_000_000,
         store_features=features,
         accept=Accept(accept_loss, accept_new_topic),
         payload=chosen_payload(payload, payload_schema, settings.schema_registry),
         subscription=subscription,
         begin=chosen_begin(begin),
     )
-    log = open_log("json" if log_json else settings.log_format)
-    observer = Observer(settings, servers, log=log, metrics_port=metrics_port, host=settings.metrics_host)
+    log = open_log(settings.log_format)
+    observer = Observer(settings, servers, log=log, metrics_port=settings.metrics_port, host=settings.metrics_host)
     profiler = Profiler() if profile else None
 
     def on_batch(batch: "BatchResult") -> None:
         observer.on_batch(batch)
         if profiler is not None:
-            err.print(profiler.add(batch), highlight=False, soft_wrap=True)
+            err.print(profiler.add(batch))
 
     events = StreamEvents(
         on_start=observer.on_start,
         on_batch=on_batch,
+        on_answers=observer.on_answers,
         on_refused=observer.on_refused,
         on_trouble=observer.on_trouble,
         on_notice=observer.on_notice,
@@ -144,7 +141,6 @@ def stream(
         f"{summary.input_rows:,} images in {summary.batches} micro-batches: {summary.predicted:,} predicted"
         + (f" ({versions})" if versions else "")
         + f", {sum(summary.quarantined.values()):,} quarantined",
-        highlight=False,
     )
     profiled = profiler.total.as_dict() if profiler is not None else None
     if profiler is not None:
@@ -153,13 +149,10 @@ def stream(
 
 
 def _print_profile(profile: "Profile") -> None:
-    from rich import box
-    from rich.table import Table
-
     if not profile.batches:
         out.print("no profile: it leaves out the first micro-batch, in which the workers start, and there was no other")
         return
-    table = Table("stage", "core-seconds", "share", "ms per image", box=box.SIMPLE_HEAD)
+    table = new_table("stage", "core-seconds", "share", "ms per image", lined=True)
     for column in table.columns[1:]:
         column.justify = "right"
     for one in profile.shares():
@@ -170,5 +163,4 @@ def _print_profile(profile: "Profile") -> None:
         f"{profile.images:,} images in {profile.batches} micro-batches after the first: {profile.wall_s:.1f} s by the"
         f" clock on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s;"
         f" the stages explain {profile.measured:.1%}",
-        highlight=False,
     )

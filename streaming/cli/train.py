@@ -1,24 +1,28 @@
 """`imagestream train` and `imagestream retrain`: the batch jobs that make model versions."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.status import Status
 
 from models.architectures import DEFAULT_BACKBONE
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json, wrong_usage
+from streaming.cli.command_line import MODELS, SPARK, Old
+from streaming.cli.console import Spinner, out
 from streaming.cli.fit_options import with_fit_options, with_inherited_options
 from streaming.cli.images import (
+    OLD_OUTPUT,
     DatasetOption,
+    FlatOption,
     ImagesOption,
     LabelsOption,
     LimitOption,
     PatternOption,
     choose_dataset,
+    pooling_of,
     warn,
 )
 from streaming.cli.interrupts import stopping_cleanly
@@ -46,7 +50,11 @@ ConfidenceOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    panel=MODELS,
+    settings=SPARK,
+    old=(OLD_OUTPUT, Old("--engine", "--runtime {}"), Old("--augment", "--augmented-copies {}")),
+)
 @with_fit_options
 def train(
     context: typer.Context,
@@ -58,20 +66,23 @@ def train(
     limit: LimitOption = 1_000,
     backbone: BackboneOption = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
-    output: Annotated[
-        Literal["pooled", "flat"], typer.Option(help="The mean over the last feature map, or all of it.")
-    ] = "pooled",
+    flat: FlatOption = False,
     input_size: Annotated[
         int | None, typer.Option(metavar="N", help="Images of N×N pixels instead of the backbone's own size.")
     ] = None,
-    engine: Annotated[
+    runtime: Annotated[
         Literal["litert", "keras"], typer.Option(help="What runs the backbone; keras is the reference, and for GPUs.")
     ] = "litert",
     int8: Annotated[
         bool, typer.Option("--int8", help="Run it in 8-bit integers, unless that costs more than a point of accuracy.")
     ] = False,
     preset: PresetOption = None,
-    augment: Annotated[int, typer.Option(min=0, max=20, help="Fit on so many altered copies of each image, too.")] = 0,
+    augmented_copies: Annotated[
+        int, typer.Option(min=0, max=20, metavar="N", help="Number of altered copies of each image to fit on, too.")
+    ] = 0,
+    promote: Annotated[
+        bool, typer.Option("--promote/--no-promote", help="Promote the version if the gate lets it pass.")
+    ] = True,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
     json_file: JsonOption = None,
@@ -90,16 +101,16 @@ def train(
     from streaming.training.backbones import BackboneOptions  # takes a second, which a mistake above need not wait for
     from streaming.training.train import train as run
 
-    network = BackboneOptions(backbone, weights, output, input_size, engine, int8, preset)
-    gate = GateOptions(margin, confidence)
-    with stopping_cleanly(), err.status("starting …") as status:
-        tell = telling(status)
-        result = run(settings, found, network, options, gate, augment=augment, on_step=tell)
+    with wrong_usage():
+        network = BackboneOptions(backbone, weights, pooling_of(flat), input_size, runtime, int8, preset)
+        gate = GateOptions(margin, confidence, promote)
+    with stopping_cleanly(), Spinner("starting") as spinner:
+        result = run(settings, found, network, options, gate, augment=augmented_copies, on_step=spinner.update)
     warn([*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
     tell_result(result, json_file)
 
 
-@app.command()
+@app.command(panel=MODELS, settings=SPARK)
 @with_inherited_options
 def retrain(
     context: typer.Context,
@@ -109,11 +120,14 @@ def retrain(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Fit and compare, but register nothing and promote nothing.")
     ] = False,
+    promote: Annotated[
+        bool, typer.Option("--promote/--no-promote", help="Promote the version if the gate lets it pass.")
+    ] = True,
     augmented: Annotated[
         bool | None,
         typer.Option(
             "--augmented/--no-augmented",
-            help="Fit on the altered copies that train --augment stored, too; without it, if the champion was.",
+            help="Fit on the altered copies that training stored, too; default: if the champion was.",
         ),
     ] = None,
     every: Annotated[
@@ -129,26 +143,27 @@ def retrain(
 
     Example: imagestream retrain --every 24h --margin 0.005
     """
-    gate = GateOptions(margin, confidence)
+    with wrong_usage():
+        gate = GateOptions(margin, confidence, promote)
     if every is not None:
-        _retrain_every(every)
+        _retrain_every(every, settings_of(context).log_format)
         return
     from streaming.training.train import retrain as run
 
-    with stopping_cleanly(), err.status("starting …") as status:
-        tell = telling(status)
-        result = run(settings_of(context), given, gate, dry_run=dry_run, augmented=augmented, on_step=tell)
+    with stopping_cleanly(), Spinner("starting") as spinner:
+        settings = settings_of(context)
+        result = run(settings, given, gate, dry_run=dry_run, augmented=augmented, on_step=spinner.update)
     warn(result.warnings)
     tell_result(result, json_file)
 
 
-def _retrain_every(every: str) -> None:
+def _retrain_every(every: str, log_format: str) -> None:
     """This very command without `--every`, again and again, each time in a process of its own; a log line each."""
     from streaming.pipeline.observe import open_log
     from streaming.training.schedule import parse_interval, run_every
 
     interval = parse_interval(every)
-    log = open_log()
+    log = open_log(log_format)
     arguments = iter(sys.argv[1:])
     # The value of the option may be an argument of its own, or part of it.
     kept = [one for one in arguments if not (one == "--every" and next(arguments)) and not one.startswith("--every=")]
@@ -162,11 +177,6 @@ def _retrain_every(every: str) -> None:
     log.info("retraining", every=every)
     run_every(interval, [sys.executable, "-P", "-m", "imagestream", *kept], on_run)
     log.info("stopped")
-
-
-def telling(status: Status) -> Callable[[str], None]:
-    """Shows a step beside the spinner."""
-    return lambda step: status.update(f"{step} …")
 
 
 def summary_of(result: "TrainResult") -> dict[str, Any]:
@@ -206,12 +216,11 @@ def tell_result(result: "TrainResult", json_file: Path | None) -> None:
         + (f", threshold {result.threshold:.6g}" if result.threshold is not None else "")
         + f", accuracy {found.accuracy:.4f}, macro F1 {found.macro_f1:.4f}, log loss {found.log_loss:.4f}"
         f" on {found.rows:,} held-out images",
-        highlight=False,
     )
     if kept := changed_by(result.inherited):
-        out.print(f"as the champion: {kept}", highlight=False, markup=False)
+        out.print(f"as the champion: {kept}")
     verdict = ("would be " if result.version is None else "is ") + ("champion" if result.promoted else "not promoted")
-    out.print(f"{name} {verdict}: {result.why}", highlight=False)
+    out.print(f"{name} {verdict}: {result.why}")
     write_json(json_file, summary_of(result))
 
 

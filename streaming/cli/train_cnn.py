@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.status import Status
 
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS, SPARK, seconds
+from streaming.cli.console import Spinner, err, out
 from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.images import (
     DatasetOption,
@@ -21,7 +22,7 @@ from streaming.cli.interrupts import stoppable, stopping_cleanly
 from streaming.cli.rows import print_table
 from streaming.cli.train import GATE, ConfidenceOption, MarginOption, summary_of, tell_result
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.training.fit_options import GateOptions
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ LEARNING = "Learning"
 WORKERS = "Workers"
 
 
-@app.command("train-cnn")
+@app.command("train-cnn", panel=MODELS, settings=SPARK)
 def train_cnn(
     context: typer.Context,
     images: ImagesOption = None,
@@ -64,8 +65,13 @@ def train_cnn(
     ),
     threads: Annotated[int, typer.Option(help="Of each worker.", rich_help_panel=WORKERS)] = DEFAULTS.threads,
     timeout: Annotated[
-        float,
-        typer.Option(metavar="S", help="Give up a worker that is silent so long.", rich_help_panel=WORKERS),
+        Any,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            help="Time after which a worker that is silent is given up.",
+            rich_help_panel=WORKERS,
+        ),
     ] = DEFAULTS.timeout_s,
     epochs: Annotated[int, typer.Option(help="At most so many.", rich_help_panel=LEARNING)] = DEFAULTS.epochs,
     batch_size: Annotated[
@@ -117,6 +123,9 @@ def train_cnn(
     ] = False,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
+    promote: Annotated[
+        bool, typer.Option("--promote/--no-promote", help="Promote the version if the gate lets it pass.")
+    ] = True,
     json_file: JsonOption = None,
 ) -> None:
     """Train a CNN on Spark's workers and register it as a model; the first one becomes the champion.
@@ -129,6 +138,7 @@ def train_cnn(
     """
     settings = settings_of(context)
     settings.place.check()  # before images are read
+    gate = GateOptions(margin, confidence, promote)
     options = TrainerOptions(
         mode=mode,
         frequency=frequency,
@@ -170,7 +180,7 @@ def train_cnn(
             found,
             network,
             options,
-            GateOptions(margin, confidence),
+            gate,
             resume=resume,
             on_step=live.step,
             on_epoch=live.epoch,
@@ -185,17 +195,17 @@ class _Live:
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
         self._rows: dict[int, Progress] = {}
-        self._status: Status = err.status("starting …")
+        self._spinner = Spinner("starting")
 
     def __enter__(self) -> "_Live":
-        self._status.start()
+        self._spinner.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._status.stop()
+        self._spinner.__exit__()
 
     def step(self, step: str) -> None:
-        self._status.update(f"{step} …")
+        self._spinner.update(step)
 
     def progress(self, progress: "Progress") -> None:
         self._rows[progress.worker] = progress
@@ -207,7 +217,7 @@ class _Live:
             if reading
             else f"epoch {min(one.epoch for one in of_all if one) + 1}/{self._options.epochs}"
         )
-        self._status.update(f"{where}: images by worker {' · '.join(told)}")
+        self._spinner.update(f"{where}: images by worker {' · '.join(told)}")
 
     def epoch(self, record: "EpochRecord") -> None:
         training, validation = record.training, record.validation
@@ -215,7 +225,6 @@ class _Live:
         err.print(
             f"epoch {record.epoch + 1}/{self._options.epochs}: {record.seconds:.1f} s, "
             f"log loss {training.log_loss:.4f}, accuracy {training.accuracy:.4f}{watched}",
-            highlight=False,
         )
 
 
@@ -228,7 +237,7 @@ def _class_weights(given: list[str] | None) -> dict[str, float] | None:
         except ValueError:
             equals = ""
         if not equals or not 0 < weights[name] < float("inf"):
-            raise ServiceError(f"--class-weight is CLASS=WEIGHT with a weight above 0, got {one!r}")
+            raise UsageError(f"--class-weight is CLASS=WEIGHT with a weight above 0, got {one!r}")
     return weights or None
 
 
@@ -244,14 +253,13 @@ def _tell(result: "CNNResult", json_file: Path | None) -> None:
         f"{history.mode}, per {history.frequency}, {history.workers} workers: {len(history.epochs)} epochs in "
         f"{history.seconds:.1f} s, {history.images_per_second:,.0f} images/s, {history.bytes_moved / 1e6:,.0f} MB moved"
         f"{stale}{lost}",
-        highlight=False,
     )
     from streaming.reports.curves import learning_curves
     from streaming.reports.plots import png
 
     curves = result.history_file.with_name("learning-curves.png")
     curves.write_bytes(png(lambda: learning_curves(history)))
-    out.print(f"learning curves: {curves}", highlight=False)
+    out.print(f"learning curves: {curves}")
     tell_result(result.model, None)
     summary: dict[str, Any] = summary_of(result.model) | {
         "history": history.as_record() | {"images_per_second": history.images_per_second},

@@ -2,16 +2,18 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from models.architectures import DEFAULT_BACKBONE
-from streaming.cli.app import JsonOption, app, err, out, settings_of, write_json
-from streaming.cli.images import DatasetOption, LimitOption, choose_dataset, warn
+from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.command_line import MODELS, SPARK, Old, seconds
+from streaming.cli.console import err, out, text_column
+from streaming.cli.images import OLD_OUTPUT, DatasetOption, FlatOption, LimitOption, choose_dataset, pooling_of, warn
 from streaming.cli.network_options import BackboneOption, PresetOption
 from streaming.cli.rows import print_table
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 
 if TYPE_CHECKING:
@@ -20,17 +22,19 @@ if TYPE_CHECKING:
 
 DEFAULTS = FitOptions()
 SHOWN = 10
-USUAL = (DEFAULT_BACKBONE, "imagenet", "pooled", None)  # backbone, weights, output, preset
+USUAL = (DEFAULT_BACKBONE, "imagenet", False, None)  # backbone, weights, flat, preset
 COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
 
 
-@app.command()
+@app.command(panel=MODELS, settings=SPARK, old=(OLD_OUTPUT, Old("--engines", "--precisions {}")))
 def tune(
     context: typer.Context,
     trials: Annotated[
         int, typer.Option(min=1, help="So many in all, those of earlier runs on the same data too.")
     ] = 30,
-    timeout: Annotated[float | None, typer.Option(metavar="S", help="Begin no trial after so many seconds.")] = None,
+    timeout: Annotated[
+        Any, typer.Option(parser=seconds, metavar="TIME", help="Time after which no trial is begun.")
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the search, and of the split as in training.")] = DEFAULTS.seed,
     holdout: Annotated[
@@ -52,12 +56,12 @@ def tune(
     limit: LimitOption = 1_000,
     backbone: BackboneOption = DEFAULT_BACKBONE,
     weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
-    output: Annotated[Literal["pooled", "flat"], typer.Option(help="As for `imagestream train`.")] = "pooled",
+    flat: FlatOption = False,
     preset: PresetOption = None,
     input_sizes: Annotated[
         str | None, typer.Option(metavar="N,…", help="Compare input sizes, too, such as 224,160; computes features.")
     ] = None,
-    engines: Annotated[
+    precisions: Annotated[
         str, typer.Option(metavar="NAME,…", help="Of float32, int8: compare precisions, too; computes features.")
     ] = "float32",
     plot: Annotated[
@@ -73,27 +77,27 @@ def tune(
 
     Example: imagestream tune --trials 50, or: imagestream tune --images photos/ --input-sizes 224,160
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 
     settings = settings_of(context)
     kinds = _names("--projections", projections, get_args(ProjectionKind))
     fitted = _names("--classifiers", classifiers, get_args(ClassifierKind))
-    precisions = _names("--engines", engines, ("float32", "int8"))
+    chosen = _names("--precisions", precisions, ("float32", "int8"))
     sizes = _sizes(input_sizes)
-    network = (backbone, weights, output, preset)
-    if images is None and dataset is None and (network != USUAL or sizes or precisions != ("float32",)):
-        raise ServiceError(
-            "--backbone, --weights, --output, --preset, --input-sizes and --engines need features that are not stored: "
-            "give the images, by --images or --dataset"
+    network = (backbone, weights, flat, preset)
+    if images is None and dataset is None and (network != USUAL or sizes or chosen != ("float32",)):
+        raise UsageError(
+            "--backbone, --weights, --flat, --preset, --input-sizes and --precisions need features that are not "
+            "stored: give the images, by --images or --dataset"
         )
     if images is not None and dataset is not None:
-        raise ServiceError("give either --images PLACE or --dataset digits")
+        raise UsageError("give either --images PLACE or --dataset digits")
     places = {"images": images, "labels": labels, "dataset": dataset}
     given = {
         "label_pattern": label_pattern,
         "backbone": backbone,
         "weights": weights,
-        "output": output,
+        "flat": flat,
         "preset": preset,
     }
 
@@ -101,8 +105,8 @@ def tune(
     from streaming.training.tune import tune as run
 
     options = TuneOptions(trials, timeout, jobs, seed, validation, holdout, kinds, fitted)
-    source = _source(settings, places | given, limit, sizes, precisions)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    source = _source(settings, places | given, limit, sizes, chosen)
+    columns = (text_column("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         bar = progress.add_task("starting", total=trials)
         found = run(
@@ -119,7 +123,7 @@ def tune(
     from streaming.training.tune_plot import plot_trade_offs
 
     plot_trade_offs(found, picture)
-    out.print(f"trade-offs: {picture}", highlight=False)
+    out.print(f"trade-offs: {picture}")
     write_json(json_file, summary_of(found) | {"command": command, "plot": str(picture)})
 
 
@@ -162,14 +166,10 @@ def _tell(found: "Tuned", command: str) -> None:
     print_table(f"fitted on {fit_rows:,} images, compared on {validation_rows:,} others", rows, columns)
     if found.failed:
         number, why = next(iter(found.failed.items()))
-        err.print(
-            f"{len(found.failed)} trials could not be fitted; trial {number}: {why}", style="yellow", markup=False
-        )
+        err.print(f"{len(found.failed)} trials could not be fitted; trial {number}: {why}", style="yellow")
     resumed = f", {found.resumed} of them from before" if found.resumed else ""
-    out.print(
-        f"{len(found.outcomes)} trials{resumed}; * no other is better in both. The best settings:", highlight=False
-    )
-    out.print(f"  {command}", highlight=False)
+    out.print(f"{len(found.outcomes)} trials{resumed}; * no other is better in both. The best settings:")
+    out.print(f"  {command}")
 
 
 def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit: int) -> str:
@@ -182,9 +182,10 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
     if given["images"] is None and given["dataset"] is None:
         return shlex.join(command_of(best.options, [*words, "retrain"], every=True))
     words.append("train")
-    usual = {"backbone": DEFAULT_BACKBONE, "weights": "imagenet", "output": "pooled"}
+    usual = {"backbone": DEFAULT_BACKBONE, "weights": "imagenet"}
+    words += ["--flat"] if given["flat"] else []
     for name, value in given.items():
-        if value is not None and value != usual.get(name):
+        if name != "flat" and value is not None and value != usual.get(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
     if given["dataset"] is not None:
         words += ["--limit", str(limit)]
@@ -205,14 +206,14 @@ def _source(
         return None
     images, dataset = given["images"], given["dataset"]
     found = choose_dataset(settings, images, dataset, limit, given["label_pattern"], given["labels"])
-    backbone = BackboneOptions(given["backbone"], given["weights"], given["output"], preset=given["preset"])
+    backbone = BackboneOptions(given["backbone"], given["weights"], pooling_of(given["flat"]), preset=given["preset"])
     return Source(found, backbone, sizes, precisions)
 
 
 def _names(option: str, text: str, known: tuple[str, ...]) -> Any:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names or not set(names) <= set(known):
-        raise ServiceError(f"{option} takes names of {', '.join(known)}, separated by commas; got {text!r}")
+        raise UsageError(f"{option} takes names of {', '.join(known)}, separated by commas; got {text!r}")
     return names
 
 
@@ -220,4 +221,4 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(size) for size in text.split(","))) if text else ()
     except ValueError:
-        raise ServiceError(f"--input-sizes takes numbers of pixels such as 224,160; got {text!r}") from None
+        raise UsageError(f"--input-sizes takes numbers of pixels such as 224,160; got {text!r}") from None

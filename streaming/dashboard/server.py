@@ -13,7 +13,7 @@ from streaming.dashboard.context import Dashboard, serve
 from streaming.dashboard.palette import theme
 from streaming.dashboard.visitors import Visitors
 from streaming.dashboard.wall import TokenWall
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.gateway.access import is_loopback
 from streaming.gateway.connections import Connections, protocol_of
 from streaming.gateway.serve import listen
@@ -54,7 +54,7 @@ def run_dashboard(
         ServiceError: the token is missing, or the address is taken or not ours.
     """
     if token is None and not is_loopback(host):
-        raise ServiceError(
+        raise UsageError(
             f"{host} can be reached from other machines, so the dashboard wants a token there: write one into a file "
             "and name it with IMAGESTREAM_DASHBOARD_TOKEN_FILE, or take --host 127.0.0.1"
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 
 class Mode(StrEnum):
@@ -60,13 +60,13 @@ class TrainerOptions:
             try:
                 object.__setattr__(self, name, kind(getattr(self, name)))
             except ValueError:
-                raise ServiceError(f"{name} is one of {', '.join(kind)}, got {getattr(self, name)!r}") from None
+                raise UsageError(f"{name} is one of {', '.join(kind)}, got {getattr(self, name)!r}") from None
         least = {"workers": 1, "batch_size": 1, "epochs": 1, "threads": 1, "timeout_s": 1, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise ServiceError(f"{name} is at least {low}, got {getattr(self, name)}")
+                raise UsageError(f"{name} is at least {low}, got {getattr(self, name)}")
         if not 0 < self.learning_rate < float("inf"):
-            raise ServiceError(f"the learning rate is above 0, got {self.learning_rate}")
+            raise UsageError(f"the learning rate is above 0, got {self.learning_rate}")
 
     @property
     def local_batch(self) -> int:

@@ -15,7 +15,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, UsageError
 from streaming.secret_files import check_secret_file
 
 MIN_KEY_CHARS = 16
@@ -59,7 +59,7 @@ def is_loopback(host: str) -> bool:
 def check_binding(host: str, key: str | None) -> None:
     """Raises ServiceError if others could reach the gateway and there is no key to keep them out."""
     if key is None and not is_loopback(host):
-        raise ServiceError(
+        raise UsageError(
             f"--host {host} lets other machines in: give the gateway an API key in a file, "
             "IMAGESTREAM_GATEWAY_API_KEY_FILE=FILE, or leave it on 127.0.0.1"
         )

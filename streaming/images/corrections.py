@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from producer.labelled_csv import PATH_COLUMNS
 from streaming.errors import ServiceError
 from streaming.images.labels_csv import LabelRows, read_labels
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage.tables import LABELS, Table
 
-KEYS = ("image_id", "source", "path", "name")
+# The columns of every CSV of labels (`producer.labelled_csv`), and first the id, which only the tables know.
+KEYS = ("image_id", "source", *(name for name in PATH_COLUMNS if name not in {"source", "name", "id"}), "name", "id")
 MAX_ROWS = 1_000_000
 EXAMPLES = 10
 TIMEOUT_S = 600.0
@@ -26,7 +28,11 @@ DIFFERENT = "rows give one image different labels"
 
 # A source as `labels_csv` writes a path: composed, forward slashes, nothing in front.
 SOURCE = r"regexp_replace(replace(nfc_normalize(source), '\', '/'), '^\./', '')"
-KEY_OF = {"image_id": "image_id", "source": SOURCE, "path": SOURCE, "name": f"parse_filename({SOURCE})"}
+KEY_OF = dict.fromkeys(KEYS, SOURCE) | {
+    "image_id": "image_id",
+    "id": "image_id",
+    "name": f"parse_filename({SOURCE})",
+}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.bundle import Bundle
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, UsageError
 from streaming.images.patterns import extract_group
 
 MAX_KEY_BYTES = 256  # of a key, as the names of images had them before
@@ -26,7 +26,7 @@ def chosen_groups(given: str | None, champion: Bundle | None) -> str | None:
         try:
             extract_group(pa.array([""]), given, "group")
         except ServiceError as error:
-            raise ServiceError(
+            raise UsageError(
                 f"--group-by is source, key, none, or a regular expression with a group such as ^(cam[0-9]+)/: {error}"
             ) from error
     return None if given == NO_GROUPS else given

@@ -4,7 +4,7 @@ import re
 
 import pyarrow as pa
 
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 MAX_PATTERN_CHARS = 1_000
 
@@ -24,17 +24,13 @@ def extract_group(texts: pa.Array, pattern: str, name: str) -> pa.Array:
     import duckdb
 
     if len(pattern) > MAX_PATTERN_CHARS:
-        raise ServiceError(
-            f"the {name} pattern has {len(pattern):,} characters, at most {MAX_PATTERN_CHARS:,} are taken"
-        )
+        raise UsageError(f"the {name} pattern has {len(pattern):,} characters, at most {MAX_PATTERN_CHARS:,} are taken")
     try:
         groups = re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ServiceError(f"the {name} pattern {pattern!r} is not a regular expression: {error}") from error
+        raise UsageError(f"the {name} pattern {pattern!r} is not a regular expression: {error}") from error
     if not groups.groups:
-        raise ServiceError(
-            f"the {name} pattern {pattern!r} has no group to take the {name} from, as in ([^/]+)_[0-9]+$"
-        )
+        raise UsageError(f"the {name} pattern {pattern!r} has no group to take the {name} from, as in ([^/]+)_[0-9]+$")
     with duckdb.connect() as connection:
         connection.register("texts", pa.table({"text": texts}))
         try:
@@ -44,7 +40,7 @@ def extract_group(texts: pa.Array, pattern: str, name: str) -> pa.Array:
             ).to_arrow_table()
         except duckdb.Error as error:
             why = " ".join(str(error).split())
-            raise ServiceError(
+            raise UsageError(
                 f"the {name} pattern {pattern!r} cannot be used ({why}); look-around and back-references are not taken"
             ) from error
     return pa.table(found).column("found").combine_chunks()

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, UsageError
 from streaming.storage.home import LOG
 from streaming.storage.store import open_store
 
@@ -26,9 +26,7 @@ def output_format(output: Path | str, given: FileFormat | None) -> FileFormat:
             known: FileFormat = one
             return known
     if suffix:
-        raise ServiceError(
-            f"{output}: expected a name that ends in .csv or .parquet, or --format csv, parquet or delta"
-        )
+        raise UsageError(f"{output}: expected a name that ends in .csv or .parquet, or --format csv, parquet or delta")
     return "delta"
 
 
@@ -43,9 +41,9 @@ def check_output(output: Path | str, format_: FileFormat) -> None:
         return
     if format_ == "delta":
         if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / "_delta_log").is_dir()):
-            raise ServiceError(f"{output} is there and is no Delta table; give another --output")
+            raise UsageError(f"{output} is there and is no Delta table; give another --output")
     elif output.is_dir():
-        raise ServiceError(f"{output} is a folder; give a file as --output, or --format delta")
+        raise UsageError(f"{output} is a folder; give a file as --output, or --format delta")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output.parent).close()

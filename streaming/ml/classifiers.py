@@ -2,6 +2,7 @@
 
 # ruff: noqa: N802, N803, N815  Spark ML's way of naming
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Self
 import pyarrow as pa
 from pyspark.ml import Transformer
 from pyspark.ml.param import TypeConverters
-from pyspark.ml.param.shared import HasInputCol, HasPredictionCol, HasProbabilityCol
+from pyspark.ml.param.shared import HasInputCol, HasLabelCol, HasPredictionCol, HasProbabilityCol
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 from pyspark.sql.types import DoubleType, StringType, StructType
@@ -37,7 +38,7 @@ LINEAGE_FILE = "bundle.json"
 NO_FEATURES = "missing: the row has no features"
 
 
-class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol, FromImages, StoredStage):
+class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, HasPredictionCol, FromImages, StoredStage):
     """What the stream answers with a model version, as a Transformer; the same code computes it.
 
     | column           | in or out | type |
@@ -46,10 +47,12 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
     |                  |           | arrays): projection and classifier alone |
     | `probabilityCol` | out       | vector, one probability for each of `classes` |
     | `predictionCol`  | out       | double, the position of the class answered, as Spark's evaluators take it |
-    | `labelCol`       | out       | string, the name of that class |
+    | `predictedLabelCol` | out    | string, the name of that class |
+    | `labelCol`       | -         | the true label, as everywhere in Spark ML: it is not read |
     | `reasonCol`      | out       | string, if asked for: why an image has no answer |
 
-    A row without an answer has nulls. Saving the stage saves the model along with it.
+    A row without an answer has nulls. Saving the stage saves the model along with it. `labelCol` named the column of
+    predicted names before: where it is given and there is no such column, it still does, with a FutureWarning.
 
     Example:
         BundleScorer(inputCol="image", bundle=".imagestream/models/bundles/0f3a…").transform(images)
@@ -60,8 +63,8 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
         "directory of a bundle: HOME/models/bundles/SHA256, with the SHA-256 that 'imagestream models verify N' prints",
         TypeConverters.toString,
     )
-    labelCol = param(
-        "labelCol",
+    predictedLabelCol = param(
+        "predictedLabelCol",
         "name of the column of predicted class names",
         TypeConverters.toString,
     )
@@ -74,11 +77,12 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
         probabilityCol: str | None = None,
         predictionCol: str | None = None,
         labelCol: str | None = None,
+        predictedLabelCol: str | None = None,
         reasonCol: str | None = None,
         handleInvalid: str | None = None,
     ) -> None:
         super().__init__()
-        self._setDefault(probabilityCol="probability", predictionCol="prediction", labelCol="predictedLabel")
+        self._setDefault(probabilityCol="probability", predictionCol="prediction", predictedLabelCol="predictedLabel")
         self._held: tuple[str | None, Bundle] | None = None
         self._set(
             **given(
@@ -87,6 +91,7 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
                 probabilityCol=probabilityCol,
                 predictionCol=predictionCol,
                 labelCol=labelCol,
+                predictedLabelCol=predictedLabelCol,
                 reasonCol=reasonCol,
                 handleInvalid=handleInvalid,
             )
@@ -103,9 +108,21 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
         """Set Params by name, as the constructor takes them."""
         return self._set(**given(**params))
 
-    def getLabelCol(self) -> str:
+    def getPredictedLabelCol(self) -> str:
         """Name of the column of predicted class names."""
-        return self.getOrDefault(self.labelCol)
+        return self.getOrDefault(self.predictedLabelCol)
+
+    def _names_column(self, schema: StructType) -> str:
+        if self.isSet(self.labelCol) and not self.isSet(self.predictedLabelCol):
+            name = self.getLabelCol()
+            if name not in schema.names:
+                warnings.warn(
+                    f"labelCol={name!r} as the column of predicted names is an old spelling: set predictedLabelCol",
+                    FutureWarning,
+                    stacklevel=4,
+                )
+                return name
+        return self.getPredictedLabelCol()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -126,7 +143,8 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
                 f"gives) or features (vectors, or arrays of float or double), it holds {kind.simpleString()}"
             )
         reason = self.getReasonCol()
-        names = [self.getProbabilityCol(), self.getPredictionCol(), self.getLabelCol(), *([reason] if reason else [])]
+        answer = self._names_column(schema)
+        names = [self.getProbabilityCol(), self.getPredictionCol(), answer, *([reason] if reason else [])]
         check_outputs(stage, schema, names)
         result = StructType(list(schema.fields))
         for name, field in zip(names, (vector_type(), DoubleType(), StringType(), StringType()), strict=False):
@@ -147,7 +165,9 @@ class BundleScorer(Transformer, HasInputCol, HasProbabilityCol, HasPredictionCol
             self.getProbabilityCol(): as_vector,
             self.getPredictionCol(): lambda values: (answered(values) - 1).cast("double"),
             # Spark takes `element_at` of names that are all there for one that is never null.
-            self.getLabelCol(): lambda values: F.when(values.isNotNull(), F.element_at(names, answered(values))),
+            self._names_column(dataset.schema): lambda values: F.when(
+                values.isNotNull(), F.element_at(names, answered(values))
+            ),
         }
         return self._with_results(dataset, scored, results)
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 from pyspark.ml import Estimator
 from pyspark.ml.param import TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasLabelCol, HasPredictionCol, HasProbabilityCol, HasSeed
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812
 from pyspark.sql.types import BinaryType, StringType
@@ -28,7 +29,14 @@ GOLDEN_IMAGES = 4
 
 
 class DistributedCNNClassifier(
-    Estimator[BundleScorer], HasInputCol, HasLabelCol, HasProbabilityCol, HasPredictionCol, HasSeed
+    Estimator[BundleScorer],
+    HasInputCol,
+    HasLabelCol,
+    HasProbabilityCol,
+    HasPredictionCol,
+    HasSeed,
+    DefaultParamsReadable["DistributedCNNClassifier"],
+    DefaultParamsWritable,
 ):
     """Trains a CNN from images (encoded bytes) and labels (strings); its model is a `BundleScorer`.
 

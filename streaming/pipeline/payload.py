@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from producer.message import UNKNOWN_CONTENT, content_type
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.pipeline.avro import HEADER_BYTES, RecordError, Schema, records_of_file, records_of_registry
 from streaming.platform.schema_registry import MAX_SCHEMA_BYTES
 
@@ -59,15 +59,15 @@ def chosen_payload(frame: str, schema_file: Path | None = None, registry: str | 
     """
     kind, _, field = frame.partition(":")
     if frame not in {"raw", "base64"} and not (kind in {"json", "avro"} and field):
-        raise ServiceError(f"--payload: expected raw, base64, json:FIELD or avro:FIELD, got {frame!r}")
+        raise UsageError(f"--payload: expected raw, base64, json:FIELD or avro:FIELD, got {frame!r}")
     if kind != "avro":
         if schema_file:
-            raise ServiceError(f"--payload-schema: expected with --payload avro:FIELD only, got --payload {frame}")
+            raise UsageError(f"--payload-schema: expected with --payload avro:FIELD only, got --payload {frame}")
         return Payload(frame)
     if schema_file:
         return Payload(frame, schema=_schema_text(schema_file, field.split(".")[0]))
     if not registry:
-        raise ServiceError(
+        raise UsageError(
             f"--payload {frame}: expected a schema: give --payload-schema FILE, or set IMAGESTREAM_SCHEMA_REGISTRY to "
             "the URL of a schema registry"
         )
@@ -80,9 +80,9 @@ def _schema_text(file: Path, field: str) -> str:
             text = opened.read(MAX_SCHEMA_BYTES + 1).decode()
         fields = Schema(text).fields
     except (OSError, ValueError) as error:
-        raise ServiceError(f"--payload-schema {file}: {error}") from error
+        raise UsageError(f"--payload-schema {file}: {error}") from error
     if field not in fields:
-        raise ServiceError(
+        raise UsageError(
             f"--payload-schema {file}: expected a record with the field {field!r}, got one with {', '.join(fields)}"
         )
     return text

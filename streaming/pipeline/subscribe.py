@@ -3,7 +3,7 @@
 import re
 from datetime import datetime
 
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.pipeline.stream import EARLIEST, LATEST, Begin
 from streaming.platform.topic import Subscription
 from streaming.settings import TOPIC, Settings
@@ -23,18 +23,18 @@ def chosen_topics(
         ServiceError: the options do not go together, or a name or a pattern is not one.
     """
     if topics and pattern:
-        raise ServiceError("expected --topic or --topic-pattern, got both: leave one out")
+        raise UsageError("expected --topic or --topic-pattern, got both: leave one out")
     if pattern is not None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ServiceError(f"--topic-pattern: expected a regular expression, got {pattern!r}: {error}") from error
+            raise UsageError(f"--topic-pattern: expected a regular expression, got {pattern!r}: {error}") from error
         if name is None:
-            raise ServiceError("--topic-pattern: give the stream a name with --stream NAME")
+            raise UsageError("--topic-pattern: give the stream a name with --stream NAME")
         return _checked(name, "--stream"), Subscription(pattern=pattern)
     names = tuple(dict.fromkeys(_checked(one.strip(), "--topic") for one in (topics or settings.topic).split(",")))
     if name is None and len(names) > 1:
-        raise ServiceError(f"--topic: several topics need the name of a stream: --stream NAME, got {','.join(names)!r}")
+        raise UsageError(f"--topic: several topics need the name of a stream: --stream NAME, got {','.join(names)!r}")
     return _checked(name or names[0], "--stream"), Subscription(names)
 
 
@@ -53,11 +53,11 @@ def chosen_begin(text: str) -> Begin:
     except ValueError:
         when = None
     if when is None or when.tzinfo is None:
-        raise ServiceError(f"--from: expected earliest, latest or a time such as 2026-11-16T08:00Z, got {text!r}")
+        raise UsageError(f"--from: expected earliest, latest or a time such as 2026-11-16T08:00Z, got {text!r}")
     return when
 
 
 def _checked(name: str, option: str) -> str:
     if not re.fullmatch(TOPIC, name):
-        raise ServiceError(f"{option}: expected a name of letters, digits, '.', '_' and '-', got {name[:80]!r}")
+        raise UsageError(f"{option}: expected a name of letters, digits, '.', '_' and '-', got {name[:80]!r}")
     return name

@@ -3,6 +3,7 @@
     models/bundles/<sha256>/FILE   the files of a bundle, stored before the version that names them
     models/versions/<n:08>.json    a version: where its bundle is, and the SHA-256 that names it
     models/aliases/<k:020>.json    the move number k of an alias, k = 1, 2, …
+    models/deleted/<n:08>.json     that version n was deleted, whose number is not given again
 
 Each is created once and never changed. Several processes may create one key, so each object of ours holds a random
 number: without it two that store the same content would both believe that the number is theirs.
@@ -25,6 +26,7 @@ FOLDER = "models"
 BUNDLES = f"{FOLDER}/bundles"
 VERSIONS = f"{FOLDER}/versions"
 ALIAS_LOG = f"{FOLDER}/aliases"
+DELETED = f"{FOLDER}/deleted"
 VERSION_DIGITS, MOVE_DIGITS = 8, 20  # of the keys
 READ_AT_ONCE = 16  # hundreds of objects in a bucket are read in a second
 MAX_BYTES = 1024**2  # of one such object
@@ -85,13 +87,23 @@ class Version(_Object):
         return cls(sha256=sha256, path=f"bundles/{sha256}", nonce=uuid4().hex)
 
 
+class Deleted(_Object):
+    """That a version was deleted; its manifest stays, since later versions were compared with it in mind."""
+
+    TITLE = "the deletion"
+
+    sha256: Sha256
+    by: str
+    at: datetime
+
+
 class Move(_Object):
-    """One move of an alias."""
+    """One move of an alias; to no version where it was cleared."""
 
     TITLE = "the move of the alias"
 
     alias: Alias
-    version: Annotated[int, Field(gt=0)]
+    version: Annotated[int, Field(gt=0)] | None
     previous: int | None
     by: str
     at: datetime
@@ -112,6 +124,11 @@ class LoggedMove(Move):
 def version_key(version: int) -> str:
     """The key of a version's object."""
     return numbered_key(VERSIONS, version, VERSION_DIGITS)
+
+
+def deleted_key(version: int) -> str:
+    """The key of the object that says that a version was deleted."""
+    return numbered_key(DELETED, version, VERSION_DIGITS)
 
 
 def move_key(number: int) -> str:

@@ -8,7 +8,7 @@ from models.backbone import export_backbone, file_sha256, find_backbone
 from models.bundle import EngineName
 from models.import_file import import_network, split_tensor
 from models.scorer import Images
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.images.featurize import FeatureSource
 from streaming.training.candidate import BackboneParts
 from streaming.training.import_model import entry_of, sample_images
@@ -38,11 +38,11 @@ class BackboneOptions:
 
     def __post_init__(self) -> None:
         if self.is_file and (self.int8 or self.engine == "keras" or self.weights != "imagenet"):
-            raise ServiceError("a backbone from a file runs as it is: leave out --weights, --engine and --int8")
+            raise UsageError("a backbone from a file runs as it is: leave out --weights, --runtime and --int8")
         if self.preset is not None and not self.is_file:
-            raise ServiceError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
+            raise UsageError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
         if self.int8 and self.engine == "keras":
-            raise ServiceError("8-bit integers are for the engine litert; keras computes in float32")
+            raise UsageError("8-bit integers are for the engine litert; keras computes in float32")
 
     @property
     def is_file(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from models.objective import resolve_objective
 from models.threshold import parse_threshold
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 ProjectionKind = Literal["pca", "random", "randomized_pca", "none"]
 ClassifierKind = Literal["logistic_regression", "mlp"]
@@ -77,7 +77,7 @@ class FitOptions:
         resolve_objective(self.metric, self.threshold)
         for name, fits, wanted in checks:
             if not fits:
-                raise ServiceError(f"{name.replace('_', ' ')} should be {wanted}, got {getattr(self, name)!r}")
+                raise UsageError(f"{name.replace('_', ' ')} should be {wanted}, got {getattr(self, name)!r}")
 
     def as_record(self) -> dict[str, str | int | float]:
         """What a manifest keeps of them: the settings that have a value, each as one."""
@@ -96,16 +96,18 @@ class GateOptions:
             was fitted on more, or newer, images.
         confidence: that a champion is not replaced by a candidate that does not pass the margin, however many
             candidates are compared with it; see `streaming.training.gate.confidence_of_look`.
+        promote: whether a candidate that passes becomes the champion; without it, it is registered only.
     """
 
     margin: float = 0.0
     confidence: float = 0.95
+    promote: bool = True
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.margin):
-            raise ServiceError(f"the margin is a number such as 0.01, got {self.margin}")
+            raise UsageError(f"the margin is a number such as 0.01, got {self.margin}")
         if not 0.5 <= self.confidence < 1:  # noqa: PLR2004
-            raise ServiceError(f"the confidence is at least 0.5 and below 1, got {self.confidence}")
+            raise UsageError(f"the confidence is at least 0.5 and below 1, got {self.confidence}")
 
 
 _LAYERS = f"at most {MAX_HIDDEN_LAYERS} widths of 1 or more"

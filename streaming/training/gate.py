@@ -117,7 +117,7 @@ def looks_at(registry: Registry, champion: int, seed: int) -> int:
         except ModelError:  # damaged: it may have been
             return True
 
-    return sum(was_judged(version) for version in registry.versions() if version > champion)
+    return sum(was_judged(version) for version in registry.numbers() if version > champion)
 
 
 def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:

@@ -206,6 +206,8 @@ class Job:
         """Move the alias if the verdict says so."""
         if version == self.registry.target(CHAMPION):
             return replace(verdict, promote=False, why="nothing has changed: it is the champion's very model")
+        if not self.gate.promote:
+            return replace(verdict, promote=False, why=f"not asked for (--no-promote); the gate: {verdict.why}")
         if verdict.promote:
             self.registry.promote(version, by=self.by, why=verdict.why, metrics=candidate.metrics())
         return verdict

@@ -10,14 +10,11 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from re import fullmatch
 from time import monotonic, sleep
 
-from streaming.errors import ServiceError
+from streaming.durations import parse_duration
 from streaming.signals import stop_signals
 
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-LONGEST = timedelta(days=366)
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.2
 
@@ -25,16 +22,12 @@ OnRun = Callable[[int, str], None]
 
 
 def parse_interval(text: str) -> timedelta:
-    """The time in `90s`, `30m`, `24h` or `7d`.
+    """The time in `90s`, `30m`, `24h` or `7d`; it has a unit.
 
     Raises:
-        ServiceError: it is none of these, or not between a second and a year.
+        UsageError: it is none of these, or not between a second and a year.
     """
-    match = fullmatch(r"([0-9]{1,9})([smhd])", text.strip())
-    interval = timedelta(**{UNITS[match[2]]: int(match[1])}) if match else timedelta()
-    if not timedelta(seconds=1) <= interval <= LONGEST:
-        raise ServiceError(f"expected a time such as 90s, 30m, 24h or 7d, up to a year, got {text!r}")
-    return interval
+    return timedelta(seconds=parse_duration(text, plain=None, least_s=1.0))
 
 
 def run_every(interval: timedelta, command: Sequence[str], on_run: OnRun) -> None:

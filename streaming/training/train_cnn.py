@@ -25,7 +25,7 @@ from streaming.distributed.network import quiet_tensorflow
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.shards import identified
 from streaming.distributed.trainer import DistributedTrainer, Trained
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 from streaming.images.dataset import Dataset
 from streaming.images.groups import chosen_groups
 from streaming.images.images_frame import images_frame
@@ -95,9 +95,9 @@ class CNNOptions:
         resolve_objective(self.metric, self.threshold)
         for name in ("holdout", "validation"):
             if not 0 < getattr(self, name) < 1:
-                raise ServiceError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+                raise UsageError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:
-            raise ServiceError(f"patience is 1 epoch or more, got {self.patience}")
+            raise UsageError(f"patience is 1 epoch or more, got {self.patience}")
 
     @property
     def size(self) -> tuple[int, int] | None:

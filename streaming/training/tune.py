@@ -22,7 +22,7 @@ from models.errors import ModelError
 from models.projection import PCA, NoProjection, Projection, components_to_keep, fit_pca
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from models.scorer import Head
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, UsageError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
@@ -67,9 +67,9 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.jobs < 1 or not 0 < self.validation < 1:
-            raise ServiceError("tune needs at least one trial, one job, and a share of validation between 0 and 1")
+            raise UsageError("tune needs at least one trial, one job, and a share of validation between 0 and 1")
         if self.timeout_s is not None and self.timeout_s <= 0:
-            raise ServiceError(f"the timeout should be above 0 seconds, got {self.timeout_s:g}")
+            raise UsageError(f"the timeout should be above 0 seconds, got {self.timeout_s:g}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.backbone.is_file and self.precisions != ("float32",):
-            raise ServiceError("a backbone from a file runs as it is: leave out --engines")
+            raise UsageError("a backbone from a file runs as it is: leave out --precisions")
 
 
 @dataclass(frozen=True)

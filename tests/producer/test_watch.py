@@ -203,7 +203,7 @@ def test_options_that_make_no_sense_together_are_refused_in_one_line(
     with pytest.raises(SystemExit) as ended:
         run(["--home", str(tmp_path), "publish", "--bootstrap-servers", "127.0.0.1:1", *arguments])
     told = capsys.readouterr().err
-    assert (ended.value.code, told.count("\n")) == (1, 1)
+    assert (ended.value.code, told.count("\n")) == (2, 1)
     assert reason in told
 
 

@@ -104,7 +104,7 @@ def test_files_that_were_vacuumed_since_are_told(home: Path, tmp_path: Path) -> 
     table.optimize.compact()
     assert predictions(settings.home, at=then).num_rows == 8
     table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-    with pytest.raises(ServiceError, match="2 of its 2 files have been vacuumed since; .*maintain --retention-hours"):
+    with pytest.raises(ServiceError, match="2 of its 2 files have been vacuumed since; .*maintain --retention"):
         predictions(settings.home, at=then)
     assert predictions(settings.home).num_rows == 8
 
@@ -129,7 +129,7 @@ def test_command_line_asks_about_the_past_and_about_one_version(home: Path) -> N
     assert ask(*count) == "n\n6\n"
     listed = ask("predictions", "--model", "2", "--since", "2024-05-06", "--format", "csv")
     assert len(listed.splitlines()) == 4
-    assert ask(*count, "--at", "last week", code=1).startswith("error: expected a time such as")
+    assert ask(*count, "--at", "last week", code=2).startswith("error: expected a time such as")
 
 
 def test_the_package_imports_the_helpers_only_when_asked() -> None:

@@ -179,13 +179,13 @@ def test_sql_is_read_from_a_pipe(settings: Settings) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "n\n3\n", "")
     done = ask("")
     assert (done.returncode, done.stderr) == (
-        1, "error: no SQL: expected a SELECT as argument or on standard input\n",
+        2, "error: no SQL: expected a SELECT as argument or on standard input\n",
     )  # fmt: skip
 
 
 def test_watch_prints_each_answer_once_per_change_and_ends_well_on_interrupt(settings: Settings) -> None:
     sql = "SELECT count(*) AS n FROM predictions"
-    arguments = command(settings, "query", sql, "--format", "csv", "--watch", "0.2")
+    arguments = command(settings, "query", sql, "--format", "csv", "--watch", "--every", "200ms")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
@@ -199,7 +199,7 @@ def test_watch_prints_each_answer_once_per_change_and_ends_well_on_interrupt(set
 
 
 def test_watch_redraws_a_terminal_in_place(settings: Settings) -> None:
-    arguments = command(settings, "query", "SELECT count(*) AS n FROM predictions", "--watch", "0.2")
+    arguments = command(settings, "query", "SELECT count(*) AS n FROM predictions", "--watch", "--every", "200ms")
     with on_terminal(arguments) as terminal:
         terminal.until("3")
         terminal.until("Ctrl-C ends")
@@ -210,10 +210,10 @@ def test_watch_redraws_a_terminal_in_place(settings: Settings) -> None:
 
 
 def test_watch_into_a_file_is_refused(settings: Settings) -> None:
-    arguments = command(settings, "query", "SELECT 1", "--watch", "1", "--output", "rows.csv")
+    arguments = command(settings, "query", "SELECT 1", "--watch", "--output", "rows.csv")
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stderr) == (
-        1, "error: --watch shows rows as they change: expected no --output FILE with it\n",
+        2, "error: --watch shows rows as they change: expected no --output FILE with it\n",
     )  # fmt: skip
 
 

@@ -639,3 +639,60 @@ def test_a_registry_in_a_bucket_works_as_a_local_one(
     assert registry.targets() == {"champion": 5, "challenger": None}
     assert registry.rollback(by="bob").version == 2
     assert writers[1].target("champion") == 2
+
+
+# --- what is taken away
+
+
+def test_a_deleted_version_leaves_its_manifest_and_its_number(
+    registry: Registry, bundle_dir: Path, home: Path, tmp_path: Path
+) -> None:
+    other = tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0})
+    register(registry, bundle_dir, 2)
+    register(registry, other)
+    manifest = registry.manifest(3)
+    registry.delete(3, by="me")
+    assert (registry.versions(), registry.numbers()) == ([1, 2], [1, 2, 3])
+    assert registry.manifest(3) == manifest
+    assert {path.name for path in bundle_folder(home, 3).iterdir()} == {MANIFEST}
+    for ask in (registry.read, lambda version: registry.promote(version, by="me", why="")):
+        with pytest.raises(ModelError, match="version 3 was deleted by me at 20"):
+            ask(3)
+    registry.delete(1, by="me")
+    assert registry.read(2) == read_bundle(bundle_dir)  # of the same bundle, which stays
+    assert register(registry, other) == [4]
+    assert registry.read(4) == read_bundle(other)
+
+
+def test_what_an_alias_points_at_is_not_deleted(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 2)
+    registry.promote(1, by="me", why="")
+    registry.promote(2, alias="challenger", by="me", why="")
+    for version, alias in ((1, "champion"), (2, "challenger")):
+        with pytest.raises(ModelError, match=f"version {version} is the {alias}: promote another one"):
+            registry.delete(version, by="me")
+    with pytest.raises(ModelError, match="there is no model version 9"):
+        registry.delete(9, by="me")
+    assert registry.versions() == [1, 2]
+
+
+def test_a_challenger_is_cleared_and_a_rollback_brings_it_back(registry: Registry, bundle_dir: Path) -> None:
+    register(registry, bundle_dir, 3)
+    registry.promote(1, by="me", why="")
+    with pytest.raises(ModelError, match="challenger cannot be cleared: it points at no version"):
+        registry.clear(by="me", why="")
+    with pytest.raises(ModelError, match="champion cannot be cleared: the stream needs it"):
+        registry.clear(alias="champion", by="me", why="")
+    for version in (1, 2):
+        registry.promote(version, alias="challenger", by="me", why="")
+    move = registry.clear(by="me", why="enough")
+    assert (move.version, move.previous, registry.target("challenger")) == (None, 2, None)
+    assert open_registry_again(registry).target("challenger") is None
+    registry.promote(3, alias="challenger", by="me", why="")
+    assert [registry.rollback(alias="challenger", by="me").version for _ in range(2)] == [2, 1]
+    with pytest.raises(ModelError, match="challenger has no earlier version"):
+        registry.rollback(alias="challenger", by="me")
+
+
+def open_registry_again(registry: Registry) -> Registry:
+    return Registry(registry._opened)

@@ -196,6 +196,6 @@ def _history(registry: Registry) -> None:
     with st.expander(f"History of the aliases ({len(moves)})", icon=":material/history:"):
         for move in moves[:HISTORY]:
             st.markdown(
-                f"**{move.alias}** v{move.previous or NOTHING} → v{move.version} · {plain(move.by)} · "
+                f"**{move.alias}** v{move.previous or NOTHING} → v{move.version or NOTHING} · {plain(move.by)} · "
                 f"{move.at:%Y-%m-%d %H:%M} UTC · {plain(move.why)}"
             )

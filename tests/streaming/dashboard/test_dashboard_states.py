@@ -113,7 +113,7 @@ def test_other_machines_are_let_in_with_a_token_only(settings: Settings, host: s
     done = subprocess.run(
         command, env=environment_of(settings), capture_output=True, text=True, check=False, timeout=60
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "wants a token there" in line
     assert "IMAGESTREAM_DASHBOARD_TOKEN_FILE" in line

@@ -62,5 +62,5 @@ def test_the_command_answers_for_a_load_and_says_what_it_expects_otherwise(expor
     wrong = subprocess.run(
         [*command, "200", "--pixels", "large"], env=environment, capture_output=True, text=True, check=False
     )
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert wrong.stderr.strip() == "error: --pixels: expected width and height such as 300x300, got 'large'"

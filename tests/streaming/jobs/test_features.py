@@ -105,7 +105,7 @@ def test_a_folder_becomes_one_csv_of_principal_components(settings: Settings, tm
     folder = write_images(tmp_path / "digits", digit_images(60))
     (folder / "7" / "bad.png").write_bytes(b"no image")
     output = tmp_path / "out" / "digits.csv"
-    summary = imagestream(settings, "features", folder, "--output", output, code=1)
+    summary = imagestream(settings, "features", "--images", folder, "--output", output, code=1)
     assert (summary["rows"], summary["dataset"]["images"], summary["featurized"]["n_bad"]) == (60, 61, 1)
     assert summary["featurized"]["bad"] == {
         str(folder / "7" / "bad.png"): "not_an_image: starts with 6e 6f 20 69 6d 61 67 65, no known image format"
@@ -130,7 +130,7 @@ def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trai
     (settings.work_dir / "models").symlink_to(trained / "models")
     folder = write_images(tmp_path / "digits", digit_images(8, skip=300))
     output = tmp_path / "digits.parquet"
-    summary = imagestream(settings, "features", folder, "--output", output, "--model", 1)
+    summary = imagestream(settings, "features", "--images", folder, "--output", output, "--model", 1)
     assert (summary["rows"], summary["featurized"]["reused"]) == (8, 0)
     engine = LiteRTEngine(bundle_folder(trained, 1) / FLATBUFFER_FILE)
     images = decode_all([Path(file.path).read_bytes() for file in list_images(folder)], engine.input_size).images
@@ -141,7 +141,7 @@ def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trai
 def test_a_run_that_was_killed_or_stopped_goes_on_where_it_was(settings: Settings, tmp_path: Path) -> None:
     """Killed as soon as a task has committed, then stopped by Ctrl-C as soon as another has, then left alone."""
     folder = write_images(tmp_path / "digits", digit_images(240))
-    command = ["features", folder, "--output", tmp_path / "out.csv"]
+    command = ["features", "--images", folder, "--output", tmp_path / "out.csv"]
     arguments = ["--home", settings.home, *command]
     code = f"""
 import signal
@@ -219,10 +219,18 @@ def test_a_mistake_is_told_in_one_line_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     folder = write_images(tmp_path / "images", [("1.png", "a", b"1"), ("2.png", "b", b"2")])
-    arguments = ["--home", str(tmp_path / "home"), "features", str(folder), "--output", str(tmp_path / "x.csv")]
+    arguments = [
+        "--home",
+        str(tmp_path / "home"),
+        "features",
+        "--images",
+        str(folder),
+        "--output",
+        str(tmp_path / "x.csv"),
+    ]
     with pytest.raises(SystemExit) as stopped:
         run([*arguments, *options])
-    assert stopped.value.code == 1
+    assert stopped.value.code == (1 if options[0] in {"--model", "--backbone", "--projection"} else 2)
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1

@@ -208,7 +208,7 @@ def test_old_decisions_of_whole_batches_go_but_for_the_newest(settings: Settings
 
 def test_command_says_what_it_did(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
-    found = imagestream(settings, "maintain", "--retention-hours", 200)
+    found = imagestream(settings, "maintain", "--retention", "200h")
     assert {table["name"]: table["files_after"] for table in found["tables"]} == dict.fromkeys(TABLES, 1)
     assert {table["retention_hours"] for table in found["tables"]} == {200}
 

@@ -9,15 +9,17 @@ import pytest
 from pyspark.ml import PipelineModel
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.functions import array_to_vector, vector_to_array
+from pyspark.ml.util import MLReadable, MLWritable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 
+import streaming.ml
 from models.arrays import Features
 from models.backbone import ExportedBackbone
 from models.errors import ModelError
 from models.scorer import Head
 from streaming.errors import ServiceError
-from streaming.ml import BundleScorer
+from streaming.ml import BundleScorer, DistributedCNNClassifier
 from streaming.registry import open_registry
 from streaming.storage.files import list_array
 from tests.streaming.small_models import Digits, bundle_folder, fit_head, register_model, some_digits
@@ -79,7 +81,8 @@ def test_a_row_that_cannot_be_read_has_no_answer_and_a_reason(
     assert [row["prediction"] is None for row in found] == [True, True, False]
     features = rows.limit(2).select("id", F.when(F.col("id") == 0, F.col("vector")).alias("vector"))
     scorer = BundleScorer(inputCol="vector", bundle=str(bundle), reasonCol="why", labelCol="answer")
-    found = scorer.transform(features).orderBy("id").collect()
+    with pytest.warns(FutureWarning, match="set predictedLabelCol"):
+        found = scorer.transform(features).orderBy("id").collect()
     assert [row["why"] for row in found] == [None, "missing: the row has no features"]
     assert [row["answer"] is None for row in found] == [False, True]
 
@@ -119,3 +122,20 @@ def test_features_of_another_width_are_told_by_the_worker(spark: SparkSession, b
     narrow = spark.createDataFrame([([1.0, 2.0],)], "features array<double>")
     with pytest.raises(Exception, match="expected 1280 features a row, got 2"):
         BundleScorer(inputCol="features", bundle=str(bundle)).transform(narrow).collect()
+
+
+def test_the_label_is_the_true_one_as_everywhere_in_spark(rows: DataFrame, bundle: Path) -> None:
+    scorer = BundleScorer(inputCol="vector", bundle=str(bundle), labelCol="id", predictedLabelCol="name")
+    found = scorer.transform(rows)
+    assert set(found.columns) == {*rows.columns, "probability", "prediction", "name"}
+    assert (scorer.getLabelCol(), BundleScorer().getLabelCol()) == ("id", "label")
+
+
+def test_every_stage_can_be_written_and_read(spark: SparkSession, tmp_path: Path) -> None:
+    stages = [getattr(streaming.ml, name) for name in streaming.ml.__all__]
+    assert all(issubclass(stage, MLWritable) and issubclass(stage, MLReadable) for stage in stages)
+    stage = DistributedCNNClassifier(inputCol="image", workers=3, epochs=2, learningRate=0.5)
+    stage.save(str(tmp_path / "stage"))
+    loaded = DistributedCNNClassifier.load(str(tmp_path / "stage"))
+    assert loaded.extractParamMap() == stage.extractParamMap()
+    assert loaded.uid == stage.uid

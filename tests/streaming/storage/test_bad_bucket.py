@@ -99,7 +99,7 @@ def refusal(home: str, command: str, folder: Path) -> str:
 def test_other_scheme_is_refused_in_one_line(command: str) -> None:
     with environment(IMAGESTREAM_HOME="hdfs://node/home"):
         code, _, err = command_here(*COMMANDS[command])
-    assert (code, err.count("\n")) == (1, 1)
+    assert (code, err.count("\n")) == (2, 1)
     assert "IMAGESTREAM_HOME: expected a path or a URI that begins with s3://, gs://, az://, got hdfs://node" in err
 
 

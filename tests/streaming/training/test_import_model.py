@@ -13,6 +13,9 @@ from models.recipe import Recipe
 from streaming.images.dataset import digit_images, write_images
 from streaming.registry import CHALLENGER, CHAMPION, open_registry
 from streaming.settings import Settings
+from streaming.training.fit_options import GateOptions
+from streaming.training.gate import Verdict
+from streaming.training.job import Job
 from tests.conftest import imagestream
 from tests.models import onnx_graphs as graphs
 
@@ -104,7 +107,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     Path("two.txt").write_text("a\nb\n")
     Path("twice.txt").write_text('["a", "b", "a"]')
     path = graphs.save(graphs.classifier(**made), tmp_path / "model.onnx")
-    said = imagestream(home, "models", "import", path, *options, code=1)["stderr"]
+    said = imagestream(home, "models", "import", path, *options, code=(1, 2))["stderr"]
     assert len(said.strip().splitlines()) == 1
     assert re.search(reason, said), said
     assert not open_registry(home.home).versions()
@@ -115,7 +118,7 @@ def test_a_head_is_fitted_on_any_tensor_of_a_model(
     service: Settings, tmp_path: Path, tensor: str, output: str, width: int
 ) -> None:
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
-    options = ("--backbone", f"{path}:{tensor}", "--output", output, "--preset", "raw", "--projection", "none")
+    options = ("--backbone", f"{path}:{tensor}", f"--{output}", "--preset", "raw", "--projection", "none")
     made = imagestream(service, "train", "--dataset", "digits", "--limit", 120, *options, "--max-iter", 20)
     manifest = open_registry(service.home).manifest(made["version"])
     entry = manifest.backbone
@@ -125,6 +128,37 @@ def test_a_head_is_fitted_on_any_tensor_of_a_model(
     imagestream(service, "models", "verify", made["version"])
     said = imagestream(service, "train", "--dataset", "digits", "--backbone", f"{path}:absent", code=1)["stderr"]
     assert "computes no tensor 'absent'" in said
+
+
+def test_a_version_is_exported_imported_elsewhere_and_deleted(home: Settings, tmp_path: Path) -> None:
+    path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
+    imagestream(home, "models", "import", path)
+    imagestream(home, "models", "import", path, "--mean", "0.5", "--alias", "challenger")
+    file = tmp_path / "model.zip"
+    exported = imagestream(home, "models", "export", 2, file)
+    assert exported["bytes"] == file.stat().st_size
+    there = home.model_copy(update={"home": str(tmp_path / "there")})
+    said = imagestream(there, "models", "import", file, "--mean", "0.5", code=2)["stderr"]
+    assert "expected no options of preprocessing or classes" in said
+    found = imagestream(there, "models", "import", file)
+    sha256 = exported["bundle_sha256"]
+    assert found == {"version": 1, "bundle_sha256": sha256, "new": True, "champion": True}
+    assert imagestream(there, "models", "import", file)["new"] is False
+    assert imagestream(there, "models", "verify", 1)["bundle_sha256"] == sha256
+
+    assert "version 2 is the challenger" in imagestream(home, "models", "delete", 2, code=1)["stderr"]
+    assert imagestream(home, "models", "clear")["version"] is None
+    assert imagestream(home, "models", "delete", 2) == {"deleted": 2}
+    assert "version 2 was deleted by" in imagestream(home, "models", "promote", 2, code=1)["stderr"]
+    assert [one["version"] for one in imagestream(home, "models", "list")["versions"]] == [1]
+
+
+def test_a_version_that_passes_is_not_promoted_unless_asked_for(home: Settings, tmp_path: Path) -> None:
+    registry = open_registry(home.home)
+    job = Job(home, None, registry, None, GateOptions(promote=False), print, "train")
+    verdict = job._promoted(1, Verdict(True, "the first model"), None)
+    assert (verdict.promote, verdict.why) == (False, "not asked for (--no-promote); the gate: the first model")
+    assert registry.target(CHAMPION) is None
 
 
 def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_path: Path) -> None:
@@ -137,7 +171,7 @@ def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_pat
     assert f"train --images {images} --backbone {path}:active --projection none" in found["command"]
     (guessed,) = found["warnings"]
     assert guessed.startswith("guessed preset: ")
-    said = imagestream(service, "tune", "--images", images, *network, "--engines", "int8", code=1)["stderr"]
-    assert "a backbone from a file runs as it is: leave out --engines" in said
-    said = imagestream(service, "tune", *network, "--preset", "raw", code=1)["stderr"]
+    said = imagestream(service, "tune", "--images", images, *network, "--precisions", "int8", code=(1, 2))["stderr"]
+    assert "a backbone from a file runs as it is: leave out --precisions" in said
+    said = imagestream(service, "tune", *network, "--preset", "raw", code=2)["stderr"]
     assert "give the images, by --images or --dataset" in said

@@ -199,9 +199,9 @@ def test_intervals_are_read(text: str, interval: timedelta) -> None:
     assert parse_interval(text) == interval
 
 
-@pytest.mark.parametrize("text", ["", "24", "h", "0s", "-1h", "1.5h", "400d", "24 hours", "9" * 12 + "s", "١h"])
+@pytest.mark.parametrize("text", ["", "24", "h", "0s", "-1h", "400d", "24 hours", "9" * 12 + "s", "١h"])
 def test_what_is_no_interval_is_refused(text: str) -> None:
-    with pytest.raises(ServiceError, match="expected a time such as 90s, 30m, 24h or 7d"):
+    with pytest.raises(ServiceError, match="expected a time such as 10s, 15m, 24h or 7d"):
         parse_interval(text)
 
 

@@ -276,7 +276,7 @@ def test_the_command_searches_on_stored_features_and_tells_how_to_train(
     assert Path(found["plot"]).stat().st_size > 0
     of_training = open_registry(home).read(1).manifest.training_data.rows  # which held the same images out
     assert found["fit_rows"] + found["validation_rows"] == of_training
-    wrong = imagestream(settings, "tune", "--input-sizes", "160", code=1)
+    wrong = imagestream(settings, "tune", "--input-sizes", "160", code=2)
     assert wrong["stderr"].count("\n") == 1
     assert "give the images, by --images or --dataset" in wrong["stderr"]
     wrong = imagestream(Settings(home=tmp_path / "empty", jars=jars_dir), "tune", code=1)

@@ -1,0 +1,276 @@
+"""How commands and groups are declared: global options at any place, help that fits any width, old spellings.
+
+A setting is an option of every command: `imagestream --topic photos publish` and `imagestream publish --topic photos`
+are the same. The help of a command shows the settings that it is mostly given; the others are in `imagestream --help`.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from streaming.cli.console import warn
+from streaming.durations import parse_duration
+from streaming.settings import Configuration, Settings, option_of, read_configuration, variable_of
+
+SHORT = {"bootstrap_servers": "-b", "topic": "-t"}
+SETTINGS = "Settings"
+USUAL = ("Arguments", "Options")
+METAVARS = {
+    "home": "PLACE",
+    "bootstrap_servers": "HOST:PORT,…",
+    "topic": "NAME",
+    "answers_topic": "NAME",
+    "answers_bootstrap_servers": "HOST:PORT,…",
+    "metrics_port": "PORT",
+    "broker_port": "PORT",
+    "dashboard_port": "PORT",
+    "gateway_port": "PORT",
+    "driver_memory": "SIZE",
+    "decode_memory": "SIZE",
+    "retention": "TIME",
+}
+SPARK = ("master", "driver_memory")  # of commands that start it
+# The sections of the help, in this order.
+START, IMAGES, MODELS, OPERATION = PANELS = "Start", "Images and predictions", "Models", "Operation"
+
+
+@dataclass
+class Given:
+    """What the command line gives, before the command or after it, and the settings that follow.
+
+    They are read by the command that asks for them: help, and `config init`, work beside a file that is wrong.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    told: bool = False
+
+    @cached_property
+    def configuration(self) -> Configuration:
+        return read_configuration(**self.options)
+
+    def untold(self) -> Iterator[str]:
+        """What to say about the settings, once."""
+        if not self.told:
+            self.told = True
+            yield from self.configuration.warnings
+
+
+@dataclass(frozen=True)
+class Old:
+    """A spelling of an earlier release, which works with a warning.
+
+    Attributes:
+        name: the option.
+        new: what to write instead, `{}` for its value.
+        only: a pattern of the values that it is old with.
+    """
+
+    name: str
+    new: str
+    only: str = ".*"
+
+    @property
+    def takes_value(self) -> bool:
+        return "{}" in self.new
+
+    def means(self, value: str | None) -> bool:
+        """Whether the option with this value, or what follows it, is the old spelling."""
+        return not self.takes_value or (value is not None and re.fullmatch(self.only, value, re.DOTALL) is not None)
+
+
+class _Globals:
+    """Mixed into commands and groups: the options of `imagestream` itself, and help in sections."""
+
+    settings: tuple[str, ...] = ()  # shown in its help
+    old: tuple[Old, ...] = ()
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        own = super().get_params(ctx)  # type: ignore[misc]
+        if ctx.parent is None:
+            return list(own)
+        taken = {name for one in own for name in (*one.opts, *one.secondary_opts)}
+        everywhere = [one for one in ctx.find_root().command.params if getattr(one, "name", "") in GLOBAL]
+        return [*own, *(self._here(one) for one in everywhere if not taken & {*one.opts, *one.secondary_opts})]
+
+    def _here(self, option: Any) -> Any:
+        """An option of `imagestream` as this command takes it."""
+        here = copy(option)
+        here.expose_value, here.callback, here.default = False, _give, None
+        here.hidden = option.name not in self.settings
+        return here
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if self.old and not ctx.resilient_parsing:
+            args = [*respelled(args, self.old)]
+        return list(super().parse_args(ctx, args))  # type: ignore[misc]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:
+                continue
+            usual = "Arguments" if param.param_type_name == "argument" else "Options"
+            sections.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(record)
+        _write_sections(formatter, {title: sections.pop(title) for title in USUAL if title in sections})
+        if isinstance(self, TyperGroup):
+            self.format_commands(ctx, formatter)
+        _write_sections(formatter, sections)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        super().format_epilog(ctx, formatter)  # type: ignore[misc]
+        if ctx.parent is not None:
+            formatter.write_paragraph()
+            formatter.write_text("Global options and settings, at any place: see 'imagestream --help'.")
+
+
+class Command(_Globals, TyperCommand):
+    """A command."""
+
+
+class Group(_Globals, TyperGroup):
+    """A group of commands, shown in sections; without a command it prints its help, and is wrong usage."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help())
+            raise typer.Exit(2)
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            if command is not None and not command.hidden:
+                summary = " ".join(inspect.cleandoc(command.help or "").split("\n\n")[0].split())
+                title = getattr(command, "rich_help_panel", None) or "Commands"
+                sections.setdefault(title, []).append((name, summary))
+        known = [title for title in PANELS if title in sections]
+        _write_sections(formatter, {title: sections.pop(title) for title in known} | sections)
+
+
+def _write_sections(formatter: Any, sections: Mapping[str, list[tuple[str, str]]]) -> None:
+    for title, rows in sections.items():
+        with formatter.section(title):
+            formatter.write_dl(rows)
+
+
+class App(typer.Typer):
+    """A group of commands of which each takes the global options, too."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(
+            cls=Group,
+            no_args_is_help=True,
+            rich_markup_mode=None,  # its tables cut the names of options, and read what is in brackets as style
+            pretty_exceptions_enable=False,
+            context_settings={"help_option_names": ["-h", "--help"]},
+            **given,
+        )
+
+    def command(  # type: ignore[override]
+        self,
+        name: str | None = None,
+        *,
+        panel: str | None = None,
+        settings: tuple[str, ...] = (),
+        old: tuple[Old, ...] = (),
+        hidden: bool = False,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Declare a command.
+
+        Args:
+            panel: the section of the group's help that it is in.
+            settings: those that its help shows.
+            old: spellings of an earlier release.
+        """
+        kind = type("Command", (Command,), {"settings": settings, "old": old})
+        return super().command(name, cls=kind, rich_help_panel=panel, hidden=hidden)
+
+
+def respelled(args: list[str], old: tuple[Old, ...]) -> Iterator[str]:
+    """The arguments with old spellings replaced; each is warned of."""
+    place = 0
+    while place < len(args):
+        word = args[place]
+        place += 1
+        if word == "--":  # what follows is no option
+            yield word
+            yield from args[place:]
+            return
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        following = value if equals else args[place] if place < len(args) else None
+        found = next((one for one in old if one.name == name and one.means(following)), None)
+        if found is None:
+            yield word
+            continue
+        if found.takes_value and not equals:
+            place += 1
+        new = [part.replace("{}", following or "") for part in found.new.split()]
+        warn(f"{name} is an old spelling and will be removed: write {' '.join(new)}")
+        yield from new
+
+
+def setting_parameters() -> Iterator[inspect.Parameter]:
+    """An option for every setting, for the callback of `imagestream` itself."""
+    for name, setting in Settings.model_fields.items():
+        kind: Any = bool if setting.annotation is bool else str
+        flags = [option_of(name), *([SHORT[name]] if name in SHORT else [])]
+        if kind is bool:
+            flags = [f"{flags[0]}/--no-{flags[0].removeprefix('--')}"]
+        default = (
+            "" if setting.default is None else f"; {str(setting.default).lower() if kind is bool else setting.default}"
+        )
+        option = typer.Option(
+            *flags,
+            metavar=None if kind is bool else _metavar(name, setting.annotation),
+            help=f"{_sentence(setting.description or '')} ({variable_of(name)}{default}).",
+            rich_help_panel=None if name in {"home", "config"} else SETTINGS,
+            show_default=False,
+        )
+        annotation = Annotated[kind | None, option]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def given_of(context: typer.Context) -> Given:
+    """What the command line gives; nothing where a command is called without its root."""
+    return context.obj if isinstance(context.obj, Given) else Given()
+
+
+def _give(context: typer.Context, option: Any, value: Any) -> None:
+    if value is not None and value is not False and isinstance(context.obj, Given):
+        context.obj.options[option.name] = value
+    elif value is False and isinstance(context.obj, Given) and option.secondary_opts:
+        context.obj.options[option.name] = False
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    if name in METAVARS:
+        return METAVARS[name]
+    kinds = (annotation, *get_args(annotation))
+    for one in kinds:
+        if get_origin(one) is Literal:
+            return "|".join(map(str, get_args(one)))
+    if Path in kinds:
+        return "FILE" if name.endswith("file") or name == "config" else "DIR"
+    return "N" if int in kinds else "TIME" if float in kinds else "TEXT"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".")
+
+
+GLOBAL = frozenset({"debug", *Settings.model_fields})
+
+
+def seconds(text: Any) -> float:
+    """The parser of an option that takes a duration; a plain number, as its default is, is seconds."""
+    return parse_duration(text)

@@ -1,0 +1,40 @@
+"""Durations as people write them: `10s`, `15m`, `24h`, `7d`."""
+
+import re
+
+from streaming.errors import UsageError
+
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
+YEAR_S = 366 * 86_400.0
+PATTERN = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?"
+
+
+def parse_duration(
+    text: str | float, *, plain: str | None = "s", least_s: float = 0.0, most_s: float = 366 * 86_400.0
+) -> float:
+    """Seconds of a duration such as 500ms, 10s, 15m, 24h or 7d.
+
+    Args:
+        plain: the unit of a number without one; None: there has to be one.
+        least_s, most_s: the limits, both included.
+
+    Raises:
+        UsageError: it is not a duration, or outside the limits.
+    """
+    match = re.fullmatch(PATTERN, str(text).strip(), re.ASCII)
+    unit = (match[2] or plain) if match else None
+    seconds = float(match[1]) * UNITS[unit] if match and unit else -1.0
+    if not least_s <= seconds <= most_s:
+        raise UsageError(
+            f"expected a time such as 10s, 15m, 24h or 7d, from {show_duration(least_s)} to {show_duration(most_s)}, "
+            f"got {str(text)[:40]!r}"
+        )
+    return seconds
+
+
+def show_duration(seconds: float) -> str:
+    """The duration in the largest unit that gives a whole number."""
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % UNITS[unit] == 0:
+            return f"{seconds / UNITS[unit]:.0f}{unit}"
+    return f"{seconds:g}s"

@@ -1,0 +1,103 @@
+"""A bundle as one file: what is written is read back, and nothing else is taken."""
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.bundle import GOLDEN, MANIFEST, read_bundle
+from models.bundle_zip import EPOCH, MAX_ENTRIES, ZipFiles, is_bundle_zip, write_zip
+from models.errors import ModelError
+from tests.models.samples import tiny_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return tiny_bundle(tmp_path / "bundle")
+
+
+def test_a_zip_gives_the_same_bundle_and_the_same_bytes_each_time(bundle: Path, tmp_path: Path) -> None:
+    for name in ("1.zip", "2.zip"):
+        write_zip(bundle, tmp_path / "new" / name)
+    one, two = sorted((tmp_path / "new").iterdir())
+    assert one.read_bytes() == two.read_bytes()
+    assert is_bundle_zip(one)
+    assert read_bundle(ZipFiles(one), tmp_path / "copy") == read_bundle(bundle)
+    assert read_bundle(tmp_path / "copy") == read_bundle(bundle)
+
+
+def changed(bundle: Path, change: Callable[[dict[str, bytes]], None]) -> bytes:
+    """A zip of the bundle with its files changed."""
+    files = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    change(files)
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as target:
+        for name, content in files.items():
+            target.writestr(zipfile.ZipInfo(name, EPOCH), content)
+    return stream.getvalue()
+
+
+def compressed(bundle: Path) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as target:
+        for path in bundle.iterdir():
+            target.writestr(path.name, path.read_bytes() + bytes(10_000_000 if path.name == GOLDEN else 0))
+    return stream.getvalue()
+
+
+def twice(bundle: Path) -> bytes:
+    stream = io.BytesIO(changed(bundle, lambda _: None))
+    with zipfile.ZipFile(stream, "a") as target, pytest.warns(UserWarning, match="Duplicate name"):
+        target.writestr(MANIFEST, b"{}")
+    return stream.getvalue()
+
+
+def claiming(bundle: Path) -> bytes:
+    """Its directory says that the manifest has four gigabytes."""
+    whole = bytearray(changed(bundle, lambda _: None))
+    place = zipfile.ZipFile(io.BytesIO(whole)).start_dir
+    whole[place + 20 : place + 28] = b"\xf0\xff\xff\xff" * 2
+    return bytes(whole)
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
+    "not a zip": (lambda _: b"PK\x03\x04" + bytes(100), "is not a zip of a bundle"),
+    "empty": (lambda _: b"", "is not a zip of a bundle"),
+    "cut": (lambda bundle: changed(bundle, lambda _: None)[:-30], "is not a zip of a bundle"),
+    "its begin is missing": (lambda one: b"x" + changed(one, lambda _: None)[2000:], "larger|cannot be read"),
+    "a file altered": (
+        lambda bundle: changed(bundle, lambda one: one.update({GOLDEN: b"x"})),
+        "has SHA-256",
+    ),
+    "a file missing": (lambda bundle: changed(bundle, lambda one: one.pop(GOLDEN)), "it should hold"),
+    "a file more": (lambda bundle: changed(bundle, lambda one: one.update(evil=b"x")), "it should hold"),
+    "a path": (lambda bundle: changed(bundle, lambda one: one.update({"../evil": b"x"})), "expected plain names"),
+    "a folder": (lambda bundle: changed(bundle, lambda one: one.update({"a/": b""})), "expected plain names"),
+    "many entries": (
+        lambda bundle: changed(bundle, lambda one: one.update({f"f{n}": b"" for n in range(MAX_ENTRIES)})),
+        "it has 3. entries",
+    ),
+    "compressed": (compressed, "is there twice, encrypted or compressed"),
+    "twice": (twice, "is there twice"),
+    "a size that is claimed": (claiming, "claims to be larger"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_zip_that_is_not_a_sound_bundle_is_refused(name: str, bundle: Path, tmp_path: Path) -> None:
+    make, reason = HOSTILE[name]
+    file = tmp_path / "hostile.zip"
+    file.write_bytes(make(bundle))
+    with pytest.raises(ModelError, match=reason):
+        read_bundle(ZipFiles(file), tmp_path / "copy")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_other_zips_are_other_models(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "net.keras", "w") as target:
+        target.writestr("config.json", "{}")
+    assert not is_bundle_zip(tmp_path / "net.keras")
+    assert not is_bundle_zip(tmp_path / "absent")
+    assert not is_bundle_zip(tmp_path)
