@@ -17,8 +17,9 @@ from benchmarks.pairs import Pair
 
 # The last one imports TensorFlow.
 QUESTIONS = (
-    "decoding", "predict", "end_to_end", "rivals", "latency", "micro_batch", "commits", "publishing", "workers",
-    "capacity", "cold_start", "memory", "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "int8", "engine",
+    "decoding", "predict", "end_to_end", "rivals", "latency", "answers", "micro_batch", "commits", "publishing",
+    "workers", "capacity", "cold_start", "memory", "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "int8",
+    "engine",
 )  # fmt: skip
 QUICK = ("decoding", "end_to_end", "engine")  # with `quick_questions` where a module has them
 WHOLE_FROM = 100

@@ -79,6 +79,7 @@ def _predictions(chance: np.random.Generator, at: np.ndarray, first: int, versio
         "batch_id": pa.repeat(batch_id, n),
         "date": at.astype("datetime64[D]"),
         "damaged": pa.repeat(pa.scalar(value=False), n),
+        "traceparent": pa.nulls(n, pa.string()),
     }
     return pa.table(columns).select(PREDICTIONS.names).cast(PREDICTIONS)
 

@@ -38,24 +38,32 @@ def questions() -> Iterator[Pair]:
 
 def _stream_steadily(service: Service, settings: Settings, topic: str) -> float:
     """Publish at the rate to a running stream; when the part to be measured began."""
-    from kafka import KafkaProducer
-
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "stream"]
 
     with (service.scratch / "stream.log").open("w") as log:
         stream = subprocess.Popen(
             command, env=os.environ | service.environment(topic), stdout=log, stderr=log, start_new_session=True
         )
+    try:
+        start = time.time()
+        publish_steadily(service, topic, RATE, WARM_UP_S + SECONDS)
+        time.sleep(5)
+    finally:
+        end(stream)
+    return start + WARM_UP_S
+
+
+def publish_steadily(service: Service, topic: str, per_second: int, seconds: int) -> None:
+    """Publish so many images a second, evenly."""
+    from kafka import KafkaProducer
+
     producer = KafkaProducer(bootstrap_servers=service.settings.bootstrap_servers, linger_ms=0)
     try:
         start = time.time()
-        for number in range(RATE * (WARM_UP_S + SECONDS)):
-            time.sleep(max(0.0, start + number / RATE - time.time()))
+        for number in range(per_second * seconds):
+            time.sleep(max(0.0, start + number / per_second - time.time()))
             message = build_message(service.images[number % len(service.images)], f"{number}.jpg")
             producer.send(topic, message.value, f"{number:064x}".encode(), message.headers)
         producer.flush()
-        time.sleep(5)
     finally:
         producer.close()
-        end(stream)
-    return start + WARM_UP_S

@@ -100,6 +100,15 @@ class Settings(BaseSettings):
     kafka_certificate_file: Path | None = Field(None, description="PEM of our own certificate, where brokers want one")
     kafka_key_file: Path | None = Field(None, description="PEM (PKCS#8) of its key")
     topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
+    answers_topic: str | None = Field(
+        None, pattern=TOPIC, description="Kafka topic that the stream sends its answers to; default: none"
+    )
+    answers: Literal["predictions", "quarantine", "both"] = Field(
+        "predictions", description="rows that are sent to the answers topic: predictions, quarantine or both"
+    )
+    answers_bootstrap_servers: str | None = Field(
+        None, description="Kafka brokers of the answers topic, host:port,…; default: those of the images"
+    )
     isolation: Literal["read_committed", "read_uncommitted"] = Field(
         "read_committed",
         description="which messages are read: read_committed, without those of aborted transactions, or "

@@ -3,8 +3,8 @@
     python kafka_users.py SERVERS TOPIC PASSWORDS
 
 SERVERS is a listener where we are an administrator; PASSWORDS is a folder with a line of password in each of the files
-kafka-streamer, kafka-publisher and kafka-operator. Right `Describe` comes with each of the others. The service needs no
-right to a consumer group or a transaction: the offsets are in its tables, and its producers use none.
+kafka-streamer, kafka-publisher and kafka-operator. Right `Describe` comes with each of the others. Without an
+answers topic the service needs no right to a consumer group or a transaction; with one, see docs/answers.md.
 """
 
 import sys

@@ -130,8 +130,8 @@ def run(arguments: list[str] | None = None) -> None:
     `--debug` shows the traceback as well.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    names = {name for names in COMMANDS.values() for name in names}
     release_stdout()
+    names = {name for names in COMMANDS.values() for name in names}
     try:
         # Not standalone: Typer would show a usage error in a box of several lines.
         with terminable(), extras_named(next((word for word in arguments if word in names), None)):

@@ -27,6 +27,8 @@ METAVARS = {
     "home": "PLACE",
     "bootstrap_servers": "HOST:PORT,…",
     "topic": "NAME",
+    "answers_topic": "NAME",
+    "answers_bootstrap_servers": "HOST:PORT,…",
     "metrics_port": "PORT",
     "broker_port": "PORT",
     "dashboard_port": "PORT",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,9 @@ from streaming.cli.command_line import IMAGES
 from streaming.cli.console import err, text_column
 from streaming.cli.interrupts import stoppable, stopping_cleanly
 from streaming.cli.query import SpreadsheetOption, pipe_may_close
-from streaming.cli.row_formats import Format, check_format, write_rows
+from streaming.cli.row_formats import Format, Rows, check_format, write_rows
 from streaming.cli.rows import FormatOption, OutputOption
-from streaming.errors import ServiceError
+from streaming.errors import UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 ROWS_AT_A_TIME = 8
+NUMBERS = frozenset([2])  # the column of confidences
 IN_A_TABLE = ["source", "label", "confidence", "top_k", "reason", "detail"]  # the other formats have every column
 
 
@@ -70,9 +71,12 @@ def predict(
         since = perf_counter()
         predictions = _counted(loaded.predict_each(sources, top=top), counts, show)
         with pipe_may_close():
-            schema = pa.schema([ROW.field(name) for name in IN_A_TABLE]) if format_ is Format.TABLE else ROW
-            rows = pa.RecordBatchReader.from_batches(schema, _batches(predictions, schema))
-            write_rows(rows, format_, output, spreadsheet=spreadsheet)
+            names = IN_A_TABLE if format_ is Format.TABLE else ROW.names
+            found = (_row(one, format_) for one in predictions)
+            # Rows of Arrow, which imports pandas for them, only where Parquet asks for them.
+            arrow = pa.RecordBatchReader.from_batches(ROW, _batches(found, ROW))
+            values = (tuple(row[name] for name in names) for row in found)
+            write_rows(Rows(names, values, arrow, NUMBERS), format_, output, spreadsheet=spreadsheet)
             sys.stdout.flush()
         seconds = perf_counter() - since
     done = counts.total()
@@ -89,7 +93,7 @@ def predict(
     }
     write_json(json, summary)
     if not done:
-        raise ServiceError(f"expected images, got folders without a file: {', '.join(images)}")
+        raise UsageError(f"expected images, got folders without a file: {', '.join(images)}")
     rate = f"{seconds:.1f} s ({summary['images_per_s']:,.0f} images/s)"
     images_done = f"{done:,} image{'' if done == 1 else 's'}"
     err.print(f"{images_done} in {rate}, model version {loaded.version}")
@@ -97,6 +101,14 @@ def predict(
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(bad.items()))
         err.print(f"{sum(bad.values()):,} without an answer: {reasons}")
         raise typer.Exit(EXIT_FAILED)
+
+
+def _row(prediction: "Prediction", format_: Format) -> dict[str, Any]:
+    """The fields; in a table, the classes as people read them."""
+    row = prediction.as_dict()
+    if format_ is Format.TABLE:
+        row["top_k"] = ", ".join(f"{label} {probability:.3f}" for label, probability in prediction.top_k)
+    return row
 
 
 def _from_stdin(settings: "Settings") -> bytes:
@@ -113,11 +125,11 @@ def _counted(
         yield replace(one, source=one.source or STDIN)
 
 
-def _batches(predictions: "Iterator[Prediction]", schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+def _batches(rows: Iterator[dict[str, Any]], schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
 
-    while some := list(islice(predictions, ROWS_AT_A_TIME)):
-        yield pa.RecordBatch.from_pylist([one.as_dict() for one in some], schema)
+    while some := list(islice(rows, ROWS_AT_A_TIME)):
+        yield pa.RecordBatch.from_pylist(some, schema)
 
 
 @contextmanager

@@ -88,16 +88,50 @@ def predictions(
     at: AtOption = None,
     watch: WatchOption = False,
     every: EveryOption = WATCH_S,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Write each new prediction as a line of JSON, until Ctrl-C.")
+    ] = False,
+    after: Annotated[
+        str | None,
+        typer.Option(
+            "--after", metavar="POSITION", help="With --follow: latest, earliest, or the position of a line to follow."
+        ),
+    ] = None,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     spreadsheet: SpreadsheetOption = False,
     timeout_s: TimeoutOption = 60.0,
     json: JsonOption = None,
 ) -> None:
-    """Show the latest predictions, of one class, of low confidence, or of one model version.
+    """Show the latest predictions, of one class, of low confidence, or of one model version; or follow them.
+
+    With --follow they come from the answers topic, if there is one, else from new versions of the table. Each line has
+    the `position` by which another call continues after it. It ends after --limit lines, if that is given.
 
     Example: imagestream predictions --label 7 --below 0.6
     """
+    if follow:
+        from streaming.cli.follow import follow_lines
+
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        if others := given & {"since", "at", "watch", "every", "format_", "output", "spreadsheet", "timeout_s"}:
+            raise UsageError(f"--follow writes lines of JSON as they come: leave out --{min(others).strip('_')}")
+        with pipe_may_close():
+            summary = follow_lines(
+                settings_of(context),
+                after or "latest",
+                limit if "limit" in given else None,
+                lambda row: (
+                    (label is None or row["label"] == label)
+                    and (below is None or row["confidence"] < below)
+                    and (model is None or row["model_version"] == model)
+                ),
+            )
+            write_json(json, summary)
+        return
+    if after is not None:
+        raise UsageError("--after is where to begin with --follow, which was not given")
     from streaming.answers import PREDICTIONS, PREDICTIONS_ORDER
     from streaming.query import open_query
 

@@ -38,7 +38,10 @@ shows 50 rows, and all of them in a pipe or file. `--json FILE` writes a summary
 the file is `-`. `--debug` shows the traceback of an error. `imagestream --install-completion`
 installs completion for bash, zsh, fish or PowerShell. [Conventions](conventions.md) has a table of all commands.
 """
-COLUMNS = {"damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before"}
+COLUMNS = {
+    "damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before",
+    "traceparent": "W3C trace context of the message; null without one and in rows of earlier releases",
+}
 
 
 def reference() -> str:

@@ -3,6 +3,7 @@
 import threading
 from contextlib import nullcontext
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -113,6 +114,12 @@ def _lines(found: "Status") -> list[tuple[str, str, str]]:
             "last batch",
             f"{last.batch_id} ({last.input_rows:,} images, version {last.model_version}), {last.age_s:,.0f} s ago",
         )
+    if found.stream and (answers := found.stream.answers):
+        since = f", {time() - answers.at:,.0f} s ago" if answers.at else ""
+        out_yet = (
+            "none yet" if answers.batch is None else f"batch {answers.batch} ({answers.messages:,} answers){since}"
+        )
+        line("answers", f"topic {answers.topic}: {out_yet}, backlog {answers.backlog:,}")
     if found.images_per_second is not None:
         line("rate", f"{found.images_per_second:,.0f} images/s over the last batches")
     line("models", ", ".join(f"{alias} {version or 'none'}" for alias, version in found.aliases.items()))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         "images_per_batch",
         "megabytes_per_batch",
         "schema_registry",
+        "answers_topic",
+        "answers",
+        "answers_bootstrap_servers",
         "metrics_host",
         "metrics_port",
         "log_format",
@@ -120,6 +123,7 @@ def stream(
     events = StreamEvents(
         on_start=observer.on_start,
         on_batch=on_batch,
+        on_answers=observer.on_answers,
         on_refused=observer.on_refused,
         on_trouble=observer.on_trouble,
         on_notice=observer.on_notice,

@@ -20,6 +20,7 @@ from streaming.gateway.answers import Health
 from streaming.gateway.connections import CloseUnread
 from streaming.gateway.deprecation import MarkDeprecated
 from streaming.gateway.description import POLICY, page
+from streaming.gateway.following import add_following
 from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
 from streaming.gateway.rate_limit import RateLimit
@@ -50,12 +51,13 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         redoc_url=None,
         openapi_url=None,
     )
+    allowed = Depends(access(api_key))
+    limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]  # whoever guesses keys, too
+    add_following(app, settings, limited)
     metrics = GatewayMetrics()
     app.add_middleware(MarkDeprecated)
     app.add_middleware(CloseUnread)
     app.add_middleware(CountRequests, metrics=metrics)
-    allowed = Depends(access(api_key))
-    limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]  # whoever guesses keys, too
     app.include_router(routes(service), dependencies=[*limited, Depends(refuse_repeated)])
     app.include_router(old_routes(service), dependencies=limited, deprecated=True)
     _add_health(app, service)

@@ -43,4 +43,6 @@ def make_server(app: FastAPI, *, access_log: bool = False, log_format: str = "te
         ws="none",
         limit_concurrency=MAX_CONNECTIONS + 1,  # our own bound comes first, and closes silent ones
     )
-    return uvicorn.Server(config)
+    server = uvicorn.Server(config)
+    app.state.ending = lambda: server.should_exit  # event streams end by themselves then
+    return server

@@ -29,7 +29,7 @@ from streaming.pipeline.decisions import Decisions
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.settings import Settings
 from streaming.storage.home import LOG, TABLES, Home
-from streaming.storage.table_features import files_with_vectors
+from streaming.storage.table_features import files_with_vectors, reader_features
 from streaming.storage.table_log import answers, open_delta
 
 RETENTION_HOURS = 168
@@ -119,7 +119,8 @@ def _shorten_log(table: DeltaTable, retention_hours: int) -> None:
     Every commit lists the log, so that a stream with many micro-batches per minute gets slower as it grows.
     """
     kept = f"interval {retention_hours} hours"
-    if table.metadata().configuration.get(LOG_RETENTION) != kept:
+    # deltalake would add a feature that other readers may not know to a table that has some.
+    if not reader_features(table) and table.metadata().configuration.get(LOG_RETENTION) != kept:
         with suppress(CommitFailedError):  # somebody was quicker: the next run tries again
             table.alter.set_table_properties({LOG_RETENTION: kept})
     table.cleanup_metadata()

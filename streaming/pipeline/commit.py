@@ -7,7 +7,8 @@
     5. write     files of predictions and of the challenger's answers, which no commit names yet; meanwhile Kafka is
                  asked whether its topics are still the same
     6. decide    create the object of batch n, which names offsets, models, figures and files
-    7. apply     predictions, quarantine, shadow and features: one commit each, with transaction (stream id, n)
+    7. apply     predictions, quarantine, shadow and features: one commit each, with transaction (stream id, n); beside
+                 them, if there is an answers topic, one transaction of Kafka
     8. whole     `batches`, likewise, last: a batch with a row here is whole
     9. advance   n + 1 is next
 
@@ -33,6 +34,7 @@ from models.decode import DEFAULT_LIMITS, Limits
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
 from streaming.pipeline.account import Place, account, confirmed, places_with_holes
+from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.bounded import BoundedMessages
 from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVersion, OffsetRange
 from streaming.pipeline.finish import Tables, apply
@@ -42,9 +44,13 @@ from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionRep
 from streaming.pipeline.serving import LoadedModel, Serving
 from streaming.pipeline.witness import TakeWitness
 from streaming.storage.files import DataFile
-from streaming.storage.tables import ANSWER, DAMAGED, IDENTITY, PREDICTIONS, SHADOW, spark_schema
+from streaming.storage.tables import ANSWER, DAMAGED, IDENTITY, PREDICTIONS, SHADOW, TRACEPARENT, spark_schema
 
 STEPS = ("begin", "score", "decide", "predictions", "quarantine", "features", "batches")
+ANSWER_STEPS = (
+    "send",
+    "answers",
+)  # with an answers topic, from another thread, at any time between "decide" and "batches"
 # Seconds by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is since the batch before.
 DRIVER_STEPS = ("plan", "score", "commit", "batch", "between")
 
@@ -94,7 +100,8 @@ class BatchCommitter:
         payload: the frame around each image.
         take_witness: asks Kafka, beside other work, for what a batch that was read is compared with.
         on_batch: called with every committed micro-batch.
-        on_step: called with the name of each of `STEPS` when it is done.
+        answers: sends the answers, with an answers topic.
+        on_step: called with the name of each of `STEPS`, and of `ANSWER_STEPS`, when it is done.
 
     Attributes:
         plan: where the next micro-batch must begin; set before each query.
@@ -112,6 +119,7 @@ class BatchCommitter:
         store_features: bool,
         payload: Payload = RAW,
         limits: Limits = DEFAULT_LIMITS,
+        answers: AnswersTopic | None = None,
         on_batch: Callable[[BatchResult], None],
         on_step: Callable[[str], None],
     ) -> None:
@@ -122,6 +130,7 @@ class BatchCommitter:
         self._store_features = store_features
         self._payload = payload
         self._limits = limits
+        self._answers = answers
         self._on_batch = on_batch
         self._on_step = on_step
         self._output = spark_schema(OUTPUT)
@@ -204,13 +213,16 @@ class BatchCommitter:
             files=files,
             decided_at=datetime.now(UTC),
             nonce=uuid.uuid4().hex,
+            answers=self._answers.due if self._answers is not None else None,
         )
         if not self._decisions.decide(decision):
             self._drop(files)
             raise LostDecisionError(f"batch {decision.number} was decided by another driver")
         self._on_step("decide")
 
-        if not apply(decision, self._tables, fresh=True, on_step=self._on_table, seconds=seconds):
+        if not apply(
+            decision, self._tables, fresh=True, answers=self._answers, on_step=self._on_table, seconds=seconds
+        ):
             raise LostDecisionError(f"the stream has gone on beyond batch {decision.number}")
         self._window = window  # only now: a batch that fails here comes again
         plan.advance(ranges)
@@ -233,7 +245,7 @@ class BatchCommitter:
         self._on_batch(result)
 
     def _on_table(self, name: str) -> None:
-        if name in STEPS:
+        if name in STEPS or name in ANSWER_STEPS:
             self._on_step(name)
 
     def _score(
@@ -330,7 +342,7 @@ def _summed(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
 
 
 def _predictions(rows: pa.Table, model: ModelVersion, constants: Mapping[str, Any]) -> pa.Table:
-    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER, DAMAGED)])
+    answers = rows.select([field.name for field in (*IDENTITY, *ANSWER, DAMAGED, TRACEPARENT)])
     return _with_constants(answers, model, constants, PREDICTIONS)
 
 

@@ -6,6 +6,7 @@ Kafka, Spark or a model. Of several drivers that decide one number exactly one s
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,11 +23,14 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 FORMAT = 1
+FORMAT_WITH_ANSWERS = 2  # which a release without an answers topic must not finish
 # The tables that a decision has files of, in the order in which they are committed; `batches` comes after them.
 DECIDED_TABLES = ("predictions", "quarantine", "shadow", "features")
+ANSWERED_TABLES = ("predictions", "quarantine")  # whose rows can be sent as answers
 KEPT = 200  # decisions of the newest whole batches
 KEPT_FOR = timedelta(days=1)
 NUMBER_DIGITS = 20  # of the keys
+KAFKA_TOPIC = r"[a-zA-Z0-9._-]{1,249}"
 MAX_INT32, MAX_INT64 = 2**31 - 1, 2**63 - 1
 
 
@@ -66,6 +70,22 @@ class ModelVersion:
 
 
 @dataclass(frozen=True)
+class AnswersDue:
+    """Rows of a batch that are to be sent as messages.
+
+    Attributes:
+        topic_id: that Kafka gave the topic.
+        tables: of `ANSWERED_TABLES`.
+    """
+
+    topic: str
+    topic_id: str
+    tables: tuple[str, ...]
+
+    __pydantic_config__: ClassVar = STRICT
+
+
+@dataclass(frozen=True)
 class Figures:
     """What the row in `batches` says beside lineage and offsets."""
 
@@ -91,6 +111,7 @@ class Decision:
         left_out: offsets that were lost before they were read, and accepted as lost.
         files: table → its data files, which no commit names yet.
         nonce: random, so that no two decisions are equal.
+        answers: what is sent to the answers topic before the batch is whole; None without one.
     """
 
     number: int
@@ -104,6 +125,7 @@ class Decision:
     files: dict[str, tuple[DataFile, ...]]
     decided_at: datetime
     nonce: str
+    answers: AnswersDue | None = None
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -112,7 +134,11 @@ class Decision:
         return sum(one.rows for one in self.ranges)
 
     def to_json(self) -> bytes:
-        return json.dumps({"format": FORMAT, **asdict(self)}, default=datetime.isoformat).encode()
+        content = asdict(self)
+        if self.answers is None:
+            del content["answers"]
+        format_ = FORMAT if self.answers is None else FORMAT_WITH_ANSWERS
+        return json.dumps({"format": format_, **content}, default=datetime.isoformat).encode()
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> "Decision":
@@ -124,14 +150,14 @@ class Decision:
         Raises:
             ServiceError: it is damaged, contradicts itself, or is in another format.
         """
-        decision: Decision = parse_object(data, name, "decision", FORMAT, _decision_type())
+        decision: Decision = parse_object(data, name, "decision", (FORMAT, FORMAT_WITH_ANSWERS), _decision_type())
         if problem := next(_problems(decision), None):
             raise ServiceError(f"the decision {name} is damaged: {problem}; restore it from a copy")
         return decision
 
 
-def parse_object(data: bytes, name: str, kind: str, format_: int, type_: "TypeAdapter[Any]") -> Any:
-    """A JSON object with a `format`, strictly as its dataclass has it.
+def parse_object(data: bytes, name: str, kind: str, formats: Sequence[int], type_: "TypeAdapter[Any]") -> Any:
+    """A JSON object with one of the `formats`, strictly as its dataclass has it.
 
     Raises:
         ServiceError: it is damaged, or in another format; the message names the object and what of it is wrong.
@@ -143,9 +169,10 @@ def parse_object(data: bytes, name: str, kind: str, format_: int, type_: "TypeAd
         found = content.pop("format", None)
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
         raise ServiceError(f"the {kind} {name} is damaged: expected a JSON object; restore it from a copy") from error
-    if found != format_ or isinstance(found, bool):
+    if found not in formats or isinstance(found, bool):
         raise ServiceError(
-            f"the {kind} {name} has format {str(found)[:20]!r}, expected {format_}: a release that knows it is needed"
+            f"the {kind} {name} has format {str(found)[:20]!r}, expected {' or '.join(map(str, formats))}: a release "
+            "that knows it is needed"
         )
     try:
         return type_.validate_json(json.dumps(content), strict=True)
@@ -172,6 +199,7 @@ def _problems(decision: Decision) -> Iterator[str]:
         if model is not None and not 0 < model.version <= MAX_INT32:
             yield f"'model': {model.version} is not a version"
     yield from _range_problems(decision)
+    yield from _answers_problems(decision.answers)
     figures = decision.figures
     counts = [figures.predicted_rows, figures.input_bytes, *figures.quarantined.values()]
     if any(not 0 <= count <= MAX_INT64 for count in counts):
@@ -202,6 +230,15 @@ def _range_problems(decision: Decision) -> Iterator[str]:
         yield "'ranges' have more rows than offsets"
     if any(not 0 <= (one.log_start or 0) <= MAX_INT64 for one in decision.ranges):
         yield "'ranges' have a 'log_start' that is not an offset"
+
+
+def _answers_problems(answers: AnswersDue | None) -> Iterator[str]:
+    if answers is None:
+        return
+    if not re.fullmatch(KAFKA_TOPIC, answers.topic) or not answers.topic_id:
+        yield "'answers' must have a topic and its id"
+    if not answers.tables or not set(answers.tables) <= set(ANSWERED_TABLES):
+        yield f"'answers' must have tables of {', '.join(ANSWERED_TABLES)}"
 
 
 def _file_problems(table: str, file: DataFile) -> Iterator[str]:

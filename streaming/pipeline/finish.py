@@ -3,11 +3,13 @@
 The driver that decided a batch applies it at once; a start of the stream, `imagestream maintain` and a driver that lost
 a decision apply whatever they find decided and not yet whole. However many processes apply a decision, each table takes
 its files once: the entry of its log carries the transaction (stream id, batch number), and lands only on a version that
-has not seen that number or a later one. `batches` is last: a batch with a row there is whole.
+has not seen that number or a later one. So it is with the answers topic, if there is one, by a transaction of Kafka
+(`streaming/pipeline/answers_topic.py`). `batches` is last: a batch with a row there is whole.
 """
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from streaming.errors import ServiceError
+from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.decisions import DECIDED_TABLES, Decision, Decisions, OffsetRange, files_of
 from streaming.pipeline.positions import Positions, read_identity, read_positions
 from streaming.settings import Settings
@@ -28,12 +31,12 @@ class Tables:
     """The tables that the stream writes, each opened, or made, when it is first used."""
 
     def __init__(self, place: str | Path) -> None:
-        self._place = place
+        self.place = str(place)
         self._open: dict[str, Table] = {}
 
     def __getitem__(self, name: str) -> Table:
         if name not in self._open:
-            self._open[name] = Table(self._place, name)
+            self._open[name] = Table(self.place, name)
         return self._open[name]
 
     def seen(self, stream: str) -> dict[str, int | None]:
@@ -52,6 +55,7 @@ def apply(
     tables: Tables,
     *,
     fresh: bool,
+    answers: AnswersTopic | None = None,
     on_step: Callable[[str], None] = lambda _: None,
     seconds: Callable[[], Mapping[str, float]] | None = None,
 ) -> bool:
@@ -59,7 +63,9 @@ def apply(
 
     Args:
         fresh: this process has just decided it, and written or been sent its files.
-        on_step: called with the name of each table when it has its files.
+        answers: sends the answers that are due; needed only where any are.
+        on_step: called with the name of each table when it has its files, and, from another thread, with "send" and
+            "answers"; see `AnswersTopic.send`.
         seconds: what the batch took until now, for its row, in place of what it took until the decision.
 
     Returns:
@@ -67,7 +73,8 @@ def apply(
         decision has been pruned since. Nothing is done then.
 
     Raises:
-        ServiceError: files of a decision that another process made are missing or damaged.
+        ServiceError: files of a decision that another process made are missing or damaged; or its answers cannot be
+            sent, an AnswersAwayError where their broker does not answer.
     """
     app, number = decision.stream, decision.number
     # At each batch: a driver that slept for a day must not put rows into a table that had none since its number was
@@ -79,7 +86,10 @@ def apply(
     if not fresh:
         _check_files(decision, tables)
     files = {tables[name]: of_table for name, of_table in files_of(decision).items()}
-    with ThreadPoolExecutor(max(1, len(files))) as pool:  # the tables do not depend on each other
+    if decision.answers is not None and answers is None:
+        raise ServiceError(f"batch {number} has answers due on topic {decision.answers.topic!r}, which nobody sends")
+    with ThreadPoolExecutor(1 + len(files)) as pool:  # tables and answers do not depend on each other
+        sent = pool.submit(answers.send, decision, tables.place, on_step) if decision.answers and answers else None
         commits = {
             table.name: pool.submit(table.append_files, of_table, app, number) for table, of_table in files.items()
         }
@@ -87,18 +97,29 @@ def apply(
             if name in commits:
                 commits[name].result()
             on_step(name)
+        if sent is not None:
+            sent.result()
     row = _batch_row(decision, decision.figures.seconds if seconds is None else seconds())
     batches.append(row, app, number)
     return True
 
 
-def finish_decided(settings: Settings, stream: str, tables: Tables) -> Positions | None:
+def finish_decided(
+    settings: Settings, stream: str, tables: Tables, answers: AnswersTopic | None = None
+) -> Positions | None:
     """Apply every decision that is not whole yet; where the stream stands then, None before its first start.
+
+    Args:
+        answers: kept open by the caller; by default one that is closed here.
 
     Raises:
         ServiceError: a decision is damaged, does not continue the batch before it, or lacks files; or tables, `batches`
-            and decisions are not of one copy of the home.
+            and decisions are not of one copy of the home; or answers cannot be sent, an AnswersAwayError where their
+            broker does not answer.
     """
+    if answers is None:
+        with closing(AnswersTopic(settings)) as own:
+            return finish_decided(settings, stream, tables, own)
     identity = read_identity(settings, stream)
     if identity is None:
         return None
@@ -108,7 +129,7 @@ def finish_decided(settings: Settings, stream: str, tables: Tables) -> Positions
         decision = decisions.read(positions.number + 1)
         if decision is not None:
             _check_continues(positions, decision, stream)
-            apply(decision, tables, fresh=False)
+            apply(decision, tables, fresh=False, answers=answers)
             positions = positions.after(decision)
             continue
         ahead = [name for name, seen in tables.seen(identity.id).items() if (seen or 0) > positions.number]

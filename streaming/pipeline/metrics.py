@@ -18,6 +18,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from models.drift import MEANINGFUL_ROWS
 from streaming.errors import ServiceError
+from streaming.pipeline.answers_topic import Sent
 from streaming.pipeline.offsets import PartitionLag
 
 LOOPBACK = "127.0.0.1"
@@ -114,6 +115,13 @@ class Metrics:
             "last_batch_timestamp_seconds", "Time of the last micro-batch, or of the start, since 1970.", **new
         )
         self._last_batch.set_to_current_time()
+        self._answers = Counter("answers", "Answers sent to the answers topic.", **new)
+        self._answers_backlog = Gauge("answers_backlog_messages", "Answers of a decided batch that are not out.", **new)
+        self._last_answers = Gauge(
+            "last_answers_timestamp_seconds", "Time of the last transaction with answers, since 1970.", **new
+        )
+        self._last_answers.set(nan)  # none yet
+        self._answered_at: float | None = None
         for outcome in ("predicted", "quarantined"):
             self._rows.labels(outcome)  # a rate needs its zero
 
@@ -148,6 +156,14 @@ class Metrics:
     def trouble(self) -> None:
         """Count a failure after which the stream tries again."""
         self._trouble.inc()
+
+    def answers(self, sent: Sent) -> None:
+        """What is known about the answers topic."""
+        self._answers_backlog.set(sent.backlog)
+        if sent.at is not None and sent.at != self._answered_at:
+            self._answered_at = sent.at
+            self._answers.inc(sent.messages)
+            self._last_answers.set(sent.at)
 
     def broker(self, partitions: Iterable[PartitionLag] | None) -> None:
         """What the broker said about the topics, None if it did not answer; the lag is unknown then."""

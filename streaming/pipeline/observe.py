@@ -21,6 +21,7 @@ from typing import Any, TextIO
 import psutil
 
 from streaming.errors import ServiceError
+from streaming.pipeline.answers_topic import Sent
 from streaming.pipeline.metrics import LOOPBACK, Batch, Check, Metrics, MetricsServer
 from streaming.pipeline.offsets import Place, TopicOffsets, lags
 from streaming.pipeline.positions import committed_places, name_in_kafka
@@ -55,6 +56,7 @@ class StreamState:
     model_version: int | None = None  # of its last micro-batch
     url: str | None = None  # where metrics and health are served
     host: str = field(default_factory=node)
+    answers: Sent | None = None  # about the answers topic, where there is one
 
     @property
     def alive(self) -> bool:
@@ -94,7 +96,9 @@ def read_state(settings: Settings) -> StreamState | None:
     """The state of the last stream of the settings' topic, if there ever was one."""
     try:
         content = json.loads(settings.place.store.get(state_key(settings)) or b"")
-        return StreamState(**content | {"phase": Phase(content["phase"])})
+        answers = content.get("answers")
+        parsed = {"phase": Phase(content["phase"]), "answers": Sent(**answers) if answers else None}
+        return StreamState(**content | parsed)
     except (ServiceError, ValueError, TypeError, KeyError):  # never started, or damaged: then nothing is known
         return None
 
@@ -235,6 +239,11 @@ class Observer:
         if batch.drift.get("alarm"):
             figures = ("p_value", "window_psi", "window_rows")
             self._tell("warning", "drift", model_version=batch.model_version, **{f: batch.drift[f] for f in figures})
+
+    def on_answers(self, sent: Sent) -> None:
+        """Answers are due, or out."""
+        self.metrics.answers(sent)
+        self._become(answers=sent, write=self._state.phase is Phase.RUNNING and self._is_old)
 
     def on_refused(self, version: int, why: str) -> None:
         """A promoted model is refused; the old one goes on."""

@@ -111,7 +111,7 @@ def read_identity(settings: Settings, stream: str) -> StreamIdentity | None:
     if data is None:
         return None
     name = f"{store.place}/{key}"
-    identity: StreamIdentity = parse_object(data, name, "stream", FORMAT, _identity_type())
+    identity: StreamIdentity = parse_object(data, name, "stream", (FORMAT,), _identity_type())
     if not identity.id.replace("-", "").isalnum() or any(min(one.partition, one.offset) < 0 for one in identity.first):
         raise ServiceError(f"the stream {name} is damaged: its id or its first offsets; restore it from a copy")
     return identity

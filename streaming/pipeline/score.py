@@ -31,7 +31,7 @@ from streaming.pipeline.decisions import ModelVersion
 from streaming.pipeline.payload import RAW, FrameError, Payload, frame_of, unwrapping
 from streaming.platform.engines import EngineChoice
 from streaming.storage.files import DataFile, FileSink, list_array
-from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE
+from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE, TRACEPARENT
 from streaming.tracing import valid
 
 TOP_K = 3
@@ -45,7 +45,7 @@ FIRST_MS, LAST_MS = 365 * 86_400_000, 7_258_118_400_000
 NOT_UTF_8 = "\ufffd"
 REPORT = pa.field("report", pa.string())
 SHADOW_ANSWER = [pa.field("shadow_label", pa.string()), pa.field("shadow_confidence", pa.float32())]
-OUTPUT = pa.schema([*IDENTITY, *ANSWER, DAMAGED, *SHADOW_ANSWER, REPORT])
+OUTPUT = pa.schema([*IDENTITY, *ANSWER, DAMAGED, TRACEPARENT, *SHADOW_ANSWER, REPORT])
 
 
 @dataclass(frozen=True)
@@ -277,7 +277,8 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
         shadow = _shadow_answers(values, good, features, on)
         report.timed("shadow", clock)
         damaged = pa.array([row in decoded.damage for row in good], DAMAGED.type)
-        columns = [*rows.columns, *answers, damaged, *shadow, pa.nulls(len(good), REPORT.type)]
+        traces = pa.array([headers.read[row].traceparent for row in good], TRACEPARENT.type)
+        columns = [*rows.columns, *answers, damaged, traces, *shadow, pa.nulls(len(good), REPORT.type)]
         yield from pa.table(columns, schema=OUTPUT).to_batches()
 
 

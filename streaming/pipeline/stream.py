@@ -22,6 +22,7 @@ from pyspark.sql import SparkSession
 from producer.topic_files import file_stem
 from streaming.errors import ServiceError
 from streaming.pipeline.account import WitnessError
+from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic, Sent
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
@@ -84,6 +85,7 @@ class StreamEvents:
     on_start: Callable[[], None] = lambda: None
     on_batch: Callable[[BatchResult], None] = lambda _: None
     on_step: Callable[[str], None] = lambda _: None
+    on_answers: Callable[[Sent], None] = lambda _: None
     on_refused: Callable[[int, str], None] = lambda _version, _why: None
     on_trouble: Callable[[str], None] = lambda _: None
     on_notice: Callable[[str], None] = lambda _: None  # what to look at, and nothing failed
@@ -141,17 +143,20 @@ def run_stream(
 
     Raises:
         ServiceError: another process runs this stream, another stream reads one of its topics here, no broker answers
-            at the start, there is no champion, the offsets do not continue what was committed, memory does not suffice,
-            or the query keeps failing.
+            at the start, the answers topic cannot be used, there is no champion, the offsets do not continue what was
+            committed, memory does not suffice, or the query keeps failing.
         ModelError: the champion's bundle is refused.
     """
     settings.place.check()
     locks = make_dir(settings.work_dir / "locks")
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
     lock = locks / f"stream-{file_stem(settings.topic)}.lock"
-    with held(lock, busy), old_stream_stopped(settings), stop_signals() as stop:
-        starts = _Starts(settings, bootstrap_servers, options)
+    answers = AnswersTopic(settings, options.accept.new_topic, events.on_answers)
+    with held(lock, busy), old_stream_stopped(settings), stop_signals() as stop, closing(answers):
+        answers.prepare(subscription_of(settings, options))
+        starts = _Starts(settings, bootstrap_servers, options, answers)
         plan = starts.plan()
+        answers.begin(plan.stream, plan.number)
         set_checkpoint_aside(settings)
         for notice in topic_notices(bootstrap_servers, plan.names, client_arguments(settings)):
             events.on_notice(notice)
@@ -174,6 +179,7 @@ def run_stream(
                     store_features=options.store_features,
                     payload=options.payload,
                     limits=settings.image_limits,
+                    answers=answers,
                     on_batch=run.committed,
                     on_step=events.on_step,
                 )
@@ -184,8 +190,11 @@ def run_stream(
 class _Starts:
     """Where each query begins: decided batches are finished, then Kafka is compared with the tables."""
 
-    def __init__(self, settings: Settings, bootstrap_servers: str, options: StreamOptions) -> None:
+    def __init__(
+        self, settings: Settings, bootstrap_servers: str, options: StreamOptions, answers: AnswersTopic
+    ) -> None:
         self.tables = Tables(settings.place.tables)
+        self._answers = answers
         self._settings = settings
         self._servers = bootstrap_servers
         self._accept = options.accept
@@ -197,10 +206,10 @@ class _Starts:
 
         Raises:
             ServiceError: a decided batch cannot be finished, or the topic does not continue what was committed; an
-                AwayError where the broker does not answer just now.
+                AwayError or AnswersAwayError where a broker does not answer just now.
         """
         settings, client = self._settings, client_arguments(self._settings)
-        positions = finish_decided(settings, settings.topic, self.tables)  # needs no broker
+        positions = finish_decided(settings, settings.topic, self.tables, self._answers)
         try:
             topics = describe_topics(self._servers, self._subscription, client)
         except RefusedError:
@@ -308,7 +317,7 @@ class _Run:
             with closing(BoundedReader(self._servers, self._client, committed=committed)) as reader:
                 committer(read_bounded(reader, ranges, names), ranges)
         except (KafkaError, ServiceError, LostDecisionError, WitnessError, RegistryAwayError) as error:
-            if isinstance(error, ServiceError) and not isinstance(error, RefusedError):
+            if isinstance(error, ServiceError) and not isinstance(error, RefusedError | AnswersAwayError):
                 raise
             self._after_failure(f"{type(error).__name__}: {error}")
             return False
@@ -324,7 +333,7 @@ class _Run:
         while not self._stop.is_set():
             try:
                 committer.plan = starts.plan()
-            except (AwayError, StoreAwayError) as error:  # on its way down or up, or a full disk
+            except (AwayError, AnswersAwayError, StoreAwayError) as error:  # on its way down or up, or a full disk
                 self._events.on_trouble(f"{error}; trying again")
                 self._stop.wait(RETRY_S)
             else:
@@ -386,13 +395,10 @@ class _Run:
                 )
             self._events.on_trouble(f"planning again: {cause(error)}")
             return
-        if StoreAwayError.__name__ in error and not self._settings.place.is_local:
+        store_away = StoreAwayError.__name__ in error and not self._settings.place.is_local
+        if store_away or any(kind.__name__ in error for kind in (AnswersAwayError, RegistryAwayError)):
             self._events.on_trouble(f"{cause(error)}; waiting for it")
-            self._stop.wait(RETRY_S)  # planning asks the store again, until it answers
-            return
-        if RegistryAwayError.__name__ in error:
-            self._events.on_trouble(f"{cause(error)}; waiting for it")
-            self._stop.wait(RETRY_S)  # the same micro-batch asks the registry again
+            self._stop.wait(RETRY_S)  # planning, or the same micro-batch, asks again until it answers
             return
         if is_permanent(error):
             raise ServiceError(f"the stream stopped: {cause(error)}")

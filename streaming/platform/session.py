@@ -181,7 +181,7 @@ def cause(text: str) -> str:
     kind, message = errors[-1]
     return (
         str(message)
-        if kind in {"ServiceError", "StoreAwayError", "RegistryAwayError", "ModelError"}
+        if kind in {"AnswersAwayError", "ServiceError", "StoreAwayError", "RegistryAwayError", "ModelError"}
         else f"{kind}: {message}"
     )
 

@@ -61,6 +61,10 @@ class Subscription:
     def __str__(self) -> str:
         return ",".join(self.topics) if self.pattern is None else f"pattern {self.pattern}"
 
+    def includes(self, name: str) -> bool:
+        """Whether it reads a topic of this name."""
+        return name in self.topics if self.pattern is None else re.fullmatch(self.pattern, name) is not None
+
     @property
     def spark_option(self) -> tuple[str, str]:
         """The option of Spark's Kafka source, and its value."""

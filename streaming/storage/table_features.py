@@ -15,7 +15,8 @@ from streaming.errors import ServiceError
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-PLAIN_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck"})  # that leave the files as they are
+# That leave the files as they are.
+PLAIN_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "variantType"})
 VECTORS = "deletionVectors"
 MAPPING = "columnMapping"
 MAPPING_READER = 2  # the version of the protocol that was column mapping, before features had names

@@ -69,7 +69,8 @@ ANSWER = [
 ]
 
 DAMAGED = pa.field("damaged", pa.bool_())  # bytes or rows are missing, or too many; null in rows from before
-PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32()), DAMAGED])
+TRACEPARENT = pa.field("traceparent", pa.string())  # the W3C trace context that came with the image
+PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32()), DAMAGED, TRACEPARENT])
 QUARANTINE = pa.schema(
     [
         *IDENTITY,

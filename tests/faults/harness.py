@@ -24,10 +24,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable, QueryBuilder
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
 from streaming.jobs.audit import audit
+from streaming.pipeline.answer_message import answer_message
+from streaming.pipeline.answers_topic import TABLES as ANSWERED
 from streaming.pipeline.commit import BatchResult
 from streaming.pipeline.decisions import Decision
 from streaming.pipeline.payload import RAW, Payload
@@ -356,6 +358,50 @@ def check_exactly_once(settings: Settings, sent: Sent) -> None:
     assert report.clean, [problem.text for problem in report.problems]
     assert report.predicted + report.quarantined == len(sent)
     assert not report.unfinished
+    check_answers(settings)
+
+
+def check_answers(settings: Settings) -> None:
+    """A reader of committed messages finds each row in the answers topic once, as it is in the table."""
+    if settings.answers_topic is None:
+        return
+    expected = Counter(
+        _comparable(*answer_message(table, row))
+        for table in ANSWERED[settings.answers]
+        for row in rows(settings, f"SELECT * FROM {table}")  # noqa: S608  names of tables
+    )
+    found = Counter(_comparable(one.key, one.value, one.headers) for one in committed_answers(settings))
+    assert found == expected, f"lost: {list(expected - found)[:3]}, repeated or others: {list(found - expected)[:3]}"
+
+
+def _comparable(key: bytes | None, value: bytes, headers: Iterable[tuple[str, bytes]]) -> tuple[object, ...]:
+    return key, value, *sorted(headers)
+
+
+def committed_answers(settings: Settings) -> list[Any]:
+    """The messages of the answers topic that are committed, partition by partition."""
+    servers = settings.answers_bootstrap_servers or settings.bootstrap_servers
+    consumer = KafkaConsumer(bootstrap_servers=servers, isolation_level="read_committed")
+    found: dict[TopicPartition, list[Any]] = {}
+    try:
+        topic = settings.answers_topic
+        partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or ())]
+        ends = consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        consumer.seek_to_beginning()
+        wait_until(
+            lambda: _take(consumer, found) and all(consumer.position(one) >= end for one, end in ends.items()),
+            lambda: f"not all answers up to {ends}",
+        )
+    finally:
+        consumer.close()
+    return [message for one in partitions for message in found.get(one, [])]
+
+
+def _take(consumer: KafkaConsumer, into: dict[TopicPartition, list[Any]]) -> bool:
+    for place, messages in consumer.poll(timeout_ms=200).items():
+        into.setdefault(place, []).extend(messages)
+    return True
 
 
 def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:

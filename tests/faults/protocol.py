@@ -10,10 +10,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,20 +27,21 @@ import pyarrow as pa
 
 from streaming.jobs.audit import audit
 from streaming.pipeline.account import Piece, Place, Seen
+from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic
 from streaming.pipeline.commit import STEPS, BatchCommitter, BatchResult, LostDecisionError, _Scored
-from streaming.pipeline.decisions import Decisions, ModelVersion, OffsetRange
+from streaming.pipeline.decisions import DECIDED_TABLES, Decisions, ModelVersion, OffsetRange
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.positions import Accept, plan_start
 from streaming.pipeline.score import OUTPUT, PartitionReport
 from streaming.pipeline.stream import MAX_LOST
-from streaming.platform.topic import Topic
+from streaming.platform.topic import Subscription, Topic
 from streaming.registry import Registry
 from streaming.settings import Settings
 from streaming.storage import store, table_log
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store_errors import StoreAwayError
-from streaming.storage.tables import FEATURES, QUARANTINE, SCHEMAS
-from tests.faults.harness import rows, wait_until
+from streaming.storage.tables import FEATURES, QUARANTINE, SCHEMAS, Table
+from tests.faults.harness import PATIENCE_S, check_answers, rows, wait_until
 from tests.streaming.history import NOON, SHA256, begin_stream
 
 PARTITIONS = (0, 1)
@@ -56,6 +58,7 @@ class Spec:
         messages: of each partition.
         per_batch: messages of each partition in a micro-batch.
         signal_at: a step, the number of the micro-batch of this run, from 1, and the signal that it sends itself then.
+        first: in that micro-batch, what is made to be done before the other: "answers" or "tables"; None: as it comes.
         share_of_bad: of the messages that it quarantines.
         known_for_s: in place of `table_log.KNOWN_FOR_S`.
         answer_within_s: in place of `store.ANSWER_WITHIN_S`.
@@ -67,6 +70,7 @@ class Spec:
     messages: int
     per_batch: int
     signal_at: tuple[str, int, signal.Signals] | None = None
+    first: str | None = None
     share_of_bad: float = 0.3
     known_for_s: float = table_log.KNOWN_FOR_S
     answer_within_s: float = store.ANSWER_WITHIN_S
@@ -97,12 +101,20 @@ class _Committer(BatchCommitter):
         model = {"model_version": 1, "bundle_sha256": SHA256}
         lineage = model | {"query_id": self.plan.stream, "batch_id": self.plan.number + 1}
         for one in messages.ranges:
-            common = {"topic": one.topic, "partition": one.partition, "source": attempt, "published_at": NOON}
+            common = {
+                "topic": one.topic,
+                "partition": one.partition,
+                "source": attempt,
+                "published_at": NOON,
+                "key": b"k",
+            }
             of_range = [common | {"offset": n, "image_id": f"{one.partition}-{n}"} for n in range(one.start, one.end)]
             bad = [row for row in of_range if rng.random() < self.share_of_bad]
             good = [row for row in of_range if row not in bad]
-            predicted += [row | {"label": "cat", "confidence": 0.5, "scored_at": NOON} for row in good]
-            worse = [row | lineage | {"reason": "truncated", "value": b"bad"} for row in bad]
+            trace = {"traceparent": f"00-{attempt}-00f067aa0ba902b7-01"}
+            predicted += [row | trace | {"label": "cat", "confidence": 0.5, "scored_at": NOON} for row in good]
+            headers = [{"key": name, "value": value.encode()} for name, value in trace.items()]
+            worse = [row | lineage | {"reason": "truncated", "value": b"bad", "headers": headers} for row in bad]
             features = [row | {"backbone_sha256": SHA256, "features": [0.0]} for row in good]
             reports.append(
                 PartitionReport(
@@ -127,19 +139,38 @@ def _file(place: str, of_file: list[dict[str, Any]], schema: pa.Schema) -> DataF
 
 
 class _Log:
-    """One JSON line per event; the driver may send itself a signal at one of them."""
+    """One JSON line per event; the driver may send itself a signal at one of them.
+
+    Where answers are to be first, `before_tables` waits for them; else, where tables are to be, the step "send" does.
+    """
 
     def __init__(self, spec: Spec) -> None:
         self._file = spec.log.open("a", encoding="utf-8")
         self._signal_at = spec.signal_at
+        self._first = spec.first
         self._batches = 0
+        self._done = {"tables": threading.Event(), "answers": threading.Event()}
 
     def note(self, event: str, **what: Any) -> None:
         self._file.write(json.dumps({"at": time.time(), "event": event, **what}) + "\n")
         self._file.flush()
 
+    def before_tables(self) -> None:
+        self._after("answers")
+
+    def _after(self, first: str) -> None:
+        """Wait for what is to be first in the micro-batch of the signal."""
+        if self._first == first and self._signal_at is not None and self._batches == self._signal_at[1]:
+            self._done[first].wait(PATIENCE_S)
+
     def on_step(self, step: str) -> None:
         self._batches += step == STEPS[0]
+        if step == DECIDED_TABLES[-1]:
+            self._done["tables"].set()
+        if step == "answers":
+            self._done["answers"].set()
+        if step == "send":
+            self._after("tables")
         if self._signal_at is not None and (step, self._batches) == self._signal_at[:2]:
             self.note("signal", step=step)
             os.kill(os.getpid(), self._signal_at[2])
@@ -148,17 +179,41 @@ class _Log:
         self.note("batch", id=batch.batch_id, seconds=batch.seconds)
 
 
+class _Tables(Tables):
+    """Tables that may have to wait for the answers."""
+
+    def __init__(self, place: str, before: Callable[[], None]) -> None:
+        super().__init__(place)
+        self._before = before
+
+    def __getitem__(self, name: str) -> Table:
+        new = name not in self._open
+        table = super().__getitem__(name)
+        if new and name in DECIDED_TABLES:
+            append = table.append_files
+
+            def append_files(*arguments: Any) -> bool:
+                self._before()
+                return append(*arguments)
+
+            table.append_files = append_files  # type: ignore[method-assign]
+        return table
+
+
 def _run(spec: Spec) -> None:
     os.environ.update(spec.variables)
     table_log.KNOWN_FOR_S, store.ANSWER_WITHIN_S = spec.known_for_s, spec.answer_within_s
     log, place, topic = _Log(spec), spec.settings.place, spec.settings.topic
-    tables = Tables(place.tables)  # kept open when the driver plans again, as the stream does
+    tables = _Tables(place.tables, log.before_tables)  # kept open when the driver plans again, as the stream does
+    answers = AnswersTopic(spec.settings)
+    answers.prepare(Subscription((topic,)))
     committer = _Committer(
         _Serving(Registry(place.store)),  # type: ignore[arg-type]
         tables,
         Decisions(place.store, topic),
         _witness,
         store_features=True,
+        answers=answers,
         on_batch=log.on_batch,
         on_step=log.on_step,
     )
@@ -166,8 +221,8 @@ def _run(spec: Spec) -> None:
     lost = 0
     while lost < MAX_LOST:
         try:
-            _drive(spec, committer, tables)
-        except StoreAwayError as error:
+            _drive(spec, committer, tables, answers)
+        except (AnswersAwayError, StoreAwayError) as error:
             log.note("away", what=str(error))
             time.sleep(PAUSE_S)
         except LostDecisionError as error:
@@ -179,11 +234,13 @@ def _run(spec: Spec) -> None:
     sys.exit(FENCED)
 
 
-def _drive(spec: Spec, committer: _Committer, tables: Tables) -> None:
+def _drive(spec: Spec, committer: _Committer, tables: Tables, answers: AnswersTopic) -> None:
     """As the stream starts its query, and runs it until there are no messages left."""
     settings, topic = spec.settings, spec.settings.topic
-    positions = finish_decided(settings, topic, tables)
+    positions = finish_decided(settings, topic, tables, answers)
     assert positions is not None
+    assert positions.stream is not None
+    answers.begin(positions.stream, positions.number)
     begins, ends = dict.fromkeys(PARTITIONS, 0), dict.fromkeys(PARTITIONS, spec.messages)
     committer.plan = plan_start(positions, Topic(topic, TOPIC_ID, begins, ends), Accept())
     at = {one: positions.of_topic(topic).get(one, 0) for one in PARTITIONS}
@@ -289,3 +346,4 @@ def check(settings: Settings, messages: int) -> None:
     report = audit(settings)
     assert report.clean, [problem.text for problem in report.problems]
     assert not report.unfinished
+    check_answers(settings)

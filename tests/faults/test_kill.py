@@ -1,4 +1,4 @@
-"""SIGKILL at every step of the commit protocol, and in between: no message is lost, none has two rows.
+"""SIGKILL at every step of the commit protocol, and in between: no message is lost, none has two rows or two answers.
 
 The topic has holes: half of its messages came in transactions."""
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from time import sleep
+from uuid import uuid4
 
 import pytest
 
 from streaming.jobs.maintain import maintain
-from streaming.pipeline.commit import STEPS
+from streaming.pipeline.commit import ANSWER_STEPS, STEPS
 from streaming.pipeline.decisions import Decision
 from streaming.platform.broker import start_broker, stop_broker
 from streaming.registry import open_registry
@@ -69,8 +70,9 @@ def settings(
     seed: int,
 ) -> Iterator[Settings]:
     """A service on each kind of home."""
+    answers = {"answers_topic": f"answers-{uuid4().hex[:8]}", "answers": "both"}
     if killed_on == "local":
-        yield new_service()
+        yield new_service().model_copy(update=answers)
         return
     server: ObjectStoreServer = request.getfixturevalue("object_store")
     with StoreProxy(server.port) as proxy:
@@ -78,15 +80,15 @@ def settings(
             proxy.faults = at_random(generator(seed))
         folder = tmp_path_factory.mktemp("killed") / "work"
         with service_in_bucket(server, broker, trained, folder, proxy.port) as settings:
-            yield settings
+            yield settings.model_copy(update=answers)
 
 
 @pytest.fixture(scope="module")
 def survived(settings: Settings, killed_on: str, form: Form, seed: int, record: Record) -> Survived:
-    """The stream was killed once at each step (full: 5 times, and 15 times at random), with the champion changed after
+    """The stream was killed once at each step (full: 4 times, and 14 times at random), with the champion changed after
     each kill, and then left to finish; every second lot of messages came in transactions, with aborted ones between."""
     rng = generator(seed)
-    plan: list[str | None] = form([*STEPS * 5, *[None] * 15], [*STEPS])
+    plan: list[str | None] = form([*(*STEPS, *ANSWER_STEPS) * 4, *[None] * 14], [*STEPS])
     rng.shuffle(plan)
     good, bad, size = form((300, 100, 140), (28, 12, 28))
     versions, registry = [1, register_twin(settings)], open_registry(settings.home)

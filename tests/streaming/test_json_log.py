@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from contextlib import redirect_stderr
 from datetime import datetime
 from pathlib import Path
 
@@ -27,17 +28,13 @@ from streaming.json_log import JsonFormatter, JsonLines
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_the_reason_of_a_failed_command_is_a_line_of_json_with_its_date(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: list[str],
-    why: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], why: str
 ) -> None:
     monkeypatch.setenv("IMAGESTREAM_LOG_FORMAT", "json")
-    with pytest.raises(SystemExit) as ended:
+    with redirect_stderr(io.StringIO()) as stream, pytest.raises(SystemExit) as ended:
         cli.run(["--home", str(tmp_path), *command])
     assert ended.value.code != 0
-    *_, line = capsys.readouterr().err.splitlines()
+    *_, line = stream.getvalue().splitlines()
     found = json.loads(line)
     assert (found["level"], why in found["event"]) == ("error", True), found
     assert abs((datetime.now().astimezone() - datetime.fromisoformat(found["timestamp"])).total_seconds()) < 600

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -170,6 +171,11 @@ def test_the_command_writes_rows_to_standard_output_and_the_rest_elsewhere(
     digit = next(iter(photos.rglob("*.png")))
     code, out, _ = command_here("predict", digit, "--model", 1, "--format", "json")
     assert (code, json.loads(out)[0]["label"]) == (0, model.predict(digit)[0].label)
+    expected_row = model.predict(str(digit))[0].as_dict()
+    _, out, _ = command_here("predict", digit, "--format", "ndjson")
+    assert json.loads(out) == expected_row
+    command_here("predict", digit, "--format", "parquet", "--output", tmp_path / "rows.parquet")
+    assert pq.read_table(tmp_path / "rows.parquet").to_pylist() == [expected_row]
     (tmp_path / "empty").mkdir()
     code, _, err = command_here("predict", tmp_path / "empty", "--model", "1")
     assert (code != 0, "expected images" in err) == (True, True)

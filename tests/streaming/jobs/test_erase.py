@@ -136,6 +136,7 @@ def test_deletion_vectors_of_spark_are_refused_by_name_until_they_are_purged(
     skipped = {table.name: table.skipped for table in maintain(home).tables}
     assert all(vector.exists() for vector in vectors)
     assert {name for name, why in skipped.items() if why is not None} == {"predictions", "features"}
+    assert DeltaTable(predictions).protocol().reader_features == ["deletionVectors"]
     assert spark.read.format("delta").load(str(predictions)).count() == 23 - 2
 
     for name in ("predictions", "features"):  # what the message says, word for word

@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 from streaming.errors import ServiceError
-from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange, files_of
+from streaming.pipeline.decisions import (
+    AnswersDue,
+    CountedRange,
+    Decision,
+    Decisions,
+    ModelVersion,
+    OffsetRange,
+    files_of,
+)
 from streaming.settings import Settings
 from streaming.storage.store import open_store
 from tests.streaming.history import decision_of
@@ -143,7 +151,10 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (spoilt("files", "quarantine", 0, "partition", value={"date": "x"}), "must have no partition"),
         (spoilt(*PREDICTIONS_FILE, "stats", value="[1]"), "statistics that are not a JSON object"),
         (spoilt(*PREDICTIONS_FILE, "stats", value="{"), "statistics that are not a JSON object"),
-        (spoilt("format", value=2), "has format '2', expected 1"),
+        (spoilt("answers", value={"topic": "a/b", "topic_id": "x", "tables": ["predictions"]}), "must have a topic"),
+        (spoilt("answers", value={"topic": "a", "topic_id": "x", "tables": ["labels"]}), "must have tables of"),
+        (spoilt("answers", value={"topic": "a", "topic_id": "x"}), "'answers.tables': Field required"),
+        (spoilt("format", value=3), "has format '3', expected 1 or 2"),
         (spoilt("format", remove=True), "has format 'None', expected 1"),
     ],
 )
@@ -184,6 +195,13 @@ def test_ranges_of_a_decision_are_ranges_of_offsets_with_rows() -> None:
     range_ = {"topic": "images", "partition": 0, "start": 10, "end": 14}
     assert asdict(counted) == range_ | {"rows": 4, "log_start": None}
     assert asdict(replace(counted, log_start=7))["log_start"] == 7
+
+
+def test_only_a_decision_with_answers_needs_a_release_that_knows_them(decision: Decision) -> None:
+    due = replace(decision, answers=AnswersDue("answers", "topic-id", ("predictions",)))
+    assert [json.loads(one.to_json())["format"] for one in (decision, due)] == [1, 2]
+    assert "answers" not in json.loads(decision.to_json())
+    assert Decision.from_json(due.to_json(), "it") == due
 
 
 # Pruning

@@ -22,9 +22,11 @@ import pytest
 
 from streaming.errors import ServiceError
 from streaming.pipeline import offsets
+from streaming.pipeline.answers_topic import Sent
 from streaming.pipeline.observe import LogFormat, Observer, Phase, StreamState, open_log, read_state, write_state
 from streaming.pipeline.offsets import PartitionLag
 from streaming.settings import Settings
+from tests.conftest import command_here
 from tests.streaming.history import commit_batch, new_topic
 
 NOWHERE = "127.0.0.1:1"  # no broker answers there
@@ -136,6 +138,24 @@ def test_the_verdict_on_a_window_is_a_metric_whatever_the_size_of_its_last_batch
     observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 20.0} | window))
     found = {name: value for name, value in metrics(observer).items() if "_drift_" in name and not isnan(value)}
     assert found == {f"imagestream_drift_{name}": window[name] for name in ("window_psi", "p_value", "alarm")}
+
+
+def test_answers_topic_is_in_metrics_state_and_status(observer: Observer, settings: Settings) -> None:
+    observer.on_start()
+    out = Sent("answers", 7, time.time(), messages=40)
+    for sent in (Sent("answers", 6), Sent("answers", 6, backlog=40), out, replace(out, backlog=3)):
+        observer.on_answers(sent)
+    found = metrics(observer)
+    assert found["imagestream_answers_total"] == 40
+    assert found["imagestream_answers_backlog_messages"] == 3
+    assert found["imagestream_last_answers_timestamp_seconds"] == out.at
+    observer.on_batch(replace(Batch(), model_version=9))  # writes the state
+    state = read_state(settings)
+    assert state is not None
+    assert state.answers == replace(out, backlog=3)
+    _, told, _ = command_here("--home", settings.home, "status")
+    assert "topic answers: batch 7 (40 answers), " in told
+    assert "s ago, backlog 3" in told
 
 
 def test_text_log_keeps_each_event_on_one_line() -> None:

@@ -94,14 +94,16 @@ class SecureBroker:
         }
         return Settings.model_validate(base.model_dump() | secured)
 
-    def allow(self, user: str, topic: str, *operations: ACLOperation) -> None:
-        """Make the topic, and grant rights to it, as its operator would."""
-        pattern = ResourcePattern(ResourceType.TOPIC, topic)
+    def allow(self, user: str, name: str, *operations: ACLOperation, kind: ResourceType = ResourceType.TOPIC) -> None:
+        """Make the topic, if it is one, and grant rights to it, as its operator would."""
+        pattern = ResourcePattern(kind, name)
         with closing(KafkaAdminClient(bootstrap_servers=self.listeners["PLAINTEXT"])) as admin:
-            if topic not in admin.list_topics():
-                admin.create_topics([NewTopic(topic, num_partitions=2, replication_factor=1)])
-            rights = [ACL(f"User:{user}", "*", one, ACLPermissionType.ALLOW, pattern) for one in operations]
-            admin.create_acls(rights)
+            if kind is ResourceType.TOPIC and name not in admin.list_topics():
+                admin.create_topics([NewTopic(name, num_partitions=2, replication_factor=1)])
+            if operations:
+                admin.create_acls(
+                    [ACL(f"User:{user}", "*", one, ACLPermissionType.ALLOW, pattern) for one in operations]
+                )
 
 
 @contextmanager

@@ -8,24 +8,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deltalake import DeltaTable
-from kafka.admin import ACLOperation
+from kafka.admin import ACLOperation, ResourceType
 
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run
 from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images, write_images
+from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.offsets import TopicOffsets
 from streaming.platform.broker import bootstrap_servers
 from streaming.platform.doctor import check_broker
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import client_arguments, spark_options
-from streaming.platform.topic import Right, check_access, describe_topic
+from streaming.platform.topic import Right, Subscription, check_access, describe_topic
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.streaming.platform.secure_broker import PASSWORD, SecureBroker, secure_broker
@@ -172,6 +174,36 @@ def test_users_with_just_the_rights_they_need_publish_and_stream(
             content = file.read_bytes()
             assert PASSWORD.encode() not in content, file
             assert PASSWORD.replace("\\", "\\\\").replace('"', '\\"').encode() not in content, file
+
+
+def test_answers_topic_needs_rights_to_topic_transactional_id_and_group(secured: SecureBroker, base: Settings) -> None:
+    settings = secured.settings(base, "stranger").model_copy(update={"answers_topic": "answers"})
+
+    def line() -> str | None:
+        try:
+            with closing(AnswersTopic(settings)) as answers:
+                answers.prepare(Subscription((TOPIC,)))
+                answers.begin("7", 0)
+        except ServiceError as error:
+            return str(error)
+        return None
+
+    said = []
+    for kind, name, *operations in (
+        (ResourceType.TOPIC, "answers", ACLOperation.WRITE),
+        (ResourceType.TOPIC, "answers", ACLOperation.READ),
+        (ResourceType.TRANSACTIONAL_ID, "imagestream-7", ACLOperation.WRITE, ACLOperation.DESCRIBE),
+        (ResourceType.GROUP, "imagestream-7", ACLOperation.READ),
+    ):
+        secured.allow("stranger", name, kind=kind)  # the topic is there, also without rights
+        said.append(line())
+        secured.allow("stranger", name, *operations, kind=kind)
+    assert line() is None
+    expected = ("write topic 'answers'", "read topic 'answers'", "transactional id 'imagestream-7'", "group 'imagestr")
+    for text, part in zip(said, expected, strict=True):
+        assert text is not None
+        assert f"no right to {part}" in text
+        assert "grant it with `kafka-acls.sh --add" in text
 
 
 def test_users_of_the_compose_file_get_the_rights_that_the_service_needs(

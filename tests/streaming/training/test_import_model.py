@@ -165,12 +165,13 @@ def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_pat
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
     images = tmp_path / "images"
     write_images(images, digit_images(60))
-    network = ("--backbone", f"{path}:active", "--preset", "raw")
+    network = ("--backbone", f"{path}:active")
     little = ("--trials", 1, "--classifiers", "logistic_regression", "--projections", "none")
     found = imagestream(service, "tune", "--images", images, *network, *little)
-    assert f"train --images {images} --backbone {path}:active --preset raw --projection none" in found["command"]
-    assert any(line.startswith("guessed ") for line in found["warnings"])
+    assert f"train --images {images} --backbone {path}:active --projection none" in found["command"]
+    (guessed,) = found["warnings"]
+    assert guessed.startswith("guessed preset: ")
     said = imagestream(service, "tune", "--images", images, *network, "--precisions", "int8", code=(1, 2))["stderr"]
     assert "a backbone from a file runs as it is: leave out --precisions" in said
-    said = imagestream(service, "tune", *network, code=2)["stderr"]
+    said = imagestream(service, "tune", *network, "--preset", "raw", code=2)["stderr"]
     assert "give the images, by --images or --dataset" in said

@@ -1,0 +1,39 @@
+"""`imagestream predictions --follow`: new predictions as lines of JSON."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from typing import Any
+
+from streaming.cli.console import err
+from streaming.follow import follow_settings
+from streaming.settings import Settings
+from streaming.signals import stop_signals
+
+
+def follow_lines(
+    settings: Settings, after: str, limit: int | None, wanted: Callable[[Mapping[str, Any]], bool]
+) -> dict[str, Any]:
+    """Write the answers that are wanted, until SIGTERM or Ctrl-C, or so many.
+
+    Returns:
+        How many there were, and the position of the last one.
+    """
+    lines, position = 0, after
+    with stop_signals() as stop, closing(follow_settings(settings, after)) as answers:
+        for answer in answers:
+            if stop.is_set():
+                break
+            if answer is None:
+                sys.stdout.flush()
+                continue
+            position = answer.position
+            if wanted(answer.row):
+                print(json.dumps({"position": position} | answer.row, ensure_ascii=False))
+                lines += 1
+                if lines == limit:
+                    break
+    sys.stdout.flush()
+    err.print(f"{lines:,} answers; continue with --after {position}")
+    return {"answers": lines, "position": position}

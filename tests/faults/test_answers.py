@@ -1,0 +1,115 @@
+"""Drivers that send answers die, sleep, race and wait: a committed reader finds each row once, as the table has it."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from uuid import uuid4
+
+import pytest
+
+from streaming.jobs.maintain import maintain
+from streaming.platform.broker import start_broker, stop_broker
+from streaming.settings import Settings
+from tests.faults.harness import committed_answers, rows
+from tests.faults.protocol import FENCED, Driver, Spec, begin, check
+from tests.forms import Form, Record
+from tests.streaming.history import new_topic
+
+PER_BATCH = 3  # messages of each partition
+# A step of a micro-batch, and what is made to be done before the other then.
+KILLS = (
+    ("score", None),
+    ("decide", None),
+    ("send", None),
+    ("send", "tables"),
+    ("features", "tables"),
+    ("answers", "answers"),
+    ("batches", None),
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """With --full in a bucket, too."""
+    if "place" in metafunc.fixturenames:
+        metafunc.parametrize("place", ["local", "bucket"] if metafunc.config.getoption("full") else ["local"])
+
+
+@pytest.fixture
+def spec(place: str, broker: Settings, request: pytest.FixtureRequest, tmp_path: Path) -> Spec:
+    """A stream that has begun, of ten micro-batches, with an answers topic that is new."""
+    home = tmp_path / "home" if place == "local" else request.getfixturevalue("bucket_home")
+    settings = Settings(
+        home=home,
+        work=tmp_path / "work",
+        topic=new_topic(),
+        answers_topic=f"answers-{uuid4().hex[:8]}",
+        answers="both",
+        answers_bootstrap_servers=broker.bootstrap_servers,
+    )
+    begin(settings)
+    variables = {} if place == "local" else request.getfixturevalue("object_store").environment()
+    return Spec(settings, tmp_path / "1", 10 * PER_BATCH, PER_BATCH, variables=variables)
+
+
+def another(spec: Spec, name: str) -> Spec:
+    return replace(spec, log=spec.log.with_name(name))
+
+
+def test_killed_at_every_step_and_between_transaction_and_tables(
+    place: str, spec: Spec, rng: Random, form: Form[list[tuple[str, str | None]]], record: Record
+) -> None:
+    kills = form([*KILLS * 7, KILLS[-2]], [*KILLS])
+    rng.shuffle(kills)
+    spec = replace(spec, messages=PER_BATCH * (2 * len(kills) + 2))
+    for step, first in kills:
+        with Driver(replace(spec, first=first, signal_at=(step, rng.choice([1, 2]), signal.SIGKILL))) as driver:
+            driver.wait_killed()
+    with Driver(spec) as driver:
+        assert driver.wait_code() == 0, driver.said()
+    check(spec.settings, spec.messages)
+    assert len(committed_answers(spec.settings)) == 2 * spec.messages
+    record(f"answers, {place}: SIGKILLs; lost, repeated", form("50; 0, 0", "7; 0, 0"), f"{len(kills)}; 0, 0")
+
+
+def test_driver_that_slept_in_a_transaction_is_fenced_by_whoever_finishes_its_batch(spec: Spec) -> None:
+    """All of it is sent and nothing committed; `maintain` finishes the batch, and another driver those after it."""
+    with Driver(replace(spec, signal_at=("send", 2, signal.SIGSTOP))) as asleep:
+        asleep.wait_stopped()
+        maintain(spec.settings)
+        assert rows(spec.settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"] == 2
+        with Driver(another(spec, "other")) as driver:
+            assert driver.wait_code() == 0, driver.said()
+        asleep.wake()
+        assert asleep.wait_code() == 0, asleep.said()
+        assert asleep.events("lost"), asleep.said()
+    check(spec.settings, spec.messages)
+
+
+def test_two_drivers_at_once_repeat_nothing(spec: Spec, form: Form[int], record: Record) -> None:
+    starts = form(20, 1)
+    for number in range(starts):
+        spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
+        with Driver(another(spec, f"a{number}")) as one, Driver(another(spec, f"b{number}")) as other:
+            codes = {one.wait_code(), other.wait_code()}
+        assert 0 in codes, (one.said(), other.said())
+        assert codes <= {0, FENCED}
+    check(spec.settings, spec.messages)
+    record("answers: two drivers at once, repeated", f"{starts} starts, 0", f"{starts} starts, 0")
+
+
+def test_broker_of_the_answers_that_goes_away_is_waited_for_by_one_batch(spec: Spec, fragile_broker: Settings) -> None:
+    settings = spec.settings.model_copy(update={"answers_bootstrap_servers": fragile_broker.bootstrap_servers})
+    spec = replace(spec, settings=settings, messages=40 * PER_BATCH)
+    with Driver(spec) as driver:
+        driver.wait_for("batch", 2)
+        stop_broker(fragile_broker)
+        try:
+            driver.wait_for("away")
+            whole = rows(settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
+            ahead = rows(settings, "SELECT max(batch_id) AS n FROM predictions")[0]["n"]
+            assert whole <= ahead <= whole + 1 < 40
+        finally:
+            start_broker(fragile_broker)
+        assert driver.wait_code() == 0, driver.said()
+    check(settings, spec.messages)

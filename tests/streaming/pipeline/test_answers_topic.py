@@ -1,0 +1,141 @@
+"""Answers as messages, and the topic that they go to: their schema, what they hold, and when they are out."""
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import jsonschema
+import pytest
+from kafka.admin import KafkaAdminClient
+
+from streaming.errors import ServiceError
+from streaming.pipeline.answer_message import MAX_KEY_BYTES, answer_message, answer_schema
+from streaming.pipeline.answers_topic import AnswersTopic, messages_of, transactional_id_of
+from streaming.pipeline.decisions import AnswersDue, Decision, Decisions
+from streaming.pipeline.finish import Tables, apply, finish_decided
+from streaming.platform import topic
+from streaming.platform.topic import Subscription
+from streaming.settings import Settings
+from streaming.storage.tables import SCHEMAS
+from tests.conftest import CHECKOUT
+from tests.faults.harness import check_answers, committed_answers
+from tests.producer.topics import create_topic
+from tests.streaming.history import NOON, begin_stream, decision_of, new_topic
+
+BOTH = ("predictions", "quarantine")
+BAD = {3, 4}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = Settings(home=tmp_path, topic=new_topic(), answers_topic=f"answers-{uuid4().hex[:8]}", answers="both")
+    begin_stream(settings)
+    return settings
+
+
+@pytest.fixture
+def connected(settings: Settings, broker: Settings) -> Settings:
+    return settings.model_copy(update={"bootstrap_servers": broker.bootstrap_servers})
+
+
+def decide(settings: Settings, number: int, due: AnswersDue | None) -> Decision:
+    decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)}, bad=BAD)
+    decision = replace(decision, answers=due, decided_at=datetime.now(UTC))
+    assert Decisions(settings.place.store, settings.topic).decide(decision)
+    return decision
+
+
+def remake_topic(settings: Settings) -> None:
+    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
+        admin.delete_topics([settings.answers_topic])
+    create_topic(str(settings.bootstrap_servers), str(settings.answers_topic))
+
+
+def test_published_schema_is_that_of_the_messages(settings: Settings) -> None:
+    assert json.loads((CHECKOUT / "docs" / "answers.schema.json").read_text()) == answer_schema()
+    validator = jsonschema.Draft202012Validator(answer_schema(), format_checker=jsonschema.FormatChecker())
+    decision = replace(decision_of(settings, 1, {0: (0, 10)}, bad=BAD), answers=AnswersDue("answers", "id", BOTH))
+    messages = list(messages_of(decision, settings.place.tables))
+    assert len(messages) == decision.input_rows == 10
+    for message in messages:
+        validator.validate(json.loads(message.value))
+
+
+def test_message_has_the_row_and_the_headers_of_cloudevents_and_the_trace(settings: Settings) -> None:
+    nothing: dict[str, Any] = dict.fromkeys(SCHEMAS["predictions"][0].names)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    row = nothing | {
+        "image_id": "ü", "topic": "images", "partition": 2, "offset": 7, "key": b"k" * (MAX_KEY_BYTES + 1),
+        "label": "cat", "confidence": float("nan"), "top_k": [{"label": "cat", "probability": 0.75}], "scored_at": NOON,
+        "query_id": "q", "batch_id": 9, "traceparent": trace,
+    }  # fmt: skip
+    message = answer_message("predictions", row)
+    value, headers = json.loads(message.value), {name: text.decode() for name, text in message.headers}
+    assert message.key == b"k" * MAX_KEY_BYTES
+    assert (value["image_id"], value["offset"], value["label"], value["confidence"]) == ("ü", 7, "cat", None)
+    assert (value["top_k"], value["scored_at"]) == (row["top_k"], "2024-05-06T12:00:00.000000Z")
+    assert headers == {
+        "ce_specversion": "1.0", "ce_type": "imagestream.prediction", "ce_source": "/streams/q", "ce_id": "images/2/7",
+        "ce_subject": "ü", "ce_time": "2024-05-06T12:00:00.000000Z", "ce_dataschema": answer_schema()["$id"],
+        "ce_batch": "9", "content-type": "application/json", "traceparent": trace,
+    }  # fmt: skip
+
+
+def test_batch_with_a_lost_file_names_it(settings: Settings) -> None:
+    decision = replace(decision_of(settings, 1, {0: (0, 10)}), answers=AnswersDue("answers", "id", BOTH))
+    file = decision.files["predictions"][0].path
+    Path(settings.place.table("predictions"), file).unlink()
+    with pytest.raises(ServiceError, match=r"file predictions/.* cannot be read"):
+        list(messages_of(decision, settings.place.tables))
+
+
+def test_topic_of_images_is_not_one_for_answers(settings: Settings) -> None:
+    name = str(settings.answers_topic)
+    for reads in (Subscription(("images", name)), Subscription(pattern="answers-.*")):
+        with pytest.raises(
+            ServiceError, match=f"--answers-topic: '{name}' is a topic that the stream reads images from"
+        ):
+            AnswersTopic(settings).prepare(reads)
+
+
+def test_no_broker_is_one_line(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topic, "TIMEOUT_MS", 1000)
+    unreachable = settings.model_copy(update={"answers_bootstrap_servers": "127.0.0.1:1"})
+    with pytest.raises(ServiceError, match="answers topic .*: no Kafka broker answers at 127.0.0.1:1"):
+        AnswersTopic(unreachable).prepare(Subscription(("images",)))
+
+
+def test_answers_are_out_once_also_where_the_broker_forgot_the_offset_and_the_topic_may_be_made_again(
+    connected: Settings,
+) -> None:
+    settings, tables = connected, Tables(connected.place.tables)
+    with closing(AnswersTopic(settings)) as answers:
+        answers.prepare(Subscription((settings.topic,)))
+        for number in (1, 2):
+            apply(decide(settings, number, answers.due), tables, fresh=True, answers=answers)
+        third = decide(settings, 3, answers.due)
+        answers.send(third, tables.place)
+    values = [message.value for message in committed_answers(settings)]
+    assert len({*values}) == len(values) == 30
+
+    with closing(AnswersTopic(settings)) as answers:
+        answers.prepare(Subscription((settings.topic,)))
+        with pytest.raises(ServiceError, match="has batch 3 of this stream, and the tables end with batch 2"):
+            answers.begin(third.stream, 2)
+
+    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
+        admin.delete_groups([transactional_id_of(third.stream)])
+    finish_decided(settings, settings.topic, tables)
+    check_answers(settings)
+
+    fourth = decide(settings, 4, third.answers)
+    remake_topic(settings)
+    with pytest.raises(ServiceError, match="answers of batch 4 are due on topic .* made again, start the stream with"):
+        finish_decided(settings, settings.topic, tables)
+    with closing(AnswersTopic(settings, accept_new_topic=True)) as answers:
+        assert finish_decided(settings, settings.topic, tables, answers)
+    assert len(committed_answers(settings)) == fourth.input_rows

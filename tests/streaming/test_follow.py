@@ -1,0 +1,141 @@
+"""Following predictions, from the table and from the answers topic: each once, and from every position on the rest."""
+
+import json
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import islice, takewhile
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from streaming.errors import ServiceError
+from streaming.follow import Answer, follow, follow_settings
+from streaming.jobs.rewrite import compact
+from streaming.pipeline.answers_topic import AnswersTopic
+from streaming.pipeline.decisions import Decisions
+from streaming.pipeline.finish import Tables, apply
+from streaming.platform.topic import Subscription
+from streaming.settings import Settings
+from streaming.storage.table_log import open_delta
+from tests.conftest import command_here
+from tests.streaming.history import begin_stream, decision_of, new_topic
+
+BATCHES, ROWS = 4, 5
+BAD = {3}
+EXPECTED = [(partition, offset) for offset in range(BATCHES * ROWS) for partition in (0, 1) if offset not in BAD]
+
+
+@pytest.fixture(params=["table", "topic"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """A home whose predictions come from there; with an answers topic each batch is on it."""
+    settings = Settings(home=tmp_path, topic=new_topic())
+    if request.param == "topic":
+        broker: Settings = request.getfixturevalue("broker")
+        given = {"bootstrap_servers": broker.bootstrap_servers, "answers_topic": f"answers-{uuid4().hex[:8]}"}
+        settings = settings.model_copy(update=given | {"answers": "both"})
+    begin_stream(settings)
+    return settings
+
+
+def commit(settings: Settings, first: int, last: int) -> None:
+    """Commit the batches of these numbers."""
+    with closing(AnswersTopic(settings)) as answers:
+        answers.prepare(Subscription((settings.topic,)))
+        for number in range(first, last + 1):
+            ranges = (ROWS * (number - 1), ROWS * number)
+            decision = decision_of(settings, number, {0: ranges, 1: ranges}, bad=BAD)
+            decision = replace(decision, answers=answers.due, decided_at=datetime.now(UTC))
+            assert Decisions(settings.place.store, settings.topic).decide(decision)
+            apply(decision, Tables(settings.place.tables), fresh=True, answers=answers)
+
+
+def answers_after(settings: Settings, position: str, count: int) -> list[Answer]:
+    """As many answers as there should be, and none after them."""
+    with closing(follow_settings(settings, position)) as answers:
+        found: list[Answer] = []
+        while len(found) < count:
+            found += [one for one in [next(answers)] if one is not None]
+        rest = [*takewhile(lambda one: one is not None, answers)]
+    assert not rest
+    return found
+
+
+def places(answers: list[Answer]) -> list[tuple[int, int]]:
+    return [(answer.row["partition"], answer.row["offset"]) for answer in answers]
+
+
+def test_each_prediction_is_given_once_and_each_position_continues_after_it(settings: Settings) -> None:
+    commit(settings, 1, 2)
+    compact(settings.place.table("predictions"), 10**9)  # a version with rows that are not new
+    assert any(json.loads(line).get("remove") for line in _newest_entry(settings))
+    commit(settings, 3, BATCHES)
+    found = answers_after(settings, "earliest", len(EXPECTED))
+    assert sorted(places(found)) == sorted(EXPECTED)
+    assert len({answer.position for answer in found}) == len(found)
+    for number in (0, 3, len(found) // 2, len(found) - 2):
+        rest = answers_after(settings, found[number].position, len(found) - 1 - number)
+        assert sorted(places(found[: number + 1]) + places(rest)) == sorted(EXPECTED)
+
+
+def test_those_that_come_later_are_given_as_they_come(settings: Settings) -> None:
+    commit(settings, 1, 1)
+    with closing(follow_settings(settings)) as answers:
+        assert next(answers) is None
+        commit(settings, 2, 2)
+        found = [*islice((answer for answer in answers if answer is not None), 2 * ROWS)]
+    assert {answer.row["batch_id"] for answer in found} == {2}
+
+
+def test_a_position_of_elsewhere_or_none_at_all_is_one_line(settings: Settings) -> None:
+    commit(settings, 1, 1)
+    topic = settings.answers_topic or "other"
+    ahead = f"topic/{topic}/0:999999" if settings.answers_topic else "table/99/0"
+    wrong = ["", "latest ", "table/1", "table/1/x", "topic/elsewhere/0:1", f"topic/{topic}/0:-1", "x" * 10_000, ahead]
+    wrong.append("table/1/1" if settings.answers_topic else f"topic/{topic}/0:1")
+    for position in wrong:
+        with pytest.raises(
+            ServiceError, match=r"^(expected earliest, latest or|offset 999999|table predictions has no)"
+        ):
+            next(follow_settings(settings, position))
+
+
+def test_version_that_was_cleaned_from_the_log_is_one_line(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, topic=new_topic())
+    begin_stream(settings)
+    commit(settings, 1, 3)
+    place = settings.place.table("predictions")
+    open_delta(place).create_checkpoint()
+    for version in (0, 1):
+        Path(place, "_delta_log", f"{version:020}.json").unlink()
+    assert {row["batch_id"] for row in (answer.row for answer in answers_after(settings, "earliest", 4 * ROWS))} == {
+        2,
+        3,
+    }
+    with pytest.raises(ServiceError, match="version 1 of table predictions is no longer in its log"):
+        next(follow(tmp_path, after="table/1/0"))
+
+
+def test_command_writes_lines_of_json_that_another_call_continues(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, topic=new_topic())
+    begin_stream(settings)
+    commit(settings, 1, BATCHES)
+    offsets, position = [], "earliest"
+    for limit in (4, len(EXPECTED) - 4):
+        arguments = ("--follow", "--after", position, "--limit", limit)
+        code, out, err = command_here("--home", tmp_path, "predictions", *arguments)
+        assert code == 0, err
+        rows = [json.loads(line) for line in out.splitlines()]
+        offsets += [(row["partition"], row["offset"]) for row in rows]
+        position = rows[-1]["position"]
+        assert f"continue with --after {position}" in err
+    assert sorted(offsets) == sorted(EXPECTED)
+    code, _, err = command_here("--home", tmp_path, "predictions", "--follow", "--watch", 1)
+    assert code == 1
+    assert "leave out --watch" in err
+
+
+def _newest_entry(settings: Settings) -> list[str]:
+    place = settings.place.table("predictions")
+    return (Path(place) / "_delta_log" / f"{open_delta(place).version():020}.json").read_text().splitlines()
