@@ -229,6 +229,9 @@ VALUES = {
     "gateway_requests_per_minute": "60",
     "metrics_host": "0.0.0.0",  # noqa: S104
     "schema_registry": "http://registry:8081",
+    "answers": "both",
+    "answers_topic": "answers",
+    "answers_bootstrap_servers": "kafka:9093",
     "retention": "2d",
     "max_pixels": "1000",
     "decode_timeout": "90s",

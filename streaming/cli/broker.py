@@ -1,5 +1,7 @@
 """`imagestream broker`: the embedded broker."""
 
+from contextlib import nullcontext
+from itertools import chain
 from typing import Annotated
 
 import typer
@@ -91,9 +93,6 @@ def logs(
     from streaming.platform.broker import added_lines, last_lines, log_file
 
     path = log_file(settings_of(context))
-    for line in last_lines(path, lines):
-        typer.echo(line, nl=False)
-    if follow:
-        with until_stopped():
-            for line in added_lines(path):
-                typer.echo(line, nl=False)
+    with until_stopped() if follow else nullcontext():
+        for line in chain(last_lines(path, lines), added_lines(path) if follow else ()):
+            typer.echo(line, nl=False)
