@@ -99,7 +99,7 @@ def read_state(settings: Settings) -> StreamState | None:
         answers = content.get("answers")
         parsed = {"phase": Phase(content["phase"]), "answers": Sent(**answers) if answers else None}
         return StreamState(**content | parsed)
-    except (ServiceError, ValueError, TypeError, KeyError):  # never started, or damaged: then nothing is known
+    except (AttributeError, ServiceError, ValueError, TypeError, KeyError):  # never started, or damaged
         return None
 
 
