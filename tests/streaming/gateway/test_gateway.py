@@ -412,6 +412,8 @@ def test_whatever_comes_is_answered_as_openapi_says(
     home: Settings, kafka: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests made from the gateway's own description, sound ones and others, over real HTTP."""
+    for name in ("predictions", "labels"):  # without which labels are answered 503
+        Table(home.place.tables, name)
     for module in ("routes", "following"):
         monkeypatch.setattr(f"streaming.gateway.{module}.MAX_WAIT_S", 0.1)  # none of the images is ever scored
     with served(home, kafka, KEY) as client:
