@@ -1,6 +1,6 @@
 # One image for every process of the service: Spark master and worker, stream, training, dashboard, gateway, and the
 # command line.
-FROM python:3.11.13-slim-bookworm AS base
+FROM python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1 AS base
 # Debian keeps only the latest build of a package, so its versions cannot be pinned; the base image's tag is.
 # hadolint ignore=DL3008
 RUN apt-get update \
