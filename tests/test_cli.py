@@ -116,7 +116,7 @@ def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
         ("predictions --since soon", "expected a time such as 2026-11-16"),
         ("stream --from soon --bootstrap-servers 127.0.0.1:1", "--from: expected earliest, latest or a time"),
         ("erase", "give either --id ID"),
-        ("query SELECT+1 --format parquet", "expected a file, give one with --output FILE"),
+        ("query SELECT+1 --format parquet", "expected a file; give one with --output FILE"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line_that_names_the_help(

@@ -50,6 +50,7 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         docs_url=None,  # FastAPI's pages load scripts from elsewhere
         redoc_url=None,
         openapi_url=None,
+        responses=problems(400),  # what is not valid HTTP, on any route
     )
     allowed = Depends(access(api_key))
     limited = [

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.schema import ArrayType as DeltaArray
 from deltalake.schema import StructType as DeltaStruct
 from deltalake.transaction import AddAction
@@ -221,7 +221,7 @@ class Table:
                 configuration=configuration,
                 storage_options=storage_options(self.place),
             )
-        except CommitFailedError:  # another process created it at the same moment
+        except DeltaError:  # another process created it at the same moment, or the answer to our own entry was lost
             return open_delta(self.place)
 
     def _add_missing_columns(self, handle: DeltaTable) -> None:

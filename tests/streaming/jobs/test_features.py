@@ -105,7 +105,9 @@ def test_a_folder_becomes_one_csv_of_principal_components(settings: Settings, tm
     folder = write_images(tmp_path / "digits", digit_images(60))
     (folder / "7" / "bad.png").write_bytes(b"no image")
     output = tmp_path / "out" / "digits.csv"
-    summary = imagestream(settings, "features", "--images", folder, "--output", output, code=1)
+    summary = imagestream(
+        settings, "features", "--images", folder, "--output", output, "--explained-variance", 0.9, code=1
+    )
     assert (summary["rows"], summary["dataset"]["images"], summary["featurized"]["n_bad"]) == (60, 61, 1)
     assert summary["featurized"]["bad"] == {
         str(folder / "7" / "bad.png"): "not_an_image: starts with 6e 6f 20 69 6d 61 67 65, no known image format"
@@ -195,9 +197,9 @@ def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"expected a name that ends in .csv or .parquet"):
         output_format(tmp_path / "a.txt", None)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ServiceError, match="is there and is no Delta table"):
+    with pytest.raises(ServiceError, match="exists and is not a Delta table"):
         check_output(tmp_path / "file", "delta")
-    with pytest.raises(ServiceError, match="is there and is no Delta table"):
+    with pytest.raises(ServiceError, match="exists and is not a Delta table"):
         check_output(tmp_path, "delta")
     with pytest.raises(ServiceError, match="is a folder; give a file"):
         check_output(tmp_path, "csv")

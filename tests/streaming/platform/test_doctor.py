@@ -41,7 +41,7 @@ def test_each_thing_that_is_missing_is_named_with_its_fix(tmp_path: Path, monkey
     silent = f"127.0.0.1:{free_port()}"
     checks = diagnose(Settings(home=tmp_path / "file" / "home", bootstrap_servers=silent))
     failed = {check.name: check.fix or "" for check in checks if not check.ok}
-    assert set(failed) == {"Java", "home", "jars", "broker"}
+    assert set(failed) == {"Java", "home", "jars", "broker", "champion"}
     assert "openjdk" in failed["Java"]
     assert "--home" in failed["home"]
     assert "imagestream setup" in failed["jars"]
