@@ -1,4 +1,4 @@
-"""The test files of a decoder itself, through the stream; only in `make soak`, which fetches them.
+"""The test files of a decoder itself, and all image bombs, through the stream; only in `make soak`.
 
 Pillow's source distribution holds some 1,000 images that once made it fail, or that other programs wrote in their own
 way (https://github.com/python-pillow/Pillow/tree/main/Tests/images).
@@ -19,6 +19,7 @@ from PIL import Image
 
 from models.decode import DEFAULT_LIMITS, BadImage, Reason, decode_marked
 from tests.conftest import NewService
+from tests.faults.bombs import BOMBS, small
 from tests.faults.harness import Stream, check_exactly_once, send
 from tests.faults.poison import Sample
 from tests.forms import Record
@@ -79,3 +80,23 @@ def test_every_test_image_of_pillow_has_a_row_of_the_right_class(
     check_exactly_once(service, sent)
     shown = ", ".join(f"{n:,} {what}" for what, n in counts.most_common())
     record("corpus: Pillow's own test images", "a row each, as Pillow judges", f"{len(images):,}: {shown}")
+
+
+def test_every_bomb_has_a_row_and_so_has_the_image_behind_it(new_service: NewService, record: Record) -> None:
+    samples = []
+    for one in BOMBS:
+        data = one.make()
+        got = decode_marked(data, SIZE)
+        reason = got.reason if isinstance(got, BadImage) else None
+        assert reason in one.outcomes
+        samples.append(Sample(one.name, reason, data, one.name.encode()))
+        samples.append(Sample(f"behind {one.name}", None, small("JPEG"), None))
+    service = new_service()
+    sent = send(service, samples)
+    with Stream(service, until_drained=True) as stream:
+        stream.wait_ended()
+    (end,) = stream.events("end")
+    assert end["restarts"] == 0
+    assert not stream.events("trouble")
+    check_exactly_once(service, sent)
+    record("bombs through the stream, each before a good image", "a row each, no restart", f"{len(samples)} rows")
