@@ -25,7 +25,7 @@ def read_config_file(file: Path, names: Collection[str], places: Collection[str]
         places: those of them that are paths.
 
     Raises:
-        ServiceError: the file cannot be read, is not valid TOML, or names what is no setting.
+        ServiceError: the file cannot be read, is not valid TOML, or has a name that is not a setting.
     """
     try:
         with file.open("rb") as stream:

@@ -52,7 +52,7 @@ class Answer:
 
 
 def follow(home: str | Path | None = None, *, after: str = LATEST, table: str = "predictions") -> Iterator[Answer]:
-    """Predictions as they are made, for ever.
+    """Predictions as they are made, without an end.
 
     Args:
         home: where the service keeps its things; without it as the command line finds it.

@@ -202,7 +202,7 @@ def respelled(args: list[str], old: tuple[Old, ...]) -> Iterator[str]:
     while place < len(args):
         word = args[place]
         place += 1
-        if word == "--":  # what follows is no option
+        if word == "--":  # arguments, not options, follow
             yield word
             yield from args[place:]
             return

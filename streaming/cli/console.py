@@ -56,9 +56,10 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
-def warn(text: str) -> None:
-    """One line on standard error about something that the user should know, and that does not stop the command."""
-    err.print(printable(text), style="yellow")
+def warn(*lines: str) -> None:
+    """Lines on standard error about something that the user should know, and that does not stop the command."""
+    for line in lines:
+        err.print(printable(line), style="yellow")
 
 
 class Spinner:

@@ -12,8 +12,8 @@ import typer
 
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS, SPARK
-from streaming.cli.console import Spinner, err, out, text_column
-from streaming.cli.images import FlatOption, pooling_of, warn
+from streaming.cli.console import Spinner, err, out, text_column, warn
+from streaming.cli.images import FlatOption, pooling_of
 from streaming.cli.interrupts import stoppable
 from streaming.errors import UsageError
 from streaming.jobs.output import FileFormat
@@ -80,7 +80,7 @@ def features(
     from streaming.jobs.output import check_output, output_format
 
     if place is not None and images is None:
-        warn([f"features IMAGES is an old spelling and will be removed: write --images {place}"])
+        warn(f"features IMAGES is an old spelling and will be removed: write --images {place}")
         images, place = place, None
     if images is None or place is not None:
         raise UsageError("give the images once, by --images PLACE")
@@ -90,7 +90,7 @@ def features(
     kind = output_format(target, format_)
     check_output(target, kind)
     dataset = read_dataset(place_of(images), label_pattern=label_pattern, labels_csv=labels, labelled=False)
-    warn(dataset.warnings())
+    warn(*dataset.warnings())
 
     from streaming.jobs.export import backbone_source, export_features, model_source  # takes a second
 
@@ -129,7 +129,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None] | None]:
 
 def _tell(result: "Exported", dataset: "Dataset", output: str, json_file: Path | None) -> None:
     found = result.featurized
-    warn([*found.warnings(), *(f"left out {path}: {why}" for path, why in found.bad.items())])
+    warn(*found.warnings(), *(f"left out {path}: {why}" for path, why in found.bad.items()))
     if found.n_bad > len(found.bad):
         err.print(f"left out {found.n_bad - len(found.bad):,} more", style="yellow")
     kept = f" ({result.variance_kept:.1%} of the variance)" if result.variance_kept else ""

@@ -1,6 +1,5 @@
 """The options that say which images, for every command that learns from them."""
 
-from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from streaming.cli.command_line import Old
-from streaming.cli.console import err
+from streaming.cli.console import warn
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,11 +70,5 @@ def choose_dataset(
     else:
         source = place_of(images)
     found = read_dataset(source, label_pattern=label_pattern, labels_csv=labels)
-    warn(found.warnings())
+    warn(*found.warnings())
     return found
-
-
-def warn(lines: Iterable[str]) -> None:
-    """Tell what to know, a line each, on standard error."""
-    for line in lines:
-        err.print(line, style="yellow")

@@ -11,7 +11,7 @@ import typer
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json, wrong_usage
 from streaming.cli.command_line import MODELS, SPARK, Old
-from streaming.cli.console import Spinner, out
+from streaming.cli.console import Spinner, out, warn
 from streaming.cli.fit_options import with_fit_options, with_inherited_options
 from streaming.cli.images import (
     OLD_OUTPUT,
@@ -23,7 +23,6 @@ from streaming.cli.images import (
     PatternOption,
     choose_dataset,
     pooling_of,
-    warn,
 )
 from streaming.cli.interrupts import stopping_cleanly
 from streaming.cli.network_options import BackboneOption, PresetOption
@@ -106,7 +105,7 @@ def train(
         gate = GateOptions(margin, confidence, promote)
     with stopping_cleanly(), Spinner("starting") as spinner:
         result = run(settings, found, network, options, gate, augment=augmented_copies, on_step=spinner.update)
-    warn([*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
+    warn(*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items()))
     tell_result(result, json_file)
 
 
@@ -153,7 +152,7 @@ def retrain(
     with stopping_cleanly(), Spinner("starting") as spinner:
         settings = settings_of(context)
         result = run(settings, given, gate, dry_run=dry_run, augmented=augmented, on_step=spinner.update)
-    warn(result.warnings)
+    warn(*result.warnings)
     tell_result(result, json_file)
 
 

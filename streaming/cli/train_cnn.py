@@ -7,7 +7,7 @@ import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS, SPARK, seconds
-from streaming.cli.console import Spinner, err, out
+from streaming.cli.console import Spinner, err, out, warn
 from streaming.cli.fit_options import METRIC, OPTIONS
 from streaming.cli.images import (
     DatasetOption,
@@ -16,7 +16,6 @@ from streaming.cli.images import (
     LimitOption,
     PatternOption,
     choose_dataset,
-    warn,
 )
 from streaming.cli.interrupts import stoppable, stopping_cleanly
 from streaming.cli.rows import print_table
@@ -243,8 +242,8 @@ def _class_weights(given: list[str] | None) -> dict[str, float] | None:
 
 def _tell(result: "CNNResult", json_file: Path | None) -> None:
     history = result.history
-    warn(f"{event}; it was started again" for event in history.events)
-    warn([*result.model.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items())])
+    warn(*(f"{event}; it was started again" for event in history.events))
+    warn(*result.model.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items()))
     sides = (("trained on", result.training), ("held out", result.model.evaluation))
     print_table("", [_row(name, found) for name, found in sides], "images rows accuracy log_loss log_loss_from_logits")
     stale = f", staleness {history.mean_staleness:.1f}" if history.staleness else ""

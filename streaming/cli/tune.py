@@ -9,8 +9,8 @@ import typer
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS, SPARK, Old, seconds
-from streaming.cli.console import err, out, text_column
-from streaming.cli.images import OLD_OUTPUT, DatasetOption, FlatOption, LimitOption, choose_dataset, pooling_of, warn
+from streaming.cli.console import err, out, text_column, warn
+from streaming.cli.images import OLD_OUTPUT, DatasetOption, FlatOption, LimitOption, choose_dataset, pooling_of
 from streaming.cli.network_options import BackboneOption, PresetOption
 from streaming.cli.rows import print_table
 from streaming.errors import UsageError
@@ -117,7 +117,7 @@ def tune(
             on_trial=lambda done: progress.update(bar, completed=done),
         )
     command = _command(settings, found, places | given, limit)
-    warn(found.warnings)
+    warn(*found.warnings)
     _tell(found, command)
     picture = plot or settings.work_dir / "tune" / "trade-offs.png"
     from streaming.training.tune_plot import plot_trade_offs

@@ -143,7 +143,7 @@ class Answer(BaseModel):
 
 
 class Unknown(BaseModel):
-    """The 404 of the route from before /v1: there is no row of the image yet."""
+    """The 404 of the route from before /v1: the image has no row yet."""
 
     image_id: str
     status: Literal["unknown"] = "unknown"

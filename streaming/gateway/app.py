@@ -53,10 +53,8 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         responses=problems(400),  # what is not valid HTTP, on any route
     )
     allowed = Depends(access(api_key))
-    limited = [
-        Depends(RateLimit(settings.gateway_requests_per_minute)),
-        allowed,
-    ]  # before the key is checked: guesses of keys count, too
+    # The limit comes before the check of the key: guesses of keys count, too.
+    limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]
     add_following(app, settings, limited)
     metrics = GatewayMetrics()
     app.add_middleware(MarkDeprecated)

@@ -223,7 +223,7 @@ class AnswerUploads:
             await send(message)
 
     async def _answer(self, accepted: answers.Accepted, wait_s: float) -> answers.Answer | None:
-        """What became of the message; None if there is no row of it in time, or the tables cannot be read."""
+        """The row of the message; None if there is none in time, or the tables cannot be read."""
         until = time.monotonic() + wait_s
         found: Found | None = None
         while time.monotonic() < until:

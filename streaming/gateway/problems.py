@@ -49,7 +49,7 @@ def declare(openapi: dict[str, Any]) -> None:
 
 
 def too_many(detail: str, retry_after_s: int = 1) -> HTTPException:
-    """429: the request may be sent again in so many seconds."""
+    """429: the request may be sent again after `retry_after_s` seconds."""
     return HTTPException(429, detail, {"Retry-After": str(retry_after_s)})
 
 

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from models.decode import DEFAULT_LIMITS, BadImage, Reason, decode_marked
+from streaming.settings import Settings
 from tests.conftest import NewService
 from tests.faults.bombs import BOMBS, small
 from tests.faults.harness import Stream, check_exactly_once, send
@@ -56,6 +57,17 @@ def pillow_decodes(data: bytes) -> bool:
         return False
 
 
+def check_through_stream(service: Settings, samples: list[Sample]) -> None:
+    """Every sample has its row, and the stream was never started again."""
+    sent = send(service, samples)
+    with Stream(service, until_drained=True) as stream:
+        stream.wait_ended()
+    (end,) = stream.events("end")
+    assert end["restarts"] == 0
+    assert not stream.events("trouble")
+    check_exactly_once(service, sent)
+
+
 def test_every_test_image_of_pillow_has_a_row_of_the_right_class(
     images: dict[str, bytes], new_service: NewService, record: Record
 ) -> None:
@@ -70,14 +82,7 @@ def test_every_test_image_of_pillow_has_a_row_of_the_right_class(
             assert isinstance(got, BadImage) or got.damage, name
         counts["predicted" if reason is None else str(reason)] += 1
         samples.append(Sample(name, reason, data, name.encode()))
-    service = new_service()
-    sent = send(service, samples)
-    with Stream(service, until_drained=True) as stream:
-        stream.wait_ended()
-    (end,) = stream.events("end")
-    assert end["restarts"] == 0
-    assert not stream.events("trouble")
-    check_exactly_once(service, sent)
+    check_through_stream(new_service(), samples)
     shown = ", ".join(f"{n:,} {what}" for what, n in counts.most_common())
     record("corpus: Pillow's own test images", "a row each, as Pillow judges", f"{len(images):,}: {shown}")
 
@@ -91,12 +96,5 @@ def test_every_bomb_has_a_row_and_so_has_the_image_behind_it(new_service: NewSer
         assert reason in one.outcomes
         samples.append(Sample(one.name, reason, data, one.name.encode()))
         samples.append(Sample(f"behind {one.name}", None, small("JPEG"), None))
-    service = new_service()
-    sent = send(service, samples)
-    with Stream(service, until_drained=True) as stream:
-        stream.wait_ended()
-    (end,) = stream.events("end")
-    assert end["restarts"] == 0
-    assert not stream.events("trouble")
-    check_exactly_once(service, sent)
+    check_through_stream(new_service(), samples)
     record("bombs through the stream, each before a good image", "a row each, no restart", f"{len(samples)} rows")

@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.http_server import QuietHandler, http_server
 
 UNKNOWN = 404, json.dumps({"error_code": 40403, "message": "Schema not found"}).encode()
 
@@ -35,8 +36,8 @@ def schema_server(answer: Callable[[int], Answer], *, drip: threading.Event | No
     """
     registry = SchemaServer()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802  the name that http.server calls
             registry.asked.append(self.path)
             status, body = answer(int(self.path.rsplit("/", 1)[1]))
             self.send_response(status)
@@ -46,15 +47,5 @@ def schema_server(answer: Callable[[int], Answer], *, drip: threading.Event | No
                     self.wfile.write(b" ")
                 self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        registry.url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
-            yield registry
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(Handler) as registry.url:
+        yield registry

@@ -9,11 +9,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from io import BytesIO, StringIO
 from itertools import islice, repeat
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -25,6 +24,7 @@ from streaming.images.dataset import digit_images, write_images
 from streaming.predict import CHUNK, Model, PredictionList, load
 from streaming.settings import Settings
 from tests.conftest import CHECKOUT, command_here, environment, environment_of
+from tests.http_server import QuietHandler, http_server
 
 DIGITS = 6
 MANY = 20_000  # images, more than are answered until a process is told to stop
@@ -101,21 +101,18 @@ def test_a_pillow_image_is_turned_as_its_file_says(model: Model, photos: Path) -
 
 
 def test_what_cannot_be_read_has_a_reason_too(model: Model, photos: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=photos)) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    with http_server(partial(_Files, directory=photos)) as server:
         digit = next(iter(photos.rglob("*.png")))
-        url = f"http://127.0.0.1:{server.server_port}/{digit.relative_to(photos).as_posix()}"
+        url = f"{server}/{digit.relative_to(photos).as_posix()}"
         missing, gone, read = model.predict([photos / "missing.jpg", f"{url}.gone", url])
-        server.shutdown()
     assert (missing.stage, missing.reason, missing.detail) == ("read", "unreadable", "No such file or directory")
     assert (gone.reason, gone.label) == ("unreadable", None)
     assert "404" in (gone.detail or "")
     assert answers(PredictionList([read])) == answers(model.predict(digit))
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
+class _Files(QuietHandler, SimpleHTTPRequestHandler):
+    """Serves a folder."""
 
 
 def test_images_are_read_only_as_answers_are_taken(model: Model, photos: Path) -> None:

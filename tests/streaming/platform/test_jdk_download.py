@@ -4,16 +4,15 @@ import hashlib
 import io
 import json
 import tarfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from streaming.errors import ServiceError
 from streaming.platform.jdk_download import download_jdk
+from tests.http_server import QuietHandler, http_server
 
 
 def archive(name: str = "jdk-17/bin/java", kind: bytes = tarfile.REGTYPE) -> bytes:
@@ -29,8 +28,8 @@ def archive(name: str = "jdk-17/bin/java", kind: bytes = tarfile.REGTYPE) -> byt
 
 @contextmanager
 def api(content: bytes, checksum: str | None = None) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802  the name that http.server calls
             link = f"http://127.0.0.1:{self.server.server_address[1]}/archive"
             package = {"link": link, "checksum": checksum or hashlib.sha256(content).hexdigest()}
             body = content if self.path == "/archive" else json.dumps([{"binary": {"package": package}}]).encode()
@@ -38,17 +37,8 @@ def api(content: bytes, checksum: str | None = None) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(Handler) as url:
+        yield url
 
 
 def test_a_jdk_that_is_what_its_checksum_says_is_unpacked(tmp_path: Path) -> None:
