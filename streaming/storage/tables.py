@@ -8,6 +8,7 @@ has already seen is left out.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from math import isfinite
@@ -27,6 +28,7 @@ from deltalake.transaction import AddAction
 from streaming.errors import ServiceError
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store import check_key, is_uri, open_store
+from streaming.storage.store_errors import OF_A_STORE, StoreAwayError
 from streaming.storage.table_features import check_commit_error, check_features, check_whole_files
 from streaming.storage.table_log import (
     CHECKPOINT_INTERVAL,
@@ -184,6 +186,7 @@ STATISTICS = {
     "quarantine": ["image_id", "topic", "partition", "offset", "batch_id", "reason"],
 }
 NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # the folder of rows whose partition column is null, for all readers of Delta
+CREATE_TRIES = 3
 MAX_TOLD = 40  # letters of a string in statistics: a query's id has 36
 
 
@@ -212,17 +215,24 @@ class Table:
         self._log = TableLog(handle, self.place, now)
 
     def _create(self, configuration: Mapping[str, str]) -> DeltaTable:
-        try:
-            return DeltaTable.create(
-                self.place,
-                self.schema,
-                mode="ignore",
-                partition_by=[self._partition_by] if self._partition_by else None,
-                configuration=configuration,
-                storage_options=storage_options(self.place),
-            )
-        except DeltaError:  # another process created it at the same moment, or the answer to our own entry was lost
-            return open_delta(self.place)
+        for _ in range(CREATE_TRIES):
+            try:
+                return DeltaTable.create(
+                    self.place,
+                    self.schema,
+                    mode="ignore",
+                    partition_by=[self._partition_by] if self._partition_by else None,
+                    configuration=configuration,
+                    storage_options=storage_options(self.place),
+                )
+            except DeltaError as error:  # another process created it just now, or the outcome of our put is not known
+                with suppress(TableNotFoundError):
+                    return open_delta(self.place)
+                if not is_uri(self.place) or OF_A_STORE.search(str(error)):
+                    raise error from None
+        raise StoreAwayError(
+            f"{self.place} did not store the first entry of the table's log in {CREATE_TRIES} attempts"
+        )
 
     def _add_missing_columns(self, handle: DeltaTable) -> None:
         """Give a table of an earlier release the columns, and fields of columns, that it lacks: null in old rows."""

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 
 from streaming.jobs.maintain import maintain
 from streaming.jobs.rewrite import compact
@@ -17,11 +18,11 @@ from streaming.settings import Settings
 from streaming.storage import store as store_module
 from streaming.storage.store import open_store, shared_variables
 from streaming.storage.store_errors import StoreAwayError, store_error
-from streaming.storage.table_log import open_delta
+from streaming.storage.table_log import open_delta, storage_options
 from streaming.storage.tables import BATCHES, Table
 from tests.conftest import command_here, environment, environment_of
 from tests.object_store import BUCKET, READER_KEY, SECRET, ObjectStoreServer
-from tests.store_proxy import Fault, StoreProxy
+from tests.store_proxy import ANYTHING, Fault, StoreProxy
 from tests.streaming.history import begin_stream, commit_batch, new_topic
 
 COMMANDS = {
@@ -189,3 +190,22 @@ def test_executors_are_given_no_credentials() -> None:
         shared = shared_variables()
     assert shared.items() >= given.items()
     assert SECRET not in shared.values()
+
+
+@pytest.mark.parametrize("times", [1, 9], ids=["once", "always"])
+@pytest.mark.parametrize("fault", [*ANYTHING, Fault.CONFLICT], ids=lambda fault: fault.name)
+def test_table_whose_creation_is_harmed_exists_or_its_store_is_away(
+    bucket_home: str, object_store: ObjectStoreServer, proxy: StoreProxy, fault: Fault, times: int
+) -> None:
+    left = [fault] * times
+    proxy.faults = lambda request: (
+        left.pop() if request.method == "PUT" and "_delta_log/0" in request.path and left else None
+    )
+    with environment(**object_store.environment(proxy.port)):
+        try:
+            created = Table(bucket_home, "labels")
+        except StoreAwayError:
+            left.clear()
+            created = Table(bucket_home, "labels")
+    stored = DeltaTable(created.place, storage_options=storage_options(created.place))
+    assert stored.schema().to_arrow() == created.schema
