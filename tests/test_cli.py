@@ -112,11 +112,11 @@ def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
         ("train --threshold most --dataset digits", "most"),
         ("publish --rate -1 x.jpg", "rate"),
         ("retrain --every never", "expected a time such as 10s"),
-        ("report --against 1", "name the other with --model N"),
+        ("report --against 1", "give the other with --model N"),
         ("predictions --since soon", "expected a time such as 2026-11-16"),
         ("stream --from soon --bootstrap-servers 127.0.0.1:1", "--from: expected earliest, latest or a time"),
         ("erase", "give either --id ID"),
-        ("query SELECT+1 --format parquet", "expected a file; give one with --output FILE"),
+        ("query SELECT+1 --format parquet", "give a file with --output FILE"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line_that_names_the_help(

@@ -183,12 +183,12 @@ def remembered(running: Watcher) -> list[object]:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--watch"], "--watch follows folders: expected their names, got none"),
-        (["--watch", "-"], "--watch follows folders: expected their names, got -"),
-        (["--watch", "--from-csv", "list.csv"], "--watch follows folders: expected their names, got --from-csv"),
-        (["--state", "x.sqlite", "photos"], "--state is what --watch remembers: expected both"),
+        (["--watch"], "--watch needs folders: expected their names, got none"),
+        (["--watch", "-"], "--watch needs folders: expected their names, got -"),
+        (["--watch", "--from-csv", "list.csv"], "--watch needs folders: expected their names, got --from-csv"),
+        (["--state", "x.sqlite", "photos"], "--state is an option of --watch: expected both"),
         (["--from-csv", "list.csv", "photos"], "expected either PATH… or --from-csv FILE, got both"),
-        (["--from-csv", "list.csv", "--label-from", "parent"], "expected either --from-csv, which has the labels"),
+        (["--from-csv", "list.csv", "--label-from", "parent"], "expected either --from-csv, which contains the labels"),
         (["-", "photos"], "expected - alone"),
         (["--rate", "0", "photos"], "rate: expected images a second, above 0, got 0"),
         (["--rate", "nan", "photos"], "rate: expected images a second, above 0, got nan"),

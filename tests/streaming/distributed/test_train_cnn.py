@@ -109,7 +109,7 @@ def _end_after_two_epochs(
     [
         (["--mode", "sideways"], "sideways"),
         (["--workers", 0], "workers is at least 1"),
-        (["--class-weight", "glasses"], "--class-weight is CLASS=WEIGHT"),
+        (["--class-weight", "glasses"], "--class-weight: expected CLASS=WEIGHT"),
         (["--architecture", "cnn_grey"], "did you mean cnn_gray"),
         (["--resume"], "no training to resume"),
     ],

@@ -274,8 +274,8 @@ def test_command_writes_the_page_and_a_summary(service: Service, report: ModelRe
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "1"], "name the other with --model N"),
-        (["--live", "--against", "1"], "--against compares on a holdout"),
+        (["--against", "1"], "give the other with --model N"),
+        (["--live", "--against", "1"], "--against compares on held-out images"),
         (["--model", "1", "--against", "1"], "--against compares two versions"),
         (["--model", "9"], "there is no model version 9"),
         (["--model", "1", "--output", "/"], "--output names a file in a folder that can be written to, got /"),

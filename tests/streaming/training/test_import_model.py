@@ -139,7 +139,7 @@ def test_a_version_is_exported_imported_elsewhere_and_deleted(home: Settings, tm
     assert exported["bytes"] == file.stat().st_size
     there = home.model_copy(update={"home": str(tmp_path / "there")})
     said = imagestream(there, "models", "import", file, "--mean", "0.5", code=2)["stderr"]
-    assert "expected no options of preprocessing or classes" in said
+    assert "expected no preprocessing or class options" in said
     found = imagestream(there, "models", "import", file)
     sha256 = exported["bundle_sha256"]
     assert found == {"version": 1, "bundle_sha256": sha256, "new": True, "champion": True}
@@ -174,4 +174,4 @@ def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_pat
     said = imagestream(service, "tune", "--images", images, *network, "--precisions", "int8", code=(1, 2))["stderr"]
     assert "a backbone from a file runs as it is: leave out --precisions" in said
     said = imagestream(service, "tune", *network, "--preset", "raw", code=2)["stderr"]
-    assert "give the images, by --images or --dataset" in said
+    assert "give the images with --images or --dataset" in said

@@ -278,6 +278,6 @@ def test_the_command_searches_on_stored_features_and_tells_how_to_train(
     assert found["fit_rows"] + found["validation_rows"] == of_training
     wrong = imagestream(settings, "tune", "--input-sizes", "160", code=2)
     assert wrong["stderr"].count("\n") == 1
-    assert "give the images, by --images or --dataset" in wrong["stderr"]
+    assert "give the images with --images or --dataset" in wrong["stderr"]
     wrong = imagestream(Settings(home=tmp_path / "empty", jars=jars_dir), "tune", code=1)
     assert "there is no champion model" in wrong["stderr"]
