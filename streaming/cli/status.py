@@ -13,6 +13,7 @@ from streaming.cli.command_line import OPERATION
 from streaming.cli.console import new_table, out, styled
 from streaming.cli.output import WATCH_S, EveryOption, FormatOption, OutputOption, list_rows
 from streaming.cli.output_formats import Format
+from streaming.settings import with_options
 from streaming.signals import until_stopped
 
 if TYPE_CHECKING:
@@ -50,9 +51,7 @@ def status(
 
     from streaming.pipeline.status import read_status
 
-    settings = settings_of(context)
-    if stream is not None:
-        settings = settings.model_copy(update={"topic": stream})
+    settings = with_options(settings_of(context), topic=stream)
     with checking():
         found = read_status(settings)
     if watch:
