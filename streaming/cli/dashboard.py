@@ -36,9 +36,9 @@ def dashboard(
     """
     from producer.errors import PublishError
     from producer.sender import Sender
+    from streaming.dashboard.auth import read_token
     from streaming.dashboard.context import Dashboard
     from streaming.dashboard.server import run_dashboard
-    from streaming.dashboard.wall import read_token
     from streaming.errors import ServiceError
     from streaming.platform.broker import bootstrap_servers
     from streaming.platform.kafka_security import client_arguments

@@ -7,7 +7,7 @@ and what they answer to the others is reported apart.
 from dataclasses import dataclass
 from typing import Any
 
-from streaming.images.exposure import Exposure
+from streaming.images.membership import TrainingMembership
 from streaming.query import open_query, query
 from streaming.registry import open_registry
 from streaming.reports.paired import Paired, contents_of, count_pairs
@@ -69,7 +69,7 @@ def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> 
     agreement = query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist()
     labelled = pairs + LABELLED.format(contents=contents_of(settings))
     with open_query(settings, labelled, parameters=bundle, timeout_s=TIMEOUT_S) as batches:
-        counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.place))
+        counts = count_pairs(batches, TrainingMembership(open_registry(settings.home), settings.place))
     return Comparison(
         [row | counts.get(row["old_version"], Paired()).as_row() for row in agreement],
         query(settings, pairs + CHANGED, parameters=bundle | {"limit": limit}, timeout_s=TIMEOUT_S).to_pylist(),

@@ -15,10 +15,10 @@ from models.paired import gain_interval
 from models.projection import PCA
 from models.scorer import load_head
 from streaming.errors import ServiceError
-from streaming.images.exposure import fitted_on
-from streaming.images.fitted_on import seen_by, unseen_by
 from streaming.images.images_frame import read_files
 from streaming.images.labels import labelled_features
+from streaming.images.membership import fitted_on
+from streaming.images.membership_spark import seen_by, unseen_by
 from streaming.platform.session import QUICK_START, spark_session
 from streaming.registry import open_registry
 from streaming.reports.plots import GRID, Sample

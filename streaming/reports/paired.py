@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from streaming.images.exposure import Exposure
+from streaming.images.membership import TrainingMembership
 from streaming.query import query
 from streaming.settings import Settings
 
@@ -78,7 +78,7 @@ class Paired:
         }
 
 
-def count_pairs(batches: Iterable[pa.RecordBatch], exposure: Exposure) -> dict[int, Paired]:
+def count_pairs(batches: Iterable[pa.RecordBatch], membership: TrainingMembership) -> dict[int, Paired]:
     """Count labelled messages by version.
 
     Args:
@@ -93,7 +93,7 @@ def count_pairs(batches: Iterable[pa.RecordBatch], exposure: Exposure) -> dict[i
         for key in keys.aggregate([]).to_pylist():
             rows = batch.filter(_all_equal(batch, key))
             images = rows.select(["image_id", "known_as", "source", "key"])
-            seen = exposure.seen(key["old_bundle"], images) | exposure.seen(key["new_bundle"], images)
+            seen = membership.contains(key["old_bundle"], images) | membership.contains(key["new_bundle"], images)
             old, new = (rows.column(name).to_numpy(zero_copy_only=False) for name in ("old_right", "new_right"))
             found.setdefault(key["version"], Paired()).add(old.astype(bool), new.astype(bool), seen)
     return found

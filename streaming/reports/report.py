@@ -9,7 +9,7 @@ from typing import Any
 
 from models.drift import MEANINGFUL_ROWS
 from streaming.errors import ServiceError
-from streaming.images.exposure import Exposure
+from streaming.images.membership import TrainingMembership
 from streaming.query import open_query, query
 from streaming.registry import open_registry
 from streaming.reports.paired import Paired, contents_of, count_pairs
@@ -117,7 +117,7 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
         labelled = known + SHADOW + LABELLED.format(contents=contents_of(settings))
         parameters = {"version": challenger, "judges": MAX_JUDGES}
         with open_query(settings, labelled, parameters=parameters, timeout_s=TIMEOUT_S) as batches:
-            counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.place))
+            counts = count_pairs(batches, TrainingMembership(open_registry(settings.home), settings.place))
         return with_accuracies(rows(known + SHADOW + AGREEMENT, version=challenger), counts)
 
     has_shadow = "shadow" in there

@@ -33,8 +33,8 @@ from models.objective import ACCURACY, Objective
 from models.paired import PairedCounts
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import ServiceError
-from streaming.images.exposure import salt_of
-from streaming.images.fitted_on import gather, unseen_by
+from streaming.images.membership import salt_of
+from streaming.images.membership_spark import gather, unseen_by
 from streaming.images.split import Split, check_sides
 from streaming.registry import Registry
 from streaming.training.choose_threshold import with_threshold

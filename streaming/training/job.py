@@ -12,9 +12,9 @@ from models.decode import BadImage, decode
 from models.objective import ACCURACY, Objective
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
-from streaming.images.exposure import fitted_on
 from streaming.images.featurize import FeatureSource, Featurized, featurize
 from streaming.images.labels import count_contradictory, labelled_features
+from streaming.images.membership import fitted_on
 from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table

@@ -18,8 +18,8 @@ from models.projection import check_pca_memory
 from models.scorer import golden_images
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
-from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
+from streaming.images.membership import backbone_fitted_on
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.registry import CHAMPION, open_registry

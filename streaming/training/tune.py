@@ -24,8 +24,8 @@ from models.random_projection import johnson_lindenstrauss_dim, make_random_proj
 from models.scorer import Head
 from streaming.errors import ServiceError, UsageError
 from streaming.images.dataset import Dataset
-from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
+from streaming.images.membership import backbone_fitted_on
 from streaming.images.split import Sides
 from streaming.platform.session import spark_session
 from streaming.registry import CHAMPION, open_registry

@@ -21,8 +21,8 @@ from models.scorer import Engine, Head, decode_all, golden_images, load_engine, 
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import featurize
-from streaming.images.fitted_on import unseen_by
 from streaming.images.labels import labelled_features
+from streaming.images.membership_spark import unseen_by
 from streaming.images.split import Sides
 from streaming.storage.files import as_matrix
 from streaming.storage.tables import Table

@@ -16,8 +16,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from models.bundle import Bundle, TrainingData
 from models.fitted_on import BloomFilter, FittedOn
 from models.xxhash64 import HASH_BITS, spark_xxhash64
-from streaming.images.exposure import fitted_on
 from streaming.images.labels import labelled_features
+from streaming.images.membership import fitted_on
 from streaming.images.split import Split
 from streaming.reports.paired import Paired
 from streaming.storage.files import list_array

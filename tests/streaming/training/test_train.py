@@ -20,8 +20,8 @@ from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
 from models.bundle import GOLDEN, Bundle
 from models.scorer import check_golden, golden_images, load_scorer
 from streaming.errors import ServiceError
-from streaming.images.exposure import fitted_on
 from streaming.images.labels import labelled_features
+from streaming.images.membership import fitted_on
 from streaming.images.split import Split
 from streaming.registry import open_registry
 from streaming.settings import Settings

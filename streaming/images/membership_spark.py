@@ -9,8 +9,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.fitted_on import BloomFilter, FittedOn
-from streaming.images.exposure import as_bytes
 from streaming.images.images_frame import arrow_function
+from streaming.images.membership import as_bytes
 
 PARTS = 4  # filters that the driver holds at a time: 1.8 MB each for a million images
 

@@ -67,7 +67,7 @@ def backbone_fitted_on(registry: Registry, champion: Bundle, home: Home) -> Bloo
     return None
 
 
-class Exposure:
+class TrainingMembership:
     """Answers whether versions were possibly fitted on images; each version is read once.
 
     Of a version that is not in the registry any more, or is refused, nobody knows what it was fitted on: on anything.
@@ -78,7 +78,7 @@ class Exposure:
         self._home = home
         self._known: dict[str, tuple[FittedOn, str | None] | None] = {}
 
-    def seen(self, bundle_sha256: str | None, images: pa.RecordBatch) -> NDArray[np.bool_]:
+    def contains(self, bundle_sha256: str | None, images: pa.RecordBatch) -> NDArray[np.bool_]:
         """Whether the version was possibly fitted on each of N images, (N,) bool.
 
         Args:
