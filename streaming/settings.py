@@ -241,7 +241,7 @@ class Configuration:
     """The settings and where their values come from.
 
     Attributes:
-            settings: the settings.
+        settings: the settings.
         origins: setting name → origin of its value, for settings that are not at their default.
         warnings: a line for each unknown variable IMAGESTREAM_….
     """
@@ -260,13 +260,12 @@ def read_configuration(home: str | Path | None = None, config: str | Path | None
     """Read the settings from the command line, the environment and the configuration file.
 
     Args:
-            home: the value of `--home`; a path becomes absolute.
-            config: the value of `--config`; default: IMAGESTREAM_CONFIG, else `imagestream.toml` in the working
-                directory.
-            given: the options of other settings, by name.
+        home: the value of `--home`; a path becomes absolute.
+        config: the value of `--config`; default: IMAGESTREAM_CONFIG, else `imagestream.toml` in the working directory.
+        given: the options of other settings, by name.
 
     Raises:
-            ServiceError: a value is invalid for its setting, or the file is not as `read_config_file` expects it.
+        ServiceError: a value is invalid for its setting, or the file is not as `read_config_file` expects it.
     """
     given |= {"home": home, "config": config}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -327,7 +326,7 @@ def with_options(settings: Settings, **options: str | None) -> Settings:
     """Return the settings overridden by the options that are not None.
 
     Raises:
-            UsageError: an option is invalid for its setting.
+        UsageError: an option is invalid for its setting.
     """
     given = {name: value for name, value in options.items() if value is not None}
     return _checked(settings.model_dump() | given, {name: option_of(name) for name in given})

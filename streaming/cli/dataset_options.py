@@ -63,7 +63,7 @@ def choose_dataset(
     """Read the data set that the options select and print its warnings.
 
     Args:
-            settings: the settings, for the folder of installed data sets.
+        settings: the settings, for the folder of installed data sets.
         images: folder, URI or table of images; None with `dataset`.
         dataset: installed data set; None with `images`.
         limit: number of images to take from `dataset`.

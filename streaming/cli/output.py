@@ -28,7 +28,7 @@ def list_rows(
     """Write the rows of a listing.
 
     Args:
-            rows: a mapping from column name to value per row.
+        rows: a mapping from column name to value per row.
         columns: the type of each column, as for `Rows.of_mappings`.
         format_: the output format.
         output: the file; None or `-` for standard output.

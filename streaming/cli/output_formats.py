@@ -111,13 +111,13 @@ def write_rows(
     """Write all rows and return their number. A file is written atomically.
 
     Args:
-    rows: the rows; consumed.
+        rows: the rows; consumed.
         format_: the output format.
-            output: the file; None or `-` for standard output. Parquet, which is binary, requires a file or `-`.
-            spreadsheet: prefix text that a spreadsheet would evaluate as a formula with an apostrophe; CSV only.
+        output: the file; None or `-` for standard output. Parquet, which is binary, requires a file or `-`.
+        spreadsheet: prefix text that a spreadsheet would evaluate as a formula with an apostrophe; CSV only.
 
     Raises:
-            UsageError: the options contradict each other.
+        UsageError: the options contradict each other.
     """
     check_format(format_, output, spreadsheet=spreadsheet)
     if not isinstance(rows, Rows):

@@ -26,8 +26,8 @@ from streaming.training.fit_options import GateOptions
 
 if TYPE_CHECKING:
     from models.evaluation import Evaluation
-    from streaming.distributed.course import Progress
     from streaming.distributed.history import EpochRecord
+    from streaming.distributed.training_run import Progress
     from streaming.training.train_cnn import CNNResult
 
 DEFAULTS = TrainerOptions()

@@ -26,7 +26,7 @@ def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = No
     """Publish an image to the topic and wait for the broker's acknowledgement.
 
     Args:
-            dashboard: the dashboard, which holds the producer.
+        dashboard: the dashboard, which holds the producer.
         data: the encoded image.
         name: file name, recorded as the image's source.
         label: the true label, if known.
@@ -49,7 +49,7 @@ def checked_label(label: str) -> str:
     """Return a label in its normalised form.
 
     Raises:
-            ServiceError: it is empty, too long or has control characters.
+        ServiceError: it is empty, too long or has control characters.
     """
     name = class_name(label) or ""
     if not 0 < len(name) <= MAX_LABEL_CHARS or CONTROL_CHARACTER.search(name):
@@ -61,7 +61,7 @@ def give_label(settings: Settings, image_id: str, label: str) -> None:
     """Append a label to the table `labels`, in which the latest label of an image takes precedence.
 
     Args:
-            settings: the settings.
+        settings: the settings.
         image_id: the image's id.
         label: its true label.
 
@@ -79,7 +79,7 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
     """Move an alias to a version after checking its golden predictions; a running stream follows.
 
     Args:
-            settings: the settings.
+        settings: the settings.
         version: version number.
         alias: champion or challenger.
         why: reason recorded in the alias's history; may be empty.
@@ -100,7 +100,7 @@ def roll_back(settings: Settings, alias: Alias) -> Move:
     """Move an alias back to its previous version.
 
     Raises:
-            ServiceError: there is no previous version.
+        ServiceError: there is no previous version.
     """
     try:
         return open_registry(settings.home).rollback(alias=alias, by=BY)

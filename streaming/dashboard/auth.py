@@ -41,7 +41,7 @@ def read_token(path: Path) -> str:
     """Read the token from a file, without surrounding whitespace.
 
     Raises:
-            ServiceError: the file cannot be read, or the token is too short.
+        ServiceError: the file cannot be read, or the token is too short.
     """
     try:
         check_secret_file(path)

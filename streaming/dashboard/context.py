@@ -41,7 +41,7 @@ def served() -> Dashboard:
     """Return the dashboard of this process.
 
     Raises:
-            ServiceError: the script was not started by `imagestream dashboard`.
+        ServiceError: the script was not started by `imagestream dashboard`.
     """
     if not _served:
         raise ServiceError("this script runs in the dashboard's server only: start it with `imagestream dashboard`")

@@ -38,9 +38,9 @@ class Filter:
     """A filter of predictions; empty attributes and None select all.
 
     Attributes:
-            labels: predicted classes.
-            versions: model versions.
-            confidence: minimum and maximum confidence, both inclusive.
+        labels: predicted classes.
+        versions: model versions.
+        confidence: minimum and maximum confidence, both inclusive.
         source: substring of the image's source.
         judged: `right` or `wrong`, of predictions whose true label is known.
     """

@@ -62,7 +62,7 @@ class Reader:
         """Return the rows of a SELECT over the versions that `version` read; `parameters` are the values of `$name`.
 
         Raises:
-                ServiceError: a table cannot be read, or the query takes longer than TIMEOUT_S.
+            ServiceError: a table cannot be read, or the query takes longer than TIMEOUT_S.
         """
         found: list[dict[str, Any]] = self.table(sql, **parameters).to_pylist()
         return found

@@ -45,11 +45,11 @@ def run_dashboard(
     """Serve until SIGINT or SIGTERM.
 
     Args:
-            dashboard: the state shared by the pages.
-            script: the script that Streamlit runs for every session.
-            host: address to listen on.
-            port: port to listen on; 0 for any free port.
-    token: token that a browser must present; required unless `host` is loopback.
+        dashboard: the state shared by the pages.
+        script: the script that Streamlit runs for every session.
+        host: address to listen on.
+        port: port to listen on; 0 for any free port.
+        token: token that a browser must present; required unless `host` is loopback.
         on_start: called with the URL once the port is bound.
 
     Raises:

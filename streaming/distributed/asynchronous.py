@@ -4,12 +4,12 @@ from collections import Counter
 
 import numpy as np
 
-from streaming.distributed.course import Course, State, out_of_turn, worker_epoch
+from streaming.distributed.barrier import BrokenError
 from streaming.distributed.history import WorkerEpoch
 from streaming.distributed.options import Mode
 from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, Values
-from streaming.distributed.rendezvous import BrokenError
 from streaming.distributed.shared_weights import Lost, SharedWeights
+from streaming.distributed.training_run import Course, State, out_of_turn, worker_epoch
 
 
 class Asynchronous:

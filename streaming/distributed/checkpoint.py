@@ -11,8 +11,8 @@ import numpy as np
 from models.arrays import Arrays, read_npz, write_npz
 from models.errors import ModelError
 from streaming.distributed.callback_state import CallbackState
-from streaming.distributed.course import State
 from streaming.distributed.history import History
+from streaming.distributed.training_run import State
 from streaming.errors import ServiceError
 
 FILE = "checkpoint.npz"

@@ -6,11 +6,11 @@ import threading
 from contextlib import suppress
 
 from streaming.distributed.asynchronous import Asynchronous
-from streaming.distributed.course import Answer, Callbacks, Course, State
+from streaming.distributed.barrier import BrokenError
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, accept
-from streaming.distributed.rendezvous import BrokenError
 from streaming.distributed.synchronous import Synchronous
+from streaming.distributed.training_run import Answer, Callbacks, Course, State
 from streaming.errors import ServiceError
 
 TOKEN_BYTES = 32

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from streaming.distributed.course import Course, State, out_of_turn, worker_epoch
+from streaming.distributed.barrier import BrokenError, Rendezvous
 from streaming.distributed.protocol import Channel, Kind, Message, Values
-from streaming.distributed.rendezvous import BrokenError, Rendezvous
 from streaming.distributed.shared_weights import Lost
+from streaming.distributed.training_run import Course, State, out_of_turn, worker_epoch
 from streaming.errors import ServiceError
 
 

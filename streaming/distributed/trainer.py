@@ -16,12 +16,12 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from models.decode import DEFAULT_LIMITS, Limits
 from streaming.distributed.callback_state import callback_states, restore_callbacks
 from streaming.distributed.checkpoint import Checkpoint, read_checkpoint
-from streaming.distributed.course import Answer, Callbacks, Progress, State
 from streaming.distributed.history import EpochRecord, History, summed_staleness
 from streaming.distributed.network import Network, NetworkParts
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.server import ParameterServer
 from streaming.distributed.shards import shard
+from streaming.distributed.training_run import Answer, Callbacks, Progress, State
 from streaming.distributed.worker import DONE_DDL, WorkerTask, train_partition
 from streaming.errors import ServiceError
 

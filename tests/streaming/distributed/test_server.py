@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streaming.distributed.course import Answer, Callbacks, State
 from streaming.distributed.history import EpochRecord
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
 from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, connect
 from streaming.distributed.server import ParameterServer
+from streaming.distributed.training_run import Answer, Callbacks, State
 
 OPTIONS = TrainerOptions(workers=2, batch_size=4, epochs=2, timeout_s=5)
 COUNTS = {"rows": 3, "loss": 1.5, "clipped_loss": 1.5, "correct": 2}

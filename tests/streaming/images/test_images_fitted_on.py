@@ -165,7 +165,7 @@ def test_what_a_backbone_was_trained_on_is_kept_for_every_head_that_is_fitted_on
 # --- asked for many images at a time
 
 
-def test_exposure_is_told_by_content_name_or_group_and_unknown_versions_have_seen_everything(
+def test_membership_is_by_content_name_or_group_and_unknown_versions_contain_everything(
     exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     digits = some_digits(exported, 40)

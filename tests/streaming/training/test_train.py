@@ -184,7 +184,7 @@ def test_int8_is_measured_against_float_on_the_holdout(home: Path, jars_dir: Pat
 
 
 def test_int8_is_for_litert() -> None:
-    with pytest.raises(ServiceError, match="8-bit integers are for the engine litert"):
+    with pytest.raises(ServiceError, match="--int8 requires --runtime litert"):
         BackboneOptions(engine="keras", int8=True)
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
+from streaming.distributed.barrier import BrokenError
 from streaming.distributed.history import EpochRecord, WorkerEpoch
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, Values
-from streaming.distributed.rendezvous import BrokenError
 from streaming.errors import ServiceError
 
 
