@@ -27,7 +27,7 @@ from streaming.training.fit_options import GateOptions
 if TYPE_CHECKING:
     from models.evaluation import Evaluation
     from streaming.distributed.history import EpochRecord
-    from streaming.distributed.training_run import Progress
+    from streaming.distributed.training_run import WorkerProgress
     from streaming.training.train_cnn import CNNResult
 
 DEFAULTS = TrainerOptions()
@@ -215,7 +215,7 @@ class _Live:
 
     def __init__(self, options: TrainerOptions) -> None:
         self._options = options
-        self._rows: dict[int, Progress] = {}
+        self._rows: dict[int, WorkerProgress] = {}
         self._spinner = Spinner("starting")
 
     def __enter__(self) -> "_Live":
@@ -228,7 +228,7 @@ class _Live:
     def step(self, step: str) -> None:
         self._spinner.update(step)
 
-    def progress(self, progress: "Progress") -> None:
+    def progress(self, progress: "WorkerProgress") -> None:
         self._rows[progress.worker] = progress
         of_all = [self._rows.get(worker) for worker in range(self._options.workers)]
         counts = (f"{one.rows:,}" if one is not None else "–" for one in of_all)

@@ -21,7 +21,7 @@ def given(**params: Any) -> dict[str, Any]:
 
 
 def param(name: str, doc: str, converter: Callable[[Any], Value]) -> Param[Value]:
-    """Return a Param of the class that it is assigned in; Spark ML's own stages declare theirs with `_dummy`, too."""
+    """Return a Param of the class that it is assigned in, declared as in Spark ML's own stages."""
     return Param(Params._dummy(), name, doc, converter)
 
 

@@ -24,7 +24,7 @@ from streaming.distributed.network import quiet_tensorflow
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.shards import identified
 from streaming.distributed.trainer import DistributedTrainer, Trained
-from streaming.distributed.training_run import Progress
+from streaming.distributed.training_run import WorkerProgress
 from streaming.errors import UsageError
 from streaming.images.dataset import Dataset
 from streaming.images.groups import chosen_groups
@@ -140,7 +140,7 @@ def train_cnn(
     resume: bool = False,
     on_step: OnStep = lambda _: None,
     on_epoch: Callable[[EpochRecord], None] = lambda _: None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[WorkerProgress], None] = lambda _: None,
 ) -> CNNResult:
     """Train, export, evaluate and register a CNN; it becomes the champion if it is the first model or passes the gate.
 

@@ -191,7 +191,7 @@ def test_what_cannot_be_compared_or_evaluated_is_said_in_one_line(spark: SparkSe
     stranger = on_other_backbone(service.version(2), "e" * 64)
     with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: there is no labelled image that"):
         model_report(spark, service.settings.place, service.features, service.version(1), stranger)
-    with pytest.raises(ServiceError, match="version 3 was possibly fitted on every labelled image in"):
+    with pytest.raises(ServiceError, match="version 3 may have been fitted on every labelled image in"):
         model_report(spark, service.settings.place, service.features, stranger)
 
 
