@@ -141,6 +141,11 @@ def write_rows(
 def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = False) -> None:
     """Check the options of `write_rows` before any row is read.
 
+    Args:
+        format_: the output format.
+        output: the file; None for standard output.
+        spreadsheet: whether formulas are prefixed with an apostrophe.
+
     Raises:
         UsageError: the options contradict each other.
     """

@@ -14,7 +14,13 @@ LEAST_P = 1e-12  # smaller p-values are drawn here
 
 
 def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
-    """Images per second, stacked by model version, with a rule at each change of version."""
+    """Images per second, stacked by model version, with a rule at each change of version.
+
+    Args:
+        rows: rows of `data.throughput`.
+        window: the time range of the chart.
+        swaps: rows of `data.swaps`.
+    """
     frame = _frame(rows, version=str)
     bars = (
         alt.Chart(frame)
@@ -76,7 +82,14 @@ def accuracy(rows: Rows, window: Window) -> alt.LayerChart:
 
 
 def per_step(rows: Rows, window: Window, column: str, title: str) -> alt.LayerChart:
-    """Bars of one count over time."""
+    """Bars of one count over time.
+
+    Args:
+        rows: the rows of the query.
+        window: the time range of the chart.
+        column: the column to sum.
+        title: title of the y-axis.
+    """
     frame = _frame(rows)
     bars = (
         alt.Chart(frame)
@@ -94,7 +107,14 @@ def per_step(rows: Rows, window: Window, column: str, title: str) -> alt.LayerCh
 
 
 def counts(rows: Rows, name: str, value: str, title: str) -> alt.LayerChart:
-    """A horizontal bar for each row, in the given order."""
+    """A horizontal bar for each row, in the given order.
+
+    Args:
+        rows: the rows of the query.
+        name: column of the labels.
+        value: column of the lengths.
+        title: title of the x-axis.
+    """
     bars = (
         alt.Chart(_frame(rows))
         .mark_bar(color=BLUE, cornerRadiusEnd=3, height={"band": 0.7})

@@ -156,7 +156,13 @@ def throughput(reader: Reader, window: Window) -> Rows:
 
 
 def swaps(reader: Reader, window: Window, limit: int = 20) -> Rows:
-    """Return the changes of model version, newest first: moment, version, before."""
+    """Return the changes of model version, newest first: moment, version, before.
+
+    Args:
+        reader: the tables.
+        window: the time range.
+        limit: maximum number of rows.
+    """
     return reader.rows(SWAPS, since=window.since, limit=limit)
 
 
@@ -220,7 +226,14 @@ def given_labels(reader: Reader, image_ids: list[str]) -> dict[str, str]:
 
 
 def one_prediction(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Return a message's prediction and the commit time of its batch; None if it has none."""
+    """Return a message's prediction and the commit time of its batch; None if it has none.
+
+    Args:
+        reader: the tables.
+        topic: name of the topic in the tables.
+        partition: the partition.
+        offset: the offset.
+    """
     rows = reader.rows(ONE, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
 
@@ -231,18 +244,39 @@ def reasons(reader: Reader) -> Rows:
 
 
 def quarantined(reader: Reader, reason: str | None, *, limit: int, skip: int = 0) -> Rows:
-    """Return a page of quarantined messages without their bytes, newest first."""
+    """Return a page of quarantined messages without their bytes, newest first.
+
+    Args:
+        reader: the tables.
+        reason: reason to select; None for all.
+        limit: maximum number of rows.
+        skip: number of rows to skip.
+    """
     return reader.rows(QUARANTINED, reason=reason, limit=limit, skip=skip)
 
 
 def one_quarantined(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Return reason, stage and detail of a quarantined message; None if it is not quarantined."""
+    """Return reason, stage and detail of a quarantined message; None if it is not quarantined.
+
+    Args:
+        reader: the tables.
+        topic: name of the topic in the tables.
+        partition: the partition.
+        offset: the offset.
+    """
     rows = reader.rows(ONE_BAD, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
 
 
 def bad_bytes(reader: Reader, topic: str, partition: int, offset: int) -> bytes | None:
-    """Return the bytes of a quarantined message; None if it has none or is not quarantined."""
+    """Return the bytes of a quarantined message; None if it has none or is not quarantined.
+
+    Args:
+        reader: the tables.
+        topic: name of the topic in the tables.
+        partition: the partition.
+        offset: the offset.
+    """
     rows = reader.rows(BAD_BYTES, topic=topic, partition=partition, offset=offset)
     return rows[0]["value"] if rows else None
 

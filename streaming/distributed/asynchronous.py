@@ -76,7 +76,13 @@ class Asynchronous:
                     raise out_of_turn(message)
 
     def give_up(self, worker: int, attempt: int, why: str) -> bool:  # noqa: ARG002  other workers are not affected
-        """Handle the loss of a worker; return False if another attempt has already replaced it."""
+        """Handle the loss of a worker; return False if another attempt has already replaced it.
+
+        Args:
+            worker: number of the worker.
+            attempt: number of its task attempt.
+            why: the reason.
+        """
         return self._attempts.get(worker) == attempt
 
     def break_off(self, why: str) -> None:

@@ -80,7 +80,13 @@ class WorkerEpoch:
 
     @classmethod
     def from_meta(cls, worker: int, epoch: int, meta: Mapping[str, Any]) -> Self:
-        """Parse a worker's report; raises KeyError, TypeError or ValueError if it is invalid."""
+        """Parse a worker's report; raises KeyError, TypeError or ValueError if it is invalid.
+
+        Args:
+            worker: number of the worker.
+            epoch: number of the epoch.
+            meta: the message's JSON object.
+        """
         counts = {name: Counts(**meta[name]) for name in ("training", "validation")}
         process = str(meta.get("process", ""))[:MAX_PROCESS_CHARS]
         return cls(worker, epoch, float(meta["seconds"]), **counts, bytes=int(meta["bytes"]), process=process)

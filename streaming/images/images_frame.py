@@ -82,7 +82,13 @@ def arrow_function(function: Callable[..., pa.Array], returns: str) -> Callable[
 
 
 def read_files(spark: SparkSession, files: Sequence[str], schema: pa.Schema = FEATURES) -> DataFrame:
-    """Return the rows of a table's Parquet files; a column that a file does not have is null."""
+    """Return the rows of a table's Parquet files; a column that a file does not have is null.
+
+    Args:
+        spark: the session.
+        files: paths or URIs of the files.
+        schema: the schema of the table.
+    """
     if files and is_uri(files[0]):
         return _fetched(spark, files, schema)
     return _exact_paths(spark).schema(spark_schema(schema)).parquet(*files)
@@ -111,7 +117,13 @@ def _fetched(spark: SparkSession, files: Sequence[str], schema: pa.Schema) -> Da
 
 
 def known_images(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
-    """Return the table's latest row of each source (source, known_id, known_label); None if the table is empty."""
+    """Return the table's latest row of each source (source, known_id, known_label); None if the table is empty.
+
+    Args:
+        spark: the session.
+        table: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
+    """
     stored = stored_features(spark, table, backbone_sha256)
     if stored is None:
         return None
@@ -142,7 +154,13 @@ def featurized_rows(frame: DataFrame, table: Table, backbone_sha256: str) -> Dat
 
 
 def count_duplicates(frame: DataFrame, table: Table, backbone_sha256: str) -> tuple[int, int]:
-    """Return the number of images whose content occurs earlier in the data set, and of images with several labels."""
+    """Return the number of images whose content occurs earlier in the data set, and of images with several labels.
+
+    Args:
+        frame: the result of `images_frame`.
+        table: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
+    """
     rows = featurized_rows(frame, table, backbone_sha256)
     if rows is None:
         return 0, 0

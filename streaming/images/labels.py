@@ -64,7 +64,13 @@ def labelled_features(
 
 
 def count_contradictory(spark: SparkSession, features: Table, backbone_sha256: str) -> int:
-    """Return the number of images that `labelled_features` leaves out because of contradictory labels."""
+    """Return the number of images that `labelled_features` leaves out because of contradictory labels.
+
+    Args:
+        spark: the session.
+        features: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
+    """
     rows = _stored(spark, features, backbone_sha256)
     return _image_labels(spark, features, rows, None).where(F.col("contradictory")).count()
 

@@ -57,7 +57,13 @@ def fitted_on(bundle: Bundle, home: Home) -> FittedOn:
 
 
 def backbone_fitted_on(registry: Registry, champion: Bundle, home: Home) -> BloomFilter | None:
-    """Return the images on which the champion's backbone was trained; None if it was not trained in this home."""
+    """Return the images on which the champion's backbone was trained; None if it was not trained in this home.
+
+    Args:
+        registry: the registry.
+        champion: the champion's bundle.
+        home: the home.
+    """
     if champion.manifest.backbone.weights != "trained":
         return None
     recorded = fitted_on(champion, home).backbone

@@ -30,6 +30,11 @@ def column(name: str) -> Column:
 def check_input(stage: str, schema: StructType, name: str) -> DataType:
     """Return the type of the column `name`.
 
+    Args:
+        stage: the stage's name, for messages.
+        schema: the schema of the input.
+        name: name of the column.
+
     Raises:
         ServiceError: there is no such column.
     """
@@ -40,6 +45,11 @@ def check_input(stage: str, schema: StructType, name: str) -> DataType:
 
 def check_outputs(stage: str, schema: StructType, names: list[str]) -> None:
     """Check that output columns do not exist yet and are distinct.
+
+    Args:
+        stage: the stage's name, for messages.
+        schema: the schema of the input.
+        names: names of the output columns.
 
     Raises:
         ServiceError: they are not.
@@ -62,7 +72,13 @@ def is_features(kind: DataType) -> bool:
 
 
 def check_image(stage: str, schema: StructType, name: str) -> None:
-    """Raise a ServiceError unless the column `name` contains images."""
+    """Raise a ServiceError unless the column `name` contains images.
+
+    Args:
+        stage: the stage's name, for messages.
+        schema: the schema of the input.
+        name: name of the column.
+    """
     kind = check_input(stage, schema, name)
     if not is_image(kind):
         raise ServiceError(
@@ -73,7 +89,13 @@ def check_image(stage: str, schema: StructType, name: str) -> None:
 
 
 def check_features(stage: str, schema: StructType, name: str) -> None:
-    """Raise a ServiceError unless the column `name` contains features."""
+    """Raise a ServiceError unless the column `name` contains features.
+
+    Args:
+        stage: the stage's name, for messages.
+        schema: the schema of the input.
+        name: name of the column.
+    """
     kind = check_input(stage, schema, name)
     if not is_features(kind):
         raise ServiceError(

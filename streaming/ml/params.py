@@ -21,7 +21,13 @@ def given(**params: Any) -> dict[str, Any]:
 
 
 def param(name: str, doc: str, converter: Callable[[Any], Value]) -> Param[Value]:
-    """Return a Param of the class that it is assigned in, declared as in Spark ML's own stages."""
+    """Return a Param of the class that it is assigned in, declared as in Spark ML's own stages.
+
+    Args:
+        name: name of the Param.
+        doc: its description.
+        converter: converts a value to its type.
+    """
     return Param(Params._dummy(), name, doc, converter)
 
 

@@ -61,7 +61,13 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
 
 
 def in_turn(rows: DataFrame, column: str, n: int) -> DataFrame:
-    """Return `n` of the rows (label, `column`, …), round-robin over the classes in order of the hash of `column`."""
+    """Return `n` of the rows (label, `column`, …), round-robin over the classes in order of the hash of `column`.
+
+    Args:
+        rows: the rows.
+        column: a column that identifies a row.
+        n: number of rows to return.
+    """
     order = (F.xxhash64(column), F.col(column))
     turn = F.row_number().over(Window.partitionBy("label").orderBy(*order))
     return rows.withColumn("turn", turn).orderBy("turn", *order).limit(n).drop("turn")

@@ -58,7 +58,13 @@ class BackboneParts:
 
     @classmethod
     def of(cls, exported: ExportedBackbone, golden: Sequence[bytes], engine: EngineName = "litert") -> Self:
-        """Return the parts of an exported backbone that `engine` runs."""
+        """Return the parts of an exported backbone that `engine` runs.
+
+        Args:
+            exported: the exported backbone.
+            golden: images for the golden predictions.
+            engine: engine that runs the backbone in the stream.
+        """
         files = {FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights}
         return cls(BackboneEntry.of(exported, engine=engine), files, golden)
 

@@ -93,7 +93,13 @@ def sample_predictions(rows: DataFrame, head: Head, n: int, seed: int = 0) -> pa
 
 
 def most_confident_mistakes(rows: DataFrame, head: Head, n: int) -> pa.Table:
-    """Return the `n` wrong predictions for rows (image_id, label, features, …) with the highest confidence."""
+    """Return the `n` wrong predictions for rows (image_id, label, features, …) with the highest confidence.
+
+    Args:
+        rows: the rows.
+        head: the head.
+        n: maximum number of predictions.
+    """
     wrong = predict(rows, head).where(F.col("predicted") != F.col("label"))
     return wrong.orderBy(F.desc("confidence"), "image_id").limit(n).toArrow()
 

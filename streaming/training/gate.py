@@ -115,6 +115,11 @@ def looks_at(registry: Registry, champion: int, seed: int) -> int:
     """Return the number of candidates compared with the champion on the holdout of this seed so far.
 
     These are the versions registered after it with the same seed; dry runs do not count.
+
+    Args:
+        registry: the registry.
+        champion: version of the champion.
+        seed: seed of the split.
     """
 
     def was_judged(version: int) -> bool:

@@ -260,7 +260,13 @@ class _Job:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def run(self, study: "optuna.Study", done: int, on_trial: Callable[[int], None]) -> None:
-        """Fit batches of trials in threads and record them in order, so that the same seed gives the same search."""
+        """Fit batches of trials in threads and record them in order, so that the same seed gives the same search.
+
+        Args:
+            study: the study.
+            done: number of trials that have finished.
+            on_trial: called with the number of finished trials after each batch.
+        """
         began = time.monotonic()
         self.known = {(one.variant, one.options): one for one in outcomes_of(study)}
         pool = ThreadPoolExecutor(self.options.jobs)

@@ -106,7 +106,13 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def record(study: "optuna.Study", trial: "optuna.Trial", result: Outcome | str) -> None:
-    """Record the outcome of a trial, or why it failed."""
+    """Record the outcome of a trial, or why it failed.
+
+    Args:
+        study: the study.
+        trial: the trial.
+        result: the outcome, or the reason for the failure.
+    """
     from optuna.trial import TrialState
 
     if isinstance(result, str):
