@@ -189,7 +189,7 @@ def remembered(running: Watcher) -> list[object]:
         (["--state", "x.sqlite", "photos"], "--state is an option of --watch: expected both"),
         (["--from-csv", "list.csv", "photos"], "expected either PATH… or --from-csv FILE, got both"),
         (["--from-csv", "list.csv", "--label-from", "parent"], "expected either --from-csv, which contains the labels"),
-        (["-", "photos"], "expected - alone"),
+        (["-", "photos"], "expected - as the only path"),
         (["--rate", "0", "photos"], "rate: expected images a second, above 0, got 0"),
         (["--rate", "nan", "photos"], "rate: expected images a second, above 0, got nan"),
     ],

@@ -136,7 +136,7 @@ def test_a_parquet_file_of_hugging_face_has_the_names_of_its_classes(tmp_path: P
     ("names", "message"),
     [
         ([], "images is not a folder"),
-        (["1.png"], "images got no labelled images; training needs .*no class folder"),
+        (["1.png"], "images: expected at least two classes, got no labelled images; .*not in a class folder"),
         (["a/1.png", "a/2.png"], r"images: expected at least two classes, got only one \(a\)"),
         ([".a/1.png"], "images contains no images: expected one folder of images per class"),
     ],
