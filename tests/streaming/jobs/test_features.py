@@ -177,7 +177,7 @@ run({[str(argument) for argument in arguments]!r})
         os.killpg(process.pid, number)  # as a terminal does: the process, its JVM and its workers
         _, said = process.communicate(timeout=120)
         assert process.returncode == code_wanted, said
-    assert said.splitlines() == ["interrupted; the same command continues where it was"]
+    assert said.splitlines() == ["interrupted; run the same command again to continue"]
     assert not (tmp_path / "out.csv").exists()
     found = imagestream(settings, *command)
     assert found["rows"] == 240
