@@ -62,6 +62,10 @@ __all__ = [
     "seed",
 ]
 
+# For xdist's processes and all that tests start: there are more of them than cores, and threads of OpenBLAS that wait
+# for each other there take ten times the CPU time.
+for threads in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(threads, "1")
 gc.disable()  # until all tests are collected, which makes much and leaves no garbage
 SPARK = SharedSpark()
 TRAINED_ITERATIONS = 20  # of the shared model's classifier, a Spark job each, and of every retraining of it
