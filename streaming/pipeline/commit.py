@@ -33,6 +33,7 @@ from pyspark.sql import DataFrame
 from models.decode import DEFAULT_LIMITS, Limits
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
+from streaming.errors import reported
 from streaming.pipeline.account import Place, account, confirmed, places_with_holes
 from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.bounded import BoundedMessages
@@ -277,7 +278,7 @@ class BatchCommitter:
             )
             output = pa.Table.from_batches(rows, OUTPUT)
         else:
-            output = messages.mapInArrow(score, self._output).toArrow().cast(OUTPUT)
+            output = messages.mapInArrow(reported(score), self._output).toArrow().cast(OUTPUT)
         is_report = output.column(REPORT.name).is_valid()
         reports = [PartitionReport.from_json(text) for text in output.filter(is_report).column(REPORT.name).to_pylist()]
         quarantined: dict[str, int] = _summed([report.quarantined for report in reports])

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from models.drift import MEANINGFUL_ROWS
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.pipeline.answers_topic import Sent
 from streaming.pipeline.offsets import PartitionLag
 
@@ -199,7 +199,7 @@ class MetricsServer:
             server = type("_Server", (ThreadingWSGIServer,), {"address_family": family})
             self._server: WSGIServer = make_server(str(address[0]), port, application, server, _Silent)
         except OSError as error:
-            raise ServiceError(
+            raise ConfigurationError(
                 f"metrics cannot be served at {host}:{port} ({error.strerror}): give another address of this machine, "
                 "and another port, or 0 for a free one"
             ) from error

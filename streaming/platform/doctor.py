@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from models.errors import ModelError
 from models.onnx_session import resolve_providers
 from streaming.environment import all_ignored
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
 from streaming.platform.engines import Engines
 from streaming.platform.jars import ELSEWHERE, damaged_jars, locked_jars, why_not_for_jars
@@ -150,11 +150,11 @@ def _check_bucket(home: Home) -> Check:
 
     def get() -> None:
         if home.store.get(key) != key.encode():
-            raise ServiceError("another object came back: choose a store that returns what was put last")
+            raise ConfigurationError("another object came back: choose a store that returns what was put last")
 
     def find() -> None:
         if key not in {one.key for one in home.store.list("locks")}:
-            raise ServiceError("the object is not in the list: choose a store that lists what was put last")
+            raise ConfigurationError("the object is not in the list: choose a store that lists what was put last")
 
     steps: dict[str, Callable[[], None]] = {
         "put an object": lambda: home.store.put(key, key.encode()),

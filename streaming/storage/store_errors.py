@@ -8,7 +8,9 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError, StoreAwayError
+
+__all__ = ["ENDPOINTS", "OF_A_STORE", "StoreAwayError", "store_error"]
 
 # The clouds' own variables, which obstore and deltalake read.
 ENDPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -40,10 +42,6 @@ OF_A_STORE = re.compile(
 )
 
 
-class StoreAwayError(ServiceError):
-    """The store does not answer, so that the outcome of a request is not known; asked again later, it may."""
-
-
 def store_error(place: str, error: BaseException) -> ServiceError:
     """The error to raise, in place of one that obstore or deltalake raised; without it as its cause.
 
@@ -59,11 +57,15 @@ def store_error(place: str, error: BaseException) -> ServiceError:
     if _METADATA_SERVER.search(text):  # which may just not answer at the moment
         return StoreAwayError(f"no credentials were found for {place}: set {credentials}")
     if reason in _NO_BUCKET:
-        return ServiceError(f"the bucket of {place} does not exist ({reason}): create it, or correct IMAGESTREAM_HOME")
+        return ConfigurationError(
+            f"the bucket of {place} does not exist ({reason}): create it, or correct IMAGESTREAM_HOME"
+        )
     if reason in _OTHER_REGION or "redirect without LOCATION" in text:
-        return ServiceError(f"{place} is in another region ({reason or 'redirect'}): set AWS_REGION to the bucket's")
+        return ConfigurationError(
+            f"{place} is in another region ({reason or 'redirect'}): set AWS_REGION to the bucket's"
+        )
     if {code, status} & _DENIED or "lacked the necessary privileges" in text or "authentication credentials" in text:
-        return ServiceError(
+        return ConfigurationError(
             f"{place} refuses access ({reason or 'no reason given'}): check {credentials}, and that they may read, "
             "write, list and delete objects there"
         )
