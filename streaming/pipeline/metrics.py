@@ -54,6 +54,8 @@ class Batch(Protocol):
     @property
     def traced(self) -> Sequence[str]: ...
     @property
+    def challenger_error(self) -> str | None: ...
+    @property
     def drift(self) -> Mapping[str, float]: ...
 
 
@@ -107,6 +109,7 @@ class Metrics:
         for gauge in self._drift.values():
             gauge.set(nan)  # not known yet
         self._refused = Counter("refused_models", "Promoted versions that were refused.", **new)
+        self._challenger = Counter("challenger_failures", "Micro-batches in which the challenger failed.", **new)
         self._trouble = Counter("troubles", "Failures after which the stream tried again.", **new)
         self._lag = Gauge("lag_messages", "Messages that wait for their row.", ["topic", "partition"], **new)
         self._broker = Gauge("broker_up", "1 if the broker answered when last asked.", **new)
@@ -134,6 +137,7 @@ class Metrics:
         self._bytes.inc(batch.input_bytes)
         self._model.clear()
         self._model.labels(str(batch.model_version)).set(1)
+        self._challenger.inc(batch.challenger_error is not None)
         for reason, count in batch.quarantined.items():
             self._quarantined.labels(reason).inc(count)
         for seconds in batch.waited_s:
