@@ -31,8 +31,8 @@ def use_scratch(work: Path) -> Path:
         why = f"cannot be made ({error.strerror})"
     if why is not None:
         raise ConfigurationError(
-            f"{system} {why_not(system)} and {own} {why}: set TMPDIR to a folder that can be written, on a file system "
-            "that is not mounted noexec"
+            f"{system} {why_not(system)} and {own} {why}",
+            hint="set TMPDIR to a folder that can be written, on a file system that is not mounted noexec",
         )
     tempfile.tempdir = str(own)
     give_scratch(str(own))

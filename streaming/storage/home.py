@@ -89,7 +89,7 @@ def make_dir(path: Path) -> Path:
         probe.unlink(missing_ok=True)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot write to {path} ({error.strerror}): choose another home with --home DIR or IMAGESTREAM_HOME"
+            f"cannot write to {path} ({error.strerror})", hint="choose another home with --home DIR or IMAGESTREAM_HOME"
         ) from error
     return path
 

@@ -170,7 +170,9 @@ class Store(ABC):
         self.put(key, b"")
         try:
             if self.get(key) is None:
-                raise ConfigurationError(f"{self.place} does not keep what is written to it: choose another store")
+                raise ConfigurationError(
+                    f"{self.place} does not keep what is written to it", hint="choose another store"
+                )
         finally:
             self.delete([key])
 
@@ -198,7 +200,8 @@ class Store(ABC):
         if won != [1] * CHECKED_KEYS or any(late):
             raise ConfigurationError(
                 f"{self.place} does not support conditional puts: of {CHECKED_WRITERS} writers of one new object "
-                f"exactly one must succeed, but {max(won) + max(late)} did; choose a store that does, such as S3"
+                f"exactly one must succeed, but {max(won) + max(late)} did",
+                hint="choose a store that does, such as S3",
             )
 
 

@@ -55,22 +55,22 @@ def store_error(place: str, error: BaseException) -> ServiceError:
     reason = code or status
     credentials = _CREDENTIALS.get(scheme, "the credentials")
     if _METADATA_SERVER.search(text):  # which may just not answer at the moment
-        return StoreAwayError(f"no credentials were found for {place}: set {credentials}")
+        return StoreAwayError(f"no credentials were found for {place}", hint=f"set {credentials}")
     if reason in _NO_BUCKET:
         return ConfigurationError(
-            f"the bucket of {place} does not exist ({reason}): create it, or correct IMAGESTREAM_HOME"
+            f"the bucket of {place} does not exist ({reason})", hint="create it, or correct IMAGESTREAM_HOME"
         )
     if reason in _OTHER_REGION or "redirect without LOCATION" in text:
         return ConfigurationError(
-            f"{place} is in another region ({reason or 'redirect'}): set AWS_REGION to the bucket's"
+            f"{place} is in another region ({reason or 'redirect'})", hint="set AWS_REGION to the bucket's"
         )
     if {code, status} & _DENIED or "lacked the necessary privileges" in text or "authentication credentials" in text:
         return ConfigurationError(
-            f"{place} refuses access ({reason or 'no reason given'}): check {credentials}, and that they may read, "
-            "write, list and delete objects there"
+            f"{place} refuses access ({reason or 'no reason given'})",
+            hint=f"check {credentials}, and that they may read, write, list and delete objects there",
         )
     if reason is None:
         address = match[1] + match[2] if (match := _ADDRESS.search(text)) else None
         reason = "timeout" if "timed out" in text or "timeout" in text.lower().partition("retry_timeout")[0] else None
         reason = f"{reason or 'no connection'}{f' to {address}' if address else ''}"
-    return StoreAwayError(f"{place} does not answer ({reason}): check {_SERVER.get(scheme, 'the network')}")
+    return StoreAwayError(f"{place} does not answer ({reason})", hint=f"check {_SERVER.get(scheme, 'the network')}")
