@@ -66,7 +66,7 @@ check: .venv/.ready ## Check format, lint, types, import rules, prose and secret
 	@$(BIN)/python .ci/audit
 
 docs: .venv/.ready ## Build the documentation site into build/site, without network
-	@$(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 audit: .venv/.ready ## Look up known vulnerabilities of the locked packages; fail if a package cannot be looked up
 	@$(BIN)/python .ci/audit --strict

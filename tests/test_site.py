@@ -1,0 +1,23 @@
+"""`make docs`: the site is built without a warning, has every page, and loads nothing from other hosts."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def test_the_site_is_complete_and_self_contained(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    settings = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=CHECKOUT, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    docs = CHECKOUT / "docs"
+    pages = [page.relative_to(docs).with_suffix(".html") for page in docs.rglob("*.md") if page.stem != "README"]
+    assert not [page for page in [*pages, Path("index.html"), Path("SECURITY.html")] if not (tmp_path / page).is_file()]
+    html = {page: page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")}
+    assert not [page for page, text in html.items() if re.search(r'(?:src|rel="stylesheet" href)="(?:https?:)?//', text)]
+    assert 'id="imagestream.load"' in html[tmp_path / "api.html"]
+    assert "Raises" in html[tmp_path / "api.html"]
