@@ -1,8 +1,8 @@
 """MkDocs hooks: pages from outside docs/ with their links, and the navigation of the design decisions."""
 
 import re
-from posixpath import dirname, join, normpath, relpath
 from pathlib import Path
+from posixpath import dirname, join, normpath, relpath
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -18,9 +18,8 @@ OUTSIDE = [
 
 def on_config(config: MkDocsConfig) -> None:
     """List the records of decisions in the navigation."""
-    assert config.nav is not None
     records = [str(path.relative_to(ROOT / "docs")) for path in sorted(ROOT.glob("docs/decisions/0*.md"))]
-    config.nav[-1]["Design decisions"].extend(records)
+    (config.nav or [])[-1]["Design decisions"].extend(records)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
