@@ -51,7 +51,8 @@ test: setup test-tools ## Every test, on real Kafka, Spark and Delta (ARGS="test
 
 soak: setup ## Fault scenarios, simulations, real data and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
-	@$(BIN)/python -m pytest tests/faults tests/statistics tests/models/test_real_data.py tests/test_tutorial.py --full $(ARGS)
+	@$(BIN)/python -m pytest tests/faults tests/statistics tests/models/test_real_data.py tests/test_tutorial.py \
+		tests/test_demo.py tests/streaming/distributed/test_trainer.py --full $(ARGS)
 
 mutants: setup ## Faults in the code that everything rests on, and which no test notices (ARGS="--sample 20")
 	@$(BIN)/python -m tests.mutants $(ARGS)
