@@ -1,4 +1,4 @@
-"""Publishing images to Kafka: reading files, shaping messages and sending them until the broker acknowledges.
+"""Publishing images to Kafka for imagestream: reading files, building messages, and sending them reliably.
 
 `publish` is the entry point; `producer.message` is the message contract, which the stream reads by.
 """
