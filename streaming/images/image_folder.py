@@ -168,8 +168,11 @@ def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
             left_out.add(HIDDEN, name)
         return hidden
 
-    paths = walk(str(folder), entered=set(), skip=skip, on_error=lambda path, _: left_out.add(UNREADABLE, path))
-    return map(Path, paths)
+    def unreadable(path: str, _reason: str) -> None:
+        if Path(path).is_dir():  # broken links are ignored
+            left_out.add(UNREADABLE, path)
+
+    return map(Path, walk(str(folder), entered=set(), skip=skip, on_error=unreadable))
 
 
 def _why_not(path: Path) -> str | None:
