@@ -7,7 +7,7 @@ import typer
 from streaming.cli.app import JsonOption, PortOption, app, settings_of, write_json
 from streaming.cli.command_line import IMAGES
 from streaming.cli.console import out
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 HEADERS_BYTES = 8192  # upper bound of the key and headers of a message from the gateway
 ACKNOWLEDGED_S = 15.0
@@ -59,7 +59,7 @@ def gateway(
     try:
         largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)
         if largest <= 0:
-            raise ServiceError(
+            raise ConfigurationError(
                 f"topic {settings.topic} accepts messages of {sender.max_message_bytes:,} bytes, too few for an "
                 f"image: raise its max.message.bytes"
             )

@@ -7,7 +7,7 @@ from producer.message import Delivery, Message
 from streaming.dashboard.lag import LagProbe
 from streaming.dashboard.pictures import Pictures
 from streaming.dashboard.reader import Reader
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.settings import Settings
 
 Post = Callable[[Message], Delivery]  # publishes to the settings' topic and waits; raises ServiceError
@@ -44,5 +44,7 @@ def served() -> Dashboard:
         ServiceError: the script was not started by `imagestream dashboard`.
     """
     if not _served:
-        raise ServiceError("this script runs in the dashboard's server only: start it with `imagestream dashboard`")
+        raise ConfigurationError(
+            "this script runs in the dashboard's server only: start it with `imagestream dashboard`"
+        )
     return _served[0]

@@ -11,7 +11,7 @@ from streaming.distributed.barrier import Barrier, BrokenError
 from streaming.distributed.protocol import Channel, Message, MessageKind, Values
 from streaming.distributed.shared_weights import Lost
 from streaming.distributed.training_run import State, TrainingRun, out_of_turn, worker_epoch
-from streaming.errors import ServiceError
+from streaming.errors import DataError, ServiceError
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Synchronous:
             run.start_clock()
         rows = [one.rows for one in ready]
         if not sum(rows):
-            raise ServiceError("no training image can be decoded")
+            raise DataError("no training image can be decoded")
         steps = -(-max(rows) // run.options.local_batch)
         values = np.concatenate([run.state.weights, run.state.optimizer])
         meta = run.meta(stop=run.answer.stop)
@@ -153,7 +153,7 @@ def _weighted_mean(messages: list[Message]) -> Message:
     """Average the workers' values weighted by their rows, in the order of the workers for reproducible sums."""
     sizes = {len(one.values) for one in messages if one.rows}
     if len(sizes) != 1:
-        raise ServiceError("the workers sent different numbers of values" if sizes else "no worker has any image")
+        raise DataError("the workers sent different numbers of values" if sizes else "no worker has any image")
     total = sum(one.rows for one in messages)
     mean = np.zeros(sizes.pop(), np.float32)
     for one in messages:

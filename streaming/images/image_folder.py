@@ -5,7 +5,6 @@ other programs among the images. Skipped files are counted by reason.
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from tempfile import TemporaryDirectory
 from producer.class_names import class_name, composed
 from producer.labelled_csv import LABEL_COLUMNS, PATH_COLUMNS, Row
 from producer.message import SNIFF_BYTES, UNKNOWN_CONTENT, content_type
-from streaming.errors import ServiceError
+from producer.walk import walk
+from streaming.errors import DataError, NotFoundError, ServiceError
 from streaming.images.labels_csv import LabelRows, collect, read_labels
 from streaming.images.patterns import extract_group
 from streaming.images.sources import list_source
@@ -98,10 +98,10 @@ def read_folder(
     elif folder.is_dir():
         found = sorted(_images(folder, left_out), key=lambda file: file.path)
     else:
-        raise ServiceError(_no_folder(folder))
+        raise NotFoundError(_no_folder(folder))
     if not found:
         why = "".join(f"; skipped {n:,}: {why} ({left_out.examples[why]})" for why, n in left_out.counts.items())
-        raise ServiceError(f"{folder} contains no images: expected one folder of images per class{why}")
+        raise DataError(f"{folder} contains no images: expected one folder of images per class{why}")
     name = str(folder).rpartition("/")[2]
     if labels_csv is not None:
         labels, why = _by_rows(name, found, read_labels(labels_csv, PATH_COLUMNS), left_out), NO_ROW
@@ -123,7 +123,7 @@ def read_folder(
 
 def holds_images(folder: Path) -> bool:
     """Return whether any file below a folder has the name of an image."""
-    return any(Path(name).suffix.lower() in IMAGES for _, name in _walk(folder, LeftOut()))
+    return any(path.suffix.lower() in IMAGES for path in _walk(folder, LeftOut()))
 
 
 def _no_folder(folder: Path) -> str:
@@ -134,9 +134,8 @@ def _no_folder(folder: Path) -> str:
 
 
 def _images(folder: Path, left_out: LeftOut) -> Iterator[_Found]:
-    for directory, name in _walk(folder, left_out):
-        path = Path(directory, name)
-        if name in METADATA:
+    for path in _walk(folder, left_out):
+        if path.name in METADATA:
             continue
         try:
             below = composed(path.relative_to(folder).as_posix())
@@ -165,27 +164,20 @@ def _objects(uri: str, left_out: LeftOut) -> Iterator[_Found]:
             left_out.add(TABLE if suffix == ".parquet" else ARCHIVE if archive else NOT_AN_IMAGE, one.key)
 
 
-def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, str]]:
-    """Yield (folder, name) of every file, following links and entering each real folder once."""
-    entered: set[str] = set()
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    """Return the paths of all files below a folder that are not hidden, following links."""
 
-    def unreadable(error: OSError) -> None:
-        left_out.add(UNREADABLE, str(error.filename))
+    def skip(name: str) -> bool:
+        hidden = name.startswith(".") or name.lower() in OF_SYSTEMS
+        if hidden:
+            left_out.add(HIDDEN, name)
+        return hidden
 
-    for directory, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in entered:  # a loop, or two links to one folder
-            folders.clear()
-            continue
-        entered.add(real)
-        for name in [*folders, *names]:
-            if name.startswith(".") or name.lower() in OF_SYSTEMS:
-                left_out.add(HIDDEN, name)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in OF_SYSTEMS)
-        for name in names:
-            hidden = name.startswith(".") or name.lower() in OF_SYSTEMS
-            if not hidden and Path(directory, name).is_file():  # a pipe or a socket is not a file
-                yield directory, name
+    def unreadable(path: str, _reason: str) -> None:
+        if Path(path).is_dir():  # broken links are ignored
+            left_out.add(UNREADABLE, path)
+
+    return map(Path, walk(str(folder), entered=set(), skip=skip, on_error=unreadable))
 
 
 def _why_not(path: Path) -> str | None:
@@ -315,7 +307,7 @@ def _read_metadata_csv(file: Path) -> list[Row]:
 
 def _read_json_lines(file: Path) -> list[Row]:
     if file.stat().st_size > MAX_METADATA_BYTES:
-        raise ServiceError(f"{file} is larger than {MAX_METADATA_BYTES:,} bytes")
+        raise DataError(f"{file} is larger than {MAX_METADATA_BYTES:,} bytes")
     rows = []
     try:
         for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), start=1):
@@ -324,7 +316,7 @@ def _read_json_lines(file: Path) -> list[Row]:
             if isinstance(name, str) and isinstance(label, str | int):
                 rows.append(Row(number, name, class_name(str(label))))
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ServiceError(f"{file}: expected one JSON object per line: {' '.join(str(error).split())}") from error
+        raise DataError(f"{file}: expected one JSON object per line: {' '.join(str(error).split())}") from error
     if not rows:
-        raise ServiceError(f"{file} has no file_name with a label ({', '.join(LABEL_COLUMNS)})")
+        raise DataError(f"{file} has no file_name with a label ({', '.join(LABEL_COLUMNS)})")
     return rows

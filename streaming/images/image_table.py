@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from producer.class_names import MAX_LABEL_CHARS, class_name
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 from streaming.storage.table_features import check_whole_files
 
 IMAGE_COLUMNS = ("image", "content", "value", "img", "bytes")
@@ -84,7 +84,7 @@ def open_image_table(source: Path) -> tuple[ImageTable, dict[str, int], int]:
         n_images = dataset.count_rows()
         name = _name_column(dataset, n_images)
     except (pa.ArrowException, OSError) as error:
-        raise ServiceError(f"{source} cannot be read as {kind}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{source} cannot be read as {kind}: {' '.join(str(error).split())}") from error
     classes: Counter[str] = Counter()
     class_of: dict[str, str] = {}
     class_names = _hugging_face_names(dataset.schema, label)
@@ -124,7 +124,7 @@ def _delta_files(source: Path) -> tuple[str, ...]:
     from deltalake.exceptions import DeltaError
 
     if set("[]") & set(str(source.absolute())):  # deltalake panics on them
-        raise ServiceError(
+        raise ConfigurationError(
             f"{source}: a Delta table cannot be read from a path that contains [ or ]: rename the folder"
         )
     try:
@@ -134,7 +134,7 @@ def _delta_files(source: Path) -> tuple[str, ...]:
         names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
         return tuple(str(source / unquote(name)) for name in names)
     except DeltaError as error:
-        raise ServiceError(f"{source} cannot be read as delta: {' '.join(str(error).split())}") from error
+        raise DataError(f"{source} cannot be read as delta: {' '.join(str(error).split())}") from error
 
 
 def _parquet_files(source: Path) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ def _image_column(source: Path, schema: pa.Schema) -> str:
             elif _is_bytes(kind):
                 return name
     columns = ", ".join(f"{one.name} {one.type}"[:80] for one in schema)
-    raise ServiceError(
+    raise DataError(
         f"{source} has no column of encoded images: expected one of {', '.join(IMAGE_COLUMNS)} of type binary, or a "
         f"struct with a field bytes; got {columns}"
     )
@@ -196,7 +196,7 @@ def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str 
         return counts
     kind = dataset.schema.field(label).type
     if pa.types.is_nested(kind) or _is_bytes(kind):
-        raise ServiceError(f"{source}: expected text or numbers in the column label, got {kind}")
+        raise DataError(f"{source}: expected text or numbers in the column label, got {kind}")
     for batch in dataset.scanner(columns=[label]).to_batches():
         column = batch.column(0)
         for one in (column.cast(pa.string()) if kind in TEXTS else column).value_counts():
@@ -204,5 +204,5 @@ def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str 
             text = str(value).lower() if isinstance(value, bool) else str(value)  # as Spark writes it
             counts[None if value is None else text] += one["counts"].as_py()
         if len(counts) > MAX_CLASSES:
-            raise ServiceError(f"{source}: expected at most {MAX_CLASSES:,} distinct labels, got more")
+            raise DataError(f"{source}: expected at most {MAX_CLASSES:,} distinct labels, got more")
     return counts

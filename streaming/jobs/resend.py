@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from producer.client import close_producer
 from producer.message import HEADER_MARGIN_BYTES, HEADER_REPLAY_OF, HEADER_TIMESTAMP, MAX_MESSAGE_BYTES, build_message
-from streaming.errors import ServiceError
+from streaming.errors import UnavailableError
 from streaming.pipeline.positions import name_in_kafka
 from streaming.platform.kafka_client import connect
 from streaming.platform.topic import topic_configuration
@@ -87,7 +88,7 @@ class Sender:
                 **client,
             )
         except (KafkaError, ValueError) as error:
-            raise ServiceError(
+            raise UnavailableError(
                 f"no Kafka broker answers at {bootstrap_servers} ({error}); "
                 "start the home's own with 'imagestream broker start', or check --bootstrap-servers"
             ) from error
@@ -202,12 +203,6 @@ class Sender:
             self.acknowledged.append(sent)
 
     def close(self) -> None:
-        from kafka.errors import KafkaTimeoutError
-
         if self._second is not None:
             self._second.close()
-        try:
-            self._producer.close(timeout=1)
-        except KafkaTimeoutError:  # it closes only when nothing is under way: give up what a silent broker left there
-            self._producer._sender.force_close()
-            self._producer.close(timeout=1)
+        close_producer(self._producer)

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from pyspark.sql.pandas.functions import arrow_udf
 from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType, IntegerType, StructType
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 
 # The fields of Spark's image struct (pyspark.ml.image.ImageSchema) that are read.
 IMAGE_FIELDS: dict[str, DataType] = {
@@ -39,7 +39,7 @@ def check_input(stage: str, schema: StructType, name: str) -> DataType:
         ServiceError: there is no such column.
     """
     if name not in schema.names:
-        raise ServiceError(f"{stage}: there is no column {name!r}: expected one of {', '.join(schema.names)}")
+        raise DataError(f"{stage}: there is no column {name!r}: expected one of {', '.join(schema.names)}")
     return schema[name].dataType
 
 
@@ -56,7 +56,7 @@ def check_outputs(stage: str, schema: StructType, names: list[str]) -> None:
     """
     for place, name in enumerate(names):
         if name in schema.names or name in names[:place]:
-            raise ServiceError(f"{stage}: the column {name!r} already exists: give another name for the result")
+            raise ConfigurationError(f"{stage}: the column {name!r} already exists: give another name for the result")
 
 
 def is_image(kind: DataType) -> bool:
@@ -81,7 +81,7 @@ def check_image(stage: str, schema: StructType, name: str) -> None:
     """
     kind = check_input(stage, schema, name)
     if not is_image(kind):
-        raise ServiceError(
+        raise DataError(
             f"{stage}: column {name!r} should contain images (encoded bytes, or what spark.read.format('image') "
             f"gives), "
             f"got {kind.simpleString()}"
@@ -98,7 +98,7 @@ def check_features(stage: str, schema: StructType, name: str) -> None:
     """
     kind = check_input(stage, schema, name)
     if not is_features(kind):
-        raise ServiceError(
+        raise DataError(
             f"{stage}: column {name!r} should contain features (vectors, or arrays of float or double), "
             f"got {kind.simpleString()}"
         )

@@ -15,7 +15,7 @@ from pyspark.ml.param import Params
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 
 MAX_BYTES = 1024**3
 FILES_DDL = "name string, content binary"
@@ -83,21 +83,21 @@ class StageReader(MLReader[Stored], Generic[Stored]):
             metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
             expected = f"{self._cls.__module__}.{self._cls.__name__}"
             if metadata["class"] != expected:
-                raise ServiceError(f"{path}: expected a saved {expected}, got {metadata['class']}")
+                raise DataError(f"{path}: expected a saved {expected}, got {metadata['class']}")
             stage = self._cls.from_files(self._read_files(path, metadata["files"]))
             _restore_uid(stage, metadata["uid"])
             DefaultParamsReader.getAndSetParams(stage, metadata)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ServiceError(f"{path} is not a saved {self._cls.__name__}: {error}") from error
+            raise DataError(f"{path} is not a saved {self._cls.__name__}: {error}") from error
         return stage
 
     def _read_files(self, path: str, hashes: Mapping[str, str]) -> dict[str, bytes]:
         table = self.sparkSession.read.schema(FILES_DDL).parquet(f"{path}/data")
         size = table.agg(F.sum(F.length("content"))).collect()[0][0] or 0
         if size > MAX_BYTES:
-            raise ServiceError(f"{path} has {size:,} bytes: expected at most {MAX_BYTES:,}")
+            raise DataError(f"{path} has {size:,} bytes: expected at most {MAX_BYTES:,}")
         files = {row["name"]: bytes(row["content"]) for row in table.limit(len(hashes) + 1).collect()}
         found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         if found != dict(hashes):
-            raise ServiceError(f"{path} was modified: its files do not match the SHA-256 in its metadata")
+            raise DataError(f"{path} was modified: its files do not match the SHA-256 in its metadata")
         return files

@@ -13,7 +13,7 @@ from models.bundle import Bundle
 from models.paired import gain_interval
 from models.projection import PCA
 from models.scorer import load_head
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.images.images_frame import read_files
 from streaming.images.labels import labelled_features
 from streaming.images.membership import fitted_on
@@ -57,7 +57,7 @@ def read_model_report(settings: Settings, version: int, against: int | None = No
     ours = Version(version, registry.read(version))
     other = None if against is None else Version(against, registry.read(against))
     if not settings.place.has_table("features"):
-        raise ServiceError(
+        raise NotFoundError(
             f"there are no stored features in {settings.place.tables} to evaluate version {version} on: "
             "run 'imagestream train' first"
         )
@@ -87,7 +87,7 @@ def model_report(
     try:
         evaluation = evaluate(holdout, head)
         if not evaluation.rows:
-            raise ServiceError(
+            raise NotFoundError(
                 f"version {ours.number} may have been fitted on every labelled image in {features.place} with features "
                 "of its backbone: label images that arrived later"
             )
@@ -130,7 +130,7 @@ def _compare(
     head, their_head = load_head(ours.bundle), load_head(other.bundle)
     evaluation = evaluate(rows, head)
     if not evaluation.rows:
-        raise ServiceError(
+        raise NotFoundError(
             f"versions {ours.number} and {other.number} cannot be compared: there is no labelled image with stored "
             "features of both backbones on which neither was fitted"
         )

@@ -13,6 +13,7 @@ from typing import Self
 from pyspark.sql import DataFrame
 
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone
+from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import (
     CLASSIFIER,
     DRIFT,
@@ -28,11 +29,10 @@ from models.bundle import (
     write_bundle,
 )
 from models.drift import DriftReference
-from models.fitted_on import BloomFilter, FittedOn
 from models.objective import ACCURACY, Objective
 from models.paired import PairedCounts
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.images.membership import salt_of
 from streaming.images.membership_spark import gather, unseen_by
 from streaming.images.split import Split, check_sides
@@ -147,7 +147,7 @@ def judge(
         holdout = unseen_by(holdout, FittedOn(backbone))
     evaluation = evaluate(holdout, fitted.head)
     if not evaluation.rows:
-        raise ServiceError(
+        raise DataError(
             "no image is left for the evaluation: "
             + ("none is held out" if backbone is None else "the backbone was trained on all held-out images")
             + "; add images, or give another --holdout or --seed"

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.score_counts import ScoreCounts
+from models.score_histogram import ScoreHistogram
 from models.scorer import Head
 from models.threshold import ThresholdAim, best_threshold, parse_threshold
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import Fitted, fit_classifier
 from streaming.training.fit_options import FitOptions
@@ -50,7 +50,7 @@ def aim_for(wanted: str, n_classes: int) -> ThresholdAim:
         ServiceError: there are not exactly two classes.
     """
     if n_classes != 2:  # noqa: PLR2004
-        raise ServiceError(
+        raise ConfigurationError(
             f"a threshold requires two classes, got {n_classes}: omit --threshold, or give --threshold none to "
             f"override the "
             "champion's"
@@ -70,14 +70,14 @@ def tuned_threshold(rows: DataFrame, head: Head, aim: ThresholdAim) -> float:
         ModelError: the head does not have two classes, or the rows have only one class.
     """
     scores = evaluate(rows, head).scores
-    return best_threshold(scores if scores is not None else ScoreCounts(len(head.classes)), aim)
+    return best_threshold(scores if scores is not None else ScoreHistogram(len(head.classes)), aim)
 
 
 def _cross_fitted(head: Head, training: DataFrame, options: FitOptions, aim: ThresholdAim) -> float:
     fold = _fold(training, options.seed)
     images = training.where("augmentation IS NULL") if "augmentation" in training.columns else training
     _check_folds(images, fold, head.classes)
-    scores = ScoreCounts(len(head.classes))
+    scores = ScoreHistogram(len(head.classes))
     for number in range(FOLDS):
         rest = training.where(fold != number)
         classifier = fit_classifier(rest, rest.count(), head.classes, head.projection, options)
@@ -99,7 +99,7 @@ def _check_folds(images: DataFrame, fold: Column, classes: tuple[str, ...]) -> N
     folds, counts = {row.label: row.folds for row in rows}, {row.label: row.images for row in rows}
     if few := [name for name in classes if folds.get(name, 0) < 2]:  # noqa: PLR2004
         found = ", ".join(f"{counts.get(name, 0):,} of {name!r}" for name in classes)
-        raise ServiceError(
+        raise DataError(
             f"too few training images of {few[0]!r} to select a threshold: expected some in at least 2 of "
             f"{FOLDS} folds, got {found}, those of {few[0]!r} in {folds.get(few[0], 0)}; add images of this class, or "
             "give another --seed or a fixed threshold such as --threshold 0.5"

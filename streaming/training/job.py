@@ -10,7 +10,7 @@ from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import BadImage, decode
 from models.objective import ACCURACY, Objective
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import FeatureSource, Featurized, featurize
 from streaming.images.labels import count_contradictory, labelled_features
@@ -120,7 +120,7 @@ class Job:
         )
         if not found.rows:
             path, why = next(iter(found.bad.items()))
-            raise ServiceError(f"none of {dataset.n_images:,} images can be decoded; {path}: {why}")
+            raise DataError(f"none of {dataset.n_images:,} images can be decoded; {path}: {why}")
         return self.stored(source.sha256, source.entry.n_features), found
 
     def stored(self, backbone_sha256: str, n_features: int) -> DataFrame:

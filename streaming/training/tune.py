@@ -22,7 +22,7 @@ from models.errors import ModelError
 from models.projection import PCA, NoProjection, Projection, components_to_keep, fit_pca
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from models.scorer import Head
-from streaming.errors import ServiceError, UsageError
+from streaming.errors import NotFoundError, ServiceError, UsageError
 from streaming.images.dataset import Dataset
 from streaming.images.groups import chosen_groups
 from streaming.images.membership import backbone_fitted_on
@@ -155,7 +155,7 @@ def tune(
     current = registry.target(CHAMPION)
     champion = registry.read(current) if current else None
     if source is None and champion is None:
-        raise ServiceError(
+        raise NotFoundError(
             f"there is no champion model in {registry.place}, whose features are needed: run 'imagestream train' "
             f"first, or "
             f"give "

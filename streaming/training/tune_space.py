@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from models.errors import ModelError
 from models.projection import check_pca_memory
 from models.random_projection import johnson_lindenstrauss_dim
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 
 SHARES = (0.50, 0.99)  # explained variance
@@ -121,7 +121,7 @@ def make_space(
         if wanted not in kept:
             kept.append(wanted)
     if not kept or not classifiers:
-        raise ServiceError(
+        raise ConfigurationError(
             f"the search space is empty: a random projection does not reduce {n_features:,} features for {n_rows:,} "
             f"rows; "
             "allow another projection"
