@@ -3,8 +3,8 @@
     python kafka_users.py SERVERS TOPIC PASSWORDS
 
 SERVERS is a listener with administrator permissions. PASSWORDS is a folder with the files kafka-streamer,
-kafka-publisher and kafka-operator, each with a password in one line. `Read` and `Write` imply `Describe`. Permissions for
-consumer groups and transactions are needed only for an answers topic: see docs/answers.md.
+kafka-publisher and kafka-operator, each with a password in one line. `Read` and `Write` imply `Describe`. Permissions
+for consumer groups and transactions are needed only for an answers topic: see docs/answers.md.
 """
 
 import sys
