@@ -121,7 +121,7 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (spoilt("number", remove=True), "'number': Field required"),
         (spoilt("number", value="7"), "'number': Input should be a valid integer"),
         (spoilt("number", value=True), "'number': "),
-        (spoilt("number", value=0), "expected a number from 1"),
+        (spoilt("number", value=0), "expected a positive number"),
         (spoilt("number", value=8), "is that of batch 8"),
         (spoilt("nonce", value=""), "a nonce"),
         (spoilt("extra", value=1), "'extra': Unexpected keyword"),
@@ -140,17 +140,17 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (spoilt("figures", "predicted_rows", value=3), "'files' have 4 predicted"),
         (spoilt("figures", "quarantined", "corrupt", value=-2), "'figures' must not be negative"),
         (spoilt("figures", "started_at", value="yesterday"), "'figures.started_at'"),
-        (spoilt("files", "labels", value=[]), "'labels', which is not a table of a decision"),
+        (spoilt("files", "labels", value=[]), "unexpected table 'labels'"),
         (spoilt("files", "predictions", value=[]), "'files' have 0 predicted"),
         (spoilt(*PREDICTIONS_FILE, "path", value="../quarantine/x.parquet"), "'files': expected a key"),
         (spoilt(*PREDICTIONS_FILE, "path", value="/etc/passwd"), "'files': expected a key"),
         (spoilt(*PREDICTIONS_FILE, "path", value="_delta_log/../x"), "'files': expected a key"),
-        (spoilt(*PREDICTIONS_FILE, "bytes", value=0), "must have bytes and rows"),
-        (spoilt(*PREDICTIONS_FILE, "rows", value=0), "must have bytes and rows"),
+        (spoilt(*PREDICTIONS_FILE, "bytes", value=0), "bytes and rows must be positive"),
+        (spoilt(*PREDICTIONS_FILE, "rows", value=0), "bytes and rows must be positive"),
         (spoilt(*PREDICTIONS_FILE, "partition", value={}), "must have the partition 'date'"),
         (spoilt("files", "quarantine", 0, "partition", value={"date": "x"}), "must have no partition"),
-        (spoilt(*PREDICTIONS_FILE, "stats", value="[1]"), "statistics that are not a JSON object"),
-        (spoilt(*PREDICTIONS_FILE, "stats", value="{"), "statistics that are not a JSON object"),
+        (spoilt(*PREDICTIONS_FILE, "stats", value="[1]"), "the statistics must be a JSON object"),
+        (spoilt(*PREDICTIONS_FILE, "stats", value="{"), "the statistics must be a JSON object"),
         (spoilt("answers", value={"topic": "a/b", "topic_id": "x", "tables": ["predictions"]}), "must have a topic"),
         (spoilt("answers", value={"topic": "a", "topic_id": "x", "tables": ["labels"]}), "must have tables of"),
         (spoilt("answers", value={"topic": "a", "topic_id": "x"}), "'answers.tables': Field required"),
@@ -168,7 +168,7 @@ def test_a_damaged_or_hostile_decision_is_refused_by_its_key_and_what_is_wrong(
 
 def test_features_of_other_messages_are_refused(settings: Settings, decision: Decision) -> None:
     files = {**decision.files, "features": decision.files["quarantine"]}
-    assert "features of 2 messages, of 4 predicted" in refused(settings, replace(decision, files=files).to_json())
+    assert "features of 2 messages, but 4 predicted" in refused(settings, replace(decision, files=files).to_json())
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,9 @@ def test_the_identity_of_a_stream_is_read_as_it_was_created(settings: Settings) 
     [
         ({"format": 2}, "has format '2', expected 1"),
         ({"id": None}, "'id': "),
-        ({"id": "x' OR '1' = '1"}, "its id or its first offsets"),
+        ({"id": "x' OR '1' = '1"}, "bad id or first offsets"),
         ({"extra": 1}, "'extra': "),
-        ({"first": [{"topic": "images", "partition": 0, "offset": -1}]}, "its id or its first offsets"),
+        ({"first": [{"topic": "images", "partition": 0, "offset": -1}]}, "bad id or first offsets"),
         ({"first": [{"topic": "images", "partition": "0", "offset": 1}]}, "'first.0.partition': "),
         ({"topics": {"images": 7}}, "'topics.images': "),
     ],
