@@ -149,7 +149,7 @@ class BatchCommitter:
             LostDecisionError: another driver decided the batch; no table has a row of this attempt.
             ServiceError: the batch does not continue the previous one, or rows and messages do not match; nothing of it
                 is committed.
-            SnapshotError: Kafka did not confirm the topics; nothing of the batch is committed.
+            WitnessError: Kafka did not confirm the topics; nothing of the batch is committed.
         """
         started, clock = datetime.now(UTC), perf_counter()
         if not ranges:

@@ -223,20 +223,20 @@ def left(settings: Settings) -> list[int]:
 
 def test_decisions_are_pruned_where_they_are_whole_and_old_and_many(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 210, age_hours=25)
-    assert decisions.prune(whole=205) == 5
+    assert decisions.prune(newest=205) == 5
     assert left(settings) == [*range(6, 211)]
-    assert decisions.prune(whole=205) == 0
+    assert decisions.prune(newest=205) == 0
 
 
 def test_decisions_of_the_last_day_are_kept(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 210, age_hours=23)
-    assert decisions.prune(whole=210) == 0
-    assert decisions.prune(whole=210, kept_for=timedelta(hours=22)) == 10
+    assert decisions.prune(newest=210) == 0
+    assert decisions.prune(newest=210, kept_for=timedelta(hours=22)) == 10
 
 
 def test_the_decision_of_the_newest_whole_batch_is_never_pruned(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 5, age_hours=1)
-    assert decisions.prune(whole=4, keep=0, kept_for=timedelta(0)) == 3
+    assert decisions.prune(newest=4, keep=0, kept_for=timedelta(0)) == 3
     assert left(settings) == [4, 5]
 
 
@@ -245,5 +245,5 @@ def test_other_objects_are_left_alone(settings: Settings, decision: Decision) ->
     note = (settings.work_dir / KEY).with_name("note.txt")
     note.write_text("ours")
     os.utime(note, (0, 0))
-    assert decisions.prune(whole=3, keep=0, kept_for=timedelta(0)) == 2
+    assert decisions.prune(newest=3, keep=0, kept_for=timedelta(0)) == 2
     assert note.exists()
