@@ -158,7 +158,7 @@ def test_marks_that_are_late_every_time_are_an_error_in_one_line(
 
     monkeypatch.setattr(replay, "MARK_ATTEMPTS", 2)
     in_between(monkeypatch, replay, copy_of_first, copy_of_first)
-    with pytest.raises(ServiceError, match=r"^1 messages were sent but not marked as replayed, .* 2 times .*$"):
+    with pytest.raises(ServiceError, match=r"^1 messages were sent but not marked as replayed, .* 2 times: .*$"):
         mark(settings, 11)
     assert (offsets(settings), marked(settings)) == (list(range(20)), [])
 
