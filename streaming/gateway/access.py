@@ -14,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from streaming.errors import ServiceError, UsageError
+from streaming.errors import ConfigurationError, UsageError
 from streaming.secret_files import check_secret_file
 
 MIN_KEY_CHARS = 16
@@ -38,9 +38,9 @@ def read_key(path: Path | None) -> str | None:
         with path.open("rb") as file:
             key = file.read(MAX_KEY_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServiceError(f"the API key file {path} cannot be read: {error}") from error
+        raise ConfigurationError(f"the API key file {path} cannot be read: {error}") from error
     if len(key) < MIN_KEY_CHARS or not key.isprintable():
-        raise ServiceError(
+        raise ConfigurationError(
             f"the API key file {path}: expected at least {MIN_KEY_CHARS} printable characters, got {len(key)}; "
             "generate a key with: openssl rand -hex 32"
         )

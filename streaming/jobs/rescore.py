@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.scorer import Head, check_golden, load_head, load_scorer
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError, NotFoundError
 from streaming.pipeline.score_columns import answer_columns
 from streaming.query import query
 from streaming.registry import open_registry
@@ -165,19 +165,19 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
     """
     there = set(settings.place.table_names())
     if "features" not in there:
-        raise ServiceError(
+        raise NotFoundError(
             f"no features are stored in {settings.place.tables}: run `imagestream stream` with --features, then rescore"
         )
     backbone = {"backbone": bundle.backbone_sha256}
     (stored,) = query(settings, STORED, parameters=backbone, timeout_s=TIMEOUT_S).to_pylist()
     name = bundle.manifest.backbone.name
     if not stored["stored"]:
-        raise ServiceError(
+        raise NotFoundError(
             f"only features of training images are stored in {settings.place.tables}: run `imagestream stream` with "
             "--features, then rescore"
         )
     if not stored["usable"]:
-        raise ServiceError(
+        raise NotFoundError(
             f"version {version} needs features of its backbone {name} ({bundle.backbone_sha256[:12]}), but all "
             f"{stored['stored']:,} stored rows are of another backbone; computing new features requires the images"
         )
@@ -185,7 +185,7 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
         return 0
     (found,) = query(settings, WITHOUT_FEATURES, parameters=backbone, timeout_s=TIMEOUT_S).to_pylist()
     if found["missing"] and not allow_missing:
-        raise ServiceError(
+        raise NotFoundError(
             f"{found['missing']:,} of {found['predicted']:,} predictions have no stored features of backbone {name} "
             f"({bundle.backbone_sha256[:12]}); use --allow-missing to rescore the others"
         )
@@ -277,7 +277,7 @@ def _score_batch(batch: pa.RecordBatch, work: _Work, file: str) -> pa.Table:
         return pa.schema([*IDENTITY, *ANSWER]).empty_table()
     features = as_matrix(batch.column("features"))
     if features.shape[1] != work.head.projection.n_in:
-        raise ServiceError(
+        raise DamagedError(
             f"{file} has features of length {features.shape[1]}, but the model expects {work.head.projection.n_in}"
         )
     answers = answer_columns(work.head.probabilities(features), work.head)

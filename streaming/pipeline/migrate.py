@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, DamagedError
 from streaming.pipeline.decisions import DECIDED_TABLES, TopicPartition
 from streaming.pipeline.finish import Tables
 from streaming.pipeline.ingest import first_offsets
@@ -92,7 +92,9 @@ def begin_stream(
     if not store.create(key, identity.to_json()):
         found = read_identity(settings, settings.topic)
         if found is None:
-            raise ServiceError(f"{store.place}/{key} was created by another stream and deleted: start the stream again")
+            raise ConflictError(
+                f"{store.place}/{key} was created by another stream and deleted: start the stream again"
+            )
         identity = found
     return Positions(identity.id, 0, {(o.topic, o.partition): o.offset for o in identity.first}, identity.topics)
 
@@ -156,7 +158,7 @@ def _old_topic(path: Path, topic: str) -> Mapping[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ServiceError(f"{path}, which identifies the topic, is damaged: {error}; restore it") from error
+        raise DamagedError(f"{path}, which identifies the topic, is damaged: {error}; restore it") from error
     return {name_in_tables(topic, number): id_}
 
 

@@ -39,6 +39,7 @@ from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, QUARAN
 from streaming.tracing import valid
 
 NOTHING: Mapping[tuple[str, int, int], str] = MappingProxyType({})
+MAX_ERROR_CHARS = 300  # of the challenger's error
 MAX_TRACED = 100  # messages per partition whose traces get a span for scoring
 REPORT = pa.field("report", pa.string())
 SHADOW_ANSWER = [pa.field("shadow_label", pa.string()), pa.field("shadow_confidence", pa.float32())]
@@ -304,7 +305,7 @@ def _shadow_answers(values: MessageValues, good: list[int], features: Features, 
             features = scorer.features(decoded.images)
         label, confidence = answer_columns(scorer.probabilities(features), scorer.head)[:2]
     except Exception as error:  # noqa: BLE001  no error of a challenger may stop the stream
-        on.report.challenger_error = f"{type(error).__name__}: {error}"
+        on.report.challenger_error = f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_ERROR_CHARS]
         return nothing
     return [label, confidence]
 

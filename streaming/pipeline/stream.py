@@ -20,8 +20,8 @@ from typing import Any, Literal
 from pyspark.sql import SparkSession
 
 from producer.topic_files import file_stem
-from streaming.errors import ServiceError
-from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic, Sent
+from streaming.errors import ConfigurationError, ConflictError, ServiceError, StoreAwayError, UnavailableError, restated
+from streaming.pipeline.answers_topic import AnswersTopic, Sent
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
@@ -39,14 +39,12 @@ from streaming.platform.bounded_reader import BoundedReader
 from streaming.platform.engines import Engines
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
-from streaming.platform.schema_registry import RegistryAwayError
-from streaming.platform.session import cause, spark_session
+from streaming.platform.session import cause, raised, spark_session
 from streaming.platform.topic import Subscription, describe_topics, offsets_from, topic_notices, trouble_with_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 from streaming.storage.home import make_dir, try_lock
-from streaming.storage.store_errors import StoreAwayError
 
 IMAGES_PER_BATCH = 2_000  # from this size on, the fixed cost of a micro-batch is small compared with that of its images
 BYTES_PER_BATCH = 512 * 1024**2
@@ -208,17 +206,17 @@ class _Planner:
         """The plan of the next query.
 
         Raises:
-            ServiceError: a decided batch cannot be completed, or the topic does not continue the committed offsets.
-            AwayError, AnswersAwayError: a broker does not answer at the moment.
+            ServiceError: a decided batch cannot be completed, or the topic does not continue the committed offsets; an
+                UnavailableError if a broker or the store does not answer.
         """
         settings, client = self._settings, client_arguments(self._settings)
         positions = finish_decided(settings, settings.topic, self.tables, self._answers)
         try:
             topics = describe_topics(self._servers, self._subscription, client)
-        except RefusedError:
+        except ConfigurationError:
             raise
-        except ServiceError as error:
-            raise AwayError(str(error)) from error
+        except ServiceError as error:  # also of a topic that does not exist, or not yet
+            raise UnavailableError(str(error)) from error
         if positions is None:
             first = {}
             if self._begin != EARLIEST:
@@ -234,10 +232,6 @@ class _Planner:
 def subscription_of(settings: Settings, options: StreamOptions) -> Subscription:
     """The topics that the stream reads: those of the options, by default the settings' topic."""
     return options.subscription or Subscription((settings.topic,))
-
-
-class AwayError(ServiceError):
-    """The broker does not answer, or does not know the topic's offsets yet; a later attempt may succeed."""
 
 
 class _QueryLoop:
@@ -265,6 +259,7 @@ class _QueryLoop:
         self._lost = 0
         self._attempts = Attempts(settings.work_dir / "attempts" / f"{file_stem(settings.topic)}.json")
         self._planned: set[str] | None = None  # the topics of the last plan that lacked one
+        self._raised: Exception | None = None  # by the query's last micro-batch
         self.summary = StreamSummary()
 
     def committed(self, batch: BatchResult) -> None:
@@ -291,7 +286,7 @@ class _QueryLoop:
             if error is None:
                 break
             self.summary.restarts += 1
-            if _ResizeError.__name__ in error and self._last is not None:
+            if isinstance(error, _ResizeError) and self._last is not None:
                 self._size.images = self._size.fitting(self._last)
                 self._last = None
             elif not self._appeared(error, committer.plan):
@@ -319,16 +314,14 @@ class _QueryLoop:
             committed = self._settings.isolation == COMMITTED
             with closing(BoundedReader(self._servers, self._client, committed=committed)) as reader:
                 committer(read_bounded(reader, ranges, names), ranges)
-        except (KafkaError, ServiceError, LostDecisionError, WitnessError, RegistryAwayError) as error:
-            if isinstance(error, ServiceError) and not isinstance(error, RefusedError | AnswersAwayError):
-                raise
-            self._after_failure(f"{type(error).__name__}: {error}")
+        except (KafkaError, ServiceError, LostDecisionError, WitnessError) as error:
+            self._after_failure(error)
             return False
         return True
 
-    def _appeared(self, error: str, plan: Plan) -> bool:
+    def _appeared(self, error: Exception, plan: Plan) -> bool:
         """Whether the query failed because of a topic that the plan does not have yet."""
-        before, self._planned = self._planned, {*plan.topics} if TopicAppearedError.__name__ in error else None
+        before, self._planned = self._planned, {*plan.topics} if isinstance(error, TopicAppearedError) else None
         return self._planned is not None and self._planned != before
 
     def _plan_again(self, committer: BatchCommitter, planner: _Planner) -> None:
@@ -336,7 +329,7 @@ class _QueryLoop:
         while not self._stop.is_set():
             try:
                 committer.plan = planner.plan()
-            except (AwayError, AnswersAwayError, StoreAwayError) as error:  # a restart, or a full disk
+            except UnavailableError as error:  # a restart, or a full disk
                 self._events.on_trouble(f"{error}; trying again")
                 self._stop.wait(RETRY_S)
             else:
@@ -352,6 +345,14 @@ class _QueryLoop:
             self._attempts.begin(plan.number + 1, ranges)
             committer(messages, ranges)
 
+        def keep_error(messages: Any, batch: int) -> None:
+            try:
+                run_batch(messages, batch)
+            except Exception as error:
+                self._raised = error  # of which the query's own exception has the text alone
+                raise
+
+        self._raised = None
         messages = read_topics(
             self._spark,
             self._servers,
@@ -366,11 +367,11 @@ class _QueryLoop:
             trigger = {"availableNow": True}
         # Each task writes a file to each table, so a task reads several partitions if the topic has hundreds.
         messages = messages.coalesce(TASKS_PER_CORE * self._spark.sparkContext.defaultParallelism)
-        writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(run_batch)
+        writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(keep_error)
         # A file URI, since only the driver uses it, and Spark's default file system may be a remote one.
         return writer.option("checkpointLocation", scratch.as_uri()).trigger(**trigger).start()
 
-    def _wait(self, query: Any) -> str | None:
+    def _wait(self, query: Any) -> Exception | None:
         """Wait until the query ends; when the stream is stopped, let the running micro-batch finish.
 
         Returns:
@@ -385,30 +386,29 @@ class _QueryLoop:
                 threading.Event().wait(POLL_S)
             query.stop()
         error = query.exception()
-        return None if error is None or self._stop.is_set() else str(error)
+        return None if error is None or self._stop.is_set() else raised(self._raised or error)
 
-    def _after_failure(self, error: str) -> None:
+    def _after_failure(self, error: Exception) -> None:
         """Wait if a broker or store is unavailable; otherwise allow a limited number of retries.
 
         Raises:
-            ServiceError: the failure is permanent, or there were too many.
+            ServiceError: of the type of `error` if it is permanent; or there were too many failures.
         """
-        if LostDecisionError.__name__ in error:
+        if isinstance(error, LostDecisionError):
             self._lost += 1
             if self._lost >= MAX_LOST:
-                raise ServiceError(
+                raise ConflictError(
                     f"another stream is running on topic {self._settings.topic!r} in {self._settings.home}: it decided "
                     f"{self._lost} batches before this one did; stop one of them"
                 )
             self._events.on_trouble(f"planning again: {cause(error)}")
             return
-        store_away = StoreAwayError.__name__ in error and not self._settings.place.is_local
-        if store_away or any(kind.__name__ in error for kind in (AnswersAwayError, RegistryAwayError)):
+        if may_return(error, local=self._settings.place.is_local):
             self._events.on_trouble(f"{cause(error)}; waiting for it")
             self._stop.wait(RETRY_S)  # the next plan, or the same micro-batch, tries again until it answers
             return
-        if is_permanent(error):
-            raise ServiceError(f"the stream stopped: {cause(error)}")
+        if isinstance(error, ServiceError) and is_permanent(error):
+            raise restated(error, f"the stream stopped: {error}") from error
         if trouble := trouble_with_broker(self._servers, self._client):
             self._events.on_trouble(f"{trouble}; waiting for it")
             while not self._stop.wait(RETRY_S) and trouble_with_broker(self._servers, self._client):
@@ -416,7 +416,7 @@ class _QueryLoop:
             return
         self._failures += 1
         if self._failures >= MAX_FAILURES:
-            raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}")
+            raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}") from error
         if self._failures > 1:  # the batch may be too large; an undecided batch may be planned in another size
             self._size.images = max(1, self._size.images // 2)
         self._events.on_trouble(f"trying again: {cause(error)}")
@@ -427,6 +427,11 @@ class _ResizeError(Exception):
     """Raised before a micro-batch is scored, to restart the query with another batch size."""
 
 
-def is_permanent(error: str) -> bool:
-    """Whether a retry cannot help, as with offsets or row counts that do not match; an inference engine may recover."""
-    return "streaming.errors.ServiceError" in error
+def may_return(error: Exception, *, local: bool) -> bool:
+    """Whether to wait without a limit. A local store that fails is more likely full than temporarily unavailable."""
+    return isinstance(error, UnavailableError) and not (local and isinstance(error, StoreAwayError))
+
+
+def is_permanent(error: ServiceError) -> bool:
+    """Whether a retry cannot help. A broker that has just started may deny what it allows a moment later."""
+    return not isinstance(error, UnavailableError | RefusedError)

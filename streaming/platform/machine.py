@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -81,7 +81,7 @@ def has_passwd_entry() -> bool:
 def check_user() -> None:
     """Raise a ServiceError if the user has no name, without which Spark's JVM fails."""
     if not has_passwd_entry():
-        raise ServiceError(NAMELESS_USER.format(uid=os.getuid()))
+        raise ConfigurationError(NAMELESS_USER.format(uid=os.getuid()))
 
 
 def user_name() -> str:

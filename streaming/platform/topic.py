@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from producer.message import TOPIC_CONFIGURATION
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError, ServiceError, UnavailableError
 from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_probe import RefusedError, check_broker
 
@@ -94,7 +94,7 @@ def describe_topics(
                 one["name"] for one in admin.describe_topics() if not one["is_internal"] and matches(one["name"])
             )
             if not names:
-                raise ServiceError(
+                raise NotFoundError(
                     f"no topic matches the pattern {subscription.pattern!r}: create one, or correct the pattern"
                 )
         return [_described(admin, name, client, Right.READ) for name in names]
@@ -165,7 +165,7 @@ def offsets_from(
                     (one.topic, one.partition): found[one].offset for one in partitions if found[one].offset >= 0
                 }
     except KafkaError as error:
-        raise ServiceError(f"the offsets of the topics cannot be read: {error}") from error
+        raise UnavailableError(f"the offsets of the topics cannot be read: {error}") from error
     return offsets
 
 
@@ -197,7 +197,7 @@ def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any])
             f"topic {name!r} does not exist, and {_who(client)} may not create it: create it first"
         ) from error
     except KafkaError as error:
-        raise ServiceError(f"topic {name!r} does not exist and cannot be created: {error}") from error
+        raise UnavailableError(f"topic {name!r} does not exist and cannot be created: {error}") from error
     # A broker without ACLs allows everything, and an old broker does not report permissions.
     allowed = found.get("authorized_operations")
     if found["error_code"] == TOPIC_AUTHORIZATION_FAILED or (allowed and right not in {*allowed, "ALL"}):
@@ -242,7 +242,7 @@ def _offsets_of(admin: Any, name: str) -> tuple[Any, Any, Any]:
             ends = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
         except KafkaError as error:
             if monotonic() > give_up:
-                raise ServiceError(f"the offsets of topic {name!r} cannot be read: {error}") from error
+                raise UnavailableError(f"the offsets of topic {name!r} cannot be read: {error}") from error
         else:
             if partitions:
                 return described, begins, ends
@@ -322,7 +322,7 @@ def messages_near_retention(
                 if old:
                     found[name] = old
     except KafkaError as error:
-        raise ServiceError(f"the broker at {bootstrap_servers} does not answer: {error}") from error
+        raise UnavailableError(f"the broker at {bootstrap_servers} does not answer: {error}") from error
     return found
 
 
@@ -351,7 +351,7 @@ def _admin(bootstrap_servers: str, client: Mapping[str, Any]) -> Iterator[Any]:
             **client,
         )
     except (KafkaError, ValueError) as error:
-        raise ServiceError(
+        raise UnavailableError(
             f"no Kafka broker answers at {bootstrap_servers} ({error}): start the home's broker with "
             "'imagestream broker start', or check --bootstrap-servers"
         ) from error

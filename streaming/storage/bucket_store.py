@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, NotFoundError
 from streaming.storage.store_base import Output, Store, Stored, check_key, local_errors, replaced_when_complete
 from streaming.storage.store_errors import ENDPOINTS, store_error
 
@@ -139,7 +139,7 @@ class BucketStore(Store):
                 chunks = obstore.get(self._client, path).stream()
             except FileNotFoundError as error:
                 self._raise_unless_absent(error)
-                raise ServiceError(f"{self.place}/{key} does not exist") from None
+                raise NotFoundError(f"{self.place}/{key} does not exist") from None
             with local_errors("write", to), temporary.open("xb") as file:
                 for chunk in chunks:
                     file.write(chunk)
@@ -152,7 +152,7 @@ class BucketStore(Store):
 
     def _raise_unless_absent(self, error: FileNotFoundError) -> None:
         """Raise an error if not only the object but the bucket does not exist."""
-        if type(problem := store_error(self.place, error)) is ServiceError:
+        if isinstance(problem := store_error(self.place, error), ConfigurationError):
             raise problem from None
 
     @contextmanager
@@ -162,7 +162,7 @@ class BucketStore(Store):
         try:
             yield
         except NotSupportedError as error:
-            raise ServiceError(f"{self.place} cannot be used as a store: {_first_line(error)}") from None
+            raise ConfigurationError(f"{self.place} cannot be used as a store: {_first_line(error)}") from None
         except (BaseError, OSError) as error:
             raise store_error(self.place, error) from None
 
@@ -232,12 +232,12 @@ def _client(
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, S3Store
     except ImportError as error:
-        raise ServiceError(f"{scheme}:// needs the package obstore: pip install obstore") from error
+        raise ConfigurationError(f"{scheme}:// needs the package obstore: pip install obstore") from error
 
     given = dict(variables)
     for name in ENDPOINTS.get(scheme, ()):
         if name in given and not ENDPOINT.fullmatch(given[name]):
-            raise ServiceError(f"{name}: expected http://HOST:PORT or https://HOST, without a user")
+            raise ConfigurationError(f"{name}: expected http://HOST:PORT or https://HOST, without a user")
     http = allows_http(scheme) or dict(options).get("aws_allow_http") == "true"
     kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
     try:
@@ -253,12 +253,12 @@ def _client(
         )
     except (BaseError, ValueError, TypeError) as error:
         if "Account must be specified" in str(error):
-            raise ServiceError(f"{scheme}://{bucket} cannot be opened: set AZURE_STORAGE_ACCOUNT_NAME") from None
+            raise ConfigurationError(f"{scheme}://{bucket} cannot be opened: set AZURE_STORAGE_ACCOUNT_NAME") from None
         if "Access Key" in str(error):  # the message quotes from it
-            raise ServiceError(
+            raise ConfigurationError(
                 f"{scheme}://{bucket} cannot be opened: AZURE_STORAGE_ACCOUNT_KEY is not a valid key"
             ) from None
-        raise ServiceError(f"{scheme}://{bucket} cannot be opened: {_first_line(error)}") from None
+        raise ConfigurationError(f"{scheme}://{bucket} cannot be opened: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError, NotFoundError
 from streaming.storage.store_base import Output, Store, Stored, check_key, local_errors, replaced_when_complete
 
 
@@ -40,7 +40,7 @@ class LocalStore(Store):
             os.close(descriptor)
         if stat.S_ISDIR(mode):
             return None
-        raise ServiceError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
+        raise DamagedError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
 
     def head(self, key: str, n: int) -> bytes | None:
         path = self._path(key)
@@ -107,7 +107,7 @@ class LocalStore(Store):
             try:
                 shutil.copyfile(path, temporary)
             except FileNotFoundError as error:
-                raise ServiceError(f"{path} does not exist") from error
+                raise NotFoundError(f"{path} does not exist") from error
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

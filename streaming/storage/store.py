@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.storage.bucket_store import open_bucket
 from streaming.storage.local_store import LocalStore
 from streaming.storage.store_base import URI, Store, Stored, check_key, is_uri
@@ -28,10 +28,10 @@ def check_place(place: str) -> str:
     scheme, rest = uri["scheme"].lower(), uri["rest"].rstrip("/").rpartition("@")[2]  # never a password in an error
     if scheme not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
-        raise ServiceError(f"expected a path or a URI that begins with {known}, got {scheme}://{rest}")
+        raise ConfigurationError(f"expected a path or a URI that begins with {known}, got {scheme}://{rest}")
     bucket, _, prefix = rest.partition("/")
     if "@" in uri["rest"] or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-        raise ServiceError(f"expected {scheme}://BUCKET/PREFIX, got {scheme}://{rest}")
+        raise ConfigurationError(f"expected {scheme}://BUCKET/PREFIX, got {scheme}://{rest}")
     if prefix:
         check_key(prefix)
     return f"{scheme}://{rest}"

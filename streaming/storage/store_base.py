@@ -22,7 +22,7 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import BinaryIO, Protocol, cast, final
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 from streaming.storage.store_errors import StoreAwayError
 
 ANSWER_WITHIN_S = 60.0  # how long creation is retried
@@ -155,7 +155,9 @@ class Store(ABC):
         self.put(key, b"")
         try:
             if self.get(key) is None:
-                raise ServiceError(f"{self.place} does not return what was written to it: choose another store")
+                raise ConfigurationError(
+                    f"{self.place} does not return what was written to it", hint="choose another store"
+                )
         finally:
             self.delete([key])
 
@@ -181,9 +183,10 @@ class Store(ABC):
         finally:
             self.delete(keys)
         if won != [1] * CHECKED_KEYS or any(late):
-            raise ServiceError(
+            raise ConfigurationError(
                 f"{self.place} does not support conditional puts: of {CHECKED_WRITERS} writers of one new object "
-                f"exactly one must succeed, but {max(won) + max(late)} did; choose a store that does, such as S3"
+                f"exactly one must succeed, but {max(won) + max(late)} did",
+                hint="choose a store that does, such as S3",
             )
 
 
@@ -204,7 +207,7 @@ def check_key(key: str) -> str:
     except UnicodeEncodeError:
         size = 0
     if not 0 < size <= MAX_KEY or not all(map(PART.fullmatch, key.split("/"))):
-        raise ServiceError(f"expected a key such as tables/batches/part-1.parquet, got {key[:SHOWN]!r}")
+        raise DataError(f"expected a key such as tables/batches/part-1.parquet, got {key[:SHOWN]!r}")
     return key
 
 

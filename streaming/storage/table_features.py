@@ -10,7 +10,7 @@ Source: Delta's protocol, "Deletion Vectors" and "Column Mapping"
 
 from typing import TYPE_CHECKING
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -23,7 +23,7 @@ MAPPING_READER = 2  # the protocol version that meant column mapping before feat
 UNSUPPORTED = "Unsupported table features"  # in deltalake's error for a commit that it rejects
 
 
-class TableFeatureError(ServiceError):
+class TableFeatureError(ConfigurationError):
     """A table uses a Delta feature that is not supported; the message names it and says how to remove it."""
 
 

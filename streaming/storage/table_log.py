@@ -30,7 +30,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError, DataError, ServiceError
 from streaming.storage.bucket_store import CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, allows_http
 from streaming.storage.store import check_key, is_uri, open_store
 from streaming.storage.store_errors import OF_A_STORE, store_error
@@ -347,7 +347,7 @@ def _inside(place: str, path: str) -> str:
     try:
         return check_key(path)
     except ServiceError as error:
-        raise ServiceError(
+        raise DamagedError(
             f"the log of {place} names {path!r}, which is outside the table: restore the table from a copy"
         ) from error
 
@@ -357,7 +357,7 @@ def _partition_value(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | datetime) or not isinstance(value, int | date):
-        raise ServiceError(f"expected a partition by text, date or integer, got {type(value).__name__} {value!r}")
+        raise DataError(f"expected a partition by text, date or integer, got {type(value).__name__} {value!r}")
     return str(value)
 
 

@@ -218,7 +218,9 @@ def test_a_table_that_is_ahead_of_batches_is_named(settings: Settings, table: st
             target.write_bytes(source.read_bytes())
     partition = {"date": "2024-05-06"} if table == "predictions" else {}
     tables_of(settings)[table].append_files([replace(one, partition=partition) for one in rows], QUERY_ID, 2)
-    with pytest.raises(ServiceError, match=f"table {table} has rows of stream 'images' after batch 1, .* different copies"):
+    with pytest.raises(
+        ServiceError, match=f"table {table} has rows of stream 'images' after batch 1, .* different copies"
+    ):
         finish(settings)
 
 
