@@ -1,6 +1,6 @@
 """The process of one query (`streaming.query_process`): a request on standard input, rows as an Arrow stream out.
 
-An error is one line on standard error, and exit code 1.
+An error is one line on standard error, encoded where it has a type of ours, and exit code 1.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from models.errors import ModelError
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, encode
 from streaming.query import open_snapshot
 from streaming.query_process import READY, TOO_MUCH_MEMORY
 from streaming.settings import Settings
@@ -51,7 +51,9 @@ def main() -> None:
         pass  # whoever asked has read enough
     except MemoryError:
         _fail(errors, TOO_MUCH_MEMORY)
-    except (ServiceError, ModelError) as error:
+    except ServiceError as error:
+        _fail(errors, encode(error))
+    except ModelError as error:
         _fail(errors, str(error))
     os._exit(0)  # threads of DuckDB and deltalake need not be waited for
 
