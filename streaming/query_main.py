@@ -1,6 +1,6 @@
 """The process of one query, see `streaming.query_process`: reads a request from stdin, writes an Arrow stream.
 
-An error is one line on standard error, with exit code 1.
+An error is one line on standard error, encoded if its type is one of the package, with exit code 1.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from models.errors import ModelError
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, encode
 from streaming.query import open_snapshot
 from streaming.query_process import READY, TOO_MUCH_MEMORY
 from streaming.settings import Settings
@@ -51,7 +51,9 @@ def main() -> None:
         pass  # the client has stopped reading
     except MemoryError:
         _fail(errors, TOO_MUCH_MEMORY)
-    except (ServiceError, ModelError) as error:
+    except ServiceError as error:
+        _fail(errors, encode(error))
+    except ModelError as error:
         _fail(errors, str(error))
     os._exit(0)  # without waiting for threads of DuckDB and deltalake
 

@@ -15,7 +15,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from streaming.errors import DataError, ServiceError
+from streaming.errors import DataError, ServiceError, decode
 from streaming.settings import Settings
 
 # With the module search path of this process.
@@ -107,6 +107,8 @@ def _errors_of(process: "subprocess.Popen[bytes]", late: threading.Event, timeou
             message = f"SQL: the query took longer than {timeout_s:g} s: narrow it, or allow more with --timeout"
         elif status < 0:  # C++ code aborts the process if the kernel denies memory
             message = TOO_MUCH_MEMORY
+        elif found := decode(said):
+            raise found from error
         else:
             message = output or f"SQL: the process of the query ended with exit code {status}"
         raise DataError(message) from error
