@@ -7,10 +7,10 @@ fitted on, and their accuracies on the other labelled images are reported separa
 from dataclasses import dataclass
 from typing import Any
 
-from streaming.images.exposure import Exposure
+from streaming.images.membership import TrainingMembership
 from streaming.query import open_query, query
 from streaming.registry import open_registry
-from streaming.reports.paired import Paired, contents_of, count_pairs
+from streaming.reports.paired import PairedAccuracy, contents_of, count_pairs
 from streaming.settings import Settings
 from streaming.storage.sql import LATEST_LABELS, NO_LABELS
 
@@ -69,8 +69,8 @@ def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> 
     agreement = query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist()
     labelled = pairs + LABELLED.format(contents=contents_of(settings))
     with open_query(settings, labelled, parameters=bundle, timeout_s=TIMEOUT_S) as batches:
-        counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.place))
+        counts = count_pairs(batches, TrainingMembership(open_registry(settings.home), settings.place))
     return Comparison(
-        [row | counts.get(row["old_version"], Paired()).as_row() for row in agreement],
+        [row | counts.get(row["old_version"], PairedAccuracy()).as_row() for row in agreement],
         query(settings, pairs + CHANGED, parameters=bundle | {"limit": limit}, timeout_s=TIMEOUT_S).to_pylist(),
     )
