@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from producer.publish import Progress, PublishSummary
     from streaming.answers import predictions, quarantine
     from streaming.answers import sql as query
-    from streaming.errors import ServiceError
+    from streaming.errors import (
+        ConfigurationError,
+        ConflictError,
+        DamagedError,
+        DataError,
+        NotFoundError,
+        ServiceError,
+        UnavailableError,
+        UncheckedError,
+        UsageError,
+    )
     from streaming.extras import MissingExtraError
     from streaming.model_versions import RegisteredModel, model_versions, promote, rollback
     from streaming.predict import ClassProbability, Model, Prediction, PredictionList, load
@@ -32,9 +42,11 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "ClassProbability", "MissingExtraError", "Model", "ModelError", "Prediction", "PredictionList", "Progress",
-    "PublishError", "PublishSummary", "RegisteredModel", "ServiceError", "__version__", "load", "model_versions",
-    "predictions", "promote", "publish", "quarantine", "query", "rollback",
+    "ClassProbability", "ConfigurationError", "ConflictError", "DamagedError", "DataError", "MissingExtraError",
+    "Model", "ModelError", "NotFoundError", "Prediction", "PredictionList", "Progress", "PublishError",
+    "PublishSummary", "RegisteredModel", "ServiceError", "UnavailableError", "UncheckedError", "UsageError",
+    "__version__", "load", "model_versions", "predictions", "promote", "publish", "quarantine", "query",
+    "rollback",
 ]  # fmt: skip
 
 PACKAGES = ("models", "producer", "streaming")
@@ -45,7 +57,10 @@ _MODULES = {
     "producer.errors": ("PublishError",),
     "producer.publish": ("Progress", "PublishSummary"),
     "streaming.answers": ("predictions", "quarantine"),
-    "streaming.errors": ("ServiceError",),
+    "streaming.errors": (
+        *("ConfigurationError", "ConflictError", "DamagedError", "DataError", "NotFoundError"),
+        *("ServiceError", "UnavailableError", "UncheckedError", "UsageError"),
+    ),
     "streaming.extras": ("MissingExtraError",),
     "streaming.model_versions": ("RegisteredModel", "model_versions", "promote", "rollback"),
     "streaming.predict": ("ClassProbability", "Model", "Prediction", "PredictionList", "load"),

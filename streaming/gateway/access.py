@@ -15,7 +15,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from streaming.errors import ServiceError, UsageError
+from streaming.errors import ConfigurationError, UsageError
 from streaming.secret_files import check_secret_file
 
 MIN_KEY_CHARS = 16
@@ -39,9 +39,9 @@ def read_key(path: Path | None) -> str | None:
         with path.open("rb") as file:
             key = file.read(MAX_KEY_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServiceError(f"the file of the API key, {path}, cannot be read: {error}") from error
+        raise ConfigurationError(f"the file of the API key, {path}, cannot be read: {error}") from error
     if len(key) < MIN_KEY_CHARS or not key.isprintable():
-        raise ServiceError(
+        raise ConfigurationError(
             f"the file of the API key, {path}: expected at least {MIN_KEY_CHARS} printable characters, got {len(key)}; "
             "make one with: openssl rand -hex 32"
         )
