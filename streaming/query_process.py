@@ -107,7 +107,7 @@ def _errors_of(process: "subprocess.Popen[bytes]", late: threading.Event, timeou
             message = f"SQL: the query took longer than {timeout_s:g} s: narrow it, or allow more with --timeout"
         elif status < 0:  # C++ code aborts the process if the kernel denies memory
             message = TOO_MUCH_MEMORY
-        elif found := decode(said):
+        elif found := decode(output):
             raise found from error
         else:
             message = output or f"SQL: the process of the query ended with exit code {status}"
