@@ -1,4 +1,4 @@
-"""The settings of a process: read once, at the edge, then passed down and never changed.
+"""The settings of a process: read once at startup, then passed explicitly and never changed.
 
 A command's option takes precedence over the environment, the environment over the configuration file, and the file over
 the default. Only this module reads the environment.
@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         None, description="file containing the gateway's API key; default: none, on loopback only"
     )
     images_per_batch: int = Field(2_000, ge=1, description="maximum number of images in a micro-batch")
-    megabytes_per_batch: int = Field(512, ge=1, description="maximum size of the images in a micro-batch in megabytes")
+    megabytes_per_batch: int = Field(512, ge=1, description="maximum size of a micro-batch in MiB")
     metrics_host: str = Field(
         "127.0.0.1", min_length=1, description="address on which the stream serves metrics and health"
     )

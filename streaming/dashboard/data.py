@@ -10,6 +10,7 @@ from streaming.images.membership import TrainingMembership
 from streaming.registry import Registry
 from streaming.reports.paired import CONTENTS, NO_CONTENTS, count_pairs
 from streaming.reports.report import AGREEMENT, KNOWN, LABELLED, MAX_JUDGES, SHADOW, VERSIONS, with_accuracies
+from streaming.storage.sql import LATEST_LABELS
 
 Rows = list[dict[str, Any]]
 
@@ -105,11 +106,7 @@ SELECT p.*, b.committed_at FROM (SELECT * FROM predictions
     WHERE topic = $topic AND "partition" = $partition AND "offset" = $offset LIMIT 1) p
 LEFT JOIN batches b USING (query_id, batch_id)
 """
-GIVEN = "SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels"
-TRUTH = (
-    "coalesce((SELECT g.label FROM (SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels "
-    "GROUP BY image_id) g WHERE g.image_id = predictions.image_id), label_true)"
-)
+TRUTH = f"coalesce((SELECT g.label FROM ({LATEST_LABELS}) g WHERE g.image_id = predictions.image_id), label_true)"  # noqa: S608
 JUDGED = {"right": f"label = {TRUTH}", "wrong": f"label <> {TRUTH}"}
 REASONS = """
 SELECT reason, count(*) AS messages, count(replayed_at) AS replayed, max(quarantined_at) AS last
@@ -221,7 +218,7 @@ def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) ->
 
 def given_labels(reader: Reader, image_ids: list[str]) -> dict[str, str]:
     """Return image id → label for images that were labelled after publishing."""
-    sql = f"{GIVEN} WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) GROUP BY image_id"
+    sql = f"FROM ({LATEST_LABELS}) WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))"
     return {row["image_id"]: row["label"] for row in reader.rows(sql, ids=image_ids)}
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from streaming.errors import ServiceError
 from streaming.pipeline.offsets import TopicOffsets, lags
-from streaming.pipeline.positions import committed_places, name_in_kafka
+from streaming.pipeline.positions import committed_ends, name_in_kafka
 from streaming.platform.broker import bootstrap_servers
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
@@ -71,7 +71,7 @@ class LagProbe:
     def _connect(self) -> TopicOffsets | None:
         try:
             servers, client = bootstrap_servers(self._settings), client_arguments(self._settings)
-            topics = [name_in_kafka(one) for one in committed_places(self._settings)]
+            topics = [name_in_kafka(one) for one in committed_ends(self._settings)]
             return TopicOffsets(servers, topics, client, self._settings.isolation)
         except ServiceError as error:
             self._lag = Lag(trouble=str(error))
@@ -79,7 +79,7 @@ class LagProbe:
 
     def _ask(self, offsets: TopicOffsets) -> Lag:
         try:
-            places = committed_places(self._settings)
+            places = committed_ends(self._settings)
         except ServiceError as error:
             return Lag(trouble=str(error))
         known = offsets.read()

@@ -17,6 +17,7 @@ from deltalake.exceptions import DeltaError
 
 from streaming.errors import UnavailableError
 from streaming.storage.home import LOG, Home
+from streaming.storage.sql import connect
 from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.table_files import local_copies
 from streaming.storage.table_log import answers, open_delta
@@ -24,15 +25,6 @@ from streaming.storage.tables import SCHEMAS, data_files
 
 TIMEOUT_S = 20.0
 FRESH_IN_BUCKET_S = 1.0  # time for which the version of a table in a bucket is cached
-SETTINGS = """
-SET memory_limit = '1GB';
-SET temp_directory = '';
-SET autoinstall_known_extensions = false;
-SET autoload_known_extensions = false;
-SET python_enable_replacements = false;
-SET TimeZone = 'UTC';
-SET parquet_metadata_cache = true;
-"""  # files of a Delta table never change, so their footers can be cached
 
 
 class Reader:
@@ -44,8 +36,7 @@ class Reader:
         self._lock = threading.Lock()
         self._handles: dict[str, tuple[DeltaTable, int]] = {}
         self._viewed: dict[str, tuple[str, int]] = {}  # table → (which table, the version that its view shows)
-        self._database = duckdb.connect(":memory:")
-        self._database.execute(SETTINGS)
+        self._database = connect(cache_footers=True)
         for name, (schema, _) in SCHEMAS.items():
             self._view_nothing(name, schema)
 

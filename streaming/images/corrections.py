@@ -13,6 +13,7 @@ from streaming.errors import NotFoundError
 from streaming.images.labels_csv import LabelRows, read_labels
 from streaming.query import query
 from streaming.settings import Settings
+from streaming.storage.sql import LATEST_LABELS
 from streaming.storage.tables import LABELS, Table
 
 # The columns of any CSV of labels (`producer.labelled_csv`), preceded by the id, which only the tables contain.
@@ -144,8 +145,7 @@ def _current(settings: Settings, images: list[str]) -> dict[str, str]:
     """Return the latest label in the table `labels` of each image."""
     found = query(
         settings,
-        "SELECT image_id, arg_max(label, labelled_at) AS label FROM labels "
-        "WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) GROUP BY image_id",
+        f"FROM ({LATEST_LABELS}) WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))",
         parameters={"ids": images},
         timeout_s=TIMEOUT_S,
     )

@@ -25,7 +25,6 @@ from streaming.storage.table_log import open_delta
 from streaming.storage.tables import FEATURES, LABELS, data_files
 
 BATCH_ROWS = 10_000
-MEMORY_LIMIT = "1GB"
 
 # All names of the images, and all labels ever given to each name.
 STORED = """
@@ -148,11 +147,9 @@ def _by_thresholds(bundle: Bundle, home: Home) -> BloomFilter:
 @contextmanager
 def _claims(home: Home) -> Iterator[tuple[int, pa.RecordBatchReader]]:
     """Yield the number of stored rows and a reader of the rows of `CLAIMS`."""
-    import duckdb
+    from streaming.storage.sql import connect
 
-    with TemporaryDirectory(prefix="imagestream-") as scratch, duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-        connection.execute("SET temp_directory = $scratch", {"scratch": scratch})
+    with TemporaryDirectory(prefix="imagestream-") as scratch, connect(spill_to=scratch) as connection:
         for name, table, schema in (("files", "features", FEATURES), ("given", "labels", LABELS)):
             files = _files(home, table)
             if files:

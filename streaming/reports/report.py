@@ -14,18 +14,15 @@ from streaming.query import open_query, query
 from streaming.registry import open_registry
 from streaming.reports.paired import PairedAccuracy, contents_of, count_pairs
 from streaming.settings import Settings
+from streaming.storage.sql import LATEST_LABELS, NO_LABELS
 
 DISAGREEMENTS = 10
 MAX_JUDGES = 100_000  # labelled images by which champion and challenger are compared
 TIMEOUT_S = 600.0
 
-# `known`: image id → latest entry in the table `labels`; empty without that table.
-KNOWN = """
-WITH known AS (
-    SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels WHERE label IS NOT NULL GROUP BY image_id
-)
-"""
-NOT_KNOWN = "WITH known AS (SELECT NULL::VARCHAR AS image_id, NULL::VARCHAR AS label WHERE false)"
+# `known`: image id → label given later, as `streaming.images.labels` takes it; empty where there is no table of labels.
+KNOWN = f"WITH known AS ({LATEST_LABELS})"
+NOT_KNOWN = f"WITH known AS ({NO_LABELS})"
 VERSIONS = """
 SELECT p.model_version AS version, count(*) AS rows,
        count(coalesce(known.label, p.label_true)) AS labelled,

@@ -30,7 +30,7 @@ from streaming.images.split import Sides
 from streaming.platform.session import spark_session
 from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
-from streaming.storage.home import held, make_dir
+from streaming.storage.home import make_dir, try_lock
 from streaming.storage.tables import Table
 from streaming.training.accumulators import gram_sums
 from streaming.training.backbones import BackboneOptions
@@ -196,7 +196,7 @@ def search(
     """
     folder = make_dir(work / "tune")
     path = folder / "studies.jsonl"
-    with held(folder / "lock", "another search is running in this home: wait until it has finished"):
+    with try_lock(folder / "lock", "another search is running in this home: wait until it has finished"):
         job = _Job(variants, options)
         first = job.spaces[variants[0].name].defaults()
         with open_study(path, job.name, options.seed, first) as study:

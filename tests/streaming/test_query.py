@@ -74,7 +74,7 @@ def test_a_log_that_names_a_file_outside_of_its_table_is_refused(tmp_path: Path)
     (stolen,) = (Path(settings.place.tables) / "labels").glob("*.parquet")
     (own,) = (Path(settings.place.tables) / "predictions").glob("*.parquet")
     log.write_text(log.read_text().replace(own.name, f"../labels/{stolen.name}"))
-    with pytest.raises(ServiceError, match=r"the log of .*predictions names .* which is not in the table"):
+    with pytest.raises(ServiceError, match=r"the log of .*predictions names .* which is outside the table"):
         query(settings, "SELECT label FROM predictions")
 
 

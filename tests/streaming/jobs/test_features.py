@@ -201,7 +201,7 @@ def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
         check_output(tmp_path / "file", "delta")
     with pytest.raises(ServiceError, match="exists and is not a Delta table"):
         check_output(tmp_path, "delta")
-    with pytest.raises(ServiceError, match="is a folder; give a file"):
+    with pytest.raises(ServiceError, match="is a folder: choose a file"):
         check_output(tmp_path, "csv")
     with pytest.raises(ServiceError, match="cannot write to"):
         check_output(tmp_path / "file" / "a.csv", "csv")

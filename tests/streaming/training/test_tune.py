@@ -25,7 +25,7 @@ from streaming.images.split import Sides
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import list_array
-from streaming.storage.home import held
+from streaming.storage.home import try_lock
 from streaming.storage.tables import Table
 from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
@@ -130,7 +130,7 @@ def test_a_second_run_goes_on_with_the_study_and_a_killed_trial_does_not_count(
 def test_a_search_ends_by_its_time_and_one_at_a_time_in_a_home(variant: Variant, tmp_path: Path) -> None:
     options = TuneOptions(trials=1000, jobs=1, timeout_s=1e-6, classifiers=("logistic_regression",))
     assert len(search([variant], options, tmp_path).outcomes) == 1
-    with held(tmp_path / "tune" / "lock", ""), pytest.raises(ServiceError, match="another search is running"):
+    with try_lock(tmp_path / "tune" / "lock", ""), pytest.raises(ServiceError, match="another search is running"):
         search([variant], options, tmp_path)
     (tmp_path / "tune" / "studies.jsonl").write_text("not\njson\n")
     with pytest.raises(ServiceError, match=r"studies.jsonl cannot be read .* remove the file"):
