@@ -125,9 +125,9 @@ def test_callbacks_that_have_seen_no_epoch_survive_the_file(tmp_path: Path) -> N
 def test_another_schedule_or_patience_is_not_resumed(tmp_path: Path) -> None:
     checkpoint(callbacks_after([0.5])).write(tmp_path)
     found = read_checkpoint(tmp_path)
-    with pytest.raises(ServiceError, match="this has none: give the same --schedule and --patience"):
+    with pytest.raises(ServiceError, match="expected none: give the same --schedule and --patience"):
         restore_callbacks([scheduler()], found.callbacks)
-    with pytest.raises(ServiceError, match="of a training with ReduceLROnPlateau, EarlyStopping callbacks"):
+    with pytest.raises(ServiceError, match="has the state of the callbacks ReduceLROnPlateau, EarlyStopping"):
         restore_callbacks(callbacks_after([])[:1], found.callbacks)
 
 
@@ -147,7 +147,7 @@ def test_a_checkpoint_of_an_earlier_version_resumes_where_no_callback_needs_a_st
     found = read_checkpoint(tmp_path)
     assert (found.learning_rate, found.callbacks) == (None, None)
     restore_callbacks([scheduler()], found.callbacks)
-    with pytest.raises(ServiceError, match="without the state of ReduceLROnPlateau, EarlyStopping; train again"):
+    with pytest.raises(ServiceError, match="does not contain the state of ReduceLROnPlateau, EarlyStopping: train again"):
         restore_callbacks(callbacks_after([]), found.callbacks)
 
 

@@ -116,10 +116,10 @@ def test_a_threshold_needs_two_classes_and_enough_images_of_both(
     spark: SparkSession, training: DataFrame, fitted: Fitted
 ) -> None:
     three = replace(fitted, head=replace(fitted.head, classes=("a", "b", "c")))
-    with pytest.raises(ServiceError, match="for two classes, there are 3; leave out --threshold"):
+    with pytest.raises(ServiceError, match="requires two classes, got 3: omit --threshold"):
         with_threshold(three, training, OPTIONS)
     few = frame_of(spark, np.eye(4, dtype=np.float32), ["absent", "absent", "absent", "present"])
-    with pytest.raises(ServiceError, match="got 3 of 'absent', 1 of 'present', .* another --seed, or a threshold"):
+    with pytest.raises(ServiceError, match="got 3 of 'absent', 1 of 'present', .* another --seed or a fixed threshold"):
         with_threshold(fitted, few, OPTIONS)
     with pytest.raises(ModelError, match="or f1, or cost:FP:FN .* got 'half'"):
         FitOptions(threshold="half")
