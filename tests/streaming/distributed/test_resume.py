@@ -147,7 +147,9 @@ def test_a_checkpoint_of_an_earlier_version_resumes_where_no_callback_needs_a_st
     found = read_checkpoint(tmp_path)
     assert (found.learning_rate, found.callbacks) == (None, None)
     restore_callbacks([scheduler()], found.callbacks)
-    with pytest.raises(ServiceError, match="does not contain the state of ReduceLROnPlateau, EarlyStopping: train again"):
+    with pytest.raises(
+        ServiceError, match="does not contain the state of ReduceLROnPlateau, EarlyStopping: train again"
+    ):
         restore_callbacks(callbacks_after([]), found.callbacks)
 
 

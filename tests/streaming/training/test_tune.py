@@ -202,7 +202,9 @@ def test_a_space_holds_only_projections_that_make_the_features_narrower() -> Non
     assert johnson_lindenstrauss_dim(5000, space.lowest_eps - 0.02) >= 1280
     wide = make_space(("pca", "random", "none"), ("mlp",), 62_720, 5000, FitOptions())
     assert wide.projections == ("randomized_pca", "random", "none")
-    with pytest.raises(ServiceError, match="the search space is empty: a random projection does not reduce 64 features"):
+    with pytest.raises(
+        ServiceError, match="the search space is empty: a random projection does not reduce 64 features"
+    ):
         make_space(("random",), ("mlp",), 64, 5000, FitOptions())
 
 
