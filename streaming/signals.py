@@ -8,17 +8,41 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+
+class Termination:
+    """Handles SIGTERM by a KeyboardInterrupt.
+
+    Attributes:
+        received: whether the signal came, whatever exception the clean-up after it replaced the KeyboardInterrupt with.
+        reported: whether the user has been given a line that says so.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.reported = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        signal.default_int_handler(number, frame)
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as SIGINT does: what is open is closed on the way out."""
+def terminable() -> Iterator[Termination]:
+    """SIGTERM raises KeyboardInterrupt in the block, as SIGINT does: what is open is closed on the way out.
+
+    Returns:
+        The handler; a block within such a block shares it.
+    """
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield
+        yield Termination()
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+    handler = before if isinstance(before, Termination) else Termination()
+    signal.signal(signal.SIGTERM, handler)
     try:
-        yield
+        yield handler
     finally:
         signal.signal(signal.SIGTERM, before)
 
