@@ -1,7 +1,7 @@
-"""Being told to stop.
+"""Handling of SIGINT and SIGTERM.
 
-A process with the id 1, as a container's first one, gets only signals that it handles: so SIGTERM is handled from the
-start of every command.
+A process with the id 1, such as the first one in a container, only receives signals that it handles, so every command
+handles SIGTERM from the start.
 """
 
 import signal
@@ -30,12 +30,12 @@ class Termination:
 
 @contextmanager
 def terminable() -> Iterator[Termination]:
-    """SIGTERM raises KeyboardInterrupt in the block, as SIGINT does: what is open is closed on the way out.
+    """Make SIGTERM raise KeyboardInterrupt in the block, like SIGINT, so that resources are released.
 
     Returns:
-        The handler; a block within such a block shares it.
+        The handler; a nested block shares it.
     """
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield Termination()
         return
     before = signal.getsignal(signal.SIGTERM)
@@ -48,7 +48,7 @@ def terminable() -> Iterator[Termination]:
 
 
 class until_stopped(AbstractContextManager[None]):  # noqa: N801  reads as a statement, as `suppress` does
-    """A block without an end of its own, which SIGINT or SIGTERM ends as it should end."""
+    """A block that runs until SIGINT or SIGTERM, which end it without an error."""
 
     def __enter__(self) -> None:
         self._terminable = terminable()
@@ -61,7 +61,7 @@ class until_stopped(AbstractContextManager[None]):  # noqa: N801  reads as a sta
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, for as long as the block runs."""
+    """An event that SIGINT and SIGTERM set while the block runs."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -257,10 +257,10 @@ def test_unknown_path_is_404_and_a_port_or_address_that_cannot_be_taken_is_repor
     observer: Observer, settings: Settings
 ) -> None:
     assert get(observer, "/")[0] == 404
-    with pytest.raises(ServiceError, match=r"metrics cannot be served at 192\.0\.2\.1:0 "):
+    with pytest.raises(ServiceError, match=r"cannot serve metrics at 192\.0\.2\.1:0 "):
         Observer(settings, NOWHERE, metrics_port=0, host="192.0.2.1")
     port = int(str(observer.url).rsplit(":", 1)[1])
-    with pytest.raises(ServiceError, match=f"metrics cannot be served at 127.0.0.1:{port}"):
+    with pytest.raises(ServiceError, match=f"cannot serve metrics at 127.0.0.1:{port}"):
         Observer(settings, NOWHERE, metrics_port=port)
 
 
