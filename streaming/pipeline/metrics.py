@@ -76,7 +76,7 @@ DRIFT_OF_WINDOW = {
 
 
 class Metrics:
-    """The metrics of one stream, in a registry of their own."""
+    """The metrics of one stream, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
