@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     answers: Literal["predictions", "quarantine", "both"] = Field(
         "predictions", description="rows that are sent to the answers topic: predictions, quarantine or both"
     )
+    answers_format: Literal["json", "avro"] = Field(
+        "json", description="format of the values in the answers topic: json or avro"
+    )
     answers_bootstrap_servers: str | None = Field(
         None, description="Kafka brokers of the answers topic, host:port,…; default: those of the images"
     )
@@ -117,7 +120,7 @@ class Settings(BaseSettings):
     schema_registry: str | None = Field(
         None,
         pattern=REGISTRY,
-        description="URL of the schema registry (Confluent's API) that `--payload avro:FIELD` takes schemas from",
+        description="URL of the schema registry (Confluent's API) for `--payload avro:FIELD` and Avro answers",
     )
     master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")

@@ -16,42 +16,45 @@ After any error the producer is abandoned and 1 is done again, which reveals the
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import uniform
-from time import monotonic
 from typing import Any
 
 import pyarrow as pa
 
 from producer.message import HEADER_SOURCE
 from streaming.errors import ServiceError
-from streaming.pipeline.answer_message import HEADER_BATCH, AnswerMessage, answer_fields, answer_message
+from streaming.pipeline.answer_avro import avro_text
+from streaming.pipeline.answer_message import HEADER_BATCH, AnswerMessage, answer_message
+from streaming.pipeline.answer_value import answer_fields
+from streaming.pipeline.answers_reader import (
+    ANSWER_TIMEOUT_S,
+    AnswersAwayError,
+    answers_servers,
+    committed_batch,
+    open_consumer,
+    records_until,
+    transactional_id_of,
+)
 from streaming.pipeline.decisions import AnswersDue, Decision
-from streaming.platform.broker import bootstrap_servers as home_servers
-from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import client_arguments
+from streaming.platform.schema_registry import RegistryAwayError, register_schema
 from streaming.platform.topic import Right, Subscription, Topic, describe_topic
-from streaming.platform.transactional_producer import CONNECT_TIMEOUT_S, TransactionalProducer, is_fencing
+from streaming.platform.transactional_producer import TransactionalProducer, is_fencing
 from streaming.settings import Settings
 from streaming.storage.files import DataFile, at_hand, conformed, read_batches
 from streaming.storage.tables import SCHEMAS
 
 TABLES = {"predictions": ("predictions",), "quarantine": ("quarantine",), "both": ("predictions", "quarantine")}
-ANSWER_TIMEOUT_S = 15.0  # for one request, including its retries
 TRIES = 6  # to send the answers of a batch while other processes fence this one
 FENCED_S = (0.2, 1.0)  # bounds of the random wait before the next try, so that one of two processes succeeds
 CLOCKS_S = 600.0  # maximum difference between the clocks of a broker and of a stream
-SCAN_TIMEOUT_S = 60.0
 SERVERS = "--answers-bootstrap-servers (IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS)"
 HEADERS_OF = {"predictions": (), "quarantine": ("headers",)}  # further columns that an answer's headers come from
-
-
-class AnswersAwayError(ServiceError):
-    """The broker of the answers topic does not respond, so that a batch is not complete yet; a retry may succeed."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class AnswersTopic:
             reads: the topics that images are read from.
 
         Raises:
-            ServiceError: images are read from it, or the broker does not respond or denies access.
+            ServiceError: images are read from it, it holds other messages than this stream would send, or its brokers
+                or the schema registry do not respond or deny access.
         """
         name = self.settings.answers_topic
         if name is None:
@@ -118,7 +122,9 @@ class AnswersTopic:
                 f"--answers-topic: {name!r} is a topic that the stream reads images from: choose another name"
             )
         topics = [self._described(name, right) for right in (Right.WRITE, Right.READ)]
-        self.due = AnswersDue(name, topics[0].id, TABLES[self.settings.answers])
+        format_ = self.settings.answers_format
+        schema_id = self._registered(name) if format_ == "avro" else None
+        self.due = AnswersDue(name, topics[0].id, TABLES[self.settings.answers], format_, schema_id)
 
     def begin(self, stream: str, number: int) -> None:
         """Fence earlier producers of the stream, and commit a first transaction, without a message.
@@ -128,8 +134,8 @@ class AnswersTopic:
 
         Raises:
             ServiceError: the broker has no transactions, or this user has no right to them or to the group; an
-                AnswersAwayError if no transaction is completed in time, another process fences this one, or the topic
-                has later batches.
+                AnswersAwayError if no transaction is completed in time, another program uses the transactional id,
+                another process fences this one, or the topic has later batches.
         """
         if self.due is None:
             return
@@ -259,17 +265,17 @@ class AnswersTopic:
             consumer.assign(list(left))
             for place in left:
                 consumer.seek(place, first[place].offset)
-            give_up = monotonic() + SCAN_TIMEOUT_S
-            while left := {one: end for one, end in left.items() if consumer.position(one) < end}:
-                if monotonic() > give_up:
-                    raise AnswersAwayError(
-                        f"the answers topic {due.topic!r} cannot be read to its end: a transaction of another program "
-                        "may be open there"
-                    )
-                for records in consumer.poll(timeout_ms=500).values():
-                    if any(wanted.items() <= dict(record.headers).items() for record in records):
-                        return True
-        return False
+            return any(wanted.items() <= dict(record.headers).items() for record in records_until(consumer, left))
+
+    def _registered(self, topic: str) -> int | None:
+        """The id of the Avro schema in the schema registry; None without one."""
+        registry = self.settings.schema_registry
+        if registry is None:
+            return None
+        try:
+            return register_schema(registry, f"{topic}-value", avro_text())
+        except RegistryAwayError as error:
+            raise AnswersAwayError(f"answers topic {topic!r}: {error}") from error
 
     def _servers(self) -> str:
         return answers_servers(self.settings)
@@ -287,54 +293,6 @@ class AnswersTopic:
         self.on_change(sent)
 
 
-def answers_servers(settings: Settings) -> str:
-    """The brokers of the answers topic: those set for it, or else those of the images.
-
-    Raises:
-        AnswersAwayError: none are set, and the home's broker is not running.
-    """
-    if settings.answers_bootstrap_servers:
-        return settings.answers_bootstrap_servers
-    try:
-        return home_servers(settings)
-    except ServiceError as error:
-        raise AnswersAwayError(f"answers topic: {error}") from error
-
-
-def transactional_id_of(stream: str) -> str:
-    """The transactional id of a stream, by its id; also the group whose offset is the newest committed batch."""
-    return f"imagestream-{stream}"
-
-
-def committed_batch(servers: str, stream: str, topic: str, client: Mapping[str, Any]) -> int | None:
-    """Number of the newest batch of a stream whose answers are committed; None if the broker has no offset.
-
-    Raises:
-        kafka.errors.KafkaError, ServiceError: the broker does not respond or denies access.
-    """
-    from kafka import TopicPartition
-
-    with closing(open_consumer(servers, client, transactional_id_of(stream))) as consumer:
-        offset: int | None = consumer.committed(TopicPartition(topic, 0), timeout_ms=int(ANSWER_TIMEOUT_S * 1000))
-    return offset
-
-
-def open_consumer(servers: str, client: Mapping[str, Any], group: str | None = None) -> Any:
-    """A consumer of committed messages, for which an offset that has been deleted is an error."""
-    from kafka import KafkaConsumer
-
-    return connect(
-        KafkaConsumer,
-        bootstrap_servers=servers,
-        group_id=group,
-        isolation_level="read_committed",  # also for the group's offset: a commit that is pending is waited for
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
-        **client,
-    )
-
-
 def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
     """The answers of a decided batch, read from its data files in parts of bounded size.
 
@@ -344,10 +302,14 @@ def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
     Raises:
         ServiceError: a file is missing or damaged.
     """
-    for table in decision.answers.tables if decision.answers else ():
+    due = decision.answers
+    if due is None:
+        return
+    for table in due.tables:
         for file in decision.files.get(table, ()):
             try:
-                yield from file_messages(table, f"{place}/{table}", file)
+                for row in file_rows(table, f"{place}/{table}", file):
+                    yield answer_message(table, row, due.format, due.schema_id)
             except (OSError, pa.ArrowException) as error:
                 raise ServiceError(
                     f"batch {decision.number} was decided, but its file {table}/{file.path} cannot be read "
@@ -355,14 +317,14 @@ def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
                 ) from error
 
 
-def file_messages(table: str, place: str, file: DataFile) -> Iterator[AnswerMessage]:
-    """The answers of one data file of a table, read in parts of bounded size."""
+def file_rows(table: str, place: str, file: DataFile) -> Iterator[dict[str, Any]]:
+    """The columns that an answer is made from, of the rows of one data file, read in parts of bounded size."""
     fields = answer_fields(table) + [field for field in SCHEMAS[table][0] if field.name in HEADERS_OF[table]]
     schema = pa.schema([field for field in fields if field.name not in file.partition])
     with at_hand(place, file.path) as path:
         for batch in read_batches(path, schema.names):
             for row in conformed(batch, schema).to_pylist():
-                yield answer_message(table, row | file.partition)
+                yield row | file.partition
 
 
 def _explained(error: Exception, fenced: bool, stream: str, topic: str) -> ServiceError:
@@ -381,14 +343,14 @@ def _explained(error: Exception, fenced: bool, stream: str, topic: str) -> Servi
         "imagestream-`",
         errors.TransactionalIdAuthorizationFailedError: f"no right to transactional id {name!r}: {grant} --operation "
         "Write --operation Describe --transactional-id imagestream-`",
-        errors.AuthorizationError: f"no right to read and write it ({error}): look at IMAGESTREAM_KAFKA_USERNAME",
+        errors.AuthorizationError: f"no right to read and write it ({error}): check IMAGESTREAM_KAFKA_USERNAME",
         errors.MessageSizeTooLargeError: f"an answer is too large for it ({error}): raise its max.message.bytes",
-        errors.UnsupportedVersionError: f"its broker has no transactions ({error}): name another one with {SERVERS}",
+        errors.UnsupportedVersionError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",
     }
     for kind, why in refused.items():
         if isinstance(error, kind):
             return RefusedError(f"{where}: {why}")
     return AnswersAwayError(
-        f"{where}: its broker completes no transaction ({type(error).__name__}: {error}): look at {SERVERS}, and at "
-        "the broker's transaction.state.log.replication.factor"
+        f"{where}: its broker does not complete a transaction ({type(error).__name__}: {error}): check {SERVERS} and "
+        "the broker's transaction.state.log.replication.factor and transaction.state.log.min.isr"
     )

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from streaming.errors import ServiceError
 from streaming.storage.files import STRICT, DataFile
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FORMAT_WITH_ANSWERS = 2  # which a release without an answers topic must not finish
+# Nor a release without Avro. The format also stands for the schema that `schema_id` identifies: records with other
+# fields need another format.
+FORMAT_WITH_AVRO = 3
+FORMATS = (FORMAT, FORMAT_WITH_ANSWERS, FORMAT_WITH_AVRO)
 # The tables that a decision has files of, in the order in which they are committed; `batches` comes after them.
 DECIDED_TABLES = ("predictions", "quarantine", "shadow", "features")
 ANSWERED_TABLES = ("predictions", "quarantine")  # whose rows can be sent as answers
@@ -76,11 +80,15 @@ class AnswersDue:
     Attributes:
         topic_id: that Kafka gave the topic.
         tables: of `ANSWERED_TABLES`.
+        format: of the messages' values.
+        schema_id: of the Avro schema in a schema registry; None without one.
     """
 
     topic: str
     topic_id: str
     tables: tuple[str, ...]
+    format: Literal["json", "avro"] = "json"
+    schema_id: int | None = None
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -134,10 +142,13 @@ class Decision:
         return sum(one.rows for one in self.ranges)
 
     def to_json(self) -> bytes:
-        content = asdict(self)
+        content, format_ = asdict(self), FORMAT_WITH_AVRO
         if self.answers is None:
             del content["answers"]
-        format_ = FORMAT if self.answers is None else FORMAT_WITH_ANSWERS
+            format_ = FORMAT
+        elif self.answers.format == "json":
+            del content["answers"]["format"], content["answers"]["schema_id"]
+            format_ = FORMAT_WITH_ANSWERS
         return json.dumps({"format": format_, **content}, default=datetime.isoformat).encode()
 
     @classmethod
@@ -150,7 +161,7 @@ class Decision:
         Raises:
             ServiceError: it is damaged, contradicts itself, or is in another format.
         """
-        decision: Decision = parse_object(data, name, "decision", (FORMAT, FORMAT_WITH_ANSWERS), _decision_type())
+        decision: Decision = parse_object(data, name, "decision", FORMATS, _decision_type())
         if problem := next(_problems(decision), None):
             raise ServiceError(f"the decision {name} is damaged: {problem}; restore it from a copy")
         return decision
@@ -239,6 +250,8 @@ def _answers_problems(answers: AnswersDue | None) -> Iterator[str]:
         yield "'answers' must have a topic and its id"
     if not answers.tables or not set(answers.tables) <= set(ANSWERED_TABLES):
         yield f"'answers' must have tables of {', '.join(ANSWERED_TABLES)}"
+    if answers.schema_id is not None and (answers.format == "json" or not 0 <= answers.schema_id <= MAX_INT32):
+        yield "'answers' must have the id of an Avro schema, or none"
 
 
 def _file_problems(table: str, file: DataFile) -> Iterator[str]:

@@ -22,7 +22,8 @@ from pyspark.sql import SparkSession
 from producer.topic_files import file_stem
 from streaming.errors import ServiceError
 from streaming.pipeline.account import WitnessError
-from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic, Sent
+from streaming.pipeline.answers_reader import AnswersAwayError
+from streaming.pipeline.answers_topic import AnswersTopic, Sent
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions

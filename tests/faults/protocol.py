@@ -27,7 +27,8 @@ import pyarrow as pa
 
 from streaming.jobs.audit import audit
 from streaming.pipeline.account import Piece, Place, Seen
-from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic
+from streaming.pipeline.answers_reader import AnswersAwayError
+from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.commit import STEPS, BatchCommitter, BatchResult, LostDecisionError, _Scored
 from streaming.pipeline.decisions import DECIDED_TABLES, Decisions, ModelVersion, OffsetRange
 from streaming.pipeline.finish import Tables, finish_decided

@@ -13,8 +13,10 @@ import pytest
 from kafka.admin import KafkaAdminClient
 
 from streaming.errors import ServiceError
-from streaming.pipeline.answer_message import MAX_KEY_BYTES, answer_message, answer_schema
-from streaming.pipeline.answers_topic import AnswersTopic, messages_of, transactional_id_of
+from streaming.pipeline.answer_message import answer_message
+from streaming.pipeline.answer_value import MAX_KEY_BYTES, json_schema
+from streaming.pipeline.answers_reader import transactional_id_of
+from streaming.pipeline.answers_topic import AnswersTopic, messages_of
 from streaming.pipeline.decisions import AnswersDue, Decision, Decisions
 from streaming.pipeline.finish import Tables, apply, finish_decided
 from streaming.platform import topic
@@ -56,8 +58,8 @@ def remake_topic(settings: Settings) -> None:
 
 
 def test_published_schema_is_that_of_the_messages(settings: Settings) -> None:
-    assert json.loads((CHECKOUT / "docs" / "answers.schema.json").read_text()) == answer_schema()
-    validator = jsonschema.Draft202012Validator(answer_schema(), format_checker=jsonschema.FormatChecker())
+    assert json.loads((CHECKOUT / "docs" / "answers.schema.json").read_text()) == json_schema()
+    validator = jsonschema.Draft202012Validator(json_schema(), format_checker=jsonschema.FormatChecker())
     decision = replace(decision_of(settings, 1, {0: (0, 10)}, bad=BAD), answers=AnswersDue("answers", "id", BOTH))
     messages = list(messages_of(decision, settings.place.tables))
     assert len(messages) == decision.input_rows == 10
@@ -80,7 +82,7 @@ def test_message_has_the_row_and_the_headers_of_cloudevents_and_the_trace(settin
     assert (value["top_k"], value["scored_at"]) == (row["top_k"], "2024-05-06T12:00:00.000000Z")
     assert headers == {
         "ce_specversion": "1.0", "ce_type": "imagestream.prediction", "ce_source": "/streams/q", "ce_id": "images/2/7",
-        "ce_subject": "ü", "ce_time": "2024-05-06T12:00:00.000000Z", "ce_dataschema": answer_schema()["$id"],
+        "ce_subject": "ü", "ce_time": "2024-05-06T12:00:00.000000Z", "ce_dataschema": json_schema()["$id"],
         "ce_batch": "9", "content-type": "application/json", "traceparent": trace,
     }  # fmt: skip
 
