@@ -1,18 +1,24 @@
-"""Reading the answers topic: its brokers and its committed messages."""
+"""Reading the answers topic: its brokers, its committed messages, and whether it is one that a stream can send to."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from time import monotonic
 from typing import Any
 
+from producer.message import HEADER_TYPE
 from streaming.errors import ServiceError
+from streaming.pipeline.answer_avro import has_schema_id
+from streaming.pipeline.answer_message import HEADER_SCHEMA, SCHEMA_IDS, TYPES
 from streaming.platform.broker import bootstrap_servers as home_servers
 from streaming.platform.kafka_client import connect
+from streaming.platform.kafka_security import client_arguments
+from streaming.platform.topic import Topic
 from streaming.platform.transactional_producer import CONNECT_TIMEOUT_S
 from streaming.settings import Settings
 
 ANSWER_TIMEOUT_S = 15.0  # for one request, including its retries
 SCAN_TIMEOUT_S = 60.0
+LAST_MESSAGES = 10  # of each partition, which are checked before a stream starts
 
 
 class AnswersAwayError(ServiceError):
@@ -84,3 +90,45 @@ def records_until(consumer: Any, ends: Mapping[Any, int]) -> Iterator[Any]:
             )
         for records in consumer.poll(timeout_ms=500).values():
             yield from records
+
+
+def check_messages(settings: Settings, topic: Topic) -> None:
+    """Refuse a topic whose last messages are not answers in the format that is set.
+
+    Raises:
+        ServiceError: it has other messages; an AnswersAwayError if it cannot be read.
+    """
+    from kafka import TopicPartition
+    from kafka.errors import KafkaError
+
+    ends = {TopicPartition(topic.name, one): end for one, end in topic.ends.items() if end > topic.begins[one]}
+    if not ends:
+        return
+    client = client_arguments(settings)
+    try:
+        with closing(open_consumer(answers_servers(settings), client, isolation="read_uncommitted")) as consumer:
+            consumer.assign(list(ends))
+            for place, end in ends.items():
+                consumer.seek(place, max(topic.begins[place.partition], end - LAST_MESSAGES))
+            for record in records_until(consumer, ends):
+                _check_message(settings, topic.name, record)
+    except KafkaError as error:
+        raise AnswersAwayError(f"answers topic {topic.name!r} cannot be read: {error}") from error
+
+
+def _check_message(settings: Settings, topic: str, record: Any) -> None:
+    """Refuse a message that the stream would not send with its settings."""
+    headers, format_ = dict(record.headers), settings.answers_format
+    schema, expected = (headers.get(HEADER_SCHEMA) or b"").decode(errors="replace")[:100], SCHEMA_IDS[format_]
+    what, fix, registered = None, "choose another topic", has_schema_id(record.value or b"")
+    if headers.get(HEADER_TYPE) not in {name.encode() for name in TYPES.values()}:
+        what = "a message that is not an answer"
+    elif schema != expected:
+        what = f"answers of schema {schema!r}, expected {expected!r}"
+        fix += "".join(f" or set --answers-format {name}" for name, one in SCHEMA_IDS.items() if one == schema)
+    elif format_ == "avro" and registered != (settings.schema_registry is not None):
+        what = f"Avro records {'with' if registered else 'without'} the id of a schema registry"
+        fix += f" or {'set' if registered else 'do not set'} --schema-registry"
+    if what:
+        place = f"offset {record.offset} of partition {record.partition}"
+        raise ServiceError(f"--answers-topic: {topic!r} has {what} ({place}): {fix}")

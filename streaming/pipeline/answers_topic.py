@@ -34,6 +34,7 @@ from streaming.pipeline.answers_reader import (
     ANSWER_TIMEOUT_S,
     AnswersAwayError,
     answers_servers,
+    check_messages,
     committed_batch,
     open_consumer,
     records_until,
@@ -44,7 +45,7 @@ from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.schema_registry import RegistryAwayError, register_schema
 from streaming.platform.topic import Right, Subscription, Topic, describe_topic
-from streaming.platform.transactional_producer import TransactionalProducer, is_fencing
+from streaming.platform.transactional_producer import TransactionalProducer, is_fencing, topics_in_transaction
 from streaming.settings import Settings
 from streaming.storage.files import DataFile, at_hand, conformed, read_batches
 from streaming.storage.tables import SCHEMAS
@@ -122,6 +123,7 @@ class AnswersTopic:
                 f"--answers-topic: {name!r} is a topic that the stream reads images from: choose another name"
             )
         topics = [self._described(name, right) for right in (Right.WRITE, Right.READ)]
+        check_messages(self.settings, topics[0])
         format_ = self.settings.answers_format
         schema_id = self._registered(name) if format_ == "avro" else None
         self.due = AnswersDue(name, topics[0].id, TABLES[self.settings.answers], format_, schema_id)
@@ -142,6 +144,7 @@ class AnswersTopic:
         topic = self.due.topic
 
         def commit() -> None:
+            self._check_transactional_id(stream, topic)
             opened = self._opened(stream, topic)
             if opened.committed is not None and opened.committed > number:
                 raise AnswersAwayError(
@@ -267,6 +270,16 @@ class AnswersTopic:
                 consumer.seek(place, first[place].offset)
             return any(wanted.items() <= dict(record.headers).items() for record in records_until(consumer, left))
 
+    def _check_transactional_id(self, stream: str, topic: str) -> None:
+        """Refuse an id whose open transaction is not one of this stream, before it is aborted."""
+        name = transactional_id_of(stream)
+        others = topics_in_transaction(self._servers(), name, client_arguments(self.settings)) - {topic}
+        if others:
+            raise AnswersAwayError(
+                f"answers topic {topic!r}: transactional id {name!r} is in use by another program, which has an open "
+                f"transaction on topic {min(others)!r}: stop that program, or have it use another id"
+            )
+
     def _registered(self, topic: str) -> int | None:
         """The id of the Avro schema in the schema registry; None without one."""
         registry = self.settings.schema_registry
@@ -346,11 +359,12 @@ def _explained(error: Exception, fenced: bool, stream: str, topic: str) -> Servi
         errors.AuthorizationError: f"no right to read and write it ({error}): check IMAGESTREAM_KAFKA_USERNAME",
         errors.MessageSizeTooLargeError: f"an answer is too large for it ({error}): raise its max.message.bytes",
         errors.UnsupportedVersionError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",
+        errors.KafkaConfigurationError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",
     }
     for kind, why in refused.items():
         if isinstance(error, kind):
             return RefusedError(f"{where}: {why}")
     return AnswersAwayError(
         f"{where}: its broker does not complete a transaction ({type(error).__name__}: {error}): check {SERVERS} and "
-        "the broker's transaction.state.log.replication.factor and transaction.state.log.min.isr"
+        "the broker's transaction.state.log.replication.factor"
     )

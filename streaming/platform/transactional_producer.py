@@ -8,7 +8,7 @@ Source: KIP-98, "Exactly Once Delivery and Transactional Messaging"; kafka-pytho
 """
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from streaming.platform.kafka_client import connect
@@ -24,6 +24,7 @@ TRANSACTION_TIMEOUT_MS = 60_000  # after which the broker aborts the transaction
 CONNECT_TIMEOUT_S = 10.0
 BATCH_BYTES = 256 * 1024
 RETRY_MS = 20  # the broker may still be completing the previous transaction
+GROUP_OFFSETS = "__consumer_offsets"
 IN_FLIGHT = 5_000  # maximum number of messages that are not acknowledged yet
 
 
@@ -125,6 +126,34 @@ class TransactionalProducer:
         self._producer._sender.wakeup()
         if not result.wait(self._limit_s * 1000):
             raise KafkaTimeoutError(f"no answer for {self._limit_s:g} s")
+
+
+def topics_in_transaction(servers: str, transactional_id: str, client: Mapping[str, Any]) -> set[str]:
+    """The topics that the open transaction of an id has written to, offsets of groups aside.
+
+    Empty if there is no open transaction, or the broker does not say: it has no such request before Kafka 3.0.
+
+    Raises:
+        kafka.errors.KafkaError: no broker answers.
+    """
+    from kafka.admin import KafkaAdminClient
+    from kafka.errors import BrokerResponseError
+
+    with closing(
+        connect(
+            KafkaAdminClient,
+            bootstrap_servers=servers,
+            bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
+            request_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
+            **client,
+        )
+    ) as admin:
+        try:
+            found = admin.describe_transactions([transactional_id])[transactional_id]
+        except (BrokerResponseError, KeyError):  # also an id that was never used, or that we have no right to
+            return set()
+    is_open = found.state == "Ongoing"
+    return {one.topic for one in found.topic_partitions} - {GROUP_OFFSETS} if is_open else set()
 
 
 def is_fencing(error: BaseException | None) -> bool:
