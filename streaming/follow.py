@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from producer.message import HEADER_CONTENT_TYPE, HEADER_TYPE
-from streaming.errors import ServiceError
+from streaming.errors import DataError, NotFoundError, ServiceError, UnavailableError
 from streaming.settings import Settings, read_settings
 
 EARLIEST, LATEST = "earliest", "latest"
@@ -28,7 +28,7 @@ POLLED = 500  # maximum number of messages of one poll
 NOT_POSITION = "expected earliest, latest or the position of an answer"
 
 
-class PositionError(ServiceError):
+class PositionError(DataError):
     """Text that is not a position, or a position whose answers have been deleted."""
 
 
@@ -130,7 +130,7 @@ def _from_topic(
                         if wanted in record.headers and record.value is not None:
                             yield Answer(position(), as_json(record))
     except KafkaError as error:
-        raise ServiceError(f"answers topic {topic!r} cannot be read ({type(error).__name__}: {error})") from error
+        raise UnavailableError(f"answers topic {topic!r} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _json_reader(settings: Settings) -> Callable[[Any], bytes]:
@@ -151,8 +151,9 @@ def _json_reader(settings: Settings) -> Callable[[Any], bytes]:
         try:
             return json_value(read(record.value))
         except (RecordError, RegistryAwayError) as error:
+            kind = DataError if isinstance(error, RecordError) else UnavailableError
             place = f"offset {record.offset} of partition {record.partition}"
-            raise ServiceError(f"answers topic {record.topic!r}, {place}: {error}") from error
+            raise kind(f"answers topic {record.topic!r}, {place}: {error}") from error
 
     return as_json
 
@@ -163,7 +164,7 @@ def _assigned(consumer: Any, topic: str, begin: dict[int, int] | str) -> dict[in
 
     partitions = [TopicPartition(topic, one) for one in sorted(consumer.partitions_for_topic(topic) or ())]
     if not partitions:
-        raise ServiceError(f"answers topic {topic!r} does not exist: start the stream with it first")
+        raise NotFoundError(f"answers topic {topic!r} does not exist: start the stream with it first")
     first, last = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     at = {one.partition: (last if begin == LATEST else first)[one] for one in partitions}
     if isinstance(begin, dict):

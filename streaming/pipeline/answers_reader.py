@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 
 from producer.message import HEADER_TYPE
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError, UnavailableError
 from streaming.pipeline.answer_avro import has_schema_id
 from streaming.pipeline.answer_message import HEADER_SCHEMA, SCHEMA_IDS, TYPES
 from streaming.platform.broker import bootstrap_servers as home_servers
@@ -21,7 +21,7 @@ SCAN_TIMEOUT_S = 60.0
 LAST_MESSAGES = 10  # of each partition, which are checked before a stream starts
 
 
-class AnswersAwayError(ServiceError):
+class AnswersAwayError(UnavailableError):
     """The broker of the answers topic does not respond, so that a batch is not complete yet; a retry may succeed."""
 
 
@@ -131,4 +131,4 @@ def _check_message(settings: Settings, topic: str, record: Any) -> None:
         fix += f" or {'set' if registered else 'do not set'} --schema-registry"
     if what:
         place = f"offset {record.offset} of partition {record.partition}"
-        raise ServiceError(f"--answers-topic: {topic!r} has {what} ({place}): {fix}")
+        raise ConfigurationError(f"--answers-topic: {topic!r} has {what} ({place}): {fix}")

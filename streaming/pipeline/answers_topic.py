@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from producer.message import HEADER_SOURCE
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ConflictError, DamagedError, ServiceError
 from streaming.pipeline.answer_avro import avro_text
 from streaming.pipeline.answer_message import HEADER_BATCH, AnswerMessage, answer_message
 from streaming.pipeline.answer_value import answer_fields
@@ -119,7 +119,7 @@ class AnswersTopic:
         if name is None:
             return
         if reads.includes(name):
-            raise ServiceError(
+            raise ConfigurationError(
                 f"--answers-topic: {name!r} is a topic that the stream reads images from: choose another name"
             )
         topics = [self._described(name, right) for right in (Right.WRITE, Right.READ)]
@@ -244,7 +244,7 @@ class AnswersTopic:
         """Refuse a topic of the same name that is not the one that the stream checked."""
         found = self._described(due.topic, Right.WRITE)
         if found.id != due.topic_id and not self.accept_new_topic:
-            raise ServiceError(
+            raise ConflictError(
                 f"the answers of batch {decision.number} are due on topic {due.topic!r} with id {due.topic_id}, and "
                 f"the one at {self._servers()} has id {found.id}: name its broker with --answers-bootstrap-servers or "
                 "IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS; if the topic was made again, start the stream with "
@@ -324,7 +324,7 @@ def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
                 for row in file_rows(table, f"{place}/{table}", file):
                     yield answer_message(table, row, due.format, due.schema_id)
             except (OSError, pa.ArrowException) as error:
-                raise ServiceError(
+                raise DamagedError(
                     f"batch {decision.number} was decided, but its file {table}/{file.path} cannot be read "
                     f"({type(error).__name__}): restore it into the home's tables"
                 ) from error

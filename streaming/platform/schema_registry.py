@@ -1,6 +1,6 @@
 """Schemas in a registry with Confluent's HTTP API: fetched by id, or registered under a subject.
 
-A schema never changes under its id, so that a response can be kept.
+A schema never changes under its id, so it can be cached.
 
 Source: "GET /schemas/ids/{int: id}", "POST /subjects/(string: subject)" and "POST
 /subjects/(string: subject)/versions" in the API reference of Confluent's Schema Registry; Karapace and Apicurio serve
@@ -15,37 +15,42 @@ from threading import Event, Timer
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, UnavailableError
 
 MAX_SCHEMA_BYTES = 256 * 1024
-TIMEOUT_S = 10.0  # for the whole answer
+TIMEOUT_S = 10.0  # for the whole response
 MESSAGE_CHARS = 200  # of a registry's own message
-AVRO = "AVRO"  # also where no type is named
+AVRO = "AVRO"  # the default type
 CONTENT_TYPE = "application/vnd.schemaregistry.v1+json"
 OK, NOT_FOUND, CONFLICT, BUSY, SERVER_ERROR = 200, 404, 409, 429, 500
 MAX_ID = 2**31 - 1
-UNKNOWN_SCHEMA = 40403  # in the body of a 404: the registry answers, and has no such schema
+UNKNOWN_SCHEMA = 40403  # in the body of a 404 for an unknown schema id
 
 
 class UnknownSchemaError(Exception):
-    """The registry has no schema of this id that can be used."""
+    """The registry has no usable schema with this id."""
 
 
-class RegistryAwayError(Exception):
-    """The registry does not answer now; it may later."""
+class RegistryAwayError(UnavailableError):
+    """The registry does not answer at the moment; a later attempt may succeed."""
 
 
 def fetch_schema(url: str, number: int, timeout_s: float = TIMEOUT_S) -> str:
-    """The Avro schema of an id, as JSON.
+    """Fetch an Avro schema by its id.
 
     Args:
-        url: of the registry, as the setting `schema_registry` has it.
-        timeout_s: in seconds, for connecting and again for the whole answer.
+        url: of the registry, see the setting `schema_registry`.
+        number: the schema's id.
+        timeout_s: for connecting, and again for the whole response.
+
+    Returns:
+        The schema, as JSON.
 
     Raises:
-        UnknownSchemaError: there is none, or it is not one Avro schema of at most `MAX_SCHEMA_BYTES` bytes.
-        RegistryAwayError: no answer in time, or an error of the server.
-        ServiceError: what answers is not a schema registry that lets us in.
+        UnknownSchemaError: it does not exist, or is not a self-contained Avro schema of at most `MAX_SCHEMA_BYTES`
+        bytes.
+        RegistryAwayError: there was no response in time, or a server error.
+        ServiceError: the URL is not that of a schema registry without authentication.
     """
     status, body = _asked(url, f"/schemas/ids/{number}", f"schema {number}", timeout_s)
     if len(body) > 2 * MAX_SCHEMA_BYTES:  # quotes are escaped in it
@@ -54,14 +59,14 @@ def fetch_schema(url: str, number: int, timeout_s: float = TIMEOUT_S) -> str:
     if status == NOT_FOUND and content.get("error_code") == UNKNOWN_SCHEMA:
         raise UnknownSchemaError(f"expected a schema that the registry {url} has, got its id {number}")
     if status != OK or not isinstance(content.get("schema"), str):
-        raise ServiceError(
+        raise ConfigurationError(
             f"{url} answered {status} for schema {number}, expected a schema registry that asks for no credentials: "
             "set IMAGESTREAM_SCHEMA_REGISTRY to its URL, or give the schema with --payload-schema FILE"
         )
     if (kind := content.get("schemaType", AVRO)) != AVRO:
         raise UnknownSchemaError(f"expected an Avro schema, got schema {number} of type {str(kind)[:20]!r}")
     if content.get("references"):
-        raise UnknownSchemaError(f"expected a schema in one piece, got schema {number}, which refers to others")
+        raise UnknownSchemaError(f"expected a schema without references, got schema {number}, which refers to others")
     return str(content["schema"])
 
 
@@ -89,11 +94,11 @@ def register_schema(url: str, subject: str, schema: str, timeout_s: float = TIME
         return number
     why = " ".join(str(content.get("message", "")).split())[:MESSAGE_CHARS]
     if status == CONFLICT:
-        raise ServiceError(
+        raise ConfigurationError(
             f"the schema registry {url} has another schema under {what}, which the one of this release is not "
             f"compatible with ({why}): choose another topic, or delete the subject"
         )
-    raise ServiceError(
+    raise ConfigurationError(
         f"{url} answered {status} for {what}{f' ({why})' if why else ''}, expected a schema registry that takes "
         "schemas without credentials: set IMAGESTREAM_SCHEMA_REGISTRY to its URL"
     )
@@ -117,7 +122,7 @@ def _request(url: str, path: str, timeout_s: float, body: bytes | None) -> tuple
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
     with closing(kind(parts.netloc, timeout=timeout_s)) as connection:
         connection.connect()
-        # The timeout of a socket starts again with every byte that comes.
+        # A socket's timeout restarts with every received byte, so the total time needs a timer.
         over = Event()
         timer = Timer(timeout_s, _shut, [connection.sock, over])
         timer.start()
@@ -126,8 +131,8 @@ def _request(url: str, path: str, timeout_s: float, body: bytes | None) -> tuple
             connection.request("GET" if body is None else "POST", parts.path.rstrip("/") + path, body, headers)
             answer = connection.getresponse()
             body = answer.read(2 * MAX_SCHEMA_BYTES + 1)
-            if over.is_set():  # an answer without a length ends where the connection does
-                raise TimeoutError("it sends too slowly")
+            if over.is_set():  # a response without a length would seem complete when the timer closes the connection
+                raise TimeoutError("the response is too slow")
             return answer.status, body
         finally:
             timer.cancel()
