@@ -95,12 +95,12 @@ SIMILAR = json.dumps(
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"", "expected a zero and the id of a schema"),
-        (b'{"table": "predictions"}', "expected a zero and the id of a schema"),
+        (b"", "expected a zero byte and a schema id"),
+        (b'{"table": "predictions"}', "expected a zero byte and a schema id"),
         (b"\xc3\x01" + bytes(8), f"expected a record of schema {FINGERPRINT}, got schema 0{{16}} of another release"),
         (b"\xc3\x01", f"expected a record of schema {FINGERPRINT}, got schema  of another release"),
         (avro_value(answer_value("predictions", ROWS["predictions"]), None)[:-1], "expected a record of its schema"),
-        (avro_value(answer_value("predictions", ROWS["predictions"]), None) + b"x", "got 1 bytes behind it"),
+        (avro_value(answer_value("predictions", ROWS["predictions"]), None) + b"x", "got 1 bytes after it"),
         (b"\0\0\0\0\2", "expected a schema that the registry http.* has, got its id 2"),
         (record(), "expected the field 'table' to be predictions or quarantine, got 'None'"),
         (record(table="labels"), "expected the field 'table' to be .*, got 'labels'"),
