@@ -1,7 +1,7 @@
-"""Being told to stop.
+"""Handling of SIGINT and SIGTERM.
 
-A process with the id 1, as a container's first one, gets only signals that it handles: so SIGTERM is handled from the
-start of every command.
+A process with the id 1, such as the first one in a container, only receives signals that it handles, so every command
+handles SIGTERM from the start.
 """
 
 import signal
@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as SIGINT does: what is open is closed on the way out."""
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    """Make SIGTERM raise KeyboardInterrupt in the block, like SIGINT, so that resources are released."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield
         return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -24,7 +24,7 @@ def terminable() -> Iterator[None]:
 
 
 class until_stopped(AbstractContextManager[None]):  # noqa: N801  reads as a statement, as `suppress` does
-    """A block without an end of its own, which SIGINT or SIGTERM ends as it should end."""
+    """A block that runs until SIGINT or SIGTERM, which end it without an error."""
 
     def __enter__(self) -> None:
         self._terminable = terminable()
@@ -37,7 +37,7 @@ class until_stopped(AbstractContextManager[None]):  # noqa: N801  reads as a sta
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, for as long as the block runs."""
+    """An event that SIGINT and SIGTERM set while the block runs."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

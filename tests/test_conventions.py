@@ -22,14 +22,14 @@ import pytest
 from typer.main import get_command
 
 from producer.labelled_csv import PATH_COLUMNS
-from producer.lists import read_csv
+from producer.manifest import read_csv
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
 from streaming.cli.app import run as cli_run
 from streaming.cli.command_line import PANELS
 from streaming.cli.console import Spinner, out
-from streaming.cli.row_formats import Format
-from streaming.cli.rows import list_rows, print_details, print_table
+from streaming.cli.output import list_rows, print_details, print_table
+from streaming.cli.output_formats import Format
 from streaming.durations import parse_duration, show_duration
 from streaming.errors import UsageError
 from streaming.images.corrections import KEYS
@@ -328,7 +328,7 @@ def test_an_old_spelling_works_with_a_warning(line: str, instead: list[str], ref
     _, out, err = command_here("--home", tmp_path / "home", *line.split(), "--bootstrap-servers", "127.0.0.1:1")
     *warnings, last = err.splitlines()
     assert [one.rpartition("write ")[2] for one in warnings] == instead
-    assert all("is an old spelling and will be removed" in one for one in warnings)
+    assert all("is deprecated and will be removed" in one for one in warnings)
     assert out == ""
     assert refusal in last
 

@@ -217,7 +217,7 @@ def messages() -> Iterator[str]:
 
 def test_the_messages_that_are_explained_are_those_of_the_program() -> None:
     page = (CHECKOUT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    tables = re.findall(r"^\| it says \|.*\n\|---.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    tables = re.findall(r"^\| message \|.*\n\|---.*\n((?:\|.*\n)+)", page, re.MULTILINE)
     cells = [row.split("|")[1] for table in tables for row in table.splitlines()]
     fragments = {
         part.strip(" ,?'…") for cell in cells for text in re.findall(r"`([^`]+)`", cell) for part in text.split("…")

@@ -1,4 +1,4 @@
-"""`imagestream predictions --follow`: new predictions as lines of JSON."""
+"""`imagestream predictions --follow`: write new predictions as JSON lines."""
 
 import json
 import sys
@@ -15,10 +15,16 @@ from streaming.signals import stop_signals
 def follow_lines(
     settings: Settings, after: str, limit: int | None, wanted: Callable[[Mapping[str, Any]], bool]
 ) -> dict[str, Any]:
-    """Write the answers that `wanted` selects, until SIGTERM, Ctrl-C or `limit` of them.
+    """Write new predictions until SIGTERM, Ctrl-C or `limit` of them.
+
+    Args:
+        settings: the settings.
+        after: position after which to start: `latest`, `earliest`, or that of an earlier line.
+        limit: maximum number of predictions; None for no limit.
+        wanted: selects predictions by their row.
 
     Returns:
-        How many there were, and the position of the last one.
+        The number of predictions and the position of the last one.
     """
     lines, position = 0, after
     with stop_signals() as stop, closing(follow_settings(settings, after)) as answers:
@@ -35,5 +41,5 @@ def follow_lines(
                 if lines == limit:
                     break
     sys.stdout.flush()
-    err.print(f"{lines:,} answers; continue with --after {position}")
+    err.print(f"{lines:,} predictions; continue with --after {position}")
     return {"answers": lines, "position": position}

@@ -1,8 +1,7 @@
-"""Who may use the gateway: whoever has the API key; without a key, programs of this machine alone.
+"""Access control of the gateway: by API key, or, without a key, restricted to programs on this machine.
 
-A browser is a program of this machine, too, and any page that it shows can make it send requests. So a request that
-says that it comes from another site is refused, and without a key so is one for a name that is not this machine's,
-which a page could have been given.
+A browser also runs on this machine, and any page that it displays can make it send requests. So cross-origin requests
+are rejected, and, without a key, so are requests whose Host is not this machine's own name (DNS rebinding).
 """
 
 import hmac
@@ -15,7 +14,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from streaming.errors import ServiceError, UsageError
+from streaming.errors import ConfigurationError, UsageError
 from streaming.secret_files import check_secret_file
 
 MIN_KEY_CHARS = 16
@@ -27,10 +26,10 @@ bearer_key = HTTPBearer(auto_error=False, description="the API key as a bearer t
 
 
 def read_key(path: Path | None) -> str | None:
-    """The API key: the content of the file without white space around it; None if no file is given.
+    """The API key: the content of the file without surrounding white space; None if no file is given.
 
     Raises:
-        ServiceError: the file cannot be read, or holds no key of 16 printable ASCII characters or more.
+        ServiceError: the file cannot be read, or the key has fewer than 16 printable ASCII characters.
     """
     if path is None:
         return None
@@ -39,17 +38,17 @@ def read_key(path: Path | None) -> str | None:
         with path.open("rb") as file:
             key = file.read(MAX_KEY_BYTES).decode("ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServiceError(f"the file of the API key, {path}, cannot be read: {error}") from error
+        raise ConfigurationError(f"the API key file {path} cannot be read: {error}") from error
     if len(key) < MIN_KEY_CHARS or not key.isprintable():
-        raise ServiceError(
-            f"the file of the API key, {path}: expected at least {MIN_KEY_CHARS} printable characters, got {len(key)}; "
-            "make one with: openssl rand -hex 32"
+        raise ConfigurationError(
+            f"the API key file {path}: expected at least {MIN_KEY_CHARS} printable characters, got {len(key)}; "
+            "generate a key with: openssl rand -hex 32"
         )
     return key
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own, reachable from nowhere else."""
+    """Whether a host name or address is a loopback address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -57,16 +56,20 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(host: str, key: str | None) -> None:
-    """Raises ServiceError if others could reach the gateway and there is no key to keep them out."""
+    """Check that the gateway has an API key if other machines can reach it.
+
+    Raises:
+        ServiceError: it has none.
+    """
     if key is None and not is_loopback(host):
         raise UsageError(
-            f"--host {host} lets other machines in: give the gateway an API key in a file, "
-            "IMAGESTREAM_GATEWAY_API_KEY_FILE=FILE, or leave it on 127.0.0.1"
+            f"--host {host} lets other machines in: set IMAGESTREAM_GATEWAY_API_KEY_FILE to a file with an API key, "
+            "or use 127.0.0.1"
         )
 
 
 def access(key: str | None) -> Callable[..., None]:
-    """A FastAPI dependency that lets a request pass or refuses it, before its body is read."""
+    """A FastAPI dependency that accepts or rejects a request before its body is read."""
 
     def with_key(
         request: Request,
@@ -83,13 +86,13 @@ def access(key: str | None) -> Callable[..., None]:
     def without_key(request: Request) -> None:
         refuse_other_sites(request)
         if not is_loopback(PORT.sub("", request.headers.get("host", ""))):
-            raise HTTPException(403, "without an API key the gateway answers to this machine's own name only")
+            raise HTTPException(403, "without an API key, the gateway accepts requests to localhost only")
 
     return without_key if key is None else with_key
 
 
 def refuse_other_sites(request: Request) -> None:
-    """403 for what a browser sends on behalf of another site's page."""
+    """Reject a cross-origin request of a browser with 403."""
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host", ""):
-        raise HTTPException(403, "requests from the pages of another site are refused")
+        raise HTTPException(403, "cross-origin requests are not allowed")

@@ -1,6 +1,6 @@
 """The gateway's application: uploads go to the topic, predictions come from the tables.
 
-/v1/…                     images and what became of them, see `streaming.gateway.routes`
+/v1/…                     images and their results, see `streaming.gateway.routes`
 GET  /livez, /readyz      the process is up; the broker answers
 GET  /metrics             for Prometheus
 GET  /docs, /openapi.json the description of all routes
@@ -14,9 +14,8 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from streaming.errors import ServiceError
+from streaming.errors import UnavailableError
 from streaming.gateway.access import access
-from streaming.gateway.answers import Health
 from streaming.gateway.connections import CloseUnread
 from streaming.gateway.deprecation import MarkDeprecated
 from streaming.gateway.description import POLICY, page
@@ -25,6 +24,7 @@ from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
 from streaming.gateway.rate_limit import RateLimit
 from streaming.gateway.routes import old_routes, refuse_repeated, routes
+from streaming.gateway.schemas import Health
 from streaming.gateway.service import Broker, Service
 from streaming.settings import Settings
 
@@ -33,7 +33,9 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
     """The application for one home and topic.
 
     Args:
-        api_key: what every request but those for health must carry; None lets this machine's programs in.
+        settings: of the home and topic.
+        broker: to publish to.
+        api_key: required of every request except health checks; None allows only programs on this machine.
     """
     service = Service(broker, settings)
 
@@ -44,16 +46,16 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
 
     app = FastAPI(
         title="imagestream gateway",
-        description="Images in, predictions out. The predictions come when the stream has scored the image.",
+        description="Publish images and look up their predictions, which appear when the stream has scored them.",
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's pages load scripts from other sites
         redoc_url=None,
         openapi_url=None,
-        responses=problems(400),  # what is not valid HTTP, on any route
+        responses=problems(400),  # invalid HTTP, on any route
     )
     allowed = Depends(access(api_key))
-    # The limit comes before the check of the key: guesses of keys count, too.
+    # The rate limit comes before the check of the key, so that it limits guesses of keys.
     limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]
     add_following(app, settings, limited)
     metrics = GatewayMetrics()
@@ -80,7 +82,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def readyz() -> Health:
         """The broker answers, so that images can be published."""
         if not await service.ready():
-            raise ServiceError("the broker does not answer")
+            raise UnavailableError("the broker does not answer")
         return Health()
 
 

@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streaming.errors import ServiceError
-from streaming.follow import LATEST, Answer, PositionError, follow_settings
-from streaming.gateway import answers
+from streaming.follow import LATEST, Answer, follow_settings
+from streaming.gateway import schemas
 from streaming.gateway.lookup import Found, Lookup
 from streaming.pipeline.positions import name_in_kafka
 from streaming.settings import Settings
@@ -92,7 +92,7 @@ def _add_stream(app: FastAPI, settings: Settings, dependencies: list[Any]) -> No
         response_class=StreamingResponse,
         responses={
             200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
-            **{code: {"description": HTTPStatus(code).phrase} for code in (401, 403, 422, 429, 503)},
+            **{code: {"description": HTTPStatus(code).phrase} for code in (401, 403, 404, 409, 422, 429, 503)},
         },
     )
     async def stream(request: Request, after: PositionParameter = LATEST, last_event_id: LastEventHeader = None) -> Any:
@@ -107,10 +107,8 @@ def _add_stream(app: FastAPI, settings: Settings, dependencies: list[Any]) -> No
         try:
             following = _Following(settings, last_event_id or after, threads)
             first = await following.next()
-        except BaseException as error:
+        except BaseException:
             room.release()
-            if isinstance(error, PositionError):
-                raise HTTPException(422, str(error)) from error
             raise
         events = _events(request, following, first, room.release)
         return StreamingResponse(events, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
@@ -213,7 +211,7 @@ class AnswerUploads:
             if not accepted:
                 return
             body = json.loads(b"".join(message.get("body", b"") for message in accepted[1:]))
-            answer = await self._answer(answers.Accepted.model_validate(body), wait_s)
+            answer = await self._answer(schemas.Accepted.model_validate(body), wait_s)
         finally:
             self._waiting -= 1
         if answer is not None:
@@ -222,7 +220,7 @@ class AnswerUploads:
         for message in accepted:
             await send(message)
 
-    async def _answer(self, accepted: answers.Accepted, wait_s: float) -> answers.Answer | None:
+    async def _answer(self, accepted: schemas.Accepted, wait_s: float) -> schemas.Answer | None:
         """The row of the message; None if there is none in time, or the tables cannot be read."""
         until = time.monotonic() + wait_s
         found: Found | None = None
@@ -236,7 +234,7 @@ class AnswerUploads:
             rows = {table: [row for row in some if _is_of(row, accepted)] for table, some in found.rows.items()}
             predictions, quarantined = rows["predictions"], rows["quarantine"]
             if predictions or quarantined:
-                return answers.Answer.model_validate(
+                return schemas.Answer.model_validate(
                     {
                         "image_id": accepted.image_id,
                         "status": "predicted" if predictions else "quarantined",
@@ -248,7 +246,7 @@ class AnswerUploads:
         return None
 
 
-def _is_of(row: dict[str, Any], accepted: answers.Accepted) -> bool:
+def _is_of(row: dict[str, Any], accepted: schemas.Accepted) -> bool:
     """Whether a row is that of this message, and not of an earlier one with the same image."""
     place = (name_in_kafka(row["topic"]), row["partition"], row["offset"])
     return place == (accepted.topic, accepted.partition, accepted.offset)

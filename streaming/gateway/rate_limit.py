@@ -1,7 +1,7 @@
-"""How many requests an address may send: a token bucket for each.
+"""A rate limiter with a token bucket for each client address.
 
-A bucket holds the requests of a minute at most and is refilled evenly: a program may send them at once, and then one
-whenever its share of a minute has passed.
+A bucket holds at most the requests of a minute and is refilled evenly, so a client may send them in a burst and then
+continue at the average rate.
 """
 
 from collections import OrderedDict
@@ -14,33 +14,34 @@ from fastapi import Request
 from streaming.gateway.connections import network_of
 from streaming.gateway.problems import too_many
 
-MAX_ADDRESSES = 10_000  # of which the buckets are kept; the one that has been silent longest is forgotten
+MAX_ADDRESSES = 10_000  # with a bucket; the least recently used one is dropped
 
 
 class RateLimit:
     """The buckets of one gateway.
 
     Args:
-        per_minute: requests that one address may send in a minute; 0 for no limit.
+        per_minute: the maximum number of requests of one address per minute; 0 for no limit.
+        clock: in seconds.
     """
 
     def __init__(self, per_minute: int, clock: Callable[[], float] = monotonic) -> None:
         self._capacity = float(per_minute)
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when there were so many
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and the time of that count
 
     async def __call__(self, request: Request) -> None:
-        """FastAPI dependency: lets a request pass, or raises 429 with the seconds to wait.
+        """Accept a request as a FastAPI dependency, or raise 429 with the seconds to wait.
 
-        A coroutine, so that FastAPI calls it on the event loop, one request after the other.
+        It is a coroutine, so that FastAPI calls it on the event loop and no lock is needed.
         """
         address = network_of(request.client.host if request.client else "")
         wait_s = self.take(address)
         if wait_s > 0:
-            raise too_many(f"too many requests: at most {self._capacity:.0f} a minute", ceil(wait_s))
+            raise too_many(f"too many requests: at most {self._capacity:.0f} per minute", ceil(wait_s))
 
     def take(self, address: str) -> float:
-        """Take a token of an address; the seconds until there will be one, 0 if there was."""
+        """Take a token of an address; returns the seconds until one is available, 0 if it was taken."""
         if self._capacity == 0:
             return 0.0
         now = self._clock()

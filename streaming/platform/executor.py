@@ -1,14 +1,14 @@
-"""The command of a Spark executor in a container that Kubernetes started.
+"""The command of a Spark executor in a Kubernetes pod.
 
-Spark starts the pods of its executors with the entry point of their image and the one argument `executor`; everything
-else is in variables (`BasicExecutorFeatureStep` of Spark's Kubernetes module). Spark's own images have a shell script
-for that. Here the image's entry point is `imagestream`, so `executor` is one of its commands.
+Spark starts executor pods with the image's entry point and the argument `executor`; all other parameters are
+environment variables (`BasicExecutorFeatureStep` in Spark's Kubernetes module). Spark's own images have a shell script
+for this. Here the entry point is `imagestream`, so `executor` is one of its commands.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 BACKEND = "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend"
 MEMORY = "SPARK_EXECUTOR_MEMORY"
@@ -33,11 +33,11 @@ def executor_command(java: Path, spark_home: Path, variables: Mapping[str, str])
         variables: the environment of the container.
 
     Raises:
-        ServiceError: variables that Spark sets are not there.
+        ServiceError: variables that Spark sets are missing.
     """
     missing = [name for name in (MEMORY, *ARGUMENTS.values()) if not variables.get(name)]
     if missing:
-        raise ServiceError(
+        raise ConfigurationError(
             f"expected the variables that Spark gives to an executor on Kubernetes, but {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not set: let Spark start it, by IMAGESTREAM_MASTER=k8s://…"
         )

@@ -1,7 +1,9 @@
-"""Eclipse Temurin, a JDK of the Adoptium project: downloaded, checked against its SHA-256, unpacked.
+"""Downloads Eclipse Temurin, the JDK of the Adoptium project, verifies its SHA-256, and unpacks it.
 
-https://api.adoptium.net/q/swagger-ui, "assets". The checksum comes over TLS from the API, the archive from wherever the
-API says; an archive that was altered there, or on its way, is not unpacked.
+The checksum comes from the API over TLS, and the archive from the URL that the API returns; an archive that does not
+match the checksum is not unpacked.
+
+Source: https://api.adoptium.net/q/swagger-ui, "assets".
 """
 
 import hashlib
@@ -15,7 +17,7 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError, NotFoundError
 
 API = "https://api.adoptium.net"
 SYSTEMS = {"Linux": "linux", "Darwin": "mac"}
@@ -32,7 +34,7 @@ def download_jdk(version: str, target: Path, api: str = API) -> None:
     """Unpack the latest JDK of a version into a folder of `target`.
 
     Raises:
-        ServiceError: there is none for this machine, or it is not what its checksum says.
+        ServiceError: there is none for this machine, or it does not match its checksum.
         OSError: it cannot be downloaded or unpacked.
     """
     package = _package(version, api)
@@ -56,9 +58,9 @@ def _package(version: str, api: str) -> dict[str, str]:
         package = assets[0]["binary"]["package"]
         found = {name: str(package[name]) for name in ("link", "checksum")}
     except (ValueError, LookupError, TypeError) as error:
-        raise ServiceError(f"{api} names no JDK {version} for {query['os']} on {query['architecture']}") from error
+        raise NotFoundError(f"{api} has no JDK {version} for {query['os']} on {query['architecture']}") from error
     if not SHA256.fullmatch(found["checksum"]):
-        raise ServiceError(f"{api} gives no SHA-256 for JDK {version}")
+        raise DataError(f"{api} has no SHA-256 for JDK {version}")
     return found
 
 
@@ -68,25 +70,25 @@ def _fetch(url: str, checksum: str, file: Path) -> None:
         while block := answer.read(BLOCK_BYTES):
             size += len(block)
             if size > MAX_BYTES:
-                raise ServiceError(f"{url} has more than {MAX_BYTES:,} bytes: it is not a JDK")
+                raise DataError(f"{url} has more than {MAX_BYTES:,} bytes: it is not a JDK")
             digest.update(block)
             out.write(block)
     if digest.hexdigest() != checksum:
-        raise ServiceError(f"{url} has SHA-256 {digest.hexdigest()}, expected {checksum}: it is not unpacked")
+        raise DataError(f"{url} has SHA-256 {digest.hexdigest()}, expected {checksum}: it is not unpacked")
 
 
 def _unpack(archive: Path, target: Path) -> None:
     with tarfile.open(archive) as tar:
         _check_size(sum(member.size for member in tar))
-        tar.extractall(target, filter="data")  # nothing outside of the folder, no devices, no setuid
+        tar.extractall(target, filter="data")  # nothing outside the folder, no devices, no setuid
 
 
 def _check_size(size: int) -> None:
     if size > MAX_UNPACKED_BYTES:
-        raise ServiceError(f"the JDK unpacks to {size:,} bytes, the limit is {MAX_UNPACKED_BYTES:,}")
+        raise DataError(f"the JDK unpacks to {size:,} bytes, the limit is {MAX_UNPACKED_BYTES:,}")
 
 
 def _open(url: str) -> Any:
     if not url.startswith(("https://", "http://127.0.0.1:")):
-        raise ServiceError(f"expected an address that begins with https://, got {url}")
+        raise ConfigurationError(f"expected an address that begins with https://, got {url}")
     return urlopen(Request(url, headers={"User-Agent": "imagestream"}), timeout=TIMEOUT_S)  # noqa: S310  checked above

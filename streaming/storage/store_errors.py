@@ -1,14 +1,16 @@
-"""Why a request to a bucket failed, in one line: the cause, and the setting to look at.
+"""One-line errors of failed requests to a bucket, with the cause and the setting to check.
 
-Of what a client of the store reports, only the store's own error code, the status and the server's address are shown:
-URLs may contain a signature, and a store's answer may repeat what it was sent.
+They contain only the store's error code, the HTTP status and the server's address: URLs may contain a signature, and a
+store's response may repeat the request.
 """
 
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError, StoreAwayError
+
+__all__ = ["ENDPOINTS", "OF_A_STORE", "StoreAwayError", "store_error"]
 
 # The clouds' own variables, which obstore and deltalake read.
 ENDPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -30,7 +32,7 @@ _DENIED = {
     *("RequestTimeTooSkewed", "AuthenticationFailed", "AuthorizationFailure", "AuthorizationPermissionMismatch"),
     *("401 Unauthorized", "403 Forbidden"),
 }
-# Where a client without credentials asks for those of the machine that it runs on.
+# The metadata servers, which a client without credentials asks for those of its machine.
 _METADATA_SERVER = re.compile(r"169\.254\.169\.254|metadata\.google\.internal|identity/oauth2/token")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _STATUS = re.compile(r"status code\W{1,20}(?:\[\d+m\W*)?(\d{3} [A-Z][A-Za-z ]{1,40})")
@@ -40,15 +42,11 @@ OF_A_STORE = re.compile(
 )
 
 
-class StoreAwayError(ServiceError):
-    """The store does not answer, so that the outcome of a request is not known; asked again later, it may."""
-
-
 def store_error(place: str, error: BaseException) -> ServiceError:
-    """The error to raise, in place of one that obstore or deltalake raised; without it as its cause.
+    """Convert an error of obstore or deltalake. Raise the result `from None`, since the original may contain secrets.
 
     Returns:
-        A StoreAwayError where the same request may succeed later.
+        A StoreAwayError if the same request may succeed later; otherwise a ServiceError.
     """
     text = str(error)
     scheme = place.partition("://")[0]
@@ -56,19 +54,23 @@ def store_error(place: str, error: BaseException) -> ServiceError:
     status = match[1].strip() if (match := _STATUS.search(text)) else None
     reason = code or status
     credentials = _CREDENTIALS.get(scheme, "the credentials")
-    if _METADATA_SERVER.search(text):  # which may just not answer at the moment
-        return StoreAwayError(f"no credentials were found for {place}: set {credentials}")
+    if _METADATA_SERVER.search(text):  # it may be temporarily unavailable
+        return StoreAwayError(f"no credentials were found for {place}", hint=f"set {credentials}")
     if reason in _NO_BUCKET:
-        return ServiceError(f"the bucket of {place} does not exist ({reason}): create it, or correct IMAGESTREAM_HOME")
+        return ConfigurationError(
+            f"the bucket of {place} does not exist ({reason})", hint="create it, or correct IMAGESTREAM_HOME"
+        )
     if reason in _OTHER_REGION or "redirect without LOCATION" in text:
-        return ServiceError(f"{place} is in another region ({reason or 'redirect'}): set AWS_REGION to the bucket's")
+        return ConfigurationError(
+            f"{place} is in another region ({reason or 'redirect'})", hint="set AWS_REGION to the bucket's"
+        )
     if {code, status} & _DENIED or "lacked the necessary privileges" in text or "authentication credentials" in text:
-        return ServiceError(
-            f"{place} refuses access ({reason or 'no reason given'}): check {credentials}, and that they may read, "
-            "write, list and delete objects there"
+        return ConfigurationError(
+            f"{place} denies access ({reason or 'no reason given'})",
+            hint=f"check {credentials}, and that they allow reading, writing, listing and deleting objects",
         )
     if reason is None:
         address = match[1] + match[2] if (match := _ADDRESS.search(text)) else None
         reason = "timeout" if "timed out" in text or "timeout" in text.lower().partition("retry_timeout")[0] else None
         reason = f"{reason or 'no connection'}{f' to {address}' if address else ''}"
-    return StoreAwayError(f"{place} does not answer ({reason}): check {_SERVER.get(scheme, 'the network')}")
+    return StoreAwayError(f"{place} does not answer ({reason})", hint=f"check {_SERVER.get(scheme, 'the network')}")

@@ -133,7 +133,7 @@ def test_command_writes_lines_of_json_that_another_call_continues(tmp_path: Path
     assert sorted(offsets) == sorted(EXPECTED)
     code, _, err = command_here("--home", tmp_path, "predictions", "--follow", "--watch", 1)
     assert code != 0
-    assert "--follow writes lines of JSON as they come: leave out --" in err
+    assert "--follow writes JSON lines as they arrive: omit --" in err
 
 
 def _newest_entry(settings: Settings) -> list[str]:

@@ -108,8 +108,8 @@ def _end_after_two_epochs(
     ("arguments", "why"),
     [
         (["--mode", "sideways"], "sideways"),
-        (["--workers", 0], "workers is at least 1"),
-        (["--class-weight", "glasses"], "--class-weight is CLASS=WEIGHT"),
+        (["--workers", 0], "workers should be at least 1"),
+        (["--class-weight", "glasses"], "--class-weight: expected CLASS=WEIGHT"),
         (["--architecture", "cnn_grey"], "did you mean cnn_gray"),
         (["--resume"], "no training to resume"),
     ],

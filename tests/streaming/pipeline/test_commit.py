@@ -15,7 +15,6 @@ from deltalake import DeltaTable
 from models.drift import DriftReference, DriftSums
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
-from streaming.pipeline.account import Piece, Place, Seen
 from streaming.pipeline.commit import (
     STEPS,
     BatchCommitter,
@@ -27,16 +26,21 @@ from streaming.pipeline.commit import (
     _shadow,
     _summed,
 )
-from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange
+from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange, TopicPartition
 from streaming.pipeline.finish import Tables, finish_decided
+from streaming.pipeline.model_manager import LoadedModel, ModelManager
 from streaming.pipeline.positions import Plan, Positions
+from streaming.pipeline.reconcile import OffsetRun, TopicSnapshot
 from streaming.pipeline.score import OUTPUT, PartitionReport
-from streaming.pipeline.serving import LoadedModel, Serving
+from streaming.pipeline.status import refusal
 from streaming.platform.topic import Topic
 from streaming.query import query
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.store import open_store
 from streaming.storage.tables import PREDICTIONS, SHADOW
+from tests.conftest import command_here
+from tests.models.samples import tiny_bundle
 from tests.streaming.history import QUERY_ID, begin_stream, decision_of, quarantined, worker_file
 
 CHAMPION, CHALLENGER = ModelVersion(3, "c" * 64), ModelVersion(4, "d" * 64)
@@ -45,7 +49,7 @@ LINEAGE = {"query_id": QUERY_ID, "batch_id": 7}
 
 
 class Models:
-    """What the committer asks of `Serving`: the models that the aliases point to, after it has looked."""
+    """What the committer asks of `ModelManager`: the models that the aliases point to, after it has looked."""
 
     def __init__(self, reference: DriftReference | None = None) -> None:
         self._reference = reference
@@ -131,6 +135,14 @@ def test_refused_models_are_one_text() -> None:
     assert _refused({}) is None
 
 
+def test_why_a_version_is_not_used_is_found_in_the_text_of_all() -> None:
+    text = _refused({11: "too large; see version 1: nothing", 1: "altered"})
+    assert [refusal(text, version) for version in (11, 1, 2, None)] == [
+        "too large; see version 1: nothing", "altered", None, None,
+    ]  # fmt: skip
+    assert refusal(None, 1) is None
+
+
 # The protocol
 
 
@@ -146,16 +158,17 @@ class Run:
 
     def __init__(self, settings: Settings, models: Models | None = None, die_at: str | None = None) -> None:
         self.steps: list[str] = []
-        self.asked: list[list[Place]] = []
+        self.asked: list[list[TopicPartition]] = []
         self.topic_id = "topic-id"
         self.holes = 0
+        self.challenger_error: str | None = None
         self.batches: list[BatchResult] = []
         self.models = models or Models()
         self._settings = settings
         self._die_at = die_at
         tables = Tables(settings.place.tables)
         self.committer = Committer(
-            cast("Serving", self.models),
+            cast("ModelManager", self.models),
             tables,
             Decisions(open_store(settings.home), settings.topic),
             self._witness,
@@ -171,11 +184,11 @@ class Run:
             positions.stream or "", positions.number, "images", positions.of_topic("images"), topic
         )
 
-    def _witness(self, topics: Collection[str], places: Collection[Place]) -> Future[Seen]:
+    def _witness(self, topics: Collection[str], places: Collection[TopicPartition]) -> Future[TopicSnapshot]:
         """What Kafka would answer; the start of the log is asked for where there are holes."""
         self.asked.append(list(places))
-        answer: Future[Seen] = Future()
-        answer.set_result(Seen(dict.fromkeys(topics, self.topic_id), dict.fromkeys(places, 0)))
+        answer: Future[TopicSnapshot] = Future()
+        answer.set_result(TopicSnapshot(dict.fromkeys(topics, self.topic_id), dict.fromkeys(places, 0)))
         return answer
 
     def batch(self, start: int) -> None:
@@ -191,12 +204,13 @@ class Run:
         rows = scored("cat", "dog").to_pylist()
         answers = [row | {"offset": self._start + one} for one, row in enumerate(rows)]
         report = PartitionReport(
-            read=[Piece("images", 0, 3, self._start, self._start + 2)],
+            read=[OffsetRun("images", 0, 3, self._start, self._start + 2)],
             quarantined_at=[("images", 0, 1)],
             input_bytes=300,
             quarantined={"corrupt": 1},
             quarantine_file=file,
             seconds={"decode": 0.5},
+            challenger_error=self.challenger_error,
         )
         return _Scored(pa.Table.from_pylist(answers, schema=OUTPUT), [report], {"corrupt": 1})
 
@@ -215,6 +229,28 @@ def check_whole(settings: Settings, batches: int) -> None:
     assert report.clean, [problem.text for problem in report.problems]
     assert not report.unfinished
     assert (report.batches, report.predicted, report.quarantined) == (batches, 2 * batches, batches)
+
+
+def test_a_challenger_that_fails_is_visible_and_the_champion_answers(settings: Settings) -> None:
+    registry = open_registry(settings.home)
+    for _ in range(4):
+        registry.register(tiny_bundle)
+    registry.promote(3, by="ada", why="")
+    registry.promote(4, alias="challenger", by="ada", why="")
+    run = Run(settings)
+    run.challenger_error = "ValueError: it expects other images"
+    run.batch(0)
+    check_whole(settings, 1)
+    assert (run.batches[0].challenger_error, run.models.refused) == (run.challenger_error, {})
+    why = f"fails in scoring: {run.challenger_error}"
+    _, said, _ = command_here("--home", settings.home, "status", "--format", "csv")
+    assert f"challenger,does not score: {why}" in said
+    for version, line in ((4, f"not used in the last micro-batch: {why}"), (3, "")):
+        code, _, told = command_here("--home", settings.home, "models", "show", str(version))
+        assert (code, told.splitlines()[1:]) == (0, [line] if line else [])
+    run.challenger_error = None
+    run.batch(3)
+    assert "does not score" not in command_here("--home", settings.home, "status")[1]
 
 
 def decision_in(settings: Settings, number: int) -> Decision | None:
@@ -340,7 +376,7 @@ def test_a_run_whose_number_is_long_past_applies_nothing(settings: Settings) -> 
         assert Decisions(open_store(settings.home), settings.topic).decide(decision)
     finish_decided(settings, "images", Tables(settings.place.tables))
     (settings.work_dir / "streams" / "images" / "batches" / f"{1:020}.json").unlink()  # pruned
-    with pytest.raises(LostDecisionError, match="gone on beyond batch 1"):
+    with pytest.raises(LostDecisionError, match="beyond batch 1"):
         run.batch(0)
     assert DeltaTable(settings.place.table("quarantine")).version() == 0
     assert audit(settings).clean

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyspark.errors import PySparkException
 
+from streaming.errors import ServiceError, encode
 from streaming.platform.session import cause
 from streaming.settings import read_settings
 
@@ -57,7 +59,7 @@ def test_too_little_memory_is_told_with_what_is_needed(tmp_path: Path) -> None:
     assert str(tmp_path / "spark.log") in said
 
 
-def test_the_last_words_of_a_jvm_that_ends_at_once_are_the_reason(tmp_path: Path) -> None:
+def test_the_log_of_a_jvm_that_ends_at_once_has_the_reason(tmp_path: Path) -> None:
     (said,) = start(tmp_path, "1g", SPARK_SUBMIT_OPTS="-XX:+UseParallelGC")
     assert "Multiple garbage collectors selected" in said
 
@@ -73,10 +75,12 @@ def test_the_last_words_of_a_jvm_that_ends_at_once_are_the_reason(tmp_path: Path
         ),
         (
             "An error occurred while calling o1.x.\n: org.apache.spark.SparkException: Job aborted\n"
-            "Traceback (most recent call last):\nstreaming.errors.ServiceError: a worker's own words\n",
+            "Traceback (most recent call last):\nstreaming.errors.Renamed: a worker's own words\n"
+            + encode(ServiceError("a worker's own words"))
+            + "\n\n\tat org.apache.spark.api.python",
             "a worker's own words",
         ),
     ],
 )
 def test_the_cause_is_what_the_innermost_error_says(text: str, line: str) -> None:
-    assert cause(text) == line
+    assert cause(PySparkException(text)) == line

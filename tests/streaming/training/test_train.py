@@ -20,8 +20,8 @@ from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
 from models.bundle import GOLDEN, Bundle
 from models.scorer import check_golden, golden_images, load_scorer
 from streaming.errors import ServiceError
-from streaming.images.exposure import fitted_on
 from streaming.images.labels import labelled_features
+from streaming.images.membership import fitted_on
 from streaming.images.split import Split
 from streaming.registry import open_registry
 from streaming.settings import Settings
@@ -184,7 +184,7 @@ def test_int8_is_measured_against_float_on_the_holdout(home: Path, jars_dir: Pat
 
 
 def test_int8_is_for_litert() -> None:
-    with pytest.raises(ServiceError, match="8-bit integers are for the engine litert"):
+    with pytest.raises(ServiceError, match="--int8 requires --runtime litert"):
         BackboneOptions(engine="keras", int8=True)
 
 
