@@ -28,6 +28,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2  # as in Typer
 EXIT_UNCHECKED = 3  # of a check, whose 1 means that it found a problem
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
+STOPPED = "stopped by SIGTERM"
 EXIT_CODES = {
     0: "success, including a command that runs until it is stopped with Ctrl-C or SIGTERM",
     EXIT_FAILED: "failure or partial failure, or a check that found a problem; one line on standard error says why",
@@ -137,8 +138,16 @@ def run(arguments: list[str] | None = None) -> None:
     names = {name for names in COMMANDS.values() for name in names}
     try:
         # Not standalone: Typer would show a usage error in a box of several lines.
-        with terminable(), extras_named(next((word for word in arguments if word in names), None)):
-            code = app(arguments, prog_name="imagestream", standalone_mode=False)
+        with terminable() as termination, extras_named(next((word for word in arguments if word in names), None)):
+            try:
+                code = app(arguments, prog_name="imagestream", standalone_mode=False)
+            except Exception:
+                if not termination.received:
+                    raise
+                code = EXIT_INTERRUPTED  # Spark's JVM may be gone, too, so that closing fails: that is not the reason
+                _debug(arguments)
+            if code == EXIT_INTERRUPTED and termination.received and not termination.reported:
+                err.print(STOPPED, style="yellow")
     except typer.TyperException as error:
         code = error.exit_code
         context = getattr(error, "ctx", None)
@@ -177,6 +186,10 @@ def checking() -> Iterator[None]:
 
 
 def _print_error(message: str, arguments: list[str]) -> None:
+    _debug(arguments)
+    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
+
+
+def _debug(arguments: list[str]) -> None:
     if "--debug" in arguments:
         traceback.print_exc()
-    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
