@@ -1,4 +1,4 @@
-"""imagestream, the service: scores images from Kafka into Delta tables with Spark; trains, serves and audits models.
+"""The service of imagestream: scores images from Kafka into Delta tables with Spark, trains models, and serves them.
 
 In notebooks and scripts, `from streaming import predictions, quarantine, sql` gives functions that read the tables.
 """

@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     answers: Literal["predictions", "quarantine", "both"] = Field(
         "predictions", description="rows sent to the answers topic: predictions, quarantine or both"
     )
+    answers_format: Literal["json", "avro"] = Field(
+        "json", description="format of the values in the answers topic: json or avro"
+    )
     answers_bootstrap_servers: str | None = Field(
         None, description="Kafka brokers of the answers topic, host:port,…; default: those of the images"
     )
@@ -120,7 +123,7 @@ class Settings(BaseSettings):
     schema_registry: str | None = Field(
         None,
         pattern=REGISTRY,
-        description="URL of the schema registry (Confluent API) used by `--payload avro:FIELD`",
+        description="URL of the schema registry (Confluent API) used by `--payload avro:FIELD` and Avro answers",
     )
     master: str = Field(
         "local[*,4]", pattern=MASTER, description="Spark master; in local mode local[CORES,TASK_ATTEMPTS]"

@@ -32,8 +32,8 @@ class Termination:
 def terminable() -> Iterator[Termination]:
     """Make SIGTERM raise KeyboardInterrupt in the block, like SIGINT, so that resources are released.
 
-    Returns:
-        The handler; a nested block shares it.
+    Yields:
+        The handler; nested blocks share it.
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
         yield Termination()

@@ -230,6 +230,7 @@ VALUES = {
     "metrics_host": "0.0.0.0",  # noqa: S104
     "schema_registry": "http://registry:8081",
     "answers": "both",
+    "answers_format": "avro",
     "answers_topic": "answers",
     "answers_bootstrap_servers": "kafka:9093",
     "retention": "2d",
