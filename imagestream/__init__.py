@@ -26,14 +26,25 @@ if TYPE_CHECKING:
     from streaming.answers import sql as query
     from streaming.errors import ServiceError
     from streaming.extras import MissingExtraError
-    from streaming.model_versions import RegisteredModel, model_versions, promote, rollback
+    from streaming.follow import Answer, PositionError, follow
+    from streaming.model_versions import (
+        RegisteredModel,
+        clear_challenger,
+        delete_version,
+        export_version,
+        import_model,
+        model_versions,
+        promote,
+        rollback,
+    )
     from streaming.predict import ClassProbability, Model, Prediction, PredictionList, load
 
     __version__: str
 
 __all__ = [
-    "ClassProbability", "MissingExtraError", "Model", "ModelError", "Prediction", "PredictionList", "Progress",
-    "PublishError", "PublishSummary", "RegisteredModel", "ServiceError", "__version__", "load", "model_versions",
+    "Answer", "ClassProbability", "MissingExtraError", "Model", "ModelError", "PositionError", "Prediction",
+    "PredictionList", "Progress", "PublishError", "PublishSummary", "RegisteredModel", "ServiceError", "__version__",
+    "clear_challenger", "delete_version", "export_version", "follow", "import_model", "load", "model_versions",
     "predictions", "promote", "publish", "quarantine", "query", "rollback",
 ]  # fmt: skip
 
@@ -47,9 +58,13 @@ _MODULES = {
     "streaming.answers": ("predictions", "quarantine"),
     "streaming.errors": ("ServiceError",),
     "streaming.extras": ("MissingExtraError",),
-    "streaming.model_versions": ("RegisteredModel", "model_versions", "promote", "rollback"),
+    "streaming.follow": ("Answer", "PositionError", "follow"),
+    "streaming.model_versions": (
+        "RegisteredModel", "clear_challenger", "delete_version", "export_version", "import_model", "model_versions",
+        "promote", "rollback",
+    ),
     "streaming.predict": ("ClassProbability", "Model", "Prediction", "PredictionList", "load"),
-}
+}  # fmt: skip
 _HOMES = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
     "query": ("streaming.answers", "sql")
 }

@@ -1,6 +1,5 @@
 """`imagestream models import` and `models inspect`: models that were made elsewhere."""
 
-import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -148,6 +147,7 @@ def import_(
             raise UsageError(f"{file} is a whole model version: expected no options of preprocessing or classes")
         return _import_bundle(registry, Path(file), alias, json_file)
 
+    from streaming.platform.machine import user_name
     from streaming.training.import_model import import_model
 
     path, tensor = split_tensor(file)
@@ -159,7 +159,7 @@ def import_(
             input_size=input_size, changes=changes,
         )  # fmt: skip
     if alias is not None:
-        registry.promote(result.version, alias=alias.value, by=getpass.getuser(), why="imported")
+        registry.promote(result.version, alias=alias.value, by=user_name(), why="imported")
     return _tell(result, alias, json_file)
 
 
