@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -36,8 +37,9 @@ EXIT_CODES = {
     EXIT_INTERRUPTED: "interrupted with Ctrl-C or SIGTERM before it was done",
 }
 
+NAME = "imagestream"
 app = App(
-    name="imagestream",
+    name=NAME,
     help="Streaming image classification: Kafka in, CNN on Spark, predictions in Delta, exactly once.\n\n"
     "A setting comes from its option, else from the environment, else from imagestream.toml, else it is the default: "
     "'imagestream config show' shows each. Global options and settings may be given before or after the command.",
@@ -124,6 +126,21 @@ def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def program() -> list[str]:
+    """The words that start this program from the working directory, for commands that are printed to be typed."""
+    started = Path(sys.argv[0])
+    if started.name != NAME:  # python -m imagestream
+        started = Path(sys.executable).with_name(NAME)
+    if not started.is_file():
+        return [sys.executable, "-m", NAME]
+    on_path = shutil.which(NAME)
+    if on_path is not None and started.samefile(on_path):
+        return [NAME]
+    with suppress(ValueError):
+        started = started.absolute().relative_to(Path.cwd())
+    return [str(started) if started.name != str(started) else f"./{started}"]
+
+
 def run(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code; a user's mistake is one line on standard error.
 
@@ -135,7 +152,7 @@ def run(arguments: list[str] | None = None) -> None:
     try:
         # Not standalone: Typer would show a usage error in a box of several lines.
         with terminable(), extras_named(next((word for word in arguments if word in names), None)):
-            code = app(arguments, prog_name="imagestream", standalone_mode=False)
+            code = app(arguments, prog_name=NAME, standalone_mode=False)
     except typer.TyperException as error:
         code = error.exit_code
         context = getattr(error, "ctx", None)
