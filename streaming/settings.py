@@ -131,7 +131,8 @@ class Settings(BaseSettings):
         None, description="the file with the token that a browser shows to the dashboard; default: none on loopback"
     )
     gateway_api_key_file: Path | None = Field(
-        None, description="the file with the key that the gateway asks for; default: none, on loopback only"
+        None,
+        description="the file with the keys that the gateway asks for, one a line; default: none, on loopback only",
     )
     images_per_batch: int = Field(2_000, ge=1, description="maximum number of images in a micro-batch")
     megabytes_per_batch: int = Field(
@@ -151,6 +152,12 @@ class Settings(BaseSettings):
     gateway_port: Port = Field(8080, description="port of the gateway; 0: a free one")
     gateway_requests_per_minute: int = Field(
         0, ge=0, le=1_000_000, description="requests that the gateway takes of one address in a minute; 0: no limit"
+    )
+    gateway_key_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="requests that the gateway takes with one API key in a minute; 0: no limit"
+    )
+    gateway_total_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="requests that the gateway takes in total in a minute; 0: no limit"
     )
     retention: Annotated[str, BeforeValidator(_retention)] = Field(
         "7d", description="time for which maintenance keeps unused files, 24h at least"

@@ -1,14 +1,14 @@
-"""Who may use the gateway: whoever has the API key; without a key, programs of this machine alone.
+"""Who may use the gateway: whoever has an API key; without keys, programs of this machine alone.
 
 A browser is a program of this machine, too, and any page that it shows can make it send requests. So a request that
-says that it comes from another site is refused, and without a key so is one for a name that is not this machine's,
+says that it comes from another site is refused, and without keys so is one for a name that is not this machine's,
 which a page could have been given.
 """
 
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,26 +26,30 @@ header_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="the A
 bearer_key = HTTPBearer(auto_error=False, description="the API key as a bearer token")
 
 
-def read_key(path: Path | None) -> str | None:
-    """The API key: the content of the file without white space around it; None if no file is given.
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """The API keys: the lines of the file, without white space around them; none if no file is given.
 
     Raises:
-        ServiceError: the file cannot be read, or holds no key of 16 printable ASCII characters or more.
+        ServiceError: the file cannot be read, or a line is not a key of 16 printable ASCII characters or more.
     """
     if path is None:
-        return None
+        return ()
     try:
         check_secret_file(path)
         with path.open("rb") as file:
-            key = file.read(MAX_KEY_BYTES).decode("ascii").strip()
+            text = file.read(MAX_KEY_BYTES + 1).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise ServiceError(f"the file of the API key, {path}, cannot be read: {error}") from error
-    if len(key) < MIN_KEY_CHARS or not key.isprintable():
-        raise ServiceError(
-            f"the file of the API key, {path}: expected at least {MIN_KEY_CHARS} printable characters, got {len(key)}; "
-            "make one with: openssl rand -hex 32"
-        )
-    return key
+    if len(text) > MAX_KEY_BYTES:
+        raise ServiceError(f"the file of the API key, {path}: expected at most {MAX_KEY_BYTES:,} bytes, got more")
+    keys = [line.strip() for line in text.split("\n") if line.strip()]
+    for key in keys or [""]:
+        if len(key) < MIN_KEY_CHARS or not key.isprintable():
+            raise ServiceError(
+                f"the file of the API key, {path}: expected at least {MIN_KEY_CHARS} printable characters on a line, "
+                f"got {len(key)}; make one with: openssl rand -hex 32"
+            )
+    return tuple(dict.fromkeys(keys))
 
 
 def is_loopback(host: str) -> bool:
@@ -56,17 +60,21 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_binding(host: str, key: str | None) -> None:
+def check_binding(host: str, keys: Collection[str]) -> None:
     """Raises ServiceError if others could reach the gateway and there is no key to keep them out."""
-    if key is None and not is_loopback(host):
+    if not keys and not is_loopback(host):
         raise UsageError(
             f"--host {host} lets other machines in: give the gateway an API key in a file, "
             "IMAGESTREAM_GATEWAY_API_KEY_FILE=FILE, or leave it on 127.0.0.1"
         )
 
 
-def access(key: str | None) -> Callable[..., None]:
-    """A FastAPI dependency that lets a request pass or refuses it, before its body is read."""
+def access(keys: Sequence[str]) -> Callable[..., None]:
+    """A FastAPI dependency that lets a request pass or refuses it, before its body is read.
+
+    The request's `state.api_key` is then the number of its key, from 0.
+    """
+    secrets = [key.encode() for key in keys]
 
     def with_key(
         request: Request,
@@ -75,17 +83,19 @@ def access(key: str | None) -> Callable[..., None]:
     ) -> None:
         refuse_other_sites(request)
         given = header if header is not None else bearer.credentials if bearer is not None else ""
-        if not hmac.compare_digest(given.encode(), (key or "").encode()):
+        same = [hmac.compare_digest(given.encode(), secret) for secret in secrets]  # all, in the same time
+        if True not in same:
             raise HTTPException(
                 401, "expected the API key in X-API-Key or as a bearer token", {"WWW-Authenticate": "Bearer"}
             )
+        request.state.api_key = same.index(True)
 
     def without_key(request: Request) -> None:
         refuse_other_sites(request)
         if not is_loopback(PORT.sub("", request.headers.get("host", ""))):
             raise HTTPException(403, "without an API key the gateway answers to this machine's own name only")
 
-    return without_key if key is None else with_key
+    return with_key if secrets else without_key
 
 
 def refuse_other_sites(request: Request) -> None:

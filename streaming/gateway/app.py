@@ -6,7 +6,7 @@ GET  /metrics             for Prometheus
 GET  /docs, /openapi.json the description of all routes
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,17 +23,17 @@ from streaming.gateway.description import POLICY, page
 from streaming.gateway.following import add_following
 from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
-from streaming.gateway.rate_limit import RateLimit
+from streaming.gateway.rate_limit import RateLimit, key_of
 from streaming.gateway.routes import old_routes, refuse_repeated, routes
 from streaming.gateway.service import Broker, Service
 from streaming.settings import Settings
 
 
-def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -> FastAPI:
+def create_app(settings: Settings, broker: Broker, api_keys: Sequence[str] = ()) -> FastAPI:
     """The application for one home and topic.
 
     Args:
-        api_key: what every request but those for health must carry; None lets this machine's programs in.
+        api_keys: one of which every request but those for health must carry; none lets this machine's programs in.
     """
     service = Service(broker, settings)
 
@@ -52,9 +52,15 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         openapi_url=None,
         responses=problems(400),  # what is not valid HTTP, on any route
     )
-    allowed = Depends(access(api_key))
-    # The limit comes before the check of the key: guesses of keys count, too.
-    limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]
+    allowed = Depends(access(api_keys))
+    # An address's limit comes before the check of the key: guesses count, too. In the limit of all together they
+    # do not: whoever has no key could use it up.
+    limited = [
+        Depends(RateLimit(settings.gateway_requests_per_minute)),
+        allowed,
+        Depends(RateLimit(settings.gateway_key_requests_per_minute, key_of, "with one API key")),
+        Depends(RateLimit(settings.gateway_total_requests_per_minute, lambda _request: "", "in total")),
+    ]
     add_following(app, settings, limited)
     metrics = GatewayMetrics()
     app.add_middleware(MarkDeprecated)

@@ -64,7 +64,7 @@ def image_id(data: bytes) -> str:
 def served(settings: Settings, broker: Broker, key: str | None = None) -> Iterator[httpx.Client]:
     """A client of a gateway that runs on a thread of this process, behind a real socket."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(create_app(settings, broker, key))
+        server = make_server(create_app(settings, broker, [key] if key else []))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
