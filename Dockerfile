@@ -1,7 +1,7 @@
 # One image for every process of the service: Spark master and worker, stream, training, dashboard, gateway, and the
 # command line.
 FROM python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1 AS base
-# Debian keeps only the latest build of a package, so its versions cannot be pinned; the base image's tag is.
+# Debian keeps only the latest build of a package, so versions cannot be pinned; the base image is.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends openjdk-17-jre-headless procps \
@@ -15,7 +15,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 FROM base AS build
 WORKDIR /src
 RUN python -m venv /opt/venv
-# The lock first: a change of our own code does not install two gigabytes anew.
+# Copy the lock file first, so that a change of the code does not reinstall two gigabytes of packages.
 COPY requirements.lock ./
 RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes -r requirements.lock
 COPY pyproject.toml README.md LICENSE ./
@@ -24,7 +24,7 @@ COPY models models
 COPY producer producer
 COPY streaming streaming
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation .
-# Checked by SHA-256 against streaming/platform/jars.lock; a container fetches nothing when it starts.
+# Verified by SHA-256 against streaming/platform/jars.lock; containers download nothing at start.
 # hadolint ignore=DL3059
 RUN imagestream --home /opt/imagestream setup
 

@@ -1,22 +1,22 @@
-# Needs Python 3.11, 3.12 or 3.13 and Java 17 or 21; everything else is fetched on first use and kept.
+# Requires Python 3.11, 3.12 or 3.13 and Java 17 or 21; everything else is downloaded on first use and cached.
 
 UV_VERSION := 0.13.9
 ATHERIS_VERSION := 3.0.0
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
-# A version manager's shim answers for versions that are not there: only running it tells.
+# A version manager's shim exists even for versions that are not installed, so run each candidate.
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c '$(FITS)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 BIN := .venv/bin
 HOME_DIR := .imagestream
-# Most of a test is waiting for a JVM. A file's tests stay together, for they share its services.
+# Most of a test's time is spent waiting for a JVM. Tests of a file stay together because they share services.
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder --durations 30
 IN_ORDER_OF = $(if $(filter-out random,$(ORDER)),--randomly-seed=$(ORDER))
-# Where images of containers set it, every process would compile the modules that it imports again.
+# Some container images set this variable; every process would then recompile the modules that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 CACHES := .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test-tools demo examples test soak mutants check audit bench bench-quick clean distclean
+.PHONY: help setup test-tools demo examples test soak mutants check docs audit bench bench-quick clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,54 +30,58 @@ test-tools:
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "set-up:$${missing:+ }$$missing, for the tests" && \
 		apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
-	} || echo "set-up: missing and not installable here: $$missing; the tests that need them will say so"
+	} || echo "set-up: missing and not installable here: $$missing; the tests that need them will fail"
 	@command -v promtool >/dev/null || { \
 		test "$$(id -u)" = 0 && command -v apt-get >/dev/null && echo "set-up: promtool, for the tests" && \
 		cd "$$(mktemp -d)" && apt-get update -qq && apt-get download -qq prometheus 2>/dev/null && \
 		dpkg-deb -x prometheus_*.deb . && install usr/bin/promtool /usr/local/bin/; \
-	} || echo "set-up: promtool is not installable here; the test that needs it will say so"
+	} || echo "set-up: promtool is not installable here; the test that needs it will fail"
 
-demo: setup ## The whole loop on real images: publish, stream, query, retrain (ARGS="--home s3://bucket/prefix")
+demo: setup ## Run the whole loop on real images: publish, stream, query, retrain (ARGS="--home s3://bucket/prefix")
 	@set -- $(ARGS); if test "$$1" = --home; then export IMAGESTREAM_HOME="$$2"; shift 2; fi; \
 		export IMAGESTREAM_JARS="$${IMAGESTREAM_JARS:-$(CURDIR)/$(HOME_DIR)/jars}"; \
 		export IMAGESTREAM_BACKBONES="$${IMAGESTREAM_BACKBONES:-$(CURDIR)/$(HOME_DIR)/backbones}"; \
 		$(BIN)/imagestream demo "$$@"
 
-examples: setup ## Five published systems on small data, in one table (ARGS="digits_transfer fruits_pca")
+examples: setup ## Run five published systems on small data and print a table (ARGS="digits_transfer fruits_pca")
 	@$(BIN)/python -m examples $(ARGS)
 
-test: setup test-tools ## Every test, on real Kafka, Spark and Delta (ARGS="tests/models -x", ORDER=random)
+test: setup test-tools ## Run every test on real Kafka, Spark and Delta (ARGS="tests/models -x", ORDER=random)
 	@$(BIN)/python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE)) $(if $(ORDER),-p randomly $(IN_ORDER_OF))
 
-soak: setup ## Fault scenarios, simulations, real data and the tutorial at full length, for hours (ARGS="--seed 7 -k kill")
+soak: setup ## Run fault injection, simulations, real data and the tutorial in full, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
 	@$(BIN)/python -m pytest tests/faults tests/statistics tests/models/test_real_data.py tests/test_tutorial.py --full $(ARGS)
 
-mutants: setup ## Faults in the code that everything rests on, and which no test notices (ARGS="--sample 20")
+mutants: setup ## Test the tests of critical modules by mutation (ARGS="--sample 20")
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-check: .venv/.ready ## Format, lint, types, import rules and secrets; no Java, no jars
+check: .venv/.ready ## Check format, lint, types, import rules, prose and secrets; no Java, no jars
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python .ci/prose
 	@git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify --exclude-files '\.lock$$' --exclude-lines 'SHA256 ='
 	@$(BIN)/python .ci/audit
 
-audit: .venv/.ready ## Known vulnerabilities of what requirements.lock names; fails where a package cannot be looked up
+docs: .venv/.ready ## Build the documentation site into build/site, without network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+audit: .venv/.ready ## Look up known vulnerabilities of the locked packages; fail if a package cannot be looked up
 	@$(BIN)/python .ci/audit --strict
 
-bench: setup ## Measure speed, memory and latency against peers in the same run (ARGS="end_to_end --json F")
+bench: setup ## Measure speed, memory and latency, and compare them with peers (ARGS="end_to_end --json F")
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-quick: setup ## The most telling of them, in five minutes
+bench-quick: setup ## Run the most important benchmarks, in five minutes
 	@$(BIN)/python -m benchmarks --quick $(ARGS)
 
-clean: ## Remove the caches of tests, linters and builds; the home stays
+clean: ## Remove caches of tests, linters and builds; keep the home
 	@rm -rf $(CACHES)
 	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## Remove what set-up installed, too; tables, models and the broker's data in the home stay
+distclean: clean ## Also remove everything that set-up installed; keep tables, models and broker data in the home
 	@test ! -x $(BIN)/imagestream || test ! -d $(HOME_DIR)/broker || $(BIN)/imagestream --home $(HOME_DIR) broker stop
 	@rm -rf .venv $(HOME_DIR)/jars $(HOME_DIR)/java $(HOME_DIR)/backbones
 	@rmdir $(HOME_DIR) 2>/dev/null || test ! -d $(HOME_DIR) || \
@@ -85,9 +89,9 @@ distclean: clean ## Remove what set-up installed, too; tables, models and the br
 
 .venv/.locked: requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed, none was found:" \
-		"install one, or name it with PYTHON=…" >&2; exit 1; }
+		"install one, or set PYTHON=…" >&2; exit 1; }
 	@$(PYTHON) -c '$(FITS)' 2>/dev/null || { echo "error: Python 3.11, 3.12 or 3.13 is needed," \
-		"and $(PYTHON) is none of them: name another with PYTHON=…" >&2; exit 1; }
+		"not $(PYTHON): set PYTHON=…" >&2; exit 1; }
 	@test -x $(BIN)/python || { echo "set-up: virtual environment in .venv, $$($(PYTHON) --version)"; \
 		$(PYTHON) -m venv .venv; }
 	@echo "set-up: Python packages of requirements.lock (about 2 GB, some minutes)"

@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from producer.publish import Progress, PublishSummary
     from streaming.answers import predictions, quarantine
     from streaming.answers import sql as query
-    from streaming.errors import ServiceError
+    from streaming.errors import (
+        ConfigurationError,
+        ConflictError,
+        DamagedError,
+        DataError,
+        NotFoundError,
+        ServiceError,
+        UnavailableError,
+        UncheckedError,
+        UsageError,
+    )
     from streaming.extras import MissingExtraError
     from streaming.follow import Answer, PositionError, follow
     from streaming.model_versions import (
@@ -42,10 +52,11 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Answer", "ClassProbability", "MissingExtraError", "Model", "ModelError", "PositionError", "Prediction",
-    "PredictionList", "Progress", "PublishError", "PublishSummary", "RegisteredModel", "ServiceError", "__version__",
-    "clear_challenger", "delete_version", "export_version", "follow", "import_model", "load", "model_versions",
-    "predictions", "promote", "publish", "quarantine", "query", "rollback",
+    "Answer", "ClassProbability", "ConfigurationError", "ConflictError", "DamagedError", "DataError",
+    "MissingExtraError", "Model", "ModelError", "NotFoundError", "PositionError", "Prediction", "PredictionList",
+    "Progress", "PublishError", "PublishSummary", "RegisteredModel", "ServiceError", "UnavailableError",
+    "UncheckedError", "UsageError", "__version__", "clear_challenger", "delete_version", "export_version", "follow",
+    "import_model", "load", "model_versions", "predictions", "promote", "publish", "quarantine", "query", "rollback",
 ]  # fmt: skip
 
 PACKAGES = ("models", "producer", "streaming")
@@ -56,7 +67,10 @@ _MODULES = {
     "producer.errors": ("PublishError",),
     "producer.publish": ("Progress", "PublishSummary"),
     "streaming.answers": ("predictions", "quarantine"),
-    "streaming.errors": ("ServiceError",),
+    "streaming.errors": (
+        *("ConfigurationError", "ConflictError", "DamagedError", "DataError", "NotFoundError"),
+        *("ServiceError", "UnavailableError", "UncheckedError", "UsageError"),
+    ),
     "streaming.extras": ("MissingExtraError",),
     "streaming.follow": ("Answer", "PositionError", "follow"),
     "streaming.model_versions": (

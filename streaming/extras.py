@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 # Extra → the modules, as they are imported, of the distributions that it adds; a test compares it with pyproject.toml.
 EXTRAS = {
@@ -29,7 +29,7 @@ COMMANDS = {
 _BRINGS = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 
 
-class MissingExtraError(ServiceError, ImportError):
+class MissingExtraError(ConfigurationError, ImportError):
     """An optional part is not installed; the message has the command that installs it."""
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from producer.message import HEADER_TYPE
-from streaming.errors import ServiceError
+from streaming.errors import DataError, NotFoundError, ServiceError, UnavailableError
 from streaming.settings import Settings, read_settings
 
 EARLIEST, LATEST = "earliest", "latest"
@@ -28,7 +28,7 @@ POLLED = 500  # messages at a time
 NOT_POSITION = "expected earliest, latest or the position of an answer"
 
 
-class PositionError(ServiceError):
+class PositionError(DataError):
     """A position that is not one, or whose answers are gone."""
 
 
@@ -121,7 +121,7 @@ def _from_topic(
                             position = ",".join(f"{one}:{offset}" for one, offset in at.items())
                             yield Answer(f"topic/{topic}/{position}", record.value)
     except KafkaError as error:
-        raise ServiceError(f"answers topic {topic!r} cannot be read ({type(error).__name__}: {error})") from error
+        raise UnavailableError(f"answers topic {topic!r} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _assigned(consumer: Any, topic: str, begin: dict[int, int] | str) -> dict[int, int]:
@@ -130,7 +130,7 @@ def _assigned(consumer: Any, topic: str, begin: dict[int, int] | str) -> dict[in
 
     partitions = [TopicPartition(topic, one) for one in sorted(consumer.partitions_for_topic(topic) or ())]
     if not partitions:
-        raise ServiceError(f"answers topic {topic!r} is not there: start the stream with it first")
+        raise NotFoundError(f"answers topic {topic!r} is not there: start the stream with it first")
     first, last = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     at = {one.partition: (last if begin == LATEST else first)[one] for one in partitions}
     if isinstance(begin, dict):

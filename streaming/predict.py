@@ -24,7 +24,7 @@ from models.arrays import Features
 from models.bad_image import Limits
 from models.bundle import Bundle
 from models.scorer import Scorer, check_golden, load_scorer
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, NotFoundError, ServiceError
 from streaming.extras import extras_named
 from streaming.images.sources import list_source, read_source
 from streaming.pipeline.score import features_of, most_probable
@@ -148,7 +148,7 @@ def load_model(settings: Settings, model: str | int = CHAMPION, threads: int | N
     if isinstance(version, str):
         target = registry.target(version)
         if target is None:
-            raise ServiceError(f"there is no {version} model in {registry.place}; make one with 'imagestream train'")
+            raise NotFoundError(f"there is no {version} model in {registry.place}; make one with 'imagestream train'")
         version = target
     bundle = registry.read(version)
     return Model(bundle, version, Engines(settings).choose(bundle), settings.image_limits, threads)
@@ -160,7 +160,7 @@ def _version_of(text: str) -> Alias | int:
             return alias  # type: ignore[no-any-return]
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
-    raise ServiceError(f"expected a model's version number, {' or '.join(get_args(Alias))}, got {text!r}")
+    raise ConfigurationError(f"expected a model's version number, {' or '.join(get_args(Alias))}, got {text!r}")
 
 
 class Model:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import duckdb
 import pyarrow as pa
 
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError, DataError, NotFoundError, ServiceError
 from streaming.settings import Settings
 from streaming.storage.home import LOG, TABLES, Home
 from streaming.storage.table_files import CACHE, local_copies
@@ -167,7 +167,7 @@ class _Views:
         self._at = at
         names = home.table_names()
         if not names:
-            raise ServiceError(
+            raise NotFoundError(
                 f"no tables yet in {home.tables}: run `imagestream demo`, or publish images and run "
                 "`imagestream stream`"
             )
@@ -176,7 +176,7 @@ class _Views:
         self._tables = {name: table for name, table in opened.items() if table is not None}
         self.names = list(self._tables)
         if not self.names:
-            raise ServiceError(f"no table in {home.tables} was there at {at}: give a later time")
+            raise NotFoundError(f"no table in {home.tables} was there at {at}: give a later time")
         self._empty = set(self.names)
         if home.is_local:
             readable = [file for name in self.names for file in self._fill(name)]
@@ -235,7 +235,7 @@ class _Views:
         (rows.project(", ".join(["*", *nulls])) if nulls else rows).create_view(name)
 
     def _unreadable(self, name: str, error: Exception) -> ServiceError:
-        return ServiceError(f"table {name} in {self._home.tables} cannot be read: {_condensed(error)}")
+        return DamagedError(f"table {name} in {self._home.tables} cannot be read: {_condensed(error)}")
 
 
 def _table_at(home: Home, name: str, at: datetime | None) -> "DeltaTable | None":
@@ -255,14 +255,14 @@ def _table_at(home: Home, name: str, at: datetime | None) -> "DeltaTable | None"
     try:
         return open_delta(home.table(name), max(versions))
     except (ValueError, DeltaError) as error:
-        raise ServiceError(f"table {name} has no history as old as {at}: `maintain` cleaned it") from error
+        raise NotFoundError(f"table {name} has no history as old as {at}: `maintain` cleaned it") from error
 
 
 def _refuse_vacuumed(home: Home, name: str, files: list[str], at: datetime) -> None:
     there = {one.key for one in home.store.list(f"{TABLES}/{name}")}
     gone = sum(file.removeprefix(f"{home.uri}/") not in there for file in files)
     if gone:
-        raise ServiceError(
+        raise NotFoundError(
             f"table {name} cannot be read as of {at}: {gone} of its {len(files)} files have been vacuumed since;"
             " `imagestream maintain --retention` says how long they are kept"
         )
@@ -272,13 +272,13 @@ def _only_select(sql: str) -> duckdb.Statement:
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as error:
-        raise ServiceError(f"SQL: {_condensed(error)}") from error
+        raise DataError(f"SQL: {_condensed(error)}") from error
     if len(statements) != 1:
-        raise ServiceError(f"SQL: expected one SELECT statement, got {len(statements)} statements")
+        raise DataError(f"SQL: expected one SELECT statement, got {len(statements)} statements")
     (statement,) = statements
     if statement.type != duckdb.StatementType.SELECT:
         kind = statement.type.name.replace("_", " ")
-        raise ServiceError(f"SQL: expected a SELECT, got {kind}; queries read the tables and never change anything")
+        raise DataError(f"SQL: expected a SELECT, got {kind}; queries read the tables and never change anything")
     return statement
 
 
@@ -302,7 +302,7 @@ def _errors_in_one_line(tables: list[str], limit: _Limit) -> Iterator[None]:
             message = f"{str(error).splitlines()[0]} The tables here: {', '.join(tables)}"
         else:
             message = _condensed(error)
-        raise ServiceError(f"SQL: {message}") from error
+        raise DataError(f"SQL: {message}") from error
 
 
 def _condensed(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from streaming.errors import ServiceError
+from streaming.errors import DataError, ServiceError
 from streaming.settings import Settings
 
 # With the path of this process, from wherever it has its modules.
@@ -109,7 +109,7 @@ def _errors_of(process: "subprocess.Popen[bytes]", late: threading.Event, timeou
             message = TOO_MUCH_MEMORY
         else:
             message = said or f"SQL: the process of the query ended with exit code {status}"
-        raise ServiceError(message) from error
+        raise DataError(message) from error
 
 
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:

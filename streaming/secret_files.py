@@ -5,7 +5,7 @@ import stat
 from functools import cache
 from pathlib import Path
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def check_secret_file(path: Path) -> None:
     """
     mode = path.stat().st_mode
     if mode & stat.S_IWOTH:
-        raise ServiceError(
+        raise ConfigurationError(
             f"{path} holds a secret, expected a file that only its owner may write, got mode {stat.S_IMODE(mode):04o}: "
             f"chmod 600 {path}"
         )

@@ -1,5 +1,6 @@
 """Fixtures that all tests share: jars, backbones, a broker, homes with a trained model, and the command line."""
 
+import gc
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from streaming.storage.store import open_store
 from tests.forms import (
     FULL_TIMEOUT_S,
     form,
+    leave_out_full_only,
     pytest_addoption,
     pytest_ignore_collect,
     pytest_terminal_summary,
@@ -60,6 +62,11 @@ __all__ = [
     "seed",
 ]
 
+# For xdist's processes and all that tests start: there are more of them than cores, and threads of OpenBLAS that wait
+# for each other there take ten times the CPU time.
+for threads in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(threads, "1")
+gc.disable()  # until all tests are collected, which makes much and leaves no garbage
 SPARK = SharedSpark()
 TRAINED_ITERATIONS = 20  # of the shared model's classifier, a Spark job each, and of every retraining of it
 # Files that take minutes of a process: they begin first, so that none of them is the last to end.
@@ -87,11 +94,19 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    leave_out_full_only(config, items)
     if config.getoption("full"):
         for item in items:
             item.add_marker(pytest.mark.timeout(FULL_TIMEOUT_S))
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: places.get(item.path.relative_to(CHECKOUT).as_posix(), len(places)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was collected lives as long as the process: later collections of garbage need not look at it."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

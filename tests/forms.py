@@ -41,6 +41,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if collection_path.name in FULL_ONLY and not _is_full(config) else None
 
 
+def leave_out_full_only(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `full_only` are collected with --full only; a shorter test shows their promise."""
+    if not _is_full(config) and (left_out := [item for item in items if item.get_closest_marker("full_only")]):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(scope="session")
 def form(pytestconfig: pytest.Config) -> Form[T]:
     """Picks: `form(full, short)`."""

@@ -121,6 +121,13 @@ def test_command_line_is_one_that_the_program_takes(words: list[str], capsys: py
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_that_calls_the_program_without_a_path_puts_it_on_the_path(page: Path) -> None:
+    called = any(re.match(r"([A-Z_]+=\S+ )*imagestream ", line.lstrip()) for line in [*lines_of(page), *indented(page)])
+    text = page.read_text(encoding="utf-8")
+    assert not called or "source .venv/bin/activate" in text or 'export PATH="$PWD/.venv/bin:$PATH"' in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_named_in_the_text_exist_with_their_options(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for span in re.findall(r"`imagestream (?!\[|<)([^`]+)`", text):
@@ -255,7 +262,7 @@ def messages() -> Iterator[str]:
 
 def test_the_messages_that_are_explained_are_those_of_the_program() -> None:
     page = (CHECKOUT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    tables = re.findall(r"^\| it says \|.*\n\|---.*\n((?:\|.*\n)+)", page, re.MULTILINE)
+    tables = re.findall(r"^\| message \|.*\n\|---.*\n((?:\|.*\n)+)", page, re.MULTILINE)
     cells = [row.split("|")[1] for table in tables for row in table.splitlines()]
     fragments = {
         part.strip(" ,?'…") for cell in cells for text in re.findall(r"`([^`]+)`", cell) for part in text.split("…")

@@ -13,7 +13,7 @@ from streaming.cli.console import out
 from streaming.cli.row_formats import Format
 from streaming.cli.rows import FormatOption, OutputOption, list_rows
 from streaming.config_file import DEFAULT_FILE
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError
 from streaming.settings import Settings, variable_of
 
 config_app = App(name="config", help="Show the settings, and write a file for them.")
@@ -61,7 +61,7 @@ def init(
         with file.open("x", encoding="utf-8") as stream:
             stream.writelines(lines())
     except FileExistsError as error:
-        raise ServiceError(f"{file} is there already: give another name, or edit it") from error
+        raise ConflictError(f"{file} is there already: give another name, or edit it") from error
     out.print(f"wrote {file}: every setting is in it, with its default")
 
 

@@ -36,7 +36,7 @@ def dashboard(
     from streaming.dashboard.context import Dashboard
     from streaming.dashboard.server import run_dashboard
     from streaming.dashboard.wall import read_token
-    from streaming.errors import ServiceError
+    from streaming.errors import UnavailableError
     from streaming.platform.broker import bootstrap_servers
     from streaming.platform.kafka_security import client_arguments
     from streaming.platform.topic import Right, check_access
@@ -55,7 +55,7 @@ def dashboard(
             finally:
                 sender.close()
         except PublishError as error:
-            raise ServiceError(f"not published: {error}") from error
+            raise UnavailableError(f"not published: {error}") from error
 
     def tell(address: str) -> None:
         out.print(f"the dashboard is at {address} (Ctrl-C stops it)")

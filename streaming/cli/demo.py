@@ -11,7 +11,7 @@ import typer
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, program, settings_of, write_json
 from streaming.cli.command_line import START
 from streaming.cli.console import err, new_table, out, styled
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from streaming.jobs.demo import DemoResult, Step
@@ -62,7 +62,7 @@ def _confirm(yes: bool, question: str) -> bool:
     if yes:
         return True
     if sys.stdin is None or not sys.stdin.isatty():  # None: it is closed, as for a service
-        raise ServiceError(f"{question} Confirm with --yes, since there is no terminal to ask on")
+        raise ConfigurationError(f"{question} Confirm with --yes, since there is no terminal to ask on")
     return typer.confirm(question)
 
 

@@ -7,7 +7,7 @@ import typer
 from streaming.cli.app import JsonOption, PortOption, app, settings_of, write_json
 from streaming.cli.command_line import IMAGES
 from streaming.cli.console import out
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 HEADERS_BYTES = 8192  # more than key, label, source and all other headers of a message from the gateway take
 ACKNOWLEDGED_S = 15.0
@@ -59,7 +59,9 @@ def gateway(
     try:
         largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)
         if largest <= 0:
-            raise ServiceError(f"topic {settings.topic} takes messages of {sender.max_message_bytes:,} bytes at most")
+            raise ConfigurationError(
+                f"topic {settings.topic} takes messages of {sender.max_message_bytes:,} bytes at most"
+            )
         broker = Broker(largest, sender.send, sender.answers, ACKNOWLEDGED_S)
         with listen(host, port) as listener:
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

@@ -1,5 +1,6 @@
 """`imagestream models`: the registry."""
 
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,9 +9,10 @@ import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS, App
-from streaming.cli.console import err, out
+from streaming.cli.console import err, out, printable
 from streaming.cli.row_formats import Format
 from streaming.cli.rows import FormatOption, OutputOption, list_rows
+from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
     from streaming.registry import Registry
@@ -81,10 +83,11 @@ def list_(
 
 @models_app.command()
 def show(context: typer.Context, version: VersionArgument) -> None:
-    """Print the manifest of a version, and on standard error which engine runs it on this machine, and why.
+    """Print the manifest of a version; on standard error, the engine that runs it here, and whether it fails.
 
     Example: imagestream models show 1
     """
+    from streaming.pipeline.status import last_refusal
     from streaming.platform.engines import Engines
     from streaming.registry import open_registry
 
@@ -93,6 +96,9 @@ def show(context: typer.Context, version: VersionArgument) -> None:
     out.print_json(bundle.manifest.model_dump_json())
     chosen = Engines(settings).known(bundle.manifest)
     err.print(f"engine here: {chosen or f'not measured yet: `imagestream models verify {version}`'}")
+    with suppress(ServiceError):  # its manifest does not depend on the tables
+        if why := last_refusal(settings, version):
+            err.print(f"not used in the last micro-batch: {printable(why)}", style="yellow")
 
 
 @models_app.command()

@@ -18,7 +18,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from streaming.cli.console import err, out
 from streaming.cli.row_formats import Format, write_rows
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -99,7 +99,7 @@ class Shell:
             case "\\q":
                 raise EOFError
             case _:
-                raise ServiceError(f"no such command {command}, there are: {' '.join(COMMANDS)}")
+                raise ConfigurationError(f"no such command {command}, there are: {' '.join(COMMANDS)}")
 
     def _show(self, sql: str) -> None:
         if not sql:
@@ -174,4 +174,4 @@ def _keep_private(history: Path) -> None:
         os.close(os.open(history, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
         history.chmod(0o600)
     except OSError as error:
-        raise ServiceError(f"the history {history} cannot be written: {error.strerror}") from error
+        raise ConfigurationError(f"the history {history} cannot be written: {error.strerror}") from error

@@ -19,7 +19,8 @@ from streaming.storage.tables import SCHEMAS
 HEAD = """# Reference
 
 Written by `python -m streaming.cli.reference > docs/reference.md` from the commands, settings and tables themselves.
-[How-to guides](how-to.md) say what to use them for.
+[How-to guides](how-to.md) say what to use them for. In a clone, `source .venv/bin/activate` puts `imagestream` on the
+`PATH`.
 """
 PRECEDENCE = """
 Every setting is an option of every command, before it or after it, a variable, and a name in the configuration file. A

@@ -123,6 +123,8 @@ def _lines(found: "Status") -> list[tuple[str, str, str]]:
     if found.images_per_second is not None:
         line("rate", f"{found.images_per_second:,.0f} images/s over the last batches")
     line("models", ", ".join(f"{alias} {version or 'none'}" for alias, version in found.aliases.items()))
+    if found.challenger_error:
+        line("challenger", f"does not score: {found.challenger_error}", "yellow")
     quarantined = ", ".join(f"{reason} {count:,}" for reason, count in found.quarantined.items())
     line("quarantine", quarantined or "empty")
     return lines

@@ -12,7 +12,7 @@ from producer.class_names import CONTROL_CHARACTER, MAX_LABEL_CHARS, class_name
 from producer.message import MAX_MESSAGE_BYTES, build_message
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.pictures import Wanted
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.pipeline.positions import committed_offsets
 from streaming.registry import open_registry
 from streaming.settings import Settings
@@ -29,7 +29,7 @@ def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = No
         ServiceError: it is too large, the label says nothing, or no broker takes it.
     """
     if len(data) > MAX_MESSAGE_BYTES:
-        raise ServiceError(f"{name} has {len(data):,} bytes, at most {MAX_MESSAGE_BYTES:,} are taken")
+        raise DataError(f"{name} has {len(data):,} bytes, at most {MAX_MESSAGE_BYTES:,} are taken")
     source = f"{BY}/{name}"
     placed = dashboard.post(build_message(data, source, label=checked_label(label) if label else None))
     topic, _ = committed_offsets(dashboard.settings)  # as the tables name it
@@ -44,7 +44,7 @@ def checked_label(label: str) -> str:
     """
     name = class_name(label) or ""
     if not 0 < len(name) <= MAX_LABEL_CHARS or CONTROL_CHARACTER.search(name):
-        raise ServiceError(f"expected a label of 1 to {MAX_LABEL_CHARS} printed characters, got {label[:50]!r}")
+        raise DataError(f"expected a label of 1 to {MAX_LABEL_CHARS} printed characters, got {label[:50]!r}")
     return name
 
 
@@ -73,7 +73,7 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
         check_golden(bundle, load_scorer(bundle))
         return registry.promote(version, alias=alias, by=BY, why=why or "promoted by hand")
     except ModelError as error:
-        raise ServiceError(str(error)) from error
+        raise DataError(str(error)) from error
 
 
 def roll_back(settings: Settings, alias: Alias) -> Move:
@@ -85,4 +85,4 @@ def roll_back(settings: Settings, alias: Alias) -> Move:
     try:
         return open_registry(settings.home).rollback(alias=alias, by=BY)
     except ModelError as error:
-        raise ServiceError(str(error)) from error
+        raise DataError(str(error)) from error

@@ -7,7 +7,7 @@ from producer.message import Delivery, Message
 from streaming.dashboard.lag import LagProbe
 from streaming.dashboard.pictures import Pictures
 from streaming.dashboard.reader import Reader
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.settings import Settings
 
 Post = Callable[[Message], Delivery]  # publishes to the settings' topic and waits; raises ServiceError
@@ -44,5 +44,5 @@ def served() -> Dashboard:
         ServiceError: there is none; the script was started by something else than `imagestream dashboard`.
     """
     if not _served:
-        raise ServiceError("this page is served by `imagestream dashboard`, start it with that")
+        raise ConfigurationError("this page is served by `imagestream dashboard`, start it with that")
     return _served[0]

@@ -15,7 +15,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from streaming.errors import ServiceError
+from streaming.errors import UnavailableError
 from streaming.storage.home import LOG, Home
 from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.table_files import local_copies
@@ -79,11 +79,11 @@ class Reader:
         try:
             return cursor.sql(sql, params=parameters).to_arrow_table()
         except duckdb.InterruptException as error:
-            raise ServiceError(
+            raise UnavailableError(
                 f"the tables did not answer within {TIMEOUT_S:g} s: compact them with maintain"
             ) from error
         except duckdb.Error as error:
-            raise ServiceError(f"the tables cannot be read: {_line(error)}") from error
+            raise UnavailableError(f"the tables cannot be read: {_line(error)}") from error
         finally:
             limit.cancel()
             limit.join()
@@ -115,7 +115,7 @@ class Reader:
                 self._viewed[name] = seen
         except (DeltaError, duckdb.Error, OSError, StoreAwayError) as error:
             self._handles.pop(name, None)  # created again under its name, perhaps: the next question opens it again
-            raise ServiceError(f"table {name} in {self.home.tables} cannot be read: {_line(error)}") from error
+            raise UnavailableError(f"table {name} in {self.home.tables} cannot be read: {_line(error)}") from error
         return seen
 
     def _made(self, name: str) -> int | None:

@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.secret_files import check_secret_file
 
 COOKIE = "imagestream_dashboard"
@@ -46,9 +46,9 @@ def read_token(path: Path) -> str:
         check_secret_file(path)
         token = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ServiceError(f"the token file {path} cannot be read: {error}") from error
+        raise ConfigurationError(f"the token file {path} cannot be read: {error}") from error
     if len(token) < LEAST_CHARS:
-        raise ServiceError(
+        raise ConfigurationError(
             f"the token in {path} has {len(token)} characters, expected at least {LEAST_CHARS}: "
             "make one with `openssl rand -hex 32`"
         )

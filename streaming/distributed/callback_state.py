@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DamagedError
 
 if TYPE_CHECKING:
     import keras
@@ -44,14 +44,14 @@ def restore_callbacks(callbacks: Sequence["keras.callbacks.Callback"], states: S
     kinds = [type(one).__name__ for one in remembering]
     if states is None:
         if kinds:
-            raise ServiceError(
+            raise ConfigurationError(
                 f"the checkpoint was written by an earlier version, without the state of {', '.join(kinds)}; train "
                 "again without resuming, or resume without --patience and --schedule plateau"
             )
         return
     found = [str(state.get("kind")) for state in states]
     if found != kinds:
-        raise ServiceError(
+        raise ConfigurationError(
             f"the checkpoint is of a training with {', '.join(found) or 'no'} callbacks that keep a state, this has "
             f"{', '.join(kinds) or 'none'}: give the same --schedule and --patience, or train again without resuming"
         )
@@ -75,5 +75,5 @@ def _checked(callback: "keras.callbacks.Callback", name: str, state: CallbackSta
         shapes = [one.shape for one in callback.model.get_weights()]
         sound = value is None or [np.shape(one) for one in value] == shapes
     if name not in state or not sound:
-        raise ServiceError(f"the checkpoint's state of {state['kind']} is damaged ({name}): train again")
+        raise DamagedError(f"the checkpoint's state of {state['kind']} is damaged ({name}): train again")
     return value

@@ -13,7 +13,7 @@ from models.errors import ModelError
 from streaming.distributed.callback_state import CallbackState
 from streaming.distributed.course import State
 from streaming.distributed.history import History
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError, NotFoundError
 
 FILE = "checkpoint.npz"
 
@@ -68,9 +68,9 @@ def read_checkpoint(directory: Path) -> Checkpoint:
         states = _together(record["callbacks"], arrays)
         return Checkpoint(state, history, dict(record["settings"]), float(record["learning_rate"]), states)
     except FileNotFoundError:
-        raise ServiceError(f"there is no training to resume: {path} does not exist") from None
+        raise NotFoundError(f"there is no training to resume: {path} does not exist") from None
     except (OSError, ModelError, ValueError, KeyError, TypeError) as error:
-        raise ServiceError(f"{path} is damaged ({error}): train again without resuming") from error
+        raise DamagedError(f"{path} is damaged ({error}): train again without resuming") from error
 
 
 def _apart(states: list[CallbackState]) -> tuple[list[dict[str, Any]], Arrays]:

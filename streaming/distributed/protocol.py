@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.errors import ServiceError
+from streaming.errors import UnavailableError
 
 Values = NDArray[np.float32]
 
@@ -52,7 +52,7 @@ class Kind(IntEnum):
     FAILED = 10  # server: why this worker must give up
 
 
-class LostPeerError(ServiceError):
+class LostPeerError(UnavailableError):
     """The other end has gone, is silent, or does not follow the protocol."""
 
 

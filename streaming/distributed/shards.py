@@ -7,6 +7,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
+from streaming.errors import reported
 from streaming.images.sources import read_source
 
 COLUMNS = ("image_id", "label", "validation", "source", "content")
@@ -30,7 +31,7 @@ def identified(images: DataFrame) -> DataFrame:
             yield pa.RecordBatch.from_arrays(columns, names)
 
     rows = images.select("source", "label", "content")
-    found = rows.mapInArrow(identify, "image_id string, source string, label string, content binary")
+    found = rows.mapInArrow(reported(identify), "image_id string, source string, label string, content binary")
     return found.where(F.col("image_id").isNotNull())
 
 

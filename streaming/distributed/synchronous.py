@@ -11,7 +11,7 @@ from streaming.distributed.course import Course, State, out_of_turn, worker_epoc
 from streaming.distributed.protocol import Channel, Kind, Message, Values
 from streaming.distributed.rendezvous import BrokenError, Rendezvous
 from streaming.distributed.shared_weights import Lost
-from streaming.errors import ServiceError
+from streaming.errors import DataError, ServiceError
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Synchronous:
             course.start_clock()
         rows = [one.rows for one in ready]
         if not sum(rows):
-            raise ServiceError("no worker has an image that decodes to train on")
+            raise DataError("no worker has an image that decodes to train on")
         steps = -(-max(rows) // course.options.local_batch)
         values = np.concatenate([course.state.weights, course.state.optimizer])
         meta = course.meta(stop=course.answer.stop)
@@ -143,7 +143,7 @@ def _weighted_mean(messages: list[Message]) -> Message:
     same sum."""
     sizes = {len(one.values) for one in messages if one.rows}
     if len(sizes) != 1:
-        raise ServiceError("the workers brought different numbers of values" if sizes else "no worker has any image")
+        raise DataError("the workers brought different numbers of values" if sizes else "no worker has any image")
     total = sum(one.rows for one in messages)
     mean = np.zeros(sizes.pop(), np.float32)
     for one in messages:

@@ -23,7 +23,7 @@ from streaming.distributed.options import TrainerOptions
 from streaming.distributed.server import ParameterServer
 from streaming.distributed.shards import shard
 from streaming.distributed.worker import DONE_DDL, WorkerTask, train_partition
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError, ServiceError, reported
 
 if TYPE_CHECKING:
     import keras
@@ -110,13 +110,13 @@ class DistributedTrainer:
 
     def _check(self, classes: tuple[str, ...]) -> None:
         if len(classes) < 2:  # noqa: PLR2004
-            raise ServiceError(f"training needs images of at least two classes, got {list(classes)}")
+            raise DataError(f"training needs images of at least two classes, got {list(classes)}")
         outputs = self.model.output_shape[-1]
         if outputs != (1 if len(classes) == 2 else len(classes)):  # noqa: PLR2004
-            raise ServiceError(f"the model gives {outputs} logits, which does not suit {len(classes)} classes")
+            raise ConfigurationError(f"the model gives {outputs} logits, which does not suit {len(classes)} classes")
         unknown = set(self.options.class_weights or {}) - set(classes)
         if unknown:
-            raise ServiceError(f"there are weights for classes that no image has: {', '.join(sorted(unknown))}")
+            raise ConfigurationError(f"there are weights for classes that no image has: {', '.join(sorted(unknown))}")
 
 
 class _Run:
@@ -131,7 +131,7 @@ class _Run:
         try:
             optimizer = keras.optimizers.get(self.options.optimizer)
         except (ValueError, TypeError) as error:
-            raise ServiceError(
+            raise ConfigurationError(
                 f"Keras knows no optimizer {self.options.optimizer!r}; it knows adam, adamw, sgd, rmsprop and others"
             ) from error
         optimizer.learning_rate = self.options.learning_rate
@@ -179,7 +179,7 @@ class _Run:
 
         self._spark.sparkContext.setJobGroup(self._group, "train a CNN", interruptOnCancel=True)
         try:
-            done = rows.mapInArrow(run, DONE_DDL, barrier=self.options.waits)
+            done = rows.mapInArrow(reported(run), DONE_DDL, barrier=self.options.waits)
             # Spark tries a failed stage of waiting tasks again only if its result goes into a shuffle.
             (done.repartition(1) if self.options.waits else done).collect()
         except (PySparkException, Py4JError) as error:
@@ -195,12 +195,14 @@ class _Run:
 
     def _resumed(self, fresh: State) -> State:
         if self._trainer._checkpoint_dir is None:
-            raise ServiceError("a training can only be resumed from a directory of checkpoints")
+            raise ConfigurationError("a training can only be resumed from a directory of checkpoints")
         found = read_checkpoint(self._trainer._checkpoint_dir)
         differing = [name for name, value in found.settings.items() if self._settings().get(name) != value]
         if differing or len(found.state.weights) != len(fresh.weights):
             what = ", ".join(differing) or "network"
-            raise ServiceError(f"the checkpoint is of a training with another {what}; train again without resuming")
+            raise ConfigurationError(
+                f"the checkpoint is of a training with another {what}; train again without resuming"
+            )
         restore_callbacks(self._trainer._keras_callbacks, found.callbacks)
         model = self._network.model
         if found.learning_rate is not None:
@@ -271,7 +273,7 @@ class _Run:
 def _check_slots(spark: SparkSession, options: TrainerOptions) -> None:
     slots = spark.sparkContext.defaultParallelism
     if options.waits and slots < options.workers:
-        raise ServiceError(
+        raise ConfigurationError(
             f"{options.workers} workers that wait for one another need as many slots, Spark has {slots}: "
             f"take a master such as local[{options.workers}], or fewer workers"
         )

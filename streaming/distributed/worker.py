@@ -22,7 +22,7 @@ from streaming.distributed.network import Network, NetworkParts
 from streaming.distributed.options import Frequency, TrainerOptions
 from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, Values, connect
 from streaming.distributed.synchronous import digest
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError
 from streaming.images.sources import read_source
 
 DONE = pa.schema([pa.field("worker", pa.int32()), pa.field("rows", pa.int64())])
@@ -68,7 +68,7 @@ def train_partition(
     """
     context = TaskContext.get()
     if context is None:
-        raise ServiceError("a worker's task runs in Spark")
+        raise ConfigurationError("a worker's task runs in Spark")
     worker, attempt = context.partitionId(), context.taskAttemptId()
     channel = connect(task.address, task.token, task.sizes, task.options.timeout_s * 2)
     try:

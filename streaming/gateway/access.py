@@ -15,7 +15,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from streaming.errors import ServiceError, UsageError
+from streaming.errors import ConfigurationError, UsageError
 from streaming.secret_files import check_secret_file
 
 MIN_KEY_CHARS = 16
@@ -30,7 +30,7 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     """The API keys: the lines of the file, without white space around them; none if no file is given.
 
     Raises:
-        ServiceError: the file cannot be read, or a line is not a key of 16 printable ASCII characters or more.
+        ConfigurationError: the file cannot be read, or a line is not a key of 16 printable ASCII characters or more.
     """
     if path is None:
         return ()
@@ -39,13 +39,13 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
         with path.open("rb") as file:
             text = file.read(MAX_KEY_BYTES + 1).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise ServiceError(f"the file of the API key, {path}, cannot be read: {error}") from error
+        raise ConfigurationError(f"the file of the API key, {path}, cannot be read: {error}") from error
     if len(text) > MAX_KEY_BYTES:
-        raise ServiceError(f"the file of the API key, {path}: expected at most {MAX_KEY_BYTES:,} bytes, got more")
+        raise ConfigurationError(f"the file of the API key, {path}: expected at most {MAX_KEY_BYTES:,} bytes, got more")
     keys = [line.strip() for line in text.split("\n") if line.strip()]
     for key in keys or [""]:
         if len(key) < MIN_KEY_CHARS or not key.isprintable():
-            raise ServiceError(
+            raise ConfigurationError(
                 f"the file of the API key, {path}: expected at least {MIN_KEY_CHARS} printable characters on a line, "
                 f"got {len(key)}; make one with: openssl rand -hex 32"
             )
@@ -61,7 +61,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(host: str, keys: Collection[str]) -> None:
-    """Raises ServiceError if others could reach the gateway and there is no key to keep them out."""
+    """Raises a UsageError if others could reach the gateway and there is no key to keep them out."""
     if not keys and not is_loopback(host):
         raise UsageError(
             f"--host {host} lets other machines in: give the gateway an API key in a file, "

@@ -14,7 +14,7 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from streaming.errors import ServiceError
+from streaming.errors import UnavailableError
 from streaming.gateway.access import access
 from streaming.gateway.answers import Health
 from streaming.gateway.connections import CloseUnread
@@ -86,7 +86,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def readyz() -> Health:
         """The broker answers, so that images can be published."""
         if not await service.ready():
-            raise ServiceError("the broker does not answer")
+            raise UnavailableError("the broker does not answer")
         return Health()
 
 

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streaming.errors import ServiceError
-from streaming.follow import LATEST, Answer, PositionError, follow_settings
+from streaming.follow import LATEST, Answer, follow_settings
 from streaming.gateway import answers
 from streaming.gateway.lookup import Found, Lookup
 from streaming.pipeline.positions import name_in_kafka
@@ -92,7 +92,7 @@ def _add_stream(app: FastAPI, settings: Settings, dependencies: list[Any]) -> No
         response_class=StreamingResponse,
         responses={
             200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
-            **{code: {"description": HTTPStatus(code).phrase} for code in (401, 403, 422, 429, 503)},
+            **{code: {"description": HTTPStatus(code).phrase} for code in (401, 403, 404, 409, 422, 429, 503)},
         },
     )
     async def stream(request: Request, after: PositionParameter = LATEST, last_event_id: LastEventHeader = None) -> Any:
@@ -107,10 +107,8 @@ def _add_stream(app: FastAPI, settings: Settings, dependencies: list[Any]) -> No
         try:
             following = _Following(settings, last_event_id or after, threads)
             first = await following.next()
-        except BaseException as error:
+        except BaseException:
             room.release()
-            if isinstance(error, PositionError):
-                raise HTTPException(422, str(error)) from error
             raise
         events = _events(request, following, first, room.release)
         return StreamingResponse(events, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})

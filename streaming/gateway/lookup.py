@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, UnavailableError
 from streaming.storage.home import Home
 from streaming.storage.store_errors import StoreAwayError
 
@@ -105,7 +105,7 @@ class Lookup:
         try:
             return search()
         except (duckdb.Error, OSError, ServiceError) as error:
-            raise ServiceError("the tables cannot be read now") from error
+            raise UnavailableError("the tables cannot be read now") from error
 
     def _rows(self, table: str, files: Files, condition: str, values: Mapping[str, Any], limit: int = MAX_ROWS) -> Rows:
         if not files:
@@ -165,7 +165,7 @@ class _Files:
                     self._version = self._handle.version()
             except (DeltaError, OSError, StoreAwayError) as error:
                 self._handle, self._version = None, -1
-                raise ServiceError("the tables cannot be read now") from error
+                raise UnavailableError("the tables cannot be read now") from error
             self._asked = time.monotonic()
             return self._files
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, Field
@@ -9,13 +10,26 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from models.errors import ModelError
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, DataError, NotFoundError, ServiceError, UnavailableError
 
 if TYPE_CHECKING:  # the dashboard's server refuses with these, too, and needs no FastAPI
     from fastapi import FastAPI, Request
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+UNAVAILABLE = 503
+# The nearest base class counts. What the service itself lacks is no fault of the request: also a wrong setting, a
+# damaged table or a damaged model is 503.
+STATUS_CODES: Mapping[type[Exception], int] = MappingProxyType(
+    {
+        DataError: 422,
+        NotFoundError: 404,
+        ConflictError: 409,
+        UnavailableError: UNAVAILABLE,
+        ServiceError: UNAVAILABLE,
+        ModelError: UNAVAILABLE,
+    }
+)
 
 
 class Problem(BaseModel):
@@ -31,6 +45,11 @@ def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) 
     """The answer to a request that is refused or failed."""
     found = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
     return Response(found.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def status_of(error: ServiceError | ModelError) -> int:
+    """The status code of an error that a request ended with, by its type."""
+    return next(STATUS_CODES[one] for one in type(error).__mro__ if one in STATUS_CODES)
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -69,8 +88,9 @@ def handle_problems(app: "FastAPI") -> None:
 
     @app.exception_handler(ServiceError)
     @app.exception_handler(ModelError)
-    async def unavailable(_request: "Request", error: ServiceError | ModelError) -> Response:
-        return problem(503, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+    async def typed(_request: "Request", error: ServiceError | ModelError) -> Response:
+        status = status_of(error)
+        return problem(status, str(error), {"Retry-After": str(RETRY_AFTER_S)} if status == UNAVAILABLE else None)
 
     @app.exception_handler(Exception)
     async def failed(_request: "Request", _error: Exception) -> Response:

@@ -165,7 +165,7 @@ def _add_lists(router: APIRouter, service: Service) -> None:
 def _add_labels(router: APIRouter, service: Service) -> None:
     @router.post(
         "/labels",
-        responses=REFUSED | problems(400, 408, 413, 415),
+        responses=REFUSED | problems(400, 404, 408, 409, 413, 415),
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": LABELS}}}},
     )
     async def add_labels(request: Request) -> LabelsAdded:

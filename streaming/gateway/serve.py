@@ -5,7 +5,7 @@ import socket
 import uvicorn
 from fastapi import FastAPI
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.gateway.connections import MAX_CONNECTIONS, Connections, protocol_of
 from streaming.json_log import logging_config
 
@@ -23,7 +23,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
     except OSError as error:
-        raise ServiceError(
+        raise ConfigurationError(
             f"cannot listen on {host}:{port}: {error.strerror or error}; choose another --port"
         ) from error
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from producer.class_names import class_name
 from producer.labelled_csv import Row
 from producer.message import Delivery, Message, build_message
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, UnavailableError
 from streaming.gateway.answers import Accepted, Labels, Models
 from streaming.gateway.lists import ModelQuery, RowQuery, list_models, list_rows
 from streaming.gateway.lookup import Found, Lookup, Rows
@@ -129,9 +129,9 @@ class Service:
                     answers[-1].add_done_callback(asyncio.Future.exception)  # it may come when nobody waits any more
                 await asyncio.wait(answers)
         except TimeoutError as error:
-            raise ServiceError(f"the broker did not acknowledge {which} in time: send it again") from error
+            raise UnavailableError(f"the broker did not acknowledge {which} in time: send it again") from error
         if any(answer.exception() is not None for answer in answers):
-            raise ServiceError(f"the broker did not acknowledge {which}: send it again")
+            raise UnavailableError(f"the broker did not acknowledge {which}: send it again")
         return [answer.result() for answer in answers]
 
     async def add_labels(self, request: Request) -> Labelled:
@@ -149,7 +149,9 @@ class Service:
             add = partial(add_label_rows, self._settings, collect(labels.key, rows), labels.by)
             return await asyncio.get_running_loop().run_in_executor(self._labels, add)
         except (OSError, DeltaError) as error:
-            raise ServiceError("the labels cannot be written: the gateway needs the right to write tables") from error
+            raise ConfigurationError(
+                "the labels cannot be written: the gateway needs the right to write tables"
+            ) from error
         finally:
             self._labelling -= 1
 

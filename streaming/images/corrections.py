@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from producer.labelled_csv import PATH_COLUMNS
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.images.labels_csv import LabelRows, read_labels
 from streaming.query import query
 from streaming.settings import Settings
@@ -98,7 +98,7 @@ def _images(settings: Settings, rows: LabelRows) -> dict[str, list[str]]:
     """What the CSV names → the ids of the images that are called so, at most two of them."""
     there = [name for name in WITH_IMAGES if settings.place.has_table(name)]
     if not there:
-        raise ServiceError(f"no images yet in {settings.place.tables}: run `imagestream stream` or `train` first")
+        raise NotFoundError(f"no images yet in {settings.place.tables}: run `imagestream stream` or `train` first")
     images = " UNION ".join(f"SELECT image_id, {KEY_OF[rows.key]} AS key FROM {name}" for name in there)  # noqa: S608
     found = query(
         settings,

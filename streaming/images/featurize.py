@@ -24,6 +24,7 @@ from models.augment import DEFAULT_AUGMENTATION, Augmentation
 from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import DEFAULT_LIMITS, Limits
+from streaming.errors import reported
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize_partition
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
@@ -142,7 +143,7 @@ def featurize(
         return featurize_partition(batches, lambda: network.value, task, done)
 
     with _polled(done, on_progress):
-        reports = work.mapInArrow(run, REPORT_DDL).toArrow()
+        reports = work.mapInArrow(reported(run), REPORT_DDL).toArrow()
     network.unpersist()
     total = {name: pc.sum(reports.column(name)).as_py() or 0 for name in ("rows", "reused", "copies", "bad")}
     bad = {one["path"]: one["why"] for one in reports.to_pylist() if one["path"] is not None}

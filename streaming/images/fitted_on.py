@@ -9,6 +9,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.fitted_on import BloomFilter, FittedOn
+from streaming.errors import reported
 from streaming.images.exposure import as_bytes
 from streaming.images.images_frame import arrow_function
 
@@ -52,7 +53,7 @@ def gather(rows: DataFrame, salt: int) -> BloomFilter:
         yield pa.RecordBatch.from_pydict({"bits": [part.bits.tobytes()]})
 
     whole = BloomFilter.empty(capacity, salt)
-    parts = rows.select(*names).coalesce(PARTS).mapInArrow(fill, "bits binary").toArrow()
+    parts = rows.select(*names).coalesce(PARTS).mapInArrow(reported(fill), "bits binary").toArrow()
     for bits in parts.column("bits"):
         whole.merge(BloomFilter(np.frombuffer(bits.as_buffer(), np.uint8), salt))
     return whole

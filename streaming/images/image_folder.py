@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from producer.class_names import class_name, composed
 from producer.labelled_csv import LABEL_COLUMNS, PATH_COLUMNS, Row
 from producer.message import SNIFF_BYTES, UNKNOWN_CONTENT, content_type
-from streaming.errors import ServiceError
+from streaming.errors import DataError, NotFoundError, ServiceError
 from streaming.images.labels_csv import LabelRows, collect, read_labels
 from streaming.images.patterns import extract_group
 from streaming.images.sources import list_source
@@ -93,10 +93,10 @@ def read_folder(
     elif folder.is_dir():
         found = sorted(_images(folder, left_out), key=lambda file: file.path)
     else:
-        raise ServiceError(_no_folder(folder))
+        raise NotFoundError(_no_folder(folder))
     if not found:
         why = "".join(f"; {n:,} left out: {why} ({left_out.examples[why]})" for why, n in left_out.counts.items())
-        raise ServiceError(f"{folder} holds no images; expected one folder per class with images in it{why}")
+        raise DataError(f"{folder} holds no images; expected one folder per class with images in it{why}")
     name = str(folder).rpartition("/")[2]
     if labels_csv is not None:
         labels, why = _by_rows(name, found, read_labels(labels_csv, PATH_COLUMNS), left_out), NO_ROW
@@ -309,7 +309,7 @@ def _read_metadata_csv(file: Path) -> list[Row]:
 
 def _read_json_lines(file: Path) -> list[Row]:
     if file.stat().st_size > MAX_METADATA_BYTES:
-        raise ServiceError(f"{file} is larger than {MAX_METADATA_BYTES:,} bytes")
+        raise DataError(f"{file} is larger than {MAX_METADATA_BYTES:,} bytes")
     rows = []
     try:
         for number, line in enumerate(file.read_text("utf-8-sig").splitlines(), start=1):
@@ -318,7 +318,7 @@ def _read_json_lines(file: Path) -> list[Row]:
             if isinstance(name, str) and isinstance(label, str | int):
                 rows.append(Row(number, name, class_name(str(label))))
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ServiceError(f"{file}: expected one JSON object per line: {' '.join(str(error).split())}") from error
+        raise DataError(f"{file}: expected one JSON object per line: {' '.join(str(error).split())}") from error
     if not rows:
-        raise ServiceError(f"{file} has no file_name with a label ({', '.join(LABEL_COLUMNS)})")
+        raise DataError(f"{file} has no file_name with a label ({', '.join(LABEL_COLUMNS)})")
     return rows

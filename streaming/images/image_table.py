@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from producer.class_names import MAX_LABEL_CHARS, class_name
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 from streaming.storage.table_features import check_whole_files
 
 IMAGE_COLUMNS = ("image", "content", "value", "img", "bytes")
@@ -82,7 +82,7 @@ def open_image_table(source: Path) -> tuple[ImageTable, dict[str, int], int]:
         n_images = dataset.count_rows()
         name = _name_column(dataset, n_images)
     except (pa.ArrowException, OSError) as error:
-        raise ServiceError(f"{source} cannot be read as {kind}: {' '.join(str(error).split())}") from error
+        raise DataError(f"{source} cannot be read as {kind}: {' '.join(str(error).split())}") from error
     classes: Counter[str] = Counter()
     class_of: dict[str, str] = {}
     class_names = _hugging_face_names(dataset.schema, label)
@@ -122,7 +122,9 @@ def _delta_files(source: Path) -> tuple[str, ...]:
     from deltalake.exceptions import DeltaError
 
     if set("[]") & set(str(source.absolute())):  # deltalake panics on them
-        raise ServiceError(f"{source}: a Delta table cannot be read from a path with a [ or ] in it; rename the folder")
+        raise ConfigurationError(
+            f"{source}: a Delta table cannot be read from a path with a [ or ] in it; rename the folder"
+        )
     try:
         table = DeltaTable(source)
         check_whole_files(table, str(source.absolute()))
@@ -130,7 +132,7 @@ def _delta_files(source: Path) -> tuple[str, ...]:
         names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
         return tuple(str(source / unquote(name)) for name in names)
     except DeltaError as error:
-        raise ServiceError(f"{source} cannot be read as delta: {' '.join(str(error).split())}") from error
+        raise DataError(f"{source} cannot be read as delta: {' '.join(str(error).split())}") from error
 
 
 def _parquet_files(source: Path) -> tuple[str, ...]:
@@ -166,7 +168,7 @@ def _image_column(source: Path, schema: pa.Schema) -> str:
             elif _is_bytes(kind):
                 return name
     columns = ", ".join(f"{one.name} {one.type}"[:80] for one in schema)
-    raise ServiceError(
+    raise DataError(
         f"{source} has no column of encoded images: expected one of {', '.join(IMAGE_COLUMNS)} as bytes, or as a "
         f"struct with bytes in it; got {columns}"
     )
@@ -192,7 +194,7 @@ def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str 
         return counts
     kind = dataset.schema.field(label).type
     if pa.types.is_nested(kind) or _is_bytes(kind):
-        raise ServiceError(f"{source}: expected a column label of texts or numbers, got {kind}")
+        raise DataError(f"{source}: expected a column label of texts or numbers, got {kind}")
     for batch in dataset.scanner(columns=[label]).to_batches():
         column = batch.column(0)
         for one in (column.cast(pa.string()) if kind in TEXTS else column).value_counts():
@@ -200,5 +202,5 @@ def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str 
             text = str(value).lower() if isinstance(value, bool) else str(value)  # as Spark writes it
             counts[None if value is None else text] += one["counts"].as_py()
         if len(counts) > MAX_CLASSES:
-            raise ServiceError(f"{source} has more than {MAX_CLASSES:,} different labels; expected classes")
+            raise DataError(f"{source} has more than {MAX_CLASSES:,} different labels; expected classes")
     return counts

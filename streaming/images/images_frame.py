@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
+from streaming.errors import reported
 from streaming.images.dataset import Dataset, LabelledFile
 from streaming.images.image_table import ImageTable
 from streaming.storage.files import at_hand, conformed, read_batches
@@ -94,7 +95,7 @@ def _fetched(spark: SparkSession, files: Sequence[str], schema: pa.Schema) -> Da
     tasks = min(len(files), 4 * spark.sparkContext.defaultParallelism)
     names = {"file": pa.array(files, pa.string()), "task": pa.array([n % tasks for n in range(len(files))], pa.int32())}
     rows = spark.createDataFrame(pa.table(names)).repartitionById(tasks, "task")
-    return rows.select("file").mapInArrow(read, spark_schema(schema))
+    return rows.select("file").mapInArrow(reported(read), spark_schema(schema))
 
 
 def known_images(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.images.groups import group_ids
 from streaming.images.images_frame import arrow_function, read_files
 from streaming.storage.home import has_table
@@ -147,7 +147,7 @@ def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataF
     """The rows of a backbone, altered copies among them, with image_id, known_as and at."""
     files = features.files()
     if not files:
-        raise ServiceError(f"the table {features.place} is empty: there is nothing to fit on")
+        raise NotFoundError(f"the table {features.place} is empty: there is nothing to fit on")
     cores = spark.sparkContext.defaultParallelism
     partitions = max(cores, features.bytes() // BYTES_PER_PARTITION)
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))

@@ -8,7 +8,7 @@ from pathlib import Path
 from producer.class_names import CONTROL_CHARACTER, MAX_LABEL_CHARS, composed
 from producer.errors import PublishError
 from producer.labelled_csv import Row, read_rows
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 
 MAX_ROWS = 10_000_000
 # What programs write for a missing value. Here they are classes as others, which a person may want to know.
@@ -51,7 +51,7 @@ def read_labels(path: Path, keys: Sequence[str], max_rows: int = MAX_ROWS) -> La
         key, rows = read_rows(path, keys, max_rows)
         return collect(key, rows)
     except PublishError as error:
-        raise ServiceError(str(error)) from error
+        raise DataError(str(error)) from error
 
 
 def collect(key: str, rows: Iterable[Row]) -> LabelRows:

@@ -13,7 +13,7 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.xxhash64 import HASH_BITS
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 
 CLASSES_SHOWN = 10
 
@@ -72,13 +72,13 @@ def check_sides(rows: DataFrame, split: Split) -> list[str]:
     to_fit = [one for one in counts if one.images > one.held_out]
     advice = "add images, or give another --holdout or --seed"
     if len(to_fit) < 2:  # noqa: PLR2004
-        raise ServiceError(
+        raise DataError(
             f"training needs images of at least two classes, got {[one.label for one in to_fit]} on the training side "
             f"(in all: {_counted(counts)}); {advice}"
         )
     if not any(one.held_out for one in counts):
         unit = "image" if split.group_by is None else "group of images"
-        raise ServiceError(
+        raise DataError(
             f"no image fell into the holdout ({_counted(counts)}): each {unit} does with probability {split.share:g}, "
             f"by its content and the seed; {advice}"
         )

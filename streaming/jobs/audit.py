@@ -26,7 +26,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.query import Snapshot, open_snapshot
 from streaming.settings import Settings
 
@@ -254,7 +254,7 @@ def audit(settings: Settings) -> AuditReport:
     """
     missing = [name for name in ("predictions", "quarantine", "batches") if not settings.place.has_table(name)]
     if missing:
-        raise ServiceError(
+        raise NotFoundError(
             f"nothing to audit in {settings.place.tables}: no table {', '.join(missing)}; "
             "run `imagestream stream` first"
         )

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from streaming.errors import ServiceError
+from streaming.errors import UnavailableError
 from streaming.jobs.audit import SPANS, AuditReport, AuditTables, Compared, Kind, Span
 from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.positions import Positions, name_in_kafka
@@ -70,7 +70,7 @@ def compare_with_broker(settings: Settings, bootstrap_servers: str, report: Audi
                 else:
                     _compare(tables, reader, topic, span, report)
     except KafkaError as error:
-        raise ServiceError(f"the topic cannot be read from the broker at {bootstrap_servers}: {error}") from error
+        raise UnavailableError(f"the topic cannot be read from the broker at {bootstrap_servers}: {error}") from error
 
 
 class _Topic:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError
 from streaming.platform.broker import stop_broker
 from streaming.settings import Settings
 from streaming.storage.home import make_dir
@@ -38,7 +38,7 @@ def new_demo_home(settings: Settings, confirm: Confirm) -> Settings:
     if (work.exists() and any(work.iterdir())) or (bucket and any(True for _ in demo.place.store.list())):
         _check_record(demo)
         if not confirm(f"Remove the earlier demo in {demo.home}?"):
-            raise ServiceError(f"the earlier demo in {demo.home} was kept: choose another home with --home PLACE")
+            raise ConflictError(f"the earlier demo in {demo.home} was kept: choose another home with --home PLACE")
         stop_broker(demo)  # of a demo that was killed
         _remove(demo)
     make_dir(work)
@@ -68,7 +68,7 @@ def _check_record(demo: Settings) -> None:
         recorded = {}
     for path, size in _data_files(demo):
         if recorded.get(path) != size:
-            raise ServiceError(
+            raise ConflictError(
                 f"{demo.home} holds data that the demo did not make ({path}): move or remove the folder, "
                 "or run the demo in another home with --home PLACE"
             )

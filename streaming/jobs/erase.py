@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake.exceptions import DeltaError
 
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, DamagedError, NotFoundError
 from streaming.jobs.audit import Kind, audit
 from streaming.jobs.rewrite import ATTEMPTS, replace_files, write_copy
 from streaming.pipeline.finish import Tables, finish_decided
@@ -83,7 +83,7 @@ def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
     """
     home = settings.place
     if not home.has_table("predictions") and not home.has_table("features"):
-        raise ServiceError(f"no images yet in {home.tables}: nothing to erase")
+        raise NotFoundError(f"no images yet in {home.tables}: nothing to erase")
     tables = Tables(home.tables)
     for stream in home.store.folders("streams"):
         finish_decided(settings, stream, tables)  # rows that were decided are found, too
@@ -101,7 +101,7 @@ def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
             rows[table] = n
         removed += _remove_files(home, table, names)
     if not rows and not removed:
-        raise ServiceError(f"no table in {home.tables} knows an image {', '.join(sorted(ids))[:200]}")
+        raise NotFoundError(f"no table in {home.tables} knows an image {', '.join(sorted(ids))[:200]}")
     columns = (gone.column(name).to_pylist() for name in ("topic", "partition", "offset"))
     return Erasure(sorted(names), rows, removed, sorted(zip(*columns, strict=True)))
 
@@ -116,7 +116,7 @@ def record_deleted(settings: Settings, by: str) -> int:
     others = set(report.counts) - {Kind.GAP, Kind.ACCOUNT}
     gaps = [problem.where for problem in report.problems if problem.kind is Kind.GAP and "batch_id" in problem.where]
     if others or len(gaps) != report.counts.get(Kind.GAP, 0):
-        raise ServiceError("more is wrong than rows that are missing: see `imagestream audit`")
+        raise DamagedError("more is wrong than rows that are missing: see `imagestream audit`")
     if not gaps:
         return 0
     with open_snapshot(settings) as tables, tables.query(SHORT) as reader:
@@ -183,7 +183,7 @@ def _erase_rows(home: Home, name: str, names: Collection[str]) -> int:
             number, erased = number + 1, erased + n
         if not lost:
             return erased
-    raise ServiceError(f"{place} is rewritten all the time: stop `maintain` and `replay`, and try again")
+    raise ConflictError(f"{place} is rewritten all the time: stop `maintain` and `replay`, and try again")
 
 
 def _remove_files(home: Home, name: str, names: Collection[str]) -> int:
@@ -202,7 +202,7 @@ def _unused(place: str) -> Iterator[str]:
             table = open_delta(place)
             yield from table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
     except DeltaError as error:
-        raise ServiceError(f"{place} cannot be read: {' '.join(str(error).split())}") from error
+        raise DamagedError(f"{place} cannot be read: {' '.join(str(error).split())}") from error
     for stored in open_store(place).list(CHANGE_DATA):
         yield stored.key
 
@@ -219,7 +219,7 @@ def _count(place: str, path: str, wanted: pa.Array) -> tuple[int, int]:
                 total += batch.num_rows
                 found += pc.sum(_of_images(pa.Table.from_batches([batch]), wanted)).as_py() or 0
     except (OSError, pa.ArrowException) as error:
-        raise ServiceError(f"{place}/{path} cannot be read: {str(error).splitlines()[0]}; restore it") from error
+        raise DamagedError(f"{place}/{path} cannot be read: {str(error).splitlines()[0]}; restore it") from error
     return found, total
 
 

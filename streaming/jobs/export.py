@@ -12,7 +12,7 @@ from models.architectures import Output, find_backbone
 from models.backbone import export_backbone
 from models.projection import Projection, check_pca_memory
 from models.scorer import load_head
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import FeatureSource, Featurized, featurize
 from streaming.images.images_frame import featurized_rows, images_frame
@@ -109,7 +109,7 @@ def export_features(
         rows = featurized_rows(images_frame(spark, dataset, lambda *_: 1), table, source.backbone.sha256)
         if rows is None or not found.rows:
             path, why = next(iter(found.bad.items()), (str(dataset.source), "empty"))
-            raise ServiceError(f"not one of the {dataset.n_images:,} images decodes; the first: {path}: {why}")
+            raise DataError(f"not one of the {dataset.n_images:,} images decodes; the first: {path}: {why}")
         projection = source.projection or fit_projection(rows, found.rows, options)
         written = write_feature_files(rows, found.rows, projection, output, format_)
     return Exported(written, projection.kind, projection.n_out, variance_kept(projection), found)

@@ -22,6 +22,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.projection import Projection
+from streaming.errors import reported
 from streaming.jobs.output import FileFormat
 from streaming.storage.files import DataFile, as_matrix, list_array
 from streaming.storage.store import Store, open_store
@@ -134,10 +135,10 @@ def _write_parts(
     # Where each path belongs is found from the paths alone, so that the wide rows are shuffled once.
     place = F.ntile(tasks).over(Window.orderBy("source")) - 1
     places = rows.select("source").withColumn("part", place)
-    narrow = rows.select("source", "label", "image_id", "features").mapInArrow(project, ROWS_DDL)
+    narrow = rows.select("source", "label", "image_id", "features").mapInArrow(reported(project), ROWS_DDL)
     placed = narrow.join(F.broadcast(places.withColumnRenamed("source", "path")), "path")
     ordered = placed.repartitionById(tasks, "part").sortWithinPartitions("path").select(*SCHEMA.names)
-    found = ordered.mapInArrow(write, "part long, name string, rows long").toArrow().to_pylist()
+    found = ordered.mapInArrow(reported(write), "part long, name string, rows long").toArrow().to_pylist()
     shared.unpersist()
     return [(one["name"], one["rows"]) for one in sorted(found, key=lambda one: one["part"])]
 

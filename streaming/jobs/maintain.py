@@ -23,7 +23,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError, ServiceError
 from streaming.jobs.rewrite import compact
 from streaming.pipeline.decisions import Decisions
 from streaming.pipeline.finish import Tables, finish_decided
@@ -78,7 +78,7 @@ def maintain(settings: Settings, *, retention_hours: int = RETENTION_HOURS) -> M
     home = settings.place
     names = home.table_names()
     if not names:
-        raise ServiceError(f"no tables yet in {settings.place.tables}: run `imagestream stream` first")
+        raise NotFoundError(f"no tables yet in {settings.place.tables}: run `imagestream stream` first")
     store = home.store
     tables_of_streams, whole = Tables(home.tables), {}
     for stream in store.folders("streams"):

@@ -5,7 +5,7 @@ import uuid
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
-from streaming.errors import ServiceError, UsageError
+from streaming.errors import ConfigurationError, ConflictError, UsageError
 from streaming.storage.home import LOG
 from streaming.storage.store import open_store
 
@@ -48,7 +48,7 @@ def check_output(output: Path | str, format_: FileFormat) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
-        raise ServiceError(f"cannot write to {output.parent}: {error.strerror}") from error
+        raise ConfigurationError(f"cannot write to {output.parent}: {error.strerror}") from error
 
 
 def _check_in_bucket(output: str, format_: FileFormat) -> None:
@@ -56,7 +56,7 @@ def _check_in_bucket(output: str, format_: FileFormat) -> None:
     something = next(iter(store.list()), None)
     if something is not None and (format_ != "delta" or LOG not in store.folders()):
         expected = "a Delta table" if format_ == "delta" else "a file"
-        raise ServiceError(
+        raise ConflictError(
             f"{output}: expected {expected} or nothing, found {something.key} below it; give another --output"
         )
     folder, _, name = output.rpartition("/")

@@ -23,7 +23,7 @@ import pyarrow as pa
 from deltalake.transaction import AddAction
 
 from models.decode import Reason
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, NotFoundError
 from streaming.jobs.resend import Identity, Sender
 from streaming.jobs.rewrite import replace_files, write_copy
 from streaming.platform.kafka_security import client_arguments
@@ -74,7 +74,7 @@ def count_wanted(settings: Settings, options: ReplayOptions) -> dict[str, int]:
         ServiceError: there is no quarantine.
     """
     if not settings.place.has_table("quarantine"):
-        raise ServiceError(f"no quarantine in {settings.place.tables}: run `imagestream stream` first")
+        raise NotFoundError(f"no quarantine in {settings.place.tables}: run `imagestream stream` first")
     sql = """
         SELECT reason, count(*) AS n FROM quarantine
         WHERE reason <> $not_kept AND ($again OR replayed_at IS NULL) AND ($reason::VARCHAR IS NULL OR reason = $reason)
@@ -166,7 +166,7 @@ def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, l
         if _replace_files(settings.place.table("quarantine"), identities, at, likely):
             return
     if identities:
-        raise ServiceError(
+        raise ConflictError(
             f"{len(identities):,} messages were sent but not marked as replayed, because others replaced files of the "
             f"quarantine {MARK_ATTEMPTS} times meanwhile: end them before the next replay, which sends these again"
         )

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.scorer import Head, check_golden, load_head, load_scorer
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError, NotFoundError
 from streaming.pipeline.score import answer_columns
 from streaming.query import query
 from streaming.registry import open_registry
@@ -152,7 +152,7 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
     """
     there = set(settings.place.table_names())
     if "features" not in there:
-        raise ServiceError(
+        raise NotFoundError(
             f"no features are stored in {settings.place.tables}: run `imagestream stream` (with --features), "
             "then rescore"
         )
@@ -160,12 +160,12 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
     (stored,) = query(settings, STORED, parameters=backbone, timeout_s=TIMEOUT_S).to_pylist()
     name = bundle.manifest.backbone.name
     if not stored["stored"]:
-        raise ServiceError(
+        raise NotFoundError(
             f"the features stored in {settings.place.tables} are of training images only: run `imagestream stream` "
             "(with --features), then rescore"
         )
     if not stored["usable"]:
-        raise ServiceError(
+        raise NotFoundError(
             f"version {version} needs features of its backbone {name} ({bundle.backbone_sha256[:12]}); "
             f"all {stored['stored']:,} stored rows are another backbone's, and the images are needed to make new ones"
         )
@@ -173,7 +173,7 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
         return 0
     (found,) = query(settings, WITHOUT_FEATURES, parameters=backbone, timeout_s=TIMEOUT_S).to_pylist()
     if found["missing"] and not allow_missing:
-        raise ServiceError(
+        raise NotFoundError(
             f"{found['missing']:,} of {found['predicted']:,} predictions have no stored features of backbone {name} "
             f"({bundle.backbone_sha256[:12]}); give --allow-missing to rescore the others"
         )
@@ -265,7 +265,7 @@ def _score_batch(batch: pa.RecordBatch, work: _Work, file: str) -> pa.Table:
         return pa.schema([*IDENTITY, *ANSWER]).empty_table()
     features = as_matrix(batch.column("features"))
     if features.shape[1] != work.head.projection.n_in:
-        raise ServiceError(
+        raise DamagedError(
             f"{file} holds features of {features.shape[1]} numbers, the model takes {work.head.projection.n_in}"
         )
     answers = answer_columns(work.head.probabilities(features), work.head)

@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from producer.message import HEADER_MARGIN_BYTES, HEADER_REPLAY_OF, HEADER_TIMESTAMP, MAX_MESSAGE_BYTES, build_message
-from streaming.errors import ServiceError
+from streaming.errors import UnavailableError
 from streaming.pipeline.positions import name_in_kafka
 from streaming.platform.kafka_client import connect
 from streaming.platform.topic import topic_configuration
@@ -87,7 +87,7 @@ class Sender:
                 **client,
             )
         except (KafkaError, ValueError) as error:
-            raise ServiceError(
+            raise UnavailableError(
                 f"no Kafka broker answers at {bootstrap_servers} ({error}); "
                 "start the home's own with 'imagestream broker start', or check --bootstrap-servers"
             ) from error

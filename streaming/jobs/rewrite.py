@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from deltalake.transaction import AddAction, RemoveAction
 
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError
 from streaming.storage.files import FileSink, at_hand, conformed, read_batches
 from streaming.storage.table_features import TableFeatureError
 from streaming.storage.table_log import REWRITE, LiveFile, TableLog, open_log
@@ -120,7 +120,7 @@ def write_copy(
             parts.append(statistics(changed, names))
         written = sink.close()
     if written is None:
-        raise ServiceError(f"{place}/{files[0].path} should have rows, but has none")
+        raise DamagedError(f"{place}/{files[0].path} should have rows, but has none")
     path, stats = f"{folder}/{written.path}".lstrip("/"), json.dumps(merged_statistics(parts))
     return added(replace(written, path=path, partition=dict(files[0].partition), stats=stats))
 
@@ -139,6 +139,6 @@ def _row_groups(place: str, paths: Sequence[str], schema: pa.Schema) -> Iterator
                         yield pa.concat_tables(waiting)
                         waiting, waiting_bytes = [], 0
         except (OSError, pa.ArrowException) as error:
-            raise ServiceError(f"{place}/{path} cannot be read: {str(error).splitlines()[0]}; restore it") from error
+            raise DamagedError(f"{place}/{path} cannot be read: {str(error).splitlines()[0]}; restore it") from error
     if waiting:
         yield pa.concat_tables(waiting)

@@ -18,7 +18,7 @@ from pyspark.sql.types import DoubleType, StringType, StructType
 
 from models.bundle import MANIFEST, Bundle, parse_manifest, read_bundle
 from models.scorer import check_golden, load_head, load_scorer
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 from streaming.images.ml_worker import RESULT_DDL, from_features, from_images, loaded
 from streaming.ml.columns import (
     as_floats,
@@ -138,7 +138,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         stage, name = type(self).__name__, input_of(self)
         kind = check_input(stage, schema, name)
         if not is_image(kind) and not is_features(kind):
-            raise ServiceError(
+            raise DataError(
                 f"{stage}: column {name!r} should hold images (encoded bytes, or what spark.read.format('image') "
                 f"gives) or features (vectors, or arrays of float or double), it holds {kind.simpleString()}"
             )
@@ -176,7 +176,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         wanted = self.getOrDefault(self.bundle) if self.isDefined(self.bundle) else None
         if self._held is None or self._held[0] != wanted:
             if wanted is None:
-                raise ServiceError(
+                raise ConfigurationError(
                     "BundleScorer needs a bundle: the directory of a model version, HOME/models/bundles/SHA256"
                 )
             bundle = read_bundle(Path(wanted))

@@ -18,7 +18,7 @@ from models.decode import BadImage, decode
 from streaming.distributed.network import quiet_tensorflow
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.trainer import DistributedTrainer
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.ml.classifiers import BundleScorer
 from streaming.ml.columns import check_input
 from streaming.ml.params import given, input_of, param
@@ -107,7 +107,7 @@ class DistributedCNNClassifier(
         for name, kind, what in wanted:
             found = check_input(stage, dataset.schema, name)
             if found != kind:
-                raise ServiceError(f"{stage}: column {name!r} should hold {what}, it holds {found.simpleString()}")
+                raise DataError(f"{stage}: column {name!r} should hold {what}, it holds {found.simpleString()}")
         whole = dataset.where(F.col(label).isNotNull() & F.col(images).isNotNull())
         image_id = F.sha2(images, 256)
         return whole.select(

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from pyspark.sql.pandas.functions import arrow_udf
 from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, FloatType, IntegerType, StructType
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 
 # Of Spark's image struct (pyspark.ml.image.ImageSchema), what is read.
 IMAGE_FIELDS: dict[str, DataType] = {
@@ -34,7 +34,7 @@ def check_input(stage: str, schema: StructType, name: str) -> DataType:
         ServiceError: there is no such column; says which there are.
     """
     if name not in schema.names:
-        raise ServiceError(f"{stage}: there is no column {name!r} to read; there are: {', '.join(schema.names)}")
+        raise DataError(f"{stage}: there is no column {name!r} to read; there are: {', '.join(schema.names)}")
     return schema[name].dataType
 
 
@@ -46,7 +46,7 @@ def check_outputs(stage: str, schema: StructType, names: list[str]) -> None:
     """
     for place, name in enumerate(names):
         if name in schema.names or name in names[:place]:
-            raise ServiceError(f"{stage}: the column {name!r} is there already; give another name for the result")
+            raise ConfigurationError(f"{stage}: the column {name!r} is there already; give another name for the result")
 
 
 def is_image(kind: DataType) -> bool:
@@ -65,7 +65,7 @@ def check_image(stage: str, schema: StructType, name: str) -> None:
     """Raises ServiceError unless the column `name` is there and holds images."""
     kind = check_input(stage, schema, name)
     if not is_image(kind):
-        raise ServiceError(
+        raise DataError(
             f"{stage}: column {name!r} should hold images (encoded bytes, or what spark.read.format('image') gives), "
             f"it holds {kind.simpleString()}"
         )
@@ -75,7 +75,7 @@ def check_features(stage: str, schema: StructType, name: str) -> None:
     """Raises ServiceError unless the column `name` is there and holds features."""
     kind = check_input(stage, schema, name)
     if not is_features(kind):
-        raise ServiceError(
+        raise DataError(
             f"{stage}: column {name!r} should hold features (vectors, or arrays of float or double), "
             f"it holds {kind.simpleString()}"
         )

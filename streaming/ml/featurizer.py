@@ -19,7 +19,7 @@ from pyspark.sql.types import StringType, StructType
 from models.architectures import BACKBONES, BackboneSpec, find_backbone
 from models.backbone import FLATBUFFER_FILE, export_backbone
 from models.engine import LiteRTEngine
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.images.ml_worker import RESULT_DDL, from_images, loaded
 from streaming.ml.columns import as_vector, check_image, check_outputs, column, computed, vector_type
 from streaming.ml.params import FromImages, given, input_of, param
@@ -132,7 +132,7 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
             ModelError: an unknown name or output, or a size that it cannot take.
         """
         if not self.isDefined(self.modelName):
-            raise ServiceError(f"DeepImageFeaturizer needs a modelName: {', '.join(BACKBONES)}")
+            raise ConfigurationError(f"DeepImageFeaturizer needs a modelName: {', '.join(BACKBONES)}")
         params = {param.name: value for param, value in self.extractParamMap().items()}
         size = tuple(params["inputSize"]) if "inputSize" in params else None
         return find_backbone(backbone_name(params["modelName"]), params["output"], size)

@@ -9,7 +9,7 @@ from pyspark.ml.param.shared import HasInputCol
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 Value = TypeVar("Value")
 KEEP, SKIP = "keep", "skip"
@@ -32,7 +32,7 @@ def input_of(stage: HasInputCol) -> str:
         ServiceError: it was given none.
     """
     if not stage.isDefined(stage.inputCol):
-        raise ServiceError(f"{type(stage).__name__} needs an inputCol: the name of the column to read")
+        raise ConfigurationError(f"{type(stage).__name__} needs an inputCol: the name of the column to read")
     return stage.getInputCol()
 
 
@@ -74,7 +74,7 @@ class FromImages(Params):
         """
         wanted = self.getHandleInvalid()
         if wanted not in {KEEP, SKIP}:
-            raise ServiceError(f"handleInvalid is {KEEP} or {SKIP}, got {wanted!r}")
+            raise ConfigurationError(f"handleInvalid is {KEEP} or {SKIP}, got {wanted!r}")
         scratch = f"{self.uid}__computed"
         rows = rows.withColumn(scratch, computed)
         values, reason = F.col(f"{scratch}.values"), self.getReasonCol()

@@ -18,7 +18,7 @@ from models.arrays import read_npz, write_npz
 from models.bundle import PROJECTION
 from models.projection import Projection, check_pca_memory, fit_pca, projection_from_arrays
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 from streaming.images.ml_worker import from_features
 from streaming.ml.columns import as_floats, as_vector, check_features, check_outputs, column, computed, vector_type
 from streaming.ml.params import given, input_of, param
@@ -69,7 +69,7 @@ class _ProjectionModel(Model, _FeaturesToFeatures, StoredStage):
             ServiceError: this model was made by its constructor, and neither fitted nor loaded.
         """
         if self._projection is None:
-            raise ServiceError(f"{type(self).__name__} comes from fit() or load(), this one has no projection")
+            raise ConfigurationError(f"{type(self).__name__} comes from fit() or load(), this one has no projection")
         return self._projection
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
@@ -207,7 +207,7 @@ class SparseRandomProjection(
         rows = self._rows_to_fit(dataset)
         first = rows.first()
         if first is None:
-            raise ServiceError("SparseRandomProjection: there are no features to take the width of")
+            raise DataError("SparseRandomProjection: there are no features to take the width of")
         n_in, k = len(first["features"]), self.getK()
         if k is None:
             k = johnson_lindenstrauss_dim(rows.count(), self.getOrDefault(self.eps))

@@ -15,7 +15,7 @@ from pyspark.ml.param import Params
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWritable, MLWriter
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 
 MAX_BYTES = 1024**3
 FILES_DDL = "name string, content binary"
@@ -78,21 +78,21 @@ class StageReader(MLReader[Stored], Generic[Stored]):
             metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
             expected = f"{self._cls.__module__}.{self._cls.__name__}"
             if metadata["class"] != expected:
-                raise ServiceError(f"{path} holds a {metadata['class']}, expected {expected}")
+                raise DataError(f"{path} holds a {metadata['class']}, expected {expected}")
             stage = self._cls.from_files(self._read_files(path, metadata["files"]))
             stage._resetUid(metadata["uid"])
             DefaultParamsReader.getAndSetParams(stage, metadata)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ServiceError(f"{path} is no saved {self._cls.__name__}: {error}") from error
+            raise DataError(f"{path} is no saved {self._cls.__name__}: {error}") from error
         return stage
 
     def _read_files(self, path: str, hashes: Mapping[str, str]) -> dict[str, bytes]:
         table = self.sparkSession.read.schema(FILES_DDL).parquet(f"{path}/data")
         size = table.agg(F.sum(F.length("content"))).collect()[0][0] or 0
         if size > MAX_BYTES:
-            raise ServiceError(f"{path} holds {size:,} bytes, more than the {MAX_BYTES:,} allowed")
+            raise DataError(f"{path} holds {size:,} bytes, more than the {MAX_BYTES:,} allowed")
         files = {row["name"]: bytes(row["content"]) for row in table.limit(len(hashes) + 1).collect()}
         found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         if found != dict(hashes):
-            raise ServiceError(f"{path} was altered: its files are not those whose SHA-256 its metadata tells")
+            raise DataError(f"{path} was altered: its files are not those whose SHA-256 its metadata tells")
         return files

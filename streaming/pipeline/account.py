@@ -29,7 +29,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, ServiceError
 from streaming.pipeline.decisions import CountedRange, OffsetRange
 
 Place = tuple[str, int]  # topic, partition
@@ -184,7 +184,7 @@ def confirmed(
         if found is None:
             raise WitnessError(f"Kafka does not know topic {name!r} any more")
         if found != known:
-            raise ServiceError(
+            raise ConflictError(
                 f"topic {name!r} was made again while batch {number} was read (id {found}, before {known}); nothing of "
                 "it is committed"
             )

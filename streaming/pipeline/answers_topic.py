@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from producer.message import HEADER_SOURCE
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ConflictError, DamagedError, ServiceError, UnavailableError
 from streaming.pipeline.answer_message import HEADER_BATCH, AnswerMessage, answer_fields, answer_message
 from streaming.pipeline.decisions import AnswersDue, Decision
 from streaming.platform.broker import bootstrap_servers as home_servers
@@ -53,7 +53,7 @@ SERVERS = "--answers-bootstrap-servers (IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS)"
 HEADERS_OF = {"predictions": (), "quarantine": ("headers",)}  # columns that an answer's headers are made from
 
 
-class AnswersAwayError(ServiceError):
+class AnswersAwayError(UnavailableError):
     """The broker for answers does not answer, so that a batch is not whole yet; asked again later, it may."""
 
 
@@ -117,7 +117,7 @@ class AnswersTopic:
         if name is None:
             return
         if reads.includes(name):
-            raise ServiceError(
+            raise ConfigurationError(
                 f"--answers-topic: {name!r} is a topic that the stream reads images from: choose another name"
             )
         topics = [self._described(name, right) for right in (Right.WRITE, Right.READ)]
@@ -266,7 +266,7 @@ class AnswersTopic:
         """The answers go to the topic that the stream had checked, wherever this process finds one of its name."""
         found = self._described(due.topic, Right.WRITE)
         if found.id != due.topic_id and not self.accept_new_topic:
-            raise ServiceError(
+            raise ConflictError(
                 f"the answers of batch {decision.number} are due on topic {due.topic!r} with id {due.topic_id}, and "
                 f"the one at {self._servers()} has id {found.id}: name its broker with --answers-bootstrap-servers or "
                 "IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS; if the topic was made again, start the stream with "
@@ -380,7 +380,7 @@ def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
             try:
                 yield from file_messages(table, f"{place}/{table}", file)
             except (OSError, pa.ArrowException) as error:
-                raise ServiceError(
+                raise DamagedError(
                     f"batch {decision.number} was decided, but its file {table}/{file.path} cannot be read "
                     f"({type(error).__name__}): restore it into the home's tables"
                 ) from error

@@ -33,6 +33,7 @@ from pyspark.sql import DataFrame
 from models.decode import DEFAULT_LIMITS, Limits
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
+from streaming.errors import reported
 from streaming.pipeline.account import Place, account, confirmed, places_with_holes
 from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.bounded import BoundedMessages
@@ -69,6 +70,7 @@ class BatchResult:
         str, float
     ]  # of the stages in `models/` and `score.py`, summed over the workers, and of `DRIVER_STEPS`
     refused: dict[int, str] = field(default_factory=dict)  # version → why, of models that an alias points to
+    challenger_error: str | None = None  # why the challenger did not score all images
     drift: dict[str, float] = field(default_factory=dict)  # see `models.drift.drift` and `models.drift_alarm.verdict`
     cores: int = 1  # that worked on it at a time
     traced: Sequence[str] = ()  # trace contexts of messages, see `PartitionReport`
@@ -187,6 +189,10 @@ class BatchCommitter:
             }
             return _summed([report.seconds for report in scored.reports]) | driver
 
+        refused = dict(self._serving.refused)
+        failed = next((report.challenger_error for report in scored.reports if report.challenger_error), None)
+        if challenger and failed:
+            refused[challenger.version.version] = f"fails in scoring: {failed}"
         files = self._files(scored, champion.version, challenger.version if challenger else None, started.date())
         try:
             counted = confirmed(plan.number + 1, counted, witness.result(), topics)
@@ -206,7 +212,7 @@ class BatchCommitter:
                 predicted_rows=scored.rows.num_rows,
                 quarantined=scored.quarantined,
                 seconds=seconds(),
-                refused=_refused(self._serving.refused),
+                refused=_refused(refused),
                 drift=far,
                 started_at=started,
             ),
@@ -234,7 +240,8 @@ class BatchCommitter:
             predicted_rows=scored.rows.num_rows,
             quarantined=scored.quarantined,
             seconds=seconds(),
-            refused=self._serving.refused,
+            refused=refused,
+            challenger_error=failed,
             drift=far,
             cores=_cores(messages, scored.reports),
             traced=[one for report in scored.reports for one in report.traced],
@@ -277,7 +284,7 @@ class BatchCommitter:
             )
             output = pa.Table.from_batches(rows, OUTPUT)
         else:
-            output = messages.mapInArrow(score, self._output).toArrow().cast(OUTPUT)
+            output = messages.mapInArrow(reported(score), self._output).toArrow().cast(OUTPUT)
         is_report = output.column(REPORT.name).is_valid()
         reports = [PartitionReport.from_json(text) for text in output.filter(is_report).column(REPORT.name).to_pylist()]
         quarantined: dict[str, int] = _summed([report.quarantined for report in reports])

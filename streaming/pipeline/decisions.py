@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DamagedError, ServiceError
 from streaming.storage.files import STRICT, DataFile
 from streaming.storage.numbered import numbered, numbered_key
 from streaming.storage.store import Store, check_key
@@ -152,7 +152,7 @@ class Decision:
         """
         decision: Decision = parse_object(data, name, "decision", (FORMAT, FORMAT_WITH_ANSWERS), _decision_type())
         if problem := next(_problems(decision), None):
-            raise ServiceError(f"the decision {name} is damaged: {problem}; restore it from a copy")
+            raise DamagedError(f"the decision {name} is damaged: {problem}; restore it from a copy")
         return decision
 
 
@@ -168,9 +168,9 @@ def parse_object(data: bytes, name: str, kind: str, formats: Sequence[int], type
         content = json.loads(data)
         found = content.pop("format", None)
     except (ValueError, RecursionError, AttributeError, TypeError) as error:
-        raise ServiceError(f"the {kind} {name} is damaged: expected a JSON object; restore it from a copy") from error
+        raise DamagedError(f"the {kind} {name} is damaged: expected a JSON object; restore it from a copy") from error
     if found not in formats or isinstance(found, bool):
-        raise ServiceError(
+        raise ConfigurationError(
             f"the {kind} {name} has format {str(found)[:20]!r}, expected {' or '.join(map(str, formats))}: a release "
             "that knows it is needed"
         )
@@ -179,7 +179,7 @@ def parse_object(data: bytes, name: str, kind: str, formats: Sequence[int], type
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:100]
-        raise ServiceError(
+        raise DamagedError(
             f"the {kind} {name} is damaged: {where!r}: {first['msg']}; restore it from a copy"
         ) from error
 
@@ -283,7 +283,7 @@ class Decisions:
             return None
         decision = Decision.from_json(data, f"{self._store.place}/{key}")
         if decision.number != number:
-            raise ServiceError(f"the decision {self._store.place}/{key} is that of batch {decision.number}: restore it")
+            raise DamagedError(f"the decision {self._store.place}/{key} is that of batch {decision.number}: restore it")
         return decision
 
     def decide(self, decision: Decision) -> bool:

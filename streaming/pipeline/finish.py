@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DamagedError
 from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.decisions import DECIDED_TABLES, Decision, Decisions, OffsetRange, files_of
 from streaming.pipeline.positions import Positions, read_identity, read_positions
@@ -87,7 +87,9 @@ def apply(
         _check_files(decision, tables)
     files = {tables[name]: of_table for name, of_table in files_of(decision).items()}
     if decision.answers is not None and answers is None:
-        raise ServiceError(f"batch {number} has answers due on topic {decision.answers.topic!r}, which nobody sends")
+        raise ConfigurationError(
+            f"batch {number} has answers due on topic {decision.answers.topic!r}, which nobody sends"
+        )
     with ThreadPoolExecutor(1 + len(files)) as pool:  # tables and answers do not depend on each other
         sent = pool.submit(answers.send, decision, tables.place, on_step) if decision.answers and answers else None
         commits = {
@@ -136,7 +138,7 @@ def finish_decided(
         if not ahead:
             return positions
         if decisions.read(positions.number + 1) is None:  # else another driver has decided it meanwhile
-            raise ServiceError(
+            raise DamagedError(
                 f"table {ahead[0]} has rows of stream {stream!r} after batch {positions.number}, the newest in table "
                 "batches, and there is no decision about them: the home was restored in pieces; "
                 "restore tables and streams from one copy"
@@ -146,7 +148,7 @@ def finish_decided(
 def _check_continues(positions: Positions, decision: Decision, stream: str) -> None:
     number = decision.number
     if decision.stream != positions.stream:
-        raise ServiceError(
+        raise DamagedError(
             f"batch {number} of stream {stream!r} was decided by a stream with another id: restore streams/{stream} "
             "and tables from one copy"
         )
@@ -156,7 +158,7 @@ def _check_continues(positions: Positions, decision: Decision, stream: str) -> N
         before = left_out.get(place, OffsetRange(*place, one.start, one.start))
         end = positions.ends.get(place, before.start)
         if (before.start, before.end) != (end, one.start):
-            raise ServiceError(
+            raise DamagedError(
                 f"batch {number} of stream {stream!r} was decided from offset {one.start} of {one.topic!r} partition "
                 f"{one.partition}, but the batch before it ends at {end}: restore streams/{stream} and tables from one "
                 "copy"
@@ -177,7 +179,7 @@ def _check_files(decision: Decision, tables: Tables) -> None:
                 wrong.append(f"{name}/{file.path} ({found})")
     if wrong:
         more = f" and {len(wrong) - LISTED} more" if len(wrong) > LISTED else ""
-        raise ServiceError(
+        raise DamagedError(
             f"batch {decision.number} was decided, but files of it are missing or damaged: "
             f"{', '.join(wrong[:LISTED])}{more}; restore them into the home's tables"
         )

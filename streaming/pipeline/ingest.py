@@ -11,13 +11,13 @@ from types import MappingProxyType
 
 from pyspark.sql import DataFrame, SparkSession
 
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError
 from streaming.pipeline.decisions import OffsetRange
 from streaming.platform.topic import Subscription
 
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
-# A task asks only for messages that exist, so waiting at the broker for more gains nothing. With Kafka's default, 500 ms,
-# about one micro-batch in twenty waited that long for the answer to a fetch that was sent ahead.
+# A task asks only for messages that exist, so waiting at the broker for more gains nothing. With Kafka's default, 500
+# ms, about one micro-batch in twenty waited that long for the answer to a fetch that was sent ahead.
 FETCH_WAIT_MS = 10
 INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
 
@@ -93,7 +93,7 @@ def _offsets_in(path: Path) -> Mapping[str, Mapping[str, int]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     except (OSError, ValueError, IndexError) as error:
-        raise ServiceError(f"the checkpoint's offsets in {path} cannot be read: {error}") from error
+        raise DamagedError(f"the checkpoint's offsets in {path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ServiceError(f"the checkpoint's offsets in {path} should be a JSON object, got {content!r}")
+        raise DamagedError(f"the checkpoint's offsets in {path} should be a JSON object, got {content!r}")
     return content

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import ThreadingWSGIServer
 
 from models.drift import MEANINGFUL_ROWS
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.pipeline.answers_topic import Sent
 from streaming.pipeline.offsets import PartitionLag
 
@@ -53,6 +53,8 @@ class Batch(Protocol):
     def waited_s(self) -> Sequence[float]: ...
     @property
     def traced(self) -> Sequence[str]: ...
+    @property
+    def challenger_error(self) -> str | None: ...
     @property
     def drift(self) -> Mapping[str, float]: ...
 
@@ -107,6 +109,7 @@ class Metrics:
         for gauge in self._drift.values():
             gauge.set(nan)  # not known yet
         self._refused = Counter("refused_models", "Promoted versions that were refused.", **new)
+        self._challenger = Counter("challenger_failures", "Micro-batches in which the challenger failed.", **new)
         self._trouble = Counter("troubles", "Failures after which the stream tried again.", **new)
         self._lag = Gauge("lag_messages", "Messages that wait for their row.", ["topic", "partition"], **new)
         self._broker = Gauge("broker_up", "1 if the broker answered when last asked.", **new)
@@ -134,6 +137,7 @@ class Metrics:
         self._bytes.inc(batch.input_bytes)
         self._model.clear()
         self._model.labels(str(batch.model_version)).set(1)
+        self._challenger.inc(batch.challenger_error is not None)
         for reason, count in batch.quarantined.items():
             self._quarantined.labels(reason).inc(count)
         for seconds in batch.waited_s:
@@ -199,7 +203,7 @@ class MetricsServer:
             server = type("_Server", (ThreadingWSGIServer,), {"address_family": family})
             self._server: WSGIServer = make_server(str(address[0]), port, application, server, _Silent)
         except OSError as error:
-            raise ServiceError(
+            raise ConfigurationError(
                 f"metrics cannot be served at {host}:{port} ({error.strerror}): give another address of this machine, "
                 "and another port, or 0 for a free one"
             ) from error

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, DamagedError
 from streaming.pipeline.decisions import DECIDED_TABLES
 from streaming.pipeline.finish import Tables
 from streaming.pipeline.ingest import first_offsets
@@ -89,7 +89,7 @@ def begin_stream(
     if not store.create(key, identity.to_json()):
         found = read_identity(settings, settings.topic)
         if found is None:
-            raise ServiceError(f"{store.place}/{key} was created by another stream and is gone")
+            raise ConflictError(f"{store.place}/{key} was created by another stream and is gone")
         identity = found
     return Positions(identity.id, 0, {(o.topic, o.partition): o.offset for o in identity.first}, identity.topics)
 
@@ -149,7 +149,7 @@ def _old_topic(path: Path, topic: str) -> Mapping[str, str]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ServiceError(f"{path}, which names the topic that was read, is damaged: {error}") from error
+        raise DamagedError(f"{path}, which names the topic that was read, is damaged: {error}") from error
     return {name_in_tables(topic, number): id_}
 
 

@@ -172,6 +172,7 @@ class Observer:
         self._advanced = threading.Event()  # since the tables were last read for the lag
         self._advanced.set()
         self._lag: int | None = None
+        self._challenger_error: str | None = None  # in the last micro-batch
         self._broker_answers: bool | None = None  # None: not asked yet
         self._state = StreamState(os.getpid(), psutil.Process().create_time(), Phase.STARTING, time())
         self._server = None
@@ -236,6 +237,9 @@ class Observer:
         )
 
         scored(batch.traced, batch.wall_s, {"batch_id": batch.batch_id, "model_version": batch.model_version})
+        if batch.challenger_error not in {None, self._challenger_error}:  # not again with every micro-batch
+            self._tell("warning", "challenger failed", batch_id=batch.batch_id, reason=batch.challenger_error)
+        self._challenger_error = batch.challenger_error
         if batch.drift.get("alarm"):
             figures = ("p_value", "window_psi", "window_rows")
             self._tell("warning", "drift", model_version=batch.model_version, **{f: batch.drift[f] for f in figures})

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 from pyarrow import dataset
 
-from streaming.errors import ServiceError
+from streaming.errors import ConflictError, DamagedError, NotFoundError, ServiceError
 from streaming.pipeline.decisions import Decision, OffsetRange, parse_object
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
@@ -113,7 +113,7 @@ def read_identity(settings: Settings, stream: str) -> StreamIdentity | None:
     name = f"{store.place}/{key}"
     identity: StreamIdentity = parse_object(data, name, "stream", (FORMAT,), _identity_type())
     if not identity.id.replace("-", "").isalnum() or any(min(one.partition, one.offset) < 0 for one in identity.first):
-        raise ServiceError(f"the stream {name} is damaged: its id or its first offsets; restore it from a copy")
+        raise DamagedError(f"the stream {name} is damaged: its id or its first offsets; restore it from a copy")
     return identity
 
 
@@ -192,7 +192,7 @@ def _read_batches(settings: Settings) -> pa.Table:
         files = local_copies(home, data_files(open_delta(place), place))
         return dataset.dataset(files, schema, format="parquet").to_table() if files else schema.empty_table()
     except (DeltaError, OSError, pa.ArrowException) as error:
-        raise ServiceError(f"table batches in {home.tables} cannot be read: {str(error).splitlines()[0]}") from error
+        raise DamagedError(f"table batches in {home.tables} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
@@ -236,7 +236,7 @@ def refuse_shared(settings: Settings, topics: Collection[str]) -> None:
         if identity is not None:
             theirs = {name_in_kafka(one) for one in read_positions(settings, identity).topics}
             if shared := sorted(theirs.intersection(topics)):
-                raise ServiceError(
+                raise ConflictError(
                     f"topic {shared[0]!r} is read by stream {other!r} of {settings.home}, and its messages would have "
                     "two rows: leave it to that stream, or take another home"
                 )
@@ -352,7 +352,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
     if again is not None:
         name = name_in_tables(topic.name, number_of(name) + 1)
         if not accept.new_topic:
-            raise ServiceError(
+            raise ConflictError(
                 f"{again}: its offsets start over; read it from its first message on with --accept-new-topic, which "
                 f"has its rows in the tables as topic {name!r}"
             )
@@ -362,7 +362,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
     for partition, begin in sorted(topic.begins.items()):
         end = ends.get(partition, 0)
         if begin > end and not accept.loss:
-            raise ServiceError(
+            raise NotFoundError(
                 f"topic {topic.name!r} partition {partition}: up to {begin - end} messages are lost, from offset "
                 f"{end} to {begin - 1}: Kafka's retention removed them before they were read; continue without them "
                 "with --accept-loss"

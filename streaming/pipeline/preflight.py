@@ -4,7 +4,7 @@ import os
 import re
 
 from models.bad_image import Limits
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.platform.machine import memory
 from streaming.platform.session import BYTES_PER_ARROW_BATCH, QUICK_START
 from streaming.settings import Settings
@@ -74,7 +74,7 @@ def check_memory(settings: Settings, bundle_bytes: int, workers: int) -> None:
     needed = needed_bytes(settings, bundle_bytes, workers)
     available = memory().available
     if needed > available:
-        raise ServiceError(
+        raise ConfigurationError(
             f"not enough memory: {workers} workers of up to {per_worker // MIB:,} MiB (model {bundle_bytes // MIB:,} "
             f"MiB, an image of {limits.max_pixels:,} pixels {decoding // MIB:,} MiB) and a JVM of "
             f"{settings.driver_memory} need {needed // MIB:,} MiB, {available // MIB:,} MiB are available; take fewer "

@@ -38,6 +38,7 @@ TOP_K = 3
 NOTHING: Mapping[tuple[str, int, int], str] = MappingProxyType({})
 MAX_KEY_BYTES = 1024  # a longer key is cut; `quarantine` has it whole
 MAX_ID_CHARS = 256
+MAX_ERROR_CHARS = 300  # of why the challenger failed
 MAX_TRACED = 100  # messages of a partition whose scoring becomes a span of their traces
 MAX_HEADERS, MAX_HEADERS_BYTES = 1_000, 1024**2  # of a message
 # Times that are taken as such, in milliseconds: 1971, so that seconds are not, to 2200.
@@ -301,7 +302,7 @@ def _shadow_answers(values: _Values, good: list[int], features: Features, on: _P
             features = scorer.features(decoded.images)
         label, confidence = answer_columns(scorer.probabilities(features), scorer.head)[:2]
     except Exception as error:  # noqa: BLE001  whatever it is
-        on.report.challenger_error = f"{type(error).__name__}: {error}"
+        on.report.challenger_error = f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_ERROR_CHARS]
         return nothing
     return [label, confidence]
 

@@ -10,7 +10,7 @@ from models.bundle import Bundle
 from models.drift import DriftReference
 from models.errors import ModelError
 from models.scorer import check_golden, load_reference, load_scorer
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.pipeline.decisions import ModelVersion
 from streaming.platform.engines import EngineChoice, Engines
 from streaming.registry import CHALLENGER, CHAMPION, Registry
@@ -68,7 +68,7 @@ class Serving:
         version = targets[CHAMPION]
         if version is None:
             place = self._registry.place
-            raise ServiceError(f"there is no champion model in {place}; make one with 'imagestream train'")
+            raise NotFoundError(f"there is no champion model in {place}; make one with 'imagestream train'")
         return version
 
     def _take_up(self, version: int, current: LoadedModel | None) -> LoadedModel | None:

@@ -5,6 +5,7 @@ poll that found nothing to do), and it takes the champion: no version is promote
 ill health: it says how much there is to do.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from streaming.platform.broker import bootstrap_servers as home_servers
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.topic import Right, is_hidden, messages_near_retention, no_right
 from streaming.query import query
-from streaming.registry import CHAMPION, open_registry
+from streaming.registry import CHALLENGER, CHAMPION, open_registry
 from streaming.settings import Settings
 
 BATCHES_FOR_RATE = 10
@@ -63,6 +64,7 @@ class Status:
     images_per_second: float | None  # of the last batches, while they ran
     last_batch: LastBatch | None
     aliases: dict[str, int | None]
+    challenger_error: str | None  # why the challenger was refused, or failed, in the last batch
     quarantined: dict[str, int]
     near_retention: dict[str, int]  # topic → messages without a row, half of whose time in Kafka is over
 
@@ -100,8 +102,9 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
     if problem:
         reasons.append(problem)
     batches = _rows(settings, "batches", LAST_BATCHES, topics=topics, limit=BATCHES_FOR_RATE)
-    if batches and f"version {aliases.get(CHAMPION)}:" in (batches[0]["refused"] or ""):
-        reasons.append(f"the champion is refused, an older model goes on: {batches[0]['refused']}")
+    refused = batches[0]["refused"] if batches else None
+    if refusal(refused, aliases.get(CHAMPION)):
+        reasons.append(f"the champion is refused, an older model goes on: {refused}")
     busy_s = sum(row["seconds"] or 0 for row in batches)
     return Status(
         topic=settings.topic,
@@ -115,9 +118,26 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
         images_per_second=sum(row["input_rows"] for row in batches) / busy_s if busy_s else None,
         last_batch=_last(batches[0]) if batches else None,
         aliases=aliases,
+        challenger_error=refusal(refused, aliases.get(CHALLENGER)),
         near_retention=_near_retention(settings, broker if offsets else None, committed, names),
         quarantined={row["reason"]: row["n"] for row in _rows(settings, "quarantine", QUARANTINED, topics=topics)},
     )
+
+
+def refusal(refused: str | None, version: int | None) -> str | None:
+    """Why a version was refused or failed, from the column `refused` of a row of `batches`; None if it was not."""
+    found = re.search(rf"(?:^|; )version {version}: (.*?)(?=; version \d+: |$)", refused or "")
+    return found[1] if found else None
+
+
+def last_refusal(settings: Settings, version: int) -> str | None:
+    """Why the newest micro-batch of the home, of any stream, was scored without a version that an alias points to.
+
+    Raises:
+        ServiceError: the table cannot be read.
+    """
+    rows = _rows(settings, "batches", "SELECT refused FROM batches ORDER BY committed_at DESC LIMIT 1")
+    return refusal(rows[0]["refused"], version) if rows else None
 
 
 def _broker(settings: Settings, topics: Sequence[str]) -> tuple[str | None, Reaches | None, str | None]:

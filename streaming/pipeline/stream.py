@@ -20,9 +20,9 @@ from typing import Any, Literal
 from pyspark.sql import SparkSession
 
 from producer.topic_files import file_stem
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ConflictError, ServiceError, StoreAwayError, UnavailableError, restated
 from streaming.pipeline.account import WitnessError
-from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic, Sent
+from streaming.pipeline.answers_topic import AnswersTopic, Sent
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
@@ -39,14 +39,12 @@ from streaming.platform.bounded_reader import BoundedReader
 from streaming.platform.engines import Engines
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
-from streaming.platform.schema_registry import RegistryAwayError
-from streaming.platform.session import cause, spark_session
+from streaming.platform.session import cause, raised, spark_session
 from streaming.platform.topic import Subscription, describe_topics, offsets_from, topic_notices, trouble_with_broker
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 from streaming.storage.home import held, make_dir
-from streaming.storage.store_errors import StoreAwayError
 
 IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
 BYTES_PER_BATCH = 512 * 1024**2
@@ -206,16 +204,16 @@ class _Starts:
 
         Raises:
             ServiceError: a decided batch cannot be finished, or the topic does not continue what was committed; an
-                AwayError or AnswersAwayError where a broker does not answer just now.
+                UnavailableError where a broker or the store does not answer.
         """
         settings, client = self._settings, client_arguments(self._settings)
         positions = finish_decided(settings, settings.topic, self.tables, self._answers)
         try:
             topics = describe_topics(self._servers, self._subscription, client)
-        except RefusedError:
+        except ConfigurationError:
             raise
-        except ServiceError as error:
-            raise AwayError(str(error)) from error
+        except ServiceError as error:  # also of a topic that does not exist, or not yet
+            raise UnavailableError(str(error)) from error
         if positions is None:
             first = {}
             if self._begin != EARLIEST:
@@ -231,10 +229,6 @@ class _Starts:
 def subscription_of(settings: Settings, options: StreamOptions) -> Subscription:
     """What the stream reads: what the options say, or else the settings' topic."""
     return options.subscription or Subscription((settings.topic,))
-
-
-class AwayError(ServiceError):
-    """The broker does not answer, or does not know the topic's offsets: asked again later, it may."""
 
 
 class _Run:
@@ -262,6 +256,7 @@ class _Run:
         self._lost = 0
         self._attempts = Attempts(settings.work_dir / "attempts" / f"{file_stem(settings.topic)}.json")
         self._planned: set[str] | None = None  # the topics of the last plan that lacked one
+        self._raised: Exception | None = None  # by the query's last micro-batch
         self.summary = StreamSummary()
 
     def committed(self, batch: BatchResult) -> None:
@@ -288,7 +283,7 @@ class _Run:
             if error is None:
                 break
             self.summary.restarts += 1
-            if _ResizeError.__name__ in error and self._last is not None:
+            if isinstance(error, _ResizeError) and self._last is not None:
                 self._size.images = self._size.fitting(self._last)
                 self._last = None
             elif not self._appeared(error, committer.plan):
@@ -316,16 +311,14 @@ class _Run:
             committed = self._settings.isolation == COMMITTED
             with closing(BoundedReader(self._servers, self._client, committed=committed)) as reader:
                 committer(read_bounded(reader, ranges, names), ranges)
-        except (KafkaError, ServiceError, LostDecisionError, WitnessError, RegistryAwayError) as error:
-            if isinstance(error, ServiceError) and not isinstance(error, RefusedError | AnswersAwayError):
-                raise
-            self._after_failure(f"{type(error).__name__}: {error}")
+        except (KafkaError, ServiceError, LostDecisionError, WitnessError) as error:
+            self._after_failure(error)
             return False
         return True
 
-    def _appeared(self, error: str, plan: Plan) -> bool:
+    def _appeared(self, error: Exception, plan: Plan) -> bool:
         """Whether a topic appeared that the plan lacks, so that the next one has it."""
-        before, self._planned = self._planned, {*plan.topics} if TopicAppearedError.__name__ in error else None
+        before, self._planned = self._planned, {*plan.topics} if isinstance(error, TopicAppearedError) else None
         return self._planned is not None and self._planned != before
 
     def _plan_again(self, committer: BatchCommitter, starts: _Starts) -> None:
@@ -333,7 +326,7 @@ class _Run:
         while not self._stop.is_set():
             try:
                 committer.plan = starts.plan()
-            except (AwayError, AnswersAwayError, StoreAwayError) as error:  # on its way down or up, or a full disk
+            except UnavailableError as error:  # on its way down or up, or a full disk
                 self._events.on_trouble(f"{error}; trying again")
                 self._stop.wait(RETRY_S)
             else:
@@ -349,6 +342,14 @@ class _Run:
             self._attempts.begin(plan.number + 1, ranges)
             committer(messages, ranges)
 
+        def keep_error(messages: Any, batch: int) -> None:
+            try:
+                run_batch(messages, batch)
+            except Exception as error:
+                self._raised = error  # of which the query's own exception has the text alone
+                raise
+
+        self._raised = None
         messages = read_topics(
             self._spark,
             self._servers,
@@ -363,11 +364,11 @@ class _Run:
             trigger = {"availableNow": True}
         # Each task writes a file to each table: of a topic with hundreds of partitions a task reads several.
         messages = messages.coalesce(TASKS_PER_CORE * self._spark.sparkContext.defaultParallelism)
-        writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(run_batch)
+        writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(keep_error)
         # A file URI: the driver alone reads and writes it, also where Spark's default file system is another.
         return writer.option("checkpointLocation", scratch.as_uri()).trigger(**trigger).start()
 
-    def _wait(self, query: Any) -> str | None:
+    def _wait(self, query: Any) -> Exception | None:
         """Wait until the query ends by itself, or let its running micro-batch finish when told to stop.
 
         Returns:
@@ -382,26 +383,29 @@ class _Run:
                 threading.Event().wait(POLL_S)
             query.stop()
         error = query.exception()
-        return None if error is None or self._stop.is_set() else str(error)
+        return None if error is None or self._stop.is_set() else raised(self._raised or error)
 
-    def _after_failure(self, error: str) -> None:
-        """Wait for the broker if that is what is missing; else give it another try, but not for ever."""
-        if LostDecisionError.__name__ in error:
+    def _after_failure(self, error: Exception) -> None:
+        """Wait for what does not answer, give anything else another try, but not for ever; end for what is permanent.
+
+        Raises:
+            ServiceError: of the kind of `error` where trying again cannot help.
+        """
+        if isinstance(error, LostDecisionError):
             self._lost += 1
             if self._lost >= MAX_LOST:
-                raise ServiceError(
+                raise ConflictError(
                     f"another stream runs on {self._settings.topic!r} in {self._settings.home}: it decided "
                     f"{self._lost} batches before this one did; one at a time may write"
                 )
             self._events.on_trouble(f"planning again: {cause(error)}")
             return
-        store_away = StoreAwayError.__name__ in error and not self._settings.place.is_local
-        if store_away or any(kind.__name__ in error for kind in (AnswersAwayError, RegistryAwayError)):
+        if may_return(error, local=self._settings.place.is_local):
             self._events.on_trouble(f"{cause(error)}; waiting for it")
             self._stop.wait(RETRY_S)  # planning, or the same micro-batch, asks again until it answers
             return
-        if is_permanent(error):
-            raise ServiceError(f"the stream stopped: {cause(error)}")
+        if isinstance(error, ServiceError) and is_permanent(error):
+            raise restated(error, f"the stream stopped: {error}") from error
         if trouble := trouble_with_broker(self._servers, self._client):
             self._events.on_trouble(f"{trouble}; waiting for it")
             while not self._stop.wait(RETRY_S) and trouble_with_broker(self._servers, self._client):
@@ -409,7 +413,7 @@ class _Run:
             return
         self._failures += 1
         if self._failures >= MAX_FAILURES:
-            raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}")
+            raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}") from error
         if self._failures > 1:  # it may be too large: nothing binds the messages to one batch
             self._size.images = max(1, self._size.images // 2)
         self._events.on_trouble(f"trying again: {cause(error)}")
@@ -420,6 +424,11 @@ class _ResizeError(Exception):
     """Raised before a micro-batch is scored, to have the query started again with another batch size."""
 
 
-def is_permanent(error: str) -> bool:
-    """Whether trying again cannot help: offsets or accounts that do not fit. An engine that fails may recover."""
-    return "streaming.errors.ServiceError" in error
+def may_return(error: Exception, *, local: bool) -> bool:
+    """Whether to wait as long as it takes. A local store that cannot be used is more likely full than away."""
+    return isinstance(error, UnavailableError) and not (local and isinstance(error, StoreAwayError))
+
+
+def is_permanent(error: ServiceError) -> bool:
+    """Whether trying again cannot help. A broker that has just started may refuse what it allows a moment later."""
+    return not isinstance(error, UnavailableError | RefusedError)

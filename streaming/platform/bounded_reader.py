@@ -22,7 +22,7 @@ import crc32c
 import pyarrow as pa
 
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
-from streaming.errors import ServiceError
+from streaming.errors import DataError, ServiceError
 from streaming.platform.kafka_client import connect
 from streaming.platform.topic import OPEN, TIMEOUT_MS
 
@@ -192,7 +192,7 @@ class _Batch:
     def records(self) -> Iterator[Record]:
         codec = self.attributes & 0x07
         if codec and codec not in CODECS:
-            raise ServiceError(f"offset {self.base_offset}: compression {codec} is not one of {sorted(CODECS)}")
+            raise DataError(f"offset {self.base_offset}: compression {codec} is not one of {sorted(CODECS)}")
         unpacked = _Unpacked(self.data, CODECS.get(codec))
         offset = self.base_offset - 1
         for number in range(self.count):
@@ -205,7 +205,7 @@ class _Batch:
                     yield Record(min(offset + 1 + left, self.last_offset), self.max_timestamp, refused=refused)
                 return
             except (EOFError, ValueError, struct.error, OSError) as error:
-                raise ServiceError(f"the batch at offset {self.base_offset} is damaged: {error}") from error
+                raise DataError(f"the batch at offset {self.base_offset} is damaged: {error}") from error
             offset = record.offset
             yield record
 
@@ -330,9 +330,9 @@ def _batches(data: bytes) -> Iterator[_Batch]:
         if end > len(data):
             return
         if magic != MAGIC:
-            raise ServiceError(f"the batch at offset {base} is of message format {magic}, expected {MAGIC}")
+            raise DataError(f"the batch at offset {base} is of message format {magic}, expected {MAGIC}")
         if crc32c.crc32c(data[at + BODY_AT : end]) != crc:
-            raise ServiceError(f"the batch at offset {base} is not what its checksum says")
+            raise DataError(f"the batch at offset {base} is not what its checksum says")
         packed = data[at + BATCH_HEADER.size : end]
         yield _Batch(base, base + last_delta, attributes, first_ms, max_ms, producer, count, packed)
         at = end

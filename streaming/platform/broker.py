@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
 from streaming.platform.jars import Progress, broker_classpath, install_jars
 from streaming.platform.java import find_java
 from streaming.platform.kafka_node import CONFIG_NAME, HOST, LOG_NAME, KafkaNode, free_port
@@ -52,12 +52,12 @@ def bootstrap_servers(settings: Settings) -> str:
         return settings.bootstrap_servers
     state = running_broker(settings)
     if state is None:
-        raise ServiceError(
+        raise UnavailableError(
             f"no Kafka broker: the one of {settings.home} is not running; "
             "run `imagestream broker start`, or pass --bootstrap-servers HOST:PORT"
         )
     if settings.kafka_security_protocol != "PLAINTEXT":
-        raise ServiceError(
+        raise ConfigurationError(
             f"the broker of {settings.home} talks PLAINTEXT, not {settings.kafka_security_protocol}: name the secured "
             "one with IMAGESTREAM_BOOTSTRAP_SERVERS, or leave IMAGESTREAM_KAFKA_SECURITY_PROTOCOL out"
         )
@@ -93,7 +93,7 @@ def start_broker(
         running = running_broker(settings)
         if running is not None:
             if port not in (None, running.port):
-                raise ServiceError(f"the broker is running on port {running.port}, not {port}: stop it first")
+                raise ConflictError(f"the broker is running on port {running.port}, not {port}: stop it first")
             return running, False
         use_scratch(settings.work_dir)
         java = find_java(settings.work_dir)
@@ -137,7 +137,7 @@ def log_file(settings: Settings) -> Path:
     """
     path = settings.broker_dir / LOG_NAME
     if not path.is_file():
-        raise ServiceError(f"no log at {path}: the broker has not been started yet; run `imagestream broker start`")
+        raise NotFoundError(f"no log at {path}: the broker has not been started yet; run `imagestream broker start`")
     return path
 
 
@@ -203,7 +203,7 @@ def _write_state(settings: Settings, state: BrokerState) -> None:
 def _choose_port(settings: Settings, port: int | None) -> int:
     if port is not None:
         if is_taken(port):
-            raise ServiceError(f"port {port} is taken by another process: pass another --port, or none for a free one")
+            raise ConflictError(f"port {port} is taken by another process: pass another --port, or none for a free one")
         return port
     preferred = remembered_port(settings) or DEFAULT_PORT
     return free_port() if is_taken(preferred) else preferred

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from models.errors import ModelError
 from models.onnx_session import resolve_providers
 from streaming.environment import all_ignored
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError
 from streaming.platform.broker import DEFAULT_PORT, is_taken, remembered_port, running_broker
 from streaming.platform.engines import Engines
 from streaming.platform.jars import ELSEWHERE, damaged_jars, locked_jars, why_not_for_jars
@@ -30,6 +30,7 @@ PYTHON_FROM, PYTHON_BELOW = (3, 11), (3, 14)
 MIN_MEMORY_GIB = 4.0  # Spark 2, the broker 0.7, two Python workers 0.6 each
 MIN_DISK_GIB = 2.0
 GIB = 1024**3
+ANOTHER_HOME = "choose another home with --home PLACE or IMAGESTREAM_HOME"
 ANSWER_TIMEOUT_S = 3.0
 ENGINES = {"LiteRT": "ai-edge-litert", "ONNX Runtime": "onnxruntime"}
 # Per scheme of a home in a bucket, what a client of it has to know: any one of several ways, each with its variables.
@@ -112,8 +113,7 @@ def check_java(settings: Settings) -> Check:
     try:
         return Check("Java", str(find_java(settings.work_dir)))
     except ServiceError as error:
-        needed, _, fix = str(error).partition(": ")
-        return Check("Java", needed, fix)
+        return Check("Java", error.problem, error.hint)
 
 
 def check_work(settings: Settings) -> Check:
@@ -121,7 +121,7 @@ def check_work(settings: Settings) -> Check:
     try:
         make_dir(settings.work_dir)
     except ServiceError as error:
-        return Check("work", str(error).rpartition(": ")[0], "set IMAGESTREAM_WORK to a folder that can be written to")
+        return Check("work", error.problem, "set IMAGESTREAM_WORK to a folder that can be written to")
     return Check("work", f"{settings.work_dir} can be written")
 
 
@@ -134,8 +134,7 @@ def check_home(settings: Settings) -> Check:
         make_dir(settings.work_dir)
         home.store.check_conditional()
     except ServiceError as error:
-        found, _, fix = str(error).rpartition(": ")
-        return Check("home", found or str(error), fix)
+        return Check("home", error.problem, error.hint or ANOTHER_HOME)
     return Check("home", f"{settings.home} can be written, and creates each object once")
 
 
@@ -150,11 +149,13 @@ def _check_bucket(home: Home) -> Check:
 
     def get() -> None:
         if home.store.get(key) != key.encode():
-            raise ServiceError("another object came back: choose a store that returns what was put last")
+            raise ConfigurationError("another object came back", hint="choose a store that returns what was put last")
 
     def find() -> None:
         if key not in {one.key for one in home.store.list("locks")}:
-            raise ServiceError("the object is not in the list: choose a store that lists what was put last")
+            raise ConfigurationError(
+                "the object is not in the list", hint="choose a store that lists what was put last"
+            )
 
     steps: dict[str, Callable[[], None]] = {
         "put an object": lambda: home.store.put(key, key.encode()),
@@ -166,10 +167,10 @@ def _check_bucket(home: Home) -> Check:
         try:
             request()
         except ServiceError as error:
-            found, _, advice = str(error).rpartition(": ")
             unset = missing_variables(scheme, cloud_variables())
+            advice = error.hint or ANOTHER_HOME
             fix = f"set {', '.join(unset)}, unless the machine has a role; {advice}" if unset else advice
-            return Check("home", f"cannot {step}: {found or error}", fix)
+            return Check("home", f"cannot {step}: {error.problem}", fix)
     home.store.check_conditional()
     return Check("home", f"{home} stores, returns, lists and deletes objects, and creates each once")
 
@@ -219,8 +220,7 @@ def check_scratch(settings: Settings) -> Check:
     try:
         return Check("scratch", f"{use_scratch(settings.work_dir)} can be written, and libraries loaded from it")
     except ServiceError as error:
-        found, _, fix = str(error).partition(": ")
-        return Check("scratch", found, fix)
+        return Check("scratch", error.problem, error.hint)
 
 
 def check_disk(settings: Settings) -> Check:

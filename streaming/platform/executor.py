@@ -8,7 +8,7 @@ for that. Here the image's entry point is `imagestream`, so `executor` is one of
 from collections.abc import Mapping
 from pathlib import Path
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 BACKEND = "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend"
 MEMORY = "SPARK_EXECUTOR_MEMORY"
@@ -37,7 +37,7 @@ def executor_command(java: Path, spark_home: Path, variables: Mapping[str, str])
     """
     missing = [name for name in (MEMORY, *ARGUMENTS.values()) if not variables.get(name)]
     if missing:
-        raise ServiceError(
+        raise ConfigurationError(
             f"expected the variables that Spark gives to an executor on Kubernetes, but {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not set: let Spark start it, by IMAGESTREAM_MASTER=k8s://…"
         )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError, UnavailableError
 from streaming.storage.home import locked, make_dir
 
 IVY_FILE = Path(__file__).with_name("ivy.xml")
@@ -102,7 +102,7 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
             _drop_cached(jars_dir, wanted)
             wanted = _fetch(jars_dir, java, wanted, on_progress)
         for name, damage in wanted.items():
-            raise ServiceError(f"{name}: {damage}: {_way_out(jars_dir)}")
+            raise DataError(f"{name}: {damage}: {_way_out(jars_dir)}")
 
 
 def spark_jars(jars_dir: Path) -> list[Path]:
@@ -151,10 +151,10 @@ def why_not_for_jars(jars_dir: Path) -> str | None:
 def _jars_of(configuration: str, jars_dir: Path) -> list[Path]:
     jars = [jar for jar in locked_jars() if jar.name.startswith(configuration + "/")]
     if why := why_not_for_jars(jars_dir):
-        raise ServiceError(f"{jars_dir} {why}: {ELSEWHERE}")
+        raise ConfigurationError(f"{jars_dir} {why}: {ELSEWHERE}")
     for jar in jars:
         if damage := jar.damage(jars_dir, verify=False):
-            raise ServiceError(f"{jars_dir / jar.name}: {damage}: run `imagestream setup`")
+            raise ConfigurationError(f"{jars_dir / jar.name}: {damage}: run `imagestream setup`")
     return [jars_dir / jar.name for jar in jars]
 
 
@@ -196,7 +196,7 @@ def _retrieve(target: Path, ivy_dir: Path, java: Path, on_progress: Progress | N
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ivy:
         said = list(_reported(ivy.stdout or [], on_progress))
     if ivy.returncode:
-        raise ServiceError(f"could not fetch {_failed_artifact(said)}: {_way_out(target.parent)}")
+        raise UnavailableError(f"could not fetch {_failed_artifact(said)}: {_way_out(target.parent)}")
 
 
 def _reported(lines: Iterable[str], on_progress: Progress | None) -> Iterator[str]:
@@ -228,7 +228,7 @@ def _way_out(jars_dir: Path) -> str:
 def _ivy_jar() -> Path:
     pyspark = importlib.util.find_spec("pyspark")  # imports nothing
     if pyspark is None or pyspark.origin is None:
-        raise ServiceError("pyspark is not installed, and Ivy comes with it: run `make setup`")
+        raise ConfigurationError("pyspark is not installed, and Ivy comes with it: run `make setup`")
     return next((Path(pyspark.origin).parent / "jars").glob("ivy-*.jar"))
 
 

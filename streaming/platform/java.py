@@ -9,7 +9,7 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError, UnavailableError
 from streaming.storage.home import make_dir
 
 VERSIONS = (17, 21)
@@ -57,7 +57,7 @@ def find_java(home: Path) -> Path:
             return java.executable
         found.append(str(java or f"one that does not run at {candidate}"))
     instead = "found " + ", ".join(found) if found else f"there is none in JAVA_HOME, PATH or {home / 'java'}"
-    raise ServiceError(f"Java 17 or 21 is needed, {instead}: {install_hint()}")
+    raise ConfigurationError(f"Java 17 or 21 is needed, {instead}", hint=install_hint())
 
 
 def install_hint() -> str:
@@ -79,8 +79,8 @@ def install_java(home: Path) -> Path:
     try:
         download_jdk(VERSION_TO_INSTALL, target)
     except (ServiceError, OSError, tarfile.TarError) as error:
-        raise ServiceError(
-            f"Java 17 or 21 is needed, and could not be downloaded ({error}): {install_hint()}"
+        raise UnavailableError(
+            f"Java 17 or 21 is needed, and could not be downloaded ({error})", hint=install_hint()
         ) from error
     return find_java(home)
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError, NotFoundError
 
 API = "https://api.adoptium.net"
 SYSTEMS = {"Linux": "linux", "Darwin": "mac"}
@@ -56,9 +56,9 @@ def _package(version: str, api: str) -> dict[str, str]:
         package = assets[0]["binary"]["package"]
         found = {name: str(package[name]) for name in ("link", "checksum")}
     except (ValueError, LookupError, TypeError) as error:
-        raise ServiceError(f"{api} names no JDK {version} for {query['os']} on {query['architecture']}") from error
+        raise NotFoundError(f"{api} names no JDK {version} for {query['os']} on {query['architecture']}") from error
     if not SHA256.fullmatch(found["checksum"]):
-        raise ServiceError(f"{api} gives no SHA-256 for JDK {version}")
+        raise DataError(f"{api} gives no SHA-256 for JDK {version}")
     return found
 
 
@@ -68,11 +68,11 @@ def _fetch(url: str, checksum: str, file: Path) -> None:
         while block := answer.read(BLOCK_BYTES):
             size += len(block)
             if size > MAX_BYTES:
-                raise ServiceError(f"{url} has more than {MAX_BYTES:,} bytes: it is not a JDK")
+                raise DataError(f"{url} has more than {MAX_BYTES:,} bytes: it is not a JDK")
             digest.update(block)
             out.write(block)
     if digest.hexdigest() != checksum:
-        raise ServiceError(f"{url} has SHA-256 {digest.hexdigest()}, expected {checksum}: it is not unpacked")
+        raise DataError(f"{url} has SHA-256 {digest.hexdigest()}, expected {checksum}: it is not unpacked")
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -83,10 +83,10 @@ def _unpack(archive: Path, target: Path) -> None:
 
 def _check_size(size: int) -> None:
     if size > MAX_UNPACKED_BYTES:
-        raise ServiceError(f"the JDK unpacks to {size:,} bytes, the limit is {MAX_UNPACKED_BYTES:,}")
+        raise DataError(f"the JDK unpacks to {size:,} bytes, the limit is {MAX_UNPACKED_BYTES:,}")
 
 
 def _open(url: str) -> Any:
     if not url.startswith(("https://", "http://127.0.0.1:")):
-        raise ServiceError(f"expected an address that begins with https://, got {url}")
+        raise ConfigurationError(f"expected an address that begins with https://, got {url}")
     return urlopen(Request(url, headers={"User-Agent": "imagestream"}), timeout=TIMEOUT_S)  # noqa: S310  checked above

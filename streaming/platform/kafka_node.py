@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from streaming.environment import child_environment
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, UnavailableError
 from streaming.platform.last_words import telling_line
 from streaming.platform.scratch import java_scratch
 
@@ -131,7 +131,7 @@ class KafkaNode:
             if self._answers():
                 return
             time.sleep(POLL_S)
-        raise ServiceError(f"the broker did not answer within {timeout_s:.0f} s: see {self._log}")
+        raise UnavailableError(f"the broker did not answer within {timeout_s:.0f} s: see {self._log}")
 
     @property
     def _config(self) -> Path:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 TIMEOUT_S = 5.0
 SIZE_BYTES = 4  # before every request and answer
@@ -36,7 +36,7 @@ EXPIRED, NOT_YET_VALID = 10, 9  # of X509_V_ERR_…, as ssl.SSLCertVerificationE
 WRONG_NAME = {62, 64}  # host name, IP address
 
 
-class RefusedError(ServiceError):
+class RefusedError(ConfigurationError):
     """A broker is there, but not for a client with these settings; the message names the setting to look at."""
 
 

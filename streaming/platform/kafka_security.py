@@ -8,7 +8,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.secret_files import check_secret_file
 from streaming.settings import Settings
 
@@ -83,13 +83,13 @@ def spark_options(settings: Settings) -> dict[str, str]:
 
 def _credentials(settings: Settings) -> tuple[str, str]:
     if settings.kafka_username is None or settings.kafka_password_file is None:
-        raise ServiceError(
+        raise ConfigurationError(
             f"{settings.kafka_security_protocol} needs a user: set IMAGESTREAM_KAFKA_USERNAME and "
             "IMAGESTREAM_KAFKA_PASSWORD_FILE"
         )
     password = _text("kafka_password_file", settings.kafka_password_file).rstrip("\r\n")
     if not password or not password.isprintable():
-        raise ServiceError(
+        raise ConfigurationError(
             f"IMAGESTREAM_KAFKA_PASSWORD_FILE: expected one line, the password, in {settings.kafka_password_file}"
         )
     return settings.kafka_username, password
@@ -99,25 +99,29 @@ def _check_certificates(settings: Settings) -> None:
     """Refuse files that Python, or Java, would not take; a client tells that late, or goes on trying."""
     ca, certificate, key = settings.kafka_ca_file, settings.kafka_certificate_file, settings.kafka_key_file
     if (certificate is None) != (key is None):
-        raise ServiceError("IMAGESTREAM_KAFKA_CERTIFICATE_FILE and IMAGESTREAM_KAFKA_KEY_FILE go together: set both")
+        raise ConfigurationError(
+            "IMAGESTREAM_KAFKA_CERTIFICATE_FILE and IMAGESTREAM_KAFKA_KEY_FILE go together: set both"
+        )
     context = ssl.create_default_context()
     if ca is not None:
         try:
             context.load_verify_locations(cadata=_text("kafka_ca_file", ca))
         except (ssl.SSLError, ValueError) as error:
-            raise ServiceError(f"IMAGESTREAM_KAFKA_CA_FILE: expected certificates as PEM in {ca}: {error}") from error
+            raise ConfigurationError(
+                f"IMAGESTREAM_KAFKA_CA_FILE: expected certificates as PEM in {ca}: {error}"
+            ) from error
     if certificate is None or key is None:
         return
     _text("kafka_certificate_file", certificate)
     if "-----BEGIN PRIVATE KEY-----" not in _text("kafka_key_file", key):  # pragma: allowlist secret
-        raise ServiceError(
+        raise ConfigurationError(
             f"IMAGESTREAM_KAFKA_KEY_FILE: expected a PKCS#8 key without a passphrase in {key}; "
             "make it one with `openssl pkcs8 -topk8 -nocrypt`"
         )
     try:
         context.load_cert_chain(certificate, key)
     except (ssl.SSLError, OSError) as error:
-        raise ServiceError(
+        raise ConfigurationError(
             f"IMAGESTREAM_KAFKA_CERTIFICATE_FILE and IMAGESTREAM_KAFKA_KEY_FILE: {certificate} and {key} are not a "
             f"certificate as PEM and its key: {error}"
         ) from error
@@ -131,11 +135,11 @@ def _text(setting: str, path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:
-            raise ServiceError(f"IMAGESTREAM_{setting.upper()}: {path} is larger than {MAX_FILE_BYTES:,} bytes")
+            raise ConfigurationError(f"IMAGESTREAM_{setting.upper()}: {path} is larger than {MAX_FILE_BYTES:,} bytes")
         return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ServiceError(f"IMAGESTREAM_{setting.upper()}: {path} cannot be read: {reason}") from error
+        raise ConfigurationError(f"IMAGESTREAM_{setting.upper()}: {path} cannot be read: {reason}") from error
 
 
 def _quoted(text: str) -> str:

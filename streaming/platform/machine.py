@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -81,7 +81,7 @@ def has_passwd_entry() -> bool:
 def check_user() -> None:
     """Raise ServiceError where Spark's JVM would fail for want of the user's name."""
     if not has_passwd_entry():
-        raise ServiceError(NAMELESS_USER.format(uid=os.getuid()))
+        raise ConfigurationError(NAMELESS_USER.format(uid=os.getuid()))
 
 
 def user_name() -> str:

@@ -12,7 +12,7 @@ from threading import Event, Timer
 from typing import Any
 from urllib.parse import urlsplit
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, UnavailableError
 
 MAX_SCHEMA_BYTES = 256 * 1024
 TIMEOUT_S = 10.0  # for the whole answer
@@ -25,7 +25,7 @@ class UnknownSchemaError(Exception):
     """The registry has no schema of this id that can be used."""
 
 
-class RegistryAwayError(Exception):
+class RegistryAwayError(UnavailableError):
     """The registry does not answer now; it may later."""
 
 
@@ -54,7 +54,7 @@ def fetch_schema(url: str, number: int, timeout_s: float = TIMEOUT_S) -> str:
     if status == NOT_FOUND and content.get("error_code") == UNKNOWN_SCHEMA:
         raise UnknownSchemaError(f"expected a schema that the registry {url} has, got its id {number}")
     if status != OK or not isinstance(content.get("schema"), str):
-        raise ServiceError(
+        raise ConfigurationError(
             f"{url} answered {status} for schema {number}, expected a schema registry that asks for no credentials: "
             "set IMAGESTREAM_SCHEMA_REGISTRY to its URL, or give the schema with --payload-schema FILE"
         )

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from streaming.environment import give_scratch, given_scratch
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 OF_JAVA = "/tmp"  # noqa: S108  whatever TMPDIR says
 
@@ -30,9 +30,9 @@ def use_scratch(work: Path) -> Path:
     except OSError as error:
         why = f"cannot be made ({error.strerror})"
     if why is not None:
-        raise ServiceError(
-            f"{system} {why_not(system)} and {own} {why}: set TMPDIR to a folder that can be written, on a file system "
-            "that is not mounted noexec"
+        raise ConfigurationError(
+            f"{system} {why_not(system)} and {own} {why}",
+            hint="set TMPDIR to a folder that can be written, on a file system that is not mounted noexec",
         )
     tempfile.tempdir = str(own)
     give_scratch(str(own))

@@ -15,8 +15,9 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from models.errors import ModelError
 from streaming.environment import clean_environment
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, decode, restated
 from streaming.platform.jars import install_jars, spark_jars
 from streaming.platform.java import find_java
 from streaming.platform.last_words import telling_line
@@ -137,7 +138,7 @@ def spark_session(
 def _why(error: Exception, log: Path, before: int) -> str:
     """What Spark said last; where its JVM has ended, only its log, from byte `before` on, says why."""
     if GATEWAY_EXITED not in str(error):
-        return cause(str(error))
+        return cause(error)
     with log.open("rb") as file:
         file.seek(before)
         return telling_line(file.read(MAX_LAST_WORDS).decode("utf-8", "replace"))
@@ -148,7 +149,9 @@ def _failures_of_jobs(log: Path) -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError) as error:
-        raise ServiceError(f"a Spark job failed: {cause(str(error))}; its log: {log}") from error
+        message = f"a Spark job failed: {cause(error)}; its log: {log}"
+        found = decode(str(error))
+        raise (ServiceError(message) if found is None else restated(found, message)) from error
 
 
 def _session_beside(running: SparkSession, conf: Mapping[str, str]) -> SparkSession:
@@ -173,17 +176,27 @@ def _sockets_in(folder: str) -> dict[str, str]:
     return {"spark.python.unix.domain.socket.dir": folder}
 
 
-def cause(text: str) -> str:
-    """What a Spark error is about: the innermost Python error in it, else its first line."""
+def raised(error: Exception) -> Exception:
+    """The error of ours that a Python worker raised, as its type, where a Spark job failed for it; else `error`."""
+    if isinstance(error, PySparkException | Py4JError):
+        return decode(str(error)) or error
+    return error
+
+
+def cause(error: BaseException) -> str:
+    """What an error is about, in one line: of Spark's, the innermost Python error in its text, else its first line."""
+    if isinstance(error, ServiceError | ModelError):
+        return str(error)
+    if not isinstance(error, PySparkException | Py4JError):
+        return f"{type(error).__name__}: {error}"
+    text = str(error)
+    if found := decode(text):
+        return str(found)
     errors = re.findall(r"^(?:: )?(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, re.MULTILINE)
     if not errors:
         return text.strip().split("\n", 1)[0] or "no reason given"
     kind, message = errors[-1]
-    return (
-        str(message)
-        if kind in {"AnswersAwayError", "ServiceError", "StoreAwayError", "RegistryAwayError", "ModelError"}
-        else f"{kind}: {message}"
-    )
+    return str(message) if kind == ModelError.__name__ else f"{kind}: {message}"
 
 
 @contextmanager

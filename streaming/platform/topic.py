@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from producer.message import TOPIC_CONFIGURATION
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError, ServiceError, UnavailableError
 from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_probe import RefusedError, check_broker
 
@@ -87,7 +87,7 @@ def describe_topics(
                 one["name"] for one in admin.describe_topics() if not one["is_internal"] and matches(one["name"])
             )
             if not names:
-                raise ServiceError(f"no topic matches the pattern {subscription.pattern!r}: create one, or look at it")
+                raise NotFoundError(f"no topic matches the pattern {subscription.pattern!r}: create one, or look at it")
         return [_described(admin, name, client, Right.READ) for name in names]
 
 
@@ -150,7 +150,7 @@ def offsets_from(
                     (one.topic, one.partition): found[one].offset for one in partitions if found[one].offset >= 0
                 }
     except KafkaError as error:
-        raise ServiceError(f"the offsets of the topics cannot be had: {error}") from error
+        raise UnavailableError(f"the offsets of the topics cannot be had: {error}") from error
     return offsets
 
 
@@ -180,7 +180,7 @@ def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any])
     except AuthorizationError as error:
         raise RefusedError(f"topic {name!r} is not there, and {_who(client)} may not make it: make it first") from error
     except KafkaError as error:
-        raise ServiceError(f"topic {name!r} is not there and cannot be made: {error}") from error
+        raise UnavailableError(f"topic {name!r} is not there and cannot be made: {error}") from error
     # A broker without ACLs allows everything, and an old one does not say.
     allowed = found.get("authorized_operations")
     if found["error_code"] == TOPIC_AUTHORIZATION_FAILED or (allowed and right not in {*allowed, "ALL"}):
@@ -225,7 +225,7 @@ def _offsets_of(admin: Any, name: str) -> tuple[Any, Any, Any]:
             ends = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
         except KafkaError as error:
             if monotonic() > give_up:
-                raise ServiceError(f"the offsets of topic {name!r} cannot be had: {error}") from error
+                raise UnavailableError(f"the offsets of topic {name!r} cannot be had: {error}") from error
         else:
             if partitions:
                 return described, begins, ends
@@ -302,7 +302,7 @@ def messages_near_retention(
                 if old:
                     found[name] = old
     except KafkaError as error:
-        raise ServiceError(f"the broker at {bootstrap_servers} does not answer: {error}") from error
+        raise UnavailableError(f"the broker at {bootstrap_servers} does not answer: {error}") from error
     return found
 
 
@@ -331,7 +331,7 @@ def _admin(bootstrap_servers: str, client: Mapping[str, Any]) -> Iterator[Any]:
             **client,
         )
     except (KafkaError, ValueError) as error:
-        raise ServiceError(
+        raise UnavailableError(
             f"no Kafka broker answers at {bootstrap_servers} ({error}); "
             "start the home's own with 'imagestream broker start', or check --bootstrap-servers"
         ) from error

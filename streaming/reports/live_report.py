@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from models.evaluation_sums import EvaluationSums
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.query import open_query, query
 from streaming.reports.plots import GRID
 from streaming.reports.report import KNOWN, NOT_KNOWN
@@ -61,12 +61,12 @@ def read_live_report(settings: Settings, version: int | None = None) -> ModelRep
     """
     there = set(settings.place.table_names())
     if "predictions" not in there:
-        raise ServiceError(f"no predictions yet in {settings.place.tables}: run `imagestream stream` first")
+        raise NotFoundError(f"no predictions yet in {settings.place.tables}: run `imagestream stream` first")
     reader = _Reader(settings, (KNOWN if "labels" in there else NOT_KNOWN) + ANSWERED, version)
     (counts,) = reader.rows(COUNTS)
     if not counts["labelled"]:
         whose = "" if version is None else f" of version {version}"
-        raise ServiceError(
+        raise NotFoundError(
             f"no prediction{whose} has a label yet: publish images with labels, or give some with 'imagestream label'"
         )
     evaluation = reader.sums().result()

@@ -14,7 +14,7 @@ from models.bundle import Bundle
 from models.paired import gain_interval
 from models.projection import PCA
 from models.scorer import load_head
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.images.exposure import fitted_on
 from streaming.images.fitted_on import seen_by, unseen_by
 from streaming.images.images_frame import read_files
@@ -53,7 +53,7 @@ def read_model_report(settings: Settings, version: int, against: int | None = No
     ours = Version(version, registry.read(version))
     other = None if against is None else Version(against, registry.read(against))
     if not settings.place.has_table("features"):
-        raise ServiceError(
+        raise NotFoundError(
             f"there are no stored features in {settings.place.tables} to evaluate version {version} on: "
             "run 'imagestream train' first"
         )
@@ -79,7 +79,7 @@ def model_report(
     try:
         evaluation = evaluate(holdout, head)
         if not evaluation.rows:
-            raise ServiceError(
+            raise NotFoundError(
                 f"version {ours.number} was possibly fitted on every labelled image in {features.place} that has "
                 "features of its backbone: label images that came since"
             )
@@ -122,7 +122,7 @@ def _compare(
     head, their_head = load_head(ours.bundle), load_head(other.bundle)
     evaluation = evaluate(rows, head)
     if not evaluation.rows:
-        raise ServiceError(
+        raise NotFoundError(
             f"versions {ours.number} and {other.number} cannot be compared: there is no labelled image that neither "
             "was fitted on and that has stored features of both backbones"
         )

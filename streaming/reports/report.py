@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.drift import MEANINGFUL_ROWS
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.images.exposure import Exposure
 from streaming.query import open_query, query
 from streaming.registry import open_registry
@@ -102,7 +102,7 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
     """
     there = set(settings.place.table_names())
     if "predictions" not in there:
-        raise ServiceError(f"no predictions yet in {settings.place.tables}: run `imagestream stream` first")
+        raise NotFoundError(f"no predictions yet in {settings.place.tables}: run `imagestream stream` first")
     known = KNOWN if "labels" in there else NOT_KNOWN
 
     def rows(sql: str, **parameters: Any) -> list[dict[str, Any]]:

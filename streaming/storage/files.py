@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.arrays import Features
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.storage.store import check_key, is_uri, open_store
 
 BYTES_AT_A_TIME = 16 * 1024**2
@@ -155,5 +155,5 @@ def as_matrix(column: Any) -> Features:
     width = len(column[0])
     flat = column.flatten().to_numpy(zero_copy_only=False)
     if len(flat) != width * len(column):
-        raise ServiceError(f"features of different widths: {len(column)} rows hold {len(flat)} values, first {width}")
+        raise DataError(f"features of different widths: {len(column)} rows hold {len(flat)} values, first {width}")
     return np.asarray(flat, np.float32).reshape(len(column), width)

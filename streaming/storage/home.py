@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ConflictError
 from streaming.storage.store import Store, is_uri, open_store
 
 TABLES = "tables"
@@ -88,8 +88,8 @@ def make_dir(path: Path) -> Path:
         probe.touch()
         probe.unlink(missing_ok=True)
     except OSError as error:
-        raise ServiceError(
-            f"cannot write to {path} ({error.strerror}): choose another home with --home DIR or IMAGESTREAM_HOME"
+        raise ConfigurationError(
+            f"cannot write to {path} ({error.strerror})", hint="choose another home with --home DIR or IMAGESTREAM_HOME"
         ) from error
     return path
 
@@ -116,5 +116,5 @@ def held(path: Path, busy: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ServiceError(busy) from error
+            raise ConflictError(busy) from error
         yield

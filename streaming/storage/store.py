@@ -29,7 +29,7 @@ from time import monotonic, sleep
 from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO, NoReturn, cast, final
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DamagedError, DataError, NotFoundError
 from streaming.storage.store_errors import ENDPOINTS, StoreAwayError, store_error
 
 SCHEMES = ("s3", "gs", "az")
@@ -170,7 +170,9 @@ class Store(ABC):
         self.put(key, b"")
         try:
             if self.get(key) is None:
-                raise ServiceError(f"{self.place} does not keep what is written to it: choose another store")
+                raise ConfigurationError(
+                    f"{self.place} does not keep what is written to it", hint="choose another store"
+                )
         finally:
             self.delete([key])
 
@@ -196,9 +198,10 @@ class Store(ABC):
         finally:
             self.delete(keys)
         if won != [1] * CHECKED_KEYS or any(late):
-            raise ServiceError(
+            raise ConfigurationError(
                 f"{self.place} does not support conditional puts: of {CHECKED_WRITERS} writers of one new object "
-                f"exactly one must succeed, but {max(won) + max(late)} did; choose a store that does, such as S3"
+                f"exactly one must succeed, but {max(won) + max(late)} did",
+                hint="choose a store that does, such as S3",
             )
 
 
@@ -219,10 +222,10 @@ def check_place(place: str) -> str:
     scheme, rest = uri["scheme"].lower(), uri["rest"].rstrip("/").rpartition("@")[2]  # never a password in an error
     if scheme not in SCHEMES:
         known = ", ".join(f"{one}://" for one in SCHEMES)
-        raise ServiceError(f"expected a path or a URI that begins with {known}, got {scheme}://{rest}")
+        raise ConfigurationError(f"expected a path or a URI that begins with {known}, got {scheme}://{rest}")
     bucket, _, prefix = rest.partition("/")
     if "@" in uri["rest"] or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-        raise ServiceError(f"expected {scheme}://BUCKET/PREFIX, got {scheme}://{rest}")
+        raise ConfigurationError(f"expected {scheme}://BUCKET/PREFIX, got {scheme}://{rest}")
     if prefix:
         check_key(prefix)
     return f"{scheme}://{rest}"
@@ -259,7 +262,7 @@ def check_key(key: str) -> str:
     except UnicodeEncodeError:
         size = 0
     if not 0 < size <= MAX_KEY or not all(map(PART.fullmatch, key.split("/"))):
-        raise ServiceError(f"expected a key such as tables/batches/part-1.parquet, got {key[:SHOWN]!r}")
+        raise DataError(f"expected a key such as tables/batches/part-1.parquet, got {key[:SHOWN]!r}")
     return key
 
 
@@ -285,7 +288,7 @@ class LocalStore(Store):
             os.close(descriptor)
         if stat.S_ISDIR(mode):
             return None
-        raise ServiceError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
+        raise DamagedError(f"{path} should be a regular file, but is a pipe, socket or device: remove it")
 
     def head(self, key: str, n: int) -> bytes | None:
         path = self._path(key)
@@ -352,7 +355,7 @@ class LocalStore(Store):
             try:
                 shutil.copyfile(path, temporary)
             except FileNotFoundError as error:
-                raise ServiceError(f"{path} does not exist") from error
+                raise NotFoundError(f"{path} does not exist") from error
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
@@ -556,7 +559,7 @@ class ObjectStore(Store):
                 chunks = obstore.get(self._client, path).stream()
             except FileNotFoundError as error:
                 self._raise_unless_absent(error)
-                raise ServiceError(f"{self.place}/{key} does not exist") from None
+                raise NotFoundError(f"{self.place}/{key} does not exist") from None
             with _local_errors("write", to), temporary.open("xb") as file:
                 for chunk in chunks:
                     file.write(chunk)
@@ -569,7 +572,7 @@ class ObjectStore(Store):
 
     def _raise_unless_absent(self, error: FileNotFoundError) -> None:
         """Raise an error where the bucket does not exist, rather than the object alone."""
-        if type(problem := store_error(self.place, error)) is ServiceError:
+        if isinstance(problem := store_error(self.place, error), ConfigurationError):
             raise problem from None
 
     @contextmanager
@@ -579,7 +582,7 @@ class ObjectStore(Store):
         try:
             yield
         except NotSupportedError as error:
-            raise ServiceError(f"{self.place} cannot be used as a store: {_first_line(error)}") from None
+            raise ConfigurationError(f"{self.place} cannot be used as a store: {_first_line(error)}") from None
         except (BaseError, OSError) as error:
             raise store_error(self.place, error) from None
 
@@ -641,12 +644,12 @@ def _client(
         from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, S3Store
     except ImportError as error:
-        raise ServiceError(f"{scheme}:// needs the package obstore: pip install obstore") from error
+        raise ConfigurationError(f"{scheme}:// needs the package obstore: pip install obstore") from error
 
     given = dict(variables)
     for name in ENDPOINTS.get(scheme, ()):
         if name in given and not ENDPOINT.fullmatch(given[name]):
-            raise ServiceError(f"{name}: expected http://HOST:PORT or https://HOST, without a user")
+            raise ConfigurationError(f"{name}: expected http://HOST:PORT or https://HOST, without a user")
     http = allows_http(scheme) or dict(options).get("aws_allow_http") == "true"
     kind = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}[scheme]
     try:
@@ -662,10 +665,12 @@ def _client(
         )
     except (BaseError, ValueError, TypeError) as error:
         if "Account must be specified" in str(error):
-            raise ServiceError(f"{scheme}://{bucket} cannot be opened: set AZURE_STORAGE_ACCOUNT_NAME") from None
+            raise ConfigurationError(f"{scheme}://{bucket} cannot be opened: set AZURE_STORAGE_ACCOUNT_NAME") from None
         if "Access Key" in str(error):  # the message quotes from it
-            raise ServiceError(f"{scheme}://{bucket} cannot be opened: AZURE_STORAGE_ACCOUNT_KEY is no key") from None
-        raise ServiceError(f"{scheme}://{bucket} cannot be opened: {_first_line(error)}") from None
+            raise ConfigurationError(
+                f"{scheme}://{bucket} cannot be opened: AZURE_STORAGE_ACCOUNT_KEY is no key"
+            ) from None
+        raise ConfigurationError(f"{scheme}://{bucket} cannot be opened: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,9 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ServiceError, StoreAwayError
+
+__all__ = ["ENDPOINTS", "OF_A_STORE", "StoreAwayError", "store_error"]
 
 # The clouds' own variables, which obstore and deltalake read.
 ENDPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -40,10 +42,6 @@ OF_A_STORE = re.compile(
 )
 
 
-class StoreAwayError(ServiceError):
-    """The store does not answer, so that the outcome of a request is not known; asked again later, it may."""
-
-
 def store_error(place: str, error: BaseException) -> ServiceError:
     """The error to raise, in place of one that obstore or deltalake raised; without it as its cause.
 
@@ -57,18 +55,22 @@ def store_error(place: str, error: BaseException) -> ServiceError:
     reason = code or status
     credentials = _CREDENTIALS.get(scheme, "the credentials")
     if _METADATA_SERVER.search(text):  # which may just not answer at the moment
-        return StoreAwayError(f"no credentials were found for {place}: set {credentials}")
+        return StoreAwayError(f"no credentials were found for {place}", hint=f"set {credentials}")
     if reason in _NO_BUCKET:
-        return ServiceError(f"the bucket of {place} does not exist ({reason}): create it, or correct IMAGESTREAM_HOME")
+        return ConfigurationError(
+            f"the bucket of {place} does not exist ({reason})", hint="create it, or correct IMAGESTREAM_HOME"
+        )
     if reason in _OTHER_REGION or "redirect without LOCATION" in text:
-        return ServiceError(f"{place} is in another region ({reason or 'redirect'}): set AWS_REGION to the bucket's")
+        return ConfigurationError(
+            f"{place} is in another region ({reason or 'redirect'})", hint="set AWS_REGION to the bucket's"
+        )
     if {code, status} & _DENIED or "lacked the necessary privileges" in text or "authentication credentials" in text:
-        return ServiceError(
-            f"{place} refuses access ({reason or 'no reason given'}): check {credentials}, and that they may read, "
-            "write, list and delete objects there"
+        return ConfigurationError(
+            f"{place} refuses access ({reason or 'no reason given'})",
+            hint=f"check {credentials}, and that they may read, write, list and delete objects there",
         )
     if reason is None:
         address = match[1] + match[2] if (match := _ADDRESS.search(text)) else None
         reason = "timeout" if "timed out" in text or "timeout" in text.lower().partition("retry_timeout")[0] else None
         reason = f"{reason or 'no connection'}{f' to {address}' if address else ''}"
-    return StoreAwayError(f"{place} does not answer ({reason}): check {_SERVER.get(scheme, 'the network')}")
+    return StoreAwayError(f"{place} does not answer ({reason})", hint=f"check {_SERVER.get(scheme, 'the network')}")

@@ -10,7 +10,7 @@ Source: Delta's protocol, "Deletion Vectors" and "Column Mapping"
 
 from typing import TYPE_CHECKING
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -23,7 +23,7 @@ MAPPING_READER = 2  # the version of the protocol that was column mapping, befor
 UNSUPPORTED = "Unsupported table features"  # in deltalake's error of a commit that it refuses
 
 
-class TableFeatureError(ServiceError):
+class TableFeatureError(ConfigurationError):
     """A table uses a feature of Delta that is not supported here; the message names it and how to remove it."""
 
 

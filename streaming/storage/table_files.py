@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from time import time
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.storage.home import Home
 
 CACHE = "cache"
@@ -58,7 +58,7 @@ def _fetch(home: Home, key: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ServiceError(
+        raise ConfigurationError(
             f"cannot write to {path.parent} ({error.strerror}): choose another work folder with IMAGESTREAM_WORK"
         ) from error
     home.store.fetch(key, path)

@@ -30,7 +30,7 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError, DataError, ServiceError
 from streaming.storage.store import (
     CONNECT_TIMEOUT_S,
     REQUEST_TIMEOUT_S,
@@ -339,7 +339,7 @@ def _inside(place: str, path: str) -> str:
     try:
         return check_key(path)
     except ServiceError as error:
-        raise ServiceError(f"the log of {place} names {path!r}, which is not in the table: restore it") from error
+        raise DamagedError(f"the log of {place} names {path!r}, which is not in the table: restore it") from error
 
 
 def _partition_value(value: Any) -> str | None:
@@ -347,7 +347,7 @@ def _partition_value(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | datetime) or not isinstance(value, int | date):
-        raise ServiceError(f"expected partitions by text, date or integer, got {type(value).__name__} {value!r}")
+        raise DataError(f"expected partitions by text, date or integer, got {type(value).__name__} {value!r}")
     return str(value)
 
 

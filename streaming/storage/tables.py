@@ -25,7 +25,7 @@ from deltalake.schema import ArrayType as DeltaArray
 from deltalake.schema import StructType as DeltaStruct
 from deltalake.transaction import AddAction
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, ConflictError, DamagedError, ServiceError
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store import check_key, is_uri, open_store
 from streaming.storage.store_errors import OF_A_STORE, StoreAwayError
@@ -284,7 +284,7 @@ class Table:
         if not is_uri(self.place):  # a worker on another machine may have written to a disk that is not shared
             gone = next((file.path for file in files if self.store.size(file.path) is None), None)
             if gone is not None:
-                raise ServiceError(
+                raise ConfigurationError(
                     f"{self.place}/{gone} was written for this commit and is gone: workers on other machines need a "
                     "home that they share, such as s3://BUCKET/PREFIX"
                 )
@@ -304,7 +304,7 @@ class Table:
                     return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
             except CommitFailedError as error:
                 check_commit_error(error, self.place)
-        raise ServiceError(f"{self.place} is rewritten all the time: stop `maintain` and `replay`, and try again")
+        raise ConflictError(f"{self.place} is rewritten all the time: stop `maintain` and `replay`, and try again")
 
     def files(self) -> list[str]:
         """The Parquet files of the table's present version, as paths or URIs."""
@@ -353,7 +353,7 @@ def data_files(table: DeltaTable, place: str | Path) -> list[str]:
     files = [unquote(uri) for uri in table.file_uris()]  # they come percent-encoded, as in a URL
     for file in files:
         if not _is_inside(file, str(place)):
-            raise ServiceError(f"the log of {place} names {file!r}, which is not in the table: restore it")
+            raise DamagedError(f"the log of {place} names {file!r}, which is not in the table: restore it")
     return files
 
 

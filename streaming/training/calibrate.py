@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from models.scorer import decode_all
-from streaming.errors import ServiceError
+from streaming.errors import DataError, reported
 from streaming.images.dataset import Dataset
 from streaming.images.images_frame import images_frame
 from streaming.images.sources import read_source
@@ -49,7 +49,7 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
     finally:
         decoded.unpersist()
     if not pixels:
-        raise ServiceError(
+        raise DataError(
             f"none of the {CANDIDATES} images that were looked at can be used to calibrate 8-bit integers: expected at "
             "least one that decodes and is not held out; train on more images, or without --int8"
         )
@@ -79,7 +79,7 @@ def decoded_images(images: DataFrame, size: tuple[int, int], *, from_files: bool
                     columns = {"image_id": [sha256(content).hexdigest()], "pixels": [found[0].tobytes()]}
                     yield pa.RecordBatch.from_pydict(columns)
 
-    return images.select("source", "content").mapInArrow(decode, "image_id string, pixels binary")
+    return images.select("source", "content").mapInArrow(reported(decode), "image_id string, pixels binary")
 
 
 def _read(path: str) -> bytes | None:

@@ -32,7 +32,7 @@ from models.fitted_on import BloomFilter, FittedOn
 from models.objective import ACCURACY, Objective
 from models.paired import PairedCounts
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.images.exposure import salt_of
 from streaming.images.fitted_on import gather, unseen_by
 from streaming.images.split import Split, check_sides
@@ -139,7 +139,7 @@ def judge(
         holdout = unseen_by(holdout, FittedOn(backbone))
     evaluation = evaluate(holdout, fitted.head)
     if not evaluation.rows:
-        raise ServiceError(
+        raise DataError(
             "no image is left to judge by: "
             + ("none fell into the holdout" if backbone is None else "the backbone was trained on all that is held out")
             + "; add images, or give another --holdout or --seed"

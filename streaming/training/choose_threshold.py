@@ -13,7 +13,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from models.score_counts import ScoreCounts
 from models.scorer import Head
 from models.threshold import ThresholdAim, best_threshold, parse_threshold
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, DataError
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import Fitted, fit_classifier
 from streaming.training.fit_options import FitOptions
@@ -46,7 +46,7 @@ def aim_for(wanted: str, n_classes: int) -> ThresholdAim:
         ServiceError: other than two classes.
     """
     if n_classes != 2:  # noqa: PLR2004
-        raise ServiceError(
+        raise ConfigurationError(
             f"a threshold is for two classes, there are {n_classes}; leave out --threshold, or give --threshold none "
             "where it would be the champion's"
         )
@@ -91,7 +91,7 @@ def _check_folds(images: DataFrame, fold: Column, classes: tuple[str, ...]) -> N
     folds, counts = {row.label: row.folds for row in rows}, {row.label: row.images for row in rows}
     if few := [name for name in classes if folds.get(name, 0) < 2]:  # noqa: PLR2004
         found = ", ".join(f"{counts.get(name, 0):,} of {name!r}" for name in classes)
-        raise ServiceError(
+        raise DataError(
             f"too few training images of {few[0]!r} to find the best threshold: expected some in at least 2 of "
             f"{FOLDS} folds, got {found}, those of {few[0]!r} in {folds.get(few[0], 0)}; add images of it, give "
             "another --seed, or a threshold, such as --threshold 0.5"

@@ -13,6 +13,7 @@ from models.classifier import softmax
 from models.evaluation import UNIT, Evaluation
 from models.evaluation_sums import EvaluationSums
 from models.scorer import Head
+from streaming.errors import reported
 from streaming.storage.files import as_matrix
 
 __all__ = ["Evaluation", "evaluate", "most_confident_mistakes", "predict", "sample_predictions"]
@@ -41,9 +42,9 @@ def evaluate(rows: DataFrame, head: Head) -> Evaluation:
         yield pa.RecordBatch.from_pydict({"sums": [_merged(batches, classes, n_outputs).to_bytes()]})
 
     cores = rows.sparkSession.sparkContext.defaultParallelism
-    parts = rows.select("label", "features").coalesce(cores).mapInArrow(add_up, SUMS_DDL)
+    parts = rows.select("label", "features").coalesce(cores).mapInArrow(reported(add_up), SUMS_DDL)
     if cores > SUMS_ON_DRIVER:
-        parts = parts.repartition(SUMS_ON_DRIVER).mapInArrow(merge, SUMS_DDL)
+        parts = parts.repartition(SUMS_ON_DRIVER).mapInArrow(reported(merge), SUMS_DDL)
     return _merged(parts.toArrow().to_batches(), classes, n_outputs).result()
 
 
@@ -73,7 +74,7 @@ def predict(rows: DataFrame, head: Head, *, floor: float | None = None) -> DataF
     if floor is not None:
         schema = schema.add("loss", "double")
     new_names = schema.names
-    return rows.mapInArrow(answer, schema)
+    return rows.mapInArrow(reported(answer), schema)
 
 
 def sample_predictions(rows: DataFrame, head: Head, n: int, seed: int = 0) -> pa.Table:

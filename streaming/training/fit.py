@@ -29,7 +29,7 @@ from models.projection import PCA, NoProjection, Projection, check_pca_memory, f
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from models.randomized_pca import fit_randomized_pca
 from models.scorer import Head
-from streaming.errors import ServiceError
+from streaming.errors import DataError, reported
 from streaming.storage.files import as_matrix, list_array
 from streaming.training.fit_options import FitOptions
 from streaming.training.sums import gram_sums, range_sketch
@@ -74,7 +74,7 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
     n, fingerprint = fingerprint_of(training)
     classes = tuple(sorted(row.label for row in training.select("label").distinct().collect()))
     if len(classes) < 2:  # noqa: PLR2004
-        raise ServiceError(f"training needs images of at least two classes, got {list(classes)}")
+        raise DataError(f"training needs images of at least two classes, got {list(classes)}")
     projection = fit_projection(training, n, options)
     classifier = fit_classifier(training, n, classes, projection, options)
     return Fitted(Head(classes, projection, classifier), n, fingerprint)
@@ -181,7 +181,7 @@ def _projected(rows: DataFrame, n: int, projection: Projection, classes: tuple[s
 
     order = [name for name in ("image_id", "augmentation") if name in rows.columns]
     schema = rows.select(*order).schema.add("label", DoubleType()).add("projected", ArrayType(DoubleType()))
-    projected = rows.select(*order, "label", "features").mapInArrow(project, schema)
+    projected = rows.select(*order, "label", "features").mapInArrow(reported(project), schema)
     partitions = _classifier_partitions(8 * n * projection.n_out)
     ordered = projected.repartition(partitions, "image_id").sortWithinPartitions(*order)
     return ordered.select(array_to_vector(F.col("projected")).alias("features"), "label")

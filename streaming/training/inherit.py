@@ -11,7 +11,7 @@ from typing import Any, get_args
 from models.bundle import Bundle, Manifest
 from models.classifier import Scores
 from models.objective import ACCURACY, Objective, resolve_objective
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError
 from streaming.training.fit_options import NO_THRESHOLD, FitOptions
 
 _OF_PROJECTION = ("explained_variance", "n_components", "eps")
@@ -42,7 +42,7 @@ def options_like(manifest: Manifest, given: Mapping[str, Any]) -> tuple[FitOptio
     try:
         return FitOptions(**{**inherited, **chosen}), inherited
     except TypeError as error:
-        raise ServiceError(f"the champion's manifest keeps options of the wrong type: {error}") from error
+        raise DamagedError(f"the champion's manifest keeps options of the wrong type: {error}") from error
 
 
 def objective_for(metric: str | None, threshold: str | None, champion: Bundle | None) -> Objective:
@@ -80,4 +80,4 @@ def _widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(width) for width in text.split(",") if width)
     except ValueError:
-        raise ServiceError(f"the champion's manifest keeps layers such as 128,64, got {text!r}") from None
+        raise DamagedError(f"the champion's manifest keeps layers such as 128,64, got {text!r}") from None

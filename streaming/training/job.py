@@ -10,7 +10,7 @@ from models.backbone import ExportedBackbone
 from models.bundle import BackboneEntry, Bundle
 from models.decode import BadImage, decode
 from models.objective import ACCURACY, Objective
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import fitted_on
 from streaming.images.featurize import FeatureSource, Featurized, featurize
@@ -101,7 +101,7 @@ class Job:
         )
         if not found.rows:
             path, why = next(iter(found.bad.items()))
-            raise ServiceError(f"not one of the {dataset.n_images:,} files is an image that decodes; {path}: {why}")
+            raise DataError(f"not one of the {dataset.n_images:,} files is an image that decodes; {path}: {why}")
         return self.stored(source.sha256, source.entry.n_features), found
 
     def stored(self, backbone_sha256: str, n_features: int) -> DataFrame:

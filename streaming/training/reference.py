@@ -9,6 +9,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.drift import COMPONENTS, DriftReference
 from models.scorer import Head
+from streaming.errors import reported
 from streaming.storage.files import as_matrix, list_array
 
 SAMPLE = 10_000  # images: deciles of more would hardly differ, and the driver holds them
@@ -33,7 +34,7 @@ def drift_reference(rows: DataFrame, head: Head) -> DriftReference:
     share = min(1.0, SAMPLE / max(1, rows.count()))
     sampled = F.pmod(F.xxhash64("image_id"), F.lit(BUCKETS)) < max(1, round(BUCKETS * share))
     few = rows.where(sampled).select("image_id", "features")
-    seen = few.mapInArrow(look, "image_id string, projected array<float>, confidence float").toArrow()
+    seen = few.mapInArrow(reported(look), "image_id string, projected array<float>, confidence float").toArrow()
     seen = seen.sort_by("image_id").combine_chunks()  # sums of floats depend on their order
     confidence = seen.column("confidence").to_numpy()
     return DriftReference.of(as_matrix(seen.column("projected").combine_chunks()), confidence)

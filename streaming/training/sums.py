@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame
 from models.arrays import Features
 from models.projection import GramSums, merged_means
 from models.randomized_pca import RangeSketch
-from streaming.errors import ServiceError
+from streaming.errors import DataError, reported
 from streaming.storage.files import as_matrix
 
 BLOCK_BYTES = 8 * 1024**2  # of features multiplied at a time: a product with few rows is bound by memory
@@ -69,12 +69,12 @@ def _added_up(rows: DataFrame, start: Callable[[int], Sums]) -> Sums:
             context = TaskContext.get()
             yield from _in_pieces(sums, context.partitionId() if context else 0, piece_bytes)
 
-    pieces = rows.select("features").mapInArrow(add_up, PIECE_DDL)
+    pieces = rows.select("features").mapInArrow(reported(add_up), PIECE_DDL)
     cores = rows.sparkSession.sparkContext.defaultParallelism  # a session's own number of partitions may be hundreds
     ordered = pieces.repartition(cores, "piece").sortWithinPartitions("piece", "part")
-    merged = ordered.mapInArrow(lambda batches: _merge(batches, start), PIECE_DDL).toArrow()
+    merged = ordered.mapInArrow(reported(lambda batches: _merge(batches, start)), PIECE_DDL).toArrow()
     if not merged.num_rows:
-        raise ServiceError("there are no features to fit on")
+        raise DataError("there are no features to fit on")
     return _put_together(sorted(merged.to_pylist(), key=itemgetter("piece")), start)
 
 
@@ -121,7 +121,7 @@ def _merge(batches: Iterator[pa.RecordBatch], start: Callable[[int], Sums]) -> I
                 first, n, squares, mean, matrix = part["first"], part["n"], part["squares"], other, more.copy()
                 continue
             if len(other) != len(mean):
-                raise ServiceError("features of different widths in different partitions")
+                raise DataError("features of different widths in different partitions")
             n, mean, between = merged_means(n, mean, part["n"], other)
             squares += part["squares"] + float(between @ between)
             if directions is None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError, UnavailableError
 
 EXPERIMENT = "imagestream"
 MAX_VALUE = 500  # characters of a parameter or tag, as MLflow stores them
@@ -21,7 +21,7 @@ def check_tracking(uri: str | None) -> None:
     try:
         import mlflow  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError as error:
-        raise ServiceError(
+        raise ConfigurationError(
             "MLFLOW_TRACKING_URI is set, and the package mlflow-skinny is not installed: "
             "pip install 'imagestream[mlflow]', or unset the variable"
         ) from error
@@ -53,7 +53,7 @@ def track_run(
         client.set_terminated(run.info.run_id)
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise ServiceError(f"the run {name!r} could not be told to MLflow at {uri}: {reason}") from error
+        raise UnavailableError(f"the run {name!r} could not be told to MLflow at {uri}: {reason}") from error
 
 
 def _finite(value: float) -> bool:

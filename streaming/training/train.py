@@ -16,7 +16,7 @@ from models.backbone import find_backbone
 from models.bundle import GOLDEN
 from models.projection import check_pca_memory
 from models.scorer import golden_images
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
@@ -118,7 +118,7 @@ def retrain(
     registry = open_registry(settings.home)
     current = registry.target(CHAMPION)
     if current is None:
-        raise ServiceError(f"there is no champion model in {registry.place} to retrain; run 'imagestream train' first")
+        raise NotFoundError(f"there is no champion model in {registry.place} to retrain; run 'imagestream train' first")
     with TemporaryDirectory(prefix="imagestream-") as scratch:
         folder = Path(scratch) / "champion"
         champion = registry.fetch(current, folder)

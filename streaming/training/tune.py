@@ -22,7 +22,7 @@ from models.errors import ModelError
 from models.projection import PCA, NoProjection, Projection, components_to_keep, fit_pca
 from models.random_projection import johnson_lindenstrauss_dim, make_random_projection
 from models.scorer import Head
-from streaming.errors import ServiceError, UsageError
+from streaming.errors import NotFoundError, ServiceError, UsageError
 from streaming.images.dataset import Dataset
 from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
@@ -141,7 +141,7 @@ def tune(
     current = registry.target(CHAMPION)
     champion = registry.read(current) if current else None
     if source is None and champion is None:
-        raise ServiceError(
+        raise NotFoundError(
             f"there is no champion model in {registry.place} whose features could be searched on; "
             "run 'imagestream train' first, or give --images or --dataset"
         )

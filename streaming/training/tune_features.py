@@ -18,7 +18,7 @@ from models.decode import Resize
 from models.fitted_on import BloomFilter, FittedOn
 from models.recipe import Recipe
 from models.scorer import Engine, Head, decode_all, golden_images, load_engine, load_scorer
-from streaming.errors import ServiceError
+from streaming.errors import DataError
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import featurize
 from streaming.images.fitted_on import unseen_by
@@ -132,7 +132,7 @@ class VariantMaker:
             found = featurize(self.spark, self.dataset, made.source, self.features)
             if not found.rows:
                 path, why = next(iter(found.bad.items()))
-                raise ServiceError(f"not one of the {self.dataset.n_images:,} images decodes; {path}: {why}")
+                raise DataError(f"not one of the {self.dataset.n_images:,} images decodes; {path}: {why}")
             group_by = self.sides.holdout.group_by
             labelled = labelled_features(self.spark, self.features, made.source.sha256, group_by=group_by)
             rows = _ordered(labelled, entry.n_features)
@@ -174,13 +174,13 @@ def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter
         validation_rows = unseen_by(validation_rows, FittedOn(trained_on))
     classes = tuple(sorted(row.label for row in fit_rows.select("label").distinct().collect()))
     if len(classes) < 2:  # noqa: PLR2004
-        raise ServiceError(f"tuning needs images of at least two classes, got {list(classes)}")
+        raise DataError(f"tuning needs images of at least two classes, got {list(classes)}")
     counted = F.count(F.lit(1)), F.bit_xor(F.xxhash64("image_id", "label"))
     n_fit, mixed = fit_rows.agg(*counted).collect()[0]
     n_validation, mixed_too = validation_rows.agg(*counted).collect()[0]
     if not n_validation:
         why = "" if trained_on is None else " that the backbone was not trained on"
-        raise ServiceError(f"there are too few images ({n_fit}) to compare settings on some of them{why}; label more")
+        raise DataError(f"there are too few images ({n_fit}) to compare settings on some of them{why}; label more")
     some = max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * made.n_features)))
     sample = as_matrix(validation_rows.select("features").limit(some).toArrow().column(0).combine_chunks())
     return Variant(
@@ -204,7 +204,7 @@ def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter
 def _seconds_per_image(engine: Engine, images: Sequence[bytes], fitting: Resize | Recipe) -> float:
     decoded = decode_all(images, engine.input_size, fitting)
     if not decoded.rows:
-        raise ServiceError("there is no image that decodes to time the backbone with")
+        raise DataError("there is no image that decodes to time the backbone with")
     return _fastest(lambda: engine(decode_all(images, engine.input_size, fitting).images)) / len(decoded.rows)
 
 

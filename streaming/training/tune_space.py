@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from models.errors import ModelError
 from models.projection import check_pca_memory
 from models.random_projection import johnson_lindenstrauss_dim
-from streaming.errors import ServiceError
+from streaming.errors import ConfigurationError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 
 SHARES = (0.50, 0.99)  # of the variance
@@ -112,7 +112,7 @@ def make_space(
         if wanted not in kept:
             kept.append(wanted)
     if not kept or not classifiers:
-        raise ServiceError(
+        raise ConfigurationError(
             f"there is nothing to choose from: a random projection of {n_features:,} features makes them no narrower "
             f"for {n_rows:,} rows; allow another projection"
         )

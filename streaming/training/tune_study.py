@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from streaming.errors import ServiceError
+from streaming.errors import DamagedError
 from streaming.training.fit_options import FitOptions
 from streaming.training.tune_space import options_from_record
 
@@ -79,7 +79,7 @@ def open_study(path: Path, name: str, seed: int, first: dict[str, Any]) -> Itera
             seed += len(study.trials)
             study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
     except (ValueError, KeyError, TypeError) as error:
-        raise ServiceError(f"the studies in {path} cannot be read ({error}); remove the file to begin anew") from error
+        raise DamagedError(f"the studies in {path} cannot be read ({error}); remove the file to begin anew") from error
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
     if not study.trials:

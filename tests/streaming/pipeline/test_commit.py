@@ -32,11 +32,15 @@ from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.positions import Plan, Positions
 from streaming.pipeline.score import OUTPUT, PartitionReport
 from streaming.pipeline.serving import LoadedModel, Serving
+from streaming.pipeline.status import refusal
 from streaming.platform.topic import Topic
 from streaming.query import query
+from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.store import open_store
 from streaming.storage.tables import PREDICTIONS, SHADOW
+from tests.conftest import command_here
+from tests.models.samples import tiny_bundle
 from tests.streaming.history import QUERY_ID, begin_stream, decision_of, quarantined, worker_file
 
 CHAMPION, CHALLENGER = ModelVersion(3, "c" * 64), ModelVersion(4, "d" * 64)
@@ -131,6 +135,14 @@ def test_refused_models_are_one_text() -> None:
     assert _refused({}) is None
 
 
+def test_why_a_version_is_not_used_is_found_in_the_text_of_all() -> None:
+    text = _refused({11: "too large; see version 1: nothing", 1: "altered"})
+    assert [refusal(text, version) for version in (11, 1, 2, None)] == [
+        "too large; see version 1: nothing", "altered", None, None,
+    ]  # fmt: skip
+    assert refusal(None, 1) is None
+
+
 # The protocol
 
 
@@ -149,6 +161,7 @@ class Run:
         self.asked: list[list[Place]] = []
         self.topic_id = "topic-id"
         self.holes = 0
+        self.challenger_error: str | None = None
         self.batches: list[BatchResult] = []
         self.models = models or Models()
         self._settings = settings
@@ -197,6 +210,7 @@ class Run:
             quarantined={"corrupt": 1},
             quarantine_file=file,
             seconds={"decode": 0.5},
+            challenger_error=self.challenger_error,
         )
         return _Scored(pa.Table.from_pylist(answers, schema=OUTPUT), [report], {"corrupt": 1})
 
@@ -215,6 +229,28 @@ def check_whole(settings: Settings, batches: int) -> None:
     assert report.clean, [problem.text for problem in report.problems]
     assert not report.unfinished
     assert (report.batches, report.predicted, report.quarantined) == (batches, 2 * batches, batches)
+
+
+def test_a_challenger_that_fails_is_visible_and_the_champion_answers(settings: Settings) -> None:
+    registry = open_registry(settings.home)
+    for _ in range(4):
+        registry.register(tiny_bundle)
+    registry.promote(3, by="ada", why="")
+    registry.promote(4, alias="challenger", by="ada", why="")
+    run = Run(settings)
+    run.challenger_error = "ValueError: it expects other images"
+    run.batch(0)
+    check_whole(settings, 1)
+    assert (run.batches[0].challenger_error, run.models.refused) == (run.challenger_error, {})
+    why = f"fails in scoring: {run.challenger_error}"
+    _, said, _ = command_here("--home", settings.home, "status", "--format", "csv")
+    assert f"challenger,does not score: {why}" in said
+    for version, line in ((4, f"not used in the last micro-batch: {why}"), (3, "")):
+        code, _, told = command_here("--home", settings.home, "models", "show", str(version))
+        assert (code, told.splitlines()[1:]) == (0, [line] if line else [])
+    run.challenger_error = None
+    run.batch(3)
+    assert "does not score" not in command_here("--home", settings.home, "status")[1]
 
 
 def decision_in(settings: Settings, number: int) -> Decision | None:

@@ -48,6 +48,7 @@ class Batch:
     wall_s: float = 2.0
     waited_s: tuple[float, ...] = (0.5, 2.0, 400.0)
     traced: tuple[str, ...] = ()
+    challenger_error: str | None = None
     drift: dict[str, float] = field(
         default_factory=lambda: {
             "rows": 97.0,
@@ -167,7 +168,8 @@ def test_text_log_keeps_each_event_on_one_line() -> None:
 
 def test_metrics_add_up_over_batches(observer: Observer) -> None:
     observer.on_batch(Batch())
-    observer.on_batch(replace(Batch(), model_version=4, quarantined={}, predicted_rows=100))
+    failing = replace(Batch(), model_version=4, quarantined={}, predicted_rows=100, challenger_error="ValueError: x")
+    observer.on_batch(failing)
     observer.on_refused(5, "its hash is wrong")
     observer.on_trouble("the broker is away")
     found = metrics(observer)
@@ -178,6 +180,7 @@ def test_metrics_add_up_over_batches(observer: Observer) -> None:
     assert found["imagestream_batches_total"] == 2
     assert [name for name in found if "imagestream_model_info" in name] == ['imagestream_model_info{version="4"}']
     assert found["imagestream_refused_models_total"] == 1
+    assert found["imagestream_challenger_failures_total"] == 1
     assert found["imagestream_troubles_total"] == 1
     assert found['imagestream_stage_duration_seconds_sum{stage="backbone"}'] == 3.0
     assert found['imagestream_stage_duration_seconds_count{stage="decode"}'] == 2

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyspark.errors import PySparkException
 
+from streaming.errors import ServiceError, encode
 from streaming.platform.session import cause
 from streaming.settings import read_settings
 
@@ -73,10 +75,12 @@ def test_the_last_words_of_a_jvm_that_ends_at_once_are_the_reason(tmp_path: Path
         ),
         (
             "An error occurred while calling o1.x.\n: org.apache.spark.SparkException: Job aborted\n"
-            "Traceback (most recent call last):\nstreaming.errors.ServiceError: a worker's own words\n",
+            "Traceback (most recent call last):\nstreaming.errors.Renamed: a worker's own words\n"
+            + encode(ServiceError("a worker's own words"))
+            + "\n\n\tat org.apache.spark.api.python",
             "a worker's own words",
         ),
     ],
 )
 def test_the_cause_is_what_the_innermost_error_says(text: str, line: str) -> None:
-    assert cause(text) == line
+    assert cause(PySparkException(text)) == line
