@@ -51,7 +51,8 @@ test: setup test-tools ## Run every test on real Kafka, Spark and Delta (ARGS="t
 
 soak: setup ## Run fault injection, simulations, real data and the tutorial in full, for hours (ARGS="--seed 7 -k kill")
 	@$(BIN)/uv pip install -q --python $(BIN)/python atheris==$(ATHERIS_VERSION)
-	@$(BIN)/python -m pytest tests/faults tests/statistics tests/models/test_real_data.py tests/test_tutorial.py --full $(ARGS)
+	@$(BIN)/python -m pytest tests/faults tests/statistics tests/models/test_real_data.py tests/test_tutorial.py \
+		tests/test_demo.py tests/streaming/distributed/test_trainer.py --full $(ARGS)
 
 mutants: setup ## Test the tests of critical modules by mutation (ARGS="--sample 20")
 	@$(BIN)/python -m tests.mutants $(ARGS)

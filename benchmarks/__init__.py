@@ -1,1 +1,4 @@
-"""Speed, shown: each file is named for its question and pairs ours with a peer in the same run."""
+"""Benchmarks of imagestream against peers, run alternately on the same machine.
+
+Each module answers one question; `python -m benchmarks` runs them and prints a table of ratios.
+"""

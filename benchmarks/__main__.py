@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every question, ours against a peer, as a table and as JSON."""
+"""`python -m benchmarks`: run the benchmarks, and write the results as a table and as JSON."""
 
 import json
 import os
@@ -15,29 +15,35 @@ from rich.table import Table
 
 from benchmarks.pairs import Pair
 
-# The last one imports TensorFlow.
+# `engine` imports TensorFlow, so it is last.
 QUESTIONS = (
     "decoding", "predict", "end_to_end", "rivals", "latency", "answers", "micro_batch", "commits", "publishing",
     "workers", "capacity", "cold_start", "memory", "projection", "rescore", "pca_spark", "cnn", "cnn_scale", "int8",
     "engine",
 )  # fmt: skip
-QUICK = ("decoding", "end_to_end", "engine")  # with `quick_questions` where a module has them
+QUICK = ("decoding", "end_to_end", "engine")  # with the `quick_questions` of a module, if it has them
 WHOLE_FROM = 100
-WIDTH = 180  # where there is no terminal
+WIDTH = 180  # of the table without a terminal
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "pillow", "scikit-learn")
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Argument(help=f"Of: {', '.join(QUESTIONS)}; default: all.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Argument(help=f"Benchmarks to run: {', '.join(QUESTIONS)}; default: all.")
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help=f"Only {', '.join(QUICK)}, on less work: five minutes.")
+        bool, typer.Option("--quick", help=f"Run only {', '.join(QUICK)}, with less work, in about five minutes.")
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="File for the results as JSON.")
+    ] = None,
 ) -> None:
-    """Measure, ours and a peer in turn, and print the ratios."""
+    """Measure imagestream and its peers alternately, and print the ratios."""
     unknown = set(only or []) - set(QUESTIONS)
     if unknown:
-        raise typer.BadParameter(f"there is no {', '.join(sorted(unknown))}; known are {', '.join(QUESTIONS)}")
+        raise typer.BadParameter(
+            f"unknown benchmark {', '.join(sorted(unknown))}; expected one of {', '.join(QUESTIONS)}"
+        )
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     pairs: list[Pair] = []
     for name in only or (QUICK if quick else QUESTIONS):
@@ -46,7 +52,7 @@ def main(
         with Console(stderr=True).status(f"{name} …"):
             for one in ask():
                 pairs.append(one)
-                print(f"{one.question}: {one.ratio:.2f}", file=sys.stderr, flush=True)  # the whole takes an hour
+                print(f"{one.question}: {one.ratio:.2f}", file=sys.stderr, flush=True)  # all benchmarks take an hour
     table = Table("question", "ours", "peer", "unit", "ratio", "aim", "spread", box=None)
     for one in pairs:
         low, high = one.spread

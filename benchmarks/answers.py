@@ -1,4 +1,4 @@
-"""How long from publishing an image to its answer on the topic, and what the answers cost in throughput?"""
+"""How long does an answer take from publishing to the answers topic, and what do answers cost in throughput?"""
 
 import json
 import os
@@ -42,7 +42,7 @@ def questions() -> Iterator[Pair]:
 
 
 def _answered(service: Service, settings: Settings) -> list[float]:
-    """Seconds from each image's append to its topic until a reader of committed messages has its answer."""
+    """Seconds from the append of each image until a consumer with `read_committed` receives its answer."""
     command = (sys.executable, "-m", "streaming", "--home", settings.home, "stream", "--answers-topic", "answers")
     waits: list[float] = []
     over, ready = Event(), Event()

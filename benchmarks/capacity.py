@@ -1,4 +1,4 @@
-"""Does what `imagestream size` works with predict the throughput that is measured?"""
+"""Does the model of `imagestream size` predict the measured throughput?"""
 
 from collections.abc import Iterator
 from pathlib import Path

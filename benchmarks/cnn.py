@@ -1,7 +1,7 @@
-"""How do our ways of training a CNN compare with Keras in one process, and with Elephas, on the same faces and cores?
+"""How does distributed training of a CNN compare with Keras in one process and with Elephas on the same data and cores?
 
-Elephas runs in an environment of its own, since it needs older versions of Spark, TensorFlow and NumPy; that is made on
-first use. Every training is a process of its own, and ended with all its children when it takes too long.
+Elephas needs older versions of Spark, TensorFlow and NumPy, so it runs in its own environment, created on first use.
+Each training run is a separate process, killed with its children after a timeout.
 """
 
 import sys
@@ -30,7 +30,7 @@ from streaming.settings import Settings, read_settings
 IMAGES, SIDE, SEED = 2_000, 128, 614
 HOLDOUT, VALIDATION = 0.2, 0.1
 WORKERS, EPOCHS, BATCH_SIZE = 4, 10, 128
-TIMEOUT_S = 600  # for any one training, of which each should take one or two minutes
+TIMEOUT_S = 600  # per training run; one or two minutes are usual
 ELEPHAS = ("elephas==7.3.0", "pyspark==4.0.0", "tensorflow==2.19.1", "numpy==1.26.4", "setuptools==80.10.2")
 PEER = Path(__file__).with_name("cnn_peer.py")
 WITHIN_A_POINT, WITHIN_A_TENTH = 0.99, 0.91
@@ -38,7 +38,7 @@ WITHIN_A_POINT, WITHIN_A_TENTH = 0.99, 0.91
 
 @dataclass(frozen=True)
 class Run:
-    """What a training gave; of one that did not end, only that it was no faster than `images_per_s` is known."""
+    """The result of a training run; after a timeout, `images_per_s` is an upper bound and the rest is unknown."""
 
     images_per_s: float
     accuracy: float | None = None
@@ -52,7 +52,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Faces:
-    """The same faces as files and, divided in the same way, as gray arrays; `rows` of them are trained on."""
+    """The same faces as files and as gray arrays with the same split; `rows` is the number of training images."""
 
     folder: Path
     arrays: Path
@@ -71,7 +71,7 @@ def questions() -> Iterator[Pair]:
 
 
 def _tell(what: str, run: Run) -> Run:
-    """Say how a training went as soon as it has ended: all of them take half an hour."""
+    """Print the result of a training run at once, because all of them take half an hour."""
     print(f"{what}: {run.images_per_s:,.0f} images/s, {run}", file=sys.stderr, flush=True)
     return run
 
@@ -86,7 +86,7 @@ def _compare(mode: Mode, frequency: Frequency, settings: Settings, faces: Faces,
             f"{mode}, per {frequency}: images answered rightly, against Keras", "%", WITHIN_A_POINT,
             [100 * ours.accuracy], [100 * keras.accuracy],
         )  # fmt: skip
-    if (mode, frequency) != (Mode.SYNCHRONOUS, Frequency.BATCH):  # which Elephas does not have
+    if (mode, frequency) != (Mode.SYNCHRONOUS, Frequency.BATCH):  # not supported by Elephas
         library = ["elephas", "--mode", mode, "--frequency", frequency]
         peer = _tell(f"Elephas, {mode}, per {frequency}", _run_peer(elephas, library, settings, faces))
         yield Pair(f"{what} Elephas ({peer})", "images/s", 1.0, *_speeds(ours, peer))

@@ -1,4 +1,4 @@
-"""A small CNN trained by Keras in one process, or by Elephas: run as a script, in whichever environment has them.
+"""Training of a small CNN by Keras in one process, or by Elephas; a script that runs in the peer's environment.
 
 Example: python benchmarks/cnn_peer.py elephas --data faces.npz --json figures.json --mode hogwild
 """
@@ -18,7 +18,7 @@ SEED = 614
 
 
 def build(side: int) -> Any:
-    """The grayscale CNN of the published system: gray pictures (N, side, side, 1) in 0..1 to the probability of 1."""
+    """The grayscale CNN of the published system: images (N, side, side, 1) in 0..1 to the probability of class 1."""
     import keras
     from keras import layers
 
@@ -44,12 +44,12 @@ def train_keras(model: Any, x: Any, y: Any, asked: argparse.Namespace) -> None:
 
 
 def train_elephas(model: Any, x: Any, y: Any, asked: argparse.Namespace) -> Any:
-    """Elephas as its documentation has it; its `SparkModel` is always synchronous, and averages after every epoch."""
+    """Train with Elephas as documented; its `SparkModel` is always synchronous and averages after every epoch."""
     from elephas.spark_model import AsynchronousSparkModel, SparkModel  # type: ignore[import-not-found]
     from elephas.utils.rdd_utils import to_simple_rdd  # type: ignore[import-not-found]
     from pyspark.sql import SparkSession
 
-    # As many slots as workers, so that all of them train at the same time.
+    # One slot per worker, so that all of them train concurrently.
     builder = SparkSession.builder.master(f"local[{asked.workers}]").config("spark.ui.enabled", "false")
     spark = builder.config("spark.driver.memory", "4g").config("spark.driver.maxResultSize", "0").getOrCreate()
     rows = to_simple_rdd(spark.sparkContext, x, y)

@@ -1,4 +1,4 @@
-"""What does a second worker bring when a CNN is trained, and what do ten times as many images cost the driver?"""
+"""How much does a second worker speed up CNN training, and how much memory do ten times the images cost the driver?"""
 
 import json
 import os
@@ -19,7 +19,7 @@ from streaming.settings import Settings, read_settings
 
 SIDE, SEED = 128, 614
 FEW, MANY, DRAWN = 6_000, 60_000, 600
-FACES = 3_000  # for the workers' speed
+FACES = 3_000  # for the speed-up
 EPOCHS, RUNS = 4, 2
 POLL_S = 0.2
 MB = 2**20
@@ -27,7 +27,7 @@ MB = 2**20
 
 @dataclass(frozen=True)
 class Run:
-    """What a training told, and the most memory that its driver had: Python and JVM, without the workers."""
+    """The result of a training run, and the peak memory of its driver: Python and JVM, without workers."""
 
     summary: dict[str, Any]
     driver_mb: float
@@ -52,7 +52,7 @@ def questions() -> Iterator[Pair]:
 
 
 def _copies(drawn: Path, folder: Path, n: int) -> Path:
-    """`n` files of the drawn faces; what follows a JPEG's end, and no decoder reads, makes each of them different."""
+    """`n` distinct files of the drawn faces; bytes after the end of the JPEG, which decoders ignore, differ."""
     files = sorted(drawn.glob("*/*.jpg"))
     for number in range(n):
         source = files[number % len(files)]
@@ -86,5 +86,5 @@ def _driver_mb(pid: int) -> float:
         driver = psutil.Process(pid)
         java = [child for child in driver.children() if child.name() == "java"]
         return float(sum(one.memory_info().rss for one in (driver, *java)) / MB)
-    except psutil.Error:  # it is just ending
+    except psutil.Error:  # the process has just exited
         return 0.0

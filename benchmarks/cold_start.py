@@ -1,4 +1,4 @@
-"""How long from the start of the process to the first committed row, at first and after a stop?"""
+"""How long does the stream take from process start to the first committed row, initially and after a restart?"""
 
 import time
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """What does the commit of a micro-batch cost, on a local disk and in a bucket, and does it grow with the log?
 
-Without Spark, Kafka and a model: the files of each batch are written before, and only the decision and the commits of
-all tables are timed. The bucket is SeaweedFS on loopback; a real one adds its own latency to each request that has to
-wait for the one before it.
+Measured without Spark, Kafka and a model: the files of each batch are written in advance, and only the decision and the
+commits of all tables are timed. The bucket is SeaweedFS on loopback; a real one adds its latency to each sequential
+request.
 """
 
 import uuid
@@ -37,7 +37,7 @@ QUESTION = "SELECT label, count(*) FROM predictions GROUP BY label"
 
 
 class Stream:
-    """A stream whose batches are made up; they have files in every table."""
+    """A stream of synthetic batches with files in every table."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -49,7 +49,7 @@ class Stream:
         settings.place.store.create(identity_key(settings.topic), identity.to_json())
 
     def decision(self) -> Decision:
-        """The next batch, with its files written."""
+        """Write the files of the next batch, and return it."""
         self.number += 1
         start, topic = self.number * 2 * ROWS, self.settings.topic
         rows = [
@@ -83,7 +83,7 @@ class Stream:
         )
 
     def commit(self) -> float:
-        """Decide and apply the next batch; seconds."""
+        """Decide and commit the next batch; returns the seconds."""
         decision = self.decision()
         clock = perf_counter()
         if not (self.decisions.decide(decision) and apply(decision, self.tables, fresh=True)):
@@ -116,7 +116,7 @@ def _requests(server: ObjectStoreServer, settings: Settings) -> Pair:
 
 def _of_home(where: str, settings: Settings, aim_s: float) -> Iterator[Pair]:
     stream = Stream(settings)
-    stream.commit()  # makes the tables
+    stream.commit()  # creates the tables
     early = [stream.commit() for _ in range(MEASURED)]
     yield Pair(f"{where}: commit of all tables, median of {MEASURED}", "s", 1.0, [median(early)], [aim_s], True)
     for _ in range(COMMITS - 2 * MEASURED):
@@ -147,7 +147,7 @@ def _of_home(where: str, settings: Settings, aim_s: float) -> Iterator[Pair]:
 
 @contextmanager
 def a_bucket(scratch: Path) -> Iterator[ObjectStoreServer]:
-    """SeaweedFS with a bucket; the environment has its address and credentials."""
+    """A bucket in SeaweedFS; the environment has its endpoint and credentials."""
     server = start_object_store(scratch / "store")
     try:
         with patch.dict("os.environ", server.environment()):

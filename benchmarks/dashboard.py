@@ -1,10 +1,10 @@
-"""The dashboard over a million predictions: seconds to its first view, and of a filter, in a real browser.
+"""How fast is the dashboard with a million predictions? Times of the first view and of filters in a real browser.
 
     python -m benchmarks.dashboard [ROWS]
 
-It writes the predictions as a stream would, starts a server and Chromium, and asks what a visitor asks: the first view
-after the server's start, pages, and filters of the page Predictions, each until its answer is drawn. What it wrote is
-removed at the end; ROWS should be a multiple of 250, the number of commits.
+Writes predictions as a stream does, starts a server and Chromium, and measures the first view after the start, each
+page, and each filter of the page Predictions until it is rendered. The data is removed at the end. ROWS should be a
+multiple of 250, the number of commits.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ SHA256 = "ab" * 32
 
 
 def write_history(tables_dir: Path, rows: int = ROWS, files: int = FILES) -> None:
-    """`rows` predictions of the last DAYS days in at least `files` commits, and the batches that they were made in."""
+    """Write `rows` predictions of the last DAYS days in at least `files` commits, and their batches."""
     predictions, batches = Table(tables_dir, "predictions"), Table(tables_dir, "batches")
     chance = np.random.default_rng(7)
     per_file = rows // files
@@ -121,7 +121,7 @@ def _served(home: Path) -> Iterator[str]:
 
 
 def _timed(visitor: Visitor, path: str, text: str, plots: int = 0) -> float:
-    """Seconds from asking for a page until it says `text` and has drawn its plots."""
+    """Seconds from requesting a page until it shows `text` and its plots."""
     start = time.perf_counter()
     visitor.chrome.get(f"{visitor.address}/{path}")
     _await(visitor, text, plots)
@@ -135,7 +135,7 @@ def _await(visitor: Visitor, text: str, plots: int = 0) -> None:
 
 
 def _filters(visitor: Visitor, rows: int) -> Iterator[tuple[str, float]]:
-    """Each filter of the page Predictions, from the click or the key until the number of matches has changed."""
+    """Seconds of each filter of the page Predictions, from the input until the number of matches changes."""
     for name, css, keys in (
         ("source", "input[aria-label*='Source']", "0123\n"),
         ("label", "input[aria-label*='Label']", "class 03\n"),
@@ -158,7 +158,7 @@ def _filters(visitor: Visitor, rows: int) -> Iterator[tuple[str, float]]:
 
 
 def main(rows: int = ROWS) -> None:
-    """Print the seconds."""
+    """Run the benchmark and print the seconds."""
     with tempfile.TemporaryDirectory() as directory:
         home = Path(directory)
         write_history(home / "tables", rows)

@@ -1,4 +1,4 @@
-"""How many images a second go from Kafka to Delta, exactly once, against the machine's limit?"""
+"""How many images per second go from Kafka to Delta exactly once, compared with the machine's limit?"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -18,8 +18,8 @@ IMAGES, FEWER_IMAGES, QUICK_IMAGES = 20_000, 10_000, 4_000
 BATCH, SMALL_BATCH = 2_000, 1_000
 BARE_S = 25
 RUNS = 3
-PER_TRANSACTION = 100  # messages; each transaction leaves a marker in every partition that it wrote to
-SMALLER, INTEGERS = ("--input-size", 192), ("--int8",)  # each within a point of accuracy on the digits, or told
+PER_TRANSACTION = 100  # messages; each transaction writes a marker to every partition it used
+SMALLER, INTEGERS = ("--input-size", 192), ("--int8",)  # each costs at most a point of accuracy on the digits
 
 
 def questions() -> Iterator[Pair]:
@@ -43,7 +43,7 @@ def quick_questions() -> Iterator[Pair]:
 
 
 def in_turn(ours: Callable[[int], float], peer: Callable[[int], float], runs: int) -> tuple[list[float], list[float]]:
-    """Peer and ours in turn, with the peer once more at the end: ours is held against the runs on both its sides."""
+    """Alternate peer and ours, starting and ending with the peer, so that ours is compared with both neighbours."""
     found: tuple[list[float], list[float]] = ([], [])
     before = peer(0)
     for run in range(runs):
@@ -71,7 +71,7 @@ def _against_bare(
 
 
 def _transactional(service: Service, settings: Settings, images: int, batch: int, runs: int = RUNS) -> Pair:
-    """A topic that was written in transactions, against a plain one with the same images."""
+    """Compare a topic written in transactions with a plain one that has the same images."""
 
     def stream(kind: str, per_transaction: int | None) -> Callable[[int], float]:
         def drained(run: int) -> float:
@@ -90,7 +90,7 @@ def _transactional(service: Service, settings: Settings, images: int, batch: int
 
 
 def bare_loop(service: Service, settings: Settings) -> float:
-    """Images a second of one process per core that does nothing but decode and run the model, on the chosen engine."""
+    """Images per second of one process per core that only decodes and runs the model on the chosen engine."""
     engine, model = chosen_engine(settings), service.flatbuffer(settings)
     if engine == "onnx":
         translated = model.with_suffix(".onnx")
@@ -105,5 +105,5 @@ def bare_loop(service: Service, settings: Settings) -> float:
 
 
 def chosen_engine(settings: Settings) -> EngineName:
-    """The engine on which the stream of a home answers here."""
+    """The engine that the stream of a home uses on this machine."""
     return Engines(settings).choose(open_registry(settings.home).read(1)).engine

@@ -1,7 +1,7 @@
-"""How many images a second does each engine featurize, and is the one that a stream would choose the fastest?
+"""How many images per second does each engine process, and does the stream choose the fastest one?
 
-Side by side on one thread, as a stream's workers run them, then the chosen engine against `keras.Model.predict` on all
-cores. The choice is the product's own, which times each engine for a second.
+Engines are compared on one thread, as in the stream's workers, and the chosen one with `keras.Model.predict` on all
+cores. The choice is that of `models.engine_choice`, which times each engine for a second.
 """
 
 import os
@@ -25,7 +25,7 @@ NAMES: dict[EngineName, str] = {"litert": "LiteRT", "onnx": "ONNX Runtime", "ker
 
 
 def questions(count: int = IMAGES) -> Iterator[Pair]:
-    """For each model, the chosen engine against each other one, then against Keras."""
+    """Compare the chosen engine with every other one and with Keras, for each model."""
     threads = os.cpu_count() or 1
     with TemporaryDirectory() as scratch:
         for name, weights in MODELS.items():
@@ -43,12 +43,12 @@ def questions(count: int = IMAGES) -> Iterator[Pair]:
 
 
 def quick_questions() -> Iterator[Pair]:
-    """The same on fewer images."""
+    """As `questions`, on fewer images."""
     yield from questions(QUICK_IMAGES)
 
 
 def _judged(found: Pair, model: str, chosen: EngineName, other: EngineName) -> Pair:
-    """The pair with a question that says whether the chosen engine was the faster one."""
+    """The pair, with a question that tells whether the chosen engine was faster."""
     verdict = "chosen, the fastest" if found.ratio >= 1 else "chosen, not the fastest in this run"
     question = f"{model}, {NAMES[chosen]} ({verdict}) against {NAMES[other]}, one thread"
     return Pair(question, found.unit, found.aim, found.ours, found.peer)

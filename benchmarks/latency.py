@@ -1,4 +1,4 @@
-"""How long from publishing an image to its committed row, at 20 images a second?"""
+"""What is the latency from publishing an image to its committed row, at 20 images per second?"""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""How much memory do driver and workers take at their peak, for ten times as many images?"""
+"""How does the peak memory of driver and workers change with ten times the images?"""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def _peaks(service: Service, settings: Settings, topic: str, images: int) -> dic
                 try:
                     is_worker = "pyspark" in " ".join(one.cmdline()) and one.name() != "java"
                     found["workers" if is_worker else "driver"] += one.memory_full_info().pss / 1e6
-                except psutil.Error:  # it has just ended
+                except psutil.Error:  # the process has just exited
                     continue
             peaks = {name: max(peaks[name], found[name]) for name in peaks}
             time.sleep(SAMPLE_S)

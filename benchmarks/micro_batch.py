@@ -1,6 +1,6 @@
 """What does a micro-batch cost beyond its images, and does it cost more after a thousand commits?
 
-On a local disk, and in a bucket of SeaweedFS on loopback, where its wheel is installed.
+Measured on a local disk, and in a SeaweedFS bucket on loopback if its wheel is installed.
 """
 
 from collections.abc import Iterator

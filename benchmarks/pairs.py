@@ -1,4 +1,4 @@
-"""Ours and a peer in turn, A B A B …, so that a machine that drifts drifts for both."""
+"""Paired measurements of ours and a peer, alternating, so that drift of the machine affects both."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ RUNS = 5
 
 @dataclass(frozen=True)
 class Pair:
-    """One question's answer: units of work per second of both, run by run."""
+    """The result of one benchmark: units of work per second of both, by run."""
 
     question: str
     unit: str
     aim: float  # of the ratio
     ours: list[float]
     peer: list[float]
-    less_is_better: bool = False  # seconds or megabytes: then the ratio is the peer's by ours
+    less_is_better: bool = False  # for seconds or megabytes: the ratio is peer / ours
 
     @property
     def ratios(self) -> list[float]:
-        """Pair by pair; above 1 is in our favour."""
+        """The ratio of each pair; above 1 if ours is better."""
         pairs = zip(self.ours, self.peer, strict=True)
         return [peer / ours if self.less_is_better else ours / peer for ours, peer in pairs]
 
     @property
     def ratio(self) -> float:
-        """The median of the ratios."""
+        """The median ratio."""
         return median(self.ratios)
 
     @property
@@ -38,7 +38,15 @@ class Pair:
 def pair(
     question: str, unit: str, aim: float, work: int, ours: Callable[[], object], peer: Callable[[], object]
 ) -> Pair:
-    """Time both `RUNS` times after one warm-up each; `work` is the number of units that a call does."""
+    """Time both `RUNS` times after one warm-up each.
+
+    Args:
+        question: the benchmark.
+        unit: the unit of work.
+        aim: the required ratio.
+        work: the number of units per call.
+        ours, peer: the calls to time.
+    """
     ours()
     peer()
     seconds: tuple[list[float], list[float]] = ([], [])

@@ -1,4 +1,4 @@
-"""How fast does Spark fit PCA by our one pass, against Spark ML's own, and what does it cost the driver?"""
+"""How fast is one-pass PCA on Spark compared with Spark ML's, and how much memory does it cost the driver?"""
 
 import multiprocessing
 import resource
@@ -22,7 +22,7 @@ from streaming.platform.session import spark_session
 from streaming.settings import Settings, read_settings
 from streaming.storage.files import as_matrix, list_array
 
-ROWS, WIDTH = 22_688, 1_280  # as many images as Fruits-360 has in its test set, through MobileNetV2
+ROWS, WIDTH = 22_688, 1_280  # the test set of Fruits-360 with MobileNetV2
 RANK = 200  # of the signal below the noise
 BLOCK = 512
 RUNS = 2
@@ -36,7 +36,7 @@ def questions() -> Iterator[Pair]:
             rows = _rows(spark, ROWS).withColumn("vector", array_to_vector("features")).persist()
             ours: list[float] = []
             peer: list[float] = []
-            k = _ours(rows)  # and what Spark compiles, the Python workers, and the rows in its cache
+            k = _ours(rows)  # warm-up: compilation, Python workers, cached rows
             for _ in range(RUNS):
                 for fit, took in ((_ours, ours), (_sparks, peer)):
                     clock = perf_counter()
@@ -67,7 +67,7 @@ def _sparks(rows: DataFrame) -> int:
 
 
 def _rows(spark: SparkSession, count: int) -> DataFrame:
-    """Rows (features: array<float>), made on the workers, the same each time."""
+    """Rows (features: array<float>), generated on the workers, deterministically."""
     basis = np.random.default_rng(0).normal(size=(RANK, WIDTH)).astype(np.float32)
 
     def make(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -87,7 +87,7 @@ def _block(number: int, rows: int, basis: Features) -> Features:
 
 
 def _peak_in_a_process(scratch: str, rows: int) -> float:
-    """MB that a process of its own and its JVM take at most while they fit."""
+    """Peak memory in MB of a separate process and its JVM while fitting."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_fit_and_tell_peak, args=(scratch, rows, there))

@@ -1,4 +1,4 @@
-"""How many images a second does `imagestream predict` classify, and when does its first answer come?"""
+"""How many images per second does `imagestream predict` classify, and how long does the first one take?"""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def _questions(scratch: Path) -> Iterator[Pair]:
         summary = run_json(*command, photographs, "--format", "csv", "--output", output)
         return float(summary["images_per_s"])
 
-    classify(0)  # the engines are timed once on a machine
+    classify(0)  # engines are timed once per machine
     question = f"predict, {IMAGES} photographs, against the bare loop"
     yield Pair(question, "images/s", 0.9, *in_turn(classify, lambda _: bare_loop(service, home), RUNS))
     one = str(min(photographs.iterdir()))

@@ -1,4 +1,4 @@
-"""Processes that are measured: peers with an environment of their own, ended with all that they started."""
+"""Running measured processes: environments for peers, JSON results, and termination of process groups."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-GRACE_S = 10  # for a process that is told to end
+GRACE_S = 10  # between SIGTERM and SIGKILL
 INSTALL_TIMEOUT_S = 1_200
 PEERS = Path(__file__).with_name("peers")
 
 
 def make_environment(directory: Path, requirements: Sequence[str]) -> Path:
-    """The Python of an environment that has the packages and what they need, made if it is not there yet."""
+    """The Python of a virtual environment with the packages, created if it does not exist."""
     python, ready = directory / "bin" / "python", directory / ".ready"
     if not (ready.exists() and ready.read_text(encoding="utf-8").split() == list(requirements)):
         uv = Path(sys.executable).with_name("uv")
@@ -31,11 +31,11 @@ def make_environment(directory: Path, requirements: Sequence[str]) -> Path:
 def run_json(
     *command: object, environment: Mapping[str, str] | None = None, timeout_s: float = 1_800
 ) -> dict[str, Any]:
-    """Run a command that takes `--json FILE`; what it wrote there.
+    """Run a command that accepts `--json FILE`, and return the content of the file.
 
     Raises:
-        RuntimeError: it fails.
-        TimeoutError: it did not end in time, and nothing of it goes on.
+        RuntimeError: the command failed.
+        TimeoutError: the command did not exit in time and was killed with its children.
     """
     with TemporaryDirectory() as scratch:
         summary, log = Path(scratch, "summary.json"), Path(scratch, "log")
@@ -47,22 +47,22 @@ def run_json(
             try:
                 code = process.wait(timeout_s)
             except subprocess.TimeoutExpired as error:
-                raise TimeoutError(f"{command} did not end in {timeout_s:g} s") from error
+                raise TimeoutError(f"{command} did not exit within {timeout_s:g} s") from error
             finally:
                 end(process)
         if code != 0:
-            raise RuntimeError(f"{command} ended with {code}: {log.read_text(errors='replace')[-2_000:]}")
+            raise RuntimeError(f"{command} exited with code {code}: {log.read_text(errors='replace')[-2_000:]}")
         figures: dict[str, Any] = json.loads(summary.read_bytes())
         return figures
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End the process and all that it started, first kindly."""
+    """Terminate a process group, first with SIGTERM, then with SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
             process.wait(GRACE_S)
-        except ProcessLookupError:  # nobody is left
+        except ProcessLookupError:  # no process is left
             return
         except subprocess.TimeoutExpired:
             continue

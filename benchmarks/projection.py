@@ -1,4 +1,4 @@
-"""How fast are the projections fitted and applied, against scikit-learn?"""
+"""How fast are projections fitted and applied, compared with scikit-learn?"""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from benchmarks.pairs import Pair, pair
 from models.projection import GramSums, fit_pca
 from models.random_projection import make_random_projection
 
-PCA_ROWS, PCA_WIDTH = 22_688, 1_280  # as many images as Fruits-360 has in its test set, through MobileNetV2
+PCA_ROWS, PCA_WIDTH = 22_688, 1_280  # the test set of Fruits-360 with MobileNetV2
 WIDE, NARROW, WIDE_ROWS = 62_720, 9_468, 64
 
 

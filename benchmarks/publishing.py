@@ -1,4 +1,4 @@
-"""How fast are files published, against confluent-kafka's C client that sends the same bytes from memory?"""
+"""How fast are files published, compared with confluent-kafka's C client sending the same bytes from memory?"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How much faster is it to score history again from stored features than to run the CNN again?"""
+"""How much faster is rescoring history from stored features than running the CNN again?"""
 
 import os
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ from streaming.storage.files import FileSink, list_array
 from streaming.storage.tables import FEATURES, Table
 
 ROWS, FILES, IMAGES = 100_000, 50, 400
-ROWS_AT_ONCE = 64  # as the stream writes them
+ROWS_AT_ONCE = 64  # as in the stream
 RUNS = 3
 
 
@@ -72,7 +72,7 @@ def questions() -> Iterator[Pair]:
 
 
 def _head(features: Features, labels: np.ndarray) -> Head:
-    """PCA, and a logistic regression of the class means: what it answers does not matter here, its shape does."""
+    """PCA and a logistic regression of the class means: only the shape matters, not the predictions."""
     sums = GramSums(features.shape[1])
     sums.add(features)
     pca = fit_pca(sums, 0.9)
@@ -103,7 +103,7 @@ def _register(settings: Settings, exported: ExportedBackbone, head: Head, images
 
 
 def _store(settings: Settings, backbone_sha256: str, features: Features) -> None:
-    """`ROWS` rows of the table `features`, made of real ones over and over, in files as the stream writes them."""
+    """Write `ROWS` rows of the table `features`, copies of real ones, in files as the stream writes them."""
     table = Table(settings.place.tables, "features")
     files = []
     for number in range(FILES):

@@ -1,4 +1,4 @@
-"""How many images a second go from Kafka to Delta, against other ways to do the same?"""
+"""How many images per second go from Kafka to Delta, compared with other implementations?"""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from streaming.registry import open_registry
 from streaming.settings import Settings, read_settings
 
 PEER_IMAGES, BATCH = 8_000, 2_000
-SLOW_IMAGES = 1_500  # for peers that take ten times as long
+SLOW_IMAGES = 1_500  # for peers that are ten times slower
 RUNS = 2
 
 CONSUMER = ("ai-edge-litert==2.3.0", "confluent-kafka==2.16.1", "deltalake==1.6.6", "numpy==2.4.6", "pillow==12.3.0",
@@ -37,7 +37,7 @@ def questions() -> Iterator[Pair]:
 
 
 def write_head(service: Service, settings: Settings) -> Path:
-    """The champion's projection and classifier as one matrix and offset, since both are linear."""
+    """The champion's projection and classifier, both linear, as one matrix and offset."""
     head = load_head(open_registry(settings.home).read(1))
     offset = head.logits(np.zeros((1, _width(settings)), np.float32))[0]
     matrix = head.logits(np.eye(_width(settings), dtype=np.float32)) - offset
@@ -53,7 +53,7 @@ def _width(settings: Settings) -> int:
 def _against_consumer(
     service: Service, settings: Settings, python: Path, script: str, model: Path, name: str, runs: int = RUNS
 ) -> Pair:
-    """Ours against a peer that consumes the same number of messages from a topic of its own."""
+    """Compare ours with a peer that consumes the same number of messages from its own topic."""
     service.publish(script, PEER_IMAGES)
     head = write_head(service, settings)
 
@@ -88,7 +88,7 @@ def _quix(service: Service, settings: Settings) -> Pair:
 
 
 def _as_onnx(flatbuffer: Path, packages: Path, target: Path) -> Path:
-    """The same network for ONNX Runtime; the converter's packages are kept apart, since their protobuf is not ours."""
+    """Convert the network for ONNX Runtime, in a separate environment because the converter needs another protobuf."""
     uv = Path(sys.executable).with_name("uv")
     install = (
         uv,
@@ -118,7 +118,7 @@ def _predict_batch_udf(service: Service, settings: Settings) -> Pair:
 
 
 def _against_spark(service: Service, settings: Settings, way: str, aim: float, name: str, runs: int = 1) -> Pair:
-    """Ours against Keras on Spark, each after its first micro-batch; ours at `BATCH`, Keras' way at its own size."""
+    """Compare ours, at `BATCH`, with Keras on Spark, at its own batch size; both without the first micro-batch."""
     bundle = open_registry(settings.home)
     backbone = bundle.read(1).manifest.backbone
     head = write_head(service, settings)

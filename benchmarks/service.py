@@ -1,4 +1,4 @@
-"""A whole service to measure: a real broker, a model, published photographs, and the stream as its own process."""
+"""A complete service for benchmarks: a real broker, a model, published photographs, and the stream as a process."""
 
 import io
 import os
@@ -26,8 +26,8 @@ from streaming.settings import Settings, read_settings
 
 CORES = os.cpu_count() or 1
 PIXELS = 300
-PHOTOGRAPHS = 256  # different ones, published over and over
-DIGITS = 1_000  # that a model is trained on
+PHOTOGRAPHS = 256  # distinct ones, published repeatedly
+DIGITS = 1_000  # training images
 
 # From the first micro-batch's commit, before which workers start and load the model, to the last one's.
 STEADY_SQL = """
@@ -40,7 +40,7 @@ FROM mine, first WHERE committed_at > first.at
 
 
 def photographs(count: int = PHOTOGRAPHS, width: int = PIXELS, height: int = PIXELS) -> list[bytes]:
-    """JPEGs of different parts of two photographs; at 300×300 they have about 24 KB."""
+    """JPEGs of different parts of two photographs, of about 24 KB at 300×300."""
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(image) for image in load_sample_images().images]
     made = []
@@ -58,12 +58,12 @@ def photographs(count: int = PHOTOGRAPHS, width: int = PIXELS, height: int = PIX
 
 @dataclass(frozen=True)
 class Steady:
-    """What a stream did after its first micro-batch."""
+    """The result of a stream after its first micro-batch."""
 
     batches: int
     rows: int
     seconds: float
-    summary: dict[str, Any]  # what `stream --json` says of the whole run
+    summary: dict[str, Any]  # of the whole run, from `stream --json`
 
     @property
     def images_per_s(self) -> float:
@@ -71,7 +71,7 @@ class Steady:
 
 
 class Service:
-    """A broker and, for each model that is measured, a home."""
+    """A broker, and a home for each model that is measured."""
 
     def __init__(self, scratch: Path, settings: Settings) -> None:
         self.scratch = scratch
@@ -88,7 +88,7 @@ class Service:
         return folder
 
     def publish(self, topic: str, count: int, per_transaction: int | None = None) -> None:
-        """`count` messages on a topic that is made for them.
+        """Publish `count` messages to a new topic.
 
         Args:
             per_transaction: messages of each transaction; None: without transactions.
@@ -113,7 +113,7 @@ class Service:
         producer.close()
 
     def home(self, name: str, *options: object, uri: str | None = None) -> Settings:
-        """A home whose champion was trained on `DIGITS` digits, with the options of `imagestream train`.
+        """Create a home with a champion trained on `DIGITS` digits with options of `imagestream train`.
 
         Args:
             uri: of a home in a bucket, whose work folder is then local.
@@ -137,7 +137,7 @@ class Service:
     def stream(
         self, settings: Settings, topic: str, *options: object, environment: Mapping[str, str] = MappingProxyType({})
     ) -> dict[str, Any]:
-        """Run `imagestream stream` on a topic as a process of its own; its summary."""
+        """Run `imagestream stream` on a topic as a separate process, and return its summary."""
         return run_json(
             sys.executable, "-m", "streaming", "--home", settings.home, "stream", *options,
             environment=self.environment(topic) | _work(settings) | dict(environment),
@@ -151,13 +151,13 @@ class Service:
         *options: object,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Steady:
-        """Score all of a topic, catching up; the steady part of it."""
+        """Score all messages of a topic, and return the steady part of the run."""
         options = ("--until-drained", "--images-per-batch", images_per_batch, *options)
         summary = self.stream(settings, topic, *options, environment=environment)
         return steady(settings, topic, summary)
 
     def environment(self, topic: str) -> dict[str, str]:
-        """What a command of `imagestream` needs to find this broker and the jars."""
+        """The environment in which commands of `imagestream` find this broker and the jars."""
         return {
             "IMAGESTREAM_TOPIC": topic,
             "IMAGESTREAM_BOOTSTRAP_SERVERS": str(self.settings.bootstrap_servers),
@@ -171,16 +171,16 @@ def _work(settings: Settings) -> dict[str, str]:
 
 
 def steady(settings: Settings, topic: str, summary: dict[str, Any]) -> Steady:
-    """What the table `batches` says of a topic after the first micro-batch."""
+    """The rows of the table `batches` of a topic after the first micro-batch."""
     (row,) = query(settings, STEADY_SQL, parameters={"topic": topic}).to_pylist()
     if not row["rows"]:
-        raise RuntimeError("there was but one micro-batch, so there is no steady part to measure")
+        raise RuntimeError("there was only one micro-batch, so there is no steady part to measure")
     return Steady(row["batches"], row["rows"], row["seconds"], summary)
 
 
 @contextmanager
 def a_service(scratch: Path) -> Iterator[Service]:
-    """A service whose broker lives as long as the context, with the jars and backbones of the checkout's home."""
+    """A service whose broker runs within the context, with the jars and backbones of the checkout's home."""
     settings = read_settings()
     settings = settings.model_copy(
         update={"home": scratch, "jars": settings.jars_dir.resolve(), "backbones": settings.backbones_dir.resolve()}

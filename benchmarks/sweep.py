@@ -1,4 +1,4 @@
-"""Plots: throughput against the size of a micro-batch, and the time that more and more images take.
+"""Plots of throughput by the size of micro-batches, and of the time by the number of images.
 
 python -m benchmarks.sweep docs/performance
 """
@@ -31,7 +31,7 @@ FROM batches WHERE offsets[1].topic = $topic ORDER BY batch_id
 
 
 def main(folder: Path) -> None:
-    """Measure, and write two plots and their figures into the folder."""
+    """Measure, and write two plots and their data into a folder."""
     with TemporaryDirectory() as scratch, a_service(Path(scratch)) as service:
         settings = service.home("plain")
         bare = bare_loop(service, settings)
@@ -72,7 +72,7 @@ def _plot_sizes(path: Path, speeds: dict[int, float], expected: dict[int, float]
 def _plot_course(path: Path, course: list[dict[str, Any]], bare: float) -> None:
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     images, seconds = [[row[name] for row in course] for name in ("images", "seconds")]
-    axes.plot(images, seconds, "o-", label=f"Kafka → Delta, micro-batches of {BATCH:,}, from the first one's start")
+    axes.plot(images, seconds, "o-", label=f"Kafka → Delta, micro-batches of {BATCH:,}, from the start of the first")
     axes.plot([0, images[-1]], [0, images[-1] / bare], color="black", linewidth=0.8, label="bare loop")
     axes.set(xlabel="images", ylabel="seconds", xlim=(0, None), ylim=(0, None))
     axes.legend(frameon=False)

@@ -1,4 +1,4 @@
-"""How much faster do two workers score the same topic than one, each an executor of its own with one core?"""
+"""How much faster do two workers score a topic than one, each a separate executor with one core?"""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`python -m examples`: all examples on small data in the originals' layouts, and one table of what became of them."""
+"""`python -m examples`: run the examples on small generated data, and print a table of their outcomes."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from examples.service import JsonOption, script
 from streaming.errors import ServiceError
 from streaming.settings import read_settings
 
-# ImageNet's weights are installed for one backbone; the originals' are fetched, which small data should not need.
+# The backbone with installed ImageNet weights; those of the originals would be downloaded.
 INSTALLED = ("--backbone", "efficientnet_lite0")
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "cifar10_mlp": ("--per-batch", "300", "--max-iter", "50"),
@@ -33,12 +33,12 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "examples.md"
 BEGIN, END = "<!-- table: make examples ARGS=--docs -->\n", "<!-- end of table -->\n"
 COLUMNS = ("example", "rows in", "rows out", "metric", "original", "seconds", "peak memory")
-COLOURS = 128  # of a plot in the documentation
+COLOURS = 128  # of plots in the documentation
 
 
 @dataclass(frozen=True)
 class Run:
-    """An example that has ended, with what it wrote, or None if it failed."""
+    """A finished example; `outcome` is None if it failed."""
 
     example: str
     outcome: dict[str, Any] | None
@@ -48,12 +48,12 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether every image has its row, and every message its prediction."""
+        """Whether every image has a row and every message a prediction."""
         found = self.outcome
         return found is not None and (found["rows_in"], found["published"]) == (found["rows_out"], found["streamed"])
 
     def cells(self) -> list[str]:
-        """The table's row."""
+        """The row of the table."""
         memory = f"{self.peak / 1e9:.1f} GB, of which Spark's JVM {self.java_peak / 1e9:.1f}"
         if self.outcome is None:
             return [self.example, "-", "-", "failed", "-", f"{self.seconds:.0f}", memory]
@@ -64,19 +64,24 @@ class Run:
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Argument(help=f"Of: {', '.join(EXAMPLES)}; default: all.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Argument(help=f"Examples to run: {', '.join(EXAMPLES)}; default: all.")
+    ] = None,
     home: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A folder of each is made anew here; default: examples/small in your home."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder for one home per example, which are replaced; default: examples/small in your home.",
+        ),
     ] = None,
-    docs: Annotated[bool, typer.Option("--docs", help="Write table and plots into docs/, too.")] = False,
+    docs: Annotated[bool, typer.Option("--docs", help="Also write the table and plots into docs/.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Run the examples one after the other on data that they make themselves."""
+    """Run the examples one after another on generated data."""
     names = only or [*EXAMPLES]
     unknown = set(names) - set(EXAMPLES)
     if unknown:
-        raise ServiceError(f"there is no example {', '.join(sorted(unknown))}; known are {', '.join(EXAMPLES)}")
+        raise ServiceError(f"unknown example {', '.join(sorted(unknown))}; expected one of {', '.join(EXAMPLES)}")
     folder = home or read_settings().work_dir / "examples" / "small"
     runs = [run(name, folder / name) for name in names]
     table = Table(*COLUMNS, box=None)
@@ -90,11 +95,11 @@ def main(
         write_docs(runs)
     wrong = [one.example for one in runs if not one.complete]
     if wrong:
-        raise ServiceError(f"not every image has its row and its prediction in: {', '.join(wrong)}")
+        raise ServiceError(f"some images have no row or no prediction in: {', '.join(wrong)}")
 
 
 def run(name: str, home: Path) -> Run:
-    """Run one example in an empty home, and watch its memory."""
+    """Run an example in an empty home, measuring its memory."""
     shutil.rmtree(home, ignore_errors=True)
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", f"examples.{name}", *EXAMPLES[name], "--home", str(home), "--json", file.name]
@@ -106,7 +111,7 @@ def run(name: str, home: Path) -> Run:
 
 
 def write_docs(runs: list[Run]) -> None:
-    """Put the table, and the plots below it, into docs/examples.md; the plots lie in docs/examples/."""
+    """Write the table and links to the plots into docs/examples.md, and the plots into docs/examples/."""
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)

@@ -1,7 +1,7 @@
-"""Fruits drawn in Fruits-360's layout: a folder per class with JPEGs of 100×100, a fruit rotated on white.
+"""Generated images in the layout of Fruits-360: a folder per class with JPEGs of 100×100, a rotated fruit on white.
 
-The names of the folders hold what names in the wild hold: spaces, accents, apostrophes, and trailing numbers for kinds
-of the same fruit. The original's images are photographs: https://github.com/fruits-360, licence CC BY-SA 4.0.
+Folder names contain spaces, accents, apostrophes, and trailing numbers for varieties of a fruit, as real ones do. The
+original's images are photographs: https://github.com/fruits-360, licence CC BY-SA 4.0.
 """
 
 import colorsys
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SIDE = 100
-SCALE = 2  # drawn at twice the size, then made smaller: smooth edges
+SCALE = 2  # drawn at twice the size for antialiasing
 JPEG_QUALITY = 90
 SEED = 360
 
@@ -29,11 +29,11 @@ class Fruit:
     """A class of fruit.
 
     Attributes:
-        folder: its name.
+        folder: the name of its folder.
         hue: of the skin, in turns.
         ratio: width over height.
-        light: of the skin, from 0 to 1.
-        skin: how it looks.
+        light: lightness of the skin, from 0 to 1.
+        skin: the pattern of the skin.
     """
 
     folder: str
@@ -72,7 +72,7 @@ FRUITS = (
 
 
 def write_fruits(folder: Path, per_class: int = 30) -> Path:
-    """Write `per_class` images of each of `FRUITS` into `folder`; the same ones each time. Returns the folder."""
+    """Write `per_class` images of each of `FRUITS` into `folder`, deterministically, and return the folder."""
     for number, fruit in enumerate(FRUITS):
         directory = folder / fruit.folder
         directory.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ def write_fruits(folder: Path, per_class: int = 30) -> Path:
 
 
 def draw_fruit(fruit: Fruit, generator: np.random.Generator) -> Image.Image:
-    """One picture of it, (SIDE, SIDE) RGB: a little larger or smaller, lighter or darker, and turned by any angle."""
+    """Draw one image, (SIDE, SIDE) RGB, with random rotation and small changes of size and lightness."""
     side = SIDE * SCALE
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
@@ -114,7 +114,7 @@ def _marks(
     radii: tuple[float, float],
     light: float,
 ) -> None:
-    """Spots or stripes on the skin."""
+    """Draw spots or stripes on the skin."""
     width, height = radii
     dark = _rgb(fruit.hue, max(0.05, light - 0.14))
     if fruit.skin == "spotted":
@@ -135,7 +135,7 @@ def _berries(
     radii: tuple[float, float],
     light: float,
 ) -> None:
-    """Many small fruits in the place of one."""
+    """Draw a cluster of small fruits."""
     width, height = radii
     for _ in range(30):
         place = _somewhere(generator, centre, (0.8 * width, 0.8 * height))
@@ -144,7 +144,7 @@ def _berries(
 
 
 def _somewhere(generator: np.random.Generator, centre: Point, radii: tuple[float, float]) -> Point:
-    """A point of the ellipse, each as likely as the others."""
+    """A uniformly distributed point of the ellipse."""
     radius, angle = math.sqrt(generator.uniform()), generator.uniform(0, 2 * math.pi)
     return centre + radius * np.array(radii) * (math.cos(angle), math.sin(angle))
 

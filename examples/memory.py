@@ -1,4 +1,4 @@
-"""The most memory that a process and all below it had, watched from beside."""
+"""Sampling the peak memory of a process tree."""
 
 import threading
 from pathlib import Path
@@ -10,14 +10,14 @@ POLL_S = 0.5
 
 
 class MemoryWatch:
-    """Samples the memory of a process tree until the block ends; Java, which is Spark's driver, also apart.
+    """Samples the memory of a process tree until the block ends; that of Java, Spark's driver, also separately.
 
-    Proportional set sizes where the system tells them, so that what forked workers share counts once. The broker is no
-    child of what started it, and is not counted.
+    Uses proportional set sizes where available, so that pages shared by forked workers count once. The broker is not a
+    child of the process that started it, and is not counted.
 
     Attributes:
-        peak: the most bytes of all at a time.
-        java_peak: the most bytes of Java.
+        peak: the peak memory of all processes, in bytes.
+        java_peak: the peak memory of Java, in bytes.
     """
 
     def __init__(self, pid: int) -> None:
@@ -42,13 +42,13 @@ class MemoryWatch:
                 for process in (root, *root.children(recursive=True)):
                     size = _size(process)
                     java, python = (java + size, python) if "java" in process.name() else (java, python + size)
-            except psutil.Error:  # one of them has just ended
+            except psutil.Error:  # a process has just exited
                 continue
             self.peak, self.java_peak = max(self.peak, java + python), max(self.java_peak, java)
 
 
 def _size(process: psutil.Process) -> int:
-    """Bytes, by the kernel's own sum, since adding up a JVM's mappings takes long."""
+    """The proportional set size in bytes, as summed by the kernel: a JVM has many mappings."""
     try:
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -1,6 +1,6 @@
-"""What the examples share: a home of their own, commands of `imagestream` as a user types them, and the outcome.
+"""Code shared by the examples: a separate home, commands of `imagestream`, and the outcome.
 
-Every command is shown before it runs, so that what a script prints is what can be typed.
+Every command is printed before it runs, as a user would type it.
 """
 
 import csv
@@ -21,30 +21,36 @@ from streaming.errors import ServiceError
 from streaming.settings import Settings, read_settings
 
 HomeOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Where all of it goes; default: examples/NAME in your home.")
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for everything the example writes; default: examples/NAME in your home."),
 ]
-BackboneOption = Annotated[str, typer.Option(help="The CNN that turns an image into features.")]
-WeightsOption = Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")]
+BackboneOption = Annotated[str, typer.Option(help="Backbone that computes the features.")]
+WeightsOption = Annotated[
+    str, typer.Option(help="Weights of the backbone: imagenet, random, or a file saved by Keras.")
+]
 PerClassOption = Annotated[
-    int, typer.Option(min=2, help="How many images of each class to make, where none are given.")
+    int, typer.Option(min=2, help="Number of images to generate per class if no folder is given.")
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the outcome here, too.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="File for the outcome as JSON.")]
 
-INSTALLED = ("jars", "java", "backbones")  # of the user's own home, which the examples' homes take as they are
+INSTALLED = ("jars", "java", "backbones")  # folders of the user's home that examples link to
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an example.
+    """The outcome of an example.
 
     Attributes:
-        rows_in: images that were there.
-        rows_out: rows of the example's own result, one for each image that could be used.
-        metric: what `value` is, and of which model.
-        original: the figure that was published for the original, and on what.
-        streamed: predictions that the stream made of `published` messages.
+        example: its name.
+        rows_in: input images.
+        rows_out: rows of the example's result, one per usable image.
+        metric: the metric that `value` is, and its model.
+        value: the metric.
+        original: the published result of the original, and its model.
+        published: messages published.
+        streamed: predictions of the stream for them.
         plots: PNG files.
-        details: further figures by name.
+        details: further results by name.
     """
 
     example: str
@@ -59,7 +65,7 @@ class Outcome:
     details: dict[str, Any] = field(default_factory=dict)
 
     def tell(self, json_file: Path | None) -> None:
-        """Print it, and write it as JSON if a file was named."""
+        """Print the outcome, and write it as JSON if a file is given."""
         typer.echo(
             f"\n{self.example}: {self.rows_in:,} images, {self.rows_out:,} rows; {self.metric} {self.value:.4f} "
             f"(original: {self.original}); the stream answered {self.streamed:,} of {self.published:,} messages"
@@ -74,7 +80,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the stream made of the images that were published."""
+    """The numbers of published, predicted and quarantined images."""
 
     published: int
     predicted: int
@@ -83,22 +89,22 @@ class Scored:
 
 @dataclass(frozen=True)
 class Service:
-    """The service that an example makes: a home of its own, which was empty before."""
+    """The service of an example, in a new home."""
 
     settings: Settings
 
     @classmethod
     def new(cls, example: str, home: Path | None) -> "Service":
-        """A service in `home`, by default `examples/EXAMPLE` in the user's own home.
+        """Create a service in `home`, by default `examples/EXAMPLE` in the user's home.
 
         Raises:
-            ServiceError: tables are there already: an example counts what it made itself.
+            ServiceError: the home contains tables, which would distort the example's counts.
         """
         own = read_settings()
         settings = read_settings(home or own.work_dir / "examples" / example)
         if "tables" in settings.place.store.folders():
             raise ServiceError(
-                f"{settings.home} holds tables already; remove it, or give another place with --home DIR"
+                f"{settings.home} already contains tables: remove it, or set another home with --home DIR"
             )
         settings.work_dir.mkdir(parents=True, exist_ok=True)
         for name in INSTALLED:
@@ -112,10 +118,10 @@ class Service:
         return self.settings.work_dir
 
     def run(self, *arguments: str | Path | float) -> dict[str, Any]:
-        """Run a command of `imagestream`; what it writes for `--json`.
+        """Run a command of `imagestream`, and return its `--json` output.
 
         Raises:
-            ServiceError: it failed; what it said stands on the terminal.
+            ServiceError: the command failed; its error is on the terminal.
         """
         words = [str(argument) for argument in arguments]
         typer.echo(f"\n$ imagestream --home {shlex.join([str(self.home), *words])}")
@@ -123,12 +129,12 @@ class Service:
         with tempfile.NamedTemporaryFile(suffix=".json") as summary:
             command = [sys.executable, "-m", "streaming", "--home", str(self.home), *words, "--json", summary.name]
             if subprocess.run(command, check=False).returncode != 0:
-                raise ServiceError(f"'imagestream {words[0]}' failed; what it said stands above")
+                raise ServiceError(f"'imagestream {words[0]}' failed; see its error above")
             found: dict[str, Any] = json.loads(Path(summary.name).read_bytes() or b"{}")
         return found
 
     def query(self, sql: str) -> list[dict[str, Any]]:
-        """The rows that `imagestream query` gives, each value as its text."""
+        """The rows of `imagestream query`, with values as text."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "rows.csv")
             self.run("query", sql, "--format", "csv", "--output", file)
@@ -136,7 +142,7 @@ class Service:
                 return list(csv.DictReader(rows))
 
     def score(self, *publish: str | Path) -> Scored:
-        """Publish images and let the stream answer them all, by the home's own broker unless the settings name one.
+        """Publish images and score them with the stream, using the local broker unless the settings name another.
 
         Args:
             publish: the arguments of `imagestream publish`.
@@ -155,7 +161,7 @@ class Service:
 
 
 def script(main: Callable[..., None]) -> None:
-    """Run `main` with the options that it declares; a user's mistake is one line on standard error, and exit code 1."""
+    """Run `main` with the options that it declares; report errors in one line on standard error, with exit code 1."""
     try:
         typer.run(main)
     except (ServiceError, ModelError, OSError) as error:

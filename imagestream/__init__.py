@@ -1,4 +1,4 @@
-"""imagestream for programs and notebooks, and the entry point of the command line.
+"""The Python interface of imagestream, and the entry point of the command line.
 
     import imagestream
 
@@ -60,7 +60,7 @@ __all__ = [
 ]  # fmt: skip
 
 PACKAGES = ("models", "producer", "streaming")
-MARK = "imagestream"  # in the docstring of each of them
+MARK = "imagestream"  # contained in the docstring of each package
 
 _MODULES = {
     "models.errors": ("ModelError",),
@@ -92,18 +92,18 @@ def publish(
     home: "str | Path | None" = None,
     **options: Any,
 ) -> "PublishSummary":
-    """Send image files to Kafka, each as one acknowledged message.
+    """Publish image files to Kafka, each as one acknowledged message.
 
     Args:
         paths: files, folders and patterns.
-        topic: default: the setting's.
-        bootstrap_servers: `host:port,…` of the brokers; default: the setting's, else the home's own broker.
-        home: whose settings count; default: the command line's.
-        options: those of `producer.publish.publish`, such as `label_from="parent"`.
+        topic: default: that of the settings.
+        bootstrap_servers: addresses of the brokers, `host:port,…`; default: those of the settings, or the local broker.
+        home: the home with the settings; default: that of the command line.
+        options: options of `producer.publish.publish`, such as `label_from="parent"`.
 
     Raises:
         ServiceError: a setting is wrong, or the home has no broker.
-        PublishError: a path, the topic or the broker cannot be used; nothing was sent then.
+        PublishError: a path, the topic or the broker cannot be used; nothing was sent.
     """
     _check_packages()
     from producer.publish import publish as send
@@ -136,7 +136,7 @@ def __dir__() -> list[str]:
 
 
 def main() -> None:
-    """Entry point of the command line."""
+    """Run the command line."""
     if taken := _taken():
         sys.exit(f"error: {taken}")
     root = str(_root())
@@ -152,7 +152,7 @@ def _root() -> Path:
 
 
 def _taken() -> str | None:
-    """Which of our packages another distribution has overwritten, in one line, before a line of that one runs."""
+    """An error if another distribution has overwritten a package of imagestream; checked before importing it."""
     root = _root()
     for name in PACKAGES:
         file = root / name / "__init__.py"
@@ -165,7 +165,7 @@ def _taken() -> str | None:
 
 
 def _owners(name: str) -> str:
-    """The distributions that installed a package beside us, as far as they say so."""
+    """The other distributions that installed a package, as far as their metadata says."""
     from importlib.metadata import packages_distributions
 
     owners = sorted({*packages_distributions().get(name, [])} - {"imagestream"})
@@ -173,7 +173,7 @@ def _owners(name: str) -> str:
 
 
 def _hidden_by(name: str) -> str | None:
-    """What would be imported in place of one of our packages; None where it is ours."""
+    """The file that would be imported in place of a package of imagestream; None if there is none."""
     loaded = sys.modules.get(name)
     found = PathFinder.find_spec(name) if loaded is None else loaded.__spec__
     place = None if found is None else found.origin
@@ -182,7 +182,7 @@ def _hidden_by(name: str) -> str | None:
 
 
 def _check_packages() -> None:
-    """For a program that imports this module: raises an ImportError where our packages are not what it would get."""
+    """Raise ImportError if other packages would be imported in place of those of imagestream."""
     if taken := _taken():
         raise ImportError(taken)
     for name in PACKAGES:

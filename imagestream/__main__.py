@@ -1,4 +1,4 @@
-"""`python -m imagestream` is the command `imagestream`."""
+"""`python -m imagestream` runs the command `imagestream`."""
 
 from imagestream import main
 

@@ -1,5 +1,5 @@
-"""Numerics of image classification, for imagestream: bytes to pixels to features to probabilities.
+"""The numerics of imagestream, on NumPy arrays: from encoded images to pixels, features and class probabilities.
 
-NumPy arrays in, NumPy arrays out. Nothing here knows Spark or Kafka, and importing a module for scoring (`decode`,
-`engine`, `projection`, `classifier`, `scorer`) never imports TensorFlow: a worker process stays small.
+Nothing here depends on Spark or Kafka, and the modules that score (`decode`, `engine`, `projection`, `classifier`,
+`scorer`) do not import TensorFlow, so that worker processes stay small.
 """

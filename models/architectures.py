@@ -1,6 +1,6 @@
-"""The table of backbones: what each one is called, what it takes, what it gives and how Keras builds it.
+"""The table of backbones: name, input, output and Keras builder of each.
 
-Importing this module imports no TensorFlow: workers read the table, only the builders need Keras.
+Importing this module does not import TensorFlow: workers read the table, and only the builders need Keras.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ Output = Literal["pooled", "flat"]
 BodyBuilder = Callable[[Literal["imagenet"] | None, Size], "keras.Model"]
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
-MAX_INPUT_SIDE = 640  # flat features are a million values there
+MAX_INPUT_SIDE = 640  # at which flat features have about a million values
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What a network expects of a pixel value p in 0..255: p * scale + offset - the mean of its channel.
+    """How pixel values p in 0..255 are scaled: p * scale + offset - the mean of the channel.
 
-    `channel_means` stand in the order of the channels that the network takes, `channel_order`; images come as RGB.
+    Images are RGB; `channel_order` is the order that the network expects, and that of `channel_means`.
     """
 
     scale: float = 1.0
@@ -40,17 +40,17 @@ class Preprocessing:
 
 @dataclass(frozen=True, slots=True)
 class BackboneSpec:
-    """One row of the table, at the input size and with the output that were asked for.
+    """A row of the table, with the requested input size and output.
 
     Attributes:
-        input_size: (height, width) of the images; the default of the row is the one its ImageNet weights come from.
+        input_size: (height, width) of the images; by default the size that the ImageNet weights were trained at.
         channels: C of the last feature map (N, h, w, C).
-        map_side: from a side of the input to that side of the feature map.
-        min_side, max_side: the smallest and the largest input side; all between them are accepted.
-        imagenet_identity: changes whenever the weights called `imagenet` do; None where there are no such weights.
-        has_weights: False for a network that only prepares pixels.
-        output: `pooled` is the mean over the map, `flat` all of it, row by row.
-        always_flat: for a map whose mean would say nothing; it is flat whatever is asked for.
+        map_side: maps a side of the input to that side of the feature map.
+        min_side, max_side: the smallest and the largest input side.
+        imagenet_identity: changes whenever the weights called `imagenet` do; None if there are none.
+        has_weights: False for a network that only scales pixels.
+        output: `pooled` is the mean over the feature map, `flat` the whole map row by row.
+        always_flat: whether `output` is always `flat`, because the mean of the map carries no information.
     """
 
     name: str
@@ -75,7 +75,7 @@ class BackboneSpec:
 
 def _keras_application(
     class_name: str, weights: Literal["imagenet"] | None, input_size: Size
-) -> "keras.Model":  # its own download and cache, checksum verified
+) -> "keras.Model":  # Keras downloads, caches and verifies the weights
     import keras
 
     network: keras.Model = getattr(keras.applications, class_name)(
@@ -100,7 +100,7 @@ def _pixels(_: Literal["imagenet"] | None, input_size: Size) -> "keras.Model":
 
 
 def _single(_: int) -> int:
-    """The map is a single pixel, whatever the input."""
+    """The map is a single pixel for any input."""
     return 1
 
 
@@ -118,12 +118,12 @@ def _halved_five_times_unpadded(side: int) -> int:
 
 
 def _xception_side(side: int) -> int:
-    """Two convolutions that do not pad, the first with stride 2; then four strides of 2 that do."""
+    """Two convolutions without padding, the first with stride 2; then four strides of 2 with padding."""
     return -(-((side - 1) // 2 - 2) // 16)
 
 
 def _inception_v3_side(side: int) -> int:
-    """3x3 windows that do not pad: a stride, a convolution, two strides around another, and two strides."""
+    """3x3 windows without padding: stride, convolution, stride, convolution, three strides."""
 
     def stride(n: int) -> int:
         return (n - 1) // 2
@@ -191,9 +191,15 @@ BACKBONES: dict[str, BackboneSpec] = {
 
 
 def find_backbone(name: str, output: Output = "pooled", input_size: Size | None = None) -> BackboneSpec:
-    """The table's row for `name`, with this output and input size (by default the row's own).
+    """Return the table's row for `name` with this output and input size.
 
-    Raises ModelError for an unknown name (it lists the known ones), another output, or a size that it cannot take.
+    Args:
+        name: the backbone.
+        output: `pooled` or `flat`.
+        input_size: (height, width); default: that of the row.
+
+    Raises:
+        ModelError: an unknown name or output, or an unsupported size.
     """
     if name not in BACKBONES:
         close = get_close_matches(name.lower().replace("-", "_"), BACKBONES, n=1)

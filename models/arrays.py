@@ -1,4 +1,4 @@
-"""Named arrays as `.npz` bytes, and the checks they pass before anything computes with them."""
+"""Reading and writing named arrays as `.npz` bytes, and validating them."""
 
 import io
 import lzma
@@ -16,10 +16,10 @@ Features = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
 Number = TypeVar("Number", np.float32, np.float64)
 
-ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # with members, and without
+ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")  # with members, and empty
 MAX_ARRAY_BYTES = 2 * 1024**3
 
-# What NumPy and zipfile raise for a file that is damaged, or made to do harm.
+# Raised by NumPy and zipfile for damaged or malicious files.
 _UNREADABLE = (
     ValueError,
     OSError,
@@ -27,7 +27,7 @@ _UNREADABLE = (
     LookupError,
     ArithmeticError,
     RuntimeError,
-    MemoryError,  # a header may promise an array that no machine can hold
+    MemoryError,  # a header may claim any size
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -36,27 +36,31 @@ _UNREADABLE = (
 
 
 def multiply_rows(rows: NDArray[Number], matrix: NDArray[Number]) -> NDArray[Number]:
-    """`rows @ matrix`, (N, D) by (D, K), each row by itself: its result does not depend on the rows beside it.
+    """`rows @ matrix`, (N, D) by (D, K) → (N, K), such that each row's result is independent of the other rows.
 
-    BLAS chooses its kernels, and with them the order of additions, by the number of rows. An image then has other last
-    digits in a micro-batch of 3 than in one of 300.
+    BLAS chooses its kernels, and so the order of additions, by the number of rows: an image's features would differ in
+    their last digits between a micro-batch of 3 and one of 300.
     """
     product: NDArray[Number] = np.matmul(rows[:, np.newaxis, :], matrix)[:, 0]
     return product
 
 
 def write_npz(arrays: Arrays) -> bytes:
-    """`arrays` as the bytes of an uncompressed `.npz`."""
+    """Serialise arrays as an uncompressed `.npz`."""
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
 def read_npz(data: bytes, name: str) -> Arrays:
-    """The arrays of an `.npz`, never unpickling anything; `name` is the file's, for errors.
+    """Read the arrays of an `.npz` without unpickling anything.
+
+    Args:
+        data: the content of the file.
+        name: the name of the file, for errors.
 
     Raises:
-        ModelError: not an npz, an array of objects, or more than `MAX_ARRAY_BYTES` when unpacked.
+        ModelError: not an npz, an array of objects, or more than `MAX_ARRAY_BYTES` when decompressed.
     """
     try:
         arrays = _unpacked(data, name)
@@ -65,27 +69,33 @@ def read_npz(data: bytes, name: str) -> Arrays:
     except _UNREADABLE as error:
         raise ModelError(f"{name} is not a readable npz without pickles: {error}") from error
     for key, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # NumPy gives a member that is no array as its bytes
-            raise ModelError(f"{name} is not a readable npz without pickles: {key!r} is no array")
+        if not isinstance(array, np.ndarray):  # NumPy returns a member that is not an array as bytes
+            raise ModelError(f"{name} is not a readable npz without pickles: {key!r} is not an array")
     return arrays
 
 
 def _unpacked(data: bytes, name: str) -> Arrays:
-    if not data.startswith(ZIP_MAGIC):  # a zip may have anything in front, such as an array on its own
-        raise ModelError(f"{name} is not a readable npz without pickles: it is not a zip file from its first byte on")
+    if not data.startswith(ZIP_MAGIC):  # zipfile accepts leading bytes, which np.load would interpret
+        raise ModelError(f"{name} is not a readable npz without pickles: it is not a zip file")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
     if unpacked > MAX_ARRAY_BYTES:
-        raise ModelError(f"{name} unpacks to {unpacked:,} bytes, more than the {MAX_ARRAY_BYTES:,} allowed")
+        raise ModelError(f"{name} decompresses to {unpacked:,} bytes, the limit is {MAX_ARRAY_BYTES:,}")
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
 
 
 def checked_array(arrays: Arrays, name: str, shape: tuple[int | None, ...], dtype: type[Number]) -> NDArray[Number]:
-    """The array `name`, of this shape (`None` for any length) and type, all finite.
+    """Return the array `name` after validating it.
+
+    Args:
+        arrays: the arrays by name.
+        name: the array.
+        shape: its shape, with None for any length.
+        dtype: its type.
 
     Raises:
-        ModelError: it is missing, or of another shape or type, or holds NaN or infinite values.
+        ModelError: the array is missing, has another shape or type, or contains NaN or infinite values.
     """
     if name not in arrays:
         raise ModelError(f"array {name!r} is missing")
@@ -97,5 +107,5 @@ def checked_array(arrays: Arrays, name: str, shape: tuple[int | None, ...], dtyp
         want = f"{np.dtype(dtype)} of shape {shape}"
         raise ModelError(f"array {name!r} should be {want}, got {array.dtype} of shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ModelError(f"array {name!r} holds NaN or infinite values")
+        raise ModelError(f"array {name!r} contains NaN or infinite values")
     return array

@@ -1,7 +1,7 @@
-"""Altered copies of training images: mirrored, a little turned, cropped and lit otherwise, the class unchanged.
+"""Augmentation of training images: mild random flips, rotations, crops and changes of brightness.
 
-The usual ones of image classification (Shorten and Khoshgoftaar 2019, "A survey on image data augmentation for deep
-learning"), mild enough for any subject; whether left and right may be swapped depends on it (digits: no).
+These are the common ones (Shorten and Khoshgoftaar 2019, "A survey on image data augmentation for deep learning").
+Whether images may be mirrored depends on the subject: digits may not.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ WHITE = 255
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """How far a copy may differ; each copy draws evenly within these bounds.
+    """The ranges from which augmentations are drawn uniformly.
 
     Attributes:
-        mirror: swap left and right in every other copy.
-        max_degrees: turned by so much, either way.
-        min_crop: the side of the window that is kept, as a share of the whole.
-        max_brightness: brighter or darker by this share.
+        mirror: flip horizontally with probability 1/2.
+        max_degrees: the largest rotation in either direction.
+        min_crop: the smallest side of the crop, as a share of the image's.
+        max_brightness: the largest relative change of brightness.
     """
 
     mirror: bool = True
@@ -36,18 +36,25 @@ DEFAULT_AUGMENTATION = Augmentation()
 
 
 def augment(image: Pixels, image_id: str, copy: int, how: Augmentation = DEFAULT_AUGMENTATION) -> Pixels:
-    """Copy number `copy` of an image (H, W, 3) uint8, of the same shape; the same arguments give the same pixels.
+    """Return an augmented copy of an image, deterministically; pixels beyond the edge repeat the edge.
 
-    What a turned window shows beyond the edge repeats the edge.
+    Args:
+        image: (H, W, 3) uint8.
+        image_id: with `copy`, the seed.
+        copy: the number of the copy.
+        how: the ranges of the augmentation.
+
+    Returns:
+        (H, W, 3) uint8.
     """
     generator = np.random.default_rng([copy, *image_id.encode()])
     mirrored = how.mirror and generator.random() < 0.5  # noqa: PLR2004
     angle = radians(generator.uniform(-how.max_degrees, how.max_degrees))
     side = generator.uniform(how.min_crop, 1.0)
-    shift = generator.uniform(-0.5, 0.5, 2) * (1.0 - side)  # the window's centre stays where the window is inside
+    shift = generator.uniform(-0.5, 0.5, 2) * (1.0 - side)  # keeps the unrotated window inside the image
     light = 1.0 + generator.uniform(-how.max_brightness, how.max_brightness)
     height, width, _ = image.shape
-    margin = max(height, width) // 2  # a turned window reaches at most so far beyond the edge
+    margin = max(height, width) // 2  # the farthest that a rotated window reaches beyond the edge
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     across, down = side * cos(angle), side * sin(angle)
     left = margin + width * (0.5 + shift[0]) - across * width / 2 + down * height / 2

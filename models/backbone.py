@@ -1,8 +1,8 @@
-"""The backbones that turn pixels into features: how to build each in Keras, and its export to LiteRT.
+"""Building backbones in Keras and exporting them to LiteRT.
 
-Preprocessing is part of the network, so every backbone takes raw RGB pixels: uint8 (N, H, W, 3), 0..255, to float32
-features (N, D). Importing this module imports no TensorFlow: only `build` needs Keras. The table of backbones is in
-`models.architectures`.
+Preprocessing is part of the network: every backbone maps raw RGB pixels, uint8 (N, H, W, 3) in 0..255, to float32
+features (N, D). Importing this module does not import TensorFlow: only `build` needs Keras. The table of backbones is
+in `models.architectures`.
 """
 
 import hashlib
@@ -50,15 +50,15 @@ __all__ = [
 FLATBUFFER_FILE = "backbone.tflite"
 WEIGHTS_FILE = "backbone.weights.h5"
 MAX_PARITY_ERROR = 1e-3
-# Features of VGG or of random weights reach thousands, where float32 itself resolves 1e-4: there, sums of some thousand
-# products taken in another order may differ by this much of the largest feature.
+# Features of VGG or of random weights reach thousands, where float32 resolves 1e-4: summing thousands of products in
+# another order may change a feature by this share of the largest one.
 MAX_RELATIVE_PARITY_ERROR = 1e-5
-# Quantised features that point elsewhere than the float ones are those of a network that was calibrated on other data.
+# A lower cosine between quantised and float features indicates unsuitable calibration images.
 MIN_INT8_COSINE = 0.8
 RECORD_FILE = "export.json"
 CALIBRATION_FILE = "calibration.npy"
 _LIBRARIES = ("tensorflow", "keras", "ai-edge-litert")
-# An export outlives no change of the code that makes it.
+# A change of this code invalidates cached exports.
 _EXPORTING_MODULES = (
     "architectures",
     "backbone",
@@ -76,10 +76,10 @@ Images = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class ExportedBackbone:
-    """A backbone on disk, as LiteRT flatbuffer and as Keras weights, and how far the two are apart.
+    """A backbone exported as a LiteRT flatbuffer and as Keras weights, and how closely the two agree.
 
     `parity` is the largest absolute difference of their features on photographs and seeded noise; `cosine` is the
-    mean cosine between them, for int8 on the images that it was calibrated with.
+    mean cosine similarity of their features, for int8 on the calibration images.
     """
 
     spec: BackboneSpec
@@ -102,10 +102,16 @@ def build(
 ) -> "keras.Model":
     """Build a backbone in Keras: uint8 (N, H, W, 3) to float32 (N, D), preprocessing included.
 
-    `weights`: `imagenet`, `random` (by `seed`: to train, to test, to time), or a file from the same architecture
-    without its top: what Keras saved (`.weights.h5`, `.h5`, `.keras`) or an `.npz` of its `get_weights()` in order;
-    only weights are taken from it, never code. A backbone without weights takes none. Raises ModelError for weights
-    that cannot be had or do not fit.
+    Args:
+        name: the backbone.
+        weights: `imagenet`, `random`, or a file of the same architecture without its top: `.weights.h5`, `.h5` or
+            `.keras` saved by Keras, or an `.npz` of `get_weights()` in order. Only weights are read from it, no code.
+        output: `pooled` or `flat`.
+        input_size: (height, width); default: that of the table.
+        seed: of random weights.
+
+    Raises:
+        ModelError: the weights are not available or do not fit.
     """
     import keras
 
@@ -117,7 +123,7 @@ def build(
 
 
 def build_body(spec: BackboneSpec, weights: str, seed: int = RANDOM_SEED) -> "keras.Model":
-    """The part of `build` between preprocessing and output: the network whose weights a weights file holds."""
+    """Build the part of a backbone between preprocessing and output, to which weights files apply."""
     if not spec.has_weights:
         return spec.build_map(None, spec.input_size)
     weights = resolve_weights(spec, weights)
@@ -132,17 +138,19 @@ def build_body(spec: BackboneSpec, weights: str, seed: int = RANDOM_SEED) -> "ke
 
 
 def resolve_weights(spec: BackboneSpec, weights: str) -> str:
-    """What a request for weights comes to: `imagenet`, `random`, the whole path of a file, or `none` for a backbone
-    that has no weights. Raises ModelError for a file that is not there or not wanted, and for ImageNet weights that
-    nobody has."""
+    """Resolve `weights` to `imagenet`, `random`, the absolute path of a file, or `none` for a backbone without weights.
+
+    Raises:
+        ModelError: the file does not exist, or the backbone has no weights or no ImageNet weights.
+    """
     if not spec.has_weights:
         if weights not in ("imagenet", "random", NO_WEIGHTS):
-            raise ModelError(f"{spec.name} has no weights to load, leave weights out; got {weights!r}")
+            raise ModelError(f"{spec.name} has no weights to load: omit the option; got {weights!r}")
         return NO_WEIGHTS
     if weights == "imagenet" and spec.imagenet_identity is None:
         raise ModelError(
-            f"{spec.name} has no ImageNet weights: train it with 'imagestream train-cnn', give a weights file, or ask "
-            "for weights `random` by name"
+            f"{spec.name} has no ImageNet weights: train it with 'imagestream train-cnn', or set a weights file or "
+            "`random`"
         )
     return weights if weights in ("imagenet", "random") else str(local_file(weights))
 
@@ -156,16 +164,24 @@ def export_backbone(
     input_size: Size | None = None,
     int8_calibration: Images | None = None,
 ) -> ExportedBackbone:
-    """Export a backbone to LiteRT, or return the export that `cache_dir` already holds.
+    """Export a backbone to LiteRT, or return the cached export.
 
-    With `int8_calibration`, images (N, H, W, 3) uint8 such as it will see (about a hundred of the training images),
-    weights and activations become 8-bit integers: a quarter of the size, twice the speed, features a little off.
+    An export is kept in `cache_dir/NAME-KEY/`; the key covers name, weights, output, size, calibration images, library
+    versions and this code. It is created atomically, and again if its hashes no longer match. The conversion runs in a
+    subprocess, which keeps TensorFlow and its messages out of the caller's; it takes 20 to 30 s on two cores.
 
-    An export lies in `cache_dir/NAME-KEY/`, the key made from all that it depends on: name, weights, output, sizes,
-    calibration images, library versions and this code. It appears there whole, and is made anew if its hashes no
-    longer hold. The conversion runs in a process of its own, so that the caller's stays free of TensorFlow and of its
-    messages; the first time takes 20 to 30 s on two cores. Raises ModelError for an unknown backbone, unusable weights
-    or calibration images, or features that are too far from Keras'.
+    Args:
+        name: the backbone.
+        weights: as for `build`.
+        cache_dir: the folder of exports.
+        output: `pooled` or `flat`.
+        input_size: (height, width); default: that of the table.
+        int8_calibration: (N, H, W, 3) uint8, about a hundred training images. Weights and activations are then
+            quantised to 8-bit integers: a quarter of the size and twice the speed, with slightly different features.
+
+    Raises:
+        ModelError: an unknown backbone, unusable weights or calibration images, or features that differ too much from
+            those of Keras.
     """
     spec = find_backbone(name, output, input_size)
     weights = resolve_weights(spec, weights)
@@ -186,12 +202,12 @@ def export_backbone(
         shutil.rmtree(target, ignore_errors=True)
         try:
             folder.rename(target)
-        except OSError:  # another process was faster; what it left is checked below
+        except OSError:  # another process was faster; its export is checked below
             if not target.is_dir():
                 raise
     exported = _read_export(spec, weights, target)
     if exported is None:
-        raise ModelError(f"the export of {name} in {target} was damaged while it was made; try again")
+        raise ModelError(f"the export of {name} in {target} was damaged while it was written; try again")
     return exported
 
 
@@ -202,7 +218,7 @@ def file_sha256(path: Path) -> str:
 
 
 def preprocess(pixels: Any, expected: Preprocessing) -> Any:
-    """Raw RGB pixels as the network expects them, by operations that every converter knows."""
+    """Scale raw RGB pixels as the network expects, with operations that every converter supports."""
     import keras
 
     if expected.channel_order == "bgr":
@@ -219,9 +235,8 @@ def _build_pretrained(spec: BackboneSpec) -> "keras.Model":
         raise
     except Exception as error:  # Keras raises a bare Exception when a download fails
         raise ModelError(
-            f"the ImageNet weights of {spec.name} could not be downloaded ({error}); give weights that were downloaded "
-            "elsewhere as a local .h5 file, or ask for weights `random` by name, or take "
-            f"{DEFAULT_BACKBONE}, whose weights are installed"
+            f"the ImageNet weights of {spec.name} could not be downloaded ({error}); set a local .h5 file that was "
+            f"downloaded elsewhere, or `random`, or use {DEFAULT_BACKBONE}, whose weights are installed"
         ) from error
 
 
@@ -229,7 +244,7 @@ def _check_calibration(images: Images, spec: BackboneSpec) -> None:
     if images.dtype != np.uint8 or images.shape[1:] != (*spec.input_size, 3) or not len(images):
         height, width = spec.input_size
         raise ModelError(
-            f"int8 is calibrated on at least one image, uint8 of shape (N, {height}, {width}, 3), "
+            f"int8 calibration: expected at least one image, uint8 of shape (N, {height}, {width}, 3), "
             f"got {images.dtype} {images.shape}"
         )
 
@@ -245,7 +260,7 @@ def _export_key(spec: BackboneSpec, weights: str, calibration: Images | None) ->
 
 
 def _read_export(spec: BackboneSpec, weights: str, folder: Path) -> ExportedBackbone | None:
-    """The export in `folder`, or None if there is none whose hashes hold."""
+    """The export in `folder`, or None if it is missing or its hashes do not match."""
     flatbuffer, keras_weights = folder / FLATBUFFER_FILE, folder / WEIGHTS_FILE
     try:
         record: dict[str, Any] = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
@@ -260,30 +275,29 @@ def _read_export(spec: BackboneSpec, weights: str, folder: Path) -> ExportedBack
 
 
 def _convert_apart(spec: BackboneSpec, weights: str, folder: Path) -> None:
-    """Fill `folder` with an export, by `models.convert` in a process of its own."""
+    """Write an export into `folder` by running `models.convert` in a subprocess."""
     request = [spec.name, weights, str(folder), spec.output, *map(str, spec.input_size)]
-    root = str(Path(__file__).parents[1])  # where `models` is found, installed or not
+    root = str(Path(__file__).parents[1])  # the folder of the package `models`, installed or not
     start = f"import sys; sys.path.insert(0, {root!r}); from models.convert import main; main()"
     command = [sys.executable, "-P", "-c", start, *request]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False)
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"the conversion ended with code {done.returncode}"]
-        raise ModelError(said[-1])
+        lines = done.stderr.strip().splitlines() or [f"the conversion exited with code {done.returncode}"]
+        raise ModelError(lines[-1])
     check_agreement(spec.name, json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")))
 
 
 def check_agreement(name: str, record: dict[str, Any]) -> None:
-    """Refuse an export whose features are not those of Keras; the comparisons also catch NaN."""
+    """Raise ModelError if the features of an export differ from those of Keras; the comparisons also catch NaN."""
     if record["precision"] == "int8":
         if not record["cosine"] >= MIN_INT8_COSINE:
             raise ModelError(
-                f"the int8 features of {name} have a cosine of {record['cosine']:.2f} to the exact ones, at least "
-                f"{MIN_INT8_COSINE} is asked for; calibrate on more images, or keep float32"
+                f"the int8 features of {name} have a cosine similarity of {record['cosine']:.2f} to the float32 ones, "
+                f"at least {MIN_INT8_COSINE} is required: calibrate on more images, or use float32"
             )
         return
     allowed = max(MAX_PARITY_ERROR, MAX_RELATIVE_PARITY_ERROR * record["largest"])
     if not record["parity"] <= allowed:
         raise ModelError(
-            f"LiteRT and Keras disagree on the features of {name} by {record['parity']:.1e}, "
-            f"at most {allowed:.0e} is allowed"
+            f"LiteRT and Keras disagree on the features of {name} by {record['parity']:.1e}, the limit is {allowed:.0e}"
         )

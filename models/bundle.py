@@ -1,8 +1,10 @@
-"""A bundle: the files that are one model version, all or nothing.
+"""Bundles: the files of one model version.
 
-`manifest.json` describes the model and holds the SHA-256 of every other file, so the manifest's own SHA-256 names the
-whole bundle. Nothing in a bundle can execute code: JSON, flatbuffer, HDF5 weights and `.npz` without pickles.
-Reading checks everything that can be checked without running the model; `models.scorer.check_golden` runs it.
+`manifest.json` describes the model and contains the SHA-256 of every other file, so the manifest's own SHA-256
+identifies the bundle. Nothing in a bundle can execute code: JSON, a flatbuffer, HDF5 weights and `.npz` without
+pickles.
+
+Reading a bundle checks everything that can be checked without running the model; `models.scorer.check_golden` runs it.
 """
 
 import hashlib
@@ -30,8 +32,8 @@ GOLDEN = "golden.npz"
 DRIFT = "drift.npz"
 FITTED_ON = "fitted_on.npz"
 HEAD_FILES = frozenset({PROJECTION, CLASSIFIER, GOLDEN})
-FILES = HEAD_FILES | {FLATBUFFER_FILE, WEIGHTS_FILE}  # of a backbone by name; one that was imported has one file
-# A bundle without them scores as well. Without `FITTED_ON`, as older ones are, its split says what it was fitted on.
+FILES = HEAD_FILES | {FLATBUFFER_FILE, WEIGHTS_FILE}  # with a backbone of the table; an imported one has one file
+# Not needed for scoring. Older bundles lack `FITTED_ON`; their split defines the images that they were fitted on.
 OPTIONAL = frozenset({DRIFT, FITTED_ON})
 
 MAX_MANIFEST_BYTES = 16 * 1024**2
@@ -40,7 +42,7 @@ MAX_GROUP_BY_CHARS = 1_000
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[int, Field(gt=0, le=1_000_000)]
-EngineName = Literal["litert", "keras", "onnx"]  # Keras is the reference, and runs on a GPU where there is one
+EngineName = Literal["litert", "keras", "onnx"]  # Keras is the reference, and uses a GPU if there is one
 
 
 class _Strict(BaseModel):
@@ -48,23 +50,23 @@ class _Strict(BaseModel):
 
 
 class BackboneEntry(_Strict):
-    """The CNN: raw pixels (N, height, width, 3) uint8 in, features (N, n_features) float32 out."""
+    """The backbone: (N, height, width, 3) uint8 pixels in, (N, n_features) float32 features out."""
 
     name: str
     weights: str
     engine: EngineName = "litert"
     input_size: tuple[Positive, Positive]
     resize: Resize = "stretch"
-    scale: float  # a pixel value p enters the network as p · scale + offset; the flatbuffer does that itself
+    scale: float  # a pixel value p enters the network as p · scale + offset; part of the flatbuffer
     offset: float
-    channel_order: Literal["rgb", "bgr"] = "rgb"  # and then, in this order, the mean of each channel is taken off
+    channel_order: Literal["rgb", "bgr"] = "rgb"  # that of `channel_means`, which are subtracted after scaling
     channel_means: tuple[float, float, float] = (0.0, 0.0, 0.0)
     output: Output = "pooled"
     precision: Precision = "float32"
     n_features: Positive
     parity: float = Field(ge=0, description="largest difference between LiteRT's and Keras' features when exported")
-    cosine: float = Field(1.0, le=1.001, description="mean cosine between the same; for int8, on calibration images")
-    network: Network | None = None  # imported: its recipe then says all that pixels go through, not the fields above
+    cosine: float = Field(1.0, le=1.001, description="their mean cosine similarity; for int8, on calibration images")
+    network: Network | None = None  # an imported one, whose recipe replaces the fields of preprocessing above
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:
@@ -72,19 +74,24 @@ class BackboneEntry(_Strict):
         if (network is not None and network.format == "onnx") != (self.engine == "onnx"):
             raise ValueError(f"the engine {self.engine} does not run this network")
         if network is not None and (self.engine == "keras" or network.recipe.input_size != self.input_size):
-            raise ValueError("the imported network and its recipe do not fit the entry")
+            raise ValueError("the imported network and its recipe do not match the entry")
         return self
 
     @classmethod
     def of(cls, exported: ExportedBackbone, resize: Resize = "stretch", engine: EngineName = "litert") -> Self:
-        """What a manifest says of an exported backbone.
+        """The entry of an exported backbone.
+
+        Args:
+            exported: the backbone.
+            resize: how images are resized to its input.
+            engine: the engine that runs it.
 
         Raises:
-            ModelError: Keras is asked to run 8-bit integers, which only the flatbuffer holds.
+            ModelError: `engine` is Keras and the backbone is quantised, which only the flatbuffer is.
         """
         spec = exported.spec
         if engine == "keras" and exported.precision != "float32":
-            raise ModelError(f"the engine keras computes in float32, {exported.precision} needs the engine litert")
+            raise ModelError(f"the engine keras computes in float32; {exported.precision} requires the engine litert")
         return cls(
             name=spec.name,
             weights=exported.weights,
@@ -101,24 +108,24 @@ class BackboneEntry(_Strict):
 
     @property
     def scored_file(self) -> str:
-        """The one of the backbone's files that its engine runs."""
+        """The backbone file that the engine runs."""
         if self.network is not None:
             return self.network.file
         return WEIGHTS_FILE if self.engine == "keras" else FLATBUFFER_FILE
 
     @property
     def files(self) -> frozenset[str]:
-        """The names of its files in a bundle."""
+        """The names of the backbone's files in a bundle."""
         return frozenset({FLATBUFFER_FILE, WEIGHTS_FILE} if self.network is None else {self.network.file})
 
     @property
     def fitting(self) -> Resize | Recipe:
-        """What becomes of an image before the engine takes it."""
+        """How an image is prepared for the engine."""
         return self.resize if self.network is None else self.network.recipe
 
 
 class StageEntry(_Strict):
-    """A projection or classifier: its kind and widths."""
+    """A projection or classifier: its kind, and the widths of its input and output."""
 
     kind: str
     n_in: Positive
@@ -126,11 +133,14 @@ class StageEntry(_Strict):
 
 
 class TrainingData(_Strict):
-    """What the model was fitted on; which images those were is in `FITTED_ON`.
+    """The data that the model was fitted on; `FITTED_ON` identifies the images.
 
     Attributes:
-        holdout_share, group_by: with the seed, the split (streaming/images/split.py). No share: as `holdout` says.
-        holdout: of older bundles: class → an image whose hash lies below is held out.
+        rows: images that the model was fitted on.
+        holdout_rows: images held out for evaluation.
+        fingerprint: identifies the data set.
+        seed, holdout_share, group_by: the split (streaming/images/split.py); without a share, see `holdout`.
+        holdout: in older bundles, class → the hash below which images are held out.
     """
 
     rows: int = Field(ge=0)
@@ -143,14 +153,14 @@ class TrainingData(_Strict):
 
 
 class Manifest(_Strict):
-    """What `manifest.json` holds."""
+    """The content of `manifest.json`."""
 
     schema_version: Literal[1] = 1
     backbone: BackboneEntry
     projection: StageEntry
     classifier: StageEntry
     classes: tuple[str, ...] = Field(min_length=2)
-    # Of two classes, the second one is answered where its probability is at least this; without it, the more probable.
+    # With two classes, the second is predicted if its probability is at least this; None: the more probable one is.
     threshold: float | None = Field(None, gt=0, lt=1)
     metrics: dict[str, float]
     training_data: TrainingData
@@ -160,7 +170,7 @@ class Manifest(_Strict):
     files: dict[str, Sha256] = {}
 
     def check_dimensions(self) -> None:
-        """Every stage must take what the one before gives, and the classifier one output per class."""
+        """Raise ModelError unless the widths of the stages match, with one classifier output per class."""
         widths = [
             ("projection.n_in", self.projection.n_in, "backbone.n_features", self.backbone.n_features),
             ("classifier.n_in", self.classifier.n_in, "projection.n_out", self.projection.n_out),
@@ -170,16 +180,16 @@ class Manifest(_Strict):
             if got != want:
                 raise ModelError(f"{name} is {got}, but {other} is {want}")
         if self.threshold is not None and len(self.classes) != 2:  # noqa: PLR2004
-            raise ModelError(f"a threshold is for two classes, there are {len(self.classes)}")
+            raise ModelError(f"a threshold requires two classes, there are {len(self.classes)}")
         if len(set(self.classes)) != len(self.classes):
-            raise ModelError("class names repeat")
+            raise ModelError("class names are not unique")
         files = HEAD_FILES | self.backbone.files
         if set(self.files) - OPTIONAL != files:
             raise ModelError(f"the manifest should list the files {sorted(files)}, it lists {sorted(self.files)}")
 
     @property
     def backbone_sha256(self) -> str:
-        """Names the features: two models with the same value give the same features for the same image."""
+        """Identifies the features: models with the same value compute the same features for the same image."""
         network = self.backbone.network
         if network is None:
             return self.files[FLATBUFFER_FILE]
@@ -188,7 +198,7 @@ class Manifest(_Strict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle in memory: the manifest, the SHA-256 that names it, and the files that scoring needs."""
+    """A bundle in memory: the manifest, the bundle's SHA-256, and the files needed for scoring."""
 
     manifest: Manifest
     sha256: str
@@ -200,7 +210,7 @@ class Bundle:
 
     @property
     def backbone_sha256(self) -> str:
-        """Names the features: two bundles with the same value give the same features for the same image."""
+        """Identifies the features: bundles with the same value compute the same features for the same image."""
         return self.manifest.backbone_sha256
 
     @property
@@ -217,10 +227,10 @@ def write_bundle(
     """Write a bundle into `directory`, which must not exist, and return its SHA-256.
 
     Args:
-        directory: made by this call; a failure leaves it for the caller to remove.
-        manifest: its `files` are filled in here.
-        backbone_files: those of the manifest's backbone, copied.
-        arrays: `PROJECTION`, `CLASSIFIER` and `GOLDEN`, and those of `OPTIONAL` that there are.
+        directory: created by this call; after a failure the caller removes it.
+        manifest: the manifest, without `files`.
+        backbone_files: the files of the manifest's backbone, which are copied.
+        arrays: `PROJECTION`, `CLASSIFIER`, `GOLDEN` and any of `OPTIONAL`.
     """
     directory.mkdir(parents=True)
     for name, source in backbone_files.items():
@@ -237,20 +247,20 @@ def write_bundle(
 
 
 class BundleFiles(Protocol):
-    """The files of one bundle, by name, wherever they are kept; `str` of it is the place that errors name."""
+    """The files of a bundle in a folder, zip or object store; `str` of it is the location for errors."""
 
     def names(self) -> Collection[str]:
-        """Every name that is there, the manifest's among them."""
+        """All names, including the manifest's."""
 
     def size(self, name: str) -> int:
         """The size of a file in bytes.
 
         Raises:
-            ModelError: there is no such file, or it is not a regular file.
+            ModelError: the file is missing or not a regular file.
         """
 
     def read(self, name: str) -> bytes:
-        """The content of a file, which is only asked for once its size is known to be allowed."""
+        """The content of a file; called only after its size was checked."""
 
 
 @dataclass(frozen=True)
@@ -276,14 +286,14 @@ class BundleFolder:
 
 
 def read_bundle(source: BundleFiles | Path, copy_to: Path | None = None) -> Bundle:
-    """Read and check a bundle: its file list, every hash, and every stage's dimensions.
+    """Read a bundle and check its file list, hashes and dimensions.
 
     Args:
-        source: its files, or the local directory that holds them.
-        copy_to: a directory, made by this call, for a copy of every file; complete if no error is raised.
+        source: its files, or the local directory that contains them.
+        copy_to: a directory to create with a copy of every file; complete unless an error is raised.
 
     Raises:
-        ModelError: anything missing, extra, altered, a link, too large, or of the wrong shape; says which and why.
+        ModelError: a file is missing, unexpected, altered, a link, too large or of the wrong shape.
     """
     files = BundleFolder(source) if isinstance(source, Path) else source
     try:
@@ -299,7 +309,7 @@ def _read_checked(files: BundleFiles, copy_to: Path | None) -> Bundle:
     manifest = parse_manifest(text)
     present = set(files.names()) - {MANIFEST}
     if present != set(manifest.files):
-        raise ModelError(f"it should hold {sorted(manifest.files)} beside its manifest, it holds {sorted(present)}")
+        raise ModelError(f"expected the files {sorted(manifest.files)} and the manifest, found {sorted(present)}")
     if copy_to is not None:
         copy_to.mkdir()
         (copy_to / MANIFEST).write_bytes(text)
@@ -317,10 +327,10 @@ def _read_checked(files: BundleFiles, copy_to: Path | None) -> Bundle:
 
 
 def read_manifest(files: BundleFiles) -> tuple[Manifest, str]:
-    """The manifest of a bundle, with its dimensions checked, and its SHA-256; none of the other files is read.
+    """Read the manifest of a bundle, check its dimensions, and return it with its SHA-256; reads no other file.
 
     Raises:
-        ModelError: see `parse_manifest`; or the file is missing, a link, or too large.
+        ModelError: as `parse_manifest`; or the file is missing, a link or too large.
     """
     try:
         text = _read_file(files, MANIFEST, MAX_MANIFEST_BYTES)
@@ -330,10 +340,10 @@ def read_manifest(files: BundleFiles) -> tuple[Manifest, str]:
 
 
 def parse_manifest(text: bytes) -> Manifest:
-    """The manifest in `text`, with its dimensions checked.
+    """Parse a manifest and check its dimensions.
 
     Raises:
-        ModelError: not JSON, a field missing, unknown or of the wrong type, or dimensions that do not fit together.
+        ModelError: not JSON, a field that is missing, unknown or of the wrong type, or dimensions that do not match.
     """
     try:
         content: Any = json.loads(text)

@@ -1,7 +1,7 @@
-"""A bundle as one file: a zip whose entries are stored as they are.
+"""Bundles as one zip file with uncompressed entries.
 
-A zip may come from anybody. Only what `write_zip` writes is taken: few entries, not compressed, so that none is larger
-than the file itself, with plain names; the hashes in the manifest decide about the rest (`models.bundle.read_bundle`).
+Zip files are untrusted. Only the form that `write_zip` writes is accepted: few entries with plain names, uncompressed,
+so that none is larger than the file; `models.bundle.read_bundle` checks the hashes of their content.
 """
 
 import os
@@ -17,15 +17,15 @@ MAX_ENTRIES = 32
 MAX_DIRECTORY_BYTES = 16 * 1024
 END = struct.Struct("<4s4H2LH")  # the end of the central directory (PKWARE's APPNOTE, 4.3.16)
 END_SIGNATURE = b"PK\5\6"
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can name: the same bundle gives the same file
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time of a zip; a constant one makes the file reproducible
 BAD = (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error)
 
 
 def write_zip(folder: Path, file: Path) -> None:
-    """Write the bundle in a folder into one file, which appears whole or not at all.
+    """Write the bundle in `folder` into one file, atomically.
 
     Raises:
-        ModelError: it is larger than a zip holds (4 GiB).
+        ModelError: the bundle is larger than 4 GiB, the limit of a zip.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
@@ -42,7 +42,7 @@ def write_zip(folder: Path, file: Path) -> None:
 
 
 def is_bundle_zip(file: Path) -> bool:
-    """Whether a file is a zip of a bundle, rather than a model of another format, some of which are zips, too."""
+    """Whether a file is a zip of a bundle; other model formats can be zip files, too."""
     try:
         return {MANIFEST, CLASSIFIER} <= set(ZipFiles(file).names())
     except (ModelError, OSError):
@@ -53,7 +53,7 @@ class ZipFiles(BundleFiles):
     """The files of a bundle in a zip.
 
     Raises:
-        ModelError: not such a zip; says why.
+        ModelError: the file is not a zip of a bundle; the message says why.
     """
 
     def __init__(self, file: Path) -> None:
@@ -81,7 +81,7 @@ class ZipFiles(BundleFiles):
             raise ModelError(f"{name} cannot be read: {error}") from error
 
     def _read_entries(self) -> dict[str, zipfile.ZipInfo]:
-        self._check_directory()  # before it is read: it could be as large as the file
+        self._check_directory()  # before it is parsed: it could be as large as the file
         try:
             with zipfile.ZipFile(self._file) as source:
                 entries = source.infolist()
@@ -90,9 +90,9 @@ class ZipFiles(BundleFiles):
         found: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
             if not entry.filename.replace(".", "").replace("_", "").isalnum() or not entry.filename.isascii():
-                raise ModelError(f"{self} holds {entry.filename[:100]!r}: expected plain names of files")
+                raise ModelError(f"{self} contains {entry.filename[:100]!r}: expected plain file names")
             if entry.filename in found or entry.flag_bits & 1 or entry.compress_type != zipfile.ZIP_STORED:
-                raise ModelError(f"{self}: {entry.filename} is there twice, encrypted or compressed")
+                raise ModelError(f"{self}: {entry.filename} is duplicated, encrypted or compressed")
             if entry.file_size != entry.compress_size or entry.file_size > self._file.stat().st_size:
                 raise ModelError(f"{self}: {entry.filename} claims to be larger than it is")
             found[entry.filename] = entry

@@ -1,4 +1,4 @@
-"""Classifiers: (N, K) float32 features in, (N, C) float32 class probabilities out, each row summing to 1."""
+"""Classifiers: (N, K) float32 features in, (N, C) float32 class probabilities out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from models.errors import ModelError
 MAX_LAYERS = 32
 
 Scores = Literal["logits", "probabilities"]
-_SMALLEST = 1e-12  # a probability of 0 has no logarithm
+_SMALLEST = 1e-12  # probabilities are clipped to it before taking the logarithm
 
 
 class Classifier(Protocol):
-    """What the scoring path asks of a classifier."""
+    """The interface of classifiers for scoring."""
 
     @property
     def kind(self) -> str: ...
@@ -30,37 +30,38 @@ class Classifier(Protocol):
     def n_classes(self) -> int: ...
 
     def logits(self, features: Features) -> NDArray[np.float64]:
-        """(N, n_in) float32 → (N, n_classes) float64, whose softmax the probabilities are.
+        """(N, n_in) float32 → (N, n_classes) float64, the logarithms of the probabilities up to a constant per row.
 
-        The input is not changed, and rows do not depend on each other.
+        The input is not modified, and rows are independent.
         """
         ...
 
     def probabilities(self, features: Features) -> Features:
-        """(N, n_in) float32 → (N, n_classes) float32; the input is not changed."""
+        """(N, n_in) float32 → (N, n_classes) float32, rows summing to 1; the input is not modified."""
         ...
 
     def to_arrays(self) -> Arrays:
-        """The arrays that `classifier_from_arrays` rebuilds it from."""
+        """The arrays from which `classifier_from_arrays` restores the classifier."""
         ...
 
 
 def softmax(logits: NDArray[np.floating]) -> Features:
-    """Row-wise softmax of (N, C), shifted by each row's maximum so that no exponential overflows."""
+    """Row-wise softmax of (N, C) logits, shifted by each row's maximum to prevent overflow."""
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: Features = (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
     return probabilities
 
 
 def answers_of(probabilities: Features, threshold: float | None = None) -> NDArray[np.int64]:
-    """The class (N,) that each row of (N, C) probabilities answers: the most probable one, the first of equals.
+    """The predicted class (N,) of (N, C) probabilities: the most probable one, the first of equals.
 
     Args:
-        threshold: of two classes, the second one is answered where its probability is at least this.
+        probabilities: (N, C).
+        threshold: with two classes, the second is predicted if its probability is at least this.
     """
     if threshold is None:
         return np.asarray(probabilities.argmax(axis=1), np.int64)
-    # Compared as float64, as Spark and SQL compare, too.
+    # Compared as float64, as in Spark and SQL.
     return np.asarray(probabilities[:, 1].astype(np.float64) >= threshold, np.int64)
 
 
@@ -69,7 +70,7 @@ class LogisticRegression:
     """Multinomial logistic regression: `softmax(features @ coefficients.T + intercept)`.
 
     Attributes:
-        coefficients: (C, K) float64, as Spark ML fits them; kept whole, so that the numbers agree with Spark's.
+        coefficients: (C, K) float64, the precision of Spark ML.
         intercept: (C,) float64.
     """
 
@@ -97,9 +98,9 @@ class LogisticRegression:
 
 @dataclass(frozen=True)
 class MLP:
-    """Multilayer perceptron: each layer is `x @ weights + bias`, then the sigmoid; the last one, the softmax.
+    """Multilayer perceptron: each layer is `x @ weights + bias`, followed by the sigmoid, the last by the softmax.
 
-    The same network as Spark ML's `MultilayerPerceptronClassifier`, in float64 as Spark computes it.
+    The same network as Spark ML's `MultilayerPerceptronClassifier`, in float64 as in Spark.
 
     Attributes:
         weights: per layer (in, out) float64.
@@ -135,9 +136,9 @@ class MLP:
 
 @dataclass(frozen=True)
 class OwnHead:
-    """The scores of a network: logits, or what a softmax made of them.
+    """A network's own scores, logits or probabilities.
 
-    One score for two classes is that of the second one: the logit or the probability of a sigmoid.
+    A single score for two classes belongs to the second: the logit or the probability of a sigmoid.
     """
 
     kind: Scores
@@ -146,7 +147,7 @@ class OwnHead:
 
     def __post_init__(self) -> None:
         if self.n_in != self.n_classes and (self.n_in, self.n_classes) != (1, 2):
-            raise ModelError(f"{self.n_in} scores do not answer {self.n_classes} classes")
+            raise ModelError(f"{self.n_in} scores do not match {self.n_classes} classes")
 
     def logits(self, features: Features) -> NDArray[np.float64]:
         scores = features.astype(np.float64)
@@ -164,24 +165,24 @@ class OwnHead:
 
 
 def mlp_from_spark(layers: Sequence[int], weights: NDArray[np.float64]) -> MLP:
-    """The network of a Spark ML `MultilayerPerceptronClassificationModel`.
+    """Convert a Spark ML `MultilayerPerceptronClassificationModel`.
 
-    Spark keeps all weights in one vector, layer after layer: first the matrix of out x in, column by column (so it
-    reads row by row as in x out), then the `out` biases (spark/ml/ann/Layer.scala, `AffineLayerModel`).
+    Spark stores all weights in one vector, layer after layer: the matrix of out x in in column-major order (that is, in
+    x out in row-major order), then the `out` biases (spark/ml/ann/Layer.scala, `AffineLayerModel`).
 
     Args:
         layers: `model.getLayers()`, the widths from the features to the classes.
         weights: `model.weights.toArray()`.
 
     Raises:
-        ModelError: the vector is not as long as the layers need, or not finite.
+        ModelError: the length of the vector does not match the layers, or it is not finite.
     """
     pairs = list(pairwise(layers))
     needed = sum((n_in + 1) * n_out for n_in, n_out in pairs)
     if not pairs or min(layers) < 1 or np.shape(weights) != (needed,):
         raise ModelError(f"an MLP of layers {list(layers)} has {needed} weights, got shape {np.shape(weights)}")
     if not np.isfinite(weights).all():
-        raise ModelError("the weights of the MLP hold NaN or infinite values")
+        raise ModelError("the weights of the MLP contain NaN or infinite values")
     flat = np.asarray(weights, np.float64)
     matrices, biases = [], []
     for n_in, n_out in pairs:
@@ -192,10 +193,16 @@ def mlp_from_spark(layers: Sequence[int], weights: NDArray[np.float64]) -> MLP:
 
 
 def classifier_from_arrays(kind: str, n_in: int, n_classes: int, arrays: Arrays) -> Classifier:
-    """Rebuild a classifier from what `to_arrays` gave.
+    """Restore a classifier from the arrays of `to_arrays`.
+
+    Args:
+        kind: the classifier's `kind`.
+        n_in: K, the number of features.
+        n_classes: C.
+        arrays: the arrays by name.
 
     Raises:
-        ModelError: an unknown kind, or arrays missing, of the wrong shape, or not finite.
+        ModelError: an unknown kind, or arrays that are missing, of the wrong shape, or not finite.
     """
     match kind:
         case "logistic_regression":

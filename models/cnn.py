@@ -1,10 +1,9 @@
-"""CNNs to train: a backbone of the table with a new head, from raw pixels to logits, as one Keras network.
+"""CNNs for training: a backbone with a new head, from raw pixels to logits, as one Keras network.
 
-What was trained comes apart again into what the rest of the package knows: a backbone (its weights file, which
-`models.backbone.export_backbone` takes) and a logistic regression on the backbone's features. So a trained CNN is
-exported, checked, bundled, served and retrained as every other model is.
+A trained network is split again into a backbone (a weights file for `models.backbone.export_backbone`) and a logistic
+regression on its features, so that it is exported, checked, bundled, served and retrained as any other model.
 
-Importing this module imports no TensorFlow.
+Importing this module does not import TensorFlow.
 """
 
 from pathlib import Path
@@ -36,18 +35,21 @@ def build_network(
 ) -> "keras.Model":
     """Build backbone `name` with a new head: uint8 (N, H, W, 3) RGB pixels to float32 logits.
 
-    The logits are (N, 1) for two classes, log p/(1 - p) of the second one, and (N, C) for more, whose softmax the
-    probabilities are. The same seed gives the same initial weights, bit for bit: He-normal kernels where `weights` is
-    `random`, Glorot-uniform ones in the head, and biases of 0. A network without ImageNet weights (`cnn_gray`,
-    `cnn_color`) is trained whole; of another one only the head and the last `unfreeze` blocks. Normalisations keep
-    their statistics, scales and offsets, so nothing changes but by gradients.
+    The logits are (N, 1) for two classes, log p/(1 - p) of the second, and (N, C) for more. Initial weights are
+    deterministic: He-normal kernels if `weights` is `random`, Glorot-uniform ones in the head, zero biases. Networks
+    without ImageNet weights (`cnn_gray`, `cnn_color`) are trained entirely, others only in the head and the last
+    `unfreeze` blocks. Batch normalisation layers stay frozen.
 
     Args:
+        name: the backbone.
+        n_classes: C.
         weights: of the backbone; see `models.backbone.build`.
-        unfreeze: a block is all layers whose maps have the same height and width; `ALL_BLOCKS` for every one of them.
+        input_size: (height, width); default: that of the table.
+        seed: of the initial weights.
+        unfreeze: the number of blocks to train, or `ALL_BLOCKS`; a block is all layers with maps of one size.
 
     Raises:
-        ModelError: unknown backbone, fewer than two classes, weights that do not fit, more blocks than there are.
+        ModelError: an unknown backbone, fewer than two classes, weights that do not fit, or too many blocks.
     """
     import keras
 
@@ -59,14 +61,14 @@ def build_network(
     head = keras.layers.Dense(
         1 if n_classes == 2 else n_classes,  # noqa: PLR2004
         kernel_initializer=keras.initializers.GlorotUniform(seed),
-        dtype="float32",  # also where the rest computes in fewer bits
+        dtype="float32",  # also with mixed precision
         name=HEAD,
     )
     return keras.Model(backbone.input, head(backbone.output), name=f"{name}_network")
 
 
 def body_of(network: "keras.Model") -> "keras.Model":
-    """The part of a network, or of a backbone, that its weights file holds: between preprocessing and features."""
+    """The part of a network or backbone between preprocessing and features, to which its weights file applies."""
     import keras
 
     bodies = [layer for layer in network.layers if isinstance(layer, keras.Model)]
@@ -76,25 +78,25 @@ def body_of(network: "keras.Model") -> "keras.Model":
 
 
 def save_body(network: "keras.Model", path: Path) -> None:
-    """Write the backbone's weights into `path`, a `.weights.h5` that `export_backbone` takes as `weights`.
+    """Write the backbone's weights into `path`, a `.weights.h5` for `export_backbone`.
 
     Raises:
-        ModelError: another suffix, or weights that are no longer finite: the training has diverged.
+        ModelError: another suffix, or weights that are not finite because training diverged.
     """
     if not path.name.endswith(".weights.h5"):
-        raise ModelError(f"the file of a body's weights ends in .weights.h5, got {path.name!r}")
+        raise ModelError(f"expected a weights file that ends in .weights.h5, got {path.name!r}")
     body = body_of(network)
     _check_finite(body)
     body.save_weights(path)
 
 
 def head_of(network: "keras.Model") -> LogisticRegression:
-    """The head as a logistic regression on the backbone's features, whose softmax is the network's answer.
+    """The head as a logistic regression on the backbone's features.
 
-    A single logit z becomes the two logits 0 and z: their softmax is 1 - sigmoid(z) and sigmoid(z).
+    A single logit z becomes the two logits 0 and z, whose softmax is 1 - sigmoid(z) and sigmoid(z).
 
     Raises:
-        ModelError: weights that are no longer finite: the training has diverged.
+        ModelError: weights that are not finite because training diverged.
     """
     layer = network.get_layer(HEAD)
     _check_finite(layer)
@@ -107,11 +109,11 @@ def head_of(network: "keras.Model") -> LogisticRegression:
 
 
 def _freeze(body: "keras.Model", name: str, unfreeze: int) -> None:
-    """Leave the last `unfreeze` blocks trainable, without their normalisations."""
+    """Freeze all but the last `unfreeze` blocks, and all normalisations."""
     import keras
 
     weighted = [layer for layer in body.layers if layer.weights]
-    areas = sorted({_area(layer) for layer in weighted})  # maps shrink on their way, so the last block comes first
+    areas = sorted({_area(layer) for layer in weighted})  # maps shrink from block to block: the last comes first
     if not ALL_BLOCKS <= unfreeze <= len(areas):
         raise ModelError(
             f"{name} has {len(areas)} blocks at this size, so {ALL_BLOCKS} (all) to {len(areas)} can be unfrozen, "
@@ -119,16 +121,16 @@ def _freeze(body: "keras.Model", name: str, unfreeze: int) -> None:
         )
     trained = set(areas if unfreeze == ALL_BLOCKS else areas[:unfreeze])
     for layer in weighted:
-        # A normalisation that may be trained would also take the statistics of each batch.
+        # A trainable batch normalisation would also use the statistics of each batch.
         layer.trainable = _area(layer) in trained and not isinstance(layer, keras.layers.BatchNormalization)
 
 
 def _area(layer: Any) -> int:
-    """Pixels of the map that a layer gives; 1 for features without a place."""
+    """Pixels of a layer's output map; 1 for pooled features."""
     shape = layer.output.shape
     return int(np.prod(shape[1:-1]))
 
 
 def _check_finite(layer: Any) -> None:
     if not all(np.isfinite(values).all() for values in layer.get_weights()):
-        raise ModelError(f"weights of {layer.name} are NaN or infinite: the training has diverged; learn more slowly")
+        raise ModelError(f"weights of {layer.name} are NaN or infinite: training diverged; lower the learning rate")

@@ -1,7 +1,7 @@
-"""Convert a backbone to LiteRT in a process of its own: `python -m models.convert NAME WEIGHTS FOLDER OUTPUT H W`.
+"""Conversion of a backbone to LiteRT in a subprocess: `python -m models.convert NAME WEIGHTS FOLDER OUTPUT H W`.
 
-Writes the flatbuffer, the Keras weights and a record (hashes, agreement) into the folder; calibration images that lie
-there ask for int8. The last line on standard error says why it failed, if it did.
+Writes the flatbuffer, the Keras weights and a record (hashes, agreement) into FOLDER; calibration images in FOLDER
+select int8. If it fails, the last line on standard error is the reason.
 """
 
 import json
@@ -38,10 +38,18 @@ _MAX_COMPARED = 32  # calibration images on which int8 is compared with Keras
 def convert(
     name: str, weights: str, folder: Path, output: Output = "pooled", input_size: tuple[int, int] | None = None
 ) -> None:
-    """Export backbone `name` with `weights` into `folder`, empty but for calibration images if int8 is wanted."""
+    """Export a backbone into `folder`.
+
+    Args:
+        name: the backbone.
+        weights: as for `models.backbone.build`.
+        folder: empty, except for calibration images for int8.
+        output: `pooled` or `flat`.
+        input_size: (height, width); default: that of the table.
+    """
     spec = find_backbone(name, output, input_size)
     build_body(spec, weights).save_weights(folder / WEIGHTS_FILE)
-    # Built again from the very file that was written: the flatbuffer and the Keras weights cannot drift apart.
+    # Rebuilt from the file just written, so that flatbuffer and Keras weights agree.
     model = build(name, str(folder / WEIGHTS_FILE), output=output, input_size=spec.input_size)
     images = comparison_images(spec.input_size)
     calibration = None
@@ -62,10 +70,12 @@ def convert(
 
 
 def to_flatbuffer(model: "keras.Model", calibration: NDArray[np.uint8] | None = None) -> bytes:
-    """Convert a Keras model by way of a SavedModel, the only way that works with Keras 3.15.
+    """Convert a Keras model to a flatbuffer through a SavedModel, the only way that works with Keras 3.15.
 
-    With `calibration`, images (N, H, W, 3), weights (per channel) and activations (per tensor, ranges as seen on those
-    images) become int8; pixels in and features out keep their types.
+    Args:
+        model: the model.
+        calibration: (N, H, W, 3) uint8; weights (per channel) and activations (per tensor, with the ranges on these
+            images) are then quantised to int8, while input and output keep their types.
     """
     import tensorflow as tf
 
@@ -79,7 +89,7 @@ def to_flatbuffer(model: "keras.Model", calibration: NDArray[np.uint8] | None = 
         if calibration is not None:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.representative_dataset = samples
-            # Float operations stay allowed for the two ends: scaling the pixels and giving the features.
+            # Float operations are needed at both ends, for scaling pixels and returning features.
             converter.target_spec.supported_ops = [
                 tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
                 tf.lite.OpsSet.TFLITE_BUILTINS,
@@ -100,13 +110,13 @@ def comparison_images(size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def main() -> None:
-    """The process' entry: convert what the command line names."""
+    """The entry point of the subprocess."""
     name, weights, folder, output, height, width = sys.argv[1:]
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # this process' own environment, before TensorFlow is imported
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # before TensorFlow is imported
     try:
         import tensorflow as tf
 
-        tf.config.set_visible_devices([], "GPU")  # a GPU's reduced precision would blur the comparison
+        tf.config.set_visible_devices([], "GPU")  # whose reduced precision would distort the comparison
         convert(name, weights, Path(folder), "flat" if output == "flat" else "pooled", (int(height), int(width)))
     except (ModelError, OSError) as error:
         sys.exit(" ".join(str(error).split()))

@@ -1,9 +1,9 @@
-"""Encoded bytes to pixels, or the reason why not: the one way in which images from outside are decoded.
+"""Decoding of untrusted images to pixels.
 
 A bad image is a value, not an exception: it goes to the quarantine with its bytes while the stream continues. The
-format is known by its signature before any decoder sees the bytes, and only that format's decoder does. What the
-header says (pixels, tiles, scans, chunks, …) is judged first. Images whose cost that bounds are decoded in this
-process, all others in a guarded one with limits of time and memory (docs/decisions/0024).
+format is detected by its signature, and only that format's decoder sees the bytes, after the header (pixels, tiles,
+scans, chunks, …) was checked. Images whose cost is bounded by their header are decoded in this process, all others in a
+guarded process with limits on time and memory (docs/decisions/0024).
 """
 
 import warnings
@@ -24,17 +24,25 @@ __all__ = [
     "decode_marked", "decode_whole", "read_limited",
 ]  # fmt: skip
 
-_NO_LIMIT = (1 << 16, 1 << 16)  # larger than any picture, so that no JPEG is decoded at a fraction of its size
+_NO_LIMIT = (1 << 16, 1 << 16)  # larger than any image, so that no JPEG is decoded at reduced size
 
 
 def decode(
     data: bytes | None, size: tuple[int, int], limits: Limits = DEFAULT_LIMITS, resize: Resize = "stretch"
 ) -> Pixels | BadImage:
-    """Decode one image to uint8 RGB of shape (height, width, 3), values 0..255, with `size` = (height, width).
+    """Decode one image to RGB pixels.
 
-    `resize="stretch"` maps the whole picture to `size`; `"crop"` takes the largest centred window of `size`'s aspect.
-    The first frame is taken of an animation. EXIF orientation is applied, transparency is laid over white, CMYK and
-    palettes become RGB, 16-bit gray is scaled to 8 bits. Never raises, whatever the bytes are; the array is read-only.
+    Of an animation, the first frame is decoded. EXIF orientation is applied, transparency is composited over white,
+    CMYK and palettes are converted to RGB, and 16-bit gray is scaled to 8 bits. Never raises for the content of `data`.
+
+    Args:
+        data: the encoded image; None for a message without value.
+        size: (height, width) of the result.
+        limits: bounds on decoding.
+        resize: `stretch` maps the whole image to `size`; `crop` takes the largest centred window of `size`'s aspect.
+
+    Returns:
+        Read-only uint8 of shape (height, width, 3), values 0..255; or the reason why the image cannot be scored.
     """
     found = decode_marked(data, size, limits, resize)
     return found if isinstance(found, BadImage) else found.pixels
@@ -43,7 +51,7 @@ def decode(
 def decode_marked(
     data: bytes | None, size: tuple[int, int], limits: Limits = DEFAULT_LIMITS, resize: Resize | Whole = "stretch"
 ) -> Picture | BadImage:
-    """As `decode`, with what is wrong with an image that could be decoded all the same."""
+    """As `decode`, with a description of the damage if a damaged image was decoded."""
     found = _known(data, limits)
     if data is None or isinstance(found, BadImage):
         return found  # type: ignore[return-value]  # of no data it is a BadImage
@@ -52,24 +60,24 @@ def decode_marked(
         return bad
     if header.cheap:
         with warnings.catch_warnings():
-            # What Pillow warns of (odd metadata, sizes between its two bomb limits) is either harmless or judged here.
+            # Pillow's warnings (odd metadata, sizes between its two bomb limits) are harmless or checked here.
             warnings.simplefilter("ignore")
             try:
                 return decode_pixels(header, found.format, size, limits, resize, repair=False)
             except TruncatedError:
                 pass
             except MemoryError:
-                return BadImage(Stage.DECODE, Reason.DECODE_MEMORY, "this process has not enough memory to decode it")
+                return BadImage(Stage.DECODE, Reason.DECODE_MEMORY, "this process lacks the memory to decode it")
     return _decode_guarded(header, found.format, size, limits, resize)
 
 
 def decode_whole(data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Picture | BadImage:
-    """As `decode_marked`, at the size that the picture has."""
+    """As `decode_marked`, at the image's own size."""
     return decode_marked(data, _NO_LIMIT, limits, "whole")
 
 
 def _known(data: bytes | None, limits: Limits) -> Sniffed | BadImage:
-    """The format of the image, if it is one that is taken."""
+    """The format of the image, if it is accepted."""
     if data is None:
         return BadImage(Stage.READ, Reason.MISSING, "the message has no value")
     if not data:
@@ -88,7 +96,7 @@ def _known(data: bytes | None, limits: Limits) -> Sniffed | BadImage:
 
 
 def _refused(header: Header, image_format: str, limits: Limits) -> BadImage | None:
-    """Why an image is refused by its header alone, if it is."""
+    """The reason to reject an image by its header alone, if any."""
     if header.excess:
         return BadImage(Stage.DECODE, Reason.DECOMPRESSION_BOMB, f"{name_of(image_format)}: {header.excess}")
     if limits.strict and header.damage:
@@ -98,9 +106,10 @@ def _refused(header: Header, image_format: str, limits: Limits) -> BadImage | No
 
 
 def read_limited(path: str | Path, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """A file's content, or one byte more than an image may have: enough for `decode` to tell that it is too large.
+    """Read a file, or one byte more than the limit: enough for `decode` to reject it as too large.
 
-    Raises OSError if it cannot be read.
+    Raises:
+        OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
         return file.read(limits.max_bytes + 1)

@@ -1,15 +1,15 @@
-"""Drift: do the images that arrive look, to the model, like those that it was evaluated on?
+"""Drift detection: do incoming images look, to the model, like those that it was evaluated on?
 
-The bundle keeps a reference of held-out images: per projected component the mean, the spread, and the counts between
-the images' deciles; the same counts of the confidence of the answers. Training images would not do: a model is surer of
-images that it was fitted on, and a PCA of few images fits them better than others. The distance is the population
-stability index
+The bundle contains a reference of held-out images: per projected component the mean, the standard deviation and a
+histogram with the deciles as edges; and the same histogram of the confidence. Training images are unsuitable: a model
+is more confident on images that it was fitted on, and a PCA of few images fits them better. The distance is the
+population stability index
 
     PSI = Σ (p − q) · ln(p / q)      over the ten bins, p the share now, q the share in the reference,
 
-which credit scoring made customary (N. Siddiqi, Credit Risk Scorecards, 2006). Of n images and a reference of m it is
-about 9 · (1/n + 1/m) by chance alone, so its customary limits, 0.1 and 0.25, mean little for few images: whether there
-is drift is decided by `models.drift_alarm`.
+common in credit scoring (N. Siddiqi, Credit Risk Scorecards, 2006). For n images and a reference of m images, its
+expected value without drift is about 9 · (1/n + 1/m), so its customary limits, 0.1 and 0.25, mean little for few
+images: `models.drift_alarm` decides whether there is drift.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,23 +22,23 @@ from numpy.typing import NDArray
 from models.arrays import Arrays, Features, checked_array
 from models.errors import ModelError
 
-COMPONENTS = 64  # the first so many are watched; of a PCA they hold most of the variance
+COMPONENTS = 64  # the first components are monitored; those of a PCA explain most of the variance
 BINS = 10
-MEANINGFUL_ROWS = 100  # of fewer images a distance says more about chance than about drift
-FORMER_LOW_CONFIDENCE = 0.5  # in bundles whose reference is of training images
-PSEUDO_COUNT = 0.5  # of an image in every bin, so that an empty one has a logarithm
+MEANINGFUL_ROWS = 100  # for fewer images, the distance is dominated by chance
+FORMER_LOW_CONFIDENCE = 0.5  # in older bundles, whose reference is of training images
+PSEUDO_COUNT = 0.5  # added to every bin, so that the logarithm of an empty one is finite
 
 
 @dataclass(frozen=True)
 class DriftReference:
-    """Held-out images, as the classifier sees them.
+    """Statistics of held-out images as the classifier sees them.
 
     Attributes:
-        rows: how many images it was made of.
-        mean, std: (K) per watched component.
-        edges: (K + 1, BINS − 1) ascending: the values between which the bins lie; the last row is of the confidence.
-        counts: (K + 1, BINS) images per bin; bin b holds the values above edge b − 1 and up to edge b.
-        held_out: whether the model was not fitted on these images; False in bundles of an earlier format.
+        rows: the number of images.
+        mean, std: (K) per monitored component.
+        edges: (K + 1, BINS − 1) ascending edges of the bins; the last row is that of the confidence.
+        counts: (K + 1, BINS) images per bin; bin b contains the values above edge b − 1 and up to edge b.
+        held_out: whether the images were held out; False in bundles of an earlier format.
     """
 
     rows: int
@@ -50,21 +50,25 @@ class DriftReference:
 
     @property
     def components(self) -> int:
-        """K, how many components are watched."""
+        """K, the number of monitored components."""
         return len(self.mean)
 
     @classmethod
     def of(cls, projected: Features, confidence: Features) -> Self:
-        """Of (N, K') projected held-out images and the (N) probabilities of their most probable class.
+        """Compute the reference.
+
+        Args:
+            projected: (N, K') projected held-out images.
+            confidence: (N) probabilities of their most probable class.
 
         Raises:
-            ModelError: there are none.
+            ModelError: there are no images.
         """
         if not len(projected):
             raise ModelError("a drift reference needs at least one image")
         watched = np.asarray(projected[:, :COMPONENTS], np.float32)
         values = np.column_stack([watched, np.asarray(confidence, np.float32)])
-        # Values that occur, so that the counts are those of order statistics, whose distribution is known.
+        # Edges are observed values: the distribution of such order statistics is known.
         edges = np.quantile(values, np.arange(1, BINS) / BINS, axis=0, method="inverted_cdf").T.astype(np.float32)
         return cls(
             len(watched),
@@ -76,11 +80,11 @@ class DriftReference:
 
     @property
     def low_confidence(self) -> float:
-        """The share of answers in the lowest bin of the confidence: a tenth, or more where many are alike."""
+        """The share of predictions in the lowest bin of the confidence: a tenth, or more if many are equal."""
         return float(self.counts[-1, 0]) / self.rows
 
     def to_arrays(self) -> Arrays:
-        """As named arrays; `reference_from_arrays` reads them back."""
+        """Named arrays for `reference_from_arrays`."""
         return {
             "mean": self.mean,
             "std": self.std,
@@ -93,12 +97,13 @@ class DriftReference:
 
 
 def reference_from_arrays(width: int, arrays: Arrays) -> DriftReference:
-    """The reference for a projection onto `width` components, also one of the earlier format.
+    """Restore the reference of a projection onto `width` components.
 
-    That one is of training images, and has no counts of the confidence but the share below `FORMER_LOW_CONFIDENCE`.
+    In the earlier format it is of training images, with the share of confidences below `FORMER_LOW_CONFIDENCE` in place
+    of a histogram.
 
     Raises:
-        ModelError: an array is missing or makes no sense.
+        ModelError: an array is missing or invalid.
     """
     k = min(width, COMPONENTS)
     rows, low = checked_array(arrays, "totals", (2,), np.float64)
@@ -120,7 +125,7 @@ def reference_from_arrays(width: int, arrays: Arrays) -> DriftReference:
         held_out,
     )
     sound = (reference.std >= 0).all() and (reference.counts >= 0).all() and (np.diff(reference.edges) >= 0).all()
-    # Counts are float32: those of the earlier format need not be whole.
+    # Counts are float32: those of the earlier format need not be integers.
     if not sound or not np.allclose(reference.counts.sum(axis=1, dtype=np.float64), reference.rows, atol=0.5):
         raise ModelError("the drift reference makes no sense: spreads, counts or edges are out of order")
     return reference
@@ -128,11 +133,11 @@ def reference_from_arrays(width: int, arrays: Arrays) -> DriftReference:
 
 @dataclass
 class DriftSums:
-    """What is counted of the images that arrive; adds up over partitions and micro-batches.
+    """Accumulated statistics of incoming images, which merge over partitions and micro-batches.
 
     Attributes:
-        rows: images.
-        total, squares: (K) sums of the watched components and of their squares.
+        rows: the number of images.
+        total, squares: (K) sums of the monitored components and of their squares.
         counts: (K + 1, BINS) images per bin of the reference.
     """
 
@@ -147,14 +152,14 @@ class DriftSums:
 
     @classmethod
     def merged(cls, components: int, parts: Iterable[Mapping[str, Any]]) -> Self:
-        """The sums of several parts, as `as_json` gave them."""
+        """Merge the parts returned by `as_json`."""
         sums = cls.empty(components)
         for part in parts:
             sums.merge(cls.from_json(part))
         return sums
 
     def add(self, reference: DriftReference, projected: Features, confidence: Features) -> None:
-        """Count (N, K') projected images and the (N) probabilities of their most probable class."""
+        """Add (N, K') projected images and the (N) probabilities of their most probable class."""
         watched = np.asarray(projected[:, : reference.components], np.float32)
         wide = watched.astype(np.float64)
         self.rows += len(watched)
@@ -182,13 +187,13 @@ class DriftSums:
 
 
 def drift(reference: DriftReference, seen: DriftSums) -> dict[str, float]:
-    """How far what was seen is from the reference; empty where nothing was seen.
+    """Measure how far incoming images are from the reference; empty if there are none.
 
     Returns:
-        `psi_max` and `psi_mean` over the components, `component`, the one that `psi_max` is of, `psi_expected`, which
-        `psi_mean` is about without any drift, `mean_shift`, the largest difference of means in the reference's spreads,
-        `spread`, the ratio of spreads farthest from 1, and `low_confidence`, the share of answers that are less
-        confident than nine in ten of the reference, with the reference's own share as `low_confidence_in_training`.
+        `psi_max` and `psi_mean` over the components; `component`, that of `psi_max`; `psi_expected`, the expected
+        `psi_mean` without drift; `mean_shift`, the largest difference of means in standard deviations of the reference;
+        `spread`, the ratio of standard deviations farthest from 1; `low_confidence`, the share of predictions with a
+        confidence in the lowest decile of the reference; and `low_confidence_in_training`, that share in the reference.
     """
     if not seen.rows:
         return {}
@@ -213,7 +218,7 @@ def drift(reference: DriftReference, seen: DriftSums) -> dict[str, float]:
 
 
 def psi_of(now: NDArray[Any], before: NDArray[Any]) -> NDArray[np.float64]:
-    """(K) population stability indices of (K, BINS) counts."""
+    """Population stability indices (K,) of histograms (K, BINS)."""
     p, q = (_shares(counts) for counts in (now, before))
     return np.asarray(((p - q) * np.log(p / q)).sum(axis=1), np.float64)
 
@@ -224,7 +229,7 @@ def _shares(counts: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _histogram(values: Features, edges: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(K, BINS) counts of (N, K) values: bin b holds those above edge b − 1 and up to edge b."""
+    """Histograms (K, BINS) of (N, K) values: bin b counts those above edge b − 1 and up to edge b."""
     bins = (values[:, :, None] > edges[None]).sum(axis=2)  # (N, K), 0 to BINS − 1
     components = np.arange(len(edges)) * BINS
     flat = np.bincount((bins + components).reshape(-1), minlength=len(edges) * BINS)

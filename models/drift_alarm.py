@@ -1,16 +1,15 @@
-"""Is it drift, or chance? A test whose error rate is known for any number of images, and a window for small batches.
+"""A statistical test for drift with a known rate of false alarms, on a window over small micro-batches.
 
-Without drift, the images of a window and those of the reference are drawn alike. Then, at each of the nine edges
-between the reference's bins, the number of new images up to the edge has a hypergeometric distribution, given how many
-of both there are up to it: Fisher's exact test, one to each side. No approximation is made for few images, nor for
-small probabilities, and the size of the reference counts. For values that are continuous the edges, which are order
-statistics of the reference, do no harm: the exact distribution is the negative hypergeometric, whose tails are those of
-Fisher's test to one side, and are smaller to the other. The p-value of a window is the smallest of all edges and
-components, times how many tests there were (Bonferroni): components of a PCA are uncorrelated but not independent, and
-Bonferroni's inequality holds whatever depends on what. It also holds for windows that share images, and a reference.
+Without drift, the images of the window and of the reference come from one distribution. At each of the nine edges
+between bins, the number of window images up to the edge is then hypergeometric, given the number of images of both up
+to it: Fisher's exact test, once for each side. This involves no approximation for few images or small probabilities,
+and accounts for the size of the reference. That the edges are order statistics of the reference does no harm for
+continuous values: the exact distribution is the negative hypergeometric, whose tails equal those of Fisher's test on
+one side and are smaller on the other. The p-value of a window is the smallest over all edges and components, times the
+number of tests (Bonferroni, which holds under any dependence of components, or of windows that share images).
 
-A window is judged at most every `TEST_EVERY_S` seconds, so there are at most `TESTS_A_DAY` a day however many
-micro-batches there are, and each may err with probability `FALSE_ALARMS_A_DAY` / `TESTS_A_DAY`.
+A window is tested at most every `TEST_EVERY_S` seconds, hence at most `TESTS_A_DAY` times a day for any number of
+micro-batches, each with a probability of a false alarm of `FALSE_ALARMS_A_DAY` / `TESTS_A_DAY`.
 """
 
 from collections.abc import Hashable
@@ -26,18 +25,18 @@ from models.drift import DriftReference, DriftSums, psi_of
 
 FALSE_ALARMS_A_DAY = 0.01
 TEST_EVERY_S = 300.0
-TESTS_A_DAY = 300  # 288, and some for a process that starts again
+TESTS_A_DAY = 300  # 288, and some for restarts
 LEVEL = FALSE_ALARMS_A_DAY / TESTS_A_DAY
-LEAST_PSI = 0.1  # customary; a smaller shift raises no alarm, however certain it is
-LEAST_ROWS = 20  # images of a window that is judged
-ENOUGH_ROWS = 500  # images after which a window that was judged gives way to a new one
-EXACT = 8  # edges whose p-value is computed: those farthest from what is expected
+LEAST_PSI = 0.1  # customary; a smaller shift raises no alarm even if it is significant
+LEAST_ROWS = 20  # images in a window that is tested
+ENOUGH_ROWS = 500  # images after which a tested window is replaced
+EXACT = 8  # edges with the largest deviations, whose p-values are computed
 
 
 def p_value(reference: DriftReference, seen: DriftSums) -> float:
-    """The probability, at most, that without drift some edge is as far from the reference as the farthest is now.
+    """An upper bound on the probability of the largest deviation at any edge without drift.
 
-    1 for a reference without images that were held out.
+    1 if the images of the reference were not held out.
     """
     if not reference.held_out or not seen.rows:
         return 1.0
@@ -57,16 +56,17 @@ def p_value(reference: DriftReference, seen: DriftSums) -> float:
 
 
 def _tail(found: NDArray[np.int64], marked: NDArray[np.int64], n: int, total: int) -> float:
-    """The probability of `found` or more of `marked` images among `n` that are drawn of `total`."""
+    """The probability that `n` images drawn from `total` include at least `found` of the `marked` ones."""
     return float(hypergeom.sf(found - 1, total, marked, n))
 
 
 def verdict(reference: DriftReference, seen: DriftSums) -> dict[str, float]:
-    """What the images of a window say.
+    """Test a window for drift.
 
     Returns:
-        `window_rows`, `window_psi`, the largest index of a component or of the confidence, `p_value`, `p_limit`, below
-        which it is hardly chance, and `alarm`: 1 where it is below, and the index at least `LEAST_PSI`; else 0.
+        `window_rows`; `window_psi`, the largest index of a component or of the confidence; `p_value`; `p_limit`, the
+        significance level; and `alarm`, 1 if the p-value is at most the level and the index at least `LEAST_PSI`, else
+        0.
     """
     p, psi = p_value(reference, seen), float(psi_of(seen.counts, reference.counts).max())
     alarm = p <= LEVEL and psi >= LEAST_PSI
@@ -81,15 +81,14 @@ def verdict(reference: DriftReference, seen: DriftSums) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class DriftWindow:
-    """The images of the last micro-batches, of one model, until they are judged.
+    """Statistics of the images of recent micro-batches of one model, until they are tested.
 
-    It is kept in memory. A process that starts again begins with an empty one: images that were not judged yet are
-    left out, and there is one more test than the clock would allow.
+    The window is kept in memory: after a restart it is empty, and the next test may come early.
 
     Attributes:
-        model: whose images they are.
-        seen: what was counted of them.
-        tested_s: when a window was last judged, by a clock that never goes back; None for never.
+        model: identifies the model.
+        seen: the statistics.
+        tested_s: the time of the last test on a monotonic clock; None for never.
     """
 
     model: Hashable = None
@@ -99,7 +98,7 @@ class DriftWindow:
     def after(
         self, model: Hashable, reference: DriftReference, batch: DriftSums, now_s: float
     ) -> tuple[Self, dict[str, float]]:
-        """(the window after one more micro-batch, the verdict on it where it is due)."""
+        """Return the window after one more micro-batch, and the result of the test if it is due, else empty."""
         seen = deepcopy(batch)
         if self.seen is not None and self.model == model:
             seen.merge(self.seen)

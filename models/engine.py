@@ -1,6 +1,6 @@
-"""Run a backbone: pixels in, features out. LiteRT on CPU; Keras is the reference that it is held against.
+"""Engines that run a backbone: LiteRT on CPU, and Keras as the reference.
 
-Every engine is called the same way: uint8 (N, H, W, 3) RGB, values 0..255, to float32 (N, D), for any N from 0.
+Every engine maps uint8 (N, H, W, 3) RGB pixels, values 0..255, to float32 features (N, D), for any N from 0.
 """
 
 import os
@@ -19,21 +19,25 @@ from models.errors import ModelError
 if TYPE_CHECKING:
     import keras
 
-_KERAS_CHUNK = 32  # bounds the memory of the reference engine
+_KERAS_CHUNK = 32  # images; bounds the memory
 
 
 class LiteRTEngine:
-    """A LiteRT (XNNPACK) interpreter over one flatbuffer; TensorFlow is not imported.
+    """A LiteRT (XNNPACK) interpreter of one flatbuffer; does not import TensorFlow. Not thread-safe.
 
-    Images go through the network one at a time: activations then stay in the processor's cache, which is about a fifth
-    faster than batches of 32, and a result cannot depend on which other images came along. Holds a private
-    interpreter, so one engine belongs to one thread.
+    Images are processed one at a time: activations stay in the processor's cache, which is about 20 % faster than
+    batches of 32, and the features of an image cannot depend on other images.
     """
 
     def __init__(self, flatbuffer: bytes | Path, threads: int = 1) -> None:
-        """Load `flatbuffer` (its bytes, or the file that holds them), to run on `threads` threads.
+        """Load a flatbuffer.
 
-        Raises ModelError if it is no LiteRT model from uint8 (N, H, W, 3) to float32 (N, D).
+        Args:
+            flatbuffer: its bytes or file.
+            threads: the number of threads to run it with.
+
+        Raises:
+            ModelError: it is not a LiteRT model from uint8 (N, H, W, 3) to float32 (N, D).
         """
         from ai_edge_litert.interpreter import Interpreter
 
@@ -55,7 +59,7 @@ class LiteRTEngine:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the images that the backbone takes."""
+        """(height, width) of the input."""
         return self._input_size
 
     @property
@@ -75,7 +79,7 @@ class LiteRTEngine:
 
 
 class KerasEngine:
-    """A Keras backbone from uint8 pixels to features, called as every engine is."""
+    """A Keras backbone with the interface of an engine."""
 
     def __init__(self, model: "keras.Model") -> None:
         self._model = model
@@ -85,9 +89,12 @@ class KerasEngine:
 
     @classmethod
     def of(cls, spec: BackboneSpec, weights: bytes) -> Self:
-        """The engine of a backbone with the content of a `.weights.h5` file; raises ModelError if they do not fit.
+        """Build the engine of a backbone from the content of a `.weights.h5` file.
 
-        Takes seconds and half a gigabyte, most of them TensorFlow's.
+        Takes seconds and half a gigabyte of memory, mostly for TensorFlow.
+
+        Raises:
+            ModelError: the weights do not fit the backbone.
         """
         from models.backbone import build
 
@@ -108,8 +115,10 @@ class KerasEngine:
 
 @contextmanager
 def without_native_log() -> Iterator[None]:
-    """Standard error of native code is dropped for the block: LiteRT announces every interpreter there, and has no
-    switch for it. Its errors come as exceptions."""
+    """Discard the standard error of native code: LiteRT logs every interpreter there, with no option to disable it.
+
+    LiteRT reports errors as exceptions.
+    """
     saved = os.dup(2)
     try:
         with Path(os.devnull).open("wb") as nowhere:

@@ -1,9 +1,9 @@
-"""Which engine runs a network fastest on this machine, of those that agree on the golden images.
+"""Choosing the fastest engine on this machine among those that agree on the golden images.
 
 Every engine that can run the network computes the features of a bundle's golden images. One that differs from the
-engine of the manifest by more than rounding is out; the others are timed for a second each, in turns, so that what else
-the machine does meets them alike. Keras takes part where the manifest asks for it, and then alone: it costs half a
-gigabyte and is slower on every processor that has been measured.
+manifest's engine by more than rounding is excluded; the others are timed for a second each, alternately, so that other
+load affects them equally. Keras is used only if the manifest says so, and then alone: it needs half a gigabyte and is
+slower on every processor measured.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from models.bundle import BackboneEntry, EngineName
 from models.errors import ModelError
 from models.scorer import Engine, decode_all, load_engine
 
-SECONDS = 1.0  # of each engine
+SECONDS = 1.0  # per engine
 
 
 @dataclass(frozen=True)
 class Timed:
-    """How an engine did: images per second and the largest difference of a feature, or why it does not take part."""
+    """The result of an engine: images per second and the largest difference of a feature, or why it was excluded."""
 
     images_per_s: float | None = None
     difference: float | None = None
@@ -32,7 +32,7 @@ class Timed:
 
 
 def engines_for(entry: BackboneEntry) -> tuple[EngineName, ...]:
-    """The engines that can run a network, that of its manifest first."""
+    """The engines that can run a network, the manifest's first."""
     if entry.engine in {"keras", "onnx"} or entry.precision != "float32":
         return (entry.engine,)
     return ("litert", "onnx")
@@ -48,16 +48,18 @@ def compare_engines(
     """Load, check and time every engine that can run a network, on one thread.
 
     Args:
-        content: of the file that the engine of the manifest runs.
-        images: encoded images to check and time them with.
-        providers: of ONNX Runtime.
+        entry: the network in the manifest.
+        content: the file that the manifest's engine runs.
+        images: encoded images for the comparison.
+        providers: execution providers of ONNX Runtime.
+        seconds: the time per engine.
 
     Raises:
-        ModelError: the engine of the manifest cannot run it, or no image decodes.
+        ModelError: the manifest's engine cannot run the network, or no image can be decoded.
     """
     decoded = decode_all(images, entry.input_size, entry.fitting)
     if not decoded.rows:
-        raise ModelError("no image to compare engines with decodes")
+        raise ModelError("cannot compare engines: none of the images can be decoded")
     results: dict[EngineName, Timed] = {}
     engines: dict[EngineName, Engine] = {}
     expected: NDArray[np.float32] | None = None
@@ -77,7 +79,7 @@ def compare_engines(
             engines[name] = engine
             results[name] = Timed(difference=difference)
         else:
-            results[name] = Timed(difference=difference, why=f"differs by {difference:.1e}, {allowed:.0e} is allowed")
+            results[name] = Timed(difference=difference, why=f"differs by {difference:.1e}, the limit is {allowed:.0e}")
     if len(engines) > 1:
         for name, speed in _speeds(engines, decoded.images, seconds).items():
             results[name] = Timed(speed, results[name].difference)
@@ -85,13 +87,13 @@ def compare_engines(
 
 
 def fastest(results: dict[EngineName, Timed]) -> EngineName:
-    """The engine to use: the fastest of those that were timed, else the only one that agrees."""
+    """The engine to use: the fastest one, or the only one that agrees."""
     agreeing = [name for name, timed in results.items() if timed.why is None]
     return max(agreeing, key=lambda name: results[name].images_per_s or 0.0)
 
 
 def _speeds(engines: dict[EngineName, Engine], images: NDArray[Any], seconds: float) -> dict[EngineName, float]:
-    """Images per second of each engine, at its fastest pass over the images: what else runs only slows it down."""
+    """Images per second of each engine in its fastest pass, which other load disturbs least."""
     best = dict.fromkeys(engines, float("inf"))
     end = perf_counter() + seconds * len(engines)
     while perf_counter() < end:

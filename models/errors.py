@@ -1,5 +1,5 @@
-"""The one exception that numerics raise for something a user can mend."""
+"""The exception that `models` raises for a problem that its user can fix."""
 
 
 class ModelError(ValueError):
-    """A model, weights file or bundle that cannot be used; the message says what was expected and what was got."""
+    """A model, weights file or bundle that cannot be used; the message says what was expected and what was found."""

@@ -1,8 +1,7 @@
-"""What a classifier is worth: every figure of a report from counts, whose size follows the classes, never the rows.
+"""Evaluation metrics of a classifier, computed from counts whose size depends on the classes, not on the rows.
 
-The counts are those of `models.evaluation_sums`, which partitions add up and merge: a confusion matrix, how often each
-score occurs, for ROC curves, and how often the model is right at which confidence (Guo et al. 2017, "On Calibration of
-Modern Neural Networks", section 2).
+The counts are accumulated by `models.evaluation_sums`: a confusion matrix, a histogram of scores for ROC curves, and a
+reliability diagram (Guo et al. 2017, "On Calibration of Modern Neural Networks", section 2).
 """
 
 from dataclasses import dataclass, field
@@ -13,17 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.score_counts import Counts, ScoreCounts
+from models.score_histogram import Counts, ScoreHistogram
 
 Floats = NDArray[np.float64]
 
 CONFIDENCE_BINS = 15
-UNIT = 2.0**-24  # what sums of losses and of confidences are counted in
-FEW_ROWS = 5  # of a class
+UNIT = 2.0**-24  # of the sums of losses and confidences
+FEW_ROWS = 5  # a class with fewer is rare
 
 
 class Interval(NamedTuple):
-    """Where a figure lies with a given confidence."""
+    """A confidence interval."""
 
     low: float
     high: float
@@ -31,22 +30,22 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How a model did on rows that it was not fitted on.
+    """The results of a model on rows that it was not fitted on.
 
     Attributes:
         classes: (K) names.
         confusion: (K, K) counts, rows true and columns predicted.
-        log_loss: mean negative log of the true class's probability, in nats, the probability clipped at 1e-15.
-        log_loss_from_logits: the same without clipping, from logits.
-        scores: of the model's own classes, which are the first of `classes`; None where they are not known.
-        reliability: (3, CONFIDENCE_BINS) rows, right ones, and their confidence in units of 2⁻²⁴.
+        log_loss: mean negative log of the true class's probability, in nats, with probabilities clipped at 1e-15.
+        log_loss_from_logits: the same from logits, without clipping.
+        scores: histogram of the scores of the model's own classes, which come first in `classes`; None if unknown.
+        reliability: (3, CONFIDENCE_BINS): rows, correct rows, and summed confidence in units of 2⁻²⁴.
     """
 
     classes: tuple[str, ...]
     confusion: Counts
     log_loss: float = np.nan
     log_loss_from_logits: float = np.nan
-    scores: ScoreCounts | None = None
+    scores: ScoreHistogram | None = None
     reliability: Counts = field(default_factory=lambda: np.zeros((3, CONFIDENCE_BINS), np.int64))
 
     @property
@@ -68,12 +67,12 @@ class Evaluation:
 
     @property
     def precision(self) -> Floats:
-        """(K,) the share of right answers among those that name the class; 0 where none does."""
+        """(K,) the share of correct predictions among those of the class; 0 if there are none."""
         return _shares(np.diag(self.confusion), self.confusion.sum(axis=0))
 
     @property
     def recall(self) -> Floats:
-        """(K,) the share of each class that was found; 0 for a class without rows."""
+        """(K,) the share of each class that was predicted correctly; 0 for a class without rows."""
         return _shares(np.diag(self.confusion), self.support)
 
     @property
@@ -83,15 +82,15 @@ class Evaluation:
 
     @property
     def occurring(self) -> NDArray[np.bool_]:
-        """(K,) which classes are the truth or the answer of any row: those that a macro average is over."""
+        """(K,) which classes are true or predicted for any row: those that macro averages include."""
         return np.asarray((self.confusion.sum(axis=0) + self.support) > 0)
 
     def macro(self, figure: Floats) -> float:
-        """The mean of a figure (K,) over the classes that occur."""
+        """The mean of a metric (K,) over the classes that occur."""
         return float(figure[self.occurring].mean()) if self.rows else 0.0
 
     def weighted(self, figure: Floats) -> float:
-        """The mean of a figure (K,) over the rows' true classes."""
+        """The mean of a metric (K,) weighted by support."""
         return float(figure @ self.support / max(1, self.rows))
 
     @property
@@ -100,7 +99,7 @@ class Evaluation:
 
     @cached_property
     def auc(self) -> Floats:
-        """(K,) area under the ROC curve of each class against the rest; NaN where there is no curve."""
+        """(K,) area under the ROC curve of each class against the rest; NaN if it has no curve."""
         areas = np.full(len(self.classes), np.nan)
         for index in range(self.scores.n_classes if self.scores else 0):
             false, true = self.roc_curve(index)
@@ -110,20 +109,20 @@ class Evaluation:
 
     @property
     def macro_auc(self) -> float:
-        """Mean AUC, one against the rest, of the classes that have one; NaN if none has."""
+        """Mean one-vs-rest AUC of the classes that have one; NaN if none has."""
         known = self.auc[np.isfinite(self.auc)]
         return float(known.mean()) if len(known) else np.nan
 
     @property
     def weighted_auc(self) -> float:
-        """The same, weighted by the classes' rows."""
+        """Mean one-vs-rest AUC weighted by support."""
         known = np.isfinite(self.auc)
         return float(np.average(self.auc[known], weights=self.support[known])) if known.any() else np.nan
 
     def roc_curve(self, index: int) -> tuple[Floats, Floats]:
-        """(false positive rates, true positive rates) of a class, from (0, 0) to (1, 1), a point per score.
+        """(false positive rates, true positive rates) of a class, from (0, 0) to (1, 1), one point per score.
 
-        A class without rows of its own, or without others, has rates of 0; one of unknown scores, the first point.
+        Rates without positive or negative rows are 0; a class without scores has only the first point.
         """
         parts = self.scores.of_class(index) if self.scores and index < self.scores.n_classes else ((), ())
         false, true = (np.concatenate([[0.0], np.cumsum(part[::-1])]) for part in parts)
@@ -131,7 +130,7 @@ class Evaluation:
 
     @property
     def calibration_error(self) -> float:
-        """Mean over the rows of |share right − mean confidence| of their bin of confidence (ECE)."""
+        """Expected calibration error: the mean over rows of |accuracy − mean confidence| of their bin."""
         rows, right, confidence = self.reliability
         return float(np.abs(right - confidence * UNIT).sum() / rows.sum()) if rows.any() else np.nan
 
@@ -147,20 +146,21 @@ class Evaluation:
         return _wilson(self.accuracy, self.rows, NormalDist().inv_cdf((1 + confidence) / 2))
 
     def macro_f1_interval(self, confidence: float = 0.95) -> Interval:
-        """Wilson's score interval for a share of as many rows as macro F1's variance is worth.
+        """Wilson's score interval at the effective sample size of macro F1, over the classes that occur.
 
-        F1 is 2J/(1 + J) of the Jaccard index J, the share of right answers among the rows that are of the class or were
-        answered so. The delta method gives the variance of the mean over classes, with the errors that two classes
-        share (Takahashi et al. 2022, "Confidence interval for micro-averaged F1 and macro-averaged F1 scores", Applied
-        Intelligence 52), after one further row for each class, divided as the rows of all classes are, so that no class
-        seems free of errors. The variance is turned into a number of rows as for shares in surveys (Korn and Graubard
-        1998, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
-        data", Survey Methodology 24), with Student's t of Satterthwaite's degrees of freedom.
+        F1 is 2J/(1 + J), where the Jaccard index J is the share of correct predictions among the rows whose true or
+        predicted class it is. The delta method gives the variance of the mean over classes, including the errors that
+        two classes share (Takahashi et al. 2022, "Confidence interval for micro-averaged F1 and macro-averaged F1
+        scores", Applied Intelligence 52), after adding one row per class, distributed as the rows of all classes, so
+        that no class appears free of errors. The variance is converted to an effective sample size as for proportions
+        in surveys (Korn and Graubard 1998, "Confidence intervals for proportions with small expected number of positive
+        counts estimated from survey data", Survey Methodology 24), with Student's t of Satterthwaite's degrees of
+        freedom.
 
-        Of the classes that occur. Where each has `FEW_ROWS` rows or more, 95 % cover 93 to 97 %; with fewer it may be
-        less: see `rare_classes`, and docs/statistics.md.
+        If every class has at least `FEW_ROWS` rows, 95 % intervals cover 93 to 97 %; with fewer rows the coverage may
+        be lower: see `rare_classes` and docs/statistics.md.
         """
-        from scipy.special import stdtrit  # here, for workers that need no SciPy
+        from scipy.special import stdtrit  # imported late: workers do not need SciPy
 
         names = np.flatnonzero(self.occurring)
         if len(names) < 2:  # noqa: PLR2004  nothing, or all rows of one class and right
@@ -168,7 +168,7 @@ class Evaluation:
         counts = self.confusion[np.ix_(names, names)].astype(np.float64)
         jaccard, of_class = _jaccard(counts)
         typical = (np.diag(counts).sum() + 0.5) / (of_class.sum() + 1)
-        # An error counts for two classes: their truth and their answer.
+        # An error counts for two classes, the true and the predicted one.
         row = np.full_like(counts, (1 - typical) / (2 * (len(names) - 1)))
         np.fill_diagonal(row, typical)
         smooth, of_smooth = _jaccard(counts + row)
@@ -184,11 +184,11 @@ class Evaluation:
 
     @property
     def rare_classes(self) -> int:
-        """How many of the classes that occur have so few rows that macro F1's interval may be too narrow."""
+        """The number of occurring classes with so few rows that macro F1's interval may be too narrow."""
         return int((self.occurring & (self.support < FEW_ROWS)).sum())
 
     def as_metrics(self) -> dict[str, float]:
-        """The figures by name, without those that are not known."""
+        """The metrics by name, without unknown ones."""
         low, high = self.accuracy_interval()
         metrics = {
             "accuracy": self.accuracy,
@@ -210,7 +210,7 @@ class Evaluation:
         return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
     def report_text(self, digits: int = 2) -> str:
-        """A table of precision, recall and F1 per class, laid out as scikit-learn's `classification_report`."""
+        """A table of precision, recall and F1 per class in the layout of scikit-learn's `classification_report`."""
         names = [name for name, there in zip(self.classes, self.occurring, strict=True) if there]
         width = max(len("weighted avg"), digits, *map(len, names)) if names else len("weighted avg")
         lines = [f"{'':>{width}s} " + "".join(f" {head:>9}" for head in ("precision", "recall", "f1-score", "support"))]
@@ -230,12 +230,12 @@ class Evaluation:
 
 
 def _shares(part: Counts, whole: Counts) -> Floats:
-    """part / whole, 0 where the whole is."""
+    """part / whole, and 0 where the whole is 0."""
     return np.asarray(np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0), np.float64)
 
 
 def _wilson(share: float, rows: float, z: float) -> Interval:
-    """Where a share of this many rows lies, within z standard errors of its own."""
+    """Wilson's interval of a share of this many rows at z standard errors."""
     spread = z * z / rows
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * np.sqrt((share * (1 - share) + spread / 4) / rows)
@@ -243,7 +243,7 @@ def _wilson(share: float, rows: float, z: float) -> Interval:
 
 
 def _jaccard(counts: Floats) -> tuple[Floats, Floats]:
-    """(K, K) counts → (K,) the Jaccard index of each class, and the rows that it is a share of."""
+    """(K, K) counts → (K,) the Jaccard index of each class, and its denominator."""
     right = np.diag(counts)
     rows = counts.sum(axis=0) + counts.sum(axis=1) - right
     return right / rows, rows

@@ -1,7 +1,7 @@
-"""The counts that `models.evaluation` takes its figures from, added up over parts of the rows.
+"""Accumulators of the counts from which `models.evaluation` computes metrics.
 
-All are whole numbers that merge by addition, so the order of rows and partitions cannot change a result: losses and
-confidences are counted in 2⁻²⁴.
+All counts are integers that merge by addition, so the order of rows and partitions cannot change a result; losses and
+confidences are counted in units of 2⁻²⁴.
 """
 
 from dataclasses import dataclass, field
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from models.classifier import answers_of, softmax
 from models.errors import ModelError
 from models.evaluation import CONFIDENCE_BINS, UNIT, Evaluation, Floats
-from models.score_counts import Counts, ScoreCounts
+from models.score_histogram import Counts, ScoreHistogram
 
 PROBABILITY_FLOOR = 1e-15  # as scikit-learn's log_loss clips
-MOST_NATS = 1e4  # one row's loss from logits; keeps the sum of millions of the worst rows within 64 bits
+MAX_NATS = 1e4  # of one row's loss from logits; keeps the sum of millions of the worst rows within 64 bits
 
 
 @dataclass
 class EvaluationSums:
-    """Sums over rows, for a model of `n_outputs` classes; `add` rows, `merge` partitions, then take the `result`.
+    """Sums over rows for a model of `n_outputs` classes: `add` rows, `merge` partitions, then get the `result`.
 
     Attributes:
-        classes: (K) names; the first `n_outputs` are the model's, further ones are labels that it does not know.
-        confusion: (K, K) rows, by true class and then by predicted class.
+        classes: (K) names; the first `n_outputs` are the model's, the others are labels that it does not know.
+        confusion: (K, K) rows by true class and predicted class.
         losses: (2,) negative log-likelihood from clipped probabilities and from logits, in units of 2⁻²⁴ nat.
-        reliability: (3, CONFIDENCE_BINS) rows, right ones, and their confidence in units of 2⁻²⁴.
-        scores: rows by the log-odds of each output.
+        reliability: (3, CONFIDENCE_BINS): rows, correct rows, and summed confidence in units of 2⁻²⁴.
+        scores: histogram of the log-odds of each output.
     """
 
     classes: tuple[str, ...]
@@ -36,7 +36,7 @@ class EvaluationSums:
     confusion: Counts = field(init=False)
     losses: Counts = field(init=False)
     reliability: Counts = field(init=False)
-    scores: ScoreCounts = field(init=False)
+    scores: ScoreHistogram = field(init=False)
 
     def __post_init__(self) -> None:
         if not 2 <= self.n_outputs <= len(self.classes):  # noqa: PLR2004
@@ -44,16 +44,16 @@ class EvaluationSums:
         self.confusion = np.zeros((len(self.classes),) * 2, np.int64)
         self.losses = np.zeros(2, np.int64)
         self.reliability = np.zeros((3, CONFIDENCE_BINS), np.int64)
-        self.scores = ScoreCounts(self.n_outputs)
+        self.scores = ScoreHistogram(self.n_outputs)
 
     def add(self, logits: NDArray[np.floating], truth: Counts, threshold: float | None = None) -> None:
-        """Take in rows by their logits; logarithms of probabilities are logits, too.
+        """Add rows by their logits, or by the logarithms of their probabilities.
 
         Args:
             logits: (N, n_outputs).
-            truth: (N,) indices in `classes`. A row of a class that the model does not know has lost, and its
-                probability is the floor.
-            threshold: that the model answers by; see `models.classifier.answers_of`.
+            truth: (N,) indices in `classes`. A row of a class that the model does not know is an error, with
+                `PROBABILITY_FLOOR` as its probability.
+            threshold: the model's threshold; see `models.classifier.answers_of`.
 
         Raises:
             ModelError: other shapes, an index out of range, or logits that are NaN or infinite.
@@ -63,7 +63,7 @@ class EvaluationSums:
             raise ModelError(f"expected finite logits of shape ({len(truth)}, {self.n_outputs}), got {wide.shape}")
         if not len(truth):
             return
-        probabilities = softmax(wide)  # as the stream computes them, so that the answers are those it gives
+        probabilities = softmax(wide)  # as in the stream, so that predictions are the same
         predicted = answers_of(probabilities, threshold)
         self.add_answers(predicted, probabilities[np.arange(len(truth)), predicted], truth)
         logs = wide - _log_sum_exp(wide)  # log p
@@ -71,11 +71,11 @@ class EvaluationSums:
         self.scores.add(_log_odds(wide, logs), truth)
 
     def add_answers(self, predicted: Counts, confidence: NDArray[np.floating], truth: Counts) -> None:
-        """Take in rows of which only the answer is known: no loss and no ROC curve can be had from them.
+        """Add rows of which only the prediction is known, without loss and ROC curve.
 
         Args:
             predicted: (N,) indices in `classes`.
-            confidence: (N,) the probability of what was predicted.
+            confidence: (N,) the probability of the predicted class.
             truth: (N,) indices in `classes`.
 
         Raises:
@@ -90,22 +90,22 @@ class EvaluationSums:
             np.add.at(sums, bins, amount)
 
     def merge(self, other: "EvaluationSums") -> None:
-        """Take in the sums of other rows; raises ModelError if they are of other classes."""
+        """Add the sums of other rows; raises ModelError if their classes differ."""
         if (self.classes, self.n_outputs) != (other.classes, other.n_outputs):
-            raise ModelError(f"sums merge if their classes are the same, got {self.classes} and {other.classes}")
+            raise ModelError(f"only sums of the same classes can be merged, got {self.classes} and {other.classes}")
         for ours, theirs in zip(self._fixed(), other._fixed(), strict=True):
             np.add(ours, theirs, out=ours)
         self.scores.merge(other.scores)
 
     def to_bytes(self) -> bytes:
-        """The sums as little-endian 64-bit integers, one after the other: those of a fixed size, then the scores."""
+        """The sums as concatenated little-endian 64-bit integers: those of fixed size, then the scores."""
         self.scores.compact()
         parts = (*self._fixed(), np.array([self.scores.dropped]), self.scores.keys, self.scores.counts)
         return b"".join(part.astype("<i8").tobytes() for part in parts)
 
     @classmethod
     def from_bytes(cls, classes: tuple[str, ...], n_outputs: int, data: bytes) -> Self:
-        """The sums that `to_bytes` gave; raises ModelError if they are not those of this many classes."""
+        """Restore the sums from `to_bytes`; raises ModelError if their size does not match the classes."""
         sums = cls(classes, n_outputs)
         ends = np.cumsum([*(part.size for part in sums._fixed()), 1])
         scores, odd = divmod(len(data) - 8 * int(ends[-1]), 3 * 8)
@@ -115,11 +115,11 @@ class EvaluationSums:
         for part, values in zip(sums._fixed(), fixed, strict=True):
             part[...] = values.reshape(part.shape)
         keys, counts = rest[:scores].astype(np.uint64), rest[scores:].reshape(2, scores)
-        sums.scores = ScoreCounts(n_outputs, int(dropped[0]), keys, counts)
+        sums.scores = ScoreHistogram(n_outputs, int(dropped[0]), keys, counts)
         return sums
 
     def result(self) -> Evaluation:
-        """What the sums say; what cannot be had from them is NaN."""
+        """Compute the metrics; those that the sums do not determine are NaN."""
         rows = int(self.confusion.sum())
         scored = bool(rows) and int(sum(part.sum() for part in self.scores.of_class(0))) == rows
         by_probability, by_logits = (float(loss) * UNIT / rows if scored else np.nan for loss in self.losses)
@@ -143,19 +143,19 @@ class EvaluationSums:
         of_true = np.where(known, probabilities[at].astype(np.float64), 0.0)
         floor = -np.log(PROBABILITY_FLOOR)
         clipped = -np.log(np.clip(of_true, PROBABILITY_FLOOR, 1.0))
-        stable = np.minimum(np.where(known, -logs[at], floor), MOST_NATS)
+        stable = np.minimum(np.where(known, -logs[at], floor), MAX_NATS)
         self.losses += _counted(np.stack([clipped, stable])).sum(axis=1)
 
 
 def _log_sum_exp(logits: Floats) -> Floats:
-    """log Σ exp of each row (N, 1), shifted by its maximum so that nothing overflows."""
+    """log Σ exp of each row (N, 1), shifted by its maximum to prevent overflow."""
     top = logits.max(axis=1, keepdims=True)
     sums: Floats = top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
     return sums
 
 
 def _log_odds(logits: Floats, logs: Floats) -> Floats:
-    """log p/(1 − p) of each class (N, C), also where p is 1 to the last bit: there, from the other classes' logits."""
+    """log p/(1 − p) of each class (N, C); for the most probable class from the other logits, since p may round to 1."""
     rows, best = np.arange(len(logits)), logits.argmax(axis=1)
     others = logits.copy()
     others[rows, best] = -np.inf

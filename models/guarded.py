@@ -1,9 +1,9 @@
-"""Work on hostile images in a process of its own, whose time and memory are limited.
+"""Decoding of untrusted images in guarded processes with limits on CPU time and memory.
 
-A decoder is C code: nothing ends it from within the process that it runs in. So it runs in another, which the kernel
-ends when its CPU time for one image is used up, which gets no memory beyond its limit, and whose end is an answer like
-any other. The process is started when it is first needed, serves one image after another, and is started again after
-it has died. Bytes and pixels go through memory that both processes share; what is said about them is lines of JSON.
+Decoders are C code, which cannot be interrupted from within their process. They run in a subprocess that the kernel
+kills when the CPU time for an image is used up, and that cannot allocate memory beyond its limit; its death is treated
+as a result. The process is started on first use, decodes one image after another, and is restarted after it died.
+Images are passed in shared memory, requests and replies as lines of JSON.
 
 https://man7.org/linux/man-pages/man2/setitimer.2.html, …/man2/setrlimit.2.html, …/man2/memfd_create.2.html
 """
@@ -26,35 +26,35 @@ from typing import Any
 from models.bad_image import BadImage, Limits, Reason, Stage
 
 MODULE = "models.guarded_main"
-WALL_FACTOR = 4  # of the CPU time: beside other work, a process waits for its turn
+WALL_FACTOR = 4  # times the CPU time: on a busy machine, a process waits for a core
 START_TIMEOUT_S = 60.0
 MAX_REPLY_BYTES = 64 * 1024
 CLOSE_TIMEOUT_S = 1.0
-EXIT_NO_MEMORY = 77  # said by the process where not even an answer could be made
+EXIT_NO_MEMORY = 77  # exit code of a process without memory for a reply
 _RECEIVE_BYTES = 4096
 
 
 class EndedError(Exception):
-    """The process ended, or had to be ended, before it had answered."""
+    """The process exited or was killed before it replied."""
 
     def __init__(self, status: int, *, in_time: bool) -> None:
-        """`status`: as of `subprocess.Popen.returncode`."""
+        """`status` is the return code; `in_time` is False if the process was killed at a timeout."""
         super().__init__(f"ended with {status}")
         self.status = status
         self.in_time = in_time
 
     @property
     def crashed(self) -> bool:
-        """Whether neither limit ended it."""
+        """Whether it ended for another reason than its limits."""
         return self.in_time and self.status not in (-signal.SIGPROF, EXIT_NO_MEMORY)
 
 
 class _Process:
-    """One guarded process; not for two threads at a time."""
+    """A guarded process; not thread-safe."""
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        # A file without a name; its pages are given back when it is cut to size.
+        # An anonymous file, whose pages are released when it is truncated.
         self._memory = os.memfd_create("imagestream-image") if hasattr(os, "memfd_create") else _temporary_file()
         self._socket = ours
         with theirs:
@@ -63,9 +63,9 @@ class _Process:
                 pass_fds=(theirs.fileno(), self._memory),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # C libraries write there what they think of an image
+                stderr=subprocess.DEVNULL,  # C libraries log to it
                 cwd="/",
-                # Nothing of our own environment: it may hold secrets, and settings of allocators.
+                # The environment is not inherited: it may contain secrets and settings of allocators.
                 env={
                     "PYTHONPATH": os.pathsep.join(os.path.abspath(place) for place in sys.path),  # noqa: PTH100
                     "OPENBLAS_NUM_THREADS": "1",
@@ -79,14 +79,19 @@ class _Process:
             raise
 
     def ask(self, request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
-        """What is answered to a request about `data`, and the bytes that come with the answer.
+        """Send a request and return the reply and its bytes.
+
+        Args:
+            request: "operation" and its arguments.
+            data: the encoded image.
+            limits: the limits on time and memory.
 
         Raises:
-            EndedError: there is no answer.
+            EndedError: the process ended without a reply.
         """
         _write(self._memory, data)
         asked = request | {"length": len(data), "timeout_s": limits.timeout_s, "memory_bytes": limits.memory_bytes}
-        with suppress(BrokenPipeError, ConnectionResetError):  # that it is gone is found below
+        with suppress(BrokenPipeError, ConnectionResetError):  # detected below
             self._socket.sendall(json.dumps(asked).encode() + b"\n")
         reply = self._receive(WALL_FACTOR * limits.timeout_s)
         if "ending" in reply:
@@ -99,7 +104,7 @@ class _Process:
         return self._process.poll() is None
 
     def close(self) -> None:
-        """Let the process end, or end it."""
+        """Wait for the process to exit, then kill it."""
         self._socket.close()
         os.close(self._memory)
         with suppress(subprocess.TimeoutExpired):
@@ -108,10 +113,10 @@ class _Process:
         self._process.wait()
 
     def forget(self) -> None:
-        """Let go of a process that belongs to the parent of this one."""
+        """Release a process of this process' parent after a fork."""
         self._socket.close()
         os.close(self._memory)
-        self._process.returncode = 0  # nobody here waits for it
+        self._process.returncode = 0  # not a child of this process: do not wait for it
 
     def _receive(self, timeout_s: float) -> dict[str, Any]:
         give_up, line = monotonic() + timeout_s, b""
@@ -135,7 +140,7 @@ class _Process:
 
 
 class _Pool:
-    """The processes that wait for work: as many as threads have worked at the same time."""
+    """The idle processes, as many as the maximum number of concurrent requests so far."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -143,7 +148,7 @@ class _Pool:
 
     @contextmanager
     def one(self) -> Iterator[_Process]:
-        """A process for one request; it is kept unless it died."""
+        """A process for one request, which returns to the pool unless it died."""
         with self._lock:
             process = self._idle.pop() if self._idle else None
         if process is not None and not process.alive():
@@ -174,13 +179,15 @@ os.register_at_fork(after_in_child=_pool.after_fork)
 
 
 def run_guarded(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes] | BadImage:
-    """Have an operation of `models.guarded_main` done on `data`; what ends it is a `BadImage`.
+    """Run an operation of `models.guarded_main` on `data`.
 
     Args:
-        request: "operation" and its arguments, as JSON has them.
+        request: "operation" and its arguments, as JSON values.
+        data: the encoded image.
+        limits: the limits on time and memory.
 
     Returns:
-        The answer, and the bytes that come with it.
+        The reply and its bytes; a `BadImage` if a limit was exceeded or the decoder crashed.
     """
     try:
         with _pool.one() as process:
@@ -188,7 +195,7 @@ def run_guarded(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[d
     except EndedError as ended:
         if not ended.crashed:
             return _why(ended, limits)
-    try:  # once more: what ended it may have come from elsewhere, an administrator or a full machine
+    try:  # retry once: the cause may be external, such as an administrator or a lack of memory
         with _pool.one() as process:
             return process.ask(request, data, limits)
     except EndedError as ended:
@@ -200,7 +207,7 @@ def _why(ended: EndedError, limits: Limits) -> BadImage:
         return BadImage(
             Stage.DECODE, Reason.DECODE_TIMEOUT, f"decoding was ended after {limits.timeout_s:g} s of CPU time"
         )
-    if ended.status in (EXIT_NO_MEMORY, -signal.SIGKILL):  # the kernel ends what a machine or container cannot hold
+    if ended.status in (EXIT_NO_MEMORY, -signal.SIGKILL):  # sent by the kernel when memory is exhausted
         mebibytes = limits.memory_bytes // 1024**2
         return BadImage(Stage.DECODE, Reason.DECODE_MEMORY, f"decoding needs more than {mebibytes:,} MiB of memory")
     how = f"signal {-ended.status}" if ended.status < 0 else f"exit code {ended.status}"

@@ -1,6 +1,6 @@
-"""The guarded process (`models.guarded`): reads requests, does one at a time within its limits, and answers.
+"""The guarded process of `models.guarded`: handles one request at a time within its limits.
 
-`python -m models.guarded_main SOCKET MEMORY`: the numbers of two open files.
+Run as `python -m models.guarded_main SOCKET MEMORY` with the descriptors of two open files.
 """
 
 import json
@@ -46,7 +46,7 @@ OPERATIONS: dict[str, Callable[[bytes, dict[str, Any]], Answer]] = {"decode": _d
 
 
 def serve(channel: socket.socket, memory: int) -> None:
-    """Answer requests until nobody asks any more."""
+    """Answer requests until the channel is closed."""
     base_bytes = _address_space()
     lines = channel.makefile("rb")
     channel.sendall(b"{}\n")
@@ -55,13 +55,13 @@ def serve(channel: socket.socket, memory: int) -> None:
         _limit_memory(base_bytes + request["memory_bytes"])
         data = os.pread(memory, request["length"], 0)
         os.ftruncate(memory, 0)
-        # CPU time of this process: beside other work, a slow machine does not make an image worse.
+        # CPU time of this process, so that the load of the machine does not matter.
         signal.setitimer(signal.ITIMER_PROF, request["timeout_s"])
         try:
             answer, result = OPERATIONS[request["operation"]](data, request)
         except MemoryError:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            channel.sendall(b'{"ending": true}\n')  # what it has left over is given back by its end
+            channel.sendall(b'{"ending": true}\n')  # exiting releases the memory
             return
         signal.setitimer(signal.ITIMER_PROF, 0)
         os.pwrite(memory, result, 0)
@@ -71,7 +71,7 @@ def serve(channel: socket.socket, memory: int) -> None:
 def _limit_memory(size: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     soft = size if hard == resource.RLIM_INFINITY else min(size, hard)
-    with suppress(ValueError, OSError):  # macOS does not keep such a limit
+    with suppress(ValueError, OSError):  # not supported on macOS
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
@@ -84,10 +84,10 @@ def _address_space() -> int:
 
 
 def _prepare() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C on a terminal is for the process that asks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
-    Image.MAX_IMAGE_PIXELS = None  # what is allowed comes with each request
+    Image.MAX_IMAGE_PIXELS = None  # limits are part of each request
     Image.preinit()
     with suppress(ImportError):  # before memory is limited
         opencv()

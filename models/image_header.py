@@ -1,7 +1,7 @@
-"""What the bytes of an encoded image say before a decoder sees them: its format, and a bound on what it can cost.
+"""Inspecting encoded images before decoding: their format and a bound on the cost of decoding.
 
-Plain Python with a bounded number of steps. The pixels that a header claims are one dimension only of what a small
-file can cost; tiles, strips, chunks, segments, scans and directories are others, and are counted here.
+Plain Python with a bounded number of steps. Pixels are only one dimension of what a small file can cost; tiles, strips,
+chunks, segments, scans and directories are counted as well.
 """
 
 import re
@@ -12,19 +12,19 @@ from typing import NamedTuple
 
 from models.tiff_header import tiff_excess
 
-# A real file has a few dozen segments; up to 255 hold a colour profile, 100 or so an extended XMP packet.
+# Real files have a few dozen segments, plus up to 255 of a colour profile and about 100 of an extended XMP packet.
 MAX_JPEG_SEGMENTS = 1_000
-# A progressive JPEG may repeat the whole picture in thousands of nearly empty scans; real ones have about ten.
+# A progressive JPEG may repeat the image in thousands of nearly empty scans; real ones have about ten.
 MAX_JPEG_SCANS = 100
-MAX_PNG_CHUNKS = 20_000  # some encoders write one for each row
+MAX_PNG_CHUNKS = 20_000  # some encoders write one per row
 MAX_GIF_BLOCKS = 10_000  # of extensions before the first frame
 MAX_WEBP_CHUNKS = 10_000
 MAX_LEAD_BYTES = 1024  # before the image: a line of text, a byte order mark, blank lines
-MAX_PIXELS_PER_RLE_BYTE = 256  # twice what run lengths can reach
+MAX_PIXELS_PER_RLE_BYTE = 256  # twice the maximum of run-length encoding
 
-# What is decoded in the process itself: formats whose cost is bounded by what is counted here.
-_CHEAP_PIXELS = 16_000_000  # of a baseline JPEG, after it was scaled down while decoded
-_PILLOW_PIXELS = 178_000_000  # more are refused by Pillow as it is set by itself
+# Limits of images that are decoded in this process.
+_CHEAP_PIXELS = 16_000_000  # of a baseline JPEG, after scaling during decoding
+_PILLOW_PIXELS = 178_000_000  # Pillow's default limit
 _CHEAP_PNG_PIXELS = 4_000_000
 _CHEAP_PNG_CHUNKS = 500
 _CHEAP_METADATA = 64 * 1024  # bytes
@@ -58,7 +58,7 @@ _SIGNATURE = re.compile(
 _TGA_END = b"TRUEVISION-XFILE.\0"
 _NAMES = {"JXL": "JPEG XL", "HEIF": "HEIC"}
 _LATER = re.compile(rb"(?P<JPEG>\xff\xd8\xff[\xc0-\xfe])|(?P<PNG>\x89PNG\r\n\x1a\n)")
-# Files that hold images and are something else: archives, documents, programs, sound.
+# Files of other kinds that may contain images: archives, documents, programs, audio.
 _CONTAINER = re.compile(
     rb"PK|BLP|.{257}ustar|%PDF|Rar!|7z|\x1f\x8b|BZh|\xfd7z|ID3|RIFF|OggS|fLaC|MZ|\x7fELF|.{4}ftyp|\s{0,64}<"
     rb"|\0|--[^\n]{1,200}\n[Cc]ontent-",  # a record of a schema registry, a multipart body
@@ -68,7 +68,7 @@ _CONTAINER = re.compile(
 _JPEG_FILL = re.compile(rb"\xff+")
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _SOS, _APP1, _APP2 = 0xDA, 0xE1, 0xE2
-_JPEG_COLOURS = {(0xE0, b"JFIF\0"), (0xEE, b"Adobe")}  # say how colours are stored
+_JPEG_COLOURS = {(0xE0, b"JFIF\0"), (0xEE, b"Adobe")}  # segments that define the colour space
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _JPEG_BASELINE = (0xC0, 0xC1)  # sequential, Huffman
 _JPEG_ALONE = {0x01, *range(0xD0, 0xD8)}  # markers without a length
@@ -79,7 +79,7 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}  # types of a TIFF's entry
 
 
 class Sniffed(NamedTuple):
-    """A format as Pillow names it, and the position of the image's first byte."""
+    """The format by its name in Pillow, and the offset of the image's first byte."""
 
     format: str
     start: int
@@ -87,15 +87,15 @@ class Sniffed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known of an image without a decoder.
+    """The result of inspecting an image.
 
     Attributes:
-        data: what the decoder gets: without what was found before the image, and of a JPEG without metadata.
-        excess: what the image has more of than is allowed.
+        data: the bytes to decode, without any before the image and, for JPEG, without metadata.
+        excess: the limit that the image exceeds, if any.
         cheap: whether its cost is bounded, so that it may be decoded in this process.
-        orientation: EXIF's, 1 to 8; None where the decoder has to look for it.
-        damage: what is wrong around the pixels.
-        cut: whether the end that the format demands is missing.
+        orientation: the EXIF orientation, 1 to 8; None if the decoder has to read it.
+        damage: damage outside the pixels, if any.
+        cut: whether the end marker of the format is missing.
     """
 
     data: bytes
@@ -107,7 +107,7 @@ class Header:
 
 
 def sniff(data: bytes) -> Sniffed | None:
-    """The format of an encoded image by its signature; None if it has none that is known."""
+    """Detect the format of an encoded image by its signature; None if it is unknown."""
     if found := _SIGNATURE.match(data):
         image_format = str(found.lastgroup)
         if image_format == "HEIF" and b"avif" in data[16 : min(256, int.from_bytes(data[:4]))]:
@@ -127,7 +127,14 @@ def name_of(image_format: str) -> str:
 
 
 def read_header(data: bytes, found: Sniffed, size: tuple[int, int], max_pixels: int) -> Header:
-    """What the header of an image says, for decoding it to `size` = (height, width)."""
+    """Inspect the header of an image.
+
+    Args:
+        data: the encoded image.
+        found: its format.
+        size: (height, width) that it will be decoded to.
+        max_pixels: the limit of width times height.
+    """
     lead = f"{found.start} bytes before the image" if found.start else None
     data = data[found.start :]
     try:
@@ -136,12 +143,12 @@ def read_header(data: bytes, found: Sniffed, size: tuple[int, int], max_pixels: 
         if found.format == "PNG":
             return _png(data, lead, max_pixels)
         return Header(data, _EXCESS[found.format](data, max_pixels) if found.format in _EXCESS else None)
-    except Exception:  # noqa: BLE001  it ends within its header, or places lie beyond any file: the decoder says so
+    except Exception:  # noqa: BLE001  truncated or with invalid offsets: the decoder reports it
         return Header(data, damage=lead)
 
 
 def too_many_pixels(width: int, height: int, max_pixels: int) -> str | None:
-    """The excess of an image of this size, if there is one."""
+    """A message if an image of this size exceeds the limit, else None."""
     if width * height > max_pixels:
         return f"{width}x{height} = {width * height} pixels, the limit is {max_pixels}"
     return None
@@ -151,7 +158,7 @@ def too_many_pixels(width: int, height: int, max_pixels: int) -> str | None:
 
 
 def _jpeg(data: bytes, lead: str | None, size: tuple[int, int], max_pixels: int) -> Header:
-    """The decoder gets tables, frame and scans only: no metadata, whose parsers have costs of their own."""
+    """Keep tables, frame and scans only: parsing metadata has costs of its own."""
     kept, orientation, multiple = [_SOI], None, False
     pixels = components = frame = scans_at = 0
     for count, (marker, start, end) in enumerate(_jpeg_segments(data)):
@@ -187,9 +194,9 @@ def _jpeg(data: bytes, lead: str | None, size: tuple[int, int], max_pixels: int)
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, position of its length, end) of each segment up to the first scan's.
+    """(marker, offset of its length, end) of each segment up to that of the first scan.
 
-    Raises IndexError where there is no segment: the decoder may know better.
+    Raises IndexError if there is no segment; the decoder decides whether that is an error.
     """
     at = 2
     while True:
@@ -200,8 +207,8 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         if marker in _JPEG_ALONE:
             continue
         (length,) = struct.unpack_from(">H", data, at)
-        if length < 2 or at + length > len(data):  # noqa: PLR2004  it counts itself
-            raise IndexError("a segment that is cut")
+        if length < 2 or at + length > len(data):  # noqa: PLR2004  the length includes itself
+            raise IndexError("truncated segment")
         yield marker, at, at + length
         at += length
 
@@ -217,10 +224,12 @@ def _jpeg_scans(data: bytes, start: int, *, single: bool, multiple: bool) -> _Sc
     """The scans that begin at `start`.
 
     Args:
-        single: one has all components, and no other marker comes before the end.
-        multiple: the file has further pictures (CIPA DC-007, Multi-Picture Format).
+        data: the file.
+        start: the offset of the first scan.
+        single: whether one scan has all components, with no other marker before the end.
+        multiple: whether the file contains further images (CIPA DC-007, Multi-Picture Format).
     """
-    # Tables between several scans may hold the bytes of a marker, and so do further images behind this one.
+    # Tables between scans may contain the bytes of a marker, and so may further images.
     found = data.find(_EOI, start) if single else data.rfind(_EOI, start)
     end = found + 2 if found >= 0 else len(data)
     damage = None
@@ -232,7 +241,7 @@ def _jpeg_scans(data: bytes, start: int, *, single: bool, multiple: bool) -> _Sc
 
 
 def _jpeg_scale(width: int, height: int, size: tuple[int, int]) -> int:
-    """By how much Pillow scales a JPEG down while it is decoded to cover a square of the longer side of `size`."""
+    """The factor by which Pillow scales a JPEG down during decoding to cover a square of the longer side of `size`."""
     factor = min(width, height) // max(size)
     return next((scale for scale in (8, 4, 2) if factor >= scale), 1)
 
@@ -246,7 +255,7 @@ def _app1_orientation(segment: bytes) -> int | None:
 
 
 def exif_orientation(exif: bytes) -> int | None:
-    """The orientation, 1 to 8, in EXIF data (a TIFF); None if there is none that can be read."""
+    """The orientation, 1 to 8, in EXIF data (a TIFF); None if it is missing or unreadable."""
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
     if order is None:
         return None
@@ -295,7 +304,7 @@ def _png(data: bytes, lead: str | None, max_pixels: int) -> Header:
     return Header(data, cheap=small and not (animated or cut), damage=damage, cut=cut)
 
 
-# ---- the others: what they have more of than is allowed
+# ---- other formats
 
 
 def _gif_excess(data: bytes, max_pixels: int) -> str | None:
@@ -320,7 +329,7 @@ def _gif_excess(data: bytes, max_pixels: int) -> str | None:
 
 
 def _webp_excess(data: bytes, max_pixels: int) -> str | None:
-    """RFC 9649, section 2.7, for the sizes sections 2.5 and 3.4 of it and RFC 6386, section 9.1."""
+    """RFC 9649, sections 2.5, 2.7 and 3.4, and RFC 6386, section 9.1."""
     at, chunks = 12, 0
     while at + 8 <= len(data):
         kind, length = struct.unpack_from("<4sI", data, at)

@@ -1,7 +1,7 @@
-"""Make a network of a model's file: what it is, what it takes and gives, and the file that is run.
+"""Importing networks from model files.
 
-Both functions do their work in a process of its own (`models.import_work`), so that no file can take the memory, the
-time or the process of whoever asks.
+Files are processed in a sandboxed subprocess (`models.import_work`), so that no file can exhaust the caller's memory or
+time, or crash it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,29 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from models.apart import run_apart
 from models.errors import ModelError
 from models.model_file import Tensor
 from models.network import Network
+from models.sandbox import run_sandboxed
 
 SUFFIXES = (".onnx", ".tflite", ".keras", ".h5")
 MAX_BYTES = 2 * 1024**3 - 1
-TIMEOUT_S = 600  # on the clock; CPU time and memory are limited by what is in the file
+TIMEOUT_S = 600  # wall clock; the limits of CPU time and memory depend on the file
 SAVED_MODEL = "saved_model.pb"
 INSTALLED = ("efficientnet_lite0",)  # classifiers whose weights are installed with the package
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a file says of itself, and what is guessed.
+    """The content of a model file.
 
     Attributes:
-        inputs, outputs: name, type, and shape, in which a size that is not fixed is 0.
-        operators: how often each occurs.
-        parameters: number of elements of all weights.
-        bytes: of the file, and of files with weights beside it.
-        classes: the text in which the file names its classes, None if it does not.
-        guessed: what an import would take for granted.
+        format: the name of the format.
+        producer: the software that wrote the file.
+        inputs, outputs: name, type and shape, in which 0 stands for a size that is not fixed.
+        operators: the number of occurrences of each operator.
+        parameters: the number of elements of all weights.
+        bytes: the size of the file, including files with external weights.
+        opsets: versions of the operators by domain.
+        classes: the text with class names in the file, if any.
+        guessed: the settings that an import would guess, by name.
     """
 
     format: str
@@ -50,14 +53,16 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Imported:
-    """A network that was imported.
+    """An imported network.
 
     Attributes:
-        file: what is run, in the folder that was given.
+        network: its entry in a manifest.
+        file: the file to run.
         n_features: D.
         scores: (N, D) float32 of the sample images.
-        guessed: what was taken for granted, by name.
+        guessed: the settings that were guessed, by name.
         classes: as in `Inspection`.
+        size: the size of `file` in bytes.
     """
 
     network: Network
@@ -70,22 +75,22 @@ class Imported:
 
 
 def split_tensor(name: str) -> tuple[Path, str | None]:
-    """`FILE[:tensor]`; a file whose name holds a colon is taken as it is."""
+    """Split `FILE[:tensor]`; a colon may also be part of an existing file's name."""
     path = Path(name)
     if path.exists() or ":" not in name:
         return path, None
     file, _, tensor = name.rpartition(":")
-    while tensor and not Path(file).exists() and ":" in file:  # names of tensors such as `output:0` have colons, too
+    while tensor and not Path(file).exists() and ":" in file:  # names of tensors such as `output:0` contain colons
         file, _, rest = file.rpartition(":")
         tensor = f"{rest}:{tensor}"
     return Path(file), tensor or None
 
 
 def inspect_file(path: Path) -> Inspection:
-    """What is in a model's file; nothing is run.
+    """Describe a model file without running it.
 
     Raises:
-        ModelError: no such file, not a model, or one that would be refused; says why.
+        ModelError: the file does not exist, is not a model, or is rejected; the message says why.
     """
     answer = _apart(path, {"task": "inspect"})
     for name in ("inputs", "outputs"):
@@ -107,21 +112,20 @@ def import_network(
     pooled: bool = False,
     changes: Mapping[str, Any] | None = None,
 ) -> Imported:
-    """Check a model's file, find out how it is to be fed, make the file that is run, and run it on sample images.
-
-    In place of a file, one of the classifiers `INSTALLED`, by its name.
+    """Check a model file, determine its preprocessing, convert it if needed, and run it on sample images.
 
     Args:
-        into: an existing folder for the file.
-        images: encoded sample images, in files.
-        tensor: whose values are wanted; without it the file's only output.
-        preset: of `models.recipe.PRESETS`; guessed without it.
-        input_size: (height, width), where the file does not fix it.
-        pooled: whether a map is averaged over its places.
+        path: the file, or the name of one of `INSTALLED`.
+        into: an existing folder for the converted file.
+        images: files of encoded sample images.
+        tensor: the tensor whose values are the features; default: the file's only output.
+        preset: a name in `models.recipe.PRESETS`; default: guessed.
+        input_size: (height, width), if the file does not fix it.
+        pooled: whether to average a feature map over its positions.
         changes: fields of the recipe that differ from the preset's.
 
     Raises:
-        ModelError: the file is refused or cannot be run, or something has to be said that it does not say itself.
+        ModelError: the file is rejected or cannot be run, or a required argument is missing.
     """
     request = {
         "task": "import",
@@ -148,7 +152,7 @@ def import_network(
 
 def _apart(path: Path, request: Mapping[str, Any]) -> Any:
     if str(path) in INSTALLED and not path.exists():
-        return run_apart("models.import_work", {**request, "path": str(path), "installed": True}, TIMEOUT_S)
+        return run_sandboxed("models.import_work", {**request, "path": str(path), "installed": True}, TIMEOUT_S)
     is_folder = path.is_dir() and (path / SAVED_MODEL).is_file()
     if not is_folder and path.suffix.lower() not in SUFFIXES:
         raise ModelError(
@@ -160,6 +164,6 @@ def _apart(path: Path, request: Mapping[str, Any]) -> Any:
     if not 0 < size <= MAX_BYTES:
         raise ModelError(f"{path.name} has {size:,} bytes; a model has from 1 to {MAX_BYTES:,}")
     try:
-        return run_apart("models.import_work", {**request, "path": str(path.resolve())}, TIMEOUT_S)
+        return run_sandboxed("models.import_work", {**request, "path": str(path.resolve())}, TIMEOUT_S)
     except ModelError as error:
         raise ModelError(f"{path.name} is refused: {error}") from error

@@ -1,7 +1,7 @@
-"""The work of `models.import_file`, in a process of its own: `python -m models.import_work`, run by `models.apart`.
+"""The sandboxed part of `models.import_file`: `python -m models.import_work`, run by `models.sandbox`.
 
-The structure of a file is checked while its bytes are still on disk. Only then may the process take the memory and the
-time that a model of its size needs.
+The structure of a file is checked while its bytes are on disk. Only then are the limits raised to the memory and time
+that a model of its size needs.
 """
 
 import json
@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from models import efficientnet_lite0
-from models.apart import CPU_S, MEMORY, MIB, answer_apart, limit
 from models.backbone import file_sha256
-from models.class_names import imagenet_names
+from models.class_list import imagenet_names
 from models.decode import BadImage, read_limited
 from models.errors import ModelError
 from models.import_file import Inspection
@@ -25,13 +24,14 @@ from models.model_file import Contents, Tensor
 from models.network import FILES, Format, Network, NetworkEngine
 from models.onnx_file import extract, read_onnx
 from models.recipe import Layout, Recipe, recipe_of
+from models.sandbox import CPU_S, MEMORY, MIB, limit, serve_sandboxed
 from models.saved_model import FILE, convert_saved_model, read_saved_model
 from models.sessions import open_session
 from models.tflite_file import keep_tensor, read_tflite
 
 DEFAULT_SIDE = 224  # pixels
-MEMORY_PER_BYTE, BYTES_PER_S = 5, 20 * MIB  # that may be taken more for each byte of a model that was checked
-CONVERTER_MEMORY, CONVERTER_CPU_S = 3 * 1024 * MIB, 240  # of TensorFlow and its converter
+MEMORY_PER_BYTE, BYTES_PER_S = 5, 20 * MIB  # additional memory and time per byte of a checked model
+CONVERTER_MEMORY, CONVERTER_CPU_S = 3 * 1024 * MIB, 240  # for TensorFlow and its converter
 CHANNELS = (1, 3)
 DTYPES = ("float32", "float16", "uint8", "int8")
 MAX_CANDIDATES = 8  # tensors that an error lists
@@ -40,11 +40,11 @@ NEAR = 0.02
 
 @dataclass(frozen=True)
 class _Read:
-    """A file that was checked.
+    """A checked file.
 
     Attributes:
-        size: in bytes, with the weights beside it.
-        prepare: from the tensor that is wanted to (what is run, its content, the tensor's name).
+        size: in bytes, including external weights.
+        prepare: the requested tensor → (format, content of the file to run, name of the tensor).
     """
 
     kind: str
@@ -60,7 +60,7 @@ def _answer(request: dict[str, Any]) -> Any:
 
 
 def _read(path: Path) -> _Read:
-    """Check a file, by what it is called; from now on, what it needs may be taken."""
+    """Check a file by its suffix, then raise the limits to what it needs."""
     readers = {".onnx": _read_onnx, ".tflite": _read_tflite, ".keras": _read_keras, ".h5": _read_keras}
     read = _read_saved_model(path) if path.is_dir() else readers[path.suffix.lower()](path)
     limit(MEMORY + MEMORY_PER_BYTE * read.size, CPU_S + read.size // BYTES_PER_S)
@@ -69,7 +69,7 @@ def _read(path: Path) -> _Read:
 
 def _read_onnx(path: Path) -> _Read:
     with path.open("rb") as file:
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed once nothing looks at it any more
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed when the last view is released
     found = read_onnx(memoryview(content), path.parent)
 
     def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
@@ -83,7 +83,7 @@ def _read_onnx(path: Path) -> _Read:
 def _read_tflite(path: Path) -> _Read:
     with path.open("rb") as file:
         head = file.read(8)
-        if head[4:8] == b"TFL3":  # else there is no reason to take it into memory
+        if head[4:8] == b"TFL3":  # otherwise it need not be read
             limit(MEMORY + path.stat().st_size, CPU_S)
             head += file.read()
     found = read_tflite(head)
@@ -114,7 +114,7 @@ def _read_saved_model(path: Path) -> _Read:
 
 
 def _installed() -> _Read:
-    """EfficientNet-Lite0 with its own head, for ImageNet-1k."""
+    """EfficientNet-Lite0 with its own head for ImageNet-1k."""
 
     def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
         from models.convert import to_flatbuffer
@@ -209,7 +209,7 @@ def _recipe(
     changes: Mapping[str, Any],
     guessed: dict[str, str],
 ) -> Recipe:
-    """The recipe for an input: what the file says, else what was asked for, else a guess, noted in `guessed`."""
+    """The recipe for an input, from the file, the request, or a guess that is recorded in `guessed`."""
     shape = (0, 0, 0, 0) if taken.shape is None else taken.shape
     if len(shape) != 4:  # noqa: PLR2004
         raise ModelError(f"its input {taken.name!r} has the shape {list(shape)}, images have four dimensions")
@@ -228,13 +228,13 @@ def _recipe(
     if preset is None:
         preset = _preset_of(taken, layout)
         guessed["preset"] = f"{preset} (by the input: {layout}, {taken.dtype}; --preset sets it)"
-    # The session makes quantised integers of real values, by the scale that the file states.
+    # The session quantises real values with the scale in the file.
     dtype = "float32" if taken.quantization else taken.dtype
     return recipe_of(preset, size, layout=layout, dtype=dtype, **values)
 
 
 def _preset_of(taken: Tensor, layout: Layout) -> str:
-    """A guess: by the range of a quantised input, else by the framework that a layout is usual in."""
+    """Guess a preset by the range of a quantised input, or by the framework that typically uses the layout."""
     if taken.quantization is None:
         return "raw" if taken.dtype == "uint8" else "torchvision" if layout == "nchw" else "minus1to1"
     scale, zero = taken.quantization
@@ -247,7 +247,7 @@ def _preset_of(taken: Tensor, layout: Layout) -> str:
 
 
 def _input_size(sides: Sequence[int], wanted: tuple[int, ...] | None, guessed: dict[str, str]) -> tuple[int, int]:
-    """(height, width), given the sides that the file states, 0 where it leaves one open."""
+    """(height, width), given the sides in the file, with 0 for one that is not fixed."""
     if wanted is None:
         wanted = tuple(side or DEFAULT_SIDE for side in sides)
         if not all(sides):
@@ -274,4 +274,4 @@ def _pixels(path: Path, recipe: Recipe) -> Any:
 
 
 if __name__ == "__main__":
-    answer_apart(_answer)
+    serve_sandboxed(_answer)

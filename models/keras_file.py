@@ -1,8 +1,8 @@
-"""Keras files (`.keras`, and `.h5` of whole models): what one holds, what is refused, and the flatbuffer made of it.
+"""Keras files (`.keras`, and `.h5` of complete models): validation and conversion to a flatbuffer.
 
-A Keras file describes its layers by name, and Keras would import what a name says. So each name is compared first with
-the layers that classifiers of images consist of; a layer that holds code (`Lambda`), loads files or belongs to another
-package is refused before Keras sees the file. Sources: `keras/src/saving/serialization_lib.py`, `saving_lib.py`.
+A Keras file names the classes of its layers, which Keras imports. Every name is therefore checked against an allowlist
+of layers of image classifiers; layers that contain code (`Lambda`), load files or belong to another package are
+rejected before Keras reads the file. Sources: `keras/src/saving/serialization_lib.py`, `saving_lib.py`.
 """
 
 import json
@@ -18,7 +18,7 @@ from models.model_file import Contents, Tensor, one_line
 
 MAX_CONFIG_BYTES = 32 * 1024**2
 MAX_WEIGHT_BYTES = 1024**3
-MAX_RATIO = 200  # of what a compressed file unpacks to
+MAX_RATIO = 200  # of decompressed to compressed bytes
 MAX_DEPTH = 200
 MAX_SHOWN = 100
 ZIP_MAGIC, HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
@@ -38,7 +38,7 @@ _LAYERS = frozenset({
     "SpectralNormalization", "Subtract", "ThresholdedReLU", "UnitNormalization", "UpSampling2D",
     "ZeroPadding2D",
 })  # fmt: skip
-# What describes a layer besides other layers: none of them runs anything of the file's.
+# Classes of values in a layer's description, none of which runs code from the file.
 _PARTS = frozenset({"__keras_tensor__", "DTypePolicy", "Policy", "__numpy__", "__tensor__", "TensorShape", "Variable"})
 _PACKAGES = tuple(
     f"keras.{name}" for name in ("initializers", "regularizers", "constraints", "activations", "dtype_policies")
@@ -55,7 +55,7 @@ def read_keras(path: Path) -> Contents:
     """Read and check a file without Keras.
 
     Raises:
-        ModelError: not a Keras model, or one that would run code, or claims more than it holds.
+        ModelError: not a Keras model, or one that would run code or claims more data than it contains.
     """
     with path.open("rb") as file:
         magic = file.read(8)
@@ -72,10 +72,10 @@ def read_keras(path: Path) -> Contents:
 
 
 def convert_keras(path: Path, tensor: str | None) -> tuple[bytes, str]:
-    """A checked file as a flatbuffer, and the name of the layer whose output it gives.
+    """Convert a checked file; returns the flatbuffer and the name of the output layer.
 
     Raises:
-        ModelError: Keras does not load it, or LiteRT cannot run its layers.
+        ModelError: Keras cannot load the file, or LiteRT cannot run its layers.
     """
     import keras
 
@@ -83,7 +83,7 @@ def convert_keras(path: Path, tensor: str | None) -> tuple[bytes, str]:
 
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # it raises what it pleases
+    except Exception as error:  # of any type
         raise ModelError(f"Keras cannot load it: {one_line(error)}") from error
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ModelError(f"expected one input and one output, it has {len(model.inputs)} and {len(model.outputs)}")
@@ -113,7 +113,7 @@ def _config_of_zip(path: Path) -> Any:
             if sizes["config.json"] > MAX_CONFIG_BYTES:
                 raise ModelError(f"its config.json has {sizes['config.json']:,} bytes, at most {MAX_CONFIG_BYTES:,}")
             config = _json(archive.read("config.json"))
-            with TemporaryDirectory() as scratch:  # HDF5 goes to and fro in a file, which a zip is slow at
+            with TemporaryDirectory() as scratch:  # HDF5 seeks in the file, which is slow in a zip
                 weights = archive.extract("model.weights.h5", scratch)
                 with h5py.File(weights, "r") as file:
                     _check_hdf5(file)
@@ -143,7 +143,7 @@ def _config_of_hdf5(path: Path) -> Any:
 
 
 def _check_hdf5(file: Any) -> None:
-    """No link out of the file, and no more bytes of weights than may be taken into memory."""
+    """Raise ModelError for links out of the file, and for more bytes of weights than the limit."""
     import h5py
 
     total = 0
@@ -176,7 +176,7 @@ def _json(content: bytes | str) -> Any:
 
 
 def _objects(config: Any) -> Iterator[dict[str, Any]]:
-    """Every description of an object, but for those that only training uses."""
+    """All descriptions of objects, except those used only for training."""
     waiting = [(config, 0)]
     while waiting:
         one, depth = waiting.pop()
@@ -191,7 +191,7 @@ def _objects(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def _check(config: Any) -> Iterator[str]:
-    """The names of all layers; raises ModelError for one that is not Keras' own or not of a classifier of images."""
+    """The names of all layers; raises ModelError for one that is not Keras' own or not in the allowlist."""
     n = 0
     for one in _objects(config):
         name, module, registered = (one.get(key) for key in ("class_name", "module", "registered_name"))

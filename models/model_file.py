@@ -1,4 +1,4 @@
-"""What the file of a model says of itself, whatever its format."""
+"""The content of model files, common to all formats."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output: its name, type, and shape, in which a size that is not fixed is 0; None for no shape.
+    """An input or output.
 
     Attributes:
-        quantization: (scale, zero point) of integers that stand for (q − zero point) · scale; None without.
+        name: its name.
+        dtype: its type.
+        shape: its shape, with 0 for a size that is not fixed; None if it is unknown.
+        quantization: (scale, zero point) of integers that represent (q − zero point) · scale, if quantised.
     """
 
     name: str
@@ -21,15 +24,17 @@ class Tensor:
 
 @dataclass
 class Contents:
-    """What is in a file.
+    """The content of a model file.
 
     Attributes:
-        opsets: versions of the operators, by domain.
-        operators: how often each occurs, with its domain where that is not the format's own.
-        parameters: number of elements of all weights.
-        metadata: what the file says in words, by key.
-        tensors: every name that a node computes.
-        external: the names of files beside it that hold weights.
+        opsets: versions of the operators by domain.
+        producer: the software that wrote the file.
+        inputs, outputs: those of the network.
+        operators: the number of occurrences of each operator, with its domain unless it is the format's own.
+        parameters: the number of elements of all weights.
+        metadata: texts by key.
+        tensors: the names of all tensors that nodes compute.
+        external: the names of files with external weights.
     """
 
     opsets: dict[str, int] = field(default_factory=dict)
@@ -44,7 +49,7 @@ class Contents:
 
     @property
     def classes(self) -> str | None:
-        """The class names that exporters keep in a file, as text; None if there are none."""
+        """The class names that exporters store in a file, as text; None if there are none."""
         return _names_in(self.metadata)
 
 
@@ -53,5 +58,5 @@ def _names_in(metadata: Mapping[str, str]) -> str | None:
 
 
 def one_line(error: Exception, limit: int = 300) -> str:
-    """What a library says of a file, as part of a message."""
+    """A library's error message on one line, for use in another message."""
     return (" ".join(str(error).split()) or type(error).__name__)[:limit]

@@ -1,7 +1,6 @@
-"""Networks that were imported from a file: the manifest's entry, and the engine that runs one.
+"""Imported networks: their entry in the manifest, and the engine that runs them.
 
-An imported network is called as every engine is: pixels (N, H, W, C) to float32 (N, D). What its own recipe makes of an
-image before that is in `models.recipe`.
+The engine maps pixels (N, H, W, C) to float32 features (N, D). The network's preprocessing is in `models.recipe`.
 """
 
 import hashlib
@@ -22,14 +21,14 @@ MAX_FEATURES = 1_000_000
 
 
 class Network(BaseModel):
-    """What a manifest says of an imported network.
+    """The manifest's entry of an imported network.
 
     Attributes:
-        format: of the file that is run, which need not be that of the file that was imported.
-        source, source_sha256: the name and the hash of the file that was imported.
-        tensor: which of its tensors are the features.
-        recipe: what becomes of an image before the network sees it.
-        layout: of a tensor of four dimensions, as far as `pooled` needs it.
+        format: the format of the file that is run, which may differ from that of the imported file.
+        source, source_sha256: the name and hash of the imported file.
+        tensor: the name of the tensor with the features.
+        recipe: the preprocessing.
+        layout: the layout of a tensor of four dimensions, for pooling.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -47,16 +46,16 @@ class Network(BaseModel):
         return FILES[self.format]
 
     def identity(self, file_sha256: str, output: str) -> str:
-        """SHA-256 of all that decides the features of an image: the file, the recipe, and how a tensor is reduced."""
+        """SHA-256 of everything that determines an image's features: the file, the recipe and the reduction."""
         facts = [file_sha256, self.recipe.model_dump(mode="json"), self.layout, output]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class Session(Protocol):
-    """A loaded file: the tensor of a recipe in, the features' tensor out.
+    """A loaded file, from the tensor of a recipe to the tensor of features.
 
     Attributes:
-        batch: the number of images that one call takes; 0 for any.
+        batch: the number of images per call; 0 for any.
     """
 
     @property
@@ -66,10 +65,10 @@ class Session(Protocol):
 
 
 class NetworkEngine:
-    """An imported network at work; implements `models.scorer.Engine`."""
+    """Runs an imported network; implements `models.scorer.Engine`."""
 
     def __init__(self, network: Network, output: Literal["pooled", "flat"], session: Session) -> None:
-        """Raises ModelError if the network does not run on the tensor that its recipe makes."""
+        """Raises ModelError if the network cannot run on the tensor of its recipe."""
         self._recipe = network.recipe
         self._layout = network.layout
         self._pooled = output == "pooled"
@@ -92,7 +91,7 @@ class NetworkEngine:
 
     def _features(self, images: NDArray[Any]) -> Features:
         n, batch = len(images), self._session.batch
-        if batch > n:  # the network takes no fewer
+        if batch > n:  # the network has a fixed batch size
             images = np.concatenate([images, np.zeros((batch - n, *images.shape[1:]), images.dtype)])
         values = self._session.run(self._recipe.tensor(images))
         if not values.size or values.size % len(images):
@@ -101,7 +100,7 @@ class NetworkEngine:
         return self._reduced(values[:n].astype(np.float32))
 
     def _reduced(self, values: Features) -> Features:
-        """The mean over all places of a map (or of a sequence, (N, T, C)) if pooled, else all of it, row by row."""
+        """The mean over all positions of a map (or a sequence, (N, T, C)) if pooled, else the flattened map."""
         if self._pooled and values.ndim > 2:  # noqa: PLR2004
             places = (
                 tuple(range(2, values.ndim)) if self._channels_first(values.ndim) else tuple(range(1, values.ndim - 1))

@@ -1,6 +1,6 @@
-"""What a model is run for: the figure by which two models are compared.
+"""Objectives: the metrics by which two models are compared.
 
-Every objective is turned so that more is better: a gain is positive where the candidate is the better model.
+For every objective more is better, so that a positive gain means that the candidate is better.
 """
 
 import math
@@ -18,15 +18,16 @@ _NAMES = {"f1": "F1 of the second class", "macro_f1": "macro F1", "log_loss": "l
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A figure of merit of a model on labelled images.
+    """A metric of a model on labelled images.
 
     `accuracy`, `cost` and `log_loss` are means over images; `f1` (of the second of two classes) and `macro_f1` are not.
-    The log loss is that of probabilities of at least `LEAST_PROBABILITY`: the mean of an unbounded loss has no
-    confidence bound that holds for every distribution (Bahadur and Savage 1956, "The Nonexistence of Certain
-    Statistical Procedures in Nonparametric Problems").
+    Probabilities are clipped to `LEAST_PROBABILITY` for the log loss: the mean of an unbounded loss has no confidence
+    bound that holds for every distribution (Bahadur and Savage 1956, "The Nonexistence of Certain Statistical
+    Procedures in Nonparametric Problems").
 
     Attributes:
-        costs: of a false positive and of a false negative, for `cost` only; see `models.threshold`.
+        metric: the name of the metric.
+        costs: of a false positive and a false negative, for `cost` only; see `models.threshold`.
     """
 
     metric: Metric = "accuracy"
@@ -34,7 +35,7 @@ class Objective:
 
     @classmethod
     def of_aim(cls, aim: ThresholdAim) -> Self | None:
-        """What a threshold with this aim optimises; None for a fixed one, which says nothing about it."""
+        """The objective that a threshold with this aim optimises; None for a fixed one."""
         if aim.fixed is not None:
             return None
         return cls("f1") if aim.costs is None else cls("cost", aim.costs)
@@ -55,7 +56,7 @@ class Objective:
         )
 
     def __str__(self) -> str:
-        """As `parse_objective` reads it."""
+        """The text that `parse_objective` parses."""
         return (
             self.metric
             if self.costs is None
@@ -63,12 +64,12 @@ class Objective:
         )
 
     def check_margin(self, margin: float) -> None:
-        """Raises ModelError if no two models can differ by this much."""
+        """Raise ModelError if no two models can differ by this much."""
         if not abs(margin) < self.most:
             raise ModelError(f"a margin of {self.name} is between -{self.most:g} and {self.most:g}, got {margin:g}")
 
     def check_classes(self, n_classes: int) -> None:
-        """Raises ModelError if the objective is for two classes and there are others."""
+        """Raise ModelError if the objective requires two classes and there are others."""
         if self.metric in {"cost", "f1"} and n_classes != 2:  # noqa: PLR2004
             raise ModelError(f"--metric {self} is for two classes, there are {n_classes}; give --metric accuracy")
 
@@ -77,10 +78,11 @@ ACCURACY = Objective()
 
 
 def parse_objective(text: str, threshold: str | None = None) -> Objective:
-    """The objective that `accuracy`, `cost:1:5`, `f1`, `macro_f1` or `log_loss` names.
+    """Parse `accuracy`, `cost:1:5`, `f1`, `macro_f1` or `log_loss`.
 
     Args:
-        threshold: what `cost` alone takes its costs from, such as `cost:1:5`.
+        text: the objective.
+        threshold: the threshold, such as `cost:1:5`, with the costs for `cost` alone.
 
     Raises:
         ModelError: anything else, or `cost` without costs.
@@ -100,10 +102,10 @@ def parse_objective(text: str, threshold: str | None = None) -> Objective:
 
 
 def resolve_objective(metric: str | None, threshold: str | None) -> Objective | None:
-    """The objective that is named, else what the threshold optimises; None where neither says.
+    """The objective `metric`, or else the one that `threshold` optimises; None if neither is set.
 
     Raises:
-        ModelError: see `parse_objective` and `models.threshold.parse_threshold`.
+        ModelError: as `parse_objective` and `models.threshold.parse_threshold`.
     """
     if metric is not None:
         return parse_objective(metric, threshold)

@@ -1,7 +1,7 @@
-"""ONNX files: what one holds, whether it can be run safely, and the part of it that one tensor needs.
+"""ONNX files: reading, validation, and extraction of the part that computes one tensor.
 
-A file is hostile input. Everything that its structure claims (operators, shapes, sizes, where weights are) is checked
-on the encoded bytes, before ONNX Runtime sees them and before memory is taken. Field numbers and rules are those of
+Files are untrusted. Operators, shapes, sizes and locations of weights are checked on the encoded bytes, before ONNX
+Runtime reads them and before memory is allocated. Field numbers and rules are those of
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and https://onnx.ai/onnx/repo-docs/IR.html.
 """
 
@@ -14,27 +14,26 @@ from models import protobuf
 from models.errors import ModelError
 from models.model_file import Contents, Tensor
 
-MAX_BYTES = 2 * 1024**3 - 1  # what a protocol buffer may have
-MAX_NODES = 100_000  # once functions are expanded
-MAX_DEPTH = 8  # of graphs within graphs
+MAX_BYTES = 2 * 1024**3 - 1  # the limit of Protocol Buffers
+MAX_NODES = 100_000  # after expanding functions
+MAX_DEPTH = 8  # of nested graphs
 MAX_SHOWN = 100  # characters of a name in a message
-# Operators of these domains are part of ONNX Runtime itself; any other needs a library that would be code.
+# Operators of these domains are built into ONNX Runtime; others require a library with code.
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-# A network without loops ends; one with them may not.
 REFUSED = {"Loop": "may never end", "Scan": "may never end"}
 _FROM_FILE = 1  # TensorProto.DataLocation.EXTERNAL
-# Bytes of an element, by TensorProto.DataType; those of less than a byte are counted in halves.
+# Bits of an element by TensorProto.DataType.
 _BITS = {
     1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 14: 64, 15: 128, 16: 16,
     17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4, 23: 4, 24: 8,
 }  # fmt: skip
 DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64"}
-_TYPED_DATA = (4, 5, 6, 7, 10, 11)  # the fields of TensorProto that hold numbers one by one
+_TYPED_DATA = (4, 5, 6, 7, 10, 11)  # the fields of TensorProto with repeated numbers
 
 
 @dataclass(frozen=True)
 class _Node:
-    """A node as it is encoded, with the names that it reads and computes; those its graphs read count as its own."""
+    """An encoded node with the names that it reads, including those read by its subgraphs, and computes."""
 
     encoded: memoryview
     reads: tuple[str, ...]
@@ -98,7 +97,7 @@ class _Check:
                 raise ModelError(f"nothing computes its output {name[:MAX_SHOWN]!r}")
 
     def _nodes(self, nodes: Sequence[memoryview], defined: set[str], depth: int) -> set[str]:
-        """Check nodes, given the names that are defined before them; returns these and what they compute."""
+        """Check nodes, given the names defined before them; returns these and the names that they compute."""
         if len(nodes) > MAX_NODES:
             raise ModelError(f"it has {len(nodes):,} nodes, at most {MAX_NODES:,} are taken")
         parsed = [_parse(node) for node in nodes]
@@ -132,7 +131,7 @@ class _Check:
                         raise ModelError(f"operator {name!r} has sparse weights: store them densely")
 
     def _tensor(self, tensor: memoryview) -> None:
-        """Check that a tensor holds what its shape claims."""
+        """Check that a tensor's data matches its shape."""
         name, dims, kind = (
             protobuf.text(tensor, 8)[:MAX_SHOWN],
             protobuf.integers(tensor, 1),
@@ -169,7 +168,7 @@ class _Check:
         self.found.external.add(location.name)
 
     def _check_expansion(self) -> None:
-        """Functions may call each other, in no circle, and not as often as would make a graph without end."""
+        """Check that functions are not recursive and that their expansion is bounded."""
         sizes: dict[tuple[str, str], int] = {}
         waiting = dict(self.functions)
         while waiting:
@@ -187,10 +186,11 @@ def read_onnx(content: bytes | memoryview, folder: Path | None = None) -> Conten
     """Read and check a file.
 
     Args:
-        folder: where files with weights may be; None if all must be in `content`.
+        content: the file.
+        folder: the folder of files with external weights; None to allow none.
 
     Raises:
-        ModelError: not an ONNX file, or one that is not safe to run; says why.
+        ModelError: not an ONNX file, or one that is not safe to run; the message says why.
     """
     check = _Check(folder)
     check.model(memoryview(content))
@@ -198,10 +198,15 @@ def read_onnx(content: bytes | memoryview, folder: Path | None = None) -> Conten
 
 
 def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
-    """The part of a checked file that computes one tensor, which becomes its only output; weights from files included.
+    """Extract the part of a checked file that computes one tensor, which becomes its only output.
+
+    Args:
+        content: the file.
+        tensor: the name of the tensor.
+        folder: the folder of files with external weights, which are included.
 
     Raises:
-        ModelError: no node computes such a tensor, or the result is larger than a file may be.
+        ModelError: no node computes the tensor, or the result exceeds the size limit.
     """
     model = memoryview(content)
     graph = next(protobuf.messages(model, 7))
@@ -219,7 +224,7 @@ def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
     pieces += protobuf.field(12, types[tensor] if tensor in types else b"".join(protobuf.field(1, tensor.encode())))
     whole: list[bytes | memoryview] = []
     for number, value in protobuf.fields(model):
-        if number in {1, 8, 25}:  # versions and functions; what else there is serves no computation
+        if number in {1, 8, 25}:  # versions and functions; other fields are not needed for computation
             whole += protobuf.field(number, value)
     whole += protobuf.joined(7, pieces)
     if sum(map(len, whole)) > MAX_BYTES:
@@ -228,7 +233,7 @@ def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
 
 
 def _needed(graph: memoryview, tensor: str) -> tuple[list[_Node], set[str]]:
-    """The nodes that a tensor depends on, in order, and the names of all that they read and compute."""
+    """The nodes that a tensor depends on, in order, and all names that they read and compute."""
     nodes = [_parse(node) for node in protobuf.messages(graph, 1)]
     if not any(tensor in node.computes for node in nodes):
         near = ", ".join([name for node in nodes for name in node.computes][-5:])
@@ -244,10 +249,10 @@ def _needed(graph: memoryview, tensor: str) -> tuple[list[_Node], set[str]]:
 
 
 def external_place(tensor: memoryview, folder: Path | None) -> tuple[Path, int, int]:
-    """The file that holds the data of a tensor, in `folder` itself, and which bytes of it.
+    """The file in `folder` with the data of a tensor, and the offset and length of the data.
 
     Raises:
-        ModelError: a place outside of the folder, a link, or nothing there.
+        ModelError: the file is missing, a link, or outside the folder.
     """
     entries = {protobuf.text(one, 1): protobuf.text(one, 2) for one in protobuf.messages(tensor, 13)}
     location = entries.get("location", "")
@@ -268,10 +273,10 @@ def external_place(tensor: memoryview, folder: Path | None) -> tuple[Path, int, 
 
 
 def in_order(nodes: Iterable[_Node], defined: Iterable[str]) -> list[_Node]:
-    """Nodes so that each follows what it reads.
+    """Sort nodes topologically.
 
     Raises:
-        ModelError: the graph is cyclic, or a node reads what nothing computes.
+        ModelError: the graph is cyclic, or no node computes a name that is read.
     """
     known = {"", *defined}
     ordered: list[_Node] = []
@@ -284,7 +289,7 @@ def in_order(nodes: Iterable[_Node], defined: Iterable[str]) -> list[_Node]:
         for name in names:
             readers.setdefault(name, []).append(at)
     ready = [at for at, n in enumerate(missing) if not n]
-    for at in ready:  # grows while it is walked
+    for at in ready:  # grows during iteration
         ordered.append(waiting[at])
         for name in waiting[at].computes:
             for reader in readers.pop(name, ()):
@@ -306,7 +311,7 @@ def _parse(node: memoryview) -> _Node:
 
 
 def _read_within(node: memoryview, depth: int) -> list[str]:
-    """The names that graphs in a node's attributes read from outside."""
+    """The outer names that graphs in a node's attributes read."""
     if depth > MAX_DEPTH:
         raise ModelError(f"graphs lie more than {MAX_DEPTH} deep within each other")
     reads: list[str] = []
@@ -326,7 +331,7 @@ def _read_within(node: memoryview, depth: int) -> list[str]:
 
 
 def _with_data(tensor: memoryview, folder: Path | None) -> list[bytes | memoryview]:
-    """A tensor with its data in itself."""
+    """Encode a tensor with its data embedded."""
     if protobuf.integer(tensor, 14) != _FROM_FILE:
         return [tensor]
     path, offset, length = external_place(tensor, folder)

@@ -1,4 +1,4 @@
-"""Run an ONNX file by ONNX Runtime; workers that do import no TensorFlow."""
+"""Running ONNX files with ONNX Runtime, without TensorFlow."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,20 +19,22 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
 }
 _BATCH_ON_DEVICE = 32
-_QUIET = 4  # only what ends the process
+_QUIET = 4  # fatal errors only
 
 
 class OnnxSession:
-    """A loaded ONNX file with one output; holds a private session, so one belongs to one thread."""
+    """A loaded ONNX file with one output. Not thread-safe."""
 
     def __init__(self, content: bytes, threads: int = 1, providers: Sequence[str] = ("cpu",)) -> None:
         """Check and load a file.
 
         Args:
-            providers: what runs it, the first that can; names of `PROVIDERS`.
+            content: the file.
+            threads: the number of threads of one operator.
+            providers: names of `PROVIDERS` by priority.
 
         Raises:
-            ModelError: the file is refused, or ONNX Runtime cannot run it, or has no such provider.
+            ModelError: the file is rejected, or ONNX Runtime cannot run it or lacks a provider.
         """
         import onnxruntime
 
@@ -40,12 +42,12 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = _QUIET
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the cores are shared with others
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # cores are shared
         try:
             self._session = onnxruntime.InferenceSession(content, options, providers=resolve_providers(providers))
         except ModelError:
             raise
-        except Exception as error:  # it raises classes of its own, all of them plain exceptions
+        except Exception as error:  # its own exceptions have no common base class
             raise ModelError(f"ONNX Runtime cannot run it: {one_line(error)}") from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or len(outputs) != 1:
@@ -53,14 +55,14 @@ class OnnxSession:
         self._input, self._output = inputs[0].name, outputs[0].name
         first = inputs[0].shape[0] if inputs[0].shape else None
         on_cpu = self._session.get_providers() == [PROVIDERS["cpu"]]
-        # One image at a time on a CPU: activations stay in the cache, and an answer cannot depend on other images.
+        # One image at a time on a CPU: activations stay in the cache, and results cannot depend on other images.
         self.batch = first if isinstance(first, int) else 1 if on_cpu else 0
 
     def run(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """The output of (N, …) images.
+        """Return the output for images (N, …).
 
         Raises:
-            ModelError: it fails on them.
+            ModelError: ONNX Runtime fails.
         """
         try:
             (values,) = self._session.run([self._output], {self._input: tensor})
@@ -72,10 +74,10 @@ class OnnxSession:
 
 
 def resolve_providers(providers: Sequence[str]) -> list[str]:
-    """ONNX Runtime's names of the providers.
+    """Return ONNX Runtime's names of the providers.
 
     Raises:
-        ModelError: an unknown one, or one that the installed ONNX Runtime lacks.
+        ModelError: an unknown provider, or one that the installed ONNX Runtime lacks.
     """
     import onnxruntime
 

@@ -1,18 +1,18 @@
-"""Two models' answers to the same images: the gain of one over the other, and what the gain is above.
+"""Paired comparison of two models on the same images: the gain of one over the other, and a lower bound on it.
 
-The images of a holdout are a sample. The Bayesian bootstrap (Rubin 1981, "The Bayesian Bootstrap", Annals of Statistics
-9) weights them by a Dirichlet distribution, which is the paired bootstrap without its steps. By itself it knows only
-the differences that it has seen: five images without a disagreement are no proof that there is none. So one further
-image is added, on which the candidate loses as much as an image can lose. The resulting bound for a mean of bounded
-differences is Gaffke's (Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a
-nonnegative variable", Mathematical Methods of Statistics 14; Learned-Miller and Thomas 2020, "A New Confidence Interval
-for the Mean of a Bounded Random Variable"):
+The holdout images are a sample. The Bayesian bootstrap (Rubin 1981, "The Bayesian Bootstrap", Annals of Statistics 9)
+weights them by a Dirichlet distribution: a smooth version of the paired bootstrap. By itself it accounts only for
+observed differences, but five images without a disagreement do not prove that there is none. So one pseudo-image is
+added, on which the candidate has the largest possible loss. The resulting bound for a mean of bounded differences is
+Gaffke's (Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative
+variable", Mathematical Methods of Statistics 14; Learned-Miller and Thomas 2020, "A New Confidence Interval for the
+Mean of a Bounded Random Variable"):
 
-- where nothing but losses is seen, it is the exact bound of Clopper and Pearson (1934);
-- for accuracy and a margin of 0, it is the exact sign test of the images that tell the models apart (McNemar's);
-- with many images, it is the paired bootstrap's bound.
+- if only losses are observed, it is the exact bound of Clopper and Pearson (1934);
+- for accuracy and a margin of 0, it is the exact sign test of the discordant images (McNemar's);
+- with many images, it is the bound of the paired bootstrap.
 
-That it holds for every distribution and every number of images is conjectured, not proved; the simulations in
+Its validity for every distribution and every number of images is conjectured, not proved; the simulations in
 tests/statistics show the error rates.
 """
 
@@ -27,19 +27,19 @@ from scipy.optimize import brentq
 from scipy.sparse import csr_array
 
 from models.evaluation import Interval
-from models.score_counts import Counts
+from models.score_histogram import Counts
 
 Floats = NDArray[np.float64]
 
-MAX_CELLS_DRAWN = 2**27  # cells times draws of the bootstrap of F1: seconds
+MAX_CELLS_DRAWN = 2**27  # cells times draws of the bootstrap of F1, which take seconds
 MAX_CELLS_HELD = 2**22  # of them in memory at a time
-MIN_DRAWS, DRAWS_BELOW = 1_000, 50  # at least; and so many below the level that is asked about
-MAX_GROWTH = 2.0**20  # beyond so many times the images, no number of them is named
+MIN_DRAWS, DRAWS_BELOW = 1_000, 50  # the minimum in all, and in the tail below the level
+MAX_GROWTH = 2.0**20  # the largest multiple of the images for which `images_needed` returns a number
 
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """How many images each of two models answered right."""
+    """The numbers of images that each of two models classified correctly."""
 
     both: int = 0
     only_candidate: int = 0
@@ -52,7 +52,7 @@ class PairedCounts:
 
     @property
     def gain(self) -> float:
-        """The candidate's accuracy less the champion's."""
+        """The candidate's accuracy minus the champion's."""
         return (self.only_candidate - self.only_champion) / max(1, self.rows)
 
 
@@ -61,11 +61,11 @@ class MeanGain:
     """A gain that is a mean over images, from counts of the differences.
 
     Attributes:
-        values: (V,) the difference of an image, candidate less champion, more being better; within ±`most`.
+        values: (V,) distinct differences per image, candidate minus champion, within ±`most`.
         counts: (V,) images of each.
-        most: the largest difference that an image can make.
-        extra: the weight of the further image on which the candidate loses `most`. With 1 the bound errs on the safe
-            side; 1/2 is for intervals whose two sides err alike.
+        most: the largest possible difference of an image.
+        extra: the weight of the pseudo-image on which the candidate loses `most`: 1 for a conservative bound, 1/2 for
+            two-sided intervals.
     """
 
     values: Floats
@@ -75,25 +75,26 @@ class MeanGain:
 
     @property
     def rows(self) -> int:
-        """How many images were compared."""
+        """The number of images compared."""
         return int(self.counts.sum())
 
     @property
     def value(self) -> float:
-        """The gain on these images; positive where the candidate is better."""
+        """The gain on these images; positive if the candidate is better."""
         return float((self.values * self.counts).sum()) / max(1, self.rows)
 
     def doubt(self, margin: float, level: float = 0.0, growth: float = 1.0) -> float:
-        """The weight of the bootstrap at gains of at most `margin`: the p-value of "the gain is at most the margin".
+        """The bootstrap probability of gains of at most `margin`: the p-value of "the gain is at most the margin".
 
-        Computed to about 1e-8, without drawing: the Dirichlet weights are gamma variables over their sum, so the mean
-        is below the margin where a weighted sum of independent gamma variables is below 0, whose characteristic
-        function is inverted by the formula of Gil-Pelaez (Imhof 1961, "Computing the distribution of quadratic forms in
-        normal variables", Biometrika 48).
+        Computed to about 1e-8 without sampling: Dirichlet weights are gamma variables divided by their sum, so the mean
+        is below the margin if a weighted sum of independent gamma variables is negative. Its characteristic function is
+        inverted by the formula of Gil-Pelaez (Imhof 1961, "Computing the distribution of quadratic forms in normal
+        variables", Biometrika 48).
 
         Args:
-            level: what it will be compared with; only a gain that is drawn asks for it.
-            growth: as if there were so many times as many images, with the same answers.
+            margin: the margin.
+            level: the significance level; used only by gains that are sampled.
+            growth: the factor by which to multiply the number of images, with the same predictions.
         """
         del level
         seen = self.counts > 0
@@ -112,7 +113,7 @@ class MeanGain:
         return float(min(1.0, max(0.0, 0.5 - (near + far) / math.pi)))
 
     def lower_bound(self, confidence: float) -> float:
-        """What the true gain is above, with this one-sided confidence."""
+        """The lower bound on the true gain with this one-sided confidence."""
         seen = self.values[self.counts > 0]
         if not self.rows or seen.max() <= -self.most:
             return -self.most
@@ -129,19 +130,19 @@ class MeanGain:
 
 @dataclass(frozen=True, eq=False)
 class F1Gain:
-    """A gain in macro F1, or in the F1 of one class, from counts of images by truth and both answers.
+    """A gain in macro F1, or in the F1 of one class, from counts of images by truth and both predictions.
 
-    Not a mean over images, so the bootstrap is drawn. The further images are two, divided among the classes, each of
-    which the champion answers right and the candidate with the next class: that costs the candidate recall of the one
-    and precision of the other. Of a class without any image, nothing is known but this loss.
+    F1 is not a mean over images, so the bootstrap is sampled. Two pseudo-images are distributed over the classes, each
+    predicted correctly by the champion and as the next class by the candidate, which costs the candidate recall of the
+    one and precision of the other.
 
     Attributes:
-        n_classes: K, those that either model knows or that occur.
-        cells: (M, 3) class numbers below K: the truth, the candidate's answer, the champion's.
+        n_classes: K, the classes that either model knows or that occur.
+        cells: (M, 3) class indices: the truth, the candidate's prediction, the champion's.
         counts: (M,) images of each.
-        only: the number of the class whose F1 it is; None for the mean over the classes.
+        only: the index of the class whose F1 it is; None for the mean over the classes.
         extra: as for `MeanGain`.
-        seed: of the draws.
+        seed: of the samples.
     """
 
     n_classes: int
@@ -157,11 +158,11 @@ class F1Gain:
 
     @property
     def value(self) -> float:
-        """The gain on these images, over the classes that are the truth or an answer of any."""
+        """The gain on these images, over the classes that are true or predicted for any."""
         return float(self._gains(self.counts[None, :].astype(np.float64), self.cells)[0]) if self.rows else 0.0
 
     def doubt(self, margin: float, level: float, growth: float = 1.0) -> float:
-        """See `MeanGain`; the smaller the level, the more samples are drawn."""
+        """As `MeanGain.doubt`; more samples are drawn for smaller levels."""
         below = self._drawn(level, growth) <= margin
         return float(1 + below.sum()) / (1 + len(below))  # never 0 (Davison and Hinkley 1997, section 4.2)
 
@@ -172,7 +173,7 @@ class F1Gain:
         return replace(self, cells=self.cells[:, [0, 2, 1]])
 
     def _drawn(self, level: float, growth: float) -> Floats:
-        """Gains in bootstrap samples, so many that `DRAWS_BELOW` of them show `level`."""
+        """Gains in bootstrap samples, of which about `DRAWS_BELOW` are in the tail of probability `level`."""
         names = np.arange(self.n_classes)
         cells = np.concatenate([self.cells, np.stack([names, np.roll(names, -1), names], axis=1)])
         shapes = np.append(self.counts * growth, np.full(self.n_classes, 2 * self.extra / self.n_classes))
@@ -185,7 +186,7 @@ class F1Gain:
         return np.concatenate(found)
 
     def _gains(self, weights: Floats, cells: Counts) -> Floats:
-        """(B, M) weights of cells → (B,) the candidate's F1 less the champion's."""
+        """(B, M) weights of cells → (B,) the candidate's F1 minus the champion's."""
         truth, ours, theirs = cells.T
 
         def summed(index: Counts, kept: NDArray[np.bool_] | bool = True) -> Floats:
@@ -211,16 +212,21 @@ Gain = MeanGain | F1Gain
 
 
 def gain_interval(gain: Gain, confidence: float) -> Interval:
-    """Where the gain lies, from both sides, each with half the weight of the further image."""
+    """The two-sided confidence interval of the gain, with half the weight of the pseudo-image on each side."""
     evenly, one_sided = replace(gain, extra=gain.extra / 2), (1 + confidence) / 2
     return Interval(evenly.lower_bound(one_sided), -evenly.swapped().lower_bound(one_sided))
 
 
 def images_needed(gain: Gain, margin: float, level: float) -> int | None:
-    """About how many images with the same answers would show a gain above the margin; None if no number would.
+    """Estimate the number of images, with the same predictions, needed to show a gain above the margin.
 
     Args:
-        level: one less the confidence.
+        gain: the observed gain.
+        margin: the margin.
+        level: one minus the confidence.
+
+    Returns:
+        The number; None if no number of images would be enough.
     """
     if not gain.rows or gain.value <= margin:
         return None
@@ -229,7 +235,7 @@ def images_needed(gain: Gain, margin: float, level: float) -> int | None:
         low, high = high, high * 2
         if high > MAX_GROWTH:
             return None
-    while high / low > 1.02:  # noqa: PLR2004  about is enough
+    while high / low > 1.02:  # noqa: PLR2004  precise enough
         middle = math.sqrt(low * high)
         low, high = (low, middle) if gain.doubt(margin, level, middle) < level else (middle, high)
     return math.ceil(gain.rows * high)

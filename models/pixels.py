@@ -1,4 +1,4 @@
-"""One encoded image, whose header has been judged, to pixels, in the process that calls."""
+"""Decoding an image whose header was checked to pixels, in the calling process."""
 
 from collections.abc import Callable
 from functools import cache
@@ -13,24 +13,24 @@ from models.bad_image import BadImage, Limits, Reason, Stage
 from models.image_header import Header, too_many_pixels
 
 Resize = Literal["stretch", "crop"]
-Whole = Literal["whole"]  # at the size that the picture has
+Whole = Literal["whole"]  # at the image's own size
 Pixels = NDArray[np.uint8]
 
 _MAX_DETAIL = 200  # characters
 _MAX_BOXES = 1_000
-_JPEG_END_WINDOW = 64  # cameras append a few bytes behind the end marker
+_JPEG_END_WINDOW = 64  # cameras append a few bytes after the end marker
 _EOI = b"\xff\xd9"
-# Stands for data that is missing: what depends on it differs from what a decoder makes up for it.
+# Stands in for missing data: pixels that depend on it differ from those that a decoder makes up.
 _FILLER = bytes(range(1, 251)) * 4
-_ROWWISE = ("PNG", "BMP", "TIFF")  # Pillow keeps the rows that it decoded before the data ended
-# Of a damaged image at most an eighth of its rows may be missing, and at most 32 or one in fifty: a JPEG of which a few
-# bytes are missing lacks one or two rows of blocks of 16 pixels.
+_ROWWISE = ("PNG", "BMP", "TIFF")  # formats of which Pillow keeps the rows decoded before the data ended
+# A damaged image may lack an eighth of its rows, but no more than 32 or one in fifty: a JPEG without its last few bytes
+# lacks one or two rows of blocks of 16 pixels.
 _MAX_MISSING_SHARE = 1 / 8
 _MAX_MISSING_ROWS = 32
 _MAX_MISSING_OF_MANY = 1 / 50
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF orientation to what undoes it
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF orientation → its inverse
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
@@ -41,22 +41,22 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF orientation to what 
 }
 _SIDEWAYS = (5, 6, 7, 8)
 _GRAY = 2  # dimensions
-# Up to this factor between neighbouring pixels of source and target, plain bilinear sampling passes over none of them,
-# and takes an eighth of the time of Pillow's filter, which is as wide as the factor.
+# Up to this scale factor, plain bilinear sampling skips no pixels, and takes an eighth of the time of Pillow's filter,
+# whose width is proportional to the factor.
 _NEAR = 1.5
 _CONVERTIBLE = ("1", "P", "CMYK", "YCbCr", "HSV", "RGBX")
-_BAND_PIXELS = 4_000_000  # that are laid over white at once
+_BAND_PIXELS = 4_000_000  # composited over white at a time
 
 
 class Picture(NamedTuple):
-    """Pixels (height, width, 3), uint8, read-only; and what is wrong with the file, where it could be shown anyway."""
+    """Pixels (height, width, 3), uint8, read-only; and the damage of the file, if it was decoded despite it."""
 
     pixels: Pixels
     damage: str | None = None
 
 
 class TruncatedError(OSError):
-    """The data ends before the pixels do; how many rows are missing has not been looked at."""
+    """The data ends before the pixels; the number of missing rows was not determined."""
 
 
 class _UnsupportedModeError(ValueError):
@@ -66,15 +66,20 @@ class _UnsupportedModeError(ValueError):
 def decode_pixels(
     header: Header, image_format: str, size: tuple[int, int], limits: Limits, resize: Resize | Whole, *, repair: bool
 ) -> Picture | BadImage:
-    """Decode an image to `size` = (height, width).
+    """Decode an image.
 
     Args:
-        repair: if the data ends early, find out how many rows are missing and decode the others; that takes twice the
-            time and memory.
+        header: the checked image.
+        image_format: its format.
+        size: (height, width) of the result.
+        limits: bounds on decoding.
+        resize: how it is resized to `size`.
+        repair: whether to decode an image whose data ends early, and count its missing rows, in twice the time and
+            memory.
 
     Raises:
-        TruncatedError: the data ends early, and it is not to be repaired.
-        MemoryError: there is not enough.
+        TruncatedError: the data ends early, and `repair` is False.
+        MemoryError: not enough memory.
     """
     stage = Stage.DECODE
     damage = header.damage
@@ -96,7 +101,7 @@ def decode_pixels(
         return Picture(shape_pixels(image, size, resize, header.orientation), damage)
     except (TruncatedError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 decoders raise what they please on hostile bytes
+    except Exception as error:  # noqa: BLE001 decoders raise exceptions of any type for hostile bytes
         return explain(error, stage, header.data, image_format)
 
 
@@ -104,16 +109,16 @@ def _open(data: bytes, image_format: str, size: tuple[int, int], limits: Limits)
     image = Image.open(BytesIO(data), formats=(image_format,))
     if excess := too_many_pixels(image.width, image.height, limits.max_pixels):
         raise Image.DecompressionBombError(excess)
-    # A JPEG is decoded at 1/2, 1/4 or 1/8 where that still covers the target, whichever way round it lies.
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 if that still covers the target in either orientation.
     image.draft("RGB", (max(size), max(size)))
     return image
 
 
 def _repaired_jpeg(data: bytes, size: tuple[int, int], limits: Limits) -> tuple[Image.Image, str | None]:
-    """A JPEG without its end marker, and which rows are missing.
+    """Decode a JPEG without its end marker, and describe the missing rows.
 
-    Decoders make up what is missing. So it is decoded twice, with other data in place of the missing end: the rows
-    that differ are those that were made up.
+    Decoders make up missing pixels. So the image is decoded twice with different data in place of the missing end: the
+    rows that differ were made up.
     """
     image, other = (_open(data + more + _EOI, "JPEG", size, limits) for more in (b"", _FILLER))
     image.load()
@@ -127,7 +132,7 @@ def _repaired_jpeg(data: bytes, size: tuple[int, int], limits: Limits) -> tuple[
 def _repaired_rows(
     data: bytes, image_format: str, size: tuple[int, int], limits: Limits, error: OSError
 ) -> tuple[Image.Image, str | None]:
-    """An image whose data ends early, and which rows are missing: those that stay as they were before decoding."""
+    """Decode an image whose data ends early, and describe the missing rows: those that decoding does not change."""
     images = []
     try:
         ImageFile.LOAD_TRUNCATED_IMAGES = True
@@ -142,15 +147,15 @@ def _repaired_rows(
         ImageFile.LOAD_TRUNCATED_IMAGES = False
     one, other = (np.asarray(image) for image in images)
     missing = _missing_rows(one, other, bottom_up=image_format == "BMP")
-    if missing is None:  # whatever ended early was not the rows
+    if missing is None:  # all rows are present: the error has another cause
         raise error
     return images[0], missing
 
 
 def _missing_rows(one: NDArray[np.generic], other: NDArray[np.generic], *, bottom_up: bool) -> str | None:
-    """What to say of rows that differ, and of all that are stored after them; None if none does.
+    """Describe the rows that differ and those stored after them; None if there are none.
 
-    Raises OSError if they are too many.
+    Raises OSError if there are too many.
     """
     rows = len(one)
     differ = np.flatnonzero((one != other).reshape(rows, -1).any(axis=1))
@@ -163,8 +168,8 @@ def _missing_rows(one: NDArray[np.generic], other: NDArray[np.generic], *, botto
 
 
 def explain(error: Exception, stage: Stage, data: bytes, image_format: str) -> BadImage:
-    """Why an image cannot be decoded, from what its decoder raised."""
-    # Pillow's own text for a header it cannot read names an object in memory, different every time.
+    """The reason why an image cannot be decoded, from its decoder's exception."""
+    # Pillow's own message for an unreadable header contains the address of an object.
     said = "its header cannot be read" if isinstance(error, UnidentifiedImageError) else str(error)
     detail = f"{image_format}: {said or type(error).__name__}"[:_MAX_DETAIL]
     message = said.lower().replace("_", " ")
@@ -182,7 +187,7 @@ def explain(error: Exception, stage: Stage, data: bytes, image_format: str) -> B
 
 
 def is_cut_off(data: bytes, image_format: str) -> bool:
-    """Whether bytes that do not decode also lack the end that their format promises."""
+    """Whether bytes that cannot be decoded also lack the end required by their format."""
     match image_format:
         case "JPEG":
             whole = _EOI in data[-_JPEG_END_WINDOW:]
@@ -205,11 +210,11 @@ def is_cut_off(data: bytes, image_format: str) -> bool:
 
 
 def _whole_boxes(data: bytes) -> bool:
-    """Whether the boxes of an ISO base media file (ISO/IEC 14496-12) end where the file does, or before."""
+    """Whether the boxes of an ISO base media file (ISO/IEC 14496-12) end within the file."""
     at = 0
     for _ in range(_MAX_BOXES):
         size = int.from_bytes(data[at : at + 4])
-        if size < 8 or at + size >= len(data):  # noqa: PLR2004  0: up to the end, 1: it has 64 bits elsewhere
+        if size < 8 or at + size >= len(data):  # noqa: PLR2004  0: extends to the end, 1: a 64-bit size follows
             break
         at += size
     return at + int.from_bytes(data[at : at + 4]) <= len(data)
@@ -218,12 +223,13 @@ def _whole_boxes(data: bytes) -> bool:
 def shape_pixels(
     image: Image.Image, size: tuple[int, int], resize: Resize | Whole, orientation: int | None = None
 ) -> Pixels:
-    """Convert to 8 bits, resize and turn upright, in this order: the later steps then touch few pixels.
+    """Convert to 8 bits, resize and rotate upright, in this order, so that the later steps process few pixels.
 
     Args:
-        image: loaded, or not yet.
+        image: the image, loaded or not.
         size: (height, width).
-        orientation: EXIF's, 1 to 8; None to look for it.
+        resize: how it is resized to `size`.
+        orientation: the EXIF orientation, 1 to 8; None to read it from the image.
 
     Returns:
         (height, width, 3), uint8, read-only.
@@ -234,7 +240,7 @@ def shape_pixels(
     if orientation in _SIDEWAYS and resize != "whole":
         height, width = width, height
     image = _to_eight_bits(image)
-    if resize == "crop":  # not by the box of resize(), whose filter also looks at pixels outside of the box
+    if resize == "crop":  # not by resize(box=…), whose filter also reads pixels outside the box
         image = image.crop(centred_box(image.width, image.height, width, height))
     if max(image.width / width, image.height / height) > _NEAR:
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
@@ -251,13 +257,13 @@ def shape_pixels(
 
 
 def _read_orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; unreadable metadata does not make a good picture bad.
+    """The EXIF orientation, 1 to 8; 1 if the metadata is unreadable.
 
-    Pillow turns a TIFF upright by itself while loading, and drops the tag.
+    Pillow itself rotates a TIFF upright while loading, and removes the tag.
     """
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001 metadata parsers raise what they please
+    except Exception:  # noqa: BLE001 metadata parsers raise exceptions of any type
         return 1
 
 
@@ -275,7 +281,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """An image with transparency laid over white, in bands: at full size, that would take four images at a time."""
+    """Composite an image over white, in bands, because that needs four times the memory of its input."""
     whole = Image.new("RGB", image.size)
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -301,8 +307,8 @@ def centred_box(image_width: int, image_height: int, width: int, height: int) ->
 
 @cache
 def opencv() -> Any:
-    """OpenCV, imported where a picture is resized: who only reads or makes smaller need not have it."""
+    """OpenCV, imported late: reading headers and shrinking images do not need it."""
     import cv2
 
-    cv2.setNumThreads(1)  # a worker has one core, and the next worker the next
+    cv2.setNumThreads(1)  # workers use one core each
     return cv2

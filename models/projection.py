@@ -1,11 +1,11 @@
 """Projections of features: (N, D) float32 in, (N, K) float32 out.
 
-PCA is fitted from sums alone. One pass over the data keeps, per partition, the row count n, the mean m and the scatter
+PCA is fitted from sums. One pass over the data accumulates, per partition, the row count n, the mean m and the scatter
 matrix S = Σ (x − m)(x − m)ᵀ. Two of these merge exactly: S = S₁ + S₂ + (n₁ n₂ / n) δ δᵀ, where δ is the difference of
 the means (Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances").
-Since nothing is subtracted from a sum of squares, a large mean costs no digits of the variance. The covariance is
-S / (n − 1), and its eigenvalues are the variances of all components at once, so choosing K by explained variance needs
-no second fit. Memory is O(D²) whatever N is. Source: Jolliffe, "Principal Component Analysis", 2nd ed., ch. 1 and 3.
+Since nothing is subtracted from a sum of squares, a large mean causes no cancellation. The covariance is S / (n − 1),
+and its eigenvalues are the variances of all components, so choosing K by explained variance needs no second fit. Memory
+is O(D²), independent of N. Source: Jolliffe, "Principal Component Analysis", 2nd ed., ch. 1 and 3.
 """
 
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from models.arrays import Arrays, Features, checked_array, multiply_rows
 from models.errors import ModelError
 from models.random_projection import random_projection_from_arrays
 
-MAX_PCA_BYTES = 2 * 1024**3  # of the sums that every worker and the driver hold: D = 16,384
+MAX_PCA_BYTES = 2 * 1024**3  # of the sums in every worker and the driver: D = 16,384
 EPSILON = float(np.finfo(np.float64).eps)
-_EIGEN_COPIES = 5  # sums, covariance, eigenvectors, and what LAPACK works in
+_EIGEN_COPIES = 5  # sums, covariance, eigenvectors, and LAPACK's workspace
 
 
 class Projection(Protocol):
-    """What the scoring path asks of a projection."""
+    """The interface of projections for scoring."""
 
     @property
     def kind(self) -> str: ...
@@ -36,17 +36,17 @@ class Projection(Protocol):
     def n_out(self) -> int: ...
 
     def transform(self, features: Features) -> Features:
-        """(N, n_in) float32 → (N, n_out) float32; the input is not changed, and rows do not depend on each other."""
+        """(N, n_in) float32 → (N, n_out) float32; the input is not modified, and rows are independent."""
         ...
 
     def to_arrays(self) -> Arrays:
-        """The arrays that `projection_from_arrays` rebuilds it from."""
+        """The arrays from which `projection_from_arrays` restores the projection."""
         ...
 
 
 @dataclass(frozen=True)
 class NoProjection:
-    """Features as they are."""
+    """The identity."""
 
     n_in: int
     kind: str = "none"
@@ -68,9 +68,9 @@ class PCA:
 
     Attributes:
         mean: (D,) float32.
-        components: (K, D) float32, orthonormal rows, by falling variance; the entry of largest magnitude is positive.
-        explained_variance_ratio: (D,) float32, of every component, not only of the K kept: the variance curve. Of a
-            randomized PCA as many as its sketch is wide.
+        components: (K, D) float32, orthonormal rows by decreasing variance; the entry of largest magnitude is positive.
+        explained_variance_ratio: (D,) float32, of all components, not only the K kept; of a randomized PCA, as many as
+            the columns of its sketch.
     """
 
     mean: Features
@@ -118,29 +118,29 @@ class GramSums:
         self.scatter = np.zeros((self.n_features, self.n_features))
 
     def add(self, rows: Features) -> None:
-        """Take in rows (N, D)."""
+        """Add rows (N, D)."""
         if len(rows):
             self.n, self.mean, centred = taken_in(self.n, self.mean, rows)
             self.scatter += centred.T @ centred
 
     def merge(self, other: "GramSums") -> None:
-        """Take in the sums of another part of the same data."""
+        """Add the sums of another partition."""
         self.n, self.mean, between = merged_means(self.n, self.mean, other.n, other.mean)
         self.scatter += other.scatter
         self.scatter += np.outer(between, between)
 
 
 def taken_in(n: int, mean: NDArray[np.float64], rows: Features) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """Row count and mean (D,) after N ≥ 1 more rows, and the (N + 1, D) centred rows that the scatter matrix grows by.
+    """Row count and mean (D,) after adding N ≥ 1 rows, and the (N + 1, D) centred rows to add to the scatter matrix.
 
-    These are the rows about their own mean, and one that accounts for the difference between that mean and `mean`.
+    These are the rows about their own mean, and one for the difference between that mean and `mean`.
     """
     grown = np.empty((len(rows) + 1, rows.shape[1]))
     centred = grown[:-1]
     centred[:] = rows
     own = centred.mean(axis=0)
     centred -= own
-    rounding = centred.mean(axis=0)  # of the mean: centred once more, rows that are all equal become zero
+    rounding = centred.mean(axis=0)  # of the mean: with a second pass, equal rows become exactly zero
     centred -= rounding
     total, merged, grown[-1] = merged_means(n, mean, len(rows), own + rounding)
     return total, merged, grown
@@ -149,7 +149,7 @@ def taken_in(n: int, mean: NDArray[np.float64], rows: Features) -> tuple[int, ND
 def merged_means(
     n: int, mean: NDArray[np.float64], m: int, other: NDArray[np.float64]
 ) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """Row count and mean (D,) of two parts of n and m rows, and the (D,) vector b by whose b bᵀ their scatter grows."""
+    """Row count and mean (D,) of two merged parts, and the vector b (D,) with b bᵀ to add to their scatter."""
     total = n + m
     delta = other - mean
     return total, mean + delta * (m / max(1, total)), delta * np.sqrt(n * m / max(1, total))
@@ -180,7 +180,12 @@ def check_pca_memory(n_features: int, size: int | None = None) -> None:
 
 
 def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | None = None) -> PCA:
-    """Exact PCA from sums: the fewest components that explain at least `explained_variance`, or just `k` of them.
+    """Fit an exact PCA from sums.
+
+    Args:
+        sums: of the rows.
+        explained_variance: keep the fewest components that explain at least this share of the variance.
+        k: keep this number of components instead.
 
     Raises:
         ModelError: fewer than two rows, not finite, no variance, or a target outside (0, 1] or 1…rank.
@@ -201,34 +206,39 @@ def fit_pca(sums: GramSums, explained_variance: float | None = 0.90, k: int | No
 
 
 def pca_of(mean: NDArray[np.float64], components: NDArray[np.float64], ratio: NDArray[np.float64]) -> PCA:
-    """The PCA of these components (K, D); an eigenvector's sign is free: it is fixed here, so that fits compare."""
+    """The PCA of components (K, D), whose arbitrary signs are normalised, so that fits are comparable."""
     largest = components[np.arange(len(components)), np.abs(components).argmax(axis=1)]
     components = components * np.sign(largest)[:, None]
     return PCA(mean.astype(np.float32), components.astype(np.float32), ratio.astype(np.float32))
 
 
 def variance_of_rounding(mean: NDArray[np.float64]) -> float:
-    """The largest variance that equal rows can seem to have, since the means of parts round in their last digits."""
+    """The largest apparent variance of equal rows due to rounding of the means."""
     return float((8 * EPSILON) ** 2 * (mean @ mean))
 
 
 def components_to_keep(ratio: NDArray[np.float64], rank: int, explained_variance: float | None, k: int | None) -> int:
-    """How many components: `k` of them, or the fewest that explain the variance, but no more than `rank`."""
+    """The number of components: `k`, or the fewest that explain the variance, at most `rank`."""
     if k is not None:
         if not 1 <= k <= rank:
             raise ModelError(f"PCA's k must be from 1 to {rank}, the rank of the features, got {k}")
         return k
     if explained_variance is None or not 0 < explained_variance <= 1:
         raise ModelError(f"the explained variance must be above 0 and at most 1, got {explained_variance}")
-    # As scikit-learn: the first k whose cumulative ratio is above the target, so that the target is reached.
+    # As in scikit-learn: the first k whose cumulative ratio exceeds the target.
     return min(int(np.searchsorted(np.cumsum(ratio), explained_variance, side="right")) + 1, rank)
 
 
 def projection_from_arrays(kind: str, n_in: int, arrays: Arrays) -> Projection:
-    """Rebuild a projection from what `to_arrays` gave.
+    """Restore a projection from the arrays of `to_arrays`.
+
+    Args:
+        kind: the projection's `kind`.
+        n_in: D, the number of features.
+        arrays: the arrays by name.
 
     Raises:
-        ModelError: an unknown kind, or arrays missing, of the wrong shape, or not finite.
+        ModelError: an unknown kind, or arrays that are missing, of the wrong shape, or not finite.
     """
     match kind:
         case "none":

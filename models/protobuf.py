@@ -1,7 +1,7 @@
-"""The wire format of Protocol Buffers: read a message field by field without copying it, and write fields.
+"""The wire format of Protocol Buffers: reading messages field by field without copying, and writing fields.
 
-A few message types of a hostile file are all that is read here, so nothing but their bytes is taken into memory: no
-generated classes, and no allocation that a length in the file decides. Source: https://protobuf.dev/programming-guides/encoding/
+Used instead of generated classes for untrusted files: no allocation depends on a length in the file. Source:
+https://protobuf.dev/programming-guides/encoding/
 """
 
 from collections.abc import Iterable, Iterator
@@ -41,7 +41,7 @@ def fields(message: memoryview) -> Iterator[Field]:
 
 
 def messages(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    """The fields of one number that hold bytes: messages, strings, or packed numbers."""
+    """The fields of one number that contain bytes: messages, strings, or packed numbers."""
     for number, value in fields(message):
         if number == wanted and isinstance(value, memoryview):
             yield value
@@ -64,7 +64,7 @@ def integers(message: memoryview, wanted: int) -> list[int]:
 
 
 def text(message: memoryview, wanted: int) -> str:
-    """The string in one field, the last one of several; empty where there is none."""
+    """The string in one field, the last of several; empty if there is none."""
     found = ""
     for value in messages(message, wanted):
         found = str(value, "utf-8", "replace")
@@ -72,7 +72,7 @@ def text(message: memoryview, wanted: int) -> str:
 
 
 def integer(message: memoryview, wanted: int, default: int = 0) -> int:
-    """The signed integer in one field, the last one of several."""
+    """The signed integer in one field, the last of several."""
     return ([default, *integers(message, wanted)])[-1]
 
 
@@ -90,7 +90,7 @@ def joined(number: int, pieces: Iterable[bytes | memoryview]) -> list[bytes | me
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """(value, where the next field begins)."""
+    """(value, offset of the next field)."""
     value = 0
     for shift in range(_MAX_VARINT_BYTES):
         if at + shift >= len(message):

@@ -1,4 +1,4 @@
-"""What 8-bit integers cost: how far quantised features are from the exact ones, and the accuracy that is lost."""
+"""The cost of quantisation to 8-bit integers: differences of features, and loss of accuracy."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -11,7 +11,7 @@ from models.errors import ModelError
 
 
 class FittedHead(Protocol):
-    """A projection and classifier with its class names, as `models.scorer.Head`."""
+    """A projection and classifier with class names, such as `models.scorer.Head`."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -22,9 +22,9 @@ class FittedHead(Protocol):
 
 
 def mean_cosine(exact: Features, quantised: Features) -> float:
-    """The mean over the rows of two (N, D) arrays of the cosine between them.
+    """The mean cosine similarity between the rows of two (N, D) arrays.
 
-    It is 1 for two rows that are all zero, as the pixels of a black image are, and 0 where only one of them is.
+    It is 1 for two zero rows, such as the pixels of a black image, and 0 if only one of them is zero.
     """
     wide = exact.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(quantised, axis=1)
@@ -33,10 +33,16 @@ def mean_cosine(exact: Features, quantised: Features) -> float:
 
 
 def accuracy_cost(head: FittedHead, exact: Features, quantised: Features, labels: Sequence[str]) -> float:
-    """The accuracy (a share of 1) that `head` loses when it gets quantised features of the same labelled images.
+    """The loss of accuracy of `head` with quantised features.
+
+    Args:
+        head: the projection and classifier.
+        exact: (N, D) float features.
+        quantised: (N, D) features of the quantised backbone for the same images.
+        labels: (N) true classes.
 
     Raises:
-        ModelError: no images, or not one row of each kind of features per label.
+        ModelError: there are no images, or the numbers of rows and labels differ.
     """
     if not len(labels) or not len(labels) == len(exact) == len(quantised):
         rows = f"{len(exact)}, {len(quantised)} and {len(labels)}"

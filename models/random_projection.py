@@ -1,10 +1,10 @@
-"""Sparse random projection: far fewer columns that keep distances, for features too wide for PCA. Nothing is fitted.
+"""Sparse random projection: dimensionality reduction that preserves distances, for features too wide for PCA.
 
-Johnson and Lindenstrauss: for N points, K >= 4 ln N / (eps^2/2 - eps^3/3) random directions keep every squared
-distance within a factor of 1 ± eps, however wide the points are (Dasgupta and Gupta 2003, "An elementary proof of a
-theorem of Johnson and Lindenstrauss"). Directions may be sparse: entries are ±sqrt(1 / (density K)), each with
-probability density / 2, else 0 (Achlioptas 2003, "Database-friendly random projections"), down to a density of
-1 / sqrt(D) (Li, Hastie and Church 2006, "Very sparse random projections").
+Johnson-Lindenstrauss lemma: for N points, K >= 4 ln N / (eps^2/2 - eps^3/3) random directions preserve every squared
+distance within a factor of 1 ± eps in any dimension (Dasgupta and Gupta 2003, "An elementary proof of a theorem of
+Johnson and Lindenstrauss"). Directions may be sparse: entries are ±sqrt(1 / (density K)), each with probability
+density / 2, else 0 (Achlioptas 2003, "Database-friendly random projections"), down to a density of 1 / sqrt(D) (Li,
+Hastie and Church 2006, "Very sparse random projections").
 """
 
 from dataclasses import dataclass, field
@@ -18,13 +18,12 @@ from models.arrays import Arrays, Features
 from models.errors import ModelError
 
 MAX_WIDTH = 1_000_000  # of a bundle's stages
-# Rows that are projected at a time: their part of the result, some thousand columns, then stays in the cache.
-_BLOCK = 32
-_MAX_MAGNITUDE = 1e6  # far above that of the sparsest matrix there is, and far below what overflows
+_BLOCK = 32  # rows projected at a time, so that their result of thousands of columns stays in the cache
+_MAX_MAGNITUDE = 1e6  # far above that of the sparsest matrix, and far below overflow
 
 
 def johnson_lindenstrauss_dim(n_rows: int, eps: float = 0.1) -> int:
-    """The columns that keep the squared distances of `n_rows` points within 1 ± eps, as scikit-learn counts them.
+    """The number of columns that preserves squared distances of `n_rows` points within 1 ± eps, as in scikit-learn.
 
     Raises:
         ModelError: fewer than two rows, or an eps outside (0, 1).
@@ -36,17 +35,18 @@ def johnson_lindenstrauss_dim(n_rows: int, eps: float = 0.1) -> int:
 
 @dataclass(frozen=True)
 class SparseRandomProjection:
-    """`features @ R.T`, R of K x D sparse, each entry that is not zero of the same magnitude.
+    """`features @ R.T` with a sparse R of K x D whose nonzero entries have one magnitude.
 
-    R itself is what is stored, not only its seed: NumPy does not promise that a seed gives the same numbers for ever,
-    and 5 bytes an entry are little (12 MB for 9,468 x 62,720).
+    R is stored rather than its seed, because NumPy does not guarantee the same random numbers across versions; an
+    entry takes 5 bytes (12 MB for 9,468 x 62,720).
 
     Attributes:
-        indptr: (K + 1,) int64; row k of R has its entries from indptr[k] to indptr[k + 1], as in scipy's CSR.
-        columns: (nnz,) int32, the column of each entry, rising within a row.
+        n_in: D.
+        indptr: (K + 1,) int64; the entries of row k are at indptr[k] to indptr[k + 1], as in SciPy's CSR.
+        columns: (nnz,) int32, the column of each entry, ascending within a row.
         signs: (nnz,) int8, each 1 or -1.
         magnitude: sqrt(1 / (density K)).
-        seed: what R was drawn with.
+        seed: the seed of R.
     """
 
     n_in: int
@@ -59,11 +59,11 @@ class SparseRandomProjection:
     _by_column: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        from scipy.sparse import csr_array  # here, for workers that need no scipy
+        from scipy.sparse import csr_array  # imported late: not every worker needs SciPy
 
         values = self.signs.astype(np.float32) * np.float32(self.magnitude)
         matrix = csr_array((values, self.columns, self.indptr), shape=(self.n_out, self.n_in))
-        # By column a product walks through the features once, and through a result that is small.
+        # In CSC, a product reads the features once, and its result is small.
         object.__setattr__(self, "_by_column", matrix.tocsc())
 
     @property
@@ -71,7 +71,7 @@ class SparseRandomProjection:
         return len(self.indptr) - 1
 
     def transform(self, features: Features) -> Features:
-        """(N, n_in) float32 → (N, n_out) float32; the input is not changed, and rows do not depend on each other."""
+        """(N, n_in) float32 → (N, n_out) float32; the input is not modified, and rows are independent."""
         projected = np.empty((len(features), self.n_out), np.float32)
         for start in range(0, len(features), _BLOCK):
             block = features[start : start + _BLOCK]
@@ -91,12 +91,13 @@ class SparseRandomProjection:
 def make_random_projection(
     n_in: int, n_out: int, seed: int = 0, density: float | None = None
 ) -> SparseRandomProjection:
-    """Draw a projection from `n_in` columns to `n_out`; the same arguments give the same one (with the same NumPy).
+    """Draw a projection, deterministically for one version of NumPy.
 
     Args:
-        n_in: D, the width of the features.
+        n_in: D, the number of features.
         n_out: K, for instance `johnson_lindenstrauss_dim(rows, eps)`.
-        density: the share of entries that are not zero; 1 / sqrt(D) if not given.
+        seed: the seed.
+        density: the share of nonzero entries; default: 1 / sqrt(D).
 
     Raises:
         ModelError: K outside 1..D, or a density outside (0, 1].
@@ -119,10 +120,10 @@ def make_random_projection(
 
 
 def random_projection_from_arrays(n_in: int, arrays: Arrays) -> SparseRandomProjection:
-    """Rebuild a projection from its arrays, which may come from anywhere: sparse code trusts its indices blindly.
+    """Restore a projection from untrusted arrays; all indices are checked, because sparse code does not check them.
 
     Raises:
-        ModelError: an array missing or of another type or shape, or entries that are no ±1 inside of K x D.
+        ModelError: an array is missing or of another type or shape, or an entry is not ±1 within K x D.
     """
     types = {"indptr": np.int64, "columns": np.int32, "signs": np.int8, "magnitude": np.float64, "seed": np.int64}
     for name, dtype in types.items():
@@ -140,7 +141,7 @@ def random_projection_from_arrays(n_in: int, arrays: Arrays) -> SparseRandomProj
     if len(signs) != len(columns) or not (np.abs(signs) == 1).all():
         raise ModelError("the entries of the random projection are not all 1 or -1")
     rising = np.diff(columns) > 0
-    rising[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(columns))] - 1] = True  # a new row starts anew
+    rising[indptr[1:-1][(indptr[1:-1] > 0) & (indptr[1:-1] < len(columns))] - 1] = True  # between two rows
     if len(columns) and (columns.min() < 0 or columns.max() >= n_in or not rising.all()):
         raise ModelError(f"the random projection has columns that are not rising numbers from 0 to {n_in - 1}")
     return SparseRandomProjection(n_in, indptr, columns, signs, float(magnitude[0]), int(seed[0]))

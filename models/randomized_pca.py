@@ -1,10 +1,10 @@
-"""PCA of features too wide for their Gram matrix, from one pass, when few components are enough.
+"""Randomized PCA in one pass, for few components of features too wide for their Gram matrix.
 
-Where exact PCA adds up the scatter matrix S (D x D; see `models.projection`), this adds up Y = S Ω, D x L, for a fixed
-random Ω of L columns. Y holds the strongest directions of S, and merges as S does. Nyström's approximation
-S ≈ Y (ΩᵀY)⁻¹ Yᵀ then gives the components. Source: Tropp, Yurtsever, Udell and Cevher 2017, "Fixed-rank approximation
-of a positive-semidefinite matrix from streaming data", algorithm 3. Memory is O(D L) whatever N is. L of twice the
-components that are wanted, and some more, is their advice and the default.
+Where exact PCA accumulates the scatter matrix S (D x D; see `models.projection`), this accumulates Y = S Ω, D x L, for
+a fixed random Ω of L columns. Y captures the dominant directions of S, and merges as S does. The Nyström approximation
+S ≈ Y (ΩᵀY)⁻¹ Yᵀ then yields the components. Source: Tropp, Yurtsever, Udell and Cevher 2017, "Fixed-rank approximation
+of a positive-semidefinite matrix from streaming data", algorithm 3. Memory is O(D L), independent of N. The default is
+an L of a little more than twice the number of components, as they recommend.
 """
 
 from dataclasses import dataclass, field
@@ -27,14 +27,24 @@ from models.projection import (
     variance_of_rounding,
 )
 
-_BLOCK = 256  # rows that are widened to float64 at a time
+_BLOCK = 256  # rows converted to float64 at a time
 
 
 @dataclass
 class RangeSketch:
-    """Row count, mean, sum of squares about it and Y of rows of width D, in float64; `add` rows, `merge` partitions.
+    """Row count, mean, sum of squares and Y of rows of width D, in float64; `add` rows, `merge` partitions.
 
-    All partitions must have the same `size` and `seed`, so that they share Ω.
+    All partitions must have the same `size` and `seed`, and therefore the same Ω.
+
+    Attributes:
+        n_features: D.
+        size: L.
+        seed: of Ω.
+        n: rows.
+        mean: (D,) of the rows.
+        squares: the sum of squares about the mean.
+        sketch: Y, (D, L).
+        directions: Ω, (D, L).
     """
 
     n_features: int
@@ -56,18 +66,18 @@ class RangeSketch:
 
     @classmethod
     def for_components(cls, n_features: int, k: int, seed: int = 0) -> Self:
-        """A sketch of the size that `k` components need."""
+        """A sketch of the default size for `k` components."""
         return cls(n_features, min(2 * k + 10, n_features), seed)
 
     def add(self, rows: Features) -> None:
-        """Take in rows (N, D)."""
+        """Add rows (N, D)."""
         for start in range(0, len(rows), _BLOCK):
             self.n, self.mean, centred = taken_in(self.n, self.mean, rows[start : start + _BLOCK])
             self.squares += float(np.vdot(centred, centred))
             self.sketch += centred.T @ (centred @ self.directions)
 
     def merge(self, other: "RangeSketch") -> None:
-        """Take in the sketch of another part of the same data; raises ModelError if it was drawn otherwise."""
+        """Add the sketch of another partition; raises ModelError if its Ω differs."""
         ours, theirs = ((part.n_features, part.size, part.seed) for part in (self, other))
         if ours != theirs:
             raise ModelError(f"sketches merge if width, size and seed are the same, got {ours} and {theirs}")
@@ -77,19 +87,22 @@ class RangeSketch:
 
 
 def fit_randomized_pca(sketch: RangeSketch, explained_variance: float | None = None, k: int | None = None) -> PCA:
-    """PCA from a sketch: `k` components, or the fewest that explain at least `explained_variance`.
+    """Fit a PCA from a sketch; its `explained_variance_ratio` has length L.
 
-    The variance curve of the result is as long as the sketch is wide.
+    Args:
+        sketch: of the rows.
+        explained_variance: keep the fewest components that explain at least this share of the variance.
+        k: keep this number of components instead.
 
     Raises:
-        ModelError: fewer than two rows, not finite, no variance, k above the sketch's rank, or a share of the variance
-            that the sketch does not reach.
+        ModelError: fewer than two rows, not finite, no variance, k above the rank of the sketch, or a share of the
+            variance that the sketch does not reach.
     """
     if sketch.n < 2:  # noqa: PLR2004
         raise ModelError(f"PCA needs at least 2 rows with features, got {sketch.n}")
     if not np.isfinite(sketch.squares) or not np.isfinite(sketch.sketch).all():
         raise ModelError("PCA needs finite features; some are NaN or infinite")
-    whole = sketch.squares / (sketch.n - 1)  # the variance of all components together
+    whole = sketch.squares / (sketch.n - 1)  # the total variance
     if not whole > variance_of_rounding(sketch.mean):
         raise ModelError(f"PCA needs features that vary; all {sketch.n} rows are equal")
     variances, vectors = _nystrom(sketch.sketch / (sketch.n - 1), sketch.directions)
@@ -107,9 +120,9 @@ def fit_randomized_pca(sketch: RangeSketch, explained_variance: float | None = N
 def _nystrom(
     product: NDArray[np.float64], directions: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Eigenvalues (L,), falling, and eigenvectors (D, L) of a matrix of which only its product with Ω is known.
+    """Eigenvalues (L,), descending, and eigenvectors (D, L) of a matrix, given its product with Ω.
 
-    A small multiple of the identity is added and taken off again, so that the Cholesky factor exists whatever the rank.
+    A small multiple of the identity is added and subtracted again, so that the Cholesky factor exists at any rank.
     """
     shift = np.sqrt(len(product)) * float(np.finfo(np.float64).eps) * float(np.linalg.norm(product))
     shifted = product + shift * directions

@@ -1,11 +1,11 @@
-"""From an encoded image to the tensor that a network takes: a written recipe, and the one implementation of it.
+"""Preprocessing recipes: from an encoded image to the input tensor of an imported network.
 
-    decode → turn upright → resize and crop → channels → scale and normalise → layout and type
+    decode → rotate upright → resize and crop → channels → scale and normalise → layout and type
 
-The first three steps give pixels (`Recipe.pixels`), the others the tensor (`Recipe.tensor`). A recipe is kept in the
-manifest of an imported model; its version names the meaning of every field. The presets follow what the makers of
-networks publish: torchvision's `ImageClassification` transform, `keras.applications.imagenet_utils.preprocess_input`
-after `keras.utils.load_img`, and TensorFlow Hub's common signatures for images.
+The first three steps yield pixels (`Recipe.pixels`), the others the tensor (`Recipe.tensor`). A recipe is part of the
+manifest of an imported model; its version defines the meaning of its fields. The presets follow published ones:
+torchvision's `ImageClassification` transform, `keras.applications.imagenet_utils.preprocess_input` after
+`keras.utils.load_img`, and TensorFlow Hub's common signatures for images.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -26,7 +26,7 @@ Filter = Literal["nearest", "bilinear", "bicubic", "lanczos", "bilinear_sampled"
 Channels = Literal["rgb", "bgr", "gray"]
 Layout = Literal["nhwc", "nchw"]
 Dtype = Literal["float32", "float16", "uint8", "int8"]
-Pixels = NDArray[Any]  # uint8, or float32 where the filter does not round
+Pixels = NDArray[Any]  # uint8, or float32 if the filter does not round
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 _PILLOW = {
@@ -40,23 +40,25 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Recipe(BaseModel):
-    """How an image becomes the tensor of a network.
+    """How an image is converted to the input tensor of a network.
 
     Attributes:
-        version: of the meaning of the fields.
+        version: defines the meaning of the fields.
         input_size: (height, width) of the tensor.
-        fit: `stretch` resizes the whole picture to the input size; `crop` a centred window of the input's aspect, of
-            `crop_share` of the sides of the largest one; `resize_crop` resizes the picture so that its shorter side has
-            `shorter_side` pixels, and takes the window of the input size from its centre.
+        fit: `stretch` resizes the whole image to the input size; `crop` a centred window of the input's aspect ratio,
+            with sides of `crop_share` times the largest one; `resize_crop` resizes the image so that its shorter side
+            has `shorter_side` pixels, and crops the input size from its centre.
+        shorter_side: in pixels, for `resize_crop` only.
+        crop_share: for `crop`.
         filter: `nearest`, `bilinear`, `bicubic` and `lanczos` are Pillow's, which average over all pixels that an
             output pixel covers and round to integers; the `_sampled` ones interpolate between the nearest 2 × 2 or
-            4 × 4 pixels and do not round, as `tf.image.resize` does by default.
-        channels: their order; `gray` is ITU-R 601 luma, one channel.
-        scale, mean, std: a pixel value p in 0..255 becomes (p · scale − mean) / std, by channel in the order of
-            `channels`, or one for all.
+            4 × 4 pixels without rounding, as `tf.image.resize` does by default.
+        channels: the order of channels; `gray` is ITU-R 601 luma, one channel.
+        scale, mean, std: a pixel value p in 0..255 becomes (p · scale − mean) / std; one value, or one per channel in
+            the order of `channels`.
         layout: nhwc or nchw.
-        dtype: what the network takes; for integers the value is rounded and clipped to their range, unless the network
-            states a scale and a zero point of its own.
+        dtype: the type of the tensor; for integers, values are rounded and clipped to their range, unless the network
+            defines its own scale and zero point.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -93,32 +95,32 @@ class Recipe(BaseModel):
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what `pixels` gives."""
+        """(height, width, channels) of the result of `pixels`."""
         return (*self.input_size, self.n_channels)
 
     @property
     def pixel_dtype(self) -> type[np.uint8 | np.float32]:
-        """Of what `pixels` gives: filters that do not round give floats."""
+        """The type of the result of `pixels`: float32 for filters that do not round."""
         return np.float32 if self.filter in _SAMPLED_TAPS else np.uint8
 
     @property
     def tensor_shape(self) -> tuple[int, int, int]:
-        """Of one image, without the batch."""
+        """The shape of one image's tensor, without the batch."""
         height, width, channels = self.pixel_shape
         return (height, width, channels) if self.layout == "nhwc" else (channels, height, width)
 
     def pixels(self, data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Pixels | BadImage:
-        """Decode, turn upright, resize and crop: encoded bytes to `pixel_shape`, values 0..255, or why not."""
+        """Decode, rotate upright, resize and crop: encoded bytes to `pixel_shape`, values 0..255."""
         found = self.picture(data, limits)
         return found if isinstance(found, BadImage) else found.pixels
 
     def picture(self, data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Picture | BadImage:
-        """As `pixels`, with what is wrong with an image that could be decoded all the same."""
+        """As `pixels`, with the damage of an image that was decoded despite it."""
         found = decode_whole(data, limits)
         return found if isinstance(found, BadImage) else found._replace(pixels=self.fitted(found.pixels))
 
     def fitted(self, picture: NDArray[np.uint8]) -> Pixels:
-        """An upright RGB picture (H, W, 3) uint8 of any size → `pixel_shape`; gray pictures have one channel."""
+        """An upright RGB image (H, W, 3) uint8 of any size → `pixel_shape`."""
         image: NDArray[np.uint8] = picture
         if self.channels == "gray":
             image = np.asarray(Image.fromarray(picture).convert("L"))[..., np.newaxis]
@@ -129,7 +131,7 @@ class Recipe(BaseModel):
             return _sampled(image, box, self.input_size, _SAMPLED_TAPS[self.filter])
         height, width = self.input_size
         pillow = Image.fromarray(np.ascontiguousarray(image[..., 0] if self.n_channels == 1 else image))
-        # Pillow's filter sees the pixels around the box, so this is a crop of the resized picture, without the rest.
+        # Pillow's filter also reads pixels around the box, so this equals a crop of the resized image.
         resized = np.asarray(pillow.resize((width, height), _PILLOW[self.filter], box=box))
         return resized[..., np.newaxis] if self.n_channels == 1 else resized
 
@@ -142,8 +144,8 @@ class Recipe(BaseModel):
         if self._passes_pixels and pixels.dtype == np.uint8:
             values: NDArray[Any] = pixels
         else:
-            # One multiplication and one addition, in float64 until the end: whatever the framework's own order of the
-            # steps, float32 cannot tell the results apart.
+            # One multiplication and one addition in float64: in float32, the result equals that of the framework in any
+            # order of its steps.
             factor = self.scale / np.asarray(self.std)
             shift = -np.asarray(self.mean) / np.asarray(self.std)
             values = (pixels * factor + shift).astype(np.float32)
@@ -181,7 +183,7 @@ class Recipe(BaseModel):
 def _sampled(
     image: NDArray[np.uint8], box: tuple[float, float, float, float], size: tuple[int, int], taps: int
 ) -> NDArray[np.float32]:
-    """Interpolate between the nearest `taps` pixels in each direction, pixel centres at halves; no rounding."""
+    """Interpolate between the nearest `taps` pixels in each direction, with half-pixel centres, without rounding."""
     left, top, right, bottom = box
     rows, row_weights = _taps(top, bottom, size[0], image.shape[0], taps)
     columns, column_weights = _taps(left, right, size[1], image.shape[1], taps)
@@ -194,10 +196,10 @@ def _sampled(
 
 
 def _taps(start: float, end: float, n: int, limit: int, taps: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which pixels each of `n` output pixels is made of, and their weights: (n, taps) each.
+    """The input pixels of each of `n` output pixels and their weights, (n, taps) each.
 
-    As `ResizeBilinear` and `ResizeBicubic` of TensorFlow with `half_pixel_centers`: bilinear repeats the border,
-    bicubic (Keys 1981, a = -0.5) leaves out what lies beyond it.
+    As TensorFlow's `ResizeBilinear` and `ResizeBicubic` with `half_pixel_centers`: bilinear repeats the border, bicubic
+    (Keys 1981, a = -0.5) ignores pixels beyond it.
     """
     centres = start + (np.arange(n) + 0.5) * ((end - start) / n) - 0.5
     first = np.floor(centres).astype(np.int64) - (taps // 2 - 1)
@@ -217,19 +219,19 @@ def _taps(start: float, end: float, n: int, limit: int, taps: int) -> tuple[NDAr
 def decode_fitted(
     data: bytes | None, size: tuple[int, int], fitting: Resize | Recipe, limits: Limits = DEFAULT_LIMITS
 ) -> Picture | BadImage:
-    """An encoded image as a backbone takes it, by a recipe, or by `models.decode` at (height, width) = `size`."""
+    """Decode an image for a backbone, by a recipe or by `models.decode` at (height, width) = `size`."""
     return fitting.picture(data, limits) if isinstance(fitting, Recipe) else decode_marked(data, size, limits, fitting)
 
 
 def empty_pixels(n: int, size: tuple[int, int], fitting: Resize | Recipe) -> Pixels:
-    """Room for `n` such images."""
+    """An uninitialised array for `n` such images."""
     if isinstance(fitting, Recipe):
         return np.empty((n, *fitting.pixel_shape), fitting.pixel_dtype)
     return np.empty((n, *size, RGB_CHANNELS), np.uint8)
 
 
-# What each preset sets; an option of the import replaces a field. Where there is `resize_crop`, `shorter_side` is the
-# input size times 8/7, as 256 for 224.
+# The fields of each preset, which options of the import override. With `resize_crop`, `shorter_side` is the input size
+# times 8/7, such as 256 for 224.
 PRESETS: dict[str, dict[str, Any]] = {
     # timm's default: resize by bicubic interpolation, centre crop, mean and deviation of ImageNet
     "imagenet": {
@@ -249,16 +251,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     "efficientnet_lite": {
         "fit": "crop", "crop_share": 0.875, "filter": "bicubic_sampled", "scale": 1 / 128, "mean": (127 / 128,),
     },
-    # pixels from 0 to 255: the network prepares them itself
+    # pixels from 0 to 255: preprocessing is part of the network
     "raw": {},
 }  # fmt: skip
 
 
 def recipe_of(preset: str, input_size: tuple[int, int], **changes: Any) -> Recipe:
-    """The recipe of a preset for an input size, with other values for some fields.
+    """The recipe of a preset for an input size.
+
+    Args:
+        preset: a name in `PRESETS`.
+        input_size: (height, width).
+        changes: fields that differ from the preset.
 
     Raises:
-        ModelError: an unknown preset, or fields that do not fit together.
+        ModelError: an unknown preset, or inconsistent fields.
     """
     if preset not in PRESETS:
         raise ModelError(f"the preset is one of {', '.join(PRESETS)}, got {preset!r}")

@@ -1,8 +1,8 @@
-"""TensorFlow SavedModels: what one holds, what is refused, and the flatbuffer made of it.
+"""TensorFlow SavedModels: validation and conversion to a flatbuffer.
 
-A SavedModel is a program: its graph may read and write files. So its operators are looked at before TensorFlow loads
-it, and those that reach out of the graph are refused. Those that save and restore variables are in every SavedModel, in
-functions that only saving and loading call; as part of the network the converter refuses them itself.
+A SavedModel is a program: its graph may read and write files. Its operators are therefore checked before TensorFlow
+loads it, and those with side effects are rejected. Operators that save and restore variables occur in every SavedModel,
+in functions that are called only for saving and loading; the converter rejects them in the network itself.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from models.model_file import Contents, one_line
 FILE = "saved_model.pb"
 MAX_GRAPH_BYTES = 1024**3
 MAX_NODES = 500_000
-# Parts of the names of operators that read or write files, run Python, talk to others, or wait.
+# Parts of the names of operators that read or write files, run Python, communicate, or block.
 _REACHING_OUT = (
     "PyFunc", "ReadFile", "WriteFile", "MatchingFiles", "Reader", "Rpc", "Send", "Recv", "Dataset", "Summary", "Debug",
     "TextFile", "Print", "Save", "Restore", "Checkpoint", "Queue", "TensorArray", "ImmutableConst", "XlaCall",
@@ -28,7 +28,7 @@ def read_saved_model(folder: Path) -> Contents:
     """Read and check a SavedModel without TensorFlow.
 
     Raises:
-        ModelError: not one, or its graph reaches out of itself.
+        ModelError: not a SavedModel, or its graph has side effects.
     """
     file = folder / FILE
     if any(path.is_symlink() for path in folder.rglob("*")):
@@ -55,10 +55,10 @@ def read_saved_model(folder: Path) -> Contents:
 
 
 def convert_saved_model(folder: Path, tensor: str | None) -> tuple[bytes, str]:
-    """A checked SavedModel as a flatbuffer, and the name of its output.
+    """Convert a checked SavedModel; returns the flatbuffer and the name of its output.
 
     Raises:
-        ModelError: TensorFlow does not load it, or LiteRT cannot run its operators.
+        ModelError: TensorFlow cannot load it, or LiteRT cannot run its operators.
     """
     import tensorflow as tf
 
@@ -68,7 +68,7 @@ def convert_saved_model(folder: Path, tensor: str | None) -> tuple[bytes, str]:
         converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
         return converter.convert(), "output"
-    except Exception as error:  # it raises what it pleases
+    except Exception as error:  # of any type
         raise ModelError(f"it cannot be converted for LiteRT: {one_line(error)}") from error
 
 
@@ -80,7 +80,7 @@ def _count(holder: memoryview, field: int, operators: Counter[str]) -> None:
 
 
 def _check_start(meta_graph: memoryview) -> None:
-    """What TensorFlow runs when it loads the file does nothing."""
+    """Raise ModelError if TensorFlow would run operators when it loads the model."""
     kinds = {}
     for graph in protobuf.messages(meta_graph, 2):
         kinds = {protobuf.text(node, 1): protobuf.text(node, 2) for node in protobuf.messages(graph, 1)}

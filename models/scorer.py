@@ -1,4 +1,4 @@
-"""A model at work: images in, features and class probabilities out. Composes the stages, adds nothing to them."""
+"""Scoring images with a model: composes decoding, backbone, projection and classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ Images = NDArray[np.uint8]
 
 
 class Engine(Protocol):
-    """Runs a backbone: images (N, H, W, 3) uint8, or as its recipe makes them → features (N, D) float32."""
+    """Runs a backbone: images (N, H, W, 3) uint8, or in the form of its recipe → features (N, D) float32."""
 
     @property
     def input_size(self) -> tuple[int, int]: ...
@@ -40,13 +40,13 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a list of encoded images.
+    """The result of decoding a list of images.
 
     Attributes:
-        images: (N, H, W, 3) uint8, or as a recipe makes them; those that decoded, in order.
-        rows: the N positions in the list that they came from.
-        bad: position → why that one is not an image.
-        damage: position → what is wrong with an image that decoded all the same.
+        images: (N, H, W, 3) uint8, or in the form of a recipe: the decoded images, in order.
+        rows: the N positions in the list of the decoded images.
+        bad: position → the reason why the image could not be decoded.
+        damage: position → the damage of an image that was decoded despite it.
     """
 
     images: Pixels
@@ -61,7 +61,14 @@ def decode_all(
     fitting: Resize | Recipe = "stretch",
     limits: Limits = DEFAULT_LIMITS,
 ) -> Decoded:
-    """Decode every image of a list to (height, width) = `size`."""
+    """Decode a list of images.
+
+    Args:
+        values: encoded images; None for a message without value.
+        size: (height, width).
+        fitting: how images are resized to `size`, or the recipe.
+        limits: bounds on decoding.
+    """
     images = empty_pixels(len(values), size, fitting)
     rows: list[int] = []
     bad: dict[int, BadImage] = {}
@@ -83,8 +90,11 @@ class Head:
     """Projection and classifier: features (N, D) float32 → probabilities (N, C) float32 of `classes`.
 
     Attributes:
-        threshold: of two classes, the second one is answered where its probability is at least this; None for the
-            most probable class.
+        classes: (C) names.
+        projection: the projection.
+        classifier: the classifier.
+        threshold: with two classes, the second is predicted if its probability is at least this; None: the more
+            probable one is.
     """
 
     classes: tuple[str, ...]
@@ -93,7 +103,7 @@ class Head:
     threshold: float | None = None
 
     def logits(self, features: Features) -> NDArray[np.float64]:
-        """(N, D) float32 → (N, C) float64, whose softmax the probabilities are."""
+        """(N, D) float32 → (N, C) float64 logits."""
         return self.classifier.logits(self.projection.transform(features))
 
     def probabilities(self, features: Features) -> Features:
@@ -106,7 +116,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A whole model: encoded images to probabilities, a step at a time."""
+    """A complete model, from encoded images to probabilities, step by step."""
 
     engine: Engine
     head: Head
@@ -114,11 +124,11 @@ class Scorer:
     limits: Limits = DEFAULT_LIMITS
 
     def decode(self, values: Sequence[bytes | None]) -> Decoded:
-        """Encoded images → pixels as the backbone takes them, and which could not be decoded."""
+        """Encoded images → the backbone's input, and the images that could not be decoded."""
         return decode_all(values, self.engine.input_size, self.fitting, self.limits)
 
     def features(self, images: Pixels) -> Features:
-        """(N, H, W, 3) as `decode` gives them → (N, D) float32."""
+        """(N, H, W, 3) from `decode` → (N, D) float32."""
         return self.engine(images)
 
     def probabilities(self, features: Features) -> Features:
@@ -127,10 +137,10 @@ class Scorer:
 
 
 def load_head(bundle: Bundle) -> Head:
-    """The projection and classifier of a bundle.
+    """Load the projection and classifier of a bundle.
 
     Raises:
-        ModelError: their arrays are not what the manifest says.
+        ModelError: their arrays do not match the manifest.
     """
     manifest = bundle.manifest
     stage = manifest.projection
@@ -149,14 +159,15 @@ def load_scorer(
     engine: EngineName | None = None,
     providers: Sequence[str] = ("cpu",),
 ) -> Scorer:
-    """The model of a bundle, ready to score; costs tenths of a second, so a worker does it once.
+    """Load the model of a bundle; takes tenths of a second, so a worker does it once.
 
     Args:
-        limits: of the images that it decodes.
+        bundle: the bundle.
         threads, engine, providers: see `load_engine`.
+        limits: bounds on decoding.
 
     Raises:
-        ModelError: a part cannot be loaded, or is not what the manifest says.
+        ModelError: a part cannot be loaded, or does not match the manifest.
     """
     entry = bundle.manifest.backbone
     loaded = load_engine(entry, bundle.files[entry.scored_file], threads, engine, providers)
@@ -170,15 +181,17 @@ def load_engine(
     engine: EngineName | None = None,
     providers: Sequence[str] = ("cpu",),
 ) -> Engine:
-    """An engine for a network, of the content of its file.
+    """Load the engine of a backbone.
 
     Args:
-        threads: of LiteRT and ONNX Runtime.
-        engine: what runs it; None for the engine that the manifest names.
-        providers: of ONNX Runtime, the first that can.
+        entry: the backbone in the manifest.
+        content: the content of its file.
+        threads: the number of threads of LiteRT and ONNX Runtime.
+        engine: the engine; default: the manifest's.
+        providers: execution providers of ONNX Runtime by priority.
 
     Raises:
-        ModelError: the content is not usable, or gives something else than the manifest says.
+        ModelError: the content cannot be used, or does not match the manifest.
     """
     if engine == "onnx" and entry.engine == "litert":
         loaded = _translated(entry, content, threads, providers)
@@ -210,17 +223,17 @@ def _own_engine(entry: BackboneEntry, content: bytes, threads: int, providers: S
 
 
 def _translated(entry: BackboneEntry, content: bytes, threads: int, providers: Sequence[str]) -> Engine:
-    """ONNX Runtime on what was made for LiteRT."""
+    """ONNX Runtime with the translation of a flatbuffer."""
     if entry.network is None:
         return TranslatedEngine(content, entry.input_size, entry.n_features, threads, providers)
     return NetworkEngine(entry.network, entry.output, OnnxSession(to_onnx(content), threads, providers))
 
 
 def load_reference(bundle: Bundle) -> DriftReference | None:
-    """The drift reference of a bundle; None if it has none.
+    """Load the drift reference of a bundle; None if it has none.
 
     Raises:
-        ModelError: it makes no sense.
+        ModelError: the reference is invalid.
     """
     if DRIFT not in bundle.files:
         return None
@@ -228,7 +241,11 @@ def load_reference(bundle: Bundle) -> DriftReference | None:
 
 
 def golden_arrays(scorer: Scorer, images: Sequence[bytes]) -> Arrays:
-    """A few encoded images with the probabilities that `scorer` gives them, as a bundle's golden predictions."""
+    """The golden predictions of a bundle: a few encoded images with the probabilities computed by `scorer`.
+
+    Raises:
+        ModelError: there are no images, or one cannot be decoded.
+    """
     decoded = scorer.decode(images)
     if decoded.bad or not decoded.rows:
         raise ModelError("golden predictions need at least one image, and only images that decode")
@@ -241,10 +258,10 @@ def golden_arrays(scorer: Scorer, images: Sequence[bytes]) -> Arrays:
 
 
 def check_golden(bundle: Bundle, scorer: Scorer) -> None:
-    """Score a bundle's own golden images with its scorer and compare.
+    """Score a bundle's golden images and compare the probabilities.
 
     Raises:
-        ModelError: the arrays make no sense, an image does not decode, or a probability is off by more than the
+        ModelError: the arrays are invalid, an image cannot be decoded, or a probability differs by more than the
             manifest's tolerance.
     """
     manifest = bundle.manifest

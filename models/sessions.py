@@ -1,4 +1,4 @@
-"""Open the session that runs an imported network's file."""
+"""Opening sessions that run imported networks."""
 
 from collections.abc import Sequence
 
@@ -8,13 +8,16 @@ from models.tflite_session import TFLiteSession
 
 
 def open_session(file_format: Format, content: bytes, threads: int = 1, providers: Sequence[str] = ("cpu",)) -> Session:
-    """Check and load the content of a file.
+    """Check and load a network.
 
     Args:
-        providers: of ONNX Runtime; the first that can runs the network.
+        file_format: the format of the file.
+        content: the content of the file.
+        threads: the number of threads.
+        providers: execution providers of ONNX Runtime by priority.
 
     Raises:
-        ModelError: it is refused, or cannot be run.
+        ModelError: the file is rejected or cannot be run.
     """
     if file_format == "onnx":
         return OnnxSession(content, threads, providers)

@@ -1,7 +1,6 @@
-"""Photographs made smaller before they are sent: aspect and orientation kept, metadata left behind.
+"""Shrinking of images before they are published; keeps aspect ratio and orientation, and drops metadata.
 
-Only images larger than asked for are touched, and what cannot be decoded within the limits is sent as it is: the
-stream decides on it.
+Images that are small enough, or that cannot be decoded within the limits, are left unchanged.
 """
 
 import warnings
@@ -14,16 +13,22 @@ from models.guarded import run_guarded
 from models.image_header import read_header, sniff, too_many_pixels
 
 JPEG_QUALITY = 90
-RESIZABLE = ("RGB", "RGBA", "L", "CMYK", "I;16")  # modes that are resized as they are
+RESIZABLE = ("RGB", "RGBA", "L", "CMYK", "I;16")  # modes that are resized without conversion
 
 
 def shrink(data: bytes, max_side: int, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """The encoded image with no side longer than `max_side` pixels; `data` itself where that holds already.
+    """Shrink an encoded image so that no side is longer than `max_side` pixels.
 
-    It becomes a JPEG, or a PNG where it has transparency or 16-bit gray; of an animation the first frame stays. EXIF
-    orientation is applied, other metadata (the place a photograph was taken at, too) is dropped, the colour profile is
-    kept. Returns `data` itself as well if it is not an image of a known format or exceeds a limit, whose `max_bytes`
-    does not count here.
+    The result is a JPEG, or a PNG if the image has transparency or 16-bit gray; of an animation, the first frame. EXIF
+    orientation is applied, the colour profile is kept, and other metadata, such as the location, is dropped.
+
+    Args:
+        data: the encoded image.
+        max_side: in pixels.
+        limits: bounds on decoding; `max_bytes` is ignored.
+
+    Returns:
+        The shrunk image; `data` itself if it is small enough, of an unknown format, or exceeds a limit.
     """
     found = sniff(data)
     if found is None or found.format not in limits.formats:
@@ -41,9 +46,10 @@ def shrink(data: bytes, max_side: int, limits: Limits = DEFAULT_LIMITS) -> bytes
 
 
 def shrink_pixels(data: bytes, image_format: str, max_side: int, max_pixels: int) -> bytes | None:
-    """The image made smaller, in this process; None if it is small enough, or cannot be decoded.
+    """Shrink an image in this process; None if it is small enough or cannot be decoded.
 
-    Raises MemoryError if there is not enough.
+    Raises:
+        MemoryError: not enough memory.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # odd metadata, and sizes between Pillow's two limits
@@ -54,16 +60,16 @@ def shrink_pixels(data: bytes, image_format: str, max_side: int, max_pixels: int
                 return _shrunk(image, max_side)
         except MemoryError:
             raise
-        # Bytes that are not a sound image make Pillow's decoders raise anything, struct.error and SyntaxError too.
+        # For invalid images, Pillow's decoders raise exceptions of any type, including struct.error and SyntaxError.
         except Exception:  # noqa: BLE001
             return None
 
 
 def _shrunk(image: Image.Image, max_side: int) -> bytes:
     profile = image.info.get("icc_profile")
-    if image.mode not in RESIZABLE:  # a palette's numbers cannot be averaged
+    if image.mode not in RESIZABLE:  # palette indices cannot be averaged
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that is still twice what is wanted.
+    # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least twice the target.
     image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "CMYK":

@@ -1,6 +1,6 @@
-"""Small CNNs, declared layer by layer: networks that are trained from the first weight, where images are enough.
+"""Small CNNs, declared layer by layer, for training from scratch.
 
-Importing this module imports no TensorFlow: only `build` needs Keras.
+Importing this module does not import TensorFlow: only `build` needs Keras.
 """
 
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import keras
 
-# ITU-R BT.601's luma, which Pillow's `convert("L")` computes, too, and then rounds to a whole number.
+# The luma of ITU-R BT.601, as in Pillow's `convert("L")`, which rounds it.
 LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True, slots=True)
 class Conv:
-    """A convolution with a ReLU. `same` pads, so that sides stay as they are; `valid` loses kernel - 1."""
+    """A convolution with a ReLU. `same` padding preserves the sides; `valid` reduces them by kernel - 1."""
 
     filters: int
     kernel: int
@@ -24,19 +24,19 @@ class Conv:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The largest of each window of size x size; what is left over at the right and below is dropped."""
+    """Max pooling over windows of size x size; a remainder at the right and bottom is dropped."""
 
     size: int = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """The mean over the whole map, a number per channel."""
+    """Global average pooling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flatten:
-    """The map row by row."""
+    """Flattens the map row by row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,10 @@ class SmallCnn:
     """A network from scaled RGB pixels to features.
 
     Attributes:
-        gray: takes the luma of the pixels first, so that colours cannot tell classes apart.
+        name: the backbone's name.
+        gray: convert to luma first, so that colours cannot distinguish classes.
         layers: the last one is dense; its units are the features.
-        min_side: of the images; below it, a map would have no pixel left.
+        min_side: the smallest side of images; below it, a map would be empty.
     """
 
     name: str
@@ -98,7 +99,7 @@ COLOR = SmallCnn(
 def build(architecture: SmallCnn, input_size: tuple[int, int]) -> "keras.Model":
     """Build the network: float32 (N, H, W, 3), RGB in 0..1, to float32 features (N, 1, 1, D), a map of one pixel.
 
-    Its weights are Keras' initial ones, which differ from call to call.
+    Its weights are Keras' random initial ones.
     """
     import keras
 
@@ -112,7 +113,7 @@ def build(architecture: SmallCnn, input_size: tuple[int, int]) -> "keras.Model":
 
 def _luma(pixels: Any) -> Any:
     """(N, H, W, 3) → (N, H, W, 1)."""
-    # Channel by channel: on a CPU that takes a quarter of the time that a sum over the short last axis does.
+    # Channel by channel, which on a CPU takes a quarter of the time of a sum over the short last axis.
     red, green, blue = (pixels[..., at : at + 1] * share for at, share in enumerate(LUMA))
     return red + green + blue
 

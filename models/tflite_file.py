@@ -1,7 +1,7 @@
-"""TensorFlow Lite files: what one holds, whether it can be run safely, and the part that one tensor needs.
+"""TensorFlow Lite files: reading, validation, and extraction of the part that computes one tensor.
 
-A flatbuffer is read by offsets that it states itself. Every one that the interpreter would follow is followed here
-first, by a reader that cannot leave the file. Source: `tensorflow/compiler/mlir/lite/schema/schema.fbs`.
+A flatbuffer contains offsets that its reader follows. All that the interpreter would follow are checked first, by a
+reader that cannot leave the file. Source: `tensorflow/compiler/mlir/lite/schema/schema.fbs`.
 """
 
 import io
@@ -16,9 +16,9 @@ from models.model_file import Contents, Tensor
 
 IDENTIFIER = b"TFL3"
 MAX_OPERATORS = 100_000
-MAX_TENSOR_BYTES = 512 * 1024**2  # of one tensor, that the interpreter would make room for
+MAX_TENSOR_BYTES = 512 * 1024**2  # of one tensor that the interpreter would allocate
 MAX_LABELS_BYTES = 16 * 1024**2
-_LOOPS = ("WHILE", "CALL_ONCE", "CALL")  # a network of the operators that are left ends
+_LOOPS = ("WHILE", "CALL_ONCE", "CALL")  # without them, a network terminates
 _BITS = {"INT4": 4, "UINT4": 4, "INT2": 2}
 _UNREADABLE = (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError, UnicodeDecodeError)
 
@@ -27,7 +27,7 @@ def read_tflite(content: bytes) -> Contents:
     """Read and check a file.
 
     Raises:
-        ModelError: not a TensorFlow Lite file, or one that is not safe to run; says why.
+        ModelError: not a TensorFlow Lite file, or one that is not safe to run; the message says why.
     """
     if content[4:8] != IDENTIFIER:
         raise ModelError("not a TensorFlow Lite file: it lacks the identifier TFL3")
@@ -42,10 +42,10 @@ def read_tflite(content: bytes) -> Contents:
 
 
 def keep_tensor(content: bytes, tensor: str) -> bytes:
-    """A checked file whose only output is one tensor, without the operators that it does not need.
+    """Reduce a checked file to one output tensor and the operators that it depends on.
 
     Raises:
-        ModelError: no operator computes such a tensor.
+        ModelError: no operator computes the tensor.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -109,7 +109,7 @@ def _read(content: bytes) -> Contents:
 
 
 def _tensor(tensor: Any, sizes: list[int], found: Contents) -> Tensor:
-    """A tensor, once what its shape claims is known to be there, or to be of a size that can be made room for."""
+    """Read a tensor after checking that its shape matches its data, or a size that can be allocated."""
     name, dtype = _name(tensor.Name()), _dtype(tensor.Type())
     shape = [tensor.Shape(at) for at in range(tensor.ShapeLength())]
     bits = _BITS.get(dtype.upper(), _bytes(dtype) * 8)
@@ -143,7 +143,7 @@ def _buffer_size(buffer: Any, file_size: int) -> int:
 
 
 def _places(numbers: Any, n: int) -> list[int]:
-    """Numbers of tensors; -1 stands for one that is left out."""
+    """Indices of tensors, without -1, which stands for an omitted one."""
     places = [int(at) for at in np.atleast_1d(numbers)] if not isinstance(numbers, int) else []
     if any(not -1 <= at < n for at in places):
         raise ModelError(f"it names a tensor that it does not have: {max(places)} of {n}")
@@ -169,7 +169,7 @@ def _name(raw: Any) -> str:
 
 
 def _labels(content: bytes) -> dict[str, str]:
-    """The class names in a file of labels that is attached to the flatbuffer, as TensorFlow's metadata has it."""
+    """The class names in a file of labels attached to the flatbuffer as TensorFlow Lite metadata."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as attached:
             entries = [one for one in attached.infolist() if one.filename.lower().endswith(".txt")]

@@ -1,4 +1,4 @@
-"""Run an imported TensorFlow Lite file by LiteRT (XNNPACK); TensorFlow is not imported."""
+"""Running imported TensorFlow Lite files with LiteRT (XNNPACK), without TensorFlow."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from models.tflite_file import read_tflite
 
 
 class TFLiteSession:
-    """A loaded file with one input and one output, one image at a time; belongs to one thread.
+    """A loaded file with one input and one output, run on one image at a time. Not thread-safe.
 
-    A quantised input is made of real values by its scale and zero point, a quantised output into real values.
+    Quantised inputs and outputs are converted from and to real values by their scale and zero point.
     """
 
     batch = 1
 
     def __init__(self, content: bytes, threads: int = 1) -> None:
-        """Raises ModelError if the file is refused, or LiteRT cannot run it."""
+        """Raises ModelError if the file is rejected or LiteRT cannot run it."""
         from ai_edge_litert.interpreter import Interpreter
 
         read_tflite(content)
@@ -36,10 +36,10 @@ class TFLiteSession:
         self._shape: tuple[int, ...] | None = None
 
     def run(self, tensor: NDArray[Any]) -> NDArray[Any]:
-        """The output of one image, (1, …).
+        """Return the output for one image (1, …).
 
         Raises:
-            ModelError: it fails on it.
+            ModelError: LiteRT fails.
         """
         place = self._input["index"]
         try:

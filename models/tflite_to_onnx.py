@@ -1,9 +1,9 @@
-"""A float network of TensorFlow Lite as ONNX, so that ONNX Runtime can run what LiteRT runs.
+"""Translation of float networks from TensorFlow Lite to ONNX.
 
-Operator by operator, for those that networks for images consist of; a network with another one stays with LiteRT.
-TensorFlow Lite keeps maps as (N, h, w, C), ONNX's convolutions as (N, C, h, w): each is put between two
-transpositions, which ONNX Runtime's optimizer cancels against each other. Sources: TensorFlow Lite's `schema.fbs` and
-reference kernels, https://onnx.ai/onnx/operators/.
+Operators of image networks are translated one by one; networks with others remain on LiteRT. TensorFlow Lite stores
+maps as (N, h, w, C), ONNX's convolutions expect (N, C, h, w): each convolution is placed between two transpositions,
+which ONNX Runtime's optimizer cancels. Sources: TensorFlow Lite's `schema.fbs` and reference kernels,
+https://onnx.ai/onnx/operators/.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,16 +26,16 @@ Piece = bytes | memoryview
 
 
 def to_onnx(flatbuffer: bytes) -> bytes:
-    """The ONNX file of a flatbuffer that `models.tflite_file.read_tflite` takes.
+    """Translate a flatbuffer accepted by `models.tflite_file.read_tflite` to an ONNX file.
 
     Raises:
-        ModelError: an operator, or an option of one, that has no translation here.
+        ModelError: an operator, or one of its options, is not supported.
     """
     return _Translation(flatbuffer).translated()
 
 
 class _Translation:
-    """A graph on its way from one format to the other; a tensor's name is `t` and its number."""
+    """The translation of one graph; tensors are named `t` and their index."""
 
     def __init__(self, flatbuffer: bytes) -> None:
         from ai_edge_litert import schema_py_generated as schema
@@ -49,7 +49,7 @@ class _Translation:
         self._nodes: list[Piece] = []
         self._weights: list[Piece] = []
         self._n_names = 0
-        self._shapes: set[int] = set()  # tensors that hold shapes: every shape is known here
+        self._shapes: set[int] = set()  # tensors that contain shapes, which are all static
 
     def translated(self) -> bytes:
         for at in range(self._graph.OperatorsLength()):

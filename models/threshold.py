@@ -1,9 +1,8 @@
-"""Where to draw the line between two classes: the probability from which on the second one is answered.
+"""The decision threshold of binary classifiers: the probability from which the second class is predicted.
 
-Half is right where the probabilities are, and both kinds of mistakes cost the same. Otherwise the best threshold is
-looked for among all that tell the scores apart, on images that the model was not fitted on: the one that gives the
-second class the greatest F1 (Lipton et al. 2014, "Optimal Thresholding of Classifiers to Maximize F1 Measure"), or that
-makes mistakes cost least.
+One half is optimal if the probabilities are calibrated and both kinds of errors cost the same. Otherwise the threshold
+is chosen on images that the model was not fitted on: the one that maximises the F1 of the second class (Lipton et al.
+2014, "Optimal Thresholding of Classifiers to Maximize F1 Measure"), or minimises the cost of errors.
 """
 
 import math
@@ -13,20 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ModelError
-from models.score_counts import ScoreCounts
+from models.score_histogram import ScoreHistogram
 
 Floats = NDArray[np.float64]
 
 _SECOND = 1  # of the two classes
-_LIMITS = (-104.0, 30.0)  # log-odds beyond any float32 probability that is neither 0 nor 1
+_LIMITS = (-104.0, 30.0)  # log-odds beyond which a float32 probability is 0 or 1
 
 
 @dataclass(frozen=True, slots=True)
 class ThresholdAim:
-    """What the threshold shall be: `fixed`; or the one of the least cost, if `costs` are given; or that of best F1.
+    """How the threshold is chosen: `fixed`, by the minimum cost if `costs` are set, or else by the maximum F1.
 
     Attributes:
-        costs: what a false positive costs (answering the second class where it is the first), and a false negative.
+        fixed: the threshold.
+        costs: of a false positive (predicting the second class for the first) and of a false negative.
     """
 
     fixed: float | None = None
@@ -34,10 +34,10 @@ class ThresholdAim:
 
 
 def parse_threshold(text: str) -> ThresholdAim:
-    """The aim that `0.7`, `f1` or `cost:1:5` (of a false positive, of a false negative) names.
+    """Parse `0.7`, `f1` or `cost:1:5` (of a false positive, of a false negative).
 
     Raises:
-        ModelError: anything else, a threshold that is not between 0 and 1, or a cost that is not above 0.
+        ModelError: anything else, a threshold that is not between 0 and 1, or a cost that is not positive.
     """
     name, *numbers = text.strip().lower().split(":")
     if name == "f1" and not numbers:
@@ -56,11 +56,12 @@ def parse_threshold(text: str) -> ThresholdAim:
     )
 
 
-def best_threshold(scores: ScoreCounts, aim: ThresholdAim) -> float:
-    """The threshold that reaches the aim on rows whose scores were counted; a half, where that is as good as any.
+def best_threshold(scores: ScoreHistogram, aim: ThresholdAim) -> float:
+    """The best threshold for the aim; of equally good ones, the closest to one half.
 
     Args:
         scores: of a model of two classes; see `models.evaluation.Evaluation.scores`.
+        aim: how the threshold is chosen.
 
     Raises:
         ModelError: other than two classes, or rows of one of them only.
@@ -75,7 +76,7 @@ def best_threshold(scores: ScoreCounts, aim: ThresholdAim) -> float:
             "the best threshold shows on rows of both classes, "
             f"got {members.sum()} of the second and {others.sum()} others"
         )
-    # Cut number i answers the second class for the scores from number i on; the last cut, for none.
+    # Cut i predicts the second class for scores from number i; the last cut, for none.
     found = np.concatenate([members[::-1].cumsum()[::-1], [0]])  # true positives
     wrong = np.concatenate([others[::-1].cumsum()[::-1], [0]])  # false positives
     missed = members.sum() - found
@@ -90,9 +91,9 @@ def best_threshold(scores: ScoreCounts, aim: ThresholdAim) -> float:
 
 
 def _cuts(lowest: Floats, highest: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-    """Log-odds (n + 1) that part ascending scores (n), before, between and behind them: 0, a half, where that does.
+    """Log-odds (n + 1) that separate n ascending scores, before, between and after them; 0 (one half) if possible.
 
-    And whether they do: two scores whose probabilities are the same float32 cannot be parted, nor 0 or 1 be passed.
+    And whether each is possible: scores with equal float32 probabilities cannot be separated, nor 0 or 1 be passed.
     """
     below = np.concatenate([[-np.inf], highest])
     above = np.concatenate([lowest, [np.inf]])

@@ -1,15 +1,15 @@
-"""What a TIFF's first directory makes a decoder do, counted before one sees it (TIFF 6.0; BigTIFF as in libtiff).
+"""Bounds on the cost of decoding a TIFF, from its first directory (TIFF 6.0; BigTIFF as in libtiff).
 
-A directory of a few entries can describe thousands of tiles, each larger than the image, that all lie in the same
-bytes of the file.
+A directory with a few entries can describe thousands of tiles, each larger than the image, that share the same bytes of
+the file.
 """
 
 import struct
 
 MAX_ENTRIES = 1_000  # of the directory; cameras write about 60
 MAX_PARTS = 65_536  # tiles or strips; an image of 64 megapixels in tiles of 256 pixels a side has 1,000
-PIXELS_OF_A_SMALL_FILE = 1_048_576  # tiles of small images may be larger than these
-MAX_PADDING = 4  # pixels in tiles for each of the image
+PIXELS_OF_A_SMALL_FILE = 1_048_576  # tiles of smaller images may have more pixels than `MAX_PADDING` allows
+MAX_PADDING = 4  # pixels in tiles per pixel of the image
 MAX_BITS_PER_PIXEL = 128
 
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
@@ -19,9 +19,10 @@ _TILE_WIDTH, _TILE_HEIGHT, _TILES = 322, 323, 324
 
 
 def tiff_excess(data: bytes, max_pixels: int) -> str | None:
-    """What the first image of a TIFF has more of than is allowed, or None.
+    """A message if the first image of a TIFF exceeds a limit, else None.
 
-    Raises struct.error where the directory is not within the file.
+    Raises:
+        struct.error: the directory is not within the file.
     """
     entries = _directory(data)
     if isinstance(entries, str):
@@ -59,9 +60,9 @@ def _tiles_excess(
 
 
 def _directory(data: bytes) -> dict[int, tuple[int, tuple[int, ...]]] | str:
-    """The entries of the first directory, tag → (how many values, the first of them if it is a whole number).
+    """The entries of the first directory, tag → (number of values, the first one if it is an integer).
 
-    A text where there are too many of them.
+    A message if there are too many.
     """
     order = "<" if data.startswith(b"II") else ">"
     big = data[2:4] in (b"+\0", b"\0+")
@@ -76,7 +77,7 @@ def _directory(data: bytes) -> dict[int, tuple[int, tuple[int, ...]]] | str:
     if count > MAX_ENTRIES:
         return f"a directory of {count} entries, the limit is {MAX_ENTRIES}"
     entries: dict[int, tuple[int, tuple[int, ...]]] = {}
-    named = 0  # bytes that the entries name, each of which a reader copies
+    named = 0  # bytes that entries refer to, which a reader copies
     for position in range(at, at + count * step, step):
         tag, kind, n = struct.unpack_from(layout, data, position)
         size = _SIZES.get(kind, 0) * n

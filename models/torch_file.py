@@ -1,11 +1,11 @@
-"""Read the tensors of a PyTorch file of the legacy format, without torch and without running what it says.
+"""Reading tensors from PyTorch files in the legacy format, without torch and without executing code.
 
-The format (torch/serialization.py, `_legacy_load`): five pickles (a magic number, the protocol, facts on the writing
-machine, the state dict, the storage keys), then per storage an 8-byte count and the raw elements. A tensor is a view
-on a storage: offset, sizes and strides in elements, and the strides are not always those of a contiguous array.
+The format (torch/serialization.py, `_legacy_load`): five pickles (a magic number, the protocol, information on the
+writing machine, the state dict, the storage keys), then for each storage an 8-byte count and the raw elements. A tensor
+is a view of a storage: offset, sizes and strides in elements, which need not be contiguous.
 
-A pickle can name any function to be called. Here it can name three things, and each becomes something inert: an
-`OrderedDict`, the recipe of a view, and storage types, which are plain strings.
+A pickle can call any function by name. Here only three names are allowed, all harmless: `OrderedDict`, the constructor
+of a view, and storage types, which become strings.
 """
 
 import collections
@@ -53,7 +53,7 @@ class _View(NamedTuple):
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Builds views from a pickle that may name nothing but tensors, their storages and ordered dictionaries."""
+    """Builds views from a pickle that may refer only to tensors, their storages and ordered dictionaries."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -79,10 +79,15 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 def read_tensors(path: Path, sha256: str | None = None) -> dict[str, NDArray[Any]]:
-    """Read every tensor of the state dict in `path`, each as a contiguous array that owns its memory.
+    """Read every tensor of the state dict in `path` as a contiguous array that owns its memory.
 
-    With `sha256` (hex) the file is refused before anything in it is interpreted, unless it is that very file. Raises
-    ModelError for a file that is missing, too large, another one, malformed, or that names anything but tensors.
+    Args:
+        path: the file.
+        sha256: the expected hash in hex, checked before the file is parsed.
+
+    Raises:
+        ModelError: the file is missing, too large, malformed or not the expected one, or refers to anything but
+            tensors.
     """
     try:
         size = path.stat().st_size
@@ -137,7 +142,7 @@ def _read_storages(stream: BytesIO, keys: Any, declared: dict[str, _Storage]) ->
 
 
 def _materialise(name: str, view: _View, storage: NDArray[Any]) -> NDArray[Any]:
-    """Copy a strided view out of its storage, once it is sure to lie within."""
+    """Copy a strided view out of its storage after checking its bounds."""
     _, offset, shape, strides = view
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:

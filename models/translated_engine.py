@@ -1,4 +1,4 @@
-"""A backbone by name on ONNX Runtime: its flatbuffer, translated, called as every engine is."""
+"""The engine that runs a backbone's flatbuffer on ONNX Runtime, translated to ONNX."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from models.tflite_to_onnx import to_onnx
 
 
 class TranslatedEngine:
-    """ONNX Runtime over the translation of a backbone's flatbuffer, one image at a time; belongs to one thread."""
+    """ONNX Runtime with the translation of a backbone's flatbuffer, one image at a time. Not thread-safe."""
 
     def __init__(
         self,
@@ -21,7 +21,18 @@ class TranslatedEngine:
         threads: int = 1,
         providers: Sequence[str] = ("cpu",),
     ) -> None:
-        """Raises ModelError if it cannot be translated or run."""
+        """Translate and load a flatbuffer.
+
+        Args:
+            flatbuffer: its content.
+            input_size: (height, width).
+            n_features: D.
+            threads: the number of threads of one operator.
+            providers: execution providers by priority.
+
+        Raises:
+            ModelError: it cannot be translated or run.
+        """
         self._session = OnnxSession(to_onnx(flatbuffer), threads, providers)
         self.input_size, self.n_features = input_size, n_features
 

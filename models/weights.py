@@ -1,4 +1,4 @@
-"""The weights of a backbone: random, or from a local file. Only numbers are taken from a file, never code."""
+"""The weights of a backbone: random, or from a local file, of which only numbers are read, no code."""
 
 import warnings
 import zipfile
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import keras
 
 RANDOM_SEED = 0
-MAX_EXCESS = 4  # times the size of the weights: an optimizer keeps two values for each
+MAX_EXCESS = 4  # times the size of the weights: optimizers store two more values for each
 MAX_H5_OBJECTS = 10_000
 _SUFFIXES = (".h5", ".hdf5", ".keras", ".npz")
 
 
 def local_file(weights: str) -> Path:
-    """The file that `weights` names; raises ModelError if there is none, or none of a kind that can be read."""
+    """The absolute path of a weights file; raises ModelError if it does not exist or has another suffix."""
     file = Path(weights)
     if not file.is_file():
         raise ModelError(f"weights must be imagenet, random or a file, and there is no file {weights!r}")
@@ -31,7 +31,7 @@ def local_file(weights: str) -> Path:
 
 
 def randomise(body: "keras.Model", seed: int = RANDOM_SEED) -> None:
-    """He-normal kernels from a seed; biases are 0, normalisations the identity. Keras' global seed is left alone."""
+    """Set He-normal kernels from a seed, without changing Keras' global seed; other weights keep their values."""
     generator = np.random.default_rng(seed)
     for weight in body.weights:
         if len(weight.shape) > 1:
@@ -40,11 +40,17 @@ def randomise(body: "keras.Model", seed: int = RANDOM_SEED) -> None:
 
 
 def load(body: "keras.Model", file: Path, name: str) -> None:
-    """Load `file` into `body`, the network of backbone `name`; raises ModelError unless it sets every single weight.
+    """Load a weights file.
 
-    An `.npz` holds the arrays in Keras' order, as `numpy.savez(file, *body.get_weights())` writes them.
+    Args:
+        body: the network, see `models.backbone.build_body`.
+        file: saved by Keras, or an `.npz` written by `numpy.savez(file, *body.get_weights())`.
+        name: the backbone, for errors.
+
+    Raises:
+        ModelError: the file does not set every weight.
     """
-    # Keras only warns of layers that it finds nothing for; whatever it leaves alone stays NaN and is found out.
+    # Keras only warns about layers without weights in the file; theirs remain NaN, which is detected below.
     body.set_weights([np.full(weight.shape, np.nan, np.float32) for weight in body.weights])
     try:
         _check_size(file, sum(prod(weight.shape) for weight in body.weights))
@@ -66,10 +72,7 @@ def load(body: "keras.Model", file: Path, name: str) -> None:
 
 
 def _check_size(file: Path, values: int) -> None:
-    """Refuse a file that unpacks to far more than `values` float32 values: a few kilobytes can claim gigabytes.
-
-    Raises ModelError.
-    """
+    """Raise ModelError for a file that decompresses to far more than `values` float32 values."""
     most = MAX_EXCESS * 4 * values + 16 * 1024**2
     claimed = 0
     if zipfile.is_zipfile(file):
@@ -88,7 +91,7 @@ def _check_size(file: Path, values: int) -> None:
 
 
 def _claimed_by_h5(stream: IO[bytes]) -> int:
-    """The bytes of all data sets of an HDF5 file by their shapes; links to other files are refused."""
+    """The bytes of all data sets of an HDF5 file by their shapes; raises ModelError for links to other files."""
     import h5py
 
     claimed = 0
@@ -114,7 +117,7 @@ def _claimed_by_h5(stream: IO[bytes]) -> int:
 
 
 def _load_npz(body: "keras.Model", file: Path) -> None:
-    if not zipfile.is_zipfile(file):  # numpy would take another kind of file for a single array, or for a pickle
+    if not zipfile.is_zipfile(file):  # NumPy would read any other file as a single array or a pickle
         raise ModelError("not an npz")
     with np.load(file, allow_pickle=False) as arrays:
         body.set_weights([arrays[f"arr_{i}"] for i in range(len(arrays.files))])

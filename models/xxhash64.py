@@ -1,4 +1,4 @@
-"""XXH64 of many byte strings at once, by NumPy; the same values as Spark SQL's `xxhash64`.
+"""XXH64 of many byte strings at once with NumPy; equal to Spark SQL's `xxhash64`.
 
 Source: the xxHash specification (github.com/Cyan4973/xxHash, doc/xxhash_spec.md). Not a cryptographic hash.
 """
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
-HASH_BITS = 53  # of 64, by which images are held out: as many as the numbers of JSON hold exactly
+HASH_BITS = 53  # of the 64 used to hold out images: those that JSON numbers represent exactly
 SPARK_SEED = 42  # of the first column that Spark SQL hashes; the hash of each column is the seed of the next
 INT_MAX = 2**31
 
@@ -38,7 +38,7 @@ def xxhash64(values: Sequence[bytes], seed: int) -> Hashes:
 
 
 def spark_xxhash64(values: Sequence[bytes], number: int) -> Hashes:
-    """What Spark SQL's `xxhash64(value, number)` gives for a string column and an integer literal, (N,) uint64."""
+    """Spark SQL's `xxhash64(value, number)` of a string column and an integer literal, (N,) uint64."""
     size = 4 if -INT_MAX <= number < INT_MAX else 8
     literal = np.frombuffer(number.to_bytes(size, "little", signed=True), np.uint8)
     rows = np.broadcast_to(literal, (len(values), size))

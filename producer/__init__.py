@@ -1,4 +1,7 @@
-"""Publishing images to Kafka, for imagestream: `publish` sends files, `message` is what the stream reads them by."""
+"""Publishing images to Kafka for imagestream: reading files, building messages, and sending them reliably.
+
+`publish` is the entry point; `producer.message` is the message contract, which the stream reads by.
+"""
 
 from producer.errors import PublishError
 from producer.publish import Progress, PublishSummary, publish

@@ -1,33 +1,47 @@
-"""Making a client of Kafka such that nothing of it stays behind if no broker answers."""
+"""Connecting and closing the clients of kafka-python without leaking threads or blocking on a silent broker."""
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kafka import KafkaProducer
 
 
-def connect(kind: Callable[..., Any], **config: Any) -> Any:
-    """A KafkaProducer or KafkaAdminClient, which connect when they are made.
+def connect(client_class: Callable[..., Any], **config: Any) -> Any:
+    """Return a connected KafkaProducer, KafkaConsumer or KafkaAdminClient.
 
-    kafka-python 3.0.12 leaves its thread running, trying for ever, where that fails: one more with every attempt.
+    If the constructor of kafka-python 3.0.12 fails, its network thread keeps reconnecting for good; it is stopped here.
 
     Raises:
-        kafka.errors.KafkaError, ValueError: as the class does.
+        kafka.errors.KafkaError, ValueError: as `client_class` does.
     """
     from kafka.net.compat import KafkaNetClient
 
-    # Its retries are no concern of the user's; a program that wants to see them gives the logger a handler.
+    # Reconnection attempts are noise to users; a program that wants to see them adds its own handler.
     logger = logging.getLogger("kafka")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
-    made: list[Any] = []
+    network_clients: list[Any] = []
 
-    def network(**network_config: Any) -> Any:
-        made.append(KafkaNetClient(**network_config))
-        return made[-1]
+    def network_client(**network_config: Any) -> Any:
+        network_clients.append(KafkaNetClient(**network_config))
+        return network_clients[-1]
 
     try:
-        return kind(kafka_client=network, **config)
+        return client_class(kafka_client=network_client, **config)
     except BaseException:
-        for one in made:
+        for one in network_clients:
             one.close()
         raise
+
+
+def close_producer(producer: "KafkaProducer") -> None:
+    """Close a producer within a second or two, dropping messages that a silent broker has not acknowledged."""
+    from kafka.errors import KafkaTimeoutError
+
+    try:
+        producer.close(timeout=1)
+    except KafkaTimeoutError:  # raised while messages are in flight
+        producer._sender.force_close()
+        producer.close(timeout=1)

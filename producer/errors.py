@@ -1,5 +1,5 @@
-"""The one exception that publishing raises for something a user can mend."""
+"""The exception that publishing raises for a problem that its user can fix."""
 
 
 class PublishError(Exception):
-    """A path, limit or broker that publishing cannot work with; the message says what was expected and what was got."""
+    """A path, limit or broker that cannot be used; the message says what was expected and what was found."""

@@ -1,8 +1,8 @@
-"""CSV files of images and their labels, as spreadsheets and scripts write them.
+"""Reading CSV files of images and labels, as spreadsheets and scripts write them.
 
-The encoding is told by the first bytes (UTF-8, with and without BOM, UTF-16, UTF-32), the delimiter, quotes and escapes
-by DuckDB's sniffer, and a column by any of its usual names. Every cell is text: `NA`, `None` and `007` are labels. A
-file may come from anybody: its lines, cells and rows are bounded.
+The encoding is detected from the first bytes (UTF-8 with or without BOM, UTF-16, UTF-32), the delimiter, quotes and
+escapes by DuckDB's sniffer, and columns by their usual names. Every cell is text: `NA`, `None` and `007` are labels.
+Files are untrusted: their lines, cells and rows are bounded.
 """
 
 import codecs
@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 from producer.class_names import class_name
 from producer.errors import PublishError
 
-MAX_LINE_CHARS = 16 * 1024  # four times the longest path of Linux
+MAX_LINE_CHARS = 16 * 1024  # four times Linux's PATH_MAX
 MAX_ROWS = 1_000_000
 SAMPLE_CHARS = 256 * 1024
 DELIMITERS = ",;\t|"
-SHOWN = 100
+QUOTED_CHARS = 100  # of hostile text in a message
 
 PATH_COLUMNS = (
     "path",
@@ -37,8 +37,8 @@ PATH_COLUMNS = (
     "id",
 )
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
-# The longer mark first: UTF-32's begins as UTF-16's does.
-MARKS = {
+# Longest first: UTF-32's byte order mark begins with that of UTF-16.
+BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -49,7 +49,7 @@ MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row: its line in the file, what it names as it stands there, and the label in its common form, if any."""
+    """A row: its line number, the image's name as written, and the normalised label, if any."""
 
     line: int
     name: str
@@ -57,14 +57,16 @@ class Row:
 
 
 def read_rows(path: Path, keys: Sequence[str] = PATH_COLUMNS, max_rows: int = MAX_ROWS) -> tuple[str, Iterator[Row]]:
-    """The column that names the images, and the rows of a CSV that are not blank, one by one.
+    """Read a CSV lazily: return the name of the column that names the images, and its rows without blank ones.
 
     Args:
-        keys: names of that column; the first of them that the header has is taken.
+        path: the CSV file.
+        keys: accepted names of that column; the first one in the header is used.
+        max_rows: the maximum number of rows.
 
     Raises:
-        PublishError: the CSV cannot be read or has no such header; while the rows are taken: one is not sound, or there
-            are too many. The line is named.
+        PublishError: the CSV cannot be read or lacks such a header; or, during iteration, a row is malformed or there
+            are too many. The message names the line.
     """
     try:
         file = path.open("rb")
@@ -94,7 +96,7 @@ def _rows(path: Path, file: BinaryIO, keys: Sequence[str], max_rows: int) -> Ite
                 name, value = (cells[at].strip() if at < len(cells) else "" for at in places)
                 yield Row(reader.line_num, name, class_name(value))
     except csv.Error as error:
-        raise PublishError(f"{path}, line {reader.line_num}: no CSV: {error}") from error
+        raise PublishError(f"{path}, line {reader.line_num}: not valid CSV: {error}") from error
     except UnicodeError as error:
         line = 1 + (reader.line_num if reader is not None else 0)
         raise PublishError(f"{path}, line {line} or later: not UTF-8; save the file as CSV UTF-8") from error
@@ -103,14 +105,14 @@ def _rows(path: Path, file: BinaryIO, keys: Sequence[str], max_rows: int) -> Ite
 
 
 def _encoding(start: bytes) -> str:
-    marked = next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), None)
-    if marked is None and start[1::2] == b"\0\0":  # Latin letters in UTF-16, without its mark
+    marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+    if marked is None and start[1::2] == b"\0\0":  # ASCII in UTF-16 without a byte order mark
         return "utf-16-le"
     return marked or ("utf-16-be" if start[::2] == b"\0\0" else "utf-8")
 
 
 def _dialect(path: Path, sample: str, keys: Sequence[str]) -> tuple[dict[str, Any], str, str]:
-    """How the cells are told apart, and the columns of names and labels: the sniffer's word, else the header's."""
+    """The arguments of `csv.reader` and the columns of names and labels, sniffed or else guessed from the header."""
     lines = [line for line in sample.splitlines()[:20] if line.strip() and not line.lower().startswith("sep=")]
     for dialect in (_sniffed(sample), *({"delimiter": delimiter} for delimiter in DELIMITERS)):
         header = next(csv.reader(lines[:1], **dialect), []) if dialect else []
@@ -119,19 +121,19 @@ def _dialect(path: Path, sample: str, keys: Sequence[str]) -> tuple[dict[str, An
             label = next(name for name in LABEL_COLUMNS if name in names)
             return dialect, next(name for name in keys if name in names and name != label), label
     if not lines:
-        raise PublishError(f"{path}: expected a header and at least one row, {keys[0]},label; got none")
+        raise PublishError(f"{path}: expected a header {keys[0]},label and at least one row, got an empty file")
     raise PublishError(
         f"{path}, line 1: expected a header with the columns label and one of {', '.join(keys)}, "
-        f"got {lines[0][:SHOWN]!r}"
+        f"got {lines[0][:QUOTED_CHARS]!r}"
     )
 
 
 def _sniffed(sample: str) -> dict[str, Any]:
-    """What DuckDB's sniffer finds, as arguments of `csv.reader`; empty where it finds nothing."""
+    """The dialect that DuckDB's sniffer finds, as arguments of `csv.reader`; empty if it finds none."""
     import duckdb
 
     whole = sample if len(sample) < SAMPLE_CHARS else sample[: sample.rfind("\n") + 1]
-    if whole.lower().startswith("sep="):  # what Excel wants to be told, and nobody else
+    if whole.lower().startswith("sep="):  # Excel's own directive
         whole = whole[whole.find("\n") + 1 :]
     with NamedTemporaryFile(suffix=".csv") as file, duckdb.connect() as connection:
         file.write(whole.encode("utf-8", "replace"))

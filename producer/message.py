@@ -1,9 +1,9 @@
-"""The message on the topic: the one contract between whoever publishes images and the stream that reads them.
+"""The message contract between publishers of images and the stream that reads them.
 
-Key: the image id, by default the SHA-256 of the bytes in hex. Value: the encoded image, untouched. Headers:
-CloudEvents 1.0 in binary mode (github.com/cloudevents/spec, bindings/kafka-protocol-binding.md), our own `label`, the
-W3C `traceparent`, and two that describe the original where an image was made smaller before it was sent. A label is in
-the common form of class names, whoever wrote it. Only the standard library is imported: Spark workers import this too.
+Key: the image id, by default the SHA-256 of the bytes in hex. Value: the encoded image, unchanged. Headers:
+CloudEvents 1.0 in binary mode (github.com/cloudevents/spec, bindings/kafka-protocol-binding.md), `label`, the W3C
+`traceparent`, and the hash and size of the original if the image was shrunk before sending. Labels are normalised when
+written and when read. Only the standard library is imported, because Spark workers import this module.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from typing import Any
 from producer.class_names import class_name
 
 DEFAULT_TOPIC = "images"
-MAX_MESSAGE_BYTES = 20 * 1024 * 1024  # the largest image; see HEADER_MARGIN_BYTES for what the broker must take
+MAX_MESSAGE_BYTES = 20 * 1024 * 1024  # the largest image; see HEADER_MARGIN_BYTES for the broker's limit
 HEADER_MARGIN_BYTES = 64 * 1024  # a broker that takes every image takes MAX_MESSAGE_BYTES + this per message
-MAX_HEADER_CHARS = 1024  # a longer header value is cut when it is read
+MAX_HEADER_CHARS = 1024  # a longer header value is truncated when it is read
 
-# Of the topics that we create: brokers unpack batches then, and refuse those that are larger than a batch may be.
+# For topics that imagestream creates: the broker then decompresses batches and rejects those that exceed its limit.
 TOPIC_CONFIGURATION = {"compression.type": "uncompressed"}
 
 SPEC_VERSION = "1.0"
@@ -36,7 +36,7 @@ MAGIC = {
     b"II+\x00": "image/tiff",  # BigTIFF
     b"MM\x00+": "image/tiff",
 }
-BRANDS = {  # of ISO base media files that hold an image
+BRANDS = {  # of image files in the ISO base media file format
     b"avif": "image/avif",
     b"avis": "image/avif",
     b"heic": "image/heic",
@@ -55,13 +55,13 @@ HEADER_LABEL = "label"
 HEADER_TRACEPARENT = "traceparent"
 HEADER_ORIGINAL_SHA256 = "imagestream-original-sha256"  # in hex
 HEADER_ORIGINAL_BYTES = "imagestream-original-bytes"  # in decimal
-HEADER_REPLAY_OF = "imagestream-replay-of"  # topic/partition/offset of the message that is sent again
-HEADER_TIMESTAMP = "imagestream-timestamp"  # of that message, where it cannot be sent again with it
+HEADER_REPLAY_OF = "imagestream-replay-of"  # topic/partition/offset of the message that is replayed
+HEADER_TIMESTAMP = "imagestream-timestamp"  # of that message, if the replay cannot carry it as its own
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message as it goes to the broker."""
+    """A message to send."""
 
     key: bytes
     value: bytes
@@ -70,7 +70,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """Where the broker put a message that it acknowledged."""
+    """The position of an acknowledged message."""
 
     topic: str
     partition: int
@@ -79,7 +79,7 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class MessageHeaders:
-    """What the headers of a message say; None where a header is missing or empty."""
+    """The headers of a message; None for a header that is missing or empty."""
 
     id: str | None = None
     type: str | None = None
@@ -91,7 +91,7 @@ class MessageHeaders:
 
 
 def content_type(data: bytes) -> str:
-    """The media type of an encoded image by its first bytes; `application/octet-stream` for anything else."""
+    """The media type of an encoded image from its first `SNIFF_BYTES`; `application/octet-stream` for anything else."""
     for magic, media_type in MAGIC.items():
         if data.startswith(magic):
             return media_type
@@ -99,7 +99,7 @@ def content_type(data: bytes) -> str:
         return "image/webp"
     if data[4:8] == b"ftyp" and data[8:12] in BRANDS:
         return BRANDS[data[8:12]]
-    # "BM" alone begins many a text: a bitmap goes on with the size of its second header, one of a few.
+    # "BM" alone also starts texts; a bitmap's second header has one of a few sizes.
     if data[:2] == b"BM" and data[14:15] in BMP_HEADER_SIZES and data[15:18] == b"\x00" * 3:
         return "image/bmp"
     return UNKNOWN_CONTENT
@@ -115,16 +115,16 @@ def build_message(
     traceparent: str | None = None,
     original: bytes | None = None,
 ) -> Message:
-    """The message for one encoded image.
+    """Build the message for one encoded image.
 
     Args:
-        data: the bytes of the image, which become the value as they are.
-        source: where the image comes from, for a file its name as it was given; it becomes the column `source`.
-        label: the true class, where it is known.
+        data: the encoded image, which becomes the value unchanged.
+        source: the origin of the image, for a file its name as given; it becomes the column `source`.
+        label: the true class, if known.
         image_id: the key; default: the SHA-256 of `data` in hex.
-        time: when the image came to be published, with a time zone; default: now.
-        traceparent: the W3C trace context to pass on.
-        original: what `data` was made from, where it is not sent as it was; its hash and size become headers.
+        time: the time of publication, with a time zone; default: now.
+        traceparent: the W3C trace context to propagate.
+        original: the image that `data` was shrunk from, if any; its hash and size become headers.
     """
     key = image_id or hashlib.sha256(data).hexdigest()
     at = (time or datetime.now(UTC)).astimezone(UTC)
@@ -144,13 +144,13 @@ def build_message(
 
 
 def read_headers(headers: Iterable[tuple[str, bytes | None] | Mapping[str, Any]] | None) -> MessageHeaders:
-    """What the headers of any message say, be they ours or hostile; never raises for what they hold.
+    """Parse the headers of any message, including hostile ones; never raises for their contents.
 
-    Invalid UTF-8 becomes U+FFFD, a value is cut after MAX_HEADER_CHARS characters, and the last of several headers of
-    one name wins.
+    Invalid UTF-8 becomes U+FFFD, values are truncated to MAX_HEADER_CHARS characters, and of several headers with one
+    name the last wins.
 
     Args:
-        headers: (name, value) pairs, or `{"key": name, "value": value}` as Spark's Kafka source gives them.
+        headers: (name, value) pairs, or `{"key": name, "value": value}` as Spark's Kafka source provides them.
     """
     texts: dict[str, str | None] = {}
     for header in headers or ():
@@ -169,10 +169,10 @@ def read_headers(headers: Iterable[tuple[str, bytes | None] | Mapping[str, Any]]
 
 
 def _encoded(text: str) -> bytes:
-    # A file's name need not be UTF-8: Python carries its bytes as surrogates, and so they come back as they were.
+    # A file name need not be UTF-8: Python represents such bytes as surrogates, which this restores.
     return text.encode("utf-8", "surrogateescape")
 
 
 def _decoded(value: bytes | None) -> str | None:
-    # A character takes at most four bytes: nothing beyond what may be kept is decoded.
+    # A character takes at most four bytes: no more is decoded than can be kept.
     return bytes(value[: 4 * MAX_HEADER_CHARS]).decode("utf-8", "replace")[:MAX_HEADER_CHARS] or None if value else None

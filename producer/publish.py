@@ -1,6 +1,6 @@
-"""Sending files to Kafka: each file becomes one acknowledged message, or a name and a reason why not.
+"""Publishing files to Kafka: each becomes one acknowledged message, or is reported with the reason why not.
 
-A file is read only when there is room for it, so memory does not grow with the number of files, nor with their size.
+A file is read only when there is room for it, so memory is bounded whatever the number and size of the files.
 """
 
 import os
@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from producer.message import DEFAULT_TOPIC, MAX_MESSAGE_BYTES, Delivery
-from producer.pace import Pace
-from producer.read import Fetch, Reading, Reason, Skipped, read
-from producer.sender import CONNECT_TIMEOUT_S, OPEN, Sender
+from producer.rate_limiter import RateLimiter
+from producer.read import Fetch, ReadOptions, Skipped, SkipReason, read
+from producer.sender import CONNECT_TIMEOUT_S, PLAINTEXT, Sender
 from producer.sources import LabelFrom, Sources, find_files
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A file that was sent, but whose delivery the broker did not acknowledge."""
+    """A file that was sent, but not acknowledged by the broker."""
 
     path: str
     reason: str
@@ -32,9 +32,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far publishing is: files dealt with and in all, messages acknowledged and their bytes.
+    """The progress of publishing.
 
-    The files in all are None where they come one by one.
+    Attributes:
+        done: files read, sent or not.
+        total: all files; None if their number is not known in advance.
+        sent: messages acknowledged so far.
+        bytes: the size of their images.
     """
 
     done: int
@@ -45,12 +49,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class PublishSummary:
-    """What became of the files: sent + skipped + failed = found, unless a failure or Ctrl-C stopped it before the end.
+    """The outcome of publishing: sent + skipped + failed = found, unless a failure or Ctrl-C stopped it early.
 
     Attributes:
-        found: files that the paths named; of files that come one by one, those that came.
-        sent: messages that the broker acknowledged, and the `bytes` of their images.
-        seconds: from the first file to the last acknowledgement.
+        topic: the topic.
+        found: files that the paths named; if they were read from a stream, those read.
+        sent: messages that the broker acknowledged.
+        bytes: the size of their images.
+        seconds: the time from the first file to the last acknowledgement.
+        skipped: files that were not sent.
+        failed: files whose delivery failed.
+        interrupted: whether Ctrl-C stopped it.
     """
 
     topic: str
@@ -64,7 +73,7 @@ class PublishSummary:
 
     @property
     def complete(self) -> bool:
-        """Whether every file was sent, but for those that an option asked to leave out."""
+        """Whether every file was sent, except those that an option asked to skip."""
         wanted = sum(skip.wanted for skip in self.skipped)
         return not self.failed and not self.interrupted and self.sent + wanted == self.found
 
@@ -81,7 +90,7 @@ def publish(
     paths: Iterable[str | os.PathLike[str]] | Sources,
     *,
     bootstrap_servers: str,
-    client: Mapping[str, Any] = OPEN,
+    client: Mapping[str, Any] = PLAINTEXT,
     topic: str = DEFAULT_TOPIC,
     label_from: LabelFrom | str = LabelFrom.NONE,
     only_images: bool = False,
@@ -94,34 +103,35 @@ def publish(
     on_progress: Callable[[Progress], None] | None = None,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> PublishSummary:
-    """Send every regular file that `paths` name to `topic`, each as one message, acknowledged by all replicas.
+    """Send every regular file that `paths` name to `topic`, each as one message acknowledged by all replicas.
 
     Args:
-        paths: files, folders and patterns, as `producer.sources.find_files` takes them; or the files themselves.
-        bootstrap_servers: `host:port,…` of the brokers.
-        client: kafka-python's arguments for protocol, user and certificates; default: an open broker.
-        topic: made with the brokers' defaults if it is not there.
-        label_from: `parent` sends the name of the folder that a file lies in as its label.
-        only_images: leave out what is no image by its first bytes.
-        skip_too_large: count a file that is too large as left out on purpose.
-        max_bytes: the largest image to send; where the topic takes less, its limit counts.
-        shrink_to: the longest side in pixels; larger images are made smaller, as `models.shrink.shrink` does.
-        limits: what may be decoded for that, and what it may cost; default: `models.bad_image.DEFAULT_LIMITS`.
-        fetch: reads the files whose names are URIs, given as `Sources`: (URI, n) → at most n bytes.
-        rate: images a second, evenly spaced; default: as fast as it goes.
+        paths: files, folders and patterns, as in `producer.sources.find_files`; or `Sources`.
+        bootstrap_servers: addresses of the brokers, `host:port,…`.
+        client: kafka-python's security arguments; default: none, for a plaintext broker.
+        topic: the topic, created with the broker's defaults if it does not exist.
+        label_from: `parent` sends the name of a file's folder as its label.
+        only_images: skip files that are not images by their first bytes.
+        skip_too_large: count a file that is too large as skipped on purpose.
+        max_bytes: the largest image to send, in bytes; the topic's limit applies if it is lower.
+        shrink_to: the longest side in pixels; larger images are shrunk to it by `models.shrink.shrink`.
+        limits: bounds on decoding images to shrink; default: `models.bad_image.DEFAULT_LIMITS`.
+        fetch: reads files of `Sources` whose names are URIs: (URI, n) → at most n bytes.
+        rate: the maximum rate in images per second, evenly spaced; default: no limit.
         on_progress: called after every file.
-        connect_timeout_s: how long to wait for a broker to answer.
+        connect_timeout_s: the time to wait for a broker, in seconds.
 
     Returns:
-        The summary. A failed delivery and Ctrl-C stop the sending, wait for what is under way, and are told there.
+        The summary, which also reports a failed delivery or Ctrl-C: both stop options files and wait for the messages
+        in flight.
 
     Raises:
-        PublishError: a path, the topic or the broker cannot be used; nothing was sent then.
+        PublishError: a path, the topic or the broker cannot be used; nothing was sent.
     """
     sources = paths if isinstance(paths, Sources) else find_files(paths, label_from)
-    reading = Reading(only_images, skip_too_large, max_bytes, shrink_to, limits, fetch)
-    pace = Pace(rate)
-    skipped = [Skipped(name, Reason.UNREADABLE, reason) for name, reason in sources.unreadable]
+    options = ReadOptions(only_images, skip_too_large, max_bytes, shrink_to, limits, fetch)
+    limiter = RateLimiter(rate)
+    skipped = [Skipped(name, SkipReason.UNREADABLE, reason) for name, reason in sources.unreadable]
     sender = Sender(bootstrap_servers, topic, connect_timeout_s=connect_timeout_s, client=client)
     outcomes = _Outcomes()
     done = len(skipped)
@@ -129,14 +139,14 @@ def publish(
     begun = time.monotonic()
     try:
         for file in sources.files:
-            if outcomes.failed:  # a broker that is gone, or a topic that refuses: the next file would fare no better
+            if outcomes.failed:  # the broker is down or the topic rejects messages: the next file would fail too
                 break
-            message = read(file, reading, sender.max_message_bytes)
+            message = read(file, options, sender.max_message_bytes)
             done += 1
             if isinstance(message, Skipped):
                 skipped.append(message)
             else:
-                pace.wait()
+                limiter.wait()
                 sender.send(message).add_done_callback(partial(outcomes.note, file.name, len(message.value)))
             if on_progress:
                 on_progress(Progress(done, sources.total, outcomes.sent, outcomes.bytes))
@@ -151,7 +161,7 @@ def publish(
 
 
 class _Outcomes:
-    """What became of the messages; the counting happens on the sender's threads."""
+    """The outcomes of messages, counted on the sender's threads."""
 
     def __init__(self) -> None:
         self.sent = 0

@@ -1,4 +1,4 @@
-"""What to publish: files, folders and patterns become a list of regular files, each of them once."""
+"""Finding the files to publish: files, folders and patterns become a list of distinct regular files."""
 
 import glob
 import os
@@ -8,10 +8,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from producer.errors import PublishError
+from producer.walk import walk
 
 
 class LabelFrom(StrEnum):
-    """Where a file's label comes from: the name of the folder that it lies in, or nowhere."""
+    """The source of a file's label: the name of its parent folder, or none."""
 
     PARENT = "parent"
     NONE = "none"
@@ -27,10 +28,11 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The files found, and what lies below a given folder but cannot be reached, as (name, reason).
+    """The files to publish.
 
     Attributes:
-        files: a list, or files that come one by one and are not yet known.
+        files: a list, or an iterator if the files are not known in advance.
+        unreadable: (path, reason) of each folder that cannot be listed and each broken link below the given folders.
     """
 
     files: Iterable[SourceFile]
@@ -38,21 +40,20 @@ class Sources:
 
     @property
     def total(self) -> int | None:
-        """How many there are in all; None where that is not yet known."""
+        """The number of files, unreadable ones included; None if it is not known in advance."""
         return len(self.files) + len(self.unreadable) if isinstance(self.files, list) else None
 
 
 def find_files(paths: Iterable[str | os.PathLike[str]], label_from: LabelFrom | str = LabelFrom.NONE) -> Sources:
-    """Every regular file that `paths` name, in their order; within a folder or pattern sorted by name.
+    """Find every regular file that `paths` name, in the order given; within a folder or pattern sorted by name.
 
-    A folder is taken with all its subfolders; hidden files are files like others, symbolic links are followed and their
-    loops cut. A pattern (`*`, `?`, `[…]`, `**`) is expanded unless a file has that very name, and leaves out hidden
-    files as a shell does. A file reached in two ways is listed once, under the first name. Pipes, sockets and devices
-    below a folder are no files and are passed over.
+    Folders are walked recursively, hidden files included; symbolic links are followed and loops ended. A pattern
+    (`*`, `?`, `[…]`, `**`) is expanded unless a file has exactly that name, and omits hidden files as a shell does. A
+    file reached by several paths is listed once, under the first. Pipes, sockets and devices in a folder are ignored.
 
     Raises:
-        PublishError: no path was given, one does not exist or is no regular file, a folder holds no file, or a pattern
-            matches nothing.
+        PublishError: no path was given, one does not exist or is not a regular file, a folder contains no files, or a
+            pattern matches nothing.
     """
     try:
         label_from = LabelFrom(label_from)
@@ -61,10 +62,10 @@ def find_files(paths: Iterable[str | os.PathLike[str]], label_from: LabelFrom | 
     found: list[SourceFile] = []
     unreadable: list[tuple[str, str]] = []
     seen_files: set[str] = set()
-    seen_folders: set[str] = set()
+    entered: set[str] = set()
     for path in paths:
         for name in _expanded(os.fspath(path)):
-            for file in _files_of(name, seen_folders, unreadable):
+            for file in _files_of(name, entered, unreadable):
                 real = os.path.realpath(file)
                 if real not in seen_files:
                     seen_files.add(real)
@@ -83,45 +84,26 @@ def _expanded(path: str) -> list[str]:
     return matches
 
 
-def _files_of(name: str, seen_folders: set[str], unreadable: list[tuple[str, str]]) -> Iterator[str]:
-    """The file `name` itself, or the files below the folder `name`."""
+def _files_of(name: str, entered: set[str], unreadable: list[tuple[str, str]]) -> Iterator[str]:
+    """The file `name` itself, or the files below the folder `name` in order of their names."""
     path = Path(name)
     if path.is_file():
         yield name
     elif not path.is_dir():
-        what = "is no regular file" if os.path.lexists(name) and path.exists() else "does not exist"
+        what = "is not a regular file" if os.path.lexists(name) and path.exists() else "does not exist"
         raise PublishError(f"{name}: expected a file, a folder or a pattern, but it {what}")
-    elif os.path.realpath(name) not in seen_folders:
-        missed = len(unreadable)
-        files = list(_walked(name, seen_folders, unreadable))
-        if not files and len(unreadable) == missed:
-            raise PublishError(f"{name}: the folder holds no file")
+    elif os.path.realpath(name) not in entered:
+        prefix = f"{os.curdir}{os.sep}" if name == os.curdir else ""
+        errors: list[tuple[str, str]] = []
+        paths = walk(name, entered=entered, on_error=lambda path, why: errors.append((path.removeprefix(prefix), why)))
+        files = [path.removeprefix(prefix) for path in paths]
+        if not files and not errors:
+            raise PublishError(f"{name}: the folder contains no files")
+        unreadable += errors
         yield from files
 
 
-def _walked(folder: str, seen_folders: set[str], unreadable: list[tuple[str, str]]) -> Iterator[str]:
-    """The regular files below `folder` in the order of their names, each real folder entered once."""
-    real = os.path.realpath(folder)
-    if real in seen_folders:
-        return
-    seen_folders.add(real)
-    try:
-        with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
-    except OSError as error:
-        unreadable.append((folder, error.strerror or str(error)))
-        return
-    for entry in entries:
-        name = str(Path(folder, entry.name)) if folder == os.curdir else os.path.join(folder, entry.name)  # noqa: PTH118
-        if entry.is_dir():
-            yield from _walked(name, seen_folders, unreadable)
-        elif entry.is_file():
-            yield name
-        elif entry.is_symlink() and not Path(name).exists():
-            unreadable.append((name, "a symbolic link to nothing"))
-
-
 def label_of(file: str, label_from: LabelFrom) -> str | None:
-    """The label of a file."""
-    # Not resolved: a folder of symbolic links has the label that its own name gives.
+    """The label of a file, or None."""
+    # Not resolved: a folder of symbolic links labels them by its own name.
     return Path(file).absolute().parent.name or None if label_from is LabelFrom.PARENT else None

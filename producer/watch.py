@@ -1,13 +1,13 @@
-"""Publishing what lies in folders and what appears in them, each file once, until told to stop.
+"""Publishing the files in folders and every new one, each once, until stopped.
 
-    1. look         at the whole folders, and from then on at what changes; once in a while at all of it again, for
-                    changes can be missed (a network folder, a kernel that had too many to tell)
-    2. settle       a file that changed a moment ago may still be written
-    3. send         unless it is remembered as sent; at most as much is under way as `Sender` allows
-    4. remember     when the broker has acknowledged it, never before
+    1. scan         the folders, then follow changes; rescan from time to time, because changes can be missed (network
+                    folders, a full event queue of the kernel)
+    2. debounce     a file that changed a moment ago may still be written
+    3. send         unless it was sent before; `Sender` bounds the messages in flight
+    4. record       once the broker has acknowledged it, never before
 
-Killed between the acknowledgement and step 4 it sends that file once more, with the same image id. What the broker does
-not acknowledge is tried again until it does. Memory does not grow with the number of files.
+If the process is killed between the acknowledgement and step 4, the file is sent again with the same image id. Messages
+that are not acknowledged are retried until they are. Memory does not grow with the number of files.
 """
 
 import os
@@ -23,33 +23,36 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from producer.folders import Folders
+from producer.debounce import Debouncer
+from producer.folder_watcher import FolderWatcher
 from producer.message import DEFAULT_TOPIC, Delivery
-from producer.pace import Pace
-from producer.read import Reading, Skipped, read
-from producer.seen import FileState, Seen
+from producer.published_files import FileState, PublishedFiles
+from producer.rate_limiter import RateLimiter
+from producer.read import ReadOptions, Skipped, read
 from producer.sender import Sender
-from producer.settle import Settling
 from producer.sources import LabelFrom, SourceFile, label_of
 
-OLD_S = 60.0  # a file that has not changed for so long is written
-RETRY_S = 5.0  # after a failure nothing is sent for so long
-LOOK_AGAIN_S = 60.0  # at all files
-LOOKING_SHARE = 20  # and no more than a twentieth of the time
-AT_ONCE = 500  # files between two looks at what has changed
+STABLE_S = 60.0  # a file unchanged for this long is complete: no need to debounce it
+RETRY_S = 5.0  # pause after a failure
+RESCAN_S = 60.0
+RESCAN_FACTOR = 20  # the interval of scans is at least this many times their duration
+CHUNK_FILES = 500  # files handled between two checks for changes
 IDLE_S = 0.1
-LISTED = 100
+MAX_SKIPS = 100
 
 
 @dataclass(slots=True)
 class WatchSummary:
-    """What became of the files.
+    """The outcome of watching.
 
     Attributes:
-        bytes: of the images that the broker acknowledged, `sent` in number.
-        skipped: files left out; the first 100 of them are in `skips`.
-        undelivered: files that the broker had not acknowledged in the end; a later start sends them.
-        seconds: from the start to the end.
+        topic: the topic.
+        sent: messages that the broker acknowledged.
+        bytes: the size of their images.
+        skipped: files that were skipped.
+        undelivered: files that the broker had not acknowledged at the end; the next start sends them.
+        seconds: the duration.
+        skips: the first 100 files that were skipped.
     """
 
     topic: str
@@ -78,169 +81,169 @@ def watch(
     stop: threading.Event,
     topic: str = DEFAULT_TOPIC,
     label_from: LabelFrom = LabelFrom.NONE,
-    reading: Reading = Reading(),  # noqa: B008  frozen
+    options: ReadOptions = ReadOptions(),  # noqa: B008  frozen
     rate: float | None = None,
     follow_links: bool = False,
     on_change: Callable[[WatchSummary], None] | None = None,
-    on_trouble: Callable[[str], None] | None = None,
+    on_failure: Callable[[str], None] | None = None,
 ) -> WatchSummary:
-    """Publish every file of `folders` that `state` does not remember, and every new one, until `stop` is set.
+    """Publish every file in `folders` that was not published before, and every new one, until `stop` is set.
 
-    Hidden files, those named as copying programs name what they have not finished (.part, .tmp, …) and empty ones are
-    left alone.
+    Hidden, empty and unfinished files (.part, .tmp, …) are ignored.
 
     Args:
-        folders: with all their subfolders.
-        bootstrap_servers: `host:port,…` of the brokers.
-        client: kafka-python's arguments for protocol, user and certificates.
-        state: the file that remembers; made if it is not there.
-        topic: made with the brokers' defaults if it is not there.
-        label_from: `parent` sends the name of the folder that a file lies in as its label.
-        reading: what is made of each file.
-        rate: images a second, evenly spaced; default: as fast as it goes.
-        follow_links: also publish what symbolic links below the folders point to outside of them.
-        on_change: told how things stand whenever a message was acknowledged or a file left out.
-        on_trouble: told when the broker does not acknowledge, once until it does again.
+        folders: the folders, including their subfolders.
+        bootstrap_servers: addresses of the brokers, `host:port,…`.
+        client: kafka-python's security arguments.
+        state: the database of published files, created if it does not exist.
+        stop: ends watching when it is set.
+        topic: the topic, created with the broker's defaults if it does not exist.
+        label_from: `parent` sends the name of a file's folder as its label.
+        options: how files are read.
+        rate: the maximum rate in images per second, evenly spaced; default: no limit.
+        follow_links: also publish files outside the folders that symbolic links in them point to.
+        on_change: called with the current summary when messages are acknowledged or a file is skipped.
+        on_failure: called with the reason when the broker stops acknowledging messages.
 
     Raises:
-        PublishError: a folder, the topic, the broker or the state cannot be used.
+        PublishError: a folder, the topic, the broker or the database cannot be used.
     """
-    pace = Pace(rate, sleep=stop.wait)
-    with Seen(state) as seen:
+    limiter = RateLimiter(rate, sleep=stop.wait)
+    with PublishedFiles(state) as published:
         sender = Sender(bootstrap_servers, topic, client=client)
         try:
-            following = Folders(folders, stop, follow_links=follow_links)
+            folder_watcher = FolderWatcher(folders, stop, follow_links=follow_links)
             try:
-                watcher = _Watcher(following, sender, seen, reading, label_from, pace, stop)
-                watcher.on_change, watcher.on_trouble = on_change, on_trouble
-                return watcher.run()
+                publisher = _FolderPublisher(folder_watcher, sender, published, options, label_from, limiter, stop)
+                publisher.on_change, publisher.on_failure = on_change, on_failure
+                return publisher.run()
             finally:
                 stop.set()
-                following.close()
+                folder_watcher.close()
         finally:
             sender.close()
 
 
-class _Watcher:
-    """The loop of `watch`, on one thread; the sender's threads hand it what became of each message."""
+class _FolderPublisher:
+    """The loop of `watch`, on one thread; the sender's threads queue the outcome of each message."""
 
     on_change: Callable[[WatchSummary], None] | None = None
-    on_trouble: Callable[[str], None] | None = None
+    on_failure: Callable[[str], None] | None = None
 
     def __init__(
         self,
-        folders: Folders,
+        folders: FolderWatcher,
         sender: Sender,
-        seen: Seen,
-        reading: Reading,
+        published: PublishedFiles,
+        options: ReadOptions,
         label_from: LabelFrom,
-        pace: Pace,
+        limiter: RateLimiter,
         stop: threading.Event,
     ) -> None:
         self._folders = folders
         self._sender = sender
-        self._seen = seen
-        self._reading = reading
+        self._published = published
+        self._options = options
         self._label_from = label_from
-        self._pace = pace
+        self._limiter = limiter
         self._stop = stop
-        self._settling = Settling()
-        self._looking: deque[Iterator[str]] = deque()
-        self._look_begun = 0.0
-        self._look_again = 0.0
-        self._under_way: set[str] = set()  # real paths
-        self._undelivered: set[str] = set()  # likewise, of what is to be tried again
+        self._debouncer = Debouncer()
+        self._scans: deque[Iterator[str]] = deque()
+        self._scan_begun = 0.0
+        self._next_scan = 0.0
+        self._in_flight: set[str] = set()  # real paths
+        self._undelivered: set[str] = set()  # real paths of files to retry
         self._outcomes: queue.SimpleQueue[_Outcome] = queue.SimpleQueue()
-        self._resume = 0.0
+        self._resume_at = 0.0
         self._summary = WatchSummary(sender.topic)
 
     def run(self) -> WatchSummary:
         begun = time.monotonic()
         while not self._stop.is_set():
             idle = not self._step()
-            self._remember()
+            self._record_outcomes()
             if idle:
                 self._stop.wait(IDLE_S)
         self._sender.finish()
-        self._remember()
+        self._record_outcomes()
         self._summary.seconds = time.monotonic() - begun
         self._summary.undelivered = len(self._undelivered)
         return self._summary
 
     def _step(self) -> bool:
-        """Look at what has changed and at some of the files; False if there was nothing to do."""
-        self._note_changes()
-        if time.monotonic() < self._resume:
+        """Handle changes and some of the scanned files; False if there was nothing to do."""
+        self._take_changes()
+        if time.monotonic() < self._resume_at:
             return False
-        settled = list(islice(self._settling.settled(), AT_ONCE))
-        looked = self._look()
-        for name, state in settled:
+        complete = list(islice(self._debouncer.complete(), CHUNK_FILES))
+        scanned = self._scan()
+        for name, state in complete:
             self._publish(name, state)
-        for name in looked:
-            self._judge(name)
-        return bool(settled or looked)
+        for name in scanned:
+            self._consider(name)
+        return bool(complete or scanned)
 
-    def _note_changes(self) -> None:
-        changes, overflown = self._folders.changes()
+    def _take_changes(self) -> None:
+        changes, overflowed = self._folders.changes()
         for name in changes:
-            if os.path.isdir(name):  # noqa: PTH112  moved here with all its files
-                self._looking.append(self._folders.files(name))
+            if os.path.isdir(name):  # noqa: PTH112  a folder was moved here with its files
+                self._scans.append(self._folders.files(name))
             else:
-                self._settling.note(name)
-        if overflown or self._settling.overflown:
-            self._settling.overflown = False
-            self._look_again = 0.0
+                self._debouncer.add(name)
+        if overflowed or self._debouncer.overflowed:
+            self._debouncer.overflowed = False
+            self._next_scan = 0.0
 
-    def _look(self) -> list[str]:
-        """Some of the files that are looked at; in the end all of them, and after a while again."""
+    def _scan(self) -> list[str]:
+        """The next files of the scans under way; starts a new scan when one is due."""
         now = time.monotonic()
-        if self._undelivered:  # the broker is gone: no more is begun than what it left
+        if self._undelivered:  # the broker is down: retry these first
             return []
-        if not self._looking:
-            if now < self._look_again:
+        if not self._scans:
+            if now < self._next_scan:
                 return []
-            self._looking.append(self._folders.files())
-            self._look_begun = now
-            self._look_again = float("inf")
-        names = list(islice(self._looking[0], AT_ONCE))
-        if len(names) < AT_ONCE:
-            self._looking.popleft()
-            if not self._looking:
-                took = time.monotonic() - self._look_begun
-                self._look_again = time.monotonic() + max(LOOK_AGAIN_S, LOOKING_SHARE * took)
+            self._scans.append(self._folders.files())
+            self._scan_begun = now
+            self._next_scan = float("inf")
+        names = list(islice(self._scans[0], CHUNK_FILES))
+        if len(names) < CHUNK_FILES:
+            self._scans.popleft()
+            if not self._scans:
+                took = time.monotonic() - self._scan_begun
+                self._next_scan = time.monotonic() + max(RESCAN_S, RESCAN_FACTOR * took)
         return names
 
-    def _judge(self, name: str) -> None:
-        """Publish a file that was found, if it is new and surely written."""
+    def _consider(self, name: str) -> None:
+        """Publish a scanned file if it is new, debounced if it changed recently."""
         try:
             state = FileState.of(name)
         except OSError:
             return
-        if abs(time.time() - state.mtime_ns / 1e9) < OLD_S:
-            if state not in self._seen:
-                self._settling.note(name)
+        if abs(time.time() - state.mtime_ns / 1e9) < STABLE_S:
+            if state not in self._published:
+                self._debouncer.add(name)
         else:
             self._publish(name, state)
 
     def _publish(self, name: str, state: FileState) -> None:
-        self._remember()
-        if self._stop.is_set() or not state.size or state in self._seen:
+        self._record_outcomes()
+        if self._stop.is_set() or not state.size or state in self._published:
             return
-        if state.path in self._under_way or time.monotonic() < self._resume:
-            self._settling.note(name)
+        if state.path in self._in_flight or time.monotonic() < self._resume_at:
+            self._debouncer.add(name)
             return
         message = read(
-            SourceFile(name, label_of(name, self._label_from)), self._reading, self._sender.max_message_bytes
+            SourceFile(name, label_of(name, self._label_from)), self._options, self._sender.max_message_bytes
         )
         if not self._unchanged(name, state):
-            self._settling.note(name)
+            self._debouncer.add(name)
         elif isinstance(message, Skipped):
-            self._leave_out(state, message)
+            self._skip(state, message)
         else:
-            self._pace.wait()
-            self._under_way.add(state.path)
-            told = partial(self._tell, name, state, len(message.value))
-            self._sender.send(message).add_done_callback(told)
+            self._limiter.wait()
+            self._in_flight.add(state.path)
+            put = partial(self._put_outcome, name, state, len(message.value))
+            self._sender.send(message).add_done_callback(put)
 
     def _unchanged(self, name: str, state: FileState) -> bool:
         try:
@@ -248,19 +251,19 @@ class _Watcher:
         except OSError:
             return False
 
-    def _leave_out(self, state: FileState, skipped: Skipped) -> None:
-        self._seen.add([state], sent=False)
+    def _skip(self, state: FileState, skipped: Skipped) -> None:
+        self._published.add([state], sent=False)
         self._summary.skipped += 1
-        if len(self._summary.skips) < LISTED:
+        if len(self._summary.skips) < MAX_SKIPS:
             self._summary.skips.append(skipped)
         if self.on_change:
             self.on_change(self._summary)
 
-    def _tell(self, name: str, state: FileState, size: int, delivery: "Future[Delivery]") -> None:
+    def _put_outcome(self, name: str, state: FileState, size: int, delivery: "Future[Delivery]") -> None:
         self._outcomes.put(_Outcome(name, state, size, delivery.exception()))
 
-    def _remember(self) -> None:
-        """Take in what became of the messages under way."""
+    def _record_outcomes(self) -> None:
+        """Record the outcomes that the sender's threads have queued."""
         outcomes: list[_Outcome] = []
         while not self._outcomes.empty():
             outcomes.append(self._outcomes.get())
@@ -268,20 +271,20 @@ class _Watcher:
             return
         sent = [outcome for outcome in outcomes if outcome.error is None]
         failed = [outcome for outcome in outcomes if outcome.error is not None]
-        self._seen.add([outcome.state for outcome in sent], sent=True)
-        self._under_way -= {outcome.state.path for outcome in outcomes}
+        self._published.add([outcome.state for outcome in sent], sent=True)
+        self._in_flight -= {outcome.state.path for outcome in outcomes}
         self._undelivered -= {outcome.state.path for outcome in sent}
         self._summary.sent += len(sent)
         self._summary.bytes += sum(outcome.bytes for outcome in sent)
         if sent and self.on_change:
             self.on_change(self._summary)
         if failed:
-            self._try_again(failed)
+            self._retry(failed)
 
-    def _try_again(self, failed: list[_Outcome]) -> None:
-        if not self._undelivered and self.on_trouble:
-            self.on_trouble(str(failed[0].error))
+    def _retry(self, failed: list[_Outcome]) -> None:
+        if not self._undelivered and self.on_failure:
+            self.on_failure(str(failed[0].error))
         for outcome in failed:
             self._undelivered.add(outcome.state.path)
-            self._settling.note(outcome.name, RETRY_S)
-        self._resume = time.monotonic() + RETRY_S
+            self._debouncer.add(outcome.name, RETRY_S)
+        self._resume_at = time.monotonic() + RETRY_S

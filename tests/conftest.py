@@ -1,5 +1,6 @@
 """Fixtures that all tests share: jars, backbones, a broker, homes with a trained model, and the command line."""
 
+import atexit
 import gc
 import json
 import os
@@ -106,6 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish() -> None:
     """What was collected lives as long as the process: later collections of garbage need not look at it."""
     gc.freeze()
+    atexit.register(gc.unfreeze)  # for modules that complain of what they do not see collected at the end
     gc.enable()
 
 

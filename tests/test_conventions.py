@@ -22,7 +22,7 @@ import pytest
 from typer.main import get_command
 
 from producer.labelled_csv import PATH_COLUMNS
-from producer.lists import read_csv
+from producer.manifest import read_csv
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
 from streaming.cli.app import run as cli_run

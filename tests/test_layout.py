@@ -22,7 +22,7 @@ ENVIRONMENT = {
     "streaming/platform/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
     "streaming/jobs/demo.py": "_environment",  # what the demo starts talks to the demo's own broker
     "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
-    "models/apart.py": "answer_apart",  # in a process of its own, before it imports TensorFlow
+    "models/sandbox.py": "serve_sandboxed",  # in a process of its own, before it imports TensorFlow
     "streaming/settings.py": None,
     "streaming/storage/store.py": None,  # credentials and endpoints of buckets, as their own tools read them
     "streaming/user_cache.py": "_cache",  # XDG_CACHE_HOME, where every program looks

@@ -1,1 +1,1 @@
-"""Peers: other ways to do the same work, each tuned as its documentation says."""
+"""Other implementations of the same work, for comparison, each tuned as its documentation recommends."""

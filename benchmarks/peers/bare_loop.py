@@ -1,4 +1,4 @@
-"""The limit of the machine: as many processes as cores, each decodes and runs the same model, and nothing else.
+"""The limit of the machine: one process per core that only decodes images and runs the same model.
 
 No Kafka, no Spark, no Delta. One image at a time, which is faster than batches.
 """
@@ -21,7 +21,7 @@ WARM_UP_S = 2.0
 
 
 def work(options: argparse.Namespace, barrier: Any, counts: Any) -> None:
-    """Go round the images for as long as asked; puts how many a second."""
+    """Process the images repeatedly for a given time; puts the images per second."""
     features, (height, width) = ENGINES[options.engine](options.model)
     images = [path.read_bytes() for path in sorted(options.images.iterdir())]
 
@@ -41,7 +41,7 @@ def work(options: argparse.Namespace, barrier: Any, counts: Any) -> None:
 
 
 def main() -> None:
-    """Run the loop and write how many images a second all processes did."""
+    """Run the loop and write the images per second of all processes."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--engine", choices=ENGINES, default="litert")

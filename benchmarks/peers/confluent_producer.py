@@ -1,4 +1,4 @@
-"""confluent-kafka's producer, which is librdkafka: sends files that were read into memory before the clock starts."""
+"""confluent-kafka's producer (librdkafka), sending files that were read into memory before timing starts."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from confluent_kafka import Producer
 
 
 def main() -> None:
-    """Send every file of a folder and write how many megabytes a second were acknowledged."""
+    """Send every file of a folder and write the acknowledged megabytes per second."""
     parser = argparse.ArgumentParser()
     for name in ("bootstrap", "topic"):
         parser.add_argument(f"--{name}", required=True)

@@ -1,4 +1,4 @@
-"""A consumer without a framework: confluent-kafka, LiteRT, deltalake; at least once, in as many processes as cores."""
+"""A consumer without a framework: confluent-kafka, LiteRT, deltalake; at least once, one process per core."""
 
 import argparse
 import multiprocessing
@@ -13,11 +13,11 @@ from deltalake import write_deltalake
 from scoring import Commits, Scoring, write_speed
 
 ROWS_PER_COMMIT = 1_000
-IDLE_S = 5.0  # without a message, the topic is drained
+IDLE_S = 5.0  # without a message, after which the topic counts as drained
 
 
 def consume(options: argparse.Namespace, group: str, results: Any) -> None:
-    """Consume until nothing more comes: decode, score, append to the table, then commit the offsets."""
+    """Consume until the topic is drained: decode, score, append to the table, then commit the offsets."""
     scoring = Scoring("litert", options.model, options.head)
     consumer = Consumer(
         {
@@ -63,7 +63,7 @@ def consume(options: argparse.Namespace, group: str, results: Any) -> None:
 
 
 def main() -> None:
-    """Drain the topic and write how many images a second were committed."""
+    """Drain the topic and write the committed images per second."""
     parser = argparse.ArgumentParser()
     for name in ("bootstrap", "topic", "table"):
         parser.add_argument(f"--{name}", required=True)

@@ -1,4 +1,4 @@
-"""Quix Streams with ONNX Runtime and a sink to Delta; at least once, in as many processes as cores."""
+"""Quix Streams with ONNX Runtime and a Delta sink; at least once, one process per core."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ ROWS = pa.schema(
 
 
 class DeltaSink(BatchingSink):
-    """Appends what was scored since the last checkpoint, in one commit."""
+    """Appends the rows scored since the last checkpoint, in one commit."""
 
     def __init__(self, table: str) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class DeltaSink(BatchingSink):
 
 
 def consume(options: argparse.Namespace) -> Commits:
-    """Run the application until nothing more comes."""
+    """Run the application until the topic is drained."""
     scoring = Scoring("onnxruntime", options.model, options.head)
     app = Application(
         broker_address=options.bootstrap,
@@ -60,7 +60,7 @@ def consume(options: argparse.Namespace) -> Commits:
 
 
 def main() -> None:
-    """Drain the topic and write how many images a second were committed."""
+    """Drain the topic and write the committed images per second."""
     parser = argparse.ArgumentParser()
     for name in ("bootstrap", "topic", "table"):
         parser.add_argument(f"--{name}", required=True)
@@ -68,10 +68,10 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--group")
     options = parser.parse_args()
-    if options.group:  # one of the processes
+    if options.group:  # a child process
         options.json.write_text(json.dumps(vars(consume(options))))
         return
-    DeltaTable.create(options.table, ROWS)  # two processes that both make it would meet
+    DeltaTable.create(options.table, ROWS)  # avoids a race between the processes
     with tempfile.TemporaryDirectory() as scratch:
         files = [Path(scratch, str(number)) for number in range(os.cpu_count() or 1)]
         given = sys.argv[1 : sys.argv.index("--json")]

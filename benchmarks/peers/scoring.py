@@ -1,4 +1,4 @@
-"""What the peers without Spark share: decode, engine, head, rows, and how their speed is told."""
+"""Code shared by the peers without Spark: decoding, engines, rows, and measuring speed."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def litert(model: Path) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[int, int]]:
-    """Features of a batch by LiteRT on one thread, an image at a time, which is its fastest; and (height, width)."""
+    """A function from images to features with LiteRT on one thread, an image at a time, and (height, width)."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(model), num_threads=1)
@@ -32,7 +32,7 @@ def litert(model: Path) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[int, 
 
 
 def onnxruntime(model: Path) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[int, int]]:
-    """Features of a batch by ONNX Runtime on one thread; and (height, width)."""
+    """A function from images to features with ONNX Runtime on one thread, and (height, width)."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -47,7 +47,7 @@ def onnxruntime(model: Path) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[
 
 
 class Scoring:
-    """Messages to prediction rows."""
+    """Scores messages."""
 
     def __init__(self, engine: str, model: Path, head: Path) -> None:
         self._run, (self._height, self._width) = {"litert": litert, "onnxruntime": onnxruntime}[engine](model)
@@ -55,7 +55,7 @@ class Scoring:
             self._matrix, self._offset, self._classes = arrays["matrix"], arrays["offset"], arrays["classes"]
 
     def rows(self, values: Sequence[bytes], positions: Sequence[tuple[int, int]]) -> dict[str, list[Any]]:
-        """Columns partition, offset, label, confidence, scored_at."""
+        """The columns partition, offset, label, confidence and scored_at."""
         features = self._run(np.stack([self._decode(value) for value in values]))
         logits = features @ self._matrix + self._offset
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -77,7 +77,7 @@ class Scoring:
 
 @dataclass
 class Commits:
-    """When a process committed how many rows."""
+    """The times and numbers of rows of a process' commits."""
 
     times: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Commits:
 
 
 def write_speed(processes: Sequence[Commits], path: Path) -> None:
-    """Images a second from when every process had committed once until the first of them had committed its last."""
+    """Write the images per second from when every process had committed once until the first one's last commit."""
     start = max(one.times[0] for one in processes)
     end = min(one.times[-1] for one in processes)
     rows = sum(n for one in processes for at, n in zip(one.times, one.rows, strict=True) if start < at <= end)

@@ -1,4 +1,4 @@
-"""Keras in Spark's own ways, Kafka → Delta with Spark's writer: a scalar-iterator pandas UDF, or `predict_batch_udf`.
+"""Keras on Spark, from Kafka to Delta with Spark's writer: a scalar-iterator pandas UDF, or `predict_batch_udf`.
 
 Runs in the environment of imagestream itself.
 """
@@ -49,7 +49,7 @@ def _pixels(value: bytes, height: int, width: int) -> np.ndarray:
 
 
 def iterator_udf(options: argparse.Namespace) -> Any:
-    """As the published notebooks have it: the model loaded once per task, `predict` on every Arrow batch."""
+    """As in published notebooks: the model is loaded once per task, with `predict` on every Arrow batch."""
     weights, name, head = str(options.weights), options.backbone, str(options.head)
     height, width = options.size
 
@@ -64,7 +64,7 @@ def iterator_udf(options: argparse.Namespace) -> Any:
 
 
 def batch_udf(options: argparse.Namespace) -> Any:
-    """`pyspark.ml.functions.predict_batch_udf`, which keeps the model for as long as the worker lives."""
+    """`pyspark.ml.functions.predict_batch_udf`, which caches the model for the lifetime of the worker."""
     weights, name, head = str(options.weights), options.backbone, str(options.head)
     height, width = options.size
 
@@ -91,7 +91,7 @@ def batch_udf(options: argparse.Namespace) -> Any:
 
 
 def main() -> None:
-    """Drain the topic and write how many images a second were committed, from the first commit to the last."""
+    """Drain the topic and write the committed images per second, from the first commit to the last."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--way", choices=("iterator", "batch"), required=True)
     for name in ("bootstrap", "topic", "backbone"):

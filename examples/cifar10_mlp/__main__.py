@@ -1,6 +1,6 @@
-"""CIFAR-10 as published: an MLP on pixels, all 60,000 images in bounded memory, and a CNN's features beside it.
+"""CIFAR-10 as published: an MLP on the pixels of all 60,000 images in bounded memory, compared with CNN features.
 
-The stream answers the test images with the MLP as champion and with the CNN's features as challenger, in one pass.
+The stream scores the test images with the MLP as champion and the CNN as challenger in one pass.
 
 Example: python -m examples.cifar10_mlp cifar-10-batches-py/
 """
@@ -34,18 +34,22 @@ def main(
     ] = None,
     *,
     home: HomeOption = None,
-    backbone: Annotated[str, typer.Option(help="The CNN beside the MLP on pixels.")] = "efficientnet_lite0",
-    weights: Annotated[str, typer.Option(help="Of that CNN: imagenet, random, or a file.")] = "imagenet",
-    input_size: Annotated[int, typer.Option(help="Pixels a side that the CNN sees.")] = 96,
-    max_iter: Annotated[int, typer.Option(min=1, help="Of the MLP.")] = 100,
-    holdout: Annotated[float, typer.Option(help="Share of the training images that compares the two.")] = 0.1,
+    backbone: Annotated[
+        str, typer.Option(help="Backbone of the CNN that the MLP is compared with.")
+    ] = "efficientnet_lite0",
+    weights: Annotated[str, typer.Option(help="Weights of the backbone: imagenet, random, or a file.")] = "imagenet",
+    input_size: Annotated[int, typer.Option(help="Input size of the CNN, in pixels per side.")] = 96,
+    max_iter: Annotated[int, typer.Option(min=1, help="Maximum number of iterations of the MLP.")] = 100,
+    holdout: Annotated[
+        float, typer.Option(help="Share of the training images held out to compare the two models.")
+    ] = 0.1,
     per_batch: Annotated[
-        int, typer.Option(min=10, help="How many images a batch to draw, where none are given.")
+        int, typer.Option(min=10, help="Number of images to generate per batch if no folder is given.")
     ] = 500,
-    version: Annotated[Version, typer.Option(help="Which version of the layout to draw them in.")] = "python",
+    version: Annotated[Version, typer.Option(help="Version of the layout to generate.")] = "python",
     json_file: JsonOption = None,
 ) -> None:
-    """An MLP on scaled pixels and a CNN's features, on all of CIFAR-10; the stream answers the test images."""
+    """Train an MLP on scaled pixels and a classifier on CNN features; then score the test images with the stream."""
     service = Service.new("cifar10_mlp", home)
     training, test, training_rows = prepare(
         batches or write_cifar10(service.home / "batches", per_batch, version), service.home
@@ -91,12 +95,13 @@ def main(
 
 
 def prepare(batches: Path, into: Path) -> tuple[Path, Path, int]:
-    """(training images, folder of test images, number of training images) as the commands take them.
+    """Convert batches into `into`, one at a time; folders of image files are used unchanged.
 
-    Batches are written into `into`, one at a time; folders of image files are taken as they are.
+    Returns:
+        (training images, folder of test images, number of training images).
 
     Raises:
-        ServiceError: it is not CIFAR-10.
+        ServiceError: the data is not CIFAR-10.
     """
     training, test = (batches / name for name in FOLDERS)
     if training.is_dir() and test.is_dir():

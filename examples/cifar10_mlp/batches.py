@@ -1,7 +1,7 @@
-"""CIFAR-10 as published, in its python or its binary version, to a Parquet file and a folder of PNG images.
+"""Converting CIFAR-10, in its python or binary version, to a Parquet file and a folder of PNG images.
 
-One batch of 10,000 images is in memory at a time. Its values are unsigned bytes, so none of them can be NaN: the
-original's check holds by construction.
+One batch of 10,000 images is in memory at a time. Values are unsigned bytes, so that the original's check for NaN is
+not needed.
 """
 
 import io
@@ -32,12 +32,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Cifar10:
-    """Where the batches are.
+    """The files of the data set.
 
     Attributes:
         training, test: files of batches.
-        names: of the classes, in order of their numbers.
-        binary: the binary version, else the python version.
+        names: the classes by index.
+        binary: whether it is the binary version rather than the python version.
     """
 
     training: tuple[Path, ...]
@@ -46,10 +46,10 @@ class Cifar10:
     binary: bool
 
     def read(self, file: Path) -> Batch:
-        """One batch.
+        """Read a batch.
 
         Raises:
-            ServiceError: it is not what the format says.
+            ServiceError: the file is not in the expected format.
         """
         return read_binary(file) if self.binary else read_batch(file, WIDTH, CLASSES)
 
@@ -65,10 +65,10 @@ class Cifar10:
 
 
 def open_cifar10(folder: Path) -> Cifar10:
-    """The data set in `folder`, as it comes out of the published archive.
+    """Open the data set in a folder of the extracted archive.
 
     Raises:
-        ServiceError: the files are not there, or do not name ten classes.
+        ServiceError: files are missing, or do not name ten classes.
     """
     binary = (folder / "test_batch.bin").is_file()
     suffix = ".bin" if binary else ""
@@ -86,10 +86,10 @@ def open_cifar10(folder: Path) -> Cifar10:
 
 
 def read_binary(file: Path) -> Batch:
-    """A batch of the binary version: of each image a byte for the label, then 3,072 for red, green and blue."""
+    """Read a batch of the binary version: per image one byte for the label and 3,072 for red, green and blue."""
     size = file.stat().st_size
     if size % (WIDTH + 1) or not 0 < size <= MAX_BYTES:
-        raise ServiceError(f"{file} has {size:,} bytes, expected some times {WIDTH + 1:,}, at most {MAX_BYTES:,}")
+        raise ServiceError(f"{file} has {size:,} bytes, expected a multiple of {WIDTH + 1:,}, at most {MAX_BYTES:,}")
     rows = np.fromfile(file, np.uint8).reshape(-1, WIDTH + 1)
     if rows[:, 0].max() >= CLASSES:
         raise ServiceError(f"{file} has the label {rows[:, 0].max()}, expected 0 to {CLASSES - 1}")
@@ -97,7 +97,7 @@ def read_binary(file: Path) -> Batch:
 
 
 def write_parquet(images: Iterable[tuple[str, str, bytes]], to: Path) -> int:
-    """Write (name, label, PNG) as a Parquet file of `SCHEMA`, some rows at a time; the number of rows."""
+    """Write (name, label, PNG) as a Parquet file of `SCHEMA` in chunks; returns the number of rows."""
     written = 0
     rows: list[tuple[str, str, bytes]] = []
     with pq.ParquetWriter(to, SCHEMA) as parquet:

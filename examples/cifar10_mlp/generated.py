@@ -1,6 +1,6 @@
-"""Images drawn in CIFAR-10's published layout, both versions: ten shapes of any colour on another, with noise.
+"""Generated images in both versions of CIFAR-10's layout: ten coloured shapes on a coloured ground, with noise.
 
-The names of the classes are CIFAR-10's; the pictures are not. The python version is written as Python 2 wrote it.
+Only the class names are those of CIFAR-10. The python version is written as by Python 2.
 """
 
 import struct
@@ -17,9 +17,9 @@ from examples.cifar10_mlp.batches import CLASSES, SIDE, WIDTH
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TRAINING_BATCHES = 5
 SEED = 614
-NOISE = 12.0  # standard deviation, in values of a pixel
-DARK_SHAPES = 0.4  # share of the images whose shape is darker than its ground, which pixels alone hardly tell
-SHORT = 256  # bytes that the opcode of short texts takes
+NOISE = 12.0  # standard deviation of pixel values
+DARK_SHAPES = 0.4  # share of images whose shape is darker than the ground, which are hard for a model on pixels
+SHORT = 256  # length limit of the opcode for short strings
 # What Python 2's pickles hold of a NumPy array in front of its shape, and as its dtype.
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
 UINT8 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
@@ -28,7 +28,7 @@ Version = Literal["python", "binary"]
 
 
 def write_cifar10(folder: Path, per_batch: int, version: Version = "python") -> Path:
-    """Write five training batches and a test batch of `per_batch` images each; the same ones each time."""
+    """Write five training batches and a test batch of `per_batch` images each, deterministically."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [*(f"data_batch_{number}" for number in range(1, TRAINING_BATCHES + 1)), "test_batch"]
     for number, name in enumerate(names):
@@ -49,7 +49,7 @@ def write_cifar10(folder: Path, per_batch: int, version: Version = "python") -> 
 
 
 def draw_batch(count: int, generator: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """(data (count, 3072), labels (count,)): as many of each class as of the others, in any order."""
+    """Draw (data (count, 3072), labels (count,)) with balanced classes in random order."""
     labels = generator.permutation(np.arange(count) % CLASSES)
     data = np.empty((count, WIDTH), np.uint8)
     for row, label in enumerate(labels):
@@ -60,7 +60,7 @@ def draw_batch(count: int, generator: np.random.Generator) -> tuple[NDArray[np.u
 
 
 def draw_image(label: int, generator: np.random.Generator) -> Image.Image:
-    """A shape of the class, mostly of a lighter colour than the ground, somewhere around the middle."""
+    """Draw the shape of the class near the centre, usually lighter than the ground."""
     ground = generator.integers(0, 130, 3)
     shape = ground + generator.integers(40, 125, 3)
     if generator.uniform() < DARK_SHAPES:
@@ -98,7 +98,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, label: int, box: tuple[int, int, int,
 
 
 def python2_pickle(value: Any) -> bytes:
-    """Dictionaries, lists, texts, whole numbers and an array (N, M) of uint8, by the opcodes that Python 2 used."""
+    """Pickle dictionaries, lists, strings, integers and a uint8 array (N, M) with the opcodes of Python 2."""
     return b"\x80\x02" + _opcodes(value) + b"."
 
 
@@ -117,4 +117,4 @@ def _opcodes(value: Any) -> bytes:
         case np.ndarray():
             shape = b"".join(map(_opcodes, value.shape)) + b"\x86"
             return ARRAY + b"(K\x01" + shape + UINT8 + b"\x89" + _opcodes(value.tobytes()) + b"tb"
-    raise TypeError(f"a batch holds no {type(value).__name__}")
+    raise TypeError(f"a batch cannot contain a {type(value).__name__}")

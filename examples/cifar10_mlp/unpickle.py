@@ -1,9 +1,9 @@
-"""CIFAR-10's batches of pickles, without running what they say.
+"""Reading the pickled batches of CIFAR-10 without executing code.
 
-A pickle can name any function to be called. Here it can name four things, each of which becomes something inert: the
-recipe of an array (`_reconstruct`, `ndarray`, `dtype`), and bytes written as text (`_codecs.encode`, as Python 3 does).
-Before anything is built, the opcodes are read through: only those that dictionaries, lists, numbers, texts and the
-array need, no more of them than a batch has, and none by which a small file could ask for much memory.
+A pickle can call any function by name. Here only four names are allowed, which become inert objects: those that
+construct an array (`_reconstruct`, `ndarray`, `dtype`), and `_codecs.encode`, by which Python 3 writes bytes. The
+opcodes are checked before anything is built: only those needed for dictionaries, lists, numbers, strings and the array,
+no more than a batch has, and none by which a small file could allocate much memory.
 """
 
 import pickle
@@ -35,7 +35,7 @@ TUPLES = frozenset({"EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
 
 
 class _Inert:
-    """What a name in the pickle stands for: it keeps what it is given and does nothing."""
+    """An inert object in place of a name in the pickle, which only stores its arguments."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -46,19 +46,19 @@ class _Inert:
 
 
 class _Array(_Inert):
-    """The recipe of an array; its state is (version, shape, dtype, whether in Fortran's order, its bytes)."""
+    """An array to construct; its state is (version, shape, dtype, whether in Fortran order, bytes)."""
 
 
 class _ArrayType(_Inert):
-    """numpy.ndarray itself, which `_reconstruct` is told to make."""
+    """numpy.ndarray, the argument of `_reconstruct`."""
 
 
 class _DType(_Inert):
-    """The recipe of a dtype."""
+    """A dtype."""
 
 
 class _Encoded(_Inert):
-    """Bytes as Python 3 writes them at protocol 2: a text of Latin-1."""
+    """Bytes as written by Python 3 at protocol 2: a string in Latin-1."""
 
     def __hash__(self) -> int:
         return hash(_plain(self))
@@ -84,12 +84,12 @@ class _RestrictedUnpickler(pickle.Unpickler):
 
 
 class Batch(NamedTuple):
-    """Images of one file.
+    """The images of one file.
 
     Attributes:
         data: (N, 3072) uint8, the red, green and blue plane one after the other.
         labels: (N,) from 0 to 9.
-        names: the files' names, as many as there are images, or none.
+        names: (N) file names, or none.
     """
 
     data: NDArray[np.uint8]
@@ -98,10 +98,10 @@ class Batch(NamedTuple):
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """The dictionary in `path`, of texts, numbers, lists and recipes of arrays.
+    """Read the dictionary in `path`, of strings, numbers, lists and arrays to construct.
 
     Raises:
-        ServiceError: it is too large, names anything else, or is no such pickle.
+        ServiceError: the file is too large, refers to other names, or is not such a pickle.
     """
     with _telling(path):
         content = _read(path)
@@ -110,11 +110,15 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def read_batch(path: Path, width: int, n_classes: int) -> Batch:
-    """A batch of images; errors as for `read_pickle`.
+    """Read a batch of images.
 
     Args:
-        width: values of each image.
-        n_classes: labels are below it.
+        path: the file.
+        width: the number of values per image.
+        n_classes: the number of classes.
+
+    Raises:
+        ServiceError: as `read_pickle`, or the dictionary is not a batch.
     """
     found = read_pickle(path)
     with _telling(path):
@@ -125,7 +129,7 @@ def read_batch(path: Path, width: int, n_classes: int) -> Batch:
 
 
 def read_names(path: Path) -> list[str]:
-    """The names of the classes in `batches.meta`; errors as for `read_pickle`."""
+    """Read the class names in `batches.meta`; raises as `read_pickle`."""
     found = read_pickle(path)
     with _telling(path):
         return [_text(name) for name in _list(found, "label_names")]
@@ -133,14 +137,14 @@ def read_names(path: Path) -> list[str]:
 
 @contextmanager
 def _telling(path: Path) -> Iterator[None]:
-    """Whatever goes wrong in the block is told in one line that names the file."""
+    """Report errors of the block in one line that names the file."""
     try:
         yield
     except ServiceError as error:
         raise ServiceError(f"{path} is no file of CIFAR-10's python version: {error}") from error
     except OSError:
         raise
-    except Exception as error:  # whatever a broken pickle makes the unpickler raise
+    except Exception as error:  # invalid pickles raise exceptions of any type
         why = f"{type(error).__name__}: {error}"
         raise ServiceError(f"{path} is no file of CIFAR-10's python version ({why})") from error
 
@@ -174,10 +178,10 @@ def _read(path: Path) -> bytes:
 
 
 def _check_opcodes(content: bytes) -> None:
-    """See that the pickle asks for nothing but what a batch needs, before any of it is built.
+    """Check the opcodes of a pickle before anything is built.
 
-    The memo's places are bounded, for the unpickler makes room up to the highest. A tuple is not used twice, for the
-    hash of tuples that hold others twice takes twice as long a level.
+    Memo indices are bounded, because the unpickler allocates up to the highest. Tuples must not be reused, because the
+    time to hash nested tuples doubles with each level that contains another twice.
     """
     tuples: set[int] = set()
     memoized = 0
@@ -200,7 +204,7 @@ def _check_opcodes(content: bytes) -> None:
 
 
 def _array(recipe: Any, width: int) -> NDArray[np.uint8]:
-    """The array (N, width) of uint8 that a recipe describes."""
+    """Construct the array (N, width) of uint8."""
     match recipe:
         case _Array(
             state=(int(), (int(rows), int(columns)), _DType(arguments=(kind, *_)), bool() | int() as fortran, data)
@@ -215,7 +219,7 @@ def _array(recipe: Any, width: int) -> NDArray[np.uint8]:
 
 
 def _plain(value: Any) -> Any:
-    """Bytes where they were written as text, else the value itself."""
+    """The bytes of an encoded string, or the value itself."""
     match value:
         case _Encoded(arguments=(str(text), "latin1" | "latin-1" | b"latin1")):
             return text.encode("latin-1")

@@ -38,12 +38,12 @@ from examples.service import (
 from streaming.images.dataset import digit_images, write_images
 from streaming.platform.session import QUICK_START, spark_session
 
-ALL_DIGITS = 5_000  # that are installed
+ALL_DIGITS = 5_000  # installed images
 ORIGINAL = "F1 .8112, precision .8422, recall .8091, accuracy .8091, ROC AUC .901, InceptionV3 (imagenet)"
 
 
 def digits(per_class: int) -> Iterator[tuple[str, str, bytes]]:
-    """(file name, digit, PNG) of so many MNIST digits of each kind, the same ones each time."""
+    """(file name, digit, PNG) of the first `per_class` MNIST images of each digit."""
     seen: Counter[str] = Counter()
     for name, digit, data in digit_images(ALL_DIGITS):
         seen[digit] += 1
@@ -52,15 +52,15 @@ def digits(per_class: int) -> Iterator[tuple[str, str, bytes]]:
 
 
 def main(
-    images: Annotated[Path | None, typer.Argument(help="A folder with a folder per digit; default: MNIST.")] = None,
+    images: Annotated[Path | None, typer.Argument(help="Folder with one folder per digit; default: MNIST.")] = None,
     home: HomeOption = None,
     backbone: BackboneOption = "inception_v3",
     weights: WeightsOption = "imagenet",
     per_class: PerClassOption = 50,
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation that tunes.")] = 3,
+    folds: Annotated[int, typer.Option(min=2, help="Number of folds of the cross-validation for tuning.")] = 3,
     json_file: JsonOption = None,
 ) -> None:
-    """Fit, save, load, judge and tune a Pipeline of CNN and logistic regression; then let the stream answer."""
+    """Fit, save, load, evaluate and tune a Pipeline of CNN and logistic regression; then score with the stream."""
     service = Service.new("digits_transfer", home)
     images = images or write_images(service.home / "images", digits(per_class))
     saved = str(service.home / "pipeline")

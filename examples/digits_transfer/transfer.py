@@ -1,4 +1,4 @@
-"""The original's way, as one Spark ML Pipeline: a CNN's features, logistic regression on them; judged and tuned."""
+"""The original as one Spark ML Pipeline of CNN features and logistic regression: fitting, evaluation and tuning."""
 
 from pathlib import Path
 
@@ -25,14 +25,14 @@ DIGITS = tuple(map(str, range(10)))
 
 
 def read_digits(spark: SparkSession, folder: Path) -> DataFrame:
-    """Rows (path, image: the encoded bytes, label: double) of a folder per digit."""
+    """Read rows (path, image: encoded bytes, label: double) from a folder per digit."""
     files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(folder))
     digit = F.element_at(F.split("path", "/"), -2)
     return files.select("path", F.col("content").alias("image"), digit.cast("double").alias("label"))
 
 
 def make_pipeline(backbone: str, weights: str, cache_dir: Path) -> Pipeline:
-    """Images in, digits out, with the original's settings."""
+    """The Pipeline from images to digits with the original's settings."""
     featurizer = DeepImageFeaturizer(
         inputCol="image",
         outputCol="features",
@@ -46,7 +46,7 @@ def make_pipeline(backbone: str, weights: str, cache_dir: Path) -> Pipeline:
 
 
 def evaluate(answers: DataFrame) -> Evaluation:
-    """What the answers (label, probability) are worth; they pass by the driver one at a time, only counts stay."""
+    """Evaluate predictions (label, probability), which are streamed through the driver one at a time."""
     sums = EvaluationSums(DIGITS, len(DIGITS))
     for row in answers.select("label", "probability").toLocalIterator():
         logits = np.log(np.maximum(row["probability"].toArray(), LEAST_PROBABILITY))
@@ -55,7 +55,7 @@ def evaluate(answers: DataFrame) -> Evaluation:
 
 
 def some_answers(answers: DataFrame) -> list[Sample]:
-    """Nine answers (path, image, label, prediction, probability), picked by the hash of the path."""
+    """Nine predictions (path, image, label, prediction, probability), sampled by the hash of the path."""
     picked = answers.orderBy(F.xxhash64("path", F.lit(SEED))).limit(SAMPLES).collect()
     samples = []
     for row in picked:
@@ -68,7 +68,7 @@ def some_answers(answers: DataFrame) -> list[Sample]:
 
 
 def write_plots(found: Evaluation, samples: list[Sample], folder: Path) -> list[Path]:
-    """Confusion matrix, ROC curves and sampled predictions as PNG files."""
+    """Write confusion matrix, ROC curves and sampled predictions as PNG files."""
     pictures = {
         "confusion.png": png(lambda: confusion_figure(found)),
         "roc.png": png(lambda: roc_figure(found)),
@@ -80,14 +80,14 @@ def write_plots(found: Evaluation, samples: list[Sample], folder: Path) -> list[
 
 
 def classification_report(found: Evaluation) -> str:
-    """Precision, recall and F1 of each digit, a line each."""
+    """A table of precision, recall and F1 by digit."""
     figures = zip(found.classes, found.precision, found.recall, found.f1, found.support, strict=True)
     lines = [f"  {name:>5} {p:10.4f} {r:10.4f} {f1:10.4f} {n:10,}" for name, p, r, f1, n in figures]
     return "\n".join([f"  digit {'precision':>10} {'recall':>10} {'F1':>10} {'images':>10}", *lines])
 
 
 def tune(features: DataFrame, folds: int) -> tuple[LogisticRegressionModel, float]:
-    """(the best logistic regression on rows of features and label, its mean F1): cross-validation on Spark's cores."""
+    """Tune a logistic regression by cross-validation; returns the best model and its mean F1."""
     classifier = LogisticRegression(maxIter=MAX_ITER)
     grid = (
         ParamGridBuilder()

@@ -1,4 +1,4 @@
-"""Fruits-360: MobileNetV2's features of every image, PCA to 90 % of the variance, one CSV; then a model and a stream.
+"""Fruits-360: MobileNetV2 features, PCA to 90 % of the variance, and one CSV; then a model and the stream.
 
 Example: python -m examples.fruits_pca fruits-360/Test
 """
@@ -25,14 +25,14 @@ SHARE = 0.9
 
 
 def main(
-    images: Annotated[Path | None, typer.Argument(help="Fruits-360's folder Test; default: drawn fruits.")] = None,
+    images: Annotated[Path | None, typer.Argument(help="Folder Test of Fruits-360; default: generated images.")] = None,
     home: HomeOption = None,
     backbone: BackboneOption = "mobilenet_v2",
     weights: WeightsOption = "imagenet",
     per_class: PerClassOption = 30,
     json_file: JsonOption = None,
 ) -> None:
-    """Features of a folder of images as CSV and Parquet, and a model that the stream answers the same images with."""
+    """Write the features of a folder of images as CSV and Parquet; then train a model and score the images with it."""
     service = Service.new("fruits_pca", home)
     images = images or write_fruits(service.home / "images" / "Test", per_class)
     network = ("--backbone", backbone, "--weights", weights, "--explained-variance", SHARE)
@@ -41,7 +41,7 @@ def main(
     written = service.run("features", "--images", images, "--output", table, *network)
     service.run(
         "features", "--images", images, "--output", table.with_suffix(".parquet"), *network
-    )  # needs no CNN any more
+    )  # from stored features, without the CNN
 
     trained = service.run("train", "--images", images, *network)
     scored = service.score(images, "--label-from", "parent")

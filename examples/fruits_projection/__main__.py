@@ -1,4 +1,4 @@
-"""Fruits with names as they are: MobileNetV2's flat features, a sparse random projection, Parquet that others read.
+"""Fruits with unaltered names: flat MobileNetV2 features, a sparse random projection, and Parquet for other tools.
 
 Example: python -m examples.fruits_projection fruits/
 """
@@ -23,19 +23,21 @@ from examples.service import (
 from streaming.errors import ServiceError
 
 ORIGINAL = "features only: k = 9,468, where 22,688 images need 8,596; folders had to be renamed"
-LABEL_PATTERN = r"^(?:.*/)?([^/]+?)(?:_\d+)?/[^/]+$"  # the folder's name, without _1, _2, … at its end
+LABEL_PATTERN = r"^(?:.*/)?([^/]+?)(?:_\d+)?/[^/]+$"  # the name of the folder without a suffix _1, _2, …
 EPS = 0.1
 
 
 def main(
-    images: Annotated[Path | None, typer.Argument(help="A folder with a folder per fruit; default: drawn.")] = None,
+    images: Annotated[
+        Path | None, typer.Argument(help="Folder with one folder per fruit; default: generated images.")
+    ] = None,
     home: HomeOption = None,
     backbone: BackboneOption = "mobilenet_v2",
     weights: WeightsOption = "imagenet",
     per_class: PerClassOption = 30,
     json_file: JsonOption = None,
 ) -> None:
-    """Flat features, projected, as Parquet that three tools read; and a model that the stream answers with."""
+    """Write projected flat features as Parquet, read them with three tools, and train a model for the stream."""
     service = Service.new("fruits_projection", home)
     images = images or write_fruits(service.home / "images", per_class)
     labels = ("--label-pattern", LABEL_PATTERN)
@@ -47,7 +49,7 @@ def main(
     expected = (written["rows"], len(written["dataset"]["classes"]), written["n_components"])
     for name, found in read.items():
         if found != expected:
-            raise ServiceError(f"{name} reads (rows, labels, width) {found}, written were {expected}")
+            raise ServiceError(f"{name} reads (rows, labels, width) {found}, expected {expected}")
 
     trained = service.run("train", "--images", images, "--flat", *labels, *network)
     scored = service.score(images)

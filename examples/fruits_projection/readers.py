@@ -1,4 +1,4 @@
-"""The features as others read them: one Parquet file, by pandas, by deltalake as a table, and by DuckDB."""
+"""Reading the features with other tools: one Parquet file with pandas, deltalake and DuckDB."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +13,14 @@ SHAPE = "SELECT count(*) AS rows, count(DISTINCT label) AS labels, {width} AS wi
 
 
 def by_pandas(parquet: Path) -> Shape:
-    """What pandas reads."""
+    """Read the file with pandas."""
     rows = pd.read_parquet(parquet)
     (width,) = rows["features"].map(len).unique()
     return len(rows), rows["label"].nunique(), int(width)
 
 
 def by_deltalake(parquet: Path) -> Shape:
-    """What deltalake reads, once the folder is a table: the file stays as it is and gets a log beside it."""
+    """Read the file with deltalake after converting its folder to a table, which adds a log."""
     if not DeltaTable.is_deltatable(str(parquet.parent)):
         convert_to_deltalake(parquet.parent)
     sql = SHAPE.format(width="max(array_length(features))", table="fruits")
@@ -29,7 +29,7 @@ def by_deltalake(parquet: Path) -> Shape:
 
 
 def by_duckdb(parquet: Path) -> Shape:
-    """What DuckDB reads."""
+    """Read the file with DuckDB."""
     found = duckdb.execute(
         SHAPE.format(width="max(len(features))", table="read_parquet($1)"), [str(parquet)]
     ).fetchall()
@@ -38,7 +38,7 @@ def by_duckdb(parquet: Path) -> Shape:
 
 
 def write_labels(parquet: Path, csv: Path) -> Path:
-    """Write `image_id,label` as `imagestream label` takes them; an image that is there twice has one row."""
+    """Write `image_id,label` for `imagestream label`, with one row for duplicate images."""
     rows = "SELECT image_id, any_value(label) AS label FROM read_parquet($parquet) GROUP BY image_id"
     duckdb.execute(f"COPY ({rows} ORDER BY image_id) TO $csv (HEADER)", {"parquet": str(parquet), "csv": str(csv)})
     return csv

@@ -1,4 +1,4 @@
-"""Faces with and without glasses: one small CNN, trained in every distributed way; the best of them serves the stream.
+"""Faces with and without glasses: a small CNN, trained in every distributed mode; the best one serves the stream.
 
 Example: python -m examples.glasses_distributed published/faces published/labels.csv
 """
@@ -27,7 +27,7 @@ CLASSES = {"1": WITH, "0": WITHOUT}
 
 @dataclass(frozen=True)
 class Way:
-    """One way of training, and what came of it. `stable` log losses are from logits, the others from probabilities.
+    """A training mode and its result. `stable` log losses are computed from logits, the others from probabilities.
 
     Attributes:
         threshold: the probability of "no glasses" from which on that is answered: the one of the best F1 on validation.
@@ -57,7 +57,7 @@ class Way:
 
     @classmethod
     def of(cls, summary: dict[str, Any]) -> Self:
-        """From what `imagestream train-cnn --json` tells."""
+        """From the output of `imagestream train-cnn --json`."""
         history, train, test = summary["history"], summary["training_metrics"], summary["metrics"]
         staleness = {int(late): times for late, times in history["staleness"].items()}
         return cls(
@@ -82,7 +82,7 @@ class Way:
 
 
 def write_labels(labels_csv: Path, faces: Path, file: Path) -> tuple[int, int]:
-    """Join labels.csv (id, glasses) with the files face-ID.png, as the CSV (name, label) that `imagestream` takes.
+    """Join labels.csv (id, glasses) with the files face-ID.png into a CSV (name, label) for `imagestream`.
 
     Returns:
         (pictures, those whose label is undefined), which `imagestream` then leaves out.
@@ -100,7 +100,7 @@ def write_labels(labels_csv: Path, faces: Path, file: Path) -> tuple[int, int]:
         raise ServiceError(f"{labels_csv} is not a CSV in UTF-8: {error}") from error
     pictures = {picture.stem.removeprefix("face-"): picture.name for picture in sorted(faces.glob("face-*.png"))}
     if not pictures:
-        raise ServiceError(f"{faces} holds no face-N.png")
+        raise ServiceError(f"{faces} contains no face-N.png")
     with file.open("w", encoding="utf-8", newline="") as rows:
         writer = csv.writer(rows)
         writer.writerow(["name", "label"])
@@ -109,13 +109,15 @@ def write_labels(labels_csv: Path, faces: Path, file: Path) -> tuple[int, int]:
 
 
 def write_table(ways: list[Way], file: Path) -> Path:
-    """The ways as a CSV, and on the terminal; a figure that is not known is empty."""
+    """Write the results as CSV and to the terminal; unknown values are empty."""
     names = [field.name for field in fields(Way)]
     with file.open("w", encoding="utf-8", newline="") as rows:
         writer = csv.DictWriter(rows, names)
         writer.writeheader()
         writer.writerows(asdict(way) for way in ways)
-    table = Table("", *(f"{way.mode} per {way.frequency}" for way in ways), box=None, title="\nevery way of training")
+    table = Table(
+        "", *(f"{way.mode} per {way.frequency}" for way in ways), box=None, title="\nresults by training mode"
+    )
     for name in names[2:]:
         table.add_row(name.replace("_", " "), *(_told(getattr(way, name)) for way in ways))
     Console(width=WIDTH).print(table)
@@ -127,18 +129,18 @@ def _told(figure: float | None) -> str:
 
 
 def main(  # noqa: PLR0917  the options of a command
-    images: Annotated[Path | None, typer.Argument(help="The folder of face-N.png; default: drawn faces.")] = None,
-    labels: Annotated[Path | None, typer.Argument(help="The CSV with the columns id and glasses.")] = None,
+    images: Annotated[Path | None, typer.Argument(help="Folder of face-N.png; default: generated faces.")] = None,
+    labels: Annotated[Path | None, typer.Argument(help="CSV with the columns id and glasses.")] = None,
     home: HomeOption = None,
-    faces: Annotated[int, typer.Option(min=20, help="How many to draw, where none are given.")] = 2_000,
-    size: Annotated[int, typer.Option(min=16, help="Pixels along each side of a drawn one.")] = 1_024,
-    mode: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
-    frequency: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
-    workers: Annotated[int, typer.Option(help="That train at a time.")] = 4,
-    epochs: Annotated[int, typer.Option(help="Of each training.")] = 10,
+    faces: Annotated[int, typer.Option(min=20, help="Number of faces to generate if no folder is given.")] = 2_000,
+    size: Annotated[int, typer.Option(min=16, help="Size of generated faces, in pixels per side.")] = 1_024,
+    mode: Annotated[list[str] | None, typer.Option(help="Run only this mode; repeatable.")] = None,
+    frequency: Annotated[list[str] | None, typer.Option(help="Run only this frequency; repeatable.")] = None,
+    workers: Annotated[int, typer.Option(help="Number of workers that train concurrently.")] = 4,
+    epochs: Annotated[int, typer.Option(help="Number of epochs per training run.")] = 10,
     json_file: JsonOption = None,
 ) -> None:
-    """Train the CNN in every mode, per batch and per epoch, on what has a label; let the stream use the best."""
+    """Train the CNN on labelled images in every mode, per batch and per epoch; use the best one in the stream."""
     service = Service.new("glasses_distributed", home)
     if images is None:
         typer.echo(f"drawing {faces:,} faces of {size}×{size} …")

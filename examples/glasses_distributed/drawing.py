@@ -1,4 +1,4 @@
-"""A pen that draws in the coordinates of a head, and what light, lens and sensor then do to the picture."""
+"""Drawing in the coordinates of a head, and simulation of light, lens and sensor."""
 
 from collections.abc import Sequence
 
@@ -70,7 +70,7 @@ def superellipse(
 
 
 def mix(one: Sequence[float], other: Sequence[float], share: float) -> Colour:
-    """The colour between two: `share` of the other."""
+    """Mix two colours with `share` of the second."""
     return tuple(int((1 - share) * a + share * b) for a, b in zip(one, other, strict=True))
 
 
@@ -80,7 +80,7 @@ def any_colour(rng: np.random.Generator, low: int = 0, high: int = 256) -> Colou
 
 
 def backdrop(rng: np.random.Generator, pixels: int) -> Image.Image:
-    """A wall or a garden out of focus: colours going over into one another, patches and bars."""
+    """Draw an unfocused background: gradients, patches and bars."""
     corners = Image.fromarray(rng.integers(0, 256, (2, 2, 3), np.uint8))
     canvas = corners.resize((pixels, pixels), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(canvas, "RGBA")
@@ -93,7 +93,7 @@ def backdrop(rng: np.random.Generator, pixels: int) -> Image.Image:
 
 
 def develop(rng: np.random.Generator, canvas: Image.Image, size: int) -> Pixels:
-    """The picture as a camera would take it, uint8 (size, size, 3): lit from one side, blurred, over-exposed, noisy."""
+    """The image as taken by a camera, uint8 (size, size, 3): lit from one side, blurred, over-exposed, noisy."""
     picture = canvas.resize((size, size), Image.Resampling.BOX)
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.006) * size))
     light = np.asarray(picture, np.float32) / 255
@@ -106,7 +106,7 @@ def develop(rng: np.random.Generator, canvas: Image.Image, size: int) -> Pixels:
 
 
 def _grain(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
-    """Noise of unit variance, float32 (size, size, 3), no finer than `GRAINS`: small copies have it, too."""
+    """Noise of unit variance, float32 (size, size, 3), with `GRAINS` per side, so that scaling down preserves it."""
     grains = min(size, GRAINS)
     nearest = np.arange(size) * grains // size
     return rng.standard_normal((grains, grains, 3), np.float32)[nearest][:, nearest]

@@ -1,4 +1,4 @@
-"""Glasses of every kind: rims thin or thick, dark, light or coloured, round or square; clear, tinted or mirrored."""
+"""Drawing glasses with random rims and clear, tinted or mirrored lenses."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ TINTED, MIRRORED = 0.15, 0.1  # of all glasses
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the lenses are, in half widths of the face, and what the rim is made of."""
+    """The position of the lenses, in half widths of the face, and the style of the rim."""
 
     x: float
     y: float
@@ -26,7 +26,7 @@ class Frame:
 
 
 def draw_glasses(rng: np.random.Generator, pen: Pen, look: Look) -> None:
-    """Over both eyes: lenses, rims, the bridge, and the arms to the ears."""
+    """Draw lenses, rims, bridge and temples."""
     frame = _choose(rng, look)
     for side in (-1, 1):
         outline = superellipse(side * frame.x, frame.y, frame.width, frame.height, frame.power)
@@ -41,7 +41,7 @@ def draw_glasses(rng: np.random.Generator, pen: Pen, look: Look) -> None:
 
 def _choose(rng: np.random.Generator, look: Look) -> Frame:
     width = rng.uniform(0.24, 0.31)
-    # Most people choose a rim that stands out from their skin; over all of them it is darker as often as lighter.
+    # Rims usually contrast with the skin, and are darker as often as lighter.
     tone = DARK if rng.uniform(90, 170) < np.mean(look.skin) else LIGHT
     kind = rng.random()
     if kind < TINTED:

@@ -1,4 +1,4 @@
-"""Draws faces with and without glasses, to tell what a convolution sees and a linear model on pixels does not.
+"""Generated faces with and without glasses, which a convolution can distinguish and a linear model on pixels cannot.
 
 Everything in which two people, two cameras or two rooms differ is drawn at random: pose, skin, hair, beard, hat,
 make-up, background, light, blur and noise. So are the glasses: rims darker than the skin as often as lighter, lenses
@@ -23,15 +23,15 @@ from examples.glasses_distributed.eyewear import draw_glasses
 from examples.glasses_distributed.head import draw_front, draw_head, look_of
 
 WITH, WITHOUT = "glasses", "no glasses"  # the folders
-FACES, LABELS = "faces", "labels.csv"  # of the original layout
+FACES, LABELS = "faces", "labels.csv"  # in the original layout
 QUALITY = 92  # of JPEG files
 SEED = 614
 UNLABELLED = 0.1  # of the images in the original layout
-CANVAS = 256  # pixels at least, from which smaller pictures are scaled down
+CANVAS = 256  # minimum size of the drawing in pixels, from which smaller images are scaled down
 
 
 def face(rng: np.random.Generator, size: int, glasses: bool) -> Pixels:
-    """One face, uint8 (size, size, 3), the same for the same state of `rng`."""
+    """Draw one face, uint8 (size, size, 3), determined by the state of `rng`."""
     pixels = max(CANVAS, size)
     canvas = backdrop(rng, pixels)
     pen = Pen(
@@ -51,7 +51,7 @@ def face(rng: np.random.Generator, size: int, glasses: bool) -> Pixels:
 
 
 def faces(n: int, size: int, seed: int) -> Iterator[tuple[int, bool, Pixels]]:
-    """(number from 1, glasses, picture) of `n` faces, half of them with glasses; the first are the same for any `n`."""
+    """(number from 1, glasses, image) of `n` faces, half of them with glasses; a prefix does not depend on `n`."""
     for pair in range((n + 1) // 2):
         first = bool(np.random.default_rng([seed, pair]).integers(2))
         for number, glasses in ((2 * pair + 1, first), (2 * pair + 2, not first)):
@@ -60,7 +60,7 @@ def faces(n: int, size: int, seed: int) -> Iterator[tuple[int, bool, Pixels]]:
 
 
 def write_folders(folder: Path, n: int, size: int, seed: int, on_image: Callable[[], object] = int) -> Path:
-    """A folder per class, of JPEG files face-N.jpg; returns `folder`."""
+    """Write one folder per class with JPEG files face-N.jpg; returns `folder`."""
     for name in (WITH, WITHOUT):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for number, glasses, picture in faces(n, size, seed):
@@ -73,7 +73,7 @@ def write_folders(folder: Path, n: int, size: int, seed: int, on_image: Callable
 def write_original_layout(
     folder: Path, n: int, size: int = 1024, seed: int = SEED, on_image: Callable[[], object] = int
 ) -> Path:
-    """The published set's layout: faces/face-N.png, and labels.csv beside that folder, whose path is returned.
+    """Write the layout of the published set: faces/face-N.png and labels.csv, whose path is returned.
 
     The CSV's column id has the number in the file's name; its column glasses 1 or 0, and nothing for a tenth of them.
     """
@@ -95,12 +95,12 @@ class Layout(StrEnum):
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write; it is made if it is not there.")],
-    images: Annotated[int, typer.Option(min=2, help="How many, half of them with glasses.")] = 2_000,
-    size: Annotated[int, typer.Option(min=16, max=4_096, help="Pixels along each side.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same faces.")] = SEED,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write to, created if it does not exist.")],
+    images: Annotated[int, typer.Option(min=2, help="Number of faces, half of them with glasses.")] = 2_000,
+    size: Annotated[int, typer.Option(min=16, max=4_096, help="Size in pixels per side.")] = 128,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random numbers.")] = SEED,
     layout: Annotated[
-        Layout, typer.Option(help="A folder per class, or PNG files in one folder with labels.csv.")
+        Layout, typer.Option(help="Layout: a folder per class, or PNG files in one folder with labels.csv.")
     ] = Layout.FOLDERS,
 ) -> None:
     """Write faces with and without glasses.

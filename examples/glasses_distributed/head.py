@@ -1,4 +1,4 @@
-"""A head: its skin, hair, features, beard, hat and make-up, drawn at random."""
+"""Drawing a random head: skin, hair, features, beard, hat and make-up."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ MAKE_UP, EAR_RINGS, LINES, FRECKLES, SCAR, SHUT = 0.2, 0.3, 0.5, 0.2, 0.25, 0.15
 
 @dataclass(frozen=True)
 class Look:
-    """What several parts of a head share."""
+    """Parameters shared by the parts of a head."""
 
     skin: Colour
     hair: Colour
@@ -44,7 +44,7 @@ def look_of(rng: np.random.Generator) -> Look:
 
 
 def draw_head(rng: np.random.Generator, pen: Pen, look: Look) -> None:
-    """All that lies behind a pair of glasses."""
+    """Draw everything behind the glasses."""
     _draw_behind(rng, pen, look)
     pen.fill(superellipse(0, 0, 1, look.height, look.jaw), look.skin)
     _draw_marks(rng, pen, look)
@@ -56,7 +56,7 @@ def draw_head(rng: np.random.Generator, pen: Pen, look: Look) -> None:
 
 
 def draw_front(rng: np.random.Generator, pen: Pen, look: Look) -> None:
-    """What lies over a pair of glasses: a fringe, a hat and its brim."""
+    """Draw everything in front of the glasses: fringe, hat and brim."""
     top = -look.height
     if not look.bald and rng.random() < FRINGE:
         depth = rng.uniform(0.25, 0.75)
@@ -72,7 +72,7 @@ def draw_front(rng: np.random.Generator, pen: Pen, look: Look) -> None:
 
 
 def _draw_behind(rng: np.random.Generator, pen: Pen, look: Look) -> None:
-    """Shoulders, neck, ears, and hair down to them."""
+    """Draw shoulders, neck, ears and long hair."""
     shade = mix(look.skin, BLACK, rng.uniform(0.1, 0.35))
     pen.fill(superellipse(0, 2.6, rng.uniform(1.5, 2.2), 1.1, 2.5), any_colour(rng))
     if not look.bald:
@@ -88,7 +88,7 @@ def _draw_behind(rng: np.random.Generator, pen: Pen, look: Look) -> None:
 
 
 def _draw_marks(rng: np.random.Generator, pen: Pen, look: Look) -> None:
-    """Cheeks, freckles, wrinkles, a scar or a stripe of paint: lines that belong to no glasses."""
+    """Draw cheeks, freckles, wrinkles, scars and paint: lines that could be mistaken for glasses."""
     flush = mix(look.skin, (220, 80, 80), rng.uniform(0, 0.3))
     for side in (-1, 1):
         pen.fill(ellipse(side * 0.55, 0.4, 0.25, 0.2), (*flush, 90))

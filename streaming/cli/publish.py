@@ -17,7 +17,7 @@ from streaming.storage.store import check_place, is_uri
 
 if TYPE_CHECKING:
     from producer import PublishSummary
-    from producer.read import Reading
+    from producer.read import ReadOptions
     from producer.sources import Sources
     from streaming.settings import Settings
 
@@ -77,8 +77,8 @@ def publish(
 
     Example: imagestream publish --label-from parent photos/ 'more/*.jpg', or: imagestream publish --watch photos/
     """
-    from producer.pace import Pace
-    from producer.read import Reading
+    from producer.rate_limiter import RateLimiter
+    from producer.read import ReadOptions
     from producer.topic_files import file_stem
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
@@ -86,8 +86,8 @@ def publish(
 
     settings = settings_of(context)
     with wrong_usage():  # is reported before a broker is asked
-        Pace(rate)
-    reading = Reading(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
+        RateLimiter(rate)
+    reading = ReadOptions(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
     if watch:
         folders = _folders(paths or [], from_csv)
     elif state is not None:
@@ -132,7 +132,7 @@ class Target:
     topic: str
 
 
-def _publish(target: Target, sources: "Sources", reading: "Reading", rate: float | None, json: Path | None) -> None:
+def _publish(target: Target, sources: "Sources", reading: "ReadOptions", rate: float | None, json: Path | None) -> None:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeElapsedColumn
 
     import producer
@@ -188,7 +188,7 @@ def _watch(
     folders: list[str],
     state: Path,
     label_from: LabelFrom,
-    reading: "Reading",
+    reading: "ReadOptions",
     rate: float | None,
     json: Path | None,
     follow_links: bool,
@@ -213,11 +213,11 @@ def _watch(
             stop=stop,
             topic=target.topic,
             label_from=label_from,
-            reading=reading,
+            options=reading,
             rate=rate,
             follow_links=follow_links,
             on_change=show,
-            on_trouble=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow"),
+            on_failure=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow"),
         )
     write_json(json, asdict(summary))
     out.print(
@@ -242,7 +242,7 @@ def _folders(paths: list[str], from_csv: Path | None) -> list[str]:
 
 def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> "Sources":
     """What is to be published: paths, the rows of a CSV, or the lines of standard input."""
-    from producer.lists import read_csv, read_lines
+    from producer.manifest import read_csv, read_lines
     from producer.sources import find_files
 
     if from_csv is not None:

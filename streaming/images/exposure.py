@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import FITTED_ON, Bundle
 from models.errors import ModelError
-from models.fitted_on import BloomFilter, FittedOn
 from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.groups import group_ids
 from streaming.registry import Registry

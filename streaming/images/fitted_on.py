@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.fitted_on import BloomFilter, FittedOn
+from models.bloom_filter import BloomFilter, FittedOn
 from streaming.errors import reported
 from streaming.images.exposure import as_bytes
 from streaming.images.images_frame import arrow_function

@@ -5,7 +5,6 @@ and between the images what operating systems and other programs leave there. Wh
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from tempfile import TemporaryDirectory
 from producer.class_names import class_name, composed
 from producer.labelled_csv import LABEL_COLUMNS, PATH_COLUMNS, Row
 from producer.message import SNIFF_BYTES, UNKNOWN_CONTENT, content_type
+from producer.walk import walk
 from streaming.errors import DataError, NotFoundError, ServiceError
 from streaming.images.labels_csv import LabelRows, collect, read_labels
 from streaming.images.patterns import extract_group
@@ -118,7 +118,7 @@ def read_folder(
 
 def holds_images(folder: Path) -> bool:
     """Whether there is a file below a folder that is an image by its name, whatever else is there."""
-    return any(Path(name).suffix.lower() in IMAGES for _, name in _walk(folder, LeftOut()))
+    return any(path.suffix.lower() in IMAGES for path in _walk(folder, LeftOut()))
 
 
 def _no_folder(folder: Path) -> str:
@@ -129,9 +129,8 @@ def _no_folder(folder: Path) -> str:
 
 
 def _images(folder: Path, left_out: LeftOut) -> Iterator[_Found]:
-    for directory, name in _walk(folder, left_out):
-        path = Path(directory, name)
-        if name in METADATA:
+    for path in _walk(folder, left_out):
+        if path.name in METADATA:
             continue
         try:
             below = composed(path.relative_to(folder).as_posix())
@@ -160,27 +159,20 @@ def _objects(uri: str, left_out: LeftOut) -> Iterator[_Found]:
             left_out.add(TABLE if suffix == ".parquet" else ARCHIVE if archive else NOT_AN_IMAGE, one.key)
 
 
-def _walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[str, str]]:
-    """(folder, name) of every file, links followed, each real folder entered once."""
-    entered: set[str] = set()
+def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    """The path of every file below a folder, links followed, without hidden ones."""
 
-    def unreadable(error: OSError) -> None:
-        left_out.add(UNREADABLE, str(error.filename))
+    def skip(name: str) -> bool:
+        hidden = name.startswith(".") or name.lower() in OF_SYSTEMS
+        if hidden:
+            left_out.add(HIDDEN, name)
+        return hidden
 
-    for directory, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(directory)
-        if real in entered:  # a loop, or two links to one folder
-            folders.clear()
-            continue
-        entered.add(real)
-        for name in [*folders, *names]:
-            if name.startswith(".") or name.lower() in OF_SYSTEMS:
-                left_out.add(HIDDEN, name)
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in OF_SYSTEMS)
-        for name in names:
-            hidden = name.startswith(".") or name.lower() in OF_SYSTEMS
-            if not hidden and Path(directory, name).is_file():  # a pipe or a socket is not a file
-                yield directory, name
+    def unreadable(path: str, _reason: str) -> None:
+        if Path(path).is_dir():  # broken links are ignored
+            left_out.add(UNREADABLE, path)
+
+    return map(Path, walk(str(folder), entered=set(), skip=skip, on_error=unreadable))
 
 
 def _why_not(path: Path) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
+from producer.client import close_producer
 from producer.message import HEADER_MARGIN_BYTES, HEADER_REPLAY_OF, HEADER_TIMESTAMP, MAX_MESSAGE_BYTES, build_message
 from streaming.errors import UnavailableError
 from streaming.pipeline.positions import name_in_kafka
@@ -202,12 +203,6 @@ class Sender:
             self.acknowledged.append(sent)
 
     def close(self) -> None:
-        from kafka.errors import KafkaTimeoutError
-
         if self._second is not None:
             self._second.close()
-        try:
-            self._producer.close(timeout=1)
-        except KafkaTimeoutError:  # it closes only when nothing is under way: give up what a silent broker left there
-            self._producer._sender.force_close()
-            self._producer.close(timeout=1)
+        close_producer(self._producer)

@@ -13,6 +13,7 @@ from typing import Self
 from pyspark.sql import DataFrame
 
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone
+from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import (
     CLASSIFIER,
     DRIFT,
@@ -28,7 +29,6 @@ from models.bundle import (
     write_bundle,
 )
 from models.drift import DriftReference
-from models.fitted_on import BloomFilter, FittedOn
 from models.objective import ACCURACY, Objective
 from models.paired import PairedCounts
 from models.scorer import Scorer, golden_arrays, load_engine, load_head

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
-from models.score_counts import ScoreCounts
+from models.score_histogram import ScoreHistogram
 from models.scorer import Head
 from models.threshold import ThresholdAim, best_threshold, parse_threshold
 from streaming.errors import ConfigurationError, DataError
@@ -62,14 +62,14 @@ def tuned_threshold(rows: DataFrame, head: Head, aim: ThresholdAim) -> float:
         ModelError: the head has other than two classes, or the rows are of one class only.
     """
     scores = evaluate(rows, head).scores
-    return best_threshold(scores if scores is not None else ScoreCounts(len(head.classes)), aim)
+    return best_threshold(scores if scores is not None else ScoreHistogram(len(head.classes)), aim)
 
 
 def _cross_fitted(head: Head, training: DataFrame, options: FitOptions, aim: ThresholdAim) -> float:
     fold = _fold(training, options.seed)
     images = training.where("augmentation IS NULL") if "augmentation" in training.columns else training
     _check_folds(images, fold, head.classes)
-    scores = ScoreCounts(len(head.classes))
+    scores = ScoreHistogram(len(head.classes))
     for number in range(FOLDS):
         rest = training.where(fold != number)
         classifier = fit_classifier(rest, rest.count(), head.classes, head.projection, options)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import BackboneEntry, TrainingData
-from models.class_names import AUTO, numbered, parse_classes, read_classes
+from models.class_list import AUTO, numbered, parse_classes, read_classes
 from models.classifier import OwnHead, Scores
 from models.errors import ModelError
-from models.fitted_on import BloomFilter, FittedOn
 from models.import_file import Imported, import_network
 from models.projection import NoProjection
 from models.scorer import Head

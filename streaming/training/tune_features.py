@@ -13,9 +13,9 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.arrays import Features
 from models.backbone import Precision
+from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import GOLDEN, Bundle
 from models.decode import Resize
-from models.fitted_on import BloomFilter, FittedOn
 from models.recipe import Recipe
 from models.scorer import Engine, Head, decode_all, golden_images, load_engine, load_scorer
 from streaming.errors import DataError

@@ -124,7 +124,7 @@ def test_a_folder_that_is_not_cifar10_is_told_with_where_to_get_it(tmp_path: Pat
     with (folder / "test_batch.bin").open("ab") as file:
         file.write(b"\0")
     cifar = open_cifar10(folder)
-    with pytest.raises(ServiceError, match="expected some times 3,073"):
+    with pytest.raises(ServiceError, match="expected a multiple of 3,073"):
         cifar.read(cifar.test[0])
     (folder / "batches.meta.txt").write_text("../../up\n" * 10)
     with pytest.raises(ServiceError, match="expected the names of 10 classes"):

@@ -9,13 +9,13 @@ from examples.cifar10_mlp.generated import NAMES, TRAINING_BATCHES
 from streaming.images.dataset import digit_images, write_images
 from tests.examples.conftest import RunExample
 
-PER_BATCH = 20
+PER_BATCH = 16
 TRAINING = PER_BATCH * TRAINING_BATCHES
 
 
 @pytest.fixture(scope="module")
 def outcome(run_example: RunExample) -> dict[str, Any]:
-    return run_example("cifar10_mlp", "--per-batch", PER_BATCH, "--max-iter", 10, "--input-size", 224)
+    return run_example("cifar10_mlp", "--per-batch", PER_BATCH, "--max-iter", 4, "--input-size", 96)
 
 
 def test_every_training_image_is_a_vector_of_3072_values_from_0_to_1(outcome: dict[str, Any]) -> None:

@@ -71,18 +71,18 @@ def test_an_unknown_example_is_told_in_one_line() -> None:
         [sys.executable, "-m", "examples", "fruit_pca"], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr == f"error: there is no example fruit_pca; known are {', '.join(runner.EXAMPLES)}\n"
+    assert done.stderr == f"error: unknown example fruit_pca; expected one of {', '.join(runner.EXAMPLES)}\n"
 
 
 def test_a_home_that_holds_tables_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "home" / "tables").mkdir(parents=True)
-    with pytest.raises(ServiceError, match="holds tables already; remove it, or give another place with --home"):
+    with pytest.raises(ServiceError, match="already contains tables: remove it, or set another home with --home"):
         Service.new("fruits_pca", tmp_path / "home")
 
 
 def test_a_command_that_fails_stops_the_example(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     service = Service.new("fruits_pca", tmp_path / "home")
-    with pytest.raises(ServiceError, match="'imagestream train' failed; what it said stands above"):
+    with pytest.raises(ServiceError, match="'imagestream train' failed; see its error above"):
         service.run("train", "--images", tmp_path / "nothing")
     said = capfd.readouterr()
     assert f"$ imagestream --home {service.home} train --images {tmp_path / 'nothing'}" in said.out

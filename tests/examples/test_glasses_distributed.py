@@ -69,5 +69,5 @@ def test_a_csv_without_its_columns_or_a_folder_without_pictures_is_refused(tmp_p
     with pytest.raises(ServiceError, match="expected the columns id and glasses, got"):
         write_labels(tmp_path / "labels.csv", tmp_path, tmp_path / "joined.csv")
     labels = write_original_layout(tmp_path / "drawn", 20, size=16)
-    with pytest.raises(ServiceError, match="holds no face-N.png"):
+    with pytest.raises(ServiceError, match="contains no face-N.png"):
         write_labels(labels, tmp_path, tmp_path / "joined.csv")

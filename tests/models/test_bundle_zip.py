@@ -71,16 +71,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
         lambda bundle: changed(bundle, lambda one: one.update({GOLDEN: b"x"})),
         "has SHA-256",
     ),
-    "a file missing": (lambda bundle: changed(bundle, lambda one: one.pop(GOLDEN)), "it should hold"),
-    "a file more": (lambda bundle: changed(bundle, lambda one: one.update(evil=b"x")), "it should hold"),
+    "a file missing": (lambda bundle: changed(bundle, lambda one: one.pop(GOLDEN)), "expected the files"),
+    "a file more": (lambda bundle: changed(bundle, lambda one: one.update(evil=b"x")), "expected the files"),
     "a path": (lambda bundle: changed(bundle, lambda one: one.update({"../evil": b"x"})), "expected plain names"),
     "a folder": (lambda bundle: changed(bundle, lambda one: one.update({"a/": b""})), "expected plain names"),
     "many entries": (
         lambda bundle: changed(bundle, lambda one: one.update({f"f{n}": b"" for n in range(MAX_ENTRIES)})),
         "it has 3. entries",
     ),
-    "compressed": (compressed, "is there twice, encrypted or compressed"),
-    "twice": (twice, "is there twice"),
+    "compressed": (compressed, "is duplicated, encrypted or compressed"),
+    "twice": (twice, "is duplicated"),
     "a size that is claimed": (claiming, "claims to be larger"),
 }
 

@@ -43,8 +43,8 @@ def test_softmax_of_large_logits_neither_overflows_nor_divides_by_zero() -> None
         ({"coefficients": np.zeros((3, 5))}, r"'coefficients' should be float64 of shape \(3, 4\)"),
         ({"coefficients": np.zeros((3, 4), np.float32)}, "'coefficients' should be float64 .* got float32"),
         ({"intercept": np.zeros(2)}, "'intercept' should be float64"),
-        ({"intercept": np.array([0, np.nan, 0])}, "'intercept' holds NaN or infinite"),
-        ({"coefficients": np.full((3, 4), -np.inf)}, "'coefficients' holds NaN or infinite"),
+        ({"intercept": np.array([0, np.nan, 0])}, "'intercept' contains NaN or infinite"),
+        ({"coefficients": np.full((3, 4), -np.inf)}, "'coefficients' contains NaN or infinite"),
     ],
 )
 def test_arrays_that_are_no_classifier_are_refused(change: dict[str, np.ndarray], reason: str) -> None:
@@ -78,5 +78,5 @@ def test_one_score_for_two_classes_is_that_of_the_second() -> None:
         np.testing.assert_allclose(
             classifier_from_arrays(kind, 1, 2, {}).probabilities(scores)[:, 1], second, atol=1e-6
         )
-    with pytest.raises(ModelError, match="3 scores do not answer 2 classes"):
+    with pytest.raises(ModelError, match="3 scores do not match 2 classes"):
         classifier_from_arrays("logits", 3, 2, {})

@@ -147,7 +147,7 @@ def test_bytes_of_other_classes_and_indices_out_of_range_are_refused() -> None:
     sums = EvaluationSums(("a", "b"), 2)
     with pytest.raises(ModelError, match="bytes cannot be sums over 3 classes"):
         EvaluationSums.from_bytes(("a", "b", "c"), 3, sums.to_bytes())
-    with pytest.raises(ModelError, match="sums merge if their classes are the same"):
+    with pytest.raises(ModelError, match="only sums of the same classes can be merged"):
         sums.merge(EvaluationSums(("a", "c"), 2))
     with pytest.raises(ModelError, match="classes are numbered 0 to 1, got 0…2"):
         sums.add(np.zeros((2, 2)), np.array([0, 2]))

@@ -84,8 +84,8 @@ def test_a_manifest_at_its_limits_is_taken(fields: dict[str, Any]) -> None:
         ({"classes": ["a"], "classifier__n_out": 1}, "classes: .* at least 2 items"),
         ({"classes": ["a", "b"], "classifier__n_out": 2, "threshold": 0}, "threshold: .* greater than 0"),
         ({"classes": ["a", "b"], "classifier__n_out": 2, "threshold": 1}, "threshold: .* less than 1"),
-        ({"threshold": 0.5}, "a threshold is for two classes, there are 3"),
-        ({"classes": ["a", "b", "a"]}, "class names repeat"),
+        ({"threshold": 0.5}, "a threshold requires two classes, there are 3"),
+        ({"classes": ["a", "b", "a"]}, "class names are not unique"),
         ({"projection__n_in": 5}, "projection.n_in is 5, but backbone.n_features is 4"),
         ({"projection__n_in": 3}, "projection.n_in is 3, but backbone.n_features is 4"),
         ({"classifier__n_in": 3}, "classifier.n_in is 3, but projection.n_out is 2"),
@@ -154,7 +154,7 @@ def test_a_manifest_says_of_a_backbone_what_its_export_says() -> None:
 
 def test_keras_runs_no_integers() -> None:
     assert BackboneEntry.of(exported(), engine="keras").engine == "keras"
-    with pytest.raises(ModelError, match="keras computes in float32, int8 needs the engine litert"):
+    with pytest.raises(ModelError, match="keras computes in float32; int8 requires the engine litert"):
         BackboneEntry.of(exported("int8"), engine="keras")
 
 

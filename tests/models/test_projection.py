@@ -215,7 +215,7 @@ def spoilt_arrays() -> dict[str, tuple[dict[str, np.ndarray], str]]:
         "another rank": (whole | {"mean": np.zeros((1, 4), np.float32)}, "'mean' should be float32 of shape"),
         "another type": (whole | {"mean": np.zeros(4)}, "'mean' should be float32 .* got float64"),
         "text": (whole | {"mean": np.array(["a"] * 4)}, "'mean' should be float32"),
-        "NaN": (whole | {"components": nan}, "'components' holds NaN"),
+        "NaN": (whole | {"components": nan}, "'components' contains NaN"),
     }
 
 

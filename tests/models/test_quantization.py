@@ -36,7 +36,7 @@ def test_an_int8_export_is_small_and_says_what_it_is(exported: ExportedBackbone,
     assert quantised.sha256 != exported.sha256
     entry = BackboneEntry.of(quantised)
     assert (entry.precision, entry.cosine, entry.parity) == ("int8", quantised.cosine, quantised.parity)
-    with pytest.raises(ModelError, match="the engine keras computes in float32, int8 needs the engine litert"):
+    with pytest.raises(ModelError, match="the engine keras computes in float32; int8 requires the engine litert"):
         BackboneEntry.of(quantised, engine="keras")
     assert not list(quantised.flatbuffer.parent.glob("*.npy"))  # nobody's images stay in the cache
 
@@ -91,8 +91,8 @@ def test_images_that_it_cannot_be_calibrated_on_are_refused(images: np.ndarray, 
     [
         ({"precision": "int8", "cosine": MIN_INT8_COSINE - 0.01}, "calibrate on more images"),
         ({"precision": "int8", "cosine": float("nan")}, "calibrate on more images"),
-        ({"precision": "float32", "parity": 2e-3, "largest": 5.0}, "at most 1e-03 is allowed"),
-        ({"precision": "float32", "parity": 2e-2, "largest": 1000.0}, "at most 1e-02 is allowed"),
+        ({"precision": "float32", "parity": 2e-3, "largest": 5.0}, "the limit is 1e-03"),
+        ({"precision": "float32", "parity": 2e-2, "largest": 1000.0}, "the limit is 1e-02"),
         ({"precision": "float32", "parity": float("nan"), "largest": 5.0}, "disagree on the features"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from models.architectures import find_backbone
 from models.backbone import MAX_PARITY_ERROR, build_body, export_backbone
 from models.bundle import BackboneEntry
-from models.class_names import imagenet_names
+from models.class_list import imagenet_names
 from models.import_file import import_network
 from models.scorer import decode_all, load_engine
 from streaming.training.import_model import entry_of, sample_images

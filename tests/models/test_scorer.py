@@ -91,12 +91,12 @@ def test_golden_images_come_back_byte_for_byte(scorer: Scorer, digits: Digits) -
     [
         (PROJECTION, {"mean": None}, "array 'mean' is missing"),
         (PROJECTION, {"mean": np.zeros(1280)}, "array 'mean' should be float32"),
-        (PROJECTION, {"mean": np.full(1280, np.nan, np.float32)}, "array 'mean' holds NaN"),
+        (PROJECTION, {"mean": np.full(1280, np.nan, np.float32)}, "array 'mean' contains NaN"),
         (PROJECTION, {"components": np.zeros((3, 1280), np.float32)}, "the projection gives 3 values, the manifest"),
         (PROJECTION, {"components": np.zeros((0, 1280), np.float32)}, "cannot have 0 components"),
         (CLASSIFIER, {"intercept": None}, "array 'intercept' is missing"),
         (CLASSIFIER, {"intercept": np.zeros(9)}, "array 'intercept' should be float64"),
-        (CLASSIFIER, {"intercept": np.full(10, np.inf)}, "array 'intercept' holds NaN or infinite"),
+        (CLASSIFIER, {"intercept": np.full(10, np.inf)}, "array 'intercept' contains NaN or infinite"),
     ],
 )
 def test_parts_that_are_not_what_the_manifest_says_are_refused(

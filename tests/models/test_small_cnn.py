@@ -46,7 +46,7 @@ def test_imagenet_weights_are_refused_and_the_ways_out_named(name: str, tmp_path
 
 def test_pixels_take_no_weights(tmp_path: Path) -> None:
     (tmp_path / "mine.weights.h5").write_bytes(b"")
-    with pytest.raises(ModelError, match="pixels has no weights to load, leave weights out; got '.*mine"):
+    with pytest.raises(ModelError, match="pixels has no weights to load: omit the option; got '.*mine"):
         export_backbone("pixels", str(tmp_path / "mine.weights.h5"), tmp_path)
 
 

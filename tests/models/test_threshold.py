@@ -7,7 +7,7 @@ from sklearn.metrics import f1_score
 from models.classifier import answers_of, softmax
 from models.errors import ModelError
 from models.evaluation_sums import EvaluationSums
-from models.score_counts import ScoreCounts
+from models.score_histogram import ScoreHistogram
 from models.threshold import ThresholdAim, best_threshold, parse_threshold
 
 F1 = ThresholdAim()
@@ -18,7 +18,7 @@ def logits_of(odds: np.ndarray) -> np.ndarray:
     return np.stack([np.zeros_like(odds), odds], axis=1)
 
 
-def counted(odds: np.ndarray, truth: np.ndarray) -> ScoreCounts:
+def counted(odds: np.ndarray, truth: np.ndarray) -> ScoreHistogram:
     sums = EvaluationSums(("no", "yes"), 2)
     sums.add(logits_of(odds), truth)
     return sums.scores
@@ -103,7 +103,7 @@ def test_a_half_stays_where_it_is_as_good_as_any() -> None:
 def test_parts_in_any_order_and_more_scores_than_there_is_room_for_give_the_same_threshold() -> None:
     odds, truth = samples(30_000, 0.2, seed=3)
     whole, parts = counted(odds, truth), [counted(odds[i::7], truth[i::7]) for i in range(7)]
-    merged = ScoreCounts(2)
+    merged = ScoreHistogram(2)
     for part in reversed(parts):
         merged.merge(part)
     threshold = best_threshold(whole, F1)
@@ -118,9 +118,9 @@ def test_what_shows_no_threshold_is_refused() -> None:
     with pytest.raises(ModelError, match="rows of both classes, got 0 of the second and 2 others"):
         best_threshold(counted(np.array([0.1, 0.2]), np.array([0, 0])), F1)
     with pytest.raises(ModelError, match="got 0 of the second and 0 others"):
-        best_threshold(ScoreCounts(2), F1)
+        best_threshold(ScoreHistogram(2), F1)
     with pytest.raises(ModelError, match="for two classes, there are 3"):
-        best_threshold(ScoreCounts(3), F1)
+        best_threshold(ScoreHistogram(3), F1)
 
 
 def test_answers_follow_the_threshold_and_without_one_the_most_probable_class() -> None:

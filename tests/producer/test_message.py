@@ -1,4 +1,4 @@
-"""The wire contract: what a message carries, and what is read back from any message, hostile ones too."""
+"""The message contract: what is written, and what is read back from any message, including hostile ones."""
 
 import hashlib
 import io
@@ -85,7 +85,7 @@ def test_source_and_label_come_back_as_they_were_sent(source: str, label: str) -
     assert headers.label == (" ".join(unicodedata.normalize("NFC", label).split()) or None)
 
 
-def test_a_label_has_one_form_whoever_wrote_it() -> None:
+def test_labels_are_normalised() -> None:
     for written in ("Pe\u0302che", "P\u00eache", " P\u00eache ", "Pe\u0302che\n"):
         assert read_headers([("label", written.encode())]).label == "P\u00eache"
         assert dict(build_message(b"x", "a", label=written).headers)["label"] == "P\u00eache".encode()
@@ -93,8 +93,8 @@ def test_a_label_has_one_form_whoever_wrote_it() -> None:
         assert read_headers([("label", text.encode())]).label == text
 
 
-def test_source_that_is_no_utf8_keeps_its_bytes() -> None:
-    name = b"caf\xe9.jpg"  # Latin-1, as a file system may well hold it
+def test_source_that_is_not_utf8_keeps_its_bytes() -> None:
+    name = b"caf\xe9.jpg"  # Latin-1, which a file system may contain
     message = build_message(b"x", name.decode("utf-8", "surrogateescape"))
     assert dict(message.headers)["ce_source"] == name
     assert read_headers(message.headers).source == "caf�.jpg"
@@ -107,7 +107,7 @@ def test_source_that_is_no_utf8_keeps_its_bytes() -> None:
         )
     )
 )
-def test_hostile_headers_are_read_without_an_error(headers: list[tuple[str, bytes | None]]) -> None:
+def test_hostile_headers_raise_no_error(headers: list[tuple[str, bytes | None]]) -> None:
     as_spark_gives_them = [{"key": name, "value": value} for name, value in headers]
     read = read_headers(headers)
     assert read == read_headers(as_spark_gives_them)
@@ -115,7 +115,7 @@ def test_hostile_headers_are_read_without_an_error(headers: list[tuple[str, byte
         assert text is None or 0 < len(text) <= MAX_HEADER_CHARS
 
 
-def test_last_of_duplicate_headers_wins_and_long_ones_are_cut() -> None:
+def test_last_of_duplicate_headers_wins_and_long_ones_are_truncated() -> None:
     read = read_headers([("label", b"first"), ("label", b"last"), ("ce_source", "é".encode() * 5000)])
     assert read.label == "last"
     assert read.source == "é" * MAX_HEADER_CHARS
@@ -148,7 +148,7 @@ def test_importing_the_contract_loads_no_kafka() -> None:
         *((b"BM" + bytes(12) + bytes([size, 0, 0, 0]), "image/bmp") for size in (12, 16, 40, 52, 56, 64, 108, 124)),
     ],
 )
-def test_a_signature_is_enough_and_must_be_whole(data: bytes, media_type: str) -> None:
+def test_a_complete_signature_is_enough(data: bytes, media_type: str) -> None:
     unknown = "application/octet-stream"
     assert content_type(data) == content_type(data + b"more") == media_type
     assert content_type(data[:-1]) == unknown
@@ -167,11 +167,11 @@ def test_a_signature_is_enough_and_must_be_whole(data: bytes, media_type: str) -
         b"BM" + bytes(13) + b"\x28\0\0\0",
     ],
 )
-def test_half_a_signature_is_none(data: bytes) -> None:
+def test_half_a_signature_is_not_recognised(data: bytes) -> None:
     assert content_type(data) == "application/octet-stream"
 
 
-def test_what_an_image_was_made_from_is_named_by_its_hash_and_size() -> None:
+def test_hash_and_size_of_the_original_become_headers() -> None:
     headers = dict(build_message(b"small", "a.jpg", original=b"original").headers)
     assert headers["imagestream-original-sha256"] == hashlib.sha256(b"original").hexdigest().encode()
     assert headers["imagestream-original-bytes"] == b"8"
@@ -194,7 +194,7 @@ def test_every_header_is_read_back() -> None:
 
 
 @pytest.mark.parametrize("character", ["a", "é", "€", "𝄞"], ids=["1 byte", "2 bytes", "3 bytes", "4 bytes"])
-def test_a_header_of_1024_characters_is_whole_and_one_more_is_cut(character: str) -> None:
+def test_headers_are_truncated_after_1024_characters(character: str) -> None:
     for count in (1023, 1024, 1025):
         value = (character * count).encode()
         assert read_headers([("label", value)]).label == character * min(count, 1024)

@@ -1,4 +1,4 @@
-"""Publishing to a real broker: what arrives, what is left out and why, and what happens when the broker does not."""
+"""Publishing to a real broker: delivered, skipped and failed files."""
 
 import importlib
 import json
@@ -48,7 +48,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def consumed(servers: str, topic: str) -> dict[str, Any]:
-    """Every message of the topic by its source; a source that came twice is an error."""
+    """The messages of the topic by source; fails on duplicate sources."""
     consumer = KafkaConsumer(
         bootstrap_servers=servers, consumer_timeout_ms=5000, max_partition_fetch_bytes=MAX_MESSAGE_BYTES
     )
@@ -99,7 +99,7 @@ def test_every_file_arrives_once_with_its_bytes_name_and_label(servers: str, top
     assert summary.bytes == sum(len(message.value) for message in messages.values())
 
 
-def test_only_images_leaves_out_the_others_by_content(servers: str, topic: str, photos: Path) -> None:
+def test_only_images_skips_other_files_by_content(servers: str, topic: str, photos: Path) -> None:
     (photos / "fake.jpg").write_bytes(b"a text with the name of an image")
     summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic, only_images=True)
     assert {skip.path for skip in summary.skipped} == {"photos/fake.jpg", "photos/notes.txt"}
@@ -125,7 +125,7 @@ def test_image_of_exactly_the_limit_arrives(servers: str, topic: str, tmp_path: 
     assert len(message.value) == MAX_MESSAGE_BYTES
 
 
-def test_limit_of_the_topic_counts_where_it_is_the_smaller(servers: str, topic: str, tmp_path: Path) -> None:
+def test_the_lower_limit_of_the_topic_applies(servers: str, topic: str, tmp_path: Path) -> None:
     create_topic(servers, topic, max_message_bytes=10_000)
     for name, size in {"fits.jpg": 9_000, "headers-too-many.jpg": 9_990, "large.jpg": 10_001}.items():
         (tmp_path / name).write_bytes(JPEG + bytes(size - len(JPEG)))
@@ -135,7 +135,7 @@ def test_limit_of_the_topic_counts_where_it_is_the_smaller(servers: str, topic: 
     assert {Path(name).name for name in consumed(servers, topic)} == {"fits.jpg"}
 
 
-def test_small_limit_of_a_topic_is_kept_by_whole_batches(servers: str, topic: str, tmp_path: Path) -> None:
+def test_batches_respect_a_small_limit_of_the_topic(servers: str, topic: str, tmp_path: Path) -> None:
     create_topic(servers, topic, max_message_bytes=10_000)
     for number in range(50):
         (tmp_path / f"{number}.jpg").write_bytes(JPEG + bytes(4_000) + bytes([number]))
@@ -158,7 +158,7 @@ def test_progress_ends_at_the_number_of_files(servers: str, topic: str, photos: 
     assert [(progress.done, progress.total) for progress in seen] == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_interrupted_publishing_says_how_many_were_sent(servers: str, topic: str, photos: Path) -> None:
+def test_interrupted_publishing_reports_how_many_were_sent(servers: str, topic: str, photos: Path) -> None:
     def interrupt(progress: producer.Progress) -> None:
         if progress.done == 2:
             raise KeyboardInterrupt
@@ -168,14 +168,14 @@ def test_interrupted_publishing_says_how_many_were_sent(servers: str, topic: str
     assert len(consumed(servers, topic)) == 2
 
 
-def test_topic_with_a_name_that_kafka_refuses_is_an_error_of_one_line(servers: str, photos: Path) -> None:
+def test_invalid_topic_name_is_a_one_line_error(servers: str, photos: Path) -> None:
     with pytest.raises(PublishError, match=r"topic 'no such/topic' at .* cannot be written to"):
         publish_files(["photos"], bootstrap_servers=servers, topic="no such/topic")
 
 
 @pytest.fixture
 def deaf_server() -> Iterator[str]:
-    """A port that takes connections and never answers."""
+    """A port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -187,7 +187,7 @@ def test_broker_that_does_not_answer_is_an_error_that_names_it(deaf_server: str,
     assert "imagestream broker start" in str(caught.value)
 
 
-def test_broker_that_falls_silent_ends_publishing_with_the_names_of_what_was_under_way(
+def test_silent_broker_ends_publishing_with_the_names_of_files_in_flight(
     fragile_broker: Settings, topic: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.import_module("producer.sender"), "DELIVERY_TIMEOUT_S", 2.0)
@@ -208,9 +208,7 @@ def test_broker_that_falls_silent_ends_publishing_with_the_names_of_what_was_und
     assert summary.sent + len(summary.failed) <= summary.found
 
 
-def test_command_fails_where_a_file_was_too_large_unless_that_was_allowed(
-    servers: str, topic: str, photos: Path
-) -> None:
+def test_command_fails_if_a_file_is_too_large_unless_allowed(servers: str, topic: str, photos: Path) -> None:
     with (photos / "huge.jpg").open("wb") as stream:
         stream.write(JPEG)
         stream.truncate(MAX_MESSAGE_BYTES + HEADER_MARGIN_BYTES)
@@ -225,7 +223,7 @@ def test_command_fails_where_a_file_was_too_large_unless_that_was_allowed(
     assert (summary["sent"], summary["complete"]) == (2, True)
 
 
-def test_command_fails_in_one_line_on_a_path_that_is_not_there(servers: str, photos: Path) -> None:
+def test_missing_path_is_a_one_line_error(servers: str, photos: Path) -> None:
     done = imagestream(servers, "photos", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == ["error: nowhere: expected a file, a folder or a pattern, but it does not exist"]

@@ -1,4 +1,4 @@
-"""What docs/publish.md says, done: its Python and Java publish, and its header names are the contract's."""
+"""The Python and Java examples of docs/publish.md publish messages of the contract."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def servers(broker: Settings) -> str:
 
 @pytest.fixture
 def local(servers: str) -> Callable[[str], tuple[str, str]]:
-    """The text of an example with the broker of the tests and a topic of its own, and that topic."""
+    """An example with the broker of the tests and its own topic, and that topic."""
 
     def change(text: str) -> tuple[str, str]:
         topic = f"docs-{uuid.uuid4().hex[:8]}"
@@ -45,7 +45,7 @@ def local(servers: str) -> Callable[[str], tuple[str, str]]:
     return change
 
 
-def test_the_headers_told_are_those_of_the_contract() -> None:
+def test_documented_headers_are_those_of_the_contract() -> None:
     table = DOCUMENT[DOCUMENT.index("| part | content |") : DOCUMENT.index("These are [CloudEvents]")]
     first_column = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
     assert set(re.findall(r"`([^`]+)`", first_column)) == NAMES

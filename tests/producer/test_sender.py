@@ -1,4 +1,4 @@
-"""The sender where the broker is not there, or not any more."""
+"""The sender with a missing broker, several threads and rejected messages."""
 
 import threading
 import uuid
@@ -14,7 +14,7 @@ from streaming.settings import Settings
 from tests.producer.topics import create_topic, messages
 
 
-def test_a_broker_that_is_not_there_leaves_no_thread_behind() -> None:
+def test_missing_broker_leaves_no_thread_behind() -> None:
     before = threading.active_count()
     for _ in range(2):
         with pytest.raises(PublishError, match=r"no Kafka broker answered at '127\.0\.0\.1:1' within 0\.3 s"):
@@ -22,7 +22,7 @@ def test_a_broker_that_is_not_there_leaves_no_thread_behind() -> None:
     assert threading.active_count() == before
 
 
-def test_threads_share_a_sender_and_each_learns_where_its_message_is(broker: Settings) -> None:
+def test_threads_share_a_sender(broker: Settings) -> None:
     servers, topic = bootstrap_servers(broker), f"sender-{uuid.uuid4().hex[:8]}"
     create_topic(servers, topic, partitions=2)
     sender = Sender(servers, topic)
@@ -36,7 +36,7 @@ def test_threads_share_a_sender_and_each_learns_where_its_message_is(broker: Set
     assert [found[place] for place in places] == [b"%d" % number for number in range(100)]
 
 
-def test_a_message_that_is_refused_fails_alone_and_the_next_ones_arrive(broker: Settings) -> None:
+def test_rejected_message_does_not_fail_the_next_ones(broker: Settings) -> None:
     servers, topic = bootstrap_servers(broker), f"sender-{uuid.uuid4().hex[:8]}"
     create_topic(servers, topic, max_message_bytes=10_000)
     sender = Sender(servers, topic)

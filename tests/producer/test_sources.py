@@ -1,4 +1,4 @@
-"""Which files the paths of a user name."""
+"""Finding the files that paths, folders and patterns name."""
 
 import os
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def names(*paths: str | Path) -> list[str]:
     return [file.name for file in find_files(paths).files]
 
 
-def test_folder_gives_every_file_below_it_sorted_and_named_as_given(tree: Path) -> None:
+def test_folder_yields_every_file_below_it_in_order(tree: Path) -> None:
     assert names("photos") == [
         "photos/cat/a.jpg",
         "photos/cat/b.jpg",
@@ -37,13 +37,13 @@ def test_folder_gives_every_file_below_it_sorted_and_named_as_given(tree: Path) 
     assert names(tree / "photos/cat")[0] == f"{tree}/photos/cat/a.jpg"
 
 
-def test_pattern_is_expanded_and_its_folders_walked(tree: Path) -> None:
+def test_patterns_are_expanded_and_folders_walked(tree: Path) -> None:
     assert names("photos/*/*.jpg") == ["photos/cat/a.jpg", "photos/cat/b.jpg"]
     assert names("photos/**/*.png") == ["photos/dog/un été.png"]
     assert names("photos/c*") == ["photos/cat/a.jpg", "photos/cat/b.jpg"]
 
 
-def test_file_whose_name_looks_like_a_pattern_is_that_file(tree: Path) -> None:
+def test_file_name_that_looks_like_a_pattern_is_literal(tree: Path) -> None:
     (tree / "a[1].jpg").write_bytes(b"x")
     assert names("a[1].jpg") == ["a[1].jpg"]
 
@@ -54,7 +54,7 @@ def test_file_reached_in_several_ways_is_listed_once(tree: Path) -> None:
     assert names("photos/cat") == ["photos/cat/a.jpg", "photos/cat/b.jpg"]
 
 
-def test_loop_of_symbolic_links_ends(tree: Path) -> None:
+def test_loops_of_symbolic_links_end(tree: Path) -> None:
     (tree / "photos/cat/up").symlink_to("..")
     assert len(names("photos")) == 5
 
@@ -66,14 +66,20 @@ def test_linked_folder_is_followed(tree: Path) -> None:
     assert "photos/more/x.jpg" in names("photos")
 
 
-def test_pipe_in_a_folder_is_passed_over(tree: Path) -> None:
+def test_pipe_in_a_folder_is_ignored(tree: Path) -> None:
     os.mkfifo(tree / "photos/cat/pipe")
     assert names("photos/cat") == ["photos/cat/a.jpg", "photos/cat/b.jpg"]
 
 
-def test_link_to_nothing_is_told(tree: Path) -> None:
+def test_broken_and_circular_links_are_reported(tree: Path) -> None:
     (tree / "photos/cat/gone.jpg").symlink_to("nowhere")
-    assert find_files(["photos"]).unreadable == [("photos/cat/gone.jpg", "a symbolic link to nothing")]
+    (tree / "photos/cat/self.jpg").symlink_to("self.jpg")
+    found = find_files(["photos"])
+    assert found.unreadable == [
+        ("photos/cat/gone.jpg", "broken symbolic link"),
+        ("photos/cat/self.jpg", "Too many levels of symbolic links"),
+    ]
+    assert len(found.files) == 5
 
 
 def test_label_is_the_name_of_the_folder(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,11 +108,11 @@ def make_nothing(tree: Path) -> None:
     [
         ("nowhere", make_nothing, "does not exist"),
         ("photos/*.gif", make_nothing, "matches nothing"),
-        ("empty", make_empty, "holds no file"),
-        ("pipe", make_pipe, "is no regular file"),
+        ("empty", make_empty, "contains no files"),
+        ("pipe", make_pipe, "is not a regular file"),
     ],
 )
-def test_path_that_names_no_file_is_an_error_of_one_line(
+def test_invalid_path_is_a_one_line_error(
     tree: Path, path: str, prepare: Callable[[Path], None], expected: str
 ) -> None:
     prepare(tree)

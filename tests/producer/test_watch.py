@@ -1,4 +1,4 @@
-"""Watching folders with a real broker: each file once, when it is whole, also across restarts and an outage."""
+"""Watching folders with a real broker: each file once and complete, across restarts and an outage."""
 
 import json
 import os
@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from producer.debounce import QUIET_S, Debouncer
 from producer.errors import PublishError
 from producer.message import read_headers
-from producer.seen import FileState, Seen
-from producer.settle import SETTLE_S, Settling
+from producer.published_files import FileState, PublishedFiles
 from producer.topic_files import file_stem
 from producer.watch import WatchSummary, watch
 from streaming.platform.broker import bootstrap_servers, running_broker
@@ -53,7 +53,7 @@ def written(path: Path, content: bytes, mtime: int | None = LONG_AGO) -> Path:
 
 
 class Watcher:
-    """`imagestream publish --watch` as a process of its own."""
+    """`imagestream publish --watch` in its own process."""
 
     def __init__(self, servers: str, topic: str, folder: Path, *options: str) -> None:
         self.home = folder.parent / "home"
@@ -80,7 +80,7 @@ class Watcher:
         return summary
 
     def remembers(self, count: int) -> Callable[[], bool]:
-        """Whether as many files are remembered as sent."""
+        """A condition: the state records this many files as sent."""
 
         def enough() -> bool:
             return len(remembered(self)) == count
@@ -113,7 +113,7 @@ def watcher(servers: str, photos: Path) -> Iterator[NewWatcher]:
             one.process.communicate()
 
 
-def test_each_file_is_sent_once_and_whole_also_across_restarts(
+def test_each_file_is_sent_once_and_complete_across_restarts(
     servers: str, photos: Path, watcher: NewWatcher, tmp_path: Path
 ) -> None:
     running = watcher("--label-from", "parent")
@@ -121,11 +121,11 @@ def test_each_file_is_sent_once_and_whole_also_across_restarts(
 
     slow = photos / "dog" / "slow.jpg"
     slow.parent.mkdir()
-    with slow.open("wb") as file:  # its parts come closer together than a file must have been left alone
+    with slow.open("wb") as file:  # written in parts, at intervals below the quiet period
         for part in (JPEG, b"first", b"second", b"third"):
             file.write(part)
             file.flush()
-            time.sleep(SETTLE_S / 3)
+            time.sleep(QUIET_S / 3)
     for unfinished in (".hidden.jpg", "rsync.jpg.part"):
         written(photos / unfinished, unfinished.encode())
     (photos / "empty.jpg").touch()
@@ -140,7 +140,7 @@ def test_each_file_is_sent_once_and_whole_also_across_restarts(
     written(photos / "while away.jpg", b"while away")
     written(photos / "cat" / "old 1.jpg", b"old 1, changed", mtime=LONG_AGO + 1)
     running.restart()
-    wait_until(running.remembers(7))  # the changed one took its own place
+    wait_until(running.remembers(7))  # the changed file replaced its entry
     wait_until(lambda: len(messages(servers, running.topic)) >= 8)
     assert running.stop(signal.SIGTERM)["sent"] == 2
 
@@ -154,7 +154,7 @@ def test_each_file_is_sent_once_and_whole_also_across_restarts(
     assert labels[str(photos / "moved" / "in.jpg")] == "moved"
 
 
-def test_killed_it_goes_on_where_it_was_and_loses_nothing(servers: str, photos: Path, watcher: NewWatcher) -> None:
+def test_killed_process_resumes_without_loss(servers: str, photos: Path, watcher: NewWatcher) -> None:
     for number in range(120):
         written(photos / f"{number}.jpg", b"%d" % number)
     running = watcher("--rate", "40")
@@ -168,7 +168,7 @@ def test_killed_it_goes_on_where_it_was_and_loses_nothing(servers: str, photos: 
     assert again == 123 - before
     found = Counter(message.key for message in messages(servers, running.topic))
     assert len(found) == 123
-    assert sum(found.values()) <= 123 + 5  # acknowledged, but not yet remembered when it was killed
+    assert sum(found.values()) <= 123 + 5  # acknowledged, but not yet recorded when it was killed
 
 
 def remembered(running: Watcher) -> list[object]:
@@ -190,11 +190,11 @@ def remembered(running: Watcher) -> list[object]:
         (["--from-csv", "list.csv", "photos"], "expected either PATH… or --from-csv FILE, got both"),
         (["--from-csv", "list.csv", "--label-from", "parent"], "expected either --from-csv, which has the labels"),
         (["-", "photos"], "expected - alone"),
-        (["--rate", "0", "photos"], "rate: expected images a second, above 0, got 0"),
-        (["--rate", "nan", "photos"], "rate: expected images a second, above 0, got nan"),
+        (["--rate", "0", "photos"], "rate: expected a positive number of images per second, got 0"),
+        (["--rate", "nan", "photos"], "rate: expected a positive number of images per second, got nan"),
     ],
 )
-def test_options_that_make_no_sense_together_are_refused_in_one_line(
+def test_conflicting_options_are_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
 ) -> None:
     from streaming.cli import commands  # noqa: F401  registers every command
@@ -215,52 +215,52 @@ class Clock:
         return self.now
 
 
-def test_a_file_settles_when_it_has_not_changed_for_a_while(tmp_path: Path) -> None:
+def test_file_is_complete_when_it_has_been_stable(tmp_path: Path) -> None:
     clock, path = Clock(), tmp_path / "a.jpg"
-    settling = Settling(clock)
+    debouncer = Debouncer(clock)
     path.write_bytes(b"half")
-    settling.note(str(path))
+    debouncer.add(str(path))
     path.write_bytes(b"the whole")
-    clock.now = SETTLE_S
-    assert list(settling.settled()) == []  # it changed since it was noted
-    clock.now = 2 * SETTLE_S - 0.01
-    assert list(settling.settled()) == []
-    clock.now = 2 * SETTLE_S
-    assert [name for name, _ in settling.settled()] == [str(path)]
-    assert len(settling) == 0
-    settling.note(str(path))
+    clock.now = QUIET_S
+    assert list(debouncer.complete()) == []  # it changed since it was added
+    clock.now = 2 * QUIET_S - 0.01
+    assert list(debouncer.complete()) == []
+    clock.now = 2 * QUIET_S
+    assert [name for name, _ in debouncer.complete()] == [str(path)]
+    assert len(debouncer) == 0
+    debouncer.add(str(path))
     path.unlink()
-    clock.now = 3 * SETTLE_S
-    assert list(settling.settled()) == []
-    assert len(settling) == 0
+    clock.now = 3 * QUIET_S
+    assert list(debouncer.complete()) == []
+    assert len(debouncer) == 0
 
 
-def test_seen_knows_a_file_by_path_size_and_time_and_forgets_what_was_left_out(tmp_path: Path) -> None:
+def test_files_are_identified_by_path_size_and_time_and_skipped_ones_forgotten(tmp_path: Path) -> None:
     photo, text = written(tmp_path / "a.jpg", b"a"), written(tmp_path / "b.jpg", b"b")
     (tmp_path / "link.jpg").symlink_to(photo)
     states = [FileState.of(str(path)) for path in (photo, text)]
-    with Seen(tmp_path / "state" / "seen.sqlite") as seen:
-        seen.add(states[:1], sent=True)
-        seen.add(states[1:], sent=False)
-        assert all(state in seen for state in states)
-        assert FileState.of(str(tmp_path / "link.jpg")) in seen
-        with pytest.raises(PublishError, match="another `imagestream publish --watch` remembers in"):
-            Seen(tmp_path / "state" / "seen.sqlite")
+    with PublishedFiles(tmp_path / "state" / "state.sqlite") as published:
+        published.add(states[:1], sent=True)
+        published.add(states[1:], sent=False)
+        assert all(state in published for state in states)
+        assert FileState.of(str(tmp_path / "link.jpg")) in published
+        with pytest.raises(PublishError, match="another `imagestream publish --watch` is using"):
+            PublishedFiles(tmp_path / "state" / "state.sqlite")
     os.utime(photo, (LONG_AGO + 5, LONG_AGO + 5))
-    with Seen(tmp_path / "state" / "seen.sqlite") as seen:
-        assert states[0] in seen
-        assert states[1] not in seen
-        assert FileState.of(str(photo)) not in seen
+    with PublishedFiles(tmp_path / "state" / "state.sqlite") as published:
+        assert states[0] in published
+        assert states[1] not in published
+        assert FileState.of(str(photo)) not in published
 
 
-def test_a_state_that_is_another_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_state_that_is_another_file_is_rejected_and_unchanged(tmp_path: Path) -> None:
     photo = written(tmp_path / "a.jpg", b"a" * 5000)
-    with pytest.raises(PublishError, match=r"a\.jpg: expected the memory of `imagestream publish --watch`"):
-        Seen(photo)
+    with pytest.raises(PublishError, match=r"a\.jpg: expected the state of `imagestream publish --watch`"):
+        PublishedFiles(photo)
     assert photo.read_bytes() == JPEG + b"a" * 5000
 
 
-def test_a_folder_that_is_none_is_refused(servers: str, tmp_path: Path) -> None:
+def test_missing_folder_is_rejected(servers: str, tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="nowhere: expected a folder to watch, but it does not exist"):
         watch(
             [str(tmp_path / "nowhere")],
@@ -272,7 +272,7 @@ def test_a_folder_that_is_none_is_refused(servers: str, tmp_path: Path) -> None:
         )
 
 
-def test_what_a_silent_broker_does_not_acknowledge_is_sent_when_it_is_back(
+def test_unacknowledged_messages_are_sent_when_the_broker_is_back(
     fragile_broker: Settings, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("producer.sender.DELIVERY_TIMEOUT_S", 2.0)
@@ -291,7 +291,7 @@ def test_what_a_silent_broker_does_not_acknowledge_is_sent_when_it_is_back(
             stop=stop,
             topic=topic,
             on_change=lambda summary: counts.append(summary.sent),
-            on_trouble=troubles.append,
+            on_failure=troubles.append,
         )
 
     with ThreadPoolExecutor(1) as pool:
@@ -309,17 +309,17 @@ def test_what_a_silent_broker_does_not_acknowledge_is_sent_when_it_is_back(
             stop.set()
         summary = watching.result()
     assert (summary.sent, summary.undelivered, len(troubles)) == (8, 0, 1)
-    # What was not acknowledged may have arrived: it has the same id, and comes twice rather than never.
+    # Unacknowledged messages may have arrived: they are duplicated, with the same id, rather than lost.
     assert {message.value for message in messages(state.address, topic)} == {
         path.read_bytes() for path in photos.rglob("*.jpg")
     }
 
 
-def test_the_memory_of_a_topic_with_the_longest_name_is_a_file_of_its_own(tmp_path: Path) -> None:
+def test_state_of_a_topic_with_the_longest_name_has_its_own_file(tmp_path: Path) -> None:
     topics = ["a" * 249, "a" * 248 + "b", "images"]
     stems = [file_stem(topic) for topic in topics]
     assert stems[2] == "images"
     assert len(set(stems)) == 3
     for stem in stems:
-        with Seen(tmp_path / f"{stem}.sqlite"):  # SQLite and the lock append to the name
+        with PublishedFiles(tmp_path / f"{stem}.sqlite"):  # SQLite and the lock file append suffixes
             assert (tmp_path / f"{stem}.sqlite.lock").is_file()

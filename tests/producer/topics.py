@@ -1,4 +1,4 @@
-"""What the tests of publishing share: topics of a real broker, and everything that is in one."""
+"""Helpers of the tests of publishing: topics of a real broker and their messages."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from producer.message import MAX_MESSAGE_BYTES
 
 
 def messages(servers: str, topic: str) -> list[Any]:
-    """Every message of the topic, partition by partition, as kafka-python gives it."""
+    """The messages of the topic by partition, as kafka-python returns them."""
     consumer = KafkaConsumer(
         bootstrap_servers=servers, consumer_timeout_ms=5000, max_partition_fetch_bytes=MAX_MESSAGE_BYTES
     )

@@ -13,8 +13,8 @@ from pyspark.sql import functions as F  # noqa: N812
 from sklearn.datasets import make_classification
 from sklearn.neighbors import KNeighborsClassifier
 
+from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import Bundle, TrainingData
-from models.fitted_on import BloomFilter, FittedOn
 from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.exposure import fitted_on
 from streaming.images.labels import labelled_features

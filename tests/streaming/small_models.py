@@ -11,6 +11,7 @@ from sklearn.linear_model import LogisticRegression as ReferenceRegression
 
 from models.arrays import Features
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone
+from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import (
     CLASSIFIER,
     FITTED_ON,
@@ -24,7 +25,6 @@ from models.bundle import (
 )
 from models.classifier import LogisticRegression
 from models.engine import LiteRTEngine
-from models.fitted_on import BloomFilter, FittedOn
 from models.projection import GramSums, fit_pca
 from models.scorer import Head, Scorer, decode_all, golden_arrays
 from streaming.images.dataset import digit_images

@@ -13,8 +13,8 @@ from pyspark.sql import SparkSession
 
 from models.arrays import write_npz
 from models.backbone import ExportedBackbone
+from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import FITTED_ON, Bundle, TrainingData
-from models.fitted_on import BloomFilter, FittedOn
 from models.xxhash64 import HASH_BITS, spark_xxhash64
 from streaming.images.exposure import Exposure, as_bytes, backbone_fitted_on, fitted_on
 from streaming.images.fitted_on import gather, unseen_by

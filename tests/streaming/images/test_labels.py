@@ -92,7 +92,7 @@ def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "expected a header and at least one row, path,label; got none"),
+        (b"", "expected a header path,label and at least one row, got an empty file"),
         (b"path,text\na,b\n", "expected a header with the columns label and one of path, name, got 'path,text'"),
         ("name;label\nK\u00f6ln;cat\n".encode("latin-1"), "not UTF-8; save the file as CSV UTF-8"),
         (b"name,label\n" + b'"' + b"x" * 200_000 + b'",cat\n', "line 2: longer than 16,384 characters"),

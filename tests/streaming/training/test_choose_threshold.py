@@ -16,7 +16,7 @@ from models.arrays import Features
 from models.classifier import LogisticRegression
 from models.errors import ModelError
 from models.projection import NoProjection
-from models.score_counts import ScoreCounts
+from models.score_histogram import ScoreHistogram
 from models.scorer import Head, load_scorer
 from models.threshold import ThresholdAim, best_threshold
 from streaming.errors import ServiceError
@@ -91,7 +91,7 @@ def test_altered_copies_are_fitted_on_and_do_not_choose(
 ) -> None:
     seen: list[tuple[int, int]] = []
 
-    def look(scores: ScoreCounts, aim: ThresholdAim) -> float:
+    def look(scores: ScoreHistogram, aim: ThresholdAim) -> float:
         others, members = scores.of_class(1)
         seen.append((int(others.sum()), int(members.sum())))
         return best_threshold(scores, aim)

@@ -1,7 +1,7 @@
-"""Which images a model was fitted on, as a Bloom filter: small, and it never forgets one.
+"""Bloom filters of the images that a model was fitted on.
 
-A filter answers "possibly" or "certainly not". An image that it names wrongly (1 in 1,000 at its capacity) is only left
-out of the images that the model is judged by. It takes 14.4 bits an image: 1.8 MB for a million of them.
+A filter has no false negatives; a false positive (1 in 1,000 at capacity) merely excludes an image from evaluation. It
+takes 14.4 bits per image: 1.8 MB for a million images.
 
 Sources: Bloom 1970, "Space/time trade-offs in hash coding with allowable errors"; Kirsch and Mitzenmacher 2006, "Less
 hashing, same performance", for deriving all positions from two hashes.
@@ -19,20 +19,20 @@ from models.arrays import Arrays
 from models.errors import ModelError
 from models.xxhash64 import xxhash64
 
-FALSE_POSITIVES = 1e-3  # of images that a model was not fitted on, where the filter is filled to its capacity
+FALSE_POSITIVES = 1e-3  # rate at capacity
 BITS_PER_IMAGE = -math.log(FALSE_POSITIVES) / math.log(2) ** 2
 POSITIONS = round(BITS_PER_IMAGE * math.log(2))
 MAX_BYTES = 256 * 1024**2  # 149 million images
-AT_ONCE = 65_536  # images whose positions are held in memory
+CHUNK_IMAGES = 65_536  # whose positions are in memory at a time
 
 
 @dataclass(frozen=True)
 class BloomFilter:
-    """A set of byte strings that is asked what it certainly does not hold.
+    """An approximate set of byte strings without false negatives.
 
     Attributes:
-        bits: (n_bytes,) uint8, changed by `add` and `merge`.
-        salt: seeds the hashes, so that two filters are not wrong about the same strings.
+        bits: (n_bytes,) uint8, modified by `add` and `merge`.
+        salt: seed of the hashes, so that two filters have different false positives.
     """
 
     bits: NDArray[np.uint8]
@@ -40,39 +40,39 @@ class BloomFilter:
 
     @classmethod
     def empty(cls, capacity: int, salt: int) -> Self:
-        """An empty filter for up to `capacity` strings.
+        """Create an empty filter for up to `capacity` strings.
 
         Raises:
-            ModelError: it would be larger than `MAX_BYTES`.
+            ModelError: it would exceed `MAX_BYTES`.
         """
         size = max(1, math.ceil(capacity * BITS_PER_IMAGE / 8))
         if size > MAX_BYTES:
-            raise ModelError(f"a filter of {capacity:,} images takes {size:,} bytes, at most {MAX_BYTES:,} are allowed")
+            raise ModelError(f"a filter of {capacity:,} images needs {size:,} bytes, the limit is {MAX_BYTES:,}")
         return cls(np.zeros(size, np.uint8), salt)
 
     def add(self, values: Sequence[bytes]) -> None:
-        """Put strings into the set."""
-        for start in range(0, len(values), AT_ONCE):
-            positions = self._positions(values[start : start + AT_ONCE]).reshape(-1)
+        """Add strings to the set."""
+        for start in range(0, len(values), CHUNK_IMAGES):
+            positions = self._positions(values[start : start + CHUNK_IMAGES]).reshape(-1)
             np.bitwise_or.at(self.bits, positions >> np.uint64(3), _masks(positions))
 
     def merge(self, other: "BloomFilter") -> None:
-        """Put all that a filter of the same size and salt holds into the set."""
+        """Add all strings of a filter of the same size and salt."""
         if other.salt != self.salt or len(other.bits) != len(self.bits):
             raise ModelError("only filters of the same size and salt can be merged")
         np.bitwise_or(self.bits, other.bits, out=self.bits)
 
     def contains(self, values: Sequence[bytes]) -> NDArray[np.bool_]:
-        """Whether each of N strings is possibly in the set, (N,) bool; False is certain."""
+        """Whether each of N strings is probably in the set, (N,) bool; False is certain."""
         found = np.empty(len(values), bool)
-        for start in range(0, len(values), AT_ONCE):
-            positions = self._positions(values[start : start + AT_ONCE])
+        for start in range(0, len(values), CHUNK_IMAGES):
+            positions = self._positions(values[start : start + CHUNK_IMAGES])
             stored = self.bits[positions >> np.uint64(3)] & _masks(positions)
-            found[start : start + AT_ONCE] = (stored != 0).all(axis=1)
+            found[start : start + CHUNK_IMAGES] = (stored != 0).all(axis=1)
         return found
 
     def _positions(self, values: Sequence[bytes]) -> NDArray[np.uint64]:
-        """(N, POSITIONS) numbers of bits."""
+        """(N, POSITIONS) bit positions."""
         first, step = (xxhash64(values, self.salt ^ side) for side in (0, 1))
         with np.errstate(over="ignore"):
             places = first[:, None] + step[:, None] * np.arange(POSITIONS, dtype=np.uint64)
@@ -81,33 +81,33 @@ class BloomFilter:
 
 @dataclass(frozen=True)
 class FittedOn:
-    """What a model was fitted on.
+    """The images that a model was fitted on.
 
     Attributes:
-        images: what its projection and classifier were fitted on, and its backbone if it was trained for this version.
-        backbone: what its backbone was trained on, where another version brought the backbone; else None.
+        images: those of its projection and classifier, and of its backbone if that was trained for this version.
+        backbone: those of its backbone, if that is from another version; else None.
     """
 
     images: BloomFilter
     backbone: BloomFilter | None = None
 
     def contains(self, values: Sequence[bytes]) -> NDArray[np.bool_]:
-        """Whether the model was possibly fitted on each of N images, by their ids in UTF-8, (N,) bool."""
+        """Whether the model was probably fitted on each of N images, by id in UTF-8, (N,) bool; False is certain."""
         found = self.images.contains(values)
         return found if self.backbone is None else found | self.backbone.contains(values)
 
     def to_arrays(self) -> Arrays:
-        """As named arrays; `from_arrays` reads them back."""
+        """Named arrays for `from_arrays`."""
         filters = {"images": self.images} | ({} if self.backbone is None else {"backbone": self.backbone})
         bits: Arrays = {name: one.bits for name, one in filters.items()}
         return bits | {f"{name}_salt": np.array([one.salt], np.uint64) for name, one in filters.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> Self:
-        """What `to_arrays` gave.
+        """Restore it from the arrays of `to_arrays`.
 
         Raises:
-            ModelError: an array is missing, or of another shape or type, or too large.
+            ModelError: an array is missing, too large, or of another shape or type.
         """
         return cls(_read(arrays, "images"), _read(arrays, "backbone") if "backbone" in arrays else None)
 

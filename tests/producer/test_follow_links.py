@@ -1,4 +1,4 @@
-"""Symbolic links in a watched folder: whoever may write there does not get other files published."""
+"""Symbolic links in a watched folder publish no files outside of it by default."""
 
 import os
 import threading
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from producer.folders import Folders
+from producer.folder_watcher import FolderWatcher
 
 
 @contextmanager
-def watched(folder: Path, *, follow_links: bool = False) -> Iterator[Folders]:
+def watched(folder: Path, *, follow_links: bool = False) -> Iterator[FolderWatcher]:
     stop = threading.Event()
-    folders = Folders([str(folder)], stop, follow_links=follow_links)
+    folders = FolderWatcher([str(folder)], stop, follow_links=follow_links)
     try:
         yield folders
     finally:
@@ -35,18 +35,18 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def names(folders: Folders, folder: Path) -> set[str]:
+def names(folders: FolderWatcher, folder: Path) -> set[str]:
     return {os.path.relpath(name, folder) for name in folders.files()}
 
 
-def test_links_out_of_a_watched_folder_are_not_followed_unless_asked_for(folder: Path) -> None:
+def test_links_out_of_a_watched_folder_are_followed_only_with_the_option(folder: Path) -> None:
     with watched(folder) as folders:
         assert names(folders, folder) == {"photo.jpg", "inside.jpg"}
     with watched(folder, follow_links=True) as folders:
         assert names(folders, folder) >= {"photo.jpg", "inside.jpg", "secret.jpg", "passwd", "more/photo.jpg"}
 
 
-def test_a_link_that_appears_later_is_not_followed_either(folder: Path, tmp_path: Path) -> None:
+def test_a_link_created_later_is_not_followed(folder: Path, tmp_path: Path) -> None:
     with watched(folder) as folders:
         (folder / "later.jpg").symlink_to(tmp_path / "outside" / "photo.jpg")
         (folder / "new.jpg").write_bytes(b"\xff\xd8\xff")
@@ -56,7 +56,7 @@ def test_a_link_that_appears_later_is_not_followed_either(folder: Path, tmp_path
         assert not [name for name in seen if name.endswith("later.jpg")]
 
 
-def test_a_watched_folder_that_is_itself_a_link_is_watched(folder: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_folder_can_be_watched(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folder)
     with watched(tmp_path / "link") as folders:
         assert names(folders, tmp_path / "link") == {"photo.jpg", "inside.jpg"}

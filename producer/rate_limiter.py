@@ -1,20 +1,20 @@
-"""A steady rate: one message at a time, evenly spaced."""
+"""A rate limiter that spaces events evenly."""
 
 import time
 from collections.abc import Callable
 
 from producer.errors import PublishError
 
-LATENESS_S = 0.25  # what is made up for after a delay; beyond it the schedule begins anew, so that no burst follows
+LATENESS_S = 0.25  # delay that is made up for; after a longer one the schedule restarts, so that no burst follows
 
 
-class Pace:
-    """Waits so that what follows happens `rate` times a second, evenly spaced.
+class RateLimiter:
+    """Limits events to `rate` per second, evenly spaced.
 
     Args:
-        rate: per second; None for as fast as it goes.
-        clock: gives the time in seconds.
-        sleep: waits for so many seconds.
+        rate: events per second; None for no limit.
+        clock: returns the time in seconds.
+        sleep: waits for a number of seconds.
     """
 
     def __init__(
@@ -24,16 +24,16 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
-        """Raises PublishError if the rate is not above 0."""
+        """Raises PublishError if the rate is not positive."""
         if rate is not None and not rate > 0:
-            raise PublishError(f"rate: expected images a second, above 0, got {rate:g}")
+            raise PublishError(f"rate: expected a positive number of images per second, got {rate:g}")
         self._interval_s = 1 / rate if rate else 0.0
         self._clock = clock
         self._sleep = sleep
         self._next: float | None = None
 
     def wait(self) -> None:
-        """Return when it is time for the next one."""
+        """Return when the next event is due."""
         if not self._interval_s:
             return
         now = self._clock()

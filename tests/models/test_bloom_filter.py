@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.arrays import Arrays, read_npz, write_npz
+from models.bloom_filter import FALSE_POSITIVES, BloomFilter, FittedOn
 from models.errors import ModelError
-from models.fitted_on import FALSE_POSITIVES, BloomFilter, FittedOn
 from models.xxhash64 import spark_xxhash64, xxhash64
 
 SALT = 2**63 + 7
@@ -77,7 +77,7 @@ def test_filters_of_partitions_merge_to_the_filter_of_all() -> None:
 
 
 def test_a_filter_has_a_greatest_size() -> None:
-    with pytest.raises(ModelError, match="takes 1,797,198,446 bytes, at most 268,435,456 are allowed"):
+    with pytest.raises(ModelError, match="needs 1,797,198,446 bytes, the limit is 268,435,456"):
         BloomFilter.empty(10**9, 0)
 
 

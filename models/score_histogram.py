@@ -1,9 +1,8 @@
-"""How often each score occurs, in bounded memory: what ROC curves of any number of rows are drawn from.
+"""Histograms of scores in bounded memory, from which ROC curves of any number of rows are computed.
 
-A score is the log-odds that a model gives a class, rounded to float32 and kept by its bits, which sort as the number
-does. While there are more distinct scores than there is room for, the lowest bit that is still kept is dropped, of all
-scores alike. What is left is as fine as the room allows, wherever the scores crowd: exact for up to `SCORES_PER_CLASS`
-rows. What is dropped depends on the scores alone, not on the order in which parts were merged.
+A score is the log-odds of a class, rounded to float32 and represented by its bits in sortable order. While there are
+more distinct scores than room, the lowest remaining bit of all scores is dropped: the bins adapt to where scores are
+dense, and are exact for up to `SCORES_PER_CLASS` rows. The result does not depend on the order of merging.
 """
 
 from dataclasses import dataclass, field
@@ -21,14 +20,14 @@ _SIGN = np.uint32(1 << 31)
 
 
 @dataclass
-class ScoreCounts:
+class ScoreHistogram:
     """Rows by class, score, and whether they belong to the class.
 
     Attributes:
         n_classes: C.
-        dropped: so many of a score's 32 bits are no longer kept.
-        keys: (n) ascending: a class in the upper 32 bits, a score in the lower.
-        counts: (2, n) rows of each key: [1] those that belong to the class, [0] the others.
+        dropped: the number of lowest bits of a score that were dropped.
+        keys: (n) ascending: the class in the upper 32 bits, the score in the lower ones.
+        counts: (2, n) rows of each key: [1] members of the class, [0] others.
     """
 
     n_classes: int
@@ -39,38 +38,38 @@ class ScoreCounts:
 
     @property
     def room(self) -> int:
-        """How many keys are kept at most."""
+        """The maximum number of keys."""
         return max(self.n_classes, min(self.n_classes * SCORES_PER_CLASS, MAX_SCORES))
 
     def add(self, odds: NDArray[np.float64], truth: Counts) -> None:
-        """Take in log-odds (N, C), infinite ones too, of rows whose true classes are `truth` (N)."""
+        """Add log-odds (N, C), which may be infinite, of rows with true classes `truth` (N)."""
         classes = np.arange(self.n_classes)
         keys = (classes.astype(np.uint64) << np.uint64(_SCORE_BITS)) | _sortable(odds)
         mine = (truth[:, None] == classes).ravel().astype(np.int64)
         self._take(keys.ravel(), np.stack([1 - mine, mine]))
 
-    def merge(self, other: "ScoreCounts") -> None:
-        """Take in the scores of other rows."""
+    def merge(self, other: "ScoreHistogram") -> None:
+        """Add the scores of other rows."""
         other.compact()
         self.dropped = max(self.dropped, other.dropped)
         self._take(other.keys, other.counts)
 
     def of_class(self, index: int) -> tuple[Counts, Counts]:
-        """(others, members): rows by ascending score of a class."""
+        """(others, members): rows per bin by ascending score of a class."""
         self.compact()
         low, high = (np.uint64(number) << np.uint64(_SCORE_BITS) for number in (index, index + 1))
         others, members = self.counts[:, slice(*np.searchsorted(self.keys, [low, high]))]
         return others, members
 
     def bounds_of_class(self, index: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(lowest, highest): the log-odds that each number of `of_class` counts; equal while no bits are dropped."""
+        """(lowest, highest): the log-odds of each bin of `of_class`; equal while no bits are dropped."""
         self.compact()
         low, high = (np.uint64(number) << np.uint64(_SCORE_BITS) for number in (index, index + 1))
         keys = self.keys[slice(*np.searchsorted(self.keys, [low, high]))].astype(np.uint32)
         return _score_of(keys), _score_of(keys | np.uint32((1 << self.dropped) - 1))
 
     def compact(self) -> None:
-        """Sort in what was taken in, and drop bits until there is room for it."""
+        """Merge pending scores, dropping bits until there is room."""
         if not self._new:
             return
         keys = np.concatenate([self.keys, *(keys for keys, _ in self._new)])
@@ -84,19 +83,19 @@ class ScoreCounts:
 
     def _take(self, keys: Keys, counts: Counts) -> None:
         self._new.append((keys, counts))
-        if sum(len(keys) for keys, _ in self._new) > self.room:  # sorting after every few rows would cost too much
+        if sum(len(keys) for keys, _ in self._new) > self.room:  # sorting after every few rows would be slow
             self.compact()
 
 
 def _sortable(scores: NDArray[np.float64]) -> Keys:
-    """The bits of each as float32, such that they order as unsigned numbers (radix sort's mapping of floats)."""
+    """The bits of each score as float32, mapped to sort as unsigned integers (as in radix sort of floats)."""
     with np.errstate(over="ignore"):
         bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0 becomes 0
     return np.where(bits & _SIGN, ~bits, bits | _SIGN).astype(np.uint64)
 
 
 def _score_of(bits: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """The scores that `_sortable` gives these bits."""
+    """The inverse of `_sortable`."""
     return np.where(bits & _SIGN, bits & ~_SIGN, ~bits).astype(np.uint32).view(np.float32).astype(np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Watched folders: what lies in them and what changes in them, of that which somebody means to publish."""
+"""Watching folders for files to publish: listing them and following changes."""
 
 import os
 import threading
@@ -6,24 +6,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from producer.errors import PublishError
+from producer.walk import walk
 
-MAX_CHANGES = 100_000  # names kept while nobody asks for them
+MAX_CHANGES = 100_000  # names kept between two calls of `changes`
 EVENT_MS = 200
 TEMPORARY = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart", "~")
 
 
-class Folders:
-    """Folders with all their subfolders, followed by a thread of its own."""
+class FolderWatcher:
+    """Follows folders and their subfolders on a thread of its own."""
 
     def __init__(self, folders: Sequence[str], stop: threading.Event, *, follow_links: bool = False) -> None:
-        """Begin to follow the changes, which end when `stop` is set.
+        """Start following changes.
 
         Args:
-            follow_links: also publish what symbolic links below the folders point to outside of them. Whoever may
-                write to a folder could otherwise have any file published that this process may read.
+            folders: the folders to watch.
+            stop: ends the thread when it is set.
+            follow_links: also publish files outside the folders that symbolic links in them point to. This is off by
+                default because it lets anyone who may write to a folder publish any file that this process can read.
 
         Raises:
-            PublishError: one of them is no folder, or cannot be watched.
+            PublishError: a path is not a folder or cannot be watched.
         """
         if not folders:
             raise PublishError("nothing to watch: expected at least one folder")
@@ -32,14 +35,14 @@ class Folders:
                 what = "is a file" if Path(folder).exists() else "does not exist"
                 raise PublishError(f"{folder}: expected a folder to watch, but it {what}")
         self._folders = folders
-        # Changes are told by absolute names; what is published is named as it was given.
+        # watchfiles reports absolute paths; files are published under the paths that the user gave.
         self._given = {os.path.abspath(folder): folder for folder in folders}  # noqa: PTH100
         self._given |= {os.path.realpath(folder): folder for folder in folders}
         self._inside = None if follow_links else tuple(os.path.realpath(folder) + os.sep for folder in folders)
         self._stop = stop
         self._lock = threading.Lock()
         self._changed: set[str] = set()
-        self._overflown = False
+        self._overflowed = False
         self._error: BaseException | None = None
         self._following = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="watch", daemon=True)
@@ -47,27 +50,28 @@ class Folders:
         self._following.wait()
 
     def files(self, folder: str | None = None) -> Iterator[str]:
-        """The names of all files, below `folder` if it is given, in no order: a folder may hold a million of them."""
-        seen: set[str] = set()
+        """Yield the names of all files, or of those below `folder`, unordered: there may be millions of them."""
+        entered: set[str] = set()
         for start in self._folders if folder is None else (folder,):
-            yield from filter(self._wanted, _walk(start, seen))
+            # Folders that cannot be listed are ignored: the next scan may succeed.
+            yield from filter(self._wanted, walk(start, entered=entered, skip=_ignored, in_order=False))
 
     def changes(self) -> tuple[list[str], bool]:
-        """The names that appeared or changed since this was last asked, and whether there were too many to keep.
+        """Return the names created or changed since the last call, and whether any were dropped as too many.
 
         Raises:
-            PublishError: the folders cannot be followed any longer.
+            PublishError: the folders can no longer be watched.
         """
         with self._lock:
-            changed, overflown = self._changed, self._overflown
-            self._changed, self._overflown = set(), False
+            changed, overflowed = self._changed, self._overflowed
+            self._changed, self._overflowed = set(), False
         if self._error is not None:
             raise PublishError(f"the folders cannot be watched: {self._error}") from self._error
         named = filter(None, map(self._named, changed))
-        return sorted(filter(self._wanted, named)), overflown
+        return sorted(filter(self._wanted, named)), overflowed
 
     def close(self) -> None:
-        """Wait for the end of the thread; `stop` must be set."""
+        """Wait for the thread to end; `stop` must be set."""
         self._thread.join()
 
     def _follow(self) -> None:
@@ -80,7 +84,7 @@ class Folders:
                 stop_event=self._stop,
                 debounce=EVENT_MS,
                 rust_timeout=EVENT_MS,
-                yield_on_timeout=True,  # the first time tells that it has begun
+                yield_on_timeout=True,  # the first timeout shows that watching has begun
                 raise_interrupt=False,
                 ignore_permission_denied=True,
             ):
@@ -88,45 +92,27 @@ class Folders:
                 with self._lock:
                     self._changed |= {path for change, path in changes if change is not Change.deleted}
                     if len(self._changed) > MAX_CHANGES:
-                        self._changed, self._overflown = set(), True
-        except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError where the kernel has no more watches
+                        self._changed, self._overflowed = set(), True
+        except (OSError, RuntimeError) as error:  # watchfiles raises RuntimeError if the kernel has no watches left
             self._error = error
         finally:
             self._following.set()
 
     def _wanted(self, name: str) -> bool:
-        """Whether a file lies in a watched folder, wherever its links lead."""
+        """Whether a file may be published: links that lead outside the folders count only with `follow_links`."""
         return self._inside is None or os.path.realpath(name).startswith(self._inside)
 
     def _named(self, path: str) -> str | None:
         for absolute, given in self._given.items():
             if path.startswith(absolute + os.sep):
                 below = path[len(absolute) + 1 :]
-                return os.path.join(given, below) if _meant(below) else None  # noqa: PTH118
+                return None if _ignored(below) else os.path.join(given, below)  # noqa: PTH118
         return None
 
 
-def _walk(folder: str, seen: set[str]) -> Iterator[str]:
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if not _meant(entry.name):
-                    continue
-                if entry.is_dir():
-                    yield from _walk(entry.path, seen)
-                elif entry.is_file():
-                    yield entry.path
-    except OSError:  # not to be read, or gone while it was: the next look may find it
-        return
+def _ignored(name: str) -> bool:
+    """Whether a name, or a path below a watched folder, is hidden or that of an unfinished copy.
 
-
-def _meant(name: str) -> bool:
-    """Whether a name, or a path below the watched folder, is one to publish: not hidden, and not a download under way.
-
-    Copying programs write to such a name first and rename the file when it is whole.
+    Copying programs write to such a name first and rename the file when it is complete.
     """
-    return not name.endswith(TEMPORARY) and not any(part.startswith(".") for part in Path(name).parts)
+    return name.endswith(TEMPORARY) or any(part.startswith(".") for part in Path(name).parts)
