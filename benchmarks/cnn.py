@@ -118,7 +118,7 @@ def _run_peer(python: str | Path, library: list[str], settings: Settings, faces:
 
 
 def _run(*command: str | float | Path, settings: Settings) -> dict[str, Any] | None:
-    """The figures that a training writes as JSON; None if it does not end in time, and then nothing of it goes on.
+    """The figures that a training run writes as JSON; None if it was killed at the time limit.
 
     Raises:
         RuntimeError: it fails.

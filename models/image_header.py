@@ -158,7 +158,7 @@ def too_many_pixels(width: int, height: int, max_pixels: int) -> str | None:
 
 
 def _jpeg(data: bytes, lead: str | None, size: tuple[int, int], max_pixels: int) -> Header:
-    """Keep tables, frame and scans only: parsing metadata has costs of its own."""
+    """Keep tables, frame and scans only: parsing metadata has additional costs."""
     kept, orientation, multiple = [_SOI], None, False
     pixels = components = frame = scans_at = 0
     for count, (marker, start, end) in enumerate(_jpeg_segments(data)):

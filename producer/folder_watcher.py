@@ -14,7 +14,7 @@ TEMPORARY = (".part", ".partial", ".tmp", ".crdownload", ".download", ".filepart
 
 
 class FolderWatcher:
-    """Follows folders and their subfolders on a thread of its own."""
+    """Follows folders and their subfolders on a separate thread."""
 
     def __init__(self, folders: Sequence[str], stop: threading.Event, *, follow_links: bool = False) -> None:
         """Start following changes.

@@ -229,7 +229,7 @@ class Sender:
 
 
 def message_bytes(message: Message) -> int:
-    """The size of a message in a batch of its own, in bytes, as kafka-python and the broker count it."""
+    """The size in bytes of a batch with a single message, as kafka-python and the broker count it."""
     from kafka.record.default_records import DefaultRecordBatchBuilder
 
     return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(message.key, message.value, message.headers))

@@ -1,6 +1,6 @@
-"""The service of imagestream on Spark: Kafka to scored rows to Delta tables, training, and all around the stream.
+"""The service of imagestream: scores images from Kafka into Delta tables with Spark, trains models, and serves them.
 
-For notebooks and scripts, `from streaming import predictions, quarantine, sql` read its tables.
+In notebooks and scripts, `from streaming import predictions, quarantine, sql` gives functions that read the tables.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["predictions", "quarantine", "sql"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported only when asked for: a worker that unpickles a function of a module below imports no more than it needs.
+    # Imported lazily, so that a worker that unpickles a function of a submodule imports no more than it needs.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from streaming import answers

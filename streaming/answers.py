@@ -1,7 +1,7 @@
-"""What the service answered, as Arrow tables, for notebooks and scripts: `from streaming import predictions`.
+"""Reads the tables as Arrow tables, for notebooks and scripts: `from streaming import predictions`.
 
-Nothing here starts a JVM. Each function reads the tables as they are when it is called, or as they were at a time;
-`.to_pandas()` of a result is pandas, `polars.from_arrow(…)` Polars.
+No JVM is started. Each function reads the current tables, or those of an earlier time. Convert a result to pandas with
+`.to_pandas()`, or to Polars with `polars.from_arrow(…)`.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from streaming.settings import read_settings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Moment = str | date | datetime  # a text is ISO 8601; what names no zone is UTC
+Moment = str | date | datetime  # text in ISO 8601; UTC if there is no time zone
 
-# Of $limit rows: the latest, or below a confidence the least sure.
+# With $limit: the latest rows, or with $below the least confident ones.
 PREDICTIONS = """
 FROM predictions
 WHERE ($label::VARCHAR IS NULL OR label = $label)
@@ -50,16 +50,17 @@ def predictions(
     """Predictions, one row each, with every column of the table.
 
     Args:
-        home: where the service keeps its things; without it as the command line finds it.
-        label: only what was predicted to be this class.
-        below: only below this confidence.
-        version: only by this model version.
-        since: only what was scored from then on.
-        limit: only so many: the latest, or with `below` the least sure first. Without it all, in no order.
-        at: the table as it was then.
+        home: of the service, a folder or URI; by default that of the command line.
+        label: only predictions of this class.
+        below: only predictions with a confidence below this one, 0 to 1.
+        version: only predictions of this model version.
+        since: only predictions that were scored at or after this time.
+        limit: the maximum number of rows, latest first, or with `below` least confident first; by default all, in no
+            particular order.
+        at: read the table as of this time.
 
     Raises:
-        ServiceError: as for `sql`.
+        ServiceError: see `sql`.
     """
     values = {"label": label, "below": below, "version": version, "since": _moment(since)}
     return _select(home, PREDICTIONS, PREDICTIONS_ORDER, values, limit, at)
@@ -73,17 +74,17 @@ def quarantine(
     limit: int | None = None,
     at: Moment | None = None,
 ) -> "pa.Table":
-    """Quarantined messages, one row each, with every column of the table, the raw bytes (`value`) among them.
+    """Quarantined messages, one row each, with every column of the table, including the raw bytes (`value`).
 
     Args:
-        home: where the service keeps its things; without it as the command line finds it.
-        reason: only what was quarantined for it, such as `truncated`.
-        since: only what was quarantined from then on.
-        limit: only so many, the latest first. Without it all, in no order.
-        at: the table as it was then.
+        home: of the service, a folder or URI; by default that of the command line.
+        reason: only messages with this reason, such as `truncated`.
+        since: only messages that were quarantined at or after this time.
+        limit: the maximum number of rows, latest first; by default all, in no particular order.
+        at: read the table as of this time.
 
     Raises:
-        ServiceError: as for `sql`.
+        ServiceError: see `sql`.
     """
     return _select(home, QUARANTINE, QUARANTINE_ORDER, {"reason": reason, "since": _moment(since)}, limit, at)
 
@@ -96,11 +97,18 @@ def sql(
     at: Moment | None = None,
     timeout_s: float = 60.0,
 ) -> "pa.Table":
-    """What one SELECT over the tables gives; `parameters` are the values of `$name` in it.
+    """The rows of a SELECT over the tables.
+
+    Args:
+        statement: see `streaming.query.open_query`.
+        home: of the service, a folder or URI; by default that of the command line.
+        parameters: values of `$name` in the statement.
+        at: read the tables as of this time.
+        timeout_s: for the whole query.
 
     Raises:
-        ServiceError: there are no tables, `at` is no time or one whose files are gone, or the statement is none that
-            `streaming.query.open_query` takes.
+        ServiceError: there are no tables, `at` is not a valid time or its files have been vacuumed, or the statement is
+            rejected.
     """
     from streaming.query import query
 
@@ -109,10 +117,10 @@ def sql(
 
 
 def moment(text: Moment) -> datetime:
-    """A time with its zone, UTC where none is named; a date alone is its first moment.
+    """A time with a time zone, by default UTC; a date is its midnight.
 
     Raises:
-        ServiceError: the text is no time.
+        ServiceError: the text is not a valid time.
     """
     try:
         value = datetime.fromisoformat(text) if isinstance(text, str) else text

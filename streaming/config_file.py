@@ -1,6 +1,6 @@
-"""The configuration file: settings as TOML, written by hand once and found by every command.
+"""Reads the configuration file, which has settings in TOML.
 
-A name that is no setting is a mistake, never ignored: a misspelt one would otherwise keep its default in silence.
+An unknown name is an error, since a misspelt setting would otherwise silently keep its default.
 """
 
 import tomllib
@@ -17,12 +17,12 @@ MAX_BYTES = 64 * 1024
 
 
 def read_config_file(file: Path, names: Collection[str], places: Collection[str]) -> dict[str, Any]:
-    """The settings that the file gives, by name; a relative place lies beside the file, wherever a command is run.
+    """The settings in a file, by name; relative paths are relative to the file.
 
     Args:
         file: TOML, at most MAX_BYTES.
-        names: every setting that there is.
-        places: those of them that are paths.
+        names: of all settings.
+        places: the names of settings that are paths.
 
     Raises:
         ServiceError: the file cannot be read, is not valid TOML, or has a name that is not a setting.
@@ -45,13 +45,13 @@ def read_config_file(file: Path, names: Collection[str], places: Collection[str]
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """What was probably meant by a name that is not one of the names, else all of them."""
+    """A suggestion for a misspelt name, or else the list of all names."""
     by_case = {one.lower(): one for one in names}
     close = [by_case[one] for one in get_close_matches(name.lower().replace("-", "_"), by_case, n=1)]
     return f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(names))}"
 
 
 def _beside(file: Path, value: object) -> object:
-    if not isinstance(value, str) or is_uri(value):  # what is not text the setting itself refuses
+    if not isinstance(value, str) or is_uri(value):  # other types are rejected by the setting itself
         return value
     return file.absolute().parent / Path(value).expanduser()

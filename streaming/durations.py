@@ -1,4 +1,4 @@
-"""Durations as people write them: `10s`, `15m`, `24h`, `7d`."""
+"""Parses and formats durations with a unit: `10s`, `15m`, `24h`, `7d`."""
 
 import re
 
@@ -12,14 +12,18 @@ PATTERN = r"([0-9]{1,9}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)?"
 def parse_duration(
     text: str | float, *, plain: str | None = "s", least_s: float = 0.0, most_s: float = 366 * 86_400.0
 ) -> float:
-    """Seconds of a duration such as 500ms, 10s, 15m, 24h or 7d.
+    """Parse a duration such as 500ms, 10s, 15m, 24h or 7d.
 
     Args:
-        plain: the unit of a number without one; None: there has to be one.
-        least_s, most_s: the limits, both included.
+        text: the duration.
+        plain: the unit of a number without a unit; None if a unit is required.
+        least_s, most_s: the limits, inclusive.
+
+    Returns:
+        Seconds.
 
     Raises:
-        UsageError: it is not a duration, or outside the limits.
+        UsageError: it is not a valid duration, or outside the limits.
     """
     match = re.fullmatch(PATTERN, str(text).strip(), re.ASCII)
     unit = (match[2] or plain) if match else None
@@ -33,7 +37,7 @@ def parse_duration(
 
 
 def show_duration(seconds: float) -> str:
-    """The duration in the largest unit that gives a whole number."""
+    """Format a duration in the largest unit that gives an integer."""
     for unit in ("d", "h", "m"):
         if seconds and seconds % UNITS[unit] == 0:
             return f"{seconds / UNITS[unit]:.0f}{unit}"

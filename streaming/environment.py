@@ -1,14 +1,14 @@
-"""What reaches us of the surroundings in which a command was started: nothing but what is documented.
+"""Isolates commands from the environment in which they are started, except for documented variables.
 
-A command, and every process that it starts (JVM, Python workers, conversion, `retrain --every`), gets
+A command, and every process that it starts (JVM, Python workers, conversion, `retrain --every`), has
 
-- modules from where they are installed, and from absolute entries of PYTHONPATH, never from the working directory
-- an interpreter as Python starts it by default: warnings no errors, `assert` in force, text in UTF-8
-- a locale of UTF-8 without a language: paths are what they are, and `i` is the small letter of `I`
+- modules from their installation and from absolute entries of PYTHONPATH, never from the working directory
+- a Python interpreter with default options: warnings are not errors, `assert` is active, text is UTF-8
+- a UTF-8 locale without a language, so that upper and lower case do not depend on the user's language
 - no settings of another Spark or Hadoop
 
-The command line cleans its own environment, once, before it imports anything; where one of our jobs runs in somebody
-else's process, the Spark session starts its JVM in a clean copy.
+The command line cleans its own environment once, before it imports other modules. If a job runs in a user's own
+process, the Spark session starts the JVM with a clean copy of the environment.
 """
 
 import locale
@@ -24,7 +24,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parents[1]  # of our packages
 PACKAGES = ("models", "producer", "streaming")
 
-FOREIGN = ("HADOOP_", "HIVE_", "PYSPARK_", "SPARK_", "YARN_")  # prefixes of what other installations set
+FOREIGN = ("HADOOP_", "HIVE_", "PYSPARK_", "SPARK_", "YARN_")  # prefixes of variables of other installations
 HONOURED = {
     "SPARK_LOCAL_DIRS",  # where Spark keeps its scratch files
     "SPARK_LOCAL_IP",
@@ -32,12 +32,12 @@ HONOURED = {
     "SPARK_USER",
     "SPARK_SUBMIT_OPTS",  # options of the JVM
     "HADOOP_USER_NAME",
-    "SPARK_AUTH_SOCKET_TIMEOUT",  # these two PySpark sets for itself
+    "SPARK_AUTH_SOCKET_TIMEOUT",  # these two are set by PySpark itself
     "SPARK_BUFFER_SIZE",
 }
-# A cluster's own configuration, which a master other than `local` is asked for with.
+# The configuration of a cluster, which a master other than `local` needs.
 OF_A_CLUSTER = ("HADOOP_", "HIVE_", "YARN_", "SPARK_CONF_DIR")
-# These change what our own Python does, and are for programs under development.
+# Variables that change the behaviour of the Python interpreter, intended for development.
 INTERPRETER = {f"PYTHON{name}" for name in ("DEVMODE", "INSPECT", "IOENCODING", "OPTIMIZE", "STARTUP", "WARNINGS")}
 LOCALE = "C.UTF-8"
 LOOPBACK = "127.0.0.1"
@@ -47,7 +47,7 @@ _started_with: dict[str, str] = {}
 
 
 def isolate() -> None:
-    """Clean this process, which is a command's own; starts the interpreter again where it could not be cleaned."""
+    """Clean the environment of this process, which must be a command's own; restarts the interpreter if necessary."""
     other_text = not sys.flags.utf8_mode and locale.getencoding().upper().replace("-", "") != "UTF8"
     if sys.flags.optimize or sys.warnoptions or other_text:
         _start_again()
@@ -67,20 +67,21 @@ def isolate() -> None:
 
 
 def cleaned(environment: Mapping[str, str], *, local: bool) -> dict[str, str]:
-    """The environment without what is ignored, and with what keeps our children apart from their surroundings.
+    """The environment without ignored variables, and with those that isolate child processes.
 
     Args:
-        local: Spark runs on this machine; a cluster's configuration is none of it.
+        environment: to clean.
+        local: whether Spark runs on this machine, so that a cluster's configuration is ignored.
     """
     dropped = {*ignored(environment, local=local), *INTERPRETER}
     kept = {name: value for name, value in environment.items() if name not in dropped}
     if local:
-        kept.setdefault("SPARK_LOCAL_IP", LOOPBACK)  # the machine's own name need not resolve
+        kept.setdefault("SPARK_LOCAL_IP", LOOPBACK)  # the machine's host name may not resolve
     return kept | {"PYTHONPATH": _python_path(environment.get("PYTHONPATH", "")), "PYTHONSAFEPATH": "1"} | _utf8()
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a child process of whatever process we run in."""
+    """The environment of a child process."""
     return cleaned(os.environ, local=True)
 
 
@@ -94,18 +95,18 @@ def ignored(environment: Mapping[str, str], *, local: bool) -> list[str]:
 
 
 def all_ignored(*, local: bool) -> list[str]:
-    """They, of this process as it was started."""
+    """The ignored variables of the environment in which this process was started."""
     return sorted({*_ignored, *ignored(os.environ, local=local)})
 
 
 def as_started() -> dict[str, str]:
-    """The environment with what was dropped from it, for a process that belongs to the Spark that started us."""
+    """The original environment, for a process that belongs to the Spark that started this one."""
     return _started_with | dict(os.environ)
 
 
 @contextmanager
 def clean_environment(*, local: bool, **variables: str) -> Iterator[None]:
-    """For the block, a clean environment with `variables` on top; what the block sets under other names stays."""
+    """Clean the environment and set `variables` within the block; other variables that the block sets are kept."""
     before = dict(os.environ)
     inside = cleaned(before, local=local) | variables
     for name in before.keys() - inside.keys():
@@ -120,18 +121,18 @@ def clean_environment(*, local: bool, **variables: str) -> Iterator[None]:
 
 
 def given_scratch() -> str | None:
-    """The folder for scratch files that the environment names."""
+    """The folder for temporary files in the environment, if set."""
     return os.environ.get("TMPDIR") or None
 
 
 def give_scratch(folder: str) -> None:
-    """Name the folder for scratch files to all children."""
+    """Set the folder for temporary files of child processes."""
     os.environ["TMPDIR"] = folder
 
 
 def _start_again() -> NoReturn:
-    """Replace this process by one of the same command in an interpreter as Python starts it by default."""
-    # What is written to this terminal, or into this pipe, stays in its encoding.
+    """Replace this process by the same command in an interpreter with default options."""
+    # Output to this terminal or pipe keeps its encoding.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     environment = {name: value for name, value in os.environ.items() if name not in INTERPRETER}
     environment |= {"PYTHONPATH": _python_path(os.environ.get("PYTHONPATH", "")), "PYTHONIOENCODING": encoding}
@@ -144,7 +145,7 @@ def _utf8() -> dict[str, str]:
 
 
 def _python_path(given: str) -> str:
-    """PYTHONPATH of our children: an empty entry is the working directory, and so is a relative one, mostly."""
+    """PYTHONPATH of child processes, without empty and relative entries, which refer to the working directory."""
     entries = _absolute(given)
     if str(ROOT) not in site.getsitepackages() or sys.path[:1] == [str(ROOT)]:
         entries = [str(ROOT), *(entry for entry in entries if entry != str(ROOT))]

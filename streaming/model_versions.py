@@ -50,14 +50,14 @@ def model_versions(home: str | Path | None = None) -> list[RegisteredModel]:
 def promote(
     version: int, *, alias: Alias = CHAMPION, why: str = "promoted by hand", home: str | Path | None = None
 ) -> Move:
-    """Make a version the champion, or the challenger that is scored beside it; a running stream follows.
+    """Make a version the champion, or the challenger that is scored alongside it; a running stream follows.
 
     Args:
         why: kept in the alias's history.
         home: a folder or URI; default: the command line's.
 
     Raises:
-        ModelError: there is no such version, or it does not compute here what it computed when it was made.
+        ModelError: the version does not exist, or does not reproduce its recorded results on this machine.
     """
     from models.scorer import check_golden, load_scorer
     from streaming.platform.machine import user_name

@@ -1,7 +1,7 @@
-"""A model's answers to images, without a stream: `imagestream.load().predict("photo.jpg")`.
+"""Predictions without a stream: `imagestream.load().predict("photo.jpg")`.
 
-Images are decoded, featurized and classified by the functions of the stream's workers, with the same engine, so that an
-image gets here what its row in `predictions` says, to the bit. No Spark and no JVM is started.
+Images are decoded, featurized and classified by the same functions and the same engine as in the stream's workers, so
+the results are identical to those in `predictions`. Neither Spark nor a JVM is started.
 """
 
 import os
@@ -27,7 +27,8 @@ from models.scorer import Scorer, check_golden, load_scorer
 from streaming.errors import ConfigurationError, NotFoundError, ServiceError
 from streaming.extras import extras_named
 from streaming.images.sources import list_source, read_source
-from streaming.pipeline.score import features_of, most_probable
+from streaming.pipeline.score import features_of
+from streaming.pipeline.score_columns import most_probable
 from streaming.platform.engines import EngineChoice, Engines
 from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings, read_settings
@@ -43,13 +44,13 @@ if TYPE_CHECKING:
 
     ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image"
 
-TOP = 5  # classes of an answer
-CHUNK = 4  # images of one task; their pixels are in memory together, their bytes one after the other
-AHEAD = 2  # tasks for each thread, so that none waits for another's result to be taken
+TOP = 5  # classes per prediction
+CHUNK = 4  # images per task; their pixels are in memory together, their bytes one at a time
+AHEAD = 2  # tasks per thread, so that no thread waits for a result to be consumed
 URL_TIMEOUT_S = 30.0
 WEB = ("http://", "https://")
-UNREADABLE = "unreadable"  # beside the reasons of the quarantine: there are no bytes
-PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # of Pillow's images, those that PNG keeps as they are
+UNREADABLE = "unreadable"  # in addition to the quarantine's reasons: the bytes cannot be read
+PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # Pillow's modes that PNG preserves
 ORIENTATION = 0x0112  # Exif tag
 
 ROW = pa.schema(
@@ -75,16 +76,17 @@ class ClassProbability(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model answers to one image, or why it cannot.
+    """The prediction for one image, or the reason why there is none.
 
     Attributes:
-        source: the file or URI; None of bytes and Pillow images.
-        image_id: SHA-256 of the encoded image, as in the table `predictions`; None where there are no bytes.
-        label, confidence: the class that is answered and its probability; None where there is a reason why not.
-        top_k: the most probable classes, the most probable first.
-        damaged: part of the image is missing or wrong, and it could be shown all the same; `detail` describes it.
-        stage, reason: as in the table `quarantine`, or read and unreadable; None where there is an answer.
-        detail: the reason or the damage in words.
+        source: the file or URI; None for bytes and Pillow images.
+        image_id: SHA-256 of the encoded image, as in the table `predictions`; None if it could not be read.
+        model_version: of the registry.
+        label, confidence: the predicted class and its probability; None if there is a `reason`.
+        top_k: the most probable classes, in descending order of probability.
+        damaged: whether part of the image is missing or corrupt; `detail` describes it.
+        stage, reason: as in the table `quarantine`, or `read` and `unreadable`; None if there is a prediction.
+        detail: a description of the reason or the damage.
     """
 
     source: str | None
@@ -107,11 +109,11 @@ class PredictionList(list[Prediction]):
     """Predictions in the order of their images."""
 
     def to_arrow(self) -> pa.Table:
-        """A row for each."""
+        """Convert to an Arrow table with one row per prediction."""
         return pa.Table.from_pylist([one.as_dict() for one in self], ROW)
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row for each; needs pandas."""
+        """Convert to a DataFrame with one row per prediction; requires pandas."""
         with extras_named():
             frame: pd.DataFrame = self.to_arrow().to_pandas()
         return frame
@@ -119,23 +121,23 @@ class PredictionList(list[Prediction]):
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    """An image that has not been read yet: its name, and what gives its bytes or raises an OSError."""
+    """An image that has not been read yet: its name, and a function that returns its bytes or raises an OSError."""
 
     name: str | None
     read: Callable[[Limits], bytes]
 
 
 def load(model: str | int = CHAMPION, home: str | Path | None = None, *, threads: int | None = None) -> "Model":
-    """A model of the registry, checked as the stream checks it before it serves it.
+    """Load a model from the registry, with the same checks as in the stream.
 
     Args:
         model: `champion`, `challenger`, or the number of a version.
-        home: the folder or URI that holds the registry; default: the command line's.
-        threads: images that are worked on at a time; default: the cores that this process may use.
+        home: the folder or URI of the registry; by default that of the command line.
+        threads: the number of threads; by default one per core that this process may use.
 
     Raises:
-        ServiceError: there is no such model, or a setting is wrong.
-        ModelError: the model is refused: altered, or it does not compute here what it computed when it was made.
+        ServiceError: the model does not exist, or a setting is invalid.
+        ModelError: the model is rejected: it was altered, or does not reproduce its recorded results on this machine.
     """
     with extras_named():
         return load_model(read_settings(home), model, threads)
@@ -148,7 +150,7 @@ def load_model(settings: Settings, model: str | int = CHAMPION, threads: int | N
     if isinstance(version, str):
         target = registry.target(version)
         if target is None:
-            raise NotFoundError(f"there is no {version} model in {registry.place}; make one with 'imagestream train'")
+            raise NotFoundError(f"there is no {version} model in {registry.place}; train one with 'imagestream train'")
         version = target
     bundle = registry.read(version)
     return Model(bundle, version, Engines(settings).choose(bundle), settings.image_limits, threads)
@@ -164,10 +166,10 @@ def _version_of(text: str) -> Alias | int:
 
 
 class Model:
-    """A model that is ready to answer; any number of threads may ask it.
+    """A loaded model; thread-safe.
 
-    Holds one engine for each thread that works for it, made when it is first needed; an engine takes a tenth of a
-    second and about as much memory as the network's file.
+    It has one inference engine per thread, created on first use; an engine takes a tenth of a second to create, and
+    about as much memory as the network's file.
     """
 
     def __init__(
@@ -191,24 +193,24 @@ class Model:
         return f"<Model version {self.version}: {len(self.classes)} classes, {self._bundle.manifest.backbone.name}>"
 
     def predict(self, images: "ImageSource | Iterable[ImageSource]", *, top: int = TOP) -> PredictionList:
-        """What the model answers to images, in their order; see `predict_each`."""
+        """Predict images, and return the predictions in order; see `predict_each`."""
         return PredictionList(self.predict_each(images, top=top))
 
     def predict_each(self, images: "ImageSource | Iterable[ImageSource]", *, top: int = TOP) -> Iterator[Prediction]:
-        """What the model answers to images, one after the other, in bounded memory.
+        """Predict images one by one, in bounded memory.
 
         Args:
-            images: a file; a folder, with every regular file below it in the order of their names; an `s3://`, `gs://`
+            images: a file; a folder, including all regular files below it in order of their names; an `s3://`, `gs://`
                 or `az://` URI of an object or folder; an `http://` or `https://` URL; the bytes of an encoded image; a
-                Pillow image, by its pixels; or an iterable of these.
-            top: how many classes an answer names.
+                Pillow image; or an iterable of these.
+            top: the number of classes in `top_k`.
 
         Yields:
-            A prediction for each image; one that cannot be read or decoded has a reason.
+            One prediction per image, in order; if the image cannot be read or decoded, it has a reason.
 
         Raises:
-            TypeError: it is none of these.
-            ServiceError: a URI of another scheme, or a bucket that cannot be listed.
+            TypeError: `images` has another type.
+            ServiceError: a URI has another scheme, or a bucket cannot be listed.
             ValueError: `top` is not positive.
         """
         if top < 1:
@@ -225,7 +227,7 @@ class Model:
                     yield from begun.popleft().result()
             while begun:
                 yield from begun.popleft().result()
-        finally:  # also where the caller stops asking
+        finally:  # also if the caller stops iterating
             pool.shutdown(cancel_futures=True)
 
     def _score(self, images: Sequence[_Image], top: int) -> list[Prediction]:
@@ -250,7 +252,7 @@ class Model:
 
     @contextmanager
     def _scorer(self) -> Iterator[Scorer]:
-        """A scorer for this thread alone."""
+        """A scorer for exclusive use by this thread."""
         try:
             scorer = self._idle.get_nowait()
         except queue.Empty:
@@ -280,7 +282,7 @@ def _answers(scorer: Scorer, features: Features, top: int) -> list[tuple[str, fl
 
 @dataclass
 class _Values(Sequence[bytes | None]):
-    """The bytes of images, each read when it is asked for: one may have 20 MiB."""
+    """The bytes of images, each read on access, since an image may be as large as 20 MiB."""
 
     images: Sequence[_Image]
     limits: Limits
@@ -305,7 +307,7 @@ def _usable_cores() -> int:
 
 
 def _images_of(given: Any) -> Iterator[_Image]:
-    """Every image that is given, none of them read yet."""
+    """The images of an argument, without reading them."""
     if isinstance(given, str | os.PathLike):
         return _at(os.fspath(given))
     if isinstance(given, bytes | bytearray | memoryview):
@@ -343,7 +345,7 @@ def _file(name: str) -> _Image:
 
 
 def _below(folder: str) -> Iterator[_Image]:
-    """Every regular file below a folder, links followed, each real folder entered once, and what cannot be listed."""
+    """Every regular file below a folder, following links but visiting each folder once, and folders that fail."""
     entered: set[str] = set()
     failed: list[OSError] = []
     for directory, folders, names in os.walk(folder, onerror=failed.append, followlinks=True):
@@ -369,7 +371,7 @@ def _failed(error: OSError) -> _Image:
 
 
 def _downloaded(url: str, limits: Limits) -> bytes:
-    """The body of a URL, or one byte more than an image may have."""
+    """The body of a URL, truncated one byte beyond the maximum size of an image."""
     from http.client import HTTPException
     from urllib.request import urlopen
 
@@ -382,7 +384,7 @@ def _downloaded(url: str, limits: Limits) -> bytes:
 
 
 def _encoded(image: "Image.Image") -> bytes:
-    """A Pillow image as PNG: the same pixels, and the orientation that its file had."""
+    """Encode a Pillow image as PNG, with the same pixels and the orientation from its Exif data."""
     from PIL import Image
 
     file = BytesIO()

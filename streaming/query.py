@@ -1,10 +1,10 @@
-"""SQL over the Delta tables without a JVM: deltalake lists the files of each table, DuckDB reads them.
+"""SQL queries over the Delta tables without a JVM: deltalake lists the files of each table, and DuckDB reads them.
 
-The SQL comes from a user and is confined: one SELECT, in a database in memory whose configuration is locked and which
-can open the tables' files and nothing else, so it cannot write, attach, install or read other files; it has a limit of
-time and one of memory. Rows stream: neither side holds a large result.
+The SQL comes from a user and is sandboxed: one SELECT, in an in-memory database with a locked configuration that can
+only open the tables' files, so that it cannot write, attach, install or read other files; time and memory are limited.
+Rows are streamed, so a large result is never in memory as a whole.
 
-With a time, each table is read as it was then: Delta keeps its versions until their files are vacuumed.
+With a time, each table is read as of that time: Delta keeps old versions until their files are vacuumed.
 """
 
 import re
@@ -21,6 +21,7 @@ import pyarrow as pa
 from streaming.errors import DamagedError, DataError, NotFoundError, ServiceError
 from streaming.settings import Settings
 from streaming.storage.home import LOG, TABLES, Home
+from streaming.storage.sql import MEMORY_LIMIT, connect
 from streaming.storage.table_files import CACHE, local_copies
 
 if TYPE_CHECKING:
@@ -29,21 +30,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT_S = 60.0
-MEMORY_LIMIT = "1GB"
 BATCH_ROWS = 10_000
 WORD = re.compile(r"\w+")
 ENTRY = re.compile(r"/([0-9]{20})\.json$")
-
-# No spilling to disk, nothing fetched or loaded, no Python variable reachable by its name, one time
-# zone for all; GLOBAL, because a cursor does not take over the session's settings of its connection.
-CONFINEMENT = f"""
-SET GLOBAL memory_limit = '{MEMORY_LIMIT}';
-SET GLOBAL temp_directory = '';
-SET GLOBAL autoinstall_known_extensions = false;
-SET GLOBAL autoload_known_extensions = false;
-SET GLOBAL python_enable_replacements = false;
-SET GLOBAL TimeZone = 'UTC';
-"""
 
 
 def query(
@@ -54,7 +43,7 @@ def query(
     timeout_s: float = TIMEOUT_S,
     at: datetime | None = None,
 ) -> pa.Table:
-    """The rows that a SELECT over the tables gives, all at once; arguments and errors as for `open_query`."""
+    """All rows of a SELECT over the tables; see `open_query` for arguments and errors."""
     with open_query(settings, sql, parameters=parameters, timeout_s=timeout_s, at=at) as reader:
         return reader.read_all()
 
@@ -68,18 +57,18 @@ def open_query(
     timeout_s: float = TIMEOUT_S,
     at: datetime | None = None,
 ) -> Iterator[pa.RecordBatchReader]:
-    """The rows that a SELECT over the tables gives, batch by batch, read while the context lasts.
+    """The rows of a SELECT over the tables, in batches that can be read within the context.
 
     Args:
-        sql: one SELECT (or WITH, FROM, VALUES, DESCRIBE, SHOW TABLES); each Delta table is a view of its own name.
-        parameters: the values of `$name` in the SQL.
+        settings: of the home.
+        sql: one SELECT (or WITH, FROM, VALUES, DESCRIBE, SHOW TABLES); each Delta table is a view with its name.
+        parameters: values of `$name` in the SQL.
         timeout_s: from now until the last row is read.
-        at: a time with its zone; the tables as they were then, those left out that were not there yet.
+        at: a time with a time zone; the tables are read as of this time, without those that did not exist.
 
     Raises:
-        ServiceError: there is no table yet, or a table's files of that time have been vacuumed, the SQL is not a
-            single SELECT, names what is not there, or needs more time or memory than it may have; also while the rows
-            are read.
+        ServiceError: there are no tables, a table's files of that time have been vacuumed, the SQL is not a single
+            SELECT or is invalid, or it exceeds its time or memory; also raised while rows are read.
     """
     with open_snapshot(settings, at=at) as snapshot, snapshot.query(sql, parameters, timeout_s) as reader:
         yield reader
@@ -87,17 +76,16 @@ def open_query(
 
 @contextmanager
 def open_snapshot(settings: Settings, *, at: datetime | None = None) -> Iterator["Snapshot"]:
-    """The tables of one moment, for several statements; errors as for `open_query`."""
-    connection = duckdb.connect(":memory:")
+    """A snapshot of the tables for several statements; see `open_query` for errors."""
+    connection = connect()
     try:
-        connection.execute(CONFINEMENT)
         yield Snapshot(connection, _Views(connection, settings.place, at))
     finally:
         connection.close()
 
 
 class Snapshot:
-    """The tables as they were when they were opened, whatever is committed meanwhile."""
+    """The tables as of the time when they were opened; later commits are not visible."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, views: "_Views") -> None:
         self.tables = views.names
@@ -125,7 +113,7 @@ class Snapshot:
 
 
 class _Limit:
-    """Interrupts what a connection is doing when its time is up, or at Ctrl-C."""
+    """Interrupts a connection when its timeout expires, or at Ctrl-C."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, timeout_s: float) -> None:
         self.timeout_s = timeout_s
@@ -137,7 +125,7 @@ class _Limit:
         self._worker = ThreadPoolExecutor(1)
 
     def call(self, step: Callable[[], T]) -> T:
-        """What `step` gives, run in another thread: while DuckDB works, this one could not see a Ctrl-C."""
+        """Run `step` in another thread, since this one could not react to Ctrl-C while DuckDB is working."""
         result = self._worker.submit(step)
         try:
             return result.result()
@@ -147,7 +135,7 @@ class _Limit:
 
     def cancel(self) -> None:
         self._timer.cancel()
-        self._timer.join()  # an interrupt must not meet a connection that is being closed
+        self._timer.join()  # a connection must not be interrupted while it is being closed
         self._worker.shutdown()
 
     def _interrupt(self) -> None:
@@ -156,9 +144,9 @@ class _Limit:
 
 
 class _Views:
-    """Each table as a view of its name, over local files; then the connection is shut off from everything else.
+    """Creates a view over local files for each table, then denies the connection access to everything else.
 
-    Of a home in a bucket, files are copied only of the tables that a statement names: until then their views are empty.
+    For a home in a bucket, only files of tables that a statement names are copied; other views stay empty.
     """
 
     def __init__(self, connection: duckdb.DuckDBPyConnection, home: Home, at: datetime | None) -> None:
@@ -171,7 +159,7 @@ class _Views:
                 f"no tables yet in {home.tables}: run `imagestream demo`, or publish images and run "
                 "`imagestream stream`"
             )
-        with ThreadPoolExecutor(len(names)) as pool:  # a bucket takes a while for each
+        with ThreadPoolExecutor(len(names)) as pool:  # in parallel, since a bucket takes several requests per table
             opened = dict(zip(names, pool.map(self._open, names), strict=True))
         self._tables = {name: table for name, table in opened.items() if table is not None}
         self.names = list(self._tables)
@@ -190,7 +178,7 @@ class _Views:
         connection.execute("SET lock_configuration = true")
 
     def fill(self, sql: str) -> None:
-        """Give the views that a statement names their rows."""
+        """Fill the views that a statement names."""
         words = set(WORD.findall(sql.lower()))
         for name in [name for name in self.names if name in self._empty and name in words]:
             self._fill(name)
@@ -227,10 +215,10 @@ class _Views:
         if not files:
             empty.create(name)
             return
-        # By name: a file from before a column was added gives NULL there. A partition column is in the paths alone.
+        # By name, so that a column that an old file lacks is NULL. Partition columns are in the paths only.
         rows = self._connection.read_parquet(files, hive_partitioning=True, union_by_name=True)
         types = zip(empty.columns, empty.types, strict=True)
-        # A column that no file has yet is NULL, too.
+        # A column that no file has is NULL as well.
         nulls = [f'NULL::{kind} AS "{column}"' for column, kind in types if column not in rows.columns]
         (rows.project(", ".join(["*", *nulls])) if nulls else rows).create_view(name)
 
@@ -239,14 +227,14 @@ class _Views:
 
 
 def _table_at(home: Home, name: str, at: datetime | None) -> "DeltaTable | None":
-    """The table as it was at a time, None if it was not there yet; without a time, as it is."""
+    """The table as of a time, None if it did not exist; without a time, its current version."""
     from deltalake.exceptions import DeltaError
 
     from streaming.storage.table_log import open_delta
 
     if at is None:
         return open_delta(home.table(name))
-    # As Delta itself dates a version, by its file; asked for an earlier time than it knows, deltalake gives version 0.
+    # Delta dates a version by its log file. For a time before the oldest entry, deltalake would return version 0.
     entries = home.store.list(f"{TABLES}/{name}/{LOG}")
     commits = {int(found[1]): one.modified for one in entries if (found := ENTRY.search(one.key))}
     versions = [version for version, modified in commits.items() if modified <= at]
@@ -293,7 +281,7 @@ def _guarded(rows: pa.RecordBatchReader, tables: list[str], limit: _Limit) -> It
 def _errors_in_one_line(tables: list[str], limit: _Limit) -> Iterator[None]:
     try:
         yield
-    except (duckdb.Error, pa.ArrowException, OSError) as error:  # the Arrow reader gives DuckDB's errors as OSError
+    except (duckdb.Error, pa.ArrowException, OSError) as error:  # the Arrow reader raises DuckDB's errors as OSError
         if limit.passed:
             message = f"the query took longer than {limit.timeout_s:g} s: narrow it, or allow more with --timeout"
         elif isinstance(error, duckdb.OutOfMemoryException) or "Out of Memory" in str(error):
@@ -306,7 +294,7 @@ def _errors_in_one_line(tables: list[str], limit: _Limit) -> Iterator[None]:
 
 
 def _condensed(error: Exception) -> str:
-    """DuckDB's message without the lines that draw where in the SQL the error is."""
+    """DuckDB's message without the lines that point to the position in the SQL."""
     return " ".join(str(error).split("\nLINE ")[0].split())
 
 

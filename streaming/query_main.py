@@ -1,6 +1,6 @@
-"""The process of one query (`streaming.query_process`): a request on standard input, rows as an Arrow stream out.
+"""The process of one query, see `streaming.query_process`: reads a request from stdin, writes an Arrow stream.
 
-An error is one line on standard error, and exit code 1.
+An error is one line on standard error, encoded if its type is one of the package, with exit code 1.
 """
 
 import json
@@ -14,20 +14,20 @@ from pathlib import Path
 import pyarrow as pa
 
 from models.errors import ModelError
-from streaming.errors import ServiceError
+from streaming.errors import ServiceError, encode
 from streaming.query import open_snapshot
 from streaming.query_process import READY, TOO_MUCH_MEMORY
 from streaming.settings import Settings
 
-# Besides what imports took: DuckDB's own limit, and as much again for threads, lists of files and rows on their way.
+# In addition to the imports: DuckDB's own limit, and the same again for threads, lists of files and rows in flight.
 MEMORY_BYTES = 2 * 1024**3
 
 
 def main() -> None:
-    """Answer one request."""
+    """Process one request."""
     rows, errors = os.dup(1), os.dup(2)
     silence = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)  # nothing that a library says may get between the rows
+    os.dup2(silence, 1)  # so that no output of a library is mixed with the rows
     os.dup2(silence, 2)
     os.write(errors, READY)
     request = json.loads(sys.stdin.buffer.read())
@@ -41,19 +41,21 @@ def main() -> None:
                 os.fdopen(rows, "wb") as out,
                 pa.ipc.new_stream(out, found.schema) as stream,
             ):
-                # The columns, before the first row: Arrow writes them with the first batch.
+                # An empty batch first, since Arrow writes the schema with the first batch.
                 stream.write_batch(pa.RecordBatch.from_pylist([], found.schema))
                 out.flush()
                 for batch in found:
                     stream.write_batch(batch)
                     out.flush()
     except BrokenPipeError:
-        pass  # whoever asked has read enough
+        pass  # the client has stopped reading
     except MemoryError:
         _fail(errors, TOO_MUCH_MEMORY)
-    except (ServiceError, ModelError) as error:
+    except ServiceError as error:
+        _fail(errors, encode(error))
+    except ModelError as error:
         _fail(errors, str(error))
-    os._exit(0)  # threads of DuckDB and deltalake need not be waited for
+    os._exit(0)  # without waiting for threads of DuckDB and deltalake
 
 
 def _fail(errors: int, message: str) -> None:
@@ -62,7 +64,7 @@ def _fail(errors: int, message: str) -> None:
 
 
 def _limit_memory() -> None:
-    """Bound what is written to: private memory, which reservations of address space are not."""
+    """Limit private memory; reserved address space does not count."""
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text("ascii").splitlines()
         taken = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))

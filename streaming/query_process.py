@@ -1,7 +1,7 @@
-"""SQL of a user in a process of its own, which can be ended: DuckDB looks at its limits between rows, not within one.
+"""Runs a user's SQL in its own process, which can be killed, since DuckDB checks its limits only between rows.
 
-`repeat('x', 3_000_000_000)` is one expression of one row, and neither DuckDB's interrupt nor its memory limit ends it.
-The kernel does: the process may not have more memory, and is killed when its time is up.
+`repeat('x', 3_000_000_000)` is one expression of one row, and neither DuckDB's interrupt nor its memory limit stops it.
+The kernel does: the memory of the process is limited, and it is killed when its timeout expires.
 """
 
 import json
@@ -15,15 +15,15 @@ from typing import IO
 
 import pyarrow as pa
 
-from streaming.errors import DataError, ServiceError
+from streaming.errors import DataError, ServiceError, decode
 from streaming.settings import Settings
 
-# With the path of this process, from wherever it has its modules.
+# With the module search path of this process.
 PROGRAM = "import sys; sys.path[:] = {path!r}; from streaming.query_main import main; main()"
 TIMEOUT_S = 60.0
-READY = b"\n"  # on standard error: when everything is imported, and when the tables are open or an error follows
+READY = b"\n"  # on standard error: after the imports, and when the tables are open or before an error
 START_TIMEOUT_S = 60.0
-GRACE_S = 2.0  # after its time, for the query to end by itself
+GRACE_S = 2.0  # after the timeout, for the query to end by itself
 TOO_MUCH_MEMORY = "SQL: the query needs more memory than it may have: narrow it"
 MAX_ERROR_BYTES = 64 * 1024
 
@@ -32,10 +32,10 @@ MAX_ERROR_BYTES = 64 * 1024
 def open_guarded_query(
     settings: Settings, sql: str, *, timeout_s: float = TIMEOUT_S, at: datetime | None = None
 ) -> Iterator[pa.RecordBatchReader]:
-    """As `streaming.query.open_query`, whose limits hold here for a single expression, too.
+    """As `streaming.query.open_query`, but the limits also apply within a single expression.
 
     Raises:
-        ServiceError: as there; also while the rows are read.
+        ServiceError: see there; also raised while rows are read.
     """
     request = {
         "settings": settings.model_dump(mode="json"),
@@ -63,7 +63,7 @@ def open_guarded_query(
             _pipe(process.stdin).close()
             _wait_ready(process)
             timer.cancel()
-            timer = _started(timeout_s + GRACE_S, end)  # its start and the opening of tables are not the query's
+            timer = _started(timeout_s + GRACE_S, end)  # without the time for the start and for opening tables
             reader = pa.ipc.open_stream(_pipe(process.stdout))
         yield pa.RecordBatchReader.from_batches(reader.schema, _rows(reader, process, late, timeout_s))
     finally:
@@ -97,18 +97,20 @@ def _rows(
 
 @contextmanager
 def _errors_of(process: "subprocess.Popen[bytes]", late: threading.Event, timeout_s: float) -> Iterator[None]:
-    """Why there are no rows, or no more, in one line."""
+    """Convert failures of the process to one-line errors."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         status = process.wait()
-        said = _pipe(process.stderr).read(MAX_ERROR_BYTES).decode("utf-8", "replace").strip()
+        output = _pipe(process.stderr).read(MAX_ERROR_BYTES).decode("utf-8", "replace").strip()
         if late.is_set():
             message = f"SQL: the query took longer than {timeout_s:g} s: narrow it, or allow more with --timeout"
-        elif status < 0:  # what the kernel refuses it, C++ answers by ending the process
+        elif status < 0:  # C++ code aborts the process if the kernel denies memory
             message = TOO_MUCH_MEMORY
+        elif found := decode(output):
+            raise found from error
         else:
-            message = said or f"SQL: the process of the query ended with exit code {status}"
+            message = output or f"SQL: the process of the query ended with exit code {status}"
         raise DataError(message) from error
 
 

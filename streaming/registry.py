@@ -1,7 +1,7 @@
-"""The model registry: versions that never change, and aliases that move and keep their history.
+"""The model registry: immutable versions, and aliases that can be moved and keep their history.
 
-The running stream follows `champion` before every micro-batch; `challenger` is a candidate under observation. What is
-stored where is described in `streaming.storage.registry_objects`.
+A running stream follows `champion` before every micro-batch; `challenger` is a candidate under observation. The layout
+of the store is described in `streaming.storage.registry_objects`.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,6 +14,7 @@ from models.bundle import MANIFEST, Bundle, BundleFiles, BundleFolder, Manifest,
 from models.bundle_zip import write_zip
 from models.errors import ModelError
 from streaming.storage.alias_log import AliasLog
+from streaming.storage.local_store import LocalStore
 from streaming.storage.numbered import numbered
 from streaming.storage.old_registry import take_up
 from streaming.storage.registry_objects import (
@@ -31,7 +32,7 @@ from streaming.storage.registry_objects import (
     read_all,
     version_key,
 )
-from streaming.storage.store import LocalStore, Store, open_store
+from streaming.storage.store import Store, open_store
 
 CHAMPION: Alias = "champion"
 CHALLENGER: Alias = "challenger"
@@ -45,12 +46,12 @@ def open_registry(home: Path | str) -> "Registry":
 
 
 class Registry:
-    """The versions and aliases in the store of a home; what an earlier release kept there is taken up at first use.
+    """The versions and aliases in the store of a home; the registry of an earlier release is migrated at first use.
 
-    Every method raises a ModelError where an object is damaged, and the store's ServiceError.
+    Every method raises a ModelError if an object is damaged, and the ServiceErrors of the store.
 
     Attributes:
-        place: where it is, for messages.
+        place: path or URI, for messages.
     """
 
     def __init__(self, store: Store) -> None:
@@ -67,12 +68,12 @@ class Registry:
         return AliasLog(self._store)
 
     def versions(self) -> list[int]:
-        """Every registered version that was not deleted, oldest first."""
+        """All registered versions that have not been deleted, oldest first."""
         deleted = {number for number, _ in numbered(self._store, DELETED, VERSION_DIGITS)}
         return [number for number in self.numbers() if number not in deleted]
 
     def numbers(self) -> list[int]:
-        """The number of every version that was ever registered, oldest first."""
+        """The numbers of all versions that were ever registered, oldest first."""
         return sorted(number for number, _ in numbered(self._store, VERSIONS, VERSION_DIGITS))
 
     def find(self, bundle_sha256: str) -> int | None:
@@ -82,23 +83,23 @@ class Registry:
             try:
                 if data is not None and self._parsed(version, data).sha256 == bundle_sha256:
                     return version
-            except ModelError:  # damaged: it says nothing of the others
+            except ModelError:  # a damaged object does not affect the other versions
                 continue
         return None
 
     def read(self, version: int) -> Bundle:
-        """The bundle of a version, with hashes and dimensions checked, and that it is the one that was registered.
+        """The bundle of a version, after checking its hashes and dimensions, and that it is the registered one.
 
         Raises:
-            ModelError: there is no such version, or its bundle is refused.
+            ModelError: the version does not exist, or its bundle is rejected.
         """
         return self._read(version, None)
 
     def fetch(self, version: int, into: Path) -> Bundle:
-        """As `read`, with a copy of every file in a local directory that this call makes.
+        """As `read`, but also copy all files to the local directory `into`, which is created.
 
         Raises:
-            ModelError: there is no such version, or its bundle is refused.
+            ModelError: the version does not exist, or its bundle is rejected.
         """
         return self._read(version, into)
 
@@ -115,10 +116,10 @@ class Registry:
         return bundle
 
     def manifest(self, version: int) -> Manifest:
-        """The manifest of a version, also of a deleted one; its other files are not read.
+        """The manifest of a version, which may be deleted; other files are not read.
 
         Raises:
-            ModelError: there is no such version, or its manifest is not the one that was registered.
+            ModelError: the version does not exist, or its manifest is not the registered one.
         """
         registered = self._version(version)
         files = self._files(registered)
@@ -127,12 +128,15 @@ class Registry:
         return manifest
 
     def register(self, write: Callable[[Path], object]) -> int:
-        """Let `write` make a bundle in a local directory, check it, store it, and give it the next version number.
+        """Create, check and store a bundle, and return its new version number.
 
-        The version's own object is stored last, so that a version is complete or absent.
+        The version's own object is stored last, so that a version is either complete or absent.
+
+        Args:
+            write: writes the bundle to a local directory, which it creates.
 
         Raises:
-            ModelError: the bundle is refused, or other files are stored under its SHA-256.
+            ModelError: the bundle is rejected, or other files are stored under its SHA-256.
         """
         with TemporaryDirectory(prefix="imagestream-") as scratch:
             folder = Path(scratch) / "bundle"
@@ -152,19 +156,19 @@ class Registry:
         return version
 
     def targets(self) -> dict[Alias, int | None]:
-        """The version that each alias points to, None if it was never set; asks the store for one object if none moved.
+        """The version of each alias, None if it is not set; takes one request if there is no new move.
 
-        A registry that is kept sees the moves that are added, not the removal of those that it has read.
+        An open registry notices new moves, but not the deletion of moves that it has read.
         """
         moves = self._log.follow()
         return {alias: _target(moves, alias) for alias in ALIASES}
 
     def target(self, alias: Alias) -> int | None:
-        """The version that an alias points to, if it was ever set."""
+        """The version of an alias, None if it was never set or was cleared."""
         return self.targets()[alias]
 
     def history(self, alias: Alias) -> list[Move]:
-        """Every move of an alias, oldest first."""
+        """All moves of an alias, oldest first."""
         return _moves_of(self._log.follow(), alias)
 
     def promote(
@@ -173,19 +177,19 @@ class Registry:
         """Point an alias at a version whose bundle passes its checks.
 
         Raises:
-            ModelError: no such version, or its bundle is refused.
+            ModelError: the version does not exist, or its bundle is rejected.
         """
         bundle = self.read(version)
         kept = dict(bundle.manifest.metrics if metrics is None else metrics)
         return self._log.append(lambda moves: _move(moves, alias, version, by, why, kept))
 
     def rollback(self, *, alias: Alias = CHAMPION, by: str) -> Move:
-        """Point an alias back at the version it left in its last move that was not itself a rollback.
+        """Move an alias back to the version before its last move that was not itself a rollback.
 
-        Rolling back twice goes two versions back.
+        Rolling back twice goes back two versions.
 
         Raises:
-            ModelError: there is nothing to go back to, or its bundle is refused.
+            ModelError: there is no earlier version, or its bundle is rejected.
         """
 
         def move_back(moves: Sequence[Move]) -> Move:
@@ -195,10 +199,10 @@ class Registry:
         return self._log.append(move_back)
 
     def clear(self, *, alias: Alias = CHALLENGER, by: str, why: str) -> Move:
-        """Point an alias at no version.
+        """Clear an alias.
 
         Raises:
-            ModelError: it is the champion, without which nothing is answered, or points at none.
+            ModelError: it is the champion, which the stream requires, or is not set.
         """
 
         def move_away(moves: Sequence[Move]) -> Move:
@@ -210,17 +214,17 @@ class Registry:
         return self._log.append(move_away)
 
     def delete(self, version: int, *, by: str) -> None:
-        """Delete the files of a version but its manifest; its number is not given again.
+        """Delete the files of a version except its manifest; its number is not reused.
 
         Raises:
-            ModelError: there is no such version, or an alias points at it.
+            ModelError: the version does not exist, or an alias points to it.
         """
         registered = self._live(version)
         self._check_unused(version)
         if not self._store.create(deleted_key(version), Deleted(sha256=registered.sha256, by=by, at=_now()).to_bytes()):
-            return  # somebody else was quicker
+            return  # another process has deleted it
         try:
-            self._check_unused(version)  # nobody promoted it meanwhile
+            self._check_unused(version)  # it may have been promoted in the meantime
         except ModelError:
             self._store.delete([deleted_key(version)])
             raise
@@ -238,7 +242,7 @@ class Registry:
             )
 
     def _live(self, version: int) -> Version:
-        """A version that was not deleted."""
+        """A version that has not been deleted."""
         registered = self._version(version)
         data = self._store.get(deleted_key(version))
         if data is not None:
@@ -268,13 +272,13 @@ class Registry:
         return found
 
     def _files(self, version: Version) -> BundleFiles:
-        if isinstance(self._store, LocalStore):  # where links and special files have to be refused
+        if isinstance(self._store, LocalStore):  # in a folder, links and special files must be rejected
             return _LocalFiles(Path(self.place) / version.path)
         return _StoredFiles(self._store, f"{FOLDER}/{version.path}")
 
 
 class _LocalFiles(BundleFolder):
-    """A bundle in a local store, where a registration that was killed can have left a file that it was writing."""
+    """A bundle in a local store, without temporary files of an interrupted registration."""
 
     def names(self) -> Collection[str]:
         return {name for name in super().names() if not name.startswith(".")}
@@ -329,7 +333,7 @@ def _target(moves: Sequence[Move], alias: Alias) -> int | None:
 def _move(
     moves: Sequence[Move], alias: Alias, version: int | None, by: str, why: str, metrics: Mapping[str, float]
 ) -> Move:
-    """The next move of an alias, after all those of both."""
+    """The next move of an alias."""
     return Move(
         alias=alias,
         version=version,
@@ -342,8 +346,8 @@ def _move(
 
 
 def _before(moves: Sequence[Move], alias: Alias) -> int:
-    """The version that a rollback goes to."""
-    trail: list[int | None] = []  # what led to today's version, without those rolled back from; None: it was cleared
+    """The target version of a rollback."""
+    trail: list[int | None] = []  # the versions that led to the current one, without rolled back ones; None: cleared
     for move in _moves_of(moves, alias):
         if move.why == ROLLBACK and move.version in trail[:-1]:
             trail.pop()

@@ -1,4 +1,4 @@
-"""Files that hold passwords, keys and tokens: who else may read or change them."""
+"""Checks the permissions of files with passwords, keys and tokens."""
 
 import logging
 import stat
@@ -11,14 +11,14 @@ log = logging.getLogger(__name__)
 
 
 def check_secret_file(path: Path) -> None:
-    """Refuse a secret that every user of the machine may replace, and warn of one that every user may read.
+    """Reject a secret that every user of the machine can replace, and warn about one that every user can read.
 
-    Readable ones are not refused: Kubernetes and Docker mount secrets with mode 0644 or 0444, into containers where
-    there is nobody else.
+    Readable files are not rejected, since Kubernetes and Docker mount secrets with mode 0644 or 0444 into containers,
+    which have no other users.
 
     Raises:
-        ServiceError: others may write to it.
-        OSError: it is not there.
+        ServiceError: other users may write to the file.
+        OSError: it does not exist.
     """
     mode = path.stat().st_mode
     if mode & stat.S_IWOTH:
@@ -32,5 +32,5 @@ def check_secret_file(path: Path) -> None:
 
 @cache
 def _warn(path: Path, mode: int) -> None:
-    """Once for each file."""
+    """Warn once per file."""
     log.warning("%s holds a secret and every user may read it (mode %04o): chmod 600 it", path, mode)

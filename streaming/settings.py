@@ -1,7 +1,7 @@
-"""The settings of a process: read once, at the edge, then passed down and never changed.
+"""The settings of a process: read once at startup, then passed explicitly and never changed.
 
-A value comes from the option of a command; without one from the environment; else from the configuration file; else it
-is the default. Nothing but this module reads the environment.
+A command's option takes precedence over the environment, the environment over the configuration file, and the file over
+the default. Only this module reads the environment.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ from streaming.user_cache import cached
 HOME = ".imagestream"
 PREFIX = "IMAGESTREAM_"
 
-TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # as Kafka has it, but for a dot in front: it names a folder, too
+TOPIC = r"^[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,248}$"  # Kafka's rule without a leading dot: it is also a folder name
 MASTER = r"^(local(-cluster)?(\[[0-9*, ]+\])?|yarn|(spark|k8s)://.+)$"
 MEMORY = r"^[1-9][0-9]*[kmgtKMGT]$"
 PROVIDERS = r"^[a-z]{1,20}(,[a-z]{1,20}){0,7}$"
 REGISTRY = r"^https?://(\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?(/[^\s?#@]*)?$"
-USERNAME = r"^[^\s,=\"\\]{1,200}$"  # as it can be said to Kafka without being escaped
+USERNAME = r"^[^\s,=\"\\]{1,200}$"  # needs no escaping in Kafka's configuration
 
 
 def _seconds(value: Any) -> Any:
-    """Seconds of a duration in text; what is no text is left to the type."""
+    """Parse a duration in seconds; values other than text are left to pydantic."""
     return _duration(value, "s") if isinstance(value, str) else value
 
 
 def _retention(value: Any) -> Any:
-    """As text: hours where no unit is given."""
+    """Normalise a retention; a plain number is in hours."""
     return show_duration(_duration(value, "h"))
 
 
@@ -52,7 +52,7 @@ def _duration(value: Any, plain: str) -> float:
     try:
         return parse_duration(value, plain=plain)
     except UsageError as error:
-        raise ValueError(str(error)) from error  # as Pydantic has it
+        raise ValueError(str(error)) from error  # as pydantic requires
 
 
 Duration = Annotated[float, BeforeValidator(_seconds)]
@@ -60,9 +60,9 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class _Variables(EnvSettingsSource):
-    """The variables of the environment.
+    """The environment variables of the settings.
 
-    Those of Kubernetes' services are left out: one called imagestream-gateway makes it set IMAGESTREAM_GATEWAY_PORT to
+    Variables of Kubernetes services are ignored: a service called imagestream-gateway sets IMAGESTREAM_GATEWAY_PORT to
     tcp://10.0.0.1:80.
     """
 
@@ -71,114 +71,126 @@ class _Variables(EnvSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Every setting, each from `IMAGESTREAM_<NAME>` unless given; derived places are computed here and nowhere else."""
+    """All settings, read from `IMAGESTREAM_<NAME>` unless given, and the paths derived from them."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", populate_by_name=True)
 
-    home: str = Field(
-        HOME, description="where tables, streams and models are: a folder, or an s3://, gs:// or az:// URI"
-    )
+    home: str = Field(HOME, description="home of tables, streams and models: a folder, or an s3://, gs:// or az:// URI")
     work: Path | None = Field(
         None,
-        description="local folder of jars, logs, copies of files and the broker's data; default: the home if local",
+        description="local folder for logs, caches and the broker's data; default: the home if it is local",
     )
     jars: Path | None = Field(
         None,
-        description="where the jars are; default: WORK/jars if it is there, else once per user in ~/.cache/imagestream",
+        description="folder of the jars; default: WORK/jars if it exists, else one per user in ~/.cache/imagestream",
     )
-    backbones: Path | None = Field(None, description="where exported backbones are kept; default: as for the jars")
+    backbones: Path | None = Field(None, description="folder of exported backbones; default: as for jars")
     bootstrap_servers: str | None = Field(None, description="Kafka brokers, host:port,…; default: the home's broker")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="how Kafka is talked to: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+        "PLAINTEXT", description="Kafka security protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
     )
     kafka_sasl_mechanism: Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"] = Field(
-        "SCRAM-SHA-512", description="with SASL: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN"
+        "SCRAM-SHA-512", description="SASL mechanism: SCRAM-SHA-512, SCRAM-SHA-256 or PLAIN"
     )
-    kafka_username: str | None = Field(None, pattern=USERNAME, description="with SASL: the user's name")
-    kafka_password_file: Path | None = Field(None, description="with SASL: the file that holds the password")
-    kafka_ca_file: Path | None = Field(None, description="PEM of who may vouch for the brokers; default: the system's")
-    kafka_certificate_file: Path | None = Field(None, description="PEM of our own certificate, where brokers want one")
-    kafka_key_file: Path | None = Field(None, description="PEM (PKCS#8) of its key")
-    topic: str = Field("images", pattern=TOPIC, description="the Kafka topic that images are published to")
+    kafka_username: str | None = Field(None, pattern=USERNAME, description="user name for SASL")
+    kafka_password_file: Path | None = Field(None, description="file containing the password for SASL")
+    kafka_ca_file: Path | None = Field(
+        None,
+        description="PEM file of the certificate authorities that brokers' certificates are verified with; default: "
+        "the system's",
+    )
+    kafka_certificate_file: Path | None = Field(
+        None, description="PEM file of the client certificate, if brokers require one"
+    )
+    kafka_key_file: Path | None = Field(None, description="PEM file (PKCS#8) of the client certificate's key")
+    topic: str = Field("images", pattern=TOPIC, description="Kafka topic that images are published to")
     answers_topic: str | None = Field(
-        None, pattern=TOPIC, description="Kafka topic that the stream sends its answers to; default: none"
+        None, pattern=TOPIC, description="Kafka topic that the stream sends its predictions to; default: none"
     )
     answers: Literal["predictions", "quarantine", "both"] = Field(
-        "predictions", description="rows that are sent to the answers topic: predictions, quarantine or both"
+        "predictions", description="rows sent to the answers topic: predictions, quarantine or both"
+    )
+    answers_format: Literal["json", "avro"] = Field(
+        "json", description="format of the values in the answers topic: json or avro"
     )
     answers_bootstrap_servers: str | None = Field(
         None, description="Kafka brokers of the answers topic, host:port,…; default: those of the images"
     )
     isolation: Literal["read_committed", "read_uncommitted"] = Field(
         "read_committed",
-        description="which messages are read: read_committed, without those of aborted transactions, or "
-        "read_uncommitted",
+        description="Kafka isolation level: read_committed, which skips aborted transactions, or read_uncommitted",
     )
     schema_registry: str | None = Field(
         None,
         pattern=REGISTRY,
-        description="URL of the schema registry (Confluent's API) that `--payload avro:FIELD` takes schemas from",
+        description="URL of the schema registry (Confluent API) used by `--payload avro:FIELD` and Avro answers",
     )
-    master: str = Field("local[*,4]", pattern=MASTER, description="the Spark master; local[cores,tries]")
+    master: str = Field(
+        "local[*,4]", pattern=MASTER, description="Spark master; in local mode local[CORES,TASK_ATTEMPTS]"
+    )
     driver_memory: str = Field("2g", pattern=MEMORY, description="memory of Spark's JVM in local mode, e.g. 2g")
     engine: Literal["auto", "litert", "onnx"] = Field(
-        "auto", description="what runs the CNN: auto (the fastest that agrees), litert or onnx"
+        "auto", description="inference engine of the CNN: litert, onnx, or auto (the fastest that reproduces the model)"
     )
     execution_providers: str = Field(
-        "cpu", pattern=PROVIDERS, description="of ONNX Runtime, the first that can: cpu, cuda, tensorrt, openvino, …"
+        "cpu",
+        pattern=PROVIDERS,
+        description="execution providers of ONNX Runtime in order of preference: cpu, cuda, tensorrt, openvino, …",
     )
     dashboard_token_file: Path | None = Field(
-        None, description="the file with the token that a browser shows to the dashboard; default: none on loopback"
+        None, description="file containing the dashboard's access token; default: none, on loopback only"
     )
     gateway_api_key_file: Path | None = Field(
-        None,
-        description="the file with the keys that the gateway asks for, one a line; default: none, on loopback only",
+        None, description="file containing the gateway's API keys, one per line; default: none, on loopback only"
     )
     images_per_batch: int = Field(2_000, ge=1, description="maximum number of images in a micro-batch")
-    megabytes_per_batch: int = Field(
-        512, ge=1, description="maximum size of a micro-batch in megabytes; of large images it holds fewer"
-    )
+    megabytes_per_batch: int = Field(512, ge=1, description="maximum size of a micro-batch in MiB")
     metrics_host: str = Field(
-        "127.0.0.1", min_length=1, description="address at which the stream serves its metrics and health"
+        "127.0.0.1", min_length=1, description="address on which the stream serves metrics and health"
     )
     metrics_port: Port | None = Field(
-        None, description="port of the stream's /metrics (Prometheus) and health; 0: a free one; default: none"
+        None, description="port of the stream's metrics (Prometheus) and health; 0: any free port; default: none"
     )
-    log_format: Literal["text", "json"] = Field("text", description="how the log is written: text or json, by line")
+    log_format: Literal["text", "json"] = Field("text", description="format of the log: text or json")
     broker_port: Port | None = Field(
-        None, ge=1, description="port of the embedded broker; default: the remembered one, 9092, or a free one"
+        None, ge=1, description="port of the embedded broker; default: the previous port, 9092, or any free port"
     )
-    dashboard_port: Port = Field(8501, description="port of the dashboard; 0: a free one")
-    gateway_port: Port = Field(8080, description="port of the gateway; 0: a free one")
+    dashboard_port: Port = Field(8501, description="port of the dashboard; 0: any free port")
+    gateway_port: Port = Field(8080, description="port of the gateway; 0: any free port")
     gateway_requests_per_minute: int = Field(
-        0, ge=0, le=1_000_000, description="requests that the gateway takes of one address in a minute; 0: no limit"
+        0,
+        ge=0,
+        le=1_000_000,
+        description="maximum number of gateway requests per client address and minute; 0: no limit",
     )
     gateway_key_requests_per_minute: int = Field(
-        0, ge=0, le=1_000_000, description="requests that the gateway takes with one API key in a minute; 0: no limit"
+        0, ge=0, le=1_000_000, description="maximum number of gateway requests per API key and minute; 0: no limit"
     )
     gateway_total_requests_per_minute: int = Field(
-        0, ge=0, le=1_000_000, description="requests that the gateway takes in total in a minute; 0: no limit"
+        0, ge=0, le=1_000_000, description="maximum number of gateway requests of all clients per minute; 0: no limit"
     )
     retention: Annotated[str, BeforeValidator(_retention)] = Field(
-        "7d", description="time for which maintenance keeps unused files, 24h at least"
+        "7d", description="time for which maintenance keeps unused files; at least 24h"
     )
     max_pixels: int = Field(
         64_000_000,
         ge=1,
         le=1_000_000_000,
-        description="pixels of the largest image that is decoded, width times height",
+        description="maximum number of pixels (width times height) of an image",
     )
     decode_timeout: Duration = Field(
-        10.0, gt=0, le=3600, description="CPU time that decoding one image may take, such as 10s"
+        10.0, gt=0, le=3600, description="maximum CPU time for decoding one image, e.g. 10s"
     )
-    decode_memory: str = Field("1g", pattern=MEMORY, description="memory that decoding one image may take, e.g. 1g")
-    strict_images: bool = Field(False, description="refuse images that are damaged but can be shown: true or false")
+    decode_memory: str = Field("1g", pattern=MEMORY, description="maximum memory for decoding one image, e.g. 1g")
+    strict_images: bool = Field(
+        False, description="quarantine damaged images that could still be decoded: true or false"
+    )
     mlflow_tracking_uri: str | None = Field(
         None,
         validation_alias="MLFLOW_TRACKING_URI",
-        description="MLflow server that training runs are also reported to; MLflow's own variable",
+        description="URL of the MLflow server to which training runs are reported",
     )
-    config: Path | None = Field(None, description="the configuration file; default: imagestream.toml, if it is there")
+    config: Path | None = Field(None, description="configuration file; default: imagestream.toml, if it exists")
 
     @classmethod
     def settings_customise_sources(  # type: ignore[override]  # the other sources are not used
@@ -193,7 +205,7 @@ class Settings(BaseSettings):
 
     @property
     def place(self) -> Home:
-        """The home, as what is kept there is found."""
+        """The home and its layout."""
         return _home(str(self.home), self.work_dir)
 
     @property
@@ -210,7 +222,7 @@ class Settings(BaseSettings):
 
     @property
     def image_limits(self) -> Limits:
-        """What is decoded, and what decoding may cost."""
+        """Limits on decoding an image."""
         return Limits(
             max_pixels=self.max_pixels,
             timeout_s=self.decode_timeout,
@@ -220,7 +232,7 @@ class Settings(BaseSettings):
 
     @property
     def retention_hours(self) -> int:
-        """Whole hours, rounded up."""
+        """The retention in hours, rounded up."""
         return math.ceil(parse_duration(self.retention) / 3_600)
 
     @property
@@ -230,15 +242,17 @@ class Settings(BaseSettings):
 
 @cache
 def _home(uri: str, work: Path) -> Home:
-    return Home(uri, work)  # one of each: it keeps its store open
+    return Home(uri, work)  # cached: it keeps its store open
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The settings and, by the name of each that is not its default, where its value comes from.
+    """The settings and where their values come from.
 
     Attributes:
-        warnings: a line for each variable that looks like one of ours and is not.
+        settings: the settings.
+        origins: setting name → origin of its value, for settings that are not at their default.
+        warnings: a line for each unknown variable IMAGESTREAM_….
     """
 
     settings: Settings
@@ -247,26 +261,26 @@ class Configuration:
 
 
 def read_settings(home: str | Path | None = None, config: Path | None = None, **given: Any) -> Settings:
-    """The settings; arguments and errors as for `read_configuration`."""
+    """Return the settings; arguments and errors as for `read_configuration`."""
     return read_configuration(home, config, **given).settings
 
 
 def read_configuration(home: str | Path | None = None, config: str | Path | None = None, **given: Any) -> Configuration:
-    """Settings from the environment and the configuration file, with what the command line gives on top.
+    """Read the settings from the command line, the environment and the configuration file.
 
     Args:
-        home: `--home`; a path becomes absolute.
-        config: `--config`; without it IMAGESTREAM_CONFIG, or `imagestream.toml` where the command runs.
+        home: the value of `--home`; a path becomes absolute.
+        config: the value of `--config`; default: IMAGESTREAM_CONFIG, else `imagestream.toml` in the working directory.
         given: the options of other settings, by name.
 
     Raises:
-        ServiceError: a value is none that its setting takes, or the file is not as `read_config_file` expects it.
+        ServiceError: a value is invalid for its setting, or the file is not as `read_config_file` expects it.
     """
     given |= {"home": home, "config": config}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     variables = _from_environment()
     file, written = _from_file(options.get("config", variables.get("config")))
-    # The environment is on top of the file: pydantic reads it, unless a value is handed to it.
+    # The environment takes precedence over the file; pydantic reads it for settings that are not passed.
     from_file = {name: value for name, value in written.items() if name not in variables}
     if file is not None:
         options["config"] = file
@@ -282,9 +296,9 @@ def read_configuration(home: str | Path | None = None, config: str | Path | None
 
 
 def _places(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:
-    """The home as an absolute path or a URI, and every other place as an absolute path.
+    """Return the home as an absolute path or a URI, and every other path as an absolute path.
 
-    Processes that the commands start work in folders of their own, where a relative path would be another.
+    Child processes run in other working directories, where a relative path would be a different one.
     """
     try:
         home = check_place(settings.home) if is_uri(settings.home) else _real(Path(settings.home))
@@ -300,13 +314,13 @@ def _places(settings: Settings, origins: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _work_of(uri: str) -> Path:
-    """The work folder of a home in a bucket, where none is given."""
+    """Return the default work folder of a home in a bucket."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return _absolute(Path(state)) / "imagestream" / hashlib.sha256(uri.encode()).hexdigest()[:16]
 
 
 def _real(home: Path) -> str:
-    """The folder behind links, as deltalake names its files: whichever way one comes to a home, it is the same."""
+    """Resolve links, as deltalake does, so that every path to a home gives the same name."""
     return os.path.realpath(_absolute(home))
 
 
@@ -318,40 +332,40 @@ def _absolute(path: Path) -> Path:
 
 
 def with_options(settings: Settings, **options: str | None) -> Settings:
-    """Settings with those options of a command on top that were given.
+    """Return the settings overridden by the options that are not None.
 
     Raises:
-        ServiceError: an option has a value that its setting does not take.
+        UsageError: an option is invalid for its setting.
     """
     given = {name: value for name, value in options.items() if value is not None}
     return _checked(settings.model_dump() | given, {name: option_of(name) for name in given})
 
 
 def variable_of(name: str) -> str:
-    """The environment variable of a setting."""
+    """Return the name of a setting's environment variable."""
     alias = Settings.model_fields[name].validation_alias
     return alias if isinstance(alias, str) else f"{PREFIX}{name.upper()}"
 
 
 def option_of(name: str) -> str:
-    """The option of a setting."""
+    """Return the name of a setting's option."""
     return f"--{name.replace('_', '-')}"
 
 
 def unknown_variables() -> list[str]:
-    """A line for each variable IMAGESTREAM_… that is no setting: a misspelt one would keep its default in silence."""
+    """Return a warning for each variable IMAGESTREAM_… that is not a setting, such as a misspelt one."""
     known = {variable_of(name) for name in Settings.model_fields}
     found = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known and not _is_link(name))
     return [f"{name} is not a setting, {nearest(name, known)}" for name in found]
 
 
 def _is_link(name: str) -> bool:
-    """Whether Kubernetes has set it for a service, whose name begins as ours."""
+    """Return whether Kubernetes set the variable for a service whose name begins with `imagestream`."""
     return re.fullmatch(r".*_(SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP)(_\w+)?)?)", name) is not None
 
 
 def is_place(name: str) -> bool:
-    """Whether a setting is a path, or may be one."""
+    """Return whether a setting is or may be a path."""
     if name == "home":
         return True
     annotation = Settings.model_fields[name].annotation
@@ -359,7 +373,7 @@ def is_place(name: str) -> bool:
 
 
 def cloud_variables() -> frozenset[str]:
-    """The names of the variables of clouds that are set: obstore and deltalake read them, and nothing of ours does."""
+    """Return the names of the cloud providers' variables that are set; obstore and deltalake read them."""
     clouds = ("AWS_", "AZURE_", "GOOGLE_")
     return frozenset(name for name, value in os.environ.items() if name.startswith(clouds) and value)
 
@@ -370,11 +384,11 @@ def _from_environment() -> dict[str, Any]:
 
 
 def _from_file(chosen: str | Path | None) -> tuple[Path | None, dict[str, Any]]:
-    """The configuration file, if there is one, and what it gives."""
-    file = Path(chosen).expanduser() if chosen else DEFAULT_FILE  # a variable that is empty names none
+    """Return the configuration file, if there is one, and its values."""
+    file = Path(chosen).expanduser() if chosen else DEFAULT_FILE  # an empty variable counts as unset
     if not chosen and not file.is_file():
         return None, {}
-    names = Settings.model_fields.keys() - {"config"}  # a file does not name another
+    names = Settings.model_fields.keys() - {"config"}  # a file cannot include another
     return file.absolute(), read_config_file(file, names, {name for name in names if is_place(name)})
 
 

@@ -1,30 +1,54 @@
-"""Being told to stop.
+"""Handling of SIGINT and SIGTERM.
 
-A process with the id 1, as a container's first one, gets only signals that it handles: so SIGTERM is handled from the
-start of every command.
+A process with the id 1, such as the first one in a container, only receives signals that it handles, so every command
+handles SIGTERM from the start.
 """
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+
+class Termination:
+    """Handles SIGTERM by a KeyboardInterrupt.
+
+    Attributes:
+        received: whether the signal came, whatever exception the clean-up after it replaced the KeyboardInterrupt with.
+        reported: whether the user has been given a line that says so.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.reported = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        signal.default_int_handler(number, frame)
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the block, as SIGINT does: what is open is closed on the way out."""
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield
+def terminable() -> Iterator[Termination]:
+    """Make SIGTERM raise KeyboardInterrupt in the block, like SIGINT, so that resources are released.
+
+    Yields:
+        The handler; nested blocks share it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
+        yield Termination()
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+    handler = before if isinstance(before, Termination) else Termination()
+    signal.signal(signal.SIGTERM, handler)
     try:
-        yield
+        yield handler
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 class until_stopped(AbstractContextManager[None]):  # noqa: N801  reads as a statement, as `suppress` does
-    """A block without an end of its own, which SIGINT or SIGTERM ends as it should end."""
+    """A block that runs until SIGINT or SIGTERM, which end it without an error."""
 
     def __enter__(self) -> None:
         self._terminable = terminable()
@@ -37,7 +61,7 @@ class until_stopped(AbstractContextManager[None]):  # noqa: N801  reads as a sta
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, for as long as the block runs."""
+    """An event that SIGINT and SIGTERM set while the block runs."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

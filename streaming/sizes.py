@@ -1,4 +1,4 @@
-"""Sizes as Spark writes them."""
+"""Parses sizes in Spark's notation."""
 
 from streaming.errors import UsageError
 
@@ -6,10 +6,13 @@ UNITS = {"k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size such as 512m or 2g; without a unit it is bytes.
+    """Parse a size such as 512m or 2g, by default in bytes.
+
+    Returns:
+        Bytes.
 
     Raises:
-        ServiceError: it is not such a size.
+        ServiceError: it is not a valid size.
     """
     digits, unit = text.rstrip("kmgtbKMGTB"), text.lower().lstrip("0123456789").rstrip("b")
     if not digits.isdecimal() or unit not in {"", *UNITS}:

@@ -1,6 +1,6 @@
-"""Traces that publishing and scoring continue, where OpenTelemetry is installed (the extra `otel`) and set up.
+"""OpenTelemetry spans for publishing and scoring, if it is installed (the extra `otel`) and configured.
 
-`opentelemetry-instrument imagestream gateway` does both. Without it a trace context is passed on as it came.
+`opentelemetry-instrument imagestream gateway` configures it. Otherwise, trace contexts are passed on unchanged.
 """
 
 import re
@@ -14,16 +14,16 @@ NAME = "imagestream"  # of the tracer
 
 
 def valid(traceparent: str | None) -> str | None:
-    """A W3C trace context, or None where it is none."""
+    """A W3C trace context; None if it is not valid."""
     return traceparent if TRACEPARENT.fullmatch(traceparent or "") else None
 
 
 @contextmanager
 def publishing(traceparent: str | None) -> Iterator[str | None]:
-    """A span around the publishing of an upload, part of the trace that the request belongs to.
+    """A span for the publication of an upload, in the trace of the request.
 
     Args:
-        traceparent: the request's W3C trace context; one that is not valid counts as none.
+        traceparent: the request's W3C trace context; an invalid one is ignored.
 
     Yields:
         The trace context for the message.
@@ -44,11 +44,11 @@ def publishing(traceparent: str | None) -> Iterator[str | None]:
 
 
 def scored(traceparents: Iterable[str], seconds: float, attributes: Mapping[str, int]) -> None:
-    """A span for each message that was scored, part of its trace, over the micro-batch that has just been committed.
+    """Record a span for each scored message, in its trace, with the duration of the committed micro-batch.
 
     Args:
         traceparents: the trace contexts of the messages.
-        seconds: how long the micro-batch took.
+        seconds: the duration of the micro-batch.
         attributes: of every span.
     """
     try:

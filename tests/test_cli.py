@@ -72,8 +72,8 @@ def home(tmp_path: Path) -> Path:
         ("publish no/such/file.png --bootstrap-servers 127.0.0.1:1", "no/such/file.png: expected a file, .* not exist"),
         ("publish README.md", "the one of .*home is not running; run `imagestream broker start`"),
         ("stream", "the one of .*home is not running; run `imagestream broker start`"),
-        ("train --images no/such/folder", "no/such/folder is not a folder; expected one folder per class"),
-        ("train --images README.md", "README.md is not a folder; expected one folder per class"),
+        ("train --images no/such/folder", "no/such/folder is not a folder: expected one folder of images per class"),
+        ("train --images README.md", "README.md is not a folder: expected one folder of images per class"),
         ("retrain", "there is no champion model in .* to retrain; run 'imagestream train' first"),
         ("models show 99", "there is no model version 99 in .*models; there are: none"),
         ("models promote 99", "there is no model version 99"),
@@ -112,11 +112,11 @@ def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
         ("train --threshold most --dataset digits", "most"),
         ("publish --rate -1 x.jpg", "rate"),
         ("retrain --every never", "expected a time such as 10s"),
-        ("report --against 1", "name the other with --model N"),
+        ("report --against 1", "give the other with --model N"),
         ("predictions --since soon", "expected a time such as 2026-11-16"),
         ("stream --from soon --bootstrap-servers 127.0.0.1:1", "--from: expected earliest, latest or a time"),
         ("erase", "give either --id ID"),
-        ("query SELECT+1 --format parquet", "expected a file; give one with --output FILE"),
+        ("query SELECT+1 --format parquet", "give a file with --output FILE"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line_that_names_the_help(
@@ -175,13 +175,15 @@ def test_names_are_told_as_they_are(command: Command, home: Path) -> None:
 def test_folders_without_images_of_two_classes_are_refused(command: Command, home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    assert_refused(command(home, "train", "--images", folder), "photos holds no images; expected one folder per")
+    assert_refused(
+        command(home, "train", "--images", folder), "photos contains no images: expected one folder of images per"
+    )
     done = command(home, "publish", folder, "--bootstrap-servers", UNANSWERED)
     assert done.returncode == FAILED
     assert "Traceback" not in done.stderr
     (folder / "cat").mkdir()
     (folder / "cat" / "1.png").write_bytes(b"")
-    assert_refused(command(home, "train", "--images", folder), r"one class only \(cat\); training needs at least")
+    assert_refused(command(home, "train", "--images", folder), r"expected at least two classes, got only one \(cat\)")
 
 
 def test_an_unknown_backbone_or_weights_file_is_answered_with_the_known_ones(

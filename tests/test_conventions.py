@@ -28,8 +28,8 @@ from streaming.cli.app import app
 from streaming.cli.app import run as cli_run
 from streaming.cli.command_line import PANELS
 from streaming.cli.console import Spinner, out
-from streaming.cli.row_formats import Format
-from streaming.cli.rows import list_rows, print_details, print_table
+from streaming.cli.output import list_rows, print_details, print_table
+from streaming.cli.output_formats import Format
 from streaming.durations import parse_duration, show_duration
 from streaming.errors import UsageError
 from streaming.images.corrections import KEYS
@@ -232,6 +232,7 @@ VALUES = {
     "metrics_host": "0.0.0.0",  # noqa: S104
     "schema_registry": "http://registry:8081",
     "answers": "both",
+    "answers_format": "avro",
     "answers_topic": "answers",
     "answers_bootstrap_servers": "kafka:9093",
     "retention": "2d",
@@ -330,7 +331,7 @@ def test_an_old_spelling_works_with_a_warning(line: str, instead: list[str], ref
     _, out, err = command_here("--home", tmp_path / "home", *line.split(), "--bootstrap-servers", "127.0.0.1:1")
     *warnings, last = err.splitlines()
     assert [one.rpartition("write ")[2] for one in warnings] == instead
-    assert all("is an old spelling and will be removed" in one for one in warnings)
+    assert all("is deprecated and will be removed" in one for one in warnings)
     assert out == ""
     assert refusal in last
 

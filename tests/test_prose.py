@@ -15,7 +15,7 @@ CHECK = Path(__file__).parent.parent / ".ci" / "prose"
         ("page.md", "It tells\nof a file.\n\n`tells of`\n\n```text\nwhom\n```\n", [1]),
         ("page.md", "It describes a file.\n", []),
         ("compose.yml", "a: whoever # started anew,\n# and once\n# more\n", [1, 2]),
-        ("code.py", '"""Made\nanew."""\nsaid = "whoever"  # it is no\n# image\n', [2, 3]),
+        ("code.py", '"""Made\nagain."""\nsaid = "whoever"  # it\n# told\nx = 1  # is no\n# image made anew\n', [5, 6]),
         ("code.py", 'def f(help):\n    """A file."""\n\n\nf(\n    help="What it tells "\n    f"of {1}."\n)\n', [6]),
         ("code.py", "said = whom('anew')\n", []),
     ],

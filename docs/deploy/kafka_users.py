@@ -1,10 +1,10 @@
-"""Make a topic, three users, and give each just the rights it needs; doing so again changes only passwords.
+"""Create the topic and three users with the permissions that each needs; a repeated run changes only passwords.
 
     python kafka_users.py SERVERS TOPIC PASSWORDS
 
-SERVERS is a listener where we are an administrator; PASSWORDS is a folder with a line of password in each of the files
-kafka-streamer, kafka-publisher and kafka-operator. Right `Describe` comes with each of the others. Without an
-answers topic the service needs no right to a consumer group or a transaction; with one, see docs/answers.md.
+SERVERS is a listener with administrator permissions. PASSWORDS is a folder with the files kafka-streamer,
+kafka-publisher and kafka-operator, each with a password in one line. `Read` and `Write` imply `Describe`. Permissions
+for consumer groups and transactions are needed only for an answers topic: see docs/answers.md.
 """
 
 import sys
@@ -26,7 +26,7 @@ from kafka.errors import TopicAlreadyExistsError
 RIGHTS = {
     "streamer": [ACLOperation.READ],  # stream, status
     "publisher": [ACLOperation.WRITE],  # publish, gateway, replay
-    "operator": [ACLOperation.READ, ACLOperation.WRITE],  # dashboard, and whoever does all of it by hand
+    "operator": [ACLOperation.READ, ACLOperation.WRITE],  # dashboard, manual operation
 }
 TIMEOUT_MS = 60_000
 

@@ -1,4 +1,4 @@
-"""The root of the `imagestream` command line: global options, and what every command shares."""
+"""The root of the `imagestream` command line: global options, settings, exit codes and error output."""
 
 import inspect
 import json
@@ -17,7 +17,7 @@ from models.errors import ModelError
 from producer.errors import PublishError
 from streaming.cli.command_line import App, Given, given_of, setting_parameters
 from streaming.cli.console import claim_stdout, err, out, printable, release_stdout, warn
-from streaming.cli.row_formats import STDOUT
+from streaming.cli.output_formats import STDOUT
 from streaming.errors import ServiceError, UncheckedError, UsageError
 from streaming.extras import COMMANDS, extras_named
 from streaming.json_log import JsonLines
@@ -25,24 +25,25 @@ from streaming.platform.scratch import use_scratch
 from streaming.settings import Configuration, Settings
 from streaming.signals import terminable
 
-EXIT_FAILED = 1  # what was asked for was not done, or not all of it
-EXIT_USAGE = 2  # Typer's own
-EXIT_UNCHECKED = 3  # of a check, where 1 means that it found something bad
-EXIT_INTERRUPTED = 130  # as a shell reports Ctrl-C
+EXIT_FAILED = 1
+EXIT_USAGE = 2  # as in Typer
+EXIT_UNCHECKED = 3  # of a check, whose 1 means that it found a problem
+EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
+STOPPED = "stopped by SIGTERM"
 EXIT_CODES = {
-    0: "all that was asked for is done, also of what runs until it is stopped with Ctrl-C or SIGTERM",
-    EXIT_FAILED: "it is not, or not all of it, or a check found something bad; one line on standard error says why",
-    EXIT_USAGE: "wrong usage: no such command, option or value, options that contradict each other, a wrong setting",
-    EXIT_UNCHECKED: "a check (`audit`, `status`) could not be made",
-    EXIT_INTERRUPTED: "interrupted with Ctrl-C or SIGTERM before it was done",
+    0: "success, including a command that runs until it is stopped with Ctrl-C or SIGTERM",
+    EXIT_FAILED: "failure or partial failure, or a check that found a problem; one line on standard error says why",
+    EXIT_USAGE: "wrong usage: an unknown command, option or value, conflicting options, or an invalid setting",
+    EXIT_UNCHECKED: "a check (`audit`, `status`) could not be completed",
+    EXIT_INTERRUPTED: "interrupted by Ctrl-C or SIGTERM before it finished",
 }
 
 NAME = "imagestream"
 app = App(
     name=NAME,
-    help="Streaming image classification: Kafka in, CNN on Spark, predictions in Delta, exactly once.\n\n"
-    "A setting comes from its option, else from the environment, else from imagestream.toml, else it is the default: "
-    "'imagestream config show' shows each. Global options and settings may be given before or after the command.",
+    help="Classify images from Kafka with a CNN on Spark and write the predictions to Delta tables, exactly once.\n\n"
+    "A setting is taken from its option, then the environment, then imagestream.toml, then its default; "
+    "'imagestream config show' lists all of them. Global options and settings may precede or follow the command.",
     epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
 )
 
@@ -56,12 +57,15 @@ def _summary_chosen(file: Path | None) -> Path | None:
 JsonOption = Annotated[
     Path | None,
     typer.Option(
-        "--json", metavar="FILE", callback=_summary_chosen, help="Write a summary as JSON; - is standard output."
+        "--json",
+        metavar="FILE",
+        callback=_summary_chosen,
+        help="File to write a JSON summary to; - for standard output.",
     ),
 ]
 PortOption = Annotated[
     int | None,
-    typer.Option(min=0, max=65535, help="Port to listen on; 0: a free one; default: as the setting says."),
+    typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port; default: the setting."),
 ]
 
 
@@ -96,26 +100,26 @@ app.callback()(root)
 
 
 def settings_of(context: typer.Context) -> Settings:
-    """The settings that the root command read; scratch files go where they can be written from now on."""
+    """Return the settings of this invocation, and use a writable folder for scratch files from now on."""
     settings = configuration_of(context).settings
-    with suppress(ServiceError):  # what cannot do without says so
+    with suppress(ServiceError):  # reported by the commands that need scratch files
         use_scratch(settings.work_dir)
     return settings
 
 
 def configuration_of(context: typer.Context) -> Configuration:
-    """They, and where each comes from."""
+    """Return the settings together with the origin of each; print their warnings once."""
     given = given_of(context)
     configuration = given.configuration
     if configuration.settings.log_format == "json" and not isinstance(err.file, JsonLines):
         err.file = cast("IO[str]", JsonLines(err.file))
-    for text in given.untold():
+    for text in given.new_warnings():
         warn(text)
     return configuration
 
 
 def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
-    """Write `summary` to the file that `--json` named, or to standard output, if it named any."""
+    """Write `summary` to `path`, the argument of `--json`; `-` is standard output, None writes nothing."""
     if path is None:
         return
     text = json.dumps(summary, indent=2, default=str) + "\n"
@@ -142,7 +146,7 @@ def program() -> list[str]:
 
 
 def run(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code; a user's mistake is one line on standard error.
+    """Run one command and exit with its code; an expected error is one line on standard error.
 
     `--debug` shows the traceback as well.
     """
@@ -151,16 +155,24 @@ def run(arguments: list[str] | None = None) -> None:
     names = {name for names in COMMANDS.values() for name in names}
     try:
         # Not standalone: Typer would show a usage error in a box of several lines.
-        with terminable(), extras_named(next((word for word in arguments if word in names), None)):
-            code = app(arguments, prog_name=NAME, standalone_mode=False)
+        with terminable() as termination, extras_named(next((word for word in arguments if word in names), None)):
+            try:
+                code = app(arguments, prog_name=NAME, standalone_mode=False)
+            except Exception:
+                if not termination.received:
+                    raise
+                code = EXIT_INTERRUPTED  # Spark's JVM may be gone, too, so that closing fails: that is not the reason
+                _debug(arguments)
+            if code == EXIT_INTERRUPTED and termination.received and not termination.reported:
+                err.print(STOPPED, style="yellow")
     except typer.TyperException as error:
         code = error.exit_code
         context = getattr(error, "ctx", None)
         hint = f" (see '{context.command_path} --help')" if context else ""
-        _tell(f"{error.format_message().rstrip('.')}{hint}", arguments)
+        _print_error(f"{error.format_message().rstrip('.')}{hint}", arguments)
     except (ServiceError, PublishError, ModelError, OSError) as error:
         code = _code_of(error)
-        _tell(str(error), arguments)
+        _print_error(str(error), arguments)
     sys.exit(code)
 
 
@@ -172,7 +184,7 @@ def _code_of(error: Exception) -> int:
 
 @contextmanager
 def wrong_usage() -> Iterator[None]:
-    """What the block refuses is wrong in the command itself."""
+    """Report errors of the block as wrong usage (exit code 2)."""
     try:
         yield
     except (ServiceError, PublishError, ModelError) as error:
@@ -181,7 +193,7 @@ def wrong_usage() -> Iterator[None]:
 
 @contextmanager
 def checking() -> Iterator[None]:
-    """What fails in the block keeps a check from being made, which is not the same as a check that found something."""
+    """Report errors of the block as a check that could not be completed (exit code 3), not as a problem found."""
     try:
         yield
     except UsageError:
@@ -190,7 +202,11 @@ def checking() -> Iterator[None]:
         raise UncheckedError(f"could not check: {error}") from error
 
 
-def _tell(message: str, arguments: list[str]) -> None:
+def _print_error(message: str, arguments: list[str]) -> None:
+    _debug(arguments)
+    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
+
+
+def _debug(arguments: list[str]) -> None:
     if "--debug" in arguments:
         traceback.print_exc()
-    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))

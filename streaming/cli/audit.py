@@ -1,4 +1,4 @@
-"""`imagestream audit`: whether every message has exactly one row."""
+"""`imagestream audit`: check that every message has exactly one row."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -8,8 +8,8 @@ import typer
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, checking, settings_of, write_json
 from streaming.cli.command_line import OPERATION
 from streaming.cli.console import err, out
-from streaming.cli.row_formats import Format
-from streaming.cli.rows import FormatOption, OutputOption, list_rows
+from streaming.cli.output import FormatOption, OutputOption, list_rows
+from streaming.cli.output_formats import Format
 
 if TYPE_CHECKING:
     from streaming.jobs.audit import AuditReport
@@ -31,18 +31,19 @@ COLUMNS = {
 def audit(
     context: typer.Context,
     broker: Annotated[
-        bool, typer.Option("--broker", help="Also read what Kafka still holds, and compare it with the rows.")
+        bool, typer.Option("--broker", help="Also compare the rows with the messages that Kafka still has.")
     ] = False,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Check over all history that no message is missing and none is repeated; exit 1 if one is, 3 if unknown.
+    """Check that no message is missing or repeated in the whole history; exit 1 if one is, 3 if unknown.
 
-    Compares the tables `batches`, `predictions` and `quarantine`, also beside a running stream. A batch that is in
-    flight, or was cut off and will be completed by the next start, is reported as unfinished and is not an error.
-    Offsets that held no message (holes: transactions, compaction) are reported, with the number of those that are
-    proven by where the log began, and of those for which Spark's word is taken.
+    Compares the tables `batches`, `predictions` and `quarantine`; a stream may run at the same time. A batch that is in
+    flight, or was interrupted and will be completed by the next start, is reported as unfinished and is not an error.
+    Offsets without a message (holes, from transactions or compaction) are reported as proven by the start of the log,
+    or
+    as reported by Spark only.
 
     Example: imagestream audit --broker --json audit.json
     """
@@ -67,8 +68,8 @@ def audit(
 
 def _show(report: "AuditReport") -> None:
     for span in report.spans:
-        word = span.holes - span.proven
-        holes = f", {span.holes:,} holes ({span.proven:,} proven, {word:,} on Spark's word)" if span.holes else ""
+        unproven = span.holes - span.proven
+        holes = f", {span.holes:,} holes ({span.proven:,} proven, {unproven:,} reported by Spark)" if span.holes else ""
         out.print(
             f"{span.topic} partition {span.partition}: offsets {span.first:,} to {span.last:,}, "
             f"{span.messages:,} messages in {span.batches:,} batches{holes}",
@@ -77,18 +78,18 @@ def _show(report: "AuditReport") -> None:
         found = "not compared with Kafka"
         if one.first is not None:
             offsets = f"offsets {one.first:,} to {one.last:,}"
-            found = f"Kafka holds {one.held:,} messages of {offsets}, which have {one.rows:,} rows"
+            found = f"Kafka has {one.held:,} messages of {offsets}, with {one.rows:,} rows"
         note = f" ({one.note})" if one.note else ""
         out.print(f"{one.topic} partition {one.partition}: {found}{note}")
     for lost in report.left_out:
         err.print(
-            f"left out: {lost['topic']} partition {lost['partition']}, offsets {lost['from']:,} to {lost['to']:,}, "
-            "lost before they were read and accepted as lost",
+            f"skipped: {lost['topic']} partition {lost['partition']}, offsets {lost['from']:,} to {lost['to']:,}, "
+            "deleted by Kafka before they were read and accepted as lost",
             style="yellow",
         )
     for batch in report.unfinished:
         err.print(
-            f"unfinished: batch {batch['batch_id']} of query {batch['query_id']}, in flight or cut off; "
+            f"unfinished: batch {batch['batch_id']} of query {batch['query_id']}, in flight or interrupted; "
             "the next `imagestream stream` completes it",
             style="yellow",
         )
@@ -100,5 +101,5 @@ def _show(report: "AuditReport") -> None:
     verdict = "clean" if report.clean else f"{total:,} problems"
     out.print(
         f"{verdict}: {report.batches:,} batches, {report.predicted:,} predicted + {report.quarantined:,} quarantined"
-        + (f", of which {report.erased:,} were erased on request" if report.erased else ""),
+        + (f", {report.erased:,} of them erased on request" if report.erased else ""),
     )

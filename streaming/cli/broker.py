@@ -1,4 +1,4 @@
-"""`imagestream broker`: the embedded broker."""
+"""`imagestream broker`: manage the embedded broker."""
 
 from contextlib import nullcontext
 from itertools import chain
@@ -23,12 +23,12 @@ def start(
         typer.Option(
             min=1,
             max=65535,
-            help="Port to listen on; default: --broker-port, else the remembered one, 9092, or a free one.",
+            help="Port to listen on; default: --broker-port, else the previous port, 9092, or a free port.",
         ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Start the broker and wait until it answers; it runs on until it is stopped.
+    """Start the broker in the background and wait until it is ready.
 
     Example: imagestream broker start
     """
@@ -40,14 +40,14 @@ def start(
         settings.broker_port if port is None else port,
         on_progress=lambda done, total, text: err.print(text if done == 0 else f"{done} of {total} {text}"),
     )
-    said = "started" if started else "is already running"
-    out.print(f"the broker {said} at {state.address}")
+    done = "started" if started else "is already running"
+    out.print(f"the broker {done} at {state.address}")
     write_json(json_file, {"bootstrap_servers": state.address, "pid": state.pid, "started": started})
 
 
 @broker.command()
 def stop(context: typer.Context, json_file: JsonOption = None) -> None:
-    """Stop the broker; its data stays.
+    """Stop the broker; its data is kept.
 
     Example: imagestream broker stop
     """
@@ -60,7 +60,7 @@ def stop(context: typer.Context, json_file: JsonOption = None) -> None:
 
 @broker.command()
 def status(context: typer.Context, json_file: JsonOption = None) -> None:
-    """Say whether the broker runs, and where; the exit code is 1 if it does not.
+    """Show whether and where the broker is running; the exit code is 1 if it is not.
 
     Example: imagestream broker status
     """
@@ -83,10 +83,12 @@ def status(context: typer.Context, json_file: JsonOption = None) -> None:
 @broker.command()
 def logs(
     context: typer.Context,
-    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="So many of the last lines.")] = 40,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added, until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=0, help="Number of lines to print.")] = 40,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print new lines as they are written, until Ctrl-C.")
+    ] = False,
 ) -> None:
-    """Print the end of the broker's log.
+    """Print the last lines of the broker's log.
 
     Example: imagestream broker logs -n 20 --follow
     """

@@ -1,7 +1,7 @@
-"""How commands and groups are declared: global options at any place, help that fits any width, old spellings.
+"""Declaration of commands and groups: global options in any position, help of any width, deprecated spellings.
 
 A setting is an option of every command: `imagestream --topic photos publish` and `imagestream publish --topic photos`
-are the same. The help of a command shows the settings that it is mostly given; the others are in `imagestream --help`.
+are the same. The help of a command shows its most common settings; the others are in `imagestream --help`.
 """
 
 import inspect
@@ -37,40 +37,40 @@ METAVARS = {
     "decode_memory": "SIZE",
     "retention": "TIME",
 }
-SPARK = ("master", "driver_memory")  # of commands that start it
-# The sections of the help, in this order.
+SPARK = ("master", "driver_memory")  # settings of commands that start Spark
+# The sections of the help, in order.
 START, IMAGES, MODELS, OPERATION = PANELS = "Start", "Images and predictions", "Models", "Operation"
 
 
 @dataclass
 class Given:
-    """What the command line gives, before the command or after it, and the settings that follow.
+    """Settings given on the command line, and the configuration that results.
 
-    They are read by the command that asks for them: help, and `config init`, work beside a file that is wrong.
+    The configuration is read on first access, so that help and `config init` work with an invalid configuration file.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
-    told: bool = False
+    warned: bool = False
 
     @cached_property
     def configuration(self) -> Configuration:
         return read_configuration(**self.options)
 
-    def untold(self) -> Iterator[str]:
-        """What to say about the settings, once."""
-        if not self.told:
-            self.told = True
+    def new_warnings(self) -> Iterator[str]:
+        """Yield the warnings of the configuration, once."""
+        if not self.warned:
+            self.warned = True
             yield from self.configuration.warnings
 
 
 @dataclass(frozen=True)
-class Old:
-    """A spelling of an earlier release, which works with a warning.
+class Deprecated:
+    """A spelling of an earlier release, which is accepted with a warning.
 
     Attributes:
         name: the option.
-        new: what to write instead, `{}` for its value.
-        only: a pattern of the values that it is old with.
+        new: its replacement, with `{}` for its value.
+        only: pattern of the values that it is deprecated with.
     """
 
     name: str
@@ -82,15 +82,15 @@ class Old:
         return "{}" in self.new
 
     def means(self, value: str | None) -> bool:
-        """Whether the option with this value, or what follows it, is the old spelling."""
+        """Return whether the option with this value is the deprecated spelling."""
         return not self.takes_value or (value is not None and re.fullmatch(self.only, value, re.DOTALL) is not None)
 
 
 class _Globals:
-    """Mixed into commands and groups: the options of `imagestream` itself, and help in sections."""
+    """Mixin of commands and groups: accepts the options of `imagestream` itself, and formats help in sections."""
 
     settings: tuple[str, ...] = ()  # shown in its help
-    old: tuple[Old, ...] = ()
+    deprecated_options: tuple[Deprecated, ...] = ()
 
     def get_params(self, ctx: Any) -> list[Any]:
         own = super().get_params(ctx)  # type: ignore[misc]
@@ -101,15 +101,15 @@ class _Globals:
         return [*own, *(self._here(one) for one in everywhere if not taken & {*one.opts, *one.secondary_opts})]
 
     def _here(self, option: Any) -> Any:
-        """An option of `imagestream` as this command takes it."""
+        """Copy an option of `imagestream` for this command."""
         here = copy(option)
         here.expose_value, here.callback, here.default = False, _give, None
         here.hidden = option.name not in self.settings
         return here
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if self.old and not ctx.resilient_parsing:
-            args = [*respelled(args, self.old)]
+        if self.deprecated_options and not ctx.resilient_parsing:
+            args = [*replace_deprecated(args, self.deprecated_options)]
         return list(super().parse_args(ctx, args))  # type: ignore[misc]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -129,15 +129,15 @@ class _Globals:
         super().format_epilog(ctx, formatter)  # type: ignore[misc]
         if ctx.parent is not None:
             formatter.write_paragraph()
-            formatter.write_text("Global options and settings, at any place: see 'imagestream --help'.")
+            formatter.write_text("Global options and settings are accepted in any position: see 'imagestream --help'.")
 
 
 class Command(_Globals, TyperCommand):
-    """A command."""
+    """A command of `imagestream`."""
 
 
 class Group(_Globals, TyperGroup):
-    """A group of commands, shown in sections; without a command it prints its help, and is wrong usage."""
+    """A group of commands, shown in sections; without a command it prints its help and exits with code 2."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args and not ctx.resilient_parsing:
@@ -164,13 +164,13 @@ def _write_sections(formatter: Any, sections: Mapping[str, list[tuple[str, str]]
 
 
 class App(typer.Typer):
-    """A group of commands of which each takes the global options, too."""
+    """A group of commands that accept the global options."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(
             cls=Group,
             no_args_is_help=True,
-            rich_markup_mode=None,  # its tables cut the names of options, and read what is in brackets as style
+            rich_markup_mode=None,  # Rich's tables truncate option names and read brackets as styles
             pretty_exceptions_enable=False,
             context_settings={"help_option_names": ["-h", "--help"]},
             **given,
@@ -182,45 +182,47 @@ class App(typer.Typer):
         *,
         panel: str | None = None,
         settings: tuple[str, ...] = (),
-        old: tuple[Old, ...] = (),
+        deprecated: tuple[Deprecated, ...] = (),
         hidden: bool = False,
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Declare a command.
 
         Args:
-            panel: the section of the group's help that it is in.
-            settings: those that its help shows.
-            old: spellings of an earlier release.
+            name: name of the command; default: the function's name.
+            panel: section of the group's help that lists the command.
+            settings: names of the settings shown in its help.
+            deprecated: spellings of earlier releases that are still accepted.
+            hidden: leave the command out of the group's help.
         """
-        kind = type("Command", (Command,), {"settings": settings, "old": old})
+        kind = type("Command", (Command,), {"settings": settings, "deprecated_options": deprecated})
         return super().command(name, cls=kind, rich_help_panel=panel, hidden=hidden)
 
 
-def respelled(args: list[str], old: tuple[Old, ...]) -> Iterator[str]:
-    """The arguments with old spellings replaced; each is warned of."""
+def replace_deprecated(args: list[str], deprecated: tuple[Deprecated, ...]) -> Iterator[str]:
+    """Yield the arguments with deprecated spellings replaced, and warn about each."""
     place = 0
     while place < len(args):
         word = args[place]
         place += 1
-        if word == "--":  # arguments, not options, follow
+        if word == "--":  # only arguments follow
             yield word
             yield from args[place:]
             return
         name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
         following = value if equals else args[place] if place < len(args) else None
-        found = next((one for one in old if one.name == name and one.means(following)), None)
+        found = next((one for one in deprecated if one.name == name and one.means(following)), None)
         if found is None:
             yield word
             continue
         if found.takes_value and not equals:
             place += 1
         new = [part.replace("{}", following or "") for part in found.new.split()]
-        warn(f"{name} is an old spelling and will be removed: write {' '.join(new)}")
+        warn(f"{name} is deprecated and will be removed: write {' '.join(new)}")
         yield from new
 
 
 def setting_parameters() -> Iterator[inspect.Parameter]:
-    """An option for every setting, for the callback of `imagestream` itself."""
+    """Yield an option for every setting, for the callback of `imagestream` itself."""
     for name, setting in Settings.model_fields.items():
         kind: Any = bool if setting.annotation is bool else str
         flags = [option_of(name), *([SHORT[name]] if name in SHORT else [])]
@@ -241,7 +243,7 @@ def setting_parameters() -> Iterator[inspect.Parameter]:
 
 
 def given_of(context: typer.Context) -> Given:
-    """What the command line gives; nothing where a command is called without its root."""
+    """Return the settings given on the command line; none if a command is called without its root."""
     return context.obj if isinstance(context.obj, Given) else Given()
 
 
@@ -272,5 +274,5 @@ GLOBAL = frozenset({"debug", *Settings.model_fields})
 
 
 def seconds(text: Any) -> float:
-    """The parser of an option that takes a duration; a plain number, as its default is, is seconds."""
+    """Parse the value of an option that takes a duration; a plain number is in seconds."""
     return parse_duration(text)

@@ -1,4 +1,4 @@
-"""Importing this module registers every command; the commands import what they need only when they run."""
+"""Registers every command on import; commands import heavy modules only when they run."""
 
 from streaming.cli import (  # noqa: F401
     audit,

@@ -1,4 +1,4 @@
-"""`imagestream config`: what the settings are, where each comes from, and a file to write them in."""
+"""`imagestream config`: show the settings and their origins, or write a configuration file."""
 
 import re
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ import typer
 from streaming.cli.app import JsonOption, app, configuration_of, write_json
 from streaming.cli.command_line import START, App
 from streaming.cli.console import out
-from streaming.cli.row_formats import Format
-from streaming.cli.rows import FormatOption, OutputOption, list_rows
+from streaming.cli.output import FormatOption, OutputOption, list_rows
+from streaming.cli.output_formats import Format
 from streaming.config_file import DEFAULT_FILE
 from streaming.errors import ConflictError
 from streaming.settings import Settings, variable_of
 
-config_app = App(name="config", help="Show the settings, and write a file for them.")
+config_app = App(name="config", help="Show the settings or write a configuration file.")
 app.add_typer(config_app, rich_help_panel=START)
 COLUMNS = {"setting": str, "value": str, "from": str}
 
@@ -28,10 +28,10 @@ def show(
     output: OutputOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show every setting, its value, and where the value comes from.
+    """Show every setting, its value and the origin of the value.
 
-    An option wins over the environment, the environment over the configuration file, the file over the default. Of a
-    secret only the file that holds it is shown, and of a URL not its password.
+    An option takes precedence over the environment, the environment over the configuration file, and the file over the
+    default. Secrets are shown as the names of their files, and URLs without passwords.
 
     Example: imagestream config show
     """
@@ -48,11 +48,9 @@ def show(
 
 @config_app.command()
 def init(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="The file to write; it must not be there.")
-    ] = DEFAULT_FILE,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write; it must not exist.")] = DEFAULT_FILE,
 ) -> None:
-    """Write a configuration file that names every setting, each commented out with its default.
+    """Write a configuration file with every setting commented out at its default.
 
     Example: imagestream config init
     """
@@ -61,24 +59,24 @@ def init(
         with file.open("x", encoding="utf-8") as stream:
             stream.writelines(lines())
     except FileExistsError as error:
-        raise ConflictError(f"{file} is there already: give another name, or edit it") from error
-    out.print(f"wrote {file}: every setting is in it, with its default")
+        raise ConflictError(f"{file} already exists: give another name, or edit it") from error
+    out.print(f"wrote {file} with every setting at its default")
 
 
 def lines() -> Iterator[str]:
-    """The lines of a new configuration file."""
-    yield "# Settings of imagestream. An option or an environment variable wins over this file.\n"
-    yield "# A relative path lies beside this file.\n"
+    """Yield the lines of a new configuration file."""
+    yield "# Settings of imagestream. Options and environment variables take precedence over this file.\n"
+    yield "# Relative paths are resolved against the folder of this file.\n"
     for name, field in Settings.model_fields.items():
         if name == "config":
             continue
         yield f"\n# {field.description} ({variable_of(name)})\n"
-        # Without a default there is no value to show, and TOML takes no line without one.
+        # TOML allows no key without a value: without a default, the line ends at the equals sign.
         yield f"# {name} = {_toml(field.default)}".rstrip() + "\n"
 
 
 def shown(value: Any) -> Any:
-    """A setting's value for people: a URL without its password."""
+    """Return a setting's value for display, with the password of a URL masked."""
     if value is None or isinstance(value, bool | int | float):
         return value
     return re.sub(r"(?<=://)[^/@\s]+@", "***@", str(value))

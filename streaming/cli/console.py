@@ -1,7 +1,7 @@
-"""What commands print: results on standard output, everything about the work on standard error.
+"""Console output: results on standard output; progress, notes and warnings on standard error.
 
-Text is shown as it is. File names, class names and error messages may hold brackets and colons, so neither console
-reads markup or emoji codes: style is given beside the text, never in it.
+Text is printed verbatim. File names, class names and error messages may contain brackets and colons, so neither console
+interprets markup or emoji codes; styles are passed beside the text, never in it.
 """
 
 import sys
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.table import Table
 
-WIDE = 10_000  # columns of output that is not on a terminal: it is never cut
+WIDE = 10_000  # width in columns of output that is not on a terminal: it is never cut
 
 
 def _console(*, stderr: bool) -> Console:
     stream = sys.stderr if stderr else sys.stdout
-    # A closed stream is None, as for a service.
+    # A closed stream is None, as in a service.
     width = None if stream is not None and stream.isatty() else WIDE
     return Console(stderr=stderr, soft_wrap=True, emoji=False, markup=False, highlight=False, width=width)
 
@@ -33,10 +33,10 @@ _stdout_of: list[str] = []
 
 
 def claim_stdout(data: str) -> None:
-    """Standard output is for these data alone, which a program reads: what people read goes to standard error.
+    """Reserve standard output for machine-readable data; messages go to standard error from now on.
 
     Raises:
-        UsageError: other data go there already.
+        UsageError: other data is already written to standard output.
     """
     if _stdout_of and _stdout_of[0] != data:
         raise UsageError(f"{data} and {_stdout_of[0]} both go to standard output: give a file for one of them")
@@ -45,25 +45,25 @@ def claim_stdout(data: str) -> None:
 
 
 def release_stdout() -> None:
-    """Standard output is for people again, and standard error for text: as a command begins."""
+    """Undo `claim_stdout` and reset standard error to text, at the start of a command."""
     _stdout_of.clear()
     out.stderr = False
-    err.file = cast("IO[str]", None)  # standard error as it is now, whatever an earlier command set
+    err.file = cast("IO[str]", None)  # the current sys.stderr, whatever an earlier command set
 
 
 def printable(text: str) -> str:
-    """The text with control characters replaced: names and data may hold a terminal's commands."""
+    """Replace control characters: names and data may contain terminal escape sequences."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def warn(*lines: str) -> None:
-    """Lines on standard error about something that the user should know, and that does not stop the command."""
+    """Print warnings on standard error."""
     for line in lines:
         err.print(printable(line), style="yellow")
 
 
 class Spinner:
-    """What is being done at the moment, on a terminal; nothing elsewhere."""
+    """Shows the current step on a terminal; does nothing elsewhere."""
 
     def __init__(self, step: str) -> None:
         self._status: Status = err.status(Text(f"{step} …"))
@@ -76,23 +76,25 @@ class Spinner:
         self._status.stop()
 
     def update(self, step: str) -> None:
-        # A str would be read as markup.
+        # A str would be interpreted as markup.
         self._status.update(Text(f"{step} …"))
 
 
 def text_column(template: str) -> "TextColumn":
-    """A column of a progress bar that shows its text as it is."""
+    """Return a column of a progress bar that shows its text verbatim."""
     from rich.progress import TextColumn
 
     return TextColumn(template, markup=False)
 
 
 def new_table(*names: str, title: str | None = None, lined: bool = False, head: bool = True) -> "Table":
-    """A table whose cells are shown as they are.
+    """Return an empty table whose cells are shown verbatim.
 
     Args:
-        lined: with a line below the names of the columns.
-        head: whether the names are shown.
+        names: column names.
+        title: title above the table.
+        lined: whether to draw a line below the column names.
+        head: whether to show the column names.
     """
     from rich import box
     from rich.table import Table
@@ -108,10 +110,10 @@ def new_table(*names: str, title: str | None = None, lined: bool = False, head: 
 
 
 def draw(table: "Table", stream: IO[str]) -> None:
-    """Write a table as wide as its cells: one squeezed into the terminal loses what it should show."""
+    """Write a table at its natural width instead of squeezing it into the terminal's."""
     Console(file=stream, width=WIDE, markup=False, emoji=False, highlight=False).print(table)
 
 
 def styled(value: Any, style: str = "") -> Text:
-    """A cell of a table."""
+    """Return a table cell with control characters replaced."""
     return Text(printable(str(value)), style)

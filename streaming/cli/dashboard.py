@@ -1,4 +1,4 @@
-"""`imagestream dashboard`: the service in a browser."""
+"""`imagestream dashboard`: monitor and operate the service in a browser."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,25 +17,28 @@ DELIVERY_S = 15.0
 @app.command(panel=OPERATION, settings=("dashboard_port",))
 def dashboard(
     context: typer.Context,
-    host: Annotated[str, typer.Option(help="Where to listen; others than loopback need a token.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any other than loopback requires a token.")
+    ] = "127.0.0.1",
     port: PortOption = None,
     read_only: Annotated[
         bool,
-        typer.Option("--read-only", help="Show everything, change nothing: no upload, label, replay or promotion."),
+        typer.Option("--read-only", help="Disable all actions: upload, label, replay and promotion."),
     ] = False,
 ) -> None:
-    """Show the service in a browser: what it does, its predictions, quarantine, models and drift.
+    """Serve a dashboard of the stream, its predictions, quarantine, models and drift, until Ctrl-C.
 
-    IMAGESTREAM_DASHBOARD_TOKEN_FILE names a file with a token that every browser then has to show first; to listen
-    where other machines can reach it, there has to be one. Stop it with Ctrl-C.
+    If IMAGESTREAM_DASHBOARD_TOKEN_FILE names a file with a token, browsers must present it. A token is required to
+    listen
+    on an address that other machines can reach.
 
     Example: imagestream dashboard --port 8600
     """
     from producer.errors import PublishError
     from producer.sender import Sender
+    from streaming.dashboard.auth import read_token
     from streaming.dashboard.context import Dashboard
     from streaming.dashboard.server import run_dashboard
-    from streaming.dashboard.wall import read_token
     from streaming.errors import UnavailableError
     from streaming.platform.broker import bootstrap_servers
     from streaming.platform.kafka_security import client_arguments
@@ -57,7 +60,7 @@ def dashboard(
         except PublishError as error:
             raise UnavailableError(f"not published: {error}") from error
 
-    def tell(address: str) -> None:
+    def show_address(address: str) -> None:
         out.print(f"the dashboard is at {address} (Ctrl-C stops it)")
 
-    run_dashboard(Dashboard.of(settings, post, read_only=read_only), SCRIPT, host, port, token, tell)
+    run_dashboard(Dashboard.of(settings, post, read_only=read_only), SCRIPT, host, port, token, show_address)

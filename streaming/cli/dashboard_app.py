@@ -1,4 +1,4 @@
-"""The script that Streamlit runs for every visitor and every click; `imagestream dashboard` starts the server."""
+"""The script that Streamlit runs for every session and interaction; `imagestream dashboard` starts the server."""
 
 from streaming.dashboard.frame import show
 

@@ -1,4 +1,4 @@
-"""`imagestream demo`: the whole loop on real images."""
+"""`imagestream demo`: the complete pipeline on real images."""
 
 import shlex
 import sys
@@ -31,10 +31,10 @@ def demo(
     yes: Annotated[bool, typer.Option("--yes", help="Remove an earlier demo without asking.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Run the whole loop on real images: broker, training, publishing, streaming, retraining, hot swap.
+    """Run the complete pipeline on real images: broker, training, publishing, streaming, retraining, hot swap.
 
-    The demo has a home of its own, HOME/demo. Run again, it asks before it removes the earlier demo there, and it
-    refuses to remove anything that no demo made.
+    The demo has its own home, HOME/demo. If it contains an earlier demo, the command asks before removing it; it never
+    removes anything that a demo did not create.
 
     Example: imagestream demo --json demo.json
     """
@@ -45,7 +45,7 @@ def demo(
     result = run_demo(settings, partial(_confirm, yes), _begin, _end)
     picture = result.settings.work_dir / "report.png"
     plot_predictions(result.sample, picture)
-    _tell(result)
+    _print_result(result)
     out.print(f"\npicture: {picture}\ntables:  {result.settings.place.tables}")
     here = f"  {shlex.join([*program(), '--home', result.settings.home])} "
     err.print("\ntry next:", *(here + command for command in NEXT), sep="\n")
@@ -62,7 +62,7 @@ def _confirm(yes: bool, question: str) -> bool:
     if yes:
         return True
     if sys.stdin is None or not sys.stdin.isatty():  # None: it is closed, as for a service
-        raise ConfigurationError(f"{question} Confirm with --yes, since there is no terminal to ask on")
+        raise ConfigurationError(f"{question} Confirm with --yes, since there is no terminal to prompt on")
     return typer.confirm(question)
 
 
@@ -74,7 +74,7 @@ def _end(step: "Step") -> None:
     err.print(f"✓ {step.name}: {step.seconds:.1f} s   ")
 
 
-def _tell(result: "DemoResult") -> None:
+def _print_result(result: "DemoResult") -> None:
     found = result.summary
     versions = ", ".join(f"{n} by version {version}" for version, n in found["model_versions"].items())
     out.print(
@@ -90,7 +90,7 @@ def _tell(result: "DemoResult") -> None:
     for true in labels:
         confusion.add_row(*map(styled, [true, *(counts.get((true, predicted), "·") for predicted in labels)]))
     out.print(confusion)
-    sample = new_table("source", "true", "predicted", "confidence", "version", title="\na few predictions")
+    sample = new_table("source", "true", "predicted", "confidence", "version", title="\nsample predictions")
     for row in result.sample[-SHOWN:]:
         source = "/".join(Path(row["source"]).parts[-3:])
         cells = source, row["label_true"], row["label"], f"{row['confidence']:.3f}", row["model_version"]

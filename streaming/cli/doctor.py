@@ -1,4 +1,4 @@
-"""`imagestream doctor`: is everything here that the service needs?"""
+"""`imagestream doctor`: check the requirements of the service."""
 
 import typer
 from rich.text import Text
@@ -6,8 +6,8 @@ from rich.text import Text
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import START
 from streaming.cli.console import out, printable
-from streaming.cli.row_formats import Format
-from streaming.cli.rows import FormatOption, OutputOption, list_rows
+from streaming.cli.output import FormatOption, OutputOption, list_rows
+from streaming.cli.output_formats import Format
 
 COLUMNS = {"check": str, "ok": bool, "found": str, "fix": str}
 
@@ -19,7 +19,7 @@ def doctor(
     output: OutputOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Check Python, Java, jars, memory, disk, ports and write access; each failed line says the fix.
+    """Check Python, Java, jars, memory, disk, ports and write access; each failed check shows how to fix it.
 
     Example: imagestream doctor
     """
@@ -36,7 +36,7 @@ def doctor(
     else:
         list_rows(rows, COLUMNS, format_, output)
     failed = [check for check in checks if not check.ok]
-    out.print(f"{len(failed)} of {len(checks)} checks failed" if failed else "everything is here")
+    out.print(f"{len(failed)} of {len(checks)} checks failed" if failed else "all checks passed")
     write_json(
         json_file,
         {

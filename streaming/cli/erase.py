@@ -1,4 +1,4 @@
-"""`imagestream erase`: images for good, with a record that they were there."""
+"""`imagestream erase`: erase images permanently and record their offsets."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -16,19 +16,28 @@ SHOWN = 10
 @app.command(panel=OPERATION)
 def erase(
     context: typer.Context,
-    ids: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="An image id; may be repeated.")] = None,
+    ids: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="Id of an image to erase; may be repeated.")
+    ] = None,
     deleted_elsewhere: Annotated[
         bool,
-        typer.Option("--deleted-elsewhere", help="Record rows that another program has deleted, and erase nothing."),
+        typer.Option("--deleted-elsewhere", help="Only record rows that another program has deleted."),
     ] = False,
-    by: Annotated[str | None, typer.Option(metavar="NAME", help="Who asks for it; default: the user's name.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Name of the requester, recorded with the erasure; default: the user's name."
+        ),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Erase images from all tables, under all their ids: answers, quarantine, features and labels, old versions too.
+    """Erase images from all tables and their old versions, under all their ids.
 
-    The table `erased` keeps topic, partition and offset, so that `audit` still adds up. Kafka keeps a message until the
-    topic's retention has passed, and models stay as they were fitted: `imagestream retrain` fits one without the
-    images. Stop a training or rescoring that is under way first.
+    Predictions, quarantine, features and labels are deleted; the table `erased` keeps topic, partition and offset so
+    that
+    `audit` stays clean. Kafka keeps the messages until the topic's retention has passed. Existing models are not
+    changed:
+    `imagestream retrain` fits one without the images. Stop running trainings and rescorings first.
 
     Example: imagestream erase --id 9f86d081884c7d65 --by "request 17"
     """
@@ -38,10 +47,10 @@ def erase(
 
     settings, who = settings_of(context), by or user_name()
     if bool(ids) == deleted_elsewhere:
-        raise UsageError("give either --id ID, once or more often, or --deleted-elsewhere")
+        raise UsageError("give either --id ID, one or more times, or --deleted-elsewhere")
     if deleted_elsewhere:
         n = record_deleted(settings, who)
-        out.print(f"{n:,} messages whose rows another program has deleted are recorded as erased")
+        out.print(f"recorded {n:,} messages as erased whose rows another program has deleted")
         write_json(json_file, {"recorded": n})
         return
     result = run(settings, ids or [], who)
@@ -50,7 +59,7 @@ def erase(
         f"erased {len(result.ids):,} ids: {rows or 'no rows'}; {result.files_removed:,} files removed",
     )
     for topic, partition, offset in result.messages[:SHOWN]:
-        err.print(f"still in Kafka until its retention: {topic} partition {partition}, offset {offset:,}")
+        err.print(f"in Kafka until its retention has passed: {topic} partition {partition}, offset {offset:,}")
     if len(result.messages) > SHOWN:
         err.print(f"and {len(result.messages) - SHOWN:,} more (--json FILE lists them)")
     write_json(json_file, asdict(result))

@@ -1,4 +1,4 @@
-"""`imagestream executor`: what Spark starts in the pods of its executors on Kubernetes."""
+"""`imagestream executor`: the entry point of Spark's executor pods on Kubernetes."""
 
 import os
 
@@ -9,9 +9,9 @@ from streaming.cli.app import app, settings_of
 
 @app.command(hidden=True)
 def executor(context: typer.Context) -> None:
-    """Run as a Spark executor on Kubernetes, as the variables that Spark gives to its pods say.
+    """Run as a Spark executor on Kubernetes, configured by the environment variables that Spark sets in its pods.
 
-    The process becomes the executor's JVM, which so gets the signals of Kubernetes.
+    The process is replaced by the executor's JVM, which therefore receives the signals of Kubernetes.
 
     Example: imagestream executor
     """
@@ -26,4 +26,4 @@ def executor(context: typer.Context) -> None:
     variables = as_started()
     spark_home = Path(_find_spark_home())
     command = executor_command(find_java(settings_of(context).work_dir), spark_home, variables)
-    os.execve(command[0], command, variables | {"SPARK_HOME": str(spark_home)})  # noqa: S606  it is no shell
+    os.execve(command[0], command, variables | {"SPARK_HOME": str(spark_home)})  # noqa: S606  no shell is involved

@@ -1,6 +1,6 @@
-"""The options of fitting, for every command that fits: declared once, with the defaults and types of `FitOptions`.
+"""The fitting options of `train`, `retrain` and `train-cnn`, declared once with the types and defaults of `FitOptions`.
 
-`train` shows those defaults. `retrain` has none of its own: what is not given is the champion's.
+`retrain` has no defaults: options that are not given are those of the champion.
 """
 
 import inspect
@@ -16,11 +16,11 @@ from streaming.cli.app import wrong_usage
 from streaming.training.fit_options import NO_THRESHOLD, FitOptions
 
 PANEL = "Fitting"
-PANEL_INHERITED = "Fitting: as the champion was fitted, unless given"
+PANEL_INHERITED = "Fitting (default: the champion's options)"
 
 
 def _widths(text: Any) -> tuple[int, ...]:
-    """The widths in `128,64`; none in an empty text."""
+    """Parse widths such as `128,64`; an empty text has none."""
     if isinstance(text, tuple):  # the default
         return text
     try:
@@ -31,38 +31,44 @@ def _widths(text: Any) -> tuple[int, ...]:
 
 METRIC: Any = typer.Option(
     metavar="accuracy|cost[:FP:FN]|f1|macro_f1|log_loss",
-    help="What the model is run for, by which the gate compares it with the champion; without it, what --threshold "
-    "optimises, else what the champion is run for, else accuracy.",
+    help="Metric by which the gate compares a candidate with the champion; default: the one that --threshold "
+    "optimises, else the champion's, else accuracy.",
 )
 OPTIONS: dict[str, Any] = {
-    "projection": typer.Option(help="How features are made narrower before the classifier."),
-    "explained_variance": typer.Option(help="PCA keeps as many components as explain this share of the variance."),
-    "n_components": typer.Option("--components", help="Keep so many instead; also of a random projection."),
-    "eps": typer.Option(help="A random projection keeps squared distances within 1 ± EPS."),
-    "classifier": typer.Option(help="What is fitted on the projected features."),
+    "projection": typer.Option(help="Dimensionality reduction applied to the features before the classifier."),
+    "explained_variance": typer.Option(
+        help="Fraction of the variance, from 0 to 1, that PCA's components must explain."
+    ),
+    "n_components": typer.Option(
+        "--components",
+        help="Number of components of PCA or a random projection; overrides --explained-variance and --eps.",
+    ),
+    "eps": typer.Option(help="Maximum relative distortion of squared distances by a random projection."),
+    "classifier": typer.Option(help="Classifier that is fitted on the projected features."),
     "layers": typer.Option(parser=_widths, metavar="N,N,…", help="Widths of the MLP's hidden layers."),
-    "max_iter": typer.Option(help="At most so many iterations of the classifier."),
-    "reg_param": typer.Option("--reg", help="Strength of logistic regression's regularisation."),
-    "elastic_net": typer.Option(help="0 is ridge, 1 is lasso."),
-    "block_size": typer.Option(help="Rows that the MLP multiplies at a time.", hidden=True),
+    "max_iter": typer.Option(help="Maximum number of iterations of the classifier."),
+    "reg_param": typer.Option("--reg", help="Regularisation strength of logistic regression."),
+    "elastic_net": typer.Option(help="Elastic-net mixing parameter, from 0 (ridge, L2) to 1 (lasso, L1)."),
+    "block_size": typer.Option(help="Number of rows per matrix multiplication of the MLP.", hidden=True),
     "threshold": typer.Option(
         metavar="P|f1|cost:FP:FN|none",
-        help="Of two classes, answer the second one from this probability on; or from the best one for its F1, or for "
-        "what a false positive and a false negative cost.",
+        help="Decision threshold for two classes: the probability from which the second class is predicted, or the "
+        "value "
+        "that is best for its F1 or for the costs of false positives and false negatives.",
     ),
     "metric": METRIC,
-    "holdout": typer.Option(help="Share of the images that is held out to judge by, from 0 to 1."),
+    "holdout": typer.Option(help="Fraction of the images, from 0 to 1, held out for evaluation."),
     "group_by": typer.Option(
         metavar="source|key|none|REGEX",
-        help="Keep images of one source, one key, or one group of a pattern over the source on one side of the split; "
-        "default: as for the champion.",
+        help="Grouping of the split: images with the same source, the same key, or the same match of a pattern in the "
+        "source stay on one side; default: as for the champion.",
     ),
-    "seed": typer.Option(help="Decides, among others, which images are held out; keep it when retraining."),
+    "seed": typer.Option(help="Random seed, which also determines the held-out images; keep it when retraining."),
 }
 
 
 def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every field of `FitOptions`, in the place of its parameter `options`."""
+    """Replace a command's parameter `options` by an option for every field of `FitOptions`."""
 
     @wraps(command)
     def with_options(*arguments: Any, **values: Any) -> None:
@@ -77,7 +83,7 @@ def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_inherited_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the same options without defaults, those that were given in the place of its parameter `given`."""
+    """Replace a command's parameter `given` by the same options without defaults; it receives those that were given."""
 
     @wraps(command)
     def with_options(*arguments: Any, **values: Any) -> None:
@@ -90,7 +96,7 @@ def with_inherited_options(command: Callable[..., None]) -> Callable[..., None]:
 def _with_parameters(
     with_options: Callable[..., None], command: Callable[..., None], replaced: str, *, inherited: bool
 ) -> Callable[..., None]:
-    """`with_options` with the parameters of `command`, of which one is replaced by the options of fitting."""
+    """Give `with_options` the signature of `command` with the parameter `replaced` expanded to the fitting options."""
     own = inspect.signature(command)
     parameters = [one for one in own.parameters.values() if one.name != replaced]
     hints = get_type_hints(FitOptions)

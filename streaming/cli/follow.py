@@ -1,4 +1,4 @@
-"""`imagestream predictions --follow`: new predictions as lines of JSON."""
+"""`imagestream predictions --follow`: write new predictions as JSON lines."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from streaming.cli.console import err
-from streaming.follow import follow_settings
+from streaming.follow import Idle, follow_settings
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 
@@ -15,25 +15,31 @@ from streaming.signals import stop_signals
 def follow_lines(
     settings: Settings, after: str, limit: int | None, wanted: Callable[[Mapping[str, Any]], bool]
 ) -> dict[str, Any]:
-    """Write the answers that `wanted` selects, until SIGTERM, Ctrl-C or `limit` of them.
+    """Write new predictions until SIGTERM, Ctrl-C or `limit` of them.
+
+    Args:
+        settings: the settings.
+        after: position after which to start: `latest`, `earliest`, or that of an earlier line.
+        limit: maximum number of predictions; None for no limit.
+        wanted: selects predictions by their row.
 
     Returns:
-        How many there were, and the position of the last one.
+        The number of predictions and the position to continue from.
     """
     lines, position = 0, after
     with stop_signals() as stop, closing(follow_settings(settings, after)) as answers:
         for answer in answers:
             if stop.is_set():
                 break
-            if answer is None:
+            position = answer.position
+            if isinstance(answer, Idle):
                 sys.stdout.flush()
                 continue
-            position = answer.position
             if wanted(answer.row):
                 print(json.dumps({"position": position} | answer.row, ensure_ascii=False))
                 lines += 1
                 if lines == limit:
                     break
     sys.stdout.flush()
-    err.print(f"{lines:,} answers; continue with --after {position}")
+    err.print(f"{lines:,} predictions; continue with --after {position}")
     return {"answers": lines, "position": position}

@@ -1,4 +1,4 @@
-"""`imagestream gateway`: images in and predictions out over HTTP."""
+"""`imagestream gateway`: publish images and read predictions over HTTP."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from streaming.cli.command_line import IMAGES
 from streaming.cli.console import out
 from streaming.errors import ConfigurationError
 
-HEADERS_BYTES = 8192  # more than key, label, source and all other headers of a message from the gateway take
+HEADERS_BYTES = 8192  # upper bound of the key and headers of a message from the gateway
 ACKNOWLEDGED_S = 15.0
 
 
@@ -23,18 +23,18 @@ ACKNOWLEDGED_S = 15.0
 )
 def gateway(
     context: typer.Context,
-    host: Annotated[str, typer.Option(help="The address to listen on; other than loopback only with an API key.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; any other than loopback requires an API key.")] = (
         "127.0.0.1"
     ),
     port: PortOption = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Take images and answer with predictions over HTTP, until stopped with Ctrl-C.
+    """Serve an HTTP API that accepts images and returns predictions, until Ctrl-C.
 
-    POST /v1/images publishes an image, GET /v1/predictions/ID returns what became of it, /docs describes all routes.
-    The API keys are the lines of the file that IMAGESTREAM_GATEWAY_API_KEY_FILE names; without one, only this machine
-    is let in.
+    POST /v1/images publishes an image, GET /v1/predictions/ID returns its prediction, /docs describes all routes. The
+    API keys are read from the file named by IMAGESTREAM_GATEWAY_API_KEY_FILE, one per line; without a key, only this
+    machine has access.
 
     Example: imagestream gateway --port 8080
     """
@@ -60,7 +60,8 @@ def gateway(
         largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)
         if largest <= 0:
             raise ConfigurationError(
-                f"topic {settings.topic} takes messages of {sender.max_message_bytes:,} bytes at most"
+                f"topic {settings.topic} accepts messages of {sender.max_message_bytes:,} bytes, too few for an "
+                f"image: raise its max.message.bytes"
             )
         broker = Broker(largest, sender.send, sender.answers, ACKNOWLEDGED_S)
         with listen(host, port) as listener:
@@ -70,7 +71,7 @@ def gateway(
             server = make_server(
                 create_app(settings, broker, keys), access_log=access_log, log_format=settings.log_format
             )
-            with stop_signals():  # uvicorn raises the signal again when it has stopped: then it is done with
+            with stop_signals():  # uvicorn raises the signal again after its shutdown: ignore it then
                 server.run(sockets=[listener])
     finally:
         sender.close()

@@ -1,4 +1,4 @@
-"""How long commands end when they are interrupted."""
+"""Interruption of long-running commands by Ctrl-C and SIGTERM."""
 
 import logging
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import typer
 
-from streaming.cli.app import EXIT_INTERRUPTED
+from streaming.cli.app import EXIT_INTERRUPTED, STOPPED
 from streaming.cli.console import err
 from streaming.errors import ServiceError
 from streaming.signals import terminable
@@ -14,9 +14,9 @@ from streaming.signals import terminable
 
 @contextmanager
 def stopping_cleanly() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: Spark stops, nothing half made is left behind, and no library logs it."""
+    """Make SIGTERM end the block like Ctrl-C: Spark is stopped, partial results are removed, and no library logs it."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # what goes wrong comes as an exception, too
+    logging.disable(logging.CRITICAL)  # failures are raised as exceptions, too
     try:
         with terminable():
             yield
@@ -26,14 +26,16 @@ def stopping_cleanly() -> Iterator[None]:
 
 @contextmanager
 def stoppable(hint: str) -> Iterator[None]:
-    """Ctrl-C ends the block with a line that says how to go on."""
+    """End the block on Ctrl-C or SIGTERM with a message that says how to continue."""
     try:
-        yield
+        with terminable() as termination:
+            yield
     except (KeyboardInterrupt, ServiceError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, KeyboardInterrupt):
-            cause = cause.__cause__ or cause.__context__  # Spark cancels its jobs, and reports that on top
+            cause = cause.__cause__ or cause.__context__  # Spark wraps the interrupt when it cancels its jobs
         if cause is None:
             raise
-        err.print(f"interrupted; {hint}", style="yellow")
+        err.print(f"{STOPPED if termination.received else 'interrupted'}; {hint}", style="yellow")
+        termination.reported = True
         raise typer.Exit(EXIT_INTERRUPTED) from error

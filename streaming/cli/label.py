@@ -1,4 +1,4 @@
-"""`imagestream label`: corrections and late labels from a CSV, into the table `labels`."""
+"""`imagestream label`: add labels and corrections from a CSV to the table `labels`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -16,16 +16,18 @@ def label(
     context: typer.Context,
     csv: Annotated[
         Path,
-        typer.Argument(metavar="CSV", help="A file with the columns label, and image_id, path (or source), or name."),
+        typer.Argument(metavar="CSV", help="CSV with the columns label and image_id, path (or source), or name."),
     ],
-    by: Annotated[str, typer.Option(metavar="NAME", help="Who says so; kept with the labels.")] = "label",
+    by: Annotated[str, typer.Option(metavar="NAME", help="Author of the labels, recorded with them.")] = "label",
     json_file: JsonOption = None,
 ) -> None:
-    """Give images their true labels, or other ones; the next retraining and report go by them.
+    """Add or correct the labels of images, for the next retraining and report.
 
-    An image is named by its id, by its source (the path that it was published from) or by its file name. Of several
-    labels of an image the latest counts, and it counts more than the one that came with the image. The same file again
-    adds nothing. Exit code 1 if a row could not be used.
+    An image is identified by its id, by its source (the path that it was published from) or by its file name. The
+    latest
+    label of an image takes precedence over earlier ones and over the label in its message. Importing the same file
+    again
+    adds nothing. The exit code is 1 if a row could not be used.
 
     Example: imagestream label corrections.csv --by review
     """
@@ -38,9 +40,9 @@ def label(
             f"left out {n:,}: {why} ({shown}{', …' if n > len(result.examples.get(why, [])) else ''})",
             style="yellow",
         )
-    line = f"{result.added:,} labels added, {result.unchanged:,} images had theirs already"
+    line = f"{result.added:,} labels added, {result.unchanged:,} already present"
     if result.superseded:
-        line += f", {result.superseded:,} of this file were corrected since and stay as they are"
+        line += f", {result.superseded:,} skipped because they were corrected later"
     out.print(line)
     write_json(json_file, asdict(result))
     if result.left_out:

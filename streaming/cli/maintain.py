@@ -1,4 +1,4 @@
-"""`imagestream maintain`: few files, a short log, no leftovers."""
+"""`imagestream maintain`: compact and vacuum the tables."""
 
 import threading
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import OPERATION, Old
+from streaming.cli.command_line import OPERATION, Deprecated
 from streaming.cli.console import err, out
 from streaming.durations import parse_duration
 from streaming.signals import until_stopped
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     from streaming.jobs.maintain import MaintenanceReport
 
 
-@app.command(panel=OPERATION, settings=("retention",), old=(Old("--retention-hours", "--retention {}h"),))
+@app.command(panel=OPERATION, settings=("retention",), deprecated=(Deprecated("--retention-hours", "--retention {}h"),))
 def maintain(
     context: typer.Context,
     every: Annotated[
         str | None,
         typer.Option(
-            metavar="TIME", help="Time between two runs, such as 10m, until stopped; a plain number: minutes."
+            metavar="TIME",
+            help="Interval between runs, e.g. 10m (a plain number is in minutes); runs until stopped. Default: one "
+            "run.",
         ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Compact and vacuum the tables, beside a running stream or without one.
+    """Compact and vacuum the tables, with or without a running stream.
 
-    Finishes batches that a stream decided and left unfinished, merges small files, writes checkpoints of the tables'
-    logs, and removes files that no version within the retention needs, and old decisions. Neither the stream nor a
-    query notices.
+    Completes batches that a stream left unfinished, merges small files, writes checkpoints of the tables' logs, and
+    removes old decisions and the files that no version within the retention needs. Streams and queries are not
+    affected.
 
     Example: imagestream maintain --every 10m
     """
@@ -63,5 +65,5 @@ def _show(report: "MaintenanceReport") -> None:
             f"{table.vacuumed:,} unused files removed (older than {table.retention_hours} h)",
         )
         if table.skipped:
-            err.print(f"{table.name} is left to the next run: {table.skipped}", style="yellow")
+            err.print(f"{table.name} is left for the next run: {table.skipped}", style="yellow")
     out.print(f"{report.decisions_removed:,} decisions removed, {report.seconds:.1f} s")

@@ -1,4 +1,4 @@
-"""`imagestream models`: the registry."""
+"""`imagestream models`: manage the model registry."""
 
 from contextlib import suppress
 from enum import StrEnum
@@ -10,8 +10,8 @@ import typer
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS, App
 from streaming.cli.console import err, out, printable
-from streaming.cli.row_formats import Format
-from streaming.cli.rows import FormatOption, OutputOption, list_rows
+from streaming.cli.output import FormatOption, OutputOption, list_rows
+from streaming.cli.output_formats import Format
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ COLUMNS = {
 
 
 class AliasName(StrEnum):
-    """What a version can be promoted to."""
+    """An alias that a version can be promoted to."""
 
     CHAMPION = "champion"
     CHALLENGER = "challenger"
 
 
-AliasOption = Annotated[AliasName, typer.Option(help="Which alias to move.")]
-VersionArgument = Annotated[int, typer.Argument(min=1, help="A version, as 'models list' shows them.")]
+AliasOption = Annotated[AliasName, typer.Option(help="Alias to move.")]
+VersionArgument = Annotated[int, typer.Argument(min=1, help="Model version, as shown by 'models list'.")]
 
 
 @models_app.command("list")
@@ -77,13 +77,13 @@ def list_(
         summary.append({"version": version, "aliases": of_version, "metrics": metrics})
     list_rows(rows, COLUMNS, format_, output)
     if not rows:
-        err.print(f"no models in {registry.place} yet; make one with 'imagestream train'")
+        err.print(f"no models in {registry.place} yet; create one with 'imagestream train'")
     write_json(json_file, {"versions": summary})
 
 
 @models_app.command()
 def show(context: typer.Context, version: VersionArgument) -> None:
-    """Print the manifest of a version; on standard error, the engine that runs it here, and whether it fails.
+    """Print a version's manifest, and on standard error the engine that runs it here and whether it fails.
 
     Example: imagestream models show 1
     """
@@ -96,7 +96,7 @@ def show(context: typer.Context, version: VersionArgument) -> None:
     out.print_json(bundle.manifest.model_dump_json())
     chosen = Engines(settings).known(bundle.manifest)
     err.print(f"engine here: {chosen or f'not measured yet: `imagestream models verify {version}`'}")
-    with suppress(ServiceError):  # its manifest does not depend on the tables
+    with suppress(ServiceError):  # the manifest does not depend on the tables
         if why := last_refusal(settings, version):
             err.print(f"not used in the last micro-batch: {printable(why)}", style="yellow")
 
@@ -106,10 +106,10 @@ def promote(
     context: typer.Context,
     version: VersionArgument,
     alias: AliasOption = AliasName.CHAMPION,
-    why: Annotated[str, typer.Option(help="Kept in the alias's history.")] = "promoted by hand",
+    why: Annotated[str, typer.Option(help="Reason recorded in the alias's history.")] = "promoted by hand",
     json_file: JsonOption = None,
 ) -> None:
-    """Make a version the champion, or the challenger that is scored beside it; a running stream follows.
+    """Promote a version to champion, or to the challenger scored beside it; a running stream switches to it.
 
     Example: imagestream models promote 2 --why "more labels"
     """
@@ -125,7 +125,7 @@ def promote(
 
 @models_app.command()
 def rollback(context: typer.Context, alias: AliasOption = AliasName.CHAMPION, json_file: JsonOption = None) -> None:
-    """Go back to the version before this one.
+    """Move an alias back to its previous version.
 
     Example: imagestream models rollback
     """
@@ -139,7 +139,7 @@ def rollback(context: typer.Context, alias: AliasOption = AliasName.CHAMPION, js
 
 @models_app.command()
 def verify(context: typer.Context, version: VersionArgument, json_file: JsonOption = None) -> None:
-    """Check a version: every file's hash, all dimensions, its golden predictions, and each engine that can run it.
+    """Check a version's file hashes, dimensions and golden predictions, and every engine that can run it.
 
     Example: imagestream models verify 1
     """
@@ -150,7 +150,7 @@ def verify(context: typer.Context, version: VersionArgument, json_file: JsonOpti
     registry = open_registry(settings.home)
     sha256 = _check(registry, version)
     chosen = Engines(settings).choose(registry.read(version))
-    out.print(f"version {version} is whole and computes what it should; SHA-256 {sha256}")
+    out.print(f"version {version} is intact and reproduces its golden predictions; SHA-256 {sha256}")
     out.print(f"engine here: {chosen}")
     write_json(json_file, {"version": version, "bundle_sha256": sha256, "engine": chosen.engine})
 
@@ -158,10 +158,10 @@ def verify(context: typer.Context, version: VersionArgument, json_file: JsonOpti
 @models_app.command()
 def clear(
     context: typer.Context,
-    why: Annotated[str, typer.Option(help="Kept in the alias's history.")] = "cleared by hand",
+    why: Annotated[str, typer.Option(help="Reason recorded in the alias's history.")] = "cleared by hand",
     json_file: JsonOption = None,
 ) -> None:
-    """Clear the challenger: nothing is scored beside the champion any more; a running stream follows.
+    """Clear the challenger, so that only the champion is scored; a running stream follows.
 
     Example: imagestream models clear
     """
@@ -175,9 +175,9 @@ def clear(
 
 @models_app.command()
 def delete(context: typer.Context, version: VersionArgument, json_file: JsonOption = None) -> None:
-    """Delete a version that no alias points at; its manifest stays, and its number is not given again.
+    """Delete a version that no alias points at; its manifest stays and its number is never reused.
 
-    It cannot be undone: `models export` keeps a copy. Rows that it predicted stay as they are.
+    This cannot be undone; use `models export` to keep a copy. Rows predicted by the version are not changed.
 
     Example: imagestream models delete 3
     """
@@ -196,7 +196,7 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, such as model.zip.")],
     json_file: JsonOption = None,
 ) -> None:
-    """Write a version into one file, a zip of its bundle with all hashes, which `models import` takes again.
+    """Export a version to a zip file of its bundle with all hashes, which `models import` reads.
 
     Example: imagestream models export 2 model-2.zip
     """

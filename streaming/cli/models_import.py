@@ -1,4 +1,4 @@
-"""`imagestream models import` and `models inspect`: models that were made elsewhere."""
+"""`imagestream models import` and `models inspect`: models trained elsewhere."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,7 +8,7 @@ import typer
 from streaming.cli.app import JsonOption, settings_of, write_json
 from streaming.cli.console import Spinner, err, out
 from streaming.cli.models import AliasName, models_app
-from streaming.cli.rows import print_details
+from streaming.cli.output import print_details
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE[:TENSOR]|efficientnet_lite0",
-        help="A model's file, with the output that is meant if it has several; what `models export` wrote; or the "
-        "installed ImageNet classifier.",
+        help="Model file, with the name of the output tensor if it has several; a zip from `models export`; or the "
+        "name of "
+        "the installed ImageNet classifier.",
     ),
 ]
 
@@ -41,7 +42,7 @@ def _size(text: str) -> tuple[int, int]:
         raise typer.BadParameter(f"expected N or HEIGHTxWIDTH in pixels, got {text!r}") from None
 
 
-PANEL = "Preprocessing: as the preset has it, unless given"
+PANEL = "Preprocessing (default: the preset's)"
 
 
 @models_app.command("import")
@@ -52,14 +53,15 @@ def import_(
         str,
         typer.Option(
             metavar="FILE|auto",
-            help="Class names in the order of the scores: a file with one name per line, or JSON; auto takes those in "
-            "the model's file, else numbers.",
+            help="Class names in the order of the scores: a file with one name per line, or JSON; auto takes the "
+            "names in "
+            "the model file, else numbers.",
         ),
     ] = "auto",
     preset: Annotated[
         Literal["imagenet", "torchvision", "keras", "minus1to1", "zero_to_one", "efficientnet_lite", "raw"] | None,
         typer.Option(
-            help="Preprocessing that the model was trained with; guessed from the input's layout if not given.",
+            help="Preprocessing that the model was trained with; default: inferred from the input's layout.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -68,7 +70,7 @@ def import_(
         typer.Option(
             parser=_size,
             metavar="N|HxW",
-            help="Input size in pixels, where the file leaves it open.",
+            help="Input size in pixels, if the file does not fix it.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -77,7 +79,7 @@ def import_(
         typer.Option(
             parser=_numbers,
             metavar="M[,M,M]",
-            help="Mean that is subtracted from the scaled pixels, by channel.",
+            help="Mean subtracted from the scaled pixels, per channel.",
             rich_help_panel=PANEL,
         ),
     ] = None,
@@ -86,13 +88,15 @@ def import_(
         typer.Option(
             parser=_numbers,
             metavar="S[,S,S]",
-            help="Deviation that they are then divided by, by channel.",
+            help="Standard deviation by which the result is divided, per channel.",
             rich_help_panel=PANEL,
         ),
     ] = None,
     scale: Annotated[
         float | None,
-        typer.Option(help="Factor of the pixels, 0 to 255, before the mean is subtracted.", rich_help_panel=PANEL),
+        typer.Option(
+            help="Factor applied to the pixel values, 0 to 255, before the mean is subtracted.", rich_help_panel=PANEL
+        ),
     ] = None,
     layout: Annotated[
         Literal["nhwc", "nchw"] | None, typer.Option(help="Order of the input's dimensions.", rich_help_panel=PANEL)
@@ -104,7 +108,8 @@ def import_(
         str | None,
         typer.Option(
             metavar="stretch|N",
-            help="Resizing: stretch fits the whole picture to the input; N gives its shorter side N pixels and takes "
+            help="Resizing: stretch scales the whole image to the input; N scales its shorter side to N pixels and "
+            "crops "
             "the centre.",
             rich_help_panel=PANEL,
         ),
@@ -114,26 +119,29 @@ def import_(
         typer.Option(
             min=0.01,
             max=1,
-            help="Share of the sides of the largest centred window, which is then resized to the input.",
+            help="Side length, from 0 to 1, of a centred crop relative to the largest one; the crop is resized to the "
+            "input.",
             rich_help_panel=PANEL,
         ),
     ] = None,
     filter_: Annotated[
         Literal["nearest", "bilinear", "bicubic", "lanczos", "bilinear_sampled", "bicubic_sampled"] | None,
         typer.Option(
-            "--filter", help="Filter of the resizing: Pillow's, or as tf.image.resize samples.", rich_help_panel=PANEL
+            "--filter",
+            help="Resampling filter: one of Pillow's, or *_sampled as in tf.image.resize.",
+            rich_help_panel=PANEL,
         ),
     ] = None,
     scores: Annotated[
         Literal["logits", "probabilities"] | None,
-        typer.Option(help="Kind of the model's answers; determined from two photographs if not given."),
+        typer.Option(help="Type of the model's output; default: determined from two photographs."),
     ] = None,
     alias: Annotated[
-        AliasName | None, typer.Option(help="Alias to move to the new version; the first model becomes the champion.")
+        AliasName | None, typer.Option(help="Alias to assign to the new version; the first model becomes the champion.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Register a classifier that was made elsewhere; the stream serves it as any other version.
+    """Register a classifier that was trained elsewhere; the stream serves it like any other version.
 
     Example: imagestream models import efficientnet_lite0, or: imagestream models import net.onnx --preset imagenet
     """
@@ -144,7 +152,7 @@ def import_(
     registry = open_registry(settings_of(context).home)
     if is_bundle_zip(Path(file)):
         if context.params != context.params | UNSET:
-            raise UsageError(f"{file} is a whole model version: expected no options of preprocessing or classes")
+            raise UsageError(f"{file} is an exported model version: expected no preprocessing or class options")
         return _import_bundle(registry, Path(file), alias, json_file)
 
     from streaming.platform.machine import user_name
@@ -160,10 +168,10 @@ def import_(
         )  # fmt: skip
     if alias is not None:
         registry.promote(result.version, alias=alias.value, by=user_name(), why="imported")
-    return _tell(result, alias, json_file)
+    return _print_result(result, alias, json_file)
 
 
-# Values of the options that say nothing about a model.
+# Values of the model options if none is given.
 UNSET = {"classes": "auto"} | dict.fromkeys(
     ["preset", "input_size", "mean", "std", "scale", "layout", "channels", "resize", "crop", "filter_", "scores"]
 )
@@ -175,7 +183,7 @@ def _import_bundle(registry: "Registry", file: Path, alias: AliasName | None, js
     with Spinner(f"checking {file.name}"):
         found = import_bundle(registry, file, by="import", alias=None if alias is None else alias.value)
     standing = f"is {found.alias}" if found.alias else "is registered"
-    out.print(f"version {found.version} {standing}: {file}" + ("" if found.is_new else "; it was registered before"))
+    out.print(f"version {found.version} {standing}: {file}" + ("" if found.is_new else "; it was already registered"))
     if not found.alias:
         out.print(f"to serve it: imagestream models promote {found.version}")
     summary = {"version": found.version, "bundle_sha256": found.sha256, "new": found.is_new}
@@ -184,10 +192,10 @@ def _import_bundle(registry: "Registry", file: Path, alias: AliasName | None, js
 
 @models_app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A model's file.")],
+    file: Annotated[Path, typer.Argument(help="Model file.")],
     json_file: JsonOption = None,
 ) -> None:
-    """Show what is in a model's file: inputs, outputs, operators, size; nothing is run or registered.
+    """Show a model file's inputs, outputs, operators and size without running or registering it.
 
     Example: imagestream models inspect resnet18.onnx
     """
@@ -196,14 +204,14 @@ def inspect(
     from models.import_file import inspect_file
 
     found = inspect_file(file)
-    _tell_inspection(found)
+    _print_inspection(found)
     write_json(json_file, asdict(found))
 
 
 def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
-    """The fields of a recipe that `--resize` and `--crop` set."""
+    """Return the fields of the preprocessing recipe that `--resize` and `--crop` set."""
     if resize is not None and crop is not None:
-        raise UsageError("--resize and --crop exclude each other: a crop is resized to the input")
+        raise UsageError("--resize and --crop are mutually exclusive: a crop is resized to the input")
     if crop is not None:
         return {"fit": "crop", "crop_share": crop}
     if resize is None:
@@ -211,11 +219,11 @@ def _fit(resize: str | None, crop: float | None) -> dict[str, Any]:
     if resize == "stretch":
         return {"fit": "stretch"}
     if not resize.isdecimal():
-        raise UsageError(f"--resize is stretch, or the shorter side in pixels, got {resize!r}")
+        raise UsageError(f"--resize: expected stretch or the shorter side in pixels, got {resize!r}")
     return {"fit": "resize_crop", "shorter_side": int(resize)}
 
 
-def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | None) -> None:
+def _print_result(result: "ImportResult", alias: AliasName | None, json_file: Path | None) -> None:
     network, recipe = result.network.network, result.network.network.recipe
     for name, value in result.guessed.items():
         err.print(f"guessed {name}: {value}")
@@ -224,10 +232,10 @@ def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | Non
     out.print(
         f"version {result.version} {standing}: {network.source}, {len(result.classes):,} classes, "
         f"{recipe.input_size[0]}×{recipe.input_size[1]} pixels, {result.network.size / 1e6:.1f} MB, "
-        f"answers {result.scores}",
+        f"output {result.scores}",
     )
     if not result.is_new:
-        out.print("already registered: the same model")
+        out.print("the same model is already registered")
     if alias is None and not is_champion:
         out.print(f"to serve it: imagestream models promote {result.version}")
     summary = {
@@ -243,7 +251,7 @@ def _tell(result: "ImportResult", alias: AliasName | None, json_file: Path | Non
     write_json(json_file, summary)
 
 
-def _tell_inspection(found: "Inspection") -> None:
+def _print_inspection(found: "Inspection") -> None:
     details: list[tuple[str, str]] = []
     details.append(("format", found.format + (f" by {found.producer}" if found.producer else "")))
     details.append(("size", f"{found.bytes / 1e6:,.1f} MB, {found.parameters:,} weights"))

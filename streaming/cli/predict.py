@@ -1,4 +1,4 @@
-"""`imagestream predict`: a model's answers to images, without a stream."""
+"""`imagestream predict`: classify images without a stream."""
 
 import sys
 from collections import Counter
@@ -15,9 +15,9 @@ from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_j
 from streaming.cli.command_line import IMAGES
 from streaming.cli.console import err, text_column
 from streaming.cli.interrupts import stoppable, stopping_cleanly
+from streaming.cli.output import FormatOption, OutputOption
+from streaming.cli.output_formats import Format, Rows, check_format, write_rows
 from streaming.cli.query import SpreadsheetOption, pipe_may_close
-from streaming.cli.row_formats import Format, Rows, check_format, write_rows
-from streaming.cli.rows import FormatOption, OutputOption
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from streaming.settings import Settings
 
 STDIN = "-"
-ROWS_AT_A_TIME = 8
+ROWS_PER_BATCH = 8
 NUMBERS = frozenset([2])  # the column of confidences
 IN_A_TABLE = ["source", "label", "confidence", "top_k", "reason", "detail"]  # the other formats have every column
 
@@ -39,11 +39,11 @@ def predict(
         list[str],
         typer.Argument(
             metavar="IMAGE…",
-            help="Files, folders, http(s):// URLs, s3://, gs:// or az:// URIs; - for one image on standard input.",
+            help="Files, folders, http(s):// URLs, or s3://, gs:// or az:// URIs; - for one image on standard input.",
         ),
     ],
     model: Annotated[
-        str, typer.Option(metavar="MODEL", help="Model that answers: champion, challenger or a version's number.")
+        str, typer.Option(metavar="MODEL", help="Model to use: champion, challenger or a version number.")
     ] = "champion",
     top: Annotated[int, typer.Option(min=1, help="Number of classes in the column top_k.")] = 5,
     format_: FormatOption = Format.TABLE,
@@ -51,10 +51,10 @@ def predict(
     spreadsheet: SpreadsheetOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Classify images with a model of the registry, without Kafka and Spark.
+    """Classify images with a registered model, without Kafka or Spark.
 
-    Every regular file below a folder is taken, in the order of their names. The answers are those of the stream, to the
-    bit. An image that cannot be decoded has a row with the reason, and the exit code is then 1.
+    All regular files below a folder are classified, in order of their names. Predictions are bitwise identical to those
+    of the stream. An image that cannot be decoded gets a row with the reason, and the exit code is then 1.
 
     Example: imagestream predict photos/ --top 3 --format csv, or: imagestream predict - < photo.jpg
     """
@@ -65,7 +65,7 @@ def predict(
     from streaming.predict import ROW, load_model
 
     counts: Counter[str] = Counter()
-    with stopping_cleanly(), stoppable("the rows before are complete"), _progress() as show:
+    with stopping_cleanly(), stoppable("the rows written so far are complete"), _progress() as show:
         sources = [_from_stdin(settings) if one == STDIN else one for one in images]
         loaded = load_model(settings, model)
         since = perf_counter()
@@ -73,7 +73,7 @@ def predict(
         with pipe_may_close():
             names = IN_A_TABLE if format_ is Format.TABLE else ROW.names
             found = (_row(one, format_) for one in predictions)
-            # Rows of Arrow, which imports pandas for them, only where Parquet asks for them.
+            # Arrow imports pandas for rows: they are built only if Parquet is written.
             arrow = pa.RecordBatchReader.from_batches(ROW, _batches(found, ROW))
             values = (tuple(row[name] for name in names) for row in found)
             write_rows(Rows(names, values, arrow, NUMBERS), format_, output, spreadsheet=spreadsheet)
@@ -99,12 +99,12 @@ def predict(
     err.print(f"{images_done} in {rate}, model version {loaded.version}")
     if bad:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(bad.items()))
-        err.print(f"{sum(bad.values()):,} without an answer: {reasons}")
+        err.print(f"{sum(bad.values()):,} without a prediction: {reasons}")
         raise typer.Exit(EXIT_FAILED)
 
 
 def _row(prediction: "Prediction", format_: Format) -> dict[str, Any]:
-    """The fields; in a table, the classes as people read them."""
+    """Return the prediction's fields; a table shows `top_k` as text."""
     row = prediction.as_dict()
     if format_ is Format.TABLE:
         row["top_k"] = ", ".join(f"{label} {probability:.3f}" for label, probability in prediction.top_k)
@@ -112,7 +112,7 @@ def _row(prediction: "Prediction", format_: Format) -> dict[str, Any]:
 
 
 def _from_stdin(settings: "Settings") -> bytes:
-    """Standard input, or one byte more than an image may have."""
+    """Read standard input, up to one byte more than an image may have."""
     return sys.stdin.buffer.read(settings.image_limits.max_bytes + 1)
 
 
@@ -128,13 +128,13 @@ def _counted(
 def _batches(rows: Iterator[dict[str, Any]], schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
 
-    while some := list(islice(rows, ROWS_AT_A_TIME)):
+    while some := list(islice(rows, ROWS_PER_BATCH)):
         yield pa.RecordBatch.from_pylist(some, schema)
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
-    """The number of images on a terminal; nothing elsewhere."""
+    """Show the number of classified images on a terminal."""
     if not err.is_terminal:
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""`imagestream publish`: files to the topic, with a progress bar and a summary of what was sent and what was not."""
+"""`imagestream publish`: publish image files to the topic, with a progress bar and a summary."""
 
 import sys
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from streaming.settings import Settings
 
 STDIN = "-"
-LISTED = 20  # file names shown on the terminal; --json has them all
+LISTED = 20  # maximum number of file names shown on the terminal; --json has all of them
 
 
 @app.command(
@@ -35,45 +35,60 @@ LISTED = 20  # file names shown on the terminal; --json has them all
 def publish(
     context: typer.Context,
     paths: Annotated[
-        list[str] | None, typer.Argument(metavar="PATH…", help="Files, folders, patterns; s3://, gs:// or az:// URIs.")
+        list[str] | None,
+        typer.Argument(
+            metavar="PATH…",
+            help="Files, folders, glob patterns, or s3://, gs:// or az:// URIs; - for names on standard input.",
+        ),
     ] = None,
     label_from: Annotated[
-        LabelFrom, typer.Option(help="`parent` sends the name of a file's folder as its label.")
+        LabelFrom, typer.Option(help="Source of the labels; `parent` takes the name of a file's folder.")
     ] = LabelFrom.NONE,
-    only_images: Annotated[bool, typer.Option("--only-images", help="Leave out what is no image by content.")] = False,
+    only_images: Annotated[
+        bool, typer.Option("--only-images", help="Skip files whose content is not an image.")
+    ] = False,
     skip_too_large: Annotated[
-        bool, typer.Option("--skip-too-large", help="A file larger than the broker takes is no failure.")
+        bool, typer.Option("--skip-too-large", help="Skip files larger than the broker accepts instead of failing.")
     ] = False,
     from_csv: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A CSV of files to publish: columns path and label.")
+        Path | None, typer.Option(metavar="FILE", help="CSV of the files to publish, with the columns path and label.")
     ] = None,
     shrink_to: Annotated[
         int | None,
-        typer.Option(min=16, metavar="PX", help="Make larger images smaller first, to this longest side in pixels."),
+        typer.Option(
+            min=16,
+            metavar="PX",
+            help="Maximum longest side in pixels; larger images are scaled down before they are sent.",
+        ),
     ] = None,
-    rate: Annotated[float | None, typer.Option(metavar="N", help="Images a second, evenly spaced.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="N", help="Maximum number of images per second; default: no limit.")
+    ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Publish what is in the folders PATH…, then every new file, until Ctrl-C.")
+        bool, typer.Option("--watch", help="Publish the files in the folders PATH…, then every new file, until Ctrl-C.")
     ] = False,
     follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="With --watch, also publish what links in the folders lead out to.")
+        bool, typer.Option("--follow-links", help="With --watch, follow symbolic links that lead out of the folders.")
     ] = False,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="What --watch remembers; default: HOME/publish/TOPIC.sqlite."),
+        typer.Option(
+            metavar="FILE", help="File in which --watch records published files; default: HOME/publish/TOPIC.sqlite."
+        ),
     ] = None,
     json: JsonOption = None,
 ) -> None:
     """Publish image files to Kafka.
 
-    Every regular file is sent, hidden ones included, image or not: the stream decides. Each file is one message,
-    acknowledged by the broker; the exit code is 0 only if all of them were, but for those an option leaves out.
+    Every regular file is sent as one message, including hidden files and files that are not images: the stream
+    quarantines those. The exit code is 0 only if the broker acknowledged every file that no option skips.
 
-    PATH - reads the files' names from standard input, one a line. A relative path in a CSV begins at the CSV's folder.
+    With - as PATH, file names are read from standard input, one per line. A relative path in a CSV is resolved against
+    the folder of the CSV.
 
-    --watch sends each file once, also across restarts, when it has not changed for a second; hidden, empty and
-    unfinished ones (.part, .tmp, …) wait. Symbolic links that lead out of the folders are not followed. Killed, it may
-    send the last few once more, with the same image id.
+    --watch sends each file once, even across restarts, as soon as it has not changed for a second. Hidden, empty and
+    unfinished files (.part, .tmp, …) are not sent. After a crash, the last few files may be sent again, with the same
+    image id.
 
     Example: imagestream publish --label-from parent photos/ 'more/*.jpg', or: imagestream publish --watch photos/
     """
@@ -85,13 +100,13 @@ def publish(
     from streaming.platform.topic import Right, check_access
 
     settings = settings_of(context)
-    with wrong_usage():  # is reported before a broker is asked
+    with wrong_usage():  # reported before the broker is contacted
         RateLimiter(rate)
     reading = ReadOptions(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
     if watch:
         folders = _folders(paths or [], from_csv)
     elif state is not None:
-        raise UsageError("--state is what --watch remembers: expected both, got --state alone")
+        raise UsageError("--state is an option of --watch: expected both, got --state alone")
     else:
         sources = _sources(paths or [], from_csv, label_from)
     servers, client = home_servers(settings), client_arguments(settings)
@@ -113,11 +128,11 @@ def _warn_of_retention(settings: "Settings", target: "Target") -> None:
         _, ends = committed_offsets(settings)
         committed = {(target.topic, partition): end for partition, end in ends.items()}
         near = messages_near_retention(target.servers, [target.topic], committed, target.client)
-    except ServiceError:  # publishing needs no tables; and that a broker is away is reported where it matters
+    except ServiceError:  # publishing needs no tables, and reports an unreachable broker itself
         return
     for topic, count in near.items():
         err.print(
-            f"{count:,} messages of {topic} wait for a row, and half of the time is over for which Kafka keeps them: "
+            f"{count:,} messages of {topic} are unprocessed and past half of Kafka's retention time: "
             "start `imagestream stream`",
             style="yellow",
         )
@@ -125,7 +140,7 @@ def _warn_of_retention(settings: "Settings", target: "Target") -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """Where images are published to."""
+    """The broker and topic that images are published to."""
 
     servers: str
     client: Mapping[str, Any]
@@ -217,31 +232,31 @@ def _watch(
             rate=rate,
             follow_links=follow_links,
             on_change=show,
-            on_failure=lambda why: err.print(f"not acknowledged, trying again: {why}", style="yellow"),
+            on_failure=lambda why: err.print(f"not acknowledged, retrying: {why}", style="yellow"),
         )
     write_json(json, asdict(summary))
     out.print(
         f"sent {summary.sent:,} files to {summary.topic} in {summary.seconds:.1f} s: {summary.bytes / 1e6:,.1f} MB;"
-        f" {summary.skipped:,} were skipped",
+        f" {summary.skipped:,} skipped",
     )
     _print_files("skipped", [(skip.path, f"{skip.reason}: {skip.detail}") for skip in summary.skips])
     if summary.undelivered:
-        err.print(f"{summary.undelivered:,} were not acknowledged: the next start sends them", style="red")
+        err.print(f"{summary.undelivered:,} files were not acknowledged; the next run sends them", style="red")
         raise typer.Exit(EXIT_FAILED)
 
 
 def _folders(paths: list[str], from_csv: Path | None) -> list[str]:
-    """What is to be watched."""
+    """Return the folders to watch."""
     if from_csv is not None or STDIN in paths:
         other = STDIN if from_csv is None else "--from-csv"
-        raise UsageError(f"--watch follows folders: expected their names, got {other}")
+        raise UsageError(f"--watch needs folders: expected their names, got {other}")
     if not paths:
-        raise UsageError("--watch follows folders: expected their names, got none")
+        raise UsageError("--watch needs folders: expected their names, got none")
     return paths
 
 
 def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> "Sources":
-    """What is to be published: paths, the rows of a CSV, or the lines of standard input."""
+    """Return the files to publish: from paths, the rows of a CSV, or the lines of standard input."""
     from producer.manifest import read_csv, read_lines
     from producer.sources import find_files
 
@@ -249,11 +264,11 @@ def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> 
         if paths:
             raise UsageError(f"expected either PATH… or --from-csv FILE, got both: {paths[0]} and {from_csv}")
         if label_from is not LabelFrom.NONE:
-            raise UsageError("expected either --from-csv, which has the labels, or --label-from, got both")
+            raise UsageError("expected either --from-csv, which contains the labels, or --label-from, got both")
         return read_csv(from_csv)
     if STDIN in paths:
         if len(paths) > 1:
-            raise UsageError(f"expected {STDIN} alone, for standard input, got other paths too")
+            raise UsageError(f"expected {STDIN} as the only path, for standard input, got other paths too")
         return read_lines(sys.stdin.buffer, label_from)
     if not paths:
         raise typer.BadParameter("Missing argument 'PATH…'")
@@ -263,7 +278,7 @@ def _sources(paths: list[str], from_csv: Path | None, label_from: LabelFrom) -> 
 
 
 def _in_bucket(paths: list[str], label_from: LabelFrom) -> "Sources":
-    """The objects below URIs, or those that they name, and the files that other paths name."""
+    """Return the objects that URIs name or contain, and the files of the other paths."""
     from producer.sources import SourceFile, Sources, find_files, label_of
     from streaming.images.sources import list_source
 
@@ -294,7 +309,7 @@ def _print_summary(summary: "PublishSummary") -> None:
     untried = summary.found - summary.sent - len(summary.skipped) - len(summary.failed)
     if untried:
         why = "Ctrl-C" if summary.interrupted else "the failure above"
-        err.print(f"{untried:,} files were not confirmed as sent, because of {why}")
+        err.print(f"{untried:,} files were not acknowledged because of {why}")
 
 
 def _print_files(what: str, files: list[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""`imagestream query` and `imagestream predictions`: rows of the Delta tables in every format of rows."""
+"""`imagestream query` and `imagestream predictions`: query the Delta tables."""
 
 import os
 import sys
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import IMAGES, Old, seconds
+from streaming.cli.command_line import IMAGES, Deprecated, seconds
 from streaming.cli.console import err
-from streaming.cli.row_formats import STDOUT, Format, check_format, write_rows
-from streaming.cli.rows import WATCH_S, EveryOption, FormatOption, OutputOption
+from streaming.cli.output import WATCH_S, EveryOption, FormatOption, OutputOption
+from streaming.cli.output_formats import STDOUT, Format, check_format, write_rows
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,20 +27,26 @@ PREDICTIONS_COLUMNS = "SELECT scored_at, source, label, confidence, label_true, 
 Ask = Callable[[], AbstractContextManager["pa.RecordBatchReader"]]
 
 SpreadsheetOption = Annotated[
-    bool, typer.Option("--spreadsheet", help="In CSV, keep text from being a formula: an apostrophe goes before it.")
+    bool,
+    typer.Option("--spreadsheet", help="With --format csv, prefix text that looks like a formula with an apostrophe."),
 ]
-TimeoutOption = Annotated[Any, typer.Option("--timeout", parser=seconds, metavar="TIME", help="Time limit.")]
+TimeoutOption = Annotated[
+    Any, typer.Option("--timeout", parser=seconds, metavar="TIME", help="Time limit of the query, e.g. 30s.")
+]
 AtOption = Annotated[
-    str | None, typer.Option("--at", metavar="TIME", help="The tables as they were then, such as 2026-11-16T09:30.")
+    str | None,
+    typer.Option(
+        "--at", metavar="TIME", help="Time of the table versions to query, e.g. 2026-11-16T09:30; default: now."
+    ),
 ]
-WatchOption = Annotated[bool, typer.Option("--watch", help="Ask again and again, and show what changed, until Ctrl-C.")]
-OLD = (Old("-f", "--format {}"), Old("--watch", "--watch --every {}s", only=r"[0-9]*\.?[0-9]+"))
+WatchOption = Annotated[bool, typer.Option("--watch", help="Repeat the query and show each new result, until Ctrl-C.")]
+DEPRECATED = (Deprecated("-f", "--format {}"), Deprecated("--watch", "--watch --every {}s", only=r"[0-9]*\.?[0-9]+"))
 
 
-@app.command(panel=IMAGES, old=OLD)
+@app.command(panel=IMAGES, deprecated=DEPRECATED)
 def query(
     context: typer.Context,
-    sql: Annotated[str | None, typer.Argument(metavar="SQL", help="One SELECT over the tables.")] = None,
+    sql: Annotated[str | None, typer.Argument(metavar="SQL", help="SELECT statement over the tables.")] = None,
     at: AtOption = None,
     watch: WatchOption = False,
     every: EveryOption = WATCH_S,
@@ -50,10 +56,10 @@ def query(
     timeout_s: TimeoutOption = 60.0,
     json: JsonOption = None,
 ) -> None:
-    """Query the Delta tables with SQL, read-only: predictions, quarantine, batches, features, labels.
+    """Query the Delta tables with read-only SQL: predictions, quarantine, batches, features, labels.
 
-    `DESCRIBE predictions` lists the columns of one, `SHOW TABLES` the tables that are there. Without SQL it is read
-    from standard input; on a terminal, a shell asks for it, with history and completion.
+    `SHOW TABLES` lists the tables, `DESCRIBE predictions` the columns of one. Without SQL, the statement is read from
+    standard input; on a terminal, an interactive shell with history and completion starts.
 
     Example: imagestream query "SELECT label, count(*) FROM predictions GROUP BY label ORDER BY label"
     """
@@ -75,26 +81,33 @@ def query(
     )
 
 
-@app.command(panel=IMAGES, old=OLD)
+@app.command(panel=IMAGES, deprecated=DEPRECATED)
 def predictions(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 20,
-    label: Annotated[str | None, typer.Option(help="Only what was predicted to be this class.")] = None,
+    label: Annotated[str | None, typer.Option(help="Predicted class to select; default: all.")] = None,
     below: Annotated[
-        float | None, typer.Option(metavar="CONF", help="Only below this confidence, the least sure first.")
+        float | None,
+        typer.Option(metavar="CONF", help="Upper limit of the confidence, from 0 to 1; lowest confidence first."),
     ] = None,
-    model: Annotated[int | None, typer.Option(min=1, help="Only by this model version.")] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Only what was scored from then on.")] = None,
+    model: Annotated[int | None, typer.Option(min=1, help="Model version to select; default: all.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Time from which predictions are selected, e.g. 2026-11-16T09:30."),
+    ] = None,
     at: AtOption = None,
     watch: WatchOption = False,
     every: EveryOption = WATCH_S,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Write each new prediction as a line of JSON, until Ctrl-C.")
+        bool, typer.Option("--follow", help="Write each new prediction as a JSON line, until Ctrl-C.")
     ] = False,
     after: Annotated[
         str | None,
         typer.Option(
-            "--after", metavar="POSITION", help="With --follow: latest, earliest, or the position of a line to follow."
+            "--after",
+            metavar="POSITION",
+            help="Position after which --follow starts: latest, earliest, or the position of an earlier line; "
+            "default: latest.",
         ),
     ] = None,
     format_: FormatOption = Format.TABLE,
@@ -103,10 +116,10 @@ def predictions(
     timeout_s: TimeoutOption = 60.0,
     json: JsonOption = None,
 ) -> None:
-    """Show the latest predictions, of one class, of low confidence, or of one model version; or follow them.
+    """Show or follow the latest predictions, optionally of one class, model version or low confidence.
 
-    With --follow they come from the answers topic, if there is one, else from new versions of the table. Each line has
-    the `position` by which another call continues after it. It ends after --limit lines, if that is given.
+    --follow reads the answers topic if there is one, else new versions of the table. Each line contains the `position`
+    from which another call can continue. It ends after --limit lines if that option is given.
 
     Example: imagestream predictions --label 7 --below 0.6
     """
@@ -116,7 +129,7 @@ def predictions(
         sources = {name: context.get_parameter_source(name) for name in context.params}
         given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
         if others := given & {"since", "at", "watch", "every", "format_", "output", "spreadsheet", "timeout_s"}:
-            raise UsageError(f"--follow writes lines of JSON as they come: leave out --{min(others).strip('_')}")
+            raise UsageError(f"--follow writes JSON lines as they arrive: omit --{min(others).strip('_')}")
         with pipe_may_close():
             summary = follow_lines(
                 settings_of(context),
@@ -131,7 +144,7 @@ def predictions(
             write_json(json, summary)
         return
     if after is not None:
-        raise UsageError("--after is where to begin with --follow, which was not given")
+        raise UsageError("--after is an option of --follow: expected both, got --after alone")
     from streaming.answers import PREDICTIONS, PREDICTIONS_ORDER
     from streaming.query import open_query
 
@@ -152,7 +165,7 @@ def _from_stdin() -> str:
     if len(sql) > MAX_SQL_CHARS:
         raise UsageError(f"the SQL on standard input is longer than {MAX_SQL_CHARS:,} characters")
     if not sql.strip():
-        raise UsageError("no SQL: expected a SELECT as argument or on standard input")
+        raise UsageError("no SQL: expected a SELECT statement as argument or on standard input")
     return sql
 
 
@@ -166,11 +179,11 @@ def _answer(
     spreadsheet: bool,
 ) -> None:
     if watch_s is not None and format_ is Format.PARQUET:
-        raise UsageError("--watch shows rows as they change: expected a --format other than parquet with it")
+        raise UsageError("--watch shows rows as they change: expected a --format other than parquet")
     check_format(format_, output, spreadsheet=spreadsheet)
     if watch_s is not None:
         if output is not None:
-            raise UsageError("--watch shows rows as they change: expected no --output FILE with it")
+            raise UsageError("--watch shows rows as they change: expected no --output FILE")
         from streaming.cli.query_watch import watch
 
         with pipe_may_close():
@@ -188,9 +201,9 @@ def _answer(
 
 @contextmanager
 def pipe_may_close() -> Iterator[None]:
-    """End quietly when the reader of standard output has read enough, as `| head` does."""
+    """End quietly when the reader of standard output closes it, as `| head` does."""
     try:
         yield
     except BrokenPipeError:
-        # What is still buffered must not fail again when Python closes the stream.
+        # Buffered output must not fail again when Python closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""`imagestream query` on a terminal: a shell with history, completion and statements over several lines."""
+"""`imagestream query` on a terminal: an interactive shell with history, completion and multi-line statements."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 from streaming.cli.console import err, out
-from streaming.cli.row_formats import Format, write_rows
+from streaming.cli.output_formats import Format, write_rows
 from streaming.errors import ConfigurationError, ServiceError
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ Ask = Callable[[str], AbstractContextManager["pa.RecordBatchReader"]]
 
 PROMPT, CONTINUED = "imagestream> ", "        ...> "
 COMMANDS = {
-    "\\d": "list the tables; `\\d NAME` the columns of one",
-    "\\timing": "tell after each answer how long it took, or no more",
-    "\\?": "this help",
-    "\\q": "end, as Ctrl-D does",
+    "\\d": "list the tables; `\\d NAME` lists the columns of one",
+    "\\timing": "switch the display of query times on or off",
+    "\\?": "show this help",
+    "\\q": "quit, like Ctrl-D",
 }
 KEYWORDS = (
     "SELECT FROM WHERE GROUP BY ORDER HAVING LIMIT DISTINCT AS AND OR NOT IN IS NULL LIKE BETWEEN CASE WHEN THEN ELSE"
@@ -40,10 +40,10 @@ COLUMNS_SQL = "SELECT table_name, column_name FROM information_schema.columns OR
 
 
 def run_shell(ask: Ask, history: Path) -> None:
-    """Ask for statements and answer them until Ctrl-D or `\\q`; one that fails is told in a line, and the next asked.
+    """Read and run statements until Ctrl-D or `\\q`; a statement that fails is reported on one line.
 
     Raises:
-        ServiceError: there are no tables to ask about.
+        ServiceError: there are no tables.
     """
     tables = columns_of(ask)
     _keep_private(history)
@@ -56,31 +56,31 @@ def run_shell(ask: Ask, history: Path) -> None:
         prompt_continuation=CONTINUED,
         key_bindings=_bindings(),
     )
-    out.print(f"tables: {', '.join(tables)}; end a statement with ;  \\? helps, Ctrl-D ends")
+    out.print(f"tables: {', '.join(tables)}; end a statement with ;  \\? for help, Ctrl-D to quit")
     shell = Shell(ask)
     with suppress(EOFError):
         while True:
             try:
                 shell.run(session.prompt())
-            except KeyboardInterrupt:  # clears the line, or stops waiting for an answer
+            except KeyboardInterrupt:  # clears the line or cancels the query
                 continue
             except ServiceError as error:
                 err.print(f"error: {error}")
 
 
 class Shell:
-    """What is typed, answered: statements and the commands that begin with a backslash."""
+    """Runs statements, and commands that begin with a backslash."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
         self._timing = False
 
     def run(self, text: str) -> None:
-        """Answer one statement, with or without its semicolon, or run one command.
+        """Run one statement, with or without its semicolon, or one command.
 
         Raises:
-            ServiceError: the statement is refused or fails; there is no such command.
-            EOFError: it was `\\q`.
+            ServiceError: the statement is rejected or fails, or the command is unknown.
+            EOFError: the command is `\\q`.
         """
         text = text.strip().rstrip(";").strip()
         if not text.startswith("\\"):
@@ -99,7 +99,7 @@ class Shell:
             case "\\q":
                 raise EOFError
             case _:
-                raise ConfigurationError(f"no such command {command}, there are: {' '.join(COMMANDS)}")
+                raise ConfigurationError(f"unknown command {command}: expected one of {' '.join(COMMANDS)}")
 
     def _show(self, sql: str) -> None:
         if not sql:
@@ -113,7 +113,7 @@ class Shell:
 
 
 class SqlCompleter(Completer):
-    """Completes tables, their columns, keywords and the shell's commands; keywords in the case that is typed."""
+    """Completes tables, columns, keywords and commands; keywords in the case that is typed."""
 
     def __init__(self, tables: Mapping[str, Sequence[str]]) -> None:
         self._tables = tables
@@ -133,7 +133,7 @@ class SqlCompleter(Completer):
         if re.search(r"\b(from|join|describe)\s+\w*$", before, re.IGNORECASE):
             yield from self._tables
             return
-        # Of the tables that the statement names, where it names some already.
+        # Only the columns of the tables that the statement names, if it names any.
         for name in named or self._tables:
             yield from self._tables[name]
         yield from self._tables
@@ -142,7 +142,7 @@ class SqlCompleter(Completer):
 
 
 def columns_of(ask: Ask) -> dict[str, list[str]]:
-    """The columns of every table there is."""
+    """Return the column names of every table."""
     tables: dict[str, list[str]] = {}
     with ask(COLUMNS_SQL) as reader:
         for batch in reader:
@@ -169,7 +169,7 @@ def _bindings() -> KeyBindings:
 
 
 def _keep_private(history: Path) -> None:
-    """What is asked may name people: the history is for its owner alone."""
+    """Restrict the history to its owner: queries may contain personal data."""
     try:
         os.close(os.open(history, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
         history.chmod(0o600)

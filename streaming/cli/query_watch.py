@@ -1,4 +1,4 @@
-"""`--watch`: the same question again and again, its answer shown anew whenever it has changed."""
+"""`--watch`: repeats a query and shows its result whenever it changes."""
 
 import io
 import sys
@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from streaming.cli.console import out
-from streaming.cli.row_formats import WRITERS, Format, Rows
+from streaming.cli.output_formats import WRITERS, Format, Rows
 from streaming.signals import until_stopped
 
 if TYPE_CHECKING:
@@ -20,9 +20,17 @@ if TYPE_CHECKING:
 
 
 def watch(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], every_s: float, format_: Format) -> int:
-    """Show the answer, then each that differs from the one before, until Ctrl-C; how many were shown.
+    """Show the result, then each result that differs from the previous one, until Ctrl-C.
 
-    A terminal is drawn again in place; elsewhere each answer follows the last.
+    A terminal is redrawn in place; elsewhere the results are written one after another.
+
+    Args:
+        ask: runs the query.
+        every_s: interval between queries in seconds.
+        format_: the output format.
+
+    Returns:
+        The number of results shown.
     """
     shown, last = 0, None
     live = Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext()
@@ -48,6 +56,6 @@ def _answer(ask: Callable[[], AbstractContextManager["pa.RecordBatchReader"]], f
 
 
 def _drawn(answer: str, every_s: float) -> Text:
-    # The clock shows that it is still asked, also where the answer stays.
+    # The clock shows that the query still runs although its result is unchanged.
     footer = f"{datetime.now(UTC):%H:%M:%S} UTC, every {every_s:g} s, Ctrl-C ends"
     return Text(answer + footer, no_wrap=True, overflow="crop")

@@ -1,6 +1,6 @@
-"""The reference, written from what runs: `python -m streaming.cli.reference > docs/reference.md`.
+"""Generates the reference manual: `python -m streaming.cli.reference > docs/reference.md`.
 
-Commands and their options come from the command line itself, settings and tables from their definitions.
+Commands and options are read from the command line, settings and tables from their definitions.
 """
 
 import inspect
@@ -18,35 +18,34 @@ from streaming.storage.tables import SCHEMAS
 
 HEAD = """# Reference
 
-Written by `python -m streaming.cli.reference > docs/reference.md` from the commands, settings and tables themselves.
-[How-to guides](how-to.md) say what to use them for. In a clone, `source .venv/bin/activate` puts `imagestream` on the
-`PATH`.
+Generated from the code by `python -m streaming.cli.reference > docs/reference.md`. The [how-to guides](how-to.md)
+explain when to use what. In a clone, `source .venv/bin/activate` puts `imagestream` on the `PATH`.
 """
 PRECEDENCE = """
-Every setting is an option of every command, before it or after it, a variable, and a name in the configuration file. A
-value comes from the option; without one from the environment; else from the configuration file, which is the one that
-`--config` or `IMAGESTREAM_CONFIG` names, else `imagestream.toml` in the working directory; else it is the default.
-`imagestream config show` shows each value and where it comes from, `imagestream config init` writes a file with every
-setting. A relative path in the file lies beside it. A name in the file that is not a setting is an error; a variable
-`IMAGESTREAM_…` that is not one is reported with the nearest name. A secret is never a value: its setting names the file
-that holds it. Times are written as `10s`, `15m`, `24h` or `7d`.
+Every setting is an option of every command (before or after its name), an environment variable, and a key of the
+configuration file. The option takes precedence over the environment, the environment over the configuration file, and
+the file over the default. The configuration file is the one given by `--config` or `IMAGESTREAM_CONFIG`, else
+`imagestream.toml` in the working directory. `imagestream config show` lists each value and its origin, `imagestream
+config init` writes a file with every setting. A relative path in the file is resolved against the file's folder. An
+unknown key in the file is an error; an unknown variable `IMAGESTREAM_…` is reported with the nearest name. A secret is
+never a value: its setting names the file that contains it. Times are written as `10s`, `15m`, `24h` or `7d`.
 """
 SHELL = """
-Results go to standard output, everything about the work (progress, notes, warnings, errors) to standard error. A
-progress bar is drawn on a terminal only, and colours are left out where output is not a terminal or `NO_COLOR` is set.
-Every command that lists rows takes `--format table|csv|json|ndjson|parquet` and `--output FILE`; a table on a terminal
-shows 50 rows, and all of them in a pipe or file. `--json FILE` writes a summary for programs, to standard output if
-the file is `-`. `--debug` shows the traceback of an error. `imagestream --install-completion`
-installs completion for bash, zsh, fish or PowerShell. [Conventions](conventions.md) has a table of all commands.
+Results go to standard output; progress, notes, warnings and errors go to standard error. Progress bars are shown on a
+terminal only; colours are omitted if the output is not a terminal or `NO_COLOR` is set. Every command that lists rows
+takes `--format table|csv|json|ndjson|parquet` and `--output FILE`; a table shows 50 rows on a terminal and all rows in
+a pipe or file. `--json FILE` writes a machine-readable summary, to standard output if the file is `-`. `--debug` shows
+the traceback of an error. `imagestream --install-completion` installs completion for bash, zsh, fish or PowerShell.
+[Conventions](conventions.md) has a table of all commands.
 """
 COLUMNS = {
-    "damaged": "the file lacks its end or last rows, or has bytes around the image; null in rows from before",
-    "traceparent": "W3C trace context of the message; null without one and in rows of earlier releases",
+    "damaged": "the file is truncated or has bytes around the image; null in rows of earlier releases",
+    "traceparent": "W3C trace context of the message; null if it has none and in rows of earlier releases",
 }
 
 
 def reference() -> str:
-    """The whole of it, as Markdown."""
+    """Return the reference manual as Markdown."""
     return "\n".join([HEAD, *_exit_codes(), *_settings(), *_commands(), *_tables()]) + "\n"
 
 
@@ -84,22 +83,22 @@ def _command(path: str, command: Any) -> Iterator[str]:
         yield from _table("option", "default", "meaning", rows=map(_option, options))
     if getattr(command, "settings", ()):
         yield f"\nSettings: {', '.join(f'`{option_of(name)}`' for name in command.settings)}."
-    if getattr(command, "old", ()):
-        told = (f"`{one.name}` for `{one.new.replace('{}', 'VALUE')}`" for one in command.old)
-        yield f"\nOld spellings, which work with a warning for one release: {', '.join(told)}."
+    if getattr(command, "deprecated_options", ()):
+        old = (f"`{one.name}` for `{one.new.replace('{}', 'VALUE')}`" for one in command.deprecated_options)
+        yield f"\nDeprecated spellings, which work with a warning for one release: {', '.join(old)}."
     for name in sorted(members):
         yield from _command(f"{path} {name}", members[name])
 
 
 def _text(help_: str) -> Iterator[str]:
-    """The help, its examples as code."""
+    """Yield the lines of a help text, with examples as code blocks."""
     for line in inspect.cleandoc(help_).replace("\f", "").splitlines():
         example = line.removeprefix("Example: ")
         if example == line:
             yield line
             continue
         yield "```shell"
-        # What stands in parentheses behind an example is a remark.
+        # Parentheses after an example are a comment.
         yield from (re.sub(r" \(([^)\"]*)\)$", r"  # \1", one.strip()) for one in example.split(", or: "))
         yield "```"
 
@@ -115,7 +114,7 @@ def _option(param: Any) -> tuple[str, str, str]:
 
 
 def _value(param: Any) -> str:
-    """What stands for the option's value: its own name for it, the words it may be, or its type."""
+    """Return the placeholder of an option's value: its metavar, its choices, or its type."""
     if param.metavar:
         return str(param.metavar)
     annotation = param.type_descriptor.annotation
@@ -128,7 +127,7 @@ def _value(param: Any) -> str:
 
 def _tables() -> Iterator[str]:
     yield "\n## Tables\n"
-    yield "Delta tables in `HOME/tables/`, written without deletion vectors, so that any reader can read them."
+    yield "Delta tables in `HOME/tables/`, written without deletion vectors so that every Delta reader supports them."
     for name, (schema, partition_by) in sorted(SCHEMAS.items()):
         yield f"\n### `{name}`\n"
         rows = [

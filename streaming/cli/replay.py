@@ -1,4 +1,4 @@
-"""`imagestream replay`: quarantined messages once more."""
+"""`imagestream replay`: publish quarantined messages again."""
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 @app.command(panel=OPERATION, settings=("bootstrap_servers",))
 def replay(
     context: typer.Context,
-    reason: Annotated[str | None, typer.Option(help="Only what was quarantined for this reason.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many messages.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Also what was replayed before.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and send nothing.")] = False,
+    reason: Annotated[
+        str | None, typer.Option(help="Reason for quarantine of the messages to replay; default: any.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum number of messages; default: no limit.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Include messages that were already replayed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count the messages without sending them.")] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Publish quarantined messages again, as they came, and mark them as replayed.
+    """Publish quarantined messages again, unchanged, and mark them as replayed.
 
-    A message is marked once the broker has acknowledged it, and then not sent again. If the replay is killed nothing is
-    lost; a few that were sent but not yet marked may be sent twice.
+    A message is marked when the broker has acknowledged it and is not sent again. If the replay is killed, no message
+    is
+    lost, but a few that were sent and not yet marked may be sent twice.
 
     Example: imagestream replay --reason truncated --dry-run
     """
@@ -53,12 +56,14 @@ def replay(
             bar.update(task, completed=report.sent, total=report.wanted)
 
         report = run(settings, servers, options, show)
-    told = ", ".join(f"{name} {count:,}" for name, count in sorted(report.by_reason.items()))
-    out.print(f"sent {report.sent:,} of {report.wanted:,} messages" + (f": {told}" if told else ""))
+    reasons = ", ".join(f"{name} {count:,}" for name, count in sorted(report.by_reason.items()))
+    out.print(f"sent {report.sent:,} of {report.wanted:,} messages" + (f": {reasons}" if reasons else ""))
     if report.refused:
-        err.print(f"{report.refused:,} are larger than the broker takes, and stay as they are", style="yellow")
+        err.print(
+            f"{report.refused:,} messages are larger than the broker accepts and stay quarantined", style="yellow"
+        )
     if report.failed:
-        err.print(f"stopped: {report.failed}; run it again for the rest", style="red")
+        err.print(f"stopped: {report.failed}; run the command again to send the rest", style="red")
     write_json(json_file, asdict(report) | {"complete": report.complete})
     if not report.complete:
         raise typer.Exit(EXIT_FAILED)

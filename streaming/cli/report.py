@@ -1,4 +1,4 @@
-"""`imagestream report`: what the models answered and what they are worth, as tables or as a page."""
+"""`imagestream report`: predictions and quality of the models, as tables or an HTML page."""
 
 import os
 from dataclasses import asdict
@@ -11,8 +11,8 @@ import typer
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS
 from streaming.cli.console import Spinner, err, out
-from streaming.cli.row_formats import Format
-from streaming.cli.rows import FormatOption, list_rows, print_table
+from streaming.cli.output import FormatOption, list_rows, print_table
+from streaming.cli.output_formats import Format
 from streaming.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ TABLES: dict[Section, tuple[str, dict[str, type]]] = {
         },
     ),
     Section.DRIFT: (
-        "drift from held-out images, newest micro-batches first; alarm is for the images since the last window",
+        "drift relative to held-out images, newest micro-batches first; the alarm concerns the images since the last "
+        "window",
         {
             "batch_id": int,
             "version": int,
@@ -88,22 +89,26 @@ TABLES: dict[Section, tuple[str, dict[str, type]]] = {
 @app.command(panel=MODELS)
 def report(
     context: typer.Context,
-    challenger: Annotated[int | None, typer.Option(min=1, help="Only this challenger's version.")] = None,
+    challenger: Annotated[
+        int | None, typer.Option(min=1, help="Version of the challenger to show; default: all.")
+    ] = None,
     limit: Annotated[
-        int, typer.Option(min=1, help="So many of the most frequent disagreements, and of the newest micro-batches.")
+        int,
+        typer.Option(min=1, help="Number of the most frequent disagreements and of the newest micro-batches to show."),
     ] = 10,
     model: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Evaluate this version on its holdout, as an HTML page.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Version to evaluate on its held-out images, as an HTML page."),
     ] = None,
     against: Annotated[
-        int | None, typer.Option(min=1, metavar="M", help="With --model: beside this version, on the same images.")
+        int | None, typer.Option(min=1, metavar="M", help="Version to compare with --model on the same images.")
     ] = None,
     live: Annotated[
-        bool, typer.Option("--live", help="Evaluate the stored predictions whose label is known, as an HTML page.")
+        bool, typer.Option("--live", help="Evaluate the stored predictions of labelled images, as an HTML page.")
     ] = False,
     section: Annotated[
         Section | None,
-        typer.Option("--table", help="Only this table; default: all of them, and versions where --format is given."),
+        typer.Option("--table", help="Table to show; default: all of them, or versions with --format or --output."),
     ] = None,
     format_: FormatOption = Format.TABLE,
     output: Annotated[
@@ -112,27 +117,28 @@ def report(
             "--output",
             "-o",
             metavar="FILE",
-            help="File to write the rows to, - for standard output; of --model or --live the page, report.html by "
-            "default, whose figures go to a folder beside it.",
+            help="File to write the rows to; - for standard output. With --model or --live, file to write the page to "
+            "(default: report.html); its figures are written to a folder beside it.",
         ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show accuracy and confidence per model version, what was quarantined, and champion and challenger side by side.
+    """Show accuracy and confidence per model version, the quarantine, and champion and challenger side by side.
 
-    Accuracy counts images whose label is known: it came with the message, or was given since. With --model, or --live,
-    write one HTML file instead that needs no other: figures with confidence intervals, plots, samples, mistakes.
+    Accuracy is over images whose label was sent with the message or added later. With --model or --live, a
+    self-contained
+    HTML file is written instead: metrics with confidence intervals, plots, samples and mistakes.
 
     Example: imagestream report, or: imagestream report --model 2 --against 1 --output report.html
     """
     if model is not None or live:
         if format_ is not Format.TABLE or section is not None:
-            raise UsageError("--model and --live write a page: expected no --format and no --table with them")
+            raise UsageError("--model and --live write a page: expected neither --format nor --table with them")
         page = output or PAGE
         _check_output(page)
         return _write_page(_read_page(context, model, against, live), page, json_file)
     if against is not None:
-        raise UsageError("--against M compares with a version: name the other with --model N")
+        raise UsageError("--against M compares two versions: give the other with --model N")
 
     from streaming.reports.report import read_report
 
@@ -154,7 +160,9 @@ def _read_page(context: typer.Context, model: int | None, against: int | None, l
     settings = settings_of(context)
     if live:
         if against is not None:
-            raise UsageError("--against compares on a holdout, --live reports on the stream: give one of the two")
+            raise UsageError(
+                "--against compares on held-out images, --live reports on the stream: give only one of the two"
+            )
         from streaming.reports.live_report import read_live_report
 
         with Spinner("reading the predictions"):
@@ -168,10 +176,14 @@ def _read_page(context: typer.Context, model: int | None, against: int | None, l
 
 
 def _check_output(output: Path) -> None:
-    """See that the page can be written, before the minute that the figures may take."""
+    """Check that the page can be written, before the evaluation, which may take a minute.
+
+    Raises:
+        UsageError: it cannot.
+    """
     parent = next((folder for folder in output.absolute().parents if folder.exists()), output)
     if output.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UsageError(f"--output names a file in a folder that can be written to, got {output}")
+        raise UsageError(f"--output: expected a file in a writable folder, got {output}")
 
 
 def _write_page(found: "ModelReport", output: Path, json_file: Path | None) -> None:

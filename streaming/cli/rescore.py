@@ -1,4 +1,4 @@
-"""`imagestream rescore`: history scored again by another version, without the CNN."""
+"""`imagestream rescore`: score all messages again with another version, without the CNN."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from streaming.cli.app import JsonOption, app, settings_of, write_json
 from streaming.cli.command_line import MODELS
 from streaming.cli.console import err, out, text_column
-from streaming.cli.rows import print_table
+from streaming.cli.output import print_table
 
 AGREEMENT_COLUMNS = (
     "old_version rows agreement labelled judged old_accuracy new_accuracy only_old_right only_new_right "
@@ -20,21 +20,22 @@ CHANGE_COLUMNS = "old_label new_label rows labelled old_right new_right"
 @app.command(panel=MODELS)
 def rescore(
     context: typer.Context,
-    model: Annotated[int, typer.Option(min=1, metavar="N", help="The version, as 'models list' shows them.")],
+    model: Annotated[int, typer.Option(min=1, metavar="N", help="Model version, as shown by 'models list'.")],
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Score what has stored features where some predictions have none.")
+        bool, typer.Option("--allow-missing", help="Skip predictions without stored features instead of failing.")
     ] = False,
-    changes: Annotated[int, typer.Option(min=1, help="Show so many of the most frequent changes.")] = 10,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
+    changes: Annotated[int, typer.Option(min=1, help="Number of the most frequent changes to show.")] = 10,
+    workers: Annotated[int | None, typer.Option(min=1, help="Number of threads; default: one per core.")] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Score all messages again by another version, from their stored features, and compare with the old answers.
+    """Score all messages again with another version, from their stored features, and compare the predictions.
 
-    Accuracies are compared on labelled images that neither version was fitted on (`judged`); those of images that one
-    of them was possibly fitted on are shown apart (`fitted`).
+    Accuracies are compared on labelled images on which neither version was fitted (`judged`); images on which one of
+    them
+    may have been fitted are shown separately (`fitted`).
 
-    The answers go into the table `rescored`, beside `predictions`. It can be interrupted and run again: what is there
-    stays, what is missing is added.
+    The new predictions are written to the table `rescored`. An interrupted run can be repeated; it adds the missing
+    rows.
 
     Example: imagestream rescore --model 2 --json rescored.json
     """
@@ -62,10 +63,10 @@ def rescore(
     seconds = perf_counter() - clock
     found = compare(settings, done.bundle_sha256, limit=changes)
     out.print(
-        f"version {model}: {done.rows:,} answers added in {seconds:.1f} s ({done.rows / seconds:,.0f} rows/s), "
-        f"{done.there_before:,} were there"
+        f"version {model}: {done.rows:,} predictions added in {seconds:.1f} s ({done.rows / seconds:,.0f} rows/s), "
+        f"{done.there_before:,} already present"
         + (f", {done.missing:,} predictions have no stored features" if done.missing else ""),
     )
-    print_table("old and new answers to the same messages", found.agreement, AGREEMENT_COLUMNS)
+    print_table("old and new predictions of the same messages", found.agreement, AGREEMENT_COLUMNS)
     print_table("most frequent changes", found.changes, CHANGE_COLUMNS)
     write_json(json_file, asdict(done) | {"seconds": seconds} | asdict(found))

@@ -1,4 +1,4 @@
-"""`imagestream setup`: bring what Python packages cannot."""
+"""`imagestream setup`: install the dependencies that are not Python packages."""
 
 from time import monotonic
 from typing import Annotated
@@ -10,18 +10,18 @@ from streaming.cli.app import app, settings_of
 from streaming.cli.command_line import START
 from streaming.cli.console import Spinner, err, out, text_column
 
-LINE_EVERY = 10  # jars, where there is no terminal to draw a bar on
+LINE_EVERY = 10  # number of jars per progress line if there is no terminal
 
 
 @app.command(panel=START)
 def setup(
     context: typer.Context,
-    lock: Annotated[bool, typer.Option("--lock", hidden=True, help="Write jars.lock anew from ivy.xml.")] = False,
+    lock: Annotated[bool, typer.Option("--lock", hidden=True, help="Regenerate jars.lock from ivy.xml.")] = False,
 ) -> None:
-    """Bring what Python packages cannot: the jars, Java if there is none, the default backbone as LiteRT.
+    """Install the dependencies that are not Python packages: jars, Java if missing, the default backbone as LiteRT.
 
-    What is there already is checked, and replaced if it is damaged. Jars and backbones are kept once per user, in
-    ~/.cache/imagestream, for all homes that have none of their own.
+    Existing files are verified and replaced if damaged. Jars and backbones are stored once per user, in
+    ~/.cache/imagestream, and shared by all homes without a separate copy.
 
     Example: imagestream setup
     """
@@ -52,7 +52,7 @@ def setup(
                 err.print(f"{done} of {total} jars")
 
         install_jars(settings.jars_dir, java, show, verify=True)
-    err.print(f"exporting the default backbone into {settings.backbones_dir}: about a minute, the first time")
+    err.print(f"exporting the default backbone to {settings.backbones_dir}: takes about a minute the first time")
     with Spinner("exporting the default backbone"):
         export_backbone(DEFAULT_BACKBONE, "imagenet", settings.backbones_dir)
     out.print(

@@ -1,4 +1,4 @@
-"""`imagestream size`: how large a service has to be for a load."""
+"""`imagestream size`: capacity planning for a load."""
 
 import os
 import re
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.backbone_options import WeightsOption
 from streaming.cli.command_line import START
 from streaming.cli.console import Spinner, new_table, out
 from streaming.errors import UsageError
@@ -24,20 +25,25 @@ PIXELS = re.compile(r"^([1-9][0-9]{0,4})[x×]([1-9][0-9]{0,4})$")
 @app.command(panel=START)
 def size(
     context: typer.Context,
-    images_per_second: Annotated[float, typer.Option(min=0.001, help="The load, as it is in its busiest minute.")],
-    pixels: Annotated[str, typer.Option(metavar="WxH", help="Width and height of the images that come.")] = "300x300",
-    backbone: Annotated[str | None, typer.Option(help="The CNN; default: the champion's, or the default one.")] = None,
-    weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file: speed is the same.")] = "imagenet",
-    input_size: Annotated[int | None, typer.Option(metavar="N", help="N×N instead of the backbone's own.")] = None,
+    images_per_second: Annotated[float, typer.Option(min=0.001, help="Peak load in images per second.")],
+    pixels: Annotated[str, typer.Option(metavar="WxH", help="Width and height of the images in pixels.")] = "300x300",
+    backbone: Annotated[
+        str | None, typer.Option(help="Backbone; default: the champion's, else efficientnet_lite0.")
+    ] = None,
+    weights: WeightsOption = "imagenet",
+    input_size: Annotated[
+        int | None, typer.Option(metavar="N", help="Input size N×N in pixels; default: the backbone's own size.")
+    ] = None,
     cores: Annotated[
-        int | None, typer.Option(min=1, help="Measure on so many cores at once; default: all of this machine.")
+        int | None,
+        typer.Option(min=1, help="Number of cores to measure on at once; default: all cores of this machine."),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Say how many cores, partitions and how much memory a load takes, and what gives way first if it grows.
+    """Estimate the cores, partitions and memory that a load needs, and the first bottleneck if it grows.
 
-    Decoding and the CNN are measured here for some seconds, on all cores at once; run it on a machine like those that
-    will do the work. What a micro-batch costs beyond its images is known from docs/scale.md.
+    Decoding and the CNN are measured for some seconds on all cores at once; run it on a machine like those of the
+    deployment. The overhead of a micro-batch is taken from docs/scale.md.
 
     Example: imagestream size --images-per-second 2000 --pixels 1024x768
     """
@@ -58,7 +64,7 @@ def size(
 def _network(
     settings: "Settings", backbone: str | None, weights: str, input_size: int | None, scratch: Path
 ) -> tuple[Path, int, int]:
-    """The flatbuffer to measure, how many features it gives, and about how many bytes a bundle with it has."""
+    """Return the flatbuffer to measure, its number of features, and the approximate size of its bundle in bytes."""
     from models.backbone import DEFAULT_BACKBONE, FLATBUFFER_FILE, export_backbone
     from streaming.registry import CHAMPION, open_registry
 
@@ -79,24 +85,24 @@ def _print(load: float, costs: "Costs", plan: "Plan") -> None:
 
     per_core = 1 / costs.per_image_s
     out.print(
-        f"an image of {costs.image_bytes / 1e3:,.0f} KB costs {1000 * costs.per_image_s:.2f} ms of a core:"
-        f" decoding {1000 * costs.decode_s:.2f}, CNN {1000 * costs.backbone_s:.2f}, the rest"
-        f" {1000 * costs.rest_s:.2f}; a core does {per_core:,.0f} images/s",
+        f"an image of {costs.image_bytes / 1e3:,.0f} KB takes {1000 * costs.per_image_s:.2f} ms of CPU time:"
+        f" decoding {1000 * costs.decode_s:.2f}, CNN {1000 * costs.backbone_s:.2f}, other"
+        f" {1000 * costs.rest_s:.2f}; {per_core:,.0f} images/s per core",
     )
     table = new_table(f"for {load:,.0f} images/s", "")
     rows = {
-        "streams, each with its topic and home": f"{plan.streams:,}",
+        "streams, each with its own topic and home": f"{plan.streams:,}",
         "cores for Python workers": f"{plan.cores:,}",
         "partitions": f"{plan.partitions:,} or a multiple",
         "a micro-batch": f"{plan.images_per_batch:,} images, one every {plan.interval_s:.1f} s",
         "publish → committed row": f"about {plan.latency_s:.1f} s",
-        "memory of the Python workers": f"{gigabytes(plan.worker_memory_bytes)}, all together",
+        "memory of the Python workers": f"{gigabytes(plan.worker_memory_bytes)} in total",
         "memory of each driver": gigabytes(plan.driver_memory_bytes),
-        "the topics grow by": f"{gigabytes(plan.topic_bytes_per_day)} a day",
-        "the tables grow by": f"{gigabytes(plan.table_bytes_per_day)} a day",
+        "growth of the topics": f"{gigabytes(plan.topic_bytes_per_day)} per day",
+        "growth of the tables": f"{gigabytes(plan.table_bytes_per_day)} per day",
     }
     for name, value in rows.items():
         table.add_row(name, value)
     out.print(table)
     used, limit = plan.limits[plan.first_limit]
-    out.print(f"what gives way first as the load grows: {plan.first_limit} ({used:,.4g} of {limit:,.4g})")
+    out.print(f"first bottleneck as the load grows: {plan.first_limit} ({used:,.4g} of {limit:,.4g})")

@@ -1,4 +1,4 @@
-"""`imagestream status`: is it running, is it healthy, how far behind is it."""
+"""`imagestream status`: health, lag and throughput of a stream."""
 
 import threading
 from contextlib import nullcontext
@@ -11,8 +11,9 @@ import typer
 from streaming.cli.app import EXIT_FAILED, JsonOption, app, checking, settings_of, write_json
 from streaming.cli.command_line import OPERATION
 from streaming.cli.console import new_table, out, styled
-from streaming.cli.row_formats import Format
-from streaming.cli.rows import WATCH_S, EveryOption, FormatOption, OutputOption, list_rows
+from streaming.cli.output import WATCH_S, EveryOption, FormatOption, OutputOption, list_rows
+from streaming.cli.output_formats import Format
+from streaming.settings import with_options
 from streaming.signals import until_stopped
 
 if TYPE_CHECKING:
@@ -30,19 +31,19 @@ if TYPE_CHECKING:
 )
 def status(
     context: typer.Context,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Update the status repeatedly, until Ctrl-C.")] = False,
     every: EveryOption = WATCH_S,
     stream: Annotated[
-        str | None, typer.Option("--stream", metavar="NAME", help="Name of the stream; default: the topic.")
+        str | None, typer.Option("--stream", metavar="NAME", help="Name of the stream; default: the topic's name.")
     ] = None,
     format_: FormatOption = Format.TABLE,
     output: OutputOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Show the broker, the stream, its lag, rate, models and quarantine; exit 1 if it is not healthy, 3 if unknown.
+    """Show the broker, the stream, its lag, rate, models and quarantine; exit 1 if unhealthy, 3 if unknown.
 
-    Healthy means that the broker answers, that a stream of the topic runs here and gave a sign of life lately, and that
-    it takes the champion. Lag is shown, and is no ill health.
+    The service is healthy if the broker answers, a stream of the topic runs on this machine and has sent a recent
+    heartbeat, and it uses the champion. Lag does not affect health.
 
     Example: imagestream status --watch
     """
@@ -50,13 +51,11 @@ def status(
 
     from streaming.pipeline.status import read_status
 
-    settings = settings_of(context)
-    if stream is not None:
-        settings = settings.model_copy(update={"topic": stream})
+    settings = with_options(settings_of(context), topic=stream)
     with checking():
         found = read_status(settings)
     if watch:
-        # One table that is drawn again on a terminal; elsewhere one after the other.
+        # On a terminal the table is redrawn in place.
         with until_stopped(), Live(console=out) if out.is_terminal else nullcontext() as live:
             while True:
                 live.update(_table(found), refresh=True) if live else _show(found, format_, output)
@@ -88,7 +87,7 @@ def _table(found: "Status") -> "Table":
 
 
 def _lines(found: "Status") -> list[tuple[str, str, str]]:
-    """(name, text, style) of each line."""
+    """Return (name, text, style) of each line."""
     lines: list[tuple[str, str, str]] = []
 
     def line(name: str, text: str, style: str = "") -> None:
@@ -106,7 +105,7 @@ def _lines(found: "Status") -> list[tuple[str, str, str]]:
         held = f", {one.held:,} held by an open transaction" if one.held else ""
         line(f"{one.topic}/{one.partition}", f"committed {_n(one.committed)}, end {_n(one.end)}, lag {lag}{held}")
     for topic, count in found.near_retention.items():
-        text = f"{count:,} messages of {topic} wait for a row, and half of the time is over for which Kafka keeps them"
+        text = f"{count:,} messages of {topic} are unprocessed and past half of Kafka's retention time"
         line("retention", text, "yellow")
     if found.last_batch:
         last = found.last_batch
@@ -115,11 +114,10 @@ def _lines(found: "Status") -> list[tuple[str, str, str]]:
             f"{last.batch_id} ({last.input_rows:,} images, version {last.model_version}), {last.age_s:,.0f} s ago",
         )
     if found.stream and (answers := found.stream.answers):
-        since = f", {time() - answers.at:,.0f} s ago" if answers.at else ""
-        out_yet = (
-            "none yet" if answers.batch is None else f"batch {answers.batch} ({answers.messages:,} answers){since}"
-        )
-        line("answers", f"topic {answers.topic}: {out_yet}, backlog {answers.backlog:,}")
+        newest = f"batch {answers.batch}" if answers.batch else "none yet"
+        if answers.at:  # else an earlier process committed it
+            newest += f" ({answers.messages:,} answers), {time() - answers.at:,.0f} s ago"
+        line("answers", f"topic {answers.topic}: {newest}, backlog {answers.backlog:,}")
     if found.images_per_second is not None:
         line("rate", f"{found.images_per_second:,.0f} images/s over the last batches")
     line("models", ", ".join(f"{alias} {version or 'none'}" for alias, version in found.aliases.items()))

@@ -1,4 +1,4 @@
-"""`imagestream stream`: score the topic."""
+"""`imagestream stream`: classify the images of a topic continuously."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streaming.cli.app import JsonOption, app, settings_of, write_json
-from streaming.cli.command_line import IMAGES, SPARK, Old
+from streaming.cli.command_line import IMAGES, SPARK, Deprecated
 from streaming.cli.console import err, new_table, out
 
 if TYPE_CHECKING:
@@ -25,67 +25,72 @@ if TYPE_CHECKING:
         "schema_registry",
         "answers_topic",
         "answers",
+        "answers_format",
         "answers_bootstrap_servers",
         "metrics_host",
         "metrics_port",
         "log_format",
     ),
-    old=(Old("--log-json", "--log-format json"),),
+    deprecated=(Deprecated("--log-json", "--log-format json"),),
 )
 def stream(
     context: typer.Context,
     until_drained: Annotated[
-        bool, typer.Option("--until-drained", help="End when every message there is now has been scored.")
+        bool, typer.Option("--until-drained", help="Stop when all messages present at the start have been scored.")
     ] = False,
     topic: Annotated[
-        str | None, typer.Option("--topic", "-t", metavar="NAME,…", help="Topic, or topics, to read; default: images.")
+        str | None, typer.Option("--topic", "-t", metavar="NAME,…", help="Topic or topics to read; default: images.")
     ] = None,
     topic_pattern: Annotated[
         str | None,
-        typer.Option(metavar="REGEX", help="Read all topics whose whole name matches, also those that appear later."),
+        typer.Option(
+            metavar="REGEX",
+            help="Pattern that the full name of a topic must match to be read, including topics created later.",
+        ),
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--stream", metavar="NAME", help="Name of the stream in the home; default: the one topic."),
+        typer.Option("--stream", metavar="NAME", help="Name of the stream in the home; default: the topic's name."),
     ] = None,
     begin: Annotated[
         str,
         typer.Option(
             "--from",
             metavar="earliest|latest|TIME",
-            help="Where the first start begins to read; a time is of messages, with its zone, as 2026-11-16T08:00Z.",
+            help="Position at which the first start begins to read; TIME is a message timestamp with its zone, e.g. "
+            "2026-11-16T08:00Z.",
         ),
     ] = "earliest",
     payload: Annotated[
         str,
         typer.Option(
             metavar="raw|base64|json:FIELD|avro:FIELD",
-            help="Frame around each image: none, base64, or a field of JSON or of an Avro record.",
+            help="Encoding of the image in a message: raw bytes, base64, or a field of a JSON or Avro record.",
         ),
     ] = "raw",
     payload_schema: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Schema of the Avro records, as JSON; default: the one that each names in the schema registry.",
+            help="File with the schema of the Avro records, as JSON; default: the schema registry.",
         ),
     ] = None,
-    features: Annotated[bool, typer.Option(help="Store the backbone's features, for retraining.")] = True,
+    features: Annotated[bool, typer.Option(help="Store the backbone's features for retraining.")] = True,
     accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Continue although messages were removed before they were read.")
+        bool, typer.Option("--accept-loss", help="Continue even if Kafka deleted messages before they were read.")
     ] = False,
     accept_new_topic: Annotated[
-        bool, typer.Option("--accept-new-topic", help="Read a topic that was deleted and made again under its name.")
+        bool, typer.Option("--accept-new-topic", help="Continue even if the topic was deleted and recreated.")
     ] = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Tell where each micro-batch's time went, and that of all at the end.")
+        bool, typer.Option("--profile", help="Report the time per stage for each micro-batch and in total.")
     ] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Score the images of the topic into the Delta tables, exactly once, until stopped with Ctrl-C.
+    """Classify the images of a topic and write the predictions to Delta tables, exactly once, until Ctrl-C.
 
-    A later start continues where the tables end, whatever `--from` says. Several topics, or a pattern, need the name of
-    a stream; one home may hold several streams, each of topics of its own.
+    A later start continues from the committed offsets, regardless of `--from`. Several topics, or a pattern, require
+    `--stream`; a home may contain several streams, each with its own topics.
 
     Example: imagestream stream --until-drained
     """
@@ -150,7 +155,7 @@ def stream(
 
 def _print_profile(profile: "Profile") -> None:
     if not profile.batches:
-        out.print("no profile: it leaves out the first micro-batch, in which the workers start, and there was no other")
+        out.print("no profile: it excludes the first micro-batch, in which the workers start, and there was no other")
         return
     table = new_table("stage", "core-seconds", "share", "ms per image", lined=True)
     for column in table.columns[1:]:
@@ -160,7 +165,8 @@ def _print_profile(profile: "Profile") -> None:
         table.add_row(one.stage, f"{one.seconds:,.2f}", f"{one.share:.1%}", f"{per_image:.3f}")
     out.print(table)
     out.print(
-        f"{profile.images:,} images in {profile.batches} micro-batches after the first: {profile.wall_s:.1f} s by the"
-        f" clock on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s;"
-        f" the stages explain {profile.measured:.1%}",
+        f"{profile.images:,} images in {profile.batches} micro-batches after the first: {profile.wall_s:.1f} s "
+        f"wall-clock"
+        f" time on {profile.cores} cores, {profile.images / max(profile.wall_s, 1e-9):,.1f} images/s;"
+        f" the stages account for {profile.measured:.1%}",
     )

@@ -1,4 +1,4 @@
-"""`imagestream train` and `imagestream retrain`: the batch jobs that make model versions."""
+"""`imagestream train` and `imagestream retrain`: the batch jobs that create model versions."""
 
 import sys
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, settings_of, write_json, wrong_usage
-from streaming.cli.command_line import MODELS, SPARK, Old
+from streaming.cli.backbone_options import BackboneOption, PresetOption, WeightsOption
+from streaming.cli.command_line import MODELS, SPARK, Deprecated
 from streaming.cli.console import Spinner, out, warn
-from streaming.cli.fit_options import with_fit_options, with_inherited_options
-from streaming.cli.images import (
-    OLD_OUTPUT,
+from streaming.cli.dataset_options import (
+    DEPRECATED_OUTPUT,
     DatasetOption,
     FlatOption,
     ImagesOption,
@@ -24,8 +24,8 @@ from streaming.cli.images import (
     choose_dataset,
     pooling_of,
 )
+from streaming.cli.fit_options import with_fit_options, with_inherited_options
 from streaming.cli.interrupts import stopping_cleanly
-from streaming.cli.network_options import BackboneOption, PresetOption
 from streaming.training.fit_options import FitOptions, GateOptions
 
 if TYPE_CHECKING:
@@ -36,15 +36,15 @@ GATE = GateOptions()
 MarginOption = Annotated[
     float,
     typer.Option(
-        help="Gain in --metric above which a candidate is promoted; below 0: it may be worse by less than that. "
-        "Accuracy and F1 as a share of 1, cost per image, log loss in nats."
+        help="Gain in --metric that a candidate must exceed to be promoted; a negative value tolerates that loss. "
+        "Accuracy and F1 are fractions from 0 to 1, cost is per image, log loss is in nats."
     ),
 ]
 ConfidenceOption = Annotated[
     float,
     typer.Option(
-        help="Confidence, as a share of 1, that no candidate without that gain replaces the champion, however many are "
-        "compared with it."
+        help="Confidence, from 0 to 1, that no candidate without that gain replaces the champion, over all "
+        "comparisons with it."
     ),
 ]
 
@@ -52,7 +52,11 @@ ConfidenceOption = Annotated[
 @app.command(
     panel=MODELS,
     settings=SPARK,
-    old=(OLD_OUTPUT, Old("--engine", "--runtime {}"), Old("--augment", "--augmented-copies {}")),
+    deprecated=(
+        DEPRECATED_OUTPUT,
+        Deprecated("--engine", "--runtime {}"),
+        Deprecated("--augment", "--augmented-copies {}"),
+    ),
 )
 @with_fit_options
 def train(
@@ -64,23 +68,29 @@ def train(
     dataset: DatasetOption = None,
     limit: LimitOption = 1_000,
     backbone: BackboneOption = DEFAULT_BACKBONE,
-    weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
+    weights: WeightsOption = "imagenet",
     flat: FlatOption = False,
     input_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Images of N×N pixels instead of the backbone's own size.")
+        int | None, typer.Option(metavar="N", help="Input size N×N in pixels; default: the backbone's own size.")
     ] = None,
     runtime: Annotated[
-        Literal["litert", "keras"], typer.Option(help="What runs the backbone; keras is the reference, and for GPUs.")
+        Literal["litert", "keras"],
+        typer.Option(help="Runtime of the backbone; keras is the reference implementation and supports GPUs."),
     ] = "litert",
     int8: Annotated[
-        bool, typer.Option("--int8", help="Run it in 8-bit integers, unless that costs more than a point of accuracy.")
+        bool,
+        typer.Option(
+            "--int8",
+            help="Quantise the backbone to 8-bit integers, unless that costs more than one percentage point of "
+            "accuracy.",
+        ),
     ] = False,
     preset: PresetOption = None,
     augmented_copies: Annotated[
-        int, typer.Option(min=0, max=20, metavar="N", help="Number of altered copies of each image to fit on, too.")
+        int, typer.Option(min=0, max=20, metavar="N", help="Number of augmented copies of each training image.")
     ] = 0,
     promote: Annotated[
-        bool, typer.Option("--promote/--no-promote", help="Promote the version if the gate lets it pass.")
+        bool, typer.Option("--promote/--no-promote", help="Promote the version if it passes the gate.")
     ] = True,
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
@@ -88,8 +98,7 @@ def train(
 ) -> None:
     """Train a model on labelled images and register it; the first one becomes the champion.
 
-    A later one takes its place only if it is shown to be better, in what the model is run for, on the same held-out
-    images.
+    A later version replaces the champion only if it is significantly better, by --metric, on the same held-out images.
 
     Example: imagestream train --images photos/ (one folder per class), or: imagestream train --dataset digits
     """
@@ -97,7 +106,7 @@ def train(
     settings.place.check()  # before images are read
     found = choose_dataset(settings, images, dataset, limit, label_pattern, labels)
 
-    from streaming.training.backbones import BackboneOptions  # takes a second, which a mistake above need not wait for
+    from streaming.training.backbones import BackboneOptions  # slow to import: usage errors above are reported first
     from streaming.training.train import train as run
 
     with wrong_usage():
@@ -106,7 +115,7 @@ def train(
     with stopping_cleanly(), Spinner("starting") as spinner:
         result = run(settings, found, network, options, gate, augment=augmented_copies, on_step=spinner.update)
     warn(*result.warnings, *(f"left out {path}: {why}" for path, why in result.bad.items()))
-    tell_result(result, json_file)
+    print_result(result, json_file)
 
 
 @app.command(panel=MODELS, settings=SPARK)
@@ -117,28 +126,28 @@ def retrain(
     margin: MarginOption = GATE.margin,
     confidence: ConfidenceOption = GATE.confidence,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Fit and compare, but register nothing and promote nothing.")
+        bool, typer.Option("--dry-run", help="Fit and compare without registering or promoting a version.")
     ] = False,
     promote: Annotated[
-        bool, typer.Option("--promote/--no-promote", help="Promote the version if the gate lets it pass.")
+        bool, typer.Option("--promote/--no-promote", help="Promote the version if it passes the gate.")
     ] = True,
     augmented: Annotated[
         bool | None,
         typer.Option(
             "--augmented/--no-augmented",
-            help="Fit on the altered copies that training stored, too; default: if the champion was.",
+            help="Also fit on the augmented copies that training stored; default: as for the champion.",
         ),
     ] = None,
     every: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Do it again and again, e.g. every 24h, until stopped.")
+        str | None, typer.Option(metavar="TIME", help="Interval between retrainings, e.g. 24h; runs until stopped.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Fit a new version on all labelled features stored so far; promote it if it is better than the champion.
+    """Fit a new version on all labelled features stored so far and promote it if it beats the champion.
 
-    It is fitted as the champion was, but for the options that are given. Both answer the same held-out images, which
-    neither was fitted on, and are compared by what the model is run for. No image is read and no feature computed
-    again. A running stream takes up the new champion at its next micro-batch.
+    Options that are not given are those of the champion. Both versions are evaluated by --metric on the same held-out
+    images, on which neither was fitted. No image is read and no feature recomputed. A running stream loads the new
+    champion at its next micro-batch.
 
     Example: imagestream retrain --every 24h --margin 0.005
     """
@@ -153,18 +162,18 @@ def retrain(
         settings = settings_of(context)
         result = run(settings, given, gate, dry_run=dry_run, augmented=augmented, on_step=spinner.update)
     warn(*result.warnings)
-    tell_result(result, json_file)
+    print_result(result, json_file)
 
 
 def _retrain_every(every: str, log_format: str) -> None:
-    """This very command without `--every`, again and again, each time in a process of its own; a log line each."""
+    """Run this command without `--every` at the interval, each time in a new process, and log each result."""
     from streaming.pipeline.observe import open_log
     from streaming.training.schedule import parse_interval, run_every
 
     interval = parse_interval(every)
     log = open_log(log_format)
     arguments = iter(sys.argv[1:])
-    # The value of the option may be an argument of its own, or part of it.
+    # The option may be spelled `--every TIME` or `--every=TIME`.
     kept = [one for one in arguments if not (one == "--every" and next(arguments)) and not one.startswith("--every=")]
 
     def on_run(code: int, said: str) -> None:
@@ -179,7 +188,7 @@ def _retrain_every(every: str, log_format: str) -> None:
 
 
 def summary_of(result: "TrainResult") -> dict[str, Any]:
-    """The machine-readable summary of a training."""
+    """Return the summary of a training run for `--json`."""
     verdict, paired = result.verdict, result.verdict.paired
     return {
         "version": result.version,
@@ -206,7 +215,7 @@ def summary_of(result: "TrainResult") -> dict[str, Any]:
     }
 
 
-def tell_result(result: "TrainResult", json_file: Path | None) -> None:
+def print_result(result: "TrainResult", json_file: Path | None) -> None:
     found = result.evaluation
     name = "the candidate" if result.version is None else f"version {result.version}"
     out.print(
@@ -224,7 +233,7 @@ def tell_result(result: "TrainResult", json_file: Path | None) -> None:
 
 
 def changed_by(inherited: Mapping[str, Any]) -> str:
-    """The inherited options that are not the defaults of `train`, in words."""
+    """Describe the inherited options that differ from the defaults of `train`."""
     usual = {field.name: field.default for field in fields(FitOptions)}
     changed = {name: value for name, value in inherited.items() if value != usual[name]}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changed.items())

@@ -1,4 +1,4 @@
-"""`imagestream tune`: which projection and classifier, and what accuracy costs."""
+"""`imagestream tune`: search projection and classifier settings, trading accuracy against throughput."""
 
 import shlex
 from pathlib import Path
@@ -8,11 +8,20 @@ import typer
 
 from models.architectures import DEFAULT_BACKBONE
 from streaming.cli.app import JsonOption, app, program, settings_of, write_json
-from streaming.cli.command_line import MODELS, SPARK, Old, seconds
+from streaming.cli.backbone_options import BackboneOption, PresetOption, WeightsOption
+from streaming.cli.command_line import MODELS, SPARK, Deprecated, seconds
 from streaming.cli.console import err, out, text_column, warn
-from streaming.cli.images import OLD_OUTPUT, DatasetOption, FlatOption, LimitOption, choose_dataset, pooling_of
-from streaming.cli.network_options import BackboneOption, PresetOption
-from streaming.cli.rows import print_table
+from streaming.cli.dataset_options import (
+    DEPRECATED_OUTPUT,
+    DatasetOption,
+    FlatOption,
+    LabelsOption,
+    LimitOption,
+    PatternOption,
+    choose_dataset,
+    pooling_of,
+)
+from streaming.cli.output import print_table
 from streaming.errors import UsageError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 
@@ -26,54 +35,68 @@ USUAL = (DEFAULT_BACKBONE, "imagenet", False, None)  # backbone, weights, flat, 
 COLUMNS = "trial features settings components accuracy macro_f1 log_loss images_per_s front"
 
 
-@app.command(panel=MODELS, settings=SPARK, old=(OLD_OUTPUT, Old("--engines", "--precisions {}")))
+@app.command(panel=MODELS, settings=SPARK, deprecated=(DEPRECATED_OUTPUT, Deprecated("--engines", "--precisions {}")))
 def tune(
     context: typer.Context,
     trials: Annotated[
-        int, typer.Option(min=1, help="So many in all, those of earlier runs on the same data too.")
+        int, typer.Option(min=1, help="Total number of trials, including those of earlier runs on the same data.")
     ] = 30,
     timeout: Annotated[
-        Any, typer.Option(parser=seconds, metavar="TIME", help="Time after which no trial is begun.")
+        Any,
+        typer.Option(
+            parser=seconds,
+            metavar="TIME",
+            help="Time after which no further trial starts, e.g. 10m; default: no limit.",
+        ),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the search, and of the split as in training.")] = DEFAULTS.seed,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of trials run in parallel.")] = 2,
+    seed: Annotated[int, typer.Option(help="Random seed of the search and of the split.")] = DEFAULTS.seed,
     holdout: Annotated[
-        float, typer.Option(help="Share of the images that is held out and not used, from 0 to 1.")
+        float, typer.Option(help="Fraction of the images, from 0 to 1, held out from the search.")
     ] = DEFAULTS.holdout,
-    validation: Annotated[float, typer.Option(help="Share of the others that settings are compared on.")] = 0.25,
-    projections: Annotated[str, typer.Option(metavar="NAME,…", help="Of pca, random, randomized_pca, none.")] = (
-        "pca,random,none"
-    ),
-    classifiers: Annotated[str, typer.Option(metavar="NAME,…", help="Of logistic_regression, mlp.")] = (
-        "logistic_regression,mlp"
-    ),
+    validation: Annotated[
+        float, typer.Option(help="Fraction of the remaining images, from 0 to 1, used to compare settings.")
+    ] = 0.25,
+    projections: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Projections to try: pca, random, randomized_pca, none.")
+    ] = ("pca,random,none"),
+    classifiers: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Classifiers to try: logistic_regression, mlp.")
+    ] = ("logistic_regression,mlp"),
     images: Annotated[
-        str | None, typer.Option(metavar="PLACE", help="Search on these images' features, not on the stored ones.")
+        str | None, typer.Option(metavar="PLACE", help="Images to search on; default: the features stored in the home.")
     ] = None,
-    labels: Annotated[Path | None, typer.Option(metavar="CSV", help="As for `imagestream train`.")] = None,
-    label_pattern: Annotated[str | None, typer.Option(metavar="REGEX", help="As for `imagestream train`.")] = None,
+    labels: LabelsOption = None,
+    label_pattern: PatternOption = None,
     dataset: DatasetOption = None,
     limit: LimitOption = 1_000,
     backbone: BackboneOption = DEFAULT_BACKBONE,
-    weights: Annotated[str, typer.Option(help="imagenet, random, or a weights file that Keras saved.")] = "imagenet",
+    weights: WeightsOption = "imagenet",
     flat: FlatOption = False,
     preset: PresetOption = None,
     input_sizes: Annotated[
-        str | None, typer.Option(metavar="N,…", help="Compare input sizes, too, such as 224,160; computes features.")
+        str | None,
+        typer.Option(
+            metavar="N,…", help="Input sizes in pixels to compare, e.g. 224,160; features are computed for each."
+        ),
     ] = None,
     precisions: Annotated[
-        str, typer.Option(metavar="NAME,…", help="Of float32, int8: compare precisions, too; computes features.")
+        str,
+        typer.Option(metavar="NAME,…", help="Precisions to compare: float32, int8; features are computed for each."),
     ] = "float32",
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the picture of the trade-offs goes; HOME/tune/trade-offs.png."),
+        typer.Option(
+            metavar="FILE", help="File to write the plot of the trade-offs to; default: HOME/tune/trade-offs.png."
+        ),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Search projection and classifier settings on features that are computed once, and show what accuracy costs.
+    """Search projection and classifier settings on features that are computed once; show accuracy against throughput.
 
-    Settings are compared on a part of the training images; held-out images are not looked at. The search is kept in the
-    home: run it again to go on. At the end it prints the command that trains with the best settings.
+    Settings are compared on a validation part of the training images; held-out images are not used. The study is stored
+    in the home: run the command again to continue it. At the end it prints the command that trains with the best
+    settings.
 
     Example: imagestream tune --trials 50, or: imagestream tune --images photos/ --input-sizes 224,160
     """
@@ -88,7 +111,8 @@ def tune(
     if images is None and dataset is None and (network != USUAL or sizes or chosen != ("float32",)):
         raise UsageError(
             "--backbone, --weights, --flat, --preset, --input-sizes and --precisions need features that are not "
-            "stored: give the images, by --images or --dataset"
+            "stored: "
+            "give the images with --images or --dataset"
         )
     if images is not None and dataset is not None:
         raise UsageError("give either --images PLACE or --dataset digits")
@@ -101,7 +125,7 @@ def tune(
         "preset": preset,
     }
 
-    from streaming.training.tune import TuneOptions  # takes a second, which a mistake above need not wait for
+    from streaming.training.tune import TuneOptions  # slow to import: usage errors above are reported first
     from streaming.training.tune import tune as run
 
     options = TuneOptions(trials, timeout, jobs, seed, validation, holdout, kinds, fitted)
@@ -118,7 +142,7 @@ def tune(
         )
     command = _command(settings, found, places | given, limit)
     warn(*found.warnings)
-    _tell(found, command)
+    _print_result(found, command)
     picture = plot or settings.work_dir / "tune" / "trade-offs.png"
     from streaming.training.tune_plot import plot_trade_offs
 
@@ -128,7 +152,7 @@ def tune(
 
 
 def summary_of(found: "Tuned") -> dict[str, Any]:
-    """The machine-readable summary of a search."""
+    """Return the summary of a search for `--json`."""
     return {
         "best": found.best.as_record(),
         "front": found.front,
@@ -142,7 +166,7 @@ def summary_of(found: "Tuned") -> dict[str, Any]:
     }
 
 
-def _tell(found: "Tuned", command: str) -> None:
+def _print_result(found: "Tuned", command: str) -> None:
     from streaming.training.tune_space import describe
 
     shown = sorted({one.number for one in found.outcomes[:SHOWN]} | set(found.front))
@@ -163,17 +187,17 @@ def _tell(found: "Tuned", command: str) -> None:
     ]
     fit_rows, validation_rows = found.rows
     columns = COLUMNS if len(found.variants) > 1 else COLUMNS.replace("features ", "")
-    print_table(f"fitted on {fit_rows:,} images, compared on {validation_rows:,} others", rows, columns)
+    print_table(f"fitted on {fit_rows:,} images, validated on {validation_rows:,} others", rows, columns)
     if found.failed:
         number, why = next(iter(found.failed.items()))
         err.print(f"{len(found.failed)} trials could not be fitted; trial {number}: {why}", style="yellow")
-    resumed = f", {found.resumed} of them from before" if found.resumed else ""
-    out.print(f"{len(found.outcomes)} trials{resumed}; * no other is better in both. The best settings:")
+    resumed = f", {found.resumed} of them from earlier runs" if found.resumed else ""
+    out.print(f"{len(found.outcomes)} trials{resumed}; * on the Pareto front. The best settings:")
     out.print(f"  {command}")
 
 
 def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit: int) -> str:
-    """What trains with the best settings, ready for a shell."""
+    """Return the shell command that trains with the best settings."""
     from streaming.settings import HOME
     from streaming.training.tune_space import command_of
 
@@ -213,7 +237,7 @@ def _source(
 def _names(option: str, text: str, known: tuple[str, ...]) -> Any:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names or not set(names) <= set(known):
-        raise UsageError(f"{option} takes names of {', '.join(known)}, separated by commas; got {text!r}")
+        raise UsageError(f"{option}: expected names among {', '.join(known)}, separated by commas, got {text!r}")
     return names
 
 
@@ -221,4 +245,4 @@ def _sizes(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(size) for size in text.split(","))) if text else ()
     except ValueError:
-        raise UsageError(f"--input-sizes takes numbers of pixels such as 224,160; got {text!r}") from None
+        raise UsageError(f"--input-sizes: expected sizes in pixels such as 224,160, got {text!r}") from None

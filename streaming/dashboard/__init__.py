@@ -1,1 +1,2 @@
-"""The dashboard: what the service does, in a browser, read from the tables without a JVM."""
+"""The dashboard: a Streamlit application that monitors and operates the service. It reads the Delta tables with DuckDB,
+without a JVM."""

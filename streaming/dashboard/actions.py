@@ -1,4 +1,4 @@
-"""What the dashboard changes: a message is published, a label given, an alias moved, as the commands do it."""
+"""Actions of the dashboard: publish an image, label it, promote or roll back a model, as the commands do."""
 
 import hashlib
 import time
@@ -11,7 +11,7 @@ from models.scorer import check_golden, load_scorer
 from producer.class_names import CONTROL_CHARACTER, MAX_LABEL_CHARS, class_name
 from producer.message import MAX_MESSAGE_BYTES, build_message
 from streaming.dashboard.context import Dashboard
-from streaming.dashboard.pictures import Wanted
+from streaming.dashboard.pictures import ImageRef
 from streaming.errors import DataError
 from streaming.pipeline.positions import committed_offsets
 from streaming.registry import open_registry
@@ -22,25 +22,34 @@ from streaming.storage.tables import LABELS, Table
 BY = "dashboard"
 
 
-def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = None) -> Wanted:
-    """Publish an image to the topic; where it is there, once the broker has acknowledged it.
+def publish(dashboard: Dashboard, data: bytes, name: str, label: str | None = None) -> ImageRef:
+    """Publish an image to the topic and wait for the broker's acknowledgement.
+
+    Args:
+        dashboard: the dashboard, which holds the producer.
+        data: the encoded image.
+        name: file name, recorded as the image's source.
+        label: the true label, if known.
+
+    Returns:
+        The position of the message.
 
     Raises:
-        ServiceError: it is too large, the label says nothing, or no broker takes it.
+        ServiceError: the image is too large, the label is invalid, or the broker does not accept the message.
     """
     if len(data) > MAX_MESSAGE_BYTES:
-        raise DataError(f"{name} has {len(data):,} bytes, at most {MAX_MESSAGE_BYTES:,} are taken")
+        raise DataError(f"{name} has {len(data):,} bytes: expected at most {MAX_MESSAGE_BYTES:,}")
     source = f"{BY}/{name}"
     placed = dashboard.post(build_message(data, source, label=checked_label(label) if label else None))
     topic, _ = committed_offsets(dashboard.settings)  # as the tables name it
-    return Wanted(topic, placed.partition, placed.offset, hashlib.sha256(data).hexdigest(), source)
+    return ImageRef(topic, placed.partition, placed.offset, hashlib.sha256(data).hexdigest(), source)
 
 
 def checked_label(label: str) -> str:
-    """A label as the table `labels` takes it.
+    """Return a label in its normalised form.
 
     Raises:
-        ServiceError: it is empty, is too long or has control characters.
+        ServiceError: it is empty, too long or has control characters.
     """
     name = class_name(label) or ""
     if not 0 < len(name) <= MAX_LABEL_CHARS or CONTROL_CHARACTER.search(name):
@@ -49,23 +58,34 @@ def checked_label(label: str) -> str:
 
 
 def give_label(settings: Settings, image_id: str, label: str) -> None:
-    """Append a label to the table `labels`, where the latest of an image counts.
+    """Append a label to the table `labels`, in which the latest label of an image takes precedence.
+
+    Args:
+        settings: the settings.
+        image_id: the image's id.
+        label: its true label.
 
     Raises:
-        ServiceError: the label says nothing.
+        ServiceError: the label is invalid.
     """
     row = {"image_id": image_id, "label": checked_label(label), "labelled_at": datetime.now(UTC), "by": BY}
-    # Given by hand, the same label may come again after another one: each time is an append of its own.
+    # The same label may be given again after another one, so each append has its own transaction id.
     Table(settings.place.tables, "labels").append(
         pa.Table.from_pylist([row], schema=LABELS), "labels-by-hand", time.time_ns()
     )
 
 
 def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
-    """Point an alias at a version that computes what it should; a running stream follows.
+    """Move an alias to a version after checking its golden predictions; a running stream follows.
+
+    Args:
+        settings: the settings.
+        version: version number.
+        alias: champion or challenger.
+        why: reason recorded in the alias's history; may be empty.
 
     Raises:
-        ServiceError: there is no such version, or its bundle is refused.
+        ServiceError: the version does not exist or its bundle is invalid.
     """
     registry = open_registry(settings.home)
     try:
@@ -77,10 +97,10 @@ def promote(settings: Settings, version: int, alias: Alias, why: str) -> Move:
 
 
 def roll_back(settings: Settings, alias: Alias) -> Move:
-    """Point an alias back at the version before.
+    """Move an alias back to its previous version.
 
     Raises:
-        ServiceError: there is none.
+        ServiceError: there is no previous version.
     """
     try:
         return open_registry(settings.home).rollback(alias=alias, by=BY)

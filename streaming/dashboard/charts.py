@@ -1,4 +1,4 @@
-"""The plots, in colours that are legible on light and dark."""
+"""Charts of the dashboard, in colours that are legible in light and dark themes."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,11 +10,17 @@ from streaming.dashboard.data import Rows, Window
 from streaming.dashboard.palette import BLUE, GRAY, ORANGE, RED, SERIES
 
 HEIGHT, BAR = 230, 4  # pixels
-LEAST_P = 1e-12  # drawn for what is less
+LEAST_P = 1e-12  # smaller p-values are drawn here
 
 
 def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
-    """Images a second, stacked by the model version that answered; a rule where another one took over."""
+    """Images per second, stacked by model version, with a rule at each change of version.
+
+    Args:
+        rows: rows of `data.throughput`.
+        window: the time range of the chart.
+        swaps: rows of `data.swaps`.
+    """
     frame = _frame(rows, version=str)
     bars = (
         alt.Chart(frame)
@@ -41,7 +47,7 @@ def throughput(rows: Rows, window: Window, swaps: Rows) -> alt.LayerChart:
 
 
 def latency(rows: Rows, window: Window) -> alt.LayerChart:
-    """Median and 95th percentile of the seconds from publishing to the row."""
+    """Median and 95th percentile of the latency from publishing to the committed row, in seconds."""
     frame = _frame(rows).melt(["moment", "images"], ["p50", "p95"], "percentile", "seconds")
     base = alt.Chart(frame).encode(
         x=_time(window),
@@ -58,11 +64,11 @@ def latency(rows: Rows, window: Window) -> alt.LayerChart:
 
 
 def accuracy(rows: Rows, window: Window) -> alt.LayerChart:
-    """The share of labelled predictions that is right, by version."""
+    """Accuracy on labelled predictions, by model version."""
     base = alt.Chart(_frame(rows, version=str)).encode(
         x=_time(window),
         y=alt.Y(
-            "accuracy:Q", title="right, of those labelled", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
+            "accuracy:Q", title="accuracy on labelled images", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])
         ),
         color=_by_version(),
         tooltip=[
@@ -76,7 +82,14 @@ def accuracy(rows: Rows, window: Window) -> alt.LayerChart:
 
 
 def per_step(rows: Rows, window: Window, column: str, title: str) -> alt.LayerChart:
-    """Bars of one count over time."""
+    """Bars of one count over time.
+
+    Args:
+        rows: the rows of the query.
+        window: the time range of the chart.
+        column: the column to sum.
+        title: title of the y-axis.
+    """
     frame = _frame(rows)
     bars = (
         alt.Chart(frame)
@@ -94,7 +107,14 @@ def per_step(rows: Rows, window: Window, column: str, title: str) -> alt.LayerCh
 
 
 def counts(rows: Rows, name: str, value: str, title: str) -> alt.LayerChart:
-    """A horizontal bar for each row, the longest first."""
+    """A horizontal bar for each row, in the given order.
+
+    Args:
+        rows: the rows of the query.
+        name: column of the labels.
+        value: column of the lengths.
+        title: title of the x-axis.
+    """
     bars = (
         alt.Chart(_frame(rows))
         .mark_bar(color=BLUE, cornerRadiusEnd=3, height={"band": 0.7})
@@ -108,7 +128,7 @@ def counts(rows: Rows, name: str, value: str, title: str) -> alt.LayerChart:
 
 
 def probabilities(top: Rows) -> alt.LayerChart:
-    """The best answers and their probabilities."""
+    """The most probable classes."""
     base = alt.Chart(_frame(top)).encode(y=alt.Y("label:N", sort=None, title=None, axis=alt.Axis(labelLimit=180)))
     bars = base.mark_bar(color=BLUE, cornerRadiusEnd=3, height={"band": 0.65}).encode(
         x=alt.X("probability:Q", title="probability", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%")),
@@ -118,7 +138,7 @@ def probabilities(top: Rows) -> alt.LayerChart:
 
 
 def confusion(rows: Rows) -> alt.LayerChart:
-    """Rows true, columns predicted; the colour is the share of the true class."""
+    """Confusion matrix: rows are true classes, columns predicted ones; opacity is the share of the true class."""
     frame = _frame(rows)
     frame["share"] = frame["images"] / frame.groupby("truth")["images"].transform("sum")
     classes = sorted({*frame["truth"], *frame["predicted"]})
@@ -132,7 +152,7 @@ def confusion(rows: Rows) -> alt.LayerChart:
         y=alt.Y("truth:N", title="true", sort=classes, axis=alt.Axis(labelLimit=120, labelOverlap=False)),
         tooltip=["truth:N", "predicted:N", "images:Q", alt.Tooltip("share:Q", title="of the true class", format=".1%")],
     )
-    # From nearly transparent to full: on light and on dark, more is more.
+    # Opacity instead of a colour scale works in light and dark themes.
     boxes = base.mark_rect(color=BLUE, cornerRadius=2).encode(
         opacity=alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.08, 1]), legend=None)
     )
@@ -143,7 +163,13 @@ def confusion(rows: Rows) -> alt.LayerChart:
 
 
 def drift(rows: Rows, names: dict[str, str], title: str) -> alt.LayerChart:
-    """Distances of the micro-batches from held-out images: column → what it is called."""
+    """Distance of the micro-batches from the held-out images.
+
+    Args:
+        rows: a row per micro-batch.
+        names: column → its name in the legend.
+        title: title of the y-axis.
+    """
     frame = _frame(rows)[["moment", "version", "images", *names]].rename(columns=names)
     frame = frame.melt(["moment", "version", "images"], list(names.values()), "figure", "value")
     base = alt.Chart(frame).encode(
@@ -158,7 +184,7 @@ def drift(rows: Rows, names: dict[str, str], title: str) -> alt.LayerChart:
 
 
 def drift_windows(rows: Rows) -> alt.LayerChart:
-    """p-values of the windows that were judged, and the limit below which they are no longer chance."""
+    """p-values of the tested windows, and the significance threshold."""
     frame = _frame(rows)[["moment", "version", "window_images", "window_psi", "p_value", "p_limit", "alarm"]]
     frame["shown"] = frame["p_value"].clip(lower=LEAST_P)
     base = alt.Chart(frame).encode(x=alt.X("moment:T", title=None))

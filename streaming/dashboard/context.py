@@ -1,4 +1,4 @@
-"""What the pages of a dashboard share: Streamlit runs the script anew for every click, in the server's own process."""
+"""State shared by the pages of a dashboard: Streamlit runs the script on every interaction, in the server's process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Post = Callable[[Message], Delivery]  # publishes to the settings' topic and wai
 
 @dataclass(frozen=True)
 class Dashboard:
-    """The service that a dashboard shows, and whether it may change anything."""
+    """The service that a dashboard shows, and whether it may be changed."""
 
     settings: Settings
     read_only: bool
@@ -33,16 +33,18 @@ _served: list[Dashboard] = []
 
 
 def serve(dashboard: Dashboard) -> None:
-    """Make this the dashboard of the process; called once, before the server starts."""
+    """Set the dashboard of this process; called once, before the server starts."""
     _served[:] = [dashboard]
 
 
 def served() -> Dashboard:
-    """The dashboard of the process.
+    """Return the dashboard of this process.
 
     Raises:
-        ServiceError: there is none; the script was started by something else than `imagestream dashboard`.
+        ServiceError: the script was not started by `imagestream dashboard`.
     """
     if not _served:
-        raise ConfigurationError("this page is served by `imagestream dashboard`, start it with that")
+        raise ConfigurationError(
+            "this script runs in the dashboard's server only: start it with `imagestream dashboard`"
+        )
     return _served[0]

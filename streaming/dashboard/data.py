@@ -1,4 +1,4 @@
-"""What the pages show, as plain rows: questions whose answers are bounded, however many rows the tables have."""
+"""Queries of the dashboard's pages. Every result is bounded, regardless of the number of rows in the tables."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -6,41 +6,44 @@ from typing import Any
 
 from models.drift import MEANINGFUL_ROWS
 from streaming.dashboard.reader import Reader
-from streaming.images.exposure import Exposure
+from streaming.images.membership import TrainingMembership
 from streaming.registry import Registry
 from streaming.reports.paired import CONTENTS, NO_CONTENTS, count_pairs
 from streaming.reports.report import AGREEMENT, KNOWN, LABELLED, MAX_JUDGES, SHADOW, VERSIONS, with_accuracies
+from streaming.storage.sql import LATEST_LABELS
 
 Rows = list[dict[str, Any]]
 
-POINTS = 120  # of a plot over time
-MAX_CHOICES = 200  # of labels, versions or reasons to choose from
-MAX_CLASSES = 30  # of a confusion matrix
+POINTS = 120  # number of steps of a chart over time
+MAX_CHOICES = 200  # maximum number of labels, versions or reasons in a filter
+MAX_CLASSES = 30  # maximum number of classes of a confusion matrix
 BATCHES_FOR_RATE = 10
 DRIFT_BATCHES = 500
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of time that ends now, in steps of equal length."""
+    """A time range that ends now, divided into steps of equal length."""
 
     since: datetime
     step_s: float
 
     @classmethod
     def last(cls, span: timedelta, now: datetime | None = None) -> "Window":
-        """The last `span`, in POINTS steps of at least a second."""
+        """Return the range of length `span` in at most POINTS steps of at least a second."""
         return cls((now or datetime.now(UTC)) - span, max(1.0, span.total_seconds() / POINTS))
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which predictions; None: whatever they hold.
+    """A filter of predictions; empty attributes and None select all.
 
     Attributes:
-        confidence: the least and the greatest, both of it.
-        source: a part of the name that the image was published under.
-        judged: `right` or `wrong` where the true label is known.
+        labels: predicted classes.
+        versions: model versions.
+        confidence: minimum and maximum confidence, both inclusive.
+        source: substring of the image's source.
+        judged: `right` or `wrong`, of predictions whose true label is known.
     """
 
     labels: tuple[str, ...] = ()
@@ -52,7 +55,7 @@ class Filter:
 
 @dataclass(frozen=True)
 class Page:
-    """Some of the predictions that a filter leaves, the newest first, and how many there are in all."""
+    """A page of filtered predictions, newest first, and the total number of them."""
 
     rows: Rows
     total: int
@@ -69,7 +72,7 @@ SELECT committed_at AS moment, model_version AS version, before FROM (
     SELECT committed_at, model_version, lag(model_version) OVER (ORDER BY committed_at) AS before FROM batches)
 WHERE before <> model_version AND committed_at >= $since ORDER BY moment DESC LIMIT $limit
 """
-# The rows of one batch become visible together, when its commit is done.
+# All rows of a batch become visible at its commit.
 LATENCY = """
 WITH recent AS (SELECT query_id, batch_id, committed_at FROM batches WHERE committed_at >= $since)
 SELECT time_bucket(to_milliseconds($step_ms), committed_at) AS moment, count(*) AS images,
@@ -103,11 +106,7 @@ SELECT p.*, b.committed_at FROM (SELECT * FROM predictions
     WHERE topic = $topic AND "partition" = $partition AND "offset" = $offset LIMIT 1) p
 LEFT JOIN batches b USING (query_id, batch_id)
 """
-GIVEN = "SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels"
-TRUTH = (
-    "coalesce((SELECT g.label FROM (SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels "
-    "GROUP BY image_id) g WHERE g.image_id = predictions.image_id), label_true)"
-)
+TRUTH = f"coalesce((SELECT g.label FROM ({LATEST_LABELS}) g WHERE g.image_id = predictions.image_id), label_true)"  # noqa: S608
 JUDGED = {"right": f"label = {TRUTH}", "wrong": f"label <> {TRUTH}"}
 REASONS = """
 SELECT reason, count(*) AS messages, count(replayed_at) AS replayed, max(quarantined_at) AS last
@@ -148,47 +147,60 @@ FROM batches WHERE drift['rows'] >= $least OR drift['p_value'] IS NOT NULL ORDER
 
 
 def throughput(reader: Reader, window: Window) -> Rows:
-    """Per step and model version: images, predicted, quarantined, batches, and images_per_s over the step."""
+    """Return images, predicted, quarantined, batches and images_per_s per step and model version."""
     rows = reader.rows(PER_STEP, since=window.since, step_ms=_step_ms(window))
     return [row | {"images_per_s": row["images"] / window.step_s} for row in rows]
 
 
 def swaps(reader: Reader, window: Window, limit: int = 20) -> Rows:
-    """When another model version began to answer, the newest first: moment, version, before."""
+    """Return the changes of model version, newest first: moment, version, before.
+
+    Args:
+        reader: the tables.
+        window: the time range.
+        limit: maximum number of rows.
+    """
     return reader.rows(SWAPS, since=window.since, limit=limit)
 
 
 def latency(reader: Reader, window: Window) -> Rows:
-    """Per step: seconds from a message's publishing to its row, p50 and p95."""
+    """Return the latency from publishing to the committed row per step, in seconds: p50 and p95."""
     return reader.rows(LATENCY, since=window.since, step_ms=_step_ms(window))
 
 
 def latency_in_all(reader: Reader, window: Window) -> dict[str, Any]:
-    """The same over the whole window: images, p50, p95; None where there are none."""
+    """Return the latency over the whole window: images, p50 and p95; None if there are no images."""
     return reader.rows(LATENCY_IN_ALL, since=window.since)[0]
 
 
 def accuracy(reader: Reader, window: Window) -> Rows:
-    """Per step and version: how many predictions have a known label, and the share of them that is right."""
+    """Return the number of labelled predictions and their accuracy per step and model version."""
     return reader.rows(KNOWN + ACCURACY, since=window.since, step_ms=_step_ms(window))
 
 
 def last_batches(reader: Reader) -> Rows:
-    """The newest micro-batches: version, committed_at, input_rows, seconds, refused."""
+    """Return the newest micro-batches: version, committed_at, input_rows, seconds, refused."""
     return reader.rows(LAST_BATCHES, limit=BATCHES_FOR_RATE)
 
 
 def choices(reader: Reader) -> tuple[list[str], list[int]]:
-    """The labels and the model versions that answers have, at most MAX_CHOICES of each."""
+    """Return the labels and model versions of the predictions, at most MAX_CHOICES of each."""
     (row,) = reader.rows(CHOICES, limit=MAX_CHOICES)
     return row["labels"] or [], row["versions"] or []
 
 
 def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) -> Page:
-    """One page of the predictions that the filter leaves."""
+    """Return a page of the predictions that match a filter.
+
+    Args:
+        reader: the tables.
+        wanted: the filter.
+        limit: number of predictions per page.
+        skip: number of predictions before the page.
+    """
     conditions, parameters = _conditions(wanted)
     where = f"FROM predictions WHERE {' AND '.join(conditions)}" if conditions else "FROM predictions"
-    # The few columns that it is sorted by first, then all columns of a page.
+    # Sort by few columns first, then read all columns of the page.
     page = (
         f'SELECT topic, "partition", "offset" {where} ORDER BY scored_at DESC, "offset" DESC LIMIT $limit OFFSET $skip'
     )
@@ -205,46 +217,74 @@ def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) ->
 
 
 def given_labels(reader: Reader, image_ids: list[str]) -> dict[str, str]:
-    """Image id → the latest label that it was given later, of those that were."""
-    sql = f"{GIVEN} WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) GROUP BY image_id"
+    """Return image id → label for images that were labelled after publishing."""
+    sql = f"FROM ({LATEST_LABELS}) WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))"
     return {row["image_id"]: row["label"] for row in reader.rows(sql, ids=image_ids)}
 
 
 def one_prediction(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Every column of a message's prediction, and when its batch was committed; None where there is none."""
+    """Return a message's prediction and the commit time of its batch; None if it has none.
+
+    Args:
+        reader: the tables.
+        topic: name of the topic in the tables.
+        partition: the partition.
+        offset: the offset.
+    """
     rows = reader.rows(ONE, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
 
 
 def reasons(reader: Reader) -> Rows:
-    """Per reason of the quarantine: messages, how many of them were replayed, and when the last came."""
+    """Return the number of quarantined and replayed messages and the time of the last one, per reason."""
     return reader.rows(REASONS, limit=MAX_CHOICES)
 
 
 def quarantined(reader: Reader, reason: str | None, *, limit: int, skip: int = 0) -> Rows:
-    """A page of the quarantine without the messages' bytes, the newest first."""
+    """Return a page of quarantined messages without their bytes, newest first.
+
+    Args:
+        reader: the tables.
+        reason: reason to select; None for all.
+        limit: maximum number of rows.
+        skip: number of rows to skip.
+    """
     return reader.rows(QUARANTINED, reason=reason, limit=limit, skip=skip)
 
 
 def one_quarantined(reader: Reader, topic: str, partition: int, offset: int) -> dict[str, Any] | None:
-    """Why a message is quarantined: reason, stage, detail; None where it is not."""
+    """Return reason, stage and detail of a quarantined message; None if it is not quarantined.
+
+    Args:
+        reader: the tables.
+        topic: name of the topic in the tables.
+        partition: the partition.
+        offset: the offset.
+    """
     rows = reader.rows(ONE_BAD, topic=topic, partition=partition, offset=offset)
     return rows[0] if rows else None
 
 
 def bad_bytes(reader: Reader, topic: str, partition: int, offset: int) -> bytes | None:
-    """The bytes of a quarantined message; None where the message had none, or is not in the quarantine."""
+    """Return the bytes of a quarantined message; None if it has none or is not quarantined.
+
+    Args:
+        reader: the tables.
+        topic: name of the topic in the tables.
+        partition: the partition.
+        offset: the offset.
+    """
     rows = reader.rows(BAD_BYTES, topic=topic, partition=partition, offset=offset)
     return rows[0]["value"] if rows else None
 
 
 def versions(reader: Reader) -> Rows:
-    """Per model version: rows, labelled, accuracy, mean_confidence, first and last."""
+    """Return rows, labelled, accuracy, mean_confidence, first and last per model version."""
     return reader.rows(KNOWN + VERSIONS)
 
 
 def agreement(reader: Reader, challenger: int) -> dict[str, Any] | None:
-    """How a challenger answers beside the champion, as `imagestream report` has it; None where it has not yet."""
+    """Return the comparison of a challenger with the champion, as in `imagestream report`; None without predictions."""
     reader.version("features")
     rows = reader.rows(KNOWN + SHADOW + AGREEMENT, version=challenger)
     if not rows:
@@ -253,17 +293,18 @@ def agreement(reader: Reader, challenger: int) -> dict[str, Any] | None:
     contents = CONTENTS if stored else NO_CONTENTS
     labelled = KNOWN + SHADOW + LABELLED.format(contents=contents)
     batches = reader.table(labelled, version=challenger, judges=MAX_JUDGES).to_batches()
-    return with_accuracies(rows, count_pairs(batches, Exposure(Registry(reader.home.store), reader.home)))[0]
+    return with_accuracies(rows, count_pairs(batches, TrainingMembership(Registry(reader.home.store), reader.home)))[0]
 
 
 def confusion(reader: Reader, version: int) -> Rows:
-    """truth, predicted, images: of one version's labelled predictions and the MAX_CLASSES most frequent labels."""
+    """Return truth, predicted and images of a version's labelled predictions, for the MAX_CLASSES most frequent
+    labels."""
     return reader.rows(KNOWN + CONFUSION, version=version, limit=MAX_CLASSES)
 
 
 def drift(reader: Reader) -> Rows:
-    """The newest micro-batches that are large enough for a distance to mean something, or end a window that was judged,
-    the oldest of them first."""
+    """Return the newest micro-batches that are large enough for a meaningful PSI or end a tested window, oldest
+    first."""
     return reader.rows(DRIFT, least=MEANINGFUL_ROWS, limit=DRIFT_BATCHES)[::-1]
 
 
@@ -272,7 +313,7 @@ def _step_ms(window: Window) -> int:
 
 
 def _conditions(wanted: Filter) -> tuple[list[str], dict[str, Any]]:
-    """The conditions of a filter as SQL, and the values that they name."""
+    """Return the SQL conditions of a filter and their parameters."""
     conditions: list[str] = []
     parameters: dict[str, Any] = {}
     if wanted.labels:
@@ -283,7 +324,7 @@ def _conditions(wanted: Filter) -> tuple[list[str], dict[str, Any]]:
         parameters["versions"] = list(wanted.versions)
     if wanted.confidence != (0.0, 1.0):
         conditions.append("confidence BETWEEN $least AND $most")
-        # The column is of 32 bits: 0.8 there is a little more than 0.8 here.
+        # The column is float32, whose 0.8 is slightly greater than the float64 one.
         parameters["least"], parameters["most"] = (wanted.confidence[0] - 1e-6, wanted.confidence[1] + 1e-6)
     if wanted.source:
         conditions.append("contains(lower(source), lower($source))")

@@ -1,4 +1,4 @@
-"""The frame of the dashboard: what the script runs for every visitor and click."""
+"""Navigation and style of the dashboard; runs for every session and interaction."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ import streamlit as st
 from PIL import Image, ImageDraw
 
 from streaming.dashboard.context import Dashboard, served
-from streaming.dashboard.layout import told
+from streaming.dashboard.layout import errors_shown
 from streaming.dashboard.pages import drift, live, models, predictions, quarantine, upload
 from streaming.dashboard.palette import BLUE, GREEN, VIOLET
 
-# Streamlit leaves much room above a page and little sign of which cards belong together.
+# Less space above a page, and more visible cards, than Streamlit's defaults.
 STYLE = """<style>
 .block-container { padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1500px }
 [data-testid="stMetric"] { padding: .7rem .9rem; min-height: 6.4rem }
@@ -22,10 +22,10 @@ h2 { padding-bottom: .2rem } h3 { padding-top: .6rem }
 
 
 def show() -> None:
-    """The dashboard: what the script runs."""
+    """Draw the dashboard."""
     st.set_page_config(page_title="imagestream", page_icon=_icon(), layout="wide")
     st.html(STYLE)
-    with told():
+    with errors_shown():
         dashboard = served()
         pages = {
             "Live": (live.show, "monitoring"),
@@ -52,7 +52,7 @@ def show() -> None:
 
 
 def _icon() -> Image.Image:
-    """Of our own: Streamlit would fetch its icons from elsewhere."""
+    """Draw the icon; Streamlit would fetch its own icons over the network."""
     icon = Image.new("RGBA", (64, 64))
     draw = ImageDraw.Draw(icon)
     for left, top, colour in ((4, 36, BLUE), (24, 20, VIOLET), (44, 4, GREEN)):
@@ -62,7 +62,7 @@ def _icon() -> Image.Image:
 
 def _page(draw: Callable[[Dashboard], None], dashboard: Dashboard, title: str) -> Callable[[], None]:
     def run() -> None:
-        with told():
+        with errors_shown():
             draw(dashboard)
 
     run.__name__ = title.lower()

@@ -1,11 +1,11 @@
-"""How many messages wait for their row, asked for in the background: a page never waits for a broker."""
+"""The stream's lag, measured in the background so that a page never waits for a broker."""
 
 import threading
 from dataclasses import dataclass
 
 from streaming.errors import ServiceError
 from streaming.pipeline.offsets import TopicOffsets, lags
-from streaming.pipeline.positions import committed_places, name_in_kafka
+from streaming.pipeline.positions import committed_ends, name_in_kafka
 from streaming.platform.broker import bootstrap_servers
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
@@ -15,14 +15,19 @@ PROBE_EVERY_S = 3.0
 
 @dataclass(frozen=True)
 class Lag:
-    """What was last seen; the messages are None where the broker does not say."""
+    """The last measured lag.
+
+    Attributes:
+        messages: number of messages without a row; None if unknown.
+        trouble: why it is unknown.
+    """
 
     messages: int | None = None
     trouble: str | None = None
 
 
 class LagProbe:
-    """Asks as long as somebody looks: `read` starts it, and it rests after IDLE_S seconds without."""
+    """Measures the lag periodically; started by `read` and paused after IDLE_S seconds without a call."""
 
     IDLE_S = 30.0
 
@@ -35,7 +40,7 @@ class LagProbe:
         self._lag = Lag()
 
     def read(self, wait_s: float = 1.0) -> Lag:
-        """The last answer; the first one is waited for, no longer than `wait_s` seconds."""
+        """Return the last measured lag; wait up to `wait_s` seconds for the first one."""
         with self._lock:
             self._wanted.set()
             if self._thread is None or not self._thread.is_alive():
@@ -54,7 +59,7 @@ class LagProbe:
                     offsets = self._connect()
                 if offsets is not None:
                     self._lag = self._ask(offsets)
-                    if self._lag.messages is None:  # the broker may come back at another address
+                    if self._lag.messages is None:  # the broker may restart at another address
                         offsets.close()
                         offsets = None
                 self._answered.set()
@@ -66,7 +71,7 @@ class LagProbe:
     def _connect(self) -> TopicOffsets | None:
         try:
             servers, client = bootstrap_servers(self._settings), client_arguments(self._settings)
-            topics = [name_in_kafka(one) for one in committed_places(self._settings)]
+            topics = [name_in_kafka(one) for one in committed_ends(self._settings)]
             return TopicOffsets(servers, topics, client, self._settings.isolation)
         except ServiceError as error:
             self._lag = Lag(trouble=str(error))
@@ -74,7 +79,7 @@ class LagProbe:
 
     def _ask(self, offsets: TopicOffsets) -> Lag:
         try:
-            places = committed_places(self._settings)
+            places = committed_ends(self._settings)
         except ServiceError as error:
             return Lag(trouble=str(error))
         known = offsets.read()

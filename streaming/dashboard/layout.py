@@ -1,4 +1,4 @@
-"""What all pages share: cards, states without data, errors in one line, and how values are written."""
+"""Elements shared by all pages: cards, empty states, one-line errors and value formats."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import streamlit as st
 
 from models.errors import ModelError
 from streaming.dashboard.context import served
-from streaming.dashboard.pictures import Wanted
+from streaming.dashboard.pictures import ImageRef
 from streaming.errors import ServiceError
 
 T = TypeVar("T")
@@ -18,22 +18,22 @@ PLACEHOLDER = ":material/image_not_supported:"
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """An error that a user can mend is one message on the page."""
+def errors_shown() -> Iterator[None]:
+    """Show an expected error of the block as a message on the page."""
     try:
         yield
     except (ServiceError, ModelError) as error:
-        st.error(plain(str(error)), icon=":material/error:")  # it may quote names from outside
+        st.error(plain(str(error)), icon=":material/error:")  # may contain untrusted names
 
 
 def title(text: str, caption: str) -> None:
-    """The head of a page."""
+    """Draw the title of a page."""
     st.header(text, anchor=False)
     st.caption(caption)
 
 
 def empty(text: str) -> None:
-    """What a page, or a part of it, says where there is nothing to show yet."""
+    """Draw the empty state of a page or a part of it."""
     with st.container(border=True):
         st.markdown(f":material/hourglass_empty: {text}")
 
@@ -44,25 +44,25 @@ def _asked(_question: Callable[..., Any], name: str, version: Any, arguments: An
 
 
 def ask(question: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """An answer of `streaming.dashboard.data`; the same answer until a table has a new version."""
+    """Run a query of `streaming.dashboard.data`; the result is cached until a table has a new version."""
     version = served().reader.version("predictions", "batches", "labels", "quarantine", "shadow")
     answer: T = _asked(question, question.__name__, version, arguments, sorted(named.items()))
     return answer
 
 
 def cards(values: Sequence[tuple[str, str, str]]) -> None:
-    """One row of figures: (label, value, help)."""
+    """Draw a row of metrics (label, value, help)."""
     for column, (label, value, why) in zip(st.columns(len(values)), values, strict=True):
         column.metric(label, value, help=why, border=True)
 
 
-def picture_of(row: dict[str, Any]) -> Wanted:
-    """Where the image of a prediction, or of a quarantined message, is."""
-    return Wanted(row["topic"], row["partition"], row["offset"], row["image_id"], row["source"])
+def picture_of(row: dict[str, Any]) -> ImageRef:
+    """Return a reference to the image of a prediction or of a quarantined message."""
+    return ImageRef(row["topic"], row["partition"], row["offset"], row["image_id"], row["source"])
 
 
-def placeholder(why: str = "not kept any more") -> None:
-    """Where a picture would be."""
+def placeholder(why: str = "no longer available") -> None:
+    """Draw a placeholder for a picture."""
     st.markdown(f"{PLACEHOLDER} :small[:gray[{why}]]")
 
 
@@ -77,7 +77,7 @@ def seconds(value: float | None) -> str:
 
 
 def ago(moment: datetime | None) -> str:
-    """How long ago, in the largest fitting unit."""
+    """Format the time since a moment in its largest unit."""
     if moment is None:
         return NOTHING
     passed = max(0.0, (datetime.now(UTC) - moment).total_seconds())
@@ -92,7 +92,7 @@ def moment(at: datetime | None) -> str:
 
 
 def plain(text: str | None) -> str:
-    """Text that came from outside, such that Markdown shows it as it is and draws nothing."""
+    """Escape untrusted text for Markdown."""
     if not text:
         return NOTHING
     shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

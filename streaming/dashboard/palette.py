@@ -1,4 +1,4 @@
-"""Colours that are legible on white and on near black, and how Streamlit is told of them."""
+"""Colours that are legible on light and dark backgrounds, and Streamlit's theme options."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ DARK = {
     "borderColor": "#26324a",
 }
 COMMON = {
-    "font": "sans-serif",  # comes with Streamlit: nothing is fetched from elsewhere
+    "font": "sans-serif",  # included in Streamlit: nothing is fetched over the network
     "baseRadius": "0.6rem",
     "baseFontSize": 15,
     "metricValueFontSize": "1.6rem",
@@ -38,7 +38,7 @@ COMMON = {
 
 
 def theme() -> dict[str, Any]:
-    """Streamlit's options of the theme: one for light, one for dark; the browser says which."""
+    """Return Streamlit's options for a light and a dark theme; the browser selects one."""
     options: dict[str, Any] = {f"theme.{name}": value for name, value in COMMON.items()}
     for scheme, colours in (("light", LIGHT), ("dark", DARK)):
         options |= {f"theme.{scheme}.{name}": value for name, value in colours.items()}

@@ -1,8 +1,8 @@
-"""Small pictures of images that the tables name by topic, partition and offset.
+"""Thumbnails of images that the tables reference by topic, partition and offset.
 
-The tables hold no image, so the bytes come from Kafka, for as long as it keeps them, or from the file that was
-published, if it is there and still the same. What is fetched is bounded: messages, bytes and time. The bytes are
-hostile: they are decoded by `models.decode` with its limits, and only a picture made from the pixels is passed on.
+The tables contain no images, so the bytes are read from Kafka until its retention has passed, or from the published
+file if it is unchanged. Messages, bytes and time per request are bounded. The bytes are untrusted: they are decoded by
+`models.decode` within its limits, and only a PNG made from the pixels reaches the browser.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ from streaming.settings import Settings
 if TYPE_CHECKING:
     from kafka import KafkaConsumer
 
-SIDE = 224  # pixels of a picture
+SIDE = 224  # side length of a picture in pixels
 MAX_MESSAGES = 64
 MAX_BYTES = 64 * 1024**2
 MAX_SECONDS = 4.0
 CONNECT_MS = 2_000
 POLL_MS = 300
 SILENCE_S = 15.0
-KEPT = 2_000  # pictures, of some kilobytes each
+KEPT = 2_000  # number of cached pictures, of some kilobytes each
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An image by where it is in Kafka, its id, and the name that it was published under."""
+class ImageRef:
+    """A reference to an image: its position in Kafka, its id and the name that it was published under."""
 
-    topic: str  # as the tables have it
+    topic: str  # as in the tables
     partition: int
     offset: int
     image_id: str
@@ -52,21 +52,21 @@ class Wanted:
 
 
 class Pictures:
-    """Makes small pictures, and keeps those that it made lately; threads may share one."""
+    """Creates thumbnails and caches the most recent ones; thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._limits = settings.image_limits
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Wanted, bytes] = OrderedDict()
-        self._ask_again = 0.0  # not before, of a broker that did not answer
+        self._kept: OrderedDict[ImageRef, bytes] = OrderedDict()
+        self._ask_again = 0.0  # time before which an unreachable broker is not contacted again
 
-    def of(self, wanted: Iterable[Wanted]) -> dict[Wanted, bytes]:
-        """A PNG of each image that is still to be had, and can be decoded."""
-        with self._lock:  # one after another: a consumer each would be many
+    def of(self, wanted: Iterable[ImageRef]) -> dict[ImageRef, bytes]:
+        """Return a PNG of each image that is still available and can be decoded."""
+        with self._lock:  # one consumer at a time
             wanted = list(wanted)[:MAX_MESSAGES]
             missing = [one for one in wanted if one not in self._kept]
-            left: list[Wanted] = []
+            left: list[ImageRef] = []
             for one in missing:
                 pixels = thumbnail([one.source], one.image_id, limits=self._limits) if one.source else None
                 if pixels is None:
@@ -78,44 +78,43 @@ class Pictures:
                     self._keep(one, made)
             return {one: self._kept[one] for one in wanted if one in self._kept}
 
-    def add(self, wanted: Wanted, data: bytes) -> None:
-        """Keep the picture of an image whose bytes are at hand."""
+    def add(self, wanted: ImageRef, data: bytes) -> None:
+        """Cache the picture of an image whose bytes are given."""
         if (made := picture(data, self._limits)) is not None:
             with self._lock:
                 self._keep(wanted, made)
 
-    def _keep(self, wanted: Wanted, made: bytes) -> None:
+    def _keep(self, wanted: ImageRef, made: bytes) -> None:
         self._kept[wanted] = made
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
 
-    def _fetch(self, wanted: list[Wanted]) -> Iterator[tuple[Wanted, bytes]]:
+    def _fetch(self, wanted: list[ImageRef]) -> Iterator[tuple[ImageRef, bytes]]:
         from kafka.errors import KafkaError
 
         if monotonic() < self._ask_again:
             return
         try:
             for one, record in _records(self._settings, wanted):
-                # A topic that was made again under its name has other messages at the same offsets. In old rows the key
-                # was the image id.
+                # A recreated topic has other messages at the same offsets. In old rows the key was the image id.
                 key = (record.key or b"").decode("utf-8", "replace")
                 if one.image_id in {read_headers(record.headers).id, _sha256(record.value), key}:
                     yield one, record.value
         except (KafkaError, ServiceError, ValueError, OSError):
-            self._ask_again = monotonic() + SILENCE_S  # there is no broker, or no topic: placeholders are shown
+            self._ask_again = monotonic() + SILENCE_S  # no broker or no topic: placeholders are shown
 
 
 def picture(data: bytes, limits: Limits = DEFAULT_LIMITS) -> bytes | None:
-    """A square PNG of an encoded image, or None if it cannot be decoded within the limits."""
+    """Return a square PNG of an encoded image, or None if it cannot be decoded within the limits."""
     pixels = decode(data, (SIDE, SIDE), limits, "crop")
     return None if isinstance(pixels, BadImage) else _png(Image.fromarray(pixels))
 
 
-def _records(settings: Settings, wanted: list[Wanted]) -> Iterator[tuple[Wanted, Any]]:
-    """Kafka's records of those that it still has, until one of the bounds is reached."""
+def _records(settings: Settings, wanted: list[ImageRef]) -> Iterator[tuple[ImageRef, Any]]:
+    """Yield the records that Kafka still has, until one of the bounds is reached."""
     from kafka import TopicPartition
 
-    by_partition: dict[Any, dict[int, Wanted]] = {}
+    by_partition: dict[Any, dict[int, ImageRef]] = {}
     for one in wanted:
         by_partition.setdefault(TopicPartition(name_in_kafka(one.topic), one.partition), {})[one.offset] = one
     if not by_partition:
@@ -151,7 +150,7 @@ def _consumer(settings: Settings) -> Iterator["KafkaConsumer"]:
         group_id=None,
         enable_auto_commit=False,
         allow_auto_create_topics=False,
-        max_partition_fetch_bytes=1024**2,  # a larger message comes alone
+        max_partition_fetch_bytes=1024**2,  # a larger message is fetched alone
         bootstrap_timeout_ms=CONNECT_MS,
         request_timeout_ms=CONNECT_MS,
         metrics_enabled=False,

@@ -1,8 +1,8 @@
-"""The Delta tables for many small questions: handles stay open and follow the log, DuckDB reads the files.
+"""Reads the Delta tables for many small queries: handles stay open and follow the log, DuckDB reads the files.
 
-`streaming.query` opens every table anew for each query of a user, whose SQL it confines. Here the SQL is the
-dashboard's own, with values as parameters only, so what has been read of the log and of the files' footers is kept
-between questions: with a million rows a page comes in a moment.
+`streaming.query` opens the tables for each query of a user and confines the user's SQL. Here the SQL is the dashboard's
+own, with values as parameters only, so the state of the log and the footers of the files are cached between queries:
+a page over a million rows is fast.
 """
 
 import threading
@@ -17,43 +17,31 @@ from deltalake.exceptions import DeltaError
 
 from streaming.errors import UnavailableError
 from streaming.storage.home import LOG, Home
+from streaming.storage.sql import connect
 from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.table_files import local_copies
 from streaming.storage.table_log import answers, open_delta
 from streaming.storage.tables import SCHEMAS, data_files
 
 TIMEOUT_S = 20.0
-FRESH_IN_BUCKET_S = 1.0  # for so long a table in a bucket is not asked for its version again
-SETTINGS = """
-SET memory_limit = '1GB';
-SET temp_directory = '';
-SET autoinstall_known_extensions = false;
-SET autoload_known_extensions = false;
-SET python_enable_replacements = false;
-SET TimeZone = 'UTC';
-SET parquet_metadata_cache = true;
-"""  # a file of a Delta table never changes, so what its footer says may be kept
+FRESH_IN_BUCKET_S = 1.0  # time for which the version of a table in a bucket is cached
 
 
 class Reader:
-    """Answers SQL over the tables of a home, each a view of its name; a table that is not there is empty.
-
-    Threads may share one.
-    """
+    """Runs SQL over the tables of a home, each a view of its name; a missing table is empty. Thread-safe."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self._asked: dict[str, float] = {}  # when the log was read last
+        self._asked: dict[str, float] = {}  # time of the last read of the log
         self._lock = threading.Lock()
         self._handles: dict[str, tuple[DeltaTable, int]] = {}
         self._viewed: dict[str, tuple[str, int]] = {}  # table → (which table, the version that its view shows)
-        self._database = duckdb.connect(":memory:")
-        self._database.execute(SETTINGS)
+        self._database = connect(cache_footers=True)
         for name, (schema, _) in SCHEMAS.items():
             self._view_nothing(name, schema)
 
     def version(self, *names: str) -> tuple[tuple[str, int], ...]:
-        """What changes whenever one of these tables does; their views show this version from now on.
+        """Return a value that changes whenever one of these tables does; their views show this version from now on.
 
         Raises:
             ServiceError: a table cannot be read.
@@ -62,16 +50,16 @@ class Reader:
             return tuple(self._follow(name) for name in names)
 
     def rows(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The rows of a SELECT over the tables as `version` last saw them; `parameters` are the values of `$name`.
+        """Return the rows of a SELECT over the versions that `version` read; `parameters` are the values of `$name`.
 
         Raises:
-            ServiceError: a table cannot be read, or the answer takes longer than TIMEOUT_S.
+            ServiceError: a table cannot be read, or the query takes longer than TIMEOUT_S.
         """
         found: list[dict[str, Any]] = self.table(sql, **parameters).to_pylist()
         return found
 
     def table(self, sql: str, **parameters: Any) -> pa.Table:
-        """As `rows`, but as an Arrow table."""
+        """Return the rows as an Arrow table; see `rows`."""
         cursor = self._database.cursor()
         limit = threading.Timer(TIMEOUT_S, cursor.interrupt)
         limit.daemon = True
@@ -80,7 +68,7 @@ class Reader:
             return cursor.sql(sql, params=parameters).to_arrow_table()
         except duckdb.InterruptException as error:
             raise UnavailableError(
-                f"the tables did not answer within {TIMEOUT_S:g} s: compact them with maintain"
+                f"the query took longer than {TIMEOUT_S:g} s: compact the tables with `imagestream maintain`"
             ) from error
         except duckdb.Error as error:
             raise UnavailableError(f"the tables cannot be read: {_line(error)}") from error
@@ -114,14 +102,14 @@ class Reader:
                 self._view(name, table)
                 self._viewed[name] = seen
         except (DeltaError, duckdb.Error, OSError, StoreAwayError) as error:
-            self._handles.pop(name, None)  # created again under its name, perhaps: the next question opens it again
+            self._handles.pop(name, None)  # it may have been recreated: the next query opens it again
             raise UnavailableError(f"table {name} in {self.home.tables} cannot be read: {_line(error)}") from error
         return seen
 
     def _made(self, name: str) -> int | None:
-        """What another table under this name would not share, which its handle would miss; None if there is no table.
+        """Identify the table, to notice one that was recreated under its name; None if there is no table.
 
-        In a bucket nothing of the kind is known without opening the table.
+        In a bucket, a recreated table cannot be noticed without opening it.
         """
         if not self.home.is_local:
             return 0 if name in self._handles or self.home.has_table(name) else None
@@ -135,7 +123,7 @@ class Reader:
         if not files:
             self._view_nothing(name, pa.schema(table.schema()))
             return
-        # By name: a file from before a column was added gives NULL there. A partition column is in the paths alone.
+        # By name: a column that a file does not have yet is NULL. A partition column is only in the paths.
         relation = self._database.read_parquet(files, hive_partitioning=True, union_by_name=True)
         relation.create_view(name, replace=True)
 

@@ -1,4 +1,4 @@
-"""Serving the dashboard: Streamlit as an ASGI application in this process, behind the token wall where there is one."""
+"""Serves the dashboard: Streamlit as an ASGI application in this process, behind token authentication if configured."""
 
 import logging
 from collections.abc import Callable
@@ -9,10 +9,10 @@ from typing import Any
 import uvicorn
 
 from producer.message import MAX_MESSAGE_BYTES
+from streaming.dashboard.auth import TokenAuth
 from streaming.dashboard.context import Dashboard, serve
+from streaming.dashboard.limits import ConnectionLimits
 from streaming.dashboard.palette import theme
-from streaming.dashboard.visitors import Visitors
-from streaming.dashboard.wall import TokenWall
 from streaming.errors import UsageError
 from streaming.gateway.access import is_loopback
 from streaming.gateway.connections import Connections, protocol_of
@@ -21,7 +21,7 @@ from streaming.signals import stop_signals
 
 LOOPBACK_NAMES = ["localhost", "127.0.0.1", "::1"]
 CLOSE_TIMEOUT_S = 3
-# Whatever a config.toml of the user's says; https://docs.streamlit.io/develop/api-reference/configuration
+# Override the user's config.toml; https://docs.streamlit.io/develop/api-reference/configuration
 OPTIONS: dict[str, Any] = {
     "browser.gatherUsageStats": False,
     "client.showErrorDetails": "none",
@@ -45,18 +45,21 @@ def run_dashboard(
     """Serve until SIGINT or SIGTERM.
 
     Args:
-        script: what Streamlit runs for every visitor.
-        port: 0 takes a free one.
-        token: what a browser has to show; needed where others than this machine can reach the dashboard.
-        on_start: called with the address once it is bound.
+        dashboard: the state shared by the pages.
+        script: the script that Streamlit runs for every session.
+        host: address to listen on.
+        port: port to listen on; 0 for any free port.
+        token: token that a browser must present; required unless `host` is loopback.
+        on_start: called with the URL once the port is bound.
 
     Raises:
-        ServiceError: the token is missing, or the address is taken or not ours.
+        ServiceError: the token is missing, or the address cannot be bound.
     """
     if token is None and not is_loopback(host):
         raise UsageError(
-            f"{host} can be reached from other machines, so the dashboard wants a token there: write one into a file "
-            "and name it with IMAGESTREAM_DASHBOARD_TOKEN_FILE, or take --host 127.0.0.1"
+            f"{host} can be reached from other machines, so the dashboard requires a token: write one to a file and "
+            f"set "
+            "IMAGESTREAM_DASHBOARD_TOKEN_FILE to it, or use --host 127.0.0.1"
         )
     with listen(host, port) as listener, stop_signals():
         server = uvicorn.Server(
@@ -70,7 +73,7 @@ def run_dashboard(
                 timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
             )
         )
-        import_module("streaming.dashboard.charts")  # now, not while the first visitor waits
+        import_module("streaming.dashboard.charts")  # slow: not during the first request
         serve(dashboard)
         shown = f"[{host}]" if ":" in host else host
         on_start(f"http://{shown}:{listener.getsockname()[1]}")
@@ -82,12 +85,17 @@ def _application(script: Path, host: str, token: str | None) -> Any:
     from streamlit import App, config
     from streamlit.web.bootstrap import load_config_options
 
-    # A name that leads here by way of another's DNS is not one of ours.
+    # Reject other host names, as protection against DNS rebinding.
     hosts = LOOPBACK_NAMES if is_loopback(host) else []
     load_config_options(OPTIONS | theme() | {"server.address": host, "server.allowedHosts": hosts})
-    config._server_mode = "starlette-app"
+    _run_as_application(config)
     logging.getLogger("streamlit").setLevel(logging.ERROR)
-    walls = [Middleware(Visitors, max_bytes=MAX_MESSAGE_BYTES)]
+    middleware = [Middleware(ConnectionLimits, max_bytes=MAX_MESSAGE_BYTES)]
     if token:
-        walls.append(Middleware(TokenWall, token=token))
-    return App(script, middleware=walls)
+        middleware.append(Middleware(TokenAuth, token=token))
+    return App(script, middleware=middleware)
+
+
+def _run_as_application(config: Any) -> None:
+    """Select Streamlit's ASGI mode, which only `streamlit run` sets by a public interface."""
+    config._server_mode = "starlette-app"

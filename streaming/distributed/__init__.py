@@ -1,1 +1,2 @@
-"""Training a CNN on Spark's workers: synchronously, asynchronously, or without locks, with a server on the driver."""
+"""Data-parallel training of a CNN on Spark's workers with a parameter server on the driver. The modes are synchronous,
+asynchronous, and hogwild (asynchronous without locks)."""

@@ -1,4 +1,4 @@
-"""The state of a training after its last epoch, in one file that is replaced as a whole."""
+"""Checkpoints: the state of a training after its last epoch, in one file that is replaced atomically."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import numpy as np
 from models.arrays import Arrays, read_npz, write_npz
 from models.errors import ModelError
 from streaming.distributed.callback_state import CallbackState
-from streaming.distributed.course import State
 from streaming.distributed.history import History
+from streaming.distributed.training_run import State
 from streaming.errors import DamagedError, NotFoundError
 
 FILE = "checkpoint.npz"
@@ -20,11 +20,14 @@ FILE = "checkpoint.npz"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state, how it was reached, and the settings that it belongs to.
+    """A checkpoint.
 
     Attributes:
-        learning_rate: after the callbacks of the last epoch; None in a checkpoint of an earlier version.
-        callbacks: what `callback_states` gave then; likewise.
+        state: weights and optimizer state.
+        history: the history so far.
+        settings: the settings that must not change.
+        learning_rate: learning rate after the callbacks of the last epoch; None in a checkpoint of an earlier release.
+        callbacks: the result of `callback_states`; None in a checkpoint of an earlier release.
     """
 
     state: State
@@ -34,7 +37,7 @@ class Checkpoint:
     callbacks: list[CallbackState] | None = None
 
     def write(self, directory: Path) -> None:
-        """Replace the directory's checkpoint; a process that is killed meanwhile leaves the old one."""
+        """Replace the directory's checkpoint atomically."""
         directory.mkdir(parents=True, exist_ok=True)
         numbers, arrays = _apart(self.callbacks or [])
         record = {
@@ -52,7 +55,7 @@ class Checkpoint:
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """The checkpoint of the directory, also one of an earlier version.
+    """Read the checkpoint of a directory, including those of earlier releases.
 
     Raises:
         ServiceError: there is none, or it is damaged.
@@ -74,7 +77,8 @@ def read_checkpoint(directory: Path) -> Checkpoint:
 
 
 def _apart(states: list[CallbackState]) -> tuple[list[dict[str, Any]], Arrays]:
-    """(states with the number of arrays in place of lists of them, the arrays by name)."""
+    """Separate states into JSON values, with the number of arrays in place of lists of arrays, and the arrays by
+    name."""
     arrays: Arrays = {}
     numbers = []
     for at, state in enumerate(states):

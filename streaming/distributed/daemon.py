@@ -1,7 +1,8 @@
-"""PySpark's daemon of Python workers, with TensorFlow imported once for all that it forks.
+"""PySpark's worker daemon with TensorFlow imported once before it forks workers.
 
-TensorFlow takes seconds to import, in every worker at the same time. Importing starts nothing that a fork would break;
-what TensorFlow starts, it starts when it first computes, which happens in the workers.
+Importing TensorFlow takes seconds. It starts no threads, which a fork would not copy, until its first computation,
+which
+happens in the workers.
 """
 
 from pyspark import daemon

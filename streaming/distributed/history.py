@@ -1,4 +1,4 @@
-"""What a training tells: counts per epoch and worker, and what follows from them."""
+"""The history of a training: counts per epoch and worker, and metrics derived from them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ from streaming.distributed.options import Mode, TrainerOptions
 from streaming.distributed.shared_weights import Lost
 
 MAX_PROCESS_CHARS = 300
-CLIP = 1e-7  # Keras keeps probabilities this far from 0 and 1 before it takes a logarithm
+CLIP = 1e-7  # distance from 0 and 1 to which Keras clips probabilities before taking the logarithm
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over images; `loss` is from the logits, `clipped_loss` from probabilities kept off 0 and 1."""
+    """Sums over images; `loss` is computed from logits, `clipped_loss` from clipped probabilities, both in nats."""
 
     rows: int = 0
     loss: float = 0.0
@@ -45,7 +45,7 @@ class Counts:
 
     @classmethod
     def of(cls, logits: "np.ndarray[Any, np.dtype[np.float32]]", truth: "np.ndarray[Any, np.dtype[np.int64]]") -> Self:
-        """Of logits (N, 1) of the second class, or (N, C), and the classes' numbers (N,)."""
+        """Compute counts from logits (N, 1) of the second class or (N, C), and class indices (N,)."""
         z = logits.astype(np.float64)
         if z.shape[1] == 1:
             z = np.concatenate([np.zeros_like(z), z], axis=1)
@@ -61,9 +61,12 @@ class WorkerEpoch:
     """One worker's epoch.
 
     Attributes:
-        training: as the images went by, each before the step that it was part of.
-        validation: after the epoch.
-        bytes: sent and received by the worker so far.
+        worker: number of the worker.
+        epoch: number of the epoch, from 0.
+        seconds: duration.
+        training: counts on training images, each before its own step.
+        validation: counts on validation images after the epoch.
+        bytes: bytes sent and received by the worker so far.
         process: host:pid of the worker.
     """
 
@@ -77,7 +80,13 @@ class WorkerEpoch:
 
     @classmethod
     def from_meta(cls, worker: int, epoch: int, meta: Mapping[str, Any]) -> Self:
-        """Raises KeyError, TypeError or ValueError for what is not the counts of an epoch."""
+        """Parse a worker's report; raises KeyError, TypeError or ValueError if it is invalid.
+
+        Args:
+            worker: number of the worker.
+            epoch: number of the epoch.
+            meta: the message's JSON object.
+        """
         counts = {name: Counts(**meta[name]) for name in ("training", "validation")}
         process = str(meta.get("process", ""))[:MAX_PROCESS_CHARS]
         return cls(worker, epoch, float(meta["seconds"]), **counts, bytes=int(meta["bytes"]), process=process)
@@ -85,7 +94,7 @@ class WorkerEpoch:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """An epoch that every worker has finished."""
+    """An epoch that all workers have finished."""
 
     epoch: int
     seconds: float
@@ -101,7 +110,7 @@ class EpochRecord:
         return sum((one.validation for one in self.workers), Counts())
 
     def logs(self) -> dict[str, float]:
-        """As Keras' callbacks get them."""
+        """Return the logs for Keras callbacks."""
         logs = {"loss": self.training.log_loss, "accuracy": self.training.accuracy}
         if self.validation.rows:
             logs |= {"val_loss": self.validation.log_loss, "val_accuracy": self.validation.accuracy}
@@ -115,15 +124,19 @@ class EpochRecord:
 
 @dataclass
 class History:
-    """A training from its first epoch on, in the mode that it really ran.
+    """The history of a training from its first epoch.
 
     Attributes:
-        parameters: how many numbers are trained.
-        staleness: changes by others between a worker's read and its push → how often, over all workers.
-        lost: what racing writers lost.
-        bytes_moved: between workers and server, both ways.
-        events: what went wrong and was mended, a line each.
-        best_epoch: whose weights the network has, if a callback brought them back.
+        mode, frequency: how the workers' updates were combined.
+        workers: number of workers.
+        parameters: number of trainable parameters.
+        epochs: the finished epochs.
+        seconds: total duration.
+        staleness: number of updates by others between a worker's read and its push → count, over all workers.
+        lost: updates lost by races between writers.
+        bytes_moved: bytes between workers and server, in both directions.
+        events: failures that were recovered from, one line each.
+        stopped_early: whether a callback stopped the training.
     """
 
     mode: str
@@ -144,7 +157,7 @@ class History:
 
     @property
     def images_per_second(self) -> float:
-        """Over the epochs after the first, in which TensorFlow compiles."""
+        """Throughput without the first epoch, in which TensorFlow compiles."""
         later = self.epochs[1:] or self.epochs
         seconds = sum(one.seconds for one in later)
         return sum(one.training.rows for one in later) / seconds if seconds else 0.0
@@ -156,16 +169,16 @@ class History:
 
     @property
     def reproducible(self) -> bool:
-        """Whether the same settings give the same bits again on the same machine."""
+        """Whether the same settings give bitwise identical results on the same machine."""
         return self.mode == Mode.SYNCHRONOUS
 
     def as_record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the history for JSON."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Raises KeyError, TypeError or ValueError for what `as_record` did not give."""
+        """Parse the result of `as_record`; raises KeyError, TypeError or ValueError if it is invalid."""
         values = dict(record)
         values["epochs"] = [EpochRecord.from_record(one) for one in values["epochs"]]
         values["staleness"] = {int(late): int(times) for late, times in values["staleness"].items()}
@@ -174,7 +187,7 @@ class History:
 
 
 def summed_staleness(*found: Mapping[int, int]) -> dict[int, int]:
-    """Of several workers, or runs: changes by others → how often, the fewest first."""
+    """Add up the staleness counts of several workers or runs, sorted by staleness."""
     total: Counter[int] = Counter()
     for one in found:
         total.update(one)

@@ -1,7 +1,8 @@
-"""The images of one worker: decoded once, kept as bytes in a file that nobody else sees and that ends with it.
+"""A worker's decoded images in an anonymous temporary file.
 
-A file in Spark's scratch directory instead of memory: the system keeps in memory what fits, and a worker's own memory
-does not grow with its images.
+The file is in Spark's scratch directory: the operating system caches as much as fits, and a worker's own memory does
+not
+grow with its images.
 """
 
 from collections.abc import Iterator
@@ -14,12 +15,12 @@ from models.scorer import Images
 
 
 class ImagesCache:
-    """Images (N, H, W, 3) uint8 with their classes' numbers, appended once and then read in any order."""
+    """Images (N, H, W, 3) uint8 with class indices, appended once and then read in any order."""
 
     def __init__(self, size: tuple[int, int]) -> None:
-        """`size`: (height, width)."""
+        """Create an empty cache of images of `size` (height, width)."""
         self._shape = (*size, 3)
-        # It has no name, so that nothing is left of it even after SIGKILL; it lives as long as this object.
+        # The file has no name, so nothing is left of it even after SIGKILL.
         self._file = TemporaryFile(prefix="imagestream-images-")  # noqa: SIM115
         self._labels: list[NDArray[np.int64]] = []
         self._ids: list[str] = []
@@ -35,20 +36,20 @@ class ImagesCache:
         self._ids += ids
 
     def close(self) -> None:
-        """No more images will come; they can be read now."""
+        """Finish appending, so that images can be read."""
         self._file.flush()
         if self._ids:
             self._images = np.memmap(self._file, np.uint8, "r", shape=(len(self._ids), *self._shape))
             self.labels = np.concatenate(self._labels)
 
     def take(self, rows: NDArray[np.int64]) -> Images:
-        """Copies of the images at `rows`, in that order."""
+        """Return copies of the images at `rows`, in that order."""
         return np.asarray(self._images[rows])
 
     def ids(self, rows: NDArray[np.int64]) -> list[str]:
         return [self._ids[row] for row in rows]
 
     def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
-        """All rows in order, `size` at a time."""
+        """Yield all row indices in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield np.arange(start, min(start + size, len(self)))

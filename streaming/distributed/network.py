@@ -1,6 +1,6 @@
-"""A Keras network in a worker: its numbers as one row each, a step, and answers.
+"""A Keras network in a worker, with its weights and optimizer state as flat arrays.
 
-TensorFlow is imported here alone of all modules that workers need, and only when a network is built.
+This is the only module of a worker that imports TensorFlow, and only when a network is built.
 """
 
 import os
@@ -19,12 +19,12 @@ from streaming.distributed.protocol import Values
 if TYPE_CHECKING:
     import keras
 
-ANSWERED_AT_ONCE = 64
+PREDICTION_BATCH = 64
 
 
 @dataclass(frozen=True)
 class NetworkParts:
-    """What a worker builds the network from: its layers as Keras writes them, all weights, and the optimizer."""
+    """The parts from which a worker builds the network: Keras's JSON of the layers, all weights, and the optimizer."""
 
     architecture: str  # JSON
     weights: Sequence[NDArray[Any]]
@@ -38,32 +38,31 @@ class NetworkParts:
 
 
 def quiet_tensorflow() -> None:
-    """Import TensorFlow without what its native code tells of the machine on standard error."""
+    """Import TensorFlow without the log lines of its native code on standard error."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with without_native_log():  # what it tells while it is imported heeds no level
+    with without_native_log():  # log lines during the import ignore the log level
         import keras  # noqa: F401
         import tensorflow  # noqa: F401
 
 
 def use_threads(threads: int) -> None:
-    """Give TensorFlow so many threads in this process, and the same result for the same work; before it first works."""
+    """Set TensorFlow's number of threads and deterministic operations in this process, before its first computation."""
     quiet_tensorflow()
     import tensorflow as tf
 
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    except RuntimeError:  # a process that Spark uses again, and that has its threads already
+    except RuntimeError:  # a process reused by Spark, in which TensorFlow has already computed
         return
     tf.config.experimental.enable_op_determinism()
 
 
 class Network:
-    """A network that learns.
+    """A trainable network.
 
     Attributes:
-        model: the Keras model; what is trained is `weights`, the rest never changes.
-        n_weights: how many numbers that is.
+        model: the Keras model. n_weights: number of trainable weights.
     """
 
     def __init__(self, parts: NetworkParts, options: TrainerOptions, worker: int = 0) -> None:
@@ -88,7 +87,7 @@ class Network:
         inputs = [spec(shape, tf.uint8), spec([None], tf.int64), row]
 
         def compiled(python: Callable[..., Any], signature: list[Any]) -> Any:
-            # Nothing here branches on a tensor, so the source need not be read again and rewritten.
+            # No function branches on a tensor, so AutoGraph is not needed.
             return tf.function(python, input_signature=signature, autograph=False)
 
         self._gradient = compiled(self._compute_gradient, inputs)
@@ -103,7 +102,7 @@ class Network:
 
     @property
     def weights(self) -> Values:
-        """All that is trained, in one row."""
+        """The trainable weights, (n_weights,) float32."""
         return _read(self._variables)
 
     @weights.setter
@@ -112,7 +111,7 @@ class Network:
 
     @property
     def optimizer(self) -> Values:
-        """The optimizer's state in one row: its counter of steps, and what it keeps of each weight."""
+        """The optimizer's state, flattened to float32: its step counter and its variables of each weight."""
         return _read(self._state)
 
     @optimizer.setter
@@ -130,22 +129,28 @@ class Network:
     def gradient(
         self, images: Images, labels: NDArray[np.int64], importance: Values
     ) -> tuple[Values, NDArray[np.float32]]:
-        """(mean gradient over the images, in the order of `weights`; logits before the step)."""
+        """Return the mean gradient over the images (n_weights,) and the logits before the step.
+
+        Args:
+            images: (N, H, W, 3) uint8.
+            labels: class indices (N,).
+            importance: weights of the images in the loss (N,).
+        """
         gradient, logits = self._gradient(images, labels, importance)
         return gradient.numpy(), logits.numpy()
 
     def apply(self, gradient: Values) -> None:
-        """Take the optimizer's step."""
+        """Apply a gradient with the optimizer."""
         self._apply(gradient)
 
     def step(self, images: Images, labels: NDArray[np.int64], importance: Values) -> NDArray[np.float32]:
-        """`gradient` and `apply` in one; returns the logits."""
+        """Compute and apply a gradient; return the logits. Arguments as for `gradient`."""
         logits: NDArray[np.float32] = self._step(images, labels, importance).numpy()
         return logits
 
     def logits(self, images: Images) -> NDArray[np.float32]:
-        """(N, H, W, 3) uint8 → (N, 1) or (N, C)."""
-        parts = [images[at : at + ANSWERED_AT_ONCE] for at in range(0, len(images), ANSWERED_AT_ONCE)]
+        """Return the logits, (N, 1) or (N, C), of images (N, H, W, 3) uint8."""
+        parts = [images[at : at + PREDICTION_BATCH] for at in range(0, len(images), PREDICTION_BATCH)]
         answers = [self._answer(part).numpy() for part in parts]
         return np.concatenate(answers) if answers else np.empty((0, self.model.output_shape[-1]), np.float32)
 
@@ -176,7 +181,7 @@ class Network:
 
 
 def compute_in_bfloat16(model: "keras.Model") -> None:
-    """Let all layers but the head compute in bfloat16, whose range needs no scaled loss; weights stay float32."""
+    """Compute all layers except the head in bfloat16, which needs no loss scaling; weights stay float32."""
     import keras
 
     for layer in model.layers[:-1]:
@@ -203,7 +208,7 @@ def _split(row: Any, variables: Sequence[Any]) -> list[Any]:
 
 
 def _read(variables: Sequence[Any]) -> Values:
-    """All numbers in one row; variable by variable, since to trace a function for that takes longer than it saves."""
+    """Flatten variables one by one; tracing a function for this would take longer than it saves."""
     parts = [np.ravel(one.numpy()).astype(np.float32, copy=False) for one in variables]
     return np.concatenate(parts) if parts else np.empty(0, np.float32)
 

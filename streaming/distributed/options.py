@@ -1,4 +1,4 @@
-"""What a distributed training is asked to do."""
+"""Options of a distributed training."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,15 +8,15 @@ from streaming.errors import UsageError
 
 
 class Mode(StrEnum):
-    """How the workers' work is put together."""
+    """How the workers' updates are combined."""
 
-    SYNCHRONOUS = "synchronous"  # all wait for one another, then all have the same weights
-    ASYNCHRONOUS = "asynchronous"  # each adds its change to the server's weights when it is ready, one at a time
-    HOGWILD = "hogwild"  # the same, but several at a time: none waits, and now and then a change is lost
+    SYNCHRONOUS = "synchronous"  # workers wait for one another and have the same weights
+    ASYNCHRONOUS = "asynchronous"  # each worker adds its update to the server's weights when it is ready, under a lock
+    HOGWILD = "hogwild"  # the same without a lock: no worker waits, and some updates are lost
 
 
 class Frequency(StrEnum):
-    """How often it is put together."""
+    """How often the workers' updates are combined."""
 
     BATCH = "batch"
     EPOCH = "epoch"
@@ -24,20 +24,25 @@ class Frequency(StrEnum):
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Every setting of a training, all checked.
+    """Options of a training, validated.
 
     Attributes:
-        workers: Spark tasks that train at the same time.
-        batch_size: images per step of all workers together; each takes its share, so that a step of the synchronous
-            mode is the step of one process with this batch size.
-        threads: TensorFlow's, in each worker.
-        timeout_s: a worker that says nothing for so long is given up, and started again if Spark has tries left.
-        optimizer: as Keras names it, e.g. `adam`, or the configuration that `keras.optimizers.serialize` gives.
-        class_weights: class → how much an image of it counts in the loss; 1 for those not named.
-        augment: mirror, turn, crop and light each image anew in every epoch.
-        mirror: whether augmentation may swap left and right.
-        mixed_precision: compute in bfloat16 where a GPU is present.
-        seed: of initial weights, order and altered copies.
+        mode: how updates are combined.
+        frequency: how often updates are combined.
+        workers: number of Spark tasks that train at the same time.
+        batch_size: number of images per step over all workers; a synchronous step equals that of a single process with
+            this batch size.
+        epochs: maximum number of epochs.
+        learning_rate: initial learning rate.
+        optimizer: Keras's name of an optimizer, e.g. `adam`, or the result of `keras.optimizers.serialize`.
+        class_weights: class → weight of its images in the loss; default 1.
+        augment: flip, rotate, crop and change the brightness of each image at random in every epoch.
+        mirror: whether augmentation may flip images horizontally.
+        mixed_precision: compute in bfloat16 on GPUs.
+        threads: number of TensorFlow threads per worker.
+        timeout_s: time without a message after which a worker is considered lost; Spark restarts it if it has attempts
+            left.
+        seed: random seed of initial weights, image order and augmentation.
     """
 
     mode: Mode = Mode.SYNCHRONOUS
@@ -60,17 +65,17 @@ class TrainerOptions:
             try:
                 object.__setattr__(self, name, kind(getattr(self, name)))
             except ValueError:
-                raise UsageError(f"{name} is one of {', '.join(kind)}, got {getattr(self, name)!r}") from None
+                raise UsageError(f"{name} should be one of {', '.join(kind)}, got {getattr(self, name)!r}") from None
         least = {"workers": 1, "batch_size": 1, "epochs": 1, "threads": 1, "timeout_s": 1, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise UsageError(f"{name} is at least {low}, got {getattr(self, name)}")
+                raise UsageError(f"{name} should be at least {low}, got {getattr(self, name)}")
         if not 0 < self.learning_rate < float("inf"):
-            raise UsageError(f"the learning rate is above 0, got {self.learning_rate}")
+            raise UsageError(f"learning_rate should be above 0, got {self.learning_rate}")
 
     @property
     def local_batch(self) -> int:
-        """Images that one worker takes per step."""
+        """Number of images per step and worker."""
         return max(1, self.batch_size // self.workers)
 
     @property

@@ -1,11 +1,11 @@
-"""What workers and the parameter server say to each other over TCP.
+"""The protocol between workers and the parameter server, over TCP.
 
-A frame is a header of fixed layout, a little JSON (counts, an error), and float32 values in little-endian order, as
-many as the layout of the network says and no others. Nothing in a frame can become code. Both ends prove by HMAC-SHA256
-of the other's nonce that they know the training's token. From the nonces and the token each direction of a connection
-has a key, with which every frame is authenticated (BLAKE2b, RFC 7693) together with its number: nobody on the network
-can alter, repeat or add one. The header is checked before memory is taken for what it announces. Frames are not
-encrypted.
+A frame consists of a header of fixed layout, a short JSON object (counts, an error), and little-endian float32 values,
+whose number must match the network. No part of a frame is executed. Both ends prove knowledge of the training's token
+by
+HMAC-SHA256 of the other's nonce. Each direction of a connection has a key derived from the nonces and the token, with
+which every frame and its sequence number are authenticated (BLAKE2b, RFC 7693), so that frames cannot be modified,
+replayed or inserted. The header is verified before memory is allocated. Frames are not encrypted.
 """
 
 import hashlib
@@ -36,28 +36,28 @@ TAG_BYTES = 16
 NO_VALUES: Values = np.empty(0, np.float32)
 
 
-class Kind(IntEnum):
-    """What a frame is about."""
+class MessageKind(IntEnum):
+    """The type of a frame."""
 
-    HELLO = 1  # worker: here I am
-    READY = 11  # worker: how many rows it has
-    START = 2  # server: weights and optimizer state to begin with
-    PROGRESS = 3  # worker: still at work; server: still waiting for others
-    REDUCE = 4  # worker: its part of what all put together
-    REDUCED = 5
-    PUSH = 6  # worker: how its weights changed; the answer brings the server's
-    WEIGHTS = 7
-    EPOCH = 8  # worker: an epoch's counts
-    NEXT = 9  # server: whether to go on, and how fast
-    FAILED = 10  # server: why this worker must give up
+    HELLO = 1  # worker: its number and task attempt
+    READY = 11  # worker: number of its images
+    START = 2  # server: initial weights and optimizer state
+    PROGRESS = 3  # heartbeat: worker is computing, or server is waiting for other workers
+    REDUCE = 4  # worker: its operand of a reduction
+    REDUCED = 5  # server: the result of the reduction
+    PUSH = 6  # worker: its update of the weights
+    WEIGHTS = 7  # server: the current weights, in reply to PUSH
+    EPOCH = 8  # worker: counts of an epoch
+    NEXT = 9  # server: whether to continue, and the learning rate
+    FAILED = 10  # server: why this worker must end
 
 
 class LostPeerError(UnavailableError):
-    """The other end has gone, is silent, or does not follow the protocol."""
+    """The other end has disconnected, is silent, or violates the protocol."""
 
 
 class Keys(NamedTuple):
-    """What the frames of one connection are authenticated with, in each direction."""
+    """The keys that authenticate the frames of a connection in each direction."""
 
     sends: bytes = b""
     receives: bytes = b""
@@ -74,11 +74,11 @@ class Message:
     """A frame.
 
     Attributes:
-        rows: images that the values count for.
-        version: how many changes the server's weights had seen.
+        rows: number of images that the values are computed from.
+        version: number of updates of the server's weights.
     """
 
-    kind: Kind
+    kind: MessageKind
     worker: int = 0
     epoch: int = 0
     step: int = 0
@@ -89,10 +89,10 @@ class Message:
 
 
 class Channel:
-    """A connection whose other end has proved that it knows the token.
+    """An authenticated connection.
 
     Attributes:
-        sent: bytes so far, likewise `received`.
+        sent, received: number of bytes so far.
     """
 
     def __init__(
@@ -103,9 +103,10 @@ class Channel:
         keys: Keys = Keys(),  # noqa: B008
     ) -> None:
         """Args:
-        sizes: the numbers of values that a frame may have, beside none.
-        timeout_s: how long the other end may be silent.
-        keys: as `accept` gives them.
+        connection: the socket.
+        sizes: permitted numbers of values of a frame, besides 0.
+        timeout_s: time after which a silent other end is considered lost.
+        keys: the result of `accept`.
         """
         self._keys = keys
         self._frames_sent = 0
@@ -117,7 +118,11 @@ class Channel:
         self.received = 0
 
     def send(self, message: Message) -> None:
-        """Raises LostPeerError if the other end has gone or takes nothing."""
+        """Send a frame.
+
+        Raises:
+            LostPeerError: the other end is lost.
+        """
         meta = json.dumps(message.meta).encode() if message.meta else b""
         values = np.ascontiguousarray(message.values, "<f4")
         numbers = (message.worker, message.epoch, message.step, message.rows, message.version)
@@ -135,14 +140,18 @@ class Channel:
         self.sent += len(header) + TAG_BYTES + len(meta) + values.nbytes + (TAG_BYTES if meta or len(values) else 0)
 
     def receive(self) -> Message:
-        """The next frame; raises LostPeerError if there is none in time, or if it is not a frame."""
+        """Return the next frame.
+
+        Raises:
+            LostPeerError: there is none in time, or it is invalid.
+        """
         number, self._frames_received = self._frames_received, self._frames_received + 1
         header, tag = _receive(self._socket, HEADER.size), _receive(self._socket, TAG_BYTES)
         if not hmac.compare_digest(tag, _tag(self._keys.receives, number, header)):
             raise LostPeerError("got a frame that the other end did not send")
         magic, kind, worker, epoch, step, rows, version, n_meta, n_values = HEADER.unpack(header)
-        if magic != MAGIC or kind not in set(Kind) or n_meta > MAX_META_BYTES:
-            raise LostPeerError("got something that is no frame")
+        if magic != MAGIC or kind not in set(MessageKind) or n_meta > MAX_META_BYTES:
+            raise LostPeerError("got an invalid frame")
         if n_values and n_values not in self._sizes:
             raise LostPeerError(f"got a frame of {n_values} values, expected one of {sorted(self._sizes)}")
         text = _receive(self._socket, n_meta)
@@ -155,18 +164,22 @@ class Channel:
         try:
             meta = json.loads(text) if n_meta else {}
         except (ValueError, RecursionError) as error:
-            raise LostPeerError("got a frame whose text is no JSON") from error
+            raise LostPeerError("got a frame with invalid JSON") from error
         if not isinstance(meta, dict):
-            raise LostPeerError("got a frame whose text is no JSON object")
+            raise LostPeerError("got a frame whose JSON is not an object")
         self.received += HEADER.size + TAG_BYTES + n_meta + values.nbytes + (TAG_BYTES if n_meta or n_values else 0)
-        return Message(Kind(kind), worker, epoch, step, rows, version, meta, values)
+        return Message(MessageKind(kind), worker, epoch, step, rows, version, meta, values)
 
     def close(self) -> None:
         self._socket.close()
 
 
 def accept(connection: socket.socket, token: bytes) -> Keys:
-    """Greet a worker; raises LostPeerError if it does not know the token, or takes longer than GREETING_TIMEOUT_S."""
+    """Authenticate a worker.
+
+    Raises:
+        LostPeerError: it does not know the token, or does not prove it within GREETING_TIMEOUT_S.
+    """
     connection.settimeout(GREETING_TIMEOUT_S)
     nonce = secrets.token_bytes(NONCE_BYTES)
     _send(connection, nonce)
@@ -179,7 +192,17 @@ def accept(connection: socket.socket, token: bytes) -> Keys:
 
 
 def connect(address: tuple[str, int], token: bytes, sizes: frozenset[int], timeout_s: float) -> Channel:
-    """Connect to the server and greet it; raises LostPeerError if it cannot be reached or does not know the token."""
+    """Connect to the server and authenticate it.
+
+    Args:
+        address: host and port.
+        token: the training's token.
+        sizes: permitted numbers of values of a frame, besides 0.
+        timeout_s: time after which a silent server is considered lost.
+
+    Raises:
+        LostPeerError: the server cannot be reached or does not know the token.
+    """
     try:
         connection = socket.create_connection(address, GREETING_TIMEOUT_S)
     except OSError as error:
@@ -198,7 +221,7 @@ def _bytes_of(values: Values) -> memoryview:
 
 
 def _tag(key: bytes, number: int, *parts: bytes | memoryview) -> bytes:
-    """What proves that a frame's header, or its body, is the `number`-th that whoever has the key sent."""
+    """Return the authentication tag of the header or body of frame `number`."""
     digest = hashlib.blake2b(struct.pack("!QB", number, len(parts)), digest_size=TAG_BYTES, key=key)
     for part in parts:
         digest.update(part)
@@ -223,14 +246,14 @@ def _receive(connection: socket.socket, size: int, until: float | None = None) -
 
 
 def _receive_into(connection: socket.socket, view: memoryview, until: float | None = None) -> None:
-    """Fill `view`; each part must come within the connection's timeout, and all of it until a time, if there is one."""
+    """Fill `view`, each part within the connection's timeout, and all of it by the time `until` if given."""
     while len(view):
         if until is not None and monotonic() >= until:
             raise LostPeerError("the other end is too slow")
         try:
             n = connection.recv_into(view)
         except TimeoutError as error:
-            raise LostPeerError(f"nothing was heard for {connection.gettimeout():.0f} s") from error
+            raise LostPeerError(f"no message for {connection.gettimeout():.0f} s") from error
         except OSError as error:
             raise LostPeerError(f"the connection broke: {error}") from error
         if n == 0:

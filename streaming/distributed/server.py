@@ -1,4 +1,4 @@
-"""The parameter server: a thread per worker, on the driver, bound to the driver's address."""
+"""The parameter server on the driver, with a thread per worker."""
 
 import secrets
 import socket
@@ -6,15 +6,15 @@ import threading
 from contextlib import suppress
 
 from streaming.distributed.asynchronous import Asynchronous
-from streaming.distributed.course import Answer, Callbacks, Course, State
+from streaming.distributed.barrier import BrokenError
 from streaming.distributed.options import TrainerOptions
-from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, accept
-from streaming.distributed.rendezvous import BrokenError
+from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, accept
 from streaming.distributed.synchronous import Synchronous
+from streaming.distributed.training_run import Answer, Callbacks, State, TrainingRun
 from streaming.errors import ServiceError
 
 TOKEN_BYTES = 32
-GREETINGS_PER_WORKER = 4  # connections at a time that have not yet shown that they know the token
+GREETINGS_PER_WORKER = 4  # maximum number of unauthenticated connections per worker
 MAX_WHY_CHARS = 2_000
 
 
@@ -22,20 +22,20 @@ class ParameterServer:
     """Serves the workers of one training until it is closed; a context manager.
 
     Attributes:
-        address: (host, port) for the workers.
-        token: what they must know.
-        course: where the training stands.
-        mode: what becomes of the workers' words.
-        sizes: the numbers of values that a frame may have.
+        address: (host, port) for the workers. token: secret that workers must know. run: the state of the training.
+            mode: how the workers' updates are combined. sizes: permitted numbers of values of a frame, besides 0.
     """
 
     def __init__(self, options: TrainerOptions, state: State, answer: Answer, callbacks: Callbacks, host: str) -> None:
         """Args:
-        answer: what the first epoch begins with.
-        host: the address to listen on.
+        options: the options.
+        state: the initial state.
+        answer: the parameters of the first epoch.
+        callbacks: the callbacks.
+        host: address to listen on.
         """
-        self.course = Course(options, state, answer, callbacks)
-        self.mode = Synchronous(self.course) if options.waits else Asynchronous(self.course)
+        self.run = TrainingRun(options, state, answer, callbacks)
+        self.mode = Synchronous(self.run) if options.waits else Asynchronous(self.run)
         self.token = secrets.token_bytes(TOKEN_BYTES)
         n, more = len(state.weights), len(state.optimizer)
         self.sizes = frozenset({n, more, n + more})
@@ -54,7 +54,7 @@ class ParameterServer:
         self.close()
 
     def close(self) -> None:
-        """Take no more workers; those that are connected fail at their next word."""
+        """Accept no more workers; connected ones fail at their next message."""
         self._closed = True
         self.mode.break_off("the training is over")
         with suppress(OSError):
@@ -63,8 +63,8 @@ class ParameterServer:
 
     @property
     def bytes_moved(self) -> int:
-        """Between workers and server so far, both ways."""
-        with self.course.lock:
+        """Number of bytes between workers and server so far, in both directions."""
+        with self.run.lock:
             return self._bytes_closed + sum(one.sent + one.received for one in self._channels)
 
     def _listen(self) -> None:
@@ -74,12 +74,12 @@ class ParameterServer:
             except OSError:
                 return
             if not self._greeting.acquire(blocking=False):
-                connection.close()  # strangers who say nothing get no more threads
+                connection.close()  # unauthenticated connections get a limited number of threads
                 continue
             threading.Thread(target=self._serve, args=(connection,), name="worker", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        options = self.course.options
+        options = self.run.options
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             try:
@@ -89,48 +89,48 @@ class ParameterServer:
             channel = Channel(connection, self.sizes, options.timeout_s, keys)
             worker, attempt = _read_hello(channel.receive(), options.workers)
         except (LostPeerError, OSError):
-            connection.close()  # a stranger
+            connection.close()  # not a worker of this training
             return
-        with self.course.lock:
+        with self.run.lock:
             self._channels.add(channel)
         why = self._talk(channel, worker, attempt)
         if why is not None:
             with suppress(LostPeerError):
-                channel.send(Message(Kind.FAILED, meta={"why": why[:MAX_WHY_CHARS]}))
-        with self.course.lock:
+                channel.send(Message(MessageKind.FAILED, meta={"why": why[:MAX_WHY_CHARS]}))
+        with self.run.lock:
             self._channels.discard(channel)
             self._bytes_closed += channel.sent + channel.received
         channel.close()
 
     def _talk(self, channel: Channel, worker: int, attempt: int) -> str | None:
-        """Serve a worker; returns why it must give up, if it must."""
+        """Serve a worker; return why it must end, if it failed."""
         try:
             self.mode.talk(channel, worker, attempt)
         except LostPeerError as error:
             if self.mode.give_up(worker, attempt, str(error)) and not self._closed:
-                self.course.callbacks.lost(worker, attempt, str(error))
+                self.run.callbacks.lost(worker, attempt, str(error))
             return str(error)
         except BrokenError as error:
             return str(error)
         except ServiceError as error:
             return self._fail(error)
-        except Exception as error:  # noqa: BLE001  a callback's; the training cannot go on
+        except Exception as error:  # noqa: BLE001  raised by a callback; the training cannot continue
             return self._fail(ServiceError(f"{type(error).__name__}: {error}"))
         return None
 
     def _fail(self, error: ServiceError) -> str:
-        course = self.course
-        with course.lock:
-            first = course.error is None
-            course.error = course.error or error
+        run = self.run
+        with run.lock:
+            first = run.error is None
+            run.error = run.error or error
         self.mode.break_off(str(error))
         if first:
-            course.callbacks.failed()
+            run.callbacks.failed()
         return str(error)
 
 
 def _read_hello(message: Message, workers: int) -> tuple[int, int]:
     attempt = message.meta.get("attempt")
-    if message.kind is not Kind.HELLO or message.worker >= workers or not isinstance(attempt, int):
+    if message.kind is not MessageKind.HELLO or message.worker >= workers or not isinstance(attempt, int):
         raise LostPeerError("expected a worker's greeting")
     return message.worker, attempt

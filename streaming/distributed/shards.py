@@ -1,4 +1,4 @@
-"""Which worker gets which images: the same for the same images and seed, and as many to each as to the others."""
+"""Assignment of images to workers: deterministic for the same images and seed, and balanced."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ COLUMNS = ("image_id", "label", "validation", "source", "content")
 
 
 def identified(images: DataFrame) -> DataFrame:
-    """Rows (source, label, content) with image_id, the SHA-256 of the image; those that cannot be read are left out.
+    """Add image_id, the SHA-256 of the image, to rows (source, label, content); skip images that cannot be read.
 
     Args:
-        images: content may be null, where the file `source` holds the image; it stays there.
+        images: the rows; content is null if the image is in the file `source`.
     """
 
     def identify(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -36,10 +36,14 @@ def identified(images: DataFrame) -> DataFrame:
 
 
 def shard(rows: DataFrame, workers: int, seed: int) -> DataFrame:
-    """Rows (image_id, label, validation, source, content) in `workers` partitions, one for each worker.
+    """Partition rows (image_id, label, validation, source, content), one partition per worker.
 
-    Training and validation images are dealt out one by one, in an order by the hash of what they are, wherever they
-    lie. Only names are put in that order, not images.
+    Training and validation images are assigned round-robin in the order of a hash. Only names are sorted, not images.
+
+    Args:
+        rows: the rows.
+        workers: number of workers.
+        seed: random seed.
     """
     ordered = Window.partitionBy("validation").orderBy(F.xxhash64("image_id", F.lit(seed)), "image_id", "source")
     names = rows.select("image_id", "source", "validation")

@@ -1,4 +1,4 @@
-"""The weights of the asynchronous modes: many workers read them and add to them."""
+"""The shared weights of the asynchronous modes."""
 
 import threading
 from collections import Counter
@@ -15,12 +15,12 @@ FLOAT32_ROUNDING = 2.0**-24
 
 @dataclass(frozen=True)
 class Lost:
-    """What racing writers lost.
+    """Updates lost by races between writers.
 
     Attributes:
-        values: weights that differ from the sum of all changes by more than rounding explains.
-        share: what is missing, as a share of all that was added (L1).
-        overlapping: pushes that began while another was under way, each of which may have lost something.
+        values: number of weights that differ from the sum of all updates by more than rounding errors.
+        share: L1 norm of the lost updates relative to that of all updates.
+        overlapping: number of pushes that started during another one and may have lost updates.
     """
 
     values: int = 0
@@ -30,7 +30,7 @@ class Lost:
 
 @dataclass
 class _Pushed:
-    """What one worker has added, kept by the one thread that serves it."""
+    """The sum of one worker's updates, owned by the thread that serves it."""
 
     total: NDArray[np.float64]
     moved: float = 0.0
@@ -39,14 +39,16 @@ class _Pushed:
 
 @dataclass
 class SharedWeights:
-    """A vector that workers read and add to, under a lock or without one.
+    """A weight vector that workers read and add to, with or without a lock.
 
-    Without the lock, NumPy adds with Python's global lock released, so that two threads do write at the same time; an
-    addition that another thread overwrites is lost. Each worker's changes are also added up apart: that tells how much.
+    NumPy adds with Python's global interpreter lock released, so without a lock threads write concurrently and may
+    overwrite each other's additions. Each worker's updates are also summed separately to measure the loss.
 
     Attributes:
-        version: changes seen so far; without the lock, those under way at the same time may count once.
-        staleness: changes by others between a worker's read and its push → how often.
+        weights: the weights, (N,) float32.
+        locked: whether reads and additions take a lock.
+        version: number of updates; without the lock, concurrent ones may count once.
+        staleness: worker → number of updates by others between its read and its push → count.
     """
 
     weights: Values
@@ -62,12 +64,18 @@ class SharedWeights:
         self._guard: AbstractContextManager[object] = threading.Lock() if self.locked else nullcontext()
 
     def read(self) -> tuple[Values, int]:
-        """(a copy of the weights, its version); without the lock, the copy may hold half of a change."""
+        """Return a copy of the weights and its version; without the lock, the copy may contain part of an update."""
         with self._guard:
             return self.weights.copy(), self.version
 
     def add(self, worker: int, change: Values, version: int) -> None:
-        """Add a change that a worker computed from the weights of `version`; one thread per worker calls this."""
+        """Add a worker's update; called by one thread per worker.
+
+        Args:
+            worker: number of the worker.
+            change: the update, (N,) float32.
+            version: version of the weights from which it was computed.
+        """
         pushed = self._pushed.setdefault(worker, _Pushed(np.zeros(len(change))))
         late = self.staleness.setdefault(worker, Counter())
         with self._guard:
@@ -82,15 +90,16 @@ class SharedWeights:
         pushed.pushes += 1
 
     def lost(self) -> Lost:
-        """What the writers lost; to be asked when none is at work."""
+        """Measure the lost updates; to be called when no writer is active."""
         if not self._pushed:
             return Lost()
         pushed = list(self._pushed.values())
         expected = self._first + np.sum([one.total for one in pushed], axis=0)
         missing = np.abs(expected - self.weights)
         largest = np.maximum(np.abs(expected), np.maximum(np.abs(self._first), np.abs(self.weights)))
-        # Each addition rounds by half a unit in the last place of what may for a while have been twice as large; a
-        # weight near zero may have come from as far away as the others are.
+        # Each addition rounds by half a unit in the last place of a value that may temporarily have been twice as
+        # large; a
+        # weight near zero may have been as large as the others.
         typical = float(largest.mean())
         rounding = 2 * FLOAT32_ROUNDING * sum(one.pushes for one in pushed) * np.maximum(largest, typical)
         lost = missing > rounding

@@ -1,4 +1,4 @@
-"""The driver's side of a distributed training: plan, serve, watch, and give back what was learned."""
+"""The driver of a distributed training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,29 +16,32 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 from models.decode import DEFAULT_LIMITS, Limits
 from streaming.distributed.callback_state import callback_states, restore_callbacks
 from streaming.distributed.checkpoint import Checkpoint, read_checkpoint
-from streaming.distributed.course import Answer, Callbacks, Progress, State
 from streaming.distributed.history import EpochRecord, History, summed_staleness
 from streaming.distributed.network import Network, NetworkParts
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.server import ParameterServer
 from streaming.distributed.shards import shard
+from streaming.distributed.training_run import Answer, Callbacks, State, WorkerProgress
 from streaming.distributed.worker import DONE_DDL, WorkerTask, train_partition
 from streaming.errors import ConfigurationError, DataError, ServiceError, reported
 
 if TYPE_CHECKING:
     import keras
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[WorkerProgress], None]
 OnEpoch = Callable[[EpochRecord], None]
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gave.
+    """The result of a training.
 
     Attributes:
-        model: the Keras model that was given, with the weights that were learned.
-        bad: image → why no worker could read it, of the first ones.
+        model: the given Keras model with the trained weights.
+        classes: class names in the order of the outputs.
+        history: the history.
+        bad: image → why it could not be read, for the first ones.
+        n_bad: number of images that could not be read.
     """
 
     model: "keras.Model"
@@ -51,8 +54,9 @@ class Trained:
 class DistributedTrainer:
     """Trains a Keras model from pixels to logits on the partitions of a DataFrame.
 
-    The model takes uint8 (N, H, W, 3) and gives float32 logits, (N, 1) for two classes or (N, C); only its trainable
-    weights travel. `models.cnn.build_network` builds such models.
+    The model maps uint8 (N, H, W, 3) to float32 logits, (N, 1) for two classes or (N, C); only its trainable weights
+    are
+    sent over the network. `models.cnn.build_network` builds such models.
 
     Example:
         >>> options = TrainerOptions(mode="synchronous", frequency="epoch", workers=4, epochs=10)
@@ -71,12 +75,14 @@ class DistributedTrainer:
         on_progress: OnProgress = lambda _: None,
     ) -> None:
         """Args:
-        callbacks: Keras' own, run on the driver at the end of every epoch: they see the losses and the model, may
-            change the learning rate and stop the training.
-        checkpoint_dir: where the state after every epoch is kept, for `fit(resume=True)`.
-        limits: what is decoded, and what that may cost.
+        model: the model.
+            options: the options.
+        callbacks: Keras callbacks, run on the driver at the end of every epoch; they may change the learning rate and
+            stop the training.
+        checkpoint_dir: folder for a checkpoint after every epoch, for `fit(resume=True)`.
+        limits: limits on decoding an image.
         on_epoch: called after each epoch, from another thread.
-        on_progress: called now and then, from other threads.
+        on_progress: called periodically, from other threads.
         """
         self.model = model
         self.options = options
@@ -90,14 +96,14 @@ class DistributedTrainer:
         """Train.
 
         Args:
-            rows: image_id, label (string), source, which tells an image from all others, content (bytes; null where the
-                file `source` holds the image), and validation (boolean): whether the image is only to be asked about.
-            resume: continue after the last epoch of `checkpoint_dir`, with the state of the learning rate, of
-                `ReduceLROnPlateau` and of `EarlyStopping` as they were.
+            rows: columns image_id, label (string), source (unique), content (bytes; null if the image is in the file
+                `source`), and validation (boolean): whether the image is used for validation only.
+            resume: continue after the last epoch in `checkpoint_dir`, with the state of the learning rate,
+                `ReduceLROnPlateau` and `EarlyStopping`.
 
         Raises:
-            ServiceError: fewer than two classes, a model that does not fit, no image that decodes, workers that fail
-                more often than Spark tries, or weights that are no longer finite.
+            ServiceError: there are fewer than two classes, the model does not suit them, no image can be decoded,
+                workers fail more often than Spark retries, or the weights are not finite.
         """
         spark = rows.sparkSession
         _check_slots(spark, self.options)
@@ -113,10 +119,10 @@ class DistributedTrainer:
             raise DataError(f"training needs images of at least two classes, got {list(classes)}")
         outputs = self.model.output_shape[-1]
         if outputs != (1 if len(classes) == 2 else len(classes)):  # noqa: PLR2004
-            raise ConfigurationError(f"the model gives {outputs} logits, which does not suit {len(classes)} classes")
+            raise ConfigurationError(f"the model outputs {outputs} logits, which does not suit {len(classes)} classes")
         unknown = set(self.options.class_weights or {}) - set(classes)
         if unknown:
-            raise ConfigurationError(f"there are weights for classes that no image has: {', '.join(sorted(unknown))}")
+            raise ConfigurationError(f"class weights for unknown classes: {', '.join(sorted(unknown))}")
 
 
 class _Run:
@@ -132,7 +138,8 @@ class _Run:
             optimizer = keras.optimizers.get(self.options.optimizer)
         except (ValueError, TypeError) as error:
             raise ConfigurationError(
-                f"Keras knows no optimizer {self.options.optimizer!r}; it knows adam, adamw, sgd, rmsprop and others"
+                f"unknown optimizer {self.options.optimizer!r}: expected one of Keras's, such as adam, adamw, sgd or "
+                f"rmsprop"
             ) from error
         optimizer.learning_rate = self.options.learning_rate
         self.parts = NetworkParts.of(trainer.model, optimizer)
@@ -151,21 +158,21 @@ class _Run:
         if not self._network.model.stop_training:
             self._callbacks.on_epoch_begin(state.epoch)
         answer = self._answer(state.epoch)
-        told = Callbacks(
+        callbacks = Callbacks(
             self._end_epoch, self._trainer._on_progress, self._on_lost, self._on_ready, failed=self._cancel
         )
         spark, self._spark = rows.sparkSession, rows.sparkSession
         host = spark.conf.get("spark.driver.host") or "127.0.0.1"
         self._earlier, self._since = replace(self.history), monotonic()
-        with ParameterServer(self.options, state, answer, told, host) as server:
+        with ParameterServer(self.options, state, answer, callbacks, host) as server:
             self._server = server
             if not answer.stop:
                 self._run_job(rows, server)
             final = server.mode.final_state()
             self._sum_up()
-            self.history.lost = server.mode.lost()  # now that no worker writes any more
+            self.history.lost = server.mode.lost()  # after all workers have ended
         self._network.weights = final.weights
-        self._callbacks.on_train_end()  # may bring back the best epoch's weights
+        self._callbacks.on_train_end()  # may restore the best epoch's weights
         self._trainer.model.set_weights(self._network.model.get_weights())
         bad = {name: why for named, _ in self._bad.values() for name, why in named.items()}
         return Trained(self._trainer.model, self.classes, self.history, bad, sum(n for _, n in self._bad.values()))
@@ -180,14 +187,14 @@ class _Run:
         self._spark.sparkContext.setJobGroup(self._group, "train a CNN", interruptOnCancel=True)
         try:
             done = rows.mapInArrow(reported(run), DONE_DDL, barrier=self.options.waits)
-            # Spark tries a failed stage of waiting tasks again only if its result goes into a shuffle.
+            # Spark retries a failed barrier stage only if its result is shuffled.
             (done.repartition(1) if self.options.waits else done).collect()
         except (PySparkException, Py4JError) as error:
-            if server.course.error is not None:
-                raise server.course.error from error
+            if server.run.error is not None:
+                raise server.run.error from error
             if self.history.events:
-                tried = f"the workers failed too often, at last: {self.history.events[-1]}"
-                raise ServiceError(f"{tried}; {_resume_hint(server.course.state.epoch)}") from error
+                failure = f"the workers failed too often; last failure: {self.history.events[-1]}"
+                raise ServiceError(f"{failure}; {_resume_hint(server.run.state.epoch)}") from error
             raise
         finally:
             self._spark.sparkContext.setLocalProperty("spark.jobGroup.id", None)  # type: ignore[arg-type]  # clears it
@@ -195,13 +202,13 @@ class _Run:
 
     def _resumed(self, fresh: State) -> State:
         if self._trainer._checkpoint_dir is None:
-            raise ConfigurationError("a training can only be resumed from a directory of checkpoints")
+            raise ConfigurationError("a training can only be resumed with a checkpoint directory")
         found = read_checkpoint(self._trainer._checkpoint_dir)
         differing = [name for name, value in found.settings.items() if self._settings().get(name) != value]
         if differing or len(found.state.weights) != len(fresh.weights):
             what = ", ".join(differing) or "network"
             raise ConfigurationError(
-                f"the checkpoint is of a training with another {what}; train again without resuming"
+                f"the checkpoint is of a training with another {what}: train again without --resume"
             )
         restore_callbacks(self._trainer._keras_callbacks, found.callbacks)
         model = self._network.model
@@ -212,7 +219,7 @@ class _Run:
         return found.state
 
     def _settings(self) -> dict[str, Any]:
-        """What must be the same for a training to go on."""
+        """Return the settings that must not change when a training is resumed."""
         given = asdict(self.options)
         for name in ("epochs", "timeout_s", "threads"):
             del given[name]
@@ -222,15 +229,15 @@ class _Run:
     def _end_epoch(self, record: EpochRecord, state: State) -> Answer:
         if not np.isfinite(state.weights).all():
             raise ServiceError(
-                f"the weights are no longer finite after epoch {record.epoch + 1}: the training has diverged; learn "
-                "more slowly"
+                f"the weights are not finite after epoch {record.epoch + 1}: the training has diverged; reduce "
+                "--learning-rate"
             )
         self.history.epochs.append(record)
         self._sum_up()
         self._network.weights = state.weights
         self._callbacks.on_epoch_end(record.epoch, record.logs())
         self.history.stopped_early = bool(self._network.model.stop_training)
-        self._write_checkpoint(state)  # with what the callbacks make of this epoch
+        self._write_checkpoint(state)  # after the callbacks of this epoch
         self._trainer._on_epoch(record)
         if not self.history.stopped_early and state.epoch < self.options.epochs:
             self._callbacks.on_epoch_begin(state.epoch)
@@ -249,7 +256,7 @@ class _Run:
         return Answer(stop, float(model.optimizer.learning_rate))
 
     def _sum_up(self) -> None:
-        """What was so far, in this run and in the one that it goes on from."""
+        """Update the totals of the history, including those of the resumed run."""
         earlier, server = self._earlier, self._server
         self.history.seconds = earlier.seconds + monotonic() - self._since
         self.history.bytes_moved = earlier.bytes_moved + server.bytes_moved
@@ -260,13 +267,13 @@ class _Run:
         self._bad[worker] = (dict(bad) if isinstance(bad, dict) else {}, int(meta.get("n_bad", 0)))
 
     def _cancel(self) -> None:
-        """Spark need not try again what would fail again."""
+        """Cancel the job, since a retry would fail again."""
         self._spark.sparkContext.cancelJobGroup(self._group)
 
     def _on_lost(self, worker: int, attempt: int, why: str) -> None:
         self.history.events.append(f"worker {worker}: {why}")
         context = self._spark.sparkContext._jsc
-        if context is not None:  # one that hangs would hold its task for good; killed, it is tried again
+        if context is not None:  # a worker that hangs would never end its task; Spark retries a killed one
             context.sc().killTaskAttempt(attempt, True, why[:200])
 
 
@@ -274,10 +281,10 @@ def _check_slots(spark: SparkSession, options: TrainerOptions) -> None:
     slots = spark.sparkContext.defaultParallelism
     if options.waits and slots < options.workers:
         raise ConfigurationError(
-            f"{options.workers} workers that wait for one another need as many slots, Spark has {slots}: "
-            f"take a master such as local[{options.workers}], or fewer workers"
+            f"{options.workers} synchronous workers need as many slots, Spark has {slots}: use a master such as "
+            f"local[{options.workers}], or fewer workers"
         )
 
 
 def _resume_hint(epoch: int) -> str:
-    return "nothing was learned yet" if epoch == 0 else f"resume it to go on after epoch {epoch}"
+    return "no epoch was finished" if epoch == 0 else f"use --resume to continue after epoch {epoch}"

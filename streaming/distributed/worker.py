@@ -1,4 +1,4 @@
-"""A worker's task: read and decode its images once, then learn, epoch after epoch, with the server's help."""
+"""A worker's task: read and decode its images once, then train for the epochs that the server requests."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ from streaming.distributed.history import Counts
 from streaming.distributed.images_cache import ImagesCache
 from streaming.distributed.network import Network, NetworkParts
 from streaming.distributed.options import Frequency, TrainerOptions
-from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, Values, connect
+from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, Values, connect
 from streaming.distributed.synchronous import digest
 from streaming.errors import ConfigurationError, ServiceError
 from streaming.images.sources import read_source
@@ -29,12 +29,12 @@ DONE = pa.schema([pa.field("worker", pa.int32()), pa.field("rows", pa.int64())])
 DONE_DDL = "worker int, rows long"
 IMAGES_PER_READ = 64
 BAD_NAMED = 20
-TELL_EVERY_S = 1.0
+REPORT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """What a worker needs to know beside the network; the same for all of them."""
+    """Parameters of a worker besides the network; the same for all workers."""
 
     options: TrainerOptions
     classes: tuple[str, ...]
@@ -46,7 +46,7 @@ class WorkerTask:
 
 @dataclass
 class _Read:
-    """The images of this worker, and those that it could not read."""
+    """A worker's images, and those that it could not read."""
 
     training: ImagesCache
     validation: ImagesCache
@@ -57,45 +57,48 @@ class _Read:
 def train_partition(
     batches: Iterator[pa.RecordBatch], parts: Callable[[], NetworkParts], task: WorkerTask
 ) -> Iterator[pa.RecordBatch]:
-    """Train on the images of one partition until the server says that it is enough.
+    """Train on the images of one partition until the server stops the training.
 
     Args:
-        batches: of the columns image_id, label, validation, content, and source, which names the file that holds the
-            image where content is null.
+        batches: columns image_id, label, validation, source and content; null if the image is in the file `source`.
+        parts: returns the network's parts.
+        task: the parameters.
 
     Raises:
-        ServiceError: the server gave this try up, or has gone.
+        ServiceError: the server gave this attempt up, or is lost.
     """
     context = TaskContext.get()
     if context is None:
-        raise ConfigurationError("a worker's task runs in Spark")
+        raise ConfigurationError("a worker runs in a Spark task only")
     worker, attempt = context.partitionId(), context.taskAttemptId()
     channel = connect(task.address, task.token, task.sizes, task.options.timeout_s * 2)
     try:
-        channel.send(Message(Kind.HELLO, worker, meta={"attempt": attempt}))
+        channel.send(Message(MessageKind.HELLO, worker, meta={"attempt": attempt}))
         network = Network(parts(), task.options, worker)
-        read = _read(batches, network.input_size, task, _Teller(channel, worker))
+        read = _read(batches, network.input_size, task, _ProgressReporter(channel, worker))
         rows = _Learner(channel, worker, network, read, task).run()
     finally:
         channel.close()
     yield pa.RecordBatch.from_pydict({"worker": [worker], "rows": [rows]}, DONE)
 
 
-class _Teller:
-    """Lets the server know that this worker is alive, not more often than it cares."""
+class _ProgressReporter:
+    """Sends the server a heartbeat at most every `REPORT_EVERY_S` seconds."""
 
     def __init__(self, channel: Channel, worker: int) -> None:
         self._channel = channel
         self._worker = worker
-        self._told = monotonic()
+        self._reported = monotonic()
 
-    def tell(self, epoch: int, rows: int) -> None:
-        if monotonic() - self._told >= TELL_EVERY_S:
-            self._channel.send(Message(Kind.PROGRESS, self._worker, epoch=epoch, rows=rows))
-            self._told = monotonic()
+    def report(self, epoch: int, rows: int) -> None:
+        if monotonic() - self._reported >= REPORT_EVERY_S:
+            self._channel.send(Message(MessageKind.PROGRESS, self._worker, epoch=epoch, rows=rows))
+            self._reported = monotonic()
 
 
-def _read(batches: Iterator[pa.RecordBatch], size: tuple[int, int], task: WorkerTask, teller: _Teller) -> _Read:
+def _read(
+    batches: Iterator[pa.RecordBatch], size: tuple[int, int], task: WorkerTask, reporter: _ProgressReporter
+) -> _Read:
     read = _Read(ImagesCache(size), ImagesCache(size))
     for batch in batches:
         for start in range(0, batch.num_rows, IMAGES_PER_READ):
@@ -112,7 +115,7 @@ def _read(batches: Iterator[pa.RecordBatch], size: tuple[int, int], task: Worker
             held = good.column("validation").to_numpy(zero_copy_only=False).astype(bool)
             for cache, of_it in ((read.training, ~held), (read.validation, held)):
                 cache.append(decoded.images[of_it], labels[of_it], list(ids[of_it]))
-            teller.tell(0, len(read.training))
+            reporter.report(0, len(read.training))
     read.training.close()
     read.validation.close()
     return read
@@ -129,7 +132,7 @@ def _content(row: dict[str, Any]) -> bytes | None:
 
 
 class _Learner:
-    """The epochs of one try."""
+    """The epochs of one attempt."""
 
     def __init__(self, channel: Channel, worker: int, network: Network, read: _Read, task: WorkerTask) -> None:
         self._channel = channel
@@ -137,7 +140,7 @@ class _Learner:
         self._network = network
         self._read = read
         self._options = task.options
-        self._teller = _Teller(channel, worker)
+        self._teller = _ProgressReporter(channel, worker)
         weights = task.options.class_weights or {}
         self._importance: Values = np.array([weights.get(name, 1.0) for name in task.classes], np.float32)
         self._augmentation = Augmentation(mirror=task.options.mirror)
@@ -145,11 +148,11 @@ class _Learner:
         self._counts = Counts()
 
     def run(self) -> int:
-        """Learn until the server says stop; returns how many images this worker learned from."""
+        """Train until the server stops the training; return the number of training images."""
         network, n = self._network, self._network.n_weights
         cache = self._read.training
         meta = {"bad": self._read.bad, "n_bad": self._read.n_bad, "validation": len(self._read.validation)}
-        start = self._ask(Message(Kind.READY, self._worker, rows=len(cache), meta=meta), Kind.START)
+        start = self._ask(Message(MessageKind.READY, self._worker, rows=len(cache), meta=meta), MessageKind.START)
         network.weights, network.optimizer = start.values[:n], start.values[n:]
         self._version = start.version
         own_steps = -(-len(cache) // self._options.local_batch)
@@ -159,13 +162,13 @@ class _Learner:
             since = monotonic()
             self._counts = Counts()
             self._learn(epoch, start.step if self._options.waits else own_steps)
-            answer = self._ask(self._epoch_message(epoch, monotonic() - since), Kind.NEXT)
+            answer = self._ask(self._epoch_message(epoch, monotonic() - since), MessageKind.NEXT)
             network.learning_rate, stop = float(answer.meta["learning_rate"]), bool(answer.meta["stop"])
             epoch += 1
         return len(cache)
 
     def _learn(self, epoch: int, steps: int) -> None:
-        """One epoch, in an order that depends on the seed, the worker and the epoch alone."""
+        """Train one epoch in an order determined by the seed, the worker and the epoch."""
         order = np.random.default_rng([self._options.seed, self._worker, epoch]).permutation(len(self._read.training))
         size = self._options.local_batch
         batches = [order[at * size : (at + 1) * size] for at in range(steps)]
@@ -181,7 +184,7 @@ class _Learner:
                     self._push(epoch, at_first, len(rows))
                 case _:
                     self._step(epoch, rows)
-            self._teller.tell(epoch, min((step + 1) * size, len(order)))
+            self._teller.report(epoch, min((step + 1) * size, len(order)))
         if waits and not each:
             self._average(epoch, steps, len(order))
         if before is not None:
@@ -191,7 +194,7 @@ class _Learner:
         cache = self._read.training
         images, labels = cache.take(rows), cache.labels[rows]
         if self._options.augment:
-            # Of the image's own id, so that the copy does not depend on the worker that makes it.
+            # Seeded by the image's id, so that the copy does not depend on the worker.
             altered = [
                 augment(image, f"{self._options.seed}:{image_id}", epoch, self._augmentation)
                 for image, image_id in zip(images, cache.ids(rows), strict=True)
@@ -205,27 +208,29 @@ class _Learner:
             self._counts += Counts.of(self._network.step(images, labels, importance), labels)
 
     def _reduce_gradient(self, epoch: int, step: int, rows: NDArray[np.int64]) -> None:
-        """The step that one process would take on the batches of all workers together."""
+        """Take the step of a single process on the batches of all workers."""
         if len(rows):
             images, labels, importance = self._batch(epoch, rows)
             gradient, logits = self._network.gradient(images, labels, importance)
             self._counts += Counts.of(logits, labels)
-        else:  # has run out, and takes the others' step
+        else:  # this worker has no more images and takes the others' step
             gradient = np.zeros(self._network.n_weights, np.float32)
-        message = Message(Kind.REDUCE, self._worker, epoch, step, len(rows), values=gradient)
-        self._network.apply(self._ask(message, Kind.REDUCED).values)
+        message = Message(MessageKind.REDUCE, self._worker, epoch, step, len(rows), values=gradient)
+        self._network.apply(self._ask(message, MessageKind.REDUCED).values)
 
     def _average(self, epoch: int, step: int, rows: int) -> None:
         network, n = self._network, self._network.n_weights
         own = np.concatenate([network.weights, network.optimizer])
-        mean = self._ask(Message(Kind.REDUCE, self._worker, epoch, step, rows, values=own), Kind.REDUCED).values
+        mean = self._ask(
+            Message(MessageKind.REDUCE, self._worker, epoch, step, rows, values=own), MessageKind.REDUCED
+        ).values
         network.weights, network.optimizer = mean[:n], mean[n:]
 
     def _push(self, epoch: int, before: Values, rows: int) -> None:
-        """Tell the server how the weights have changed, and take its own."""
+        """Send the update of the weights to the server and receive its weights."""
         change = self._network.weights - before
-        message = Message(Kind.PUSH, self._worker, epoch, rows=rows, version=self._version, values=change)
-        answer = self._ask(message, Kind.WEIGHTS)
+        message = Message(MessageKind.PUSH, self._worker, epoch, rows=rows, version=self._version, values=change)
+        answer = self._ask(message, MessageKind.WEIGHTS)
         self._network.weights, self._version = answer.values, answer.version
 
     def _epoch_message(self, epoch: int, seconds: float) -> Message:
@@ -233,7 +238,7 @@ class _Learner:
         validation = Counts()
         for rows in cache.batches(IMAGES_PER_READ):
             validation += Counts.of(network.logits(cache.take(rows)), cache.labels[rows])
-            self._teller.tell(epoch, len(self._read.training))
+            self._teller.report(epoch, len(self._read.training))
         meta = {
             "training": vars(self._counts),
             "validation": vars(validation),
@@ -245,16 +250,16 @@ class _Learner:
         if self._options.waits:
             state = np.concatenate([network.weights, state])
             meta["digest"] = digest(state)
-            if self._worker:  # all have the same
+            if self._worker:  # all workers have the same weights
                 state = state[:0]
-        return Message(Kind.EPOCH, self._worker, epoch, rows=len(self._read.training), meta=meta, values=state)
+        return Message(MessageKind.EPOCH, self._worker, epoch, rows=len(self._read.training), meta=meta, values=state)
 
-    def _ask(self, message: Message, expected: Kind) -> Message:
+    def _ask(self, message: Message, expected: MessageKind) -> Message:
         self._channel.send(message)
-        while (answer := self._channel.receive()).kind is Kind.PROGRESS:
-            pass  # the others are not there yet
-        if answer.kind is Kind.FAILED:
+        while (answer := self._channel.receive()).kind is MessageKind.PROGRESS:
+            pass  # the server is waiting for other workers
+        if answer.kind is MessageKind.FAILED:
             raise ServiceError(str(answer.meta.get("why", "the server gave this worker up")))
         if answer.kind is not expected:
-            raise LostPeerError(f"expected {expected.name}, the server said {answer.kind.name}")
+            raise LostPeerError(f"expected {expected.name}, the server sent {answer.kind.name}")
         return answer

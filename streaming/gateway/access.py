@@ -1,8 +1,7 @@
-"""Who may use the gateway: whoever has an API key; without keys, programs of this machine alone.
+"""Access control of the gateway: by API key, or, without keys, restricted to programs on this machine.
 
-A browser is a program of this machine, too, and any page that it shows can make it send requests. So a request that
-says that it comes from another site is refused, and without keys so is one for a name that is not this machine's,
-which a page could have been given.
+A browser also runs on this machine, and any page that it displays can make it send requests. So cross-origin requests
+are rejected, and, without keys, so are requests whose Host is not this machine's own name (DNS rebinding).
 """
 
 import hmac
@@ -27,10 +26,10 @@ bearer_key = HTTPBearer(auto_error=False, description="the API key as a bearer t
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
-    """The API keys: the lines of the file, without white space around them; none if no file is given.
+    """The API keys: the lines of the file without surrounding white space; none if no file is given.
 
     Raises:
-        ConfigurationError: the file cannot be read, or a line is not a key of 16 printable ASCII characters or more.
+        ConfigurationError: the file cannot be read, or a key has fewer than 16 printable ASCII characters.
     """
     if path is None:
         return ()
@@ -39,21 +38,21 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
         with path.open("rb") as file:
             text = file.read(MAX_KEY_BYTES + 1).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"the file of the API key, {path}, cannot be read: {error}") from error
+        raise ConfigurationError(f"the API key file {path} cannot be read: {error}") from error
     if len(text) > MAX_KEY_BYTES:
-        raise ConfigurationError(f"the file of the API key, {path}: expected at most {MAX_KEY_BYTES:,} bytes, got more")
+        raise ConfigurationError(f"the API key file {path}: expected at most {MAX_KEY_BYTES:,} bytes, got more")
     keys = [line.strip() for line in text.split("\n") if line.strip()]
     for key in keys or [""]:
         if len(key) < MIN_KEY_CHARS or not key.isprintable():
             raise ConfigurationError(
-                f"the file of the API key, {path}: expected at least {MIN_KEY_CHARS} printable characters on a line, "
-                f"got {len(key)}; make one with: openssl rand -hex 32"
+                f"the API key file {path}: expected at least {MIN_KEY_CHARS} printable characters per line, got "
+                f"{len(key)}; generate a key with: openssl rand -hex 32"
             )
     return tuple(dict.fromkeys(keys))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine's own, reachable from nowhere else."""
+    """Whether a host name or address is a loopback address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -61,18 +60,22 @@ def is_loopback(host: str) -> bool:
 
 
 def check_binding(host: str, keys: Collection[str]) -> None:
-    """Raises a UsageError if others could reach the gateway and there is no key to keep them out."""
+    """Check that the gateway has an API key if other machines can reach it.
+
+    Raises:
+        UsageError: it has none.
+    """
     if not keys and not is_loopback(host):
         raise UsageError(
-            f"--host {host} lets other machines in: give the gateway an API key in a file, "
-            "IMAGESTREAM_GATEWAY_API_KEY_FILE=FILE, or leave it on 127.0.0.1"
+            f"--host {host} lets other machines in: set IMAGESTREAM_GATEWAY_API_KEY_FILE to a file with an API key, "
+            "or use 127.0.0.1"
         )
 
 
 def access(keys: Sequence[str]) -> Callable[..., None]:
-    """A FastAPI dependency that lets a request pass or refuses it, before its body is read.
+    """A FastAPI dependency that accepts or rejects a request before its body is read.
 
-    The request's `state.api_key` is then the number of its key, from 0.
+    It sets the request's `state.api_key` to the number of its key, from 0.
     """
     secrets = [key.encode() for key in keys]
 
@@ -93,13 +96,13 @@ def access(keys: Sequence[str]) -> Callable[..., None]:
     def without_key(request: Request) -> None:
         refuse_other_sites(request)
         if not is_loopback(PORT.sub("", request.headers.get("host", ""))):
-            raise HTTPException(403, "without an API key the gateway answers to this machine's own name only")
+            raise HTTPException(403, "without an API key, the gateway accepts requests to localhost only")
 
     return with_key if secrets else without_key
 
 
 def refuse_other_sites(request: Request) -> None:
-    """403 for what a browser sends on behalf of another site's page."""
+    """Reject a cross-origin request of a browser with 403."""
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host", ""):
-        raise HTTPException(403, "requests from the pages of another site are refused")
+        raise HTTPException(403, "cross-origin requests are not allowed")

@@ -1,6 +1,6 @@
 """The gateway's application: uploads go to the topic, predictions come from the tables.
 
-/v1/…                     images and what became of them, see `streaming.gateway.routes`
+/v1/…                     images and their results, see `streaming.gateway.routes`
 GET  /livez, /readyz      the process is up; the broker answers
 GET  /metrics             for Prometheus
 GET  /docs, /openapi.json the description of all routes
@@ -16,7 +16,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from streaming.errors import UnavailableError
 from streaming.gateway.access import access
-from streaming.gateway.answers import Health
 from streaming.gateway.connections import CloseUnread
 from streaming.gateway.deprecation import MarkDeprecated
 from streaming.gateway.description import POLICY, page
@@ -25,6 +24,7 @@ from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
 from streaming.gateway.rate_limit import RateLimit, key_of
 from streaming.gateway.routes import old_routes, refuse_repeated, routes
+from streaming.gateway.schemas import Health
 from streaming.gateway.service import Broker, Service
 from streaming.settings import Settings
 
@@ -33,7 +33,10 @@ def create_app(settings: Settings, broker: Broker, api_keys: Sequence[str] = ())
     """The application for one home and topic.
 
     Args:
-        api_keys: one of which every request but those for health must carry; none lets this machine's programs in.
+        settings: of the home and topic.
+        broker: to publish to.
+        api_keys: one is required of every request except health checks; without keys, only programs on this machine
+            are allowed.
     """
     service = Service(broker, settings)
 
@@ -44,17 +47,17 @@ def create_app(settings: Settings, broker: Broker, api_keys: Sequence[str] = ())
 
     app = FastAPI(
         title="imagestream gateway",
-        description="Images in, predictions out. The predictions come when the stream has scored the image.",
+        description="Publish images and look up their predictions, which appear when the stream has scored them.",
         version="1",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's pages load scripts from elsewhere
+        docs_url=None,  # FastAPI's pages load scripts from other sites
         redoc_url=None,
         openapi_url=None,
-        responses=problems(400),  # what is not valid HTTP, on any route
+        responses=problems(400),  # invalid HTTP, on any route
     )
     allowed = Depends(access(api_keys))
-    # An address's limit comes before the check of the key: guesses count, too. In the limit of all together they
-    # do not: whoever has no key could use it up.
+    # The limit per address comes before the check of the key, so that it limits guesses of keys. The total limit comes
+    # after it, so that clients without a key cannot use it up.
     limited = [
         Depends(RateLimit(settings.gateway_requests_per_minute)),
         allowed,

@@ -1,8 +1,8 @@
-"""Connections of the gateway and the dashboard: bounded in number, and closed when they are silent or slow.
+"""Limits on the connections of the gateway and the dashboard: their number, and the time to send headers.
 
-uvicorn bounds how long a connection may be idle after a request, not how long it may take to send its first. Here each
-has a time for its headers. Where there are too many, the one that has been silent longest is closed, first among those
-of the same address, so that whoever opens a thousand and says nothing takes only their own.
+uvicorn limits how long a connection may be idle after a request, but not before its first one. Here each request has a
+timeout for its headers. If there are too many connections, the longest idle one is closed, first among those of the
+same address, so that a client that opens a thousand idle connections only loses its own.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from streaming.gateway.problems import problem
 MAX_CONNECTIONS = 1_000
 MAX_PER_ADDRESS = 256
 HEADER_TIMEOUT_S = 10.0  # from the first byte of a request, or the start of a connection, to the end of its headers
-LINGER_S = 5.0  # for the client to read a refusal that came before the end of its body
-DRAINED_BYTES = 64 * 1024**2  # a piece at a time: a connection that is closed with unread bytes loses its answer
+LINGER_S = 5.0  # for the client to read a response that was sent before the end of its body
+DRAINED_BYTES = 64 * 1024**2  # read and discarded, since closing a connection with unread bytes loses the response
 
 
 class Connections:
@@ -32,7 +32,7 @@ class Connections:
         self._open: dict[BoundedProtocol, str] = {}
 
     def admit(self, one: "BoundedProtocol", address: str) -> bool:
-        """Take a connection in; another that is silent may be closed for it. False if all others are busy."""
+        """Accept a connection, closing an idle one if necessary; False if all others are busy."""
         self._forget_closed()
         same = [other for other, its_address in self._open.items() if its_address == address]
         if len(same) >= self._per_address and not self._close_silent(same):
@@ -54,7 +54,7 @@ class Connections:
         return False
 
     def _forget_closed(self) -> None:
-        """A websocket is not told of here when it ends."""
+        """Remove closed websockets, for which `drop` is not called."""
         if len(self._open) >= self._per_address:
             for one in [one for one in self._open if one.transport.is_closing()]:
                 del self._open[one]
@@ -72,7 +72,7 @@ class BoundedProtocol(H11Protocol):
 
     @property
     def silent(self) -> bool:
-        """Whether there is no request under way."""
+        """Whether no request is in progress."""
         return not self._upgraded and (self.cycle is None or self.cycle.response_complete)
 
     def connection_made(self, transport: Any) -> None:
@@ -101,7 +101,7 @@ class BoundedProtocol(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, or has too long headers, with a problem document as the application does."""
+        """Answer invalid HTTP, or headers that are too long, with a problem document like the application's."""
         answer = problem(400, msg)
         headers = [*answer.raw_headers, (b"connection", b"close")]
         refusal = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
@@ -111,7 +111,7 @@ class BoundedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # nobody reads the rest of the body
+        if self.conn.their_state is h11.SEND_BODY:  # the rest of the body will not be read
             self.flow.pause_reading()
             self._headers_came()
             self._deadline = self.loop.call_later(LINGER_S, self._give_up)
@@ -131,7 +131,7 @@ class BoundedProtocol(H11Protocol):
 
 
 def network_of(address: str) -> str:
-    """Who counts as one: an IPv4 address, or the 64 bits of an IPv6 address that a single host is given."""
+    """The unit of limits: an IPv4 address, or the /64 network of an IPv6 address, which a single host may own."""
     try:
         return str(ipaddress.ip_network((address, 64), strict=False)) if ":" in address else address
     except ValueError:
@@ -144,17 +144,17 @@ def protocol_of(bounds: Connections) -> type[BoundedProtocol]:
 
 
 class CloseUnread:
-    """ASGI middleware for answers that come before the end of their request's body.
+    """ASGI middleware for responses that are sent before the end of the request's body.
 
-    The rest is read and dropped, so that the client gets the answer and may continue; where it is long or slow, the
-    connection ends, which the answer says.
+    The rest of the body is read and discarded, so that the client receives the response and can continue. If it is too
+    long or too slow, the connection is closed after the response.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle a request; see ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

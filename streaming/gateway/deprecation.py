@@ -1,9 +1,9 @@
-"""The routes from before /v1: they work as they did, and every answer names the route that replaces them."""
+"""Marks the responses of deprecated routes, those without /v1, with the route that replaces them."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PREFIX = "/v1"
-DEPRECATED = b"@1796083200"  # since 2026-12-01, as RFC 9745 writes it
+DEPRECATED = b"@1796083200"  # 2026-12-01 in the format of RFC 9745
 
 
 class MarkDeprecated:
@@ -13,7 +13,7 @@ class MarkDeprecated:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle a request; see ASGI."""
         if scope["type"] != "http" or not scope["path"].startswith(("/images", "/predictions/")):
             await self._app(scope, receive, send)
             return

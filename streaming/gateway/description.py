@@ -1,4 +1,4 @@
-"""The gateway's page /docs: what OpenAPI says, as plain HTML without a script, from nowhere else."""
+"""The gateway's page /docs: the OpenAPI description as plain HTML, without scripts and external files."""
 
 from html import escape
 from typing import Any

@@ -1,8 +1,8 @@
-"""What became of an image, from the Delta tables: deltalake lists their files, DuckDB searches those.
+"""Looks up images in the Delta tables: deltalake lists the files, and DuckDB searches them.
 
-An image's id is usually a hash, so that the statistics of a file cannot rule it out, and every file is searched: the
-column of ids first, and the others only of rows that match. Files never change, so that a lookup that is repeated while
-it waits searches only the new ones.
+An image's id is usually a hash, so the statistics of files cannot exclude it, and every file is searched: first the
+column of ids, then the other columns of matching rows. Files never change, so a lookup that waits for a row only
+searches new files when it is repeated.
 """
 
 import threading
@@ -15,18 +15,19 @@ import duckdb
 
 from streaming.errors import ServiceError, UnavailableError
 from streaming.storage.home import Home
+from streaming.storage.sql import connect
 from streaming.storage.store_errors import StoreAwayError
 
 MAX_ROWS = 100
 TIMEOUT_S = 20.0
 MEMORY_LIMIT = "512MB"
-FRESH_S = 0.2  # for so long the list of a table's files is not asked for again
+FRESH_S = 0.2  # how long the list of a table's files is cached
 FRESH_IN_BUCKET_S = 1.0
 
-PLACE = 'image_id, source, label_true, topic, "partition", "offset", published_at'
+IDENTITY = 'image_id, source, label_true, topic, "partition", "offset", published_at'
 COLUMNS = {
-    "predictions": f"label, confidence, top_k, model_version, {PLACE}, scored_at",
-    "quarantine": f"stage, reason, detail, {PLACE}, quarantined_at",
+    "predictions": f"label, confidence, top_k, model_version, {IDENTITY}, scored_at",
+    "quarantine": f"stage, reason, detail, {IDENTITY}, quarantined_at",
 }
 SINCE = {"predictions": "scored_at", "quarantine": "quarantined_at"}  # the time of a row
 
@@ -38,7 +39,7 @@ NOTHING: Files = frozenset()
 
 @dataclass(frozen=True)
 class Found:
-    """The rows of an image by table, the latest first, and the files that were searched for them."""
+    """The rows of an image by table, latest first, and the files that were searched."""
 
     rows: Mapping[str, Rows]
     searched: Mapping[str, Files] = field(default_factory=dict)
@@ -48,29 +49,26 @@ class Found:
 
 
 def order(table: str) -> tuple[str, ...]:
-    """The columns by which the rows of a table are ordered; no two rows have the same."""
+    """The sort key of a table's rows, which is unique."""
     return (SINCE[table], "topic", '"partition"', '"offset"')
 
 
 class Lookup:
-    """Finds images in the tables of a home; may be used by several threads."""
+    """Finds images in the tables of a home; thread-safe."""
 
     def __init__(self, home: Home) -> None:
         self._tables = {name: _Files(home, name) for name in COLUMNS}
-        self._connection = duckdb.connect(":memory:")
-        self._connection.execute(
-            f"SET memory_limit = '{MEMORY_LIMIT}'; SET temp_directory = ''; SET parquet_metadata_cache = true; "
-            "SET autoinstall_known_extensions = false; SET autoload_known_extensions = false; SET TimeZone = 'UTC'"
-        )
+        self._connection = connect(memory_limit=MEMORY_LIMIT, cache_footers=True)
 
     def find(self, image_id: str, before: Found | None = None) -> Found:
-        """Every row of an image.
+        """All rows of an image.
 
         Args:
-            before: what was found when it was asked for last, which was nothing: only new files are searched.
+            image_id: the value of the column.
+            before: the result of a previous lookup without rows, so that only new files are searched.
 
         Raises:
-            ServiceError: the tables cannot be read now.
+            ServiceError: the tables cannot be read at the moment.
         """
         searched = before.searched if before is not None else {}
 
@@ -85,10 +83,16 @@ class Lookup:
         return self._twice(search)
 
     def page(self, table: str, condition: str, values: Mapping[str, Any], limit: int) -> Rows:
-        """The latest rows of a table that meet a condition in SQL with `$name` for values, at most `limit`.
+        """The latest rows of a table that match a condition.
+
+        Args:
+            table: its name.
+            condition: in SQL, with `$name` for values.
+            values: of the condition.
+            limit: the maximum number of rows.
 
         Raises:
-            ServiceError: the table cannot be read now.
+            ServiceError: the table cannot be read at the moment.
         """
         return self._twice(lambda: self._rows(table, self._tables[table].current(), condition, values, limit))
 
@@ -96,7 +100,7 @@ class Lookup:
         self._connection.close()
 
     def _twice(self, search: Callable[[], T]) -> T:
-        """Again with new lists of files, for one may have been vacuumed after its table had a new version."""
+        """Search, and retry once with a new list of files, since a file may have been vacuumed in the meantime."""
         try:
             return search()
         except (duckdb.Error, OSError, ServiceError):
@@ -123,11 +127,11 @@ class Lookup:
                 return [dict(zip(names, row, strict=True)) for row in found.fetchall()]
             finally:
                 timer.cancel()
-                timer.join()  # an interrupt must not meet a cursor that is being closed
+                timer.join()  # a cursor must not be interrupted while it is being closed
 
 
 class _Files:
-    """The files of a table's latest version; its handle is kept open, and asked for what is new."""
+    """The files of a table's newest version, by a handle that is kept open and updated."""
 
     def __init__(self, home: Home, name: str) -> None:
         self._home = home
@@ -140,7 +144,11 @@ class _Files:
         self._lock = threading.Lock()
 
     def current(self) -> Files:
-        """Raises ServiceError if the table cannot be opened; one that is not there has no files."""
+        """The current files; none if the table does not exist.
+
+        Raises:
+            ServiceError: the table cannot be opened.
+        """
         from deltalake.exceptions import DeltaError
 
         from streaming.storage.table_files import local_copies
@@ -170,6 +178,6 @@ class _Files:
             return self._files
 
     def forget(self) -> None:
-        """Have the table opened again."""
+        """Close the handle, so that the next call opens the table again."""
         with self._lock:
             self._handle, self._version, self._files = None, -1, NOTHING

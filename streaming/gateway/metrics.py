@@ -1,4 +1,4 @@
-"""The gateway's metrics for Prometheus, named as those of the stream are."""
+"""The gateway's Prometheus metrics; names follow those of the stream."""
 
 from importlib.metadata import version
 from time import perf_counter
@@ -9,11 +9,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 SECONDS = (0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)  # buckets
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-OTHER = "other"  # an unknown method or route: requests must not create new series
+OTHER = "other"  # for unknown methods and routes, so that requests cannot create new series
 
 
 class GatewayMetrics:
-    """The metrics of one gateway, in a registry of their own."""
+    """The metrics of one gateway, in their own registry."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -27,7 +27,7 @@ class GatewayMetrics:
         )
 
     def count(self, method: str, route: str, code: int, seconds: float) -> None:
-        """Count an answer."""
+        """Count a response."""
         method = method if method in METHODS else OTHER
         self._requests.labels(method, route, str(code)).inc()
         self._duration.labels(method, route).observe(seconds)
@@ -38,14 +38,14 @@ class GatewayMetrics:
 
 
 class CountRequests:
-    """ASGI middleware that counts every answer by its route's path, such as /v1/predictions/{image_id}."""
+    """ASGI middleware that counts responses by the path of the route, such as /v1/predictions/{image_id}."""
 
     def __init__(self, app: ASGIApp, metrics: GatewayMetrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle a request; see ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -64,6 +64,6 @@ class CountRequests:
 
 
 def route_of(scope: Scope) -> str:
-    """The path of the route that answered, as the description writes it."""
+    """The path template of the route that handled a request."""
     route = scope.get("route")
     return str(getattr(route, "path_format", OTHER))

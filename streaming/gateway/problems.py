@@ -1,4 +1,4 @@
-"""Errors of the gateway: every one is an application/problem+json document with one line of detail (RFC 9457)."""
+"""The gateway's error responses: application/problem+json documents (RFC 9457) with one line of detail."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from models.errors import ModelError
 from streaming.errors import ConflictError, DataError, NotFoundError, ServiceError, UnavailableError
 
-if TYPE_CHECKING:  # the dashboard's server refuses with these, too, and needs no FastAPI
+if TYPE_CHECKING:  # the dashboard's server uses this module without FastAPI
     from fastapi import FastAPI, Request
 
 MEDIA_TYPE = "application/problem+json"
@@ -33,16 +33,16 @@ STATUS_CODES: Mapping[type[Exception], int] = MappingProxyType(
 
 
 class Problem(BaseModel):
-    """What was wrong."""
+    """An error."""
 
-    type: str = Field("about:blank", description="about:blank: the status code says what kind of error it is")
+    type: str = Field("about:blank", description="about:blank: the kind of error is given by the status code")
     title: str = Field(description="the name of the status code")
     status: int
-    detail: str = Field(description="what was expected and what was found, in one line")
+    detail: str = Field(description="what was expected and what was found, on one line")
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer to a request that is refused or failed."""
+    """The response to a request that was rejected or failed."""
     found = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
     return Response(found.model_dump_json(), status, headers, MEDIA_TYPE)
 
@@ -53,12 +53,12 @@ def status_of(error: ServiceError | ModelError) -> int:
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """The description of these answers in OpenAPI; `declare` completes it."""
+    """The OpenAPI description of error responses; `declare` completes it."""
     return {code: {"model": Problem, "description": HTTPStatus(code).phrase} for code in codes}
 
 
 def declare(openapi: dict[str, Any]) -> None:
-    """Give the errors of an OpenAPI description their media type; FastAPI knows that of a route's success only."""
+    """Set the media type of error responses in an OpenAPI description, which FastAPI cannot."""
     for operations in openapi["paths"].values():
         for operation in operations.values():
             for answer in operation["responses"].values():
@@ -68,12 +68,12 @@ def declare(openapi: dict[str, Any]) -> None:
 
 
 def too_many(detail: str, retry_after_s: int = 1) -> HTTPException:
-    """429: the request may be sent again after `retry_after_s` seconds."""
+    """A 429 response with Retry-After, in seconds."""
     return HTTPException(429, detail, {"Retry-After": str(retry_after_s)})
 
 
 def handle_problems(app: "FastAPI") -> None:
-    """Answer every error of the application with a problem document."""
+    """Convert all errors of the application to problem documents."""
     from fastapi.exceptions import RequestValidationError
 
     @app.exception_handler(HTTPException)
@@ -94,4 +94,4 @@ def handle_problems(app: "FastAPI") -> None:
 
     @app.exception_handler(Exception)
     async def failed(_request: "Request", _error: Exception) -> Response:
-        return problem(500, "the gateway failed; its log has the reason")
+        return problem(500, "internal error: see the gateway's log")

@@ -1,7 +1,7 @@
-"""How many requests are taken in a minute: of an address, with an API key, and of all together; token buckets.
+"""Rate limiters of the gateway, per client address, per API key and in total, with token buckets.
 
-A bucket holds the requests of a minute at most and is refilled evenly: a program may send them at once, and then one
-whenever its share of a minute has passed.
+A bucket holds at most the requests of a minute and is refilled evenly, so a client may send them in a burst and then
+continue at the average rate.
 """
 
 from collections import OrderedDict
@@ -14,16 +14,16 @@ from fastapi import Request
 from streaming.gateway.connections import network_of
 from streaming.gateway.problems import too_many
 
-MAX_BUCKETS = 10_000  # that are kept; the one that was not used for longest is forgotten
+MAX_BUCKETS = 10_000  # the least recently used one is dropped
 
 
 def address_of(request: Request) -> str:
-    """The address that a request comes from; one name for the network of a single host."""
+    """The client address of a request, or the network of an IPv6 address."""
     return network_of(request.client.host if request.client else "")
 
 
 def key_of(request: Request) -> str:
-    """Which API key a request was let in with; to be asked after `access`."""
+    """The number of the request's API key, after `access`."""
     return str(getattr(request.state, "api_key", ""))
 
 
@@ -31,9 +31,10 @@ class RateLimit:
     """The buckets of one gateway.
 
     Args:
-        per_minute: requests in a minute that one bucket allows; 0 for no limit.
+        per_minute: the maximum number of requests of one bucket per minute; 0 for no limit.
         bucket_of: the name of a request's bucket.
-        of: what a bucket is for, in the refusal.
+        of: the requests of a bucket, for the error message.
+        clock: in seconds.
     """
 
     def __init__(
@@ -47,19 +48,19 @@ class RateLimit:
         self._bucket_of = bucket_of
         self._of = of
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when there were so many
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and the time of that count
 
     async def __call__(self, request: Request) -> None:
-        """FastAPI dependency: lets a request pass, or raises 429 with the seconds to wait.
+        """Accept a request as a FastAPI dependency, or raise 429 with the seconds to wait.
 
-        A coroutine, so that FastAPI calls it on the event loop, one request after the other.
+        It is a coroutine, so that FastAPI calls it on the event loop and no lock is needed.
         """
         wait_s = self.take(self._bucket_of(request))
         if wait_s > 0:
-            raise too_many(f"too many requests {self._of}: at most {self._capacity:.0f} a minute", ceil(wait_s))
+            raise too_many(f"too many requests {self._of}: at most {self._capacity:.0f} per minute", ceil(wait_s))
 
     def take(self, bucket: str) -> float:
-        """Take a token of a bucket; the seconds until there will be one, 0 if there was."""
+        """Take a token of a bucket; returns the seconds until one is available, 0 if it was taken."""
         if self._capacity == 0:
             return 0.0
         now = self._clock()

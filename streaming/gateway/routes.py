@@ -1,9 +1,9 @@
-"""The routes of the gateway's version 1, and those from before it.
+"""The routes of the gateway's version 1, and the deprecated ones without a version.
 
-POST /images, /images/batch    202 once the broker has acknowledged the image, or all of them, never before
-GET  /predictions/{id}         what became of it, from Delta
-POST /labels                   true classes of images, as `imagestream label` takes them
-GET  /predictions, /quarantine, /models         lists, page by page
+POST /images, /images/batch    202 as soon as the broker has acknowledged the image, or all images
+GET  /predictions/{id}         the results of an image, from Delta
+POST /labels                   true classes of images, as for `imagestream label`
+GET  /predictions, /quarantine, /models         paginated lists
 """
 
 from collections import Counter
@@ -14,7 +14,10 @@ from fastapi import APIRouter, Header, HTTPException, Path, Query, Request, Resp
 from fastapi.responses import JSONResponse
 
 from producer.message import BRANDS, MAGIC
-from streaming.gateway.answers import (
+from streaming.gateway.deprecation import PREFIX
+from streaming.gateway.listing import ModelQuery, PredictionQuery, QuarantineQuery
+from streaming.gateway.problems import problem, problems
+from streaming.gateway.schemas import (
     MAX_ID_CHARS,
     Accepted,
     AcceptedImages,
@@ -26,9 +29,6 @@ from streaming.gateway.answers import (
     Quarantine,
     Unknown,
 )
-from streaming.gateway.deprecation import PREFIX
-from streaming.gateway.lists import ModelQuery, PredictionQuery, QuarantineQuery
-from streaming.gateway.problems import problem, problems
 from streaming.gateway.service import Service
 from streaming.gateway.upload import MAX_BATCH_IMAGES, MAX_LABEL_CHARS, MAX_SOURCE_CHARS
 from streaming.tracing import publishing
@@ -36,7 +36,7 @@ from streaming.tracing import publishing
 MAX_WAIT_S = 30.0
 REFUSED = problems(401, 403, 422, 429, 503)
 UPLOAD_REFUSED = REFUSED | problems(400, 408, 413, 415)
-UNKNOWN = "the tables have no row of this image: it was never published, or waits to be scored"
+UNKNOWN = "the tables have no row of this image: it was never published, or has not been scored yet"
 
 IMAGE_TYPES = sorted({*MAGIC.values(), *BRANDS.values(), "image/webp", "image/bmp"})
 BINARY = {"type": "string", "format": "binary"}
@@ -60,14 +60,14 @@ SEVERAL = {
 BATCH_BODY = {"required": True, "content": {"multipart/form-data": {"schema": SEVERAL}}}
 LABELS = Labels.model_json_schema()
 LABELS["properties"]["labels"]["items"] = LABELS.pop("$defs")["GivenLabel"]
-LOCATION = {"Location": {"description": "where its predictions will be", "schema": {"type": "string"}}}
+LOCATION = {"Location": {"description": "URL of its predictions", "schema": {"type": "string"}}}
 
 LabelParameter = Annotated[str | None, Query(max_length=MAX_LABEL_CHARS, description="the true class, if it is known")]
 SourceParameter = Annotated[
     str | None,
     Query(
         max_length=MAX_SOURCE_CHARS,
-        description="where the image comes from, the column source; default: the file name of the form, else gateway",
+        description="origin of the image, for the column source; default: the form's file name, or else gateway",
     ),
 ]
 TraceHeader = Annotated[str | None, Header(description="W3C trace context, continued with the image")]
@@ -78,7 +78,7 @@ IdParameter = Annotated[
 
 
 async def refuse_repeated(request: Request) -> None:
-    """422 for a parameter that is given twice: every one has one value, and which was meant is not known."""
+    """Reject a repeated query parameter with 422, since it is ambiguous."""
     names = Counter(name for name, _ in request.query_params.multi_items())
     for name, count in names.items():
         if count > 1:
@@ -112,8 +112,8 @@ def _add_images(router: APIRouter, service: Service) -> None:
     ) -> Accepted:
         """Publish an image: a form with the field `file`, or the image itself as the body.
 
-        The answer comes when all replicas of the broker have the image. After a 503 it may be in the topic or not;
-        send it again, the image id will be the same.
+        The response is sent when all replicas of the broker have the image. After a 503, the image may or may not be in
+        the topic: send it again; it will have the same image id.
         """
         with publishing(traceparent) as trace:
             accepted = await service.publish(request, label, source, trace)
@@ -124,10 +124,10 @@ def _add_images(router: APIRouter, service: Service) -> None:
 def _add_batch(router: APIRouter, service: Service) -> None:
     @router.post("/images/batch", status_code=202, responses=UPLOAD_REFUSED, openapi_extra={"requestBody": BATCH_BODY})
     async def publish_several(request: Request, traceparent: TraceHeader = None) -> AcceptedImages:
-        """Publish several images: a form with a field `file` for each, and one `label` for all if they share it.
+        """Publish several images: a form with a field `file` for each, and optionally one `label` for all.
 
-        If one of them is refused, none is published. After a 503 some may be in the topic; send all again, their ids
-        will be the same.
+        If one of them is rejected, none is published. After a 503, some may be in the topic: send all again; they will
+        have the same image ids.
         """
         with publishing(traceparent) as trace:
             return AcceptedImages(images=await service.publish_several(request, trace))
@@ -139,26 +139,26 @@ def _add_predictions(router: APIRouter, service: Service) -> None:
         image_id: IdParameter,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for a first row")] = 0.0,
     ) -> Any:
-        """What became of an image; 404 as long as there is no row of it."""
+        """The results of an image; 404 if it has no row yet."""
         return await _answer(service, image_id, wait) or problem(404, UNKNOWN)
 
 
 def _add_lists(router: APIRouter, service: Service) -> None:
     @router.get("/predictions", response_model=Predictions, responses=REFUSED)
     async def list_predictions(wanted: Annotated[PredictionQuery, Query()]) -> Any:
-        """The predictions that match every filter, the latest first."""
+        """The predictions that match all filters, latest first."""
         items, cursor = await service.list_rows(wanted)
         return {"items": items, "next_cursor": cursor}
 
     @router.get("/quarantine", response_model=Quarantine, responses=REFUSED)
     async def list_quarantine(wanted: Annotated[QuarantineQuery, Query()]) -> Any:
-        """The quarantined messages that match every filter, the latest first, without their bytes."""
+        """The quarantined messages that match all filters, latest first, without their bytes."""
         items, cursor = await service.list_rows(wanted)
         return {"items": items, "next_cursor": cursor}
 
     @router.get("/models", responses=REFUSED)
     async def list_models(wanted: Annotated[ModelQuery, Query()]) -> Models:
-        """The model versions, the latest first."""
+        """The model versions, latest first."""
         return await service.list_models(wanted)
 
 
@@ -169,16 +169,16 @@ def _add_labels(router: APIRouter, service: Service) -> None:
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": LABELS}}}},
     )
     async def add_labels(request: Request) -> LabelsAdded:
-        """Give images that the tables hold their true labels, or other ones; the next retraining goes by them.
+        """Add or correct true labels of images in the tables; the next retraining uses them.
 
-        Of several labels of an image the latest counts, and it counts more than the one that came with the image. The
-        same request again adds nothing. `left_out` counts the labels whose image is not known, or not unambiguous.
+        The latest label of an image counts, and takes precedence over the one that was published with the image.
+        Repeating a request adds nothing. `left_out` counts the labels whose image is unknown or ambiguous.
         """
         return LabelsAdded(**asdict(await service.add_labels(request)))
 
 
 def old_routes(service: Service) -> APIRouter:
-    """The routes from before version 1, as they were."""
+    """The deprecated routes without a version."""
     router = APIRouter()
     _add_images(router, service)
 
@@ -187,7 +187,7 @@ def old_routes(service: Service) -> APIRouter:
         image_id: IdParameter,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="seconds to wait for a first row")] = 0.0,
     ) -> Any:
-        """What became of an image; 404 as long as there is no row of it."""
+        """The results of an image; 404 if it has no row yet."""
         unknown = JSONResponse(Unknown(image_id=image_id).model_dump(), 404)
         return await _answer(service, image_id, wait) or unknown
 
@@ -195,7 +195,7 @@ def old_routes(service: Service) -> APIRouter:
 
 
 async def _answer(service: Service, image_id: str, wait_s: float) -> Answer | None:
-    """What became of an image; None if there is no row of it when so many seconds have passed."""
+    """The results of an image; None if it has no row after `wait_s` seconds."""
     found = await service.find(image_id, wait_s)
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""The gateway as a process: uvicorn, which finishes the uploads under way when it is told to stop."""
+"""The gateway's server: uvicorn, which completes requests in progress before it stops."""
 
 import socket
 
@@ -9,15 +9,15 @@ from streaming.errors import ConfigurationError
 from streaming.gateway.connections import MAX_CONNECTIONS, Connections, protocol_of
 from streaming.json_log import logging_config
 
-GRACE_S = 30  # for what is under way
-IDLE_S = 30  # a connection without a request is closed
+GRACE_S = 30  # for requests in progress at shutdown
+IDLE_S = 30  # after which an idle connection is closed
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
+    """A listening socket; port 0 chooses a free one.
 
     Raises:
-        ServiceError: the address cannot be taken.
+        ServiceError: the address cannot be used.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -29,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(app: FastAPI, *, access_log: bool = False, log_format: str = "text") -> uvicorn.Server:
-    """A server whose `run(sockets=[…])` answers requests until SIGTERM or Ctrl-C, then finishes those under way."""
+    """A server whose `run(sockets=[…])` handles requests until SIGTERM or Ctrl-C, then completes those in progress."""
     config = uvicorn.Config(
         app,
         log_level="info" if access_log else "warning",
@@ -41,8 +41,8 @@ def make_server(app: FastAPI, *, access_log: bool = False, log_format: str = "te
         timeout_keep_alive=IDLE_S,
         http=protocol_of(Connections()),
         ws="none",
-        limit_concurrency=MAX_CONNECTIONS + 1,  # our own bound comes first, and closes silent ones
+        limit_concurrency=MAX_CONNECTIONS + 1,  # our own limit comes first, and closes idle connections
     )
     server = uvicorn.Server(config)
-    app.state.ending = lambda: server.should_exit  # event streams end by themselves then
+    app.state.ending = lambda: server.should_exit  # event streams check it and end
     return server

@@ -1,4 +1,4 @@
-"""What the gateway does for a request: everything that waits for disks or the network happens on a few threads."""
+"""The operations behind the gateway's routes; those that block on disk or network run on a few threads."""
 
 import asyncio
 import time
@@ -17,15 +17,15 @@ from producer.class_names import class_name
 from producer.labelled_csv import Row
 from producer.message import Delivery, Message, build_message
 from streaming.errors import ConfigurationError, UnavailableError
-from streaming.gateway.answers import Accepted, Labels, Models
-from streaming.gateway.lists import ModelQuery, RowQuery, list_models, list_rows
+from streaming.gateway.listing import ModelQuery, RowQuery, list_models, list_rows
 from streaming.gateway.lookup import Found, Lookup, Rows
 from streaming.gateway.problems import RETRY_AFTER_S, too_many
+from streaming.gateway.schemas import Accepted, Labels, Models
 from streaming.gateway.upload import (
     ENVELOPE_BYTES,
     MAX_BATCH_IMAGES,
     Limits,
-    Room,
+    MemoryBudget,
     check_label,
     check_source,
     declared_size,
@@ -38,9 +38,9 @@ from streaming.settings import Settings
 
 T = TypeVar("T")
 
-SOURCE = "gateway"  # of images that come without a name
-MEMORY_BYTES = 128 * 1024 * 1024  # of uploads at once
-THREADS = 4  # for lookups, and as many for sending
+SOURCE = "gateway"  # of images without a name
+MEMORY_BYTES = 128 * 1024 * 1024  # for all uploads in progress
+THREADS = 4  # for lookups, and the same number for sending
 LOOKUPS_WAITING = 200
 LABELS_WAITING = 8
 MAX_LABELS_BYTES = 4 * 1024 * 1024  # of one request with labels
@@ -50,12 +50,12 @@ READY_FRESH_S = 2.0
 
 @dataclass(frozen=True)
 class Broker:
-    """What the gateway needs of Kafka.
+    """The gateway's interface to Kafka.
 
     Attributes:
-        max_image_bytes: the largest image that the topic takes.
-        send: hands a message over; where the broker put it, or an error.
-        answers: whether the broker answers now.
+        max_image_bytes: the largest image that the topic accepts.
+        send: sends a message; the future has its partition and offset, or an error.
+        answers: whether the broker answers at the moment.
         timeout_s: how long to wait for an acknowledgement.
     """
 
@@ -66,13 +66,13 @@ class Broker:
 
 
 class Service:
-    """One topic to publish to, and the tables of one home to look into."""
+    """Publishes to one topic, and reads the tables of one home."""
 
     def __init__(self, broker: Broker, settings: Settings) -> None:
         self._broker = broker
         self._settings = settings
         self._lookup = Lookup(settings.place)
-        self._room = Room(max(MEMORY_BYTES, broker.max_image_bytes + ENVELOPE_BYTES))
+        self._room = MemoryBudget(max(MEMORY_BYTES, broker.max_image_bytes + ENVELOPE_BYTES))
         self._lookups = ThreadPoolExecutor(THREADS, "lookup")
         self._waiting = 0
         self._sends = ThreadPoolExecutor(THREADS, "send")
@@ -100,7 +100,7 @@ class Service:
     async def _publish(
         self, request: Request, limits: Limits, label: str | None, source: str | None, traceparent: str | None
     ) -> list[Accepted]:
-        """All images of a request: none is sent if one of them is refused."""
+        """Publish all images of a request, or none if one of them is rejected."""
         async with self._room.take(declared_size(request, limits)):
             messages = [
                 build_message(
@@ -118,7 +118,7 @@ class Service:
         ]
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Delivery]:
-        """Where each message is, once all are acknowledged."""
+        """Send messages, and return their partitions and offsets when all are acknowledged."""
         which = "the image" if len(messages) == 1 else f"all {len(messages)} images"
         try:
             async with asyncio.timeout(self._broker.timeout_s):
@@ -126,7 +126,7 @@ class Service:
                 answers = []
                 for message in messages:
                     answers.append(asyncio.wrap_future(await run(self._sends, self._broker.send, message)))
-                    answers[-1].add_done_callback(asyncio.Future.exception)  # it may come when nobody waits any more
+                    answers[-1].add_done_callback(asyncio.Future.exception)  # retrieved even after the timeout
                 await asyncio.wait(answers)
         except TimeoutError as error:
             raise UnavailableError(f"the broker did not acknowledge {which} in time: send it again") from error
@@ -135,7 +135,7 @@ class Service:
         return [answer.result() for answer in answers]
 
     async def add_labels(self, request: Request) -> Labelled:
-        """Append the labels of a request's body, one request after the other."""
+        """Append the labels of a request's body; requests are processed one at a time."""
         body = await read_json(request, MAX_LABELS_BYTES)
         try:
             labels = Labels.model_validate_json(body)
@@ -150,7 +150,7 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._labels, add)
         except (OSError, DeltaError) as error:
             raise ConfigurationError(
-                "the labels cannot be written: the gateway needs the right to write tables"
+                "the labels cannot be written: the gateway needs write access to the tables"
             ) from error
         finally:
             self._labelling -= 1
@@ -173,7 +173,7 @@ class Service:
         return await self._look_up(list_models, self._settings.place, wanted)
 
     async def _look_up(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What a function that reads the home gives, on a thread of those for lookups; 429 if too many wait."""
+        """Run a function that reads the home on a lookup thread; 429 if too many are waiting."""
         if self._waiting >= LOOKUPS_WAITING:
             raise too_many("too many lookups at once: try again")
         self._waiting += 1
@@ -183,7 +183,7 @@ class Service:
             self._waiting -= 1
 
     async def ready(self) -> bool:
-        """Whether the broker answers; asked at most once in two seconds, however many want to know."""
+        """Whether the broker answers; the result is cached for two seconds."""
         async with self._asking:
             asked, answer = self._ready
             if time.monotonic() - asked > READY_FRESH_S:

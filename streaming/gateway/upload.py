@@ -1,4 +1,4 @@
-"""The body of an upload, raw or multipart; no more of it is read than an image may have."""
+"""Reads the body of an upload, raw or multipart, up to the size limit of an image."""
 
 import asyncio
 import re
@@ -15,27 +15,27 @@ from producer.class_names import class_name
 from producer.message import MAX_HEADER_CHARS, UNKNOWN_CONTENT, content_type
 from streaming.gateway.problems import RETRY_AFTER_S, too_many
 
-ENVELOPE_BYTES = 64 * 1024  # what multipart may add to the image
+ENVELOPE_BYTES = 64 * 1024  # allowed for multipart in addition to the images
 MAX_LABEL_CHARS = 200
 MAX_SOURCE_CHARS = MAX_HEADER_CHARS
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MAX_BATCH_IMAGES = 100
-MAX_BATCH_BYTES = 64 * 1024 * 1024  # of several images in one request
+MAX_BATCH_BYTES = 64 * 1024 * 1024  # of all images in one request
 UPLOAD_TIMEOUT_S = 60.0  # for the whole body
 ROOM_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """An encoded image, with the label and the file name that came with it, if any did."""
+    """An encoded image, with its label and file name, if given."""
 
     data: bytes
     label: str | None = None
     name: str | None = None
 
 
-class Room:
-    """How many bytes of uploads may be in memory at once; who finds no room waits, first come first served."""
+class MemoryBudget:
+    """Limits the total size of uploads in memory; further uploads wait in order of arrival."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._free = limit_bytes
@@ -43,7 +43,7 @@ class Room:
 
     @asynccontextmanager
     async def take(self, size: int) -> AsyncIterator[None]:
-        """Hold room for `size` bytes, at most the limit; 429 if there is none in ten seconds."""
+        """Reserve `size` bytes, at most the limit; 429 if they do not become available within ten seconds."""
         try:
             async with asyncio.timeout(ROOM_TIMEOUT_S), self._changed:
                 await self._changed.wait_for(lambda: self._free >= size)
@@ -60,11 +60,11 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an upload may hold.
+    """The limits of an upload.
 
     Attributes:
-        image_bytes: the largest image.
-        images: the maximum number of them.
+        image_bytes: the maximum size of an image.
+        images: the maximum number of images.
     """
 
     image_bytes: int
@@ -72,22 +72,23 @@ class Limits:
 
     @property
     def body_bytes(self) -> int:
-        """The largest body, with what multipart adds to the images."""
+        """The maximum size of a body, including multipart."""
         several = MAX_BATCH_BYTES if self.images > 1 else 0
         return max(self.image_bytes, several) + ENVELOPE_BYTES
 
     def too_large(self) -> HTTPException:
-        """413, with the limits."""
-        together = f", {self.body_bytes - ENVELOPE_BYTES:,} bytes together" if self.images > 1 else ""
-        return HTTPException(413, f"the upload is too large: at most {self.image_bytes:,} bytes an image{together}")
+        """A 413 response with the limits."""
+        total = f", {self.body_bytes - ENVELOPE_BYTES:,} bytes in total" if self.images > 1 else ""
+        return HTTPException(413, f"the upload is too large: at most {self.image_bytes:,} bytes per image{total}")
 
 
 def declared_size(request: Request, limits: Limits) -> int:
-    """How many bytes the body may have: what it declares, or else, as in chunks, the most that is taken.
+    """The declared size of the body in bytes, or the maximum if there is none, as with chunked encoding.
 
-    Raises 413 if it declares more than an upload may have.
+    Raises:
+        HTTPException: 413 if the declared size exceeds the limit.
     """
-    chunked = "transfer-encoding" in request.headers  # whatever is declared beside it
+    chunked = "transfer-encoding" in request.headers  # it overrides Content-Length
     declared = "" if chunked else request.headers.get("content-length", "")
     size = int(declared) if declared.isascii() and declared.isdecimal() else limits.body_bytes
     if size > limits.body_bytes:
@@ -96,10 +97,11 @@ def declared_size(request: Request, limits: Limits) -> int:
 
 
 async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
-    """The images in the body of a request, one at least.
+    """The images in the body of a request, at least one.
 
-    Raises HTTPException: 400 for a body that cannot be read, 408 for one that does not come, 413 for one that is too
-    large, 415 for one that is not an image, 422 for a field that is missing or not valid.
+    Raises:
+        HTTPException: 400 if the body cannot be read, 408 if it takes too long, 413 if it is too large, 415 if it is
+            not an image, 422 if a field is missing or invalid.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     multipart = media_type == "multipart/form-data"
@@ -116,14 +118,14 @@ async def read_uploads(request: Request, limits: Limits) -> list[Upload]:
 
 @asynccontextmanager
 async def _in_time() -> AsyncIterator[None]:
-    """408 for a body that takes too long, 400 for one that ends too early."""
+    """Raise 408 if the body takes too long, and 400 if it ends early."""
     try:
         async with asyncio.timeout(UPLOAD_TIMEOUT_S):
             yield
     except TimeoutError as error:
         raise HTTPException(408, f"the upload took longer than {UPLOAD_TIMEOUT_S:g} s") from error
     except ClientDisconnect as error:
-        raise HTTPException(400, "the upload was broken off") from error
+        raise HTTPException(400, "the upload was interrupted") from error
 
 
 def _check_image(upload: Upload, limits: Limits) -> None:
@@ -134,7 +136,7 @@ def _check_image(upload: Upload, limits: Limits) -> None:
         raise limits.too_large()
     if content_type(upload.data) == UNKNOWN_CONTENT:
         raise HTTPException(
-            415, f"{which}expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC), got something else"
+            415, f"{which}expected an image (JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC), got an unknown format"
         )
 
 
@@ -143,10 +145,10 @@ async def _read_raw(request: Request, limits: Limits) -> list[Upload]:
 
 
 async def read_json(request: Request, max_bytes: int) -> bytes:
-    """A body of JSON, unparsed; raises as `read_uploads`."""
+    """The unparsed body of a JSON request; raises the errors of `read_uploads`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HTTPException(415, "expected a body of Content-Type: application/json")
-    refusal = HTTPException(413, f"the body is too large: at most {max_bytes:,} bytes are taken")
+    refusal = HTTPException(413, f"the body is too large: at most {max_bytes:,} bytes are accepted")
     async with _in_time():
         return await _read_all(request, max_bytes, lambda: refusal)
 
@@ -163,11 +165,11 @@ async def _read_multipart(request: Request, limits: Limits) -> list[Upload]:
     parser = MultiPartParser(
         request.headers, stream, max_files=limits.images, max_fields=4, max_part_size=ENVELOPE_BYTES
     )
-    parser.spool_max_size = limits.body_bytes  # in memory, whose room is taken already, and never on disk
+    parser.spool_max_size = limits.body_bytes  # in memory, which has been reserved, and never on disk
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as error:  # KeyError: no boundary is given
-        why = getattr(error, "message", "no boundary, or one that is none")
+    except (MultiPartException, KeyError, ValueError) as error:  # KeyError: there is no boundary
+        why = getattr(error, "message", "missing or invalid boundary")
         raise HTTPException(400, f"the multipart body cannot be read: {why}") from error
     try:
         label = form.get("label")
@@ -179,14 +181,14 @@ async def _read_multipart(request: Request, limits: Limits) -> list[Upload]:
         uploads = []
         for file in files:
             uploads.append(Upload(await file.read(), label, file.filename))
-            await file.close()  # of several, not all are in memory twice
+            await file.close()  # so that not all images are in memory twice
         return uploads
     finally:
         await form.close()
 
 
 async def _bounded(request: Request, limit: int, refusal: Callable[[], HTTPException]) -> AsyncGenerator[bytes, None]:
-    """The chunks of a body, whatever it declared, until they are more than the limit."""
+    """The chunks of a body; raises if their total size exceeds the limit, whatever size was declared."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
@@ -196,12 +198,12 @@ async def _bounded(request: Request, limit: int, refusal: Callable[[], HTTPExcep
 
 
 def check_label(label: str | None) -> str | None:
-    """The label in its common form, or None for none; 422 if it cannot be one."""
+    """The normalised label, None if there is none; 422 if it is invalid."""
     return class_name(_printable("label", label, MAX_LABEL_CHARS))
 
 
 def check_source(source: str | None) -> str | None:
-    """The source of an image, or None for none; 422 if it cannot be one."""
+    """The source of an image, None if there is none; 422 if it is invalid."""
     return _printable("source", source, MAX_SOURCE_CHARS)
 
 

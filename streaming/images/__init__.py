@@ -1,1 +1,2 @@
-"""Images and labels in: data sets, splits, and the features computed of them."""
+"""Training images: reading data sets and labels, splitting them, and computing their features on Spark. Also records
+which images a model was fitted on."""

@@ -1,4 +1,4 @@
-"""Labels that people give later, in a CSV or over HTTP: rows of the table `labels` for images that the tables hold."""
+"""Labels added after publishing, from a CSV or over HTTP: rows of the table `labels` for images in the tables."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,20 +13,21 @@ from streaming.errors import NotFoundError
 from streaming.images.labels_csv import LabelRows, read_labels
 from streaming.query import query
 from streaming.settings import Settings
+from streaming.storage.sql import LATEST_LABELS
 from streaming.storage.tables import LABELS, Table
 
-# The columns of every CSV of labels (`producer.labelled_csv`), and first the id, which only the tables know.
+# The columns of any CSV of labels (`producer.labelled_csv`), preceded by the id, which only the tables contain.
 KEYS = ("image_id", "source", *(name for name in PATH_COLUMNS if name not in {"source", "name", "id"}), "name", "id")
 MAX_ROWS = 1_000_000
 EXAMPLES = 10
 TIMEOUT_S = 600.0
 WITH_IMAGES = ("predictions", "features")
 
-UNKNOWN = "the tables hold no such image"
-AMBIGUOUS = "several images are called so: give their image_id"
+UNKNOWN = "the tables contain no such image"
+AMBIGUOUS = "several images have this name: give their image_id"
 DIFFERENT = "rows give one image different labels"
 
-# A source as `labels_csv` writes a path: composed, forward slashes, nothing in front.
+# A source normalised as `labels_csv` does: composed Unicode, forward slashes, no leading `./`.
 SOURCE = r"regexp_replace(replace(nfc_normalize(source), '\', '/'), '^\./', '')"
 KEY_OF = dict.fromkeys(KEYS, SOURCE) | {
     "image_id": "image_id",
@@ -37,14 +38,14 @@ KEY_OF = dict.fromkeys(KEYS, SOURCE) | {
 
 @dataclass(frozen=True)
 class Labelled:
-    """What became of the rows of a CSV of labels.
+    """The result of adding labels.
 
     Attributes:
         added: images whose label was added.
-        unchanged: images that had this label already.
-        superseded: images whose label of this very file was given another one since; that one stays.
-        left_out: why → rows that were not used.
-        examples: why → some of what they name.
+        unchanged: images that already had this label.
+        superseded: images whose label from the same file was corrected later; the correction is kept.
+        left_out: reason → number of rows that were not used.
+        examples: reason → names of some of them.
     """
 
     added: int
@@ -55,22 +56,29 @@ class Labelled:
 
 
 def add_labels(settings: Settings, csv: Path, by: str) -> Labelled:
-    """As `add_label_rows`, with the rows of a CSV (label, and image_id, source or name).
+    """Add the labels of a CSV with the columns label and image_id, source or name; see `add_label_rows`.
+
+    Args:
+        settings: the settings.
+        csv: the file.
+        by: author of the labels, recorded with them.
 
     Raises:
-        ServiceError: the CSV cannot be used, or no table holds images yet.
+        ServiceError: the CSV cannot be used, or no table contains images yet.
     """
     return add_label_rows(settings, read_labels(csv, KEYS, MAX_ROWS), by)
 
 
 def add_label_rows(settings: Settings, rows: LabelRows, by: str) -> Labelled:
-    """Append the labels of rows in one commit.
+    """Append labels in one commit. Adding the same rows again has no effect, even if they were corrected later.
 
-    The same labels for the same images are added once, however often the rows are given: also where later ones
-    corrected them.
+    Args:
+        settings: the settings.
+        rows: the labels.
+        by: author of the labels, recorded with them.
 
     Raises:
-        ServiceError: no table holds images yet.
+        ServiceError: no table contains images yet.
     """
     left_out, examples = dict(rows.dropped), {why: [one] for why, one in rows.examples.items()}
     labels = _resolve(rows, _images(settings, rows), left_out, examples)
@@ -95,7 +103,7 @@ def add_label_rows(settings: Settings, rows: LabelRows, by: str) -> Labelled:
 
 
 def _images(settings: Settings, rows: LabelRows) -> dict[str, list[str]]:
-    """What the CSV names → the ids of the images that are called so, at most two of them."""
+    """Return name in the CSV → ids of the images of that name, at most two of them."""
     there = [name for name in WITH_IMAGES if settings.place.has_table(name)]
     if not there:
         raise NotFoundError(f"no images yet in {settings.place.tables}: run `imagestream stream` or `train` first")
@@ -113,7 +121,7 @@ def _images(settings: Settings, rows: LabelRows) -> dict[str, list[str]]:
 def _resolve(
     rows: LabelRows, images: Mapping[str, list[str]], left_out: dict[str, int], examples: dict[str, list[str]]
 ) -> dict[str, str]:
-    """Image id → label; what cannot be used is added to `left_out`."""
+    """Return image id → label; rows that cannot be used are added to `left_out`."""
 
     def leave_out(why: str, name: str) -> None:
         left_out[why] = left_out.get(why, 0) + 1
@@ -134,11 +142,10 @@ def _resolve(
 
 
 def _current(settings: Settings, images: list[str]) -> dict[str, str]:
-    """The latest of the labels that these images were given."""
+    """Return the latest label in the table `labels` of each image."""
     found = query(
         settings,
-        "SELECT image_id, arg_max(label, labelled_at) AS label FROM labels "
-        "WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) GROUP BY image_id",
+        f"FROM ({LATEST_LABELS}) WHERE image_id IN (SELECT unnest($ids::VARCHAR[]))",
         parameters={"ids": images},
         timeout_s=TIMEOUT_S,
     )

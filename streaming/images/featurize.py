@@ -1,8 +1,8 @@
-"""Batch featurization: images in, rows of the table `features` out, on the workers and without the driver.
+"""Batch featurization on the workers: images to rows of the table `features`.
 
-Each task commits the rows that it made, so that a run that was stopped loses no more than the tasks under way. The next
-run leaves out what the table holds already: the same image from the same place, with the same label, by the same
-backbone. Tasks are cut by cores, number and bytes of the images.
+Each task commits its own rows, so an interrupted run loses only the running tasks. The next run skips images that the
+table already contains with the same source, content, label and backbone. Tasks are sized by the number of cores and the
+number and size of the images.
 """
 
 import math
@@ -30,7 +30,7 @@ from streaming.images.featurize_task import REPORT_DDL, FeaturizeTask, featurize
 from streaming.images.images_frame import count_duplicates, images_frame, known_images
 from streaming.storage.tables import Table
 
-IMAGES_PER_TASK = 512  # long enough that starting a task costs little, short enough that the cores end together
+IMAGES_PER_TASK = 512  # large enough to amortise the start of a task, small enough to balance the cores
 BYTES_PER_TASK = 128 * 1024**2
 BAD_SHOWN = 100
 POLL_S = 0.5
@@ -41,8 +41,9 @@ class FeatureSource:
     """A backbone on disk.
 
     Attributes:
-        file: what its engine runs.
-        sha256: names the features.
+        entry: its entry in a manifest.
+        file: the model file.
+        sha256: SHA-256 of the backbone, which identifies its features.
     """
 
     entry: BackboneEntry
@@ -51,12 +52,12 @@ class FeatureSource:
 
     @classmethod
     def of(cls, exported: ExportedBackbone) -> Self:
-        """An export, run by LiteRT."""
+        """Return the source of an exported backbone, run by LiteRT."""
         return cls(BackboneEntry.of(exported), exported.flatbuffer, exported.sha256)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle, folder: Path) -> Self:
-        """That of a bundle whose files are in `folder`; a backbone by name runs on LiteRT, whatever answers with it."""
+        """Return the backbone of a bundle whose files are in `folder`; a named backbone always runs on LiteRT."""
         entry = bundle.manifest.backbone
         if entry.network is None:
             entry = entry.model_copy(update={"engine": "litert"})
@@ -65,16 +66,16 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class Featurized:
-    """What became of the images.
+    """The result of a featurization.
 
     Attributes:
-        rows: images whose features the table holds now.
-        bad: path → why it is not in the table, of the first ones.
-        n_bad: how many are not.
-        reused: of `rows`, those that the table held before.
-        copies: altered copies that were added.
-        duplicates: images whose very bytes come earlier in the data set, too.
-        conflicting: different images that the data set gives more than one label.
+        rows: number of images whose features are in the table.
+        bad: path → reason, for the first images that could not be featurized.
+        n_bad: number of images that could not be featurized.
+        reused: number of `rows` that were already in the table.
+        copies: number of augmented copies added.
+        duplicates: number of images whose content occurs earlier in the data set.
+        conflicting: number of distinct images with more than one label.
     """
 
     rows: int
@@ -86,12 +87,14 @@ class Featurized:
     conflicting: int = 0
 
     def warnings(self) -> list[str]:
-        """What to know of the images, a line each."""
+        """Return warnings about the images, one line each."""
         lines = []
         if self.duplicates:
-            lines.append(f"{self.duplicates:,} images are duplicates: their bytes come more than once")
+            lines.append(f"{self.duplicates:,} images are duplicates of others, byte for byte")
         if self.conflicting:
-            lines.append(f"{self.conflicting:,} images have more than one label: the same bytes, labelled differently")
+            lines.append(
+                f"{self.conflicting:,} images have more than one label: the same bytes are labelled differently"
+            )
         return lines
 
 
@@ -107,15 +110,21 @@ def featurize(
     limits: Limits = DEFAULT_LIMITS,
     on_progress: Callable[[int], None] | None = None,
 ) -> Featurized:
-    """Append the backbone's features of every image to `table`, but for those that it holds already.
+    """Append the backbone's features of all images to `table`, except those that it already contains.
 
-    An image that does not decode is left out and reported.
+    Images that cannot be decoded are skipped and reported.
 
     Args:
-        augment: how many altered copies of each image to store, too. They bear the image's id, so that they are on its
-            side of a split, and are made anew by each run that asks for them.
-        limits: what is decoded, and what that may cost.
-        on_progress: called now and then with the number of images done.
+        spark: the session.
+        images: a data set, or labelled files.
+        backbone: the backbone that computes the features.
+        table: the table `features`.
+        max_bad_shown: maximum number of bad images reported by name.
+        augment: number of augmented copies to store per image. They have the image's id, so a split keeps them on its
+            side; they are computed by every run that requests them.
+        augmentation: the augmentation of the copies.
+        limits: limits on decoding an image.
+        on_progress: called periodically with the number of images done.
     """
     if isinstance(backbone, ExportedBackbone):
         backbone = FeatureSource.of(backbone)
@@ -160,26 +169,28 @@ def featurize(
 
 
 def task_count(images: int, size: int, cores: int) -> int:
-    """How many tasks to cut the images into: a whole number of rounds over the cores, so that they end together.
+    """Return the number of tasks: a multiple of the cores, so that they finish together.
 
     Args:
-        size: bytes of all images together.
+        images: number of images.
+        size: total size of the images in bytes.
+        cores: number of cores.
     """
     rounds = max(math.ceil(images / (cores * IMAGES_PER_TASK)), math.ceil(size / (cores * BYTES_PER_TASK)))
     return max(1, min(images, cores * rounds))
 
 
 @contextmanager
-def _polled(done: "Accumulator[int]", tell: Callable[[int], None] | None) -> Iterator[None]:
-    """Tell the accumulator's value now and then during the block, and at its end."""
-    if tell is None:
+def _polled(done: "Accumulator[int]", report: Callable[[int], None] | None) -> Iterator[None]:
+    """Report the accumulator's value periodically during the block, and at its end."""
+    if report is None:
         yield
         return
     ended = threading.Event()
 
     def poll() -> None:
         while not ended.wait(POLL_S):
-            tell(done.value)
+            report(done.value)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -188,4 +199,4 @@ def _polled(done: "Accumulator[int]", tell: Callable[[int], None] | None) -> Ite
     finally:
         ended.set()
         thread.join()
-    tell(done.value)
+    report(done.value)

@@ -1,4 +1,4 @@
-"""One task of a batch featurization: runs in a Python worker, from encoded images to a committed Parquet file."""
+"""A task of a batch featurization, run in a Python worker: encoded images to a committed Parquet file."""
 
 import hashlib
 import os
@@ -15,12 +15,13 @@ from models.augment import Augmentation, augment
 from models.bundle import BackboneEntry
 from models.decode import DEFAULT_LIMITS, Limits, Reason
 from models.scorer import Engine, Images, decode_all, load_engine
+from streaming.images.model_cache import cached_model
 from streaming.images.sources import read_source
 from streaming.storage.files import FileSink, list_array
 from streaming.storage.tables import FEATURES, TIMESTAMP, Table
 
 IMAGES_PER_READ = 64
-BAD_PER_TASK = 100  # are named, the others counted
+BAD_PER_TASK = 100  # maximum number of bad images reported by name
 REPORT = pa.schema(
     [
         pa.field("path", pa.string()),
@@ -36,13 +37,13 @@ REPORT_DDL = "path string, why string, rows long, reused long, copies long, bad 
 
 @dataclass(frozen=True)
 class FeaturizeTask:
-    """What a worker needs to know beside the network's file; the same for all tasks of a run."""
+    """Parameters of a task besides the network's file; the same for all tasks of a run."""
 
     run: str
     started_at: datetime
     tables: str  # a path or a URI
-    table: str  # for the features
-    from_files: bool  # the sources are paths of files, which the worker reads
+    table: str  # name of the table of features
+    from_files: bool  # whether the sources are paths of files that the worker reads
     backbone_sha256: str
     entry: BackboneEntry
     copies: int
@@ -52,7 +53,7 @@ class FeaturizeTask:
 
 @dataclass
 class _Report:
-    """What a task tells the driver: counts, and the first bad images by name."""
+    """A task's report to the driver: counts, and the first bad images by name."""
 
     rows: int = 0
     reused: int = 0
@@ -71,22 +72,9 @@ class _Report:
         return pa.RecordBatch.from_pylist([counts, *named], REPORT)
 
 
-class _Worker:
-    """The backbone that this worker process holds, by the hash that names its features."""
-
-    sha256: str | None = None
-    engine: Engine | None = None
-
-    @classmethod
-    def engine_of(cls, task: FeaturizeTask, network: Callable[[], bytes]) -> Engine:
-        if cls.engine is None or cls.sha256 != task.backbone_sha256:
-            cls.engine, cls.sha256 = load_engine(task.entry, network()), task.backbone_sha256
-        return cls.engine
-
-
 @dataclass(frozen=True)
 class _Image:
-    """An encoded image, or None where it cannot be read; known if the table holds its features already."""
+    """An encoded image; `content` is None if it cannot be read, `known` if its features are already in the table."""
 
     source: str
     label: str | None
@@ -97,7 +85,7 @@ class _Image:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What one pass over a partition works with."""
+    """The state of one pass over a partition."""
 
     task: FeaturizeTask
     engine: Engine
@@ -111,15 +99,20 @@ def featurize_partition(
     task: FeaturizeTask,
     done: "Accumulator[int]",
 ) -> Iterator[pa.RecordBatch]:
-    """Featurize the images of one partition into one Parquet file and commit it; yields what to report.
+    """Featurize a partition's images into one Parquet file and commit it.
 
     Args:
-        batches: of the columns source, label, content, and known_id and known_label where anything is known.
-        done: counts the images.
+        batches: columns source, label, content and, if the table is not empty, known_id and known_label.
+        network: returns the content of the network's file.
+        task: the task's parameters.
+        done: counter of finished images.
+
+    Yields:
+        The task's report, in the schema `REPORT`.
     """
     context = TaskContext.get()
     part = context.partitionId() if context is not None else 0
-    engine = _Worker.engine_of(task, network)
+    engine = cached_model("engine", task.backbone_sha256, lambda: load_engine(task.entry, network()))
     report = _Report()
     with FileSink(f"{task.tables}/{task.table}", FEATURES) as sink:
         for batch in batches:
@@ -129,13 +122,13 @@ def featurize_partition(
                 done += images.num_rows
         written = sink.close()
     if written is not None:
-        # A second try of this task adds nothing where the first one had committed before it was lost.
+        # The transaction id makes a retry a no-op if the first attempt committed before it was lost.
         Table(task.tables, task.table).append_files([written], f"featurize:{task.run}:{part}", 0)
     yield report.as_batch()
 
 
 def _featurize(rows: list[dict[str, Any]], on: _Pass) -> None:
-    """Featurize images and their altered copies; an image that is known is not featurized again."""
+    """Featurize images that are not known yet, and the augmented copies of all."""
     images = [_read(row, on) for row in rows]
     wanted = [image for image in images if image.content is not None and (on.task.copies or not image.known)]
     on.report.reused += sum(image.known for image in images)
@@ -164,14 +157,14 @@ def _read(row: dict[str, Any], on: _Pass) -> _Image:
             on.report.add_bad(source, Reason.MISSING, os.strerror(error.errno or 0))
             return _Image(source, row["label"], None, "", known=False)
     elif content is None:
-        on.report.add_bad(source, Reason.MISSING, "the row holds no image")
+        on.report.add_bad(source, Reason.MISSING, "the row contains no image")
     image_id = hashlib.sha256(content or b"").hexdigest()
     known = row.get("known_id") == image_id and row["known_label"] == row["label"]
     return _Image(source, row["label"], content, image_id, known)
 
 
 def _write(images: list[_Image], pixels: Images, on: _Pass, copy: int | None = None) -> int:
-    """Write a row of features per image, and tell of those that are not finite; returns how many were written."""
+    """Write a row of features per image, report those that are not finite, and return the number written."""
     if not images:
         return 0
     features = on.engine(pixels)

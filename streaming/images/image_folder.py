@@ -1,7 +1,7 @@
 """A folder of image files, and their labels: from the folders' names, a pattern over the paths, a CSV, or metadata.
 
-A folder is taken as people have it: links to other disks, folders in folders, `train/` and `test/` above the classes,
-and between the images what operating systems and other programs leave there. What was left out is counted, with why.
+Folders may contain links, nested folders, `train/` and `test/` above the classes, and files of operating systems and
+other programs among the images. Skipped files are counted by reason.
 """
 
 import json
@@ -28,22 +28,22 @@ METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's ImageFolder
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 MAX_METADATA_BYTES = 256 * 1024**2
 
-NO_FOLDER = "it lies in no class folder"
+NO_FOLDER = "it is not in a class folder"
 NO_MATCH = "its path does not match the label pattern"
 NO_ROW = "the CSV has no usable row for it"
-AMBIGUOUS = "the CSV's name for it fits other files, too: give paths"
-NO_IMAGE = "a row of the CSV names an image that is not there"
+AMBIGUOUS = "its name in the CSV matches several files: give paths"
+NO_IMAGE = "a row of the CSV names an image that does not exist"
 NOT_UTF8 = "its name is not UTF-8"
 UNREADABLE = "it cannot be read"
-HIDDEN = "it is hidden, or an operating system's own"
-NOT_AN_IMAGE = "it is not an image by its name or its first bytes"
-TABLE = "it is a table beside folders of images: name the file itself to train on it"
+HIDDEN = "it is hidden or belongs to an operating system"
+NOT_AN_IMAGE = "neither its name nor its first bytes are those of an image"
+TABLE = "it is a table beside folders of images: give the file itself to train on it"
 ARCHIVE = "it is an archive: unpack it"
 
 
 @dataclass(frozen=True)
 class LabelledFile:
-    """A file, the class it shows where that is known, and its size where it was looked up."""
+    """An image file, its class if known, and its size in bytes (0 if unknown)."""
 
     path: str
     label: str | None
@@ -52,10 +52,12 @@ class LabelledFile:
 
 @dataclass
 class LeftOut:
-    """What was left out: reason → how many, and one of them; and how the others were understood.
+    """Skipped files.
 
     Attributes:
-        notes: a sentence each.
+        counts: reason → number of files.
+        examples: reason → one of them.
+        notes: how an ambiguous layout was interpreted, one sentence each.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -69,7 +71,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class _Found:
-    """A file of the folder: where it is, and its path below the folder with forward slashes, in composed Unicode."""
+    """A file: its path, and its path below the folder with forward slashes, in composed Unicode."""
 
     path: str
     below: PurePosixPath
@@ -79,13 +81,16 @@ class _Found:
 def read_folder(
     folder: Path | str, pattern: str | None, labels_csv: Path | None, keep_unlabelled: bool
 ) -> tuple[list[LabelledFile], LeftOut]:
-    """Every image file below `folder` in order of path, each with its label.
+    """Return all image files below `folder` with their labels, sorted by path.
 
     Args:
-        folder: a path, or the URI of a folder in a bucket, where an image is known by its name alone.
+        folder: a path, or the URI of a folder in a bucket, where images are recognised by name only.
+        pattern: pattern of the label in a path; None for the parent folder's name.
+        labels_csv: CSV of labels; None for the parent folder's name.
+        keep_unlabelled: whether to keep files without a label.
 
     Raises:
-        ServiceError: there is no such folder or no file in it, or the pattern, CSV or metadata cannot be used.
+        ServiceError: the folder does not exist or has no images, or the pattern, CSV or metadata cannot be used.
     """
     left_out = LeftOut()
     if isinstance(folder, str):
@@ -95,8 +100,8 @@ def read_folder(
     else:
         raise NotFoundError(_no_folder(folder))
     if not found:
-        why = "".join(f"; {n:,} left out: {why} ({left_out.examples[why]})" for why, n in left_out.counts.items())
-        raise DataError(f"{folder} holds no images; expected one folder per class with images in it{why}")
+        why = "".join(f"; skipped {n:,}: {why} ({left_out.examples[why]})" for why, n in left_out.counts.items())
+        raise DataError(f"{folder} contains no images: expected one folder of images per class{why}")
     name = str(folder).rpartition("/")[2]
     if labels_csv is not None:
         labels, why = _by_rows(name, found, read_labels(labels_csv, PATH_COLUMNS), left_out), NO_ROW
@@ -117,15 +122,15 @@ def read_folder(
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether there is a file below a folder that is an image by its name, whatever else is there."""
+    """Return whether any file below a folder has the name of an image."""
     return any(path.suffix.lower() in IMAGES for path in _walk(folder, LeftOut()))
 
 
 def _no_folder(folder: Path) -> str:
-    expected = "expected one folder per class with images in it, or a Parquet or Delta table"
+    expected = "expected one folder of images per class, or a Parquet or Delta table"
     if folder.is_file() and folder.name.lower().endswith(ARCHIVES):
-        return f"{folder} is an archive: unpack it, and give the folder; {expected}"
-    return f"{folder} is not a folder; {expected}"
+        return f"{folder} is an archive: unpack it and give the folder; {expected}"
+    return f"{folder} is not a folder: {expected}"
 
 
 def _images(folder: Path, left_out: LeftOut) -> Iterator[_Found]:
@@ -146,7 +151,7 @@ def _images(folder: Path, left_out: LeftOut) -> Iterator[_Found]:
 
 
 def _objects(uri: str, left_out: LeftOut) -> Iterator[_Found]:
-    """The images below the URI of a folder in a bucket, by their names."""
+    """Yield the images below the URI of a folder in a bucket, recognised by name."""
     for one in list_source(uri):
         below = PurePosixPath(composed(one.key))
         suffix = below.suffix.lower()
@@ -160,7 +165,7 @@ def _objects(uri: str, left_out: LeftOut) -> Iterator[_Found]:
 
 
 def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
-    """The path of every file below a folder, links followed, without hidden ones."""
+    """Return the paths of all files below a folder that are not hidden, following links."""
 
     def skip(name: str) -> bool:
         hidden = name.startswith(".") or name.lower() in OF_SYSTEMS
@@ -176,7 +181,8 @@ def _walk(folder: Path, left_out: LeftOut) -> Iterator[Path]:
 
 
 def _why_not(path: Path) -> str | None:
-    """Why a file is not taken; the bytes decide where the name does not say that it is an image."""
+    """Return why a file is skipped, by its name and, if that is not an image's, by its first bytes; None if it is
+    not."""
     suffix = path.suffix.lower()
     if suffix in IMAGES:
         return None
@@ -189,25 +195,25 @@ def _why_not(path: Path) -> str | None:
 
 
 def _note_layout(found: Sequence[_Found], left_out: LeftOut) -> None:
-    """How folders above and in the class folders were understood."""
+    """Note how nested folders were interpreted."""
     folders = {file.below.parent for file in found}
     splits = sorted({folder.parts[0] for folder in folders if len(folder.parts) > 1 and folder.parts[0] in SPLITS})
     if splits:
         left_out.notes.append(
-            f"{', '.join(splits)}: taken together as one set; which images are held out is decided by their content "
-            "(--holdout)"
+            f"{', '.join(splits)}: treated as one data set; held-out images are selected by their content (--holdout)"
         )
     heads = {(name,) for name in splits}
     deep = sorted(folder for folder in folders if len(folder.parts) > 1 + (folder.parts[:1] in heads))
     if deep:
         left_out.notes.append(
-            f"{len(deep):,} class folders lie in other folders: {deep[0]} is class {deep[0].name}; to go by the outer "
-            "ones, --label-pattern '^([^/]+)/'"
+            f"{len(deep):,} class folders are nested: {deep[0]} is class {deep[0].name}; to use the outer folders, "
+            f"give "
+            "--label-pattern '^([^/]+)/'"
         )
 
 
 def _by_pattern(found: Sequence[_Found], pattern: str) -> list[str | None]:
-    """The group `label`, or the first group, of the pattern in each path; None where it does not match."""
+    """Return the group `label`, or the first group, of the pattern in each path; None if it does not match."""
     import pyarrow as pa
 
     paths = pa.array([str(file.below) for file in found], pa.string())
@@ -215,10 +221,10 @@ def _by_pattern(found: Sequence[_Found], pattern: str) -> list[str | None]:
 
 
 def _by_rows(folder: str, found: Sequence[_Found], rows: LabelRows, left_out: LeftOut) -> list[str | None]:
-    """Labels joined by path, by path below the folder, by file name, or by name without suffix, whichever is there.
+    """Join labels by path, path below the folder, file name, or name without suffix, whichever matches first.
 
-    A path of another machine, as `C:/photos/cats/1.jpg`, is joined by as many of its last parts as it takes. A name
-    that several files have says nothing of any of them.
+    A path of another machine, such as `C:/photos/cats/1.jpg`, is matched by its last parts. A name that several files
+    have matches none of them.
     """
     for why, n in rows.dropped.items():
         left_out.add(why, rows.examples[why], n)
@@ -248,7 +254,7 @@ def _by_rows(folder: str, found: Sequence[_Found], rows: LabelRows, left_out: Le
 
 
 def _endings(keys: Iterable[str]) -> dict[str, str]:
-    """Last parts of the absolute paths among the keys → the key, where it is the only one that ends so."""
+    """Return last parts of the absolute paths among the keys → the key, if no other key has the same ending."""
     endings: dict[str, str | None] = {}
     for key in keys:
         if key.startswith("/") or key[1:3] == ":/":
@@ -273,7 +279,7 @@ def _metadata_of(folder: Path | str, left_out: LeftOut) -> LabelRows | None:
 
 
 def _metadata(folder: Path, left_out: LeftOut) -> LabelRows | None:
-    """The labels in `metadata.csv` or `.jsonl` of a folder or its splits; None where there is none, or no labels."""
+    """Return the labels in `metadata.csv` or `.jsonl` of a folder or its splits; None if there are none."""
     rows: list[Row] = []
     used: list[str] = []
     for directory in (folder, *sorted(one for one in folder.iterdir() if one.name in SPLITS and one.is_dir())):
@@ -283,14 +289,14 @@ def _metadata(folder: Path, left_out: LeftOut) -> LabelRows | None:
         try:
             read = _read_json_lines(file) if file.suffix == ".jsonl" else _read_metadata_csv(file)
         except ServiceError as error:
-            left_out.notes.append(f"{error}; the folders' names are the labels")
+            left_out.notes.append(f"{error}; using the folders' names as labels")
             continue
         above = directory.relative_to(folder).as_posix()
         rows += [Row(row.line, row.name if above == "." else f"{above}/{row.name}", row.label) for row in read]
         used.append(str(file.relative_to(folder)))
     if not used:
         return None
-    left_out.notes.append(f"labels are those of {', '.join(used)}")
+    left_out.notes.append(f"using the labels in {', '.join(used)}")
     return collect("file_name", rows)
 
 

@@ -1,4 +1,4 @@
-"""A Parquet or Delta table of encoded images. Names of columns and counts of labels are read here, never the bytes."""
+"""Parquet and Delta tables of encoded images. Only column names and label counts are read here, not the images."""
 
 import json
 from collections import Counter
@@ -24,16 +24,18 @@ SAMPLE_BATCHES = 8
 
 @dataclass(frozen=True)
 class ImageTable:
-    """Where a table's rows are, and which columns hold what.
+    """The files of a table and the roles of its columns.
 
     Attributes:
-        root: of the partition folders (`label=cat/`), where there are any.
+        root: root of the partition folders (`label=cat/`), if there are any.
         files: its Parquet files.
-        image: the column of encoded bytes; with `.bytes` where it is a struct, as Hugging Face has it.
-        label: the column of labels, of any type that has a text.
-        name: a column of texts that tells the images apart.
-        class_of: the label as text → the class's name, where they are not the same: Hugging Face's numbers, for
-            instance, or decomposed Unicode; an empty name for what is no label.
+        image: column of encoded images; `NAME.bytes` for a struct, as in Hugging Face data sets.
+        label: column of labels, of any type that can be cast to text.
+        name: text column with a unique value per image.
+        n_images: number of rows.
+        n_bytes: size of the files in bytes.
+        class_of: label as text → class name, if they differ, e.g. for Hugging Face's numbers or decomposed Unicode;
+            empty if the value is not a label.
     """
 
     root: Path
@@ -49,7 +51,7 @@ class ImageTable:
     class_of: Mapping[str, str]
 
     def first_images(self) -> Iterator[bytes]:
-        """A few of the encoded images, of as many files as needed."""
+        """Yield a few of the encoded images."""
         dataset = _open(self.root, self.files, self.partitions)
         column = self.image.split(".")[0]
         scanner = dataset.scanner(columns=[column], batch_size=SAMPLE_ROWS, batch_readahead=0, fragment_readahead=1)
@@ -64,10 +66,10 @@ class ImageTable:
 
 
 def open_image_table(source: Path) -> tuple[ImageTable, dict[str, int], int]:
-    """A table, how many images each label has, and how many have no usable one.
+    """Return a table, the number of images per class, and the number without a usable label.
 
     Raises:
-        ServiceError: it cannot be read, has no column of bytes, or more labels than classes can be.
+        ServiceError: the table cannot be read, has no column of images, or has too many labels.
     """
     kind: Literal["parquet", "delta"] = "delta" if (source / "_delta_log").is_dir() else "parquet"
     files = _delta_files(source) if kind == "delta" else _parquet_files(source)
@@ -99,16 +101,16 @@ def open_image_table(source: Path) -> tuple[ImageTable, dict[str, int], int]:
 
 
 def _class_of(text: str, class_names: Sequence[str]) -> str:
-    """The class that a label means; an empty text where it means none."""
+    """Return the class of a label; empty if it is not a label."""
     if class_names:
         known = text.isdecimal() and int(text) < len(class_names)
-        return (class_name(class_names[int(text)]) or "") if known else ""  # -1 is Hugging Face's word for none
+        return (class_name(class_names[int(text)]) or "") if known else ""  # -1 is Hugging Face's missing label
     name = class_name(text) or ""
     return name if len(name) <= MAX_LABEL_CHARS else ""
 
 
 def _hugging_face_names(schema: pa.Schema, label: str | None) -> list[str]:
-    """The names of the classes that the column has numbers of, as `datasets` writes them into a file's metadata."""
+    """Return the class names of a numeric label column, which `datasets` writes to a file's metadata."""
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = described["info"]["features"][label]["names"]
@@ -123,12 +125,12 @@ def _delta_files(source: Path) -> tuple[str, ...]:
 
     if set("[]") & set(str(source.absolute())):  # deltalake panics on them
         raise ConfigurationError(
-            f"{source}: a Delta table cannot be read from a path with a [ or ] in it; rename the folder"
+            f"{source}: a Delta table cannot be read from a path that contains [ or ]: rename the folder"
         )
     try:
         table = DeltaTable(source)
         check_whole_files(table, str(source.absolute()))
-        # In the log the names are percent-encoded, as in a URL, on top of what a partition's value already is.
+        # The log percent-encodes file names in addition to the encoding of partition values.
         names = pa.table(table.get_add_actions(flatten=True)).column("path").to_pylist()
         return tuple(str(source / unquote(name)) for name in names)
     except DeltaError as error:
@@ -169,13 +171,13 @@ def _image_column(source: Path, schema: pa.Schema) -> str:
                 return name
     columns = ", ".join(f"{one.name} {one.type}"[:80] for one in schema)
     raise DataError(
-        f"{source} has no column of encoded images: expected one of {', '.join(IMAGE_COLUMNS)} as bytes, or as a "
-        f"struct with bytes in it; got {columns}"
+        f"{source} has no column of encoded images: expected one of {', '.join(IMAGE_COLUMNS)} of type binary, or a "
+        f"struct with a field bytes; got {columns}"
     )
 
 
 def _name_column(dataset: Any, n_images: int) -> str | None:
-    """A column that tells every image from the others, if there is one."""
+    """Return a text column with a unique value per image, if there is one."""
     for name in NAME_COLUMNS:
         if name in dataset.schema.names and dataset.schema.field(name).type in TEXTS:
             names = dataset.to_table(columns=[name]).column(0)
@@ -194,7 +196,7 @@ def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str 
         return counts
     kind = dataset.schema.field(label).type
     if pa.types.is_nested(kind) or _is_bytes(kind):
-        raise DataError(f"{source}: expected a column label of texts or numbers, got {kind}")
+        raise DataError(f"{source}: expected text or numbers in the column label, got {kind}")
     for batch in dataset.scanner(columns=[label]).to_batches():
         column = batch.column(0)
         for one in (column.cast(pa.string()) if kind in TEXTS else column).value_counts():
@@ -202,5 +204,5 @@ def _count_labels(source: Path, dataset: Any, label: str | None) -> Counter[str 
             text = str(value).lower() if isinstance(value, bool) else str(value)  # as Spark writes it
             counts[None if value is None else text] += one["counts"].as_py()
         if len(counts) > MAX_CLASSES:
-            raise DataError(f"{source} has more than {MAX_CLASSES:,} different labels; expected classes")
+            raise DataError(f"{source}: expected at most {MAX_CLASSES:,} distinct labels, got more")
     return counts

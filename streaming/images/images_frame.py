@@ -1,13 +1,13 @@
-"""A data set as Spark rows, and what the table `features` holds of it already.
+"""A data set as a Spark data frame, and its rows in the table `features`.
 
-Every image has a `source` that tells it from the others: a file's path, or a table's path with the image's name in it.
+Every image has a unique `source`: a file's path, or a table's path and the image's name in the table.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, DataFrameReader, SparkSession
 from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentation writes it
 
 from streaming.errors import reported
@@ -21,19 +21,21 @@ Tasks = Callable[[int, int], int]
 
 
 def images_frame(spark: SparkSession, images: Dataset | Sequence[LabelledFile], tasks: Tasks) -> DataFrame:
-    """Rows (source, label, content), divided among tasks of about the same number of images and bytes.
+    """Return rows (source, label, content) in partitions of about the same number of images and bytes.
 
     Args:
-        tasks: how many for a number of images and their bytes.
+        spark: the session.
+        images: a data set, or labelled files.
+        tasks: (number of images, their size in bytes) → number of partitions.
 
     Returns:
-        content: the encoded image; null where the worker reads the file that `source` names.
+        The rows; `content` is the encoded image, or null if the worker has to read the file `source`.
     """
     if isinstance(images, Dataset) and images.table is not None:
         return _table_rows(spark, images, images.table, tasks(images.n_images, images.table.n_bytes))
     files = images.files if isinstance(images, Dataset) else images
     n_tasks = tasks(len(files), sum(file.bytes for file in files))
-    # Dealt out by size, as cards are: every task gets as many large ones as the others.
+    # Deal out files by size, so that every task gets its share of large ones.
     dealt = sorted(files, key=lambda file: -file.bytes)
     names = pa.table(
         {
@@ -47,9 +49,15 @@ def images_frame(spark: SparkSession, images: Dataset | Sequence[LabelledFile], 
 
 
 def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
-    """The rows of the table that are this backbone's features of an image itself; None where the table is empty.
+    """Return this backbone's features of images, without augmented copies; None if the table is empty.
 
-    The columns are the table's, and `at`, when the row was made.
+    Args:
+        spark: the session.
+        table: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
+
+    Returns:
+        The table's columns and `at`, the time of the row.
     """
     files = table.files()
     if not files:
@@ -64,25 +72,36 @@ def stored_features(spark: SparkSession, table: Table, backbone_sha256: str) -> 
 
 
 def arrow_function(function: Callable[..., pa.Array], returns: str) -> Callable[..., Column]:
-    """A function of Arrow arrays, with its types annotated, as one of columns; run in Spark's Python workers.
+    """Turn a function of annotated Arrow arrays into a function of columns that runs in Python workers.
 
     Args:
-        returns: the type of the new column, as in DDL.
+        function: the function.
+        returns: DDL type of the resulting column.
     """
     made: Callable[..., Column] = F.arrow_udf(function, returns)  # type: ignore[attr-defined]  # new in Spark 4.1
     return made
 
 
 def read_files(spark: SparkSession, files: Sequence[str], schema: pa.Schema = FEATURES) -> DataFrame:
-    """The rows of a table's Parquet files; a column that a file does not have yet is null."""
+    """Return the rows of a table's Parquet files; a column that a file does not have is null.
+
+    Args:
+        spark: the session.
+        files: paths or URIs of the files.
+        schema: the schema of the table.
+    """
     if files and is_uri(files[0]):
         return _fetched(spark, files, schema)
-    reader = spark.read.schema(spark_schema(schema)).option("__globPaths__", "false")  # a name may hold a [
-    return reader.parquet(*files)
+    return _exact_paths(spark).schema(spark_schema(schema)).parquet(*files)
+
+
+def _exact_paths(spark: SparkSession) -> DataFrameReader:
+    """Return a reader that takes paths literally, since a name may contain `[`, by an internal option of Spark."""
+    return spark.read.option("__globPaths__", "false")
 
 
 def _fetched(spark: SparkSession, files: Sequence[str], schema: pa.Schema) -> DataFrame:
-    """The rows of files in a bucket: workers fetch them, so that Spark needs no jars and no credentials for it."""
+    """Return the rows of files in a bucket; workers fetch the files, so Spark needs neither jars nor credentials."""
 
     def read(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -99,7 +118,13 @@ def _fetched(spark: SparkSession, files: Sequence[str], schema: pa.Schema) -> Da
 
 
 def known_images(spark: SparkSession, table: Table, backbone_sha256: str) -> DataFrame | None:
-    """Rows (source, known_id, known_label) of what the table holds, each source's latest; None where it is empty."""
+    """Return the table's latest row of each source (source, known_id, known_label); None if the table is empty.
+
+    Args:
+        spark: the session.
+        table: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
+    """
     stored = stored_features(spark, table, backbone_sha256)
     if stored is None:
         return None
@@ -109,10 +134,12 @@ def known_images(spark: SparkSession, table: Table, backbone_sha256: str) -> Dat
 
 
 def featurized_rows(frame: DataFrame, table: Table, backbone_sha256: str) -> DataFrame | None:
-    """Rows (source, image_id, label, features) of the images of a data set, as far as the table holds them.
+    """Return rows (source, image_id, label, features) of the images of a data set that the table contains.
 
     Args:
-        frame: what `images_frame` gave.
+        frame: the result of `images_frame`.
+        table: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
     """
     spark = frame.sparkSession
     stored = stored_features(spark, table, backbone_sha256)
@@ -120,7 +147,7 @@ def featurized_rows(frame: DataFrame, table: Table, backbone_sha256: str) -> Dat
         return None
     stored = stored.where(F.col("source").isNotNull())
     wanted = frame.select("source", "label")
-    # Which row is each source's latest is found without the features, which are wide.
+    # Find each source's latest row without the wide column of features.
     latest = stored.groupBy("source").agg(F.max("at").alias("at"))
     found = F.broadcast(wanted.join(latest, "source"))
     rows = stored.select("source", "at", "image_id", "features").join(found, ["source", "at"])
@@ -128,7 +155,13 @@ def featurized_rows(frame: DataFrame, table: Table, backbone_sha256: str) -> Dat
 
 
 def count_duplicates(frame: DataFrame, table: Table, backbone_sha256: str) -> tuple[int, int]:
-    """(images whose bytes come earlier in the data set, images with more than one label)."""
+    """Return the number of images whose content occurs earlier in the data set, and of images with several labels.
+
+    Args:
+        frame: the result of `images_frame`.
+        table: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
+    """
     rows = featurized_rows(frame, table, backbone_sha256)
     if rows is None:
         return 0, 0
@@ -138,7 +171,7 @@ def count_duplicates(frame: DataFrame, table: Table, backbone_sha256: str) -> tu
 
 
 def _table_rows(spark: SparkSession, images: Dataset, table: ImageTable, tasks: int) -> DataFrame:
-    reader = spark.read.option("__globPaths__", "false").option("basePath", str(table.root))
+    reader = _exact_paths(spark).option("basePath", str(table.root))
     spark.conf.set("spark.sql.sources.partitionColumnTypeInference.enabled", "false")  # a label 01 is not 1
     rows = reader.parquet(*table.files)
     label = _label(rows[table.label].cast("string"), table.class_of) if table.label else F.lit(None).cast("string")
@@ -157,9 +190,9 @@ def _table_rows(spark: SparkSession, images: Dataset, table: ImageTable, tasks: 
 
 
 def _label(text: Column, class_of: Mapping[str, str]) -> Column:
-    """The class's name, which most labels are already; null where there is none."""
+    """Return the class name of a label; null if it is not a label."""
     if class_of:
-        # A map that is the same for all rows is made once.
+        # A constant map is created once, not per row.
         names = F.from_json(F.lit(json.dumps(dict(class_of))), "map<string,string>")
         text = F.coalesce(names[text], text)
     return F.when(text != "", text)

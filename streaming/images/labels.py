@@ -1,10 +1,10 @@
-"""What is known of the images: stored features joined with their labels, those that came with them and later ones.
+"""Stored features joined with their labels: those in the messages, and those added later.
 
-An image is its content: the same bytes under several names are one image, with one label. Its id here is the SHA-256 of
-the bytes; of rows from before that was stored, the name under which the image came.
+Images are identified by content: the same bytes under several names are one image with one label. The id is the SHA-256
+of the bytes or, in rows of older releases without it, the name of the image.
 
-Its label is the latest that it was given by `imagestream label`, under any of its names. Else the latest that came with
-it counts for each name; where that leaves an image more than one label, nobody knows which is right: it is left out.
+The label of an image is the latest one added by `imagestream label` under any of its names; otherwise, the latest one
+that was published with each name. An image whose names have different labels is contradictory and is left out.
 """
 
 import pyarrow as pa
@@ -28,19 +28,22 @@ def labelled_features(
     augmented: bool = False,
     group_by: str | None = None,
 ) -> DataFrame:
-    """Every labelled image in the table `features` that this backbone made, once.
+    """Return the features of every labelled image, once each.
 
-    Spark reads the Parquet files of the table's present version, which `deltalake` lists in milliseconds; its own
-    Delta reader takes ten seconds to warm up.
+    Spark reads the Parquet files of the table's current version, which `deltalake` lists in milliseconds; Spark's Delta
+    reader takes ten seconds to warm up.
 
     Args:
-        augmented: with the altered copies of each image as further rows, told apart by the column augmentation: their
-            number, null for the image itself. A split puts them on the side of their image; they are never evaluated.
-        group_by: how images are grouped, see `streaming.images.groups`.
+        spark: the session.
+        features: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
+        augmented: include augmented copies as further rows; the column `augmentation` is their number, null for the
+            image itself. A split keeps them on the side of their image; they are never evaluated.
+        group_by: grouping of images, see `streaming.images.groups`.
 
     Returns:
-        image_id, known_as, label, features, with group_by group_id, and augmented augmentation. `known_as` is the
-        latest name under which the image came: the `image_id` of the tables.
+        Columns image_id, known_as, label, features and, if requested, group_id and augmentation. `known_as` is the
+        latest name of the image: the `image_id` of the tables.
 
     Raises:
         ServiceError: the table is empty.
@@ -49,7 +52,7 @@ def labelled_features(
     keys = ["image_id", "augmentation"] if augmented else ["image_id"]
     if not augmented:
         rows = rows.where(F.col("augmentation").isNull())
-    # All rows of an image in one partition: what is wide is shuffled once.
+    # All rows of an image in one partition: the wide column is shuffled once.
     wide = (
         rows.repartition("image_id")
         .groupBy(*keys)
@@ -61,21 +64,28 @@ def labelled_features(
 
 
 def count_contradictory(spark: SparkSession, features: Table, backbone_sha256: str) -> int:
-    """How many images `labelled_features` leaves out because their labels contradict each other."""
+    """Return the number of images that `labelled_features` leaves out because of contradictory labels.
+
+    Args:
+        spark: the session.
+        features: the table `features`.
+        backbone_sha256: SHA-256 of the backbone.
+    """
     rows = _stored(spark, features, backbone_sha256)
     return _image_labels(spark, features, rows, None).where(F.col("contradictory")).count()
 
 
 def image_labels(claims: DataFrame, given: DataFrame | None, group_by: str | None = None) -> DataFrame:
-    """The label of each image, from what is said of it under all its names.
+    """Return the label of each image, from the labels of all its names.
 
     Args:
-        claims: image_id, known_as, label (null where none came along), at, source, key (of the message, as bytes).
-        given: what `given_labels` gives.
+        claims: columns image_id, known_as, label (null if unlabelled), at, source, key (bytes of the message's key).
+        given: the result of `given_labels`.
+        group_by: grouping of images, see `streaming.images.groups`.
 
     Returns:
-        image_id, known_as, source (one of them), label (null if unknown), contradictory, and with group_by group_id:
-        of the groups that its names are in, the first by name.
+        Columns image_id, known_as, source (one of them), label (null if unknown), contradictory and, with `group_by`,
+        group_id: the first by name of the groups of its names.
     """
     if group_by is not None:
         claims = claims.withColumn("group_id", _group(group_by))
@@ -110,10 +120,12 @@ def image_labels(claims: DataFrame, given: DataFrame | None, group_by: str | Non
 
 
 def given_labels(spark: SparkSession, features: Table) -> DataFrame | None:
-    """The latest of the labels that each image was given under any of its names: image_id, given_label; None for none.
+    """Return the latest label added to each image under any of its names (image_id, given_label); None if there are
+    none.
 
     Args:
-        features: the names of the images are those that this table holds.
+        spark: the session.
+        features: the table `features`, which maps names to images.
     """
     if not has_table(features.tables, "labels"):
         return None
@@ -144,10 +156,10 @@ def _content() -> Column:
 
 
 def _stored(spark: SparkSession, features: Table, backbone_sha256: str) -> DataFrame:
-    """The rows of a backbone, altered copies among them, with image_id, known_as and at."""
+    """Return the rows of a backbone including augmented copies, with image_id, known_as and at."""
     files = features.files()
     if not files:
-        raise NotFoundError(f"the table {features.place} is empty: there is nothing to fit on")
+        raise NotFoundError(f"the table {features.place} is empty: there are no images to fit on")
     cores = spark.sparkContext.defaultParallelism
     partitions = max(cores, features.bytes() // BYTES_PER_PARTITION)
     spark.conf.set("spark.sql.shuffle.partitions", str(partitions))

@@ -1,4 +1,4 @@
-"""Labels of images from the rows of a CSV: which image has which, and which rows were not used."""
+"""Labels of images from a CSV, the one reader for training, corrections and metadata files."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,13 +11,13 @@ from producer.labelled_csv import Row, read_rows
 from streaming.errors import DataError
 
 MAX_ROWS = 10_000_000
-# What programs write for a missing value. Here they are classes as others, which a person may want to know.
+# Common spellings of a missing value. They are treated as class names, with a warning.
 LIKE_MISSING = frozenset({"#N/A", "<NA>", "N/A", "n/a", "NA", "NULL", "null", "None", "NaN", "nan", "NaT"})
 
 EMPTY = "the label is empty"
 TOO_LONG = f"the label is longer than {MAX_LABEL_CHARS} characters"
-NO_KEY = "the row names no image"
-CONTROL = "the row has control characters"
+NO_KEY = "the row does not name an image"
+CONTROL = "the row contains control characters"
 CONFLICT = "rows give one image different labels"
 
 
@@ -26,10 +26,10 @@ class LabelRows:
     """The usable rows of a CSV.
 
     Attributes:
-        key: the column that names the images.
+        key: the column that identifies the images.
         labels: image → label.
-        dropped: reason → rows that were not used.
-        examples: reason → what one of them names.
+        dropped: reason → number of rows that were not used.
+        examples: reason → the image of one of them.
     """
 
     key: str
@@ -39,13 +39,18 @@ class LabelRows:
 
 
 def read_labels(path: Path, keys: Sequence[str], max_rows: int = MAX_ROWS) -> LabelRows:
-    """Read a CSV with a column of labels and one of the columns `keys`, the first of them that is there.
+    """Read a CSV with a column of labels and a column that identifies the images.
 
-    Names and labels are in Unicode's composed form (NFC), paths have forward slashes. An image that is given twice
-    counts once; one with different labels has none.
+        Names and labels are normalised to NFC, paths to forward slashes. An image that occurs with different labels has
+        none.
+
+    Args:
+        path: the file.
+        keys: names of identifying columns, in order of preference.
+        max_rows: maximum number of rows.
 
     Raises:
-        ServiceError: the file is not there, no CSV with these columns, or has too many rows.
+        ServiceError: the file does not exist, lacks these columns, or has too many rows.
     """
     try:
         key, rows = read_rows(path, keys, max_rows)
@@ -55,7 +60,7 @@ def read_labels(path: Path, keys: Sequence[str], max_rows: int = MAX_ROWS) -> La
 
 
 def collect(key: str, rows: Iterable[Row]) -> LabelRows:
-    """What the rows say of each image."""
+    """Collect the label of each image from rows."""
     labels: dict[str, str] = {}
     conflicting: dict[str, int] = {}  # image → rows
     dropped: Counter[str] = Counter()

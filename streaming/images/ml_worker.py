@@ -1,8 +1,7 @@
-"""What the stages of `streaming.ml` run in Python workers: columns of images or features in, of results out.
+"""The part of `streaming.ml` that runs in Python workers: columns of images or features to columns of results.
 
-A row that cannot be read gives a null and, for images, the reason. The model comes by broadcast and is loaded once per
-worker process, then kept for as long as its hash stays the same. Outside of that package, whose import would cost a
-worker most of a second.
+A row that cannot be read results in null and, for images, a reason. The model is broadcast and loaded once per worker
+process. This module is not in `streaming.ml` because importing that package takes a worker most of a second.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,36 +22,21 @@ from streaming.storage.files import as_matrix, list_array
 
 IMAGES_AT_ONCE = 64
 RESULT_DDL = "values array<float>, reason string"
-# OpenCV's numbers for 8-bit pixels, as Spark's image source writes them → the pixels' layout, for Pillow.
+# OpenCV types of Spark's image source → Pillow mode, raw mode and number of channels.
 LAYOUTS = {0: ("L", "L", 1), 16: ("RGB", "BGR", 3), 24: ("RGBA", "BGRA", 4)}
 
 Values = NDArray[np.float32]
 
 
-class _Worker:
-    """The model that this worker process holds, and its SHA-256."""
-
-    sha256: str | None = None
-    model: Any = None
-
-
-def loaded(sha256: str, load: Callable[[], Any]) -> Any:
-    """The model of this hash: the one held, or else what `load` gives, held from now on."""
-    if _Worker.sha256 != sha256:
-        _Worker.model = load()
-        _Worker.sha256 = sha256
-    return _Worker.model
-
-
 def from_images(
     columns: Iterator[Any], engine: Engine, fitting: Resize | Recipe, finish: Callable[[Features], Values]
 ) -> Iterator[Any]:
-    """A column of images (bytes, or Spark's image struct) as structs of `RESULT_DDL`, in order, one a row.
+    """Yield a struct of `RESULT_DDL` per image.
 
     Args:
-        columns: Arrow arrays.
+        columns: Arrow arrays of images (bytes, or Spark's image struct).
         engine: pixels → features (N, D).
-        fitting: of the images to the input, as the model was made for.
+        fitting: how the images are resized to the model's input.
         finish: features (N, D) → values (N, K) float32.
     """
     for column in columns:
@@ -61,10 +45,15 @@ def from_images(
 
 
 def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features], Values]) -> Iterator[Any]:
-    """A column of array<float>, each `n_in` long, as the arrays that `finish` makes of them; null stays null.
+    """Yield an array<float> per row of features; null stays null.
+
+    Args:
+        columns: Arrow arrays of lists of length `n_in`.
+        n_in: number of features.
+        finish: features (N, n_in) → values (N, K) float32.
 
     Raises:
-        ModelError: an array is longer or shorter.
+        ModelError: an array has another length.
     """
     for column in columns:
         given = column.drop_null()
@@ -73,7 +62,7 @@ def from_features(columns: Iterator[Any], n_in: int, finish: Callable[[Features]
             continue
         matrix = as_matrix(given)
         if matrix.shape[1] != n_in:
-            raise ModelError(f"expected {n_in} features a row, got {matrix.shape[1]}")
+            raise ModelError(f"expected {n_in} features per row, got {matrix.shape[1]}")
         rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
         yield _placed(finish(matrix), rows, len(column))
 
@@ -98,7 +87,7 @@ def _image_results(column: Any, engine: Engine, fitting: Resize | Recipe, finish
 
 
 def _placed(values: Values, rows: NDArray[np.int64], n: int) -> Any:
-    """`values` (N, K) as a list column of `n` rows: each in its row of `rows`, null in the others."""
+    """Return a list column of `n` rows with `values` (N, K) at the indices `rows` and null elsewhere."""
     where = np.full(n, -1, np.int64)
     where[rows] = np.arange(len(rows))
     return list_array(values).take(pa.array(where, mask=where < 0))
@@ -117,20 +106,21 @@ def _decode(value: Any, size: tuple[int, int], fitting: Resize | Recipe) -> Pixe
 
 
 def _image(image: dict[str, Any]) -> Image.Image | BadImage:
-    """Spark's image struct, which is not encoded any more, as an image."""
+    """Convert Spark's image struct, which contains decoded pixels, to an image."""
     height, width, channels, mode, data = (image[name] for name in ("height", "width", "nChannels", "mode", "data"))
     if data is None or not all(isinstance(number, int) for number in (height, width, channels, mode)):
         return BadImage(Stage.READ, Reason.MISSING, "the image struct has no pixels")
-    if height < 1 or width < 1:  # what Spark's image source gives for a file that it cannot read
+    if height < 1 or width < 1:  # from Spark's image source for a file that it cannot read
         return BadImage(Stage.DECODE, Reason.NOT_AN_IMAGE, f"the image struct has {width}x{height} pixels")
     layout = LAYOUTS.get(mode)
     if layout is None or layout[2] != channels:
-        detail = f"OpenCV mode {mode} with {channels} channels, taken are 0, 16 and 24 with 1, 3 and 4"
+        detail = f"OpenCV mode {mode} with {channels} channels: expected 0, 16 or 24 with 1, 3 or 4"
         return BadImage(Stage.DECODE, Reason.UNSUPPORTED_MODE, detail)
     if height * width > DEFAULT_LIMITS.max_pixels:
         detail = f"{width}x{height} pixels, the limit is {DEFAULT_LIMITS.max_pixels}"
         return BadImage(Stage.DECODE, Reason.DECOMPRESSION_BOMB, detail)
     if len(data) != height * width * channels:
-        detail = f"{len(data)} bytes of pixels, {width}x{height} with {channels} channels need another number"
+        expected = f"expected {height * width * channels} for {width}x{height} with {channels} channels"
+        detail = f"{len(data)} bytes of pixels: {expected}"
         return BadImage(Stage.DECODE, Reason.CORRUPT, detail)
     return Image.frombytes(layout[0], (width, height), bytes(data), "raw", layout[1])

@@ -1,4 +1,4 @@
-"""Image files where users keep them: in local folders, or in a bucket by an `s3://`, `gs://` or `az://` URI."""
+"""Image files in local folders or in buckets (`s3://`, `gs://` or `az://` URIs)."""
 
 import errno
 import os
@@ -15,25 +15,25 @@ READ_AT_A_TIME = 8
 
 
 def place_of(text: str) -> Path | str:
-    """A folder as a path, or the URI of a folder in a bucket.
+    """Parse a path or the URI of a folder in a bucket.
 
     Raises:
-        ServiceError: a URI of another scheme, or without a bucket.
+        ServiceError: the URI has another scheme or no bucket.
     """
     return check_place(text) if is_uri(text) else Path(text)
 
 
 def read_source(source: str, limits: Limits = DEFAULT_LIMITS) -> bytes:
-    """An image file's content, or one byte more than an image may have, from a path or a URI.
+    """Read an image file from a path or a URI, up to one byte more than an image may have.
 
     Raises:
-        OSError: the file does not exist or cannot be read; a StoreAwayError where the bucket does not answer.
+        OSError: the file does not exist or cannot be read; StoreAwayError if the bucket is unreachable.
     """
     return read_start(source, limits.max_bytes + 1) if is_uri(source) else read_limited(source, limits)
 
 
 def read_start(uri: str, n: int) -> bytes:
-    """The first `n` bytes of an object, or all of it if it has fewer; errors as for `read_source`."""
+    """Read the first `n` bytes of an object; errors as for `read_source`."""
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     content = _bucket(f"{scheme}://{bucket}").head(key, n)
@@ -43,19 +43,19 @@ def read_start(uri: str, n: int) -> bytes:
 
 
 def list_source(uri: str) -> Sequence[Stored]:
-    """The objects below a URI, at any depth, in order of key; keys begin below the URI.
+    """Return the objects below a URI at any depth, sorted by key relative to the URI.
 
     Raises:
-        ServiceError: access is refused, or the bucket does not answer.
+        ServiceError: access is denied or the bucket is unreachable.
     """
     return sorted(open_store(uri).list(), key=lambda one: one.key)
 
 
 class ReadAhead:
-    """Reads objects in the order of their list, several at a time: each alone would wait for the network.
+    """Prefetches objects in a given order, several at a time, to hide the latency of the network.
 
     Args:
-        uris: all that will be asked for, in order; some may be left out then.
+        uris: the objects in the order in which they will be requested; some may be skipped.
     """
 
     def __init__(self, uris: Iterable[str]) -> None:
@@ -64,7 +64,7 @@ class ReadAhead:
         self._pool = ThreadPoolExecutor(READ_AT_A_TIME, thread_name_prefix="read-ahead")
 
     def __call__(self, uri: str, n: int) -> bytes:
-        """The first `n` bytes of an object; errors as for `read_start`."""
+        """Read the first `n` bytes of an object; errors as for `read_start`."""
         while True:
             while len(self._begun) < READ_AT_A_TIME and (following := next(self._left, None)) is not None:
                 self._begun.append((following, self._pool.submit(read_start, following, n)))
@@ -80,4 +80,4 @@ class ReadAhead:
 
 @lru_cache(maxsize=8)
 def _bucket(uri: str) -> Store:
-    return open_store(uri)  # kept open: a worker reads many objects
+    return open_store(uri)  # cached: a worker reads many objects

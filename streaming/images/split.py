@@ -1,8 +1,8 @@
-"""Which images are held out: decided by the hash of the image's content, or of its group, and the seed alone.
+"""The split into training and held-out images, by a hash of the image's content (or group) and the seed.
 
-Neither the label nor the time of arrival counts, nor what other images there are. So the same bytes are on one side
-under whatever name they come, a corrected label changes no side, and growth changes none. How many are held out follows
-the binomial distribution: of a small class there may be none, which `check_sides` reports.
+The side does not depend on the label, the time of arrival or other images: the same bytes are always on the same side,
+and neither corrected labels nor new images change it. The number of held-out images is binomially distributed; a small
+class may have none, which `check_sides` reports.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ CLASSES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Split:
-    """Which images are held out.
+    """A split into training and held-out images.
 
     Attributes:
-        seed: of the hash.
-        share: of the images, expected to be held out.
-        group_by: how images are grouped, see `streaming.images.groups`; None: each one for itself.
+        seed: seed of the hash.
+        share: expected fraction of held-out images.
+        group_by: grouping of images, see `streaming.images.groups`; None for no grouping.
     """
 
     seed: int
@@ -33,39 +33,46 @@ class Split:
     group_by: str | None = None
 
     def held_out(self) -> Column:
-        """Whether a row with the column image_id, and group_id where images are grouped, is held out."""
+        """Return a column: whether a row (image_id, and group_id if grouped) is held out."""
         unit = "image_id" if self.group_by is None else "group_id"
         hashed = F.shiftrightunsigned(F.xxhash64(unit, F.lit(self.seed)), 64 - HASH_BITS)
         return hashed < F.lit(round(self.share * 2**HASH_BITS))
 
     def sides(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
-        """(training rows, holdout rows)."""
+        """Return (training rows, held-out rows)."""
         return rows.where(~self.held_out()), rows.where(self.held_out())
 
 
 @dataclass(frozen=True)
 class Sides:
-    """How rows are divided: held out for good, to validate on, to fit on."""
+    """A split into held-out, validation and fitting rows."""
 
     holdout: Split
     validation: Split
 
     @classmethod
     def of(cls, holdout: float, validation: float, seed: int, group_by: str | None = None) -> Self:
-        """Hold out what a training with this seed holds out, and divide the rest by another seed."""
+        """Return the split that holds out the same images as training with this seed does.
+
+        Args:
+            holdout: fraction of held-out images.
+            validation: fraction of the remaining images used for validation.
+            seed: the seed.
+            group_by: grouping of images.
+        """
         return cls(Split(seed, holdout, group_by), Split(seed + 1, validation, group_by))
 
     def training(self, rows: DataFrame) -> tuple[DataFrame, DataFrame]:
-        """(rows to fit on, rows to validate on); the held out ones are in neither."""
+        """Return (fitting rows, validation rows), without held-out rows."""
         training, _ = self.holdout.sides(rows)
         return self.validation.sides(training)
 
 
 def check_sides(rows: DataFrame, split: Split) -> list[str]:
-    """What to know of how a split divides the classes of rows (image_id, label, and group_id if grouped), a line each.
+    """Return warnings about the classes on each side of a split of rows (image_id, label, and group_id if grouped).
 
     Raises:
-        ServiceError: nothing is held out, or fewer than two classes are left to fit on.
+        ServiceError: no image is held out, or fewer than two classes are left for training.
     """
     images, out = F.count(F.lit(1)), F.count_if(split.held_out())
     counts = rows.groupBy("label").agg(images.alias("images"), out.alias("held_out")).orderBy("label").collect()
@@ -79,14 +86,15 @@ def check_sides(rows: DataFrame, split: Split) -> list[str]:
     if not any(one.held_out for one in counts):
         unit = "image" if split.group_by is None else "group of images"
         raise DataError(
-            f"no image fell into the holdout ({_counted(counts)}): each {unit} does with probability {split.share:g}, "
-            f"by its content and the seed; {advice}"
+            f"no image is held out ({_counted(counts)}): each {unit} is with probability {split.share:g}, by its "
+            f"content "
+            f"and the seed; {advice}"
         )
     lines = []
     if none := [one for one in counts if not one.held_out]:
-        lines.append(f"no image is held out of: {_counted(none)}; the figures say nothing of these classes: {advice}")
+        lines.append(f"no image is held out of: {_counted(none)}; metrics do not cover these classes: {advice}")
     if unknown := [one for one in counts if one.images == one.held_out]:
-        lines.append(f"every image is held out of: {_counted(unknown)}; the model cannot know these classes: {advice}")
+        lines.append(f"every image is held out of: {_counted(unknown)}; the model cannot learn these classes: {advice}")
     return lines
 
 

@@ -1,1 +1,5 @@
-"""Batch jobs over the tables: audit, maintenance, replay, scoring again, export; and the demo."""
+"""Batch jobs over the tables: audit, maintenance, replay, rescoring, erasure, export, capacity planning, and the demo.
+
+Each job is a function that a command of the same name calls; `rewrite.py` replaces files of a table for several of
+them.
+"""

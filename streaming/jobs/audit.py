@@ -1,21 +1,21 @@
-"""The audit: does every message of every micro-batch have exactly one row, over all history?
+"""The audit: checks over all history that every message of every micro-batch has exactly one row.
 
-What must hold, by the tables alone:
+The rules, by the tables alone:
 
     1. a batch's input = predicted + quarantined = the messages counted in its offset ranges = the rows in `predictions`
        and `quarantine`
-    2. those rows lie in its offset ranges, as many in each as were counted, and carry its model version and bundle
-    3. per (topic, partition), the batches' ranges adjoin: no overlap, and no gap but those that the user accepted
+    2. these rows are in its offset ranges, each with the counted number, and have its model version and bundle
+    3. per (topic, partition), the batches' ranges are adjacent: no overlap, and no gap except accepted losses
     4. (topic, partition, offset) is unique over `predictions` and `quarantine`
 
-A row that was erased on request (`imagestream erase`) counts as it did before, by its record in `erased`.
+A row that was erased on request (`imagestream erase`) still counts, by its record in `erased`.
 
-From 1 to 4 it follows that no message is missing and none is repeated. Offsets may have held no message: such holes are
-reported, with the number of those that Kafka's log proved to be none (see `streaming/pipeline/account.py`, C6 and C7).
+Rules 1 to 4 imply that no message is missing and none is repeated. Offsets without a message (holes) are reported, with
+the number of those that Kafka's log proves to be no lost messages (see `streaming/pipeline/reconcile.py`, C6 and C7).
 
-Each rule is one SQL statement; all of them see one snapshot, of which `batches` is opened first: it is committed last,
-so every row it accounts for is there, also beside a running stream. Nothing is held per message but in one bounded
-window of offsets at a time. `streaming/jobs/audit_broker.py` compares the rows with what Kafka still holds.
+Each rule is one SQL statement, and all of them see one snapshot. `batches` is opened first: it is committed last, so
+the other tables have all of its rows, even while a stream is running. Only one bounded window of offsets is in memory
+at a time. `streaming/jobs/audit_broker.py` compares the rows with the messages that Kafka still has.
 """
 
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ from streaming.query import Snapshot, open_snapshot
 from streaming.settings import Settings
 
 WINDOW_ROWS = 4_000_000  # rows whose offsets are compared at a time
-LISTED = 1_000  # problems of one kind that are told; all are counted
+LISTED = 1_000  # the maximum number of listed problems of one kind; all are counted
 TIMEOUT_S = 3_600.0
 
-# What every statement below begins with; a part that it does not use costs nothing.
+# The common beginning of the statements below; DuckDB does not evaluate unused parts.
 VIEWS = """
 WITH {rows} AS (
     SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, true AS good
@@ -50,7 +50,7 @@ range AS (
     FROM (SELECT query_id, batch_id, unnest(offsets) AS o FROM batches)
 )
 """
-# A row that was erased on request answers its message as it did before.
+# A row that was erased on request still counts for its message.
 WITH_ERASED = """
 row AS (
     FROM answered
@@ -64,7 +64,7 @@ row AS (
 """
 ERASED = 'SELECT count(DISTINCT (topic, "partition", "offset")) AS n FROM erased'
 COUNTED = {"counted": 'coalesce(o."rows", o."end" - o."start")', "log_start": "o.log_start"}
-UNCOUNTED = {"counted": 'o."end" - o."start"', "log_start": "NULL::BIGINT"}  # before holes were counted there were none
+UNCOUNTED = {"counted": 'o."end" - o."start"', "log_start": "NULL::BIGINT"}  # earlier releases had no holes
 TOTALS = """
 SELECT count(*) AS batches, coalesce(sum(predicted_rows), 0)::BIGINT AS predicted,
        coalesce(sum(quarantined_rows), 0)::BIGINT AS quarantined
@@ -122,7 +122,7 @@ SELECT * FROM (
     FROM range
 ) WHERE before <> "start" ORDER BY topic, "partition", "start"
 """
-# Offsets that were lost before they were read, and accepted as lost.
+# Offsets that were lost before they were read, and skipped with the user's consent.
 LEFT_OUT = """
 SELECT o.topic AS topic, o."partition" AS "partition", o."start" AS "from", o."end" - 1 AS "to"
 FROM (SELECT unnest(left_out) AS o FROM batches) ORDER BY ALL
@@ -130,7 +130,7 @@ FROM (SELECT unnest(left_out) AS o FROM batches) ORDER BY ALL
 RANGES_AT = """
 SELECT * FROM range WHERE topic = $topic AND "partition" = $partition AND "start" <= $to AND "end" > $from
 """
-# Runs of offsets without a row in one range of a batch; its two ends stand for rows of their own.
+# Runs of offsets without a row in one range of a batch; the offsets around the range serve as sentinels.
 MISSING = """
 , here AS (
     SELECT "offset" FROM row
@@ -142,7 +142,7 @@ SELECT before + 1 AS "from", "offset" - 1 AS "to"
 FROM (SELECT "offset", lag("offset") OVER (ORDER BY "offset") AS before FROM here)
 WHERE "offset" - before > 1 ORDER BY ALL
 """
-# Offsets with more than one row, neighbours as one run.
+# Runs of offsets with more than one row.
 REPEATS = """
 , repeated AS (
     SELECT topic, "partition", "offset", count(*) AS n FROM row
@@ -161,20 +161,20 @@ SELECT min("offset") AS low, max("offset") AS high, count(DISTINCT (topic, "part
 
 
 class Kind(StrEnum):
-    """What can be wrong."""
+    """The kinds of problems."""
 
-    ACCOUNT = "account"  # a batch's figures, offset ranges and rows do not agree
-    MODEL = "model"  # rows with another model than their batch's
+    ACCOUNT = "account"  # a batch's figures, offset ranges and rows do not match
+    MODEL = "model"  # rows with another model than their batch
     GAP = "gap"  # offsets without a row
-    OVERLAP = "overlap"  # offsets that two batches claim
+    OVERLAP = "overlap"  # offsets in two batches
     REPEAT = "repeat"  # offsets with more than one row
-    NO_BATCH = "no_batch"  # rows of a batch that is not in `batches`, though a later one is
-    NOT_IN_KAFKA = "not_in_kafka"  # rows of offsets where Kafka holds no message
+    NO_BATCH = "no_batch"  # rows of a batch that is not in `batches`, although a later one is
+    NOT_IN_KAFKA = "not_in_kafka"  # rows of offsets at which Kafka has no message
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: in words, and where."""
+    """A problem: its description, and where it is."""
 
     kind: Kind
     text: str
@@ -183,11 +183,13 @@ class Problem:
 
 @dataclass(frozen=True)
 class Span:
-    """What the batches say about one topic partition; offsets inclusive.
+    """The batches of one topic partition; offsets are inclusive.
 
     Attributes:
-        holes: offsets that held no message to be read.
-        proven: holes of which Kafka's log proved that they are not lost messages; the others are so by Spark's word.
+        messages: in all batches.
+        batches: their number.
+        holes: offsets without a message.
+        proven: holes that Kafka's log proves to be no lost messages; the others rely on Spark's own check.
     """
 
     topic: str
@@ -202,12 +204,12 @@ class Span:
 
 @dataclass(frozen=True)
 class Compared:
-    """One topic partition beside what Kafka holds; offsets inclusive, None where nothing could be compared.
+    """The comparison of one topic partition with Kafka; offsets are inclusive, None if nothing could be compared.
 
     Attributes:
-        held: messages that Kafka holds there.
-        rows: offsets there that have a row.
-        note: what limits the comparison, or prevents it.
+        held: messages that Kafka has in this range.
+        rows: offsets in this range that have a row.
+        note: what limits or prevents the comparison.
     """
 
     topic: str
@@ -221,23 +223,23 @@ class Compared:
 
 @dataclass
 class AuditReport:
-    """What the audit found."""
+    """The result of the audit."""
 
     batches: int = 0
     predicted: int = 0
     quarantined: int = 0
     spans: list[Span] = field(default_factory=list)
-    unfinished: list[dict[str, Any]] = field(default_factory=list)  # newest batches, in flight or cut off
+    unfinished: list[dict[str, Any]] = field(default_factory=list)  # newest batches, in progress or interrupted
     erased: int = 0  # messages whose rows were erased on request
-    left_out: list[dict[str, Any]] = field(default_factory=list)  # offsets lost, and accepted as lost; inclusive
-    compared: list[Compared] = field(default_factory=list)  # with the broker, if it was asked
+    left_out: list[dict[str, Any]] = field(default_factory=list)  # accepted losses; offsets are inclusive
+    compared: list[Compared] = field(default_factory=list)  # with the broker, if requested
     problems: list[Problem] = field(default_factory=list)  # at most LISTED of a kind
-    counts: dict[Kind, int] = field(default_factory=dict)  # all of them
-    searched: set[tuple[Any, ...]] = field(default_factory=set, repr=False)  # ranges whose gaps are named
+    counts: dict[Kind, int] = field(default_factory=dict)  # of all problems
+    searched: set[tuple[Any, ...]] = field(default_factory=set, repr=False)  # ranges whose gaps have been reported
 
     @property
     def clean(self) -> bool:
-        """Whether nothing is wrong; a batch in flight is not wrong."""
+        """Whether there are no problems; a batch in progress is not one."""
         return not self.counts
 
     def add(self, kind: Kind, text: str, **where: Any) -> None:
@@ -247,10 +249,10 @@ class AuditReport:
 
 
 def audit(settings: Settings) -> AuditReport:
-    """Check all history of the tables; safe beside a running stream.
+    """Check the whole history of the tables; safe while a stream is running.
 
     Raises:
-        ServiceError: there are no tables of a stream, or one cannot be read.
+        ServiceError: the tables of a stream do not exist, or one cannot be read.
     """
     missing = [name for name in ("predictions", "quarantine", "batches") if not settings.place.has_table(name)]
     if missing:
@@ -273,7 +275,7 @@ def audit(settings: Settings) -> AuditReport:
 
 
 class AuditTables:
-    """The tables of one moment, and the views over them."""
+    """A snapshot of the tables, and the views over them."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -295,37 +297,37 @@ class AuditTables:
 
 def _left_out(tables: AuditTables) -> Iterator[dict[str, Any]]:
     with tables.query("SELECT * FROM batches LIMIT 0") as reader:
-        if "left_out" not in reader.schema.names:  # a table that is older than the column
+        if "left_out" not in reader.schema.names:  # a table of an earlier release
             return
     yield from tables.rows(LEFT_OUT)
 
 
 def _check_accounts(tables: AuditTables, report: AuditReport) -> None:
     for row in tables.rows(REPEATED_BATCHES):
-        report.add(Kind.ACCOUNT, f"{_batch(row)} stands {row['n']} times in batches", **_id(row))
+        report.add(Kind.ACCOUNT, f"{_batch(row)} is {row['n']} times in batches", **_id(row))
     for row in tables.rows(ACCOUNTS):
         rows = row["predicted"] + row["quarantined"]
         if not row["whole"] and row["newest"]:
             report.unfinished.append({**_id(row), "predicted": row["predicted"], "quarantined": row["quarantined"]})
         elif not row["whole"]:
-            text = f"{_batch(row)} has {rows} rows but is not in batches, though later ones are"
+            text = f"{_batch(row)} has {rows} rows but is not in batches, although later ones are"
             report.add(Kind.NO_BATCH, text, **_id(row), rows=rows)
         else:
             _check_account(row, report)
 
 
 def _check_account(row: dict[str, Any], report: AuditReport) -> None:
-    said = (row["input_rows"], row["predicted_rows"], row["quarantined_rows"])
+    recorded = (row["input_rows"], row["predicted_rows"], row["quarantined_rows"])
     found = (row["counted"], row["predicted"], row["quarantined"])
-    if said != found or said[0] != said[1] + said[2]:
+    if recorded != found or recorded[0] != recorded[1] + recorded[2]:
         text = (
-            f"{_batch(row)} says {said[0]} input, {said[1]} predicted, {said[2]} quarantined; its offsets say "
-            f"{found[0]}, and there are {found[1]} and {found[2]} rows"
+            f"{_batch(row)} records {recorded[0]} input, {recorded[1]} predicted, {recorded[2]} quarantined; its "
+            f"offsets have {found[0]} messages, and there are {found[1]} and {found[2]} rows"
         )
         report.add(Kind.ACCOUNT, text, **_id(row))
     models = {(row["low"], row["low_sha256"]), (row["high"], row["high_sha256"])}
     if found[1] + found[2] and models != {(row["model_version"], row["bundle_sha256"])}:
-        text = f"{_batch(row)} is of version {row['model_version']}, its rows of {row['low']} to {row['high']}"
+        text = f"{_batch(row)} has version {row['model_version']}, its rows {row['low']} to {row['high']}"
         report.add(Kind.MODEL, text, **_id(row))
 
 
@@ -348,16 +350,14 @@ def _check_ranges(tables: AuditTables, report: AuditReport) -> None:
             report.add(Kind.GAP, text, **place, **ends)
         else:
             ends = {"from": row["start"], "to": min(row["before"], row["end"]) - 1}
-            text = (
-                f"{_place(row)}: offsets {ends['from']} to {ends['to']} are also an earlier batch's than {_batch(row)}"
-            )
+            text = f"{_place(row)}: offsets {ends['from']} to {ends['to']} are in {_batch(row)} and in an earlier batch"
             report.add(Kind.OVERLAP, text, **place, **ends, **_id(row))
 
 
 def _name_gaps(tables: AuditTables, report: AuditReport, row: dict[str, Any]) -> None:
-    """Name the offsets without a row in one range of a batch, unless that was done before.
+    """Report the offsets without a row in one range of a batch, unless this was done before.
 
-    Which of them held no message is not known where there are any: then it is said how many are missing, and where.
+    If the range has holes, they cannot be told from missing rows: then the number of missing rows is reported.
     """
     range_ = {name: row[name] for name in ("query_id", "batch_id", "topic", "partition", "start", "end")}
     key = tuple(range_.values())
@@ -391,7 +391,7 @@ def _check_unique(tables: AuditTables, report: AuditReport) -> None:
             text = f"{_place(row)}: {row['n']} rows for each of the offsets {row['from']} to {row['to']}"
             ends = {"from": row["from"], "to": row["to"]}
             report.add(Kind.REPEAT, text, **place, **ends, rows=row["n"])
-            # A row too many can hide one too few: the count of that range is right then.
+            # A repeated row can hide a missing one, since the number of rows in the range is right then.
             for range_ in tables.rows(RANGES_AT, {**place, **ends}):
                 _name_gaps(tables, report, range_)
 

@@ -1,13 +1,13 @@
-"""The audit against the broker: the offsets that have a row, and those where Kafka still holds a message, both ways.
+"""The audit against the broker: compares the offsets that have a row with the messages that Kafka still has.
 
-It is the only proof that does not rest on the reader of the stream: another client reads the topic again, from the
-start of its log, or of what the stream read, to where the tables end.
+It is the only check that does not rely on the stream's own reader: another client reads the topic again, from the start
+of its log, or of the first batch, to where the tables end.
 
-    missing    Kafka holds a message there, and no table has a row
-    no message a table has a row, and the log, which reaches back so far, holds no message there: it was aborted, or of
-               another topic. Compaction removes messages, so that this is not judged in a compacted topic.
+    missing    Kafka has a message, but no table has a row
+    no message a table has a row, but the log, which covers the offset, has no message: it was aborted, or belongs to
+               another topic. Compaction removes messages, so this is not checked in a compacted topic.
 
-Offsets are compared in windows; messages are read in bounded memory, whatever they unpack to, and dropped.
+Offsets are compared in windows. Messages are read in bounded memory, whatever their decompressed size, and discarded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,12 @@ Offsets = NDArray[np.int64]
 
 
 def compare_with_broker(settings: Settings, bootstrap_servers: str, report: AuditReport) -> None:
-    """Compare all that the batches have read with what Kafka holds, and add what is found to the report.
+    """Compare all batches with the messages in Kafka, and add the result to the report.
+
+    Args:
+        settings: of the home.
+        bootstrap_servers: Kafka's addresses.
+        report: of the audit of the tables.
 
     Raises:
         ServiceError: the broker does not answer, or a table cannot be read.
@@ -74,7 +79,7 @@ def compare_with_broker(settings: Settings, bootstrap_servers: str, report: Audi
 
 
 class _Topic:
-    """A topic as it is in Kafka now."""
+    """The current state of a topic in Kafka."""
 
     def __init__(self, admin: Any, name: str) -> None:
         (described,) = admin.describe_topics([name])
@@ -87,16 +92,16 @@ class _Topic:
     def why_not(self, span: Span, recorded: str | None, names: Sequence[str]) -> str:
         """Why a partition cannot be compared; empty if it can."""
         if self.id is None or span.partition not in self.partitions:
-            return "it is not in Kafka any more"
+            return "it is no longer in Kafka"
         newest = Positions(topics=dict.fromkeys(names, "")).topic(self.name)
         if (recorded and recorded != self.id) or span.topic != newest:
-            return "the topic was made again since"
+            return "the topic was deleted and recreated"
         return ""
 
 
 def _recorded_ids(tables: AuditTables) -> Mapping[str, str]:
     with tables.query("SELECT * FROM batches LIMIT 0") as reader:
-        if "topics" not in reader.schema.names:  # a table that is older than the column
+        if "topics" not in reader.schema.names:  # a table of an earlier release
             return {}
     return {row["topic"]: row["id"] for row in tables.rows(IDS)}
 
@@ -105,10 +110,10 @@ def _compare(tables: AuditTables, reader: BoundedReader, topic: _Topic, span: Sp
     end = span.last + 1
     start = max(span.first, reader.log_start(topic.name, span.partition))
     if start >= end:
-        report.compared.append(Compared(span.topic, span.partition, note="Kafka holds nothing of it any more"))
+        report.compared.append(Compared(span.topic, span.partition, note="Kafka no longer has any of it"))
         return
-    note = "" if topic.compacted is False else "compacted: rows without a message are not judged"
-    note = "its cleanup policy is not known: rows without a message are not judged" if topic.compacted is None else note
+    note = "" if topic.compacted is False else "compacted: rows without a message are not checked"
+    note = "its cleanup policy is unknown: rows without a message are not checked" if topic.compacted is None else note
     held_in_all = rows_in_all = 0
     for first in range(start, end, WINDOW_OFFSETS):
         after = min(first + WINDOW_OFFSETS, end)
@@ -117,11 +122,11 @@ def _compare(tables: AuditTables, reader: BoundedReader, topic: _Topic, span: Sp
         rows = np.array([row["offset"] for row in tables.rows(ROWS, where)], np.int64)
         held_in_all, rows_in_all = held_in_all + len(held), rows_in_all + len(rows)
         for low, high in _runs(np.setdiff1d(held, rows)):
-            text = f"{span.topic} partition {span.partition}: Kafka holds offsets {low} to {high}, which have no row"
+            text = f"{span.topic} partition {span.partition}: Kafka has offsets {low} to {high}, which have no row"
             report.add(Kind.GAP, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
         if topic.compacted is not False:
             continue
-        begin = reader.log_start(topic.name, span.partition)  # now: what was deleted meanwhile is not judged
+        begin = reader.log_start(topic.name, span.partition)  # fetched again, since retention may have deleted some
         strange = np.setdiff1d(rows, held)
         for low, high in _runs(strange[strange >= begin]):
             text = (
@@ -132,7 +137,7 @@ def _compare(tables: AuditTables, reader: BoundedReader, topic: _Topic, span: Sp
 
 
 def _runs(offsets: Offsets) -> Iterator[tuple[int, int]]:
-    """Neighbours as one run: its first and its last offset."""
+    """The first and last offset of each run of consecutive offsets."""
     if len(offsets):
         for run in np.split(offsets, np.flatnonzero(np.diff(offsets) > 1) + 1):
             yield int(run[0]), int(run[-1])

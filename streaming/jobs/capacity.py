@@ -1,8 +1,8 @@
-"""How large a service has to be: from what an image and a micro-batch cost to cores, partitions and memory.
+"""Capacity planning: derives cores, partitions and memory from the cost of an image and of a micro-batch.
 
-The model has two terms. An image costs core-seconds, `Costs.per_image_s`, and all cores share them. A micro-batch costs
-seconds of the clock beyond its images, `overhead_s`: Spark plans it, starts a task per partition, and the driver
-commits. Hence a batch of B images on W cores takes `overhead_s + B × per_image_s / W`.
+The model has two terms. An image costs core-seconds, `Costs.per_image_s`, which are spread over all cores. A
+micro-batch has a fixed overhead in wall time, `overhead_s`, for Spark's plan, the start of a task per partition, and
+the driver's commit. Hence a batch of B images on W cores takes `overhead_s + B × per_image_s / W`.
 """
 
 import math
@@ -19,22 +19,22 @@ from models.decode import DEFAULT_LIMITS, BadImage, decode
 from models.engine import LiteRTEngine
 from streaming.pipeline.preflight import MIB, WORKER_BYTES, decoding_bytes, heap_bytes
 
-# Measured with `imagestream stream --profile`; see docs/scale.md. They hold for a core like the one measured there.
-REST_PER_IMAGE_S = 0.0006  # fetch, headers, projection, classifier, features, and what Spark does meanwhile
+# Measured with `imagestream stream --profile`, see docs/scale.md; valid for cores like the one used there.
+REST_PER_IMAGE_S = 0.0006  # fetch, headers, projection, classifier, features, and Spark's share
 BATCH_S = 0.23  # plan, commit, and Spark between two batches
-TASK_S = 0.0015  # of the driver, for each task
-# Where the load is even; partitions of a batch are of equal size but for one message.
-TARGET_UTILISATION = 0.7  # so that a burst, or a core that is lost, is caught up with
-OVERHEAD_SHARE = 0.1  # of a batch's time, at most, may go into what is not images
+TASK_S = 0.0015  # of the driver, per task
+# For a load that is spread evenly over the partitions.
+TARGET_UTILISATION = 0.7  # leaves reserves for bursts and for the loss of a core
+OVERHEAD_SHARE = 0.1  # the maximum share of a batch's time that is overhead
 MIN_INTERVAL_S, MAX_INTERVAL_S = 1.0, 10.0
-DRIVER_ROWS_PER_S = 250_000  # scored rows that one driver takes in and commits
-ROW_BYTES, FEATURE_ROW_BYTES = 300, 250  # of one prediction, and of one row of features beside its floats
+DRIVER_ROWS_PER_S = 250_000  # scored rows that one driver receives and commits
+ROW_BYTES, FEATURE_ROW_BYTES = 300, 250  # of a prediction, and of a row of features without its floats
 SECONDS_A_DAY = 86_400
-HEAP_TASKS = 32  # results that reach the driver at the same time
-COPIES_OF_ROWS = 4  # of a batch's rows on the driver: Spark's, Arrow's, the columns added, the Parquet file
-KAFKA_PARTITIONS = 200_000  # of one cluster; kafka.apache.org/documentation, on KRaft
+HEAP_TASKS = 32  # task results that reach the driver at the same time
+COPIES_OF_ROWS = 4  # of a batch's rows on the driver: Spark's, Arrow's, with added columns, the Parquet file
+KAFKA_PARTITIONS = 200_000  # per cluster; kafka.apache.org/documentation, on KRaft
 COMMITS_PER_S = 15  # 60 ms each, see docs/performance.md
-OBJECTS_PER_S = 3_500  # docs.aws.amazon.com/AmazonS3, "Optimizing Amazon S3 performance": PUTs a second and prefix
+OBJECTS_PER_S = 3_500  # docs.aws.amazon.com/AmazonS3, "Optimizing Amazon S3 performance": PUTs per second and prefix
 
 MEASURE_S = 2.0
 JPEG_QUALITY = 86
@@ -42,7 +42,7 @@ JPEG_QUALITY = 86
 
 @dataclass(frozen=True)
 class Costs:
-    """What one image costs a core, in seconds; and the size that one has as a message, in bytes."""
+    """The cost of one image in core-seconds, and its size as a message in bytes."""
 
     decode_s: float
     backbone_s: float
@@ -56,13 +56,16 @@ class Costs:
 
 @dataclass(frozen=True)
 class Plan:
-    """The size of a service for a load.
+    """The resources of a service for a load.
 
     Attributes:
-        streams: how many share the load, each with its topic and home, since one driver starts only so many tasks.
-        cores, partitions, worker_memory_bytes: of all streams together; images_per_batch, driver_memory_bytes: of each.
-        interval_s: from one micro-batch to the next; half of it is what an image waits on average before it is read.
-        limits: what this load does to the parts that do not grow with cores: name → (load, limit), in the same unit.
+        streams: the number of streams that share the load, each with its own topic and home, since the number of tasks
+            that a driver can start is limited.
+        cores, partitions, worker_memory_bytes: of all streams together.
+        images_per_batch, driver_memory_bytes: of each stream.
+        interval_s: from one micro-batch to the next; an image waits half of it on average before it is read.
+        latency_s: from publication to the row, on average.
+        limits: the parts that do not scale with cores: name → (load, limit), in the same unit.
     """
 
     streams: int
@@ -79,28 +82,42 @@ class Plan:
 
     @property
     def first_limit(self) -> str:
-        """What saturates first as the load grows further."""
+        """The limit that is reached first as the load grows."""
         return max(self.limits, key=lambda name: self.limits[name][0] / self.limits[name][1])
 
 
 def overhead_s(tasks: int) -> float:
-    """Seconds that a micro-batch of so many tasks takes beyond its images."""
+    """The overhead of a micro-batch with a number of tasks, in seconds."""
     return BATCH_S + TASK_S * tasks
 
 
 def most_tasks() -> int:
-    """How many tasks one driver can start in a micro-batch without that taking more than its share of the time."""
+    """The maximum number of tasks in a micro-batch whose overhead stays within `OVERHEAD_SHARE`."""
     return int((MAX_INTERVAL_S * OVERHEAD_SHARE - BATCH_S) / TASK_S)
 
 
 def images_per_s(costs: Costs, images_per_batch: int, cores: int, tasks: int | None = None) -> float:
-    """The throughput of a stream that catches up, in micro-batches of a size, on so many cores."""
+    """The throughput of a stream with a backlog, in images per second.
+
+    Args:
+        costs: of an image.
+        images_per_batch: the size of each micro-batch.
+        cores: that score in parallel.
+        tasks: of a micro-batch; by default two per core.
+    """
     seconds = overhead_s(tasks or 2 * cores) + images_per_batch * costs.per_image_s / cores
     return images_per_batch / seconds
 
 
 def plan(load: float, costs: Costs, n_features: int, bundle_bytes: int) -> Plan:
-    """The size of a service for `load` images a second."""
+    """Plan a service.
+
+    Args:
+        load: images per second.
+        costs: of an image.
+        n_features: of the backbone.
+        bundle_bytes: of the model.
+    """
     busy = TARGET_UTILISATION * (1 - OVERHEAD_SHARE)
     cores = max(1, math.ceil(load * costs.per_image_s / busy))
     streams = math.ceil(cores / most_tasks())
@@ -123,16 +140,16 @@ def plan(load: float, costs: Costs, n_features: int, bundle_bytes: int) -> Plan:
         table_bytes_per_day=int(load * (ROW_BYTES + FEATURE_ROW_BYTES + 4 * n_features) * SECONDS_A_DAY),
         limits={
             "tasks that one driver starts in a micro-batch": (tasks, most_tasks()),
-            "rows that one driver commits a second": (load / streams, DRIVER_ROWS_PER_S),
+            "rows that one driver commits per second": (load / streams, DRIVER_ROWS_PER_S),
             "partitions of one Kafka cluster": (streams * tasks, KAFKA_PARTITIONS),
-            "commits a second of one table": (1 / interval, COMMITS_PER_S),
-            "files of features written a second under one prefix": (tasks / interval, OBJECTS_PER_S),
+            "commits per second to one table": (1 / interval, COMMITS_PER_S),
+            "files of features written per second under one prefix": (tasks / interval, OBJECTS_PER_S),
         },
     )
 
 
 def sample_jpeg(width: int, height: int) -> bytes:
-    """A picture with as much detail as a photograph has: smoothed noise over a gradient."""
+    """A JPEG with about the detail of a photograph: smoothed noise over a gradient."""
     from PIL import Image, ImageFilter
 
     rng = np.random.default_rng(0)
@@ -145,7 +162,14 @@ def sample_jpeg(width: int, height: int) -> bytes:
 
 
 def measure(flatbuffer: Path, width: int, height: int, cores: int) -> Costs:
-    """Decode and run the backbone on that many cores at once for some seconds, as workers do."""
+    """Measure decoding and the backbone on several cores at once for a few seconds, as in workers.
+
+    Args:
+        flatbuffer: the backbone's file.
+        width: of the test image, in pixels.
+        height: of the test image, in pixels.
+        cores: the number of processes.
+    """
     image = sample_jpeg(width, height)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores, mp_context=context) as pool:
@@ -155,7 +179,7 @@ def measure(flatbuffer: Path, width: int, height: int, cores: int) -> Costs:
 
 
 def _measure_one(flatbuffer: Path, image: bytes) -> tuple[float, float]:
-    """Seconds per image of (decoding, the backbone), taken in turn."""
+    """Seconds per image of decoding and of the backbone, in alternation."""
     engine = LiteRTEngine(flatbuffer)
     seconds, images = np.zeros(2), 0
     end = time.perf_counter() + MEASURE_S
@@ -166,7 +190,7 @@ def _measure_one(flatbuffer: Path, image: bytes) -> tuple[float, float]:
         if isinstance(pixels, BadImage):
             raise TypeError(pixels.detail)
         engine(pixels[np.newaxis])
-        if images:  # the first one fills caches
+        if images:  # the first one is a warm-up
             seconds += (middle - start, time.perf_counter() - middle)
         images += 1
     decode_s, backbone_s = seconds / (images - 1)
@@ -174,5 +198,5 @@ def _measure_one(flatbuffer: Path, image: bytes) -> tuple[float, float]:
 
 
 def gigabytes(n: float) -> str:
-    """Bytes for people."""
+    """A number of bytes in MB or GB."""
     return f"{n / 1e9:,.1f} GB" if n >= MIB * 100 else f"{n / 1e6:,.0f} MB"

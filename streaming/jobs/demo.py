@@ -1,8 +1,8 @@
-"""The whole loop on real images, each step by the command that a user would type, each in a process of its own.
+"""The demo: the whole loop on real images, each step by the command that a user would run, in its own process.
 
 Train on 1,000 MNIST digits; publish 500 others and five files that are not images; let the stream score them; retrain
-on all of it as a separate job, handing over unless the new model may be five points worse; publish 100 more, which the
-running stream scores with the new version.
+on all of it as a separate job, promoting the new model if it is shown to be at most five points worse; publish 100
+more, which the running stream scores with the new version.
 """
 
 import os
@@ -25,8 +25,8 @@ from streaming.query import query
 from streaming.settings import Settings
 
 TRAINING, FIRST, MORE = 1_000, 500, 100
-# A few hundred held-out images cannot show that half as many more digits make a better model. They can show that the
-# new one is hardly worse; and it has seen more, and is here to show that a running stream takes it up.
+# A few hundred held-out images are too few to show that half as many more digits make a better model. They can show
+# that the new one is hardly worse, which is enough to demonstrate that a running stream switches to it.
 HAND_OVER_MARGIN = -0.05
 STREAM_LOG = "stream.log"
 STREAM_TIMEOUT_S = 180.0
@@ -44,7 +44,7 @@ NOT_IMAGES = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the demo that has ended."""
+    """A completed step of the demo."""
 
     name: str
     seconds: float
@@ -52,27 +52,28 @@ class Step:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found in the Delta tables."""
+    """The results of the demo, read from the Delta tables."""
 
     settings: Settings  # of the demo
     summary: dict[str, Any]
     steps: list[Step]
     confusion: list[tuple[str, str, int]]  # (true, predicted, images)
-    sample: list[dict[str, Any]]  # nine predictions, picked by the hash of the image
+    sample: list[dict[str, Any]]  # nine predictions, chosen by the hash of the image
 
 
 def run_demo(
     settings: Settings, confirm: Confirm, on_step: Callable[[str], None], on_done: Callable[[Step], None]
 ) -> DemoResult:
-    """Run the loop in a home of its own, `demo/` in the settings' home.
+    """Run the loop in its own home, `demo/` in the settings' home.
 
     Args:
-        confirm: asked with a question before an earlier demo there is removed.
+        settings: of the parent home.
+        confirm: called with a question before an earlier demo is removed.
         on_step: called with the name of a step when it begins.
         on_done: called with the step when it has ended.
 
     Raises:
-        ServiceError: the demo's home holds data that no demo made, an earlier demo is to be kept, or a step failed.
+        ServiceError: the demo's home has data that no demo made, the removal was not confirmed, or a step failed.
     """
     settings = new_demo_home(settings, confirm)
     steps: list[Step] = []
@@ -124,7 +125,7 @@ def _write_non_images(folder: Path) -> Path:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The demo talks to its own broker, whatever the user's settings name."""
+    """The environment of the demo's commands, with the demo's own broker instead of the user's."""
     broker = running_broker(settings)
     ours = {"IMAGESTREAM_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT"}
     ours["IMAGESTREAM_WORK"] = str(settings.work_dir)
@@ -137,13 +138,13 @@ def _command(settings: Settings, *arguments: str | Path) -> list[str]:
 
 
 def _imagestream(settings: Settings, *arguments: str | Path) -> None:
-    """Run one command of `imagestream`; its last line on standard error becomes our error."""
+    """Run an `imagestream` command; if it fails, its last line on standard error becomes the error."""
     done = subprocess.run(
         _command(settings, *arguments), env=_environment(settings), capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()
-        raise ServiceError(f"'imagestream {arguments[0]}' failed: {said[-1].removeprefix('error: ')}")
+        output = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+        raise ServiceError(f"'imagestream {arguments[0]}' failed: {output[-1].removeprefix('error: ')}")
 
 
 @contextmanager
@@ -169,9 +170,9 @@ def _wait_for_rows(settings: Settings, stream: subprocess.Popen[bytes], rows: in
     while _rows_done(settings) < rows:
         if stream.poll() is not None:
             last = (settings.work_dir / STREAM_LOG).read_text(errors="replace").strip().splitlines()
-            raise ServiceError(f"the stream ended by itself: {last[-1] if last else 'no word'}")
+            raise ServiceError(f"the stream ended unexpectedly: {last[-1] if last else 'no output'}")
         if monotonic() > give_up:
-            raise ServiceError(f"the stream did not answer {rows} messages within {STREAM_TIMEOUT_S:.0f} s")
+            raise ServiceError(f"the stream did not score {rows} messages within {STREAM_TIMEOUT_S:.0f} s")
         sleep(POLL_S)
 
 
@@ -193,7 +194,7 @@ def _stop(stream: subprocess.Popen[bytes]) -> None:
 
 
 def _read_result(settings: Settings, steps: list[Step]) -> DemoResult:
-    """All figures come from the Delta tables."""
+    """Read all figures from the Delta tables."""
     totals = query(
         settings,
         """

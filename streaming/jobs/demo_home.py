@@ -1,4 +1,4 @@
-"""The home of the demo: a folder of its own, removed only if the demo's record says that the demo made all of it."""
+"""The home of the demo, which is removed only if the demo's record shows that the demo created all of its files."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from streaming.storage.home import make_dir
 
 FOLDER = "demo"
 RECORD = "demo.json"
-SET_UP = ("jars", "backbones", "java")  # shared with the home above by links
-# Written by every command that runs in a home, and by no user.
+SET_UP = ("jars", "backbones", "java")  # linked from the parent home
+# Files that commands write into every home, but users do not.
 LOGS_AND_LOCKS = ("spark.log*", "log4j2.properties", "*.lock", "report.png", RECORD)
 
 Confirm = Callable[[str], bool]
@@ -25,10 +25,11 @@ def new_demo_home(settings: Settings, confirm: Confirm) -> Settings:
     """Settings with an empty home in `HOME/demo` that shares the jars, backbones and Java of `HOME`.
 
     Args:
-        confirm: asked with a question before the home of an earlier demo is removed.
+        settings: of the parent home.
+        confirm: called with a question before the home of an earlier demo is removed.
 
     Raises:
-        ServiceError: the folder holds files that no demo made, or the removal was not confirmed.
+        ServiceError: the folder has files that no demo made, or the removal was not confirmed.
     """
     work = settings.work_dir / FOLDER
     bucket = not settings.place.is_local
@@ -39,7 +40,7 @@ def new_demo_home(settings: Settings, confirm: Confirm) -> Settings:
         _check_record(demo)
         if not confirm(f"Remove the earlier demo in {demo.home}?"):
             raise ConflictError(f"the earlier demo in {demo.home} was kept: choose another home with --home PLACE")
-        stop_broker(demo)  # of a demo that was killed
+        stop_broker(demo)  # left running by a demo that was killed
         _remove(demo)
     make_dir(work)
     _write_record(work, None)
@@ -53,12 +54,12 @@ def new_demo_home(settings: Settings, confirm: Confirm) -> Settings:
 
 
 def record_contents(demo: Settings) -> None:
-    """Note which files the demo made, so that a later demo can tell them from those of a user."""
+    """Record the files that the demo created, so that a later demo can distinguish them from a user's."""
     _write_record(demo.work_dir, dict(_data_files(demo)))
 
 
 def _check_record(demo: Settings) -> None:
-    """Refuse a home that holds anything but what the demo recorded; a demo that was killed recorded nothing yet."""
+    """Reject a home with files that the demo did not record; the record of an interrupted demo is null."""
     try:
         made = json.loads((demo.work_dir / RECORD).read_text(encoding="utf-8"))["made"]
         if made is None:
@@ -79,7 +80,7 @@ def _write_record(work: Path, made: dict[str, int] | None) -> None:
 
 
 def _data_files(demo: Settings) -> Iterator[tuple[str, int]]:
-    """(path relative to the home, bytes) of every file that may hold a user's data."""
+    """(path relative to the home, bytes) of every file that may contain a user's data."""
     home = demo.work_dir
     if not demo.place.is_local:
         yield from ((one.key, one.bytes) for one in demo.place.store.list())

@@ -1,13 +1,13 @@
-"""Erasing images for good, and recording that it was done, so that the audit still adds up.
+"""Erases images permanently, and records it, so that the audit still passes.
 
-    1. what is known of the images' names: an image is its content, under whatever id it was published
-    2. the table `erased` gets the identity of every row that goes: topic, partition, offset and batch, nothing of the
-       image itself; the audit counts such an offset as answered
-    3. the rows go from every table, by copies of the files that hold them
-    4. the files that held them go, too, those of earlier versions of a table included: a query `--at` an earlier time
-       cannot read those any more
+    1. find all ids of the images: an image is identified by its content, whatever id it was published under
+    2. record the identity of every row to erase in the table `erased`: topic, partition, offset and batch, but nothing
+       about the image itself; the audit counts such an offset as processed
+    3. remove the rows from every table, by rewriting the files that contain them
+    4. delete the old files, including those of earlier versions of a table, which a query `--at` an earlier time can no
+       longer read
 
-It may be tried again after a crash: what is done already is not found again.
+After a crash, it can be run again: rows that have been erased are not found again.
 """
 
 import uuid
@@ -32,8 +32,8 @@ from streaming.storage.store import open_store
 from streaming.storage.table_log import answers, open_delta, open_log
 from streaming.storage.tables import ERASED, Table
 
-ID_COLUMNS = ("image_id", "content_sha256", "value_sha256")  # that name an image, in one table or another
-CHANGE_DATA = "_change_data"  # where Delta's change data feed keeps rows that were changed
+ID_COLUMNS = ("image_id", "content_sha256", "value_sha256")  # that identify an image in some table
+CHANGE_DATA = "_change_data"  # the folder of Delta's change data feed
 ANSWERED = ("predictions", "quarantine")
 
 NAMES = """
@@ -46,7 +46,7 @@ IDENTITIES = """
 SELECT topic, "partition", "offset", model_version, bundle_sha256, query_id, batch_id, '{table}' AS "table"
 FROM {table} WHERE image_id IN (SELECT unnest($ids::VARCHAR[])) {or_content}
 """
-# Per batch, how many rows of predictions there are too few.
+# The number of missing predictions of each batch.
 SHORT = """
 SELECT query_id, batch_id, any_value(b.model_version) AS model_version, any_value(b.bundle_sha256) AS bundle_sha256,
        any_value(predicted_rows) - count(p."offset") AS missing_predicted
@@ -56,13 +56,13 @@ FROM batches b LEFT JOIN predictions p USING (query_id, batch_id) GROUP BY query
 
 @dataclass(frozen=True)
 class Erasure:
-    """What was erased.
+    """The result of an erasure.
 
     Attributes:
-        ids: the ids under which the images were known.
-        rows: table → rows that went from it.
-        files_removed: files that held them.
-        messages: topic, partition and offset of the messages, which Kafka keeps as long as the topic's retention says.
+        ids: all ids of the images.
+        rows: table → erased rows.
+        files_removed: deleted files that contained them.
+        messages: topic, partition and offset of the messages, which stay in Kafka until the topic's retention ends.
     """
 
     ids: list[str]
@@ -75,18 +75,19 @@ def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
     """Erase images from all tables of the home, and record it in the table `erased`.
 
     Args:
-        ids: image ids, as in the tables.
-        by: who asks for it; kept with the record.
+        settings: of the home.
+        ids: image ids as in the tables.
+        by: who requested it, for the record.
 
     Raises:
-        ServiceError: there are no tables, none of them knows an image, or one cannot be rewritten.
+        ServiceError: there are no tables, no table has the images, or a table cannot be rewritten.
     """
     home = settings.place
     if not home.has_table("predictions") and not home.has_table("features"):
         raise NotFoundError(f"no images yet in {home.tables}: nothing to erase")
     tables = Tables(home.tables)
     for stream in home.store.folders("streams"):
-        finish_decided(settings, stream, tables)  # rows that were decided are found, too
+        finish_decided(settings, stream, tables)  # so that rows of decided batches are found
     names = _names(settings, ids)
     gone = _identities(settings, names)
     if gone.num_rows:
@@ -101,22 +102,25 @@ def erase(settings: Settings, ids: Collection[str], by: str) -> Erasure:
             rows[table] = n
         removed += _remove_files(home, table, names)
     if not rows and not removed:
-        raise NotFoundError(f"no table in {home.tables} knows an image {', '.join(sorted(ids))[:200]}")
+        raise NotFoundError(f"no table in {home.tables} has an image with the id {', '.join(sorted(ids))[:200]}")
     columns = (gone.column(name).to_pylist() for name in ("topic", "partition", "offset"))
     return Erasure(sorted(names), rows, removed, sorted(zip(*columns, strict=True)))
 
 
 def record_deleted(settings: Settings, by: str) -> int:
-    """Record as erased what another program has deleted from `predictions` and `quarantine`; how many messages.
+    """Record rows that another program has deleted from `predictions` and `quarantine` as erased.
+
+    Returns:
+        The number of messages.
 
     Raises:
-        ServiceError: there is nothing to audit, or more is wrong than rows that are missing.
+        ServiceError: there is nothing to audit, or the audit finds other problems than missing rows.
     """
     report = audit(settings)
     others = set(report.counts) - {Kind.GAP, Kind.ACCOUNT}
     gaps = [problem.where for problem in report.problems if problem.kind is Kind.GAP and "batch_id" in problem.where]
     if others or len(gaps) != report.counts.get(Kind.GAP, 0):
-        raise DamagedError("more is wrong than rows that are missing: see `imagestream audit`")
+        raise DamagedError("the tables have other problems than missing rows: see `imagestream audit`")
     if not gaps:
         return 0
     with open_snapshot(settings) as tables, tables.query(SHORT) as reader:
@@ -135,7 +139,7 @@ def record_deleted(settings: Settings, by: str) -> int:
 
 
 def _names(settings: Settings, ids: Collection[str]) -> set[str]:
-    """The ids, and all others of images with the same content."""
+    """The ids, and all other ids of images with the same content."""
     names = set(ids)
     if settings.place.has_table("features"):
         with open_snapshot(settings) as tables, tables.query(NAMES, {"ids": sorted(names)}) as reader:
@@ -144,7 +148,7 @@ def _names(settings: Settings, ids: Collection[str]) -> set[str]:
 
 
 def _identities(settings: Settings, names: Collection[str]) -> pa.Table:
-    """The offsets that the images were answered at, which the audit looks for."""
+    """The identities of the images' rows in `predictions` and `quarantine`, which the audit expects."""
     found = []
     for table in ANSWERED:
         if settings.place.has_table(table):
@@ -156,7 +160,7 @@ def _identities(settings: Settings, names: Collection[str]) -> pa.Table:
 
 
 def _erase_rows(home: Home, name: str, names: Collection[str]) -> int:
-    """Rewrite the files of a table that hold rows of the images without them; how many rows went."""
+    """Rewrite the files of a table without the rows of the images; returns the number of erased rows."""
     place = home.table(name)
     wanted = pa.array(sorted(names), pa.string())
     erased = 0
@@ -183,20 +187,20 @@ def _erase_rows(home: Home, name: str, names: Collection[str]) -> int:
             number, erased = number + 1, erased + n
         if not lost:
             return erased
-    raise ConflictError(f"{place} is rewritten all the time: stop `maintain` and `replay`, and try again")
+    raise ConflictError(f"{place} is being rewritten repeatedly: stop `maintain` and `replay`, and try again")
 
 
 def _remove_files(home: Home, name: str, names: Collection[str]) -> int:
-    """Remove the files of earlier versions that hold rows of the images; how many there were."""
+    """Delete the files of earlier versions that contain rows of the images; returns their number."""
     place = home.table(name)
     wanted = pa.array(sorted(names), pa.string())
-    held = [path for path in _unused(place) if _count(place, path, wanted)[0]]
-    home.store.delete(f"{TABLES}/{name}/{path}" for path in held)
-    return len(held)
+    found = [path for path in _unused(place) if _count(place, path, wanted)[0]]
+    home.store.delete(f"{TABLES}/{name}/{path}" for path in found)
+    return len(found)
 
 
 def _unused(place: str) -> Iterator[str]:
-    """Files that earlier versions of a table name, and those of its change data feed."""
+    """The files of earlier versions of a table, and of its change data feed."""
     try:
         with answers(place):
             table = open_delta(place)
@@ -208,7 +212,7 @@ def _unused(place: str) -> Iterator[str]:
 
 
 def _count(place: str, path: str, wanted: pa.Array) -> tuple[int, int]:
-    """(rows of the images, all rows) of a file; none of one that is gone already."""
+    """The number of rows of the images, and of all rows, in a file; 0 if the file has been deleted."""
     found = total = 0
     try:
         with at_hand(place, path) as file:
@@ -224,7 +228,7 @@ def _count(place: str, path: str, wanted: pa.Array) -> tuple[int, int]:
 
 
 def _of_images(rows: pa.Table, wanted: pa.Array) -> pa.Array:
-    """Which rows are of the images."""
+    """A mask of the rows of the images."""
     of_images = pa.array([False] * rows.num_rows)
     for name in set(ID_COLUMNS) & set(rows.schema.names):
         column = rows.column(name).cast(pa.string())

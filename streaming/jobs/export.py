@@ -1,7 +1,7 @@
-"""`imagestream features`: images in, a file of projected features out, for whoever wants to work with them elsewhere.
+"""`imagestream features`: exports the projected features of images to a file.
 
-What the backbone gives is kept in the home, apart from the tables of the service: a run that was stopped goes on where
-it was, and another projection of the same images needs no CNN.
+The backbone's features are kept in the home, separate from the tables of the service: an interrupted run resumes where
+it stopped, and another projection of the same images does not run the CNN again.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ KEPT_IN = "featurized"  # in the home
 
 @dataclass(frozen=True)
 class Featurizer:
-    """A backbone, and the projection that comes with it if it is a registered model's."""
+    """A backbone, and the projection of its model if it is from the registry."""
 
     backbone: FeatureSource
     projection: Projection | None = None
@@ -39,12 +39,14 @@ class Featurizer:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         rows: images in the output.
         projection: its kind.
         n_components: columns of features.
+        variance_kept: share of the variance that the projection keeps, 0 to 1; None if not known.
+        featurized: the images that were featurized or reused.
     """
 
     rows: int
@@ -55,13 +57,20 @@ class Exported:
 
 
 def backbone_source(settings: Settings, backbone: str, weights: str, output: Output, options: FitOptions) -> Featurizer:
-    """A backbone by name, exported if it was not yet.
+    """A backbone by name, exported if necessary.
+
+    Args:
+        settings: with the folder of backbones.
+        backbone: its name.
+        weights: `imagenet`, or a file.
+        output: the layer that features are taken from.
+        options: with the projection.
 
     Raises:
-        ModelError: an unknown backbone, weights that cannot be had, or features too wide for an exact PCA.
+        ModelError: the backbone is unknown, its weights are not available, or its features are too wide for exact PCA.
     """
     if options.projection == "pca":
-        check_pca_memory(find_backbone(backbone, output).n_features)  # before the minute that an export can take
+        check_pca_memory(find_backbone(backbone, output).n_features)  # first, since an export can take a minute
     exported = export_backbone(backbone, weights, settings.backbones_dir, output=output)
     return Featurizer(FeatureSource.of(exported))
 
@@ -70,10 +79,12 @@ def model_source(settings: Settings, version: int, scratch: Path) -> Featurizer:
     """The backbone and projection of a registered model.
 
     Args:
-        scratch: a directory that keeps the model's files for as long as the source is used.
+        settings: of the registry.
+        version: of the model.
+        scratch: a directory for the model's files, which must exist while the source is used.
 
     Raises:
-        ModelError: there is no such version, or its bundle is refused.
+        ModelError: the version does not exist, or its bundle is rejected.
     """
     folder = scratch / "bundle"
     bundle = open_registry(settings.home).fetch(version, folder)
@@ -89,15 +100,20 @@ def export_features(
     format_: FileFormat,
     on_progress: Callable[[int], None] | None = None,
 ) -> Exported:
-    """Featurize what is not yet, fit the projection in one pass, and write the projected features of every image.
+    """Featurize new images, fit the projection in one pass, and write the projected features of all images.
 
     Args:
-        options: what to fit, unless the source brings a projection.
-        on_progress: as for `featurize`.
+        settings: of the home.
+        dataset: the images.
+        source: the backbone, and possibly a projection.
+        options: of the projection to fit if the source has none.
+        output: a path, or a URI.
+        format_: of the output.
+        on_progress: see `featurize`.
 
     Raises:
-        ServiceError: no image decodes, or the output cannot be written.
-        ModelError: the projection does not suit the features.
+        ServiceError: no image can be decoded, or the output cannot be written.
+        ModelError: the projection does not match the features.
     """
     check_output(output, format_)
     make_dir(settings.work_dir)
@@ -105,11 +121,11 @@ def export_features(
         table = Table(f"{settings.home}/{KEPT_IN}", "features")
         limits = settings.image_limits
         found = featurize(spark, dataset, source.backbone, table, limits=limits, on_progress=on_progress)
-        # The paths and labels again, without the bytes: the workers have forgotten them.
+        # Read paths and labels again, without the bytes, which the workers no longer have.
         rows = featurized_rows(images_frame(spark, dataset, lambda *_: 1), table, source.backbone.sha256)
         if rows is None or not found.rows:
             path, why = next(iter(found.bad.items()), (str(dataset.source), "empty"))
-            raise DataError(f"not one of the {dataset.n_images:,} images decodes; the first: {path}: {why}")
+            raise DataError(f"none of the {dataset.n_images:,} images can be decoded; the first: {path}: {why}")
         projection = source.projection or fit_projection(rows, found.rows, options)
         written = write_feature_files(rows, found.rows, projection, output, format_)
     return Exported(written, projection.kind, projection.n_out, variance_kept(projection), found)

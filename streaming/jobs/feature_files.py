@@ -1,6 +1,6 @@
-"""Projected features as files for others: one CSV, Parquet, or a Delta table, in order of path.
+"""Writes projected features, in order of path, as a CSV file, a Parquet file or a Delta table.
 
-The workers write the parts. The driver only joins them: a CSV byte by byte, Parquet a group of rows at a time.
+The workers write the parts, and the driver joins them: CSV by copying bytes, Parquet by row groups.
 """
 
 import csv
@@ -45,12 +45,14 @@ COLUMN = {"pca": "pca", "random": "random", "none": "feature"}  # kind of projec
 def write_feature_files(
     rows: DataFrame, n: int, projection: Projection, output: Path | str, format_: FileFormat
 ) -> int:
-    """Project the rows and write them to `output`, in order of path; what was there is replaced at the end, whole.
+    """Project the rows and write them to `output`, in order of path; an existing output is replaced atomically.
 
     Args:
         rows: source, image_id, label, features (array<float>).
-        n: about how many.
+        n: approximate number of rows.
+        projection: of the features.
         output: a path, or a URI.
+        format_: of the output.
 
     Returns:
         The number of rows written.
@@ -71,7 +73,7 @@ def write_feature_files(
 
 
 def _write_in_bucket(rows: DataFrame, n: int, projection: Projection, output: str, format_: FileFormat) -> int:
-    """The parts are objects beside the output, or of the table itself; the driver copies them into the output."""
+    """Write to a bucket: the parts are objects next to the output, which the driver joins, or files of the table."""
     if format_ == "delta":
         parts = _write_parts(rows, n, projection, output, format_)
         _commit_in_bucket(parts, output)
@@ -93,7 +95,7 @@ def _write_in_bucket(rows: DataFrame, n: int, projection: Projection, output: st
 
 
 def _fetched(store: Store, names: Iterable[str], scratch: Path) -> Iterator[Path]:
-    """Local copies, each made when it is asked for."""
+    """Local copies, each fetched when it is needed."""
     for name in names:
         store.fetch(name, scratch / name)
         yield scratch / name
@@ -132,7 +134,7 @@ def _write_parts(
             written = _write_part(batches, file, format_)
         yield pa.RecordBatch.from_pydict({"part": [part], "name": [name], "rows": [written]})
 
-    # Where each path belongs is found from the paths alone, so that the wide rows are shuffled once.
+    # The part of each path is computed from the paths alone, so that the wide rows are shuffled only once.
     place = F.ntile(tasks).over(Window.orderBy("source")) - 1
     places = rows.select("source").withColumn("part", place)
     narrow = rows.select("source", "label", "image_id", "features").mapInArrow(reported(project), ROWS_DDL)
@@ -150,7 +152,7 @@ def _write_part(batches: Iterator[pa.RecordBatch], output: BinaryIO, format_: Fi
         writer = csv.writer(file, lineterminator="\n")
         for batch in batches:
             if batch.num_rows:
-                # A float32 has a short text of its own; as a Python float it would have the digits of a float64.
+                # NumPy prints float32 with few digits; as Python floats, the values would have the digits of float64.
                 values = np.asarray(as_matrix(batch.column("features"))).astype(str).tolist()
                 names = zip(batch.column("path").to_pylist(), batch.column("label").to_pylist(), strict=True)
                 writer.writerows([*name, *row] for name, row in zip(names, values, strict=True))
@@ -200,7 +202,7 @@ def _join_parquet(parts: Iterable[Path], output: BinaryIO) -> None:
 
 
 def _commit_delta(parts: Sequence[tuple[str, int]], staging: Path, output: Path) -> None:
-    """Move the parts into the table's directory and make them all of its content, in one commit."""
+    """Move the parts into the table's directory, and replace the table's content by them in one commit."""
     table = DeltaTable.create(output, SCHEMA, mode="ignore")
     actions: list[AddAction | RemoveAction] = []
     for name, rows in parts:

@@ -1,17 +1,17 @@
-"""Keeping the tables in shape beside a running stream: few files, a short log, no leftovers.
+"""Table maintenance: compaction, log cleanup and vacuum, which can run while a stream is running.
 
-First, batches that were decided and never finished are finished, by the decisions of each stream. Then per table:
-compact small files, write a checkpoint of the log and drop what of it has expired, vacuum files that no version within
-the retention names. Then old decisions of whole batches are deleted.
+First, decided batches of all streams are completed. Then, for each table: compact small files, write a checkpoint of
+the log and delete its expired entries, and vacuum files that no version within the retention refers to. Finally, old
+decisions of complete batches are deleted.
 
-None of it gets in the way of the stream. Compaction replaces files and adds no rows, so an append never conflicts with
-it, and a compaction that lost a race with a replay is tried again or left to the next run. Application transactions
-live in the log and its checkpoints, so that a batch that is applied again is still recognised. A reader keeps the files
-that it opened until the retention has passed.
+None of this disturbs the stream. Compaction replaces files without adding rows, so an append never conflicts with it; a
+compaction that lost a race with a replay is retried or left to the next run. Application transactions are kept in the
+log and its checkpoints, so a batch that is applied again is still recognised. A reader can use the files that it has
+opened until the retention has passed.
 
-What is vacuumed is older than the retention, also where no commit ever named it. The files of a batch are named only by
-its decision, after all of it was scored, and those of a training run hours after they were written: so the retention is
-never less than MIN_RETENTION_HOURS.
+Vacuum also deletes files older than the retention that no commit ever referred to. The files of a batch are referred to
+only after the whole batch has been scored, and those of a training run hours after they were written, so the
+retention is at least MIN_RETENTION_HOURS.
 """
 
 import json
@@ -37,7 +37,7 @@ MIN_RETENTION_HOURS = 24
 LOG_RETENTION = "delta.logRetentionDuration"  # Delta's own default is 30 days
 COMMITS_PER_CHECKPOINT = 10
 
-# Files grow with their table, so that few are enough: about FILES.
+# The target size of files grows with the table, so that it has about FILES files.
 FILES = 32
 MIN_FILE_BYTES = 64 * 1024**2
 MAX_FILE_BYTES = 512 * 1024**2
@@ -45,20 +45,20 @@ MAX_FILE_BYTES = 512 * 1024**2
 
 @dataclass(frozen=True)
 class TableMaintenance:
-    """What was done to one table."""
+    """The maintenance of one table."""
 
     name: str
     files_before: int
     files_after: int
     bytes_after: int
-    vacuumed: int  # files removed from the directory
+    vacuumed: int  # files deleted from the directory
     retention_hours: int
-    skipped: str | None = None  # why compaction is left to the next run
+    skipped: str | None = None  # why compaction was left to the next run
 
 
 @dataclass(frozen=True)
 class MaintenanceReport:
-    """What one run did."""
+    """The result of one run."""
 
     tables: list[TableMaintenance]
     decisions_removed: int
@@ -66,13 +66,14 @@ class MaintenanceReport:
 
 
 def maintain(settings: Settings, *, retention_hours: int = RETENTION_HOURS) -> MaintenanceReport:
-    """Finish decided batches; compact, checkpoint and vacuum every table of the home; delete old decisions.
+    """Complete decided batches; compact, checkpoint and vacuum every table of the home; delete old decisions.
 
     Args:
-        retention_hours: how long files stay that the table no longer names; raised where that would not be safe.
+        settings: of the home.
+        retention_hours: how long to keep files that a table no longer refers to; at least MIN_RETENTION_HOURS.
 
     Raises:
-        ServiceError: there are no tables, one cannot be read, or a decided batch cannot be finished.
+        ServiceError: there are no tables, one cannot be read, or a decided batch cannot be completed.
     """
     clock = perf_counter()
     home = settings.place
@@ -80,17 +81,17 @@ def maintain(settings: Settings, *, retention_hours: int = RETENTION_HOURS) -> M
     if not names:
         raise NotFoundError(f"no tables yet in {settings.place.tables}: run `imagestream stream` first")
     store = home.store
-    tables_of_streams, whole = Tables(home.tables), {}
+    tables_of_streams, complete = Tables(home.tables), {}
     for stream in store.folders("streams"):
         if positions := finish_decided(settings, stream, tables_of_streams):
-            whole[stream] = positions.number
+            complete[stream] = positions.number
     tables = []
     for name in names:
         try:
             tables.append(_maintain_table(home, name, max(retention_hours, MIN_RETENTION_HOURS)))
         except DeltaError as error:
             raise ServiceError(f"table {name} cannot be maintained: {error}") from error
-    removed = sum(Decisions(store, stream).prune(number) for stream, number in whole.items())
+    removed = sum(Decisions(store, stream).prune(number) for stream, number in complete.items())
     return MaintenanceReport(tables, removed, perf_counter() - clock)
 
 
@@ -114,14 +115,14 @@ def _sizes(place: str) -> list[int]:
 
 
 def _shorten_log(table: DeltaTable, retention_hours: int) -> None:
-    """Drop what of the log is older than the files that it names: no reader can go back there.
+    """Delete log entries that are older than the retention of files, since no reader can use them.
 
-    Every commit lists the log, so that a stream with many micro-batches per minute gets slower as it grows.
+    deltalake lists the log for a commit, so a long log slows down streams with many micro-batches per minute.
     """
     kept = f"interval {retention_hours} hours"
-    # deltalake would add a feature that other readers may not know to a table that has some.
+    # If the table has features, deltalake would add one that other readers may not support.
     if not reader_features(table) and table.metadata().configuration.get(LOG_RETENTION) != kept:
-        with suppress(CommitFailedError):  # somebody was quicker: the next run tries again
+        with suppress(CommitFailedError):  # another writer was first; the next run tries again
             table.alter.set_table_properties({LOG_RETENTION: kept})
     table.cleanup_metadata()
 
@@ -134,16 +135,17 @@ def _last_checkpoint(home: Home, name: str) -> int:
 
 
 def _vacuum(table: DeltaTable, retention_hours: int) -> list[str]:
-    """Remove files that are no part of the table, and older than the retention; returns their names."""
-    # Full: also what no commit ever named, the files of attempts that failed. A deletion vector would be taken for one.
+    """Delete files that are not part of the table and older than the retention, and return their names."""
+    # A full vacuum includes files of failed attempts, which no commit refers to, but would also delete deletion
+    # vectors.
     full = not files_with_vectors(table)
 
     def vacuum(dry_run: bool) -> list[str]:
         return table.vacuum(
             retention_hours=retention_hours,
             dry_run=dry_run,
-            enforce_retention_duration=False,  # it is enforced here, with more in view
+            enforce_retention_duration=False,  # MIN_RETENTION_HOURS is enforced instead
             full=full,
         )
 
-    return vacuum(dry_run=False) if vacuum(dry_run=True) else []  # one that removes nothing would still make commits
+    return vacuum(dry_run=False) if vacuum(dry_run=True) else []  # a vacuum without deletions would still commit

@@ -1,4 +1,4 @@
-"""Where a file of features goes, and as what: told before the work, which may take hours."""
+"""Validates the output of an export, and its format, before the work starts, which may take hours."""
 
 import tempfile
 import uuid
@@ -13,10 +13,10 @@ FileFormat = Literal["csv", "parquet", "delta"]
 
 
 def output_format(output: Path | str, given: FileFormat | None) -> FileFormat:
-    """The format that was asked for, else that of the file's suffix; without a suffix a Delta table's folder.
+    """The requested format; by default that of the file's suffix, or a Delta table if there is no suffix.
 
     Raises:
-        ServiceError: a suffix that stands for none of them.
+        ServiceError: the suffix is unknown.
     """
     if given is not None:
         return given
@@ -31,19 +31,19 @@ def output_format(output: Path | str, given: FileFormat | None) -> FileFormat:
 
 
 def check_output(output: Path | str, format_: FileFormat) -> None:
-    """See that the output can be written, and replaced if it is there.
+    """Check that the output can be written, or replaced if it exists.
 
     Raises:
-        ServiceError: something else is in its place, or the folder cannot be written to.
+        ServiceError: something else exists at this place, or the folder cannot be written to.
     """
     if isinstance(output, str):
         _check_in_bucket(output, format_)
         return
     if format_ == "delta":
         if output.is_file() or (output.is_dir() and any(output.iterdir()) and not (output / "_delta_log").is_dir()):
-            raise UsageError(f"{output} exists and is not a Delta table: give another --output")
+            raise UsageError(f"{output} exists and is not a Delta table: choose another --output")
     elif output.is_dir():
-        raise UsageError(f"{output} is a folder; give a file as --output, or --format delta")
+        raise UsageError(f"{output} is a folder: choose a file as --output, or add --format delta")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output.parent).close()
@@ -57,7 +57,7 @@ def _check_in_bucket(output: str, format_: FileFormat) -> None:
     if something is not None and (format_ != "delta" or LOG not in store.folders()):
         expected = "a Delta table" if format_ == "delta" else "a file"
         raise ConflictError(
-            f"{output}: expected {expected} or nothing, found {something.key} below it; give another --output"
+            f"{output}: expected {expected} or nothing, found {something.key} below it; choose another --output"
         )
     folder, _, name = output.rpartition("/")
     probe = f"{name}.{uuid.uuid4().hex}"

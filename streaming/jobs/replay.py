@@ -1,17 +1,17 @@
-"""Replay: quarantined messages are published again, as they came, and marked `replayed_at`.
+"""Replay: publishes quarantined messages again, unchanged, and marks them with `replayed_at`.
 
-File by file of the table:
+For each file of the table:
 
     1. send   the unmarked rows, a few at a time, to the topics that they came from
-    2. wait   until the broker has acknowledged every one of them
-    3. mark   those, by replacing the file with a copy in which they have a `replayed_at`, in one commit
+    2. wait   until the broker has acknowledged all of them
+    3. mark   them, by replacing the file with a copy in which they have a `replayed_at`, in one commit
 
-A row is marked only after its acknowledgement, so nothing is lost if the replay is killed; what was sent of the file at
-hand is then sent again by the next replay: at least once. What is marked is never sent again, unless asked for.
+A row is marked only after its acknowledgement, so no message is lost if the replay is killed; the next replay sends the
+rows of the current file again (at-least-once delivery). Marked rows are not sent again unless requested.
 
-The stream continues meanwhile: it only adds files, which conflicts with nothing. Where maintenance has replaced the
-same files, the marking notices and is done again (`streaming/jobs/rewrite.py`). Memory holds some megabytes of rows,
-and what is under way to the broker.
+The stream can continue in the meantime: it only adds files, which never conflicts. If maintenance has replaced the same
+files, marking detects this and is repeated (`streaming/jobs/rewrite.py`). Only a few megabytes of rows, and the
+messages in flight, are in memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,20 +30,26 @@ from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage.files import at_hand, read_batches
-from streaming.storage.home import held, make_dir
+from streaming.storage.home import make_dir, try_lock
 from streaming.storage.table_log import LiveFile, open_log
 
 MARK_ATTEMPTS = 20
 TO_SEND = [
     *("topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"),
-    *("key", "headers", "timestamp_ms"),  # which older files do not have
+    *("key", "headers", "timestamp_ms"),  # missing in files of earlier releases
 ]
-NOT_KEPT = Reason.MESSAGE_BOMB  # of these there are no bytes to send
+NOT_KEPT = Reason.MESSAGE_BOMB  # the bytes of these messages were not stored
 
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """Which rows: of this reason only, at most so many, also those that were replayed before."""
+    """The rows to replay.
+
+    Attributes:
+        reason: of the quarantine; by default any.
+        limit: the maximum number of rows.
+        again: whether to include rows that have been replayed before.
+    """
 
     reason: str | None = None
     limit: int | None = None
@@ -52,23 +58,23 @@ class ReplayOptions:
 
 @dataclass
 class ReplayReport:
-    """What one replay did."""
+    """The result of a replay."""
 
-    wanted: int  # rows that were asked for
+    wanted: int  # requested rows
     sent: int = 0  # acknowledged and marked
     bytes: int = 0
-    by_reason: dict[str, int] = field(default_factory=dict)  # of those sent
-    refused: int = 0  # larger than the broker takes; they stay unmarked
-    failed: str | None = None  # why it stopped before the end
+    by_reason: dict[str, int] = field(default_factory=dict)  # reason → sent rows
+    refused: int = 0  # rows larger than the broker accepts; they stay unmarked
+    failed: str | None = None  # why it stopped early
 
     @property
     def complete(self) -> bool:
-        """Whether all that was asked for is sent."""
+        """Whether all requested rows were sent."""
         return self.failed is None and self.sent == self.wanted
 
 
 def count_wanted(settings: Settings, options: ReplayOptions) -> dict[str, int]:
-    """Reason → rows that a replay would send; a limit cuts the sum of them.
+    """Reason → rows that a replay would send, regardless of `limit`.
 
     Raises:
         ServiceError: there is no quarantine.
@@ -92,22 +98,25 @@ def replay(
     options: ReplayOptions,
     on_progress: Callable[[ReplayReport], None] = lambda _: None,
 ) -> ReplayReport:
-    """Publish quarantined messages again, each to the topic it came from, and mark them.
+    """Publish quarantined messages again, each to its original topic, and mark them.
 
     Args:
-        on_progress: called after every few rows that were sent and every file that was marked.
+        settings: of the home.
+        bootstrap_servers: Kafka's addresses.
+        options: which rows to replay.
+        on_progress: called after each file.
 
     Raises:
-        ServiceError: there is no quarantine, another replay is at work, or no broker answers; nothing was sent then.
+        ServiceError: there is no quarantine, another replay is running, or no broker answers; nothing was sent then.
     """
     wanted = sum(count_wanted(settings, options).values())
     report = ReplayReport(wanted if options.limit is None else min(wanted, options.limit))
-    with held(
+    with try_lock(
         make_dir(settings.work_dir) / "replay.lock",
-        f"another replay is at work in {settings.home}: wait until it has ended",
+        f"another replay is running in {settings.home}: wait until it has ended",
     ):
         log = open_log(settings.place.table("quarantine"))
-        log.check_rewritable()  # what is sent is marked in copies of its files
+        log.check_rewritable()  # since marking rewrites files
         files = [file.path for file in log.files()]
         sender = Sender(bootstrap_servers, client_arguments(settings))
         try:
@@ -125,7 +134,7 @@ def replay(
 def _replay_file(
     settings: Settings, file: str, options: ReplayOptions, left: int, sender: Sender, report: ReplayReport
 ) -> None:
-    """Send at most `left` wanted rows of one file; mark what was acknowledged, also when it is stopped on the way."""
+    """Send at most `left` wanted rows of one file, and mark the acknowledged ones, even if it is interrupted."""
     try:
         for row in _wanted_rows(settings.place.table("quarantine"), file, options, left):
             if sender.failed:
@@ -153,27 +162,29 @@ def _wanted_rows(place: str, file: str, options: ReplayOptions, left: int) -> It
 
 
 def mark_replayed(settings: Settings, identities: set[Identity], at: datetime, likely: str) -> None:
-    """Give the rows of these identities their `replayed_at`, in one commit.
+    """Set `replayed_at` of rows, in one commit.
 
     Args:
-        likely: the file of the table where they were last; if maintenance has merged it with others since, those are
-            searched.
+        settings: of the home.
+        identities: topic, partition and offset of the rows.
+        at: the new value.
+        likely: the file in which they were last; if maintenance has merged it with others, all files are searched.
 
     Raises:
-        ServiceError: others replaced files of the table again and again.
+        ServiceError: other jobs replaced files of the table at every attempt.
     """
     for _ in range(MARK_ATTEMPTS if identities else 0):
         if _replace_files(settings.place.table("quarantine"), identities, at, likely):
             return
     if identities:
         raise ConflictError(
-            f"{len(identities):,} messages were sent but not marked as replayed, because others replaced files of the "
-            f"quarantine {MARK_ATTEMPTS} times meanwhile: end them before the next replay, which sends these again"
+            f"{len(identities):,} messages were sent but not marked as replayed, since other jobs replaced files of "
+            f"the quarantine {MARK_ATTEMPTS} times: stop them before the next replay, which sends these messages again"
         )
 
 
 def _replace_files(place: str, identities: set[Identity], at: datetime, likely: str) -> bool:
-    """Whether it was done: False if another program replaced files meanwhile."""
+    """Try to mark rows; False if another program replaced files in the meantime."""
     log = open_log(place)
     number = log.next_rewrite()
     schema = log.data_schema()

@@ -1,13 +1,13 @@
-"""Scoring history again by another version, from the features that the stream stored: no CNN, no Spark, no JVM.
+"""Rescoring: scores past images with another version, from stored features, without CNN, Spark and JVM.
 
-    1. Plan: the files of `features` in chunks of bounded size, oldest first, and which rows are scored already.
-    2. Worker threads read a chunk a few thousand rows at a time and apply the version's projection and classifier;
-       Parquet and NumPy do that outside of Python's lock.
-    3. The chunk's answers go into `rescored` in one commit, which names the chunk as a transaction.
+    1. Plan: divide the files of `features` into chunks of limited size, oldest first, and find rows that have been
+    scored. 2. Worker threads read a chunk a few thousand rows at a time, and apply the version's projection and
+    classifier;
+       Parquet and NumPy release Python's GIL.
+    3. The chunk's answers are committed to `rescored`, with the chunk's id as the application of the transaction.
 
-A chunk whose transaction the table knows is left out unread. Rows that are scored already are left out as well, which
-also holds when a compaction has made other files of them. So a run that was killed goes on where it was, and a second
-run adds what has come since.
+A chunk whose transaction the table has is skipped. Rows that have been scored are skipped as well, even if compaction
+has moved them to other files. So an interrupted run resumes where it stopped, and a second run adds new rows.
 """
 
 import hashlib
@@ -29,18 +29,18 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.scorer import Head, check_golden, load_head, load_scorer
 from streaming.errors import DamagedError, NotFoundError
-from streaming.pipeline.score import answer_columns
+from streaming.pipeline.score_columns import answer_columns
 from streaming.query import query
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import as_matrix, at_hand
-from streaming.storage.home import held, make_dir
+from streaming.storage.home import make_dir, try_lock
 from streaming.storage.table_log import open_log
 from streaming.storage.tables import ANSWER, IDENTITY, RESCORED, Table
 
-ROWS_AT_ONCE = 2_048  # 10 MB of features that are 1,280 wide
-CHUNK_BYTES = 64 * 1024**2  # of files a commit
-IN_FLIGHT = 2  # chunks a worker, so that none waits for a commit
+ROWS_AT_ONCE = 2_048  # 10 MB of features of length 1,280
+CHUNK_BYTES = 64 * 1024**2  # of files per commit
+IN_FLIGHT = 2  # chunks per worker, so that no worker waits for a commit
 TIMEOUT_S = 3_600.0
 ON_ROWS = Callable[[int], None]
 
@@ -54,7 +54,7 @@ FROM predictions p
 LEFT JOIN (SELECT topic, "partition", "offset" FROM features WHERE {OF_BACKBONE}) f
 USING (topic, "partition", "offset")
 """  # noqa: S608
-# Runs of offsets that follow each other: as many rows as there are gaps, not as there are messages.
+# Runs of consecutive offsets, whose number depends on the gaps and not on the messages.
 DONE = """
 WITH numbered AS (
     SELECT topic, "partition", "offset",
@@ -68,12 +68,14 @@ FROM numbered GROUP BY topic, "partition", run ORDER BY topic, "partition", firs
 
 @dataclass(frozen=True)
 class Rescored:
-    """What a run did.
+    """The result of a run.
 
     Attributes:
+        version: of the model.
+        bundle_sha256: of the model.
         rows: answers that this run added.
-        there_before: answers of this version that were there already.
-        missing: predictions that have no stored features of this backbone, and so got no new answer.
+        there_before: answers of this version that existed before.
+        missing: predictions without stored features of this backbone, which were not rescored.
     """
 
     version: int
@@ -85,7 +87,7 @@ class Rescored:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Files that are scored in one commit; `id` names them and the model."""
+    """Files that are scored in one commit; `id` identifies them and the model."""
 
     id: str
     files: list[str]
@@ -93,7 +95,7 @@ class _Chunk:
 
 @dataclass
 class _Done:
-    """Which messages are scored already: per (topic, partition) the first and last offsets of runs, both rising."""
+    """The messages that have been scored: per (topic, partition), the first and last offsets of runs, in order."""
 
     rows: int = 0
     runs: dict[tuple[str, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = field(default_factory=dict)
@@ -114,23 +116,25 @@ def rescore(
     workers: int | None = None,
     on_rows: ON_ROWS = lambda _: None,
 ) -> Rescored:
-    """Score every message whose features are stored with model `version`, into the table `rescored`.
+    """Score every message with stored features with model `version`, and add the answers to the table `rescored`.
 
     Args:
-        allow_missing: score what has features, where some predictions have none.
-        workers: threads; as many as there are cores if not given.
-        on_rows: told how many rows were read, as they are.
+        settings: of the home.
+        version: of the model.
+        allow_missing: whether to continue if some predictions have no features.
+        workers: the number of threads; by default one per core.
+        on_rows: called with the number of rows read, repeatedly.
 
     Raises:
-        ServiceError: no features are stored, they are another backbone's, or some predictions have none (unless that
-            is allowed), or another rescoring is at work in this home.
-        ModelError: there is no such version, or it is refused.
+        ServiceError: no features are stored, they are of another backbone, some predictions have none (unless
+            allowed), or another rescoring is running in this home.
+        ModelError: the version does not exist, or is rejected.
     """
     bundle = open_registry(settings.home).read(version)
     check_golden(bundle, load_scorer(bundle))
     missing = check_features(settings, bundle, version, allow_missing=allow_missing)
     lock = make_dir(settings.work_dir) / "rescore.lock"
-    with held(lock, "another rescoring is at work in this home; wait until it is done"):
+    with try_lock(lock, "another rescoring is running in this home: wait until it has ended"):
         table = Table(settings.place.tables, "rescored")
         done = _done(settings, bundle.sha256)
         chunks = [chunk for chunk in _chunks(settings, bundle.sha256) if not table.committed(chunk.id, 0)]
@@ -145,7 +149,16 @@ def rescore(
 
 
 def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_missing: bool) -> int:
-    """Refuse what cannot be rescored, in one line with counts; returns how many predictions have no features.
+    """Check that a version can rescore the stored features.
+
+    Args:
+        settings: of the home.
+        bundle: of the version.
+        version: of the model, for errors.
+        allow_missing: whether some predictions may have no features.
+
+    Returns:
+        The number of predictions without features.
 
     Raises:
         ServiceError: see `rescore`.
@@ -153,21 +166,20 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
     there = set(settings.place.table_names())
     if "features" not in there:
         raise NotFoundError(
-            f"no features are stored in {settings.place.tables}: run `imagestream stream` (with --features), "
-            "then rescore"
+            f"no features are stored in {settings.place.tables}: run `imagestream stream` with --features, then rescore"
         )
     backbone = {"backbone": bundle.backbone_sha256}
     (stored,) = query(settings, STORED, parameters=backbone, timeout_s=TIMEOUT_S).to_pylist()
     name = bundle.manifest.backbone.name
     if not stored["stored"]:
         raise NotFoundError(
-            f"the features stored in {settings.place.tables} are of training images only: run `imagestream stream` "
-            "(with --features), then rescore"
+            f"only features of training images are stored in {settings.place.tables}: run `imagestream stream` with "
+            "--features, then rescore"
         )
     if not stored["usable"]:
         raise NotFoundError(
-            f"version {version} needs features of its backbone {name} ({bundle.backbone_sha256[:12]}); "
-            f"all {stored['stored']:,} stored rows are another backbone's, and the images are needed to make new ones"
+            f"version {version} needs features of its backbone {name} ({bundle.backbone_sha256[:12]}), but all "
+            f"{stored['stored']:,} stored rows are of another backbone; computing new features requires the images"
         )
     if "predictions" not in there:
         return 0
@@ -175,19 +187,19 @@ def check_features(settings: Settings, bundle: Bundle, version: int, *, allow_mi
     if found["missing"] and not allow_missing:
         raise NotFoundError(
             f"{found['missing']:,} of {found['predicted']:,} predictions have no stored features of backbone {name} "
-            f"({bundle.backbone_sha256[:12]}); give --allow-missing to rescore the others"
+            f"({bundle.backbone_sha256[:12]}); use --allow-missing to rescore the others"
         )
     return int(found["missing"])
 
 
 def rows_to_read(settings: Settings) -> int:
-    """How many rows the table `features` has, for a progress bar."""
+    """The number of rows in the table `features`, for a progress bar."""
     (found,) = query(settings, "SELECT count(*) AS n FROM features", timeout_s=TIMEOUT_S).to_pylist()
     return int(found["n"])
 
 
 def _chunks(settings: Settings, bundle_sha256: str) -> Iterator[_Chunk]:
-    """The files of `features`, oldest first, so that those that come later do not change the chunks before them."""
+    """The files of `features` in chunks, oldest first, so that new files do not change earlier chunks."""
     files = open_log(settings.place.table("features")).files()
     gathered: list[str] = []
     size = 0
@@ -221,7 +233,7 @@ def _done(settings: Settings, bundle_sha256: str) -> _Done:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker needs; it changes nothing of it."""
+    """The shared, read-only state of the workers."""
 
     head: Head
     bundle: Bundle
@@ -231,7 +243,7 @@ class _Work:
 
 
 def _scored(chunks: list[_Chunk], work: _Work, workers: int) -> Iterator[tuple[_Chunk, pa.Table]]:
-    """Chunks with their answers, in order; at most `IN_FLIGHT` a worker are begun and not yet taken."""
+    """Chunks with their answers, in order; at most `IN_FLIGHT` per worker are in progress or waiting."""
     waiting: deque[tuple[_Chunk, Future[pa.Table]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
@@ -266,7 +278,7 @@ def _score_batch(batch: pa.RecordBatch, work: _Work, file: str) -> pa.Table:
     features = as_matrix(batch.column("features"))
     if features.shape[1] != work.head.projection.n_in:
         raise DamagedError(
-            f"{file} holds features of {features.shape[1]} numbers, the model takes {work.head.projection.n_in}"
+            f"{file} has features of length {features.shape[1]}, but the model expects {work.head.projection.n_in}"
         )
     answers = answer_columns(work.head.probabilities(features), work.head)
     there = set(batch.schema.names)
@@ -278,7 +290,7 @@ def _score_batch(batch: pa.RecordBatch, work: _Work, file: str) -> pa.Table:
 
 
 def _usable(batch: pa.RecordBatch, work: _Work) -> NDArray[np.bool_]:
-    """Rows of the stream, of this backbone, that are not scored yet."""
+    """A mask of the rows of the stream, of this backbone, that have not been scored."""
     of_backbone = pc.equal(batch.column("backbone_sha256"), work.bundle.backbone_sha256)
     raw = pc.is_null(batch.column("projection_sha256"))
     usable = pc.and_(pc.and_(of_backbone, raw), pc.is_valid(batch.column("topic"))).to_numpy(zero_copy_only=False)

@@ -1,23 +1,22 @@
-"""What another version answers to history, beside what the stream answered: by SQL over the two tables.
+"""Compares the answers of a rescoring with those of the stream, by SQL over the two tables.
 
-A version knows the images that it was fitted on by heart. So the two are compared on images that neither was fitted on,
-and what they answer to the others is reported apart.
+Accuracy on images that a version was fitted on is biased. So the versions are compared on images that neither was
+fitted on, and their accuracies on the other labelled images are reported separately.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from streaming.images.exposure import Exposure
+from streaming.images.membership import TrainingMembership
 from streaming.query import open_query, query
 from streaming.registry import open_registry
-from streaming.reports.paired import Paired, contents_of, count_pairs
+from streaming.reports.paired import PairedAccuracy, contents_of, count_pairs
 from streaming.settings import Settings
+from streaming.storage.sql import LATEST_LABELS, NO_LABELS
 
 CHANGES = 10
 TIMEOUT_S = 3_600.0
 
-KNOWN = "SELECT image_id, arg_max(label, labelled_at) AS label FROM labels GROUP BY image_id"
-NOT_KNOWN = "SELECT NULL::VARCHAR AS image_id, NULL::VARCHAR AS label WHERE false"
 PAIRS = """
 WITH known AS ({known}), pairs AS (
     SELECT p.model_version AS old_version, p.label AS old_label, r.label AS new_label,
@@ -48,15 +47,16 @@ FROM pairs WHERE new_label <> old_label GROUP BY ALL ORDER BY rows DESC, old_lab
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows as the SQL above names them, without those that the same version had answered; either may be empty.
+    """The rows of the SQL above, excluding messages that the same version had scored; either list may be empty.
 
     Attributes:
-        agreement: by the version whose answers are in `predictions`. Accuracies are those of the `judged` messages,
-            whose images neither version was fitted on; those of the other labelled ones are called `fitted_…`.
+        agreement: one row per version in `predictions`. Accuracies are those of the `judged` messages, whose images
+            neither version was fitted on; those of the other labelled messages are named `fitted_…`.
+        changes: the most frequent changes of the label.
     """
 
     agreement: list[dict[str, Any]]
-    changes: list[dict[str, Any]]  # the most frequent ones
+    changes: list[dict[str, Any]]
 
 
 def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> Comparison:
@@ -64,13 +64,13 @@ def compare(settings: Settings, bundle_sha256: str, *, limit: int = CHANGES) -> 
     there = set(settings.place.table_names())
     if not {"predictions", "rescored"} <= there:
         return Comparison([], [])
-    pairs = PAIRS.format(known=KNOWN if "labels" in there else NOT_KNOWN)
+    pairs = PAIRS.format(known=LATEST_LABELS if "labels" in there else NO_LABELS)
     bundle = {"bundle": bundle_sha256}
     agreement = query(settings, pairs + AGREEMENT, parameters=bundle, timeout_s=TIMEOUT_S).to_pylist()
     labelled = pairs + LABELLED.format(contents=contents_of(settings))
     with open_query(settings, labelled, parameters=bundle, timeout_s=TIMEOUT_S) as batches:
-        counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.place))
+        counts = count_pairs(batches, TrainingMembership(open_registry(settings.home), settings.place))
     return Comparison(
-        [row | counts.get(row["old_version"], Paired()).as_row() for row in agreement],
+        [row | counts.get(row["old_version"], PairedAccuracy()).as_row() for row in agreement],
         query(settings, pairs + CHANGED, parameters=bundle | {"limit": limit}, timeout_s=TIMEOUT_S).to_pylist(),
     )

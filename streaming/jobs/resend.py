@@ -1,7 +1,7 @@
-"""Sending quarantined rows to Kafka, each as the message it was: raw bytes, key, headers and timestamp.
+"""Sends quarantined rows to Kafka as the original messages: value, key, headers and timestamp.
 
-A mark of our own is added to the headers, `imagestream-replay-of`: the topic, partition and offset of the original. Of
-rows from before key and headers were kept, key and headers are made of the image id, source and label.
+A header `imagestream-replay-of` is added, with the topic, partition and offset of the original. For rows of earlier
+releases, which have no key and headers, these are built from image id, source and label.
 """
 
 import time
@@ -27,7 +27,7 @@ Identity = tuple[str, int, int]  # topic, partition, offset
 
 @dataclass(frozen=True)
 class Sent:
-    """A row under way to the broker, or acknowledged by it."""
+    """A row that was sent to the broker."""
 
     identity: Identity
     reason: str
@@ -36,7 +36,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class _Original:
-    """A message as it was, with our marks."""
+    """An original message with added headers."""
 
     topic: str  # in Kafka
     partition: int
@@ -48,14 +48,27 @@ class _Original:
 
 @dataclass(frozen=True)
 class _Done:
-    """The future of a message that was acknowledged."""
+    """The future of an acknowledged message."""
 
     def get(self, timeout: float) -> None:
-        """As that of a future."""
+        """Return at once, like the `get` of kafka-python's future."""
 
 
 class Sender:
-    """Sends rows, with at most IN_FLIGHT_BYTES under way, and collects what became of them."""
+    """Sends rows, with at most IN_FLIGHT_BYTES in flight, and collects the results.
+
+    Args:
+        bootstrap_servers: Kafka's addresses.
+        client: security arguments from `kafka_security.client_arguments`.
+
+    Attributes:
+        acknowledged: rows that the broker has acknowledged.
+        refused: the number of rows that were too large.
+        failed: the first other error.
+
+    Raises:
+        ServiceError: no broker answers.
+    """
 
     def __init__(self, bootstrap_servers: str, client: Mapping[str, Any]) -> None:
         from kafka import KafkaProducer
@@ -66,8 +79,8 @@ class Sender:
         self.failed: str | None = None
         self._servers = bootstrap_servers
         self._client = client
-        self._second: Any = None  # an administrator's connection, if it is needed
-        self._kept_ms: dict[str, float] = {}  # topic → how long a message is kept by its own time
+        self._second: Any = None  # an admin client, created if necessary
+        self._kept_ms: dict[str, float] = {}  # topic → retention by the messages' own timestamps
         self._waiting: deque[tuple[Sent, Any]] = deque()
         self._waiting_bytes = 0
         try:
@@ -76,10 +89,10 @@ class Sender:
                 bootstrap_servers=bootstrap_servers,
                 client_id="imagestream-replay",
                 acks="all",
-                # In kafka-python 3.0.12 an idempotent producer refuses everything after one message that was too large.
+                # In kafka-python 3.0.12, an idempotent producer rejects all messages after one that was too large.
                 enable_idempotence=False,
                 max_request_size=MAX_MESSAGE_BYTES + HEADER_MARGIN_BYTES,
-                batch_size=0,  # the limit of a topic holds for a batch: alone, only a message too large itself fails
+                batch_size=0,  # a topic's limit applies to batches, so that one large message would fail others
                 compression_type=None,
                 bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
                 max_block_ms=int(CONNECT_TIMEOUT_S * 1000),
@@ -89,15 +102,15 @@ class Sender:
             )
         except (KafkaError, ValueError) as error:
             raise UnavailableError(
-                f"no Kafka broker answers at {bootstrap_servers} ({error}); "
-                "start the home's own with 'imagestream broker start', or check --bootstrap-servers"
+                f"no Kafka broker answers at {bootstrap_servers} ({error}): start the home's broker with "
+                "'imagestream broker start', or check --bootstrap-servers"
             ) from error
 
     def send(self, row: dict[str, Any]) -> None:
-        """Send one row of the quarantine, once there is room for it."""
+        """Send one row of the quarantine, waiting if too much is in flight."""
         from kafka.errors import KafkaError, MessageSizeTooLargeError
 
-        value = row["value"]  # None where the message had none
+        value = row["value"]  # None if the message had none
         size = len(value or b"")
         while self._waiting and self._waiting_bytes + size > IN_FLIGHT_BYTES:
             self._settle()
@@ -123,7 +136,7 @@ class Sender:
         topic = name_in_kafka(row["topic"])
         mark = (HEADER_REPLAY_OF, f"{row['topic']}/{row['partition']}/{row['offset']}".encode())
         value, timestamp = row["value"], row.get("timestamp_ms")
-        if timestamp is None:  # from before they were kept
+        if timestamp is None:  # a row of an earlier release
             made = build_message(value or b"", row["source"] or "", label=row["label_true"], image_id=row["image_id"])
             return _Original(topic, row["partition"], made.key, value, [*made.headers, mark], None)
         headers = [(one["key"], one["value"]) for one in row["headers"] or ()] + [mark]
@@ -133,7 +146,7 @@ class Sender:
         return _Original(topic, row["partition"], row["key"], value, headers, timestamp)
 
     def _would_vanish(self, topic: str, timestamp_ms: int) -> bool:
-        """Whether the broker would soon delete a message of that time: where it keeps messages by their own time."""
+        """Whether the broker would soon delete a message with this timestamp, by its retention."""
         if topic not in self._kept_ms:
             found = topic_configuration(self._admin(), topic)
             by_append = found.get("message.timestamp.type") == "LogAppendTime"
@@ -151,10 +164,10 @@ class Sender:
         return self._second
 
     def _send_alone(self, message: "_Original") -> None:
-        """Send a message with a header whose value is null, which kafka-python's producer does not take.
+        """Send a message with a null header value, which kafka-python's producer does not accept.
 
         Raises:
-            kafka.errors.KafkaError: the broker did not take it.
+            kafka.errors.KafkaError: the broker rejected it.
         """
         from kafka import TopicPartition
         from kafka.errors import for_code
@@ -184,7 +197,7 @@ class Sender:
             raise for_code(answer.error_code)(f"topic {message.topic!r} partition {message.partition}")
 
     def flush(self) -> None:
-        """Wait for the answers to everything that is under way."""
+        """Wait for the results of all messages in flight."""
         while self._waiting:
             self._settle()
 

@@ -1,11 +1,11 @@
-"""Replacing files of a table by others: small files merged into one, or a copy in which some rows are marked.
+"""Replaces files of a table: small files by a merged one, or a file by a copy in which some rows are changed.
 
-A replacement is one commit, which removes and adds files, or none. Rewriters exclude one another without a lock: each
-commit carries the next transaction of the application `rewrite`, counted from the version whose files were read, so
-the second of two that read the same version is refused. It also fails where a file that it removes is no
-longer part of the table, as after a DELETE by another program. Appends pass beside it, and are never lost.
+A replacement is one commit that removes and adds files. Rewriters exclude each other without a lock: each commit
+carries the next transaction of the application `rewrite`, counted from the version whose files were read, so that of
+two rewriters that read the same version the second is rejected. A commit also fails if a file to be removed is no
+longer part of the table, as after a DELETE by another program. Concurrent appends do not conflict and are never lost.
 
-Rows are copied some megabytes at a time, however large the files are.
+Rows are copied a few megabytes at a time, however large the files are.
 """
 
 import json
@@ -31,10 +31,11 @@ MAX_ROWS_READ = 64 * 1024
 def compact(place: str, target_bytes: int) -> str | None:
     """Merge the small files of each partition of a table into files of at most `target_bytes`.
 
-    A file is merged with others only where the sum of their sizes stays below the target; large ones stay as they are.
+    Files are merged only if the sum of their sizes stays below the target; large files are not rewritten.
 
     Returns:
-        Why not all of it was done, if other rewriters were first every time, or the table cannot be rewritten.
+        Why compaction is incomplete: other rewriters were first at every attempt, or the table cannot be rewritten.
+        None if it is complete.
     """
     for _ in range(ATTEMPTS):
         try:
@@ -51,11 +52,11 @@ def compact(place: str, target_bytes: int) -> str | None:
             number += 1
         else:
             return None
-    return f"others rewrote the table at the same time, {ATTEMPTS} times"
+    return f"another job rewrote the table at the same time, {ATTEMPTS} times"
 
 
 def _groups(files: Sequence[LiveFile], target_bytes: int) -> Iterator[list[LiveFile]]:
-    """Two files or more of one partition that together have at most the target size, the smallest first."""
+    """Groups of at least two files of one partition with at most the target size in total, smallest files first."""
     partitions: dict[tuple[Any, ...], list[LiveFile]] = {}
     for file in sorted(files, key=lambda one: (one.bytes, one.path)):
         partitions.setdefault(tuple(file.partition.items()), []).append(file)
@@ -79,11 +80,14 @@ def replace_files(
     """Replace files by others in one commit.
 
     Args:
+        log: of the table.
         number: `log.next_rewrite()` of the version that `removes` are from.
-        data_change: False if the rows are the same ones as before.
+        removes: the files to remove.
+        adds: the files to add.
+        data_change: False if the rows are the same as before.
 
     Returns:
-        False if another rewriter was first; nothing is committed then, and what was added is vacuumed later.
+        False if another rewriter was first; nothing is committed then, and the new files are vacuumed later.
     """
     now_ms = int(time.time() * 1000)
     gone = [
@@ -105,10 +109,19 @@ def write_copy(
     schema: pa.Schema,
     change: Callable[[pa.Table], pa.Table] = lambda rows: rows,
 ) -> AddAction:
-    """A new file with the rows of files of one partition, beside the first of them.
+    """Write a new file with the rows of files of one partition, next to the first of them.
 
     Args:
-        change: gets some of the rows, returns them changed.
+        place: of the table, a path or a URI.
+        files: of one partition.
+        schema: of the new file.
+        change: called with some of the rows at a time; returns the rows to write.
+
+    Returns:
+        The log action that adds the file.
+
+    Raises:
+        ServiceError: a file cannot be read, or there are no rows to write.
     """
     folder = files[0].path.rpartition("/")[0]
     names = STATISTICS.get(place.rpartition("/")[2], schema.names)
@@ -126,7 +139,7 @@ def write_copy(
 
 
 def _row_groups(place: str, paths: Sequence[str], schema: pa.Schema) -> Iterator[pa.Table]:
-    """The rows of files in order, some megabytes at a time, so that many small files do not become as many groups."""
+    """The rows of files in order, a few megabytes at a time, so that small files are merged into larger row groups."""
     waiting: list[pa.Table] = []
     waiting_bytes = 0
     for path in paths:

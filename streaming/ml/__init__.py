@@ -1,11 +1,11 @@
-"""The steps of the way from pixels to classes as Spark ML stages: for Pipelines, CrossValidator and notebooks.
+"""Spark ML stages for the steps from images to classes, for Pipelines, CrossValidator and notebooks.
 
     Pipeline(stages=[
         DeepImageFeaturizer(inputCol="image", outputCol="features", modelName="InceptionV3"),
         LogisticRegression(maxIter=5, regParam=0.03, elasticNetParam=0.5),
     ])
 
-Names, Params and persistence are Spark ML's; the numbers are those of the stream, which runs the same NumPy code.
+Names, Params and persistence follow Spark ML; results are those of the stream, which runs the same NumPy code.
 """
 
 from streaming.ml.classifiers import BundleScorer

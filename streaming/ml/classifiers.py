@@ -19,7 +19,8 @@ from pyspark.sql.types import DoubleType, StringType, StructType
 from models.bundle import MANIFEST, Bundle, parse_manifest, read_bundle
 from models.scorer import check_golden, load_head, load_scorer
 from streaming.errors import ConfigurationError, DataError
-from streaming.images.ml_worker import RESULT_DDL, from_features, from_images, loaded
+from streaming.images.ml_worker import RESULT_DDL, from_features, from_images
+from streaming.images.model_cache import cached_model
 from streaming.ml.columns import (
     as_floats,
     as_vector,
@@ -39,20 +40,21 @@ NO_FEATURES = "missing: the row has no features"
 
 
 class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, HasPredictionCol, FromImages, StoredStage):
-    """What the stream answers with a model version, as a Transformer; the same code computes it.
+    """Scores images or features with a model version, by the same code as the stream.
 
     | column           | in or out | type |
     |------------------|-----------|------|
     | `inputCol`       | in        | images (bytes, or Spark's image struct): the whole model; or features (vectors or
     |                  |           | arrays): projection and classifier alone |
-    | `probabilityCol` | out       | vector, one probability for each of `classes` |
-    | `predictionCol`  | out       | double, the position of the class answered, as Spark's evaluators take it |
-    | `predictedLabelCol` | out    | string, the name of that class |
-    | `labelCol`       | -         | the true label, as everywhere in Spark ML: it is not read |
-    | `reasonCol`      | out       | string, if asked for: why an image has no answer |
+    | `probabilityCol` | out       | vector, the probability of each of `classes` |
+    | `predictionCol`  | out       | double, the index of the predicted class, as expected by Spark's evaluators |
+    | `predictedLabelCol` | out    | string, the name of the predicted class |
+    | `labelCol`       | -         | the true label, as in all Spark ML stages; not read |
+    | `reasonCol`      | out       | string, optional: why a row has no prediction |
 
-    A row without an answer has nulls. Saving the stage saves the model along with it. `labelCol` named the column of
-    predicted names before: where it is given and there is no such column, it still does, with a FutureWarning.
+    A row without a prediction has nulls. Saving the stage includes the model. In earlier releases `labelCol` was the
+    column
+    of predicted names: if it is set and there is no such input column, it still is, with a FutureWarning.
 
     Example:
         BundleScorer(inputCol="image", bundle=".imagestream/models/bundles/0f3a…").transform(images)
@@ -99,17 +101,17 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
 
     @classmethod
     def of(cls, bundle: Bundle) -> Self:
-        """The stage of a bundle that is in memory; saving the stage saves it along."""
+        """Return the stage of a bundle in memory."""
         stage = cls()
         stage._held = (None, bundle)
         return stage
 
     def setParams(self, **params: Any) -> Self:
-        """Set Params by name, as the constructor takes them."""
+        """Set Params by name, like the constructor."""
         return self._set(**given(**params))
 
     def getPredictedLabelCol(self) -> str:
-        """Name of the column of predicted class names."""
+        """Return the name of the column of predicted class names."""
         return self.getOrDefault(self.predictedLabelCol)
 
     def _names_column(self, schema: StructType) -> str:
@@ -117,7 +119,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
             name = self.getLabelCol()
             if name not in schema.names:
                 warnings.warn(
-                    f"labelCol={name!r} as the column of predicted names is an old spelling: set predictedLabelCol",
+                    f"labelCol={name!r} as the column of predicted names is deprecated: set predictedLabelCol",
                     FutureWarning,
                     stacklevel=4,
                 )
@@ -130,17 +132,17 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         return self._bundle().manifest.classes
 
     def transformSchema(self, schema: StructType) -> StructType:
-        """The columns that `transform` gives for these.
+        """Return the schema of the output of `transform`.
 
         Raises:
-            ServiceError: the input column is missing or of another type, or an output column is there already.
+            ServiceError: the input column is missing or of another type, or an output column already exists.
         """
         stage, name = type(self).__name__, input_of(self)
         kind = check_input(stage, schema, name)
         if not is_image(kind) and not is_features(kind):
             raise DataError(
-                f"{stage}: column {name!r} should hold images (encoded bytes, or what spark.read.format('image') "
-                f"gives) or features (vectors, or arrays of float or double), it holds {kind.simpleString()}"
+                f"{stage}: column {name!r} should contain images (encoded bytes, or what spark.read.format('image') "
+                f"gives) or features (vectors, or arrays of float or double), got {kind.simpleString()}"
             )
         reason = self.getReasonCol()
         answer = self._names_column(schema)
@@ -164,7 +166,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         results: dict[str, Callable[[Column], Column]] = {
             self.getProbabilityCol(): as_vector,
             self.getPredictionCol(): lambda values: (answered(values) - 1).cast("double"),
-            # Spark takes `element_at` of names that are all there for one that is never null.
+            # Spark infers that `element_at` of constant names is never null.
             self._names_column(dataset.schema): lambda values: F.when(
                 values.isNotNull(), F.element_at(names, answered(values))
             ),
@@ -172,7 +174,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
         return self._with_results(dataset, scored, results)
 
     def _bundle(self) -> Bundle:
-        """The bundle that the Param names, checked when it is first read; or the one that was loaded."""
+        """Return the bundle that the Param names, verified when it is first read, or the one that was loaded."""
         wanted = self.getOrDefault(self.bundle) if self.isDefined(self.bundle) else None
         if self._held is None or self._held[0] != wanted:
             if wanted is None:
@@ -201,7 +203,7 @@ class BundleScorer(Transformer, HasInputCol, HasLabelCol, HasProbabilityCol, Has
 
 
 def _answered(values: Column, threshold: float | None) -> Column:
-    """The position, from 1, that an array of probabilities answers, as `models.classifier.answers_of` has it."""
+    """Return the 1-based index of the predicted class, as `models.classifier.answers_of` does."""
     if threshold is not None:
         second = F.get(values, F.lit(1)).cast("double") >= threshold
         return F.when(values.isNotNull(), F.when(second, F.lit(2)).otherwise(F.lit(1)))
@@ -213,7 +215,7 @@ def _score_images(dataset: DataFrame, bundle: Bundle, images: Column) -> Column:
     sha256 = bundle.sha256
 
     def score(columns: Iterator[pa.Array]) -> Iterator[pa.Array]:
-        scorer = loaded(sha256, lambda: load_scorer(broadcast.value))
+        scorer = cached_model("scorer", sha256, lambda: load_scorer(broadcast.value))
         return from_images(columns, scorer.engine, scorer.fitting, scorer.probabilities)
 
     return computed(score, images, RESULT_DDL)

@@ -1,4 +1,4 @@
-"""`DistributedCNNClassifier`: a CNN trained on Spark's workers, as a Spark ML Estimator."""
+"""`DistributedCNNClassifier`: a Spark ML Estimator that trains a CNN on Spark's workers."""
 
 # ruff: noqa: N802, N803, N815  Spark ML's way of naming
 from pathlib import Path
@@ -42,21 +42,21 @@ class DistributedCNNClassifier(
 
     | column     | type |
     |------------|------|
-    | `inputCol` | binary, encoded images; those that do not decode are left out |
-    | `labelCol` | string, names of classes; rows without one are left out |
+    | `inputCol` | binary, encoded images; those that cannot be decoded are skipped |
+    | `labelCol` | string, class names; rows without one are skipped |
 
     Example:
         DistributedCNNClassifier(inputCol="image", mode="synchronous", workers=4, epochs=20).fit(images)
     """
 
-    architecture = param("architecture", "cnn_gray, cnn_color or a backbone", TypeConverters.toString)
-    inputSize = param("inputSize", "side of the images that the network takes", TypeConverters.toInt)
-    mode = param("mode", "synchronous, asynchronous or hogwild", TypeConverters.toString)
-    frequency = param("frequency", "batch or epoch", TypeConverters.toString)
-    workers = param("workers", "tasks that train at a time", TypeConverters.toInt)
-    batchSize = param("batchSize", "images per step of all workers together", TypeConverters.toInt)
-    epochs = param("epochs", "passes over the images", TypeConverters.toInt)
-    learningRate = param("learningRate", "of the optimizer Adam", TypeConverters.toFloat)
+    architecture = param("architecture", "architecture: cnn_gray, cnn_color or a backbone", TypeConverters.toString)
+    inputSize = param("inputSize", "side of the network's input in pixels", TypeConverters.toInt)
+    mode = param("mode", "mode of combining updates: synchronous, asynchronous or hogwild", TypeConverters.toString)
+    frequency = param("frequency", "interval of combining updates: batch or epoch", TypeConverters.toString)
+    workers = param("workers", "number of parallel training tasks", TypeConverters.toInt)
+    batchSize = param("batchSize", "number of images per step, over all workers", TypeConverters.toInt)
+    epochs = param("epochs", "number of passes over the images", TypeConverters.toInt)
+    learningRate = param("learningRate", "learning rate of the Adam optimizer", TypeConverters.toFloat)
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class DistributedCNNClassifier(
         self._set(**given(**named))
 
     def setParams(self, **params: Any) -> Self:
-        """Set Params by name, as the constructor takes them."""
+        """Set Params by name, like the constructor."""
         return self._set(**given(**params))
 
     def _fit(self, dataset: DataFrame) -> BundleScorer:
@@ -107,14 +107,14 @@ class DistributedCNNClassifier(
         for name, kind, what in wanted:
             found = check_input(stage, dataset.schema, name)
             if found != kind:
-                raise DataError(f"{stage}: column {name!r} should hold {what}, it holds {found.simpleString()}")
+                raise DataError(f"{stage}: column {name!r} should contain {what}, got {found.simpleString()}")
         whole = dataset.where(F.col(label).isNotNull() & F.col(images).isNotNull())
         image_id = F.sha2(images, 256)
         return whole.select(
             image_id.alias("image_id"),
             F.col(label).alias("label"),
             F.lit(False).alias("validation"),
-            F.concat_ws(":", image_id, F.monotonically_increasing_id()).alias("source"),  # tells doubles apart
+            F.concat_ws(":", image_id, F.monotonically_increasing_id()).alias("source"),  # unique even for duplicates
             F.col(images).alias("content"),
         )
 

@@ -1,4 +1,4 @@
-"""What the stages ask of a DataFrame's columns, told before a job starts, and how columns become what NumPy takes."""
+"""Validation of the stages' columns before a job starts, and conversion of columns for NumPy."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from pyspark.sql.types import ArrayType, BinaryType, DataType, DoubleType, Float
 
 from streaming.errors import ConfigurationError, DataError
 
-# Of Spark's image struct (pyspark.ml.image.ImageSchema), what is read.
+# The fields of Spark's image struct (pyspark.ml.image.ImageSchema) that are read.
 IMAGE_FIELDS: dict[str, DataType] = {
     "height": IntegerType(),
     "width": IntegerType(),
@@ -23,86 +23,114 @@ IMAGE_FIELDS: dict[str, DataType] = {
 
 
 def column(name: str) -> Column:
-    """The column of this very name, dots and all."""
+    """Return the column of this exact name, which may contain dots."""
     return F.col("`" + name.replace("`", "``") + "`")
 
 
 def check_input(stage: str, schema: StructType, name: str) -> DataType:
-    """The type of the column `name`.
+    """Return the type of the column `name`.
+
+    Args:
+        stage: the stage's name, for messages.
+        schema: the schema of the input.
+        name: name of the column.
 
     Raises:
-        ServiceError: there is no such column; says which there are.
+        ServiceError: there is no such column.
     """
     if name not in schema.names:
-        raise DataError(f"{stage}: there is no column {name!r} to read; there are: {', '.join(schema.names)}")
+        raise DataError(f"{stage}: there is no column {name!r}: expected one of {', '.join(schema.names)}")
     return schema[name].dataType
 
 
 def check_outputs(stage: str, schema: StructType, names: list[str]) -> None:
-    """Refuse to write over a column that is there.
+    """Check that output columns do not exist yet and are distinct.
+
+    Args:
+        stage: the stage's name, for messages.
+        schema: the schema of the input.
+        names: names of the output columns.
 
     Raises:
-        ServiceError: a name is taken, or given twice.
+        ServiceError: they are not.
     """
     for place, name in enumerate(names):
         if name in schema.names or name in names[:place]:
-            raise ConfigurationError(f"{stage}: the column {name!r} is there already; give another name for the result")
+            raise ConfigurationError(f"{stage}: the column {name!r} already exists: give another name for the result")
 
 
 def is_image(kind: DataType) -> bool:
-    """Whether a column of this type holds images: encoded as bytes, or Spark's image struct."""
+    """Return whether a type is one of images: encoded bytes, or Spark's image struct."""
     struct = {field.name: field.dataType for field in kind.fields} if isinstance(kind, StructType) else {}
     return isinstance(kind, BinaryType) or all(struct.get(name) == expected for name, expected in IMAGE_FIELDS.items())
 
 
 def is_features(kind: DataType) -> bool:
-    """Whether a column of this type holds features: vectors, or arrays of floating point numbers."""
+    """Return whether a type is one of features: vectors, or arrays of floating-point numbers."""
     numbers = isinstance(kind, ArrayType) and isinstance(kind.elementType, (FloatType, DoubleType))
     return numbers or isinstance(kind, VectorUDT)
 
 
 def check_image(stage: str, schema: StructType, name: str) -> None:
-    """Raises ServiceError unless the column `name` is there and holds images."""
+    """Raise a ServiceError unless the column `name` contains images.
+
+    Args:
+        stage: the stage's name, for messages.
+        schema: the schema of the input.
+        name: name of the column.
+    """
     kind = check_input(stage, schema, name)
     if not is_image(kind):
         raise DataError(
-            f"{stage}: column {name!r} should hold images (encoded bytes, or what spark.read.format('image') gives), "
-            f"it holds {kind.simpleString()}"
+            f"{stage}: column {name!r} should contain images (encoded bytes, or what spark.read.format('image') "
+            f"gives), "
+            f"got {kind.simpleString()}"
         )
 
 
 def check_features(stage: str, schema: StructType, name: str) -> None:
-    """Raises ServiceError unless the column `name` is there and holds features."""
+    """Raise a ServiceError unless the column `name` contains features.
+
+    Args:
+        stage: the stage's name, for messages.
+        schema: the schema of the input.
+        name: name of the column.
+    """
     kind = check_input(stage, schema, name)
     if not is_features(kind):
         raise DataError(
-            f"{stage}: column {name!r} should hold features (vectors, or arrays of float or double), "
-            f"it holds {kind.simpleString()}"
+            f"{stage}: column {name!r} should contain features (vectors, or arrays of float or double), "
+            f"got {kind.simpleString()}"
         )
 
 
 def as_floats(values: Column, kind: DataType) -> Column:
-    """Features of any type that `is_features` takes as array<float>; null stays null."""
+    """Convert features to array<float>; null stays null."""
     if isinstance(kind, VectorUDT):
         return F.when(values.isNotNull(), vector_to_array(values, "float32"))
     return values.cast(ArrayType(FloatType()))
 
 
 def as_vector(values: Column) -> Column:
-    """array<float> as Spark ML's vector; null stays null."""
+    """Convert array<float> to Spark ML's vector; null stays null."""
     return F.when(values.isNotNull(), array_to_vector(values))
 
 
 def computed(function: Callable[[Iterator[Any]], Iterator[Any]], values: Column, result_ddl: str) -> Column:
-    """What an iterator over Arrow arrays makes of a column; `function` has the type hints that Spark reads.
+    """Apply a function over an iterator of Arrow arrays to a column.
 
-    It is called not deterministic, so that Spark computes it once, however many columns and filters use the result.
+    It is declared nondeterministic, so that Spark computes it once even if several columns and filters use the result.
+
+    Args:
+        function: the function, with the type hints that Spark reads.
+        values: the column.
+        result_ddl: DDL type of the result.
     """
-    make: Any = arrow_udf  # whose overloads do not know that Spark reads the type hints
+    make: Any = arrow_udf  # its overloads do not cover type hints
     result: Column = make(function, result_ddl).asNondeterministic()(values)
     return result
 
 
 def vector_type() -> DataType:
-    """The type of a column of Spark ML's vectors."""
+    """Return the type of Spark ML's vectors."""
     return VectorUDT()

@@ -1,4 +1,4 @@
-"""`DeepImageFeaturizer`: a column of images to a column of a CNN's features, as a Spark ML Transformer."""
+"""`DeepImageFeaturizer`: a Spark ML Transformer from images to a CNN's features."""
 
 # ruff: noqa: N802, N803, N815  Spark ML's way of naming
 import hashlib
@@ -20,7 +20,8 @@ from models.architectures import BACKBONES, BackboneSpec, find_backbone
 from models.backbone import FLATBUFFER_FILE, export_backbone
 from models.engine import LiteRTEngine
 from streaming.errors import ConfigurationError
-from streaming.images.ml_worker import RESULT_DDL, from_images, loaded
+from streaming.images.ml_worker import RESULT_DDL, from_images
+from streaming.images.model_cache import cached_model
 from streaming.ml.columns import as_vector, check_image, check_outputs, column, computed, vector_type
 from streaming.ml.params import FromImages, given, input_of, param
 from streaming.ml.storage import StoredStage
@@ -31,13 +32,13 @@ _BY_LETTERS = {re.sub(r"[^a-z0-9]", "", name): name for name in BACKBONES}
 
 
 def backbone_name(text: str) -> str:
-    """The table's name of a backbone, from its own or Keras' way of writing it: `InceptionV3` is `inception_v3`."""
+    """Return the name of a backbone in this project's or Keras's spelling, e.g. `inception_v3` for `InceptionV3`."""
     return _BY_LETTERS.get(re.sub(r"[^a-z0-9]", "", text.lower()), text)
 
 
 @dataclass(frozen=True)
 class _Flatbuffer:
-    """A backbone as workers load it, and the Params it was exported for."""
+    """An exported backbone and the Params that it was exported for."""
 
     wanted: tuple[Any, ...]
     content: bytes
@@ -51,11 +52,12 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
     |-------------|-----------|------|
     | `inputCol`  | in        | encoded images as bytes, or the struct that `spark.read.format("image")` gives |
     | `outputCol` | out       | vector of D features; null where the image is null or cannot be read           |
-    | `reasonCol` | out       | string, if asked for: why there are no features                                |
+    | `reasonCol` | out       | string, optional: why there are no features                                    |
 
-    The backbone is exported on first use (`models.backbone.export_backbone`), into `cacheDir`, by default where the
-    service keeps its own. Saving the stage saves the export along with it: what is loaded gives the same features, on
-    machines that have no weights.
+    The backbone is exported on first use (`models.backbone.export_backbone`) to `cacheDir`, by default the folder of
+    the
+    service. Saving the stage includes the export, so a loaded stage gives the same features on machines without the
+    weights.
 
     Example:
         Pipeline(stages=[
@@ -66,27 +68,27 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
 
     modelName = param(
         "modelName",
-        f"the backbone: {', '.join(BACKBONES)}, or Keras' name of it, such as InceptionV3",
+        f"name of the backbone: {', '.join(BACKBONES)}, or its name in Keras, such as InceptionV3",
         TypeConverters.toString,
     )
     weights = param(
         "weights",
-        "imagenet, random, or a weights file that Keras saved",
+        "weights: imagenet, random, or a weights file saved by Keras",
         TypeConverters.toString,
     )
     output = param(
         "output",
-        "pooled (the mean over the last feature map) or flat (all of it)",
+        "output: pooled (channel means of the last feature map) or flat (all its values)",
         TypeConverters.toString,
     )
     inputSize = param(
         "inputSize",
-        "[height, width] that images are resized to; the backbone's own if not set",
+        "input size [height, width] in pixels; the backbone's own if not set",
         TypeConverters.toListInt,
     )
     cacheDir = param(
         "cacheDir",
-        "folder of exported backbones; that of the home (IMAGESTREAM_HOME, .imagestream) if not set",
+        "folder of exported backbones; default: that of the home (IMAGESTREAM_HOME, .imagestream)",
         TypeConverters.toString,
     )
 
@@ -121,15 +123,15 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
         )
 
     def setParams(self, **params: Any) -> Self:
-        """Set Params by name, as the constructor takes them."""
+        """Set Params by name, like the constructor."""
         return self._set(**given(**params))
 
     def spec(self) -> BackboneSpec:
-        """The backbone that the Params name; its `n_features` is the length of the vectors.
+        """Return the specification of the backbone; its `n_features` is the length of the vectors.
 
         Raises:
-            ServiceError: no modelName is set.
-            ModelError: an unknown name or output, or a size that it cannot take.
+            ServiceError: modelName is not set.
+            ModelError: the name, output or input size is not supported.
         """
         if not self.isDefined(self.modelName):
             raise ConfigurationError(f"DeepImageFeaturizer needs a modelName: {', '.join(BACKBONES)}")
@@ -138,10 +140,10 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
         return find_backbone(backbone_name(params["modelName"]), params["output"], size)
 
     def transformSchema(self, schema: StructType) -> StructType:
-        """The columns that `transform` gives for these.
+        """Return the schema of the output of `transform`.
 
         Raises:
-            ServiceError: the input column is missing or holds no images, or an output column is there already.
+            ServiceError: the input column is missing or contains no images, or an output column already exists.
         """
         stage = type(self).__name__
         check_image(stage, schema, input_of(self))
@@ -157,14 +159,14 @@ class DeepImageFeaturizer(Transformer, HasInputCol, HasOutputCol, FromImages, St
         sha256 = backbone.sha256
 
         def featurize(images: Iterator[pa.Array]) -> Iterator[pa.Array]:
-            engine = loaded(sha256, lambda: LiteRTEngine(broadcast.value))
+            engine = cached_model("engine", sha256, lambda: LiteRTEngine(broadcast.value))
             return from_images(images, engine, "stretch", lambda features: features)
 
         values = computed(featurize, column(input_of(self)), RESULT_DDL)
         return self._with_results(dataset, values, {self.getOutputCol(): as_vector})
 
     def _exported(self) -> _Flatbuffer:
-        """The backbone for the present Params: the one held, or else exported."""
+        """Return the backbone for the current Params; export it if necessary."""
         spec = self.spec()
         weights = self.getOrDefault(self.weights)
         wanted = (spec.name, weights, spec.output, spec.input_size)

@@ -1,4 +1,4 @@
-"""Params that several stages share, beside Spark ML's own."""
+"""Params shared by several stages, in addition to Spark ML's own."""
 
 # ruff: noqa: N802, N815  Spark ML's way of naming
 from collections.abc import Callable, Mapping
@@ -16,20 +16,26 @@ KEEP, SKIP = "keep", "skip"
 
 
 def given(**params: Any) -> dict[str, Any]:
-    """The Params that are not None: Spark ML cannot read back one that was set to None."""
+    """Return the Params that are not None: Spark ML cannot load a stage with a Param set to None."""
     return {name: value for name, value in params.items() if value is not None}
 
 
 def param(name: str, doc: str, converter: Callable[[Any], Value]) -> Param[Value]:
-    """A Param of the class that it is assigned in, as Spark ML declares them."""
+    """Return a Param of the class that it is assigned in, declared as in Spark ML's own stages.
+
+    Args:
+        name: name of the Param.
+        doc: its description.
+        converter: converts a value to its type.
+    """
     return Param(Params._dummy(), name, doc, converter)
 
 
 def input_of(stage: HasInputCol) -> str:
-    """The name of the column that a stage reads.
+    """Return the name of a stage's input column.
 
     Raises:
-        ServiceError: it was given none.
+        ServiceError: it is not set.
     """
     if not stage.isDefined(stage.inputCol):
         raise ConfigurationError(f"{type(stage).__name__} needs an inputCol: the name of the column to read")
@@ -37,17 +43,17 @@ def input_of(stage: HasInputCol) -> str:
 
 
 class FromImages(Params):
-    """Stages whose rows may lack a result: what becomes of these, and where the reason goes."""
+    """Params of stages that may have no result for a row: how such rows are handled, and the column of reasons."""
 
     reasonCol = param(
         "reasonCol",
-        "name of a string column for why a row has no result, null where it has one; no such column if not set",
+        "name of a string column with the reason why a row has no result, null if it has one; not written if not set",
         TypeConverters.toString,
     )
     handleInvalid = param(
         "handleInvalid",
-        "rows whose image is null or cannot be read: keep (with a null result) or skip (drop the row, as an estimator "
-        "that follows in a Pipeline needs it)",
+        "handling of rows whose image is null or cannot be read: keep (with a null result) or skip (drop the row, as "
+        "required by a following estimator)",
         TypeConverters.toString,
     )
 
@@ -56,25 +62,26 @@ class FromImages(Params):
         self._setDefault(handleInvalid=KEEP)
 
     def getReasonCol(self) -> str | None:
-        """Name of the column of reasons, or None."""
+        """Return the name of the column of reasons, or None."""
         return self.getOrDefault(self.reasonCol) if self.isDefined(self.reasonCol) else None
 
     def getHandleInvalid(self) -> str:
-        """`keep` or `skip`."""
+        """Return `keep` or `skip`."""
         return self.getOrDefault(self.handleInvalid)
 
     def _with_results(
         self, rows: DataFrame, computed: Column, results: Mapping[str, Callable[[Column], Column]]
     ) -> DataFrame:
-        """`rows` with a column for each of `results`, made of the values of `computed`, and one for the reason.
+        """Add a column for each of `results`, and the column of reasons.
 
         Args:
+            rows: the rows.
             computed: a struct of `streaming.images.ml_worker.RESULT_DDL`.
-            results: name of a column → from array<float> to what it holds.
+            results: name of a column → function from array<float> to its value.
         """
         wanted = self.getHandleInvalid()
         if wanted not in {KEEP, SKIP}:
-            raise ConfigurationError(f"handleInvalid is {KEEP} or {SKIP}, got {wanted!r}")
+            raise ConfigurationError(f"handleInvalid should be {KEEP} or {SKIP}, got {wanted!r}")
         scratch = f"{self.uid}__computed"
         rows = rows.withColumn(scratch, computed)
         values, reason = F.col(f"{scratch}.values"), self.getReasonCol()

@@ -1,4 +1,4 @@
-"""The projections as Spark ML Estimators: `ImagePCA` by explained variance or by k, `SparseRandomProjection` by eps."""
+"""Projections as Spark ML Estimators: `ImagePCA` (by explained variance or k) and `SparseRandomProjection`."""
 
 # ruff: noqa: N802, N803, N815  Spark ML's way of naming
 import json
@@ -23,23 +23,23 @@ from streaming.images.ml_worker import from_features
 from streaming.ml.columns import as_floats, as_vector, check_features, check_outputs, column, computed, vector_type
 from streaming.ml.params import given, input_of, param
 from streaming.ml.storage import StoredStage
-from streaming.training.sums import gram_sums
+from streaming.training.accumulators import gram_sums
 
 STAGE_FILE = "projection.json"
 
 
 class _FeaturesToFeatures(HasInputCol, HasOutputCol):
-    """Vectors, or arrays of numbers, in; vectors out; null stays null."""
+    """Base of stages from vectors or arrays of numbers to vectors; null stays null."""
 
     def setParams(self, **params: Any) -> Self:
-        """Set Params by name, as the constructor takes them."""
+        """Set Params by name, like the constructor."""
         return self._set(**given(**params))
 
     def transformSchema(self, schema: StructType) -> StructType:
-        """The columns that `transform` gives for these.
+        """Return the schema of the output of `transform`.
 
         Raises:
-            ServiceError: the input column is missing or holds no features, or the output column is there already.
+            ServiceError: the input column is missing or contains no features, or the output column already exists.
         """
         stage = type(self).__name__
         check_features(stage, schema, input_of(self))
@@ -47,7 +47,7 @@ class _FeaturesToFeatures(HasInputCol, HasOutputCol):
         return StructType(list(schema.fields)).add(self.getOutputCol(), vector_type())
 
     def _rows_to_fit(self, dataset: DataFrame) -> DataFrame:
-        """The rows that have features, as the column `features` of array<float>."""
+        """Return the rows with features as the column `features` (array<float>)."""
         self.transformSchema(dataset.schema)
         name = input_of(self)
         rows = dataset.select(as_floats(column(name), dataset.schema[name].dataType).alias("features"))
@@ -55,7 +55,7 @@ class _FeaturesToFeatures(HasInputCol, HasOutputCol):
 
 
 class _ProjectionModel(Model, _FeaturesToFeatures, StoredStage):
-    """A projection at work."""
+    """Base of fitted projections."""
 
     def __init__(self, projection: Projection | None = None) -> None:
         super().__init__()
@@ -63,13 +63,13 @@ class _ProjectionModel(Model, _FeaturesToFeatures, StoredStage):
 
     @property
     def projection(self) -> Projection:
-        """The projection itself: NumPy arrays, `transform` from (N, n_in) to (N, n_out).
+        """The projection, whose `transform` maps (N, n_in) to (N, n_out).
 
         Raises:
-            ServiceError: this model was made by its constructor, and neither fitted nor loaded.
+            ServiceError: the model was created by its constructor, neither fitted nor loaded.
         """
         if self._projection is None:
-            raise ConfigurationError(f"{type(self).__name__} comes from fit() or load(), this one has no projection")
+            raise ConfigurationError(f"{type(self).__name__} has no projection: create it with fit() or load()")
         return self._projection
 
     def _transform(self, dataset: DataFrame) -> DataFrame:
@@ -98,12 +98,12 @@ class _ProjectionModel(Model, _FeaturesToFeatures, StoredStage):
 class _PCAParams(_FeaturesToFeatures):
     explainedVariance = param(
         "explainedVariance",
-        "keep the fewest components that explain this share of the variance, above 0 and at most 1; k goes first",
+        "fraction of the variance that the components must explain, above 0 and at most 1; ignored if k is set",
         TypeConverters.toFloat,
     )
     k = param(
         "k",
-        "the number of components to keep; by explainedVariance if not set",
+        "number of components; determined by explainedVariance if not set",
         TypeConverters.toInt,
     )
 
@@ -112,7 +112,7 @@ class _PCAParams(_FeaturesToFeatures):
         self._setDefault(explainedVariance=0.9)
 
     def getK(self) -> int | None:
-        """The number of components asked for, or None."""
+        """Return the number of components, or None."""
         return self.getOrDefault(self.k) if self.isDefined(self.k) else None
 
 
@@ -123,8 +123,9 @@ class ImagePCAModel(_ProjectionModel, _PCAParams):
 class ImagePCA(Estimator[ImagePCAModel], _PCAParams, DefaultParamsReadable["ImagePCA"], DefaultParamsWritable):
     """Exact principal components from one pass over the data; see `models.projection`.
 
-    Reads `inputCol` (vectors or arrays of D numbers; rows of null are left out) and writes `outputCol` (vectors of K).
-    What reaches the driver are sums of D² numbers, however many rows there are.
+    Reads `inputCol` (vectors or arrays of D numbers; null rows are skipped) and writes `outputCol` (vectors of K
+    numbers).
+    The driver receives D² sums, regardless of the number of rows.
 
     Example:
         ImagePCA(inputCol="features", outputCol="pca", explainedVariance=0.9).fit(rows).transform(rows)
@@ -145,7 +146,7 @@ class ImagePCA(Estimator[ImagePCAModel], _PCAParams, DefaultParamsReadable["Imag
         rows = self._rows_to_fit(dataset)
         first = rows.first()
         if first is not None:
-            check_pca_memory(len(first["features"]))  # here in one line, rather than in a worker's traceback
+            check_pca_memory(len(first["features"]))  # fail here, not in a worker's traceback
         k = self.getK()
         pca = fit_pca(gram_sums(rows), None if k else self.getOrDefault(self.explainedVariance), k)
         return self._copyValues(ImagePCAModel(pca))
@@ -154,12 +155,13 @@ class ImagePCA(Estimator[ImagePCAModel], _PCAParams, DefaultParamsReadable["Imag
 class _RandomParams(_FeaturesToFeatures, HasSeed):
     eps = param(
         "eps",
-        "distances are kept within a factor of 1 ± eps: decides the number of columns, from that of the rows",
+        "maximum relative distortion of squared distances, which determines the number of columns from that of the "
+        "rows",
         TypeConverters.toFloat,
     )
     k = param(
         "k",
-        "the number of columns; by eps if not set",
+        "number of columns; determined by eps if not set",
         TypeConverters.toInt,
     )
 
@@ -168,7 +170,7 @@ class _RandomParams(_FeaturesToFeatures, HasSeed):
         self._setDefault(eps=0.1, seed=0)
 
     def getK(self) -> int | None:
-        """The number of columns asked for, or None."""
+        """Return the number of columns, or None."""
         return self.getOrDefault(self.k) if self.isDefined(self.k) else None
 
 
@@ -182,10 +184,10 @@ class SparseRandomProjection(
     DefaultParamsReadable["SparseRandomProjection"],
     DefaultParamsWritable,
 ):
-    """Random directions that keep distances, for features too wide for PCA; see `models.random_projection`.
+    """Sparse random projection for features too wide for PCA; see `models.random_projection`.
 
-    Reads `inputCol` (vectors or arrays of D numbers) and writes `outputCol` (vectors of K). Nothing is fitted: the data
-    gives D, and without `k` the number of rows that K follows from. The same seed gives the same matrix.
+    Reads `inputCol` (vectors or arrays of D numbers) and writes `outputCol` (vectors of K numbers). Only D and, without
+    `k`, the number of rows are taken from the data. The same seed gives the same matrix.
 
     Example:
         SparseRandomProjection(inputCol="features", outputCol="projected", eps=0.1, seed=7).fit(rows)
@@ -207,7 +209,7 @@ class SparseRandomProjection(
         rows = self._rows_to_fit(dataset)
         first = rows.first()
         if first is None:
-            raise DataError("SparseRandomProjection: there are no features to take the width of")
+            raise DataError("SparseRandomProjection: there are no rows with features")
         n_in, k = len(first["features"]), self.getK()
         if k is None:
             k = johnson_lindenstrauss_dim(rows.count(), self.getOrDefault(self.eps))

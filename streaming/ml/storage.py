@@ -1,8 +1,8 @@
-"""Stages on disk, as Spark ML lays them out: `metadata/` is one line of JSON, `data/` a Parquet table of files.
+"""Persistence of stages in Spark ML's layout: `metadata/` is one line of JSON, `data/` a Parquet table of files.
 
-What a stage holds beside its Params (arrays as `.npz`, a flatbuffer, a manifest) is a row each: name and content, whose
-SHA-256 stands in the metadata. Both parts go through Spark, so any file system that Spark writes to will do, and
-neither holds anything that could execute: no pickles.
+The files of a stage besides its Params (arrays as `.npz`, a flatbuffer, a manifest) are rows of name and content, whose
+SHA-256 is in the metadata. Spark writes both parts, to any of its file systems; neither contains executable data such
+as pickles.
 """
 
 import hashlib
@@ -22,32 +22,32 @@ FILES_DDL = "name string, content binary"
 
 
 class StoredStage(Params, MLReadable[Any], MLWritable):
-    """A stage that is its Params and some files."""
+    """A stage that consists of its Params and some files."""
 
     def write(self) -> "StageWriter":
-        """Writes the Params and the files."""
+        """Return a writer of the Params and files."""
         return StageWriter(self)
 
     @classmethod
     def read(cls) -> "StageReader[Self]":
-        """Reads what `write` wrote."""
+        """Return a reader of saved stages."""
         return StageReader(cls)
 
     @abstractmethod
     def to_files(self) -> Mapping[str, bytes]:
-        """What it holds beside its Params."""
+        """Return its files by name."""
 
     @classmethod
     @abstractmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        """A stage that holds this, with default Params."""
+        """Return a stage with these files and default Params."""
 
 
 Stored = TypeVar("Stored", bound=StoredStage)
 
 
 class StageWriter(MLWriter):
-    """Writes Params and files."""
+    """Writes the Params and files of a stage."""
 
     def __init__(self, stage: StoredStage) -> None:
         super().__init__()
@@ -61,38 +61,43 @@ class StageWriter(MLWriter):
         self.sparkSession.createDataFrame(table).coalesce(1).write.parquet(f"{path}/data")
 
 
+def _restore_uid(stage: Params, uid: str) -> None:
+    """Give a loaded stage its saved id, as pyspark's own readers do; there is no public method for it."""
+    stage._resetUid(uid)
+
+
 class StageReader(MLReader[Stored], Generic[Stored]):
-    """Reads what `StageWriter` wrote, and nothing that differs from it by a byte."""
+    """Reads a saved stage and verifies its hashes."""
 
     def __init__(self, cls: type[Stored]) -> None:
         super().__init__()
         self._cls = cls
 
     def load(self, path: str) -> Stored:
-        """The stage saved under `path`.
+        """Load the stage saved under `path`.
 
         Raises:
-            ServiceError: it is another kind of stage, or was altered; says where and how.
+            ServiceError: it is another kind of stage, or was modified.
         """
         try:
             metadata = DefaultParamsReader.loadMetadata(path, self.sparkSession)
             expected = f"{self._cls.__module__}.{self._cls.__name__}"
             if metadata["class"] != expected:
-                raise DataError(f"{path} holds a {metadata['class']}, expected {expected}")
+                raise DataError(f"{path}: expected a saved {expected}, got {metadata['class']}")
             stage = self._cls.from_files(self._read_files(path, metadata["files"]))
-            stage._resetUid(metadata["uid"])
+            _restore_uid(stage, metadata["uid"])
             DefaultParamsReader.getAndSetParams(stage, metadata)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path} is no saved {self._cls.__name__}: {error}") from error
+            raise DataError(f"{path} is not a saved {self._cls.__name__}: {error}") from error
         return stage
 
     def _read_files(self, path: str, hashes: Mapping[str, str]) -> dict[str, bytes]:
         table = self.sparkSession.read.schema(FILES_DDL).parquet(f"{path}/data")
         size = table.agg(F.sum(F.length("content"))).collect()[0][0] or 0
         if size > MAX_BYTES:
-            raise DataError(f"{path} holds {size:,} bytes, more than the {MAX_BYTES:,} allowed")
+            raise DataError(f"{path} has {size:,} bytes: expected at most {MAX_BYTES:,}")
         files = {row["name"]: bytes(row["content"]) for row in table.limit(len(hashes) + 1).collect()}
         found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         if found != dict(hashes):
-            raise DataError(f"{path} was altered: its files are not those whose SHA-256 its metadata tells")
+            raise DataError(f"{path} was modified: its files do not match the SHA-256 in its metadata")
         return files

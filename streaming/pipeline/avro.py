@@ -1,8 +1,8 @@
-"""Avro records as messages: bare by a schema from a file, or with the header that names a registry's schema.
+"""Reads messages that are Avro records: by a schema from a file, or by the id of a registry's schema in their header.
 
-Neither records nor a registry's schemas can be trusted. A few bytes of a schema may describe billions of values, and a
-few bytes of a record a value of exabytes, or values without an end. So schemas are bounded before any record is read,
-and a record is read by `fastavro` from an object that ends with the record and counts how often it is asked.
+Neither records nor the registry's schemas are trusted. A few bytes of a schema can describe billions of values; a few
+bytes of a record can declare a value of exabytes, or an endless number of values. So the size of a schema is limited
+before a record is read, and `fastavro` reads a record from an object that limits the number of reads and their sizes.
 
 Source: Apache Avro's specification 1.12, "Binary encoding"; "Wire format" in the documentation of Confluent's Schema
 Registry.
@@ -15,23 +15,23 @@ from typing import Any
 
 from streaming.platform.schema_registry import MAX_SCHEMA_BYTES, UnknownSchemaError, fetch_schema
 
-MAX_VALUES = 1_000  # of a schema, named types counted wherever they are used
-MAX_DEPTH = 20  # of types in one another
+MAX_VALUES = 1_000  # in a schema; a named type counts wherever it is used
+MAX_DEPTH = 20  # of nested types
 MAX_JSON_DEPTH = 100  # of a schema's text
-MAX_READS = 100_000  # of a record; a value takes one or more
-MAX_SCHEMAS = 100  # kept by a worker, of a few MB each at most
-HEADER_BYTES = 5  # a zero, and the id of a schema in a registry
+MAX_READS = 100_000  # per record; a value takes one or more
+MAX_SCHEMAS = 100  # cached per worker, of a few MB each
+HEADER_BYTES = 5  # a zero byte, and the schema's id in the registry
 REASON_CHARS = 100
 PRIMITIVES = {"boolean", "int", "long", "float", "double", "bytes", "string", "enum"}
-# What decides how a record is encoded. Without logical types no code of theirs runs, and a record's bytes are not made
-# decimals of millions of digits.
+# The attributes that determine the encoding of a record. Logical types are dropped, so that none of their code runs and
+# no bytes are converted to a decimal with millions of digits.
 KEPT = {"type", "name", "namespace", "fields", "items", "values", "symbols", "size"}
 
 Records = Callable[[bytes], Any]
 
 
 class RecordError(ValueError):
-    """A message is not a record of its schema, or its schema is beyond the limits."""
+    """A message is not a record of its schema, or its schema exceeds the limits."""
 
 
 class Schema:
@@ -44,7 +44,7 @@ class Schema:
         fields: names of the record's own fields.
 
     Raises:
-        RecordError: it is not a schema of a record, or beyond the limits.
+        RecordError: it is not the schema of a record, or exceeds the limits.
     """
 
     fields: list[str]
@@ -70,10 +70,13 @@ class Schema:
             raise RecordError(f"expected an Avro schema of a record: {_short(error)}") from error
 
     def read(self, data: bytes, start: int = 0) -> Any:
-        """The record from `start` to the end, by its fields.
+        """Decode the record from `start` to the end of `data`.
+
+        Returns:
+            Field → value.
 
         Raises:
-            RecordError: it is not of this schema, or has too many values.
+            RecordError: it does not match this schema, or has too many values.
         """
         from fastavro import schemaless_reader
 
@@ -85,15 +88,15 @@ class Schema:
         except (ValueError, LookupError, TypeError, EOFError, StopIteration, OverflowError) as error:
             raise RecordError(f"expected a record of its schema: {_short(error)}") from error
         if left := source.left:
-            raise RecordError(f"expected a record of its schema, got {left:,} bytes behind it")
+            raise RecordError(f"expected a record of its schema, got {left:,} bytes after it")
         return record
 
 
 def records_of_file(text: str) -> Records:
-    """Reads records by one schema, bare or with a registry's header, whose id is then not looked at.
+    """A reader of records of one schema, with or without a registry's header, whose schema id is ignored.
 
     Raises:
-        RecordError: as `Schema`.
+        RecordError: see `Schema`.
     """
     schema = Schema(text)
 
@@ -102,14 +105,14 @@ def records_of_file(text: str) -> Records:
             return schema.read(data)
         try:
             return schema.read(data, HEADER_BYTES)
-        except RecordError:  # a bare one may begin with a zero, too
+        except RecordError:  # a record without a header may also begin with a zero
             return schema.read(data)
 
     return read
 
 
 def records_of_registry(url: str) -> Records:
-    """Reads records by the schemas that they name; each is fetched once."""
+    """A reader of records with a registry's header; each schema is fetched once."""
 
     @lru_cache(MAX_SCHEMAS)
     def schema_of(number: int) -> Schema | str:
@@ -117,15 +120,15 @@ def records_of_registry(url: str) -> Records:
         try:
             return Schema(text)
         except RecordError as error:
-            return str(error)  # the error itself would keep what was parsed
+            return str(error)  # the exception itself would keep the parsed schema alive
 
     def read(data: bytes) -> Any:
         if len(data) < HEADER_BYTES or data[0]:
-            raise RecordError("expected a zero and the id of a schema in front of an Avro record")
+            raise RecordError("expected a zero byte and a schema id before the Avro record")
         number = int.from_bytes(data[1:HEADER_BYTES], "big")
         try:
             schema = schema_of(number)
-        except UnknownSchemaError as error:  # not kept: it may be registered later
+        except UnknownSchemaError as error:  # not cached, since the schema may be registered later
             raise RecordError(str(error)) from error
         if isinstance(schema, str):
             raise RecordError(f"schema {number}: {schema}")
@@ -135,7 +138,7 @@ def records_of_registry(url: str) -> Records:
 
 
 class _Source:
-    """A record's bytes, for `fastavro`."""
+    """A file object over a record's bytes for `fastavro`, with limits."""
 
     def __init__(self, data: bytes, start: int) -> None:
         self._data = data
@@ -149,20 +152,20 @@ class _Source:
     def read(self, count: int) -> bytes:
         self._reads += 1
         if self._reads > MAX_READS:
-            raise RecordError(f"expected a record of at most {MAX_READS:,} numbers and values, got more")
+            raise RecordError(f"expected a record of at most {MAX_READS:,} values, got more")
         if not 0 <= count <= self.left:
-            raise RecordError(f"expected a record of its schema, got {self.left:,} bytes of a value of {count:,}")
+            raise RecordError(f"expected a record of its schema, got {self.left:,} bytes for a value of {count:,}")
         self._at += count
         return self._data[self._at - count : self._at]
 
 
 class _Extent:
-    """Counts the values that a schema describes: as many as a record has without more than one in an array or map.
+    """Counts the values that a schema describes, with one element per array or map.
 
-    Every value takes a byte or more, so that no more come out of a record than its bytes and this allow.
+    Every type must take at least one byte, so that the size of a record limits the number of its values.
 
     Args:
-        named: types by their full names.
+        named: full name → type.
     """
 
     def __init__(self, named: dict[str, Any]) -> None:
@@ -172,9 +175,7 @@ class _Extent:
     def add(self, schema: Any, depth: int = 0, *, in_union: bool = False) -> None:
         self._values += 1
         if self._values > MAX_VALUES or depth > MAX_DEPTH:  # also types that contain themselves
-            raise RecordError(
-                f"expected a schema of at most {MAX_VALUES:,} values, {MAX_DEPTH} in one another, got more"
-            )
+            raise RecordError(f"expected a schema of at most {MAX_VALUES:,} values and {MAX_DEPTH} levels, got more")
         if isinstance(schema, list):
             self._add_all(schema, depth, in_union=True)
             return
@@ -190,7 +191,7 @@ class _Extent:
         elif kind in self._named:
             self.add(self._named[kind], depth, in_union=in_union)
         else:
-            raise RecordError(f"expected types whose values take a byte or more, got {str(kind)[:20]!r} without one")
+            raise RecordError(f"expected types whose values take at least one byte, got {str(kind)[:20]!r}")
 
     def _add_all(self, schemas: Iterable[Any], depth: int, *, in_union: bool = False) -> None:
         for one in schemas:
@@ -202,7 +203,7 @@ def _kept(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_json(schema: Any) -> None:
-    """Refuse what is not of a record, or nested so deep that `fastavro`, which is compiled, may exhaust its stack."""
+    """Reject a schema that is not of a record, or nested so deeply that `fastavro`'s C code may overflow its stack."""
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise RecordError(f"expected an Avro schema of a record, got {str(schema)[:40]!r}")
     level: list[Any] = [schema]
@@ -215,7 +216,7 @@ def _check_json(schema: Any) -> None:
         ]
         if not level:
             return
-    raise RecordError(f"expected a schema in at most {MAX_JSON_DEPTH} brackets, got more")
+    raise RecordError(f"expected a schema of at most {MAX_JSON_DEPTH} levels of JSON, got more")
 
 
 def _short(error: BaseException) -> str:

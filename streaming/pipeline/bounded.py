@@ -1,14 +1,12 @@
-"""Micro-batches that Spark cannot read: what was tried, and reading them in bounded memory.
+"""Reads micro-batches that Spark cannot read, in bounded memory, after a number of failed attempts.
 
-Spark's reader unpacks whole record batches. One that unpacks to more than its JVM has memory for ends the process, at
-the same offset at every start; a timestamp that Spark cannot hold fails the same micro-batch again and again. So each
-attempt is noted in a file before it begins. A micro-batch that was begun `TRIES` times and never finished is read by
-`BoundedReader` and scored in the driver: its good messages have their rows, and what cannot be read is quarantined by
-its offset.
+Spark's reader decompresses whole record batches. One that expands to more than the JVM's memory kills the process, at
+the same offset at every start; a timestamp that Spark cannot represent fails the same micro-batch every time. So each
+attempt is recorded in a file before it starts. A micro-batch that was started `TRIES` times but not finished is read by
+a `BoundedReader` and scored in the driver: good messages get rows, and unreadable ones are quarantined by offset.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -16,9 +14,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from streaming.pipeline.account import Place
-from streaming.pipeline.decisions import OffsetRange
+from streaming.pipeline.decisions import OffsetRange, TopicPartition
 from streaming.platform.bounded_reader import BoundedReader, Record
+from streaming.storage.json_file import write_json
 
 TRIES = 2
 ROWS_AT_ONCE = 256
@@ -38,10 +36,10 @@ COLUMNS = pa.schema(
 
 
 class Attempts:
-    """How often the micro-batch at hand was begun, also by processes that have died.
+    """Counts the attempts at the current micro-batch, including those of processes that have died.
 
     Args:
-        file: in a local folder. What it holds is a hint: without it, a batch is only tried once more.
+        file: in a local folder. If it is lost, a batch is only tried more often.
     """
 
     def __init__(self, file: Path) -> None:
@@ -49,18 +47,15 @@ class Attempts:
         self._last: tuple[int, list[OffsetRange], int] | None = self._read()
 
     def begin(self, number: int, ranges: Sequence[OffsetRange]) -> None:
-        """Note that a micro-batch is begun."""
+        """Record the start of a micro-batch."""
         tries = self._last[2] if self._last is not None and self._begins_alike(number, ranges) else 0
         self._last = number, list(ranges), tries + 1
         content = {"number": number, "tries": tries + 1, "ranges": [asdict(one) for one in ranges]}
-        unfinished = self._file.with_suffix(".new")
         with suppress(OSError):  # a full disk
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(content))
-            os.replace(unfinished, self._file)  # noqa: PTH105
+            write_json(self._file, content)
 
-    def hopeless(self, number: int, ends: Mapping[Place, int]) -> list[OffsetRange]:
-        """The ranges of a micro-batch that was begun too often to be begun in the same way again; empty for another.
+    def exhausted(self, number: int, ends: Mapping[TopicPartition, int]) -> list[OffsetRange]:
+        """The ranges of the next micro-batch if all of its attempts have failed; otherwise empty.
 
         Args:
             number: of the next batch.
@@ -72,7 +67,7 @@ class Attempts:
         return ranges if all(ends.get((one.topic, one.partition)) == one.start for one in ranges) else []
 
     def _begins_alike(self, number: int, ranges: Sequence[OffsetRange]) -> bool:
-        """Whether it begins where the last one did; it may be smaller."""
+        """Whether a micro-batch begins where the last one did; it may be smaller."""
         if self._last is None:
             return False
         before = {(one.topic, one.partition): one.start for one in self._last[1]}
@@ -83,7 +78,7 @@ class Attempts:
             content = json.loads(self._file.read_text())
             ranges = [OffsetRange(**one) for one in content["ranges"]]
             return int(content["number"]), ranges, int(content["tries"])
-        except (OSError, ValueError, TypeError, KeyError):  # there is none, or it is damaged
+        except (OSError, ValueError, TypeError, KeyError):  # it does not exist, or is damaged
             return None
 
 
@@ -92,8 +87,8 @@ class BoundedMessages:
     """The messages of a micro-batch.
 
     Attributes:
-        batches: of `COLUMNS`, topics by their names in Kafka; read once.
-        refused: (topic, partition, offset) → why it could not be read, of the batches given so far.
+        batches: of the schema `COLUMNS`, topics by their names in Kafka; can be read once.
+        refused: (topic, partition, offset) → reason, of messages that could not be read; grows while `batches` is read.
     """
 
     batches: Iterator[pa.RecordBatch]
@@ -103,10 +98,12 @@ class BoundedMessages:
 def read_bounded(
     reader: BoundedReader, ranges: Sequence[OffsetRange], kafka_names: Mapping[str, str]
 ) -> BoundedMessages:
-    """The messages of ranges of offsets.
+    """The messages of offset ranges.
 
     Args:
-        kafka_names: topic in the tables → in Kafka.
+        reader: of the broker.
+        ranges: topics by their names in the tables.
+        kafka_names: topic in the tables → topic in Kafka.
     """
     refused: dict[tuple[str, int, int], str] = {}
 

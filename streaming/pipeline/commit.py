@@ -1,22 +1,22 @@
-"""The commit protocol of a micro-batch. It is why every message has exactly one row, whatever dies when.
+"""The commit protocol of a micro-batch, by which every message has exactly one row whenever a process fails.
 
-    1. plan      Spark's ranges of offsets; each must start where the batch before it ended
-    2. model     what the aliases point to now
-    3. score     once, in one Spark job; workers write features and quarantined bytes into files of their own
-    4. account   every message of the ranges was read once and has one row, or the batch is refused (see `account.py`)
-    5. write     files of predictions and of the challenger's answers, which no commit names yet; meanwhile Kafka is
-                 asked whether its topics are still the same
-    6. decide    create the object of batch n, which names offsets, models, figures and files
-    7. apply     predictions, quarantine, shadow and features: one commit each, with transaction (stream id, n); beside
-                 them, if there is an answers topic, one transaction of Kafka
-    8. whole     `batches`, likewise, last: a batch with a row here is whole
+    1. plan      take Spark's offset ranges; each must start where the previous batch ended
+    2. model     load the models that the aliases point to now
+    3. score     run one Spark job; workers write features and quarantined messages to separate files
+    4. reconcile check that every message of the ranges was read once and has one row (see `reconcile.py`)
+    5. write     write files of predictions and of the challenger's answers, which no commit refers to yet; meanwhile,
+                 ask Kafka whether the topics are still the same
+    6. decide    create the decision of batch n: its offsets, models, figures and files
+    7. apply     commit predictions, quarantine, shadow and features, each with the transaction (stream id, n); in
+                 parallel, if there is an answers topic, send the answers in one Kafka transaction
+    8. complete  commit the row of `batches` in the same way, last: a batch with a row there is complete
     9. advance   n + 1 is next
 
-Before 6 nothing of the batch is visible, so that nothing has to be completed or scored again in the same way: the next
-start plans it again from where `batches` ends, perhaps smaller, perhaps with a newer model. After 6 any process
-finishes it from the decision alone (`streaming/pipeline/finish.py`). Files that nothing names are vacuumed later.
+Before step 6, nothing of the batch is visible, so nothing has to be completed or reproduced: the next start plans again
+from where `batches` ends, perhaps with a smaller batch or a newer model. After step 6, any process can complete the
+batch from its decision alone (`streaming/pipeline/finish.py`). Files that no commit refers to are vacuumed later.
 
-Of two drivers that work on one number one creates the object; the other deletes its files and plans again.
+If two drivers work on the same number, one creates the decision; the other deletes its files and plans again.
 """
 
 import uuid
@@ -34,25 +34,23 @@ from models.decode import DEFAULT_LIMITS, Limits
 from models.drift import DriftSums, drift
 from models.drift_alarm import DriftWindow
 from streaming.errors import reported
-from streaming.pipeline.account import Place, account, confirmed, places_with_holes
 from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.bounded import BoundedMessages
-from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVersion, OffsetRange
+from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVersion, OffsetRange, TopicPartition
 from streaming.pipeline.finish import Tables, apply
+from streaming.pipeline.model_manager import LoadedModel, ModelManager
 from streaming.pipeline.payload import RAW, Payload
 from streaming.pipeline.positions import Plan
+from streaming.pipeline.reconcile import confirmed, partitions_with_holes, reconcile
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
-from streaming.pipeline.serving import LoadedModel, Serving
-from streaming.pipeline.witness import TakeWitness
+from streaming.pipeline.topic_snapshot import TakeSnapshot
 from streaming.storage.files import DataFile
 from streaming.storage.tables import ANSWER, DAMAGED, IDENTITY, PREDICTIONS, SHADOW, TRACEPARENT, spark_schema
 
 STEPS = ("begin", "score", "decide", "predictions", "quarantine", "features", "batches")
-ANSWER_STEPS = (
-    "send",
-    "answers",
-)  # with an answers topic, from another thread, at any time between "decide" and "batches"
-# Seconds by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is since the batch before.
+# With an answers topic, reported from another thread at any time between "decide" and "batches".
+ANSWER_STEPS = ("send", "answers")
+# Timings by the driver's clock: `batch` is `plan` + `score` + `commit`; `between` is the time since the previous batch.
 DRIVER_STEPS = ("plan", "score", "commit", "batch", "between")
 
 
@@ -66,29 +64,27 @@ class BatchResult:
     input_bytes: int
     predicted_rows: int
     quarantined: dict[str, int]  # reason → messages
-    seconds: dict[
-        str, float
-    ]  # of the stages in `models/` and `score.py`, summed over the workers, and of `DRIVER_STEPS`
-    refused: dict[int, str] = field(default_factory=dict)  # version → why, of models that an alias points to
+    seconds: dict[str, float]  # by stage of scoring, summed over the workers, and by step of `DRIVER_STEPS`
+    refused: dict[int, str] = field(default_factory=dict)  # rejected version that an alias points to → reason
     challenger_error: str | None = None  # why the challenger did not score all images
     drift: dict[str, float] = field(default_factory=dict)  # see `models.drift.drift` and `models.drift_alarm.verdict`
-    cores: int = 1  # that worked on it at a time
-    traced: Sequence[str] = ()  # trace contexts of messages, see `PartitionReport`
-    waited_s: Sequence[float] = ()  # of each prediction, from its message's timestamp to the commit
+    cores: int = 1  # that worked on the batch in parallel
+    traced: Sequence[str] = ()  # W3C trace contexts of messages, see `PartitionReport`
+    waited_s: Sequence[float] = ()  # per prediction, from the message's timestamp to the commit
 
     @property
     def wall_s(self) -> float:
-        """From the start of the batch to its last commit but one."""
+        """Seconds from the start of the batch to the commit before that of `batches`."""
         return self.seconds["batch"]
 
 
 class LostDecisionError(Exception):
-    """Another driver decided this number, or the stream has gone on beyond it."""
+    """Another driver has decided this batch number, or a later one."""
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """What the workers made of a micro-batch."""
+    """The workers' output for a micro-batch."""
 
     rows: pa.Table
     reports: list[PartitionReport]
@@ -99,11 +95,16 @@ class BatchCommitter:
     """Runs the protocol for every micro-batch of one run of the stream.
 
     Args:
-        payload: the frame around each image.
-        take_witness: asks Kafka, beside other work, for what a batch that was read is compared with.
+        models: the champion and the challenger.
+        tables: the tables to commit to.
+        decisions: the decisions of this stream.
+        take_snapshot: asks Kafka, in the background, for the state of the topics after a batch was read.
+        store_features: whether to fill the table `features`.
+        payload: the envelope around each image.
+        limits: of the images.
+        answers: sends the answers, if there is an answers topic.
         on_batch: called with every committed micro-batch.
-        answers: sends the answers, with an answers topic.
-        on_step: called with the name of each of `STEPS`, and of `ANSWER_STEPS`, when it is done.
+        on_step: called with the name of each of `STEPS` and `ANSWER_STEPS` when it is done.
 
     Attributes:
         plan: where the next micro-batch must begin; set before each query.
@@ -113,10 +114,10 @@ class BatchCommitter:
 
     def __init__(
         self,
-        serving: Serving,
+        models: ModelManager,
         tables: Tables,
         decisions: Decisions,
-        take_witness: TakeWitness,
+        take_snapshot: TakeSnapshot,
         *,
         store_features: bool,
         payload: Payload = RAW,
@@ -125,10 +126,10 @@ class BatchCommitter:
         on_batch: Callable[[BatchResult], None],
         on_step: Callable[[str], None],
     ) -> None:
-        self._serving = serving
+        self._models = models
         self._tables = tables
         self._decisions = decisions
-        self._take_witness = take_witness
+        self._take_snapshot = take_snapshot
         self._store_features = store_features
         self._payload = payload
         self._limits = limits
@@ -136,42 +137,44 @@ class BatchCommitter:
         self._on_batch = on_batch
         self._on_step = on_step
         self._output = spark_schema(OUTPUT)
-        self._ended: float | None = None  # when the batch before was committed
+        self._ended: float | None = None  # when the previous batch was committed
         self._window = DriftWindow()
 
     def __call__(self, messages: DataFrame | BoundedMessages, ranges: Sequence[OffsetRange]) -> None:
         """Run the protocol for one micro-batch; `foreachBatch` calls this.
 
         Args:
-            messages: as Spark reads them, or read beside it, which are then scored in this process.
+            messages: from Spark, or from a `BoundedReader`, whose messages are scored in this process.
+            ranges: the offsets of the batch.
 
         Raises:
-            LostDecisionError: nothing of the batch is in any table, unless it is whole.
-            ServiceError: the batch does not continue the one before, or does not add up; nothing of it is committed.
-            WitnessError: Kafka did not confirm what was read; likewise.
+            LostDecisionError: another driver decided the batch; no table has a row of this attempt.
+            ServiceError: the batch does not continue the previous one, or rows and messages do not match; nothing of it
+                is committed.
+            WitnessError: Kafka did not confirm the topics; nothing of the batch is committed.
         """
         started, clock = datetime.now(UTC), perf_counter()
         if not ranges:
-            return  # the first batch of a query that found nothing new: there is nothing to account for
+            return  # the first batch of a query without new messages
         plan = self.plan
         left_out = plan.check(ranges)
         self._on_step("begin")
 
-        self._serving.follow()
-        champion, challenger = self._serving.champion, self._serving.challenger
+        self._models.follow()
+        champion, challenger = self._models.champion, self._models.challenger
         score_clock = perf_counter()
         scored = self._score(messages, champion, challenger)
-        counted = account(
+        counted = reconcile(
             plan.number + 1,
             ranges,
-            [piece for report in scored.reports for piece in report.read],
-            _by_place(scored.rows),
+            [run for report in scored.reports for run in report.read],
+            _rows_by_partition(scored.rows),
             _summed([{place[:2]: place[2]} for report in scored.reports for place in report.quarantined_at]),
         )
         topics = plan.kafka_topics
-        witness = self._take_witness(
+        snapshot = self._take_snapshot(
             [name for name, _ in topics.values()],
-            [(topics[topic][0], partition) for topic, partition in places_with_holes(counted)],
+            [(topics[topic][0], partition) for topic, partition in partitions_with_holes(counted)],
         )
         commit_clock = perf_counter()
         self._on_step("score")
@@ -189,13 +192,13 @@ class BatchCommitter:
             }
             return _summed([report.seconds for report in scored.reports]) | driver
 
-        refused = dict(self._serving.refused)
+        refused = dict(self._models.refused)
         failed = next((report.challenger_error for report in scored.reports if report.challenger_error), None)
         if challenger and failed:
             refused[challenger.version.version] = f"fails in scoring: {failed}"
         files = self._files(scored, champion.version, challenger.version if challenger else None, started.date())
         try:
-            counted = confirmed(plan.number + 1, counted, witness.result(), topics)
+            counted = confirmed(plan.number + 1, counted, snapshot.result(), topics)
         except Exception:
             self._drop(files)
             raise
@@ -229,8 +232,8 @@ class BatchCommitter:
         if not apply(
             decision, self._tables, fresh=True, answers=self._answers, on_step=self._on_table, seconds=seconds
         ):
-            raise LostDecisionError(f"the stream has gone on beyond batch {decision.number}")
-        self._window = window  # only now: a batch that fails here comes again
+            raise LostDecisionError(f"another driver has continued the stream beyond batch {decision.number}")
+        self._window = window  # only now, since a batch that failed is repeated
         plan.advance(ranges)
         result = BatchResult(
             batch_id=decision.number,
@@ -293,7 +296,7 @@ class BatchCommitter:
     def _files(
         self, scored: _Scored, model: ModelVersion, challenger: ModelVersion | None, day: date
     ) -> dict[str, tuple[DataFile, ...]]:
-        """Table → the files of the batch, written by workers or here."""
+        """The files of the batch by table, written by the workers or here."""
         lineage = {"query_id": self.plan.stream, "batch_id": self.plan.number + 1}
         reports = scored.reports
         predictions = _predictions(scored.rows, model, lineage | {"date": day})
@@ -307,12 +310,12 @@ class BatchCommitter:
         return {name: tuple(of_table) for name, of_table in files.items()}
 
     def _drop(self, files: Mapping[str, Sequence[DataFile]]) -> None:
-        """Delete the files of a batch that was not decided; nothing names them."""
+        """Delete the files of a batch that was not decided; no commit refers to them."""
         for name, of_table in files.items():
             self._tables[name].store.delete(file.path for file in of_table)
 
     def _drift(self, model: LoadedModel, reports: list[PartitionReport]) -> tuple[DriftWindow, dict[str, float]]:
-        """The window after this batch; how far the batch, and the window where it is judged, is from the reference."""
+        """The drift window including this batch, and the drift figures of the batch and of a full window."""
         reference = model.reference
         if reference is None:
             return self._window, {}
@@ -322,20 +325,20 @@ class BatchCommitter:
 
 
 def _cores(messages: DataFrame | BoundedMessages, reports: Sequence[PartitionReport]) -> int:
-    """That worked on the messages at a time."""
+    """The number of cores that worked on the messages in parallel."""
     if isinstance(messages, BoundedMessages):
         return 1
     return min(messages.sparkSession.sparkContext.defaultParallelism, max(1, len(reports)))
 
 
 def _waited(rows: pa.Table, now: datetime) -> list[float]:
-    """Seconds from each message's timestamp until now, not below 0; messages without one are left out."""
+    """Seconds from each message's timestamp to `now`, at least 0; messages without a timestamp are left out."""
     published = rows.column("published_at").drop_null().cast(pa.int64()).to_numpy()  # microseconds
     return [max(0.0, seconds) for seconds in (now.timestamp() - published / 1e6).tolist()]
 
 
-def _by_place(rows: pa.Table) -> dict[Place, int]:
-    """(topic, partition) → rows."""
+def _rows_by_partition(rows: pa.Table) -> dict[TopicPartition, int]:
+    """The number of rows of each partition."""
     counts = rows.select(["topic", "partition"]).group_by(["topic", "partition"]).aggregate([([], "count_all")])
     return {(row["topic"], row["partition"]): row["count_all"] for row in counts.to_pylist()}
 
@@ -354,7 +357,7 @@ def _predictions(rows: pa.Table, model: ModelVersion, constants: Mapping[str, An
 
 
 def _shadow(rows: pa.Table, challenger: ModelVersion, constants: Mapping[str, Any]) -> pa.Table:
-    """The challenger's answers beside the champion's; messages that it failed on are left out."""
+    """The challenger's answers next to the champion's, without the messages for which the challenger failed."""
     rows = rows.filter(rows.column(SHADOW_ANSWER[0].name).is_valid())
     columns = {
         **{field.name: rows.column(field.name) for field in IDENTITY},

@@ -1,8 +1,8 @@
-"""Decisions: what a micro-batch consists of, fixed once and for good after it was scored, before any table shows it.
+"""Decisions: the write-ahead log of the stream. A decision fixes a scored micro-batch before any table shows its rows.
 
-A decision is an object `streams/NAME/batches/<number>.json`, created once and never changed. It names the offsets, the
-models, the figures and every data file of the batch, so that any process can finish the batch from it alone: without
-Kafka, Spark or a model. Of several drivers that decide one number exactly one succeeds, and each knows whether it did.
+A decision is an object `streams/NAME/batches/<number>.json`, created once and never changed. It lists the offsets, the
+models, the figures and every data file of the batch, so that any process can complete the batch from it alone, without
+Kafka, Spark or a model. If several drivers decide the same number, exactly one succeeds, and each knows whether it did.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from streaming.errors import ConfigurationError, DamagedError, ServiceError
 from streaming.storage.files import STRICT, DataFile
@@ -23,20 +23,25 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 FORMAT = 1
-FORMAT_WITH_ANSWERS = 2  # which a release without an answers topic must not finish
-# The tables that a decision has files of, in the order in which they are committed; `batches` comes after them.
+FORMAT_WITH_ANSWERS = 2  # releases without an answers topic must not complete such a batch
+# Nor releases without Avro. The format also identifies the schema of `schema_id`: other fields need another format.
+FORMAT_WITH_AVRO = 3
+FORMATS = (FORMAT, FORMAT_WITH_ANSWERS, FORMAT_WITH_AVRO)
+# The tables that a decision has files for, in the order in which they are committed; `batches` comes after them.
 DECIDED_TABLES = ("predictions", "quarantine", "shadow", "features")
 ANSWERED_TABLES = ("predictions", "quarantine")  # whose rows can be sent as answers
-KEPT = 200  # decisions of the newest whole batches
+KEPT = 200  # decisions of the newest complete batches
 KEPT_FOR = timedelta(days=1)
 NUMBER_DIGITS = 20  # of the keys
 KAFKA_TOPIC = r"[a-zA-Z0-9._-]{1,249}"
 MAX_INT32, MAX_INT64 = 2**31 - 1, 2**63 - 1
 
+TopicPartition = tuple[str, int]  # topic, partition; by the topic's name in the tables unless it says otherwise
+
 
 @dataclass(frozen=True)
 class OffsetRange:
-    """Messages of one topic partition: from `start` to just before `end`."""
+    """Offsets of one partition, from `start` (inclusive) to `end` (exclusive)."""
 
     topic: str  # its name in the tables
     partition: int
@@ -48,10 +53,11 @@ class OffsetRange:
 
 @dataclass(frozen=True)
 class CountedRange(OffsetRange):
-    """Offsets of which `rows` held a message that was read.
+    """A range with the number of messages that were read from it.
 
     Attributes:
-        log_start: where the partition's log began after the range was read; asked only where there are fewer rows than
+        rows: messages.
+        log_start: the start of the partition's log after the range was read; set only if there are fewer rows than
             offsets.
     """
 
@@ -71,28 +77,33 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class AnswersDue:
-    """Rows of a batch that are to be sent as messages.
+    """The rows of a batch that are to be sent as messages.
 
     Attributes:
-        topic_id: that Kafka gave the topic.
-        tables: of `ANSWERED_TABLES`.
+        topic: name in Kafka.
+        topic_id: id in Kafka.
+        tables: some of `ANSWERED_TABLES`.
+        format: of the messages' values.
+        schema_id: of the Avro schema in a schema registry; None without one.
     """
 
     topic: str
     topic_id: str
     tables: tuple[str, ...]
+    format: Literal["json", "avro"] = "json"
+    schema_id: int | None = None
 
     __pydantic_config__: ClassVar = STRICT
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the row in `batches` says beside lineage and offsets."""
+    """The columns of the row in `batches` other than lineage and offsets."""
 
     input_bytes: int
     predicted_rows: int
     quarantined: dict[str, int]  # reason → messages
-    seconds: dict[str, float]  # of each stage until the decision
+    seconds: dict[str, float]  # stage → seconds, until the decision
     refused: str | None
     drift: dict[str, float]
     started_at: datetime
@@ -107,11 +118,12 @@ class Decision:
     Attributes:
         number: of the batch in its stream, from 1; its `batch_id` in the tables.
         stream: the stream's id, the `query_id` in the tables.
-        topics: name in the tables → the id that Kafka gave the topic.
-        left_out: offsets that were lost before they were read, and accepted as lost.
-        files: table → its data files, which no commit names yet.
+        ranges: the offsets of the batch, one range per partition.
+        topics: topic in the tables → topic id in Kafka.
+        left_out: offsets that were lost before they were read and that the user agreed to skip.
+        files: table → its data files, which no commit refers to yet.
         nonce: random, so that no two decisions are equal.
-        answers: what is sent to the answers topic before the batch is whole; None without one.
+        answers: what is sent to the answers topic before the batch is complete; None without an answers topic.
     """
 
     number: int
@@ -134,33 +146,44 @@ class Decision:
         return sum(one.rows for one in self.ranges)
 
     def to_json(self) -> bytes:
-        content = asdict(self)
+        content, format_ = asdict(self), FORMAT_WITH_AVRO
         if self.answers is None:
             del content["answers"]
-        format_ = FORMAT if self.answers is None else FORMAT_WITH_ANSWERS
+            format_ = FORMAT
+        elif self.answers.format == "json":
+            del content["answers"]["format"], content["answers"]["schema_id"]
+            format_ = FORMAT_WITH_ANSWERS
         return json.dumps({"format": format_, **content}, default=datetime.isoformat).encode()
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> "Decision":
-        """Read a decision that anybody may have written.
+        """Parse and validate a decision.
 
         Args:
-            name: what the error calls the object.
+            data: the object's bytes; they are not trusted.
+            name: the object's name in errors.
 
         Raises:
-            ServiceError: it is damaged, contradicts itself, or is in another format.
+            ServiceError: it is damaged, inconsistent, or in another format.
         """
-        decision: Decision = parse_object(data, name, "decision", (FORMAT, FORMAT_WITH_ANSWERS), _decision_type())
+        decision: Decision = parse_object(data, name, "decision", FORMATS, _decision_type())
         if problem := next(_problems(decision), None):
             raise DamagedError(f"the decision {name} is damaged: {problem}; restore it from a copy")
         return decision
 
 
 def parse_object(data: bytes, name: str, kind: str, formats: Sequence[int], type_: "TypeAdapter[Any]") -> Any:
-    """A JSON object with one of the `formats`, strictly as its dataclass has it.
+    """Parse a JSON object strictly by its dataclass.
+
+    Args:
+        data: the object's bytes; they are not trusted.
+        name: the object's name in errors.
+        kind: what it is, in errors, e.g. `decision`.
+        formats: the accepted values of its field `format`.
+        type_: of the dataclass.
 
     Raises:
-        ServiceError: it is damaged, or in another format; the message names the object and what of it is wrong.
+        ServiceError: it is damaged, or in another format; the message names the object and the problem.
     """
     from pydantic import ValidationError
 
@@ -171,8 +194,8 @@ def parse_object(data: bytes, name: str, kind: str, formats: Sequence[int], type
         raise DamagedError(f"the {kind} {name} is damaged: expected a JSON object; restore it from a copy") from error
     if found not in formats or isinstance(found, bool):
         raise ConfigurationError(
-            f"the {kind} {name} has format {str(found)[:20]!r}, expected {' or '.join(map(str, formats))}: a release "
-            "that knows it is needed"
+            f"the {kind} {name} has format {str(found)[:20]!r}, expected {' or '.join(map(str, formats))}: use the "
+            "release that wrote it, or a later one"
         )
     try:
         return type_.validate_json(json.dumps(content), strict=True)
@@ -186,18 +209,18 @@ def parse_object(data: bytes, name: str, kind: str, formats: Sequence[int], type
 
 @cache
 def _decision_type() -> "TypeAdapter[Any]":
-    from pydantic import TypeAdapter  # here: Python workers import this module, and read no decision
+    from pydantic import TypeAdapter  # imported here: Python workers import this module but never read a decision
 
     return TypeAdapter(Decision)
 
 
 def _problems(decision: Decision) -> Iterator[str]:
-    """What contradicts itself in a decision whose types are right."""
+    """The inconsistencies of a decision whose types are right."""
     if not 0 < decision.number <= MAX_INT64 or not decision.nonce:
-        yield "expected a number from 1 and a nonce"
+        yield "expected a positive number and a nonce"
     for model in (decision.model, decision.challenger):
         if model is not None and not 0 < model.version <= MAX_INT32:
-            yield f"'model': {model.version} is not a version"
+            yield f"'model': expected a positive version, got {model.version}"
     yield from _range_problems(decision)
     yield from _answers_problems(decision.answers)
     figures = decision.figures
@@ -205,26 +228,26 @@ def _problems(decision: Decision) -> Iterator[str]:
     if any(not 0 <= count <= MAX_INT64 for count in counts):
         yield "'figures' must not be negative"
     if unknown := set(decision.files) - set(DECIDED_TABLES):
-        yield f"'files' has {min(unknown)!r}, which is not a table of a decision"
+        yield f"'files': unexpected table {min(unknown)!r}"
     for name, files in files_of(decision).items():
         yield from (f"'files': {problem}" for file in files for problem in _file_problems(name, file))
     rows = {name: sum(file.rows for file in files) for name, files in files_of(decision).items()}
     predicted, quarantined = rows.get("predictions", 0), rows.get("quarantine", 0)
     found = (predicted, quarantined, predicted + quarantined)
     if found != (figures.predicted_rows, sum(figures.quarantined.values()), decision.input_rows):
-        yield f"'files' have {predicted} predicted and {quarantined} quarantined rows, 'figures' or 'ranges' others"
+        yield f"'files' have {predicted} predicted and {quarantined} quarantined rows, unlike 'figures' or 'ranges'"
     if rows.get("features", predicted) != predicted:
-        yield f"'files' have features of {rows['features']} messages, of {predicted} predicted"
+        yield f"'files' have features of {rows['features']} messages, but {predicted} predicted rows"
 
 
 def _range_problems(decision: Decision) -> Iterator[str]:
     for one in (*decision.ranges, *decision.left_out):
         if not (0 <= one.partition <= MAX_INT32 and 0 <= one.start < one.end <= MAX_INT64):
-            yield f"'ranges': {one} is not a range of offsets"
+            yield f"'ranges': expected offsets with start < end, got {one}"
         if one.topic not in decision.topics:
             yield f"'topics' lacks {one.topic!r}"
-    places = [(one.topic, one.partition) for one in decision.ranges]
-    if not places or len(set(places)) < len(places):
+    partitions = [(one.topic, one.partition) for one in decision.ranges]
+    if not partitions or len(set(partitions)) < len(partitions):
         yield "'ranges' must have each partition once"
     if any(not 0 <= one.rows <= one.end - one.start for one in decision.ranges):
         yield "'ranges' have more rows than offsets"
@@ -239,6 +262,8 @@ def _answers_problems(answers: AnswersDue | None) -> Iterator[str]:
         yield "'answers' must have a topic and its id"
     if not answers.tables or not set(answers.tables) <= set(ANSWERED_TABLES):
         yield f"'answers' must have tables of {', '.join(ANSWERED_TABLES)}"
+    if answers.schema_id is not None and (answers.format == "json" or not 0 <= answers.schema_id <= MAX_INT32):
+        yield "'answers' must have the id of an Avro schema, or none"
 
 
 def _file_problems(table: str, file: DataFile) -> Iterator[str]:
@@ -247,7 +272,7 @@ def _file_problems(table: str, file: DataFile) -> Iterator[str]:
     except ServiceError as error:
         yield str(error)
     if not (0 < file.bytes <= MAX_INT64 and 0 < file.rows <= MAX_INT64):
-        yield f"{file.path} must have bytes and rows"
+        yield f"{file.path}: bytes and rows must be positive"
     by = SCHEMAS[table][1]
     if set(file.partition) != ({by} if by else set()):
         yield f"{file.path} must have {f'the partition {by!r}' if by else 'no partition'}"
@@ -256,7 +281,7 @@ def _file_problems(table: str, file: DataFile) -> Iterator[str]:
     except (ValueError, RecursionError):
         stats = None
     if not isinstance(stats, dict):
-        yield f"{file.path} has statistics that are not a JSON object"
+        yield f"{file.path}: the statistics must be a JSON object"
 
 
 class Decisions:
@@ -272,7 +297,7 @@ class Decisions:
         self._folder = f"streams/{stream}/batches"
 
     def read(self, number: int) -> Decision | None:
-        """A decision; None where the number is not decided, or was decided so long ago that it was pruned.
+        """The decision of a batch; None if the number is not decided yet, or its decision was pruned.
 
         Raises:
             ServiceError: the object is damaged.
@@ -287,19 +312,22 @@ class Decisions:
         return decision
 
     def decide(self, decision: Decision) -> bool:
-        """Whether the number is now decided so; False if it was decided otherwise before."""
+        """Record a decision; False if another decision of this number exists."""
         return self._store.create(self._key(decision.number), decision.to_json())
 
-    def prune(self, whole: int, keep: int = KEPT, kept_for: timedelta = KEPT_FOR) -> int:
-        """Delete old decisions of whole batches; returns how many.
+    def prune(self, newest: int, keep: int = KEPT, kept_for: timedelta = KEPT_FOR) -> int:
+        """Delete old decisions of complete batches.
 
         Args:
-            whole: the number of the newest batch in the table `batches`. Its decision is always kept: a driver that
-                finds its own number to be the newest one there must be sure that it is the batch that it decided.
-            keep: the number of decisions that are kept.
-            kept_for: the minimum age of those that are deleted.
+            newest: the number of the newest batch in the table `batches`. Its decision is always kept, so that a driver
+                that finds its own number there can be sure that it is the batch that it decided.
+            keep: the number of decisions to keep.
+            kept_for: the minimum age of a deleted decision.
+
+        Returns:
+            The number of deleted decisions.
         """
-        last, before = whole - max(1, keep), datetime.now(UTC) - kept_for
+        last, before = newest - max(1, keep), datetime.now(UTC) - kept_for
         old = [
             one.key
             for number, one in numbered(self._store, self._folder, NUMBER_DIGITS)
@@ -313,5 +341,5 @@ class Decisions:
 
 
 def files_of(decision: Decision) -> Mapping[str, Sequence[DataFile]]:
-    """Table → files, of the tables that have any, in the order of their commits."""
+    """The files of each table that has any, in the order of the commits."""
     return {name: decision.files[name] for name in DECIDED_TABLES if decision.files.get(name)}

@@ -1,10 +1,10 @@
-"""Finishing decided batches: a decision's files become part of the tables, from the decision alone.
+"""Completes decided batches: commits the files of a decision to the tables, from the decision alone.
 
-The driver that decided a batch applies it at once; a start of the stream, `imagestream maintain` and a driver that lost
-a decision apply whatever they find decided and not yet whole. However many processes apply a decision, each table takes
-its files once: the entry of its log carries the transaction (stream id, batch number), and lands only on a version that
-has not seen that number or a later one. So it is with the answers topic, if there is one, by a transaction of Kafka
-(`streaming/pipeline/answers_topic.py`). `batches` is last: a batch with a row there is whole.
+The driver that decided a batch applies it at once. Every start of the stream, `imagestream maintain` and a driver that
+lost a decision apply all batches that were decided but are not complete. However many processes apply a decision, each
+table gets its files once: the log entry carries the transaction (stream id, batch number) and is only written if the
+table has not seen that number or a later one. The answers topic, if there is one, is protected likewise by a Kafka
+transaction (`streaming/pipeline/answers_topic.py`). `batches` comes last: a batch with a row there is complete.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,11 +24,11 @@ from streaming.pipeline.positions import Positions, read_identity, read_position
 from streaming.settings import Settings
 from streaming.storage.tables import BATCHES, Table
 
-LISTED = 3  # files that an error names
+LISTED = 3  # the maximum number of files that an error names
 
 
 class Tables:
-    """The tables that the stream writes, each opened, or made, when it is first used."""
+    """The tables that the stream writes; each is opened, or created, when it is first used."""
 
     def __init__(self, place: str | Path) -> None:
         self.place = str(place)
@@ -40,9 +40,9 @@ class Tables:
         return self._open[name]
 
     def seen(self, stream: str) -> dict[str, int | None]:
-        """Table → the newest number that the stream has committed to it, of all tables of a decision.
+        """The newest batch number that the stream has committed to each table of a decision.
 
-        They are opened, and asked, at the same time: in a bucket each takes several requests.
+        The tables are opened and read in parallel, since each takes several requests in a bucket.
         """
         with ThreadPoolExecutor(len(DECIDED_TABLES)) as pool:
             return dict(
@@ -59,26 +59,27 @@ def apply(
     on_step: Callable[[str], None] = lambda _: None,
     seconds: Callable[[], Mapping[str, float]] | None = None,
 ) -> bool:
-    """Make a decided batch whole.
+    """Complete a decided batch.
 
     Args:
-        fresh: this process has just decided it, and written or been sent its files.
-        answers: sends the answers that are due; needed only where any are.
+        decision: the batch.
+        tables: to commit to.
+        fresh: whether this process has just decided the batch, so that its files need no check.
+        answers: sends the answers; required if the decision has any.
         on_step: called with the name of each table when it has its files, and, from another thread, with "send" and
             "answers"; see `AnswersTopic.send`.
-        seconds: what the batch took until now, for its row, in place of what it took until the decision.
+        seconds: returns the timings for the row of the batch; by default those of the decision.
 
     Returns:
-        False if the stream has moved past it: it is whole, or another driver decided its number long ago and the
-        decision has been pruned since. Nothing is done then.
+        Whether the newest batch of the stream is this one. False if the stream has moved past it; nothing is done then.
 
     Raises:
-        ServiceError: files of a decision that another process made are missing or damaged; or its answers cannot be
-            sent, an AnswersAwayError where their broker does not answer.
+        ServiceError: files of the decision are missing or damaged, or its answers cannot be sent.
+        AnswersAwayError: the broker of the answers topic does not answer.
     """
     app, number = decision.stream, decision.number
-    # At each batch: a driver that slept for a day must not put rows into a table that had none since its number was
-    # pruned. Decisions are kept for much longer than what is known of a table in a bucket.
+    # Checked for each batch: a driver that was suspended for a day must not add rows after its decision was pruned.
+    # Decisions are kept for much longer than the cached state of a table in a bucket.
     batches = tables["batches"]
     seen = batches.seen_lately(app) if fresh else batches.seen(app)
     if seen is not None and seen >= number:
@@ -88,9 +89,9 @@ def apply(
     files = {tables[name]: of_table for name, of_table in files_of(decision).items()}
     if decision.answers is not None and answers is None:
         raise ConfigurationError(
-            f"batch {number} has answers due on topic {decision.answers.topic!r}, which nobody sends"
+            f"batch {number} has answers for topic {decision.answers.topic!r}, but no sender was given"
         )
-    with ThreadPoolExecutor(1 + len(files)) as pool:  # tables and answers do not depend on each other
+    with ThreadPoolExecutor(1 + len(files)) as pool:  # tables and answers are independent of each other
         sent = pool.submit(answers.send, decision, tables.place, on_step) if decision.answers and answers else None
         commits = {
             table.name: pool.submit(table.append_files, of_table, app, number) for table, of_table in files.items()
@@ -109,15 +110,21 @@ def apply(
 def finish_decided(
     settings: Settings, stream: str, tables: Tables, answers: AnswersTopic | None = None
 ) -> Positions | None:
-    """Apply every decision that is not whole yet; where the stream stands then, None before its first start.
+    """Complete every decided batch.
 
     Args:
-        answers: kept open by the caller; by default one that is closed here.
+        settings: of the home.
+        stream: the stream's name.
+        tables: to commit to.
+        answers: kept open by the caller; by default, one is opened and closed here.
+
+    Returns:
+        The positions of the stream afterwards; None before its first start.
 
     Raises:
-        ServiceError: a decision is damaged, does not continue the batch before it, or lacks files; or tables, `batches`
-            and decisions are not of one copy of the home; or answers cannot be sent, an AnswersAwayError where their
-            broker does not answer.
+        ServiceError: a decision is damaged, does not continue the previous batch, or lacks files; tables, `batches` and
+            decisions are not from the same copy of the home; or answers cannot be sent.
+        AnswersAwayError: the broker of the answers topic does not answer.
     """
     if answers is None:
         with closing(AnswersTopic(settings)) as own:
@@ -137,10 +144,10 @@ def finish_decided(
         ahead = [name for name, seen in tables.seen(identity.id).items() if (seen or 0) > positions.number]
         if not ahead:
             return positions
-        if decisions.read(positions.number + 1) is None:  # else another driver has decided it meanwhile
+        if decisions.read(positions.number + 1) is None:  # otherwise another driver has decided it meanwhile
             raise DamagedError(
                 f"table {ahead[0]} has rows of stream {stream!r} after batch {positions.number}, the newest in table "
-                "batches, and there is no decision about them: the home was restored in pieces; "
+                "batches, but there is no decision for them: parts of the home were restored from different copies; "
                 "restore tables and streams from one copy"
             )
 
@@ -149,8 +156,8 @@ def _check_continues(positions: Positions, decision: Decision, stream: str) -> N
     number = decision.number
     if decision.stream != positions.stream:
         raise DamagedError(
-            f"batch {number} of stream {stream!r} was decided by a stream with another id: restore streams/{stream} "
-            "and tables from one copy"
+            f"batch {number} of stream {stream!r} was decided under another stream id: restore streams/{stream} and "
+            "tables from one copy"
         )
     left_out = {(one.topic, one.partition): one for one in decision.left_out}
     for one in decision.ranges:
@@ -166,7 +173,7 @@ def _check_continues(positions: Positions, decision: Decision, stream: str) -> N
 
 
 def _check_files(decision: Decision, tables: Tables) -> None:
-    """The files that tables are still to take must be there, in full."""
+    """Check that all files that are not committed yet exist and have the right size."""
     wrong = []
     seen = tables.seen(decision.stream)
     for name, files in files_of(decision).items():

@@ -1,7 +1,7 @@
-"""The Kafka side of the stream: the source, its options, and the offsets of a micro-batch.
+"""The Kafka source of the stream: its options, and the offsets of a micro-batch.
 
-Spark keeps its plan in a checkpoint, which is scratch here: a temporary folder of one query, begun from offsets that
-the tables give.
+Spark records its plan in a checkpoint. Here the checkpoint is a temporary folder of one query, which starts from
+offsets that come from the tables.
 """
 
 import json
@@ -16,8 +16,8 @@ from streaming.pipeline.decisions import OffsetRange
 from streaming.platform.topic import Subscription
 
 NO_NAMES: Mapping[str, str] = MappingProxyType({})
-# A task asks only for messages that exist, so waiting at the broker for more gains nothing. With Kafka's default, 500
-# ms, about one micro-batch in twenty waited that long for the answer to a fetch that was sent ahead.
+# A task requests only messages that exist, so waiting at the broker for more gains nothing. With Kafka's default of 500
+# ms, about one micro-batch in twenty waited that long for the response to a fetch that was sent ahead.
 FETCH_WAIT_MS = 10
 INPUT_COLUMNS = ["key", "value", "topic", "partition", "offset", "timestamp", "headers"]
 
@@ -32,12 +32,16 @@ def read_topics(
     isolation: str,
     client: Mapping[str, str],
 ) -> DataFrame:
-    """The topics as an unbounded DataFrame of the columns that scoring reads.
+    """The topics as a streaming DataFrame of `INPUT_COLUMNS`.
 
     Args:
-        starting_offsets: where to begin, Kafka's JSON.
+        spark: the session.
+        bootstrap_servers: Kafka's addresses.
+        subscription: the topics.
+        images_per_batch: the maximum number of messages in a micro-batch.
+        starting_offsets: where to begin, as Spark's JSON.
         isolation: `read_committed` or `read_uncommitted`.
-        client: options of protocol, user and certificates, as `kafka_security.spark_options` makes them.
+        client: security options from `kafka_security.spark_options`.
     """
     return (
         spark.readStream.format("kafka")
@@ -49,21 +53,25 @@ def read_topics(
         .option("includeHeaders", "true")
         .option("maxOffsetsPerTrigger", images_per_batch)
         .option("kafka.fetch.max.wait.ms", FETCH_WAIT_MS)
-        .option("failOnDataLoss", "true")  # what is accepted as lost is left out by where the query starts
+        .option("failOnDataLoss", "true")  # accepted losses are skipped by the starting offsets
         .load()
         .select(*INPUT_COLUMNS)
     )
 
 
 def planned_ranges(scratch: Path, batch: int, names: Mapping[str, str] = NO_NAMES) -> list[OffsetRange]:
-    """What Spark planned for a micro-batch, read from the checkpoint that it wrote before running it.
+    """The offset ranges that Spark planned for a micro-batch, from the checkpoint that it wrote beforehand.
+
+    `offsets/N` holds the end of batch N. The batch starts at the end of batch N - 1, and batch 0 at the source's first
+    offsets. A partition that was added since then starts at 0.
 
     Args:
-        batch: Spark's number of it, from 0 for the first of the query.
-        names: name in Kafka → name in the tables, where that is another.
+        scratch: the checkpoint's folder.
+        batch: Spark's number of the batch, 0 for the first of the query.
+        names: topic in Kafka → topic in the tables, if they differ.
 
-    `offsets/N` holds where batch N ends. It starts where N - 1 ends, and batch 0 where the source first looked. A
-    partition that appeared since then starts at 0.
+    Raises:
+        ServiceError: the checkpoint cannot be read.
     """
     ends = _offsets_in(scratch / "offsets" / str(batch))
     starts = _offsets_in(scratch / "offsets" / str(batch - 1) if batch > 0 else _first(scratch))
@@ -77,7 +85,7 @@ def planned_ranges(scratch: Path, batch: int, names: Mapping[str, str] = NO_NAME
 
 
 def first_offsets(checkpoint: Path) -> Mapping[str, Mapping[int, int]]:
-    """Topic → partition → first offset that the query of a checkpoint read; empty if there is no checkpoint."""
+    """Topic → partition → the first offset that the query of a checkpoint read; empty if there is no checkpoint."""
     if not _first(checkpoint).exists():
         return {}
     found = _offsets_in(_first(checkpoint))

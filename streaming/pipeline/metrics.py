@@ -1,7 +1,7 @@
-"""The stream's metrics for Prometheus, and the small HTTP server for them and for the checks of its health.
+"""The stream's Prometheus metrics, and the HTTP server for them and for health checks.
 
 Names follow prometheus.io/docs/practices/naming: base units, times as timestamps, versions as labels of an `_info`
-metric, and dimensions over which a sum means something: stages, and steps, do not contain one another.
+metric, and labels over which a sum is meaningful: neither stages nor steps overlap.
 """
 
 import json
@@ -24,14 +24,14 @@ from streaming.pipeline.offsets import PartitionLag
 LOOPBACK = "127.0.0.1"
 STOP_POLL_S = 0.1
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)  # buckets
-STEPS = ("plan", "score", "commit", "between")  # by the driver's clock, one after the other
+STEPS = ("plan", "score", "commit", "between")  # consecutive, by the driver's clock
 WHOLE = "batch"  # plan + score + commit
 
-Check = Callable[[], tuple[bool, str]]  # whether all is well, and the reason
+Check = Callable[[], tuple[bool, str]]  # whether it passes, and the reason
 
 
 class Batch(Protocol):
-    """What is reported of a committed micro-batch; `streaming.pipeline.commit.BatchResult` is one."""
+    """The figures of a committed micro-batch, such as a `streaming.pipeline.commit.BatchResult`."""
 
     @property
     def batch_id(self) -> int: ...
@@ -59,24 +59,24 @@ class Batch(Protocol):
     def drift(self) -> Mapping[str, float]: ...
 
 
-# Of a batch, and of a window of batches → the metric's help.
+# Drift figures of a batch, and of a window of batches → help text of the metric.
 DRIFT_OF_BATCH = {
-    "psi_max": "Population stability index of the component that is furthest from held-out images.",
-    "psi_mean": "Population stability index, mean of the components.",
-    "psi_expected": "Population stability index that as many held-out images would have.",
+    "psi_max": "Largest population stability index of a component, against held-out images.",
+    "psi_mean": "Mean population stability index of the components, against held-out images.",
+    "psi_expected": "Population stability index expected of the same number of held-out images.",
     "mean_shift": "Shift of the components' means, in standard deviations.",
     "spread": "Spread of the components, as a multiple of that of held-out images.",
-    "low_confidence": "Share of answers less confident than nine in ten of held-out images.",
+    "low_confidence": "Share of answers below the confidence of 90% of held-out images.",
 }
 DRIFT_OF_WINDOW = {
     "window_psi": "Population stability index of the last window of micro-batches.",
-    "p_value": "Probability of such a window without drift.",
-    "alarm": "1 if the last window of micro-batches is drift.",
+    "p_value": "p-value of the last window of micro-batches under no drift.",
+    "alarm": "1 if the last window of micro-batches shows drift.",
 }
 
 
 class Metrics:
-    """The metrics of one stream, in a registry of their own."""
+    """The metrics of one stream, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -93,11 +93,11 @@ class Metrics:
         )
         self._batch = Histogram("batch_duration_seconds", "Time from a micro-batch's plan to its commit.", **new)
         self._step = Histogram(
-            "step_duration_seconds", "Time of a step of a micro-batch, one after the other.", ["step"], **new
+            "step_duration_seconds", "Time of a step of a micro-batch; steps are consecutive.", ["step"], **new
         )
         self._stage = Histogram(
             "stage_duration_seconds",
-            "Time of a stage of scoring a micro-batch, all workers together.",
+            "Time of a stage of scoring a micro-batch, summed over the workers.",
             ["stage"],
             **new,
         )
@@ -108,25 +108,27 @@ class Metrics:
         }
         for gauge in self._drift.values():
             gauge.set(nan)  # not known yet
-        self._refused = Counter("refused_models", "Promoted versions that were refused.", **new)
+        self._refused = Counter("refused_models", "Promoted versions that were rejected.", **new)
         self._challenger = Counter("challenger_failures", "Micro-batches in which the challenger failed.", **new)
         self._trouble = Counter("troubles", "Failures after which the stream tried again.", **new)
-        self._lag = Gauge("lag_messages", "Messages that wait for their row.", ["topic", "partition"], **new)
-        self._broker = Gauge("broker_up", "1 if the broker answered when last asked.", **new)
-        self._broker.set(nan)  # not asked yet
+        self._lag = Gauge("lag_messages", "Messages without a row yet.", ["topic", "partition"], **new)
+        self._broker = Gauge("broker_up", "1 if the broker answered the last request.", **new)
+        self._broker.set(nan)  # not known yet
         self._last_batch = Gauge(
-            "last_batch_timestamp_seconds", "Time of the last micro-batch, or of the start, since 1970.", **new
+            "last_batch_timestamp_seconds", "Unix time of the last micro-batch, or of the start.", **new
         )
         self._last_batch.set_to_current_time()
-        self._answers = Counter("answers", "Answers sent to the answers topic.", **new)
-        self._answers_backlog = Gauge("answers_backlog_messages", "Answers of a decided batch that are not out.", **new)
+        self._answers = Counter("answers", "Answers committed to the answers topic.", **new)
+        self._answers_backlog = Gauge(
+            "answers_backlog_messages", "Answers of a decided batch that are not committed yet.", **new
+        )
         self._last_answers = Gauge(
-            "last_answers_timestamp_seconds", "Time of the last transaction with answers, since 1970.", **new
+            "last_answers_timestamp_seconds", "Unix time of the last transaction with answers.", **new
         )
         self._last_answers.set(nan)  # none yet
         self._answered_at: float | None = None
         for outcome in ("predicted", "quarantined"):
-            self._rows.labels(outcome)  # a rate needs its zero
+            self._rows.labels(outcome)  # a counter must start at 0 for its first rate to be right
 
     def batch(self, batch: Batch) -> None:
         """Count a committed micro-batch."""
@@ -154,7 +156,7 @@ class Metrics:
                 self._drift[figure].set(batch.drift[figure])
 
     def refused(self) -> None:
-        """Count a promoted model version that was refused."""
+        """Count a promoted model version that was rejected."""
         self._refused.inc()
 
     def trouble(self) -> None:
@@ -162,7 +164,7 @@ class Metrics:
         self._trouble.inc()
 
     def answers(self, sent: Sent) -> None:
-        """What is known about the answers topic."""
+        """Record the state of the answers topic."""
         self._answers_backlog.set(sent.backlog)
         if sent.at is not None and sent.at != self._answered_at:
             self._answered_at = sent.at
@@ -170,7 +172,7 @@ class Metrics:
             self._last_answers.set(sent.at)
 
     def broker(self, partitions: Iterable[PartitionLag] | None) -> None:
-        """What the broker said about the topics, None if it did not answer; the lag is unknown then."""
+        """Record the lag of each partition; None if the broker did not answer, so that the lag is unknown."""
         self._broker.set(partitions is not None)
         self._lag.clear()
         for one in partitions or ():
@@ -179,7 +181,17 @@ class Metrics:
 
 
 class MetricsServer:
-    """Serves `/metrics`, and checks at paths such as `/livez`: 200 or 503 with `{"healthy": …, "reason": …}`."""
+    """Serves `/metrics`, and health checks at paths such as `/livez`: 200 or 503 with `{"healthy": …, "reason": …}`.
+
+    Args:
+        metrics: to serve.
+        checks: path → check.
+        port: 0 for a free one.
+        host: the address to listen on.
+
+    Raises:
+        ServiceError: the address or port cannot be used.
+    """
 
     def __init__(self, metrics: Metrics, checks: Mapping[str, Check], port: int, host: str = LOOPBACK) -> None:
         exposition: Any = make_wsgi_app(metrics.registry)
@@ -204,8 +216,8 @@ class MetricsServer:
             self._server: WSGIServer = make_server(str(address[0]), port, application, server, _Silent)
         except OSError as error:
             raise ConfigurationError(
-                f"metrics cannot be served at {host}:{port} ({error.strerror}): give another address of this machine, "
-                "and another port, or 0 for a free one"
+                f"cannot serve metrics at {host}:{port} ({error.strerror}): choose another address of this machine, or "
+                "another port (0 for a free one)"
             ) from error
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self._server.server_port}"

@@ -1,8 +1,8 @@
-"""Seeing a running stream: one log line per micro-batch, metrics, health, and a state file for `imagestream status`.
+"""Observability of a running stream: a log line per micro-batch, metrics, health checks and a state object.
 
-`run_stream` reports to an `Observer`; nothing here touches a message, so no image can reach a log. The state object
-`streams/<topic>/state.json` in the home says which process streams the topic, in what phase, and when it last gave a
-sign of life. It is believed only as far as that process is alive, or, of another machine, as the sign is recent.
+`run_stream` reports to an `Observer`, which never handles a message, so no image can reach a log. The state object
+`streams/<topic>/state.json` in the home says which process streams the topic, its phase and its last heartbeat. Readers
+trust it only while that process is alive, or, if it runs on another machine, while the heartbeat is recent.
 """
 
 import json
@@ -22,21 +22,22 @@ import psutil
 
 from streaming.errors import ServiceError
 from streaming.pipeline.answers_topic import Sent
+from streaming.pipeline.decisions import TopicPartition
 from streaming.pipeline.metrics import LOOPBACK, Batch, Check, Metrics, MetricsServer
-from streaming.pipeline.offsets import Place, TopicOffsets, lags
-from streaming.pipeline.positions import committed_places, name_in_kafka
+from streaming.pipeline.offsets import TopicOffsets, lags
+from streaming.pipeline.positions import committed_ends, name_in_kafka
 from streaming.platform.kafka_security import client_arguments
 from streaming.settings import Settings
 from streaming.tracing import scored
 
-STALE_AFTER_S = 300.0  # a micro-batch may take as long as this; an idle stream gives a sign every POLL seconds
+STALE_AFTER_S = 300.0  # the longest time that a micro-batch may take; an idle stream sends heartbeats more often
 STATE_EVERY_S = 5.0
 PROBE_EVERY_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
 
 
 class Phase(StrEnum):
-    """Where a stream stands."""
+    """The phase of a stream."""
 
     STARTING = "starting"
     RUNNING = "running"
@@ -46,21 +47,21 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class StreamState:
-    """What `state.json` says of the last process that streamed the topic; times are seconds since 1970."""
+    """The content of `state.json`: the last process that streamed the topic. Times are seconds since 1970."""
 
     pid: int
-    started: float  # of the process: process ids are used again
+    started: float  # start time of the process, since process ids are reused
     phase: Phase
-    seen: float  # its last sign of life: a micro-batch, or a poll that found nothing
+    seen: float  # the last heartbeat: a micro-batch, or a poll without messages
     reason: str = ""  # why it failed
     model_version: int | None = None  # of its last micro-batch
-    url: str | None = None  # where metrics and health are served
+    url: str | None = None  # of metrics and health checks
     host: str = field(default_factory=node)
-    answers: Sent | None = None  # about the answers topic, where there is one
+    answers: Sent | None = None  # the state of the answers topic, if there is one
 
     @property
     def alive(self) -> bool:
-        """Whether that process still runs and means to stream."""
+        """Whether that process is still running and streaming."""
         if self.phase in {Phase.FAILED, Phase.ENDED}:
             return False
         if self.host != node():
@@ -72,7 +73,7 @@ class StreamState:
             return False
 
     def health(self, stale_after_s: float = STALE_AFTER_S) -> tuple[bool, str]:
-        """Whether the query is active and gave a sign of life in the last `stale_after_s` seconds; and the reason."""
+        """Whether the query is active and its last heartbeat is at most `stale_after_s` seconds old; and the reason."""
         if self.phase is Phase.FAILED:
             return False, f"the stream failed: {self.reason}"
         if self.phase is Phase.ENDED:
@@ -88,12 +89,12 @@ class StreamState:
 
 
 def state_key(settings: Settings) -> str:
-    """Where the state of the topic's stream is in the home's store."""
+    """The key of the state of the topic's stream in the home's store."""
     return f"streams/{settings.topic}/state.json"
 
 
 def read_state(settings: Settings) -> StreamState | None:
-    """The state of the last stream of the settings' topic, if there ever was one."""
+    """The state of the last stream of the settings' topic; None if there was none, or the object is damaged."""
     try:
         content = json.loads(settings.place.store.get(state_key(settings)) or b"")
         answers = content.get("answers")
@@ -109,14 +110,14 @@ def write_state(settings: Settings, state: StreamState) -> None:
 
 
 class LogFormat(StrEnum):
-    """How the log is written."""
+    """The format of the log."""
 
     JSON = "json"
     TEXT = "text"
 
 
 def open_log(format_: LogFormat | str = LogFormat.TEXT, stream: TextIO | None = None) -> Any:
-    """A structlog logger that writes one line per event to `stream`, by default standard error; nothing is global."""
+    """A structlog logger that writes one line per event to `stream`, by default standard error."""
     import structlog
 
     stream = stream or sys.stderr
@@ -129,27 +130,30 @@ def open_log(format_: LogFormat | str = LogFormat.TEXT, stream: TextIO | None = 
 
 
 def _as_text(_logger: object, _method: str, event: Mapping[str, Any]) -> str:
-    """`2026-03-01 12:00:00 batch input=63 …`, one line whatever the values hold."""
+    """`2026-03-01 12:00:00 batch input=63 …`, always on one line."""
     fields = {key: value for key, value in event.items() if key not in {"timestamp", "event", "level"}}
     level = "" if event["level"] == "info" else f"{event['level']}: "
-    told = " ".join(f"{key}={json.dumps(value, default=str)}" for key, value in fields.items())
-    return f"{event['timestamp']} {level}{event['event']} {told}".rstrip()
+    text = " ".join(f"{key}={json.dumps(value, default=str)}" for key, value in fields.items())
+    return f"{event['timestamp']} {level}{event['event']} {text}".rstrip()
 
 
 class Observer:
-    """Takes what `run_stream` reports; safe to call from several threads, and never the cause of a failed batch.
+    """Receives the events of `run_stream`. It is thread-safe, and its own failures never fail a batch.
 
-    A thread of its own asks the broker for the topic's end every `PROBE_EVERY_S`, so that lag and the broker's state
-    are known also while no micro-batch comes.
+    A background thread asks the broker for the topic's end every `probe_every_s` seconds, so that lag and the broker's
+    state are known even if there are no micro-batches.
 
     Args:
+        settings: of the stream.
+        bootstrap_servers: Kafka's addresses.
         log: from `open_log`; None logs nothing.
-        metrics_port: serve /metrics, /livez and /readyz, at a free port if 0; None serves nothing.
+        metrics_port: the port for /metrics, /livez and /readyz, 0 for a free one; None serves nothing.
         host: the address to serve them at, by default loopback.
-        stale_after_s: for health, the longest time between two signs of life.
+        stale_after_s: the maximum age of a heartbeat for health.
+        probe_every_s: the interval between two requests to the broker.
 
     Raises:
-        ServiceError: the address or port cannot be taken.
+        ServiceError: the address or port cannot be used.
     """
 
     def __init__(
@@ -173,14 +177,14 @@ class Observer:
         self._advanced.set()
         self._lag: int | None = None
         self._challenger_error: str | None = None  # in the last micro-batch
-        self._broker_answers: bool | None = None  # None: not asked yet
+        self._broker_answers: bool | None = None  # None before the first request
         self._state = StreamState(os.getpid(), psutil.Process().create_time(), Phase.STARTING, time())
         self._server = None
         if metrics_port is not None:
             self._server = MetricsServer(self.metrics, self._checks(), metrics_port, host)
             self._state = replace(self._state, url=self._server.url)
         self._closing = threading.Event()
-        # kafka-python's modules import one another in a circle: two threads that import it at once both fail.
+        # kafka-python has circular imports: if two threads import it at the same time, both fail.
         import_module("kafka")
         self._probe = threading.Thread(
             target=self._watch_broker, args=(bootstrap_servers, probe_every_s), name="lag", daemon=True
@@ -189,20 +193,20 @@ class Observer:
 
     @property
     def url(self) -> str | None:
-        """Where metrics and health are served, if they are."""
+        """The URL of metrics and health checks; None if they are not served."""
         return self._state.url
 
     def health(self) -> tuple[bool, str]:
-        """Whether the query is active and gives signs of life, and the reason: /healthz."""
+        """Whether the query is active and sends heartbeats, and the reason: /healthz."""
         return self._state.health(self._stale_after_s)
 
     def live(self) -> tuple[bool, str]:
-        """Whether the process works or may still come to it, so that a restart would not help: /livez."""
+        """Whether the process works or is still starting, so that a restart would not help, and the reason: /livez."""
         starting = self._state.phase is Phase.STARTING
         return (True, "the stream is starting") if starting else self.health()
 
     def ready(self) -> tuple[bool, str]:
-        """Whether images are being scored: the query is active, and the broker answers: /readyz."""
+        """Whether the query is active and the broker answers, and the reason: /readyz."""
         healthy, reason = self.health()
         return (False, "the broker does not answer") if healthy and self._broker_answers is False else (healthy, reason)
 
@@ -210,17 +214,17 @@ class Observer:
         return {"/livez": self.live, "/readyz": self.ready, "/healthz": self.health}
 
     def on_start(self) -> None:
-        """The query runs."""
+        """The query is running."""
         self._become(phase=Phase.RUNNING, write=True)
-        self._tell("info", "start", topic=self._settings.topic, pid=os.getpid(), metrics=self.url)
+        self._emit("info", "start", topic=self._settings.topic, pid=os.getpid(), metrics=self.url)
 
     def on_batch(self, batch: Batch) -> None:
-        """A micro-batch is committed."""
+        """A micro-batch was committed."""
         self._advanced.set()
         self.metrics.batch(batch)
         news = batch.model_version != self._state.model_version or self._is_old
         self._become(phase=Phase.RUNNING, model_version=batch.model_version, write=news)
-        self._tell(
+        self._emit(
             "info",
             "batch",
             topic=self._settings.topic,
@@ -238,51 +242,51 @@ class Observer:
 
         scored(batch.traced, batch.wall_s, {"batch_id": batch.batch_id, "model_version": batch.model_version})
         if batch.challenger_error not in {None, self._challenger_error}:  # not again with every micro-batch
-            self._tell("warning", "challenger failed", batch_id=batch.batch_id, reason=batch.challenger_error)
+            self._emit("warning", "challenger failed", batch_id=batch.batch_id, reason=batch.challenger_error)
         self._challenger_error = batch.challenger_error
         if batch.drift.get("alarm"):
             figures = ("p_value", "window_psi", "window_rows")
-            self._tell("warning", "drift", model_version=batch.model_version, **{f: batch.drift[f] for f in figures})
+            self._emit("warning", "drift", model_version=batch.model_version, **{f: batch.drift[f] for f in figures})
 
     def on_answers(self, sent: Sent) -> None:
-        """Answers are due, or out."""
+        """Answers are to be sent, or were sent."""
         self.metrics.answers(sent)
         self._become(answers=sent, write=self._state.phase is Phase.RUNNING and self._is_old)
 
     def on_refused(self, version: int, why: str) -> None:
-        """A promoted model is refused; the old one goes on."""
+        """A promoted model was rejected; the stream continues with the previous one."""
         self.metrics.refused()
-        self._tell("warning", "model refused", model_version=version, reason=why)
+        self._emit("warning", "model refused", model_version=version, reason=why)
 
     def on_trouble(self, what: str) -> None:
-        """Something failed in passing, and the stream tries again."""
+        """A temporary failure; the stream tries again."""
         self.metrics.trouble()
-        self._tell("warning", "trouble", reason=what)
+        self._emit("warning", "trouble", reason=what)
 
     def on_notice(self, what: str) -> None:
-        """There is something to look at; nothing failed."""
-        self._tell("warning", "notice", what=what)
+        """A warning without a failure."""
+        self._emit("warning", "notice", what=what)
 
     def on_idle(self) -> None:
-        """The query waits for messages, all there are being scored; call it as often as you like."""
+        """The query is waiting for messages; cheap enough to be called at every poll."""
         self._become(write=self._state.phase is Phase.RUNNING and self._is_old)
 
     def on_failure(self, error: str) -> None:
-        """The query failed; health says so from now on."""
-        # Until the query has run, the file may be that of another process which streams this topic, and whoever
-        # started this one hears of the failure at once.
+        """The query failed; health checks report it from now on."""
+        # Before the query runs, the state may be that of another process that streams this topic, and a failure is
+        # reported to the caller directly.
         running = self._state.phase is Phase.RUNNING
         self._become(phase=Phase.FAILED, reason=error, write=running)
         if running:
-            self._tell("error", "failed", topic=self._settings.topic, reason=error)
+            self._emit("error", "failed", topic=self._settings.topic, reason=error)
 
     def close(self) -> None:
-        """The stream is over: stop serving, and leave its last word in the state file."""
+        """The stream has ended: record it in the state object, and stop serving."""
         self._closing.set()
         if self._state.phase is Phase.RUNNING:
             self._become(phase=Phase.ENDED, write=True)
-            self._tell("info", "end", topic=self._settings.topic)
-        self._probe.join(CLOSE_TIMEOUT_S)  # a broker that does not answer must not hold up the end
+            self._emit("info", "end", topic=self._settings.topic)
+        self._probe.join(CLOSE_TIMEOUT_S)  # a broker that does not answer must not delay the end
         if self._server is not None:
             self._server.close()
 
@@ -295,30 +299,30 @@ class Observer:
             self._state = replace(self._state, seen=time(), **changes)
             if write:
                 self._written = self._state.seen
-                with suppress(ServiceError):  # a full disk must not fail a batch on account of this object
+                with suppress(ServiceError):  # a full disk must not fail a batch because of this object
                     write_state(self._settings, self._state)
 
-    def _tell(self, level: str, event: str, **fields: Any) -> None:
+    def _emit(self, level: str, event: str, **fields: Any) -> None:
         if self._log is not None:
-            with suppress(OSError):  # nor must a log that nobody reads any more
+            with suppress(OSError):  # nor must a closed log
                 getattr(self._log, level)(event, **fields)
 
     def _watch_broker(self, bootstrap_servers: str, every_s: float) -> None:
         settings = self._settings
         client = client_arguments(settings)
         offsets: TopicOffsets | None = None
-        committed: dict[Place, int] = {}
+        committed: dict[TopicPartition, int] = {}
         topics: list[str] = []
         while not self._closing.is_set():
             if self._advanced.is_set():
                 self._advanced.clear()
-                with suppress(ServiceError):  # tables that cannot be read just now leave the lag as it was
-                    places = committed_places(settings)
-                    committed = {place: end for ends in places.values() for place, end in ends.items()}
-                    if topics != [name_in_kafka(one) for one in places] or offsets is None:
+                with suppress(ServiceError):  # if the tables cannot be read at the moment, keep the last lag
+                    by_topic = committed_ends(settings)
+                    committed = {partition: end for ends in by_topic.values() for partition, end in ends.items()}
+                    if topics != [name_in_kafka(one) for one in by_topic] or offsets is None:
                         if offsets is not None:
                             offsets.close()
-                        topics = [name_in_kafka(one) for one in places]
+                        topics = [name_in_kafka(one) for one in by_topic]
                         offsets = TopicOffsets(bootstrap_servers, topics, client, settings.isolation)
             found = None if offsets is None else offsets.read()
             partitions = None if found is None else lags(committed, found)

@@ -1,10 +1,11 @@
-"""How far a topic reaches, and how far that is from what the tables have: the lag."""
+"""The offsets of topics in Kafka, and the lag: how many of them have no row yet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from streaming.errors import ServiceError
+from streaming.pipeline.decisions import TopicPartition
 from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.topic import OPEN, TOPIC_AUTHORIZATION_FAILED, Right, no_right
@@ -16,14 +17,13 @@ TIMEOUT_MS = 5_000
 COMMITTED = "read_committed"
 
 
-class Reach(NamedTuple):
+class PartitionOffsets(NamedTuple):
     """The offsets of a topic partition.
 
     Attributes:
-        begin: of the oldest message that the broker still has.
-        end: one past the last message that can be read: in front of the first open transaction, where messages of
-            aborted ones are not read.
-        held: offsets from there on that are not read before the transaction is committed or aborted.
+        begin: the start of the log, the oldest offset that the broker has.
+        end: one past the last readable message: the last stable offset with `read_committed`, else the high watermark.
+        held: the number of offsets after `end` that an open transaction holds back.
     """
 
     begin: int
@@ -31,13 +31,12 @@ class Reach(NamedTuple):
     held: int = 0
 
 
-Place = tuple[str, int]  # topic in Kafka, partition
-Reaches = Mapping[Place, Reach]
+OffsetsByPartition = Mapping[TopicPartition, PartitionOffsets]
 
 
 @dataclass(frozen=True)
 class PartitionLag:
-    """One topic partition; None where the broker, or the tables, say nothing about it; offsets as in `Reach`."""
+    """The lag of a topic partition; None if the broker, or the tables, have no offset. See `PartitionOffsets`."""
 
     topic: str
     partition: int
@@ -48,17 +47,23 @@ class PartitionLag:
 
     @property
     def lag(self) -> int | None:
-        """Offsets whose messages wait for their row."""
+        """The number of offsets without a row; None if the broker did not answer."""
         if self.end is None:
             return None
         return max(0, self.end - max(self.committed or 0, self.begin or 0))
 
 
 class TopicOffsets:
-    """Asks the broker for the offsets of topics; one connection, kept for as long as it works.
+    """Fetches the offsets of topics over one connection, which is kept open.
+
+    Args:
+        bootstrap_servers: Kafka's addresses.
+        topics: names in Kafka.
+        client: security arguments from `kafka_security.client_arguments`.
+        isolation: `read_committed` or `read_uncommitted`.
 
     Attributes:
-        refused: why the broker did not let us in at the last `read`, if that was it.
+        refused: why the broker denied access at the last `read`; None if it did not.
     """
 
     def __init__(
@@ -75,8 +80,8 @@ class TopicOffsets:
         self._isolation = isolation
         self._admin: KafkaAdminClient | None = None
 
-    def read(self) -> Reaches | None:
-        """The offsets of each partition; none of a topic that is not there, None without a broker."""
+    def read(self) -> OffsetsByPartition | None:
+        """The offsets of each partition of existing topics; None if the broker does not answer or denies access."""
         from kafka.admin import KafkaAdminClient
         from kafka.errors import AuthorizationError, KafkaError
 
@@ -103,12 +108,13 @@ class TopicOffsets:
             self.close()
             return None
 
-    def _read(self, admin: "KafkaAdminClient") -> Reaches:
-        from kafka import IsolationLevel, TopicPartition
+    def _read(self, admin: "KafkaAdminClient") -> OffsetsByPartition:
+        from kafka import IsolationLevel
+        from kafka import TopicPartition as KafkaTopicPartition
         from kafka.admin import OffsetSpec
 
         partitions = [
-            TopicPartition(topic["name"], one["partition_index"])
+            KafkaTopicPartition(topic["name"], one["partition_index"])
             for topic in admin.describe_topics(self._topics)
             if topic["error_code"] != TOPIC_AUTHORIZATION_FAILED
             for one in topic["partitions"]
@@ -121,29 +127,29 @@ class TopicOffsets:
         ends = admin.list_partition_offsets(latest, isolation_level=level)
         written = ends if self._isolation != COMMITTED else admin.list_partition_offsets(latest)
         return {
-            (one.topic, one.partition): Reach(
+            (one.topic, one.partition): PartitionOffsets(
                 begins[one].offset, ends[one].offset, max(0, written[one].offset - ends[one].offset)
             )
             for one in partitions
         }
 
     def close(self) -> None:
-        """Give the connection back; the next `read` opens another."""
+        """Close the connection; the next `read` opens a new one."""
         if self._admin is not None:
             self._admin.close()
             self._admin = None
 
 
-def lags(committed: Mapping[Place, int], offsets: Reaches | None) -> list[PartitionLag]:
-    """Both sides of every partition that either side knows."""
+def lags(committed: Mapping[TopicPartition, int], offsets: OffsetsByPartition | None) -> list[PartitionLag]:
+    """The lag of every partition that has committed offsets or offsets in Kafka, in order."""
     known = offsets or {}
     return [
         PartitionLag(
-            *place,
-            committed.get(place),
-            end=known[place].end if place in known else None,
-            begin=known[place].begin if place in known else None,
-            held=known[place].held if place in known else None,
+            *partition,
+            committed.get(partition),
+            end=known[partition].end if partition in known else None,
+            begin=known[partition].begin if partition in known else None,
+            held=known[partition].held if partition in known else None,
         )
-        for place in sorted({*committed, *known})
+        for partition in sorted({*committed, *known})
     ]

@@ -1,7 +1,7 @@
-"""Frames around images: base64, data URLs, JSON with a field in base64, Avro records with a field.
+"""Envelopes around images: base64, data URLs, JSON with a base64 field, and Avro records with a field.
 
-A message is expected to be an encoded image as it is. One in a frame is quarantined, and its detail names the frame.
-With `--payload` the stream takes the frame off.
+By default, a message is expected to be an encoded image. An image in an envelope is quarantined, and the detail names
+the envelope. With `--payload`, the stream removes it.
 """
 
 import base64
@@ -19,27 +19,27 @@ from streaming.errors import UsageError
 from streaming.pipeline.avro import HEADER_BYTES, RecordError, Schema, records_of_file, records_of_registry
 from streaming.platform.schema_registry import MAX_SCHEMA_BYTES
 
-LOOKED_AT = 4096  # bytes, in which a frame has to show
+SNIFFED_BYTES = 4096  # at the start of a message, from which an envelope is recognised
 BASE64 = re.compile(rb"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 DATA_URL = re.compile(rb"\s*data:(image/[a-z+.-]+)?[^,]{0,100};base64,", re.IGNORECASE)
 MAX_JSON_BYTES = 32 * 1024**2
-MAX_DEPTH = 8  # of fields in fields
+MAX_DEPTH = 8  # of nested fields
 MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"WEBP")
 
 Unwrap = Callable[[bytes], bytes]
 
 
 class FrameError(ValueError):
-    """A message is not in the frame that it should be in."""
+    """A message is not in the expected envelope."""
 
 
 @dataclass(frozen=True)
 class Payload:
-    """The frame around each image.
+    """The envelope around each image.
 
     Attributes:
-        frame: `raw`, `base64`, `json:FIELD` or `avro:FIELD`; a field in a field is `OUTER.INNER`.
-        schema: of Avro records, as JSON; without it, they name one of the registry's.
+        frame: `raw`, `base64`, `json:FIELD` or `avro:FIELD`; a nested field is `OUTER.INNER`.
+        schema: of Avro records, as JSON; None if their header names one of the registry's.
         registry: URL of a schema registry.
     """
 
@@ -52,7 +52,12 @@ RAW = Payload()
 
 
 def chosen_payload(frame: str, schema_file: Path | None = None, registry: str | None = None) -> Payload:
-    """The payload that the options choose.
+    """The payload that the options describe.
+
+    Args:
+        frame: see `Payload.frame`.
+        schema_file: with an Avro schema in JSON.
+        registry: URL of a schema registry.
 
     Raises:
         ServiceError: the frame is unknown, or the schema is missing, cannot be read or lacks the field.
@@ -68,7 +73,7 @@ def chosen_payload(frame: str, schema_file: Path | None = None, registry: str | 
         return Payload(frame, schema=_schema_text(schema_file, field.split(".")[0]))
     if not registry:
         raise UsageError(
-            f"--payload {frame}: expected a schema: give --payload-schema FILE, or set IMAGESTREAM_SCHEMA_REGISTRY to "
+            f"--payload {frame}: expected a schema: add --payload-schema FILE, or set IMAGESTREAM_SCHEMA_REGISTRY to "
             "the URL of a schema registry"
         )
     return Payload(frame, registry=registry)
@@ -90,9 +95,12 @@ def _schema_text(file: Path, field: str) -> str:
 
 @lru_cache(8)
 def unwrapping(payload: Payload) -> Unwrap | None:
-    """What takes the frame off a message; None for `raw`.
+    """The function that removes the envelope of a message; None for `raw`.
 
-    A worker makes it once, and so keeps the schemas that it fetched.
+    It is cached, so that a worker keeps the schemas that it has fetched.
+
+    Raises:
+        FrameError: by the function, if a message is not in the envelope.
     """
     kind, _, field = payload.frame.partition(":")
     path = field.split(".")
@@ -107,8 +115,8 @@ def unwrapping(payload: Payload) -> Unwrap | None:
 
 
 def _from_base64(data: bytes) -> bytes:
-    """Base64 in either alphabet, with or without line breaks and padding, or a data URL."""
-    if url := DATA_URL.match(data[:LOOKED_AT]):
+    """Decode a data URL, or base64 in either alphabet, with or without line breaks and padding."""
+    if url := DATA_URL.match(data[:SNIFFED_BYTES]):
         data = data[url.end() :]
     compact = b"".join(data.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
     try:
@@ -125,7 +133,7 @@ def _from_avro(path: list[str], read: Callable[[bytes], Any], data: bytes) -> by
 
 
 def _image_at(path: list[str], found: Any) -> bytes:
-    """The image in a field: its bytes, or its bytes in base64."""
+    """The image in a field that holds bytes, or text in base64."""
     for one in path:
         found = found.get(one) if isinstance(found, dict) else None
     if isinstance(found, bytes):
@@ -145,8 +153,8 @@ def _parsed(data: bytes) -> Any:
 
 
 def frame_of(data: bytes) -> str | None:
-    """What a message seems to be, and how it would be taken; None where it is no frame that is known."""
-    head = data[:LOOKED_AT]
+    """The envelope that a message seems to have, and the option that reads it; None if it is not a known one."""
+    head = data[:SNIFFED_BYTES]
     if DATA_URL.match(head):
         return "a data URL: read it with --payload base64"
     if BASE64.fullmatch(head) and _is_image(head):
@@ -154,8 +162,8 @@ def frame_of(data: bytes) -> str | None:
     if len(data) > HEADER_BYTES and data[0] == 0 and any(one in head for one in MAGICS):
         schema = int.from_bytes(data[1:HEADER_BYTES], "big")
         return (
-            f"a record of schema {schema} of a schema registry with an image in it: read it with --payload avro:FIELD "
-            "unless it is Protobuf"
+            f"a record with an image, of schema {schema} of a schema registry: read it with --payload avro:FIELD if it "
+            "is Avro"
         )
     if head.startswith(b"--") and re.search(rb"\ncontent-(type|disposition):", head, re.IGNORECASE):
         return "a multipart body: send its part as the message"
@@ -180,7 +188,7 @@ def _is_image(text: bytes) -> bool:
 
 def _image_field(value: Any, path: tuple[str, ...]) -> str | None:
     if isinstance(value, str):
-        head = value[:LOOKED_AT].encode(errors="replace")
+        head = value[:SNIFFED_BYTES].encode(errors="replace")
         return ".".join(path) if DATA_URL.match(head) or _is_image(head) else None
     if isinstance(value, dict) and len(path) < MAX_DEPTH:
         return next((found for name, one in value.items() if (found := _image_field(one, (*path, name)))), None)

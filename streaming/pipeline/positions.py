@@ -1,12 +1,12 @@
-"""Where a stream stands, and where its next micro-batch must begin: offsets without a gap and without a repeat.
+"""The positions of a stream, and where its next micro-batch must begin, so that no offset is skipped or repeated.
 
-The table `batches` is the truth about what was scored, and `streams/NAME/stream.json`, created once, about where the
-stream began. Kafka is asked at each start: whatever it no longer has (a topic made again, offsets that retention
-removed) stops the stream with the partition and the offsets in the message, before anything is scored twice or left
-out silently.
+The table `batches` is the authority on what was scored; `streams/NAME/stream.json`, created once, says where the stream
+began. Each start compares both with Kafka. If the topic was deleted and recreated, or retention has removed offsets,
+the stream stops with an error that names the partition and the offsets, before a message is scored twice or skipped.
 
-Offsets name a message only within one topic. A topic that is deleted and made again under its name starts them over,
-so the tables know each later one by its name and a number: `images`, `images~2`. Kafka allows no `~` in a name.
+An offset identifies a message only within one topic. If a topic is deleted and recreated under the same name, its
+offsets start from 0, so the tables distinguish the topics by a number: `images`, `images~2`. Kafka allows no `~` in a
+name.
 """
 
 import json
@@ -21,7 +21,7 @@ from deltalake.exceptions import DeltaError
 from pyarrow import dataset
 
 from streaming.errors import ConflictError, DamagedError, NotFoundError, ServiceError
-from streaming.pipeline.decisions import Decision, OffsetRange, parse_object
+from streaming.pipeline.decisions import Decision, OffsetRange, TopicPartition, parse_object
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
 from streaming.storage.files import STRICT
@@ -34,23 +34,21 @@ if TYPE_CHECKING:
 
 SEPARATOR = "~"
 FORMAT = 1
-READ = ("query_id", "batch_id", "offsets", "topics")  # of `batches`
-
-Place = tuple[str, int]  # the topic's name in the tables, partition
+READ = ("query_id", "batch_id", "offsets", "topics")  # the columns of `batches` that are read
 
 
 def name_in_tables(topic: str, number: int) -> str:
-    """What the column `topic` holds for the messages of the `number`th topic of this name."""
+    """The value of the column `topic` for the `number`th topic of this name."""
     return topic if number == 1 else f"{topic}{SEPARATOR}{number}"
 
 
 def name_in_kafka(recorded: str) -> str:
-    """The topic's name in Kafka, of what a column `topic` holds."""
+    """The name in Kafka of a topic that the column `topic` names."""
     return recorded.split(SEPARATOR, maxsplit=1)[0]
 
 
 def number_of(recorded: str) -> int:
-    """Which topic of its name it is, of what a column `topic` holds."""
+    """The number of a topic that the column `topic` names: 1 for the first of its name."""
     number = recorded.partition(SEPARATOR)[2]
     return int(number) if number.isdecimal() else 1
 
@@ -71,10 +69,10 @@ class StreamIdentity:
     """`streams/NAME/stream.json`, created once.
 
     Attributes:
-        id: random; the `query_id` of its rows, and the application of its transactions.
-        topic: what it read at its first start: topics in Kafka, or a pattern.
-        topics: each topic's name in the tables → the id that Kafka gave it, empty where that is not known.
-        first: where it began; partitions that are not here are read from offset 0.
+        id: random; the `query_id` of its rows, and the application id of its transactions.
+        topic: the topics in Kafka, or the pattern, that it read at its first start.
+        topics: topic in the tables → topic id in Kafka, empty if not known.
+        first: where it began; partitions that are not listed are read from offset 0.
     """
 
     id: str
@@ -96,7 +94,7 @@ def _identity_type() -> "TypeAdapter[Any]":
 
 
 def identity_key(stream: str) -> str:
-    """Where a stream's identity is in the home's store."""
+    """The key of a stream's identity in the home's store."""
     return f"streams/{stream}/stream.json"
 
 
@@ -113,43 +111,43 @@ def read_identity(settings: Settings, stream: str) -> StreamIdentity | None:
     name = f"{store.place}/{key}"
     identity: StreamIdentity = parse_object(data, name, "stream", (FORMAT,), _identity_type())
     if not identity.id.replace("-", "").isalnum() or any(min(one.partition, one.offset) < 0 for one in identity.first):
-        raise DamagedError(f"the stream {name} is damaged: its id or its first offsets; restore it from a copy")
+        raise DamagedError(f"the stream {name} is damaged: bad id or first offsets; restore it from a copy")
     return identity
 
 
 @dataclass(frozen=True)
 class Positions:
-    """Where a stream stands.
+    """The positions of a stream.
 
     Attributes:
         stream: its id; None before its first start.
-        number: of its newest batch, 0 before the first.
-        ends: one past the last offset of each place, or the first offset where nothing of it was read yet.
+        number: of its newest complete batch, 0 before the first.
+        ends: per partition, one past the last offset read, or the first offset to read if there is none.
         topics: as in `StreamIdentity`.
     """
 
     stream: str | None = None
     number: int = 0
-    ends: Mapping[Place, int] = field(default_factory=dict)
+    ends: Mapping[TopicPartition, int] = field(default_factory=dict)
     topics: Mapping[str, str] = field(default_factory=dict)
 
     def after(self, decision: Decision) -> "Positions":
-        """The positions when a decided batch is whole."""
+        """The positions once a decided batch is complete."""
         ends = {(one.topic, one.partition): one.end for one in decision.ranges}
         return Positions(self.stream, decision.number, {**self.ends, **ends}, {**self.topics, **decision.topics})
 
     def topic(self, name: str) -> str:
-        """What the tables call the newest topic that has this name in Kafka."""
+        """The name in the tables of the newest topic that has this name in Kafka."""
         known = [*self.topics, *(topic for topic, _ in self.ends)]
         return name_in_tables(name, max((number_of(one) for one in known if name_in_kafka(one) == name), default=1))
 
     def of_topic(self, topic: str) -> dict[int, int]:
-        """Partition → end, of a topic as the tables call it."""
+        """Partition → end, for a topic by its name in the tables."""
         return {partition: end for (one, partition), end in self.ends.items() if one == topic}
 
 
 def read_positions(settings: Settings, identity: StreamIdentity) -> Positions:
-    """Where the whole batches of a stream end, all from one version of the table `batches`.
+    """The positions after the complete batches of a stream, read from one version of the table `batches`.
 
     Raises:
         ServiceError: the table cannot be read.
@@ -164,12 +162,12 @@ def read_positions(settings: Settings, identity: StreamIdentity) -> Positions:
     return Positions(identity.id, newest["batch_id"], {**first, **_ends(mine)}, topics)
 
 
-def ends_of_all(settings: Settings) -> dict[Place, int]:
-    """One past the last offset of each place, whichever stream read it: the tables alone."""
+def ends_of_all(settings: Settings) -> dict[TopicPartition, int]:
+    """One past the last offset of each partition that any stream has read, from the tables alone."""
     return _ends(_read_batches(settings))
 
 
-def _ends(batches: pa.Table) -> dict[Place, int]:
+def _ends(batches: pa.Table) -> dict[TopicPartition, int]:
     ranges = pc.list_flatten(batches.column("offsets"))
     columns = {name: pc.struct_field(ranges, name) for name in ("topic", "partition", "end")}
     ends = pa.table(columns).group_by(["topic", "partition"]).aggregate([("end", "max")])
@@ -177,11 +175,11 @@ def _ends(batches: pa.Table) -> dict[Place, int]:
 
 
 def _read_batches(settings: Settings) -> pa.Table:
-    """What `batches` says of offsets, all from one version; no rows where there is no such table.
+    """The columns `READ` of one version of `batches`; no rows if the table does not exist.
 
     Files in a bucket are read from local copies: they never change, so only new ones are fetched. deltalake's own
-    queries would let no other thread of the process run while they wait for the bucket, and DuckDB complains at the end
-    of a process with a JVM.
+    queries would block all other threads of the process while they wait for the bucket, and DuckDB prints an error when
+    a process with a JVM exits.
     """
     schema = pa.schema([BATCHES.field(name) for name in READ])
     home = settings.place
@@ -196,7 +194,7 @@ def _read_batches(settings: Settings) -> pa.Table:
 
 
 def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
-    """The settings' topic as the tables name it, and partition → one past its last message in a whole batch.
+    """The name of the settings' topic in the tables, and partition → one past its last message in a complete batch.
 
     Raises:
         ServiceError: the table cannot be read, or the stream's identity is damaged.
@@ -206,8 +204,8 @@ def committed_offsets(settings: Settings) -> tuple[str, dict[int, int]]:
     return topic, positions.of_topic(topic)
 
 
-def committed_places(settings: Settings) -> dict[str, dict[Place, int]]:
-    """Each topic of the settings' stream as the tables name it → (its name in Kafka, partition) → as above."""
+def committed_ends(settings: Settings) -> dict[str, dict[TopicPartition, int]]:
+    """Topic in the tables → (topic in Kafka, partition) → one past its last message in a complete batch."""
     positions = _stream_positions(settings)
     names = {name_in_kafka(one) for one in positions.topics} or {settings.topic}
     topics = {positions.topic(name): name for name in sorted(names)}
@@ -223,13 +221,13 @@ def _stream_positions(settings: Settings) -> Positions:
 
 
 def refuse_shared(settings: Settings, topics: Collection[str]) -> None:
-    """Refuse topics that another stream of the home reads: their messages would have two rows.
+    """Reject topics that another stream of the home reads: their messages would have two rows.
 
     Args:
         topics: names in Kafka.
 
     Raises:
-        ServiceError: one is; with the name of that stream.
+        ServiceError: another stream reads one of them; the error names it.
     """
     for other in settings.place.store.folders("streams"):
         identity = None if other == settings.topic else read_identity(settings, other)
@@ -238,7 +236,7 @@ def refuse_shared(settings: Settings, topics: Collection[str]) -> None:
             if shared := sorted(theirs.intersection(topics)):
                 raise ConflictError(
                     f"topic {shared[0]!r} is read by stream {other!r} of {settings.home}, and its messages would have "
-                    "two rows: leave it to that stream, or take another home"
+                    "two rows: leave it to that stream, or use another home"
                 )
 
 
@@ -246,16 +244,16 @@ def refuse_shared(settings: Settings, topics: Collection[str]) -> None:
 class Accept:
     """What the user has agreed to."""
 
-    loss: bool = False  # offsets that Kafka no longer holds are left out
-    new_topic: bool = False  # a topic that was made again under its name is read
+    loss: bool = False  # skip offsets that Kafka no longer has
+    new_topic: bool = False  # read a topic that was deleted and recreated under the same name
 
 
 class TopicAppearedError(Exception):
-    """Spark planned messages of a topic that was not there when the query was planned."""
+    """Spark planned messages of a topic that did not exist when the query was planned."""
 
 
 class Plan:
-    """Where each partition's next micro-batch must begin, kept up to date from batch to batch.
+    """Where each partition's next micro-batch must begin, updated after every batch.
 
     Attributes:
         stream: the stream's id.
@@ -272,12 +270,12 @@ class Plan:
         self._starts = {(name, one): max(ends.get(one, 0), begin) for one, begin in topic.begins.items()}
 
     @property
-    def starts(self) -> dict[Place, int]:
-        """Where each partition's next micro-batch begins; topics by their names in the tables."""
+    def starts(self) -> dict[TopicPartition, int]:
+        """Per partition, the first offset of the next micro-batch; topics by their names in the tables."""
         return dict(self._starts)
 
     def join(self, other: "Plan") -> "Plan":
-        """Take in the plan of another topic of the same stream."""
+        """Add the plan of another topic of the same stream."""
         self.topics |= other.topics
         self._in_kafka |= other._in_kafka
         self._ends |= other._ends
@@ -285,7 +283,7 @@ class Plan:
         return self
 
     def starting_offsets(self) -> str:
-        """Kafka's `startingOffsets`: exactly after what is scored, or at the first message that it still holds."""
+        """Spark's `startingOffsets`: one past the last scored message, or the first message that Kafka still has."""
         starts: dict[str, dict[str, int]] = {name: {} for name in self._in_kafka.values()}
         for (name, partition), start in sorted(self._starts.items()):
             starts[self._in_kafka[name]][str(partition)] = start
@@ -302,14 +300,14 @@ class Plan:
         return {name: (self._in_kafka[name], known) for name, known in self.topics.items()}
 
     def check(self, ranges: Sequence[OffsetRange]) -> list[OffsetRange]:
-        """Refuse a micro-batch that does not begin where it must.
+        """Reject a micro-batch that does not begin where it must.
 
         Returns:
-            What it leaves out with the user's consent.
+            The ranges that it skips with the user's consent.
 
         Raises:
             TopicAppearedError: it has messages of a topic that is not in the plan.
-            ServiceError: it begins elsewhere.
+            ServiceError: it begins at another offset.
         """
         left_out = []
         for one in ranges:
@@ -327,7 +325,7 @@ class Plan:
         return left_out
 
     def advance(self, ranges: Sequence[OffsetRange]) -> None:
-        """Take in a batch that is whole."""
+        """Record a complete batch."""
         self.number += 1
         for one in ranges:
             place = one.topic, one.partition
@@ -335,15 +333,21 @@ class Plan:
 
 
 def plan_topics(positions: Positions, topics: Sequence[Topic], accept: Accept) -> Plan:
-    """The plan of all topics of a stream; errors as `plan_start`."""
+    """The plan of all topics of a stream; raises the errors of `plan_start`."""
     return reduce(Plan.join, [plan_start(positions, topic, accept) for topic in topics])
 
 
 def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
-    """Compare where the stream stands with what Kafka has.
+    """The plan of one topic, from the stream's positions and from what Kafka has.
+
+    Args:
+        positions: of the stream.
+        topic: as Kafka describes it.
+        accept: what the user has agreed to.
 
     Raises:
-        ServiceError: the topic was made again, or retention has removed offsets, and the user has not agreed to it.
+        ServiceError: the topic was deleted and recreated, or retention has removed offsets, and the user has not agreed
+            to it.
     """
     name = positions.topic(topic.name)
     ends = positions.of_topic(name)
@@ -353,27 +357,27 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
         name = name_in_tables(topic.name, number_of(name) + 1)
         if not accept.new_topic:
             raise ConflictError(
-                f"{again}: its offsets start over; read it from its first message on with --accept-new-topic, which "
-                f"has its rows in the tables as topic {name!r}"
+                f"{again}, and its offsets start over: read it from its first message with --accept-new-topic; the "
+                f"tables will name it {name!r}"
             )
         return Plan(stream, positions.number, name, topic.begins, topic)
-    if not ends and name not in positions.topics:  # the stream sees it for the first time
+    if not ends and name not in positions.topics:  # a topic that the stream has not read before
         ends = topic.begins
     for partition, begin in sorted(topic.begins.items()):
         end = ends.get(partition, 0)
         if begin > end and not accept.loss:
             raise NotFoundError(
                 f"topic {topic.name!r} partition {partition}: up to {begin - end} messages are lost, from offset "
-                f"{end} to {begin - 1}: Kafka's retention removed them before they were read; continue without them "
-                "with --accept-loss"
+                f"{end} to {begin - 1}: Kafka's retention removed them before they were read; use --accept-loss to "
+                "continue without them"
             )
     return Plan(stream, positions.number, name, ends, topic)
 
 
 def _made_again(topic: Topic, ends: Mapping[int, int], known_id: str | None) -> str | None:
-    """How it shows that the topic is another than the one that was read; None if it does not.
+    """Why this is not the topic that was read before; None if it is.
 
-    A topic made again has another id, even where its offsets have grown past the old ones.
+    A recreated topic has another id even if its offsets have grown past the old ones.
     """
     if known_id and known_id != topic.id:
         return f"topic {topic.name!r} was made again (id {topic.id}, before {known_id})"

@@ -1,13 +1,13 @@
-"""Where the time of a running stream goes: core-seconds per stage, held against the wall clock times the cores."""
+"""The profile of a running stream: core-seconds per stage, as shares of wall time multiplied by the number of cores."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from streaming.pipeline.commit import DRIVER_STEPS, BatchResult
 
-WARM_UP = 1  # micro-batches at the start of a process, in which workers start and load the model
-TOLD_FROM = 0.001  # of a batch's time: what took less is not worth a word on its line
-# In the order of the way of the data; `identity` is reading keys and headers.
+WARM_UP = 1  # micro-batches at the start of a process, while workers start and load the model
+MIN_SHARE = 0.001  # of a batch's time; stages with less are left out of its line
+# In the order of the data flow; `identity` is reading keys and headers.
 STAGES = (
     "load", "fetch", "decode", "backbone", "identity", "projection", "classifier", "drift", "shadow", "write",
     "serialise",
@@ -16,7 +16,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Share:
-    """One stage: the core-seconds it took, and its part of all that there were (0 to 1)."""
+    """A stage: its core-seconds, and their share of all core-seconds (0 to 1)."""
 
     stage: str
     seconds: float
@@ -25,16 +25,16 @@ class Share:
 
 @dataclass
 class Profile:
-    """The sum over micro-batches. All cores of the machine stand still while the driver plans or commits."""
+    """The sum over micro-batches. While the driver plans or commits, all cores count as used by it."""
 
     cores: int = 1
     batches: int = 0
     images: int = 0
-    wall_s: float = 0.0  # with the time between batches
+    wall_s: float = 0.0  # including the time between batches
     core_s: dict[str, float] = field(default_factory=dict)
 
     def add(self, batch: BatchResult) -> None:
-        """Take in one micro-batch."""
+        """Add a micro-batch."""
         self.cores = batch.cores
         self.batches += 1
         self.images += batch.input_rows
@@ -44,11 +44,11 @@ class Profile:
 
     @property
     def measured(self) -> float:
-        """The part of the wall clock that the stages explain; the rest is Spark's, and cores that have no task left."""
+        """The share of all core-seconds that the stages explain; the rest is Spark's overhead and idle cores."""
         return sum(self.core_s.values()) / max(self.wall_s * self.cores, 1e-9)
 
     def shares(self) -> list[Share]:
-        """Every stage that took time, in the order of the way of the data, and at last what no stage explains."""
+        """All stages in the order of the data flow, followed by the unexplained rest."""
         total = max(self.wall_s * self.cores, 1e-9)
         order = [*STAGES, "plan", "commit", "between"]
         shares = [
@@ -71,27 +71,27 @@ class Profile:
 
 
 def core_seconds(seconds: Mapping[str, float], cores: int) -> dict[str, float]:
-    """The seconds of a batch as core-seconds: those of workers as they are, those of the driver on every core."""
+    """The timings of a batch in core-seconds: a second of a worker counts once, one of the driver on every core."""
     worked = {stage: spent for stage, spent in seconds.items() if stage not in DRIVER_STEPS}
     return worked | {step: seconds[step] * cores for step in ("plan", "commit", "between") if seconds.get(step)}
 
 
 class Profiler:
-    """Profiles of the process' batches: each alone, and all that came after the warm-up together."""
+    """Profiles each batch of the process, and all batches after the warm-up together."""
 
     def __init__(self) -> None:
         self.total = Profile()
         self._seen = 0
 
     def add(self, batch: BatchResult) -> str:
-        """Take in a batch; one line about it."""
+        """Add a batch, and return one line about it."""
         self._seen += 1
         alone = Profile()
         alone.add(batch)
         if self._seen > WARM_UP:
             self.total.add(batch)
-        told = ", ".join(f"{share.stage} {share.share:.1%}" for share in alone.shares() if share.share >= TOLD_FROM)
+        shares = ", ".join(f"{share.stage} {share.share:.1%}" for share in alone.shares() if share.share >= MIN_SHARE)
         return (
             f"profile of batch {batch.batch_id}: {batch.input_rows:,} images in {alone.wall_s:.2f} s "
-            f"on {alone.cores} cores: {told}"
+            f"on {alone.cores} cores: {shares}"
         )

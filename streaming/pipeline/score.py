@@ -1,49 +1,46 @@
-"""The iterator UDF: messages of one partition in, scored rows out, in one pass.
+"""The iterator UDF: takes the messages of one partition and returns scored rows, in one pass.
 
-Runs in Python workers. The bundle comes by broadcast and is loaded once per worker process, then kept for as long as
-its hash stays the same. Scored rows are small and go back to the driver. What is large stays on the worker: features
-and quarantined bytes go straight into Parquet files in their table's directory, and only the files' names travel.
+It runs in Python workers. The bundle is broadcast and loaded once per worker process, and reloaded only when its hash
+changes. Scored rows are small and are returned to the driver. Large values stay on the worker: features and quarantined
+messages are written to Parquet files in their table's directory, and only the names of the files are returned.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from models.arrays import Features
 from models.bundle import Bundle
 from models.decode import DEFAULT_LIMITS, BadImage, Limits, Reason, Stage
 from models.drift import DriftReference, DriftSums
 from models.errors import ModelError
-from models.scorer import Decoded, Head, Scorer, load_reference, load_scorer
-from producer.message import MessageHeaders, read_headers
-from streaming.pipeline.account import Piece, ReadCounter
+from models.scorer import Decoded, Scorer, load_reference, load_scorer
 from streaming.pipeline.decisions import ModelVersion
-from streaming.pipeline.payload import RAW, FrameError, Payload, frame_of, unwrapping
+from streaming.pipeline.messages import (
+    MessageValues,
+    bounded_headers,
+    unreadable,
+    with_envelopes_named,
+    without_envelopes,
+)
+from streaming.pipeline.payload import RAW, Payload
+from streaming.pipeline.reconcile import OffsetRun, ReadCounter
+from streaming.pipeline.score_columns import answer_columns, feature_rows, identity_columns, quarantined_rows, sha256_of
 from streaming.platform.engines import EngineChoice
-from streaming.storage.files import DataFile, FileSink, list_array
-from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, LINEAGE, QUARANTINE, TRACEPARENT
+from streaming.storage.files import DataFile, FileSink
+from streaming.storage.tables import ANSWER, DAMAGED, FEATURES, IDENTITY, QUARANTINE, TRACEPARENT
 from streaming.tracing import valid
 
-TOP_K = 3
 NOTHING: Mapping[tuple[str, int, int], str] = MappingProxyType({})
-MAX_KEY_BYTES = 1024  # a longer key is cut; `quarantine` has it whole
-MAX_ID_CHARS = 256
-MAX_ERROR_CHARS = 300  # of why the challenger failed
-MAX_TRACED = 100  # messages of a partition whose scoring becomes a span of their traces
-MAX_HEADERS, MAX_HEADERS_BYTES = 1_000, 1024**2  # of a message
-# Times that are taken as such, in milliseconds: 1971, so that seconds are not, to 2200.
-FIRST_MS, LAST_MS = 365 * 86_400_000, 7_258_118_400_000
-NOT_UTF_8 = "\ufffd"
+MAX_ERROR_CHARS = 300  # of the challenger's error
+MAX_TRACED = 100  # messages per partition whose traces get a span for scoring
 REPORT = pa.field("report", pa.string())
 SHADOW_ANSWER = [pa.field("shadow_label", pa.string()), pa.field("shadow_confidence", pa.float32())]
 OUTPUT = pa.schema([*IDENTITY, *ANSWER, DAMAGED, TRACEPARENT, *SHADOW_ANSWER, REPORT])
@@ -51,7 +48,7 @@ OUTPUT = pa.schema([*IDENTITY, *ANSWER, DAMAGED, TRACEPARENT, *SHADOW_ANSWER, RE
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """What a worker needs to know beside the bundle; every row of one micro-batch has the same lineage."""
+    """The parameters of scoring a micro-batch, apart from the bundles; all of its rows have the same lineage."""
 
     model: ModelVersion
     challenger: ModelVersion | None
@@ -65,18 +62,30 @@ class ScoreTask:
     payload: Payload = RAW
     limits: Limits = DEFAULT_LIMITS
 
+    @property
+    def lineage(self) -> tuple[int, str, str, int]:
+        """The values of the columns `LINEAGE`."""
+        return self.model.version, self.model.sha256, self.query_id, self.batch_id
+
 
 @dataclass
 class PartitionReport:
-    """What one partition tells the driver after its last row.
+    """The report of one Spark partition to the driver, sent after its last row.
 
     Attributes:
-        read: what was read, topics by their names in the tables.
-        quarantined_at: likewise, (topic, partition, messages) of each place with quarantined messages.
-        traced: W3C trace contexts of its messages, of the first `MAX_TRACED`.
+        read: the messages that were read; topics by their names in the tables.
+        quarantined_at: (topic, partition, messages) of each topic partition with quarantined messages; likewise.
+        input_bytes: size of the images, in bytes.
+        quarantined: reason → messages.
+        seconds: stage → seconds.
+        quarantine_file: None if no message was quarantined.
+        features_file: None if no image was scored, or features are not stored.
+        challenger_error: the last error of the challenger, None if there was none.
+        drift: `DriftSums` as JSON; None without a reference.
+        traced: W3C trace contexts of the first `MAX_TRACED` messages that have one.
     """
 
-    read: list[Piece] = field(default_factory=list)
+    read: list[OffsetRun] = field(default_factory=list)
     quarantined_at: list[tuple[str, int, int]] = field(default_factory=list)
     input_bytes: int = 0
     quarantined: dict[str, int] = field(default_factory=dict)
@@ -88,33 +97,34 @@ class PartitionReport:
     traced: list[str] = field(default_factory=list)
 
     def timed(self, stage: str, since: float) -> float:
-        """Add the time since `since` to a stage; returns now."""
+        """Add the time since `since` to a stage, and return the current time."""
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
         return now
 
     def as_batch(self) -> pa.RecordBatch:
-        """One row of the output schema, with nothing but the report."""
+        """A row of the output schema that holds only the report."""
         text = json.dumps(self, default=lambda value: value.__dict__)
         return pa.RecordBatch.from_pylist([{"report": text}], OUTPUT)
 
     @property
     def input_rows(self) -> int:
-        return sum(piece.rows for piece in self.read)
+        return sum(run.rows for run in self.read)
 
     def counted(self, counter: ReadCounter, topics: Mapping[str, str]) -> None:
-        """Take over what was counted.
+        """Add the counts of messages.
 
         Args:
+            counter: counts by the topics' names in Kafka.
             topics: name in Kafka → name in the tables.
         """
-        self.read = [replace(piece, topic=topics.get(piece.topic, piece.topic)) for piece in counter.pieces]
+        self.read = [replace(run, topic=topics.get(run.topic, run.topic)) for run in counter.runs]
         self.quarantined_at = [(topics.get(one, one), place, n) for (one, place), n in counter.quarantined.items()]
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         content: dict[str, Any] = json.loads(text)
-        content["read"] = [Piece(**one) for one in content["read"]]
+        content["read"] = [OffsetRun(**one) for one in content["read"]]
         content["quarantined_at"] = [tuple(one) for one in content["quarantined_at"]]
         for name in ("quarantine_file", "features_file"):
             content[name] = DataFile(**content[name]) if content[name] else None
@@ -123,7 +133,7 @@ class PartitionReport:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model in this worker, and which features it takes."""
+    """A model that this worker process has loaded."""
 
     sha256: str
     backbone_sha256: str
@@ -132,24 +142,24 @@ class _Loaded:
 
 
 class _Worker:
-    """The models that this worker process holds."""
+    """The models of this worker process; PySpark reuses the process for later tasks."""
 
     champion: _Loaded | None = None
     challenger: _Loaded | None = None
 
 
 def _load(
-    held: _Loaded | None,
+    cached: _Loaded | None,
     wanted: ModelVersion | None,
     engine: EngineChoice | None,
     bundle: Callable[[], Bundle | None],
     limits: Limits,
 ) -> _Loaded | None:
-    """The model held, if it is the one wanted; else the one wanted, from its bundle."""
+    """The wanted model: the cached one if it is the same, else loaded from its bundle."""
     if wanted is None or engine is None:
         return None
-    if held is not None and held.sha256 == wanted.sha256:
-        return held
+    if cached is not None and cached.sha256 == wanted.sha256:
+        return cached
     content = bundle()
     if content is None:
         return None
@@ -157,23 +167,9 @@ def _load(
     return _Loaded(wanted.sha256, content.backbone_sha256, scorer, load_reference(content))
 
 
-class _Values(Sequence[bytes | None]):
-    """The messages' bytes, each made a Python object only while it is looked at: one may have 20 MB."""
-
-    def __init__(self, column: pa.Array, hidden: Collection[int] = ()) -> None:
-        self.column = column
-        self._hidden = hidden  # rows that are not looked at
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def __getitem__(self, row: Any) -> Any:
-        return None if row in self._hidden else self.column[row].as_py()
-
-
 @dataclass(frozen=True)
 class _Pass:
-    """What one pass over a partition works with."""
+    """The state of one pass over a partition."""
 
     task: ScoreTask
     champion: _Loaded
@@ -197,13 +193,17 @@ def score_partition(
 
     Args:
         batches: Arrow batches of the columns that `streaming.pipeline.ingest` selects.
-        champion: gives the broadcast bundle; called only if this worker has not loaded it yet.
-        challenger: likewise, for the model that is scored beside it.
-        task: models, lineage, and where files go.
-        refused: (topic, partition, offset) → why it could not be read, of the batches given so far.
+        champion: returns the broadcast bundle; called only if this worker has not loaded it yet.
+        challenger: likewise, for the challenger.
+        task: models, lineage and destinations.
+        refused: (topic, partition, offset) → reason, of messages in `batches` that could not be read; it may grow while
+            `batches` is consumed.
 
     Yields:
-        Batches of `OUTPUT`: one row per good message, and at the end one row that holds only the report.
+        Batches of `OUTPUT`: one row per scored message, and at the end one row that holds only the report.
+
+    Raises:
+        ModelError: the champion's bundle did not reach the worker, or is rejected.
     """
     report = PartitionReport()
     clock = time.perf_counter()
@@ -224,7 +224,7 @@ def score_partition(
             counter.read(batch)
             for scored in _score_batch(batch, one_pass):
                 clock = time.perf_counter()
-                yield scored  # until Spark asks for the next one, it serialises this one and takes it over
+                yield scored  # Spark serialises the batch before it asks for the next one
                 report.timed("serialise", clock)
             clock = time.perf_counter()
         clock = report.timed("fetch", clock)
@@ -239,11 +239,11 @@ def score_partition(
 def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     report, scorer = on.report, on.champion.scorer
     clock = time.perf_counter()
-    headers = _bounded_headers(batch.column("headers"))
+    headers = bounded_headers(batch.column("headers"))
     if on.refused:
-        headers.refused.update(_not_read(batch, on.refused))
-    images = _unwrapped(batch.column("value"), on.task.payload, headers.refused)
-    values = _Values(images, headers.refused)
+        headers.refused.update(unreadable(batch, on.refused))
+    images = without_envelopes(batch.column("value"), on.task.payload, headers.refused)
+    values = MessageValues(images, headers.refused)
     report.input_bytes += pc.sum(pc.binary_length(values.column)).as_py() or 0
 
     decoded = scorer.decode(values)
@@ -252,20 +252,23 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
     features, good, bad = features_of(scorer, decoded)
     clock = report.timed("backbone", clock)
 
-    hashes = pa.array([_sha256(value) for value in values.column], pa.string())
+    hashes = pa.array([sha256_of(value) for value in values.column], pa.string())
     report.traced += [one.traceparent for one in headers.read if one.traceparent and valid(one.traceparent)]
     del report.traced[MAX_TRACED:]
-    identity = pa.Table.from_batches([_identity(batch, headers.read, hashes, on.task.topics)])
+    identity = pa.Table.from_batches([identity_columns(batch, headers.read, hashes, on.task.topics)])
     clock = report.timed("identity", clock)
     if bad:
-        on.quarantine.write(_quarantined(batch, identity, headers.without, _framed(values, bad), on.task))
+        bad = with_envelopes_named(values, bad)
+        on.quarantine.write(
+            quarantined_rows(batch, identity, headers.without, with_envelopes_named(values, bad), on.task.lineage)
+        )
         on.counter.quarantine(batch, bad)
         for image in bad.values():
             report.quarantined[image.reason] = report.quarantined.get(image.reason, 0) + 1
         clock = report.timed("write", clock)
     if good:
         rows = identity.take(good)
-        on.features.write(_with_features(rows, features, on.champion.backbone_sha256, hashes.take(pa.array(good))))
+        on.features.write(feature_rows(rows, features, on.champion.backbone_sha256, hashes.take(pa.array(good))))
         clock = report.timed("write", clock)
         projected = scorer.head.projection.transform(features)
         clock = report.timed("projection", clock)
@@ -283,11 +286,11 @@ def _score_batch(batch: pa.RecordBatch, on: _Pass) -> Iterator[pa.RecordBatch]:
         yield from pa.table(columns, schema=OUTPUT).to_batches()
 
 
-def _shadow_answers(values: _Values, good: list[int], features: Features, on: _Pass) -> list[pa.Array]:
-    """The challenger's answers for the good messages; nulls where there is none, or where it fails.
+def _shadow_answers(values: MessageValues, good: list[int], features: Features, on: _Pass) -> list[pa.Array]:
+    """The challenger's answers for the good messages; nulls if there is no challenger, or if it fails.
 
-    The backbone does not run again where both models have the same. A challenger is on trial: what it raises must not
-    touch the champion's answers.
+    The backbone runs again only if the models have different ones. A challenger is on trial, so its errors must not
+    affect the champion's answers.
     """
     n = len(good)
     nothing = [pa.nulls(n, field.type) for field in SHADOW_ANSWER]
@@ -301,14 +304,19 @@ def _shadow_answers(values: _Values, good: list[int], features: Features, on: _P
                 return nothing
             features = scorer.features(decoded.images)
         label, confidence = answer_columns(scorer.probabilities(features), scorer.head)[:2]
-    except Exception as error:  # noqa: BLE001  whatever it is
+    except Exception as error:  # noqa: BLE001  no error of a challenger may stop the stream
         on.report.challenger_error = f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_ERROR_CHARS]
         return nothing
     return [label, confidence]
 
 
 def features_of(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], dict[int, BadImage]]:
-    """Features of the images that decoded, with those that are not finite moved to the bad ones."""
+    """Compute the features of decoded images.
+
+    Returns:
+        (N, D) float32 features, the N rows that they belong to, and the bad images by row: those that did not decode,
+        and those whose features are not finite.
+    """
     if not decoded.rows:
         return np.empty((0, 0), np.float32), [], decoded.bad
     features = scorer.features(decoded.images)
@@ -317,209 +325,3 @@ def features_of(scorer: Scorer, decoded: Decoded) -> tuple[Features, list[int], 
     not_finite = BadImage(Stage.SCORE, Reason.NON_FINITE_FEATURES, detail)
     bad = decoded.bad | {decoded.rows[row]: not_finite for row in np.flatnonzero(~finite)}
     return features[finite], [decoded.rows[row] for row in np.flatnonzero(finite)], bad
-
-
-@dataclass(frozen=True)
-class _Headers:
-    """The headers of messages.
-
-    Attributes:
-        read: of each message; without anything where there are too many.
-        without: rows of messages that have too many.
-        refused: row → why, of messages that are not decoded.
-    """
-
-    read: list[MessageHeaders]
-    without: frozenset[int]
-    refused: dict[int, BadImage]
-
-
-def _bounded_headers(column: pa.ListArray) -> _Headers:
-    """The headers of each message, made Python objects only where they are few and small."""
-    entries = column.values
-    sizes = [pc.binary_length(entries.field(name)).fill_null(0).to_numpy() for name in ("key", "value")]
-    before = np.concatenate([[0], np.cumsum(sizes[0].astype(np.int64) + sizes[1])])
-    ends = column.offsets.to_numpy()
-    counts, total = np.diff(ends), np.diff(before[ends])
-    refused = {
-        int(row): BadImage(
-            Stage.READ,
-            Reason.TOO_MANY_HEADERS,
-            f"expected at most {MAX_HEADERS:,} headers of {MAX_HEADERS_BYTES:,} bytes together, got {counts[row]:,} of "
-            f"{total[row]:,}",
-        )
-        for row in np.flatnonzero((counts > MAX_HEADERS) | (total > MAX_HEADERS_BYTES))
-    }
-    if not refused:
-        return _Headers([read_headers(one) for one in column.to_pylist()], frozenset(), refused)
-    return _Headers(
-        [read_headers(None if row in refused else column[row].as_py()) for row in range(len(column))],
-        frozenset(refused),
-        refused,
-    )
-
-
-def _unwrapped(column: pa.Array, payload: Payload, refused: dict[int, BadImage]) -> pa.Array:
-    """The images without the frames around them; what is not in the frame is refused."""
-    unwrap = unwrapping(payload)
-    if unwrap is None:
-        return column
-    images: list[bytes | None] = []
-    for row, value in enumerate(column):
-        data = value.as_py()
-        try:
-            images.append(None if data is None or row in refused else unwrap(data))
-        except FrameError as error:
-            refused[row] = BadImage(Stage.READ, Reason.WRONG_FRAME, str(error))
-            images.append(None)
-    return pa.array(images, pa.binary())
-
-
-def _framed(values: _Values, bad: dict[int, BadImage]) -> dict[int, BadImage]:
-    """The bad images, with the frame in the detail of those that are in one."""
-    named = {
-        row: replace(image, detail=f"{image.detail}; it is {frame}")
-        for row, image in bad.items()
-        if image.reason == Reason.NOT_AN_IMAGE and (frame := frame_of(values[row] or b""))
-    }
-    return {**bad, **named}
-
-
-def _not_read(batch: pa.RecordBatch, refused: Mapping[tuple[str, int, int], str]) -> Iterator[tuple[int, BadImage]]:
-    places = zip(*(batch.column(name).to_pylist() for name in ("topic", "partition", "offset")), strict=True)
-    for row, place in enumerate(places):
-        if place in refused:
-            yield row, BadImage(Stage.READ, Reason.MESSAGE_BOMB, refused[place])
-
-
-def _identity(
-    batch: pa.RecordBatch, headers: list[MessageHeaders], hashes: pa.Array, topics: Mapping[str, str]
-) -> pa.RecordBatch:
-    """The identity columns of messages.
-
-    The image id is the `ce_id`, or the hash of the bytes where there is none that can be told from others. The key is
-    the producer's: several images of one camera or tenant may have the same.
-    """
-    millis = _milliseconds(batch)
-    is_time = pc.and_(pc.greater_equal(millis, FIRST_MS), pc.less(millis, LAST_MS))
-    times = pc.if_else(is_time, millis, pa.scalar(None, pa.int64())).cast(pa.timestamp("ms", "UTC"))
-    columns = [
-        pc.coalesce(pa.array([_usable_id(one.id) for one in headers], pa.string()), hashes),
-        _named(batch.column("topic"), topics),
-        batch.column("partition"),
-        batch.column("offset"),
-        times,
-        pa.array([one.source for one in headers], pa.string()),
-        pa.array([one.label for one in headers], pa.string()),
-        pc.binary_slice(batch.column("key"), 0, MAX_KEY_BYTES),
-        millis,
-    ]
-    columns = [column.cast(want.type) for column, want in zip(columns, IDENTITY, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(IDENTITY))
-
-
-def _milliseconds(batch: pa.RecordBatch) -> pa.Array:
-    """The timestamps that Kafka had; Spark gives them as microseconds."""
-    if "timestamp_ms" in batch.schema.names:
-        return batch.column("timestamp_ms")
-    microseconds = batch.column("timestamp").cast(pa.int64())
-    rounded = np.floor_divide(microseconds.fill_null(0).to_numpy(), 1000)  # Arrow's division rounds towards zero
-    return pc.if_else(microseconds.is_valid(), pa.array(rounded, pa.int64()), pa.scalar(None, pa.int64()))
-
-
-def _usable_id(given: str | None) -> str | None:
-    """A `ce_id`, unless it was cut or was not UTF-8, so that others could be read as the same."""
-    return given if given and len(given) <= MAX_ID_CHARS and NOT_UTF_8 not in given else None
-
-
-def _named(topic: pa.Array, topics: Mapping[str, str]) -> pa.Array:
-    """Topics by their names in the tables."""
-    encoded = topic.dictionary_encode()
-    names = pa.array([topics.get(name, name) for name in encoded.dictionary.to_pylist()], pa.string())
-    return names.take(encoded.indices)
-
-
-def _sha256(value: pa.Scalar) -> str:
-    return hashlib.sha256(value.as_buffer() or b"").hexdigest()
-
-
-def _quarantined(
-    batch: pa.RecordBatch,
-    identity: pa.Table,
-    without_headers: Collection[int],
-    bad: dict[int, BadImage],
-    task: ScoreTask,
-) -> pa.Table:
-    rows = sorted(bad)
-    n = len(rows)
-    now = datetime.now(UTC)
-
-    def as_sent(name: str) -> pa.ChunkedArray:
-        column = batch.column(name)
-        return pa.chunked_array([column.slice(row, 1) for row in rows])  # slices: 20 MB are not copied to be written
-
-    headers, values = batch.column("headers"), as_sent("value")
-    columns = {
-        **{name: identity.column(name).take(rows) for name in identity.column_names},
-        **_lineage(task, n),
-        "quarantined_at": [now] * n,
-        "stage": [str(bad[row].stage) for row in rows],
-        "reason": [str(bad[row].reason) for row in rows],
-        "detail": [bad[row].detail for row in rows],
-        "value": values,
-        "value_sha256": [_sha256(value) for value in values],
-        "replayed_at": [None] * n,
-        "key": as_sent("key"),
-        "headers": [None if row in without_headers else headers[row].as_py() for row in rows],
-    }
-    return pa.table([_column(columns[name.name], name.type) for name in QUARANTINE], schema=QUARANTINE)
-
-
-def _lineage(task: ScoreTask, n: int) -> dict[str, list[Any]]:
-    values = (task.model.version, task.model.sha256, task.query_id, task.batch_id)
-    return {name.name: [value] * n for name, value in zip(LINEAGE, values, strict=True)}
-
-
-def _column(values: Any, kind: pa.DataType) -> Any:
-    return values.cast(kind) if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, kind)
-
-
-def _with_features(rows: pa.Table, features: Features, backbone_sha256: str, hashes: pa.Array) -> pa.Table:
-    n = len(features)
-    columns = [
-        *rows.columns,
-        pa.repeat(backbone_sha256, n),
-        pa.nulls(n, pa.string()),
-        list_array(features),
-        pa.nulls(n, pa.int32()),
-        hashes,
-    ]
-    return pa.table(columns, schema=FEATURES)
-
-
-def answer_columns(probabilities: Features, head: Head) -> list[pa.Array]:
-    """The columns of `ANSWER`: the label that is answered, its probability, the `TOP_K` most probable, and when.
-
-    With a threshold of its own, a model may answer the less probable of two labels.
-    """
-    n = len(probabilities)
-    order, best = most_probable(probabilities, TOP_K)
-    answers = head.answers(probabilities)
-    names = pa.array(head.classes, pa.string())
-    pairs = pa.StructArray.from_arrays(
-        [names.take(pa.array(order.reshape(-1))), pa.array(best.reshape(-1))], fields=list(ANSWER[2].type.value_type)
-    )
-    k = order.shape[1]
-    offsets = pa.array(np.arange(0, (n + 1) * k, k, dtype=np.int32))
-    return [
-        names.take(pa.array(answers)),
-        pa.array(probabilities[np.arange(n), answers]),
-        pa.ListArray.from_arrays(offsets, pairs).cast(ANSWER[2].type),
-        pa.repeat(pa.scalar(datetime.now(UTC), ANSWER[3].type), n),
-    ]
-
-
-def most_probable(probabilities: Features, k: int) -> tuple[NDArray[np.intp], Features]:
-    """The `k` most probable classes of each row, or all, the most probable first: their places, and probabilities."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
-    return order, np.take_along_axis(probabilities, order, axis=1)

@@ -1,8 +1,7 @@
-"""The state of the service at a glance, from the outside: tables, registry, broker, and the stream's own state file.
+"""The status of the service from the outside: tables, registry, broker, and the stream's state object.
 
-Healthy means: the broker answers, a stream of the topic runs here and gave a sign of life lately (a micro-batch, or a
-poll that found nothing to do), and it takes the champion: no version is promoted that it refuses. Lag alone is not
-ill health: it says how much there is to do.
+The service is healthy if the broker answers, a stream of the topic is running with a recent heartbeat (a micro-batch,
+or a poll without messages), and the stream accepts the champion. Lag alone does not make it unhealthy.
 """
 
 import re
@@ -14,9 +13,10 @@ from typing import Any
 
 from models.errors import ModelError
 from streaming.errors import ServiceError
+from streaming.pipeline.decisions import TopicPartition
 from streaming.pipeline.observe import STALE_AFTER_S, StreamState, read_state
-from streaming.pipeline.offsets import PartitionLag, Place, Reaches, TopicOffsets, lags
-from streaming.pipeline.positions import committed_places, name_in_kafka
+from streaming.pipeline.offsets import OffsetsByPartition, PartitionLag, TopicOffsets, lags
+from streaming.pipeline.positions import committed_ends, name_in_kafka
 from streaming.platform.broker import bootstrap_servers as home_servers
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.topic import Right, is_hidden, messages_near_retention, no_right
@@ -51,7 +51,7 @@ class LastBatch:
 
 @dataclass(frozen=True)
 class Status:
-    """What `imagestream status` shows; None where nothing is known."""
+    """The output of `imagestream status`; None means not known."""
 
     topic: str
     healthy: bool
@@ -60,17 +60,17 @@ class Status:
     broker_up: bool
     partitions: list[PartitionLag]
     stream: StreamState | None  # the last process that streamed the topic
-    streaming: bool  # whether it still does
-    images_per_second: float | None  # of the last batches, while they ran
+    streaming: bool  # whether that process is still streaming
+    images_per_second: float | None  # during the last `BATCHES_FOR_RATE` batches
     last_batch: LastBatch | None
     aliases: dict[str, int | None]
     challenger_error: str | None  # why the challenger was refused, or failed, in the last batch
     quarantined: dict[str, int]
-    near_retention: dict[str, int]  # topic → messages without a row, half of whose time in Kafka is over
+    near_retention: dict[str, int]  # topic → messages without a row that are past half of Kafka's retention time
 
     @property
     def lag(self) -> int | None:
-        """Messages of the topic that wait for their row; None if the broker does not say."""
+        """The number of messages without a row; None if the broker does not answer."""
         return sum(one.lag or 0 for one in self.partitions) if self.broker_up else None
 
     def as_json(self) -> dict[str, Any]:
@@ -80,15 +80,15 @@ class Status:
 
 
 def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> Status:
-    """Look at everything once; what cannot be had is left out, and named in the reasons.
+    """Collect the status once. Anything that is unavailable is left out and named in the reasons.
 
     Raises:
         ServiceError: a table cannot be read.
     """
     reasons = []
-    places = committed_places(settings)
-    committed = {place: end for ends in places.values() for place, end in ends.items()}
-    topics = list(places)
+    by_topic = committed_ends(settings)
+    committed = {partition: end for ends in by_topic.values() for partition, end in ends.items()}
+    topics = list(by_topic)
     names = [name_in_kafka(topic) for topic in topics]
     broker, offsets, refused = _broker(settings, names)
     if offsets is None:
@@ -104,7 +104,7 @@ def read_status(settings: Settings, *, stale_after_s: float = STALE_AFTER_S) -> 
     batches = _rows(settings, "batches", LAST_BATCHES, topics=topics, limit=BATCHES_FOR_RATE)
     refused = batches[0]["refused"] if batches else None
     if refusal(refused, aliases.get(CHAMPION)):
-        reasons.append(f"the champion is refused, an older model goes on: {refused}")
+        reasons.append(f"the champion was rejected, and an older model is in use: {refused}")
     busy_s = sum(row["seconds"] or 0 for row in batches)
     return Status(
         topic=settings.topic,
@@ -140,8 +140,8 @@ def last_refusal(settings: Settings, version: int) -> str | None:
     return refusal(rows[0]["refused"], version) if rows else None
 
 
-def _broker(settings: Settings, topics: Sequence[str]) -> tuple[str | None, Reaches | None, str | None]:
-    """(its address, what it says about topics, why it refuses); None where it is not running, or does not answer."""
+def _broker(settings: Settings, topics: Sequence[str]) -> tuple[str | None, OffsetsByPartition | None, str | None]:
+    """The broker's address, the offsets, and why it denies access; None if it is not running, or does not answer."""
     client = client_arguments(settings)
     try:
         servers = home_servers(settings)
@@ -158,17 +158,17 @@ def _broker(settings: Settings, topics: Sequence[str]) -> tuple[str | None, Reac
 
 
 def _near_retention(
-    settings: Settings, servers: str | None, committed: Mapping[Place, int], names: Sequence[str]
+    settings: Settings, servers: str | None, committed: Mapping[TopicPartition, int], names: Sequence[str]
 ) -> dict[str, int]:
     if servers is None:
         return {}
-    with suppress(ServiceError):  # it has gone since it was asked before
+    with suppress(ServiceError):  # the broker has stopped since the previous request
         return messages_near_retention(servers, names, committed, client_arguments(settings))
     return {}
 
 
 def _aliases(settings: Settings) -> tuple[dict[str, int | None], str | None]:
-    """(where each alias points, what is wrong with that)."""
+    """Alias → version, and the problem with the aliases, if any."""
     registry = open_registry(settings.home)
     try:
         aliases = {str(alias): target for alias, target in registry.targets().items()}

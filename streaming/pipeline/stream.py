@@ -1,10 +1,10 @@
-"""The running stream: a Kafka topic scored in micro-batches until it is drained or told to stop.
+"""The running stream: scores a Kafka topic in micro-batches until the topic is drained or the stream is stopped.
 
-The Spark query is started, and started again, by one loop: when the broker was gone and is back, when a worker or an
-engine failed in passing, when another driver decided a batch, and when messages turn out so large or small that
-another batch size fits better. Each time, batches that were decided are finished first, and the query begins exactly
-where the tables end; its checkpoint is a temporary folder. What is wrong for good (offsets that are lost, a model that
-is refused) ends it with one line.
+One loop starts the Spark query and restarts it when the broker comes back after an outage, when a worker or an
+inference engine fails temporarily, when another driver has decided a batch, and when the size of the messages calls for
+another batch size. Before each start, decided batches are completed, and the query begins where the tables end; its
+checkpoint is a temporary folder. A permanent failure, such as lost offsets or a rejected model, ends the stream with
+a one-line error.
 """
 
 import threading
@@ -21,7 +21,6 @@ from pyspark.sql import SparkSession
 
 from producer.topic_files import file_stem
 from streaming.errors import ConfigurationError, ConflictError, ServiceError, StoreAwayError, UnavailableError, restated
-from streaming.pipeline.account import WitnessError
 from streaming.pipeline.answers_topic import AnswersTopic, Sent
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
@@ -29,12 +28,13 @@ from streaming.pipeline.decisions import Decisions
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.ingest import planned_ranges, read_topics
 from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
+from streaming.pipeline.model_manager import ModelManager
 from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.payload import RAW, Payload
 from streaming.pipeline.positions import Accept, Plan, TopicAppearedError, plan_topics, refuse_shared
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
-from streaming.pipeline.serving import Serving
-from streaming.pipeline.witness import Witness
+from streaming.pipeline.reconcile import WitnessError
+from streaming.pipeline.topic_snapshot import SnapshotReader
 from streaming.platform.bounded_reader import BoundedReader
 from streaming.platform.engines import Engines
 from streaming.platform.kafka_probe import RefusedError
@@ -44,17 +44,17 @@ from streaming.platform.topic import Subscription, describe_topics, offsets_from
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
-from streaming.storage.home import held, make_dir
+from streaming.storage.home import make_dir, try_lock
 
-IMAGES_PER_BATCH = 2_000  # the size from which a micro-batch costs little beyond its images
+IMAGES_PER_BATCH = 2_000  # from this size on, the fixed cost of a micro-batch is small compared with that of its images
 BYTES_PER_BATCH = 512 * 1024**2
-RESIZE_FACTOR = 2.0  # a batch size is changed only if it is off by more than this
-TASKS_PER_CORE = 4  # of a batch, so that a partition with much in it holds up no more than that
+RESIZE_FACTOR = 2.0  # the batch size is changed only if it is off by more than this factor
+TASKS_PER_CORE = 4  # per micro-batch; several small tasks balance partitions of unequal size
 POLL_S = 0.2
 STOP_TIMEOUT_S = 25.0
 RETRY_S = 2.0
-MAX_FAILURES = 3  # in a row, without a committed batch in between
-MAX_LOST = 3  # decisions in one run; one may be lost to a put of a driver that has died
+MAX_FAILURES = 3  # consecutive ones, without a committed batch in between
+MAX_LOST = 3  # decisions in one run; one may be lost to a late write of a driver that has died
 
 
 EARLIEST: Literal["earliest"] = "earliest"
@@ -64,7 +64,7 @@ Begin = Literal["earliest", "latest"] | datetime
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How to run."""
+    """Options of a stream."""
 
     until_drained: bool = False
     images_per_batch: int = IMAGES_PER_BATCH
@@ -73,12 +73,12 @@ class StreamOptions:
     accept: Accept = field(default_factory=Accept)
     payload: Payload = RAW
     subscription: Subscription | None = None  # default: the settings' topic
-    begin: Begin = EARLIEST  # where to begin at the first start: EARLIEST, LATEST, or a time
+    begin: Begin = EARLIEST  # where the first start begins: EARLIEST, LATEST or a time
 
 
 @dataclass(frozen=True)
 class StreamEvents:
-    """What is called on events; every callback is called from the stream's own threads and must be quick."""
+    """Callbacks for events; they are called from the stream's own threads and must return quickly."""
 
     on_start: Callable[[], None] = lambda: None
     on_batch: Callable[[BatchResult], None] = lambda _: None
@@ -86,8 +86,8 @@ class StreamEvents:
     on_answers: Callable[[Sent], None] = lambda _: None
     on_refused: Callable[[int, str], None] = lambda _version, _why: None
     on_trouble: Callable[[str], None] = lambda _: None
-    on_notice: Callable[[str], None] = lambda _: None  # what to look at, and nothing failed
-    on_idle: Callable[[], None] = lambda: None  # again and again, while there is nothing to do
+    on_notice: Callable[[str], None] = lambda _: None  # a warning without a failure
+    on_idle: Callable[[], None] = lambda: None  # called repeatedly while there are no messages
 
 
 @dataclass
@@ -100,8 +100,8 @@ class StreamSummary:
     quarantined: dict[str, int] = field(default_factory=dict)
     predicted_by_version: dict[int, int] = field(default_factory=dict)
     restarts: int = 0  # of the Spark query, within this run
-    seconds: float = 0.0  # from the query's start to its end
-    batch_seconds: float = 0.0  # of the micro-batches alone
+    seconds: float = 0.0  # from the start of the first query to the end of the last
+    batch_seconds: float = 0.0  # the time spent in micro-batches
 
     def add(self, batch: BatchResult) -> None:
         self.batches += 1
@@ -115,14 +115,14 @@ class StreamSummary:
 
 
 class BatchSize:
-    """How many messages a micro-batch may hold: as many as asked for, fewer where they are large."""
+    """The maximum number of messages in a micro-batch: the configured number, or fewer if messages are large."""
 
     def __init__(self, options: StreamOptions) -> None:
         self._options = options
         self.images = options.images_per_batch
 
     def fitting(self, batch: BatchResult) -> int:
-        """The size that fits messages like those of `batch`."""
+        """The batch size for messages like those of `batch`."""
         mean_bytes = max(1, batch.input_bytes // max(1, batch.input_rows))
         return max(1, min(self._options.images_per_batch, self._options.bytes_per_batch // mean_bytes))
 
@@ -134,26 +134,29 @@ class BatchSize:
 def run_stream(
     settings: Settings, bootstrap_servers: str, options: StreamOptions, events: StreamEvents
 ) -> StreamSummary:
-    """Score the topics of a stream until SIGTERM or Ctrl-C, or, if asked for, until all there is now is scored.
+    """Score the topics of a stream until SIGTERM or Ctrl-C, or, with `until_drained`, until no message is left.
 
     Args:
-        settings: the stream has the name of their topic.
+        settings: their topic is the name of the stream.
+        bootstrap_servers: Kafka's addresses, `HOST:PORT` separated by commas.
+        options: what to read, and in which batches.
+        events: callbacks.
 
     Raises:
-        ServiceError: another process runs this stream, another stream reads one of its topics here, no broker answers
-            at the start, the answers topic cannot be used, there is no champion, the offsets do not continue what was
-            committed, memory does not suffice, or the query keeps failing.
-        ModelError: the champion's bundle is refused.
+        ServiceError: another process runs this stream, another stream of the home reads one of its topics, no broker
+            answers at the start, the answers topic cannot be used, there is no champion, the topic's offsets do not
+            continue the committed ones, there is not enough memory, or the query fails repeatedly.
+        ModelError: the champion's bundle is rejected.
     """
     settings.place.check()
     locks = make_dir(settings.work_dir / "locks")
-    busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; one at a time may write"
+    busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; stop it first"
     lock = locks / f"stream-{file_stem(settings.topic)}.lock"
     answers = AnswersTopic(settings, options.accept.new_topic, events.on_answers)
-    with held(lock, busy), old_stream_stopped(settings), stop_signals() as stop, closing(answers):
+    with try_lock(lock, busy), old_stream_stopped(settings), stop_signals() as stop, closing(answers):
         answers.prepare(subscription_of(settings, options))
-        starts = _Starts(settings, bootstrap_servers, options, answers)
-        plan = starts.plan()
+        planner = _Planner(settings, bootstrap_servers, options, answers)
+        plan = planner.plan()
         answers.begin(plan.stream, plan.number)
         set_checkpoint_aside(settings)
         for notice in topic_notices(bootstrap_servers, plan.names, client_arguments(settings)):
@@ -163,17 +166,17 @@ def run_stream(
         with spark_session(
             settings, f"imagestream {settings.topic}", java_options=java_options, conf=REDACTION
         ) as spark:
-            serving = Serving(spark, registry, events.on_refused, Engines(settings))
+            models = ModelManager(spark, registry, events.on_refused, Engines(settings))
             if settings.master.startswith("local"):
-                bundle_bytes = sum(len(content) for content in serving.champion.broadcast.value.files.values())
+                bundle_bytes = sum(len(content) for content in models.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
-            run = _Run(settings, bootstrap_servers, options, events, spark, stop)
-            with closing(Witness(bootstrap_servers, client_arguments(settings))) as witness:
+            run = _QueryLoop(settings, bootstrap_servers, options, events, spark, stop)
+            with closing(SnapshotReader(bootstrap_servers, client_arguments(settings))) as snapshots:
                 committer = BatchCommitter(
-                    serving,
-                    starts.tables,
+                    models,
+                    planner.tables,
                     Decisions(settings.place.store, settings.topic),
-                    witness.take,
+                    snapshots.take,
                     store_features=options.store_features,
                     payload=options.payload,
                     limits=settings.image_limits,
@@ -181,12 +184,12 @@ def run_stream(
                     on_batch=run.committed,
                     on_step=events.on_step,
                 )
-                run.until_done(committer, starts, plan)
+                run.until_done(committer, planner, plan)
     return run.summary
 
 
-class _Starts:
-    """Where each query begins: decided batches are finished, then Kafka is compared with the tables."""
+class _Planner:
+    """Plans where each query begins: completes decided batches, then compares Kafka with the tables."""
 
     def __init__(
         self, settings: Settings, bootstrap_servers: str, options: StreamOptions, answers: AnswersTopic
@@ -203,8 +206,8 @@ class _Starts:
         """The plan of the next query.
 
         Raises:
-            ServiceError: a decided batch cannot be finished, or the topic does not continue what was committed; an
-                UnavailableError where a broker or the store does not answer.
+            ServiceError: a decided batch cannot be completed, or the topic does not continue the committed offsets; an
+                UnavailableError if a broker or the store does not answer.
         """
         settings, client = self._settings, client_arguments(self._settings)
         positions = finish_decided(settings, settings.topic, self.tables, self._answers)
@@ -227,11 +230,11 @@ class _Starts:
 
 
 def subscription_of(settings: Settings, options: StreamOptions) -> Subscription:
-    """What the stream reads: what the options say, or else the settings' topic."""
+    """The topics that the stream reads: those of the options, by default the settings' topic."""
     return options.subscription or Subscription((settings.topic,))
 
 
-class _Run:
+class _QueryLoop:
     """One run of the stream: the loop around the Spark query."""
 
     def __init__(
@@ -260,20 +263,20 @@ class _Run:
         self.summary = StreamSummary()
 
     def committed(self, batch: BatchResult) -> None:
-        """Take note of a committed micro-batch."""
-        if batch.input_rows:  # one that held only markers of transactions says nothing about sizes
+        """Record a committed micro-batch."""
+        if batch.input_rows:  # a batch of transaction markers alone has no message sizes
             self._last = batch
         self._failures = 0
         self.summary.add(batch)
         self._events.on_batch(batch)
 
-    def until_done(self, committer: BatchCommitter, starts: _Starts, plan: Plan) -> None:
-        """Start the query, and again as often as it takes."""
+    def until_done(self, committer: BatchCommitter, planner: _Planner, plan: Plan) -> None:
+        """Run the query, restarting it as often as necessary."""
         clock = perf_counter()
         committer.plan = plan
         while not self._stop.is_set():
             if not self._read_beside_spark(committer):
-                self._plan_again(committer, starts)
+                self._plan_again(committer, planner)
                 continue
             with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as scratch:
                 query = self._start(committer, Path(scratch))
@@ -288,23 +291,23 @@ class _Run:
                 self._last = None
             elif not self._appeared(error, committer.plan):
                 self._after_failure(error)
-            self._plan_again(committer, starts)
+            self._plan_again(committer, planner)
         self.summary.seconds = perf_counter() - clock
 
     def _read_beside_spark(self, committer: BatchCommitter) -> bool:
-        """Read the next micro-batch in bounded memory if Spark has failed on it again and again.
+        """Read the next micro-batch in bounded memory, without Spark, if Spark has failed on it repeatedly.
 
         Returns:
-            False if that failed, too.
+            False if that failed as well.
         """
         from kafka.errors import KafkaError
 
         plan = committer.plan
-        ranges = self._attempts.hopeless(plan.number + 1, plan.starts)
+        ranges = self._attempts.exhausted(plan.number + 1, plan.starts)
         if not ranges:
             return True
         self._events.on_trouble(
-            f"batch {plan.number + 1} was begun {TRIES} times and never finished: reading it message by message"
+            f"batch {plan.number + 1} was started {TRIES} times and never finished: reading it message by message"
         )
         names = {name: in_kafka for name, (in_kafka, _) in plan.kafka_topics.items()}
         try:
@@ -317,16 +320,16 @@ class _Run:
         return True
 
     def _appeared(self, error: Exception, plan: Plan) -> bool:
-        """Whether a topic appeared that the plan lacks, so that the next one has it."""
+        """Whether the query failed because of a topic that the plan does not have yet."""
         before, self._planned = self._planned, {*plan.topics} if isinstance(error, TopicAppearedError) else None
         return self._planned is not None and self._planned != before
 
-    def _plan_again(self, committer: BatchCommitter, starts: _Starts) -> None:
-        """Wait, if need be, until the next query can be planned."""
+    def _plan_again(self, committer: BatchCommitter, planner: _Planner) -> None:
+        """Plan the next query, waiting until brokers and store answer."""
         while not self._stop.is_set():
             try:
-                committer.plan = starts.plan()
-            except UnavailableError as error:  # on its way down or up, or a full disk
+                committer.plan = planner.plan()
+            except UnavailableError as error:  # a restart, or a full disk
                 self._events.on_trouble(f"{error}; trying again")
                 self._stop.wait(RETRY_S)
             else:
@@ -362,17 +365,17 @@ class _Run:
         trigger: dict[str, Any] = {"processingTime": "0 seconds"}
         if self._options.until_drained:
             trigger = {"availableNow": True}
-        # Each task writes a file to each table: of a topic with hundreds of partitions a task reads several.
+        # Each task writes a file to each table, so a task reads several partitions if the topic has hundreds.
         messages = messages.coalesce(TASKS_PER_CORE * self._spark.sparkContext.defaultParallelism)
         writer = messages.writeStream.queryName(self._settings.topic).foreachBatch(keep_error)
-        # A file URI: the driver alone reads and writes it, also where Spark's default file system is another.
+        # A file URI, since only the driver uses it, and Spark's default file system may be a remote one.
         return writer.option("checkpointLocation", scratch.as_uri()).trigger(**trigger).start()
 
     def _wait(self, query: Any) -> Exception | None:
-        """Wait until the query ends by itself, or let its running micro-batch finish when told to stop.
+        """Wait until the query ends; when the stream is stopped, let the running micro-batch finish.
 
         Returns:
-            Why it failed; None if it did not.
+            The error of the query; None if it did not fail.
         """
         while query.isActive and not self._stop.wait(POLL_S):
             if not query.status["isTriggerActive"]:
@@ -386,23 +389,23 @@ class _Run:
         return None if error is None or self._stop.is_set() else raised(self._raised or error)
 
     def _after_failure(self, error: Exception) -> None:
-        """Wait for what does not answer, give anything else another try, but not for ever; end for what is permanent.
+        """Wait if a broker or store is unavailable; otherwise allow a limited number of retries.
 
         Raises:
-            ServiceError: of the kind of `error` where trying again cannot help.
+            ServiceError: of the type of `error` if it is permanent; or there were too many failures.
         """
         if isinstance(error, LostDecisionError):
             self._lost += 1
             if self._lost >= MAX_LOST:
                 raise ConflictError(
-                    f"another stream runs on {self._settings.topic!r} in {self._settings.home}: it decided "
-                    f"{self._lost} batches before this one did; one at a time may write"
+                    f"another stream is running on topic {self._settings.topic!r} in {self._settings.home}: it decided "
+                    f"{self._lost} batches before this one did; stop one of them"
                 )
             self._events.on_trouble(f"planning again: {cause(error)}")
             return
         if may_return(error, local=self._settings.place.is_local):
             self._events.on_trouble(f"{cause(error)}; waiting for it")
-            self._stop.wait(RETRY_S)  # planning, or the same micro-batch, asks again until it answers
+            self._stop.wait(RETRY_S)  # the next plan, or the same micro-batch, tries again until it answers
             return
         if isinstance(error, ServiceError) and is_permanent(error):
             raise restated(error, f"the stream stopped: {error}") from error
@@ -414,21 +417,21 @@ class _Run:
         self._failures += 1
         if self._failures >= MAX_FAILURES:
             raise ServiceError(f"the stream failed {self._failures} times in a row: {cause(error)}") from error
-        if self._failures > 1:  # it may be too large: nothing binds the messages to one batch
+        if self._failures > 1:  # the batch may be too large; an undecided batch may be planned in another size
             self._size.images = max(1, self._size.images // 2)
         self._events.on_trouble(f"trying again: {cause(error)}")
         self._stop.wait(RETRY_S)
 
 
 class _ResizeError(Exception):
-    """Raised before a micro-batch is scored, to have the query started again with another batch size."""
+    """Raised before a micro-batch is scored, to restart the query with another batch size."""
 
 
 def may_return(error: Exception, *, local: bool) -> bool:
-    """Whether to wait as long as it takes. A local store that cannot be used is more likely full than away."""
+    """Whether to wait without a limit. A local store that fails is more likely full than temporarily unavailable."""
     return isinstance(error, UnavailableError) and not (local and isinstance(error, StoreAwayError))
 
 
 def is_permanent(error: ServiceError) -> bool:
-    """Whether trying again cannot help. A broker that has just started may refuse what it allows a moment later."""
+    """Whether a retry cannot help. A broker that has just started may deny what it allows a moment later."""
     return not isinstance(error, UnavailableError | RefusedError)

@@ -1,4 +1,4 @@
-"""What a stream reads and where it begins, from the options of the command."""
+"""Parses the options for the topics of a stream and for where it begins."""
 
 import re
 from datetime import datetime
@@ -12,15 +12,16 @@ from streaming.settings import TOPIC, Settings
 def chosen_topics(
     settings: Settings, topics: str | None, pattern: str | None, name: str | None
 ) -> tuple[str, Subscription]:
-    """The name of the stream, and what it reads.
+    """The name of the stream, and its subscription.
 
     Args:
-        topics: names joined by commas; default: the settings' topic.
-        pattern: a regular expression over whole names, instead of names.
-        name: of the stream; default: the one topic.
+        settings: with the default topic.
+        topics: names separated by commas; by default the settings' topic.
+        pattern: a regular expression that must match whole names, instead of `topics`.
+        name: of the stream; by default that of its only topic.
 
     Raises:
-        ServiceError: the options do not go together, or a name or a pattern is not one.
+        ServiceError: the options contradict each other, or a name or pattern is not valid.
     """
     if topics and pattern:
         raise UsageError("expected --topic or --topic-pattern, got both: leave one out")
@@ -30,19 +31,19 @@ def chosen_topics(
         except re.error as error:
             raise UsageError(f"--topic-pattern: expected a regular expression, got {pattern!r}: {error}") from error
         if name is None:
-            raise UsageError("--topic-pattern: give the stream a name with --stream NAME")
+            raise UsageError("--topic-pattern: expected a name for the stream: add --stream NAME")
         return _checked(name, "--stream"), Subscription(pattern=pattern)
     names = tuple(dict.fromkeys(_checked(one.strip(), "--topic") for one in (topics or settings.topic).split(",")))
     if name is None and len(names) > 1:
-        raise UsageError(f"--topic: several topics need the name of a stream: --stream NAME, got {','.join(names)!r}")
+        raise UsageError(f"--topic: several topics need a stream name: add --stream NAME, got {','.join(names)!r}")
     return _checked(name or names[0], "--stream"), Subscription(names)
 
 
 def chosen_begin(text: str) -> Begin:
-    """Where the first start begins.
+    """Parse where the first start begins.
 
     Raises:
-        ServiceError: it is neither earliest nor latest, nor a time with its zone.
+        ServiceError: it is neither earliest, latest nor a time with a time zone.
     """
     if text == EARLIEST:
         return EARLIEST

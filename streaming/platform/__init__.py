@@ -1,1 +1,4 @@
-"""What the service stands on: Java, jars, Kafka, a Spark session."""
+"""The platform that the service runs on: Java, jars, Spark sessions, Kafka connections and the embedded broker.
+
+`doctor.py` checks all of it; nothing here depends on the pipeline.
+"""

@@ -1,10 +1,9 @@
-"""Reading messages one by one in bounded memory, whatever they unpack to.
+"""Reads messages one by one in bounded memory, whatever their decompressed size.
 
-A record batch of some kilobytes may unpack to gigabytes, in one value or in millions of headers, and a client of Kafka
-unpacks all of it before it looks. Here a batch is unpacked as a stream: a record whose size is beyond the limits is
-passed over, and known by its offset alone; a batch that unpacks to more than a limit is given up from there on, and its
-remaining records are known by their number. Aborted messages and markers of transactions are left out where committed
-messages are asked for.
+A record batch of a few kilobytes can expand to gigabytes, in one value or in millions of headers, and Kafka clients
+decompress all of it first. Here a batch is decompressed as a stream: a record that exceeds the limits is skipped, so
+that only its offset is known; if a batch exceeds its limit, the rest is skipped, and its remaining records are only
+counted. Aborted messages and transaction markers are left out if committed messages are requested.
 
 Source: "Record Batch" in the documentation of Kafka's message format (kafka.apache.org/documentation/#messageformat);
 aborted transactions as in `FetchCollector` of its client.
@@ -28,21 +27,21 @@ from streaming.platform.topic import OPEN, TIMEOUT_MS
 
 MAX_RECORD_BYTES = MAX_MESSAGE_BYTES + 16 * HEADER_MARGIN_BYTES
 MAX_HEADERS = 1_000
-MAX_UNPACKED_BYTES = 1024**3  # of a batch: what it takes to unpack costs time
-MAX_BLOCK_BYTES = 64 * 1024**2  # of a block of snappy, which comes in one piece
-FETCH_BYTES = 1024**2  # the first batch comes whole, however large
-PATIENCE_S = 60.0  # without any progress
+MAX_UNPACKED_BYTES = 1024**3  # per batch, to limit the time for decompression
+MAX_BLOCK_BYTES = 64 * 1024**2  # of a snappy block, which is decompressed at once
+FETCH_BYTES = 1024**2  # the first batch is complete, however large
+PATIENCE_S = 60.0  # without progress
 
 BATCH_HEADER = struct.Struct(">qiibIhiqqqhii")
-BODY_AT = 21  # of a batch: what its checksum is of
+BODY_AT = 21  # where the part of a batch begins that its checksum covers
 MAGIC = 2
 CODECS = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 0x08, 0x10, 0x20  # of a batch's attributes
 CONTROL_KEY = struct.Struct(">hh")  # of a control record: version and type
 ABORT = 0
-VARINT_BYTES = 10  # at most, of a number of 64 bits
+VARINT_BYTES = 10  # the maximum for 64 bits
 MORE = 0x80
-XERIAL = b"\x82SNAPPY\x00"  # the framing of snappy by Java clients
+XERIAL = b"\x82SNAPPY\x00"  # the snappy framing of Java clients
 CHUNK_BYTES = 64 * 1024
 
 Headers = list[tuple[str, bytes | None]]
@@ -53,7 +52,7 @@ class Record:
     """A message.
 
     Attributes:
-        refused: why nothing but its offset is known; None for a message that was read.
+        refused: why only the offset is known; None for a message that was read.
     """
 
     offset: int
@@ -68,11 +67,12 @@ class BoundedReader:
     """Reads ranges of offsets over one connection that is kept open.
 
     Args:
-        client: kafka-python's arguments, as `kafka_security.client_arguments` makes them.
-        committed: leave out the messages of transactions that were aborted, and wait for those that are open.
+        bootstrap_servers: Kafka's addresses.
+        client: security arguments from `kafka_security.client_arguments`.
+        committed: whether to leave out messages of aborted transactions, and to wait for open ones.
 
     Raises:
-        kafka.errors.KafkaError, ServiceError: the broker does not answer, or does not let us in.
+        kafka.errors.KafkaError, ServiceError: the broker does not answer, or denies access.
     """
 
     def __init__(self, bootstrap_servers: str, client: Mapping[str, Any] = OPEN, *, committed: bool) -> None:
@@ -86,7 +86,7 @@ class BoundedReader:
         self._admin.close()
 
     def log_start(self, topic: str, partition: int) -> int:
-        """The first offset that the partition's log still has; errors as `read`."""
+        """The start of the partition's log; raises the errors of `read`."""
         from kafka import TopicPartition
         from kafka.admin import OffsetSpec
 
@@ -94,11 +94,11 @@ class BoundedReader:
         return int(self._admin.list_partition_offsets({place: OffsetSpec.EARLIEST})[place].offset)
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Record]:
-        """The messages at the offsets from `start` to just before `end`, in order.
+        """The messages from `start` (inclusive) to `end` (exclusive), in order of their offsets.
 
         Raises:
-            kafka.errors.KafkaError: the broker does not answer, or no longer has the first of the offsets.
-            ServiceError: a batch is damaged, or nothing comes.
+            kafka.errors.KafkaError: the broker does not answer, or no longer has the first offset.
+            ServiceError: a batch is damaged, or there is no progress.
         """
         position, moved = start, monotonic()
         while position < end:
@@ -116,8 +116,8 @@ class BoundedReader:
                 moved = monotonic()
             elif monotonic() - moved > PATIENCE_S:
                 raise ServiceError(
-                    f"topic {topic!r} partition {partition}: expected messages up to offset {end - 1}, but nothing "
-                    f"came after offset {position - 1} for {PATIENCE_S:.0f} s"
+                    f"topic {topic!r} partition {partition}: expected messages up to offset {end - 1}, but received "
+                    f"none after offset {position - 1} for {PATIENCE_S:.0f} s"
                 )
 
     def _fetch(self, topic: str, partition: int, offset: int) -> tuple[bytes, "_Aborted"]:
@@ -148,7 +148,7 @@ class BoundedReader:
 
 
 class _Aborted:
-    """Which batches of an answer belong to aborted transactions."""
+    """Finds the batches of a response that belong to aborted transactions."""
 
     def __init__(self, transactions: list[tuple[int, int]]) -> None:
         self._coming = sorted(transactions)
@@ -166,7 +166,7 @@ class _Aborted:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A record batch as it came."""
+    """A record batch as received."""
 
     base_offset: int
     last_offset: int
@@ -175,7 +175,7 @@ class _Batch:
     max_timestamp: int
     producer_id: int
     count: int
-    data: bytes  # the records, packed
+    data: bytes  # the compressed records
 
     @property
     def transactional(self) -> bool:
@@ -199,7 +199,7 @@ class _Batch:
             try:
                 record = self._record(unpacked)
             except _TooMuchError:
-                # What is left of the batch is as many records, at offsets from here on.
+                # The offsets of the remaining records are not known, but at least consecutive from here.
                 for left in range(self.count - number):
                     refused = f"its batch unpacks to more than {MAX_UNPACKED_BYTES:,} bytes"
                     yield Record(min(offset + 1 + left, self.last_offset), self.max_timestamp, refused=refused)
@@ -214,7 +214,7 @@ class _Batch:
         if length < 0:
             raise ValueError(f"a record of {length} bytes")
         begin = unpacked.position
-        unpacked.read(1)  # attributes, of which there are none
+        unpacked.read(1)  # attributes, which are unused
         timestamp, offset = self.base_timestamp + unpacked.varint(), self.base_offset + unpacked.varint()
         if self.attributes & LOG_APPEND_TIME:
             timestamp = self.max_timestamp
@@ -233,11 +233,11 @@ class _Batch:
 
 
 class _TooMuchError(Exception):
-    """A batch unpacks to more than is taken."""
+    """A batch expands to more than the limit."""
 
 
 class _Unpacked:
-    """The bytes of a batch's records, unpacked while they are read."""
+    """The bytes of a batch's records, decompressed while they are read."""
 
     def __init__(self, data: bytes, codec: str | None) -> None:
         self.position = 0
@@ -268,7 +268,7 @@ class _Unpacked:
             yield part
 
     def varint(self) -> int:
-        """A signed number of at most 64 bits: zigzag, seven bits a byte."""
+        """A signed number of at most 64 bits: zigzag, seven bits per byte."""
         number = _unsigned(self.read(1)[0] for _ in range(VARINT_BYTES))
         return (number >> 1) ^ -(number & 1)
 
@@ -289,7 +289,7 @@ def _chunks(data: bytes, codec: str | None) -> Iterator[bytes]:
 
 
 def _snappy_blocks(data: bytes) -> Iterator[bytes]:
-    """Java's clients pack blocks one after the other; others pack all in one."""
+    """The blocks of snappy data: Java clients write several, other clients one."""
     codec = pa.Codec("snappy")
     blocks = [data]
     if data.startswith(XERIAL):
@@ -299,14 +299,14 @@ def _snappy_blocks(data: bytes) -> Iterator[bytes]:
             blocks.append(data[at + 4 : at + 4 + size])
             at += 4 + max(0, size)
     for block in blocks:
-        size = _unsigned(iter(block))  # each begins with what it unpacks to
+        size = _unsigned(iter(block))  # a block begins with its decompressed size
         if size > MAX_BLOCK_BYTES:
             raise _TooMuchError
         yield codec.decompress(block, size, asbytes=True)
 
 
 def _unsigned(data: Iterator[int]) -> int:
-    """A number of seven bits a byte, the lowest first; the highest bit of a byte says that another follows."""
+    """A little-endian number of seven bits per byte; the highest bit of a byte is set if another byte follows."""
     number = 0
     for place, byte in enumerate(islice(data, VARINT_BYTES)):
         number |= (byte & 0x7F) << 7 * place
@@ -316,10 +316,10 @@ def _unsigned(data: Iterator[int]) -> int:
 
 
 def _batches(data: bytes) -> Iterator[_Batch]:
-    """The whole batches of an answer; the last may be cut.
+    """The complete batches of a response, whose last one may be truncated.
 
     Raises:
-        ServiceError: one is not what its checksum says, or is of an older format.
+        ServiceError: a batch does not match its checksum, or has an older format.
     """
     at = 0
     while at + BATCH_HEADER.size <= len(data):
@@ -332,7 +332,7 @@ def _batches(data: bytes) -> Iterator[_Batch]:
         if magic != MAGIC:
             raise DataError(f"the batch at offset {base} is of message format {magic}, expected {MAGIC}")
         if crc32c.crc32c(data[at + BODY_AT : end]) != crc:
-            raise DataError(f"the batch at offset {base} is not what its checksum says")
+            raise DataError(f"the batch at offset {base} does not match its checksum")
         packed = data[at + BATCH_HEADER.size : end]
         yield _Batch(base, base + last_delta, attributes, first_ms, max_ms, producer, count, packed)
         at = end

@@ -1,8 +1,8 @@
-"""The embedded broker: a real single-node Apache Kafka (KRaft, broker and controller in one) on loopback.
+"""The embedded broker: a single-node Apache Kafka (KRaft, broker and controller in one process) on loopback.
 
-It is a process of its own, which outlives the command that started it. Its data, log and configuration lie in the
-home's `broker/`; `broker.json` there remembers its port, and which process it is. A broker that was killed starts again
-with its data: Kafka recovers its own logs, and the kernel has released its locks.
+It runs in its own process, which outlives the command that started it. Its data, log and configuration are in the
+home's `broker/`; `broker.json` there has its port and process id. A broker that was killed restarts with its data:
+Kafka recovers its own logs, and the kernel has released its locks.
 """
 
 import contextlib
@@ -23,16 +23,17 @@ from streaming.platform.java import find_java
 from streaming.platform.kafka_node import CONFIG_NAME, HOST, LOG_NAME, KafkaNode, free_port
 from streaming.platform.scratch import use_scratch
 from streaming.settings import Settings
-from streaming.storage.home import locked, make_dir
+from streaming.storage.home import lock, make_dir
+from streaming.storage.json_file import write_json
 
 DEFAULT_PORT = 9092
-COMMAND_WITHIN_S = 2.0  # on a busy machine a process that has just been started shows no command yet
+COMMAND_WITHIN_S = 2.0  # on a busy machine, a new process may not show its command yet
 STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class BrokerState:
-    """What `broker.json` remembers: the port, which a later start takes again, and the process."""
+    """The content of `broker.json`: the port, which a later start reuses, and the process id."""
 
     port: int
     pid: int
@@ -43,10 +44,10 @@ class BrokerState:
 
 
 def bootstrap_servers(settings: Settings) -> str:
-    """The brokers to talk to: the given ones, or else the home's own, which must be running.
+    """The addresses of the configured brokers, or of the home's broker, which must be running.
 
     Raises:
-        ServiceError: none was given, and the home's broker is not running.
+        ServiceError: no broker is configured, and the home's broker is not running.
     """
     if settings.bootstrap_servers:
         return settings.bootstrap_servers
@@ -58,8 +59,8 @@ def bootstrap_servers(settings: Settings) -> str:
         )
     if settings.kafka_security_protocol != "PLAINTEXT":
         raise ConfigurationError(
-            f"the broker of {settings.home} talks PLAINTEXT, not {settings.kafka_security_protocol}: name the secured "
-            "one with IMAGESTREAM_BOOTSTRAP_SERVERS, or leave IMAGESTREAM_KAFKA_SECURITY_PROTOCOL out"
+            f"the broker of {settings.home} uses PLAINTEXT, not {settings.kafka_security_protocol}: set "
+            "IMAGESTREAM_BOOTSTRAP_SERVERS to a secured broker, or unset IMAGESTREAM_KAFKA_SECURITY_PROTOCOL"
         )
     return state.address
 
@@ -71,7 +72,7 @@ def running_broker(settings: Settings) -> BrokerState | None:
 
 
 def remembered_port(settings: Settings) -> int | None:
-    """The port that the home's broker took last."""
+    """The last port of the home's broker."""
     state = _read_state(settings)
     return state.port if state is not None else None
 
@@ -79,17 +80,22 @@ def remembered_port(settings: Settings) -> int | None:
 def start_broker(
     settings: Settings, port: int | None = None, *, timeout_s: float = 90, on_progress: Progress | None = None
 ) -> tuple[BrokerState, bool]:
-    """Start the home's broker, and wait until it answers; (its state, False if it was running already).
+    """Start the home's broker, and wait until it answers.
 
     Args:
-        port: the port to listen on; by default the remembered one, or 9092, or a free one when that is taken.
-        on_progress: told of the jars that are fetched, if any is missing.
+        settings: of the home.
+        port: the port to listen on; by default the last one or 9092, or a free one if that is taken.
+        timeout_s: how long to wait for an answer.
+        on_progress: called for the jars that are fetched, if any are missing.
+
+    Returns:
+        The broker's state, and False if it was already running.
 
     Raises:
-        ServiceError: no Java, no jars, the port that was asked for is taken, or the broker ended or did not answer.
+        ServiceError: Java or jars are missing, the requested port is taken, or the broker ended or did not answer.
     """
     directory = make_dir(settings.broker_dir)
-    with locked(directory / ".lock"):
+    with lock(directory / ".lock"):
         running = running_broker(settings)
         if running is not None:
             if port not in (None, running.port):
@@ -104,17 +110,17 @@ def start_broker(
         kafka.format_storage()
         process = kafka.launch()
         state = BrokerState(port, process.pid)
-        _write_state(settings, state)  # before it is ready: an interrupted start can still be stopped
+        _write_state(settings, state)  # before it is ready, so that an interrupted start can be stopped
         try:
             kafka.await_ready(process, timeout_s)
-        except BaseException:  # an interrupt too: what did not become ready must not stay behind
+        except BaseException:  # including KeyboardInterrupt: do not leave a process that is not ready
             process.terminate()
             raise
         return state, True
 
 
 def stop_broker(settings: Settings, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Stop the home's broker, cleanly if it obeys in time; False if it was not running. Its port stays remembered."""
+    """Stop the home's broker, or kill it after `timeout_s`; False if it was not running."""
     state = _read_state(settings)
     process = _process(settings, state) if state is not None else None
     if process is None:
@@ -133,7 +139,7 @@ def log_file(settings: Settings) -> Path:
     """The log of the home's broker.
 
     Raises:
-        ServiceError: there is none, for the broker has never been started.
+        ServiceError: there is none, since the broker has never been started.
     """
     path = settings.broker_dir / LOG_NAME
     if not path.is_file():
@@ -148,7 +154,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def added_lines(path: Path, poll_s: float = 0.5) -> Iterator[str]:
-    """Each line that is added to a log from now on, for ever; begins anew with each new file of that name."""
+    """Yield each line that is added to a log from now on, without end, following log rotation."""
     file = path.open(errors="replace")
     file.seek(0, os.SEEK_END)
     try:
@@ -165,9 +171,9 @@ def added_lines(path: Path, poll_s: float = 0.5) -> Iterator[str]:
 
 
 def is_taken(port: int) -> bool:
-    """Whether something on this machine listens on the port."""
+    """Whether a process on this machine listens on the port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ended connections do not count, as for Java
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections, as Java does
         try:
             probe.bind((HOST, port))
         except OSError:
@@ -176,34 +182,32 @@ def is_taken(port: int) -> bool:
 
 
 def _process(settings: Settings, state: BrokerState) -> psutil.Process | None:
-    """The broker's process if it is alive; process ids are used again, so its command must name our configuration."""
+    """The broker's process if it is alive. Process ids are reused, so its command must name our configuration."""
     try:
         process = psutil.Process(state.pid)
         deadline = time.monotonic() + COMMAND_WITHIN_S
         while not (command := process.cmdline()) and time.monotonic() < deadline:
             time.sleep(0.01)
         return process if str(settings.broker_dir / CONFIG_NAME) in command else None
-    except psutil.Error:  # ended, or ended and not yet collected by its parent
+    except psutil.Error:  # the process has ended, or is a zombie
         return None
 
 
 def _read_state(settings: Settings) -> BrokerState | None:
     try:
         return BrokerState(**json.loads((settings.broker_dir / "broker.json").read_text()))
-    except (OSError, ValueError, TypeError):  # never started, or damaged: then nothing is remembered
+    except (OSError, ValueError, TypeError):  # never started, or damaged
         return None
 
 
 def _write_state(settings: Settings, state: BrokerState) -> None:
-    whole = settings.broker_dir / "broker.json.new"
-    whole.write_text(json.dumps(asdict(state)) + "\n")
-    whole.replace(settings.broker_dir / "broker.json")
+    write_json(settings.broker_dir / "broker.json", asdict(state))
 
 
 def _choose_port(settings: Settings, port: int | None) -> int:
     if port is not None:
         if is_taken(port):
-            raise ConflictError(f"port {port} is taken by another process: pass another --port, or none for a free one")
+            raise ConflictError(f"port {port} is taken by another process: choose another --port, or omit it")
         return port
     preferred = remembered_port(settings) or DEFAULT_PORT
     return free_port() if is_taken(preferred) else preferred

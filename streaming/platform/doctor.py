@@ -1,4 +1,4 @@
-"""What the service needs of the machine it runs on, looked at one by one; each thing that is missing says its fix."""
+"""`imagestream doctor`: checks the requirements of the service on this machine, and suggests a fix for each problem."""
 
 import os
 import platform
@@ -33,7 +33,7 @@ GIB = 1024**3
 ANOTHER_HOME = "choose another home with --home PLACE or IMAGESTREAM_HOME"
 ANSWER_TIMEOUT_S = 3.0
 ENGINES = {"LiteRT": "ai-edge-litert", "ONNX Runtime": "onnxruntime"}
-# Per scheme of a home in a bucket, what a client of it has to know: any one of several ways, each with its variables.
+# By scheme of a bucket: what a client needs, each with alternative sets of environment variables.
 WAYS = tuple[tuple[str, ...], ...]
 CREDENTIALS: dict[str, tuple[WAYS, ...]] = {
     "s3": (
@@ -67,7 +67,7 @@ CREDENTIALS: dict[str, tuple[WAYS, ...]] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found, and how to fix it if that is not enough."""
+    """The result of a check: what was found, and how to fix a problem."""
 
     name: str
     found: str
@@ -79,7 +79,7 @@ class Check:
 
 
 def diagnose(settings: Settings) -> list[Check]:
-    """Look at everything; never raises for what it finds."""
+    """Run all checks; problems are reported, not raised."""
     checks: tuple[Callable[[Settings], Check], ...] = (
         check_python,
         check_environment,
@@ -117,16 +117,16 @@ def check_java(settings: Settings) -> Check:
 
 
 def check_work(settings: Settings) -> Check:
-    """The local folder beside a home in a bucket can be written."""
+    """Check that the work folder of a home in a bucket can be written to."""
     try:
         make_dir(settings.work_dir)
     except ServiceError as error:
-        return Check("work", error.problem, "set IMAGESTREAM_WORK to a folder that can be written to")
+        return Check("work", error.problem, "set IMAGESTREAM_WORK to a writable folder")
     return Check("work", f"{settings.work_dir} can be written")
 
 
 def check_home(settings: Settings) -> Check:
-    """The home can be written, and of several who create one object there exactly one succeeds."""
+    """Check that the home can be written to and supports conditional puts."""
     home = settings.place
     try:
         if not home.is_local:
@@ -139,22 +139,24 @@ def check_home(settings: Settings) -> Check:
 
 
 def _check_bucket(home: Home) -> Check:
-    """Each right that a stream needs, one after the other, then the race for new objects.
+    """Check each permission that a stream needs, then conditional puts.
 
     Raises:
-        ServiceError: the bucket does not create objects once.
+        ServiceError: the bucket does not support conditional puts.
     """
     scheme = home.uri.partition("://")[0]
     key = f"locks/doctor-{uuid.uuid4().hex}"
 
     def get() -> None:
         if home.store.get(key) != key.encode():
-            raise ConfigurationError("another object came back", hint="choose a store that returns what was put last")
+            raise ConfigurationError(
+                "another object was returned", hint="choose a store with read-after-write consistency"
+            )
 
     def find() -> None:
         if key not in {one.key for one in home.store.list("locks")}:
             raise ConfigurationError(
-                "the object is not in the list", hint="choose a store that lists what was put last"
+                "the object is not in the list", hint="choose a store with list-after-write consistency"
             )
 
     steps: dict[str, Callable[[], None]] = {
@@ -176,16 +178,16 @@ def _check_bucket(home: Home) -> Check:
 
 
 def missing_variables(scheme: str, present: Set[str]) -> list[str]:
-    """The variables to set so that a client of the cloud finds its credentials, region and account.
+    """The variables to set so that a client finds credentials, region and account.
 
     Args:
         scheme: of the home, `s3`, `gs` or `az`.
-        present: the names of those that are set.
+        present: the names of variables that are set.
     """
     missing = []
     for ways in CREDENTIALS[scheme]:
         if not any(present >= set(way) for way in ways):
-            # The way that was begun, else the usual one.
+            # The alternative of which some variables are set, or else the usual one.
             way = next((way for way in ways if present & set(way)), ways[0])
             missing += [name for name in way if name not in present]
     return missing
@@ -209,7 +211,7 @@ def check_memory(_: Settings) -> Check:
 
 
 def check_user(_settings: Settings) -> Check:
-    """Hadoop's login asks the system for the user's name."""
+    """Check that the user has a name, which Hadoop's login requires."""
     if has_passwd_entry():
         return Check("user", user_name())
     needed, _, fix = NAMELESS_USER.format(uid=os.getuid()).partition(": ")
@@ -235,7 +237,7 @@ def check_disk(settings: Settings) -> Check:
 
 
 def check_engines(settings: Settings) -> Check:
-    """The engines that are installed, and that ONNX Runtime has the providers that are set."""
+    """Check the inference engines, and ONNX Runtime's execution providers."""
     providers = settings.execution_providers.split(",")
     try:
         found = ", ".join(f"{name} {version(package)}" for name, package in ENGINES.items())
@@ -250,12 +252,12 @@ def check_engines(settings: Settings) -> Check:
 
 
 def check_champion(settings: Settings) -> Check:
-    """Which engine runs the champion here, and why; whether it can is for `models verify` to find out."""
+    """Check that the champion can be read, and report its engine; `models verify` checks that the engine can run it."""
     try:
         registry = open_registry(settings.home)
         version = registry.target(CHAMPION)
         if version is None:
-            return Check("champion", "none yet: `imagestream train` makes one")
+            return Check("champion", "none yet: train one with `imagestream train`")
         manifest = registry.manifest(version)
     except (ModelError, ServiceError, OSError) as error:
         return Check("champion", f"cannot be read: {error}", fix="see the check of the home, or restore its models")
@@ -264,7 +266,7 @@ def check_champion(settings: Settings) -> Check:
 
 
 def check_broker(settings: Settings) -> Check:
-    """The brokers that were given must answer; the home's own needs its port, or takes a free one."""
+    """Check that the configured brokers answer, or that the home's broker is running or can start."""
     if settings.bootstrap_servers:
         servers = settings.bootstrap_servers.split(",")
         silent = [server for server in servers if not _answers(server.strip())]
@@ -277,7 +279,7 @@ def check_broker(settings: Settings) -> Check:
         try:
             ask_broker(settings.bootstrap_servers, client_arguments(settings))
         except ServiceError as error:
-            return Check("broker", f"{', '.join(servers)} answers, but lets nobody in", str(error))
+            return Check("broker", f"{', '.join(servers)} answers, but denies access", str(error))
         return Check("broker", f"{', '.join(servers)} answers", fix=None)
     running = running_broker(settings)
     if running is not None:

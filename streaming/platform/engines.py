@@ -1,13 +1,13 @@
-"""The engine that answers on this machine: fixed by a setting, or the fastest one that agrees, found once and kept.
+"""Chooses the inference engine on this machine: by a setting, or the fastest one whose results agree.
 
-The results are in a file of the work folder, by what could change them: the features' hash, the libraries' versions,
-the execution providers, the machine and its processor.
+The measurements are cached in a file of the work folder, by everything that could change them: the backbone's hash, the
+libraries' versions, the execution providers, the machine and its processor.
 """
 
 import hashlib
 import json
-import os
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ from models.engine_choice import Timed, compare_engines, engines_for, fastest
 from models.onnx_session import resolve_providers
 from models.scorer import golden_images
 from streaming.settings import Settings
+from streaming.storage.json_file import write_json
 
 FILE = "engines.json"
 FASTEST = "the fastest that agrees"
@@ -27,12 +28,13 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What runs a network.
+    """The engine that runs a network.
 
     Attributes:
-        providers: of ONNX Runtime.
-        results: of the engines that were compared; empty where there was nothing to choose.
-        why: it was chosen.
+        engine: its name.
+        providers: execution providers of ONNX Runtime.
+        results: of the compared engines; None or empty if there was no choice.
+        why: the reason for the choice.
     """
 
     engine: EngineName
@@ -59,10 +61,10 @@ class Engines:
         self._file = settings.backbones_dir / FILE
 
     def choose(self, bundle: Bundle) -> EngineChoice:
-        """The engine for a bundle; the first time on a machine takes a second for each engine.
+        """The engine for a bundle; the first measurement on a machine takes about a second per engine.
 
         Raises:
-            ModelError: the provider that was set is not installed, or the manifest's engine cannot run it.
+            ModelError: a configured execution provider is not installed, or no engine can run the network.
         """
         if "onnx" in engines_for(bundle.manifest.backbone):
             resolve_providers(self.providers)
@@ -75,9 +77,9 @@ class Engines:
         return EngineChoice(fastest(results), self.providers, results)
 
     def known(self, manifest: Manifest) -> EngineChoice | None:
-        """The engine for a bundle if that needs no timing: set, or the only one, or found before; else None.
+        """The engine for a bundle if it needs no measurement: the configured, only or cached one; otherwise None.
 
-        The setting counts for what that engine can run: an imported ONNX file runs on ONNX Runtime in any case.
+        The setting only applies to networks that its engine can run: imported ONNX files always use ONNX Runtime.
         """
         engines = engines_for(manifest.backbone)
         if len(engines) == 1:
@@ -88,7 +90,7 @@ class Engines:
         try:
             results = {name: Timed(**kept[name]) for name in engines} if kept else {}
             return EngineChoice(fastest(results), self.providers, results) if results else None
-        except (TypeError, KeyError, ValueError):  # another release wrote it
+        except (TypeError, KeyError, ValueError):  # written by another release
             return None
 
     def _key(self, manifest: Manifest) -> str:
@@ -110,13 +112,8 @@ class Engines:
 
     def _keep(self, key: str, results: dict[EngineName, Timed]) -> None:
         content = self._read() | {key: {name: asdict(timed) for name, timed in results.items()}}
-        unfinished = self._file.with_name(f".{FILE}.{os.getpid()}")
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-            unfinished.replace(self._file)
-        except OSError:  # a folder that cannot be written: they are timed again next time
-            unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # without the file, the engines are timed again next time
+            write_json(self._file, content)
 
 
 def _cpu() -> str:

@@ -1,8 +1,8 @@
-"""The command of a Spark executor in a container that Kubernetes started.
+"""The command of a Spark executor in a Kubernetes pod.
 
-Spark starts the pods of its executors with the entry point of their image and the one argument `executor`; everything
-else is in variables (`BasicExecutorFeatureStep` of Spark's Kubernetes module). Spark's own images have a shell script
-for that. Here the image's entry point is `imagestream`, so `executor` is one of its commands.
+Spark starts executor pods with the image's entry point and the argument `executor`; all other parameters are
+environment variables (`BasicExecutorFeatureStep` in Spark's Kubernetes module). Spark's own images have a shell script
+for this. Here the entry point is `imagestream`, so `executor` is one of its commands.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def executor_command(java: Path, spark_home: Path, variables: Mapping[str, str])
         variables: the environment of the container.
 
     Raises:
-        ServiceError: variables that Spark sets are not there.
+        ServiceError: variables that Spark sets are missing.
     """
     missing = [name for name in (MEMORY, *ARGUMENTS.values()) if not variables.get(name)]
     if missing:

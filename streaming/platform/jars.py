@@ -1,7 +1,8 @@
-"""The jars that Spark and the embedded broker load: named in `ivy.xml`, fetched once, pinned by SHA-256 in `jars.lock`.
+"""The jars of Spark and the embedded broker: listed in `ivy.xml`, fetched once, and pinned by SHA-256 in `jars.lock`.
 
-The Ivy that pyspark ships fetches them, so that neither Maven nor a resolution at every start of Spark is needed. Its
-cache stays beside the jars: a damaged jar is replaced from there, or from the registry if the cache is damaged too.
+They are fetched by the Ivy that comes with pyspark, so that neither Maven nor a resolution at every start of Spark is
+needed. Ivy's cache is kept next to the jars: a damaged jar is replaced from there, or from the registry if the cache is
+damaged as well.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from functools import cache
 from pathlib import Path
 
 from streaming.errors import ConfigurationError, DataError, UnavailableError
-from streaming.storage.home import locked, make_dir
+from streaming.storage.home import lock, make_dir
 
 IVY_FILE = Path(__file__).with_name("ivy.xml")
 LOCK_FILE = Path(__file__).with_name("jars.lock")
@@ -28,10 +29,10 @@ REPLACED = (
 ELSEWHERE = "keep the jars elsewhere, with IMAGESTREAM_JARS"
 CONNECT_TIMEOUT_MS = 20_000
 READ_TIMEOUT_MS = 60_000
-SLOW_MBIT_S, BEFORE_FETCHING_S = 20, 15  # a slow line; Ivy asks for every jar's description first
+SLOW_MBIT_S, BEFORE_FETCHING_S = 20, 15  # a slow connection; Ivy fetches the metadata of all jars first
 
 Progress = Callable[[int, int, str], None]
-"""Called with the jars fetched so far, the jars there are, and the last one's name; at 0 with a line to show."""
+"""Called with the number of fetched jars, the total, and the name of the last one; at 0, with a message to show."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LockedJar:
     name: str
 
     def damage(self, jars_dir: Path, *, verify: bool) -> str | None:
-        """What is wrong with the jar in `jars_dir`, or None; by its size alone unless `verify` asks for the hash."""
+        """The problem with the jar in `jars_dir`, None if there is none; with `verify`, its hash is checked as well."""
         path = jars_dir / self.name
         try:
             size = path.stat().st_size
@@ -64,27 +65,30 @@ def locked_jars() -> tuple[LockedJar, ...]:
 
 
 def damaged_jars(jars_dir: Path, *, verify: bool = True) -> dict[str, str]:
-    """What is wrong with each locked jar that is not in `jars_dir` as it should be, by its name."""
+    """The missing and damaged jars in `jars_dir`: name → problem."""
     found = {jar.name: jar.damage(jars_dir, verify=verify) for jar in locked_jars()}
     return {name: damage for name, damage in found.items() if damage is not None}
 
 
 def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None, *, verify: bool = False) -> None:
-    """Fetch what is missing or damaged; a matter of milliseconds when nothing is.
+    """Fetch missing and damaged jars; takes milliseconds if there are none.
 
-    A jar is moved into `jars_dir` only once its SHA-256 is the locked one, and by one process at a time.
+    A jar is moved into `jars_dir` only if its SHA-256 is the locked one, and by one process at a time.
 
     Args:
-        verify: compare hashes, not only sizes, of the jars that are already there.
+        jars_dir: the folder of the jars.
+        java: the executable that runs Ivy.
+        on_progress: see `Progress`.
+        verify: whether to check the hashes of existing jars, not only their sizes.
 
     Raises:
-        ServiceError: a jar could not be fetched, or is not the locked one.
+        ServiceError: a jar cannot be fetched, or does not have the locked hash.
     """
     if not damaged_jars(jars_dir, verify=verify):
         return
     make_dir(jars_dir)
-    with locked(jars_dir / ".lock"):
-        wanted = damaged_jars(jars_dir, verify=verify)  # another process may have been faster
+    with lock(jars_dir / ".lock"):
+        wanted = damaged_jars(jars_dir, verify=verify)  # another process may have fetched them
         if not wanted:
             return
         if on_progress is not None:
@@ -98,7 +102,7 @@ def install_jars(jars_dir: Path, java: Path, on_progress: Progress | None = None
             )
             on_progress(0, len(wanted), REPLACED)
         wanted = _fetch(jars_dir, java, wanted, on_progress)
-        if wanted:  # Ivy takes what its cache holds without looking at it again
+        if wanted:  # Ivy does not verify its cache
             _drop_cached(jars_dir, wanted)
             wanted = _fetch(jars_dir, java, wanted, on_progress)
         for name, damage in wanted.items():
@@ -109,7 +113,7 @@ def spark_jars(jars_dir: Path) -> list[Path]:
     """The jars for `spark.jars`.
 
     Raises:
-        ServiceError: one is missing or of another size than the lock says.
+        ServiceError: a jar is missing, or does not have the locked size.
     """
     return _jars_of(SPARK, jars_dir)
 
@@ -118,16 +122,16 @@ def broker_classpath(jars_dir: Path) -> str:
     """The broker's class path.
 
     Raises:
-        ServiceError: a jar is missing or of another size than the lock says.
+        ServiceError: a jar is missing, or does not have the locked size.
     """
     return os.pathsep.join(str(jar) for jar in _jars_of(BROKER, jars_dir))
 
 
 def lock_jars(java: Path) -> int:
-    """Write `jars.lock` anew from what `ivy.xml` resolves to; the number of jars. For those who change `ivy.xml`.
+    """Rewrite `jars.lock` after a change of `ivy.xml`, and return the number of jars.
 
     Raises:
-        ServiceError: a jar could not be fetched.
+        ServiceError: a jar cannot be fetched.
     """
     with tempfile.TemporaryDirectory() as scratch:
         fetched = Path(scratch) / "jars"
@@ -143,7 +147,7 @@ def lock_jars(java: Path) -> int:
 
 
 def why_not_for_jars(jars_dir: Path) -> str | None:
-    """Why class paths and Spark's list of jars cannot name files of a folder, or None."""
+    """Why class paths and Spark's list of jars cannot contain files of a folder; None if they can."""
     letter = next((letter for letter in (os.pathsep, ",", "%", "#") if letter in str(jars_dir)), None)
     return None if letter is None else f"has a {letter} in its path"
 
@@ -159,7 +163,7 @@ def _jars_of(configuration: str, jars_dir: Path) -> list[Path]:
 
 
 def _fetch(jars_dir: Path, java: Path, wanted: dict[str, str], on_progress: Progress | None) -> dict[str, str]:
-    """Move the wanted jars in that Ivy brought whole; what is wrong with the others."""
+    """Fetch jars and move the valid ones into `jars_dir`; returns the problems of the others."""
     left = {}
     with tempfile.TemporaryDirectory(dir=jars_dir, prefix=".incoming-") as scratch:
         fetched = Path(scratch)
@@ -182,7 +186,7 @@ def _drop_cached(jars_dir: Path, names: Iterable[str]) -> None:
 
 
 def _retrieve(target: Path, ivy_dir: Path, java: Path, on_progress: Progress | None) -> None:
-    """Let Ivy copy every jar of ivy.xml to `target/configuration/`, by way of its cache in `ivy_dir`."""
+    """Run Ivy to copy all jars of ivy.xml to `target/configuration/`, with a cache in `ivy_dir`."""
     command = [
         str(java),
         f"-Divy.default.ivy.user.dir={ivy_dir}",
@@ -191,16 +195,16 @@ def _retrieve(target: Path, ivy_dir: Path, java: Path, on_progress: Progress | N
         *("-jar", str(_ivy_jar())),
         *("-ivy", str(IVY_FILE)),
         *("-retrieve", f"{target}/[conf]/[artifact]-[revision](-[classifier]).[ext]"),
-        *("-types", "jar", "bundle"),  # takes every word that follows, so it comes last
+        *("-types", "jar", "bundle"),  # consumes all following arguments, so it comes last
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ivy:
-        said = list(_reported(ivy.stdout or [], on_progress))
+        output = list(_reported(ivy.stdout or [], on_progress))
     if ivy.returncode:
-        raise UnavailableError(f"could not fetch {_failed_artifact(said)}: {_way_out(target.parent)}")
+        raise UnavailableError(f"could not fetch {_failed_artifact(output)}: {_way_out(target.parent)}")
 
 
 def _reported(lines: Iterable[str], on_progress: Progress | None) -> Iterator[str]:
-    """Pass Ivy's lines on, and report each jar that it says it has downloaded."""
+    """Yield Ivy's output, and report each downloaded jar."""
     done = 0
     for line in lines:
         fetched = re.search(r"\[SUCCESSFUL ] .*!(\S+)", line)
@@ -210,12 +214,12 @@ def _reported(lines: Iterable[str], on_progress: Progress | None) -> Iterator[st
         yield line
 
 
-def _failed_artifact(said: list[str]) -> str:
-    text = "".join(said)
+def _failed_artifact(output: list[str]) -> str:
+    text = "".join(output)
     failed = re.search(r"\[FAILED\s*] (\S+)", text) or re.search(r":: (\S+#\S+): ", text)
     if failed is not None:
         return failed[1]
-    return next((line.strip() for line in said if "Exception" in line), "the jars")
+    return next((line.strip() for line in output if "Exception" in line), "the jars")
 
 
 def _way_out(jars_dir: Path) -> str:

@@ -1,4 +1,4 @@
-"""The Java that Spark and the embedded broker run on: 17 or 21, found on the machine or installed into the home."""
+"""Finds Java 17 or 21 for Spark and the embedded broker, or installs it into the home."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from streaming.storage.home import make_dir
 
 VERSIONS = (17, 21)
 VERSION_TO_INSTALL = "17"
-MODULE = "jdk.incubator.vector"  # Spark 4 asks for it; a trimmed Java lacks it
+MODULE = "jdk.incubator.vector"  # required by Spark 4; reduced runtimes lack it
 PROBE_TIMEOUT_S = 30
 
 INSTALL_COMMANDS = {
@@ -29,7 +29,7 @@ INSTALL_COMMANDS = {
 
 @dataclass(frozen=True)
 class Java:
-    """One Java on this machine."""
+    """A Java installation."""
 
     executable: Path
     version: int
@@ -45,10 +45,10 @@ class Java:
 
 
 def find_java(home: Path) -> Path:
-    """The first usable Java of `JAVA_HOME`, `PATH` and the home's `java/`: its executable, two levels below its home.
+    """The executable of the first usable Java in `JAVA_HOME`, `PATH` and the home's `java/`; it is in `JAVA_HOME/bin`.
 
     Raises:
-        ServiceError: there is none; says what was found instead, and the platform's command to install one.
+        ServiceError: there is none; the error lists what was found, and the platform's command to install one.
     """
     found = []
     for candidate in _candidates(home):
@@ -61,17 +61,17 @@ def find_java(home: Path) -> Path:
 
 
 def install_hint() -> str:
-    """How to get Java on this machine, in one sentence."""
+    """How to install Java on this machine."""
     by_platform = "brew" if platform.system() == "Darwin" else "apt-get"
     manager = next((name for name in INSTALL_COMMANDS if shutil.which(name)), by_platform)
     return f"run `{INSTALL_COMMANDS[manager]}`, or set JAVA_HOME to one"
 
 
 def install_java(home: Path) -> Path:
-    """Download a JDK, checked against its SHA-256, into the home's `java/`, about 190 MB; the executable.
+    """Download a JDK of about 190 MB into the home's `java/`, verify its SHA-256, and return the executable.
 
     Raises:
-        ServiceError: it could not be downloaded; says the platform's command to install one.
+        ServiceError: the download failed; the error has the platform's command to install Java.
     """
     from streaming.platform.jdk_download import download_jdk
 
@@ -87,7 +87,7 @@ def install_java(home: Path) -> Path:
 
 def _candidates(home: Path) -> list[Path]:
     candidates = []
-    if java_home := os.environ.get("JAVA_HOME"):  # not a setting of ours: where every Java tool looks first
+    if java_home := os.environ.get("JAVA_HOME"):  # the convention of all Java tools
         candidates.append(Path(java_home) / "bin" / "java")
     if on_path := shutil.which("java"):
         candidates.append(Path(on_path))
@@ -97,7 +97,7 @@ def _candidates(home: Path) -> list[Path]:
 
 
 def _probe(executable: Path) -> Java | None:
-    """What the Java behind `executable`, which may be a link or a shim, says of itself; None if it does not run."""
+    """The Java behind `executable`, which may be a link or a shim; None if it does not run."""
     command = [str(executable), "-XshowSettings:properties", "-version"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True).stderr
@@ -115,5 +115,5 @@ def _has_module(java_home: Path) -> bool:
     try:
         modules = re.search(r'^MODULES="(.*)"$', (java_home / "release").read_text(), re.MULTILINE)
     except OSError:
-        return True  # some vendors leave the file out of a whole Java
+        return True  # some vendors' complete distributions lack the file
     return modules is None or MODULE in modules[1].split()

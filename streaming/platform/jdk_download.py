@@ -1,7 +1,9 @@
-"""Eclipse Temurin, a JDK of the Adoptium project: downloaded, checked against its SHA-256, unpacked.
+"""Downloads Eclipse Temurin, the JDK of the Adoptium project, verifies its SHA-256, and unpacks it.
 
-https://api.adoptium.net/q/swagger-ui, "assets". The checksum comes over TLS from the API, the archive from wherever the
-API says; an archive that was altered there, or on its way, is not unpacked.
+The checksum comes from the API over TLS, and the archive from the URL that the API returns; an archive that does not
+match the checksum is not unpacked.
+
+Source: https://api.adoptium.net/q/swagger-ui, "assets".
 """
 
 import hashlib
@@ -32,7 +34,7 @@ def download_jdk(version: str, target: Path, api: str = API) -> None:
     """Unpack the latest JDK of a version into a folder of `target`.
 
     Raises:
-        ServiceError: there is none for this machine, or it is not what its checksum says.
+        ServiceError: there is none for this machine, or it does not match its checksum.
         OSError: it cannot be downloaded or unpacked.
     """
     package = _package(version, api)
@@ -56,9 +58,9 @@ def _package(version: str, api: str) -> dict[str, str]:
         package = assets[0]["binary"]["package"]
         found = {name: str(package[name]) for name in ("link", "checksum")}
     except (ValueError, LookupError, TypeError) as error:
-        raise NotFoundError(f"{api} names no JDK {version} for {query['os']} on {query['architecture']}") from error
+        raise NotFoundError(f"{api} has no JDK {version} for {query['os']} on {query['architecture']}") from error
     if not SHA256.fullmatch(found["checksum"]):
-        raise DataError(f"{api} gives no SHA-256 for JDK {version}")
+        raise DataError(f"{api} has no SHA-256 for JDK {version}")
     return found
 
 
@@ -78,7 +80,7 @@ def _fetch(url: str, checksum: str, file: Path) -> None:
 def _unpack(archive: Path, target: Path) -> None:
     with tarfile.open(archive) as tar:
         _check_size(sum(member.size for member in tar))
-        tar.extractall(target, filter="data")  # nothing outside of the folder, no devices, no setuid
+        tar.extractall(target, filter="data")  # nothing outside the folder, no devices, no setuid
 
 
 def _check_size(size: int) -> None:

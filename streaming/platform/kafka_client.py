@@ -1,4 +1,4 @@
-"""Making a client of Kafka such that it is refused at once, and nothing of it stays behind if no broker answers."""
+"""Creates Kafka clients that fail fast if the broker denies access, and leave no threads behind if none answers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,15 @@ from streaming.platform.kafka_probe import check_broker
 
 
 def connect(kind: Callable[..., Any], **config: Any) -> Any:
-    """A KafkaConsumer, KafkaProducer or KafkaAdminClient, which connect when they are made.
+    """Create a KafkaConsumer, KafkaProducer or KafkaAdminClient, which connect on creation.
 
     Args:
         kind: the class.
-        config: its arguments, with those of `kafka_security.client_arguments`.
+        config: its arguments, including those of `kafka_security.client_arguments`.
 
     Raises:
-        RefusedError: a broker is there, and does not let us in.
-        kafka.errors.KafkaError, ValueError: as the class does.
+        RefusedError: a broker answers, but denies access.
+        kafka.errors.KafkaError, ValueError: the errors of the class.
     """
     check_broker(config["bootstrap_servers"], config)
     return client.connect(kind, **config)

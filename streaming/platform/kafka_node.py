@@ -1,4 +1,4 @@
-"""One Kafka node on loopback, broker and controller in one JVM: its configuration, its storage, its process."""
+"""A Kafka node on loopback, broker and controller in one JVM: its configuration, storage and process."""
 
 import contextlib
 import os
@@ -12,19 +12,19 @@ from uuid import uuid4
 
 from streaming.environment import child_environment
 from streaming.errors import ServiceError, UnavailableError
-from streaming.platform.last_words import telling_line
+from streaming.platform.log_tail import error_line
 from streaming.platform.scratch import java_scratch
 
 HOST = "127.0.0.1"
-MAX_BATCH_BYTES = 21 * 1024**2  # an image of 20 MiB, and room for its key and headers
+MAX_BATCH_BYTES = 21 * 1024**2  # an image of 20 MiB with its key and headers
 POLL_S = 0.1
 CONFIG_NAME = "server.properties"
 LOG_NAME = "server.log"
-# Below the folder that the node runs in: of a list of paths Kafka would split a home's name at its commas, and Java
-# reads the file of properties as Latin-1.
+# Relative to the node's working directory: Kafka splits lists of paths at commas, and Java reads properties files as
+# Latin-1, so the path of a home cannot be used.
 DATA = "data"
 JVM_OPTIONS = (
-    # What unpacks to more than the heap is refused, and the node lives: it ends by itself where it cannot.
+    # A batch that expands to more than the heap is rejected; if the node cannot recover, it exits.
     *("-Xms64m", "-Xmx512m"),
     *("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"),  # ready after 3.2 s instead of 5.0 s
 )
@@ -48,11 +48,14 @@ appender.file.strategy.max = 2
 
 @dataclass(frozen=True)
 class KafkaNode:
-    """A node whose configuration, data and logs lie in `directory`.
+    """A node with its configuration, data and logs in `directory`.
 
     Attributes:
-        port: where it listens without protection, on loopback only.
-        extra: Kafka's properties on top of ours.
+        directory: of the node.
+        port: of its plaintext listener on loopback.
+        java: the executable.
+        classpath: with Kafka's jars.
+        extra: additional Kafka properties.
     """
 
     directory: Path
@@ -62,7 +65,7 @@ class KafkaNode:
     extra: Mapping[str, str] = field(default_factory=dict)
 
     def configure(self) -> None:
-        """Write the configuration; the quorum is static, so that another port at the next start does no harm."""
+        """Write the configuration. The quorum is static, so that the next start may use another port."""
         controller_port = free_port()
         properties = {
             "process.roles": "broker,controller",
@@ -78,9 +81,9 @@ class KafkaNode:
             "replica.fetch.max.bytes": MAX_BATCH_BYTES,
             "replica.fetch.response.max.bytes": MAX_BATCH_BYTES,
             "group.initial.rebalance.delay.ms": 0,
-            # Batches are unpacked, and refused if they are larger then than a batch may be. Images do not get smaller.
+            # The broker decompresses batches, and rejects those that are too large. Images do not compress anyway.
             "compression.type": "uncompressed",
-            # Messages are kept by when they came, not by when an image was taken.
+            # Retention counts from the arrival of a message, not from the time when an image was taken.
             "log.message.timestamp.type": "LogAppendTime",
         }
         for internal in ("offsets.topic", "transaction.state.log", "share.coordinator.state.topic"):
@@ -93,7 +96,7 @@ class KafkaNode:
         (self.directory / "log4j2.properties").write_text(LOG4J.format(log=LOG_NAME))
 
     def format_storage(self) -> None:
-        """Give the data directory its cluster id, if it has none; Kafka starts on no directory without one."""
+        """Format the data directory with a cluster id, if it has none; Kafka requires it."""
         if (self.directory / DATA / "meta.properties").exists():
             return
         command = self._command("kafka.tools.StorageTool", "format", "-t", uuid4().hex[:22], "-c", str(self._config))
@@ -101,11 +104,11 @@ class KafkaNode:
             command, cwd=self.directory, env=child_environment(), capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise ServiceError(f"could not format the broker's storage: {telling_line(done.stdout + done.stderr)}")
+            raise ServiceError(f"could not format the broker's storage: {error_line(done.stdout + done.stderr)}")
 
     def launch(self) -> subprocess.Popen[bytes]:
-        """Start the node's JVM, in a session of its own: Ctrl-C and the end of the terminal are not for it."""
-        self._log.unlink(missing_ok=True)  # one start, one log: what it says last is about this start
+        """Start the node's JVM in its own session, so that Ctrl-C and closing the terminal do not affect it."""
+        self._log.unlink(missing_ok=True)  # so that its last lines are about this start
         with (self.directory / "jvm.log").open("wb") as output:
             return subprocess.Popen(
                 self._command("kafka.Kafka", str(self._config)),
@@ -118,16 +121,16 @@ class KafkaNode:
             )
 
     def await_ready(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:
-        """Wait until the node answers an administrator's request.
+        """Wait until the node answers an admin request.
 
         Raises:
-            ServiceError: its process ended, with the last line of its log that names an error; or time is up.
+            ServiceError: its process ended, with the last error in its log; or the timeout expired.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                said = "".join(_read(path) for path in (self._log, self.directory / "jvm.log"))
-                raise ServiceError(f"the broker ended while it started: {telling_line(said)}; see {self._log}")
+                log = "".join(_read(path) for path in (self._log, self.directory / "jvm.log"))
+                raise ServiceError(f"the broker ended while it started: {error_line(log)}; see {self._log}")
             if self._answers():
                 return
             time.sleep(POLL_S)
@@ -152,7 +155,7 @@ class KafkaNode:
         from kafka.errors import KafkaError
 
         try:
-            socket.create_connection((HOST, self.port), POLL_S).close()  # the client would complain on standard error
+            socket.create_connection((HOST, self.port), POLL_S).close()  # the client would log an error
             with contextlib.closing(KafkaAdminClient(bootstrap_servers=f"{HOST}:{self.port}")) as admin:
                 return bool(admin.describe_cluster()["brokers"])
         except (OSError, KafkaError):
@@ -160,7 +163,7 @@ class KafkaNode:
 
 
 def free_port() -> int:
-    """A port of loopback that nothing listens on."""
+    """A free port on loopback."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

@@ -1,13 +1,13 @@
-"""Why a Kafka broker will not talk to us, found out by one short exchange before a client begins to try.
+"""Finds out why a Kafka broker denies access, by one short exchange before a client connects.
 
-A client, kafka-python as well as Java's, takes a failed handshake for an outage and tries again until its time is up,
-and then says that there was no broker. Here the first broker that takes a connection is asked once:
+Kafka clients treat a failed handshake as an outage: they retry until their timeout and then report that no broker was
+available. Here the first broker that accepts a connection is probed once:
 
-    1. TLS, where the protocol says so: its certificate, its name, our certificate
-    2. one request that needs no rights, and which tells a plain listener from one with SASL and one with TLS
-    3. the user and password, where there are any: kafka-python 3.0.12 mostly loses the broker's answer to wrong ones
+    1. TLS, if the protocol uses it: the broker's certificate and name, and the client's certificate
+    2. one request that needs no permission, which distinguishes listeners without protection, with SASL and with TLS
+    3. user and password, if there are any: kafka-python 3.0.12 usually loses the broker's response to wrong ones
 
-Nothing is said of brokers that cannot be reached: the client waits for those as long as it was told to.
+Brokers that cannot be reached are not reported: the client waits for them up to its own timeout.
 """
 
 import socket
@@ -32,19 +32,20 @@ SASL_HANDSHAKE = struct.pack(">hhih", 17, 1, 1, -1)
 SASL_AUTHENTICATE = struct.pack(">hhih", 36, 0, 1, -1)
 UNSUPPORTED_SASL_MECHANISM, ILLEGAL_SASL_STATE = 33, 34
 
-EXPIRED, NOT_YET_VALID = 10, 9  # of X509_V_ERR_…, as ssl.SSLCertVerificationError.verify_code gives them
+EXPIRED, NOT_YET_VALID = 10, 9  # X509_V_ERR_…, in ssl.SSLCertVerificationError.verify_code
 WRONG_NAME = {62, 64}  # host name, IP address
 
 
 class RefusedError(ConfigurationError):
-    """A broker is there, but not for a client with these settings; the message names the setting to look at."""
+    """A broker denies access to a client with these settings; the message names the setting to check."""
 
 
 def check_broker(bootstrap_servers: str, client: Mapping[str, Any]) -> None:
-    """Ask the first broker that takes a connection whether it talks as the client is going to.
+    """Check that the first broker that accepts a connection accepts the client's protocol and credentials.
 
     Args:
-        client: kafka-python's arguments, as `kafka_security.client_arguments` makes them.
+        bootstrap_servers: Kafka's addresses.
+        client: security arguments from `kafka_security.client_arguments`.
 
     Raises:
         RefusedError: it does not.
@@ -70,8 +71,8 @@ def _check(connection: socket.socket, host: str, server: str, client: Mapping[st
         elif not _ask(connection, METADATA_OF_NO_TOPIC):
             raise RefusedError(_why_closed(host, server, protocol))
     except TimeoutError:
-        return  # silent, or slow: for the client to tell
-    except ssl.SSLError as error:  # TLS 1.3 tells after the handshake that our certificate is wanted, or not liked
+        return  # no answer, or a slow one: left to the client
+    except ssl.SSLError as error:  # TLS 1.3 reports a missing or rejected client certificate after the handshake
         raise RefusedError(
             f"the broker at {server} does not accept our certificate ({error.reason}): look at "
             "IMAGESTREAM_KAFKA_CERTIFICATE_FILE and IMAGESTREAM_KAFKA_KEY_FILE"
@@ -93,7 +94,7 @@ def _with_tls(connection: socket.socket, host: str, server: str, client: Mapping
     except TimeoutError:
         raise
     except OSError as error:
-        if "ALERT" in _reason(error):  # it does, and told what it dislikes: our certificate
+        if "ALERT" in _reason(error):  # the broker uses TLS, but rejected the client's certificate
             raise
         raise RefusedError(
             f"the broker at {server} does not talk TLS ({_reason(error)}): look at {PROTOCOL}, or take its TLS port"
@@ -141,7 +142,7 @@ def _authenticate(connection: socket.socket, server: str, client: Mapping[str, A
         try:
             if code == 0:
                 mechanism.receive(answer[MIN_SASL_BYTES + max(message_bytes, 0) + SIZE_BYTES :])
-        except ValueError:  # the broker does not know the password either: it is not who it says
+        except ValueError:  # the broker does not know the password either, so it is not trusted
             code = -1
         if code != 0:
             raise RefusedError(
@@ -159,7 +160,7 @@ def _why_closed(host: str, server: str, protocol: str) -> str:
 
 def _talks_tls(host: str, server: str) -> bool:
     context = ssl.create_default_context()
-    context.check_hostname = False  # nothing is sent: it only matters whether the other side answers in TLS
+    context.check_hostname = False  # no data is sent: this only tests whether the other side uses TLS
     context.verify_mode = ssl.CERT_NONE
     try:
         plain = socket.create_connection((host, int(server.rpartition(":")[2])), TIMEOUT_S)
@@ -170,7 +171,7 @@ def _talks_tls(host: str, server: str) -> bool:
 
 
 def _ask(connection: socket.socket, request: bytes) -> bytes:
-    """The answer to a request; empty where the connection was closed instead, or what came is no answer."""
+    """The response to a request; empty if the connection was closed, or the response is invalid."""
     connection.sendall(struct.pack(">i", len(request)) + request)
     head = _receive(connection, SIZE_BYTES)
     size = struct.unpack(">i", head)[0] if len(head) == SIZE_BYTES else 0

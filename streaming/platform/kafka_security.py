@@ -1,7 +1,7 @@
-"""How Kafka is talked to: the settings' protocol, user and certificates, as each kind of client takes them.
+"""Converts the settings for Kafka's security (protocol, user, certificates) to arguments of each kind of client.
 
-The password comes from a file and goes nowhere but to the clients: to kafka-python as an argument, to Spark as an
-option that its logs and pages redact.
+The password is read from a file and only passed to clients: to kafka-python as an argument, and to Spark as an option
+that its logs and pages redact.
 """
 
 import ssl
@@ -19,7 +19,7 @@ LOGIN_MODULES = {
     "SCRAM-SHA-256": "org.apache.kafka.common.security.scram.ScramLoginModule",
     "PLAIN": "org.apache.kafka.common.security.plain.PlainLoginModule",
 }
-# What Spark must not show: its own defaults, and what `spark_options` hands over.
+# Spark's redaction: its own defaults, and the secrets in `spark_options`.
 REDACTION = {
     "spark.redaction.regex": "(?i)secret|password|token|access[.]?key|sasl[.]jaas|keystore[.]key",
     "spark.sql.redaction.options.regex": "(?i)url|password|sasl[.]jaas|keystore[.]key",
@@ -27,10 +27,10 @@ REDACTION = {
 
 
 def client_arguments(settings: Settings) -> dict[str, Any]:
-    """The arguments of every kafka-python client, beside its servers; empty for PLAINTEXT.
+    """The security arguments of kafka-python clients; empty for PLAINTEXT.
 
     Raises:
-        ServiceError: what the protocol needs is not set, or a file cannot be read as what it should be.
+        ServiceError: a setting that the protocol needs is missing, or a file cannot be read or is invalid.
     """
     protocol = settings.kafka_security_protocol
     if protocol == "PLAINTEXT":
@@ -52,13 +52,13 @@ def client_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def spark_options(settings: Settings) -> dict[str, str]:
-    """The options of Spark's Kafka source, beside its servers; empty for PLAINTEXT.
+    """The security options of Spark's Kafka source; empty for PLAINTEXT.
 
-    Certificates go in as text, for the files need not lie on the machines of the executors. Java checks the broker's
-    name against its certificate unless told not to.
+    Certificates are passed as text, since the files may not exist on the executors' machines. Java verifies the
+    broker's host name by default.
 
     Raises:
-        ServiceError: as `client_arguments`.
+        ServiceError: see `client_arguments`.
     """
     protocol = settings.kafka_security_protocol
     if protocol == "PLAINTEXT":
@@ -96,7 +96,7 @@ def _credentials(settings: Settings) -> tuple[str, str]:
 
 
 def _check_certificates(settings: Settings) -> None:
-    """Refuse files that Python, or Java, would not take; a client tells that late, or goes on trying."""
+    """Reject files that Python or Java would not accept; clients report this late, or retry."""
     ca, certificate, key = settings.kafka_ca_file, settings.kafka_certificate_file, settings.kafka_key_file
     if (certificate is None) != (key is None):
         raise ConfigurationError(
@@ -128,7 +128,7 @@ def _check_certificates(settings: Settings) -> None:
 
 
 def _text(setting: str, path: Path) -> str:
-    """The content of a file that a setting names."""
+    """The content of a setting's file."""
     try:
         if setting in SECRET:
             check_secret_file(path)
@@ -143,6 +143,6 @@ def _text(setting: str, path: Path) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A value of a JAAS configuration, which reads backslashes as C does."""
+    """A quoted value of a JAAS configuration, with C-style escapes."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -1,4 +1,4 @@
-"""What the machine, or the container, gives a process: memory, and a name for its user."""
+"""The memory and the user name that the machine, or the container, provides."""
 
 import getpass
 import os
@@ -21,14 +21,14 @@ NAMELESS_USER = (
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory in bytes: all that may be used, and what of it is free."""
+    """Total and available memory in bytes."""
 
     total: int
     available: int
 
 
 def memory(control_groups: Path = CONTROL_GROUPS, own_groups: Path = OWN_GROUPS) -> Memory:
-    """The machine's memory, or what the control groups (version 1 or 2) that the process is in leave of it."""
+    """The machine's memory, limited by the process's control groups (version 1 or 2)."""
     machine = psutil.virtual_memory()
     total, available = int(machine.total), int(machine.available)
     for limit, used in _limits(control_groups, own_groups):
@@ -37,10 +37,10 @@ def memory(control_groups: Path = CONTROL_GROUPS, own_groups: Path = OWN_GROUPS)
 
 
 def _limits(control_groups: Path, own_groups: Path) -> Iterator[tuple[int, int]]:
-    """(limit, used) of each group that the process is in, the outer ones too: each of them binds."""
+    """(limit, used) of each control group of the process, including outer ones, since every limit applies."""
     for line in _text(own_groups).splitlines():
         _, controllers, path = line.split(":", 2)
-        # A container mostly sees its own group at the top, under whatever path the host has it.
+        # A container usually sees its own group as the root, whatever its path on the host.
         names = [name for name in path.split("/") if name]
         if controllers == "":
             files, top = ("memory.max", "memory.current", "inactive_file"), control_groups
@@ -57,7 +57,7 @@ def _limits(control_groups: Path, own_groups: Path) -> Iterator[tuple[int, int]]
 
 
 def _reclaimable(group: Path, name: str) -> int:
-    """Bytes of files that the kernel keeps as long as nobody wants their memory."""
+    """The size of the page cache, which the kernel frees when memory is needed."""
     lines = (line.split() for line in _text(group / "memory.stat").splitlines())
     return next((int(value) for key, value in lines if key == name), 0)
 
@@ -70,7 +70,7 @@ def _text(file: Path) -> str:
 
 
 def has_passwd_entry() -> bool:
-    """Whether the system knows a name of the user, as Hadoop's login wants to."""
+    """Whether the user has an entry in /etc/passwd, which Hadoop's login requires."""
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:
@@ -79,13 +79,13 @@ def has_passwd_entry() -> bool:
 
 
 def check_user() -> None:
-    """Raise ServiceError where Spark's JVM would fail for want of the user's name."""
+    """Raise a ServiceError if the user has no name, without which Spark's JVM fails."""
     if not has_passwd_entry():
         raise ConfigurationError(NAMELESS_USER.format(uid=os.getuid()))
 
 
 def user_name() -> str:
-    """The user's name, or a number where the system knows none."""
+    """The user's name, or the user id if there is none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

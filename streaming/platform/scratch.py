@@ -1,7 +1,7 @@
-"""The folder for scratch files: the system's, or one in the work folder where that one cannot be used.
+"""Chooses the folder for temporary files: the system's, or one in the work folder if the system's cannot be used.
 
-Java unpacks native libraries there (of Parquet and Kafka), which it cannot load from a file system that is mounted
-noexec; a container with a read-only root has no folder of the system's that can be written.
+Java unpacks native libraries of Parquet and Kafka there, which it cannot load from a file system that is mounted
+noexec; in a container with a read-only root file system, the system's folder is not writable.
 """
 
 import os
@@ -15,10 +15,10 @@ OF_JAVA = "/tmp"  # noqa: S108  whatever TMPDIR says
 
 
 def use_scratch(work: Path) -> Path:
-    """The folder that this process and its children use from now on.
+    """Choose the folder for this process and its children, and return it.
 
     Raises:
-        ServiceError: neither the system's nor one in the work folder can be used.
+        ServiceError: neither the system's folder nor one in the work folder can be used.
     """
     system = Path(given_scratch() or OF_JAVA)
     if why_not(system) is None:
@@ -40,7 +40,7 @@ def use_scratch(work: Path) -> Path:
 
 
 def why_not(folder: Path) -> str | None:
-    """Why a folder is not one for scratch files, or None."""
+    """Why a folder cannot be used for temporary files; None if it can."""
     try:
         flags = os.statvfs(folder).f_flag
     except OSError as error:
@@ -51,6 +51,6 @@ def why_not(folder: Path) -> str | None:
 
 
 def java_scratch() -> list[str]:
-    """The option that makes a JVM use the folder, too, where it is not its default."""
+    """The JVM option for the folder, if it is not the JVM's default."""
     folder = given_scratch()
     return [f"-Djava.io.tmpdir={folder}"] if folder and folder != OF_JAVA else []

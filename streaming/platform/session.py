@@ -1,4 +1,4 @@
-"""The Spark session, the same for every job: jars from the home, Arrow to the workers, Delta, small local overheads."""
+"""Spark sessions, configured alike for all jobs: jars from the home, Arrow, Delta, low overhead in local mode."""
 
 import os
 import re
@@ -20,29 +20,29 @@ from streaming.environment import clean_environment
 from streaming.errors import ServiceError, decode, restated
 from streaming.platform.jars import install_jars, spark_jars
 from streaming.platform.java import find_java
-from streaming.platform.last_words import telling_line
+from streaming.platform.log_tail import error_line
 from streaming.platform.machine import check_user
 from streaming.platform.scratch import java_scratch, use_scratch
 from streaming.settings import Settings
+from streaming.storage.bucket_store import shared_variables
 from streaming.storage.home import make_dir
-from streaming.storage.store import shared_variables
 
 SPARK_LOG = "spark.log"
-GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"  # PySpark knows no more than that
-MAX_LAST_WORDS = 256 * 1024
+GATEWAY_EXITED = "JAVA_GATEWAY_EXITED"  # PySpark's only information if the JVM has ended
+MAX_LOG_BYTES = 256 * 1024
 LAST_ASCII = 0x7F
-ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 about 2 s
-BYTES_PER_ARROW_BATCH = 8 * 1024**2  # of large messages few are under way at a time
+ROWS_PER_ARROW_BATCH = 64  # a batch of 64 images waits 0.1 s for its input, one of 250 images about 2 s
+BYTES_PER_ARROW_BATCH = 8 * 1024**2  # limits the number of large messages in a batch
 
-# Compile quickly rather than well: a JVM that only moves bytes between Kafka and Python gains nothing from more.
+# Only the fast compiler: a JVM that moves bytes between Kafka and Python does not benefit from optimised code.
 QUICK_START = "-XX:TieredStopAtLevel=1"
 DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-    "spark.databricks.delta.snapshotPartitions": "1",  # a small log needs no 50 tasks to be read
+    "spark.databricks.delta.snapshotPartitions": "1",  # by default, a small log is read with 50 tasks
 }
-# For JVMs and Python workers: memory goes back to the system when a large message is done with.
-GIVES_BACK = {
+# For JVMs and Python workers: memory of large messages is returned to the system.
+RETURN_MEMORY = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**2),
     "MALLOC_ARENA_MAX": "2",
@@ -52,23 +52,23 @@ CONF = {
     "spark.sql.execution.arrow.pyspark.enabled": "true",
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(ROWS_PER_ARROW_BATCH),
     "spark.sql.execution.arrow.maxBytesPerBatch": str(BYTES_PER_ARROW_BATCH),
-    "spark.sql.adaptive.enabled": "false",  # our few shuffles are small: planning them anew costs more than it saves
+    "spark.sql.adaptive.enabled": "false",  # the few shuffles are small, and replanning costs more than it saves
     "spark.sql.session.timeZone": "UTC",
     "spark.ui.enabled": "false",
-    # Spark's usual way to write offsets starts ten processes (chmod, readlink) per micro-batch where Hadoop's native
-    # library is missing, 60 ms of it. This one renames within Java, which is enough: a checkpoint has but one writer.
+    # Without Hadoop's native library, Spark's default file manager starts ten processes (chmod, readlink) per
+    # micro-batch, which takes 60 ms. This one renames within Java, which suffices for a single writer.
     "spark.sql.streaming.checkpointFileManagerClass": (
         "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
     ),
-    # Between the JVM and Python workers, TCP holds small micro-batches back for 40 ms (Nagle and delayed ACK).
+    # Between the JVM and Python workers, TCP delays small micro-batches by 40 ms (Nagle and delayed ACK).
     UNIX_SOCKETS: "true",
-    **{f"spark.executorEnv.{name}": value for name, value in GIVES_BACK.items()},
-    "spark.executorEnv.PYTHONSAFEPATH": "1",  # a worker imports nothing from the folder that it happens to run in
+    **{f"spark.executorEnv.{name}": value for name, value in RETURN_MEMORY.items()},
+    "spark.executorEnv.PYTHONSAFEPATH": "1",  # workers do not import modules from their working directory
     "spark.ui.showConsoleProgress": "false",
     "spark.log.level": "WARN",
 }
-MAX_SOCKET_DIR = 64  # letters: the system takes paths of up to 104 to 108, and Spark appends 43
-LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}  # where all is on one machine
+MAX_SOCKET_DIR = 64  # characters: socket paths are limited to 104 to 108, and Spark appends 43
+LOOPBACK = {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}  # in local mode
 
 
 @contextmanager
@@ -80,20 +80,22 @@ def spark_session(
     java_options: str = "",
     conf: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[SparkSession]:
-    """A Spark session with the home's jars, stopped on the way out.
+    """A Spark session with the home's jars, which is stopped at the end of the block.
 
-    In a process that has a Spark session already, such as a notebook's or an application's, the job gets a new session
-    in the same context, which stays as it is: only the settings of SQL apply, and the jars must be there.
+    If the process already has a Spark session, such as a notebook's, the job gets a new session in the same context:
+    then only SQL settings apply, and the context must have the jars.
 
     Args:
-        delta: with Spark's own Delta reader and writer, which take seconds to load; the stream, training and
-            retraining go through `deltalake` and Parquet files instead.
+        settings: of the home.
+        name: of the application.
+        delta: whether to load Spark's Delta reader and writer, which takes seconds; the stream, training and retraining
+            use `deltalake` and Parquet files instead.
         java_options: for the JVM, e.g. `QUICK_START`.
-        conf: Spark's own settings on top.
+        conf: additional Spark settings.
 
     Raises:
         ServiceError: the user has no name, there is no usable Java, a jar is missing and cannot be fetched, the home
-            cannot be written, Spark does not start, or a job in the block fails.
+            cannot be written to, Spark does not start, or a job in the block fails.
     """
     log = make_dir(settings.work_dir) / SPARK_LOG
     running = SparkSession.getActiveSession()
@@ -116,12 +118,12 @@ def spark_session(
     local = settings.master.startswith("local")
     if local:
         network = LOOPBACK | _sockets_in(_socket_dir().name)
-    else:  # executors have credentials of their own, which a setting of Spark's would show in logs and pages
+    else:  # executors have their own credentials, since Spark settings appear in logs and pages
         network = {f"spark.executorEnv.{name}": value for name, value in shared_variables().items()}
     for key, value in (CONF | (DELTA if delta else {}) | network | dict(conf)).items():
         builder = builder.config(key, value)
-    # PySpark takes the first two, and the JVM the others, from the environment only, and only when they start.
-    variables = {"JAVA_HOME": str(java.parent.parent), "PYSPARK_PYTHON": sys.executable, **GIVES_BACK}
+    # PySpark reads the first two, and the JVM the others, from the environment when they start.
+    variables = {"JAVA_HOME": str(java.parent.parent), "PYSPARK_PYTHON": sys.executable, **RETURN_MEMORY}
     before = log.stat().st_size if log.exists() else 0
     with clean_environment(local=local, **variables), _output_to(log):
         try:
@@ -136,12 +138,12 @@ def spark_session(
 
 
 def _why(error: Exception, log: Path, before: int) -> str:
-    """What Spark said last; where its JVM has ended, only its log, from byte `before` on, says why."""
+    """The cause of an error; if the JVM has ended, it is read from the log, from byte `before` on."""
     if GATEWAY_EXITED not in str(error):
         return cause(error)
     with log.open("rb") as file:
         file.seek(before)
-        return telling_line(file.read(MAX_LAST_WORDS).decode("utf-8", "replace"))
+        return error_line(file.read(MAX_LOG_BYTES).decode("utf-8", "replace"))
 
 
 @contextmanager
@@ -155,7 +157,7 @@ def _failures_of_jobs(log: Path) -> Iterator[None]:
 
 
 def _session_beside(running: SparkSession, conf: Mapping[str, str]) -> SparkSession:
-    """A session of its own, with those of the settings that may still be chosen when the JVM runs."""
+    """A new session in a running context, with those settings that can still be changed."""
     session = running.newSession()
     for key, value in conf.items():
         if session.conf.isModifiable(key):
@@ -165,26 +167,26 @@ def _session_beside(running: SparkSession, conf: Mapping[str, str]) -> SparkSess
 
 @cache
 def _socket_dir() -> "TemporaryDirectory[str]":
-    """One for all sessions of the process, since the JVM keeps the folder of its first one; removed at the exit."""
+    """The folder for sockets of all sessions of the process, since the JVM keeps the first one; deleted at exit."""
     return TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True)
 
 
 def _sockets_in(folder: str) -> dict[str, str]:
-    """The workers' sockets in a folder where nobody else can connect; TCP, if its name is too long for them."""
+    """The setting for the workers' sockets in a private folder; TCP if its path is too long."""
     if len(folder) > MAX_SOCKET_DIR:
         return {UNIX_SOCKETS: "false"}
     return {"spark.python.unix.domain.socket.dir": folder}
 
 
 def raised(error: Exception) -> Exception:
-    """The error of ours that a Python worker raised, as its type, where a Spark job failed for it; else `error`."""
+    """The error of this package that a Python worker raised, if a Spark job failed because of it; else `error`."""
     if isinstance(error, PySparkException | Py4JError):
         return decode(str(error)) or error
     return error
 
 
 def cause(error: BaseException) -> str:
-    """What an error is about, in one line: of Spark's, the innermost Python error in its text, else its first line."""
+    """The cause of an error, in one line: for Spark errors, the innermost Python error, or else the first line."""
     if isinstance(error, ServiceError | ModelError):
         return str(error)
     if not isinstance(error, PySparkException | Py4JError):
@@ -201,7 +203,7 @@ def cause(error: BaseException) -> str:
 
 @contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Where processes started in the block write their output: the JVM, and so its Python workers, for good."""
+    """Redirect the output of processes that are started in the block, permanently: the JVM and its Python workers."""
     sys.stdout.flush()
     sys.stderr.flush()
     terminals = {number: os.dup(number) for number in (1, 2)}
@@ -217,7 +219,7 @@ def _output_to(path: Path) -> Iterator[None]:
 
 
 def _log4j(settings: Settings) -> str:
-    """Spark logs to a file of the home; what its jobs raise reaches the caller as an exception."""
+    """The JVM option for a configuration that logs to a file of the home; job errors are raised as exceptions."""
     path, log = settings.work_dir / "log4j2.properties", _property(str(settings.work_dir / SPARK_LOG))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
@@ -240,7 +242,7 @@ appender.file.strategy.max = 3
 
 
 def _property(text: str) -> str:
-    """A text in a file of properties, which Java reads as Latin-1 and Log4j substitutes variables in."""
+    """Escaped text for a properties file, which Java reads as Latin-1 and in which Log4j substitutes variables."""
     units = text.replace("\\", "\\\\").replace("${", "$${").encode("utf-16-be")
     codes = (int.from_bytes(units[at : at + 2]) for at in range(0, len(units), 2))
     return "".join(chr(code) if code < LAST_ASCII else f"\\u{code:04x}" for code in codes)

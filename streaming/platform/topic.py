@@ -1,4 +1,4 @@
-"""What Kafka says of a topic: its identity, and the offsets that it holds."""
+"""Topics in Kafka: their identity, offsets, configuration and permissions."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 TIMEOUT_MS = 10_000
 RETRY_S = 0.2
-OPEN: Mapping[str, Any] = MappingProxyType({})  # the arguments of a client that talks to an open broker
+OPEN: Mapping[str, Any] = MappingProxyType({})  # the security arguments of a client for a plaintext listener
 TOPIC_AUTHORIZATION_FAILED = 29  # Kafka's error codes
 UNKNOWN_TOPIC = 3
 
 
 class Right(StrEnum):
-    """What one may be allowed to do with a topic, as Kafka's ACLs call it; each brings `Describe` with it."""
+    """An operation on a topic in Kafka's ACLs; each implies `Describe`."""
 
     READ = "READ"
     WRITE = "WRITE"
@@ -33,11 +33,12 @@ class Right(StrEnum):
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic as it is now.
+    """The current state of a topic.
 
     Attributes:
-        id: given when the topic was made, so that one made again under the same name has another.
-        begins: partition → the first offset it still holds.
+        name: in Kafka.
+        id: assigned when the topic was created; a topic that is recreated under the same name has another id.
+        begins: partition → the start of its log.
         ends: partition → one past its last offset.
     """
 
@@ -49,10 +50,11 @@ class Topic:
 
 @dataclass(frozen=True)
 class Subscription:
-    """The topics that a stream reads: those of these names, or all whose whole name matches a pattern.
+    """The topics that a stream reads, by name or by a pattern.
 
     Attributes:
-        pattern: a regular expression, as Java and Python both read it.
+        topics: names in Kafka.
+        pattern: a regular expression that must match the whole name, in Java as well as in Python.
     """
 
     topics: tuple[str, ...] = ()
@@ -62,22 +64,27 @@ class Subscription:
         return ",".join(self.topics) if self.pattern is None else f"pattern {self.pattern}"
 
     def includes(self, name: str) -> bool:
-        """Whether it reads a topic of this name."""
+        """Whether the subscription includes a topic."""
         return name in self.topics if self.pattern is None else re.fullmatch(self.pattern, name) is not None
 
     @property
     def spark_option(self) -> tuple[str, str]:
-        """The option of Spark's Kafka source, and its value."""
+        """The name and value of the option of Spark's Kafka source."""
         return ("subscribe", ",".join(self.topics)) if self.pattern is None else ("subscribePattern", self.pattern)
 
 
 def describe_topics(
     bootstrap_servers: str, subscription: Subscription, client: Mapping[str, Any] = OPEN
 ) -> list[Topic]:
-    """The topics of a subscription; those that it names are made if they are not there. Errors as `describe_topic`.
+    """The topics of a subscription; named topics are created if they do not exist.
+
+    Args:
+        bootstrap_servers: Kafka's addresses.
+        subscription: by name or pattern.
+        client: security arguments from `kafka_security.client_arguments`.
 
     Raises:
-        ServiceError: also where no topic matches the pattern.
+        ServiceError: no topic matches the pattern; or see `describe_topic`.
     """
     with _admin(bootstrap_servers, client) as admin:
         names: Iterable[str] = subscription.topics
@@ -87,21 +94,26 @@ def describe_topics(
                 one["name"] for one in admin.describe_topics() if not one["is_internal"] and matches(one["name"])
             )
             if not names:
-                raise NotFoundError(f"no topic matches the pattern {subscription.pattern!r}: create one, or look at it")
+                raise NotFoundError(
+                    f"no topic matches the pattern {subscription.pattern!r}: create one, or correct the pattern"
+                )
         return [_described(admin, name, client, Right.READ) for name in names]
 
 
 def describe_topic(
     bootstrap_servers: str, name: str, client: Mapping[str, Any] = OPEN, right: Right = Right.READ
 ) -> Topic:
-    """The topic, made with the broker's defaults if it is not there.
+    """A topic, created with the broker's defaults if it does not exist.
 
     Args:
-        client: kafka-python's arguments, as `kafka_security.client_arguments` makes them.
-        right: what we are going to do with it.
+        bootstrap_servers: Kafka's addresses.
+        name: of the topic.
+        client: security arguments from `kafka_security.client_arguments`.
+        right: the permission to check.
 
     Raises:
-        ServiceError: the broker does not answer, or does not let us; a RefusedError where that is not about the moment.
+        ServiceError: the broker does not answer.
+        RefusedError: the broker denies access.
     """
     with _admin(bootstrap_servers, client) as admin:
         return _described(admin, name, client, right)
@@ -125,11 +137,14 @@ def offsets_from(
     committed: bool,
     client: Mapping[str, Any] = OPEN,
 ) -> dict[tuple[str, int], int]:
-    """(topic, partition) → the offset of the first message that is as new as a time, or else of the next to come.
+    """(topic, partition) → the offset of the first message at or after a time, or of the next message if there is none.
 
     Args:
-        when: by the messages' timestamps; None for the next message to come.
-        committed: whether messages of open transactions are still to come.
+        bootstrap_servers: Kafka's addresses.
+        topics: whose partitions are looked up.
+        when: compared with the messages' timestamps; None for the next message.
+        committed: whether messages of open transactions count as not published yet.
+        client: security arguments from `kafka_security.client_arguments`.
 
     Raises:
         ServiceError: the broker does not answer.
@@ -150,14 +165,14 @@ def offsets_from(
                     (one.topic, one.partition): found[one].offset for one in partitions if found[one].offset >= 0
                 }
     except KafkaError as error:
-        raise UnavailableError(f"the offsets of the topics cannot be had: {error}") from error
+        raise UnavailableError(f"the offsets of the topics cannot be read: {error}") from error
     return offsets
 
 
 def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], right: Right) -> None:
-    """Refuse to begin what the broker would not allow; the topic is made if it is not there.
+    """Check the permission for a topic, and create the topic if it does not exist.
 
-    An open broker is only asked whether it is open. Args and errors as for `describe_topic`.
+    Without security arguments, only the connection is checked. For arguments and errors, see `describe_topic`.
     """
     if not client:
         check_broker(bootstrap_servers, client)
@@ -176,25 +191,27 @@ def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any])
             admin.create_topics([NewTopic(name, -1, -1, topic_configs=TOPIC_CONFIGURATION)])
             return
     except TopicAlreadyExistsError:
-        return  # another process was quicker
+        return  # another process has created it
     except AuthorizationError as error:
-        raise RefusedError(f"topic {name!r} is not there, and {_who(client)} may not make it: make it first") from error
+        raise RefusedError(
+            f"topic {name!r} does not exist, and {_who(client)} may not create it: create it first"
+        ) from error
     except KafkaError as error:
-        raise UnavailableError(f"topic {name!r} is not there and cannot be made: {error}") from error
-    # A broker without ACLs allows everything, and an old one does not say.
+        raise UnavailableError(f"topic {name!r} does not exist and cannot be created: {error}") from error
+    # A broker without ACLs allows everything, and an old broker does not report permissions.
     allowed = found.get("authorized_operations")
     if found["error_code"] == TOPIC_AUTHORIZATION_FAILED or (allowed and right not in {*allowed, "ALL"}):
         raise RefusedError(no_right(name, right, client))
 
 
 def is_hidden(bootstrap_servers: str, name: str, client: Mapping[str, Any]) -> bool:
-    """Whether the broker keeps the topic from us: for want of a right it looks as if it were not there."""
+    """Whether the broker hides the topic, since the client has no permission to describe it."""
     with _admin(bootstrap_servers, client) as admin:
         return bool(admin.describe_topics([name])[0]["error_code"] == TOPIC_AUTHORIZATION_FAILED)
 
 
 def no_right(name: str, right: Right, client: Mapping[str, Any]) -> str:
-    """What to tell a user who may not do with a topic what he is about to do."""
+    """The error for a missing permission."""
     return (
         f"{_who(client)} has no right to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
         f"--allow-principal User:NAME --operation {right.capitalize()} --topic {name}`, or look at "
@@ -211,7 +228,7 @@ def _who(client: Mapping[str, Any]) -> str:
 
 
 def _offsets_of(admin: Any, name: str) -> tuple[Any, Any, Any]:
-    """Description, first and end offsets; a topic only just made needs a moment until its partitions have leaders."""
+    """The description, first and end offsets of a topic; waits until the partitions of a new topic have leaders."""
     from kafka import TopicPartition
     from kafka.admin import OffsetSpec
     from kafka.errors import KafkaError
@@ -225,7 +242,7 @@ def _offsets_of(admin: Any, name: str) -> tuple[Any, Any, Any]:
             ends = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
         except KafkaError as error:
             if monotonic() > give_up:
-                raise UnavailableError(f"the offsets of topic {name!r} cannot be had: {error}") from error
+                raise UnavailableError(f"the offsets of topic {name!r} cannot be read: {error}") from error
         else:
             if partitions:
                 return described, begins, ends
@@ -233,7 +250,7 @@ def _offsets_of(admin: Any, name: str) -> tuple[Any, Any, Any]:
 
 
 def topic_configuration(admin: Any, name: str) -> dict[str, str]:
-    """The topic's settings by their names in Kafka, defaults included; empty without the right to see them."""
+    """The topic's configuration, including defaults; empty without the permission to see it."""
     from kafka.admin import ConfigResource, ConfigResourceType
     from kafka.errors import KafkaError
 
@@ -245,14 +262,14 @@ def topic_configuration(admin: Any, name: str) -> dict[str, str]:
 
 
 def topic_notices(bootstrap_servers: str, names: Iterable[str], client: Mapping[str, Any] = OPEN) -> list[str]:
-    """What to tell about how topics are configured; nothing of those whose configuration we may not see.
+    """Warnings about the configuration of topics, if it can be read.
 
     Raises:
         ServiceError: the broker does not answer.
     """
     with _admin(bootstrap_servers, client) as admin:
         return [
-            f"topic {name!r} takes batches that unpack to any size: have its brokers refuse them with "
+            f"topic {name!r} accepts batches of any decompressed size: make its brokers reject large ones with "
             f"`kafka-configs.sh --bootstrap-server {bootstrap_servers} --alter --entity-type topics "
             f"--entity-name {name} --add-config compression.type=uncompressed`"
             for name in names
@@ -266,10 +283,13 @@ def messages_near_retention(
     committed: Mapping[tuple[str, int], int],
     client: Mapping[str, Any] = OPEN,
 ) -> dict[str, int]:
-    """Topic → messages without a row of which more than half the time is over for which the topic keeps messages.
+    """Topic → the number of messages without a row that are older than half of the topic's retention time.
 
     Args:
-        committed: (topic, partition) → one past the last message that has its row.
+        bootstrap_servers: Kafka's addresses.
+        names: of topics in Kafka.
+        committed: (topic, partition) → one past the last message with a row.
+        client: security arguments from `kafka_security.client_arguments`.
 
     Raises:
         ServiceError: the broker does not answer.
@@ -307,7 +327,7 @@ def messages_near_retention(
 
 
 def trouble_with_broker(bootstrap_servers: str, client: Mapping[str, Any] = OPEN) -> str | None:
-    """Why no broker can be talked to just now; None where one answers within seconds."""
+    """Why no broker is available at the moment; None if one answers within seconds."""
     try:
         with _admin(bootstrap_servers, client):
             return None
@@ -332,8 +352,8 @@ def _admin(bootstrap_servers: str, client: Mapping[str, Any]) -> Iterator[Any]:
         )
     except (KafkaError, ValueError) as error:
         raise UnavailableError(
-            f"no Kafka broker answers at {bootstrap_servers} ({error}); "
-            "start the home's own with 'imagestream broker start', or check --bootstrap-servers"
+            f"no Kafka broker answers at {bootstrap_servers} ({error}): start the home's broker with "
+            "'imagestream broker start', or check --bootstrap-servers"
         ) from error
     try:
         yield admin

@@ -1,4 +1,4 @@
-"""How a distributed training went, drawn."""
+"""Learning curves of a distributed training."""
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -8,7 +8,7 @@ from streaming.distributed.history import History
 
 
 def learning_curves(history: History) -> Figure:
-    """Log loss and accuracy by epoch, on training and validation images; each worker's own as a thin line."""
+    """Plot log loss and accuracy by epoch on training and validation images, with a thin line per worker."""
     figure = Figure(figsize=(8.4, 3.2))
     loss, accuracy = figure.subplots(1, 2)
     epochs = [one.epoch + 1 for one in history.epochs]

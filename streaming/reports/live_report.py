@@ -1,8 +1,7 @@
-"""What the stored predictions are worth, as far as labels are known by now: the HTML report without a JVM.
+"""The HTML report on stored predictions of labelled images, without a JVM.
 
-A stored prediction keeps its best answers and their probabilities, not the scores of every class: counts, F1 and
-calibration come out exactly, log loss and ROC curves cannot be had from them, and `imagestream report --model N` tells
-them of a version's holdout.
+A stored prediction contains the most probable classes, not the scores of all classes: counts, F1 and calibration are
+exact, but log loss and ROC curves are not available; `imagestream report --model N` shows them for held-out images.
 """
 
 from typing import Any
@@ -23,7 +22,7 @@ SAMPLES = GRID * GRID
 MISTAKES = 12
 MAX_CLASSES = 500
 REST = "(other labels)"
-WRONG_REST = "(another of the other labels)"  # the answer of a row whose true label is counted in REST, and differs
+WRONG_REST = "(another of the other labels)"  # a wrong prediction of a row whose true label is counted in REST
 TIMEOUT_S = 600.0
 
 ANSWERED = """
@@ -54,10 +53,10 @@ SUREST = "SELECT * FROM shown WHERE label <> predicted ORDER BY confidence DESC,
 
 
 def read_live_report(settings: Settings, version: int | None = None) -> ModelReport:
-    """Report on the predictions in Delta whose label is known, of one version or of all.
+    """Report on stored predictions of labelled images, of one version or all.
 
     Raises:
-        ServiceError: there are no predictions, or none with a label.
+        ServiceError: there are no predictions, or none of labelled images.
     """
     there = set(settings.place.table_names())
     if "predictions" not in there:
@@ -67,7 +66,7 @@ def read_live_report(settings: Settings, version: int | None = None) -> ModelRep
     if not counts["labelled"]:
         whose = "" if version is None else f" of version {version}"
         raise NotFoundError(
-            f"no prediction{whose} has a label yet: publish images with labels, or give some with 'imagestream label'"
+            f"no prediction{whose} has a label yet: publish images with labels, or add labels with 'imagestream label'"
         )
     evaluation = reader.sums().result()
     shown = f", shown AS ({SHOWN})"
@@ -78,14 +77,14 @@ def read_live_report(settings: Settings, version: int | None = None) -> ModelRep
     versions = ", ".join(map(str, counts["versions"]))
     return ModelReport(
         title="Live predictions" + ("" if version is None else f" of model version {version}"),
-        about=f"{counts['labelled']:,} stored predictions whose label is known by now, by model version {versions}",
+        about=f"{counts['labelled']:,} stored predictions of labelled images, by model version {versions}",
         evaluation=evaluation,
         balance={"labelled predictions": evaluation.support.tolist()},
         samples=samples,
         mistakes=mistakes,
         notes=[
-            f"Stored predictions keep the best answers only, so there is neither a log loss nor a ROC curve. The true "
-            f"class is among those answers of {counts['among_best']:.2%} of the images."
+            f"Stored predictions contain the most probable classes only, so log loss and ROC curves are not available. "
+            f"The true class is among these classes for {counts['among_best']:.2%} of the images."
         ],
     )
 
@@ -106,11 +105,10 @@ class _Reader:
         return found
 
     def sums(self) -> EvaluationSums:
-        """The counts over all labelled predictions, read batch by batch.
+        """Return the counts over all labelled predictions, read in batches.
 
-        Classes that are answers come first, then labels that never are, by how often they occur. Those beyond
-        `MAX_CLASSES` are counted together, since labels come from outside and may be as many as there are messages.
-        Whether an answer is right is decided by the labels themselves, before any of them are counted together.
+        Predicted classes come first, then other labels by frequency. Labels beyond `MAX_CLASSES` are counted together,
+        since there may be as many labels as messages. Predictions are compared with the original labels before that.
         """
         classes = [row["label"] for row in self.rows(CLASSES, limit=MAX_CLASSES)]
         named = pa.array(classes, pa.string())

@@ -1,7 +1,6 @@
-"""What a model version is worth on images that it was not fitted on, and beside another version, for the HTML report.
+"""The HTML report on a model version, evaluated on labelled images on which it was not fitted.
 
-The bundle says which images it was fitted on; all others that are labelled by now, also those that came since, show
-what it is worth. Two versions are compared on images that neither was fitted on.
+The bundle records the images on which it was fitted. Two versions are compared on images on which neither was fitted.
 """
 
 from dataclasses import dataclass
@@ -15,14 +14,14 @@ from models.paired import gain_interval
 from models.projection import PCA
 from models.scorer import load_head
 from streaming.errors import NotFoundError
-from streaming.images.exposure import fitted_on
-from streaming.images.fitted_on import seen_by, unseen_by
 from streaming.images.images_frame import read_files
 from streaming.images.labels import labelled_features
+from streaming.images.membership import fitted_on
+from streaming.images.membership_spark import seen_by, unseen_by
 from streaming.platform.session import QUICK_START, spark_session
 from streaming.registry import open_registry
 from streaming.reports.plots import GRID, Sample
-from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport, lineage_of, sample_of
+from streaming.reports.report_content import CONFIDENCE, ModelReport, VersionComparison, lineage_of, sample_of
 from streaming.settings import Settings
 from streaming.storage.home import Home
 from streaming.storage.tables import Table
@@ -43,11 +42,16 @@ class Version:
 
 
 def read_model_report(settings: Settings, version: int, against: int | None = None) -> ModelReport:
-    """Evaluate a version on the labelled images that it was not fitted on, and beside another one if asked to.
+    """Evaluate a version, and compare it with another one.
+
+    Args:
+        settings: the settings.
+        version: version number.
+        against: the version to compare with; None for no comparison.
 
     Raises:
-        ModelError: there is no such version, or its bundle is refused.
-        ServiceError: no stored features, or none with a label that the version was not fitted on.
+        ModelError: a version does not exist or its bundle is invalid.
+        ServiceError: there are no labelled features of images on which the version was not fitted.
     """
     registry = open_registry(settings.home)
     ours = Version(version, registry.read(version))
@@ -65,11 +69,15 @@ def read_model_report(settings: Settings, version: int, against: int | None = No
 def model_report(
     spark: SparkSession, home: Home, features: Table, ours: Version, other: Version | None = None, seed: int = 0
 ) -> ModelReport:
-    """The report on `ours`, beside `other`; errors as for `read_model_report`.
+    """Return the report on `ours`, compared with `other`; errors as for `read_model_report`.
 
     Args:
-        features: the service's table of them.
-        seed: picks the samples.
+        spark: the session.
+        home: the home.
+        features: the table `features`.
+        ours: the version.
+        other: the version to compare with; None for no comparison.
+        seed: random seed of the samples.
     """
     bundle, head = ours.bundle, load_head(ours.bundle)
     group_by = bundle.manifest.training_data.group_by
@@ -80,8 +88,8 @@ def model_report(
         evaluation = evaluate(holdout, head)
         if not evaluation.rows:
             raise NotFoundError(
-                f"version {ours.number} was possibly fitted on every labelled image in {features.place} that has "
-                "features of its backbone: label images that came since"
+                f"version {ours.number} may have been fitted on every labelled image in {features.place} with features "
+                "of its backbone: label images that arrived later"
             )
         fitted = evaluate(rows.where(seen), head)
         support = dict(zip(fitted.classes, fitted.support.tolist(), strict=True))
@@ -93,7 +101,7 @@ def model_report(
     projection = head.projection
     return ModelReport(
         title=f"Model version {ours.number}",
-        about=f"{evaluation.rows:,} labelled images that version {ours.number} was not fitted on",
+        about=f"{evaluation.rows:,} labelled images on which version {ours.number} was not fitted",
         evaluation=evaluation,
         balance={
             "for training": [support.get(name, 0) for name in evaluation.classes],
@@ -111,8 +119,8 @@ def model_report(
 
 def _compare(
     spark: SparkSession, home: Home, features: Table, ours: Version, other: Version, holdout: DataFrame
-) -> Comparison:
-    """Both versions on the images of our holdout that the other was not fitted on and that both have features of."""
+) -> VersionComparison:
+    """Compare both versions on our held-out images on which the other was not fitted, if both have features of them."""
     rows = unseen_by(holdout, fitted_on(other.bundle, home))
     their_rows = rows
     if other.bundle.backbone_sha256 != ours.bundle.backbone_sha256:
@@ -123,16 +131,16 @@ def _compare(
     evaluation = evaluate(rows, head)
     if not evaluation.rows:
         raise NotFoundError(
-            f"versions {ours.number} and {other.number} cannot be compared: there is no labelled image that neither "
-            "was fitted on and that has stored features of both backbones"
+            f"versions {ours.number} and {other.number} cannot be compared: there is no labelled image with stored "
+            "features of both backbones on which neither was fitted"
         )
     paired = pair(head, rows, their_head, their_rows, objective_of(ours.bundle.manifest))
     theirs = evaluate(their_rows, their_head)
-    return Comparison(other.number, evaluation, theirs, paired, gain_interval(paired.gain, CONFIDENCE))
+    return VersionComparison(other.number, evaluation, theirs, paired, gain_interval(paired.gain, CONFIDENCE))
 
 
 def _with_images(spark: SparkSession, features: Table, bundle: Bundle, *answers: pa.Table) -> list[list[Sample]]:
-    """Answers as samples, with the image where it can still be had."""
+    """Convert predictions to samples, with the images that are still available."""
     rows = [table.to_pylist() for table in answers]
     sources = _sources(spark, features, {row["image_id"] for part in rows for row in part})
     resize = bundle.manifest.backbone.resize
@@ -140,7 +148,7 @@ def _with_images(spark: SparkSession, features: Table, bundle: Bundle, *answers:
 
 
 def _sources(spark: SparkSession, features: Table, image_ids: set[str]) -> dict[str, list[str]]:
-    """Where these few images came from: up to two places of each."""
+    """Return up to two sources of each image."""
     if not image_ids:
         return {}
     rows = read_files(spark, features.files()).withColumn("image_id", F.coalesce("content_sha256", "image_id"))

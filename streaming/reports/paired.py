@@ -1,6 +1,6 @@
-"""Two versions' answers to the same labelled messages, told apart by whether either was possibly fitted on the image.
+"""Paired accuracy of two versions on the same labelled messages, separated by training-set membership.
 
-Only images that neither was fitted on say which of the two does better on new images.
+Only images on which neither version was fitted show which one is better on new images.
 """
 
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from streaming.images.exposure import Exposure
+from streaming.images.membership import TrainingMembership
 from streaming.query import query
 from streaming.settings import Settings
 
-# The content of each message whose features are stored, or nothing where no file has its hash.
+# The content hash of each message with stored features.
 CONTENTS = """
 SELECT topic, "partition", "offset", min(content_sha256) AS content FROM features
 WHERE topic IS NOT NULL AND content_sha256 IS NOT NULL GROUP BY topic, "partition", "offset"
@@ -27,21 +27,23 @@ SELECT NULL::VARCHAR AS topic, NULL::INT AS "partition", NULL::BIGINT AS "offset
 
 
 def contents_of(settings: Settings) -> str:
-    """SQL for the content of each message: topic, partition, offset, content."""
+    """Return SQL for the content hash of each message: topic, partition, offset, content."""
     if not settings.place.has_table("features"):
         return NO_CONTENTS
     stored = "content_sha256" in query(settings, "SELECT * FROM features LIMIT 0").schema.names
-    return CONTENTS if stored else NO_CONTENTS  # a table from before there was the column
+    return CONTENTS if stored else NO_CONTENTS  # a table of an earlier release has no such column
 
 
 @dataclass
-class Paired:
-    """Counts of labelled messages.
+class PairedAccuracy:
+    """Counts of labelled messages and correct predictions.
 
     Attributes:
-        judged: whose image neither version was fitted on; of them `old_right` and `new_right`, and those that only one
-            of the two gets right.
-        fitted: the others, with `fitted_old_right` and `fitted_new_right`.
+        judged: messages of images on which neither version was fitted.
+        old_right, new_right: correct predictions of each version among them.
+        only_old_right, only_new_right: those that only one version predicts correctly.
+        fitted: messages of images on which one version may have been fitted.
+        fitted_old_right, fitted_new_right: correct predictions of each version among them.
     """
 
     judged: int = 0
@@ -54,7 +56,13 @@ class Paired:
     fitted_new_right: int = 0
 
     def add(self, old: NDArray[np.bool_], new: NDArray[np.bool_], seen: NDArray[np.bool_]) -> None:
-        """Count (N,) messages: whether each version is right, and whether one was possibly fitted on the image."""
+        """Count N messages.
+
+        Args:
+            old: whether the old version is correct, (N,).
+            new: whether the new version is correct, (N,).
+            seen: whether one of them may have been fitted on the image, (N,).
+        """
         self.fitted += int(seen.sum())
         self.fitted_old_right += int((old & seen).sum())
         self.fitted_new_right += int((new & seen).sum())
@@ -65,7 +73,7 @@ class Paired:
         self.only_new_right += int((new & ~old & ~seen).sum())
 
     def as_row(self, old: str = "old", new: str = "new") -> dict[str, Any]:
-        """As columns of a table; shares are None where there is nothing to take them of."""
+        """Return the counts and accuracies as columns of a table; accuracies of no messages are None."""
         return {
             "judged": self.judged,
             f"{old}_accuracy": _share(self.old_right, self.judged),
@@ -78,14 +86,15 @@ class Paired:
         }
 
 
-def count_pairs(batches: Iterable[pa.RecordBatch], exposure: Exposure) -> dict[int, Paired]:
+def count_pairs(batches: Iterable[pa.RecordBatch], membership: TrainingMembership) -> dict[int, PairedAccuracy]:
     """Count labelled messages by version.
 
     Args:
-        batches: version, old_bundle, new_bundle, image_id (of the content), known_as, source, key, old_right,
+        batches: columns version, old_bundle, new_bundle, image_id (of the content), known_as, source, key, old_right,
             new_right.
+        membership: tests whether versions may have been fitted on images.
     """
-    found: dict[int, Paired] = {}
+    found: dict[int, PairedAccuracy] = {}
     for batch in batches:
         keys = pa.table(batch.select(["version", "old_bundle", "new_bundle"])).group_by(
             ["version", "old_bundle", "new_bundle"]
@@ -93,9 +102,9 @@ def count_pairs(batches: Iterable[pa.RecordBatch], exposure: Exposure) -> dict[i
         for key in keys.aggregate([]).to_pylist():
             rows = batch.filter(_all_equal(batch, key))
             images = rows.select(["image_id", "known_as", "source", "key"])
-            seen = exposure.seen(key["old_bundle"], images) | exposure.seen(key["new_bundle"], images)
+            seen = membership.contains(key["old_bundle"], images) | membership.contains(key["new_bundle"], images)
             old, new = (rows.column(name).to_numpy(zero_copy_only=False) for name in ("old_right", "new_right"))
-            found.setdefault(key["version"], Paired()).add(old.astype(bool), new.astype(bool), seen)
+            found.setdefault(key["version"], PairedAccuracy()).add(old.astype(bool), new.astype(bool), seen)
     return found
 
 

@@ -1,7 +1,7 @@
-"""Pictures for people who would rather look than read.
+"""Figures of a report.
 
-A function draws one figure by the style in force, and `png` renders it in one of `STYLES`. The colours are those of
-Okabe and Ito ("Color Universal Design", 2008), which colour-blind people tell apart, lightened for the dark style.
+Each function draws a figure in the current style; `png` renders it in one of `STYLES`. The colours are those of Okabe
+and Ito ("Color Universal Design", 2008), which are distinguishable with colour blindness, lightened for the dark style.
 """
 
 import io
@@ -25,10 +25,10 @@ from models.decode import BadImage, decode, read_limited
 from models.evaluation import Evaluation
 
 GRID = 3
-MAX_NAME = 18  # characters of a class name; the page's tables give it whole
-MAX_NUMBERED = 20  # classes whose counts still fit into the cells of a confusion matrix
-MAX_NAMED = 40  # classes whose names still fit along an axis
-WORST_CURVES = 5  # ROC curves with a name
+MAX_NAME = 18  # maximum length of a class name in a figure; tables show full names
+MAX_NUMBERED = 20  # maximum number of classes with counts in the cells of a confusion matrix
+MAX_NAMED = 40  # maximum number of classes with names along an axis
+WORST_CURVES = 5  # number of named ROC curves
 DPI = 150
 THUMBNAIL = (112, 112)  # pixels
 
@@ -52,12 +52,12 @@ def _style(surface: str, ink: str, muted: str, colours: Sequence[str]) -> dict[s
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 9,
-        "text.parse_math": False,  # names of classes are text, whatever dollar signs they have
+        "text.parse_math": False,  # class names may contain dollar signs
         "figure.constrained_layout.use": True,
     }
 
 
-# Blue is right and vermilion wrong; the first two colours of each are theirs.
+# The first two colours mark correct (blue) and wrong (vermilion) predictions.
 STYLES: dict[Style, Any] = {
     "light": _style(
         "#ffffff", "#1c2530", "#9aa5b1", ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
@@ -68,11 +68,15 @@ STYLES: dict[Style, Any] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with its answer.
+    """An image with its prediction.
 
     Attributes:
-        image_id: hex SHA-256 of the image, or whatever the message gave.
-        pixels: (H, W, 3) uint8; None where the image cannot be had any more.
+        image_id: hex SHA-256 of the image, or the id in the message.
+        label: the true class.
+        predicted: the predicted class.
+        confidence: its probability.
+        pixels: (H, W, 3) uint8; None if the image is no longer available.
+        source: the image's source, if known.
     """
 
     image_id: str
@@ -84,7 +88,13 @@ class Sample:
 
 
 def png(draw: Callable[[], Figure], style: Style = "light", dpi: int = DPI) -> bytes:
-    """What `draw` draws, in a style, as a PNG."""
+    """Render a figure as PNG.
+
+    Args:
+        draw: draws the figure.
+        style: the style.
+        dpi: resolution in dots per inch.
+    """
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLES[style]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a class may be named in any script
@@ -93,14 +103,14 @@ def png(draw: Callable[[], Figure], style: Style = "light", dpi: int = DPI) -> b
 
 
 def short(name: str) -> str:
-    """A name for a figure: one line, not too long, and nothing in it that matplotlib would take for a formula."""
+    """Shorten a name for a figure and escape characters that matplotlib would interpret."""
     printable = "".join(character if character.isprintable() else "\ufffd" for character in name)
     cut = printable if len(printable) <= MAX_NAME else printable[: MAX_NAME - 1] + "…"
     return cut.replace("$", r"\$")
 
 
 def confusion_figure(found: Evaluation) -> Figure:
-    """Rows by true and predicted class; a cell is as dark as its share of the true class."""
+    """Plot the confusion matrix, with cells coloured by their share of the true class."""
     counts, size = found.confusion, len(found.classes)
     figure = Figure(figsize=(5.6, 5.0))
     axes = figure.subplots()
@@ -120,7 +130,7 @@ def confusion_figure(found: Evaluation) -> Figure:
 
 
 def roc_figure(found: Evaluation) -> Figure:
-    """The ROC curve of each class against the rest, the worst ones by name, and the mean of all."""
+    """Plot the one-vs-rest ROC curve of each class, naming the worst ones, and their mean."""
     figure, axes = _square("false positive rate", "true positive rate")
     known = [index for index in np.argsort(found.auc) if np.isfinite(found.auc[index])]
     grid = np.linspace(0, 1, 201)
@@ -141,13 +151,13 @@ def roc_figure(found: Evaluation) -> Figure:
 
 
 def reliability_figure(found: Evaluation) -> Figure:
-    """How often the model is right, by how sure it is; on the diagonal it is as often right as it says."""
+    """Plot accuracy against confidence; a calibrated model lies on the diagonal."""
     figure = Figure(figsize=(5.2, 5.0))
     curve, bars = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     confidence, right, rows = found.reliability_curve()
-    curve.plot([0, 1], [0, 1], color=matplotlib.rcParams["axes.edgecolor"], linestyle=":", label="as sure as right")
+    curve.plot([0, 1], [0, 1], color=matplotlib.rcParams["axes.edgecolor"], linestyle=":", label="perfectly calibrated")
     curve.plot(confidence, right, marker="o", markersize=4, color=_colour(0), label="this model")
-    curve.set(ylabel="share right", xlim=(0, 1), ylim=(0, 1.02))
+    curve.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     curve.legend(loc="upper left", fontsize=8)
     curve.yaxis.set_major_formatter(PercentFormatter(1.0))
     bars.bar(confidence, rows, width=0.05, color=_colour(0))
@@ -158,7 +168,7 @@ def reliability_figure(found: Evaluation) -> Figure:
 
 
 def variance_figure(ratio: Features, kept: int) -> Figure:
-    """The share of the variance that the first k components explain, for every k."""
+    """Plot the fraction of the variance explained by the first k components, for every k."""
     figure = Figure(figsize=(5.6, 3.8))
     axes = figure.subplots()
     explained = np.cumsum(ratio, dtype=np.float64)
@@ -168,13 +178,13 @@ def variance_figure(ratio: Features, kept: int) -> Figure:
     axes.annotate(
         f"{kept:,} kept: {explained[kept - 1]:.1%}", (kept, explained[kept - 1]), (8, -14), textcoords="offset points"
     )
-    axes.set(xlabel="components", ylabel="variance explained", xlim=(0, len(explained)), ylim=(0, 1.02))
+    axes.set(xlabel="components", ylabel="explained variance", xlim=(0, len(explained)), ylim=(0, 1.02))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
 
 def balance_figure(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Figure:
-    """Images per class, stacked: `counts` has, for the name of each part, as many numbers as there are classes."""
+    """Plot stacked bars of images per class: `counts` maps the name of a part to its number of images per class."""
     named = len(classes) <= MAX_NAMED
     figure = Figure(figsize=(5.6, max(2.6, 0.9 + 0.28 * len(classes)) if named else 4.0))
     axes = figure.subplots()
@@ -193,7 +203,7 @@ def balance_figure(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) 
 
 
 def samples_figure(samples: Sequence[Sample]) -> Figure:
-    """A 3×3 grid of images titled true / predicted, wrong ones in another colour and marked."""
+    """Plot a 3×3 grid of images with true and predicted classes; wrong predictions are marked."""
     figure = Figure(figsize=(5.6, 6.4))
     for axes, sample in zip(figure.subplots(GRID, GRID).flat, samples, strict=False):
         if sample.pixels is None:
@@ -205,7 +215,7 @@ def samples_figure(samples: Sequence[Sample]) -> Figure:
         title = f"true {short(sample.label)} / predicted {short(sample.predicted)}"
         title = title.replace(" / ", "\n") if len(title) > 2 * MAX_NAME else title
         axes.set_title(
-            f"{'✓' if right else '✗'} {title}\n{sample.confidence:.0%} sure",
+            f"{'✓' if right else '✗'} {title}\nconfidence {sample.confidence:.0%}",
             color=_colour(0 if right else 1),
             fontsize=8,
         )
@@ -216,11 +226,11 @@ def samples_figure(samples: Sequence[Sample]) -> Figure:
 
 
 def plot_predictions(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """A 3×3 grid of images titled true/predicted, wrong ones in another colour.
+    """Write a 3×3 grid of images with true and predicted classes as PNG.
 
     Args:
-        rows: up to nine of source (a file), label_true, label, confidence.
-        path: where the PNG goes.
+        rows: up to nine rows of source (a file), label_true, label, confidence.
+        path: the file to write.
     """
     samples = []
     for row in rows:
@@ -230,7 +240,7 @@ def plot_predictions(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     def draw() -> Figure:
         figure = samples_figure(samples)
-        figure.suptitle("nine predictions from the Delta table, picked by the images' hashes", fontsize=10)
+        figure.suptitle("nine predictions from the Delta table, sampled by hash", fontsize=10)
         return figure
 
     path.write_bytes(png(draw))

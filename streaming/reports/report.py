@@ -1,6 +1,6 @@
-"""How well the models do, by the tables: per version, and the challenger beside the champion.
+"""Model quality from the tables: per version, and for champion and challenger on the same images.
 
-A label is known where one came with the message, or was given since in the table `labels`, whose latest entry wins.
+Labels are those in the messages, overridden by the latest entry in the table `labels`.
 """
 
 from collections.abc import Mapping
@@ -9,23 +9,20 @@ from typing import Any
 
 from models.drift import MEANINGFUL_ROWS
 from streaming.errors import NotFoundError
-from streaming.images.exposure import Exposure
+from streaming.images.membership import TrainingMembership
 from streaming.query import open_query, query
 from streaming.registry import open_registry
-from streaming.reports.paired import Paired, contents_of, count_pairs
+from streaming.reports.paired import PairedAccuracy, contents_of, count_pairs
 from streaming.settings import Settings
+from streaming.storage.sql import LATEST_LABELS, NO_LABELS
 
 DISAGREEMENTS = 10
 MAX_JUDGES = 100_000  # labelled images by which champion and challenger are compared
 TIMEOUT_S = 600.0
 
 # `known`: image id → label given later, as `streaming.images.labels` takes it; empty where there is no table of labels.
-KNOWN = """
-WITH known AS (
-    SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels WHERE label IS NOT NULL GROUP BY image_id
-)
-"""
-NOT_KNOWN = "WITH known AS (SELECT NULL::VARCHAR AS image_id, NULL::VARCHAR AS label WHERE false)"
+KNOWN = f"WITH known AS ({LATEST_LABELS})"
+NOT_KNOWN = f"WITH known AS ({NO_LABELS})"
 VERSIONS = """
 SELECT p.model_version AS version, count(*) AS rows,
        count(coalesce(known.label, p.label_true)) AS labelled,
@@ -50,7 +47,7 @@ SELECT model_version AS challenger, count(*) AS rows, avg((label = champion_labe
        avg(champion_confidence) AS champion_confidence
 FROM shadowed GROUP BY challenger ORDER BY challenger
 """
-# The newest labelled images; accuracies are of those that neither of the two was fitted on.
+# The newest labelled images; accuracies are computed on those on which neither was fitted.
 LABELLED = """
 , judges AS (SELECT * FROM shadowed WHERE truth IS NOT NULL ORDER BY scored_at DESC, image_id LIMIT $judges)
 SELECT j.model_version AS version, p.bundle_sha256 AS old_bundle, j.bundle_sha256 AS new_bundle,
@@ -66,7 +63,7 @@ FROM shadowed WHERE label <> champion_label GROUP BY ALL
 ORDER BY rows DESC, challenger, champion_label, challenger_label LIMIT $limit
 """
 
-# Of the newest micro-batches that are large enough for their own distance to mean something, or end a judged window.
+# The newest micro-batches that are large enough for a meaningful PSI, or end a tested window.
 DRIFT = """
 SELECT batch_id, model_version AS version, drift['rows']::BIGINT AS images, drift['psi_max'] AS psi_max,
        drift['component']::BIGINT AS component, drift['psi_mean'] AS psi_mean, drift['mean_shift'] AS mean_shift,
@@ -80,7 +77,7 @@ FROM batches WHERE drift['rows'] >= $least OR drift['p_value'] IS NOT NULL ORDER
 
 @dataclass(frozen=True)
 class Report:
-    """Rows as the SQL above names them; every list may be empty."""
+    """The rows of the queries above; every list may be empty."""
 
     versions: list[dict[str, Any]]
     quarantined: list[dict[str, Any]]
@@ -89,16 +86,21 @@ class Report:
     drift: list[dict[str, Any]]  # newest first
 
 
-def with_accuracies(rows: list[dict[str, Any]], counts: Mapping[int, Paired]) -> list[dict[str, Any]]:
-    """Rows of `AGREEMENT` with the accuracies of both, on images that neither was fitted on and on the others."""
-    return [row | counts.get(row["challenger"], Paired()).as_row("champion", "challenger") for row in rows]
+def with_accuracies(rows: list[dict[str, Any]], counts: Mapping[int, PairedAccuracy]) -> list[dict[str, Any]]:
+    """Add the accuracies of both to rows of `AGREEMENT`, on images on which neither was fitted and on the others."""
+    return [row | counts.get(row["challenger"], PairedAccuracy()).as_row("champion", "challenger") for row in rows]
 
 
 def read_report(settings: Settings, *, challenger: int | None = None, limit: int = DISAGREEMENTS) -> Report:
-    """Read the report; of one challenger only, if its version is given.
+    """Read the report.
+
+    Args:
+        settings: the settings.
+        challenger: version of the only challenger to include; None for all.
+        limit: maximum number of disagreements and of micro-batches.
 
     Raises:
-        ServiceError: nothing has been predicted yet.
+        ServiceError: there are no predictions yet.
     """
     there = set(settings.place.table_names())
     if "predictions" not in there:
@@ -109,15 +111,15 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
         found: list[dict[str, Any]] = query(settings, sql, parameters=parameters, timeout_s=TIMEOUT_S).to_pylist()
         return found
 
-    def tells_drift() -> bool:
-        """A table from before there was the column lacks it until a stream opens it."""
+    def has_drift() -> bool:
+        """A table of an earlier release has no such column until a stream opens it."""
         return "batches" in there and "drift" in query(settings, "SELECT * FROM batches LIMIT 0").schema.names
 
     def agreement() -> list[dict[str, Any]]:
         labelled = known + SHADOW + LABELLED.format(contents=contents_of(settings))
         parameters = {"version": challenger, "judges": MAX_JUDGES}
         with open_query(settings, labelled, parameters=parameters, timeout_s=TIMEOUT_S) as batches:
-            counts = count_pairs(batches, Exposure(open_registry(settings.home), settings.place))
+            counts = count_pairs(batches, TrainingMembership(open_registry(settings.home), settings.place))
         return with_accuracies(rows(known + SHADOW + AGREEMENT, version=challenger), counts)
 
     has_shadow = "shadow" in there
@@ -126,5 +128,5 @@ def read_report(settings: Settings, *, challenger: int | None = None, limit: int
         quarantined=rows(QUARANTINED) if "quarantine" in there else [],
         agreement=agreement() if has_shadow else [],
         disagreements=rows(known + SHADOW + DIFFERENT, version=challenger, limit=limit) if has_shadow else [],
-        drift=rows(DRIFT, least=MEANINGFUL_ROWS, limit=limit) if tells_drift() else [],
+        drift=rows(DRIFT, least=MEANINGFUL_ROWS, limit=limit) if has_drift() else [],
     )

@@ -1,4 +1,4 @@
-"""What a report on a model tells, wherever it was read; `streaming.reports.report_page` makes a page of it."""
+"""The content of a report on a model, independent of its source; `streaming.reports.report_page` renders it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two versions on the same images.
+class VersionComparison:
+    """A comparison of two versions on the same images.
 
     Attributes:
         against: the other version.
-        ours, theirs: what each is worth on these images.
-        paired: their answers, by what our version is run for; the candidate is ours, the champion theirs.
-        gain: where our gain in that lies with `CONFIDENCE`; see docs/statistics.md.
+        ours, theirs: evaluation of each version.
+        paired: paired comparison by our version's objective; we are the candidate, the other is the champion.
+        gain: `CONFIDENCE` interval of our gain in that objective; see docs/statistics.md.
     """
 
     against: int
@@ -42,15 +42,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ModelReport:
-    """What the report tells of a model; see `streaming.reports.report_page` for how.
+    """The content of a report.
 
     Attributes:
-        about: which images the figures are of, in a sentence.
-        balance: name of a part of the data → images of each of the evaluation's classes.
-        fitted: figures of the images that it was possibly fitted on, which are in none of the others.
-        variance: (share of the variance that each component explains, how many are kept), of a PCA.
+        title: title of the page.
+        about: description of the evaluated images.
+        evaluation: evaluation on these images.
+        balance: name of a part of the data → number of images of each class.
+        samples: sample predictions.
+        mistakes: the wrong predictions with the highest confidence.
         lineage: heading → name → value.
-        notes: what cannot be told, and why.
+        variance: explained variance ratio of each component and the number of components kept, for a PCA.
+        comparison: comparison with another version.
+        fitted: evaluation on images on which the model may have been fitted, which are in no other metric.
+        notes: metrics that are not available, and why.
     """
 
     title: str
@@ -61,13 +66,13 @@ class ModelReport:
     mistakes: Sequence[Sample]
     lineage: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     variance: tuple[Features, int] | None = None
-    comparison: Comparison | None = None
+    comparison: VersionComparison | None = None
     fitted: Evaluation | None = None
     notes: Sequence[str] = ()
 
 
 def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
-    """Where a version comes from, as its manifest tells it."""
+    """Return the lineage of a version from its manifest."""
     manifest = bundle.manifest
     backbone, data = manifest.backbone, manifest.training_data
     stages = {
@@ -83,7 +88,7 @@ def lineage_of(bundle: Bundle) -> dict[str, dict[str, str]]:
             "engine": f"{backbone.engine}, {backbone.precision}",
             "input": f"{backbone.input_size[0]}×{backbone.input_size[1]} pixels, {_fitting(backbone)}",
             "output": f"{backbone.output}, {backbone.n_features:,} features",
-            "largest difference to Keras": f"{backbone.parity:.1e}",
+            "largest difference from Keras": f"{backbone.parity:.1e}",
             "SHA-256": bundle.backbone_sha256,
         },
         "Training data": {
@@ -103,9 +108,13 @@ def _fitting(backbone: BackboneEntry) -> str:
 
 
 def sample_of(row: Mapping[str, Any], sources: Sequence[str], resize: Resize = "stretch") -> Sample:
-    """An answer (image_id, label, predicted, confidence) with its image, if one of `sources` still holds it.
+    """Return a prediction with its image, if one of `sources` still contains it.
 
-    Where image_id is the hash of the content, `known_as` is the id that the tables have.
+    Args:
+        row: image_id, label, predicted, confidence and, if image_id is the content hash, known_as: the id in the
+            tables.
+        sources: possible files of the image.
+        resize: how the thumbnail is resized.
     """
     pixels = thumbnail(sources, row["image_id"], resize)
     answer = {name: row[name] for name in ("image_id", "label", "predicted", "confidence")}
@@ -114,7 +123,7 @@ def sample_of(row: Mapping[str, Any], sources: Sequence[str], resize: Resize = "
 
 
 def summary_of(report: ModelReport) -> dict[str, Any]:
-    """The machine-readable summary of a report."""
+    """Return the summary of a report for `--json`."""
     found, compared = report.evaluation, report.comparison
     low, high = found.macro_f1_interval()
     summary: dict[str, Any] = {

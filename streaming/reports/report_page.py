@@ -1,6 +1,6 @@
-"""The report as one HTML file that needs nothing else: no script, no request, pictures inside it, light and dark.
+"""Renders a report as a self-contained HTML file, without scripts or requests, in a light and a dark theme.
 
-Whatever comes from outside (names of classes, files, libraries) passes through `text`, which leaves no markup in it.
+Untrusted text (names of classes, files, libraries) is escaped by `text`.
 """
 
 import base64
@@ -18,14 +18,14 @@ from PIL import Image
 from models.evaluation import FEW_ROWS, Evaluation, Interval
 from streaming.reports import plots
 from streaming.reports.plots import Sample, png
-from streaming.reports.report_content import CONFIDENCE, Comparison, ModelReport
+from streaming.reports.report_content import CONFIDENCE, ModelReport, VersionComparison
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 MAX_TEXT = 200  # characters
 
 
 def write_page(report: ModelReport, path: Path) -> list[Path]:
-    """Write the report to `path`, and its figures as PNG files to a folder beside it; returns these files."""
+    """Write the report to `path` and its figures as PNG files to a folder beside it; return the figures' files."""
     figures = figures_of(report)
     folder = path.parent / f"{path.stem}-figures"
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,54 +38,54 @@ def write_page(report: ModelReport, path: Path) -> list[Path]:
     return written
 
 
-Figures = dict[str, tuple[Callable[[], Figure], str, str]]  # name → how to draw it, what it shows, its caption
+Figures = dict[str, tuple[Callable[[], Figure], str, str]]  # name → drawing function, title, caption
 
 
 def figures_of(report: ModelReport) -> Figures:
-    """The figures that there is something to draw for."""
+    """Return the figures for which there are data."""
     found = report.evaluation
     figures: Figures = {
         "confusion": (
             lambda: plots.confusion_figure(found),
             "Confusion matrix",
-            "Rows are the true classes, columns the answers; the darker, the larger a share of its row.",
+            "Rows are true classes, columns predicted ones; darker cells are a larger share of their row.",
         )
     }
     if np.isfinite(found.macro_auc):
         figures["roc"] = (
             lambda: plots.roc_figure(found),
             "ROC curves",
-            "Each class against the rest; the classes that are hardest to tell have their names.",
+            "Each class against the rest; the classes with the smallest areas are named.",
         )
     if found.reliability[0].any():
         figures["reliability"] = (
             lambda: plots.reliability_figure(found),
             "Reliability curve",
-            "How often the model is right when it is so sure: below the diagonal it is too sure, above it not enough.",
+            "Accuracy by confidence: the model is overconfident below the diagonal and underconfident above it.",
         )
     if report.variance is not None:
         ratio, kept = report.variance
         figures["variance"] = (
             lambda: plots.variance_figure(ratio, kept),
             "Explained variance",
-            f"Of {len(ratio):,} principal components the first {kept:,} are kept.",
+            f"The first {kept:,} of {len(ratio):,} principal components are kept.",
         )
     figures["balance"] = (
         lambda: plots.balance_figure(found.classes, report.balance),
         "Class balance",
-        "Labelled images of each class.",
+        "Number of labelled images per class.",
     )
     if report.samples:
         figures["samples"] = (
             lambda: plots.samples_figure(report.samples),
             "Samples with true and predicted class",
-            "Picked by the hash of the image, not by hand; ✗ marks a wrong answer.",
+            "A random sample by image hash; ✗ marks wrong predictions.",
         )
     return figures
 
 
 def page(report: ModelReport, figures: Figures) -> str:
-    """The report as HTML."""
+    """Return the report as HTML."""
     sections = [
         _headline(report.evaluation),
         *(_fitted(report.fitted) if report.fitted else ()),
@@ -97,13 +97,13 @@ def page(report: ModelReport, figures: Figures) -> str:
     ]
     if report.lineage:
         cards = (_card(f"<h3>{text(name)}</h3>{_definitions(values)}") for name, values in report.lineage.items())
-        sections.append(_section("Where it comes from", _grid("wide", cards)))
+        sections.append(_section("Lineage", _grid("wide", cards)))
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute(title=text(report.title), about=text(report.about), sections="\n".join(sections))
 
 
 def text(value: object) -> str:
-    """Anything from outside as text of the page: no markup, no character that hides or turns others, not too long."""
+    """Escape untrusted text: markup, characters that hide or reorder others, and excessive length."""
     shown = "".join(character if character.isprintable() else "\ufffd" for character in str(value)[: MAX_TEXT + 1])
     return html.escape(shown if len(shown) <= MAX_TEXT else shown[: MAX_TEXT - 1] + "…")
 
@@ -114,9 +114,9 @@ def _headline(found: Evaluation) -> str:
         ("Accuracy", f"{found.accuracy:.2%}", f"{level}: {_between(found.accuracy_interval(CONFIDENCE), '.2%')}"),
         ("Macro F1", f"{found.macro_f1:.4f}", _macro_f1_interval(found, level)),
         ("Log loss", f"{found.log_loss:.4f}", f"nats; {found.log_loss_from_logits:.4f} from logits, unclipped"),
-        ("ROC AUC", f"{found.macro_auc:.4f}", f"mean, one against the rest; weighted {found.weighted_auc:.4f}"),
-        ("Calibration error", f"{found.calibration_error:.4f}", "mean gap between how sure and how often right"),
-        ("Images", f"{found.rows:,}", f"{found.right:,} right, {found.rows - found.right:,} wrong"),
+        ("ROC AUC", f"{found.macro_auc:.4f}", f"mean, one-vs-rest; weighted {found.weighted_auc:.4f}"),
+        ("Calibration error", f"{found.calibration_error:.4f}", "mean difference between confidence and accuracy"),
+        ("Images", f"{found.rows:,}", f"{found.right:,} correct, {found.rows - found.right:,} wrong"),
     ]
     cards = (
         _card(
@@ -133,16 +133,16 @@ def _macro_f1_interval(found: Evaluation, level: str) -> str:
     interval = _between(found.macro_f1_interval(CONFIDENCE), ".4f")
     if not found.rare_classes:
         return f"{level}: {interval}"
-    return f"{interval}; less than {level} sure: {found.rare_classes} classes have fewer than {FEW_ROWS} images"
+    return f"{interval}; below {level} confidence: {found.rare_classes} classes have fewer than {FEW_ROWS} images"
 
 
-def _comparison(compared: Comparison) -> Iterable[str]:
+def _comparison(compared: VersionComparison) -> Iterable[str]:
     paired, ours, theirs = compared.paired, compared.ours, compared.theirs
     counts = paired.counts
     low, high = compared.gain
-    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not significantly different from"
     sentence = (
-        f"On {counts.rows:,} images that neither version was fitted on, this version is {verdict} version "
+        f"On {counts.rows:,} images on which neither version was fitted, this version is {verdict} version "
         f"{compared.against}: its gain in {paired.objective.name} is {paired.gain.value:+.4f}, with {CONFIDENCE:.0%} "
         f"confidence between {low:+.4f} and {high:+.4f} (paired Bayesian bootstrap)."
     )
@@ -155,16 +155,16 @@ def _comparison(compared: Comparison) -> Iterable[str]:
         if name in mine and name in other
     ]
     pairs = [
-        ["both right", f"{counts.both:,}"],
-        ["only this version right", f"{counts.only_candidate:,}"],
-        [f"only version {compared.against} right", f"{counts.only_champion:,}"],
-        ["neither right", f"{counts.neither:,}"],
+        ["both correct", f"{counts.both:,}"],
+        ["only this version correct", f"{counts.only_candidate:,}"],
+        [f"only version {compared.against} correct", f"{counts.only_champion:,}"],
+        ["neither correct", f"{counts.neither:,}"],
     ]
     tables = [
         _table(["", "this version", f"version {compared.against}", "difference"], rows),
         _table(["", "images"], pairs),
     ]
-    yield _section(f"Against version {compared.against}", f"<p>{text(sentence)}</p>{_grid('wide', tables)}")
+    yield _section(f"Comparison with version {compared.against}", f"<p>{text(sentence)}</p>{_grid('wide', tables)}")
 
 
 def _per_class(found: Evaluation) -> str:
@@ -186,7 +186,7 @@ def _per_class(found: Evaluation) -> str:
 
 def _mistakes(mistakes: Sequence[Sample]) -> str:
     if not mistakes:
-        return "<p>There are none: every answer is right.</p>"
+        return "<p>None: all predictions are correct.</p>"
     return _grid("wide", (_card(_answer(one)) for one in mistakes))
 
 
@@ -194,12 +194,12 @@ def _answer(sample: Sample) -> str:
     if sample.pixels is None:
         picture = '<span class="none">image not available</span>'
     else:
-        alt = f"a {sample.label}, taken for a {sample.predicted}"
+        alt = f"{sample.label}, predicted as {sample.predicted}"
         picture = f'<img src="{_inline(_as_png(sample.pixels))}" alt="{text(alt)}">'
     lines = [
-        f'<span class="wrong">✗ {text(sample.predicted)}</span>, {sample.confidence:.1%} sure',
-        f'truly <span class="right">{text(sample.label)}</span>',
-        f'<span class="muted">{text(sample.source or "no file given")}<br>{text(sample.image_id[:16])}…</span>',
+        f'<span class="wrong">✗ {text(sample.predicted)}</span>, confidence {sample.confidence:.1%}',
+        f'true class <span class="right">{text(sample.label)}</span>',
+        f'<span class="muted">{text(sample.source or "unknown source")}<br>{text(sample.image_id[:16])}…</span>',
     ]
     return f'<div class="answer">{picture}<div>{"<br>".join(lines)}</div></div>'
 
@@ -214,17 +214,18 @@ def _figure(draw: Callable[[], Figure], title: str, caption: str) -> str:
 
 
 def _fitted(found: Evaluation) -> Iterable[str]:
-    """Figures of the images that the model was fitted on, apart from the others."""
+    """Yield the section on images on which the model may have been fitted."""
     yield _section(
-        "Images that it was fitted on",
-        f"<p>Accuracy {found.accuracy:.2%}, log loss {found.log_loss:.4f} on {found.rows:,} labelled images that the "
-        "model was possibly fitted on. This is no measure of how well it does on new images; the other figures leave "
-        "these images out.</p>",
+        "Training images",
+        f"<p>Accuracy {found.accuracy:.2%}, log loss {found.log_loss:.4f} on {found.rows:,} labelled images on which "
+        f"the "
+        "model may have been fitted. These metrics do not measure its quality on new images, and all other metrics "
+        "exclude these images.</p>",
     )
 
 
 def _notes(notes: Sequence[str]) -> Iterable[str]:
-    yield _section("What cannot be told", "".join(f"<p>{text(note)}</p>" for note in notes))
+    yield _section("Notes", "".join(f"<p>{text(note)}</p>" for note in notes))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

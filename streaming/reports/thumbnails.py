@@ -1,7 +1,8 @@
-"""Small pictures of images that a table names: shown only if the file is, to the bit, the image that was scored.
+"""Thumbnails of the images in a table, from their source files.
 
-Where an image came from is what its sender said, which may be any path. A file is looked at only if it is a regular
-one of an image's size, and shown only if its SHA-256 is the image's id.
+The source of an image is set by its sender and may be any path. A file is read only if it is a regular file of an
+image's
+size, and used only if its SHA-256 is the image's id.
 """
 
 import hashlib
@@ -20,7 +21,14 @@ SIZE = (112, 112)  # pixels
 def thumbnail(
     sources: Iterable[str | None], image_id: str, resize: Resize = "stretch", limits: Limits = DEFAULT_LIMITS
 ) -> NDArray[np.uint8] | None:
-    """The image as (112, 112, 3) uint8, from the first of `sources` that holds it; None if none does."""
+    """Return the image as (112, 112, 3) uint8, from the first of `sources` that contains it; None if none does.
+
+    Args:
+        sources: possible files of the image.
+        image_id: hex SHA-256 of the image.
+        resize: how the image is resized.
+        limits: limits on decoding.
+    """
     for source in sources:
         data = _read(source) if source else None
         if data is not None and hashlib.sha256(data).hexdigest() == image_id:
@@ -30,10 +38,10 @@ def thumbnail(
 
 
 def _read(path: str) -> bytes | None:
-    """The content of a regular file that is no larger than an image may be; a pipe or device is not even waited for."""
+    """Read a regular file within the size limit of images; do not block on a pipe or device."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError):  # a path may hold a NUL
+    except (OSError, ValueError):  # a path may contain a NUL
         return None
     try:
         status = os.fstat(descriptor)

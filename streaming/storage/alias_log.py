@@ -1,7 +1,8 @@
-"""Where the aliases point: a log of moves, of which each is an object that is created once.
+"""The log of alias moves, in which each move is an object that is created once.
 
-Who moves an alias creates the object after the last one. Of several who do so at once one succeeds, and the others look
-at its move before they try the next number, so that no move is lost and each knows what it moved the alias from.
+To move an alias, a process creates the object after the last one. If several processes do so at the same time, one
+succeeds, and the others read its move before they try the next number, so that no move is lost and each process knows
+the previous version.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,22 +15,22 @@ from streaming.storage.store import Store
 
 
 class AliasLog:
-    """The moves in a store, as far as they were read."""
+    """Reads and appends the moves in a store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._moves: list[Move] = []
 
     def follow(self) -> Sequence[Move]:
-        """Every move, oldest first. Where nothing moved since the last call, one object is asked for, and not there.
+        """All moves, oldest first. If there is no new move since the last call, this takes one request.
 
         Raises:
-            ModelError: an object is damaged; or, when the log is read from its beginning, one is missing.
+            ModelError: an object is damaged, or, when the log is read from its beginning, missing.
         """
         if not self._moves:
             keys = [move_key(number) for number in range(1, self._count() + 1)]
             for data in read_all(self._store, keys):
-                if data is None:  # removed since it was listed
+                if data is None:  # deleted after it was listed
                     break
                 self._take(data)
         while (data := self._store.get(move_key(len(self._moves) + 1))) is not None:
@@ -37,10 +38,13 @@ class AliasLog:
         return self._moves
 
     def append(self, make: Callable[[Sequence[Move]], Move]) -> Move:
-        """Add the move that `make` gives for the moves before it; it is asked again where another one came first.
+        """Append a move.
+
+        Args:
+            make: returns the move, given all previous ones; called again if another process was first.
 
         Raises:
-            ModelError: as for `follow`, or the move cannot be stored.
+            ModelError: see `follow`; or the move cannot be stored.
         """
         if self._count() < len(self._moves):  # the home was restored from a backup
             self._moves = []
@@ -57,12 +61,12 @@ class AliasLog:
         self._moves.append(LoggedMove.from_bytes(data, place).move)
 
     def _count(self) -> int:
-        """The number of moves that a listing shows."""
+        """The number of moves in a listing."""
         found = sorted(number for number, _ in numbered(self._store, ALIAS_LOG, MOVE_DIGITS))
         for expected, number in enumerate(found, start=1):
             if number != expected:
                 raise ModelError(
-                    f"{self._store.place}/{move_key(expected)} is missing, and later moves of the aliases are there: "
+                    f"{self._store.place}/{move_key(expected)} is missing, but later moves of the aliases exist: "
                     "restore it from a backup"
                 )
         return len(found)

@@ -1,7 +1,7 @@
-"""Parquet files that workers write into a table's directory, for the driver to commit.
+"""Parquet files that workers write into a table's directory and the driver commits.
 
-What is large (features, quarantined bytes) never travels to the driver: a worker writes it, and tells the file's name.
-A file is part of its table only once a commit names it; those of failed attempts never are, and are vacuumed later.
+Large values (features, quarantined messages) are not sent to the driver: a worker writes them and returns the file's
+name. A file becomes part of its table by a commit; files of failed attempts never do, and are vacuumed later.
 """
 
 import uuid
@@ -24,7 +24,7 @@ from streaming.storage.store import check_key, is_uri, open_store
 BYTES_AT_A_TIME = 16 * 1024**2
 MAX_ROWS_AT_A_TIME = 1024
 RAW = "value"  # the column of encoded images
-STRICT = {"extra": "forbid", "strict": True}  # for pydantic, where it reads a dataclass that others may have written
+STRICT = {"extra": "forbid", "strict": True}  # pydantic's configuration of dataclasses that are read from a store
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class DataFile:
 
     Attributes:
         path: relative to the table's directory, parts joined by `/`.
-        partition: partition column → its value, null as None.
-        stats: JSON as the table's log has it; without it the log holds the number of rows.
+        bytes: its size.
+        rows: the number of its rows.
+        partition: partition column → value, None for null.
+        stats: statistics in JSON for the table's log; by default, the log has only the number of rows.
     """
 
     path: str
@@ -47,7 +49,12 @@ class DataFile:
 
 
 class FileSink:
-    """One Parquet file in a table's directory, begun with the first row and named only once it is whole."""
+    """Writes one Parquet file into a table's directory; the file is created with the first row.
+
+    Args:
+        directory: of the table; None discards all rows.
+        schema: of the file.
+    """
 
     def __init__(self, directory: str | None, schema: pa.Schema) -> None:
         self._directory = directory
@@ -73,22 +80,22 @@ class FileSink:
             return
         if self._writer is None:
             self._output = open_store(self._directory).open_output(self._name)
-            # Images hardly get smaller. A dictionary of floats costs a hundred times what writing them does.
-            # The least and the greatest of images would be copies of whole images.
-            told = [field.name for field in self._schema if not pa.types.is_binary(field.type)]
+            # Encoded images do not compress. Dictionary encoding of floats takes a hundred times as long as plain
+            # encoding. Minimum and maximum of a binary column would be copies of whole images.
+            with_statistics = [field.name for field in self._schema if not pa.types.is_binary(field.type)]
             raw = RAW in self._schema.names
             self._writer = pq.ParquetWriter(
                 self._output,
                 self._schema,
                 compression="none" if raw else "zstd",
                 use_dictionary=[field.name for field in self._schema if pa.types.is_string(field.type)],
-                write_statistics=told,
+                write_statistics=with_statistics,
             )
         self._writer.write_table(rows.cast(self._schema))
         self._rows += rows.num_rows
 
     def close(self) -> DataFile | None:
-        """Finish the file, if a row was written."""
+        """Finish the file; None if no row was written."""
         if self._writer is None or self._output is None:
             return None
         self._writer.close()
@@ -101,9 +108,14 @@ class FileSink:
 def read_batches(
     file: Path, columns: Sequence[str] | None = None, max_rows: int = MAX_ROWS_AT_A_TIME
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, some BYTES_AT_A_TIME at a time where they are of one size.
+    """Read a Parquet file in batches of about BYTES_AT_A_TIME, if its rows are of similar size.
 
-    Never more than a row group, of which the stream and a compaction write some 64 MB at most.
+    A batch is at most a row group; the stream and compaction write groups of about 64 MB.
+
+    Args:
+        file: to read.
+        columns: to read; by default all.
+        max_rows: the maximum number of rows in a batch.
     """
     with pq.ParquetFile(file, buffer_size=1024**2) as parquet:
         for number in range(parquet.num_row_groups):
@@ -114,7 +126,7 @@ def read_batches(
 
 
 def conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Rows in the columns of a table; those that a file from before does not have are null."""
+    """Rows with the columns of a schema; columns that an older file lacks are null."""
     there = set(batch.schema.names)
     columns = [
         batch.column(field.name).cast(field.type) if field.name in there else pa.nulls(batch.num_rows, field.type)
@@ -125,10 +137,11 @@ def conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 @contextmanager
 def at_hand(place: str, path: str) -> Iterator[Path]:
-    """A file of a table as a local one: itself, or a copy of an object that is removed again.
+    """A local path of a table's file: the file itself, or a temporary copy of an object in a bucket.
 
     Args:
-        path: relative to the table's place.
+        place: of the table, a path or a URI.
+        path: relative to the table.
     """
     if not is_uri(place):
         yield Path(place) / check_key(path)
@@ -140,17 +153,17 @@ def at_hand(place: str, path: str) -> Iterator[Path]:
 
 
 def list_array(rows: Features) -> pa.ListArray:
-    """(N, D) float32 as an Arrow list column of N rows, without a Python object per number."""
+    """Convert (N, D) float32 to an Arrow list column of N rows, without a Python object per number."""
     n, width = rows.shape
     offsets = pa.array(np.arange(0, (n + 1) * width, width, dtype=np.int32) if width else np.zeros(n + 1, np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(rows).reshape(-1)))
 
 
 def as_matrix(column: Any) -> Features:
-    """An Arrow list column of N equal lengths D as (N, D) float32.
+    """Convert an Arrow list column of N rows of length D to (N, D) float32.
 
     Raises:
-        ServiceError: rows of different widths.
+        ServiceError: the rows have different lengths.
     """
     width = len(column[0])
     flat = column.flatten().to_numpy(zero_copy_only=False)

@@ -1,8 +1,8 @@
-"""The home: where the state of the service is kept, and the locks on the local folder beside it.
+"""The home, which holds the state of the service, and file locks in its local work folder.
 
-The state (tables, decisions, models) is in a local folder or, by an `s3://`, `gs://` or `az://` URI, in a bucket. What
-can be made again (jars, Spark's log and scratch files, copies of files in a bucket) is in a local work folder; for a
-local home it is the home itself.
+The state (tables, decisions, models) is in a local folder or, with an `s3://`, `gs://` or `az://` URI, in a bucket.
+Files that can be recreated (jars, Spark's log and scratch files, copies of files in a bucket) are in a local work
+folder; for a local home, this is the home itself.
 """
 
 import fcntl
@@ -54,33 +54,33 @@ class Home:
         return f"{self.tables}/{name}"
 
     def check(self) -> None:
-        """Check that a home in a bucket can be written to, before work begins that would be lost otherwise.
+        """Check that a home in a bucket can be written to.
 
         Raises:
-            ServiceError: why it cannot, and the setting to look at.
+            ServiceError: it cannot; the error gives the reason and the setting to check.
         """
         if not self.is_local:
             self.store.check_access()
 
     def has_table(self, name: str) -> bool:
-        """Whether the table was created."""
+        """Whether the table exists."""
         return has_table(self.tables, name)
 
     def table_names(self) -> list[str]:
-        """The tables that were created, in alphabetical order."""
+        """The names of the tables that exist, in alphabetical order."""
         return [name for name in self.store.folders(TABLES) if self.has_table(name)]
 
 
 def has_table(tables: str, name: str) -> bool:
-    """Whether a table was created at a place of tables, a path or a URI."""
+    """Whether a table exists at a place of tables, a path or a URI."""
     return LOG in open_store(tables).folders(name)
 
 
 def make_dir(path: Path) -> Path:
-    """Make the directory, and those above it, if it is not there yet.
+    """Create a directory and its parents if they do not exist, check that it is writable, and return it.
 
     Raises:
-        ServiceError: it cannot be made, or not be written to.
+        ServiceError: it cannot be created or written to.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -95,10 +95,10 @@ def make_dir(path: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` in a directory that is there; wait for another process that holds it.
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, whose directory must exist; wait while another process holds it.
 
-    The kernel releases the lock with the process that holds it, so that one left behind never blocks.
+    The kernel releases the lock when the process ends, so an existing file never blocks.
     """
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -106,8 +106,8 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def held(path: Path, busy: str) -> Iterator[None]:
-    """As `locked`, but refuse with `busy` instead of waiting.
+def try_lock(path: Path, busy: str) -> Iterator[None]:
+    """As `lock`, but fail with the message `busy` instead of waiting.
 
     Raises:
         ServiceError: another process holds the lock.

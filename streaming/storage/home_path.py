@@ -1,8 +1,8 @@
-"""Which paths a home may have: those that every library that opens its files takes as they are."""
+"""Validates the path of a home: all libraries that open its files must take the path literally."""
 
 import re
 
-MAX_PATH_BYTES = 3_500  # the longest path of Linux has 4,096, files of the home included
+MAX_PATH_BYTES = 3_500  # Linux allows 4,096, including the files in the home
 ODD = {
     "[": "deltalake does not open",
     "]": "deltalake does not open",
@@ -13,7 +13,7 @@ ODD = {
 
 
 def why_not(path: str) -> str | None:
-    """Why a local path cannot be a home, or None."""
+    """Why a local path cannot be a home; None if it can."""
     if len(path.encode("utf-8", "surrogateescape")) > MAX_PATH_BYTES:
         return f"has more than {MAX_PATH_BYTES:,} bytes, too many for the files in it"
     if re.search("[\ud800-\udfff]", path):

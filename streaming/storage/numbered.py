@@ -1,4 +1,4 @@
-"""Objects of a folder that are numbered from 1, such as decisions, versions and moves: FOLDER/00000007.json."""
+"""Numbered objects of a folder, such as decisions, versions and moves: FOLDER/00000007.json."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ def numbered_key(folder: str, number: int, width: int) -> str:
 
 
 def numbered(store: Store, folder: str, width: int) -> Iterator[tuple[int, Stored]]:
-    """The numbered objects directly in a folder, in no particular order; anything else in it is left out."""
+    """The numbered objects directly in a folder, in no particular order; other objects are ignored."""
     for stored in store.list(folder):
         match = re.fullmatch(r"([0-9]+)\.json", stored.key.removeprefix(f"{folder}/"))
         if match and int(match[1]) > 0 and stored.key == numbered_key(folder, int(match[1]), width):

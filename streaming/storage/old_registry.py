@@ -1,12 +1,12 @@
-"""The registry as earlier releases kept it in a local home, taken up where it is.
+"""Migrates the registry of earlier releases in a local home.
 
     models/1/ 2/ …        bundles
-    models/1.sha256 …     what each was registered with
-    models/aliases.json   every move of the aliases
+    models/1.sha256 …     the SHA-256 that each was registered with
+    models/aliases.json   all moves of the aliases
     models/.lock          held while a version or a move was added
 
-The bundles stay where they are. Each step creates an object with the same bytes on every try, so a process that is
-killed on the way is followed by one that does all of it again; `aliases.json` is renamed at the end.
+The bundles stay in place. Each step creates an object with the same bytes at every attempt, so an interrupted migration
+can be repeated; `aliases.json` is renamed at the end.
 """
 
 import re
@@ -15,9 +15,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.errors import ModelError
-from streaming.storage.home import locked
+from streaming.storage.home import lock
+from streaming.storage.local_store import LocalStore
 from streaming.storage.registry_objects import FOLDER, LoggedMove, Move, Version, move_key, version_key
-from streaming.storage.store import LocalStore, Store
+from streaming.storage.store import Store
 
 ALIASES = "aliases.json"
 LOCK = ".lock"
@@ -32,12 +33,12 @@ class _Aliases(BaseModel):
 
 
 def take_up(store: Store) -> None:
-    """Create the objects of the versions and moves that an earlier release left; nothing where there are none.
+    """Create the objects of the versions and moves of an earlier release, if there are any.
 
     Raises:
-        ModelError: its aliases are damaged, the home cannot be read or written to, or both releases write to it.
+        ModelError: the aliases are damaged, the home cannot be read or written to, or both releases write to it.
     """
-    if not isinstance(store, LocalStore):  # earlier releases had no other
+    if not isinstance(store, LocalStore):  # earlier releases had only local homes
         return
     root = Path(store.place) / FOLDER
     try:
@@ -47,13 +48,13 @@ def take_up(store: Store) -> None:
     if not left:
         return
     try:
-        with locked(root / LOCK):  # against a process of the earlier release
+        with lock(root / LOCK):  # against a process of the earlier release
             if _is_left(root):
                 _take_up(store, root)
     except OSError as error:
         raise ModelError(
-            f"{root} has model versions of an earlier release, which cannot be taken up ({error.strerror}): "
-            "run 'imagestream models list' once as a user who may write there"
+            f"{root} has model versions of an earlier release, which cannot be migrated ({error.strerror}): "
+            "run 'imagestream models list' once as a user with write access"
         ) from error
 
 
@@ -62,7 +63,7 @@ def _is_left(root: Path) -> bool:
 
 
 def _versions(root: Path) -> dict[int, str]:
-    """Version → SHA-256, of those that have no object yet."""
+    """Version → SHA-256, for versions without an object."""
     try:
         paths = list(root.iterdir())
     except FileNotFoundError:
@@ -74,7 +75,7 @@ def _versions(root: Path) -> dict[int, str]:
             version_object = root.parent / version_key(int(path.name))
             if registered.is_file() and not version_object.exists():
                 digest = registered.read_bytes().strip()
-                if SHA256.fullmatch(digest):  # else no release can have registered it
+                if SHA256.fullmatch(digest):  # otherwise no release has registered it
                     found[int(path.name)] = digest.decode()
     return found
 
@@ -92,9 +93,8 @@ def _take_up(store: Store, root: Path) -> None:
 def _create(store: Store, key: str, content: bytes) -> None:
     if not store.create(key, content):
         raise ModelError(
-            f"{store.place}/{FOLDER} was written to by this release and afterwards by an earlier one: stop all "
-            f"processes of the earlier release, then move {ALIASES} and the folders that it added away; "
-            f"{key} would be changed"
+            f"{store.place}/{FOLDER} was written to by this release and afterwards by an earlier one, so that {key} "
+            f"would change: stop all processes of the earlier release, then move {ALIASES} and its new folders away"
         )
 
 

@@ -1,12 +1,12 @@
-"""The objects that the registry keeps in its store: one for each version, one for each move of an alias.
+"""The objects of the registry in its store: one for each version, one for each move of an alias.
 
-    models/bundles/<sha256>/FILE   the files of a bundle, stored before the version that names them
-    models/versions/<n:08>.json    a version: where its bundle is, and the SHA-256 that names it
-    models/aliases/<k:020>.json    the move number k of an alias, k = 1, 2, …
-    models/deleted/<n:08>.json     that version n was deleted, whose number is not given again
+    models/bundles/<sha256>/FILE   the files of a bundle, stored before the version that refers to them
+    models/versions/<n:08>.json    a version: the folder of its bundle, and the bundle's SHA-256
+    models/aliases/<k:020>.json    the k-th move of an alias, k = 1, 2, …
+    models/deleted/<n:08>.json     the deletion of version n, whose number is not reused
 
-Each is created once and never changed. Several processes may create one key, so each object of ours holds a random
-number: without it two that store the same content would both believe that the number is theirs.
+Each is created once and never changed. Several processes may create the same key, so each object contains a random
+number: without it, two processes that store the same content would both take the number as theirs.
 """
 
 from collections.abc import Iterable
@@ -28,35 +28,39 @@ VERSIONS = f"{FOLDER}/versions"
 ALIAS_LOG = f"{FOLDER}/aliases"
 DELETED = f"{FOLDER}/deleted"
 VERSION_DIGITS, MOVE_DIGITS = 8, 20  # of the keys
-READ_AT_ONCE = 16  # hundreds of objects in a bucket are read in a second
-MAX_BYTES = 1024**2  # of one such object
-SHOWN = 200  # characters of what is wrong with one
+READ_AT_ONCE = 16  # parallel requests; hundreds of objects in a bucket take a second
+MAX_BYTES = 1024**2  # of one object
+SHOWN = 200  # characters of a problem in an error
 
 Alias = Literal["champion", "challenger"]
 
 
 class _Object(BaseModel):
-    """Content of an object, as JSON that a person can read."""
+    """The content of an object, as indented JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     TITLE: ClassVar[str]
 
     def to_bytes(self) -> bytes:
-        """The content as it is stored.
+        """Serialise the content.
 
         Raises:
-            ModelError: it could not be read back.
+            ModelError: the result could not be read back.
         """
         try:
             data = self.model_dump_json(indent=2).encode() + b"\n"
-        except ValueError as error:  # characters that UTF-8 does not have
+        except ValueError as error:  # characters that UTF-8 cannot encode
             raise ModelError(f"{self.TITLE} cannot be stored: {one_line(str(error))}") from error
         self.from_bytes(data, self.TITLE)
         return data
 
     @classmethod
     def from_bytes(cls, data: bytes, place: str) -> Self:
-        """Raises a ModelError that names `place` where `data` is not such an object."""
+        """Parse and validate the content.
+
+        Raises:
+            ModelError: it is damaged; the error names `place`.
+        """
         if len(data) > MAX_BYTES:
             raise ModelError(f"{place} is damaged: it has {len(data):,} bytes, more than the {MAX_BYTES:,} allowed")
         try:
@@ -71,8 +75,9 @@ class Version(_Object):
     """A registered version.
 
     Attributes:
-        sha256: names the bundle; that of its manifest.
-        path: the folder of the bundle, below that of the registry.
+        sha256: of the bundle's manifest, which identifies the bundle.
+        path: the folder of the bundle, relative to that of the registry.
+        nonce: random.
     """
 
     TITLE = "the new version"
@@ -83,12 +88,12 @@ class Version(_Object):
 
     @classmethod
     def of(cls, sha256: str) -> Self:
-        """A new version of a bundle whose files are stored."""
+        """A new version of a bundle whose files have been stored."""
         return cls(sha256=sha256, path=f"bundles/{sha256}", nonce=uuid4().hex)
 
 
 class Deleted(_Object):
-    """That a version was deleted; its manifest stays, since later versions were compared with it in mind."""
+    """The deletion of a version. Its manifest is kept, since later versions were compared with it."""
 
     TITLE = "the deletion"
 
@@ -98,7 +103,7 @@ class Deleted(_Object):
 
 
 class Move(_Object):
-    """One move of an alias; to no version where it was cleared."""
+    """One move of an alias; `version` is None if the alias was cleared."""
 
     TITLE = "the move of the alias"
 
@@ -112,7 +117,7 @@ class Move(_Object):
 
 
 class LoggedMove(Move):
-    """A move as it is stored."""
+    """A stored move."""
 
     nonce: str = ""
 
@@ -127,12 +132,12 @@ def version_key(version: int) -> str:
 
 
 def deleted_key(version: int) -> str:
-    """The key of the object that says that a version was deleted."""
+    """The key of the object that marks a version as deleted."""
     return numbered_key(DELETED, version, VERSION_DIGITS)
 
 
 def move_key(number: int) -> str:
-    """The key of the move `number`, from 1."""
+    """The key of a move; numbers start at 1."""
     return numbered_key(ALIAS_LOG, number, MOVE_DIGITS)
 
 
@@ -143,5 +148,5 @@ def read_all(store: Store, keys: Iterable[str]) -> list[bytes | None]:
 
 
 def one_line(text: str) -> str:
-    """A text that may come from somebody else's file, as an error shows it."""
+    """Untrusted text on one line and of limited length, for an error."""
     return " ".join(text.split())[:SHOWN]

@@ -1,7 +1,7 @@
-"""Why a request to a bucket failed, in one line: the cause, and the setting to look at.
+"""One-line errors of failed requests to a bucket, with the cause and the setting to check.
 
-Of what a client of the store reports, only the store's own error code, the status and the server's address are shown:
-URLs may contain a signature, and a store's answer may repeat what it was sent.
+They contain only the store's error code, the HTTP status and the server's address: URLs may contain a signature, and a
+store's response may repeat the request.
 """
 
 import re
@@ -32,7 +32,7 @@ _DENIED = {
     *("RequestTimeTooSkewed", "AuthenticationFailed", "AuthorizationFailure", "AuthorizationPermissionMismatch"),
     *("401 Unauthorized", "403 Forbidden"),
 }
-# Where a client without credentials asks for those of the machine that it runs on.
+# The metadata servers, which a client without credentials asks for those of its machine.
 _METADATA_SERVER = re.compile(r"169\.254\.169\.254|metadata\.google\.internal|identity/oauth2/token")
 _CODE = re.compile(r"<Code>(\w{1,80})</Code>")
 _STATUS = re.compile(r"status code\W{1,20}(?:\[\d+m\W*)?(\d{3} [A-Z][A-Za-z ]{1,40})")
@@ -43,10 +43,10 @@ OF_A_STORE = re.compile(
 
 
 def store_error(place: str, error: BaseException) -> ServiceError:
-    """The error to raise, in place of one that obstore or deltalake raised; without it as its cause.
+    """Convert an error of obstore or deltalake. Raise the result `from None`, since the original may contain secrets.
 
     Returns:
-        A StoreAwayError where the same request may succeed later.
+        A StoreAwayError if the same request may succeed later; otherwise a ServiceError.
     """
     text = str(error)
     scheme = place.partition("://")[0]
@@ -54,7 +54,7 @@ def store_error(place: str, error: BaseException) -> ServiceError:
     status = match[1].strip() if (match := _STATUS.search(text)) else None
     reason = code or status
     credentials = _CREDENTIALS.get(scheme, "the credentials")
-    if _METADATA_SERVER.search(text):  # which may just not answer at the moment
+    if _METADATA_SERVER.search(text):  # it may be temporarily unavailable
         return StoreAwayError(f"no credentials were found for {place}", hint=f"set {credentials}")
     if reason in _NO_BUCKET:
         return ConfigurationError(
@@ -66,8 +66,8 @@ def store_error(place: str, error: BaseException) -> ServiceError:
         )
     if {code, status} & _DENIED or "lacked the necessary privileges" in text or "authentication credentials" in text:
         return ConfigurationError(
-            f"{place} refuses access ({reason or 'no reason given'})",
-            hint=f"check {credentials}, and that they may read, write, list and delete objects there",
+            f"{place} denies access ({reason or 'no reason given'})",
+            hint=f"check {credentials}, and that they allow reading, writing, listing and deleting objects",
         )
     if reason is None:
         address = match[1] + match[2] if (match := _ADDRESS.search(text)) else None

@@ -1,8 +1,8 @@
-"""Features of Delta under which the Parquet files of a table are not its rows: found, and refused by name.
+"""Detects and rejects Delta features with which the Parquet files of a table are not exactly its rows.
 
-The tables are made without any of them, and every reader here takes the files that the log names as they are. Another
-program may enable such a feature. With deletion vectors, deleted rows stay in the files and a separate file lists them;
-with column mapping, columns have other names in the files. Rows may still be appended beside deletion vectors.
+The tables are created without such features, and every reader here reads the files in the log directly. Another program
+may enable one: with deletion vectors, deleted rows stay in the files and a separate file lists them; with column
+mapping, columns have other names in the files. Appending rows is still possible with deletion vectors.
 
 Source: Delta's protocol, "Deletion Vectors" and "Column Mapping"
 (github.com/delta-io/delta/blob/master/PROTOCOL.md).
@@ -15,23 +15,23 @@ from streaming.errors import ConfigurationError
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-# That leave the files as they are.
+# Features that do not affect the files.
 PLAIN_FEATURES = frozenset({"timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "variantType"})
 VECTORS = "deletionVectors"
 MAPPING = "columnMapping"
-MAPPING_READER = 2  # the version of the protocol that was column mapping, before features had names
-UNSUPPORTED = "Unsupported table features"  # in deltalake's error of a commit that it refuses
+MAPPING_READER = 2  # the protocol version that meant column mapping before features had names
+UNSUPPORTED = "Unsupported table features"  # in deltalake's error for a commit that it rejects
 
 
 class TableFeatureError(ConfigurationError):
-    """A table uses a feature of Delta that is not supported here; the message names it and how to remove it."""
+    """A table uses a Delta feature that is not supported; the message names it and says how to remove it."""
 
 
 def check_features(table: "DeltaTable", place: str) -> None:
-    """Refuse a table whose files do not have its columns.
+    """Reject a table with an unsupported feature other than deletion vectors.
 
     Raises:
-        TableFeatureError: it uses a feature other than deletion vectors under which its files are not its rows.
+        TableFeatureError: the table uses such a feature.
     """
     used = reader_features(table) - PLAIN_FEATURES - {VECTORS}
     if table.metadata().configuration.get("delta.columnMapping.mode", "none") == "none":
@@ -45,10 +45,10 @@ def check_features(table: "DeltaTable", place: str) -> None:
 
 
 def check_whole_files(table: "DeltaTable", place: str) -> None:
-    """Refuse a version of a table of which the files do not hold exactly its rows.
+    """Reject a version of a table whose files do not hold exactly its rows.
 
     Raises:
-        TableFeatureError: as `check_features`, or rows of a file were deleted by a deletion vector.
+        TableFeatureError: see `check_features`; or a deletion vector has deleted rows of a file.
     """
     check_features(table, place)
     files = files_with_vectors(table)
@@ -60,24 +60,24 @@ def check_whole_files(table: "DeltaTable", place: str) -> None:
 
 
 def check_rewritable(table: "DeltaTable", place: str) -> None:
-    """Refuse to replace files where a concurrent DELETE by another program could mark rows of them as deleted.
+    """Reject a table in which a concurrent DELETE by another program could mark rows of replaced files as deleted.
 
     Raises:
-        TableFeatureError: as `check_whole_files`, or deletion vectors are enabled.
+        TableFeatureError: see `check_whole_files`; or deletion vectors are enabled.
     """
     check_whole_files(table, place)
     enabled = table.metadata().configuration.get("delta.enableDeletionVectors") == "true"
     if enabled and VECTORS in reader_features(table):
         raise TableFeatureError(
-            f"{place} uses Delta's {VECTORS}, beside which no file is rewritten here: run in Spark {_purge(place)}"
+            f"{place} uses Delta's {VECTORS}, with which files cannot be rewritten here: run in Spark {_purge(place)}"
         )
 
 
 def check_commit_error(error: Exception, place: str) -> None:
-    """Tell a commit that deltalake can never make from one that lost a race.
+    """Distinguish a commit that deltalake can never make from one that lost a race.
 
     Raises:
-        TableFeatureError: the table needs a feature of the writer that deltalake lacks.
+        TableFeatureError: the table requires a writer feature that deltalake does not support.
     """
     text = " ".join(str(error).split())
     if UNSUPPORTED in text:
@@ -87,21 +87,21 @@ def check_commit_error(error: Exception, place: str) -> None:
 
 
 def reader_features(table: "DeltaTable") -> set[str]:
-    """The features of a table that its readers must know."""
+    """The features of a table that its readers must support."""
     protocol = table.protocol()
     old = {MAPPING} if protocol.min_reader_version == MAPPING_READER else set()
     return old | set(protocol.reader_features or ())
 
 
 def files_with_vectors(table: "DeltaTable") -> int:
-    """How many files of a version hold rows that a deletion vector deletes; reads the vectors where there are any."""
+    """The number of files with rows that a deletion vector deletes; this reads the vectors if there are any."""
     if VECTORS not in reader_features(table):
         return 0
     return sum(batch.num_rows for batch in table.deletion_vectors())
 
 
 def _purge(place: str) -> str:
-    """Disable the feature first: with it enabled, the next DELETE would write vectors again."""
+    """The statements that purge deletion vectors, and disable them first so that no DELETE adds new ones."""
     return (
         f"ALTER TABLE delta.`{place}` SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'false') and "
         f"REORG TABLE delta.`{place}` APPLY (PURGE)"

@@ -1,10 +1,10 @@
-"""Local copies of the files of tables in a bucket, for readers that take paths.
+"""A local cache of the files of tables in a bucket, for readers that need paths.
 
-A file of a table never changes, so that a copy is as good as the file. Fetching whole files, several at a time, takes a
-fraction of what DuckDB spends on ranges of remote files: one request per file instead of ten.
+A file of a table never changes, so a copy stays valid. Fetching whole files in parallel takes one request per file,
+where DuckDB's reads of ranges of remote files take about ten.
 
-The copies are in the work folder of the home, which several processes may share. The copies that were used least
-recently are deleted when there are too many of them; none that was used within the last minutes.
+The cache is in the work folder of the home and can be shared by processes. If it is too large, the least recently used
+copies are deleted, except those used within the last `IN_USE_S` seconds.
 """
 
 import os
@@ -20,17 +20,19 @@ from streaming.storage.home import Home
 CACHE = "cache"
 CACHE_BYTES = 4 * 1024**3
 FETCHED_AT_A_TIME = 16
-IN_USE_S = 1_800.0  # longer than any question takes
+IN_USE_S = 1_800.0  # longer than any query takes
 
 
 def local_copies(home: Home, files: Sequence[str]) -> list[str]:
-    """The paths of files of the home's tables: of a local home the files themselves.
+    """Local paths of files of the home's tables; for a local home, the files themselves.
 
     Args:
-        files: as `data_files` gives them.
+        home: of the tables.
+        files: from `data_files`.
 
     Raises:
-        ServiceError: a file does not exist; a StoreAwayError where the store does not answer.
+        ServiceError: a file does not exist.
+        StoreAwayError: the store does not answer.
     """
     if home.is_local:
         return list(files)
@@ -46,7 +48,7 @@ def local_copies(home: Home, files: Sequence[str]) -> list[str]:
 
 
 def _used(path: Path) -> bool:
-    """Whether the copy exists; it is marked as used now."""
+    """Whether the copy exists; if so, mark it as used now."""
     try:
         os.utime(path)
     except FileNotFoundError:
@@ -65,7 +67,7 @@ def _fetch(home: Home, key: str, path: Path) -> None:
 
 
 def _shrink(folder: Path) -> None:
-    """Delete the copies used least recently, until the others fit."""
+    """Delete the least recently used copies until the rest fits."""
     found = sorted(_copies(folder), reverse=True)
     total = 0
     for used, size, path in found:
@@ -75,7 +77,7 @@ def _shrink(folder: Path) -> None:
 
 
 def _copies(folder: Path) -> Iterable[tuple[float, int, str]]:
-    """(when it was used, bytes, path) of every copy."""
+    """(time of the last use, bytes, path) of every copy."""
 
     def walk(place: str) -> Iterator[tuple[float, int, str]]:
         with suppress(FileNotFoundError), os.scandir(place) as entries:
@@ -83,7 +85,7 @@ def _copies(folder: Path) -> Iterable[tuple[float, int, str]]:
                 if entry.is_dir(follow_symlinks=False):
                     yield from walk(entry.path)
                 else:
-                    with suppress(FileNotFoundError):  # deleted by another process since
+                    with suppress(FileNotFoundError):  # deleted by another process in the meantime
                         status = entry.stat(follow_symlinks=False)
                         yield status.st_mtime, status.st_size, entry.path
 

@@ -1,13 +1,13 @@
-"""Commits to a Delta table: the next entry of its log, created by one put that fails where somebody else was first.
+"""Commits to a Delta table by creating the next entry of its log with one conditional put.
 
-deltalake lists and reads the log before and after each commit, which is 10 ms locally and eight requests, one after
-the other, to a bucket. None of it is needed by a writer that knows the newest version and that its own transaction is
-not in it: if the next entry can be created, nobody has committed meanwhile, so there is nothing to check for conflicts.
-If it cannot, the writer looks again.
+deltalake lists and reads the log before and after each commit, which takes 10 ms locally and eight consecutive requests
+to a bucket. A writer that knows the newest version, and that its own transaction is not in it, needs none of that: if
+the next entry can be created, no other writer has committed in the meantime, so there are no conflicts to check. If it
+cannot be created, the writer refreshes its state and tries again.
 
-That holds for protocol (1, 2) and for knowledge that is not old. Of a table that another program has upgraded the
-entries may need more than is written here: deltalake commits to it, or refuses. And an entry that was created long ago
-may have been cleaned from the log since, so that its number seems to be free.
+This requires protocol (1, 2) and recent state. If another program has upgraded the table, its entries may need more
+than is written here, so deltalake makes the commit or rejects it. And an old entry may have been cleaned from the log,
+so that its number seems to be free.
 
 Source: Delta's protocol, "Actions" and "Delta Log Entries" (github.com/delta-io/delta/blob/master/PROTOCOL.md).
 """
@@ -31,23 +31,17 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from streaming.errors import DamagedError, DataError, ServiceError
-from streaming.storage.store import (
-    CONNECT_TIMEOUT_S,
-    REQUEST_TIMEOUT_S,
-    allows_http,
-    check_key,
-    is_uri,
-    open_store,
-)
+from streaming.storage.bucket_store import CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, allows_http
+from streaming.storage.store import check_key, is_uri, open_store
 from streaming.storage.store_errors import OF_A_STORE, store_error
 from streaming.storage.table_features import check_commit_error, check_features, check_rewritable, check_whole_files
 
 PROTOCOL = (1, 2)  # versions of reader and writer: no table features, but appendOnly and invariants
 CHECKPOINT_INTERVAL = 50  # versions
-REWRITE = "rewrite"  # the application of all who replace files; see streaming/jobs/rewrite.py
+REWRITE = "rewrite"  # the application id of all jobs that replace files; see streaming/jobs/rewrite.py
 COMMIT_TRIES = 50
-PAUSE_S = (0.005, 0.5)  # at most, after the second failure and after many
-# What is known of a log is used for so long. `maintain` keeps entries of the log for an hour at least.
+PAUSE_S = (0.005, 0.5)  # the maximum pause after the second failure and after many
+# The maximum age of the cached state of a log. `maintain` keeps log entries for at least an hour.
 KNOWN_FOR_S = 600.0
 BUCKET_OPTIONS = {
     "timeout": f"{REQUEST_TIMEOUT_S}s",
@@ -55,17 +49,19 @@ BUCKET_OPTIONS = {
     "max_retries": "3",
     "retry_timeout": f"{REQUEST_TIMEOUT_S}s",
 }
-# To look for expired parts of the log lists all of it: `maintain` does so, not every commit.
+# Log cleanup lists the whole log, so `maintain` does it instead of every commit.
 HOOKS = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
 
 @dataclass(frozen=True)
 class LiveFile:
-    """A file of a table's present version.
+    """A file of a table's current version.
 
     Attributes:
-        path: relative to the table, not encoded.
+        path: relative to the table, not percent-encoded.
+        bytes: its size.
         modified: milliseconds since 1970, by the clock of the writer.
+        partition: partition column → value.
     """
 
     path: str
@@ -75,19 +71,23 @@ class LiveFile:
 
 
 class TableLog:
-    """The log of one table, with the handle kept open and what is known of the newest version."""
+    """The log of one table: an open handle, and cached state of the newest version."""
 
     def __init__(self, handle: DeltaTable, place: str, opened_at: float) -> None:
-        """Take up a table.
+        """Start from an open table.
 
         Args:
-            handle: the table, opened after `opened_at`.
-            opened_at: as `boot_seconds` gave it.
+            handle: of the table, opened after `opened_at`.
+            place: a path or a URI.
+            opened_at: a time of `boot_seconds`.
+
+        Raises:
+            TableFeatureError: the table uses a feature that is not supported.
         """
         self.place = place
         self._handle = handle
         self._store = open_store(place)
-        self._seen: dict[str, int | None] = {}  # app id → its transaction as of `_version`
+        self._seen: dict[str, int | None] = {}  # application id → its newest transaction in `_version`
         self._learn(opened_at)
 
     def _learn(self, known_at: float) -> None:
@@ -100,7 +100,7 @@ class TableLog:
         self._known_at = known_at
 
     def refresh(self) -> DeltaTable:
-        """The table in its newest version."""
+        """A handle of the newest version of the table."""
         now = boot_seconds()
         if self._handle.version() == self._version and self._is_newest():
             self._known_at = now
@@ -111,9 +111,9 @@ class TableLog:
         return self._handle
 
     def _is_newest(self) -> bool:
-        """Whether nobody has committed after the version that is known.
+        """Whether the known version is still the newest one.
 
-        One look at the name of the next entry, where updating the handle costs 0.1 ms for each file of the table.
+        This checks for the next log entry; updating the handle would take 0.1 ms for each file of the table.
         """
         return not self._is_old() and self._store.size(_entry_key(self._version + 1)) is None
 
@@ -121,7 +121,7 @@ class TableLog:
         return boot_seconds() - self._known_at > KNOWN_FOR_S
 
     def seen_now(self, app_id: str) -> int | None:
-        """The newest transaction of an application, as of this moment."""
+        """The newest transaction of an application, up to date."""
         now = boot_seconds()
         if self._is_newest():
             self._known_at = now
@@ -130,48 +130,54 @@ class TableLog:
         return self.seen(app_id)
 
     def seen(self, app_id: str) -> int | None:
-        """The newest transaction of an application, as of the version that is known, ten minutes ago at most."""
+        """The newest transaction of an application in the known version, which is at most ten minutes old."""
         if self._is_old():
             self.refresh()
         if app_id not in self._seen:
-            with answers(self.place):  # it reads the log again
+            with answers(self.place):  # this reads the log
                 self._seen[app_id] = self._handle.transaction_version(app_id)
         return self._seen[app_id]
 
     def has(self, app_id: str, number: int) -> bool:
-        """Whether transaction `number` of the application, or a later one, is in the version that is known."""
+        """Whether transaction `number` of the application, or a later one, is in the known version."""
         seen = self.seen(app_id)
         return seen is not None and seen >= number
 
     def next_rewrite(self) -> int:
-        """The transaction that a replacement of files of the known version carries."""
+        """The transaction number of the next replacement of files of the known version."""
         seen = self.seen(REWRITE)
         return 1 if seen is None else seen + 1
 
     def check_rewritable(self) -> None:
-        """Raises TableFeatureError where files of the version that is known are not to be replaced."""
+        """Raise a TableFeatureError if files of the known version must not be replaced."""
         with answers(self.place):
             check_rewritable(self._handle, self.place)
 
     def data_schema(self) -> pa.Schema:
-        """The columns that the files hold: all but those of the partitions, which the folders' names tell."""
+        """The columns in the files: all except the partition columns, whose values are in the folders' names."""
         partition = set(self._handle.metadata().partition_columns)
         return pa.schema([field for field in pa.schema(self._handle.schema()) if field.name not in partition])
 
     def commit(self, adds: Sequence[AddAction], app_id: str, number: int, removes: Sequence[RemoveAction] = ()) -> bool:
         """Add and remove files in one entry, with transaction `number` of the application.
 
+        Args:
+            adds: the files to add.
+            app_id: the application.
+            number: of its transaction.
+            removes: the files to remove.
+
         Returns:
-            Whether it did: False if the log has that transaction or a later one, or if a file to be removed is no
-            longer part of the table.
+            Whether the entry was written; False if the log has that transaction or a later one, or if a file to be
+            removed is no longer part of the table.
 
         Raises:
-            CommitFailedError: others were first, again and again.
+            CommitFailedError: another writer was first at every attempt.
         """
         for attempt in range(COMMIT_TRIES):
-            if attempt > 1:  # several commit all the time: they would stay in step with one another
+            if attempt > 1:  # jitter, so that concurrent writers do not stay in lockstep
                 first, longest = PAUSE_S
-                time.sleep(random.uniform(0, min(first * 2.0 ** (attempt - 2), longest)))  # noqa: S311  no secret
+                time.sleep(random.uniform(0, min(first * 2.0 ** (attempt - 2), longest)))  # noqa: S311  not a secret
             if attempt or removes:
                 self.refresh()
             if self.has(app_id, number) or not {one.path for one in removes} <= self._live_paths(removes):
@@ -179,15 +185,15 @@ class TableLog:
             commit_next = self._create_entry if self._by_hand else self._commit_with_deltalake
             if commit_next([*removes, *adds], app_id, number):
                 return True
-        raise CommitFailedError(f"others committed to {self.place} first, {COMMIT_TRIES} times in a row")
+        raise CommitFailedError(f"another writer committed to {self.place} first, {COMMIT_TRIES} times in a row")
 
     def _create_entry(self, actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bool:
-        """Create the entry of the next version; False if there is one already."""
+        """Create the entry of the next version; False if it already exists."""
         version, now = self._version + 1, boot_seconds()
         if not self._store.create(_entry_key(version), _entry(actions, app_id, number)):
             return False
         if self._is_old():
-            # Suspended on the way: the entry may lie where the log has been cleaned, and then it is in no version.
+            # The process was suspended in between, and the log may have been cleaned up to and including this entry.
             self.refresh()
             return self.has(app_id, number)
         self._version, self._known_at = version, now
@@ -197,7 +203,7 @@ class TableLog:
         return True
 
     def _commit_with_deltalake(self, actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bool:
-        """The same for any protocol that deltalake writes; False if it found a conflict."""
+        """Commit with any protocol that deltalake supports; False if there was a conflict."""
         try:
             with answers(self.place):
                 self._handle.create_write_transaction(
@@ -210,14 +216,15 @@ class TableLog:
         except CommitFailedError as error:
             check_commit_error(error, self.place)
             return False
-        self._known_at = float("-inf")  # the handle does not follow its own commit
+        self._known_at = float("-inf")  # the handle does not include its own commit
         return True
 
     def files(self) -> list[LiveFile]:
-        """The files of the version that is known, in no particular order.
+        """The files of the known version, in no particular order.
 
         Raises:
-            ServiceError: the log names a file outside of the table's directory, or files do not hold the table's rows.
+            ServiceError: the log names a file outside the table's directory.
+            TableFeatureError: the files do not hold exactly the table's rows.
         """
         with answers(self.place):
             check_whole_files(self._handle, self.place)
@@ -240,10 +247,11 @@ class TableLog:
 
 
 def open_delta(place: str | Path, version: int | None = None) -> DeltaTable:
-    """A table that exists, in its newest version or in another one.
+    """Open an existing table.
 
     Args:
-        place: a path or a URI, for which credentials come from the environment.
+        place: a path, or a URI, whose credentials come from the environment.
+        version: by default the newest.
 
     Raises:
         StoreAwayError: the bucket does not answer; other errors are deltalake's own.
@@ -253,7 +261,7 @@ def open_delta(place: str | Path, version: int | None = None) -> DeltaTable:
 
 
 def storage_options(place: str | Path) -> dict[str, str] | None:
-    """How deltalake waits for the store of a table; None for a local one."""
+    """deltalake's options for the store of a table: timeouts and retries; None for a local table."""
     if not is_uri(place):
         return None
     http = {"allow_http": "true"} if allows_http(str(place).partition("://")[0]) else {}
@@ -262,7 +270,7 @@ def storage_options(place: str | Path) -> dict[str, str] | None:
 
 @contextmanager
 def answers(place: str) -> Iterator[None]:
-    """Report in one line why a bucket could not be read or written by deltalake: see `store_error`."""
+    """Convert deltalake's errors about a bucket to one-line errors; see `store_error`."""
     try:
         yield
     except Exception as error:  # deltalake raises OSError, DeltaError and plain Exception
@@ -272,9 +280,9 @@ def answers(place: str) -> Iterator[None]:
 
 
 def _write_checkpoint(place: str) -> None:
-    """Write a checkpoint of a table, which reads its entries since the last one: in a bucket, 50 requests in a row.
+    """Write a checkpoint of a table. It reads all entries since the last one, in a bucket with 50 consecutive requests.
 
-    If that fails, `maintain` writes one, or the commit of another 50 versions does.
+    If it fails, `maintain` or a commit 50 versions later writes the next one.
     """
     with suppress(ServiceError, DeltaError, OSError), answers(place):
         open_delta(place).create_checkpoint()
@@ -284,7 +292,7 @@ _CHECKPOINTS = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
 
 def open_log(place: str) -> TableLog:
-    """The log of a table that exists, in its newest version."""
+    """The log of an existing table, in its newest version."""
     now = boot_seconds()
     return TableLog(open_delta(place), place, now)
 
@@ -294,7 +302,7 @@ def _entry_key(version: int) -> str:
 
 
 def _entry(actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bytes:
-    """A log entry as JSON lines; its random `txnId` tells it from that of any other writer."""
+    """A log entry as JSON lines; its random `txnId` distinguishes it from those of other writers."""
     now = int(time.time() * 1000)
     appends = all(isinstance(action, AddAction) for action in actions)
     info = {
@@ -311,7 +319,7 @@ def _entry(actions: Sequence[AddAction | RemoveAction], app_id: str, number: int
 
 
 def _as_json(action: AddAction | RemoveAction) -> dict[str, Any]:
-    path = quote(action.path, safe="/=")  # as in a URL, says Delta's protocol
+    path = quote(action.path, safe="/=")  # Delta's protocol requires URL encoding
     if isinstance(action, AddAction):
         return {
             "add": {
@@ -339,18 +347,20 @@ def _inside(place: str, path: str) -> str:
     try:
         return check_key(path)
     except ServiceError as error:
-        raise DamagedError(f"the log of {place} names {path!r}, which is not in the table: restore it") from error
+        raise DamagedError(
+            f"the log of {place} names {path!r}, which is outside the table: restore the table from a copy"
+        ) from error
 
 
 def _partition_value(value: Any) -> str | None:
-    """The value of a partition column as the log has it."""
+    """The value of a partition column in the log's text form."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool | datetime) or not isinstance(value, int | date):
-        raise DataError(f"expected partitions by text, date or integer, got {type(value).__name__} {value!r}")
+        raise DataError(f"expected a partition by text, date or integer, got {type(value).__name__} {value!r}")
     return str(value)
 
 
 def boot_seconds() -> float:
-    """A clock that also runs while the machine is suspended, where there is one."""
+    """A monotonic clock in seconds that also runs while the machine is suspended, if the system has one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

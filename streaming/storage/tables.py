@@ -1,8 +1,8 @@
-"""The Delta tables of the service: their schemas, and appends that happen once however often they are tried.
+"""The Delta tables of the service: their schemas, and idempotent appends.
 
-The stream does not write through Spark's Delta writer: a commit costs milliseconds instead of seconds. Every append
+The tables are not written by Spark's Delta writer, so a commit takes milliseconds instead of seconds. Every append
 carries an application transaction (app id, version) in the same commit as its rows; an append whose version the table
-has already seen is left out.
+has already seen is skipped.
 """
 
 import json
@@ -29,7 +29,7 @@ from streaming.errors import ConfigurationError, ConflictError, DamagedError, Se
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store import check_key, is_uri, open_store
 from streaming.storage.store_errors import OF_A_STORE, StoreAwayError
-from streaming.storage.table_features import check_commit_error, check_features, check_whole_files
+from streaming.storage.table_features import check_commit_error, check_whole_files
 from streaming.storage.table_log import (
     CHECKPOINT_INTERVAL,
     COMMIT_TRIES,
@@ -59,8 +59,8 @@ IDENTITY = [
     pa.field("published_at", TIMESTAMP),
     pa.field("source", pa.string()),
     pa.field("label_true", pa.string()),
-    pa.field("key", pa.binary()),  # the message's, which several may share; a long one is cut but in `quarantine`
-    pa.field("timestamp_ms", pa.int64()),  # the message's as it came; `published_at` is null where it is not a time
+    pa.field("key", pa.binary()),  # of the message, not unique; long keys are truncated except in `quarantine`
+    pa.field("timestamp_ms", pa.int64()),  # of the message; `published_at` is null if it is not a valid time
 ]
 HEADER = pa.struct([pa.field("key", pa.string()), pa.field("value", pa.binary())])
 ANSWER = [
@@ -70,8 +70,8 @@ ANSWER = [
     pa.field("scored_at", TIMESTAMP),
 ]
 
-DAMAGED = pa.field("damaged", pa.bool_())  # bytes or rows are missing, or too many; null in rows from before
-TRACEPARENT = pa.field("traceparent", pa.string())  # the W3C trace context that came with the image
+DAMAGED = pa.field("damaged", pa.bool_())  # missing or extra bytes or rows; null in rows of earlier releases
+TRACEPARENT = pa.field("traceparent", pa.string())  # W3C trace context of the message
 PREDICTIONS = pa.schema([*IDENTITY, *ANSWER, *LINEAGE, pa.field("date", pa.date32()), DAMAGED, TRACEPARENT])
 QUARANTINE = pa.schema(
     [
@@ -84,7 +84,7 @@ QUARANTINE = pa.schema(
         pa.field("value", pa.binary()),
         pa.field("value_sha256", pa.string()),
         pa.field("replayed_at", TIMESTAMP),
-        pa.field("headers", pa.list_(HEADER)),  # as they came; null also in rows from before they were kept
+        pa.field("headers", pa.list_(HEADER)),  # of the message; null in rows of earlier releases
     ]
 )
 FEATURES = pa.schema(
@@ -93,15 +93,15 @@ FEATURES = pa.schema(
         pa.field("backbone_sha256", pa.string()),
         pa.field("projection_sha256", pa.string()),  # null: the backbone's features, before any projection
         pa.field("features", pa.list_(pa.float32())),
-        pa.field("augmentation", pa.int32()),  # null: the image itself; else the number of its altered copy
-        pa.field("content_sha256", pa.string()),  # of the encoded image; null in rows from before it was stored
+        pa.field("augmentation", pa.int32()),  # null: the image itself; otherwise the number of an augmented copy
+        pa.field("content_sha256", pa.string()),  # of the encoded image; null in rows of earlier releases
     ]
 )
 LABELS = pa.schema(
     [
         pa.field("image_id", pa.string()),
         pa.field("label", pa.string()),
-        pa.field("labelled_at", TIMESTAMP),  # of one image the latest wins
+        pa.field("labelled_at", TIMESTAMP),  # the latest label of an image counts
         pa.field("by", pa.string()),
     ]
 )
@@ -110,22 +110,22 @@ SHADOW = pa.schema(
         *IDENTITY,
         pa.field("champion_label", pa.string()),
         pa.field("champion_confidence", pa.float32()),
-        pa.field("label", pa.string()),  # the challenger's, as are the two below
+        pa.field("label", pa.string()),  # of the challenger, as are the two below
         pa.field("confidence", pa.float32()),
         pa.field("scored_at", TIMESTAMP),
         *LINEAGE,
     ]
 )
-# What another version answers to history: the stream's answers are in `predictions`, by the same identity.
+# Predictions of another version for past images; those of the stream are in `predictions`, with the same identity.
 RESCORED = pa.schema([*IDENTITY, *ANSWER, *LINEAGE])
-# Rows that were erased on request: where they were, and nothing of the image itself.
+# Rows that were erased on request: their position, without anything about the image.
 ERASED = pa.schema(
     [
         pa.field("topic", pa.string()),
         pa.field("partition", pa.int32()),
         pa.field("offset", pa.int64()),
         *LINEAGE,
-        pa.field("table", pa.string()),  # that held the row: predictions or quarantine
+        pa.field("table", pa.string()),  # of the row: predictions or quarantine
         pa.field("erased_at", TIMESTAMP),
         pa.field("by", pa.string()),
     ]
@@ -135,15 +135,15 @@ OFFSET_RANGE = pa.struct(
         pa.field("topic", pa.string()),
         pa.field("partition", pa.int32()),
         pa.field("start", pa.int64()),  # the first offset of the batch
-        pa.field("end", pa.int64()),  # one past its last
+        pa.field("end", pa.int64()),  # one past the last
     ]
 )
 COUNTED_RANGE = pa.struct(
     [
         *OFFSET_RANGE,
-        # Offsets that held a message. Null in rows from before holes were counted: each offset held one.
+        # The number of messages. Null in rows of earlier releases, in which every offset had a message.
         pa.field("rows", pa.int64()),
-        # Where the log began after the read. Null where each offset held a message: it was not asked then.
+        # The start of the log after the read; null if every offset had a message.
         pa.field("log_start", pa.int64()),
     ]
 )
@@ -152,25 +152,23 @@ BATCHES = pa.schema(
         *LINEAGE,
         pa.field("challenger_version", pa.int32()),
         pa.field("offsets", pa.list_(COUNTED_RANGE)),
-        pa.field("left_out", pa.list_(OFFSET_RANGE)),  # lost before these were read, and accepted as lost
-        pa.field("topics", pa.map_(pa.string(), pa.string())),  # name in the tables → id in Kafka; null in old rows
+        pa.field("left_out", pa.list_(OFFSET_RANGE)),  # lost before they were read, and skipped with the user's consent
+        pa.field("topics", pa.map_(pa.string(), pa.string())),  # topic in the tables → id in Kafka; null in old rows
         pa.field("input_rows", pa.int64()),
         pa.field("predicted_rows", pa.int64()),
         pa.field("quarantined_rows", pa.int64()),
         pa.field("input_bytes", pa.int64()),
         pa.field("seconds", pa.map_(pa.string(), pa.float64())),
-        pa.field("refused", pa.string()),  # models that an alias points to and the stream does not take, and why
-        pa.field(
-            "drift", pa.map_(pa.string(), pa.float64())
-        ),  # from held-out images; see models/drift.py, drift_alarm.py
+        pa.field("refused", pa.string()),  # rejected models that an alias points to, and the reasons
+        pa.field("drift", pa.map_(pa.string(), pa.float64())),  # see models/drift.py and models/drift_alarm.py
         pa.field("started_at", TIMESTAMP),
         pa.field("committed_at", TIMESTAMP),
     ]
 )
 
-# Deletion vectors stay off, so that readers without them can read the tables.
+# Deletion vectors are disabled, so that readers without support for them can read the tables.
 CONFIGURATION = {"delta.enableDeletionVectors": "false", "delta.checkpointInterval": str(CHECKPOINT_INTERVAL)}
-SCHEMAS: dict[str, tuple[pa.Schema, str | None]] = {  # and by what they are partitioned
+SCHEMAS: dict[str, tuple[pa.Schema, str | None]] = {  # table → schema and partition column
     "predictions": (PREDICTIONS, "date"),
     "quarantine": (QUARANTINE, None),
     "features": (FEATURES, None),
@@ -180,18 +178,27 @@ SCHEMAS: dict[str, tuple[pa.Schema, str | None]] = {  # and by what they are par
     "batches": (BATCHES, None),
     "erased": (ERASED, None),
 }
-# Statistics of long values help no reader and make the log grow.
+# The columns with statistics in the log; those of long values would be useless and enlarge the log.
 STATISTICS = {
     "features": ["image_id", "topic", "partition", "offset", "label_true", "backbone_sha256"],
     "quarantine": ["image_id", "topic", "partition", "offset", "batch_id", "reason"],
 }
-NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # the folder of rows whose partition column is null, for all readers of Delta
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"  # Delta's folder of rows whose partition column is null
 CREATE_TRIES = 3
-MAX_TOLD = 40  # letters of a string in statistics: a query's id has 36
+MAX_STATS_CHARS = 40  # longer strings have no minimum and maximum in statistics; a query's id has 36 characters
 
 
 class Table:
-    """One Delta table, made if it is not there, with its handle kept open."""
+    """One Delta table, with an open handle. It is created if it does not exist.
+
+    Args:
+        tables: the place of all tables, a path or a URI.
+        name: one of `SCHEMAS`.
+
+    Raises:
+        TableFeatureError: the table uses a feature that is not supported.
+        StoreAwayError: the bucket does not answer.
+    """
 
     def __init__(self, tables: str | Path, name: str) -> None:
         schema, partition_by = SCHEMAS[name]
@@ -207,12 +214,11 @@ class Table:
         now = boot_seconds()
         with answers(self.place):
             try:
-                handle = open_delta(self.place)  # which `create` would do twice
+                handle = open_delta(self.place)  # cheaper than `create`, which opens an existing table twice
             except TableNotFoundError:
                 handle = self._create(configuration)
-            check_features(handle, self.place)
+            self._log = TableLog(handle, self.place, now)  # which checks the features of the table
             self._add_missing_columns(handle)
-        self._log = TableLog(handle, self.place, now)
 
     def _create(self, configuration: Mapping[str, str]) -> DeltaTable:
         for _ in range(CREATE_TRIES):
@@ -225,7 +231,7 @@ class Table:
                     configuration=configuration,
                     storage_options=storage_options(self.place),
                 )
-            except DeltaError as error:  # another process created it just now, or the outcome of our put is not known
+            except DeltaError as error:  # another process has created it, or the outcome of our put is unknown
                 with suppress(TableNotFoundError):
                     return open_delta(self.place)
                 if not is_uri(self.place) or OF_A_STORE.search(str(error)):
@@ -235,29 +241,37 @@ class Table:
         )
 
     def _add_missing_columns(self, handle: DeltaTable) -> None:
-        """Give a table of an earlier release the columns, and fields of columns, that it lacks: null in old rows."""
+        """Add columns, and fields of columns, that a table of an earlier release lacks; they are null in old rows."""
         there = {field.name: field.type for field in handle.schema().fields}
         wanted = Schema.from_arrow(self.schema).fields
         missing = [field for field in wanted if field.name not in there or _lacks(there[field.name], field.type)]
         if missing:
             handle.alter.add_columns(missing)
+            self._log.refresh()
 
     def append(self, rows: pa.Table, app_id: str, version: int) -> bool:
-        """Append rows in one commit, unless `app_id` has already committed `version`; True if it did append.
+        """Append rows in one commit, unless `app_id` has already committed `version`.
 
-        The file is written here and committed by its name: what `write_deltalake` spends on an append grows with the
-        files of the table, 0.1 ms for each.
+        The files are written and committed here because `write_deltalake` takes 0.1 ms for each file of the table.
+
+        Args:
+            rows: with the columns of the table.
+            app_id: the application.
+            version: of its transaction.
+
+        Returns:
+            Whether the rows were appended.
         """
         if not rows.num_rows or self._log.has(app_id, version):
             return False
         return self.append_files(self.write(rows), app_id, version)
 
     def write(self, rows: pa.Table) -> list[DataFile]:
-        """Write rows into new files of the table's directory, one per partition, that no commit names yet."""
+        """Write rows into new files of the table's directory, one per partition, without committing them."""
         return [self._write(*part) for part in self._partitioned(rows)] if rows.num_rows else []
 
     def _partitioned(self, rows: pa.Table) -> Iterator[tuple[pa.Table, dict[str, str | None]]]:
-        """The rows of each partition without the column that its folder's name tells, and that column's value."""
+        """The rows of each partition, without the partition column, and the column's value."""
         data, name = rows.select(self.schema.names).cast(self.schema), self._partition_by
         if name is None:
             yield data, {}
@@ -267,7 +281,7 @@ class Table:
             yield data.filter(same).drop_columns(name), {name: str(value) if value.is_valid else None}
 
     def _write(self, rows: pa.Table, partition: dict[str, str | None]) -> DataFile:
-        """A new file of one partition."""
+        """Write a new file of one partition."""
         folder = "".join(f"{name}={value or NO_VALUE}/" for name, value in partition.items())
         with FileSink(f"{self.place}/{folder}".rstrip("/"), rows.schema) as sink:
             sink.write(rows)
@@ -278,61 +292,69 @@ class Table:
         return replace(file, path=f"{folder}{file.path}", partition=partition, stats=stats)
 
     def append_files(self, files: Sequence[DataFile], app_id: str, version: int) -> bool:
-        """Make files part of the table, in one commit, under the same condition as `append`."""
+        """Commit files that `write` or a worker has written, under the same condition as `append`."""
         if not files or self._log.has(app_id, version):
             return False
-        if not is_uri(self.place):  # a worker on another machine may have written to a disk that is not shared
+        if not is_uri(self.place):  # a worker on another machine may have written to its own disk
             gone = next((file.path for file in files if self.store.size(file.path) is None), None)
             if gone is not None:
                 raise ConfigurationError(
-                    f"{self.place}/{gone} was written for this commit and is gone: workers on other machines need a "
-                    "home that they share, such as s3://BUCKET/PREFIX"
+                    f"{self.place}/{gone} was written for this commit but does not exist: workers on other machines "
+                    "need a shared home, such as s3://BUCKET/PREFIX"
                 )
         return self._log.commit([added(file) for file in files], app_id, version)
 
     def delete_beyond(self, topic: str, committed: Mapping[int, int]) -> int:
-        """Delete the rows of a topic at or after the committed end of their partition; returns how many."""
+        """Delete the rows of a topic at or after the end of their partition.
+
+        Args:
+            topic: by its name in the tables.
+            committed: partition → end; all rows of other partitions are deleted.
+
+        Returns:
+            The number of deleted rows.
+        """
         name = topic.replace("'", "''")
         kept = " OR ".join(f"(partition = {one} AND offset < {end})" for one, end in sorted(committed.items()))
         predicate = f"topic = '{name}'" + (f" AND NOT ({kept})" if kept else "")
         for _ in range(COMMIT_TRIES):
             table = self._log.refresh()
             once = CommitProperties(app_transactions=[Transaction(REWRITE, self._log.next_rewrite())])
-            # A conflict means that files were replaced meanwhile: those there are now have the rows.
+            # After a conflict, the rows are in other files, since files were replaced in the meantime.
             try:
                 with answers(self.place):
                     return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
             except CommitFailedError as error:
                 check_commit_error(error, self.place)
-        raise ConflictError(f"{self.place} is rewritten all the time: stop `maintain` and `replay`, and try again")
+        raise ConflictError(f"{self.place} is being rewritten repeatedly: stop `maintain` and `replay`, and try again")
 
     def files(self) -> list[str]:
-        """The Parquet files of the table's present version, as paths or URIs."""
+        """The Parquet files of the table's newest version, as paths or URIs."""
         return data_files(self._log.refresh(), self.place)
 
     def bytes(self) -> int:
-        """The size of those files."""
+        """The total size of the files of the table's newest version."""
         sizes = pa.table(self._log.refresh().get_add_actions(flatten=True)).column("size_bytes")
         return int(pc.sum(sizes).as_py() or 0)
 
     def committed(self, app_id: str, version: int) -> bool:
-        """Whether `app_id` has committed `version` or a later one to this table, by this process or ten minutes ago.
+        """Whether `app_id` has committed `version` or a later one.
 
-        What another one has committed since then is noticed by the append.
+        Commits of other processes within the last ten minutes may be missing; `append` detects them.
         """
         return self._log.has(app_id, version)
 
     def seen(self, app_id: str) -> int | None:
-        """The newest version that `app_id` has committed to this table, whoever did."""
+        """The newest version that `app_id` has committed to this table, by any process."""
         return self._log.seen_now(app_id)
 
     def seen_lately(self, app_id: str) -> int | None:
-        """As `seen`; of a table in a bucket, which takes a request to ask, as of ten minutes ago at most."""
+        """As `seen`, but for a table in a bucket the result may be ten minutes old, which saves a request."""
         return self._log.seen(app_id) if is_uri(self.place) else self.seen(app_id)
 
 
 def _lacks(there: Any, wanted: Any) -> bool:
-    """Whether a list of structs lacks fields that it should have."""
+    """Whether a column of lists of structs lacks fields."""
     if not (isinstance(there, DeltaArray) and isinstance(wanted, DeltaArray)):
         return False
     names = [
@@ -343,22 +365,25 @@ def _lacks(there: Any, wanted: Any) -> bool:
 
 
 def data_files(table: DeltaTable, place: str | Path) -> list[str]:
-    """The Parquet files of the version that a handle has open, as paths or URIs.
+    """The Parquet files of the version of a handle, as paths or URIs.
 
     Raises:
-        ServiceError: the log names a file outside of the table's directory, or the files do not hold the table's rows.
+        ServiceError: the log names a file outside the table's directory.
+        TableFeatureError: the files do not hold exactly the table's rows.
     """
     with answers(str(place)):
         check_whole_files(table, str(place))
-    files = [unquote(uri) for uri in table.file_uris()]  # they come percent-encoded, as in a URL
+    files = [unquote(uri) for uri in table.file_uris()]  # they are percent-encoded
     for file in files:
         if not _is_inside(file, str(place)):
-            raise DamagedError(f"the log of {place} names {file!r}, which is not in the table: restore it")
+            raise DamagedError(
+                f"the log of {place} names {file!r}, which is outside the table: restore the table from a copy"
+            )
     return files
 
 
 def _is_inside(file: str, place: str) -> bool:
-    if not is_uri(place):  # links in the table stay as they are; those above it deltalake has resolved
+    if not is_uri(place):  # deltalake resolves symbolic links above the table, but not those in it
         folders = (os.path.abspath(place), os.path.realpath(place))  # noqa: PTH100
         return os.path.abspath(file).startswith(tuple(os.path.join(one, "") for one in folders))  # noqa: PTH100, PTH118
     try:
@@ -369,15 +394,17 @@ def _is_inside(file: str, place: str) -> bool:
 
 
 def added(file: DataFile) -> AddAction:
-    """The entry of a file in a commit that adds it; its statistics have at least the number of rows."""
+    """The log action that adds a file; its statistics have at least the number of rows."""
     stats = file.stats or json.dumps({"numRecords": file.rows})
     return AddAction(file.path, file.bytes, dict(file.partition), int(time() * 1000), data_change=True, stats=stats)
 
 
 def statistics(rows: pa.Table, names: Sequence[str]) -> dict[str, Any]:
-    """What a commit tells of a file, for readers that pass over files: rows, and of columns the extremes and nulls.
+    """The statistics of a file, by which readers skip files: number of rows, and minimum, maximum and nulls of columns.
 
-    Source: "Per-file Statistics" in Delta's protocol. Long strings have no extremes here, nor have nested columns.
+    Long strings and nested columns have no minimum and maximum.
+
+    Source: "Per-file Statistics" in Delta's protocol.
     """
     least: dict[str, Any] = {}
     greatest: dict[str, Any] = {}
@@ -388,18 +415,18 @@ def statistics(rows: pa.Table, names: Sequence[str]) -> dict[str, Any]:
             continue
         nulls[name] = column.null_count
         extremes = pc.min_max(column)
-        low, high = (_told(extremes[end].as_py()) for end in ("min", "max"))
+        low, high = (_as_statistic(extremes[end].as_py()) for end in ("min", "max"))
         if low is not None and high is not None:
             least[name], greatest[name] = low, high
     return {"numRecords": rows.num_rows, "minValues": least, "maxValues": greatest, "nullCount": nulls}
 
 
 def merged_statistics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The statistics of a file from those of its parts, of which every one has the same columns."""
+    """Merge the statistics of parts with the same columns."""
     nulls = {name: sum(part["nullCount"][name] for part in parts) for name in parts[0]["nullCount"]}
     merged: dict[str, Any] = {"numRecords": sum(part["numRecords"] for part in parts), "nullCount": nulls}
     for key, extreme in (("minValues", min), ("maxValues", max)):
-        # A part that has values of a column but not their extremes leaves those of the file unknown.
+        # A column's extreme is unknown if any part has values but no extreme.
         known = {
             name: [part[key][name] for part in parts if name in part[key]]
             for name in nulls
@@ -409,19 +436,19 @@ def merged_statistics(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def _told(value: Any) -> Any:
-    """A value as the log's JSON has it; None where it has none."""
+def _as_statistic(value: Any) -> Any:
+    """A value in the form of the log's JSON; None if it has none."""
     if isinstance(value, datetime):
         return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
     if isinstance(value, str):
-        return value if len(value) <= MAX_TOLD else None
+        return value if len(value) <= MAX_STATS_CHARS else None
     if isinstance(value, float):
         return value if isfinite(value) else None
     return value if isinstance(value, int) else None
 
 
 def spark_schema(schema: pa.Schema) -> "StructType":
-    """An Arrow schema as Spark's."""
+    """Convert an Arrow schema to Spark's."""
     from pyspark.sql.pandas.types import from_arrow_schema
 
     return from_arrow_schema(schema)

@@ -1,1 +1,2 @@
-"""Fitting, judging, promoting and searching models, beside the stream."""
+"""Model training as batch jobs beside the stream: fitting, evaluation, comparison with the champion, and hyperparameter
+search. A candidate becomes a registered version, and the champion if it passes the gate."""

@@ -1,4 +1,4 @@
-"""The network that makes features: one of the backbones by name, or a tensor of a model that was made elsewhere."""
+"""The network that computes features: a named backbone, or a tensor of a model file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,16 @@ from streaming.training.job import OnStep
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """Which network makes the features.
+    """The options of a backbone.
 
     Attributes:
-        name: of a backbone, or `FILE[:tensor]` for a model that was made elsewhere.
-        weights: `imagenet`, `random`, or a file; of a backbone by name.
-        preset: how images are prepared for a model that was made elsewhere; guessed without it.
-        input_size: height and width of the images; None for the backbone's own.
-        engine: what runs it when the model answers.
-        int8: as 8-bit integers, calibrated on training images.
+        name: name of a backbone, or `FILE[:TENSOR]` of a model file.
+        weights: weights of a named backbone: `imagenet`, `random`, or a file.
+        output: `pooled` for channel means or `flat` for all values of the last feature map.
+        input_size: side of the input in pixels; None for the backbone's own.
+        engine: engine that runs the backbone in the stream.
+        int8: quantise to 8-bit integers, calibrated on training images.
+        preset: preprocessing for a model file; None to infer it.
     """
 
     name: str = DEFAULT_BACKBONE
@@ -38,11 +39,11 @@ class BackboneOptions:
 
     def __post_init__(self) -> None:
         if self.is_file and (self.int8 or self.engine == "keras" or self.weights != "imagenet"):
-            raise UsageError("a backbone from a file runs as it is: leave out --weights, --runtime and --int8")
+            raise UsageError("--weights, --runtime and --int8 do not apply to a backbone from a file: omit them")
         if self.preset is not None and not self.is_file:
-            raise UsageError(f"{self.name} prepares its images itself: --preset is for a backbone from a file")
+            raise UsageError(f"--preset applies to a backbone from a file only, got {self.name}")
         if self.int8 and self.engine == "keras":
-            raise UsageError("8-bit integers are for the engine litert; keras computes in float32")
+            raise UsageError("--int8 requires --runtime litert, got keras, which computes in float32")
 
     @property
     def is_file(self) -> bool:
@@ -55,11 +56,12 @@ class BackboneOptions:
 
 @dataclass(frozen=True)
 class MadeBackbone:
-    """A backbone, ready to featurize and to become part of a bundle.
+    """A backbone ready for featurization and for a bundle.
 
     Attributes:
-        parts: without golden images.
-        guessed: what a file left open, a line each.
+        source: the backbone on disk.
+        parts: its parts of a bundle, without golden images.
+        guessed: inferred properties of a model file, one line each.
     """
 
     source: FeatureSource
@@ -70,15 +72,17 @@ class MadeBackbone:
 def make_backbone(
     backbone: BackboneOptions, cache_dir: Path, scratch: Path, on_step: OnStep, pixels: Images | None = None
 ) -> MadeBackbone:
-    """Export a backbone by name, or import one from its file.
+    """Export a named backbone, or import one from a model file.
 
     Args:
-        cache_dir: where exports are kept.
-        scratch: an existing folder for what is run of an imported file; needed as long as the result.
-        pixels: to calibrate 8-bit integers with, of a backbone by name; without them it computes in float32.
+        backbone: the options.
+        cache_dir: folder of exports.
+        scratch: existing folder for an imported network; must live as long as the result.
+        on_step: called with a description of each step.
+        pixels: images (N, height, width, 3) to calibrate 8-bit integers with; None for float32.
 
     Raises:
-        ModelError: an unknown backbone, or weights or a file that cannot be used.
+        ModelError: the backbone is unknown, or its weights or file cannot be used.
     """
     if backbone.is_file:
         return _from_file(backbone, scratch, on_step)
@@ -96,7 +100,7 @@ def make_backbone(
 
 
 def _from_file(backbone: BackboneOptions, scratch: Path, on_step: OnStep) -> MadeBackbone:
-    """A tensor of a model that was made elsewhere; what is run of it lies in `scratch`."""
+    """Import a tensor of a model file into `scratch`."""
     path, tensor = split_tensor(backbone.name)
     on_step(f"loading {path.name}")
     imported = import_network(

@@ -1,4 +1,4 @@
-"""The images that 8-bit integers are calibrated on: spread over the data set and its classes, none of them held out."""
+"""The images for the calibration of 8-bit integers: spread over the data set and its classes, none of them held out."""
 
 from collections.abc import Iterator
 from hashlib import sha256
@@ -16,27 +16,30 @@ from streaming.images.images_frame import images_frame
 from streaming.images.sources import read_source
 from streaming.images.split import Split
 
-IMAGES = 100  # calibrated on more, the ranges hardly change
-CANDIDATES = 4 * IMAGES  # some are held out, some do not decode
+IMAGES = 100  # more images hardly change the ranges
+CANDIDATES = 4 * IMAGES  # some are held out or cannot be decoded
 TASKS = 4
 
 
 def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Up to `IMAGES` images of the data set that are on the training side, (N, height, width, 3) uint8.
+    """Return up to `IMAGES` images of the training side, (N, height, width, 3) uint8.
 
-    They are the first by the hash of their source, taken in turn from every class: a data set that is sorted by class,
-    or by anything else, gives images of all its parts. Of the data set only names and labels are looked at, and the
-    bytes of `CANDIDATES` images, which the workers decode.
+        Images are selected by the hash of their source, round-robin over the classes, so that a sorted data set is
+        covered
+        evenly. Only names, labels and the bytes of `CANDIDATES` images are read; workers decode the images.
 
     Args:
-        rows: image_id of every image, and group_id where the split groups them.
+        dataset: the data set.
+        split: the split into training and held-out images.
+        rows: columns image_id and, if the split is grouped, group_id.
+        size: height and width in pixels.
 
     Raises:
         ServiceError: none of the candidates can be used.
     """
     images = images_frame(rows.sparkSession, dataset, lambda n, _: max(1, min(n, TASKS)))
     candidates = in_turn(images.select("source", "label"), "source", CANDIDATES).select("source").collect()
-    # A list of names is a filter that Spark applies where it reads the table, before it moves any bytes.
+    # Spark pushes the filter on names down to the scan, before it reads any images.
     wanted = images.where(F.col("source").isin(*(row.source for row in candidates)))
     decoded = decoded_images(wanted, size, from_files=dataset.table is None)
     decoded = decoded.dropDuplicates(["image_id"]).persist()
@@ -50,24 +53,33 @@ def calibration_images(dataset: Dataset, split: Split, rows: DataFrame, size: tu
         decoded.unpersist()
     if not pixels:
         raise DataError(
-            f"none of the {CANDIDATES} images that were looked at can be used to calibrate 8-bit integers: expected at "
-            "least one that decodes and is not held out; train on more images, or without --int8"
+            f"none of {CANDIDATES} candidate images can be used to calibrate 8-bit integers: expected at least one "
+            f"that can "
+            "be decoded and is not held out; train on more images, or without --int8"
         )
     return np.stack(pixels).reshape(-1, *size, 3)
 
 
 def in_turn(rows: DataFrame, column: str, n: int) -> DataFrame:
-    """`n` of the rows (label, `column`, …): the first of every class by the hash of `column`, then the second, …"""
+    """Return `n` of the rows (label, `column`, …), round-robin over the classes in order of the hash of `column`.
+
+    Args:
+        rows: the rows.
+        column: a column that identifies a row.
+        n: number of rows to return.
+    """
     order = (F.xxhash64(column), F.col(column))
     turn = F.row_number().over(Window.partitionBy("label").orderBy(*order))
     return rows.withColumn("turn", turn).orderBy("turn", *order).limit(n).drop("turn")
 
 
 def decoded_images(images: DataFrame, size: tuple[int, int], *, from_files: bool) -> DataFrame:
-    """Rows (image_id, pixels: uint8 of height × width × 3) of those of `images` (source, content) that decode.
+    """Return rows (image_id, pixels: uint8 of height × width × 3) of the images that can be decoded.
 
     Args:
-        from_files: the image is in the file that `source` names, not in `content`.
+        images: columns source and content.
+        size: height and width in pixels.
+        from_files: whether to read the file `source` instead of `content`.
     """
 
     def decode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""A candidate for the champion's place: fitted and evaluated on stored features, compared, written as a bundle."""
+"""Candidates for the champion: fitted and evaluated on stored features, compared, and written as bundles."""
 
 import math
 import shutil
@@ -33,24 +33,24 @@ from models.objective import ACCURACY, Objective
 from models.paired import PairedCounts
 from models.scorer import Scorer, golden_arrays, load_engine, load_head
 from streaming.errors import DataError
-from streaming.images.exposure import salt_of
-from streaming.images.fitted_on import gather, unseen_by
+from streaming.images.membership import salt_of
+from streaming.images.membership_spark import gather, unseen_by
 from streaming.images.split import Split, check_sides
 from streaming.registry import Registry
 from streaming.training.choose_threshold import with_threshold
+from streaming.training.drift_reference import drift_reference
 from streaming.training.evaluate import Evaluation, evaluate
 from streaming.training.fit import Fitted, fit
 from streaming.training.fit_options import FitOptions
 from streaming.training.gate import Paired, pair
-from streaming.training.reference import drift_reference
 
 LIBRARIES = ("ai-edge-litert", "keras", "numpy", "onnxruntime", "pyspark", "scipy", "tensorflow")
-METRIC_DIGITS = 9  # sums of floats may differ in their last bits with the order of the rows
+METRIC_DIGITS = 9  # the last bits of floating-point sums may depend on the order of the rows
 
 
 @dataclass(frozen=True)
 class BackboneParts:
-    """What a new bundle takes over as it is: the backbone, and images to make golden predictions of."""
+    """The backbone of a new bundle, and the images for its golden predictions."""
 
     entry: BackboneEntry
     files: Mapping[str, Path]
@@ -58,33 +58,39 @@ class BackboneParts:
 
     @classmethod
     def of(cls, exported: ExportedBackbone, golden: Sequence[bytes], engine: EngineName = "litert") -> Self:
-        """An export, to be run by `engine`."""
+        """Return the parts of an exported backbone that `engine` runs.
+
+        Args:
+            exported: the exported backbone.
+            golden: images for the golden predictions.
+            engine: engine that runs the backbone in the stream.
+        """
         files = {FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights}
         return cls(BackboneEntry.of(exported, engine=engine), files, golden)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted model, and how it does on the images that were held out."""
+    """A fitted model and its evaluation on held-out images."""
 
     fitted: Fitted
     evaluation: Evaluation
     split: Split
-    record: Mapping[str, str | int | float]  # the settings that it was fitted with
-    training: DataFrame  # image_id, known_as, label, features, group_id if grouped; without altered copies
-    holdout: DataFrame  # likewise
-    backbone: BloomFilter | None = None  # what its backbone was trained on, if another version brought it
-    warnings: Sequence[str] = ()  # what to know of how the classes are divided
+    record: Mapping[str, str | int | float]  # settings for the manifest
+    training: DataFrame  # image_id, known_as, label, features, group_id if grouped; without augmented copies
+    holdout: DataFrame  # the same columns
+    backbone: BloomFilter | None = None  # training images of its backbone, if an earlier version trained it
+    warnings: Sequence[str] = ()  # about the classes on each side of the split
 
     def metrics(self) -> dict[str, float]:
-        """The finite ones of its figures."""
+        """Return the finite metrics."""
         found = self.evaluation.as_metrics()
         return {name: round(value, METRIC_DIGITS) for name, value in found.items() if math.isfinite(value)}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The champion beside a candidate, on images that neither was fitted on."""
+    """A comparison of a candidate with the champion on images on which neither was fitted."""
 
     paired: Paired
     champion: Evaluation
@@ -98,13 +104,13 @@ def make_candidate(rows: DataFrame, options: FitOptions, backbone: BloomFilter |
     """Split, fit and evaluate.
 
     Args:
-        rows: image_id, known_as, label, features, group_id where the options group images, and augmentation where there
-            are altered copies, on which is fitted but not evaluated; persisted, and in the order of
-            `streaming.training.fit.in_order`.
-        backbone: the images that the backbone was trained on, if it was in this home: they judge nobody.
+        rows: columns image_id, known_as, label, features, group_id if grouped, and augmentation with augmented copies,
+            which are used for fitting only; persisted and in the order of `streaming.training.fit.in_order`.
+        options: the fitting options.
+        backbone: images on which the backbone was trained, which are excluded from the evaluation.
 
     Raises:
-        ServiceError: fewer than two classes, or nothing to hold out.
+        ServiceError: there are fewer than two classes or no held-out images.
     """
     images = rows.where("augmentation IS NULL") if "augmentation" in rows.columns else rows
     split = Split(options.seed, options.holdout, options.group_by)
@@ -123,16 +129,18 @@ def judge(
     backbone: BloomFilter | None = None,
     warnings: Sequence[str] = (),
 ) -> Candidate:
-    """Evaluate what was fitted on one side of a split by the other.
+    """Evaluate a fitted model on the held-out side of a split.
 
     Args:
-        images: image_id, known_as, label, features, of both sides, and group_id where the split groups images.
-        record: the settings that it was fitted with.
-        backbone: as for `make_candidate`.
-        warnings: of the split.
+        fitted: the model.
+        split: the split.
+        images: columns image_id, known_as, label, features and, if grouped, group_id, of both sides.
+        record: settings for the manifest.
+        backbone: images on which the backbone was trained, which are excluded from the evaluation.
+        warnings: warnings about the split.
 
     Raises:
-        ServiceError: nothing is held out, or the backbone was trained on all of it.
+        ServiceError: there are no held-out images, or the backbone was trained on all of them.
     """
     training, holdout = split.sides(images)
     if backbone is not None:
@@ -140,8 +148,8 @@ def judge(
     evaluation = evaluate(holdout, fitted.head)
     if not evaluation.rows:
         raise DataError(
-            "no image is left to judge by: "
-            + ("none fell into the holdout" if backbone is None else "the backbone was trained on all that is held out")
+            "no image is left for the evaluation: "
+            + ("none is held out" if backbone is None else "the backbone was trained on all held-out images")
             + "; add images, or give another --holdout or --seed"
         )
     return Candidate(fitted, evaluation, split, record, training, holdout, backbone, warnings)
@@ -154,11 +162,14 @@ def compare(
     seen: FittedOn,
     objective: Objective = ACCURACY,
 ) -> Comparison:
-    """The answers of both to the candidate's holdout, without images that the champion was fitted on.
+    """Compare both on the candidate's held-out images, without those on which the champion was fitted.
 
     Args:
-        champion_rows: image_id, known_as, label, features, of the champion's backbone, and group_id if grouped.
-        seen: what the champion was fitted on.
+        candidate: the candidate.
+        champion: the champion's bundle.
+        champion_rows: columns image_id, known_as, label, features of the champion's backbone, group_id if grouped.
+        seen: images on which the champion was fitted.
+        objective: the objective.
     """
     head = load_head(champion)
     ids = candidate.holdout.select("image_id")
@@ -174,13 +185,16 @@ def compare(
 def register(
     registry: Registry, candidate: Candidate, parts: BackboneParts, more: Mapping[str, float]
 ) -> tuple[int, str]:
-    """Make the candidate a version of the registry, or find the version that is the same to the last bit.
+    """Register the candidate, or find the version with the identical bundle.
 
     Args:
-        more: figures to keep in the manifest beside the candidate's own.
+        registry: the registry.
+        candidate: the candidate.
+        parts: the backbone and golden images.
+        more: further metrics for the manifest.
 
     Returns:
-        (version, SHA-256 of the bundle).
+        The version and the SHA-256 of its bundle.
     """
     with TemporaryDirectory(prefix="imagestream-") as scratch:
         written = Path(scratch) / "bundle"
@@ -202,7 +216,18 @@ def write_model(
     drift: DriftReference | None = None,
     seen: FittedOn | None = None,
 ) -> str:
-    """Write a fitted model as a bundle into `directory`, which must not exist; returns its SHA-256."""
+    """Write a fitted model as a bundle and return its SHA-256.
+
+    Args:
+        directory: the folder to write, which must not exist.
+        fitted: the model.
+        parts: the backbone and golden images.
+        data: facts about the training data.
+        metrics: metrics for the manifest.
+        record: settings for the manifest.
+        drift: the drift reference.
+        seen: images on which the model was fitted.
+    """
     head, entry = fitted.head, parts.entry
     projection, classifier = head.projection, head.classifier
     manifest = Manifest(

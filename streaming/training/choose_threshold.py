@@ -1,8 +1,10 @@
-"""The threshold of a model of two classes, found on images that the model which scores them was not fitted on.
+"""The decision threshold of a two-class model, selected by cross-fitting.
 
-The images to report on must not choose it, either. So the training images are parted into folds; each fold is scored
-by a classifier that was fitted on the others, and the threshold that is best for all these scores together is that of
-the classifier which is fitted on all. The projection, which never sees a label, is that of the final model.
+The threshold must be selected neither on images on which the classifier was fitted nor on held-out images. The training
+images are divided into folds; each fold is scored by a classifier fitted on the other folds, and the threshold that is
+best for all these scores is used with the classifier fitted on all images. The projection, which does not use labels,
+is
+that of the final model.
 """
 
 from dataclasses import replace
@@ -22,14 +24,16 @@ FOLDS = 3
 
 
 def with_threshold(fitted: Fitted, training: DataFrame, options: FitOptions) -> Fitted:
-    """The same model with the threshold that the options ask for; as it is, if they ask for none.
+    """Return the model with the threshold selected as the options request; unchanged if they request none.
 
     Args:
-        training: what it was fitted on: image_id, label, features, and augmentation where there are altered copies, on
-            which is fitted but which do not choose.
+        fitted: the model.
+        training: the rows on which it was fitted: columns image_id, label, features and, with augmented copies,
+            augmentation; copies are not used for the selection.
+        options: the fitting options.
 
     Raises:
-        ServiceError: other than two classes, or too few images of one.
+        ServiceError: there are not exactly two classes, or too few images of one.
     """
     if options.threshold is None:
         return fitted
@@ -39,27 +43,31 @@ def with_threshold(fitted: Fitted, training: DataFrame, options: FitOptions) -> 
 
 
 def aim_for(wanted: str, n_classes: int) -> ThresholdAim:
-    """What a threshold is asked to be.
+    """Parse a requested threshold.
 
     Raises:
         ModelError: see `parse_threshold`.
-        ServiceError: other than two classes.
+        ServiceError: there are not exactly two classes.
     """
     if n_classes != 2:  # noqa: PLR2004
         raise ConfigurationError(
-            f"a threshold is for two classes, there are {n_classes}; leave out --threshold, or give --threshold none "
-            "where it would be the champion's"
+            f"a threshold requires two classes, got {n_classes}: omit --threshold, or give --threshold none to "
+            f"override the "
+            "champion's"
         )
     return parse_threshold(wanted)
 
 
 def tuned_threshold(rows: DataFrame, head: Head, aim: ThresholdAim) -> float:
-    """The threshold that is best on rows (label, features) for a head that was not fitted on them.
+    """Select the best threshold on rows that the head was not fitted on; only counts of scores reach the driver.
 
-    Only counts of scores reach the driver.
+    Args:
+        rows: columns label and features.
+        head: the head.
+        aim: the criterion.
 
     Raises:
-        ModelError: the head has other than two classes, or the rows are of one class only.
+        ModelError: the head does not have two classes, or the rows have only one class.
     """
     scores = evaluate(rows, head).scores
     return best_threshold(scores if scores is not None else ScoreHistogram(len(head.classes)), aim)
@@ -80,19 +88,19 @@ def _cross_fitted(head: Head, training: DataFrame, options: FitOptions, aim: Thr
 
 
 def _fold(rows: DataFrame, seed: int) -> Column:
-    """Which fold a row is in; images of a group are in the same one."""
+    """Return a column: the fold of a row; images of a group are in the same fold."""
     unit = "group_id" if "group_id" in rows.columns else "image_id"
     return F.pmod(F.xxhash64(unit, F.lit("fold"), F.lit(seed)), F.lit(FOLDS))
 
 
 def _check_folds(images: DataFrame, fold: Column, classes: tuple[str, ...]) -> None:
-    """Each class must be in two folds or more, so that none is fitted without it."""
+    """Check that each class is in at least two folds, so that every classifier is fitted on it."""
     rows = images.groupBy("label").agg(F.count_distinct(fold).alias("folds"), F.count("*").alias("images")).collect()
     folds, counts = {row.label: row.folds for row in rows}, {row.label: row.images for row in rows}
     if few := [name for name in classes if folds.get(name, 0) < 2]:  # noqa: PLR2004
         found = ", ".join(f"{counts.get(name, 0):,} of {name!r}" for name in classes)
         raise DataError(
-            f"too few training images of {few[0]!r} to find the best threshold: expected some in at least 2 of "
-            f"{FOLDS} folds, got {found}, those of {few[0]!r} in {folds.get(few[0], 0)}; add images of it, give "
-            "another --seed, or a threshold, such as --threshold 0.5"
+            f"too few training images of {few[0]!r} to select a threshold: expected some in at least 2 of "
+            f"{FOLDS} folds, got {found}, those of {few[0]!r} in {folds.get(few[0], 0)}; add images of this class, or "
+            "give another --seed or a fixed threshold such as --threshold 0.5"
         )

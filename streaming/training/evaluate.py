@@ -1,4 +1,4 @@
-"""What a model is worth: added up on the workers by the same NumPy code that the stream runs, merged on the driver."""
+"""Evaluation of a model on the workers, by the same NumPy code that the stream runs; merged on the driver."""
 
 from collections.abc import Iterable, Iterator
 
@@ -19,13 +19,13 @@ from streaming.storage.files import as_matrix
 __all__ = ["Evaluation", "evaluate", "most_confident_mistakes", "predict", "sample_predictions"]
 
 SUMS_DDL = "sums binary"
-SUMS_ON_DRIVER = 8  # at a time, of some hundred KB for ten classes
+SUMS_ON_DRIVER = 8  # maximum number of sums collected, of some hundred KB for ten classes
 
 
 def evaluate(rows: DataFrame, head: Head) -> Evaluation:
-    """Score rows (label, features) by the same NumPy code that the stream runs, and count.
+    """Evaluate a head on rows (label, features).
 
-    A row whose label the model does not know counts as an error, with the least probability there is.
+    A row whose label is not a class of the model counts as an error with the smallest probability.
     """
     unknown = {row.label for row in rows.select("label").distinct().collect()} - set(head.classes)
     classes, n_outputs = (*head.classes, *sorted(unknown)), len(head.classes)
@@ -49,11 +49,13 @@ def evaluate(rows: DataFrame, head: Head) -> Evaluation:
 
 
 def predict(rows: DataFrame, head: Head, *, floor: float | None = None) -> DataFrame:
-    """The answer to each of the rows (features, and any others, which are kept): predicted, confidence (0..1).
+    """Add the predicted class and its confidence (0 to 1) to rows.
 
     Args:
-        floor: with the loss, too, for rows with a label: the negative log of the label's probability, of this at least,
-            in nats and whole multiples of 2⁻²⁴. A label that the model does not know has this probability.
+        rows: column features, which is dropped; other columns are kept.
+        head: the head.
+        floor: also add the column loss: the negative log-likelihood of the label in nats, as a multiple of 2⁻²⁴.
+            Smaller probabilities, and those of labels that are not classes of the model, are replaced by `floor`.
     """
     kept = [field for field in rows.schema.fields if field.name != "features"]
     names = [field.name for field in kept]
@@ -78,14 +80,27 @@ def predict(rows: DataFrame, head: Head, *, floor: float | None = None) -> DataF
 
 
 def sample_predictions(rows: DataFrame, head: Head, n: int, seed: int = 0) -> pa.Table:
-    """`n` of the rows (image_id, label, features, …), picked by a hash, with the model's answers to them."""
+    """Return predictions for a random sample of rows.
+
+    Args:
+        rows: columns image_id, label, features, …
+        head: the head.
+        n: number of rows.
+        seed: random seed.
+    """
     order = (F.xxhash64("image_id", F.lit(seed)), "image_id")
-    picked = predict(rows.orderBy(*order).limit(n), head)  # each partition gives its first n, and no more
+    picked = predict(rows.orderBy(*order).limit(n), head)  # only n rows per partition are sorted globally
     return picked.orderBy(*order).toArrow()
 
 
 def most_confident_mistakes(rows: DataFrame, head: Head, n: int) -> pa.Table:
-    """The `n` wrong answers to rows (image_id, label, features, …) that the model was most sure of, surest first."""
+    """Return the `n` wrong predictions for rows (image_id, label, features, …) with the highest confidence.
+
+    Args:
+        rows: the rows.
+        head: the head.
+        n: maximum number of predictions.
+    """
     wrong = predict(rows, head).where(F.col("predicted") != F.col("label"))
     return wrong.orderBy(F.desc("confidence"), "image_id").limit(n).toArrow()
 
@@ -101,7 +116,7 @@ def _merged(batches: Iterable[pa.RecordBatch], classes: tuple[str, ...], n_outpu
 def _losses(
     probabilities: NDArray[np.float32], labels: pa.Array, classes: tuple[str, ...], floor: float
 ) -> NDArray[np.float64]:
-    """(N, C) probabilities → (N) nats."""
+    """Return the losses (N,) in nats of probabilities (N, C)."""
     truth = pc.index_in(labels, pa.array(classes)).fill_null(-1).to_numpy()
     of_true = np.where(truth < 0, 0.0, probabilities[np.arange(len(truth)), truth].astype(np.float64))
     return np.asarray(np.rint(-np.log(np.maximum(of_true, floor)) / UNIT) * UNIT)

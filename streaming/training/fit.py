@@ -1,11 +1,13 @@
-"""Fitting on Spark: features with labels in, a projection and a classifier out.
+"""Fitting a projection and a classifier on Spark, from labelled features.
 
-Data stays in the partitions. What reaches the driver is of the size of the model: sums for PCA, coefficients, weights.
+Data stays in the partitions; only data of the size of the model reaches the driver: sums for PCA, coefficients,
+weights.
 
-A floating-point sum depends on its order, so the same rows give the same model only if they are added up in the same
-order. `in_order` sees to that for the features, and `_projected` for the classifier, whatever files and partitions the
-rows came from. Spark ML adds up gradients by `treeAggregate`, in the order in which tasks end; it is the same in any
-order where two sums are left at its last level, as `_classifier_partitions` arranges.
+Floating-point sums depend on their order, so the same rows give the same model only if they are added in the same
+order.
+`in_order` ensures that for the features and `_projected` for the classifier, regardless of the input files and
+partitions. Spark ML adds gradients with `treeAggregate` in the order in which tasks finish; with two sums at its last
+level, as `_classifier_partitions` arranges, the order does not matter.
 """
 
 import hashlib
@@ -31,8 +33,8 @@ from models.randomized_pca import fit_randomized_pca
 from models.scorer import Head
 from streaming.errors import DataError, reported
 from streaming.storage.files import as_matrix, list_array
+from streaming.training.accumulators import gram_sums, range_sketch
 from streaming.training.fit_options import FitOptions
-from streaming.training.sums import gram_sums, range_sketch
 
 __all__ = [
     "FitOptions",
@@ -46,14 +48,14 @@ __all__ = [
 ]
 
 BYTES_PER_PARTITION = 16 * 1024**2  # of features
-CACHED_BYTES = 8 * 1024**2  # of rows that Spark puts into one batch of its cache; its default is 10,000 rows
-FEW_BYTES = 128 * 1024**2  # of projected features that two partitions can hold
-SKETCHED_COMPONENTS = 256  # what a randomized PCA looks for where only a share of the variance is asked for
+CACHED_BYTES = 8 * 1024**2  # size of a batch of Spark's cache, whose default is 10,000 rows
+FEW_BYTES = 128 * 1024**2  # maximum size of projected features in two partitions
+SKETCHED_COMPONENTS = 256  # components of a randomized PCA if their number is not given
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted projection and classifier, and what they were fitted on."""
+    """A fitted projection and classifier, and the number and fingerprint of the rows they were fitted on."""
 
     head: Head
     rows: int
@@ -64,12 +66,13 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
     """Fit the projection, then the classifier on the projected rows.
 
     Args:
-        training: columns image_id, label, features (array<float>); persisted by the caller, and `in_order` if the same
-            rows shall give the same model.
+        training: columns image_id, label, features (array<float>); persisted by the caller, and in the order of
+            `in_order` for a reproducible model.
+        options: the fitting options.
 
     Raises:
-        ServiceError: fewer than two classes.
-        ModelError: features that are not finite or do not vary, or that this projection does not suit.
+        ServiceError: there are fewer than two classes.
+        ModelError: the features are not finite, are constant, or do not suit the projection.
     """
     n, fingerprint = fingerprint_of(training)
     classes = tuple(sorted(row.label for row in training.select("label").distinct().collect()))
@@ -81,17 +84,17 @@ def fit(training: DataFrame, options: FitOptions) -> Fitted:
 
 
 def fingerprint_of(rows: DataFrame) -> tuple[int, str]:
-    """(how many rows, a hash of the images and labels in them, in any order)."""
+    """Return the number of rows and a hash of their images and labels, independent of their order."""
     n, mixed = rows.agg(F.count(F.lit(1)), F.bit_xor(F.xxhash64("image_id", "label"))).collect()[0]
     return n, hashlib.sha256(f"{n}:{mixed}".encode()).hexdigest()
 
 
 def in_order(rows: DataFrame, n_features: int) -> DataFrame:
-    """The same rows in partitions, and in an order within them, that depend on nothing but the rows.
+    """Return the rows partitioned and sorted in a way that depends only on the rows.
 
     Args:
-        rows: columns image_id and features, `n_features` wide; where an image_id comes more than once, a column
-            augmentation tells the rows apart.
+        rows: columns image_id, features and, if an image_id is not unique, augmentation.
+        n_features: width of the features.
     """
     row_bytes = 4 * n_features
     partitions = max(2, math.ceil(rows.count() * row_bytes / BYTES_PER_PARTITION))
@@ -101,7 +104,13 @@ def in_order(rows: DataFrame, n_features: int) -> DataFrame:
 
 
 def fit_projection(training: DataFrame, n: int, options: FitOptions) -> Projection:
-    """The projection that the options ask for, from one pass over the `n` rows, or from none."""
+    """Fit the projection in at most one pass over the rows.
+
+    Args:
+        training: column features (array<float>).
+        n: number of rows.
+        options: the fitting options.
+    """
     first = training.select(F.size("features")).first()
     width = int(first[0]) if first else 0
     k = options.n_components
@@ -110,7 +119,7 @@ def fit_projection(training: DataFrame, n: int, options: FitOptions) -> Projecti
             check_pca_memory(width)
             return fit_pca(gram_sums(training), options.explained_variance, k)
         case "randomized_pca":
-            # Twice the components, and some more, as Tropp et al. advise; no more than the rank there can be.
+            # Twice the components plus 10, as Tropp et al. recommend, up to the maximum rank.
             size = max(1, min(2 * (k or SKETCHED_COMPONENTS) + 10, width, n - 1))
             check_pca_memory(width, size)
             return fit_randomized_pca(range_sketch(training, size, options.seed), options.explained_variance, k)
@@ -123,7 +132,15 @@ def fit_projection(training: DataFrame, n: int, options: FitOptions) -> Projecti
 def fit_classifier(
     training: DataFrame, n: int, classes: tuple[str, ...], projection: Projection, options: FitOptions
 ) -> Classifier:
-    """The classifier that the options ask for, by Spark ML, distributed, on the projected features of the `n` rows."""
+    """Fit the classifier on the projected features with Spark ML.
+
+    Args:
+        training: columns image_id, label, features (array<float>).
+        n: number of rows.
+        classes: class names in the order of the outputs.
+        projection: the fitted projection.
+        options: the fitting options.
+    """
     _cache_in_batches_of(training, 8 * projection.n_out)
     rows = _projected(training, n, projection, classes).persist()
     try:
@@ -146,9 +163,9 @@ def _fit_logistic_regression(rows: DataFrame, options: FitOptions) -> LogisticRe
 
 
 def _fit_mlp(rows: DataFrame, layers: tuple[int, ...], options: FitOptions) -> MLP:
-    """The MLP of Spark ML, which learns from standardised features and would get lost in others.
+    """Fit Spark ML's MLP on standardised features, without which it converges poorly.
 
-    The scaling x → (x − m) / s goes into the first layer: (x − m) / s · W + b = x · (W / s) + (b − m / s · W).
+    The scaling x → (x − m) / s is folded into the first layer: (x − m) / s · W + b = x · (W / s) + (b − m / s · W).
     """
     scaler = StandardScaler(inputCol="features", outputCol="scaled", withMean=True, withStd=True).fit(rows)
     scaled = scaler.transform(rows).select(F.col("scaled").alias("features"), "label").persist()
@@ -161,14 +178,16 @@ def _fit_mlp(rows: DataFrame, layers: tuple[int, ...], options: FitOptions) -> M
         scaled.unpersist()
     mlp = mlp_from_spark(layers, weights)
     spread = scaler.std.toArray()
-    scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)  # a constant feature says nothing
+    scale = np.divide(
+        1.0, spread, out=np.zeros_like(spread), where=spread > 0
+    )  # a constant feature carries no information
     first = mlp.weights[0] * scale[:, None]
     bias = mlp.biases[0] - scaler.mean.toArray() @ first
     return MLP((first, *mlp.weights[1:]), (bias, *mlp.biases[1:]))
 
 
 def _projected(rows: DataFrame, n: int, projection: Projection, classes: tuple[str, ...]) -> DataFrame:
-    """Rows (image_id, label, features) as (label: index in `classes`, features: vector), in order of the id."""
+    """Return rows (label: index in `classes`, features: vector) sorted by image_id."""
 
     def project(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -188,21 +207,21 @@ def _projected(rows: DataFrame, n: int, projection: Projection, classes: tuple[s
 
 
 def _classifier_partitions(projected_bytes: int) -> int:
-    """Two partitions, or eight, which `treeAggregate` (of depth 2) makes two of before the last sum: a + b is b + a.
+    """Return two partitions, or eight, which `treeAggregate` (of depth 2) reduces to two: addition is commutative.
 
-    Spark's RDD.treeAggregate takes scale = ceil(sqrt(8)) = 3, and so 8 // 3 = 2 partitions at its second level.
+    Spark's RDD.treeAggregate uses scale = ceil(sqrt(8)) = 3, and hence 8 // 3 = 2 partitions at its second level.
     """
     return 2 if projected_bytes <= FEW_BYTES else 8
 
 
 def _cache_in_batches_of(rows: DataFrame, row_bytes: int) -> None:
-    """Have Spark cache rows this wide in batches that its memory bears: 10,000 of them may be gigabytes."""
+    """Limit the size of the batches in Spark's cache: 10,000 wide rows, the default, may be gigabytes."""
     batch = str(max(1, min(10_000, CACHED_BYTES // max(1, row_bytes))))
     rows.sparkSession.conf.set("spark.sql.inMemoryColumnarStorage.batchSize", batch)
 
 
 def variance_kept(projection: Projection) -> float | None:
-    """The share of the variance that a PCA keeps; None for another projection."""
+    """Return the fraction of the variance that a PCA explains; None for other projections."""
     if not isinstance(projection, PCA):
         return None
     return float(projection.explained_variance_ratio[: projection.n_out].sum())

@@ -1,6 +1,6 @@
-"""How to fit, and what the result must show: every setting, its default and its limits, in one place.
+"""The options of fitting and of the gate with their defaults and limits.
 
-Apart from the fit and the gate themselves so that the command line, which shows the defaults, need not import Spark.
+A separate module so that the command line can show the defaults without importing Spark.
 """
 
 import math
@@ -14,32 +14,34 @@ from streaming.errors import UsageError
 ProjectionKind = Literal["pca", "random", "randomized_pca", "none"]
 ClassifierKind = Literal["logistic_regression", "mlp"]
 MAX_HIDDEN_LAYERS = 16
-NO_THRESHOLD = "none"  # in place of a threshold: the more probable class, whatever the champion has
+NO_THRESHOLD = "none"  # predict the more probable class even if the champion has a threshold
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How to fit.
+    """Options of fitting.
 
     Attributes:
-        projection: `pca` is exact, `randomized_pca` for features too wide for it, `random` for the widest.
-        explained_variance: PCA keeps the fewest components that explain this share of the variance.
-        n_components: keep so many instead; also for the random projection, in place of `eps`.
-        eps: a random projection keeps squared distances within 1 ± eps, which asks for more columns the more rows
-            there are (Johnson and Lindenstrauss).
-        layers: the widths of the MLP's hidden layers; none make it a plain softmax.
-        reg_param, elastic_net: strength of logistic regression's penalty, and its part that is the lasso's.
-        block_size: rows that the MLP multiplies at a time.
-        threshold: of two classes, the probability from which on the second one (in order of their names) is answered:
-            a number, or `f1` or `cost:FP:FN` for the one that is best in that; see `models.threshold`. None for the
-            more probable class.
-        metric: what the model is run for, by which the gate compares it with the champion: `accuracy`, `cost:FP:FN` (or
-            `cost`, with a threshold by costs), `f1`, `macro_f1` or `log_loss`; see `models.objective`. None for what
-            the threshold optimises, else what the champion is run for, else accuracy.
-        holdout: the share of the images, by hash of their content, that is held out to judge the model by.
-        group_by: images of one group are on one side of the split: `source`, `key`, or a regular expression whose group
-            is taken from the source; `none`, or None for the champion's. See `streaming.images.groups`.
-        seed: of the split, the projections and the MLP's first weights.
+        projection: `pca` (exact), `randomized_pca` for wider features, `random` for the widest, or `none`.
+        explained_variance: PCA keeps the fewest components that explain this fraction of the variance.
+        n_components: number of components; overrides `explained_variance` and `eps`.
+        eps: a random projection preserves squared distances within a factor of 1 ± eps; the number of columns grows
+            with the number of rows (Johnson and Lindenstrauss).
+        classifier: `logistic_regression` or `mlp`.
+        layers: widths of the MLP's hidden layers; without any it is a softmax regression.
+        max_iter: maximum number of iterations of the classifier.
+        reg_param, elastic_net: strength of logistic regression's penalty, and its L1 fraction.
+        block_size: number of rows per matrix multiplication of the MLP.
+        threshold: probability from which the second of two classes (in order of their names) is predicted: a number,
+            or `f1` or `cost:FP:FN` for the best value by that criterion; see `models.threshold`. None for the more
+            probable class.
+        metric: metric by which the gate compares the model with the champion: `accuracy`, `cost:FP:FN` (or `cost`,
+            with a threshold by costs), `f1`, `macro_f1` or `log_loss`; see `models.objective`. None for the metric
+            that the threshold optimises, else the champion's, else accuracy.
+        holdout: fraction of the images, by hash of their content, held out for evaluation.
+        group_by: grouping of the split: `source`, `key`, or a regular expression whose group is taken from the source;
+            `none` for no grouping, None for the champion's. See `streaming.images.groups`.
+        seed: random seed of the split, the projections and the MLP's initial weights.
     """
 
     projection: ProjectionKind = "pca"
@@ -80,7 +82,7 @@ class FitOptions:
                 raise UsageError(f"{name.replace('_', ' ')} should be {wanted}, got {getattr(self, name)!r}")
 
     def as_record(self) -> dict[str, str | int | float]:
-        """What a manifest keeps of them: the settings that have a value, each as one."""
+        """Return the options that are set, as scalars for a manifest."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         values["layers"] = ",".join(map(str, self.layers))
         return {name: value for name, value in values.items() if value is not None}
@@ -88,15 +90,14 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class GateOptions:
-    """What a candidate must show.
+    """Options of the gate.
 
     Attributes:
-        margin: by how much it must be better in the objective: accuracy and F1 as a share of 1, cost per image, log
-            loss in nats. A negative margin asks that it be no worse by more than that: for handing over to a model that
-            was fitted on more, or newer, images.
-        confidence: that a champion is not replaced by a candidate that does not pass the margin, however many
-            candidates are compared with it; see `streaming.training.gate.confidence_of_look`.
-        promote: whether a candidate that passes becomes the champion; without it, it is registered only.
+        margin: gain in the objective that a candidate must exceed: accuracy and F1 as fractions, cost per image, log
+            loss in nats. A negative margin tolerates that loss, to switch to a model fitted on more or newer images.
+        confidence: confidence that no candidate below the margin replaces the champion, over all comparisons with it;
+            see `streaming.training.gate.confidence_of_look`.
+        promote: whether a candidate that passes is promoted, or only registered.
     """
 
     margin: float = 0.0
@@ -105,9 +106,9 @@ class GateOptions:
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.margin):
-            raise UsageError(f"the margin is a number such as 0.01, got {self.margin}")
+            raise UsageError(f"margin should be a finite number such as 0.01, got {self.margin}")
         if not 0.5 <= self.confidence < 1:  # noqa: PLR2004
-            raise UsageError(f"the confidence is at least 0.5 and below 1, got {self.confidence}")
+            raise UsageError(f"confidence should be at least 0.5 and below 1, got {self.confidence}")
 
 
 _LAYERS = f"at most {MAX_HIDDEN_LAYERS} widths of 1 or more"

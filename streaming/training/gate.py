@@ -1,10 +1,10 @@
-"""The gate: whether a candidate takes the champion's place, by the answers of both to the same images.
+"""The gate: decides whether a candidate replaces the champion, by their predictions for the same images.
 
-They are compared by the objective that the model is run for (`models.objective`). The answers are counted on the
-workers; the driver gets counts of differences, or for F1 of (truth, answer, answer), and `models.paired` says what the
-gain is above. docs/statistics.md states the procedure, its assumptions and its error rates.
+They are compared by an objective (`models.objective`). Workers count the predictions; the driver receives counts of
+differences, or for F1 of (truth, prediction, prediction), from which `models.paired` computes a lower bound of the
+gain. docs/statistics.md describes the procedure, its assumptions and its error rates.
 
-Every look at a holdout is a chance to err, so the looks share the error that `GateOptions.confidence` leaves.
+Every comparison on a holdout may err, so all comparisons share the error rate 1 − `GateOptions.confidence`.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ from streaming.training.fit_options import GateOptions
 
 __all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "refuse_costly_int8"]
 
-MAX_INT8_COST = 0.01  # of accuracy
-MAX_F1_IMAGES = 2**18  # compared by F1, so that no more kinds of answers than that reach the driver
-# Of the differences in log loss: each bin keeps its mean, so that only spreads below 9 % are lost.
+MAX_INT8_COST = 0.01  # loss of accuracy
+MAX_F1_IMAGES = 2**18  # maximum number of images compared by F1, which bounds the rows on the driver
+# Bins of differences in log loss: each keeps its mean, so only variation below 9% is lost.
 BINS_PER_DOUBLING = 8
-MANY_LOOKS = 5  # from which on the verdict says how to get a fresh holdout
+MANY_LOOKS = 5  # number of comparisons from which the verdict recommends a new holdout
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same images: who was right, and the gain in the objective."""
+    """A paired comparison of two models: counts of correct predictions, and the gain in the objective."""
 
     objective: Objective
     counts: PairedCounts
@@ -43,14 +43,16 @@ class Paired:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says.
+    """The decision of the gate.
 
     Attributes:
-        paired: what was compared; None if nothing was.
-        low: what the candidate's gain is above with `confidence`.
-        confidence: of this look; see `confidence_of_look`.
-        look: how many candidates this holdout has judged against this champion, this one included.
-        needed: about how many images like these would show the gain; None if it is shown, or no number would.
+        promote: whether the candidate replaces the champion.
+        why: the reason, in words.
+        paired: the comparison; None if there was none.
+        low: lower bound of the candidate's gain with `confidence`.
+        confidence: confidence of this comparison; see `confidence_of_look`.
+        look: number of candidates compared with this champion on this holdout, including this one.
+        needed: approximate number of images that would show the gain; None if it is shown or no number would.
     """
 
     promote: bool
@@ -69,13 +71,17 @@ def pair(
     champion_rows: DataFrame,
     objective: Objective = ACCURACY,
 ) -> Paired:
-    """Count, on the workers, the answers of two models where both have rows (image_id, label, features).
+    """Compare the predictions of two models on the images that both have rows of (image_id, label, features).
 
-    The rows of the two differ in their features where the models have different backbones. The label is that of the
-    candidate's.
+    Args:
+        candidate: the candidate's head.
+        candidate_rows: features of the candidate's backbone; their labels are used.
+        champion: the champion's head.
+        champion_rows: features of the champion's backbone.
+        objective: the objective.
 
     Raises:
-        ModelError: the objective is for two classes, and the candidate has others.
+        ModelError: the objective requires two classes and the candidate does not have two.
     """
     objective.check_classes(len(candidate.classes))
     by_loss = objective.metric == "log_loss"
@@ -96,40 +102,46 @@ def pair(
 
 
 def confidence_of_look(confidence: float, look: int) -> float:
-    """With which confidence the look number `look` (from 1) at a holdout is judged.
+    """Return the confidence required of comparison number `look` (from 1) on a holdout.
 
-    It may err with (1 − confidence) / (look · (look + 1)), so that all looks together err with at most 1 − confidence,
-    however many there are: alpha spending, started again with each promotion (Javanmard and Montanari 2018, "Online
+    Its error rate is (1 − confidence) / (look · (look + 1)), so that any number of comparisons together has an error
+    rate of at most 1 − confidence: alpha spending, restarted at each promotion (Javanmard and Montanari 2018, "Online
     Rules for Control of False Discovery Rate and False Discovery Exceedance", Annals of Statistics 46).
     """
     return 1 - (1 - confidence) / (look * (look + 1))
 
 
 def looks_at(registry: Registry, champion: int, seed: int) -> int:
-    """How many candidates the holdout of this seed has judged against the champion so far.
+    """Return the number of candidates compared with the champion on the holdout of this seed so far.
 
-    Those are the versions that were registered after it with the same seed. A dry run registers nothing.
+    These are the versions registered after it with the same seed; dry runs do not count.
+
+    Args:
+        registry: the registry.
+        champion: version of the champion.
+        seed: seed of the split.
     """
 
     def was_judged(version: int) -> bool:
         try:
             return registry.manifest(version).training_data.seed == seed
-        except ModelError:  # damaged: it may have been
+        except ModelError:  # damaged: assume that it was
             return True
 
     return sum(was_judged(version) for version in registry.numbers() if version > champion)
 
 
 def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
-    """Promote a candidate whose gain is shown to be above the margin.
+    """Promote a candidate whose gain is significantly above the margin.
 
     Args:
-        paired: on a holdout on which neither model was fitted.
-        look: how many candidates were judged on it, this one included.
+        paired: comparison on a holdout on which neither model was fitted.
+        options: margin and confidence.
+        look: number of candidates compared on the holdout, including this one.
     """
     gain, counts, objective, margin = paired.gain, paired.counts, paired.objective, options.margin
     if not gain.rows:
-        return Verdict(False, "not one held-out image has features for both backbones, so nothing was compared")
+        return Verdict(False, "no held-out image has features of both backbones, so nothing was compared")
     confidence = confidence_of_look(options.confidence, look)
     promote = gain.doubt(margin, 1 - confidence) < 1 - confidence
     low = gain.lower_bound(confidence)
@@ -139,8 +151,9 @@ def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
     else:
         verdict = ("is" if promote else "is not shown to be") + f" better by more than {margin:.4f}"
     why = (
-        f"gain in {objective.name} {gain.value:+.4f} on the same {gain.rows:,} images ({counts.only_candidate:,} right "
-        f"by the candidate only, {counts.only_champion:,} by the champion only), above {low:+.4f} with "
+        f"gain in {objective.name} {gain.value:+.4f} on the same {gain.rows:,} images ({counts.only_candidate:,} "
+        f"correct "
+        f"for the candidate only, {counts.only_champion:,} for the champion only), above {low:+.4f} with "
         f"{confidence:.4g} confidence: the candidate {verdict}"
     )
     return Verdict(
@@ -149,7 +162,7 @@ def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
 
 
 def refuse_costly_int8(verdict: Verdict, cost: float | None) -> Verdict:
-    """Whatever the comparison says, 8-bit integers must not cost more than one point of accuracy."""
+    """Do not promote 8-bit integers that cost more than one percentage point of accuracy."""
     if cost is None or cost <= MAX_INT8_COST:
         return verdict
     return replace(
@@ -160,24 +173,24 @@ def refuse_costly_int8(verdict: Verdict, cost: float | None) -> Verdict:
 
 
 def _advice(promote: bool, needed: int | None, look: int, confidence: float) -> str:
-    """What a verdict adds: how many images it would take, and that there were earlier looks."""
+    """Return a note on the number of images needed and on earlier comparisons."""
     text = ""
     if not promote:
         text = f"; about {needed:,} images like these would show it" if needed else "; more images like these would not"
     if look > 1:
         text += (
-            f"; look {look} at this holdout since the champion was promoted, all together {confidence:.4g} confident"
+            f"; comparison {look} on this holdout since the champion's promotion, {confidence:.4g} confidence in total"
         )
     if look >= MANY_LOOKS:
-        text += "; to judge on fresh images, label more of them and change --seed"
+        text += "; for a new holdout, label more images and change --seed"
     return text
 
 
 def _paired_mean(both: DataFrame, objective: Objective, classes: Sequence[str]) -> Paired:
-    """From counts of the differences: five of them at most, or some hundred bins of log loss."""
+    """Compare means from counts of the differences: at most five values, or some hundred bins of log loss."""
     difference = _difference(objective, classes)
     key = _bin(difference) if objective.metric == "log_loss" else difference
-    # Differences are whole multiples of 2⁻²⁴, or all the same within a bin: no order of the rows changes their mean.
+    # Differences are multiples of 2⁻²⁴ or equal within a bin, so the order of the rows does not change their mean.
     found = (
         both.groupBy(*_right(), key.alias("key"))
         .agg(F.count(F.lit(1)).alias("n"), F.avg(difference).alias("mean"))
@@ -189,7 +202,7 @@ def _paired_mean(both: DataFrame, objective: Objective, classes: Sequence[str]) 
 
 
 def _paired_f1(both: DataFrame, objective: Objective, classes: Sequence[str], only: int | None) -> Paired:
-    """From counts of (truth, answer, answer), of at most `MAX_F1_IMAGES` images, picked by hash."""
+    """Compare F1 from counts of (truth, prediction, prediction) of at most `MAX_F1_IMAGES` images, sampled by hash."""
     rows = both.count()
     if rows > MAX_F1_IMAGES:
         share = int(2**32 * MAX_F1_IMAGES / rows)
@@ -204,12 +217,12 @@ def _paired_f1(both: DataFrame, objective: Objective, classes: Sequence[str], on
 
 
 def _right() -> tuple[Column, Column]:
-    """Whether the candidate is right, and whether the champion is."""
+    """Return columns: whether the candidate and whether the champion is correct."""
     return (F.col("ours") == F.col("label")).alias("a"), (F.col("theirs") == F.col("label")).alias("b")
 
 
 def _difference(objective: Objective, classes: Sequence[str]) -> Column:
-    """What an image adds to the gain: the champion's loss less the candidate's."""
+    """Return a column: the champion's loss minus the candidate's."""
     if objective.metric == "log_loss":
         return F.col("their_loss") - F.col("our_loss")
     loss = F.lit(1.0)
@@ -220,7 +233,7 @@ def _difference(objective: Objective, classes: Sequence[str]) -> Column:
 
 
 def _bin(difference: Column) -> Column:
-    """A number for all differences that are about the same: none, or within 9 % of each other."""
+    """Return a column: the bin of a difference; differences in a bin are 0 or within 9% of each other."""
     size = 1 + F.floor(F.log2(F.abs(difference) / F.lit(UNIT)) * BINS_PER_DOUBLING)
     return F.when(difference == 0, 0.0).otherwise(F.signum(difference) * size)
 

@@ -1,4 +1,4 @@
-"""A model version that `imagestream models export` wrote, registered again, here or in another home."""
+"""Import of a model version exported by `imagestream models export`, from this or another home."""
 
 import shutil
 from dataclasses import dataclass
@@ -14,11 +14,13 @@ from streaming.storage.registry_objects import Alias
 
 @dataclass(frozen=True)
 class ImportedBundle:
-    """What became of it.
+    """The result of an import.
 
     Attributes:
-        is_new: whether no version had this very bundle.
-        alias: what points at it since.
+        version: version number.
+        sha256: SHA-256 of the bundle.
+        is_new: whether the bundle was not registered yet.
+        alias: the alias assigned to it.
     """
 
     version: int
@@ -30,8 +32,14 @@ class ImportedBundle:
 def import_bundle(registry: Registry, file: Path, *, by: str, alias: Alias | None) -> ImportedBundle:
     """Register the version in a zip; the first model of a home becomes the champion.
 
+    Args:
+        registry: the registry.
+        file: the zip.
+        by: name recorded in the alias's history.
+        alias: alias to assign; None for none unless it is the first model.
+
     Raises:
-        ModelError: the zip or the bundle is refused, or it does not compute its golden predictions here.
+        ModelError: the zip or the bundle is invalid, or does not reproduce its golden predictions.
     """
     with TemporaryDirectory(prefix="imagestream-") as scratch:
         folder = Path(scratch) / "bundle"

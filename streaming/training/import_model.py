@@ -1,4 +1,4 @@
-"""Bring your own model: a file becomes a version of the registry, whole, with its own head as the classifier."""
+"""Import of a complete classifier from a model file; its own output layer is the classifier of the new version."""
 
 import shutil
 from collections.abc import Mapping
@@ -22,18 +22,24 @@ from streaming.registry import CHAMPION, Registry
 from streaming.training.candidate import BackboneParts, write_model
 from streaming.training.fit import Fitted
 
-IMPORTED = "imported"  # the weights, as a manifest calls them
-SUMS_TO_ONE = 0.02  # how far the sum of quantised probabilities may be from it
+IMPORTED = "imported"  # value of `weights` in a manifest
+SUMS_TO_ONE = 0.02  # tolerance of the sum of quantised probabilities
 SAMPLES = ("china.jpg", "flower.jpg")  # of scikit-learn's photographs
 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """A model that was imported.
+    """An imported model.
 
     Attributes:
-        guessed: what the file does not say and was not given, by name.
-        is_new: False if the registry held the very same model before.
+        version: version number.
+        sha256: SHA-256 of the bundle.
+        is_new: whether the model was not registered yet.
+        network: the imported network.
+        classes: class names in the order of the scores.
+        scores: type of the model's output.
+        champion: whether it became the champion.
+        guessed: name → value of properties that were inferred.
     """
 
     version: int
@@ -58,12 +64,15 @@ def import_model(
     """Register the model in a file; it becomes the champion if there is none.
 
     Args:
-        classes: a file with their names, or `auto` for those that the model's file holds, else numbers.
-        scores: what it answers; found out from sample images if not given.
-        options: of `models.import_file.import_network`.
+        registry: the registry.
+        file: the model file.
+        classes: a file with class names, or `auto` for those in the model file, else numbers.
+        scores: type of the model's output; None to determine it from sample images.
+        by: name recorded in the alias's history.
+        options: further options of `models.import_file.import_network`.
 
     Raises:
-        ModelError: the file is refused, or names and scores do not fit together.
+        ModelError: the file is invalid, or the numbers of classes and scores differ.
     """
     names = None if classes == AUTO else read_classes(Path(classes))
     with TemporaryDirectory(prefix="imagestream-") as scratch:
@@ -74,9 +83,9 @@ def import_model(
         names = names or _names(imported, guessed)
         if scores is None:
             scores = kind_of(imported.scores)
-            guessed["scores"] = f"{scores} (by its answers to sample images; --scores sets it)"
+            guessed["scores"] = f"{scores} (from its output for sample images; override with --scores)"
         if len(names) != n and (n, len(names)) != (1, 2):
-            raise ModelError(f"{file.name} gives {n:,} scores, and {len(names):,} classes are named")
+            raise ModelError(f"{file.name} outputs {n:,} scores: expected as many class names, got {len(names):,}")
         head = Head(names, NoProjection(n), OwnHead(scores, n, len(names)))
         version, sha256, is_new = _register(registry, head, imported, folder)
     first = registry.target(CHAMPION) is None
@@ -86,7 +95,7 @@ def import_model(
 
 
 def sample_images() -> list[Path]:
-    """Photographs that are installed, to try a model on."""
+    """Return installed photographs to test a model with."""
     import sklearn.datasets
 
     folder = Path(sklearn.datasets.__file__).parent / "images"
@@ -94,7 +103,7 @@ def sample_images() -> list[Path]:
 
 
 def kind_of(scores: NDArray[np.float32]) -> Scores:
-    """What scores (N, C) look like: probabilities lie from 0 to 1, and those of all classes sum to 1."""
+    """Return the type of scores (N, C): probabilities are between 0 and 1 and sum to 1 over the classes."""
     within = bool((scores >= 0).all() and (scores <= 1 + SUMS_TO_ONE).all())
     sums = scores.sum(axis=1)
     return (
@@ -103,7 +112,7 @@ def kind_of(scores: NDArray[np.float32]) -> Scores:
 
 
 def entry_of(imported: Imported, output: str = "flat") -> BackboneEntry:
-    """What a manifest says of an imported network."""
+    """Return the manifest entry of an imported network."""
     network = imported.network
     return BackboneEntry.model_validate(
         {
@@ -125,7 +134,7 @@ def _names(imported: Imported, guessed: dict[str, str]) -> tuple[str, ...]:
     if imported.classes is not None:
         return parse_classes(imported.classes, f"the metadata of {imported.network.source}")
     n = max(2, imported.n_features)
-    guessed["classes"] = f"{n:,} numbers (the file names none; --classes FILE sets them)"
+    guessed["classes"] = f"{n:,} numbers (the file contains no names; override with --classes FILE)"
     return numbered(n)
 
 
@@ -133,7 +142,7 @@ def _register(registry: Registry, head: Head, imported: Imported, folder: Path) 
     parts = BackboneParts(
         entry_of(imported), {imported.network.file: imported.file}, [path.read_bytes() for path in sample_images()]
     )
-    # Nobody knows here what it was trained on; no image of this home was used.
+    # Its training data are unknown; no image of this home was used.
     data = TrainingData(rows=0, holdout_rows=0, fingerprint=imported.network.source_sha256)
     seen = FittedOn(BloomFilter.empty(0, 0))
     written = folder / "bundle"

@@ -1,7 +1,6 @@
-"""What a retraining takes over from the champion: the options that define the model, unless others are given.
+"""Options that retraining inherits from the champion's manifest unless they are given.
 
-They are in the manifest's `fit` record. An option that depends on another one is not taken over where the other is
-given, too: a logistic regression has no layers.
+An option that depends on another one is not inherited if the other one is given: a logistic regression has no layers.
 """
 
 from collections.abc import Mapping
@@ -20,13 +19,15 @@ _REPLACED = {"explained_variance": ("n_components",), "eps": ("n_components",)}
 
 
 def options_like(manifest: Manifest, given: Mapping[str, Any]) -> tuple[FitOptions, dict[str, Any]]:
-    """(the options to retrain with, those of them that are the champion's).
+    """Return the options of a retraining, and those of them that are inherited from the champion.
 
     Args:
-        given: by name, those of `FitOptions` that were given; None where one was not.
+        manifest: the champion's manifest.
+        given: names and values of `FitOptions` that were given; None for those that were not.
 
     Raises:
-        ServiceError, ModelError: see `FitOptions`.
+        ServiceError: see `FitOptions`.
+        ModelError: see `FitOptions`.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     recorded = _recorded(manifest)
@@ -42,31 +43,35 @@ def options_like(manifest: Manifest, given: Mapping[str, Any]) -> tuple[FitOptio
     try:
         return FitOptions(**{**inherited, **chosen}), inherited
     except TypeError as error:
-        raise DamagedError(f"the champion's manifest keeps options of the wrong type: {error}") from error
+        raise DamagedError(f"the champion's manifest contains options of the wrong type: {error}") from error
 
 
 def objective_for(metric: str | None, threshold: str | None, champion: Bundle | None) -> Objective:
-    """What a candidate and the champion are compared by.
+    """Return the objective by which a candidate is compared with the champion.
 
-    That is the metric that was given, else what the candidate's threshold optimises, else what the champion is run for,
-    else accuracy.
+    It is the given metric, else the one that the candidate's threshold optimises, else the champion's, else accuracy.
+
+    Args:
+        metric: the given metric.
+        threshold: the given threshold.
+        champion: the champion's bundle.
     """
     return resolve_objective(metric, threshold) or (objective_of(champion.manifest) if champion else ACCURACY)
 
 
 def objective_of(manifest: Manifest) -> Objective:
-    """What a model is run for, as its manifest says; accuracy for one that was made before manifests said so."""
+    """Return a model's objective; accuracy for a manifest of an earlier release, which does not contain it."""
     recorded = _recorded(manifest)
     return resolve_objective(recorded.get("metric"), recorded.get("threshold")) or ACCURACY
 
 
 def _recorded(manifest: Manifest) -> dict[str, Any]:
-    """The options that a manifest keeps, by their names in `FitOptions`, as `FitOptions.as_record` wrote them.
+    """Return the options in a manifest by their names in `FitOptions`.
 
-    A trained CNN has an optimizer's settings there instead; its head says what kind of head it is.
+    A trained CNN has the settings of an optimizer there instead; its head determines the kind of head.
     """
     kinds = {"projection": manifest.projection.kind, "classifier": manifest.classifier.kind}
-    if manifest.classifier.kind in get_args(Scores):  # a network that answers itself: nothing was fitted
+    if manifest.classifier.kind in get_args(Scores):  # the network's own output layer: nothing was fitted
         del kinds["classifier"]
     threshold = {} if manifest.threshold is None else {"threshold": repr(manifest.threshold)}
     known = {field.name for field in fields(FitOptions)}
@@ -80,4 +85,4 @@ def _widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(width) for width in text.split(",") if width)
     except ValueError:
-        raise DamagedError(f"the champion's manifest keeps layers such as 128,64, got {text!r}") from None
+        raise DamagedError(f"the champion's manifest: expected layers such as 128,64, got {text!r}") from None

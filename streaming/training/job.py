@@ -1,4 +1,4 @@
-"""What every training does with a candidate: compare it, register it, promote it by the gate, and report it."""
+"""The steps shared by all trainings: compare a candidate, register it, promote it by the gate, and report it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,9 +12,9 @@ from models.decode import BadImage, decode
 from models.objective import ACCURACY, Objective
 from streaming.errors import DataError
 from streaming.images.dataset import Dataset
-from streaming.images.exposure import fitted_on
 from streaming.images.featurize import FeatureSource, Featurized, featurize
 from streaming.images.labels import count_contradictory, labelled_features
+from streaming.images.membership import fitted_on
 from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
@@ -31,17 +31,27 @@ OnStep = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What was found about a new model, and what became of it.
+    """The result of a training.
 
     Attributes:
-        version: None after a dry run.
-        promoted: whether it is the champion now; after a dry run, whether it would be.
-        champion: the champion of before, on the images of the holdout that both have features for.
-        n_components: what the projection gives the classifier.
-        threshold: of two classes, the probability from which on the second one is answered; None for the more probable.
-        metrics: as the manifest keeps them.
-        objective: what the model is run for, by which it was compared.
-        inherited: the options that a retraining took over from the champion.
+        version: version number; None after a dry run.
+        sha256: SHA-256 of the bundle; None after a dry run.
+        promoted: whether it is (after a dry run: would be) the champion.
+        why: the reason.
+        verdict: the decision of the gate.
+        evaluation: evaluation on the held-out images.
+        metrics: metrics in the manifest.
+        champion: evaluation of the previous champion on the held-out images that both have features of.
+        training_rows: number of rows fitted on.
+        fingerprint: hash of the training images and labels.
+        n_components: output width of the projection.
+        variance_kept: fraction of the variance explained by a PCA.
+        threshold: decision threshold of two classes; None for the more probable class.
+        bad: image → why it was skipped, for the first ones.
+        n_bad: number of skipped images.
+        warnings: warnings, one line each.
+        objective: the objective of the comparison.
+        inherited: options inherited from the champion.
     """
 
     version: int | None
@@ -57,7 +67,7 @@ class TrainResult:
     n_components: int
     variance_kept: float | None
     threshold: float | None
-    bad: dict[str, str]  # image → why it was left out, of the first ones
+    bad: dict[str, str]
     n_bad: int
     warnings: list[str]
     objective: Objective
@@ -66,11 +76,20 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Job:
-    """What the steps of one training share.
+    """The shared state of the steps of a training.
 
     Attributes:
-        objective: what the candidate and the champion are compared by.
-        inherited: the options that were taken over from the champion.
+        settings: the settings.
+        spark: the session.
+        registry: the registry.
+        champion: the champion's bundle, if there is one.
+        gate: the options of the gate.
+        on_step: called with a description of each step.
+        by: name recorded in the alias's history.
+        augment: number of augmented copies per image.
+        group_by: grouping of images.
+        objective: the objective of the comparison.
+        inherited: options inherited from the champion.
     """
 
     settings: Settings
@@ -93,7 +112,7 @@ class Job:
         return Table(self.settings.place.tables, "features")
 
     def featurized(self, dataset: Dataset, backbone: FeatureSource | ExportedBackbone) -> tuple[DataFrame, Featurized]:
-        """Every labelled row of the backbone, those of the data set now among them; and the images that are bad."""
+        """Featurize a data set; return all labelled rows of the backbone and the result of the featurization."""
         self.on_step(f"computing the features of {dataset.n_images:,} images")
         source = FeatureSource.of(backbone) if isinstance(backbone, ExportedBackbone) else backbone
         found = featurize(
@@ -101,11 +120,11 @@ class Job:
         )
         if not found.rows:
             path, why = next(iter(found.bad.items()))
-            raise DataError(f"not one of the {dataset.n_images:,} files is an image that decodes; {path}: {why}")
+            raise DataError(f"none of {dataset.n_images:,} images can be decoded; {path}: {why}")
         return self.stored(source.sha256, source.entry.n_features), found
 
     def stored(self, backbone_sha256: str, n_features: int) -> DataFrame:
-        """The labelled rows of a backbone, in an order of their own, persisted."""
+        """Return the labelled rows of a backbone in a reproducible order, persisted."""
         rows = labelled_features(
             self.spark, self.features, backbone_sha256, augmented=self.augment > 0, group_by=self.group_by
         )
@@ -122,11 +141,16 @@ class Job:
         exact: Candidate | None = None,
         dry_run: bool = False,
     ) -> TrainResult:
-        """Compare, register and promote a candidate, and report it.
+        """Compare, register and promote a candidate.
 
         Args:
-            rows: what it was split from; unpersisted.
-            exact: the same in float32, of a candidate in 8-bit integers.
+            candidate: the candidate.
+            rows: the rows that it was split from; unpersisted at the end.
+            parts: the backbone and golden images.
+            backbone_sha256: SHA-256 of the backbone.
+            read: the result of the featurization, if images were read.
+            exact: the float32 counterpart of a candidate in 8-bit integers.
+            dry_run: neither register nor promote.
         """
         comparison = self._compared(candidate, rows, backbone_sha256)
         more = {} if exact is None else int8_metrics(exact, candidate)
@@ -162,14 +186,14 @@ class Job:
         return result
 
     def _left_out(self, backbone_sha256: str) -> list[str]:
-        """How many images were not used because nobody knows which of their labels is right."""
+        """Return a warning about images that were skipped because of contradictory labels."""
         n = count_contradictory(self.spark, self.features, backbone_sha256)
         if not n:
             return []
-        return [f"left out {n:,} images whose very bytes come with different labels: give one by 'imagestream label'"]
+        return [f"skipped {n:,} images with contradictory labels: set their labels with 'imagestream label'"]
 
     def _track(self, result: TrainResult, candidate: Candidate, backbone: BackboneEntry) -> None:
-        """Log it to MLflow, if the settings name a server."""
+        """Log the training to MLflow, if a server is configured."""
         uri = self.settings.mlflow_tracking_uri
         if uri is None:
             return
@@ -183,7 +207,7 @@ class Job:
         )
 
     def _compared(self, candidate: Candidate, rows: DataFrame, backbone_sha256: str) -> Comparison | None:
-        """The champion on the same images, from its own backbone's features if that is another; None without one."""
+        """Compare with the champion, on its own backbone's features; None if there is no champion."""
         if self.champion is None:
             return None
         self.on_step("comparing with the champion")
@@ -205,29 +229,29 @@ class Job:
     def _promoted(self, version: int, verdict: Verdict, candidate: Candidate) -> Verdict:
         """Move the alias if the verdict says so."""
         if version == self.registry.target(CHAMPION):
-            return replace(verdict, promote=False, why="nothing has changed: it is the champion's very model")
+            return replace(verdict, promote=False, why="the model is identical to the champion")
         if not self.gate.promote:
-            return replace(verdict, promote=False, why=f"not asked for (--no-promote); the gate: {verdict.why}")
+            return replace(verdict, promote=False, why=f"promotion is disabled (--no-promote); the gate: {verdict.why}")
         if verdict.promote:
             self.registry.promote(version, by=self.by, why=verdict.why, metrics=candidate.metrics())
         return verdict
 
 
 def int8_metrics(exact: Candidate, candidate: Candidate) -> dict[str, float]:
-    """What 8-bit integers cost: accuracy on the images that are held out of both, whichever others either has."""
+    """Return the accuracy in float32 and the loss of accuracy by 8-bit integers, on images held out from both."""
     counts = pair(candidate.fitted.head, candidate.holdout, exact.fitted.head, exact.holdout).counts
     float_accuracy = (counts.both + counts.only_champion) / max(1, counts.rows)
     return {"float_accuracy": float_accuracy, "int8_cost": -counts.gain}
 
 
 def champion_of(registry: Registry) -> Bundle | None:
-    """The champion, if there is one."""
+    """Return the champion's bundle, if there is one."""
     current = registry.target(CHAMPION)
     return registry.read(current) if current else None
 
 
 def some_images(dataset: Dataset, size: tuple[int, int]) -> list[bytes]:
-    """A few images that decode, spread over the data set, to keep in the bundle as golden ones."""
+    """Return a few decodable images of the data set for golden predictions."""
     images: list[bytes] = []
     for data in dataset.some_images(GOLDEN_IMAGES):
         if data not in images and not isinstance(decode(data, size), BadImage):

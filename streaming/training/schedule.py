@@ -1,6 +1,6 @@
-"""A batch job done again and again, each time in a process of its own.
+"""Periodic runs of a batch job, each in a new process.
 
-Between two runs nothing is left that holds memory, and a run that fails, or a JVM that dies, does not end the others.
+No memory is held between runs, and a run that fails, or a JVM that dies, does not affect later runs.
 """
 
 import os
@@ -22,21 +22,23 @@ OnRun = Callable[[int, str], None]
 
 
 def parse_interval(text: str) -> timedelta:
-    """The time in `90s`, `30m`, `24h` or `7d`; it has a unit.
+    """Parse an interval such as `90s`, `30m`, `24h` or `7d`; the unit is required.
 
     Raises:
-        UsageError: it is none of these, or not between a second and a year.
+        UsageError: the text is invalid, or not between a second and a year.
     """
     return timedelta(seconds=parse_duration(text, plain=None, least_s=1.0))
 
 
 def run_every(interval: timedelta, command: Sequence[str], on_run: OnRun) -> None:
-    """Run `command` now and then every `interval`, until SIGINT or SIGTERM; the run under way is then interrupted.
+    """Run `command` immediately and then every `interval`, until SIGINT or SIGTERM, which interrupts the current run.
 
-    A run that takes longer than the interval delays the next one; no two run at a time.
+    A run that takes longer than the interval delays the next one; runs never overlap.
 
     Args:
-        on_run: called after each run with its exit code and the last line that it said, on standard error if it failed.
+        interval: time between the starts of two runs.
+        command: the command.
+        on_run: called after each run with its exit code and its last line of output (of standard error if it failed).
     """
     with stop_signals() as stop:
         while not stop.is_set():
@@ -49,7 +51,7 @@ def run_every(interval: timedelta, command: Sequence[str], on_run: OnRun) -> Non
 
 
 def _run(command: Sequence[str], stop: threading.Event) -> tuple[int, str]:
-    # A session of its own, so that Ctrl-C in a terminal comes to us alone, and all that it started ends with it.
+    # A new session: Ctrl-C in a terminal reaches only this process, and the whole process group can be ended.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", start_new_session=True
     )
@@ -58,11 +60,11 @@ def _run(command: Sequence[str], stop: threading.Event) -> tuple[int, str]:
     output, errors = process.communicate()
     watch.join()
     lines = (output if process.returncode == 0 else errors or output).strip().splitlines()
-    return process.returncode, lines[-1] if lines else "it said nothing"
+    return process.returncode, lines[-1] if lines else "no output"
 
 
 def _end_group(process: "subprocess.Popen[str]", stop: threading.Event) -> None:
-    """Interrupt the process when told to stop; once it has ended, end what it left running, such as a JVM."""
+    """Terminate the process on `stop`; after it has ended, kill the rest of its group, such as a JVM."""
     give_up: float | None = None
     while process.poll() is None and (give_up is None or monotonic() < give_up):
         if give_up is None and stop.is_set():

@@ -1,4 +1,4 @@
-"""Runs of training told to MLflow, where the settings name its server; beside the registry, never in its place."""
+"""Logging of training runs to an MLflow server, if one is configured, in addition to the registry."""
 
 import math
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from typing import Any
 from streaming.errors import ConfigurationError, UnavailableError
 
 EXPERIMENT = "imagestream"
-MAX_VALUE = 500  # characters of a parameter or tag, as MLflow stores them
+MAX_VALUE = 500  # MLflow's maximum length of a parameter or tag
 
 
 def check_tracking(uri: str | None) -> None:
-    """Find out before a training, rather than after it, that its run could not be told.
+    """Check before a training that its run can be logged.
 
     Raises:
-        ServiceError: a server is named, and the package that speaks to it is not installed.
+        ServiceError: a server is configured and its client package is not installed.
     """
     if uri is None:
         return
@@ -30,10 +30,17 @@ def check_tracking(uri: str | None) -> None:
 def track_run(
     uri: str, name: str, parameters: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, Any]
 ) -> None:
-    """Record one finished training as a run of the experiment `imagestream`.
+    """Log a finished training as a run of the experiment `imagestream`.
+
+    Args:
+        uri: URL of the server.
+        name: name of the run.
+        parameters: parameters, truncated to MLflow's maximum length.
+        metrics: metrics; those that are not finite are skipped.
+        tags: tags, truncated to MLflow's maximum length.
 
     Raises:
-        ServiceError: MLflow does not take it; what was registered stays registered.
+        ServiceError: MLflow rejects the run; the registered version is not affected.
     """
     from mlflow import MlflowClient  # type: ignore[import-not-found,unused-ignore]
     from mlflow.entities import Metric, Param, RunTag  # type: ignore[import-not-found,unused-ignore]
@@ -53,7 +60,7 @@ def track_run(
         client.set_terminated(run.info.run_id)
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
-        raise UnavailableError(f"the run {name!r} could not be told to MLflow at {uri}: {reason}") from error
+        raise UnavailableError(f"the run {name!r} could not be logged to MLflow at {uri}: {reason}") from error
 
 
 def _finite(value: float) -> bool:

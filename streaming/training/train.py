@@ -1,9 +1,10 @@
-"""Training and retraining: two batch jobs over the same fit, beside the stream and never inside it.
+"""Training and retraining: batch jobs that run beside the stream.
 
-`train` featurizes labelled images into the table `features` and fits on them. `retrain` fits on all that the table
-holds: the first training set, and what the stream has stored, with the labels that came with the messages or were given
-since. Both hold out the same images, so a candidate and the champion are compared on rows that neither was fitted on,
-and the gate (`streaming.training.gate`) decides from their answers.
+`train` featurizes labelled images into the table `features` and fits on them. `retrain` fits on all labelled features
+in
+the table: the first training set and the features stored by the stream, with labels from the messages or added later.
+Both hold out the same images, so a candidate and the champion are compared on images on which neither was fitted, and
+the gate (`streaming.training.gate`) decides.
 """
 
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ from models.projection import check_pca_memory
 from models.scorer import golden_images
 from streaming.errors import NotFoundError
 from streaming.images.dataset import Dataset
-from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
+from streaming.images.membership import backbone_fitted_on
 from streaming.platform.java import find_java
 from streaming.platform.session import spark_session
 from streaming.registry import CHAMPION, open_registry
@@ -45,21 +46,29 @@ def train(
     on_step: OnStep = lambda _: None,
     by: str = "train",
 ) -> TrainResult:
-    """Featurize images, fit, evaluate, register; the champion when it is the first, else by the gate.
+    """Featurize images, fit, evaluate and register; the model becomes the champion if it is the first or passes the
+    gate.
 
     Args:
-        augment: how many altered copies of each training image to fit on, too.
+        settings: the settings.
+        dataset: the labelled images.
+        backbone: the options of the backbone.
+        options: the fitting options.
+        gate: the options of the gate.
+        augment: number of augmented copies of each training image.
+        on_step: called with a description of each step.
+        by: name recorded in the alias's history.
 
     Raises:
-        ServiceError: no image decodes, or fewer than two classes.
-        ModelError: an unknown backbone, or weights that cannot be had.
+        ServiceError: no image can be decoded, or there are fewer than two classes.
+        ModelError: the backbone is unknown or its weights are not available.
     """
     check_tracking(settings.mlflow_tracking_uri)
     make_dir(settings.work_dir)
     settings.place.check()
-    find_java(settings.work_dir)  # before the minute that an export can take
+    find_java(settings.work_dir)  # fail before the slow export
     with TemporaryDirectory(prefix="imagestream-") as scratch:
-        if not backbone.is_file:  # before the minute that an export can take
+        if not backbone.is_file:  # fail before the slow export
             _check_memory(options, find_backbone(backbone.name, backbone.output, backbone.size).n_features)
         made = make_backbone(backbone, settings.backbones_dir, Path(scratch), on_step)
         entry = made.source.entry
@@ -101,16 +110,21 @@ def retrain(
     on_step: OnStep = lambda _: None,
     by: str = "retrain",
 ) -> TrainResult:
-    """Fit a new version on all labelled features there are, with the champion's backbone; promote it by the gate.
+    """Fit a new version on all labelled features of the champion's backbone and promote it if it passes the gate.
 
-    No image is read and no feature computed again. With `dry_run` nothing is registered and nothing promoted.
+    No image is read and no feature recomputed.
 
     Args:
-        given: by name, the options of `FitOptions` that differ from the champion's; None where one does not.
-        augmented: whether it is fitted on the altered copies that a training has stored, too; None if the champion was.
+        settings: the settings.
+        given: names and values of `FitOptions` that override the champion's; None for those that do not.
+        gate: the options of the gate.
+        dry_run: neither register nor promote.
+        augmented: whether to fit on stored augmented copies, too; None for the champion's setting.
+        on_step: called with a description of each step.
+        by: name recorded in the alias's history.
 
     Raises:
-        ServiceError: there is no champion, or no labelled features.
+        ServiceError: there is no champion or there are no labelled features.
     """
     check_tracking(settings.mlflow_tracking_uri)
     if not dry_run:

@@ -1,4 +1,4 @@
-"""A CNN trained by Spark's workers, as a model version like every other: a backbone, and a head on its features."""
+"""Trains a CNN on Spark's workers and registers it as a model version: a backbone, and a head on its features."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ from models.projection import NoProjection
 from models.scorer import Head
 from models.threshold import ThresholdAim, parse_threshold
 from streaming.distributed.checkpoint import read_checkpoint
-from streaming.distributed.course import Progress
 from streaming.distributed.history import EpochRecord, History
 from streaming.distributed.network import quiet_tensorflow
 from streaming.distributed.options import TrainerOptions
 from streaming.distributed.shards import identified
 from streaming.distributed.trainer import DistributedTrainer, Trained
+from streaming.distributed.training_run import WorkerProgress
 from streaming.errors import UsageError
 from streaming.images.dataset import Dataset
 from streaming.images.groups import chosen_groups
@@ -52,29 +52,32 @@ if TYPE_CHECKING:
 Schedule = Literal["constant", "cosine", "plateau"]
 SESSION = {
     "spark.python.daemon.module": "streaming.distributed.daemon",
-    # The arrays of every step are of the same sizes: what one gives back, the next takes.
+    # Every step allocates arrays of the same sizes: let malloc reuse them.
     "spark.executorEnv.MALLOC_MMAP_THRESHOLD_": str(32 * 1024**2),
     "spark.executorEnv.MALLOC_TRIM_THRESHOLD_": str(256 * 1024**2),
-    "spark.stage.maxConsecutiveAttempts": "8",  # tries of a synchronous training, whose workers all start again
+    "spark.stage.maxConsecutiveAttempts": "8",  # a failure restarts all workers of a synchronous training
 }
-FEW_SHUFFLES = {"spark.sql.shuffle.partitions": "8"}  # names of files are all that is shuffled
+FEW_SHUFFLES = {"spark.sql.shuffle.partitions": "8"}  # only file names are shuffled
 
 
 @dataclass(frozen=True)
 class CNNOptions:
-    """Which network to train, and on what.
+    """The network and the split of a training.
 
     Attributes:
-        weights: of the backbone: `random`, `imagenet`, or a file.
-        unfreeze: how many of a pretrained backbone's last blocks are trained beside the head; -1 for all.
-        holdout: share of the images that is held out to judge the model by.
-        group_by: images of one group are on one side, as `FitOptions` has it.
-        validation: share of the others that the training only asks about.
-        schedule: of the learning rate: `cosine` down to nothing, `plateau` halves it when the validation loss has not
-            fallen for three epochs.
-        patience: stop when the validation loss has not fallen for so many epochs, and take the best one's weights.
-        threshold: of two classes, as `FitOptions` has it; looked for on the validation images.
-        metric: what the model is run for, as `FitOptions` has it.
+        architecture: `cnn_gray`, `cnn_color`, or the name of a backbone, which gets a new head.
+        weights: initial weights: `random`, `imagenet`, or a file.
+        input_size: side of the input in pixels; None for the network's own.
+        unfreeze: number of a pretrained backbone's last blocks that are trained besides the head; -1 for all.
+        holdout: fraction of the images held out for evaluation.
+        validation: fraction of the remaining images used for validation.
+        schedule: learning-rate schedule: `cosine` decays to 0, `plateau` halves the rate if the validation loss has not
+            decreased for three epochs.
+        patience: number of epochs without a lower validation loss after which training stops and restores the best
+            weights.
+        threshold: see `FitOptions`; selected on the validation images.
+        metric: see `FitOptions`.
+        group_by: see `FitOptions`.
     """
 
     architecture: str = "cnn_gray"
@@ -95,9 +98,9 @@ class CNNOptions:
         resolve_objective(self.metric, self.threshold)
         for name in ("holdout", "validation"):
             if not 0 < getattr(self, name) < 1:
-                raise UsageError(f"{name} is a share between 0 and 1, got {getattr(self, name)}")
+                raise UsageError(f"{name} should be between 0 and 1, got {getattr(self, name)}")
         if self.patience is not None and self.patience < 1:
-            raise UsageError(f"patience is 1 epoch or more, got {self.patience}")
+            raise UsageError(f"patience should be 1 or more epochs, got {self.patience}")
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -106,14 +109,16 @@ class CNNOptions:
 
 @dataclass(frozen=True)
 class CNNResult:
-    """What became of a training.
+    """The result of a training.
 
     Attributes:
         model: the registered version, evaluated on the held-out images.
-        training: the same model on the images that it was trained on.
-        at_half: on the held-out images without its threshold: the more probable class is answered.
-        bad: image → why no worker could read it.
-        history_file: `history` as JSON.
+        training: evaluation on the training images.
+        at_half: evaluation on the held-out images without a threshold.
+        history: the history of the training.
+        bad: image → why it could not be read, for the first ones.
+        n_bad: number of images that could not be read.
+        history_file: file with `history` as JSON.
     """
 
     model: TrainResult
@@ -135,13 +140,24 @@ def train_cnn(
     resume: bool = False,
     on_step: OnStep = lambda _: None,
     on_epoch: Callable[[EpochRecord], None] = lambda _: None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[WorkerProgress], None] = lambda _: None,
 ) -> CNNResult:
-    """Train, export, evaluate, register; the champion when it is the first, else by the gate.
+    """Train, export, evaluate and register a CNN; it becomes the champion if it is the first model or passes the gate.
+
+    Args:
+        settings: the settings.
+        dataset: the labelled images.
+        network: the network and the split.
+        options: the options of the trainer.
+        gate: the options of the gate.
+        resume: continue an interrupted training after its last complete epoch.
+        on_step: called with a description of each step.
+        on_epoch: called after each epoch.
+        on_progress: called with the progress of a worker.
 
     Raises:
-        ServiceError: see `DistributedTrainer.fit`; or no checkpoint to resume.
-        ModelError: an unknown architecture, or weights that cannot be had.
+        ServiceError: see `DistributedTrainer.fit`; or there is no checkpoint to resume.
+        ModelError: the architecture is unknown or the weights are not available.
     """
     check_tracking(settings.mlflow_tracking_uri)
     make_dir(settings.work_dir)
@@ -156,7 +172,7 @@ def train_cnn(
     golden = some_images(dataset, spec.input_size)
     directory = settings.work_dir / "train-cnn"
     if resume:
-        read_checkpoint(directory)  # before the minute that the start of it all can take
+        read_checkpoint(directory)  # fail before the slow start
     slots, java_options = with_fixed_heap(_with_slots(settings, options.workers))
     group_by = chosen_groups(network.group_by, champion)
     sides = Sides.of(network.holdout, network.validation, options.seed, group_by)
@@ -167,12 +183,12 @@ def train_cnn(
         )
         on_step(f"dividing {dataset.n_images:,} images")
         images = identified(images_frame(spark, dataset, lambda n, _: min(n, options.workers)))
-        if dataset.kind == "files":  # rows of names alone, which would else be made of all files again and again
+        if dataset.kind == "files":  # small rows of names, computed from all files
             images = images.persist()
         labels = labels_of(images, given_labels(spark, job.features), group_by).persist()
         warnings = check_sides(labels, sides.holdout)
         n_classes = sides.training(labels)[0].select("label").distinct().count()
-        if network.threshold is not None:  # corrections may have made other classes of them
+        if network.threshold is not None:  # corrected labels may have changed the classes
             aim = aim_for(network.threshold, n_classes)
         on_step(f"building {network.architecture}")
         model = _build(network, options, n_classes)
@@ -188,7 +204,7 @@ def train_cnn(
         on_step(f"training on {options.workers} workers")
         labelled = images.drop("label").join(labels, ["image_id", "source"])
         trained = trainer.fit(_to_train(labelled, sides), resume=resume)
-        on_step("exporting what was learned")
+        on_step("exporting the network")
         exported, head = export_trained(network.architecture, network.size, trained, settings.backbones_dir)
         rows, read = job.featurized(dataset, exported)
         head = _with_threshold(head, sides.training(rows)[1], aim)
@@ -205,7 +221,7 @@ def train_cnn(
 
 
 def _with_slots(settings: Settings, workers: int) -> Settings:
-    """On one machine, as many slots as workers: those that wait for one another must all run at once."""
+    """Return settings with at least one local slot per worker: synchronous workers must run at the same time."""
     match = re.fullmatch(r"local(?:\[([^\],]+)(,[0-9]+)?\])?", settings.master.replace(" ", ""))
     if match is None or (match[1] and match[1].isdigit() and int(match[1]) >= workers):
         return settings
@@ -213,14 +229,15 @@ def _with_slots(settings: Settings, workers: int) -> Settings:
 
 
 def labels_of(images: DataFrame, given: DataFrame | None, group_by: str | None) -> DataFrame:
-    """Each image of a data set once, with the label that every training takes; see `streaming.images.labels`.
+    """Return each image of a data set once with its label; see `streaming.images.labels`.
 
     Args:
-        images: image_id, source, label.
-        given: what `given_labels` gives.
+        images: columns image_id, source, label.
+        given: the result of `given_labels`.
+        group_by: grouping of images.
 
     Returns:
-        image_id, source, label, and group_id with group_by.
+        Columns image_id, source, label and, with `group_by`, group_id.
     """
     at = F.timestamp_seconds(F.lit(0)).alias("at")
     no_key = F.lit(None).cast("binary").alias("key")
@@ -265,7 +282,14 @@ def _callbacks(network: CNNOptions, options: TrainerOptions) -> Sequence["keras.
 def export_trained(
     architecture: str, input_size: tuple[int, int] | None, trained: Trained, cache_dir: Path
 ) -> tuple[ExportedBackbone, Head]:
-    """What was trained, taken apart: the backbone, exported to LiteRT and checked against Keras, and the head."""
+    """Split a trained network into its backbone, exported to LiteRT and verified against Keras, and its head.
+
+    Args:
+        architecture: name of the architecture.
+        input_size: height and width in pixels; None for the network's own.
+        trained: the trained network.
+        cache_dir: folder of exports.
+    """
     from models.cnn import head_of, save_body
 
     with TemporaryDirectory(prefix="imagestream-") as scratch:
@@ -285,11 +309,14 @@ def _with_threshold(head: Head, validation: DataFrame, aim: ThresholdAim | None)
 def as_bundle(
     architecture: str, input_size: tuple[int, int] | None, trained: Trained, golden: Sequence[bytes], scratch: Path
 ) -> Bundle:
-    """What was trained as a bundle in memory, without a registry.
+    """Return a trained network as a bundle in memory, without a registry.
 
     Args:
-        golden: a few images to keep the answers to.
-        scratch: a directory for its files, and for the export.
+        architecture: name of the architecture.
+        input_size: height and width in pixels; None for the network's own.
+        trained: the trained network.
+        golden: images for the golden predictions.
+        scratch: folder for the export and the bundle's files.
     """
     exported, head = export_trained(architecture, input_size, trained, scratch / "backbones")
     n = sum(one.training.rows for one in trained.history.epochs[-1].workers) if trained.history.epochs else 0
@@ -300,7 +327,7 @@ def as_bundle(
 
 
 def _record(network: CNNOptions, options: TrainerOptions, history: History) -> dict[str, str | int | float]:
-    """The settings that a manifest keeps."""
+    """Return the settings for the manifest."""
     given = asdict(options) | {
         "epochs": len(history.epochs),
         "schedule": network.schedule,
@@ -313,7 +340,7 @@ def _record(network: CNNOptions, options: TrainerOptions, history: History) -> d
 
 
 def _write_history(directory: Path, history: History) -> Path:
-    """Keep what the training told."""
+    """Write the history as JSON."""
     path = directory / "history.json"
     path.write_text(json.dumps(history.as_record(), indent=1) + "\n", encoding="utf-8")
     return path

@@ -1,11 +1,11 @@
-"""Searching the settings of projection and classifier on features that are computed once.
+"""Hyperparameter search for projection and classifier on features that are computed once.
 
-Optuna proposes settings a few at a time; as many threads fit them with Spark, on rows that stay in its partitions, and
-what reaches the driver is a model and counts. Settings are compared on a part of the training side that no trial is
-fitted on; the holdout, which the gate decides by, is never looked at. PCA is solved once, for every share of variance.
+Optuna proposes a batch of settings, which threads fit with Spark; only models and counts reach the driver. Settings are
+compared on validation images of the training side; held-out images, by which the gate decides, are never used. PCA is
+computed once for all numbers of components.
 
-The study is a file of JSON lines in the home, under a name made of the data and of what is searched: another run on
-the same data goes on where the last one ended, killed or not.
+The study is a file of JSON lines in the home, named by a hash of the data and the search space: another run on the same
+data continues it, even after a crash.
 """
 
 import hashlib
@@ -24,22 +24,22 @@ from models.random_projection import johnson_lindenstrauss_dim, make_random_proj
 from models.scorer import Head
 from streaming.errors import NotFoundError, ServiceError, UsageError
 from streaming.images.dataset import Dataset
-from streaming.images.exposure import backbone_fitted_on
 from streaming.images.groups import chosen_groups
+from streaming.images.membership import backbone_fitted_on
 from streaming.images.split import Sides
 from streaming.platform.session import spark_session
 from streaming.registry import CHAMPION, open_registry
 from streaming.settings import Settings
-from streaming.storage.home import held, make_dir
+from streaming.storage.home import make_dir, try_lock
 from streaming.storage.tables import Table
+from streaming.training.accumulators import gram_sums
 from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit_classifier, fit_projection
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
-from streaming.training.sums import gram_sums
 from streaming.training.tune_features import Variant, VariantMaker, stored_variant
 from streaming.training.tune_space import Space, make_space
-from streaming.training.tune_study import Outcome, finished, open_study, outcomes_of, tell
+from streaming.training.tune_study import Outcome, finished, open_study, outcomes_of, record
 
 if TYPE_CHECKING:
     import optuna
@@ -47,13 +47,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """How long to search, and in what.
+    """Options of a search.
 
     Attributes:
-        trials: at most so many, those of earlier runs on the same data among them.
-        timeout_s: begin no trial later than this, but for the first ones.
-        jobs: trials at a time.
-        validation: the share of the training side that settings are compared on.
+        trials: total number of trials, including those of earlier runs on the same data.
+        timeout_s: time after which no further trial starts; at least one batch runs.
+        jobs: number of parallel trials.
+        seed: random seed of the search and the split.
+        validation: fraction of the training side used to compare settings.
+        holdout: fraction of the images that is held out.
+        projections: projections to try.
+        classifiers: classifiers to try.
     """
 
     trials: int = 30
@@ -67,14 +71,16 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         if self.trials < 1 or self.jobs < 1 or not 0 < self.validation < 1:
-            raise UsageError("tune needs at least one trial, one job, and a share of validation between 0 and 1")
+            raise UsageError(
+                "tune needs at least one trial, at least one job, and a validation fraction between 0 and 1"
+            )
         if self.timeout_s is not None and self.timeout_s <= 0:
-            raise UsageError(f"the timeout should be above 0 seconds, got {self.timeout_s:g}")
+            raise UsageError(f"--timeout: expected a time above 0 seconds, got {self.timeout_s:g}")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Images to make features of, and in which ways."""
+    """Images to compute features of, and the variants of the features."""
 
     dataset: Dataset
     backbone: BackboneOptions
@@ -83,12 +89,12 @@ class Source:
 
     def __post_init__(self) -> None:
         if self.backbone.is_file and self.precisions != ("float32",):
-            raise UsageError("a backbone from a file runs as it is: leave out --precisions")
+            raise UsageError("--precisions does not apply to a backbone from a file: omit it")
 
 
 @dataclass(frozen=True)
 class VariantFacts:
-    """What a training needs to make the features of a variant."""
+    """The options with which training computes the features of a variant."""
 
     name: str
     input_size: int | None
@@ -97,16 +103,17 @@ class VariantFacts:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        outcomes: of all trials of the study, best first.
-        front: numbers of those that no other beats in accuracy and speed (or components) at once.
-        failed: number → why, of trials whose settings could not be fitted.
-        resumed: trials that were there before.
-        variants: the ways in which features were made.
-        rows: images that were (fitted on, validated on).
-        warnings: what was guessed of a backbone from a file, a line each.
+        outcomes: outcomes of all trials of the study, best first.
+        front: numbers of the trials on the Pareto front of accuracy and throughput (or number of components).
+        failed: trial number → reason, for settings that could not be fitted.
+        resumed: number of trials of earlier runs.
+        variants: the variants of the features.
+        rows: number of images (fitted on, validated on).
+        study: the journal of the study.
+        warnings: inferred properties of a backbone from a file, one line each.
     """
 
     outcomes: list[Outcome]
@@ -131,19 +138,28 @@ def tune(
     on_step: Callable[[str], None] = lambda _: None,
     on_trial: Callable[[int], None] = lambda _: None,
 ) -> Tuned:
-    """Search on the features that the champion's backbone has made so far, or on those of a data set.
+    """Search on the stored features of the champion's backbone, or on those of a data set.
+
+    Args:
+        settings: the settings.
+        options: the options of the search.
+        source: images to compute features of; None for the stored features.
+        on_step: called with a description of each step.
+        on_trial: called with the number of finished trials after each batch.
 
     Raises:
-        ServiceError: there is no champion to take the backbone of, nothing labelled, or see `search`.
-        ModelError: an unknown backbone, or a size that it cannot take.
+        ServiceError: there is no champion or there are no labelled images; see also `search`.
+        ModelError: the backbone is unknown or does not support the input size.
     """
     registry = open_registry(settings.home)
     current = registry.target(CHAMPION)
     champion = registry.read(current) if current else None
     if source is None and champion is None:
         raise NotFoundError(
-            f"there is no champion model in {registry.place} whose features could be searched on; "
-            "run 'imagestream train' first, or give --images or --dataset"
+            f"there is no champion model in {registry.place}, whose features are needed: run 'imagestream train' "
+            f"first, or "
+            f"give "
+            "--images or --dataset"
         )
     features = Table(settings.place.tables, "features")
     sides = Sides.of(options.holdout, options.validation, options.seed, chosen_groups(None, champion))
@@ -167,18 +183,20 @@ def search(
     work: Path,
     on_trial: Callable[[int], None] = lambda _: None,
 ) -> Tuned:
-    """Search, going on from what the study in `work` holds.
+    """Search, continuing the study in `work` if there is one.
 
     Args:
-        variants: at least one way to make features, of the same images.
-        on_trial: told how many trials there are, after each batch.
+        variants: at least one variant of the features of the same images.
+        options: the options of the search.
+        work: folder for the study.
+        on_trial: called with the number of finished trials after each batch.
 
     Raises:
-        ServiceError: not a single trial could be fitted, another search is at work, or the study is damaged.
+        ServiceError: no trial could be fitted, another search is running, or the study is damaged.
     """
     folder = make_dir(work / "tune")
     path = folder / "studies.jsonl"
-    with held(folder / "lock", "another search is at work in this home; wait until it is done"):
+    with try_lock(folder / "lock", "another search is running in this home: wait until it has finished"):
         job = _Job(variants, options)
         first = job.spaces[variants[0].name].defaults()
         with open_study(path, job.name, options.seed, first) as study:
@@ -187,7 +205,7 @@ def search(
             outcomes = sorted(outcomes_of(study), key=lambda one: (-one.accuracy, one.log_loss, one.number))
             failed = {one.number: str(one.user_attrs.get("why")) for one in finished(study) if one.values is None}
     if not outcomes:
-        raise ServiceError(f"not one of {len(failed)} trials could be fitted; the last: {[*failed.values()][-1]}")
+        raise ServiceError(f"none of {len(failed)} trials could be fitted; the last: {[*failed.values()][-1]}")
     facts = [VariantFacts(one.name, one.input_size, one.precision) for one in variants]
     rows = variants[0].n_fit, variants[0].n_validation
     guessed = tuple(dict.fromkeys(line for one in variants for line in one.guessed))
@@ -195,9 +213,9 @@ def search(
 
 
 def front_of(outcomes: Sequence[Outcome]) -> list[int]:
-    """Those that none is better than in one way and as good in the other, most accurate first.
+    """Return the Pareto front of accuracy and throughput, most accurate first.
 
-    Where there is one way to make features, speed hardly differs, and the number of components takes its place.
+    With a single variant of the features, throughput hardly differs and the number of components replaces it.
     """
     by_speed = len({one.variant for one in outcomes}) > 1
     front: list[int] = []
@@ -215,7 +233,7 @@ def _worth(outcome: Outcome, by_speed: bool) -> float:
 
 @dataclass
 class _Job:
-    """A search at work."""
+    """A running search."""
 
     variants: Sequence[Variant]
     options: TuneOptions
@@ -232,7 +250,7 @@ class _Job:
 
     @property
     def name(self) -> str:
-        """Of the study: made of all that the worth of settings depends on, and of what is searched."""
+        """The name of the study: a hash of the data and the search space."""
         facts = [
             [(one.name, one.sha256) for one in self.variants],
             self.variants[0].fingerprint,
@@ -242,7 +260,13 @@ class _Job:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def run(self, study: "optuna.Study", done: int, on_trial: Callable[[int], None]) -> None:
-        """Ask for a batch, fit it in threads, tell in order: so the same seed gives the same search."""
+        """Fit batches of trials in threads and record them in order, so that the same seed gives the same search.
+
+        Args:
+            study: the study.
+            done: number of trials that have finished.
+            on_trial: called with the number of finished trials after each batch.
+        """
         began = time.monotonic()
         self.known = {(one.variant, one.options): one for one in outcomes_of(study)}
         pool = ThreadPoolExecutor(self.options.jobs)
@@ -254,13 +278,13 @@ class _Job:
                     self._solve_pca(variant, options)
                 fitted = [pool.submit(self._fit, trial.number, *one) for trial, one in zip(trials, asked, strict=True)]
                 for trial, one in zip(trials, fitted, strict=True):
-                    tell(study, trial, one.result())
+                    record(study, trial, one.result())
                 done += len(trials)
                 on_trial(done)
                 if self.options.timeout_s is not None and time.monotonic() - began > self.options.timeout_s:
                     break
         except KeyboardInterrupt:
-            self.variants[0].fit_rows.sparkSession.sparkContext.cancelAllJobs()  # what the threads wait for
+            self.variants[0].fit_rows.sparkSession.sparkContext.cancelAllJobs()  # the threads wait for them
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -275,7 +299,7 @@ class _Job:
             self.pcas[variant.name] = fit_pca(gram_sums(variant.fit_rows), explained_variance=1.0)
 
     def _fit(self, number: int, variant: Variant, options: FitOptions) -> Outcome | str:
-        """Fit and evaluate; or why that cannot be."""
+        """Fit and evaluate; return the reason if the settings cannot be fitted."""
         if (known := self.known.get((variant.name, options))) is not None:
             return Outcome(**(vars(known) | {"number": number, "seconds": 0.0}))
         clock = time.perf_counter()
@@ -301,7 +325,7 @@ class _Job:
         return outcome
 
     def _projection(self, variant: Variant, options: FitOptions) -> Projection:
-        """As `streaming.training.fit.fit_projection` would fit it, without passing over the rows for each trial."""
+        """Return the projection of `streaming.training.fit.fit_projection` without a pass over the rows per trial."""
         width = variant.n_features
         match options.projection:
             case "pca":

@@ -1,4 +1,4 @@
-"""The features that `tune` searches on: stored ones, or made anew for each input size and precision."""
+"""The features used by `tune`: stored ones, or computed for each input size and precision."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ from models.scorer import Engine, Head, decode_all, golden_images, load_engine, 
 from streaming.errors import DataError
 from streaming.images.dataset import Dataset
 from streaming.images.featurize import featurize
-from streaming.images.fitted_on import unseen_by
 from streaming.images.labels import labelled_features
+from streaming.images.membership_spark import unseen_by
 from streaming.images.split import Sides
 from streaming.storage.files import as_matrix
 from streaming.storage.tables import Table
@@ -37,17 +37,20 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to make features, and the rows of the training side that it gives.
+    """A variant of the features, and its rows on the training side.
 
     Attributes:
-        name: tells it from the others, e.g. `160 int8`.
-        input_size, precision: what a training needs to make the same; None for the backbone's own.
-        sha256: of the backbone.
-        fit_rows, validation_rows: image_id, label, features; persisted.
-        fingerprint: of the images and labels of both.
-        backbone_s: seconds an image, decoding included, on one core.
-        sample: (N, D) some of the features, to time heads on.
-        guessed: what the file of an imported backbone left open, a line each.
+        name: unique name, e.g. `160 int8`.
+        input_size, precision: the options with which training computes the same features; None for the backbone's own.
+        sha256: SHA-256 of the backbone.
+        n_features: width of the features.
+        classes: class names.
+        fit_rows, validation_rows: columns image_id, label, features; persisted.
+        n_fit, n_validation: number of these rows.
+        fingerprint: hash of the images and labels of both.
+        backbone_s: seconds per image on one core, including decoding.
+        sample: (N, D) sample of the features, to measure heads with.
+        guessed: inferred properties of a backbone from a file, one line each.
     """
 
     name: str
@@ -66,7 +69,7 @@ class Variant:
     guessed: tuple[str, ...] = ()
 
     def images_per_s(self, head: Head) -> float:
-        """Images a second on one core, with this head; measured, so never twice the same."""
+        """Measure the throughput on one core with this head, in images per second."""
         seconds = _fastest(lambda: head.probabilities(self.sample)) / len(self.sample)
         return 1 / (self.backbone_s + seconds)
 
@@ -74,13 +77,17 @@ class Variant:
 def stored_variant(
     spark: SparkSession, features: Table, champion: Bundle, sides: Sides, trained_on: BloomFilter | None = None
 ) -> Variant:
-    """The champion's features, as the table holds them; no image is read but the golden ones of its bundle.
+    """Return the champion's stored features; only the golden images of its bundle are read.
 
     Args:
-        trained_on: the images that the backbone was trained on, on which settings are not compared.
+        spark: the session.
+        features: the table `features`.
+        champion: the champion's bundle.
+        sides: the split.
+        trained_on: images on which the backbone was trained, which are excluded from validation.
 
     Raises:
-        ServiceError: there are no labelled features, of fewer than two classes, or too few to divide.
+        ServiceError: there are too few labelled features or fewer than two classes.
     """
     entry = champion.manifest.backbone
     labelled = labelled_features(spark, features, champion.backbone_sha256, group_by=sides.holdout.group_by)
@@ -93,7 +100,7 @@ def stored_variant(
 
 @dataclass(frozen=True)
 class VariantMaker:
-    """Makes features of a data set, once for each input size and precision."""
+    """Computes the features of a data set for each input size and precision."""
 
     spark: SparkSession
     features: Table
@@ -104,7 +111,7 @@ class VariantMaker:
     on_step: Callable[[str], None]
 
     def make(self, sizes: Sequence[int | None], precisions: Sequence[Precision]) -> list[Variant]:
-        """A variant for each, all of the same images: those that every one of them has features of."""
+        """Return a variant for each combination, restricted to images that all of them have features of."""
         made: list[tuple[_Made, DataFrame]] = []
         for size in sizes:
             exact, rows = self._featurized(size, None)
@@ -126,13 +133,13 @@ class VariantMaker:
             height, width = entry.input_size
             precision = "" if calibration is None else " in int8"
             self.on_step(
-                f"computing the features of {self.dataset.n_images:,} images by {entry.name} at {height}×{width}"
+                f"computing the features of {self.dataset.n_images:,} images with {entry.name} at {height}×{width}"
                 f"{precision}"
             )
             found = featurize(self.spark, self.dataset, made.source, self.features)
             if not found.rows:
                 path, why = next(iter(found.bad.items()))
-                raise DataError(f"not one of the {self.dataset.n_images:,} images decodes; {path}: {why}")
+                raise DataError(f"none of {self.dataset.n_images:,} images can be decoded; {path}: {why}")
             group_by = self.sides.holdout.group_by
             labelled = labelled_features(self.spark, self.features, made.source.sha256, group_by=group_by)
             rows = _ordered(labelled, entry.n_features)
@@ -149,14 +156,14 @@ class VariantMaker:
 
 @dataclass(frozen=True)
 class _Made:
-    """A backbone, and what it costs."""
+    """A backbone and its measured speed."""
 
     input_size: int | None
     precision: Precision
     sha256: str
     n_features: int
     pixels: tuple[int, int]
-    seconds: float  # an image
+    seconds: float  # per image
     guessed: tuple[str, ...] = ()
 
     @property
@@ -179,8 +186,8 @@ def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter
     n_fit, mixed = fit_rows.agg(*counted).collect()[0]
     n_validation, mixed_too = validation_rows.agg(*counted).collect()[0]
     if not n_validation:
-        why = "" if trained_on is None else " that the backbone was not trained on"
-        raise DataError(f"there are too few images ({n_fit}) to compare settings on some of them{why}; label more")
+        why = "" if trained_on is None else " on which the backbone was not trained"
+        raise DataError(f"there are too few images ({n_fit}) for a validation set{why}: label more images")
     some = max(1, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * made.n_features)))
     sample = as_matrix(validation_rows.select("features").limit(some).toArrow().column(0).combine_chunks())
     return Variant(
@@ -204,12 +211,12 @@ def _variant(made: _Made, rows: DataFrame, sides: Sides, trained_on: BloomFilter
 def _seconds_per_image(engine: Engine, images: Sequence[bytes], fitting: Resize | Recipe) -> float:
     decoded = decode_all(images, engine.input_size, fitting)
     if not decoded.rows:
-        raise DataError("there is no image that decodes to time the backbone with")
+        raise DataError("no image to measure the backbone with can be decoded")
     return _fastest(lambda: engine(decode_all(images, engine.input_size, fitting).images)) / len(decoded.rows)
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    """The seconds of the fastest of a few calls: what else the machine does only adds to them."""
+    """Return the seconds of the fastest of a few calls, the least disturbed by other processes."""
 
     def timed() -> float:
         clock = perf_counter()

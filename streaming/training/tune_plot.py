@@ -1,4 +1,4 @@
-"""The trade-offs that a search found, as a picture: accuracy against speed, or against the number of components."""
+"""Plot of the trade-offs of a search: accuracy against throughput, or against the number of components."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ def plot_trade_offs(tuned: Tuned, path: Path) -> None:
     axes.plot(*zip(*(where[number] for number in tuned.front), strict=True), color="black", linewidth=1)
     axes.scatter(*where[tuned.best.number], s=160, facecolors="none", edgecolors="crimson")
     axes.set_xscale("linear" if by_speed else "log")
-    axes.set_xlabel("images a second on one core" if by_speed else "components that the classifier gets")
+    axes.set_xlabel("images per second on one core" if by_speed else "number of components")
     axes.set_ylabel(f"accuracy on {tuned.rows[1]:,} validation images")
     seen = {one.options.projection for one in tuned.outcomes}, {one.options.classifier for one in tuned.outcomes}
     handles = [Line2D([], [], marker="s", linestyle="", color=COLOURS[name], label=name) for name in sorted(seen[0])]
     handles += [Line2D([], [], marker=MARKERS[name], linestyle="", color="k", label=name) for name in sorted(seen[1])]
-    handles += [Line2D([], [], color="black", linewidth=1, label="no other is better in both")]
+    handles += [Line2D([], [], color="black", linewidth=1, label="Pareto front")]
     axes.legend(handles=handles, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, format="png")

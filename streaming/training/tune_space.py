@@ -1,4 +1,4 @@
-"""What `tune` searches: settings of projection and classifier, and the command line that asks for them again."""
+"""The search space of `tune`, and the command line for given settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,20 +11,20 @@ from models.random_projection import johnson_lindenstrauss_dim
 from streaming.errors import ConfigurationError
 from streaming.training.fit_options import ClassifierKind, FitOptions, ProjectionKind
 
-SHARES = (0.50, 0.99)  # of the variance
+SHARES = (0.50, 0.99)  # explained variance
 MAX_EPS = 0.9
-SKETCHED = (16, 256)  # components of a randomized PCA, where the features are too wide for the exact one
+SKETCHED = (16, 256)  # components of a randomized PCA, for features too wide for an exact PCA
 REG = (1e-4, 0.3)
 WIDTHS = (16, 32, 64, 128, 256)
 MAX_DEPTH = 2
 ITERATIONS = (50, 100, 200)
-DIGITS = 3  # of a setting: what is fitted is what the command line says
+DIGITS = 3  # significant digits of a setting, so that the command line reproduces it exactly
 
-FLAGS = {"n_components": "--components", "reg_param": "--reg"}  # the others are named as the field
+FLAGS = {"n_components": "--components", "reg_param": "--reg"}  # other flags are named after the field
 
 
 class Trial(Protocol):
-    """What is asked of an Optuna trial."""
+    """The methods of an Optuna trial that are used."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
@@ -35,10 +35,12 @@ class Trial(Protocol):
 
 @dataclass(frozen=True)
 class Space:
-    """What may be chosen, for features of one width.
+    """A search space for features of one width.
 
     Attributes:
-        lowest_eps: below it a random projection would have more columns than there are features.
+        projections: projections to try.
+        classifiers: classifiers to try.
+        lowest_eps: smallest eps for which a random projection is narrower than the features.
         base: the settings that are not searched.
     """
 
@@ -48,7 +50,7 @@ class Space:
     base: FitOptions
 
     def suggest(self, trial: Trial) -> FitOptions:
-        """Settings for one trial; the same suggestions give the same settings."""
+        """Return the settings of a trial."""
         projection: ProjectionKind = trial.suggest_categorical("projection", self.projections)
         options = replace(self.base, projection=projection)
         match projection:
@@ -70,7 +72,7 @@ class Space:
         return replace(options, classifier=classifier, reg_param=_rounded(reg), elastic_net=_rounded(elastic_net))
 
     def defaults(self) -> dict[str, Any]:
-        """The suggestions that give what a training without options does, as far as they are in this space."""
+        """Return the suggestions for the default settings of training, if they are in this space."""
         known = {
             "projection": self.base.projection,
             "explained_variance": self.base.explained_variance,
@@ -93,10 +95,17 @@ def make_space(
     n_rows: int,
     base: FitOptions,
 ) -> Space:
-    """The space for `n_rows` training rows of `n_features`; a PCA that has no room becomes a randomized one.
+    """Return the search space; an exact PCA that exceeds the memory limit is replaced by a randomized one.
+
+    Args:
+        projections: projections to try.
+        classifiers: classifiers to try.
+        n_features: width of the features.
+        n_rows: number of training rows.
+        base: the settings that are not searched.
 
     Raises:
-        ServiceError: nothing is left to choose.
+        ServiceError: the space is empty.
     """
     kept: list[ProjectionKind] = []
     lowest_eps = _lowest_eps(n_features, n_rows)
@@ -113,17 +122,20 @@ def make_space(
             kept.append(wanted)
     if not kept or not classifiers:
         raise ConfigurationError(
-            f"there is nothing to choose from: a random projection of {n_features:,} features makes them no narrower "
-            f"for {n_rows:,} rows; allow another projection"
+            f"the search space is empty: a random projection does not reduce {n_features:,} features for {n_rows:,} "
+            f"rows; "
+            "allow another projection"
         )
     return Space(tuple(kept), tuple(classifiers), lowest_eps or MAX_EPS, base)
 
 
 def command_of(options: FitOptions, command: Sequence[str], *, every: bool = False) -> list[str]:
-    """`command` with a flag for every setting that is not the default, or for every setting that there is.
+    """Return `command` with flags for the settings.
 
     Args:
-        every: for a command whose settings default to the champion's.
+        options: the settings.
+        command: words of the command.
+        every: include settings at their default, for a command whose defaults are the champion's settings.
     """
     words = list(command)
     for field in fields(FitOptions):
@@ -135,7 +147,7 @@ def command_of(options: FitOptions, command: Sequence[str], *, every: bool = Fal
 
 
 def describe(options: FitOptions) -> str:
-    """The settings that were searched, in a few words."""
+    """Return a short description of the searched settings."""
     projection = {
         "pca": f"pca {options.explained_variance:g}",
         "randomized_pca": f"randomized_pca {options.n_components}",
@@ -148,13 +160,13 @@ def describe(options: FitOptions) -> str:
 
 
 def options_from_record(record: dict[str, Any]) -> FitOptions:
-    """What `FitOptions.as_record` was made of."""
+    """Return the options from the result of `FitOptions.as_record`."""
     layers = tuple(int(width) for width in str(record["layers"]).split(",") if width)
     return FitOptions(**{**record, "layers": layers})
 
 
 def _lowest_eps(n_features: int, n_rows: int) -> float | None:
-    """The smallest eps, to two digits, whose projection is narrower than the features; None if there is none."""
+    """Return the smallest eps, to two digits, whose projection is narrower than the features; None if there is none."""
     steps = range(5, int(100 * MAX_EPS))
     fitting = (step / 100 for step in steps if johnson_lindenstrauss_dim(max(2, n_rows), step / 100) < n_features)
     return next(fitting, None)

@@ -1,4 +1,4 @@
-"""A study on disk: which settings were tried and what they are worth, as Optuna's journal of JSON lines."""
+"""A hyperparameter study on disk: an Optuna journal of JSON lines."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,17 +14,23 @@ from streaming.training.tune_space import options_from_record
 if TYPE_CHECKING:
     import optuna
 
-STARTUP_TRIALS = 10  # at random, before the search learns from what it has seen
+STARTUP_TRIALS = 10  # random trials before the sampler uses earlier results
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trial: what was fitted, and what it is worth on the validation rows.
+    """The result of one trial: its settings and their metrics on the validation rows.
 
     Attributes:
-        components: what the projection gives the classifier.
-        images_per_s: of one core: decoding, backbone and head together.
-        seconds: that the fit took, beside others.
+        number: number of the trial.
+        variant: name of the features.
+        options: the settings.
+        accuracy: accuracy on the validation rows.
+        macro_f1: macro F1 on the validation rows.
+        log_loss: log loss on the validation rows, in nats.
+        components: output width of the projection.
+        images_per_s: throughput of one core, including decoding, backbone and head.
+        seconds: duration of the fit, possibly beside others.
     """
 
     number: int
@@ -42,7 +48,7 @@ class Outcome:
 
 
 class _NoLock:
-    """Optuna's own locks outlive a process that is killed; the one around the search does not, and is enough."""
+    """Replaces Optuna's file locks, which survive a killed process; the lock around the search is sufficient."""
 
     def acquire(self) -> bool:
         return True
@@ -53,11 +59,13 @@ class _NoLock:
 
 @contextmanager
 def open_study(path: Path, name: str, seed: int, first: dict[str, Any]) -> Iterator["optuna.Study"]:
-    """The study of this name in the file, made if it is not there; what a killed run left half done counts as failed.
+    """Open or create the study of this name; unfinished trials of a killed run count as failed.
 
     Args:
-        seed: of the search.
-        first: what a new study tries before anything else.
+        path: the journal.
+        name: name of the study.
+        seed: random seed of the search.
+        first: suggestions of a new study's first trial.
 
     Raises:
         ServiceError: the file is damaged.
@@ -75,11 +83,11 @@ def open_study(path: Path, name: str, seed: int, first: dict[str, Any]) -> Itera
             no_lock: Any = _NoLock()
             storage = JournalStorage(JournalFileBackend(str(path), lock_obj=no_lock))
             study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-            # Another seed for each run, or a second one would propose what the first one did.
+            # With the same seed, a second run would repeat the proposals of the first.
             seed += len(study.trials)
             study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, constant_liar=True)
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"the studies in {path} cannot be read ({error}); remove the file to begin anew") from error
+        raise DamagedError(f"the studies in {path} cannot be read ({error}): remove the file to start over") from error
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
     if not study.trials:
@@ -88,7 +96,7 @@ def open_study(path: Path, name: str, seed: int, first: dict[str, Any]) -> Itera
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut off what a killed process left of a line: the next line would be appended to it."""
+    """Truncate an incomplete last line of a killed process, to which the next line would be appended."""
     if path.is_file():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
@@ -97,8 +105,14 @@ def _drop_torn_line(path: Path) -> None:
                 file.truncate(whole)
 
 
-def tell(study: "optuna.Study", trial: "optuna.Trial", result: Outcome | str) -> None:
-    """Write down an outcome, or why there is none."""
+def record(study: "optuna.Study", trial: "optuna.Trial", result: Outcome | str) -> None:
+    """Record the outcome of a trial, or why it failed.
+
+    Args:
+        study: the study.
+        trial: the trial.
+        result: the outcome, or the reason for the failure.
+    """
     from optuna.trial import TrialState
 
     if isinstance(result, str):
@@ -110,12 +124,12 @@ def tell(study: "optuna.Study", trial: "optuna.Trial", result: Outcome | str) ->
 
 
 def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
-    """Trials that came to an end of their own, with an outcome or with why there is none."""
+    """Return the trials that have an outcome or a reason for failure, without those of a killed run."""
     trials = study.get_trials(deepcopy=False)
     return [one for one in trials if "outcome" in one.user_attrs or "why" in one.user_attrs]
 
 
 def outcomes_of(study: "optuna.Study") -> list[Outcome]:
-    """What was found, in order of the trials."""
+    """Return the outcomes in order of the trials."""
     records = [one.user_attrs["outcome"] for one in finished(study) if "outcome" in one.user_attrs]
     return [Outcome(**(one | {"options": options_from_record(one["options"])})) for one in records]

@@ -26,18 +26,19 @@ import psutil
 import pyarrow as pa
 
 from streaming.jobs.audit import audit
-from streaming.pipeline.account import Piece, Place, Seen
-from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic
+from streaming.pipeline.answers_reader import AnswersAwayError
+from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.commit import STEPS, BatchCommitter, BatchResult, LostDecisionError, _Scored
-from streaming.pipeline.decisions import DECIDED_TABLES, Decisions, ModelVersion, OffsetRange
+from streaming.pipeline.decisions import DECIDED_TABLES, Decisions, ModelVersion, OffsetRange, TopicPartition
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.positions import Accept, plan_start
+from streaming.pipeline.reconcile import OffsetRun, TopicSnapshot
 from streaming.pipeline.score import OUTPUT, PartitionReport
 from streaming.pipeline.stream import MAX_LOST
 from streaming.platform.topic import Subscription, Topic
 from streaming.registry import Registry
 from streaming.settings import Settings
-from streaming.storage import store, table_log
+from streaming.storage import store_base, table_log
 from streaming.storage.files import DataFile, FileSink
 from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.tables import FEATURES, QUARANTINE, SCHEMAS, Table
@@ -61,7 +62,7 @@ class Spec:
         first: in that micro-batch, what is made to be done before the other: "answers" or "tables"; None: as it comes.
         share_of_bad: of the messages that it quarantines.
         known_for_s: in place of `table_log.KNOWN_FOR_S`.
-        answer_within_s: in place of `store.ANSWER_WITHIN_S`.
+        answer_within_s: in place of `store_base.ANSWER_WITHIN_S`.
         variables: of its environment.
     """
 
@@ -73,7 +74,7 @@ class Spec:
     first: str | None = None
     share_of_bad: float = 0.3
     known_for_s: float = table_log.KNOWN_FOR_S
-    answer_within_s: float = store.ANSWER_WITHIN_S
+    answer_within_s: float = store_base.ANSWER_WITHIN_S
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -118,7 +119,7 @@ class _Committer(BatchCommitter):
             features = [row | {"backbone_sha256": SHA256, "features": [0.0]} for row in good]
             reports.append(
                 PartitionReport(
-                    read=[Piece(one.topic, one.partition, len(of_range), one.start, one.end - 1)],
+                    read=[OffsetRun(one.topic, one.partition, len(of_range), one.start, one.end - 1)],
                     quarantined_at=[(one.topic, one.partition, len(bad))] if bad else [],
                     quarantined={"truncated": len(bad)} if bad else {},
                     quarantine_file=_file(self._tables["quarantine"].place, worse, QUARANTINE),
@@ -202,7 +203,7 @@ class _Tables(Tables):
 
 def _run(spec: Spec) -> None:
     os.environ.update(spec.variables)
-    table_log.KNOWN_FOR_S, store.ANSWER_WITHIN_S = spec.known_for_s, spec.answer_within_s
+    table_log.KNOWN_FOR_S, store_base.ANSWER_WITHIN_S = spec.known_for_s, spec.answer_within_s
     log, place, topic = _Log(spec), spec.settings.place, spec.settings.topic
     tables = _Tables(place.tables, log.before_tables)  # kept open when the driver plans again, as the stream does
     answers = AnswersTopic(spec.settings)
@@ -249,10 +250,10 @@ def _drive(spec: Spec, committer: _Committer, tables: Tables, answers: AnswersTo
         at |= {one.partition: one.end for one in ranges}
 
 
-def _witness(topics: Collection[str], _: Collection[Place]) -> "Future[Seen]":
+def _witness(topics: Collection[str], _: Collection[TopicPartition]) -> "Future[TopicSnapshot]":
     """Kafka's topics, which stay the same."""
-    seen: Future[Seen] = Future()
-    seen.set_result(Seen(dict.fromkeys(topics, TOPIC_ID), {}))
+    seen: Future[TopicSnapshot] = Future()
+    seen.set_result(TopicSnapshot(dict.fromkeys(topics, TOPIC_ID), {}))
     return seen
 
 

@@ -122,6 +122,6 @@ def test_a_download_that_fails_names_both_ways_out(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # and nothing listens there
     with pytest.raises(ModelError, match="could not be downloaded") as caught:
         export_backbone("mobilenet_v2", "imagenet", tmp_path / "exports")
-    for way_out in ("a local .h5 file", "`random` by name", "efficientnet_lite0"):
+    for way_out in ("a local .h5 file", "or `random`", "efficientnet_lite0"):
         assert way_out in str(caught.value)
     assert not list((tmp_path / "exports").iterdir())

@@ -73,8 +73,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     ),
     "a file missing": (lambda bundle: changed(bundle, lambda one: one.pop(GOLDEN)), "expected the files"),
     "a file more": (lambda bundle: changed(bundle, lambda one: one.update(evil=b"x")), "expected the files"),
-    "a path": (lambda bundle: changed(bundle, lambda one: one.update({"../evil": b"x"})), "expected plain names"),
-    "a folder": (lambda bundle: changed(bundle, lambda one: one.update({"a/": b""})), "expected plain names"),
+    "a path": (lambda bundle: changed(bundle, lambda one: one.update({"../evil": b"x"})), "expected plain file names"),
+    "a folder": (lambda bundle: changed(bundle, lambda one: one.update({"a/": b""})), "expected plain file names"),
     "many entries": (
         lambda bundle: changed(bundle, lambda one: one.update({f"f{n}": b"" for n in range(MAX_ENTRIES)})),
         "it has 3. entries",

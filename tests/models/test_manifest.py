@@ -185,7 +185,7 @@ def test_a_drift_reference_is_read_with_the_rest(tmp_path: Path) -> None:
 def test_a_drift_reference_that_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
     directory = tiny_bundle(tmp_path / "bundle")
     (directory / DRIFT).write_bytes((directory / GOLDEN).read_bytes())
-    with pytest.raises(ModelError, match=f"it holds .*{re.escape(DRIFT)}"):
+    with pytest.raises(ModelError, match=f"found .*{re.escape(DRIFT)}"):
         read_bundle(directory)
 
 

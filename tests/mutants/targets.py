@@ -49,7 +49,9 @@ TARGETS = (
         "streaming/jobs/audit.py", ("tests/streaming/jobs/test_audit_rules.py", "tests/streaming/jobs/test_audit.py")
     ),
     Target("streaming/jobs/rewrite.py", ("tests/streaming/jobs/test_rewrite.py",)),
-    Target("streaming/storage/store.py", ("tests/streaming/storage/test_store.py",)),
+    Target("streaming/storage/store_base.py", ("tests/streaming/storage/test_store.py",)),
+    Target("streaming/storage/local_store.py", ("tests/streaming/storage/test_store.py",)),
+    Target("streaming/storage/bucket_store.py", ("tests/streaming/storage/test_store.py",)),
     Target("streaming/storage/table_log.py", ("tests/streaming/storage/test_table_log.py",)),
     Target("streaming/storage/tables.py", ("tests/streaming/storage/test_tables.py",)),
     Target(

@@ -16,10 +16,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import Bundle, TrainingData
 from models.xxhash64 import HASH_BITS, spark_xxhash64
-from streaming.images.exposure import fitted_on
 from streaming.images.labels import labelled_features
+from streaming.images.membership import fitted_on
 from streaming.images.split import Split
-from streaming.reports.paired import Paired
+from streaming.reports.paired import PairedAccuracy
 from streaming.storage.files import list_array
 from streaming.storage.tables import FEATURES, LABELS, Table
 from tests.forms import Form, Record
@@ -133,7 +133,7 @@ def test_accuracy_is_that_of_new_images_whatever_the_model_was_fitted_on(
     images = BloomFilter.empty(int(was_fitted.sum()), seed)
     images.add([name for name, there in zip(names, was_fitted, strict=True) if there])
     right = [model.predict(features) == labels for model in (old, new)]
-    counts = Paired()
+    counts = PairedAccuracy()
     history = np.arange(n) >= 200  # the old model's own images are in its filter, too
     counts.add(*(one[:n][history] for one in right), FittedOn(images).contains(names)[history])
     found = counts.as_row()

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from streaming.storage.store import LocalStore, Store, Stored
+from streaming.storage.local_store import LocalStore
+from streaming.storage.store import Store, Stored
 
 
 class Elsewhere(Store):

@@ -25,7 +25,7 @@ from streaming.errors import (
     restated,
 )
 from streaming.extras import MissingExtraError
-from streaming.pipeline.answers_topic import AnswersAwayError
+from streaming.pipeline.answers_reader import AnswersAwayError
 from streaming.pipeline.stream import StreamEvents, StreamOptions, _Run, may_return
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.schema_registry import RegistryAwayError

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from streaming import secret_files
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run, write_json
-from streaming.cli.row_formats import Format, write_rows
+from streaming.cli.output_formats import Format, write_rows
 from streaming.errors import ServiceError
 from streaming.gateway.access import read_keys
 from streaming.reports.plots import png

@@ -161,7 +161,7 @@ def test_the_command_writes_rows_to_standard_output_and_the_rest_elsewhere(
         (one.source, one.label or "", one.reason or "") for one in expected
     ]
     assert code == 1  # two have no answer
-    assert "2 without an answer: 1 empty, 1 not_an_image" in err
+    assert "2 without a prediction: 1 empty, 1 not_an_image" in err
     said = json.loads(summary.read_text())
     assert (said["images"], said["predicted"], said["bad"]) == (DIGITS + 2, DIGITS, {"empty": 1, "not_an_image": 1})
 
@@ -198,5 +198,5 @@ def test_a_process_predicts_without_spark_and_stops_when_told(settings: Settings
         process.send_signal(signal.SIGTERM)
         rest, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted" in err
+    assert "stopped by SIGTERM; the rows before are complete" in err
     assert len(lines) + len(rest.splitlines()) < MANY

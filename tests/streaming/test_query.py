@@ -74,7 +74,7 @@ def test_a_log_that_names_a_file_outside_of_its_table_is_refused(tmp_path: Path)
     (stolen,) = (Path(settings.place.tables) / "labels").glob("*.parquet")
     (own,) = (Path(settings.place.tables) / "predictions").glob("*.parquet")
     log.write_text(log.read_text().replace(own.name, f"../labels/{stolen.name}"))
-    with pytest.raises(ServiceError, match=r"the log of .*predictions names .* which is not in the table"):
+    with pytest.raises(ServiceError, match=r"the log of .*predictions names .* which is outside the table"):
         query(settings, "SELECT label FROM predictions")
 
 
@@ -232,7 +232,7 @@ def test_query_as_csv_reads_back(settings: Settings) -> None:
 def test_query_as_parquet_needs_a_file_and_writes_it_whole(settings: Settings, tmp_path: Path) -> None:
     refused = imagestream(settings, "query", "FROM predictions", "--format", "parquet")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert "give one with --output FILE" in refused.stderr
+    assert "give a file with --output FILE" in refused.stderr
     target = tmp_path / "out" / "rows.parquet"
     failing = "SELECT CASE WHEN range = 500_000 THEN error('late') ELSE 'x' END AS x FROM range(1_000_000)"
     assert imagestream(settings, "query", failing, "--format", "parquet", "-o", str(target)).returncode == 1

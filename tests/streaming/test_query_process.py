@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
-from streaming.errors import ServiceError
+from streaming.errors import NotFoundError, ServiceError
 from streaming.query_process import open_guarded_query
 from streaming.settings import Settings
 
@@ -60,5 +60,5 @@ def test_a_reader_that_has_enough_ends_the_query(settings: Settings) -> None:
 
 
 def test_a_home_without_tables_is_said_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="no tables yet in"):
+    with pytest.raises(NotFoundError, match="no tables yet in"):
         rows(Settings(home=tmp_path), "SELECT 1")

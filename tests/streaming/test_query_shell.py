@@ -115,7 +115,7 @@ def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(sett
         shell.until("value_sha256")
         shell.until(" s\r\n")
         shell.type("\\nonsense\r")
-        shell.until("error: no such command \\nonsense, there are: \\d \\timing \\? \\q")
+        shell.until("error: unknown command \\nonsense: expected one of \\d \\timing \\? \\q")
         shell.until("imagestream>")  # an end of input is heard at a prompt only
         shell.type("\x04")
     assert shell.process.returncode == 0

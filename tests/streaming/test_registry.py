@@ -512,7 +512,7 @@ def test_a_gap_in_the_moves_is_reported(registry: Registry, store: Store, bundle
         assert content is not None
         store.delete([move_key(gone)])
         for use in (lambda: Registry(store).targets(), lambda: registry.promote(1, by="ada", why="next")):
-            with pytest.raises(ModelError, match=rf"{move_key(gone)} is missing, and later moves .* restore it"):
+            with pytest.raises(ModelError, match=rf"{move_key(gone)} is missing, but later moves .* restore it"):
                 use()
         store.put(move_key(gone), content)
     files = sorted(stored.key for stored in store.list("models"))

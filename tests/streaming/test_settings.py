@@ -195,7 +195,7 @@ def test_init_writes_a_file_that_changes_nothing_and_names_every_setting(folder:
     assert tomllib.loads("\n".join(uncommented))["topic"] == before.topic
     again = imagestream("config", "init")
     assert (again.returncode, again.stderr) == (
-        1, "error: imagestream.toml is there already: give another name, or edit it\n",
+        1, "error: imagestream.toml already exists: give another name, or edit it\n",
     )  # fmt: skip
     assert (folder / "imagestream.toml").read_text(encoding="utf-8") == text
 

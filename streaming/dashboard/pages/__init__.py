@@ -1,1 +1,1 @@
-"""A module per page; each draws what `streaming.dashboard.data` tells."""
+"""The pages of the dashboard, one module each. A page draws the results of `streaming.dashboard.data`."""

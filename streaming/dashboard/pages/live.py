@@ -1,4 +1,4 @@
-"""Live: how much comes in, how long it takes, how good the answers are, and which model gives them."""
+"""The page Live: throughput, latency, accuracy, quarantine and the serving model."""
 
 from datetime import timedelta
 
@@ -7,7 +7,7 @@ import streamlit as st
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.data import Window
-from streaming.dashboard.layout import NOTHING, ago, cards, empty, percent, plain, seconds, title, told
+from streaming.dashboard.layout import NOTHING, ago, cards, empty, errors_shown, percent, plain, seconds, title
 from streaming.pipeline.observe import read_state
 from streaming.registry import CHAMPION, open_registry
 
@@ -22,15 +22,17 @@ EVERY_S = 3.0
 
 
 def show(dashboard: Dashboard) -> None:
-    """Draw the page; what moves is drawn anew every few seconds."""
-    title("Live", f"Topic `{dashboard.settings.topic}` · drawn anew every {EVERY_S:.0f} s")
-    chosen = st.segmented_control("Time", list(SPANS), default="15 min", label_visibility="collapsed", required=True)
+    """Draw the page; its charts are updated every few seconds."""
+    title("Live", f"Topic `{dashboard.settings.topic}` · updated every {EVERY_S:.0f} s")
+    chosen = st.segmented_control(
+        "Time range", list(SPANS), default="15 min", label_visibility="collapsed", required=True
+    )
     _moving(dashboard, SPANS[chosen or "15 min"])
 
 
 @st.fragment(run_every=EVERY_S)
 def _moving(dashboard: Dashboard, span: timedelta) -> None:
-    with told():
+    with errors_shown():
         reader, window = dashboard.reader, Window.last(span)
         reader.version("predictions", "batches", "labels")
         last = data.last_batches(reader)
@@ -44,7 +46,7 @@ def _moving(dashboard: Dashboard, span: timedelta) -> None:
 
 def _state(dashboard: Dashboard, last: data.Rows) -> None:
     state = read_state(dashboard.settings)
-    streaming, why = (False, "no stream has run here") if state is None else state.health()
+    streaming, why = (False, "no stream has run on this machine") if state is None else state.health()
     with st.container(horizontal=True, vertical_alignment="center"):
         st.badge(
             "streaming" if streaming else plain(why),
@@ -72,20 +74,20 @@ def _cards(dashboard: Dashboard, window: Window, last: data.Rows) -> None:
             (
                 "Throughput",
                 NOTHING if rate is None else f"{rate:,.0f} /s",
-                "Images a second while the last batches ran",
+                "Images per second in the last micro-batches",
             ),
             (
-                "Waiting",
+                "Lag",
                 NOTHING if lag.messages is None else f"{lag.messages:,}",
-                lag.trouble or "Messages of the topic that have no row yet (lag)",
+                lag.trouble or "Messages of the topic without a row",
             ),
             ("Latency, median", seconds(waited["p50"]), "From publishing to the committed row"),
-            ("Latency, p95", seconds(waited["p95"]), "19 of 20 images are quicker"),
-            ("Accuracy", percent(right), f"Of {labelled:,} predictions whose label is known"),
+            ("Latency, p95", seconds(waited["p95"]), "95% of the images are faster"),
+            ("Accuracy", percent(right), f"On {labelled:,} labelled predictions"),
             (
                 "Model",
                 f"v{answering}" if champion in {None, answering} else f"v{answering} → v{champion}",
-                "The version of the last micro-batch; behind the arrow the champion that takes over with the next",
+                "Version of the last micro-batch; after the arrow, the new champion used from the next one",
             ),
         ]
     )
@@ -95,7 +97,7 @@ def _plots(dashboard: Dashboard, window: Window) -> None:
     reader = dashboard.reader
     came = data.throughput(reader, window)
     if not came:
-        empty("No micro-batch in this time: choose a longer one above.")
+        empty("No micro-batch in this time range: choose a longer one above.")
         return
     left, right = st.columns(2)
     with left, st.container(border=True):
@@ -103,25 +105,25 @@ def _plots(dashboard: Dashboard, window: Window) -> None:
         swaps = data.swaps(reader, window)
         st.altair_chart(charts.throughput(came, window, swaps), key="throughput")
         if swaps:
-            st.caption(f"Last swap: version {swaps[0]['before']} → {swaps[0]['version']}, {ago(swaps[0]['moment'])}")
+            st.caption(f"Last change: version {swaps[0]['before']} → {swaps[0]['version']}, {ago(swaps[0]['moment'])}")
     with right, st.container(border=True):
-        st.markdown("**Latency** from publishing to the row")
+        st.markdown("**Latency** from publishing to the committed row")
         waited = data.latency(reader, window)
         if waited:
             st.altair_chart(charts.latency(waited, window), key="latency")
         else:
-            st.caption("No message says when it was published.")
+            st.caption("No message has a publishing time.")
     left, right = st.columns(2)
     with left, st.container(border=True):
-        st.markdown("**Accuracy** where labels are known")
+        st.markdown("**Accuracy** on labelled images")
         judged = data.accuracy(reader, window)
         if judged:
             st.altair_chart(charts.accuracy(judged, window), key="accuracy")
         else:
-            st.caption("No label is known yet: publish with labels, or give some on the page Predictions.")
+            st.caption("No labels yet: publish images with labels, or add labels on the page Predictions.")
     with right, st.container(border=True):
         st.markdown("**Quarantined** messages")
         if any(row["quarantined"] for row in came):
             st.altair_chart(charts.per_step(came, window, "quarantined", "messages"), key="quarantined")
         else:
-            st.caption("None in this time.")
+            st.caption("None in this time range.")

@@ -1,4 +1,4 @@
-"""Models: the registry, how the versions do, and which of them answers."""
+"""The page Models: registered versions, their live quality, promotion and rollback."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from models.errors import ModelError
 from streaming.dashboard import charts, data
 from streaming.dashboard.actions import promote, roll_back
 from streaming.dashboard.context import Dashboard
-from streaming.dashboard.layout import NOTHING, ask, cards, empty, percent, plain, title, told
+from streaming.dashboard.layout import NOTHING, ask, cards, empty, errors_shown, percent, plain, title
 from streaming.registry import ALIASES, CHALLENGER, CHAMPION, Registry, open_registry
 from streaming.storage.registry_objects import Alias
 
@@ -18,11 +18,14 @@ HISTORY = 50
 
 def show(dashboard: Dashboard) -> None:
     """Draw the page."""
-    title("Models", "Every version is kept. The champion answers; a running stream follows a promotion at once.")
+    title(
+        "Models",
+        "Registered versions. The champion serves predictions; a running stream switches at its next micro-batch.",
+    )
     registry = open_registry(dashboard.settings.home)
     versions = registry.versions()[::-1]
     if not versions:
-        empty("No models yet: make one with `imagestream train`.")
+        empty("No models yet: create one with `imagestream train`.")
         return
     if said := st.session_state.pop("moved", None):
         st.success(said, icon=":material/check:")
@@ -42,7 +45,7 @@ def show(dashboard: Dashboard) -> None:
 
 @st.cache_data(max_entries=100, show_spinner="Reading the version …")
 def _manifest(place: str, version: int, _registry: Registry) -> Manifest | str:  # noqa: ARG001  the key of the cache
-    """What a version says of itself, or why it is refused; every file is hashed, so once is enough."""
+    """Return a version's manifest or why it is rejected; cached, since reading it hashes every file."""
     try:
         return _registry.read(version).manifest
     except ModelError as error:
@@ -54,11 +57,15 @@ def _heads(targets: dict[Alias, int | None], live: dict[int, dict[str, Any]], co
     seen = live.get(champion or 0, {})
     cards(
         [
-            ("Champion", f"v{champion}" if champion else NOTHING, "The version that answers"),
-            ("Challenger", f"v{challenger}" if challenger else NOTHING, "Scored beside the champion, answers nobody"),
-            ("Versions", f"{count}", "Registered"),
-            ("Answers of the champion", f"{seen.get('rows', 0):,}", "Rows in predictions"),
-            ("Live accuracy", percent(seen.get("accuracy")), f"Of {seen.get('labelled', 0):,} labelled answers"),
+            ("Champion", f"v{champion}" if champion else NOTHING, "Version that serves predictions"),
+            (
+                "Challenger",
+                f"v{challenger}" if challenger else NOTHING,
+                "Version scored beside the champion for comparison",
+            ),
+            ("Versions", f"{count}", "Number of registered versions"),
+            ("Champion's predictions", f"{seen.get('rows', 0):,}", "Rows in the table predictions"),
+            ("Live accuracy", percent(seen.get("accuracy")), f"On {seen.get('labelled', 0):,} labelled predictions"),
         ]
     )
 
@@ -72,11 +79,11 @@ def _table(
         row: dict[str, Any] = {
             "version": version,
             "alias": " ".join(alias for alias, target in targets.items() if target == version),
-            "live answers": live.get(version, {}).get("rows", 0),
+            "live predictions": live.get(version, {}).get("rows", 0),
             "live accuracy": live.get(version, {}).get("accuracy"),
         }
         if isinstance(manifest, str):
-            row["backbone"] = f"refused: {manifest}"
+            row["backbone"] = f"rejected: {manifest}"
         else:
             row |= {
                 "accuracy": manifest.metrics.get("accuracy"),
@@ -98,7 +105,7 @@ def _table(
             "live accuracy": share,
             "log loss": st.column_config.NumberColumn(format="%.4f"),
             "macro F1": st.column_config.NumberColumn(format="%.4f"),
-            "live answers": st.column_config.NumberColumn(format="localized"),
+            "live predictions": st.column_config.NumberColumn(format="localized"),
             "training rows": st.column_config.NumberColumn(format="localized"),
         },
     )
@@ -108,8 +115,8 @@ def _change(dashboard: Dashboard, versions: list[int], targets: dict[Alias, int 
     with st.container(border=True):
         columns = st.columns([1, 1.2, 2.4, 1, 1.2], vertical_alignment="bottom")
         version = columns[0].selectbox("Version", versions, format_func=lambda one: f"v{one}")
-        alias = columns[1].selectbox("becomes", ALIASES)
-        why = columns[2].text_input("because", max_chars=200, placeholder="kept in the history")
+        alias = columns[1].selectbox("Alias", ALIASES)
+        why = columns[2].text_input("Reason", max_chars=200, placeholder="recorded in the history")
         same = targets[alias] == version
         if columns[3].button("Promote", type="primary", width="stretch", disabled=same):
             _confirm_promotion(dashboard, version, alias, why, targets[alias])
@@ -119,10 +126,10 @@ def _change(dashboard: Dashboard, versions: list[int], targets: dict[Alias, int 
 
 @st.dialog("Promote?")
 def _confirm_promotion(dashboard: Dashboard, version: int, alias: Alias, why: str, before: int | None) -> None:
-    st.write(f"Version {version} becomes {alias} in place of {f'version {before}' if before else 'none'}.")
-    st.caption("Its files and golden predictions are checked first.")
-    if st.button("Yes, promote", type="primary"):
-        with told():
+    st.write(f"Version {version} becomes {alias}" + (f" and replaces version {before}." if before else "."))
+    st.caption("Its files and golden predictions are verified first.")
+    if st.button("Confirm promotion", type="primary"):
+        with errors_shown():
             move = promote(dashboard.settings, version, alias, why)
             st.session_state.moved = f"{alias}: version {move.version} (before: {move.previous or 'none'})"
             st.rerun()
@@ -130,9 +137,9 @@ def _confirm_promotion(dashboard: Dashboard, version: int, alias: Alias, why: st
 
 @st.dialog("Roll back?")
 def _confirm_rollback(dashboard: Dashboard, alias: Alias, now: int | None) -> None:
-    st.write(f"The {alias}, version {now or NOTHING}, gives way to the version before it.")
-    if st.button("Yes, roll back", type="primary"):
-        with told():
+    st.write(f"The {alias}, version {now or NOTHING}, is replaced by the previous version.")
+    if st.button("Confirm rollback", type="primary"):
+        with errors_shown():
             move = roll_back(dashboard.settings, alias)
             st.session_state.moved = f"{alias}: version {move.version} (before: {move.previous})"
             st.rerun()
@@ -141,7 +148,7 @@ def _confirm_rollback(dashboard: Dashboard, alias: Alias, now: int | None) -> No
 def _confusion(versions: list[int], champion: int | None) -> None:
     first = versions.index(champion) if champion in versions else 0
     head, choice = st.columns([2, 1], vertical_alignment="center")
-    head.markdown("**Confusion** of live answers whose label is known")
+    head.markdown("**Confusion matrix** of labelled live predictions")
     version = choice.selectbox(
         "Version",
         versions,
@@ -154,37 +161,39 @@ def _confusion(versions: list[int], champion: int | None) -> None:
     if rows:
         st.altair_chart(charts.confusion(rows), key="confusion")
     else:
-        st.caption("No answer of this version has a label yet.")
+        st.caption("No prediction of this version has a label yet.")
 
 
 def _comparison(targets: dict[Alias, int | None]) -> None:
-    st.markdown("**Champion against challenger** on the same images")
+    st.markdown("**Champion and challenger** on the same images")
     challenger = targets[CHALLENGER]
     found = ask(data.agreement, challenger) if challenger else None
     if found is None:
-        st.caption(
-            "No challenger has been scored beside the champion: promote one to `challenger` and let images come."
-        )
+        st.caption("No challenger has been scored: promote a version to `challenger` and publish images.")
         return
     cards(
         [
-            ("Agreement", percent(found["agreement"]), f"Of {found['rows']:,} images"),
+            ("Agreement", percent(found["agreement"]), f"On {found['rows']:,} images"),
             (
                 "Champion",
                 percent(found["champion_accuracy"]),
-                f"Accuracy on {found['judged']:,} labelled images that neither was fitted on",
+                f"Accuracy on {found['judged']:,} labelled images on which neither was fitted",
             ),
-            ("Challenger", percent(found["challenger_accuracy"]), f"Accuracy of version {challenger} on the same"),
+            (
+                "Challenger",
+                percent(found["challenger_accuracy"]),
+                f"Accuracy of version {challenger} on the same images",
+            ),
         ]
     )
     if found["fitted"]:
         st.caption(
-            f"Left out: {found['fitted']:,} labelled images that one of them was possibly fitted on (champion "
+            f"Excluded: {found['fitted']:,} labelled images on which one of them may have been fitted (champion "
             f"{percent(found['fitted_champion_accuracy'])}, challenger {percent(found['fitted_challenger_accuracy'])})."
         )
     right = [
-        {"who": "only the champion right", "images": found["only_champion_right"]},
-        {"who": "only the challenger right", "images": found["only_challenger_right"]},
+        {"who": "only champion correct", "images": found["only_champion_right"]},
+        {"who": "only challenger correct", "images": found["only_challenger_right"]},
     ]
     st.altair_chart(charts.counts(right, "who", "images", "labelled images"), key="against")
 
@@ -193,7 +202,7 @@ def _history(registry: Registry) -> None:
     moves = sorted(
         (move for alias in ALIASES for move in registry.history(alias)), key=lambda one: one.at, reverse=True
     )
-    with st.expander(f"History of the aliases ({len(moves)})", icon=":material/history:"):
+    with st.expander(f"Alias history ({len(moves)})", icon=":material/history:"):
         for move in moves[:HISTORY]:
             st.markdown(
                 f"**{move.alias}** v{move.previous or NOTHING} → v{move.version or NOTHING} · {plain(move.by)} · "

@@ -1,4 +1,4 @@
-"""Predictions: the latest with their pictures, filtered; and the label of one corrected by hand."""
+"""The page Predictions: filtered predictions with thumbnails, and a form to correct a label."""
 
 from typing import Any
 
@@ -13,25 +13,23 @@ from streaming.dashboard.layout import (
     ago,
     ask,
     empty,
+    errors_shown,
     moment,
     percent,
     picture_of,
     placeholder,
     plain,
     title,
-    told,
 )
 
 COLUMNS, LINES = 8, 3
-LABEL_CHARS = 14  # as fit in one line of a card
+LABEL_CHARS = 14  # fit on one line of a card
 JUDGED = {"all": None, "right": "right", "wrong": "wrong"}
 
 
 def show(dashboard: Dashboard) -> None:
     """Draw the page."""
-    title(
-        "Predictions", "The newest first. Open one to see what else the model took it for, or to give its true label."
-    )
+    title("Predictions", "Newest first. Open one to see the probabilities of other classes or to correct its label.")
     wanted = _filters()
     if wanted is None:
         empty("No predictions yet: publish images with `imagestream publish` and run `imagestream stream`.")
@@ -42,7 +40,7 @@ def show(dashboard: Dashboard) -> None:
     page = ask(data.predictions, wanted, limit=size, skip=size * st.session_state.page)
     _pager(page.total, size)
     if not page.rows:
-        empty("No prediction is like that: loosen the filters.")
+        empty("No prediction matches the filters.")
         return
     pictures = dashboard.pictures.of(map(picture_of, page.rows))
     for first in range(0, len(page.rows), COLUMNS):
@@ -52,7 +50,7 @@ def show(dashboard: Dashboard) -> None:
 
 
 def _filters() -> Filter | None:
-    """What the widgets say; None where there is nothing to filter."""
+    """Draw the filter widgets; None if there are no predictions."""
     labels, versions = ask(data.choices)
     if not versions:
         return None
@@ -60,8 +58,8 @@ def _filters() -> Filter | None:
     chosen = columns[0].multiselect("Label", labels, placeholder="any")
     of_versions = columns[1].multiselect("Model version", versions, placeholder="any")
     least, most = columns[2].slider("Confidence", 0.0, 1.0, (0.0, 1.0), 0.01)
-    source = columns[3].text_input("Source", placeholder="a part of its name", max_chars=200)
-    judged = columns[4].segmented_control("Judged by labels", list(JUDGED), default="all", required=True)
+    source = columns[3].text_input("Source", placeholder="part of the name", max_chars=200)
+    judged = columns[4].segmented_control("Correctness", list(JUDGED), default="all", required=True)
     return Filter(tuple(chosen), tuple(of_versions), (least, most), source.strip(), JUDGED[judged or "all"])
 
 
@@ -97,16 +95,16 @@ def _card(dashboard: Dashboard, row: dict[str, Any], picture: bytes | None) -> N
 
 @st.dialog("Prediction", width="large")
 def _details(dashboard: Dashboard, row: dict[str, Any]) -> None:
-    with told():
+    with errors_shown():
         found = ask(data.one_prediction, row["topic"], row["partition"], row["offset"])
         if found is None:
-            empty("This row is not in the table any more.")
+            empty("This row is no longer in the table.")
             return
         left, right = st.columns([1, 2])
         picture = dashboard.pictures.of([picture_of(row)]).get(picture_of(row))
         with left:
             if picture is None:
-                placeholder("the image is not kept any more")
+                placeholder("the image is no longer available")
             else:
                 st.image(picture, width="stretch")
         with right:
@@ -135,10 +133,8 @@ def _label_form(dashboard: Dashboard, row: dict[str, Any]) -> None:
     labels, _ = ask(data.choices)
     with st.form("label", border=False):
         left, right = st.columns([3, 1], vertical_alignment="bottom")
-        label = left.selectbox(
-            "What it really shows", labels, index=None, accept_new_options=True, placeholder="choose or type"
-        )
+        label = left.selectbox("True label", labels, index=None, accept_new_options=True, placeholder="choose or type")
         if right.form_submit_button("Save label", type="primary", width="stretch") and label:
             give_label(dashboard.settings, row["image_id"], label)
             dashboard.reader.version("labels")
-            st.success(f"Saved: {plain(label)}. The next retraining and report go by it.", icon=":material/check:")
+            st.success(f"Saved: {plain(label)}. The next retraining and report use it.", icon=":material/check:")

@@ -1,4 +1,4 @@
-"""Quarantine: what could not be scored, why, and once more."""
+"""The page Quarantine: messages that could not be scored, the reasons, and replay."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import streamlit as st
 
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
-from streaming.dashboard.layout import ago, ask, cards, empty, moment, plain, title, told
+from streaming.dashboard.layout import ago, ask, cards, empty, errors_shown, moment, plain, title
 from streaming.dashboard.pictures import picture
 from streaming.jobs.replay import ReplayOptions, ReplayReport, replay
 from streaming.platform.broker import bootstrap_servers
@@ -19,18 +19,22 @@ ANY = "all reasons"
 
 def show(dashboard: Dashboard) -> None:
     """Draw the page."""
-    title("Quarantine", "Messages that could not be scored. Their bytes are kept; a replay sends them once more.")
+    title("Quarantine", "Messages that could not be scored. Their bytes are kept and can be published again.")
     found = ask(data.reasons)
     if not found:
-        empty("Nothing is quarantined: every message so far has its prediction.")
+        empty("The quarantine is empty: every message so far has a prediction.")
         return
     total, replayed = sum(row["messages"] for row in found), sum(row["replayed"] for row in found)
     cards(
         [
             ("Quarantined", f"{total:,}", "Messages without a prediction"),
-            ("Replayed", f"{replayed:,}", "Of them, sent once more"),
-            ("Reasons", f"{len(found)}", "Different ones"),
-            ("Last", ago(max(filter(None, (row["last"] for row in found)), default=None)), "When the newest came"),
+            ("Replayed", f"{replayed:,}", "Quarantined messages that were published again"),
+            ("Reasons", f"{len(found)}", "Number of distinct reasons"),
+            (
+                "Last",
+                ago(max(filter(None, (row["last"] for row in found)), default=None)),
+                "Time of the newest message",
+            ),
         ]
     )
     left, right = st.columns([1, 1.6])
@@ -44,21 +48,21 @@ def show(dashboard: Dashboard) -> None:
 
 def _replay(dashboard: Dashboard, found: data.Rows) -> None:
     st.markdown("**Replay**")
-    st.caption("Useful after a fix: the messages go to their topic again, as they came, and are marked as replayed.")
-    reason = st.selectbox("Which", [ANY, *(row["reason"] for row in found)], key="replayed_reason")
+    st.caption("Publishes the messages to their topic again, unchanged, and marks them as replayed.")
+    reason = st.selectbox("Reason", [ANY, *(row["reason"] for row in found)], key="replayed_reason")
     waiting = sum(row["messages"] - row["replayed"] for row in found if reason in {ANY, row["reason"]})
     text = f"Replay {waiting:,} message" + ("" if waiting == 1 else "s")
     if not dashboard.read_only and st.button(text, icon=":material/replay:", type="primary", disabled=not waiting):
         _confirm(dashboard, None if reason == ANY else reason, waiting)
-    if told_of := st.session_state.pop("replayed", None):
-        st.success(told_of, icon=":material/check:")
+    if result := st.session_state.pop("replayed", None):
+        st.success(result, icon=":material/check:")
 
 
 @st.dialog("Replay?")
 def _confirm(dashboard: Dashboard, reason: str | None, waiting: int) -> None:
     st.write(f"{waiting:,} messages{f' quarantined as {plain(reason)}' if reason else ''} will be published again.")
-    if st.button("Yes, replay", type="primary", icon=":material/replay:"):
-        with told():
+    if st.button("Confirm replay", type="primary", icon=":material/replay:"):
+        with errors_shown():
             bar = st.progress(0.0)
 
             def shown(report: ReplayReport) -> None:
@@ -67,7 +71,7 @@ def _confirm(dashboard: Dashboard, reason: str | None, waiting: int) -> None:
             servers = bootstrap_servers(dashboard.settings)
             report = replay(dashboard.settings, servers, ReplayOptions(reason), shown)
             left = f"; stopped: {report.failed}" if report.failed else ""
-            refused = f"; {report.refused:,} are larger than the broker takes" if report.refused else ""
+            refused = f"; {report.refused:,} are larger than the broker accepts" if report.refused else ""
             st.session_state.replayed = f"Sent {report.sent:,} of {report.wanted:,} messages{refused}{left}."
             st.rerun()
 
@@ -75,7 +79,7 @@ def _confirm(dashboard: Dashboard, reason: str | None, waiting: int) -> None:
 def _rows(dashboard: Dashboard, found: data.Rows) -> None:
     chosen = st.pills("Show", [row["reason"] for row in found], key="shown_reason")
     rows = ask(data.quarantined, chosen, limit=ROWS)
-    st.caption(f"The newest {len(rows)}. Choose a row to look into it.")
+    st.caption(f"The newest {len(rows)} messages. Select a row for its details.")
     table = [
         {
             "when": row["quarantined_at"],
@@ -112,13 +116,13 @@ def _look_into(dashboard: Dashboard, row: dict[str, Any]) -> None:
     with st.container(border=True):
         left, right = st.columns([1, 2])
         with left:
-            st.markdown(f"**{plain(row['reason'])}** on stage {row['stage']}")
+            st.markdown(f"**{plain(row['reason'])}** in stage {row['stage']}")
             st.markdown(plain(row["detail"]))
             st.caption(f"{plain(row['source'])}  \n{moment(row['quarantined_at'])}  \n{len(value or b''):,} bytes")
         with right:
             made = picture(value, dashboard.settings.image_limits) if value else None
             if made is not None:
-                st.image(made, caption="It can be decoded: a replay would score it.")
+                st.image(made, caption="This image can be decoded now: a replay would score it.")
             elif value:
                 st.code(as_hex(value[:SHOWN_BYTES]), language=None)
             else:
@@ -126,7 +130,7 @@ def _look_into(dashboard: Dashboard, row: dict[str, Any]) -> None:
 
 
 def as_hex(value: bytes) -> str:
-    """Lines of offset, bytes in hex, and what of them is printable ASCII."""
+    """Return a hex dump: offset, bytes in hex, and printable ASCII characters."""
     lines = []
     for first in range(0, len(value), HEX_WIDTH):
         part = value[first : first + HEX_WIDTH]

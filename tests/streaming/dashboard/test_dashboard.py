@@ -134,7 +134,7 @@ def test_an_uploaded_image_is_published_and_its_prediction_appears(
     visitor.waits_for_text(image.name)
 
     visitor.click("Publish")
-    visitor.waits_for_text(r"model version 1 · .* after the click")
+    visitor.waits_for_text(r"model version 1 · .* after publishing")
 
     (row,) = rows(streaming, "SELECT label, source FROM predictions ORDER BY scored_at DESC LIMIT 1")
     assert row["source"] == f"dashboard/{image.name}"
@@ -147,7 +147,7 @@ def test_a_promoted_version_answers_the_next_upload(visitor: Visitor, streaming:
     visitor.open("models")
     visitor.waits_for_text("2")
     visitor.click("Promote")
-    visitor.click("Yes, promote")
+    visitor.click("Confirm promotion")
     visitor.waits_for_text(r"champion: version 2 \(before: 1\)")
     (move,) = open_registry(streaming.home).history("champion")[-1:]
     assert (move.version, move.by) == (2, "dashboard")
@@ -156,7 +156,7 @@ def test_a_promoted_version_answers_the_next_upload(visitor: Visitor, streaming:
     wait_for(lambda: visitor.all("input[type=file]"))[0].send_keys(str(image))
     visitor.waits_for_text(image.name)
     visitor.click("Publish")
-    visitor.waits_for_text(r"model version 2 · .* after the click")
+    visitor.waits_for_text(r"model version 2 · .* after publishing")
 
 
 def test_the_live_page_tells_what_the_tables_and_the_broker_say(
@@ -165,7 +165,7 @@ def test_the_live_page_tells_what_the_tables_and_the_broker_say(
     waves(streaming, tmp_path)
     visitor.open("")
     visitor.waits_for_text("streaming")
-    visitor.waits_for_text(r"Waiting\D*0\b")
+    visitor.waits_for_text(r"Lag\D*0\b")
     visitor.waits_for_text(r"Model\D*v2")
     charts = "[data-testid=stVegaLiteChart] canvas, [data-testid=stVegaLiteChart] svg"
     wait_for(lambda: len(visitor.all(charts)) >= 3)
@@ -180,7 +180,7 @@ def test_replayed_messages_come_to_the_topic_again(visitor: Visitor, streaming: 
     visitor.waits_for_text("not_an_image")
     visitor.show("quarantine")
     visitor.click("Replay 3 messages")
-    visitor.click("Yes, replay")
+    visitor.click("Confirm replay")
     visitor.waits_for_text("Sent 3 of 3 messages")
     marked = "SELECT count(*) AS n FROM quarantine WHERE replayed_at IS NOT NULL"
     assert rows(streaming, marked) == [{"n": 3}]
@@ -193,7 +193,7 @@ def test_a_label_given_by_hand_is_in_the_table_of_labels_and_on_the_page(visitor
     visitor.click("Open")
     visitor.waits_for_text("True label")
     visitor.waits_for_text("published")
-    visitor.choose("What it really shows", "quince")
+    visitor.choose("True label", "quince")
     visitor.click("Save label")
     visitor.waits_for_text("Saved: quince")
     visitor.show("prediction")

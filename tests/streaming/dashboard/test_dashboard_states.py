@@ -35,10 +35,10 @@ def test_without_anything_every_page_says_what_to_do_first(settings: Settings, c
     expected = {
         "": "No predictions yet: publish images",
         "predictions": "No predictions yet: publish images",
-        "upload": "The prediction will be here",
-        "quarantine": "Nothing is quarantined",
-        "models": "No models yet: make one with",
-        "drift": "Nothing to tell yet",
+        "upload": "The prediction appears here",
+        "quarantine": "The quarantine is empty",
+        "models": "No models yet: create one with",
+        "drift": "No data yet",
     }
     with running_dashboard(settings) as address:
         visitor = Visitor(chrome, address)
@@ -56,7 +56,7 @@ def test_a_broken_table_and_a_silent_broker_are_one_message_each(settings: Setti
         visitor.waits_for_text("29 predictions")
         visitor.open("quarantine")
         visitor.click("Replay 1 message")
-        visitor.click("Yes, replay")
+        visitor.click("Confirm replay")
         visitor.waits_for_text("no Kafka broker: the one of .* is not running")
 
         log = Path(settings.place.tables) / "predictions" / "_delta_log"
@@ -95,7 +95,7 @@ def test_with_a_token_nothing_is_shown_before_it_is_entered(settings: Settings, 
         (box,) = visitor.all("input[name=token]")
         box.send_keys("wrong")
         box.submit()
-        visitor.waits_for_text("This is not the token")
+        visitor.waits_for_text("Wrong token")
         (box,) = visitor.all("input[name=token]")
         box.send_keys(TOKEN)
         box.submit()
@@ -115,7 +115,7 @@ def test_other_machines_are_let_in_with_a_token_only(settings: Settings, host: s
     )
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "wants a token there" in line
+    assert "requires a token" in line
     assert "IMAGESTREAM_DASHBOARD_TOKEN_FILE" in line
 
 

@@ -51,10 +51,10 @@ def test_plots_take_rows_of_any_version(rows: data.Rows) -> None:
 @pytest.mark.parametrize(
     ("window", "verdict"),
     [
-        (None, "not judged"),
+        (None, "not tested"),
         ({"window_images": 500, "alarm": 1.0, "p_value": 1e-9, "p_limit": 3e-5}, "drift"),
-        ({"window_images": 500, "alarm": 0.0, "p_value": 1e-9, "p_limit": 3e-5}, "slightly different"),
-        ({"window_images": 500, "alarm": 0.0, "p_value": 0.2, "p_limit": 3e-5}, "as held out"),
+        ({"window_images": 500, "alarm": 0.0, "p_value": 1e-9, "p_limit": 3e-5}, "minor drift"),
+        ({"window_images": 500, "alarm": 0.0, "p_value": 0.2, "p_limit": 3e-5}, "no drift"),
     ],
 )
 def test_the_verdict_is_that_of_the_last_window(window: dict[str, float] | None, verdict: str) -> None:

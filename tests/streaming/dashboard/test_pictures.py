@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from streaming.dashboard.pictures import Pictures, Wanted
+from streaming.dashboard.pictures import ImageRef, Pictures
 from streaming.images.dataset import digit_images
 from streaming.settings import Settings
 from tests.streaming.history import new_topic
@@ -17,7 +17,7 @@ HOSTILE = b"\x89PNG\r\n\x1a\n" + b"\xff" * 200
 
 
 @pytest.fixture(scope="module")
-def published(broker: Settings) -> tuple[Settings, list[Wanted]]:
+def published(broker: Settings) -> tuple[Settings, list[ImageRef]]:
     """A topic of 30 digits and a message that is none, and where each is."""
     from kafka import KafkaProducer
 
@@ -27,12 +27,12 @@ def published(broker: Settings) -> tuple[Settings, list[Wanted]]:
     for data in [*(data for _, _, data in digit_images(30)), HOSTILE]:
         image_id = hashlib.sha256(data).hexdigest()
         placed = producer.send(settings.topic, data, key=image_id.encode()).get(timeout=30)
-        wanted.append(Wanted(settings.topic, placed.partition, placed.offset, image_id))
+        wanted.append(ImageRef(settings.topic, placed.partition, placed.offset, image_id))
     producer.close()
     return settings, wanted
 
 
-def test_an_image_that_kafka_has_becomes_a_small_picture(published: tuple[Settings, list[Wanted]]) -> None:
+def test_an_image_that_kafka_has_becomes_a_small_picture(published: tuple[Settings, list[ImageRef]]) -> None:
     settings, (*digits, hostile) = published
     found = Pictures(settings).of([*digits[::3], hostile])
     assert list(found) == digits[::3]
@@ -42,7 +42,7 @@ def test_an_image_that_kafka_has_becomes_a_small_picture(published: tuple[Settin
 
 
 def test_what_kafka_does_not_have_or_has_something_else_for_is_left_out(
-    published: tuple[Settings, list[Wanted]],
+    published: tuple[Settings, list[ImageRef]],
 ) -> None:
     settings, (first, second, *_) = published
     gone = replace(first, offset=10_000)
@@ -57,6 +57,6 @@ def test_without_a_broker_the_file_that_was_published_is_shown_if_it_is_the_same
     (_, _, data), *_ = digit_images(1)
     file = tmp_path / "digit.png"
     file.write_bytes(data)
-    same = Wanted("images", 0, 0, hashlib.sha256(data).hexdigest(), str(file))
+    same = ImageRef("images", 0, 0, hashlib.sha256(data).hexdigest(), str(file))
     other = replace(same, image_id="0" * 64)
     assert list(Pictures(settings).of([same, other])) == [same]

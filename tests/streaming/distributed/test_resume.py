@@ -12,10 +12,10 @@ from pyspark.sql import DataFrame
 from models.arrays import read_npz, write_npz
 from streaming.distributed.callback_state import REMEMBERED, callback_states, restore_callbacks
 from streaming.distributed.checkpoint import FILE, Checkpoint, read_checkpoint
-from streaming.distributed.course import State
 from streaming.distributed.history import History
 from streaming.distributed.options import Frequency, TrainerOptions
 from streaming.distributed.trainer import DistributedTrainer, Trained
+from streaming.distributed.training_run import State
 from streaming.errors import ServiceError
 
 if TYPE_CHECKING:

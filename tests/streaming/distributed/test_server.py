@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from streaming.distributed.course import Answer, Callbacks, State
 from streaming.distributed.history import EpochRecord
 from streaming.distributed.options import Frequency, Mode, TrainerOptions
-from streaming.distributed.protocol import Channel, Kind, LostPeerError, Message, connect
+from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, connect
 from streaming.distributed.server import ParameterServer
+from streaming.distributed.training_run import Answer, Callbacks, State
 
 OPTIONS = TrainerOptions(workers=2, batch_size=4, epochs=2, timeout_s=5)
 COUNTS = {"rows": 3, "loss": 1.5, "clipped_loss": 1.5, "correct": 2}
@@ -46,13 +46,13 @@ def serve(options: TrainerOptions, told: Told) -> ParameterServer:
 
 def join(server: ParameterServer, worker: int, attempt: int = 0) -> Channel:
     channel = connect(server.address, server.token, server.sizes, 10)
-    channel.send(Message(Kind.HELLO, worker, meta={"attempt": attempt}))
+    channel.send(Message(MessageKind.HELLO, worker, meta={"attempt": attempt}))
     return channel
 
 
 def ask(channel: Channel, message: Message) -> Message:
     channel.send(message)
-    while (answer := channel.receive()).kind is Kind.PROGRESS:
+    while (answer := channel.receive()).kind is MessageKind.PROGRESS:
         pass
     return answer
 
@@ -82,12 +82,12 @@ def test_synchronous_workers_get_the_mean_by_rows_and_end_together() -> None:
         def work(worker: int, rows: int, value: float) -> Callable[[], tuple[Message, Message, list[Message]]]:
             def run() -> tuple[Message, Message, list[Message]]:
                 channel = join(server, worker)
-                start = ask(channel, Message(Kind.READY, worker, rows=rows))
+                start = ask(channel, Message(MessageKind.READY, worker, rows=rows))
                 gradient = np.full(2, value, np.float32)
-                mean = ask(channel, Message(Kind.REDUCE, worker, 0, 0, rows, values=gradient))
+                mean = ask(channel, Message(MessageKind.REDUCE, worker, 0, 0, rows, values=gradient))
                 state = np.arange(5, dtype=np.float32) if worker == 0 else np.empty(0, np.float32)
                 ends = [
-                    ask(channel, Message(Kind.EPOCH, worker, epoch, rows=rows, meta=EPOCH, values=state))
+                    ask(channel, Message(MessageKind.EPOCH, worker, epoch, rows=rows, meta=EPOCH, values=state))
                     for epoch in (0, 1)
                 ]
                 return start, mean, ends
@@ -101,8 +101,8 @@ def test_synchronous_workers_get_the_mean_by_rows_and_end_together() -> None:
         assert [one.meta["stop"] for one in ends] == [False, True]
         assert ends[0].meta["learning_rate"] == 0.5
     assert [record.training.rows for record in told.records] == [6, 6]
-    assert server.course.state.weights.tolist() == [0, 1]
-    assert server.course.state.epoch == 2
+    assert server.run.state.weights.tolist() == [0, 1]
+    assert server.run.state.epoch == 2
     assert not told.lost
 
 
@@ -112,23 +112,23 @@ def test_a_worker_that_goes_is_named_to_the_others_and_all_may_come_again() -> N
 
         def leave() -> None:
             channel = join(server, 1)
-            ask(channel, Message(Kind.READY, 1, rows=3))
+            ask(channel, Message(MessageKind.READY, 1, rows=3))
             channel.close()
 
         def stay() -> Message:
             channel = join(server, 0)
-            ask(channel, Message(Kind.READY, 0, rows=3))
-            return ask(channel, Message(Kind.REDUCE, 0, 0, 0, 3, values=np.ones(2, np.float32)))
+            ask(channel, Message(MessageKind.READY, 0, rows=3))
+            return ask(channel, Message(MessageKind.REDUCE, 0, 0, 0, 3, values=np.ones(2, np.float32)))
 
         _, answer = together(leave, stay)
-        assert answer.kind is Kind.FAILED
+        assert answer.kind is MessageKind.FAILED
         assert answer.meta["why"] == "worker 1: the connection was closed"
         assert told.lost == [(1, 0, "the connection was closed")]
         again = [join(server, worker, attempt=1) for worker in (0, 1)]
         starts = together(
-            *(lambda at=at: ask(again[at], Message(Kind.READY, at, rows=3)) for at in (0, 1))  # type: ignore[misc]
+            *(lambda at=at: ask(again[at], Message(MessageKind.READY, at, rows=3)) for at in (0, 1))  # type: ignore[misc]
         )
-        assert [start.kind for start in starts] == [Kind.START, Kind.START]
+        assert [start.kind for start in starts] == [MessageKind.START, MessageKind.START]
 
 
 def test_a_silent_worker_is_named() -> None:
@@ -136,16 +136,16 @@ def test_a_silent_worker_is_named() -> None:
     with serve(replace(OPTIONS, timeout_s=1), told) as server:
         silent = join(server, 1)
         channel = join(server, 0)
-        answer = ask(channel, Message(Kind.READY, 0, rows=3))
+        answer = ask(channel, Message(MessageKind.READY, 0, rows=3))
         silent.close()
-    assert answer.kind is Kind.FAILED
-    assert answer.meta["why"] == "worker 1: nothing was heard for 1 s"
+    assert answer.kind is MessageKind.FAILED
+    assert answer.meta["why"] == "worker 1: no message for 1 s"
 
 
 def test_a_worker_that_never_comes_is_named() -> None:
     with serve(replace(OPTIONS, timeout_s=1), Told()) as server:
-        answer = ask(join(server, 0), Message(Kind.READY, 0, rows=3))
-    assert answer.kind is Kind.FAILED
+        answer = ask(join(server, 0), Message(MessageKind.READY, 0, rows=3))
+    assert answer.kind is MessageKind.FAILED
     assert answer.meta["why"] == "worker 1 did not connect within 1 s"
 
 
@@ -154,29 +154,30 @@ def test_an_asynchronous_push_counts_by_the_workers_share(mode: Mode) -> None:
     told = Told()
     with serve(replace(OPTIONS, mode=mode, frequency=Frequency.EPOCH), told) as server:
         one, other = join(server, 0), join(server, 1)
-        start = ask(one, Message(Kind.READY, 0, rows=2))
-        assert ask(other, Message(Kind.READY, 1, rows=4)).version == start.version == 0
-        pushed = ask(one, Message(Kind.PUSH, 0, rows=2, version=0, values=np.array([3, 0], np.float32)))
+        start = ask(one, Message(MessageKind.READY, 0, rows=2))
+        assert ask(other, Message(MessageKind.READY, 1, rows=4)).version == start.version == 0
+        pushed = ask(one, Message(MessageKind.PUSH, 0, rows=2, version=0, values=np.array([3, 0], np.float32)))
         assert pushed.values == pytest.approx([2, 2])
-        last = ask(other, Message(Kind.PUSH, 1, rows=4, version=0, values=np.array([0, 3], np.float32)))
+        last = ask(other, Message(MessageKind.PUSH, 1, rows=4, version=0, values=np.array([0, 3], np.float32)))
         assert (last.values.tolist(), last.version) == ([2, 4], 2)
         optimizer = np.ones(3, np.float32)
-        assert not ask(one, Message(Kind.EPOCH, 0, 0, meta=EPOCH, values=optimizer)).meta["stop"]
+        assert not ask(one, Message(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=optimizer)).meta["stop"]
         assert not told.records  # the other one has not finished it
-        assert not ask(other, Message(Kind.EPOCH, 1, 0, meta=EPOCH, values=3 * optimizer)).meta["stop"]
+        assert not ask(other, Message(MessageKind.EPOCH, 1, 0, meta=EPOCH, values=3 * optimizer)).meta["stop"]
     assert [record.epoch for record in told.records] == [0]
     assert told.states[0].weights.tolist() == [2, 4]
     assert told.states[0].optimizer.tolist() == [2, 2, 2]
     assert {worker: dict(late) for worker, late in server.mode.staleness.items()} == {0: {0: 1}, 1: {1: 1}}
 
 
-def test_an_asynchronous_worker_that_comes_again_goes_on_where_it_was() -> None:
-    with serve(replace(OPTIONS, mode=Mode.ASYNCHRONOUS), Told()) as server:
+@pytest.mark.parametrize("mode", [Mode.ASYNCHRONOUS, Mode.HOGWILD])
+def test_a_worker_that_waits_for_nobody_and_comes_again_continues_where_it_was(mode: Mode) -> None:
+    with serve(replace(OPTIONS, mode=mode), Told()) as server:
         first = join(server, 0)
-        ask(first, Message(Kind.READY, 0, rows=2))
-        ask(first, Message(Kind.EPOCH, 0, 0, meta=EPOCH, values=np.array([7, 8, 9], np.float32)))
+        ask(first, Message(MessageKind.READY, 0, rows=2))
+        ask(first, Message(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=np.array([7, 8, 9], np.float32)))
         first.close()
-        again = ask(join(server, 0, attempt=1), Message(Kind.READY, 0, rows=2))
+        again = ask(join(server, 0, attempt=1), Message(MessageKind.READY, 0, rows=2))
     assert again.epoch == 1
     assert again.values.tolist() == [1, 2, 7, 8, 9]
 
@@ -187,13 +188,15 @@ def test_weights_that_differ_between_workers_end_the_training() -> None:
 
         def work(worker: int) -> Message:
             channel = join(server, worker)
-            ask(channel, Message(Kind.READY, worker, rows=3))
+            ask(channel, Message(MessageKind.READY, worker, rows=3))
             meta = EPOCH | {"digest": str(worker)}
-            return ask(channel, Message(Kind.EPOCH, worker, 0, rows=3, meta=meta, values=np.zeros(5, np.float32)))
+            return ask(
+                channel, Message(MessageKind.EPOCH, worker, 0, rows=3, meta=meta, values=np.zeros(5, np.float32))
+            )
 
         answers = together(lambda: work(0), lambda: work(1))
-        assert [answer.kind for answer in answers] == [Kind.FAILED, Kind.FAILED]
-        assert "no longer the same" in str(server.course.error)
+        assert [answer.kind for answer in answers] == [MessageKind.FAILED, MessageKind.FAILED]
+        assert "weights differ" in str(server.run.error)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +206,10 @@ def test_an_epoch_that_cannot_be_read_ends_only_that_try(meta: dict[str, Any]) -
     told = Told()
     with serve(replace(OPTIONS, mode=Mode.ASYNCHRONOUS), told) as server:
         channel = join(server, 0)
-        ask(channel, Message(Kind.READY, 0, rows=2))
-        answer = ask(channel, Message(Kind.EPOCH, 0, 0, meta=meta, values=np.zeros(3, np.float32)))
-        assert answer.kind is Kind.FAILED
-        assert server.course.error is None
+        ask(channel, Message(MessageKind.READY, 0, rows=2))
+        answer = ask(channel, Message(MessageKind.EPOCH, 0, 0, meta=meta, values=np.zeros(3, np.float32)))
+        assert answer.kind is MessageKind.FAILED
+        assert server.run.error is None
     assert len(told.lost) == 1
 
 

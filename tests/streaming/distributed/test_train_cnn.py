@@ -36,10 +36,10 @@ def settings(tmp_path: Path, jars_dir: Path) -> Settings:
 
 
 def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings, faces: Path) -> None:
-    told = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, "--epochs", 8, "--threshold", "f1")
+    told = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, "--epochs", 6, "--threshold", "f1")
     assert (told["version"], told["promoted"], told["left_out"]) == (1, True, 1)
     history = told["history"]
-    assert (history["mode"], history["workers"], len(history["epochs"])) == ("synchronous", 2, 8)
+    assert (history["mode"], history["workers"], len(history["epochs"])) == ("synchronous", 2, 6)
     rows = [sum(worker["training"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
     watched = [sum(worker["validation"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
     assert len(set(rows)) == len(set(watched)) == 1
@@ -108,8 +108,8 @@ def _end_after_two_epochs(
     ("arguments", "why"),
     [
         (["--mode", "sideways"], "sideways"),
-        (["--workers", 0], "workers is at least 1"),
-        (["--class-weight", "glasses"], "--class-weight is CLASS=WEIGHT"),
+        (["--workers", 0], "workers should be at least 1"),
+        (["--class-weight", "glasses"], "--class-weight: expected CLASS=WEIGHT"),
         (["--architecture", "cnn_grey"], "did you mean cnn_gray"),
         (["--resume"], "no training to resume"),
     ],

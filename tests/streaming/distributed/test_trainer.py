@@ -198,11 +198,11 @@ def test_what_cannot_be_trained_is_refused(rows: DataFrame, tmp_path: Path) -> N
         (lambda: train(rows.where("label = '0'"), OPTIONS), "at least two classes"),
         (lambda: DistributedTrainer(build_network("cnn_gray", 3), OPTIONS).fit(rows), "gives 3 logits"),
         (lambda: train(rows, replace(OPTIONS, class_weights={"7": 2.0})), "no image has: 7"),
-        (lambda: train(rows, replace(OPTIONS, optimizer="nope")), "Keras knows no optimizer 'nope'"),
+        (lambda: train(rows, replace(OPTIONS, optimizer="nope")), "unknown optimizer 'nope'"),
         (lambda: train(rows, replace(OPTIONS, workers=5)), "need as many slots, Spark has 2"),
         (lambda: train(rows, OPTIONS, checkpoint_dir=tmp_path, resume=True), "no training to resume"),
-        (lambda: TrainerOptions(mode="sideways"), "mode is one of synchronous"),
-        (lambda: TrainerOptions(workers=0), "workers is at least 1"),
+        (lambda: TrainerOptions(mode="sideways"), "mode should be one of synchronous"),
+        (lambda: TrainerOptions(workers=0), "workers should be at least 1"),
     ]
     for run, why in cases:
         with pytest.raises(ServiceError, match=why):

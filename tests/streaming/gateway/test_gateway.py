@@ -205,10 +205,10 @@ def form(name: str, content: bytes) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("request_", "code", "detail"),
     [
-        ({"content": JPEG + bytes(MAX_BYTES), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes an image"),
-        ({"content": chunks(MAX_BYTES * 50), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes an image"),
-        (form("file", JPEG + bytes(MAX_BYTES)), 413, "at most 200,000 bytes an image"),
-        (form("file", JPEG + bytes(MAX_BYTES * 50)), 413, "at most 200,000 bytes an image"),
+        ({"content": JPEG + bytes(MAX_BYTES), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes per image"),
+        ({"content": chunks(MAX_BYTES * 50), "headers": JPEG_TYPE}, 413, "at most 200,000 bytes per image"),
+        (form("file", JPEG + bytes(MAX_BYTES)), 413, "at most 200,000 bytes per image"),
+        (form("file", JPEG + bytes(MAX_BYTES * 50)), 413, "at most 200,000 bytes per image"),
         ({"content": b"a text", "headers": JPEG_TYPE}, 415, "expected an image"),
         (form("file", b"a text"), 415, "expected an image"),
         ({"content": JPEG, "headers": {"Content-Type": "text/plain"}}, 415, "expected multipart/form-data"),
@@ -228,8 +228,8 @@ def form(name: str, content: bytes) -> dict[str, Any]:
             "source: expected 1 to 1024 print",
         ),
         ({"files": {"file": ("a" * 1025, JPEG)}}, 422, "source: expected 1 to 1024 printable"),
-        ({"content": JPEG, "headers": JPEG_TYPE | {"Origin": "https://elsewhere.test"}}, 403, "pages of another site"),
-        ({"content": JPEG, "headers": JPEG_TYPE | {"Host": "elsewhere.test"}}, 403, "own name only"),
+        ({"content": JPEG, "headers": JPEG_TYPE | {"Origin": "https://elsewhere.test"}}, 403, "cross-origin requests"),
+        ({"content": JPEG, "headers": JPEG_TYPE | {"Host": "elsewhere.test"}}, 403, "requests to localhost only"),
     ],
 )
 def test_what_is_no_image_to_take_is_refused_in_one_line(
@@ -269,9 +269,13 @@ def test_with_a_key_only_its_holder_is_let_in(home: Settings, kafka: Broker) -> 
 @pytest.mark.parametrize(
     ("content", "arguments", "reason"),
     [
-        (None, ["--host", "192.0.2.1"], "--host 192.0.2.1 lets other machines in: give the gateway an API key"),
+        (
+            None,
+            ["--host", "192.0.2.1"],
+            "--host 192.0.2.1 lets other machines in: set IMAGESTREAM_GATEWAY_API_KEY",
+        ),
         (None, ["--host", "::"], "--host :: lets other machines in"),
-        (b"short", [], "expected at least 16 printable characters, got 5"),
+        (b"short", [], "expected at least 16 printable characters per line, got 5"),
         (b"\xff" * 40, [], "cannot be read"),
     ],
 )
@@ -298,7 +302,7 @@ def test_an_image_is_unknown_then_predicted_with_every_row_the_latest_first(
 ) -> None:
     image = os.urandom(20)
     path = f"/v1/predictions/{image_id(image)}"
-    assert "never published, or waits" in check_problem(client.get(path), 404)
+    assert "never published, or has not been scored" in check_problem(client.get(path), 404)
 
     later = NOW + timedelta(days=1)
     append(home, "predictions", [prediction(image, "cat", 7), prediction(b"another", "dog", 8)])

@@ -98,8 +98,8 @@ def test_models_are_listed_with_their_aliases_and_metrics(client: httpx.Client) 
     [
         ("/predictions?limit=501", "limit: "),
         ("/predictions?colour=red", "colour: Extra inputs are not permitted"),
-        ("/predictions?since=2026-03-01T12:00:00", "since: .* expected a time with its zone, as 2026-"),
-        ("/quarantine?until=1772366400", "until: .* expected a time with its zone"),
+        ("/predictions?since=2026-03-01T12:00:00", "since: .* expected a time with a time zone, such as 2026-"),
+        ("/quarantine?until=1772366400", "until: .* expected a time with a time zone"),
         ("/predictions?cursor=x", "cursor: expected the next_cursor"),
         ("/quarantine?cursor=WzFd", "cursor: expected the next_cursor"),
         ("/models?alias=best", "alias: "),

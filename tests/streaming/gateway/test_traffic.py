@@ -40,7 +40,7 @@ def test_too_many_requests_are_answered_by_429_with_the_time_to_wait(
     with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert [client.get("/v1/models").status_code for _ in range(3)] == [401] * 3  # guesses count, too
         refused = client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
-        assert "at most 3 a minute" in check_problem(refused, 429)
+        assert "at most 3 per minute" in check_problem(refused, 429)
         assert 1 <= int(refused.headers["Retry-After"]) <= 20
         assert client.get("/livez").status_code == 200  # probes are not counted
 
@@ -62,10 +62,10 @@ def test_each_key_has_its_own_limit_beside_that_of_all_together(
 
         assert [ask("guess" * 4).status_code for _ in range(5)] == [401] * 5  # which use nothing up
         assert [ask(keys[0]).status_code for _ in range(2)] == [200] * 2
-        assert "with one API key: at most 2 a minute" in check_problem(ask(keys[0]), 429)
+        assert "with one API key: at most 2 per minute" in check_problem(ask(keys[0]), 429)
         assert ask(keys[1]).status_code == 200
         refused = ask(keys[1])
-        assert "in total: at most 3 a minute" in check_problem(refused, 429)
+        assert "in total: at most 3 per minute" in check_problem(refused, 429)
         assert 1 <= int(refused.headers["Retry-After"]) <= 20
 
 

@@ -50,8 +50,8 @@ def test_the_folder_that_a_file_lies_in_is_its_class(tmp_path: Path) -> None:
         "v1.2/x.tar.gz": "v1.2",
         "deep/er/y": "er",
     }
-    assert found.dropped == {"it lies in no class folder": 1, "it is hidden, or an operating system's own": 2}
-    assert found.examples["it lies in no class folder"] == "loose.png"
+    assert found.dropped == {"it is not in a class folder": 1, "it is hidden or belongs to an operating system": 2}
+    assert found.examples["it is not in a class folder"] == "loose.png"
     assert [file.bytes for file in found.files] == [(folder / one).stat().st_size for one in labels_of(found)]
     assert read_dataset(folder, labelled=False).n_images == 5
 
@@ -71,7 +71,7 @@ def test_balance_of_the_classes_is_reported(tmp_path: Path) -> None:
     names = [*(f"many/{n}" for n in range(21)), "few/1", "few/2"]
     found = read_dataset(make_files(tmp_path, *names))
     assert found.class_counts == {"few": 2, "many": 21}
-    assert found.warnings() == ["unbalanced classes: 21 images of many, 2 of few"]
+    assert found.warnings() == ["imbalanced classes: 21 images of many, 2 of few"]
     make_files(tmp_path, "few/3")
     assert read_dataset(tmp_path).warnings() == []
 
@@ -89,15 +89,15 @@ def test_a_folder_is_taken_as_people_have_it_and_what_is_left_out_is_counted(tmp
     below = ["a/1.jpeg", "a/wrong.jpg", "a/b/deep.PNG", "c/1.png", "c/2"]
     assert labels_of(found) == {name: Path(name).parent.name for name in below}
     assert found.dropped == {
-        "it is hidden, or an operating system's own": 3,
-        "it is not an image by its name or its first bytes": 2,
+        "it is hidden or belongs to an operating system": 3,
+        "neither its name nor its first bytes are those of an image": 2,
         "it is an archive: unpack it": 1,
-        "it is a table beside folders of images: name the file itself to train on it": 1,
+        "it is a table beside folders of images: give the file itself to train on it": 1,
     }
     assert found.notes == (
-        "1 class folders lie in other folders: a/b is class b; to go by the outer ones, --label-pattern '^([^/]+)/'",
+        "1 class folders are nested: a/b is class b; to use the outer folders, give --label-pattern '^([^/]+)/'",
     )
-    with pytest.raises(ServiceError, match=r"b\.zip is an archive: unpack it, and give the folder"):
+    with pytest.raises(ServiceError, match=r"b\.zip is an archive: unpack it and give the folder"):
         read_dataset(folder / "b.zip")
 
 
@@ -105,18 +105,18 @@ def test_folders_of_a_split_are_taken_together_and_metadata_of_hugging_face_is_r
     folder = make_files(tmp_path, "train/a/1.png", "test/a/2.png", "train/b/3.png")
     found = read_dataset(folder)
     assert found.class_counts == {"a": 2, "b": 1}
-    assert found.notes[0].startswith("test, train: taken together as one set")
+    assert found.notes[0].startswith("test, train: treated as one data set")
     (folder / "train" / "metadata.csv").write_text("file_name,label\na/1.png,cat\nb/3.png,None\n")
     (folder / "test" / "metadata.jsonl").write_text('{"file_name": "a/2.png", "label": 7}\n')
     found = read_dataset(folder)
     assert found.class_counts == {"7": 1, "None": 1, "cat": 1}
-    assert "labels are those of test/metadata.jsonl, train/metadata.csv" in found.notes
-    assert any(line.startswith("'None' is taken as the name of a class") for line in found.warnings())
+    assert "using the labels in test/metadata.jsonl, train/metadata.csv" in found.notes
+    assert any(line.startswith("'None' is treated as a class") for line in found.warnings())
     (folder / "train" / "metadata.csv").write_text("file_name,text\na/1.png,a photo of a cat\n")
     (folder / "test" / "metadata.jsonl").write_text("[1]\n")
     found = read_dataset(folder)
     assert found.class_counts == {"a": 2, "b": 1}
-    assert sum("the folders' names are the labels" in note for note in found.notes) == 2
+    assert sum("using the folders' names as labels" in note for note in found.notes) == 2
 
 
 def test_a_parquet_file_of_hugging_face_has_the_names_of_its_classes(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ def test_a_parquet_file_of_hugging_face_has_the_names_of_its_classes(tmp_path: P
     ("names", "message"),
     [
         ([], "images is not a folder"),
-        (["1.png"], "images holds no image with a label; training needs .*no class folder"),
-        (["a/1.png", "a/2.png"], r"images holds one class only \(a\); training needs at least two"),
-        ([".a/1.png"], "images holds no images; expected one folder per class"),
+        (["1.png"], "images: expected at least two classes, got no labelled images; .*not in a class folder"),
+        (["a/1.png", "a/2.png"], r"images: expected at least two classes, got only one \(a\)"),
+        ([".a/1.png"], "images contains no images: expected one folder of images per class"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_is_told(tmp_path: Path, names: list[str], message: str) -> None:
@@ -163,11 +163,11 @@ def test_a_pattern_takes_the_label_from_the_path(tmp_path: Path, pattern: str) -
     ("pattern", "message"),
     [
         ("[a", "is not a regular expression"),
-        ("cats", "has no group to take the label from"),
-        (r"(a)\1", "look-around and back-references are not taken"),
-        (r"(?=(a))", "look-around and back-references are not taken"),
-        ("(a)" * 400, "has 1,200 characters, at most 1,000 are taken"),
-        ("(b)", "holds no image with a label"),
+        ("cats", "has no group: expected one for the label"),
+        (r"(a)\1", "look-around and back-references are not supported"),
+        (r"(?=(a))", "look-around and back-references are not supported"),
+        ("(a)" * 400, "has 1,200 characters: expected at most 1,000"),
+        ("(b)", "got no labelled images"),
     ],
 )
 def test_a_pattern_that_cannot_be_used_is_told(tmp_path: Path, pattern: str, message: str) -> None:
@@ -178,7 +178,7 @@ def test_a_pattern_that_cannot_be_used_is_told(tmp_path: Path, pattern: str, mes
 def test_a_pattern_takes_time_in_proportion_to_the_path(tmp_path: Path) -> None:
     """Python's own engine needs years for these, so that the test would not end."""
     folder = make_files(tmp_path, f"{'x' * 200}/{'a' * 200}.png", "b/1")
-    with pytest.raises(ServiceError, match="holds no image with a label"):
+    with pytest.raises(ServiceError, match="got no labelled images"):
         read_dataset(folder, label_pattern=r"(x+x+)+y|(a|aa)+$|^(\w*)*!$")
 
 
@@ -194,11 +194,11 @@ def test_a_csv_labels_files_by_path_name_or_stem(tmp_path: Path) -> None:
     assert labels_of(found) == {"a/1.png": "cat", "a/2.png": "dog", "b/Pe\u0302che 3.png": "cat", "4.png": "dog"}
     assert found.dropped == {
         "the label is empty": 1,
-        "the CSV's name for it fits other files, too: give paths": 1,
-        "a row of the CSV names an image that is not there": 1,
+        "its name in the CSV matches several files: give paths": 1,
+        "a row of the CSV names an image that does not exist": 1,
         "the CSV has no usable row for it": 2,
     }
-    assert found.examples["a row of the CSV names an image that is not there"] == "absent"
+    assert found.examples["a row of the CSV names an image that does not exist"] == "absent"
     assert read_dataset(folder, labels_csv=csv, labelled=False).n_images == 6
 
 
@@ -213,11 +213,11 @@ def test_any_bytes_are_a_csv_or_a_message(tmp_path_factory: pytest.TempPathFacto
 
 def test_labels_come_from_one_place(tmp_path: Path) -> None:
     folder = make_files(tmp_path / "images", "a/1", "b/2")
-    with pytest.raises(ServiceError, match="either from a pattern or from a CSV"):
+    with pytest.raises(ServiceError, match="either a pattern or a CSV"):
         read_dataset(folder, label_pattern="(a)", labels_csv=tmp_path / "x.csv")
     table = tmp_path / "t.parquet"
     pq.write_table(pa.table({"image": [b"x", b"y"], "label": ["a", "b"]}), table)
-    with pytest.raises(ServiceError, match="is a table with labels of its own"):
+    with pytest.raises(ServiceError, match="is a table with its own labels"):
         read_dataset(table, label_pattern="(a)")
 
 
@@ -249,13 +249,13 @@ def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": ["path.png"], "label": ["a"]}), tmp_path / "paths.parquet")
     refused("paths.parquet", "has no column of encoded images: .*; got image string, label string")
     pq.write_table(pa.table({"image": [b"x"], "class": ["a"]}), tmp_path / "unlabelled.parquet")
-    refused("unlabelled.parquet", "has no column label, only image, class")
+    refused("unlabelled.parquet", "expected a column label, got image, class")
     write_deltalake(tmp_path / "delta", pa.table({"image": [b"x"], "label": ["a"]}))
-    refused("delta", r"holds one class only \(a\)")
+    refused("delta", r"expected at least two classes, got only one \(a\)")
     (tmp_path / "delta" / "_delta_log" / "00000000000000000000.json").write_text("{")
     refused("delta", "cannot be read as delta")
     (tmp_path / "a [b]" / "_delta_log").mkdir(parents=True)
-    refused("a [b]", "cannot be read from a path with a")
+    refused("a [b]", "cannot be read from a path that contains")
 
 
 def test_a_delta_table_is_read_as_of_now(tmp_path: Path) -> None:

@@ -95,8 +95,8 @@ def test_duplicates_and_those_with_different_labels_are_counted(
     result = featurize(spark, list_images(folder), exported, Table(tmp_path, "features"))
     assert (result.rows, result.duplicates, result.conflicting) == (7, 3, 1)
     assert result.warnings() == [
-        "3 images are duplicates: their bytes come more than once",
-        "1 images have more than one label: the same bytes, labelled differently",
+        "3 images are duplicates of others, byte for byte",
+        "1 images have more than one label: the same bytes are labelled differently",
     ]
 
 

@@ -60,7 +60,7 @@ def test_labels_come_from_a_csv_or_from_metadata_in_the_bucket(digits: str, tmp_
 
 
 def test_a_folder_without_images_and_a_foreign_scheme_are_refused(folder: str) -> None:
-    with pytest.raises(ServiceError, match=r"^s3://.* holds no images; expected one folder per class"):
+    with pytest.raises(ServiceError, match=r"^s3://.* contains no images: expected one folder of images per class"):
         read_dataset(folder)
     with pytest.raises(ServiceError, match=r"expected a path or a URI that begins with s3://.*, got hdfs://"):
         place_of("hdfs://namenode/photos")

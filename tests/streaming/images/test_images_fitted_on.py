@@ -16,8 +16,8 @@ from models.backbone import ExportedBackbone
 from models.bloom_filter import BloomFilter, FittedOn
 from models.bundle import FITTED_ON, Bundle, TrainingData
 from models.xxhash64 import HASH_BITS, spark_xxhash64
-from streaming.images.exposure import Exposure, as_bytes, backbone_fitted_on, fitted_on
-from streaming.images.fitted_on import gather, unseen_by
+from streaming.images.membership import TrainingMembership, as_bytes, backbone_fitted_on, fitted_on
+from streaming.images.membership_spark import gather, unseen_by
 from streaming.registry import open_registry
 from streaming.storage.home import Home
 from streaming.storage.tables import Table
@@ -165,7 +165,7 @@ def test_what_a_backbone_was_trained_on_is_kept_for_every_head_that_is_fitted_on
 # --- asked for many images at a time
 
 
-def test_exposure_is_told_by_content_name_or_group_and_unknown_versions_have_seen_everything(
+def test_membership_is_by_content_name_or_group_and_unknown_versions_contain_everything(
     exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     digits = some_digits(exported, 40)
@@ -181,11 +181,11 @@ def test_exposure_is_told_by_content_name_or_group_and_unknown_versions_have_see
         "source": pa.array(["x", None, "cam1/x", "cam2/x"]),
         "key": pa.array([None, b"key", b"key", b"key"]),
     })  # fmt: skip
-    exposure = Exposure(registry, local_home(tmp_path))
-    assert exposure.seen(registry.read(1).sha256, rows).tolist() == [True, True, False, False]
-    assert exposure.seen(registry.read(2).sha256, rows).tolist() == [True, True, True, False]
+    membership = TrainingMembership(registry, local_home(tmp_path))
+    assert membership.contains(registry.read(1).sha256, rows).tolist() == [True, True, False, False]
+    assert membership.contains(registry.read(2).sha256, rows).tolist() == [True, True, True, False]
     for unknown in (None, "0" * 64):
-        assert exposure.seen(unknown, rows).all()
+        assert membership.contains(unknown, rows).all()
 
 
 def test_nulls_are_no_name() -> None:

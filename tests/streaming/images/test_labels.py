@@ -81,10 +81,10 @@ def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp
     }
     assert found.dropped == {
         "the label is empty": 2,
-        "the row names no image": 1,
+        "the row does not name an image": 1,
         "rows give one image different labels": 3,
         "the label is longer than 200 characters": 1,
-        "the row has control characters": 2,
+        "the row contains control characters": 2,
     }
     assert found.examples["rows give one image different labels"] == "torn.png"
 
@@ -136,9 +136,9 @@ def test_images_are_labelled_by_id_source_or_name(settings: Settings, header: st
     lines = [f"{header},label", *(f"{name},dog" for name in named), "same.png,dog", "nowhere,dog", f"{named[0]} ,dog"]
     result = add_labels(settings, write_csv(settings.work_dir, "\n".join(lines)), "maria")
     assert result.added == 3
-    ambiguous = {"several images are called so: give their image_id": 1} if header == "name" else {}
-    assert result.left_out == {"the tables hold no such image": 2 - len(ambiguous)} | ambiguous
-    assert result.examples["the tables hold no such image"][-1] == "nowhere"
+    ambiguous = {"several images have this name: give their image_id": 1} if header == "name" else {}
+    assert result.left_out == {"the tables contain no such image": 2 - len(ambiguous)} | ambiguous
+    assert result.examples["the tables contain no such image"][-1] == "nowhere"
     rows = query(settings, 'SELECT image_id, label, "by" FROM labels ORDER BY image_id').to_pylist()
     assert rows == [{"image_id": image, "label": "dog", "by": "maria"} for image in ("five", "one", "two")]
 
@@ -289,5 +289,5 @@ def test_features_written_before_there_were_copies_are_read_and_added_to(spark: 
 
 
 def test_an_empty_table_is_told_before_spark_reads(spark: SparkSession, table: Table) -> None:
-    with pytest.raises(ServiceError, match=r"features is empty: there is nothing to fit on"):
+    with pytest.raises(ServiceError, match=r"features is empty: there are no images to fit on"):
         labelled_features(spark, table, "ours")

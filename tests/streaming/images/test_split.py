@@ -75,7 +75,7 @@ def test_images_of_a_group_are_on_one_side(spark: SparkSession) -> None:
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        (1e-9, r"no image fell into the holdout \(a \(5\), b \(4\)\): each image does with probability 1e-09, by its"),
+        (1e-9, r"no image is held out \(a \(5\), b \(4\)\): each image is with probability 1e-09, by its"),
         (0.999999999, r"at least two classes, got \[\] on the training side \(in all: a \(5\), b \(4\)\); add images"),
     ],
 )
@@ -94,8 +94,8 @@ def test_a_class_on_one_side_only_is_named_with_its_count(spark: SparkSession) -
     assert set(alone.values()) == {True, False}, "the seed should leave some of them on each side"
     lines = check_sides(rows, split)
     fitted, unknown = (", ".join(f"{name} (1)" for name in "cde" if alone[name] is side) for side in (False, True))
-    assert lines[0].startswith(f"no image is held out of: {fitted}; the figures say nothing of these classes")
-    assert lines[1].startswith(f"every image is held out of: {unknown}; the model cannot know these classes")
+    assert lines[0].startswith(f"no image is held out of: {fitted}; metrics do not cover these classes")
+    assert lines[1].startswith(f"every image is held out of: {unknown}; the model cannot learn these classes")
     assert check_sides(images(spark, {"a": 50, "b": 50}), split) == []
 
 
@@ -133,14 +133,16 @@ def test_a_pattern_over_hostile_sources_takes_linear_time() -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ("sourc", "has no group to take the group from"),
+        ("sourc", "has no group: expected one for the group"),
         ("(cam", "is not a regular expression"),
-        ("(a)(?=b)", "look-around and back-references are not taken"),
-        ("(" + "a" * 1_000 + ")", "has 1,002 characters, at most 1,000"),
+        ("(a)(?=b)", "look-around and back-references are not supported"),
+        ("(" + "a" * 1_000 + ")", "has 1,002 characters: expected at most 1,000"),
     ],
 )
 def test_a_grouping_that_cannot_be_is_one_line(given: str, why: str) -> None:
-    with pytest.raises(ServiceError, match="--group-by is source, key, none, or a regular expression") as refused:
+    with pytest.raises(
+        ServiceError, match="--group-by: expected source, key, none, or a regular expression"
+    ) as refused:
         chosen_groups(given, None)
     assert why in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -127,7 +127,7 @@ def test_a_row_of_another_model_than_its_batch_is_named(settings: Settings) -> N
     append(settings, 5, model_version=2)
     report = audit(settings)
     assert set(report.counts) == {Kind.MODEL}
-    assert "is of version 1, its rows of 1 to 2" in texts(report, Kind.MODEL)[0]
+    assert "has version 1, its rows 1 to 2" in texts(report, Kind.MODEL)[0]
 
 
 def test_a_row_outside_its_batchs_offsets_is_named(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from streaming.errors import ServiceError
 from streaming.jobs import audit_broker
 from streaming.jobs.audit import AuditReport, Compared, Kind, audit
 from streaming.jobs.audit_broker import compare_with_broker
-from streaming.pipeline.offsets import Reach, TopicOffsets
+from streaming.pipeline.offsets import PartitionOffsets, TopicOffsets
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.faults.harness import wait_until
@@ -39,7 +39,9 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
         aborting.flush()
         aborting.abort_transaction()  # offsets 5 and 6, and a marker, which the broker writes a moment later
         offsets = TopicOffsets(str(servers), [topic])
-        wait_until(lambda: offsets.read() == {(topic, 0): Reach(0, 8)}, lambda: f"no marker: {offsets.read()}")
+        wait_until(
+            lambda: offsets.read() == {(topic, 0): PartitionOffsets(0, 8)}, lambda: f"no marker: {offsets.read()}"
+        )
         offsets.close()
         for _ in range(2):
             plain.send(topic, b"image").get(30)
@@ -75,7 +77,7 @@ def test_a_message_without_a_row_is_named_also_where_the_tables_say_that_there_w
     DeltaTable(settings.place.table("predictions")).delete("offset IN (2, 3)")
     report = compared(settings)
     assert places(report, Kind.GAP)[-2:] == [(2, 3), (11, 11)]
-    assert "Kafka holds offsets 11 to 11, which have no row" in report.problems[-1].text
+    assert "Kafka has offsets 11 to 11, which have no row" in report.problems[-1].text
 
 
 def test_a_row_of_an_aborted_message_is_named(settings: Settings) -> None:
@@ -95,10 +97,10 @@ def test_what_kafka_has_deleted_is_not_compared(settings: Settings) -> None:
         assert compared(settings).compared == [Compared(settings.topic, 0, 8, 9, held=2, rows=2)]
         admin.delete_records({TopicPartition(settings.topic, 0): 10})
         (one,) = compared(settings).compared
-        assert (one.first, one.note) == (None, "Kafka holds nothing of it any more")
+        assert (one.first, one.note) == (None, "Kafka no longer has any of it")
         admin.delete_topics([settings.topic])
     (one,) = compared(settings).compared
-    assert (one.first, one.note) == (None, "it is not in Kafka any more")
+    assert (one.first, one.note) == (None, "it is no longer in Kafka")
 
 
 def test_a_broker_that_does_not_answer_is_named(settings: Settings) -> None:

@@ -146,7 +146,7 @@ def test_figures_that_agree_with_the_rows_and_not_with_each_other_are_found(sett
     alter(settings, lambda row: row.update(predicted_rows=8))
     report = audit(settings)
     assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
-    assert "says 10 input, 8 predicted, 1 quarantined; its offsets say 10, and there are 8 and 1" in (
+    assert "records 10 input, 8 predicted, 1 quarantined; its offsets have 10 messages, and there are 8 and 1" in (
         report.problems[0].text
     )
 
@@ -172,7 +172,7 @@ def test_a_batch_that_stands_twice_is_found(settings: Settings) -> None:
     rows = DeltaTable(settings.place.table("batches")).to_pyarrow_table(filters=[("batch_id", "=", 1)])
     write_deltalake(settings.place.table("batches"), rows, mode="append")
     report = audit(settings)
-    assert any("stands 2 times in batches" in problem.text for problem in report.problems)
+    assert any("is 2 times in batches" in problem.text for problem in report.problems)
     assert set(batches(report, Kind.ACCOUNT)) == {1}
 
 

@@ -65,7 +65,7 @@ def test_an_erased_image_is_in_no_table_and_no_file_and_the_audit_still_adds_up(
     assert [count(home, name) for name in ("predictions", "features", "labels", "erased")] == [13, 1, 1, 2]
     report = audit(home)
     assert (report.clean, report.erased) == (True, 2)
-    with pytest.raises(ServiceError, match="no table in .* knows an image 0-0"):
+    with pytest.raises(ServiceError, match="no table in .* has an image with the id 0-0"):
         erase(home, ["0-0"], "again")
     commit_batch(home, 2, {0: (16, 24)})
     maintain(home)

@@ -177,7 +177,7 @@ run({[str(argument) for argument in arguments]!r})
         os.killpg(process.pid, number)  # as a terminal does: the process, its JVM and its workers
         _, said = process.communicate(timeout=120)
         assert process.returncode == code_wanted, said
-    assert said.splitlines() == ["interrupted; the same command continues where it was"]
+    assert said.splitlines() == ["interrupted; run the same command again to continue"]
     assert not (tmp_path / "out.csv").exists()
     found = imagestream(settings, *command)
     assert found["rows"] == 240
@@ -201,7 +201,7 @@ def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
         check_output(tmp_path / "file", "delta")
     with pytest.raises(ServiceError, match="exists and is not a Delta table"):
         check_output(tmp_path, "delta")
-    with pytest.raises(ServiceError, match="is a folder; give a file"):
+    with pytest.raises(ServiceError, match="is a folder: choose a file"):
         check_output(tmp_path, "csv")
     with pytest.raises(ServiceError, match="cannot write to"):
         check_output(tmp_path / "file" / "a.csv", "csv")
@@ -214,7 +214,7 @@ def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
         (["--model", "3"], "there is no model version 3"),
         (["--explained-variance", "1.5"], "explained variance should be above 0 and at most 1"),
         (["--backbone", "resnet"], "unknown backbone 'resnet'"),
-        (["--label-pattern", "a"], "has no group to take the label from"),
+        (["--label-pattern", "a"], "has no group: expected one for the label"),
     ],
 )
 def test_a_mistake_is_told_in_one_line_before_the_work(

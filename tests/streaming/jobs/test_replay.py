@@ -24,7 +24,7 @@ from streaming.jobs.maintain import maintain
 from streaming.jobs.replay import ReplayOptions, count_wanted, mark_replayed, replay
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.home import locked
+from streaming.storage.home import lock
 from streaming.storage.tables import Table
 from tests.conftest import imagestream
 from tests.streaming.history import QUERY_ID, commit_batch, new_topic, quarantined, worker_file
@@ -272,7 +272,7 @@ def test_dry_run_counts_and_sends_nothing(settings: Settings) -> None:
 
 
 def test_two_replays_at_once_are_refused_not_doubled(settings: Settings, servers: str) -> None:
-    with locked(settings.work_dir / "replay.lock"), pytest.raises(ServiceError, match="another replay is at work"):
+    with lock(settings.work_dir / "replay.lock"), pytest.raises(ServiceError, match="another replay is running"):
         replay(settings, servers, ReplayOptions())
     assert messages(settings) == []
 

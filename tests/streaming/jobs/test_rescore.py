@@ -274,7 +274,7 @@ def test_what_cannot_be_rescored_is_refused_in_one_line(settings: Settings, digi
     with pytest.raises(ServiceError, match=r"no features are stored in .*imagestream stream"):
         rescore(settings, 2)
     store_features(settings, digits, range(30), "another backbone")
-    with pytest.raises(ServiceError, match="all 30 stored rows are another backbone's") as refused:
+    with pytest.raises(ServiceError, match="all 30 stored rows are of another backbone") as refused:
         rescore(settings, 2)
     assert "\n" not in str(refused.value)
 

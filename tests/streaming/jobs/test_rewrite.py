@@ -139,7 +139,7 @@ def test_compaction_that_is_late_every_time_says_so_and_changes_nothing(
 ) -> None:
     table = quarantine_files(settings, 2)
     in_between(monkeypatch, rewrite, *[lambda at=at: mark(settings, at) for at in range(rewrite.ATTEMPTS)])
-    assert compact(table.place, MB) == "others rewrote the table at the same time, 3 times"
+    assert compact(table.place, MB) == "another job rewrote the table at the same time, 3 times"
     assert (offsets(settings), marked(settings)) == (list(range(20)), [0, 1, 2])
     assert len(table.files()) == 2
 
@@ -158,7 +158,7 @@ def test_marks_that_are_late_every_time_are_an_error_in_one_line(
 
     monkeypatch.setattr(replay, "MARK_ATTEMPTS", 2)
     in_between(monkeypatch, replay, copy_of_first, copy_of_first)
-    with pytest.raises(ServiceError, match=r"^1 messages were sent but not marked as replayed, .* 2 times .*$"):
+    with pytest.raises(ServiceError, match=r"^1 messages were sent but not marked as replayed, .* 2 times: .*$"):
         mark(settings, 11)
     assert (offsets(settings), marked(settings)) == (list(range(20)), [])
 

@@ -108,19 +108,19 @@ def test_sparks_evaluator_takes_the_predictions_and_a_pipeline_is_saved_with_its
 
 
 def test_what_does_not_fit_is_told_in_one_line(rows: DataFrame, bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ServiceError, match="column 'id' should hold images .* or features .*, it holds bigint"):
+    with pytest.raises(ServiceError, match="column 'id' should contain images .* or features .*, got bigint"):
         BundleScorer(inputCol="id", bundle=str(bundle)).transform(rows)
     with pytest.raises(ServiceError, match="BundleScorer needs a bundle"):
         BundleScorer(inputCol="image").transform(rows)
     with pytest.raises(ModelError, match=r"bundle .*nowhere (is refused|cannot be read)"):
         BundleScorer(inputCol="image", bundle=str(tmp_path / "nowhere")).transform(rows)
-    with pytest.raises(ServiceError, match="the column 'numbers' is there already"):
+    with pytest.raises(ServiceError, match="the column 'numbers' already exists"):
         BundleScorer(inputCol="image", bundle=str(bundle), predictionCol="numbers").transform(rows)
 
 
 def test_features_of_another_width_are_told_by_the_worker(spark: SparkSession, bundle: Path) -> None:
     narrow = spark.createDataFrame([([1.0, 2.0],)], "features array<double>")
-    with pytest.raises(Exception, match="expected 1280 features a row, got 2"):
+    with pytest.raises(Exception, match="expected 1280 features per row, got 2"):
         BundleScorer(inputCol="features", bundle=str(bundle)).transform(narrow).collect()
 
 

@@ -36,7 +36,7 @@ def test_a_pipeline_with_a_network_is_fitted_saved_and_loaded(digits: DataFrame,
 
 
 def test_columns_of_another_type_are_refused(digits: DataFrame) -> None:
-    with pytest.raises(ServiceError, match="should hold encoded images, it holds string"):
+    with pytest.raises(ServiceError, match="should contain encoded images, got string"):
         DistributedCNNClassifier(inputCol="label").fit(digits)
-    with pytest.raises(ServiceError, match="mode is one of"):
+    with pytest.raises(ServiceError, match="mode should be one of"):
         DistributedCNNClassifier(inputCol="image", mode="sideways").fit(digits)

@@ -87,7 +87,7 @@ def test_bad_rows_can_be_skipped(spark: SparkSession, featurizer: DeepImageFeatu
     rows = featurizer.setParams(handleInvalid="skip").transform(frame_of(spark, [None, images[0], b"text"]))
     assert [row["id"] for row in rows.collect()] == [1]
     featurizer.setParams(handleInvalid="ignore")
-    with pytest.raises(ServiceError, match="handleInvalid is keep or skip, got 'ignore'"):
+    with pytest.raises(ServiceError, match="handleInvalid should be keep or skip, got 'ignore'"):
         featurizer.transform(rows.select("id", "image"))
 
 
@@ -183,10 +183,10 @@ def schema_of(**columns: object) -> StructType:
     ("schema", "message"),
     [
         (schema_of(picture=BinaryType()), "no column 'image' to read; there are: picture"),
-        (schema_of(image=StringType()), "column 'image' should hold images .* it holds string"),
-        (schema_of(image=StructType([StructField("height", IntegerType())])), "it holds struct<height:int>"),
-        (schema_of(image=BinaryType(), features=StringType()), "the column 'features' is there already"),
-        (schema_of(image=BinaryType(), why=StringType()), "the column 'why' is there already"),
+        (schema_of(image=StringType()), "column 'image' should contain images .* got string"),
+        (schema_of(image=StructType([StructField("height", IntegerType())])), "got struct<height:int>"),
+        (schema_of(image=BinaryType(), features=StringType()), "the column 'features' already exists"),
+        (schema_of(image=BinaryType(), why=StringType()), "the column 'why' already exists"),
     ],
     ids=["missing", "strings", "another struct", "output taken", "reason taken"],
 )
@@ -290,9 +290,9 @@ def test_a_saved_stage_that_was_altered_or_is_another_is_refused(
     (line,) = (path / "metadata").glob("part-*")
     metadata = json.loads(line.read_text())
     for change, message in (
-        ({"class": "streaming.ml.projections.ImagePCAModel"}, "holds a streaming.ml.projections.ImagePCAModel"),
-        ({"files": dict.fromkeys(metadata["files"], "0" * 64)}, "was altered"),
-        ({"paramMap": {"nonsense": 1}}, "is no saved DeepImageFeaturizer"),
+        ({"class": "streaming.ml.projections.ImagePCAModel"}, "got streaming.ml.projections.ImagePCAModel"),
+        ({"files": dict.fromkeys(metadata["files"], "0" * 64)}, "was modified"),
+        ({"paramMap": {"nonsense": 1}}, "is not a saved DeepImageFeaturizer"),
     ):
         line.with_name(f".{line.name}.crc").unlink(missing_ok=True)
         line.write_text(json.dumps(metadata | change))

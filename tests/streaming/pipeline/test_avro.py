@@ -78,7 +78,7 @@ def test_a_schema_is_fetched_once_and_one_that_is_unknown_is_asked_for_again() -
             with pytest.raises(FrameError, match="expected a schema that the registry .* has, got its id 44"):
                 unwrap(payload, b"\0\0\0\0\x2c" + RECORD)
         for data in (b"", b"\0\0\0\0", IMAGE):
-            with pytest.raises(FrameError, match="expected a zero and the id of a schema in front of an Avro record"):
+            with pytest.raises(FrameError, match="expected a zero byte and a schema id before the Avro record"):
                 unwrap(payload, data)
         assert registry.asked == [f"/schemas/ids/{number}" for number in (42, 43, 44, 44)]
 
@@ -89,14 +89,14 @@ MANY_BOOLEANS = RECORD[: -len(IMAGE) - 4] + b"\xfe\xff\xff\xff\x0f" + b"\x01" * 
 @pytest.mark.parametrize(
     ("data", "what"),
     [
-        (b"", "got 0 bytes of a value of 1"),
-        (RECORD[:-1], f"got {len(IMAGE) - 1} bytes of a value of {len(IMAGE)}"),
-        (RECORD + b"x", "got 1 bytes behind it"),
+        (b"", "got 0 bytes for a value of 1"),
+        (RECORD[:-1], f"got {len(IMAGE) - 1} bytes for a value of {len(IMAGE)}"),
+        (RECORD + b"x", "got 1 bytes after it"),
         (b"\x02\xff" + RECORD[1:], "UnicodeDecodeError"),
-        (b"\xff\xff\xff\xff\x0f", "bytes of a value of -2,147,483,648"),
+        (b"\xff\xff\xff\xff\x0f", "bytes for a value of -2,147,483,648"),
         (b"\0\0\x0e" + RECORD, "IndexError"),  # of a union
-        (b"\0\0\x00\x00\x00" + b"\xff" * 8 + b"\x7f\x01\x01", "of a value of 1"),  # booleans without an end
-        (MANY_BOOLEANS, f"a record of at most {MAX_READS:,} numbers and values"),
+        (b"\0\0\x00\x00\x00" + b"\xff" * 8 + b"\x7f\x01\x01", "for a value of 1"),  # booleans without an end
+        (MANY_BOOLEANS, f"a record of at most {MAX_READS:,} values"),
     ],
     ids=["empty", "truncated", "longer", "not UTF-8", "negative", "no branch", "no end", "millions"],
 )
@@ -142,13 +142,13 @@ def nested(depth: int) -> object:
                 (record_of("Nowhere"), "UnknownType Nowhere"),
                 (record_of(["null", record_of("int") | {"name": "R15"}, "R15"], 7), "TypeError"),
                 (record_of({"type": "fixed", "name": "F", "size": "x"}), "TypeError"),
-                (record_of({"type": "fixed", "name": "F", "size": 0}), "a byte or more, got 'fixed'"),
-                (record_of({"type": "array", "items": "null"}), "a byte or more, got 'null'"),
-                (record_of({"type": "map", "values": record_of()}), "a byte or more, got 'record'"),
-                (record_of(nested(40)), "1,000 values, 20 in one another"),
-                (record_of(nested(200)), "at most 100 brackets"),
-                (record_of(["null", "R30"]) | {"name": "R30"}, "1,000 values, 20 in one another"),  # contains itself
-                (laughs(), "1,000 values, 20 in one another"),
+                (record_of({"type": "fixed", "name": "F", "size": 0}), "at least one byte, got 'fixed'"),
+                (record_of({"type": "array", "items": "null"}), "at least one byte, got 'null'"),
+                (record_of({"type": "map", "values": record_of()}), "at least one byte, got 'record'"),
+                (record_of(nested(40)), "1,000 values and 20 levels"),
+                (record_of(nested(200)), "at most 100 levels of JSON"),
+                (record_of(["null", "R30"]) | {"name": "R30"}, "1,000 values and 20 levels"),  # contains itself
+                (laughs(), "1,000 values and 20 levels"),
             ]
         ],
     ],
@@ -161,7 +161,7 @@ def test_a_schema_that_is_not_one_or_describes_too_much_is_refused(text: str, wh
 
 def test_options_that_do_not_fit_are_refused_before_the_stream_starts(tmp_path: Path) -> None:
     file = tmp_path / "shot.avsc"
-    with pytest.raises(ServiceError, match="give --payload-schema FILE, or set IMAGESTREAM_SCHEMA_REGISTRY to the URL"):
+    with pytest.raises(ServiceError, match="add --payload-schema FILE, or set IMAGESTREAM_SCHEMA_REGISTRY to the URL"):
         chosen_payload("avro:image")
     with pytest.raises(ServiceError, match=r"--payload-schema .*shot\.avsc: .*No such file"):
         chosen_payload("avro:image", file)

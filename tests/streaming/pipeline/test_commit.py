@@ -15,7 +15,6 @@ from deltalake import DeltaTable
 from models.drift import DriftReference, DriftSums
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
-from streaming.pipeline.account import Piece, Place, Seen
 from streaming.pipeline.commit import (
     STEPS,
     BatchCommitter,
@@ -27,11 +26,12 @@ from streaming.pipeline.commit import (
     _shadow,
     _summed,
 )
-from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange
+from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange, TopicPartition
 from streaming.pipeline.finish import Tables, finish_decided
+from streaming.pipeline.model_manager import LoadedModel, ModelManager
 from streaming.pipeline.positions import Plan, Positions
+from streaming.pipeline.reconcile import OffsetRun, TopicSnapshot
 from streaming.pipeline.score import OUTPUT, PartitionReport
-from streaming.pipeline.serving import LoadedModel, Serving
 from streaming.pipeline.status import refusal
 from streaming.platform.topic import Topic
 from streaming.query import query
@@ -49,7 +49,7 @@ LINEAGE = {"query_id": QUERY_ID, "batch_id": 7}
 
 
 class Models:
-    """What the committer asks of `Serving`: the models that the aliases point to, after it has looked."""
+    """What the committer asks of `ModelManager`: the models that the aliases point to, after it has looked."""
 
     def __init__(self, reference: DriftReference | None = None) -> None:
         self._reference = reference
@@ -158,7 +158,7 @@ class Run:
 
     def __init__(self, settings: Settings, models: Models | None = None, die_at: str | None = None) -> None:
         self.steps: list[str] = []
-        self.asked: list[list[Place]] = []
+        self.asked: list[list[TopicPartition]] = []
         self.topic_id = "topic-id"
         self.holes = 0
         self.challenger_error: str | None = None
@@ -168,7 +168,7 @@ class Run:
         self._die_at = die_at
         tables = Tables(settings.place.tables)
         self.committer = Committer(
-            cast("Serving", self.models),
+            cast("ModelManager", self.models),
             tables,
             Decisions(open_store(settings.home), settings.topic),
             self._witness,
@@ -184,11 +184,11 @@ class Run:
             positions.stream or "", positions.number, "images", positions.of_topic("images"), topic
         )
 
-    def _witness(self, topics: Collection[str], places: Collection[Place]) -> Future[Seen]:
+    def _witness(self, topics: Collection[str], places: Collection[TopicPartition]) -> Future[TopicSnapshot]:
         """What Kafka would answer; the start of the log is asked for where there are holes."""
         self.asked.append(list(places))
-        answer: Future[Seen] = Future()
-        answer.set_result(Seen(dict.fromkeys(topics, self.topic_id), dict.fromkeys(places, 0)))
+        answer: Future[TopicSnapshot] = Future()
+        answer.set_result(TopicSnapshot(dict.fromkeys(topics, self.topic_id), dict.fromkeys(places, 0)))
         return answer
 
     def batch(self, start: int) -> None:
@@ -204,7 +204,7 @@ class Run:
         rows = scored("cat", "dog").to_pylist()
         answers = [row | {"offset": self._start + one} for one, row in enumerate(rows)]
         report = PartitionReport(
-            read=[Piece("images", 0, 3, self._start, self._start + 2)],
+            read=[OffsetRun("images", 0, 3, self._start, self._start + 2)],
             quarantined_at=[("images", 0, 1)],
             input_bytes=300,
             quarantined={"corrupt": 1},
@@ -376,7 +376,7 @@ def test_a_run_whose_number_is_long_past_applies_nothing(settings: Settings) -> 
         assert Decisions(open_store(settings.home), settings.topic).decide(decision)
     finish_decided(settings, "images", Tables(settings.place.tables))
     (settings.work_dir / "streams" / "images" / "batches" / f"{1:020}.json").unlink()  # pruned
-    with pytest.raises(LostDecisionError, match="gone on beyond batch 1"):
+    with pytest.raises(LostDecisionError, match="beyond batch 1"):
         run.batch(0)
     assert DeltaTable(settings.place.table("quarantine")).version() == 0
     assert audit(settings).clean

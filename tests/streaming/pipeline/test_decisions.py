@@ -121,7 +121,7 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (spoilt("number", remove=True), "'number': Field required"),
         (spoilt("number", value="7"), "'number': Input should be a valid integer"),
         (spoilt("number", value=True), "'number': "),
-        (spoilt("number", value=0), "expected a number from 1"),
+        (spoilt("number", value=0), "expected a positive number"),
         (spoilt("number", value=8), "is that of batch 8"),
         (spoilt("nonce", value=""), "a nonce"),
         (spoilt("extra", value=1), "'extra': Unexpected keyword"),
@@ -140,21 +140,25 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (spoilt("figures", "predicted_rows", value=3), "'files' have 4 predicted"),
         (spoilt("figures", "quarantined", "corrupt", value=-2), "'figures' must not be negative"),
         (spoilt("figures", "started_at", value="yesterday"), "'figures.started_at'"),
-        (spoilt("files", "labels", value=[]), "'labels', which is not a table of a decision"),
+        (spoilt("files", "labels", value=[]), "unexpected table 'labels'"),
         (spoilt("files", "predictions", value=[]), "'files' have 0 predicted"),
         (spoilt(*PREDICTIONS_FILE, "path", value="../quarantine/x.parquet"), "'files': expected a key"),
         (spoilt(*PREDICTIONS_FILE, "path", value="/etc/passwd"), "'files': expected a key"),
         (spoilt(*PREDICTIONS_FILE, "path", value="_delta_log/../x"), "'files': expected a key"),
-        (spoilt(*PREDICTIONS_FILE, "bytes", value=0), "must have bytes and rows"),
-        (spoilt(*PREDICTIONS_FILE, "rows", value=0), "must have bytes and rows"),
+        (spoilt(*PREDICTIONS_FILE, "bytes", value=0), "bytes and rows must be positive"),
+        (spoilt(*PREDICTIONS_FILE, "rows", value=0), "bytes and rows must be positive"),
         (spoilt(*PREDICTIONS_FILE, "partition", value={}), "must have the partition 'date'"),
         (spoilt("files", "quarantine", 0, "partition", value={"date": "x"}), "must have no partition"),
-        (spoilt(*PREDICTIONS_FILE, "stats", value="[1]"), "statistics that are not a JSON object"),
-        (spoilt(*PREDICTIONS_FILE, "stats", value="{"), "statistics that are not a JSON object"),
+        (spoilt(*PREDICTIONS_FILE, "stats", value="[1]"), "the statistics must be a JSON object"),
+        (spoilt(*PREDICTIONS_FILE, "stats", value="{"), "the statistics must be a JSON object"),
         (spoilt("answers", value={"topic": "a/b", "topic_id": "x", "tables": ["predictions"]}), "must have a topic"),
         (spoilt("answers", value={"topic": "a", "topic_id": "x", "tables": ["labels"]}), "must have tables of"),
         (spoilt("answers", value={"topic": "a", "topic_id": "x"}), "'answers.tables': Field required"),
-        (spoilt("format", value=3), "has format '3', expected 1 or 2"),
+        (spoilt("format", value=4), "has format '4', expected 1 or 2 or 3"),
+        (
+            spoilt("answers", value={"topic": "a", "topic_id": "x", "tables": ["predictions"], "schema_id": 1}),
+            "must have the id of an Avro schema, or none",
+        ),
         (spoilt("format", remove=True), "has format 'None', expected 1"),
     ],
 )
@@ -168,7 +172,7 @@ def test_a_damaged_or_hostile_decision_is_refused_by_its_key_and_what_is_wrong(
 
 def test_features_of_other_messages_are_refused(settings: Settings, decision: Decision) -> None:
     files = {**decision.files, "features": decision.files["quarantine"]}
-    assert "features of 2 messages, of 4 predicted" in refused(settings, replace(decision, files=files).to_json())
+    assert "features of 2 messages, but 4 predicted" in refused(settings, replace(decision, files=files).to_json())
 
 
 @pytest.mark.parametrize(
@@ -199,9 +203,11 @@ def test_ranges_of_a_decision_are_ranges_of_offsets_with_rows() -> None:
 
 def test_only_a_decision_with_answers_needs_a_release_that_knows_them(decision: Decision) -> None:
     due = replace(decision, answers=AnswersDue("answers", "topic-id", ("predictions",)))
-    assert [json.loads(one.to_json())["format"] for one in (decision, due)] == [1, 2]
-    assert "answers" not in json.loads(decision.to_json())
-    assert Decision.from_json(due.to_json(), "it") == due
+    avro = replace(decision, answers=AnswersDue("answers", "topic-id", ("predictions",), "avro", 7))
+    contents = [json.loads(one.to_json()) for one in (decision, due, avro)]
+    assert [one["format"] for one in contents] == [1, 2, 3]
+    assert [sorted(one.get("answers", ())) for one in contents[:2]] == [[], ["tables", "topic", "topic_id"]]
+    assert [Decision.from_json(one.to_json(), "it") for one in (decision, due, avro)] == [decision, due, avro]
 
 
 # Pruning
@@ -223,20 +229,20 @@ def left(settings: Settings) -> list[int]:
 
 def test_decisions_are_pruned_where_they_are_whole_and_old_and_many(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 210, age_hours=25)
-    assert decisions.prune(whole=205) == 5
+    assert decisions.prune(newest=205) == 5
     assert left(settings) == [*range(6, 211)]
-    assert decisions.prune(whole=205) == 0
+    assert decisions.prune(newest=205) == 0
 
 
 def test_decisions_of_the_last_day_are_kept(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 210, age_hours=23)
-    assert decisions.prune(whole=210) == 0
-    assert decisions.prune(whole=210, kept_for=timedelta(hours=22)) == 10
+    assert decisions.prune(newest=210) == 0
+    assert decisions.prune(newest=210, kept_for=timedelta(hours=22)) == 10
 
 
 def test_the_decision_of_the_newest_whole_batch_is_never_pruned(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 5, age_hours=1)
-    assert decisions.prune(whole=4, keep=0, kept_for=timedelta(0)) == 3
+    assert decisions.prune(newest=4, keep=0, kept_for=timedelta(0)) == 3
     assert left(settings) == [4, 5]
 
 
@@ -245,5 +251,5 @@ def test_other_objects_are_left_alone(settings: Settings, decision: Decision) ->
     note = (settings.work_dir / KEY).with_name("note.txt")
     note.write_text("ours")
     os.utime(note, (0, 0))
-    assert decisions.prune(whole=3, keep=0, kept_for=timedelta(0)) == 2
+    assert decisions.prune(newest=3, keep=0, kept_for=timedelta(0)) == 2
     assert note.exists()

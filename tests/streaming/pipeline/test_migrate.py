@@ -18,7 +18,7 @@ from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_che
 from streaming.pipeline.positions import Accept, Positions, plan_start, read_identity
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
-from streaming.storage.store import LocalStore
+from streaming.storage.local_store import LocalStore
 from streaming.storage.tables import BATCHES, SCHEMAS, Table
 from tests.streaming.history import QUERY_ID, commit_batch
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from streaming.pipeline.offsets import PartitionLag, Reach, lags
+from streaming.pipeline.offsets import PartitionLag, PartitionOffsets, lags
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_lag_is_what_the_broker_still_has_and_no_table_holds(
 
 
 def test_every_partition_that_either_side_knows_is_listed() -> None:
-    known = {("b", 2): Reach(0, 4), ("b", 1): Reach(2, 9, held=6)}
+    known = {("b", 2): PartitionOffsets(0, 4), ("b", 1): PartitionOffsets(2, 9, held=6)}
     assert lags({("b", 1): 5, ("a", 3): 3}, known) == [
         PartitionLag("a", 3, 3, end=None, begin=None),
         PartitionLag("b", 1, 5, end=9, begin=2, held=6),
@@ -38,7 +38,10 @@ def test_every_partition_that_either_side_knows_is_listed() -> None:
 
 def test_partitions_are_listed_in_the_order_of_their_numbers() -> None:
     assert [
-        one.partition for one in lags({("a", 8): 1, ("a", 16): 1}, {("a", 1): Reach(0, 4), ("a", 9): Reach(0, 1)})
+        one.partition
+        for one in lags(
+            {("a", 8): 1, ("a", 16): 1}, {("a", 1): PartitionOffsets(0, 4), ("a", 9): PartitionOffsets(0, 1)}
+        )
     ] == [1, 8, 9, 16]
 
 

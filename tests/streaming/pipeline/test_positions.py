@@ -87,9 +87,9 @@ def test_the_identity_of_a_stream_is_read_as_it_was_created(settings: Settings) 
     [
         ({"format": 2}, "has format '2', expected 1"),
         ({"id": None}, "'id': "),
-        ({"id": "x' OR '1' = '1"}, "its id or its first offsets"),
+        ({"id": "x' OR '1' = '1"}, "bad id or first offsets"),
         ({"extra": 1}, "'extra': "),
-        ({"first": [{"topic": "images", "partition": 0, "offset": -1}]}, "its id or its first offsets"),
+        ({"first": [{"topic": "images", "partition": 0, "offset": -1}]}, "bad id or first offsets"),
         ({"first": [{"topic": "images", "partition": "0", "offset": 1}]}, "'first.0.partition': "),
         ({"topics": {"images": 7}}, "'topics.images': "),
     ],
@@ -224,7 +224,7 @@ def test_the_first_partition_that_does_not_reach_is_named() -> None:
 def test_a_topic_with_another_id_was_made_again_however_far_it_reaches() -> None:
     found = topic({0: 3}, {0: 100}, "two")
     positions = at({0: 10}, "images~2", {"images~2": "one"})
-    with pytest.raises(ServiceError, match=r"made again \(id two, before one\): .*--accept-new-topic.*'images~3'"):
+    with pytest.raises(ServiceError, match=r"made again \(id two, before one\), .*--accept-new-topic.*'images~3'"):
         plan_start(positions, found, Accept(loss=True))
     plan = plan_start(positions, found, Accept(new_topic=True))
     assert (plan.topics, plan.number) == ({"images~3": "two"}, 5)
@@ -347,7 +347,7 @@ def test_a_topic_made_again_is_another_topic(broker: Settings, admin: KafkaAdmin
         pass
     again = describe_topic(str(broker.bootstrap_servers), name)
     positions = at({0: 0}, name, {name: before.id})
-    with pytest.raises(ServiceError, match=f"was made again .*--accept-new-topic, .* as topic '{name}~2'"):
+    with pytest.raises(ServiceError, match=f"was made again .*--accept-new-topic; .* '{name}~2'"):
         plan_start(positions, again, Accept(loss=True))
     assert plan_start(positions, again, Accept(new_topic=True)).topics == {f"{name}~2": again.id}
 

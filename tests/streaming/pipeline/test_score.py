@@ -15,19 +15,12 @@ import pytest
 from models.bundle import Bundle, read_bundle
 from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images
-from streaming.pipeline.account import Piece
 from streaming.pipeline.decisions import ModelVersion
+from streaming.pipeline.messages import MAX_HEADERS
 from streaming.pipeline.payload import chosen_payload, frame_of
-from streaming.pipeline.score import (
-    MAX_HEADERS,
-    MAX_KEY_BYTES,
-    MAX_TRACED,
-    OUTPUT,
-    REPORT,
-    PartitionReport,
-    ScoreTask,
-    score_partition,
-)
+from streaming.pipeline.reconcile import OffsetRun
+from streaming.pipeline.score import MAX_TRACED, OUTPUT, REPORT, PartitionReport, ScoreTask, score_partition
+from streaming.pipeline.score_columns import MAX_KEY_BYTES
 from streaming.platform.engines import EngineChoice
 from tests.streaming.small_models import bundle_folder
 
@@ -168,7 +161,7 @@ def test_a_message_with_too_many_headers_is_quarantined_without_them(
     assert (refused["offset"], refused["stage"], refused["reason"]) == (1, "read", "too_many_headers")
     assert (refused["headers"], refused["image_id"], refused["value"]) == (None, DIGIT_SHA256, DIGIT)
     assert (text["reason"], text["headers"]) == ("not_an_image", few)
-    assert scored.report.read == [Piece("images~2", 0, 4, 0, 3)]
+    assert scored.report.read == [OffsetRun("images~2", 0, 4, 0, 3)]
     assert scored.report.quarantined_at == [("images~2", 0, 2)]
 
 
@@ -199,8 +192,8 @@ FRAMES = {
         ("json in json", "JSON with an image in base64: read it with --payload json:frame.data"),
         (
             "registry",
-            "a record of schema 42 of a schema registry with an image in it: read it with --payload avro:FIELD "
-            "unless it is Protobuf",
+            "a record with an image, of schema 42 of a schema registry: read it with --payload avro:FIELD "
+            "if it is Avro",
         ),
         ("multipart", "a multipart body: send its part as the message"),
     ],

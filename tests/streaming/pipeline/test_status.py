@@ -77,7 +77,7 @@ def test_messages_that_kafka_is_about_to_delete_are_mentioned(settings: Settings
     image.write_bytes(next(iter(digit_images(1)))[2])
     with environment(**environment_of(settings)):
         code, _, error = command_here("--home", settings.home, "publish", image)
-    assert (code, f"10 messages of {settings.topic} wait for a row" in error) == (0, True), error
+    assert (code, f"10 messages of {settings.topic} are unprocessed" in error) == (0, True), error
 
 
 def test_healthy_needs_broker_stream_and_champion(settings: Settings, trained: Path) -> None:

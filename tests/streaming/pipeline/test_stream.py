@@ -267,7 +267,7 @@ def test_a_driver_that_loses_decisions_applies_the_winners_and_ends_at_the_third
     ended = imagestream(service, "stream", "--until-drained", code=int(losses == 3))
     assert rival.left == 0
     if losses == 3:
-        assert "another stream runs on" in ended["stderr"]
+        assert "another stream is running on" in ended["stderr"]
         monkeypatch.undo()
         imagestream(service, "stream", "--until-drained")
     assert rows(service, "SELECT count(*) AS n FROM predictions") == [{"n": GOOD}]

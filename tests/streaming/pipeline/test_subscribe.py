@@ -47,9 +47,9 @@ def test_a_stream_reads_what_its_options_say(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("a,b", None, None), "several topics need the name of a stream"),
+        (("a,b", None, None), "several topics need a stream name"),
         (("a", "b", "c"), "expected --topic or --topic-pattern, got both"),
-        ((None, "cam", None), "--topic-pattern: give the stream a name"),
+        ((None, "cam", None), "--topic-pattern: expected a name for the stream"),
         ((None, "cam(", "x"), "--topic-pattern: expected a regular expression, got 'cam\\('"),
         (("a,,b", None, "x"), "--topic: expected a name of letters"),
         (("a/b", None, None), "--topic: expected a name of letters"),

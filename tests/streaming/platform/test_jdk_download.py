@@ -66,5 +66,5 @@ def test_nothing_of_an_archive_lies_outside_of_its_folder(tmp_path: Path, name: 
 
 @pytest.mark.parametrize("checksum", ["", "abc", "z" * 64])
 def test_a_jdk_without_a_checksum_is_not_downloaded(tmp_path: Path, checksum: str) -> None:
-    with api(archive(), checksum or "-") as url, pytest.raises(ServiceError, match="gives no SHA-256 for JDK 17"):
+    with api(archive(), checksum or "-") as url, pytest.raises(ServiceError, match="has no SHA-256 for JDK 17"):
         download_jdk("17", tmp_path, url)

@@ -288,5 +288,5 @@ def test_spark_gets_the_password_as_java_reads_it(tmp_path: Path) -> None:
 
 def test_home_broker_is_not_taken_for_a_secured_one(broker: Settings) -> None:
     own = broker.model_copy(update={"bootstrap_servers": None, "kafka_security_protocol": "SASL_SSL"})
-    with pytest.raises(ServiceError, match="talks PLAINTEXT, not SASL_SSL: name the secured one with IMAGESTREAM_BOOT"):
+    with pytest.raises(ServiceError, match="uses PLAINTEXT, not SASL_SSL: set IMAGESTREAM_BOOT"):
         bootstrap_servers(own)

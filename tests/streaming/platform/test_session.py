@@ -59,7 +59,7 @@ def test_too_little_memory_is_told_with_what_is_needed(tmp_path: Path) -> None:
     assert str(tmp_path / "spark.log") in said
 
 
-def test_the_last_words_of_a_jvm_that_ends_at_once_are_the_reason(tmp_path: Path) -> None:
+def test_the_log_of_a_jvm_that_ends_at_once_has_the_reason(tmp_path: Path) -> None:
     (said,) = start(tmp_path, "1g", SPARK_SUBMIT_OPTS="-XX:+UseParallelGC")
     assert "Multiple garbage collectors selected" in said
 

@@ -96,7 +96,7 @@ def test_what_stored_answers_cannot_tell_is_left_out_and_said(settings: Settings
     found = read_live_report(settings)
     assert not {"log_loss", "macro_auc"} & set(found.evaluation.as_metrics())
     (note,) = found.notes
-    assert "neither a log loss nor a ROC curve" in note
+    assert "log loss and ROC curves are not available" in note
     assert "75.00% of the images" in note
 
 

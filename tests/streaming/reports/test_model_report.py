@@ -191,7 +191,7 @@ def test_what_cannot_be_compared_or_evaluated_is_said_in_one_line(spark: SparkSe
     stranger = on_other_backbone(service.version(2), "e" * 64)
     with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: there is no labelled image that"):
         model_report(spark, service.settings.place, service.features, service.version(1), stranger)
-    with pytest.raises(ServiceError, match="version 3 was possibly fitted on every labelled image in"):
+    with pytest.raises(ServiceError, match="version 3 may have been fitted on every labelled image in"):
         model_report(spark, service.settings.place, service.features, stranger)
 
 
@@ -274,8 +274,8 @@ def test_command_writes_the_page_and_a_summary(service: Service, report: ModelRe
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--against", "1"], "name the other with --model N"),
-        (["--live", "--against", "1"], "--against compares on a holdout"),
+        (["--against", "1"], "give the other with --model N"),
+        (["--live", "--against", "1"], "--against compares on held-out images"),
         (["--model", "1", "--against", "1"], "--against compares two versions"),
         (["--model", "9"], "there is no model version 9"),
         (["--model", "1", "--output", "/"], "--output names a file in a folder that can be written to, got /"),

@@ -79,8 +79,8 @@ def test_reliability_and_variance_figures_follow_the_numbers() -> None:
 def test_samples_are_titled_and_a_missing_image_says_so() -> None:
     figure = plots.samples_figure([sample("cat", "dog"), sample("cat", "cat", np.zeros((4, 4, 3), np.uint8))])
     first, second, *rest = figure.axes
-    assert first.get_title() == "✗ true cat / predicted dog\n50% sure"
-    assert second.get_title() == "✓ true cat / predicted cat\n50% sure"
+    assert first.get_title() == "✗ true cat / predicted dog\nconfidence 50%"
+    assert second.get_title() == "✓ true cat / predicted cat\nconfidence 50%"
     assert first.texts[0].get_text() == "image not\navailable"
     assert (len(second.images), len(rest)) == (1, 7)
 

@@ -15,8 +15,9 @@ from streaming.jobs.rewrite import compact
 from streaming.pipeline.positions import read_identity, read_positions
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage import store as store_module
-from streaming.storage.store import open_store, shared_variables
+from streaming.storage import store_base as store_module
+from streaming.storage.bucket_store import shared_variables
+from streaming.storage.store import open_store
 from streaming.storage.store_errors import StoreAwayError, store_error
 from streaming.storage.table_log import open_delta, storage_options
 from streaming.storage.tables import BATCHES, Table

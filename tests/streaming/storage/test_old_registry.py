@@ -207,7 +207,7 @@ def test_a_move_that_the_earlier_release_made_since_is_reported_and_nothing_is_o
     content = json.dumps({"moves": [MOVE | {"why": "made since"}]})
     (home / "models" / "aliases.json").write_text(content)
     before = files_below(home)
-    with pytest.raises(ModelError, match=r"written to by this release and afterwards by an earlier one: .*aliases"):
+    with pytest.raises(ModelError, match=r"written to by this release and afterwards by an earlier one, .*aliases"):
         open_registry(home).targets()
     assert files_below(home) == before
     (home / "models" / "aliases.json").unlink()

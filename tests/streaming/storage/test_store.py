@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from streaming.errors import ServiceError
-from streaming.storage import store as store_module
-from streaming.storage.store import LocalStore, ObjectStore, Store, open_store
+from streaming.storage import store_base as store_module
+from streaming.storage.bucket_store import BucketStore
+from streaming.storage.local_store import LocalStore
+from streaming.storage.store import Store, open_store
 from streaming.storage.store_errors import StoreAwayError
 from tests.object_store import BUCKET, ObjectStoreServer
 from tests.streaming.racers import run_at_once
@@ -27,7 +29,7 @@ CHECKOUT = Path(__file__).parents[3]
 
 
 def in_memory() -> Store:
-    return ObjectStore("s3://bucket/home", obstore_store.MemoryStore())
+    return BucketStore("s3://bucket/home", obstore_store.MemoryStore())
 
 
 @pytest.fixture(params=["local", "memory", "s3"])

@@ -17,7 +17,7 @@ from streaming.errors import ServiceError
 from streaming.query import query
 from streaming.settings import Settings
 from streaming.storage import table_log
-from streaming.storage.store import LocalStore
+from streaming.storage.local_store import LocalStore
 from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.table_log import TableLog, open_log
 from streaming.storage.tables import LABELS, PREDICTIONS, Table
@@ -268,5 +268,5 @@ def hostile(directory: Path, change: Callable[[dict[str, Any]], None]) -> TableL
 @pytest.mark.parametrize("path", ["../secret.parquet", "%2e%2e/secret.parquet", "/etc/passwd", "a/../../x", "a//b"])
 def test_log_that_names_a_file_outside_of_the_table_is_refused(table: Table, path: str) -> None:
     log = hostile(Path(table.place), lambda added: added.update(path=path))
-    with pytest.raises(ServiceError, match=r"^the log of .*/labels names .*, which is not in the table: restore it$"):
+    with pytest.raises(ServiceError, match=r"^the log of .*/labels names .*, which is outside the table: restore"):
         log.files()

@@ -215,7 +215,9 @@ def test_files_of_workers_are_committed_once(tmp_path: Path) -> None:
 
 def test_a_file_that_is_gone_is_not_committed(tmp_path: Path) -> None:
     table = Table(tmp_path, "quarantine")
-    with pytest.raises(ServiceError, match=r"quarantine/part-x\.parquet was written for this commit and is gone"):
+    with pytest.raises(
+        ServiceError, match=r"quarantine/part-x\.parquet was written for this commit but does not exist"
+    ):
         table.append_files([DataFile("part-x.parquet", 100, 1)], QUERY_ID, 0)
     assert DeltaTable(table.place).version() == 0
 
@@ -288,7 +290,7 @@ def test_a_log_that_names_a_file_outside_of_the_table_is_refused(tmp_path: Path,
         if "add" in line:
             line["add"]["path"] = path
     log.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(ServiceError, match=r"the log of .*/labels names .*, which is not in the table"):
+    with pytest.raises(ServiceError, match=r"the log of .*/labels names .*, which is outside the table"):
         Table(tmp_path, "labels").files()
 
 

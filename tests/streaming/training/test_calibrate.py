@@ -80,5 +80,5 @@ def test_where_everything_is_held_out_there_is_nothing_to_calibrate_on(
 ) -> None:
     monkeypatch.setattr(calibrate, "CANDIDATES", 10)
     everything = Split(42, 1.0)
-    with pytest.raises(ServiceError, match="none of the 10 images that were looked at"):
+    with pytest.raises(ServiceError, match="none of 10 candidate images"):
         calibration_images(dataset, everything, rows, SIZE)

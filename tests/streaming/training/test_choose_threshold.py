@@ -22,7 +22,7 @@ from models.threshold import ThresholdAim, best_threshold
 from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images, write_images
 from streaming.ml.classifiers import _answered
-from streaming.pipeline.score import answer_columns
+from streaming.pipeline.score_columns import answer_columns
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import list_array

@@ -31,11 +31,11 @@ from streaming.errors import ServiceError
 from streaming.images.labels import labelled_features
 from streaming.storage.files import as_matrix, list_array
 from streaming.storage.tables import FEATURES, Table
+from streaming.training import accumulators as sums_module
 from streaming.training import fit as fit_module
-from streaming.training import sums as sums_module
+from streaming.training.accumulators import gram_sums, range_sketch
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import FitOptions, fit, fit_classifier, fit_projection, in_order, variance_kept
-from streaming.training.sums import gram_sums, range_sketch
 
 CLASSES = tuple("0123456789")
 ROWS = 800
@@ -432,5 +432,5 @@ def test_features_of_another_backbone_or_projected_ones_are_left_out(spark: Spar
 
 
 def test_an_empty_table_is_told_before_spark_reads(spark: SparkSession, table: Table) -> None:
-    with pytest.raises(ServiceError, match=r"features is empty: there is nothing to fit on"):
+    with pytest.raises(ServiceError, match=r"features is empty: there are no images to fit on"):
         labelled_features(spark, table, "ours")

@@ -79,8 +79,8 @@ def test_each_look_at_a_holdout_asks_for_more() -> None:
     verdicts = [decide(counts(30, 13), GateOptions(), look) for look in (1, 2, 6)]
     assert [verdict.promote for verdict in verdicts] == [True, True, False]
     assert "look" not in verdicts[0].why
-    assert "look 2 at this holdout since the champion was promoted" in verdicts[1].why
-    assert "to judge on fresh images, label more of them and change --seed" in verdicts[2].why
+    assert "comparison 2 on this holdout since the champion's promotion" in verdicts[1].why
+    assert "for a new holdout, label more images and change --seed" in verdicts[2].why
 
 
 def test_looks_are_the_versions_registered_after_the_champion_with_its_seed(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_looks_are_the_versions_registered_after_the_champion_with_its_seed(tmp_
 def test_a_verdict_is_one_line_with_the_figures_that_it_rests_on() -> None:
     better = decide(counts(60, 20), GateOptions())
     assert re.fullmatch(
-        r"gain in accuracy \+0\.0400 on the same 1,000 images \(60 right by the candidate only, 20 by the champion "
+        r"gain in accuracy \+0\.0400 on the same 1,000 images \(60 correct for the candidate only, 20 for the champion "
         r"only\), above \+0\.02\d\d with 0\.975 confidence: the candidate is better by more than 0\.0000",
         better.why,
     ), better.why
@@ -123,13 +123,13 @@ def test_a_verdict_is_one_line_with_the_figures_that_it_rests_on() -> None:
     assert unclear.needed is not None
     assert unclear.why.endswith(
         f": the candidate is not shown to be better by more than 0.0000; about {unclear.needed:,} images like these "
-        "would show it; look 2 at this holdout since the champion was promoted, all together 0.95 confident"
+        "would show it; comparison 2 on this holdout since the champion's promotion, 0.95 confidence in total"
     )
     worse = decide(counts(5, 60), GateOptions(margin=-0.01), look=5)
     assert worse.needed is None
-    assert "may be worse by 0.0100; more images like these would not; look 5 at this holdout" in worse.why
-    assert worse.why.endswith("; to judge on fresh images, label more of them and change --seed")
-    assert "to judge on fresh images" not in decide(counts(5, 60), GateOptions(), look=4).why
+    assert "may be worse by 0.0100; more images like these would not; comparison 5 on this holdout" in worse.why
+    assert worse.why.endswith("; for a new holdout, label more images and change --seed")
+    assert "for a new holdout" not in decide(counts(5, 60), GateOptions(), look=4).why
 
 
 def test_a_gain_is_promoted_exactly_where_its_bound_is_above_the_margin() -> None:

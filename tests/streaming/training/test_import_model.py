@@ -85,7 +85,7 @@ def test_the_first_model_becomes_the_champion_and_the_same_one_is_not_registered
     ("made", "options", "reason"),
     [
         ({}, ["--classes", "absent.txt"], "class names in absent.txt cannot be read: No such file"),
-        ({}, ["--classes", "two.txt"], "gives 10 scores, and 2 classes are named"),
+        ({}, ["--classes", "two.txt"], "outputs 10 scores: expected as many class names, got 2"),
         ({}, ["--classes", "twice.txt"], "names the class 'a' twice"),
         ({}, ["--input-size", "64"], "its input is 32×32 pixels .* got 64×64"),
         ({}, ["--channels", "gray"], "its input has 3 channels, --channels gray does not fit"),
@@ -139,7 +139,7 @@ def test_a_version_is_exported_imported_elsewhere_and_deleted(home: Settings, tm
     assert exported["bytes"] == file.stat().st_size
     there = home.model_copy(update={"home": str(tmp_path / "there")})
     said = imagestream(there, "models", "import", file, "--mean", "0.5", code=2)["stderr"]
-    assert "expected no options of preprocessing or classes" in said
+    assert "expected no preprocessing or class options" in said
     found = imagestream(there, "models", "import", file)
     sha256 = exported["bundle_sha256"]
     assert found == {"version": 1, "bundle_sha256": sha256, "new": True, "champion": True}
@@ -157,7 +157,7 @@ def test_a_version_that_passes_is_not_promoted_unless_asked_for(home: Settings, 
     registry = open_registry(home.home)
     job = Job(home, None, registry, None, GateOptions(promote=False), print, "train")
     verdict = job._promoted(1, Verdict(True, "the first model"), None)
-    assert (verdict.promote, verdict.why) == (False, "not asked for (--no-promote); the gate: the first model")
+    assert (verdict.promote, verdict.why) == (False, "promotion is disabled (--no-promote); the gate: the first model")
     assert registry.target(CHAMPION) is None
 
 
@@ -172,6 +172,6 @@ def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_pat
     (guessed,) = found["warnings"]
     assert guessed.startswith("guessed preset: ")
     said = imagestream(service, "tune", "--images", images, *network, "--precisions", "int8", code=(1, 2))["stderr"]
-    assert "a backbone from a file runs as it is: leave out --precisions" in said
+    assert "--precisions does not apply to a backbone from a file" in said
     said = imagestream(service, "tune", *network, "--preset", "raw", code=2)["stderr"]
-    assert "give the images, by --images or --dataset" in said
+    assert "give the images with --images or --dataset" in said

@@ -46,6 +46,6 @@ def test_a_store_that_takes_nothing_is_told_in_one_line(tmp_path: Path, monkeypa
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ServiceError, match="the run .train. could not be told to MLflow at file://") as failure:
+    with pytest.raises(ServiceError, match="the run .train. could not be logged to MLflow at file://") as failure:
         track_run((tmp_path / "file" / "runs").as_uri(), "train", {}, {}, {})
     assert "\n" not in str(failure.value)

@@ -27,7 +27,7 @@ from streaming.images.split import Sides
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.files import list_array
-from streaming.storage.home import held
+from streaming.storage.home import try_lock
 from streaming.storage.tables import Table
 from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
@@ -132,7 +132,7 @@ def test_a_second_run_goes_on_with_the_study_and_a_killed_trial_does_not_count(
 def test_a_search_ends_by_its_time_and_one_at_a_time_in_a_home(variant: Variant, tmp_path: Path) -> None:
     options = TuneOptions(trials=1000, jobs=1, timeout_s=1e-6, classifiers=("logistic_regression",))
     assert len(search([variant], options, tmp_path).outcomes) == 1
-    with held(tmp_path / "tune" / "lock", ""), pytest.raises(ServiceError, match="another search is at work"):
+    with try_lock(tmp_path / "tune" / "lock", ""), pytest.raises(ServiceError, match="another search is running"):
         search([variant], options, tmp_path)
     (tmp_path / "tune" / "studies.jsonl").write_text("not\njson\n")
     with pytest.raises(ServiceError, match=r"studies.jsonl cannot be read .* remove the file"):
@@ -143,7 +143,7 @@ def test_settings_that_cannot_be_fitted_are_told_and_the_search_goes_on(variant:
     constant = variant.fit_rows.selectExpr("image_id", "label", "transform(features, x -> float(1)) AS features")
     broken = replace(variant, name="constant", fit_rows=constant, sha256="b" * 64)
     options = TuneOptions(trials=2, projections=("randomized_pca",), classifiers=("logistic_regression",))
-    with pytest.raises(ServiceError, match=r"not one of 2 trials could be fitted; .*features that vary"):
+    with pytest.raises(ServiceError, match=r"none of 2 trials could be fitted; .*features that vary"):
         search([broken], options, tmp_path)
 
 
@@ -280,6 +280,6 @@ def test_the_command_searches_on_stored_features_and_tells_how_to_train(
     assert found["fit_rows"] + found["validation_rows"] == of_training
     wrong = imagestream(settings, "tune", "--input-sizes", "160", code=2)
     assert wrong["stderr"].count("\n") == 1
-    assert "give the images, by --images or --dataset" in wrong["stderr"]
+    assert "give the images with --images or --dataset" in wrong["stderr"]
     wrong = imagestream(Settings(home=tmp_path / "empty", jars=jars_dir), "tune", code=1)
     assert "there is no champion model" in wrong["stderr"]

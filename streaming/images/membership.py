@@ -1,7 +1,8 @@
-"""Which images a version was possibly fitted on, by its bundle or, for an older one, by the tables; without Spark.
+"""Training-set membership: which images a version may have been fitted on, without Spark.
 
-Bundles from before there was a record say by which thresholds of their classes images were held out. For them, each
-image that the tables know counts as possibly fitted on unless it was held out under every label that it ever had.
+New bundles contain a Bloom filter of these images. Older bundles only contain the thresholds per class by which images
+were held out; for them, each image in the tables counts as a member unless it was held out under all labels it ever
+had.
 """
 
 from collections.abc import Iterator
@@ -24,9 +25,8 @@ from streaming.storage.table_log import open_delta
 from streaming.storage.tables import FEATURES, LABELS, data_files
 
 BATCH_ROWS = 10_000
-MEMORY_LIMIT = "1GB"
 
-# All names of the images, and all labels that each name ever had.
+# All names of the images, and all labels ever given to each name.
 STORED = """
 SELECT image_id, content_sha256, label_true FROM (FROM files UNION ALL BY NAME FROM columns) WHERE augmentation IS NULL
 """
@@ -41,13 +41,14 @@ SELECT content, image_id, label FROM names JOIN claims USING (image_id)
 
 
 def fitted_on(bundle: Bundle, home: Home) -> FittedOn:
-    """What a version was possibly fitted on.
+    """Return the images that a version may have been fitted on.
 
     Args:
-        home: its tables are only read for a bundle from before there was a record.
+        bundle: the version's bundle.
+        home: the home, whose tables are read only for a bundle of an older release.
 
     Raises:
-        ModelError: the bundle's record is not one.
+        ModelError: the bundle's filter is invalid.
     """
     if FITTED_ON in bundle.files:
         return FittedOn.from_arrays(bundle.arrays(FITTED_ON))
@@ -55,22 +56,28 @@ def fitted_on(bundle: Bundle, home: Home) -> FittedOn:
 
 
 def backbone_fitted_on(registry: Registry, champion: Bundle, home: Home) -> BloomFilter | None:
-    """The images that the champion's backbone was trained on; None for a backbone that came trained from elsewhere."""
+    """Return the images on which the champion's backbone was trained; None if it was not trained in this home.
+
+    Args:
+        registry: the registry.
+        champion: the champion's bundle.
+        home: the home.
+    """
     if champion.manifest.backbone.weights != "trained":
         return None
     recorded = fitted_on(champion, home).backbone
     if recorded is not None:
         return recorded
-    for version in registry.versions():  # the first version that has a backbone is the one that it was trained for
+    for version in registry.versions():  # a backbone was trained for the first version that has it
         if registry.manifest(version).backbone_sha256 == champion.backbone_sha256:
             return fitted_on(registry.read(version), home).images
     return None
 
 
-class Exposure:
-    """Answers whether versions were possibly fitted on images; each version is read once.
+class TrainingMembership:
+    """Tests whether versions may have been fitted on images; each version is read once.
 
-    Of a version that is not in the registry any more, or is refused, nobody knows what it was fitted on: on anything.
+    A version that is no longer in the registry, or is invalid, counts as fitted on all images.
     """
 
     def __init__(self, registry: Registry, home: Home) -> None:
@@ -78,11 +85,12 @@ class Exposure:
         self._home = home
         self._known: dict[str, tuple[FittedOn, str | None] | None] = {}
 
-    def seen(self, bundle_sha256: str | None, images: pa.RecordBatch) -> NDArray[np.bool_]:
-        """Whether the version was possibly fitted on each of N images, (N,) bool.
+    def contains(self, bundle_sha256: str | None, images: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Return whether the version may have been fitted on each of N images, (N,) bool.
 
         Args:
-            images: image_id (of the content), known_as, source, key.
+            bundle_sha256: SHA-256 of the version's bundle; None for an unknown version.
+            images: N rows with the columns image_id (of the content), known_as, source, key.
         """
         known = self._known_of(bundle_sha256)
         image_id, known_as = images.column("image_id"), images.column("known_as")
@@ -111,25 +119,25 @@ class Exposure:
 
 
 def salt_of(sha256: str) -> int:
-    """A filter's salt from a hash in hex."""
+    """Return a filter's salt from a hex digest."""
     return int(sha256[:16], 16)
 
 
 def as_bytes(texts: pa.Array | pa.ChunkedArray) -> list[bytes]:
-    """Strings in UTF-8; nulls as the empty string."""
+    """Encode strings as UTF-8; nulls become empty."""
     found: list[bytes] = texts.cast(pa.binary()).fill_null(b"").to_pylist()
     return found
 
 
 def _by_thresholds(bundle: Bundle, home: Home) -> BloomFilter:
-    """The images that the thresholds of an older bundle did not hold out, of all that the tables know."""
+    """Return the images in the tables that the thresholds of an older bundle did not hold out."""
     data = bundle.manifest.training_data
     limits = {name: data.holdout.get(name, 0) for name in bundle.manifest.classes}  # without a threshold: fitted on
     with _claims(home) as (count, batches):
         found = BloomFilter.empty(count, salt_of(bundle.sha256))
         for batch in batches:
             hashes = spark_xxhash64(as_bytes(batch.column("image_id")), data.seed) >> np.uint64(64 - HASH_BITS)
-            # A model was not fitted on an image under a label that it does not know.
+            # A model was not fitted on images of classes that it does not have.
             labels = batch.column("label").to_pylist()
             limit = np.array([limits.get(label, 2**HASH_BITS) for label in labels], np.uint64)
             found.add(as_bytes(batch.column("content").filter(pa.array(hashes >= limit))))
@@ -138,19 +146,17 @@ def _by_thresholds(bundle: Bundle, home: Home) -> BloomFilter:
 
 @contextmanager
 def _claims(home: Home) -> Iterator[tuple[int, pa.RecordBatchReader]]:
-    """(number of stored rows, the rows of `CLAIMS`), read while the context lasts."""
-    import duckdb
+    """Yield the number of stored rows and a reader of the rows of `CLAIMS`."""
+    from streaming.storage.sql import connect
 
-    with TemporaryDirectory(prefix="imagestream-") as scratch, duckdb.connect() as connection:
-        connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
-        connection.execute("SET temp_directory = $scratch", {"scratch": scratch})
+    with TemporaryDirectory(prefix="imagestream-") as scratch, connect(spill_to=scratch) as connection:
         for name, table, schema in (("files", "features", FEATURES), ("given", "labels", LABELS)):
             files = _files(home, table)
             if files:
                 connection.read_parquet(files, union_by_name=True).create_view(name)
             else:
                 connection.from_arrow(schema.empty_table()).create(name)
-        connection.from_arrow(FEATURES.empty_table()).create("columns")  # those that no file has yet
+        connection.from_arrow(FEATURES.empty_table()).create("columns")  # adds columns that no file has yet
         connection.sql(STORED).create_view("stored")
         ((count,),) = connection.execute("SELECT count(*) FROM stored").fetchall()
         yield count, connection.sql(CLAIMS).to_arrow_reader(BATCH_ROWS)

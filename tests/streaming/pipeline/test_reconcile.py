@@ -4,20 +4,19 @@ import pyarrow as pa
 import pytest
 
 from streaming.errors import ServiceError
-from streaming.pipeline.account import (
-    Piece,
-    Place,
+from streaming.pipeline.decisions import CountedRange, OffsetRange, TopicPartition
+from streaming.pipeline.reconcile import (
+    OffsetRun,
     ReadCounter,
-    Seen,
+    TopicSnapshot,
     WitnessError,
-    account,
     confirmed,
-    places_with_holes,
+    partitions_with_holes,
+    reconcile,
 )
-from streaming.pipeline.decisions import CountedRange, OffsetRange
 
 RANGES = [OffsetRange("images", 0, 10, 14), OffsetRange("images", 1, 0, 2)]
-WHOLE = [Piece("images", 0, 4, 10, 13), Piece("images", 1, 2, 0, 1)]
+WHOLE = [OffsetRun("images", 0, 4, 10, 13), OffsetRun("images", 1, 2, 0, 1)]
 IMAGES_0, IMAGES_1 = ("images", 0), ("images", 1)
 
 
@@ -31,27 +30,27 @@ def messages(*places: tuple[str, int, int]) -> pa.RecordBatch:
 
 
 @pytest.mark.parametrize(
-    ("batches", "pieces"),
+    ("batches", "runs"),
     [
         ([[]], []),
-        ([[("a", 0, 5)]], [Piece("a", 0, 1, 5, 5)]),
-        ([[("a", 0, 5), ("a", 0, 9)], [("a", 0, 10)]], [Piece("a", 0, 3, 5, 10)]),
+        ([[("a", 0, 5)]], [OffsetRun("a", 0, 1, 5, 5)]),
+        ([[("a", 0, 5), ("a", 0, 9)], [("a", 0, 10)]], [OffsetRun("a", 0, 3, 5, 10)]),
         (
             [[("a", 0, 5), ("a", 1, 6), ("b", 1, 7)]],
-            [Piece("a", 0, 1, 5, 5), Piece("a", 1, 1, 6, 6), Piece("b", 1, 1, 7, 7)],
+            [OffsetRun("a", 0, 1, 5, 5), OffsetRun("a", 1, 1, 6, 6), OffsetRun("b", 1, 1, 7, 7)],
         ),
-        ([[("a", 0, 5), ("a", 0, 5)]], [Piece("a", 0, 1, 5, 5), Piece("a", 0, 1, 5, 5)]),
-        ([[("a", 0, 5), ("a", 0, 6)], [("a", 0, 6)]], [Piece("a", 0, 2, 5, 6), Piece("a", 0, 1, 6, 6)]),
-        ([[("a", 0, 9), ("a", 0, 3)]], [Piece("a", 0, 1, 9, 9), Piece("a", 0, 1, 3, 3)]),
+        ([[("a", 0, 5), ("a", 0, 5)]], [OffsetRun("a", 0, 1, 5, 5), OffsetRun("a", 0, 1, 5, 5)]),
+        ([[("a", 0, 5), ("a", 0, 6)], [("a", 0, 6)]], [OffsetRun("a", 0, 2, 5, 6), OffsetRun("a", 0, 1, 6, 6)]),
+        ([[("a", 0, 9), ("a", 0, 3)]], [OffsetRun("a", 0, 1, 9, 9), OffsetRun("a", 0, 1, 3, 3)]),
     ],
 )
 def test_messages_are_counted_in_pieces_of_rising_offsets(
-    batches: list[list[tuple[str, int, int]]], pieces: list[Piece]
+    batches: list[list[tuple[str, int, int]]], runs: list[OffsetRun]
 ) -> None:
     counter = ReadCounter()
     for batch in batches:
         counter.read(messages(*batch))
-    assert counter.pieces == pieces
+    assert counter.runs == runs
 
 
 def test_quarantined_messages_are_counted_by_place() -> None:
@@ -66,44 +65,57 @@ def test_quarantined_messages_are_counted_by_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "predicted", "quarantined", "rows"),
+    ("runs", "predicted", "quarantined", "rows"),
     [
         (WHOLE, {IMAGES_0: 3, IMAGES_1: 2}, {IMAGES_0: 1}, (4, 2)),
         (WHOLE[1:], {}, {IMAGES_1: 2}, (0, 2)),  # a range of markers alone
-        ([Piece("images", 0, 1, 10, 10), Piece("images", 0, 1, 13, 13)], {IMAGES_0: 2}, {}, (2, 0)),
-        ([Piece("images", 0, 2, 12, 13), Piece("images", 0, 2, 10, 11)], {IMAGES_0: 4}, {}, (4, 0)),  # two tasks
+        ([OffsetRun("images", 0, 1, 10, 10), OffsetRun("images", 0, 1, 13, 13)], {IMAGES_0: 2}, {}, (2, 0)),
+        (
+            [OffsetRun("images", 0, 2, 12, 13), OffsetRun("images", 0, 2, 10, 11)],
+            {IMAGES_0: 4},
+            {},
+            (4, 0),
+        ),  # two tasks
         ([], {}, {}, (0, 0)),
     ],
 )
 def test_a_batch_that_adds_up_is_counted(
-    pieces: list[Piece], predicted: dict[Place, int], quarantined: dict[Place, int], rows: tuple[int, int]
+    runs: list[OffsetRun],
+    predicted: dict[TopicPartition, int],
+    quarantined: dict[TopicPartition, int],
+    rows: tuple[int, int],
 ) -> None:
-    assert account(7, RANGES, pieces, predicted, quarantined) == (
+    assert reconcile(7, RANGES, runs, predicted, quarantined) == (
         CountedRange("images", 0, 10, 14, rows[0]),
         CountedRange("images", 1, 0, 2, rows[1]),
     )
 
 
 @pytest.mark.parametrize(
-    ("pieces", "predicted", "quarantined", "problem"),
+    ("runs", "predicted", "quarantined", "problem"),
     [
         (
-            [*WHOLE, Piece("images", 2, 1, 0, 0)],
+            [*WHOLE, OffsetRun("images", 2, 1, 0, 0)],
             {IMAGES_0: 4, IMAGES_1: 2},
             {},
             "partition 2: 1 messages read, none planned",
         ),
-        ([*WHOLE, Piece("other", 0, 1, 10, 10)], {IMAGES_0: 4, IMAGES_1: 2}, {}, "other partition 0: 1 messages read"),
-        ([Piece("images", 0, 1, 9, 9)], {IMAGES_0: 1}, {}, "offsets 9 to 9 read, 10 to 13 planned"),
-        ([Piece("images", 0, 1, 14, 14)], {IMAGES_0: 1}, {}, "offsets 14 to 14 read, 10 to 13 planned"),
         (
-            [Piece("images", 0, 3, 10, 12), Piece("images", 0, 2, 12, 13)],
+            [*WHOLE, OffsetRun("other", 0, 1, 10, 10)],
+            {IMAGES_0: 4, IMAGES_1: 2},
+            {},
+            "other partition 0: 1 messages read",
+        ),
+        ([OffsetRun("images", 0, 1, 9, 9)], {IMAGES_0: 1}, {}, "offsets 9 to 9 read, 10 to 13 planned"),
+        ([OffsetRun("images", 0, 1, 14, 14)], {IMAGES_0: 1}, {}, "offsets 14 to 14 read, 10 to 13 planned"),
+        (
+            [OffsetRun("images", 0, 3, 10, 12), OffsetRun("images", 0, 2, 12, 13)],
             {IMAGES_0: 5},
             {},
             "offsets 12 to 12 read twice",
         ),
         ([*WHOLE, *WHOLE], {IMAGES_0: 8, IMAGES_1: 4}, {}, "offsets 10 to 13 read twice"),
-        ([Piece("images", 0, 5, 10, 13)], {IMAGES_0: 5}, {}, "5 messages read, 4 offsets planned"),
+        ([OffsetRun("images", 0, 5, 10, 13)], {IMAGES_0: 5}, {}, "5 messages read, 4 offsets planned"),
         (WHOLE, {IMAGES_0: 3, IMAGES_1: 2}, {}, "4 messages read of offsets 10 to 13, 3 predicted + 0 quarantined"),
         (
             WHOLE,
@@ -127,10 +139,10 @@ def test_a_batch_that_adds_up_is_counted(
     ],
 )
 def test_a_batch_that_does_not_add_up_is_refused(
-    pieces: list[Piece], predicted: dict[Place, int], quarantined: dict[Place, int], problem: str
+    runs: list[OffsetRun], predicted: dict[TopicPartition, int], quarantined: dict[TopicPartition, int], problem: str
 ) -> None:
     with pytest.raises(ServiceError) as refused:
-        account(7, RANGES, pieces, predicted, quarantined)
+        reconcile(7, RANGES, runs, predicted, quarantined)
     assert str(refused.value).startswith("batch 7 does not add up: ")
     assert problem in str(refused.value)
     assert str(refused.value).endswith("; nothing of it is committed")
@@ -143,16 +155,16 @@ TOPICS = {"images~2": ("images", "id-1")}
 
 
 def test_the_log_start_of_a_range_with_holes_is_recorded() -> None:
-    assert places_with_holes(COUNTED) == [("images~2", 0)]
-    ranges = confirmed(7, COUNTED, Seen({"images": "id-1"}, {("images", 0): 12}), TOPICS)
+    assert partitions_with_holes(COUNTED) == [("images~2", 0)]
+    ranges = confirmed(7, COUNTED, TopicSnapshot({"images": "id-1"}, {("images", 0): 12}), TOPICS)
     assert [(one.partition, one.rows, one.log_start) for one in ranges] == [(0, 3, 12), (1, 2, None)]
 
 
 def test_a_topic_that_was_made_again_meanwhile_refuses_the_batch() -> None:
     with pytest.raises(ServiceError, match=r"'images' was made again while batch 7 was read \(id id-2, before id-1\)"):
-        confirmed(7, COUNTED, Seen({"images": "id-2"}, {("images", 0): 0}), TOPICS)
+        confirmed(7, COUNTED, TopicSnapshot({"images": "id-2"}, {("images", 0): 0}), TOPICS)
 
 
 def test_a_topic_that_is_not_there_has_the_batch_read_again() -> None:
     with pytest.raises(WitnessError, match="does not know topic 'images'"):
-        confirmed(7, COUNTED, Seen({}, {}), TOPICS)
+        confirmed(7, COUNTED, TopicSnapshot({}, {}), TOPICS)

@@ -1,4 +1,4 @@
-"""The models that the stream serves: the champion that answers, and a challenger that is scored beside it."""
+"""Loads the models of the stream: the champion, and a challenger that is scored alongside it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,20 +21,30 @@ OnRefused = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model version that passed its checks, as the broadcast that workers load it from."""
+    """A model version that passed its checks, with the broadcast that workers load it from."""
 
     version: ModelVersion
     backbone_sha256: str
     broadcast: "Broadcast[Bundle]"
-    reference: DriftReference | None  # images that it was not fitted on
+    reference: DriftReference | None  # from images that it was not fitted on
     engine: EngineChoice
 
 
-class Serving:
-    """Follows the registry's aliases, between micro-batches.
+class ModelManager:
+    """Follows the registry's aliases between micro-batches.
 
-    A version that is refused (altered, of the wrong shape, computing something else) is reported once, and the model in
-    use continues. A challenger that is refused, or gone, means that there is none.
+    A version that is rejected (altered, of the wrong shape, or with other results than recorded) is reported once, and
+    the stream continues with the current model. If the challenger is rejected or its alias is cleared, there is none.
+
+    Args:
+        spark: the session that broadcasts bundles.
+        registry: with the aliases.
+        on_refused: called with the number of a rejected version and the reason.
+        engines: choose the inference engine of each model.
+
+    Raises:
+        ServiceError: there is no champion.
+        ModelError: the champion is rejected.
     """
 
     def __init__(self, spark: SparkSession, registry: Registry, on_refused: OnRefused, engines: Engines) -> None:
@@ -49,29 +59,29 @@ class Serving:
 
     @property
     def refused(self) -> dict[int, str]:
-        """Version → why, of versions that an alias points to now."""
+        """Rejected versions that an alias points to now → reason."""
         return dict(self._refused)
 
     def follow(self) -> None:
-        """Take up what the aliases point to now."""
+        """Load the versions that the aliases point to now."""
         targets = self._registry.targets()
         champion, challenger = self._champion(targets), targets[CHALLENGER]
         self._refused = {version: why for version, why in self._refused.items() if version in {champion, challenger}}
-        self.champion = self._take_up(champion, self.champion) or self.champion
+        self.champion = self._loaded_or_current(champion, self.champion) or self.champion
         if challenger is None or challenger == self.champion.version.version:
             self.challenger = None
         else:
-            self.challenger = self._take_up(challenger, self.challenger)
+            self.challenger = self._loaded_or_current(challenger, self.challenger)
         self._forget_others()
 
     def _champion(self, targets: Mapping[Alias, int | None]) -> int:
         version = targets[CHAMPION]
         if version is None:
             place = self._registry.place
-            raise NotFoundError(f"there is no champion model in {place}; make one with 'imagestream train'")
+            raise NotFoundError(f"there is no champion model in {place}; train one with 'imagestream train'")
         return version
 
-    def _take_up(self, version: int, current: LoadedModel | None) -> LoadedModel | None:
+    def _loaded_or_current(self, version: int, current: LoadedModel | None) -> LoadedModel | None:
         if current is not None and current.version.version == version:
             return current
         if version in self._refused:

@@ -1,7 +1,7 @@
-"""Lists of predictions, of quarantined messages and of model versions: filters, and pages by a cursor.
+"""Lists of predictions, quarantined messages and model versions, with filters and cursor pagination.
 
-A cursor names the last row of a page by its place in the order, so that rows which are added meanwhile move no other to
-another page. It is only a place: the filters are given again with it.
+A cursor identifies the last row of a page by its sort key, so that rows that are added in the meantime do not shift
+other rows between pages. It does not contain the filters, which must be passed again.
 """
 
 import base64
@@ -14,8 +14,8 @@ from fastapi import HTTPException
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from models.errors import ModelError
-from streaming.gateway.answers import Model, Models
 from streaming.gateway.lookup import SINCE, Lookup, Rows, order
+from streaming.gateway.schemas import Model, Models
 from streaming.registry import ALIASES, Registry
 from streaming.storage.home import Home
 
@@ -26,9 +26,9 @@ MAX_CURSOR_CHARS = 1024
 
 
 def _rfc_3339(value: Any) -> Any:
-    """Refuses what Pydantic takes for a time as well, such as a number of seconds."""
+    """Reject other formats that Pydantic accepts as a time, such as a number of seconds."""
     if isinstance(value, str) and not RFC_3339.fullmatch(value):
-        raise ValueError("expected a time with its zone, as 2026-03-01T12:00:00Z")
+        raise ValueError("expected a time with a time zone, such as 2026-03-01T12:00:00Z")
     return value
 
 
@@ -40,28 +40,28 @@ VersionPlace = tuple[Annotated[int, Field(ge=1, lt=2**63)]]
 
 
 class ListQuery(BaseModel):
-    """The requested part of a list."""
+    """The requested page of a list."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit: Annotated[int, Field(ge=1, le=MAX_LIMIT, description="maximum number of items")] = 50
     cursor: Annotated[
-        str | None, Field(max_length=MAX_CURSOR_CHARS, description="`next_cursor` of the page before")
+        str | None, Field(max_length=MAX_CURSOR_CHARS, description="`next_cursor` of the previous page")
     ] = None
 
 
 class RowQuery(ListQuery):
-    """Filters of a table's rows; all that are given must match."""
+    """Filters of a table's rows, combined with AND."""
 
     table: ClassVar[str]
     filters: ClassVar[dict[str, str]] = {}  # name → condition
 
-    source: Annotated[Text | None, Field(description="exactly this source")] = None
-    since: Annotated[Time | None, Field(description="not before this time, with its zone")] = None
-    until: Annotated[Time | None, Field(description="before this time, with its zone")] = None
+    source: Annotated[Text | None, Field(description="exact source of the image")] = None
+    since: Annotated[Time | None, Field(description="at or after this time, with a time zone")] = None
+    until: Annotated[Time | None, Field(description="before this time, with a time zone")] = None
 
     def condition(self) -> tuple[str, dict[str, Any]]:
-        """The condition in SQL, and its values."""
+        """The SQL condition, and the values of its parameters."""
         time = SINCE[self.table]
         common = {
             "source": "source = $source",
@@ -88,7 +88,7 @@ class PredictionQuery(RowQuery):
         "max_confidence": "confidence <= $max_confidence",
     }
 
-    label: Annotated[Text | None, Field(description="the class that was predicted")] = None
+    label: Annotated[Text | None, Field(description="predicted class")] = None
     model_version: Annotated[int | None, Field(ge=1, lt=2**31)] = None
     min_confidence: Annotated[float | None, Field(ge=0, le=1)] = None
     max_confidence: Annotated[float | None, Field(ge=0, le=1)] = None
@@ -101,7 +101,7 @@ class QuarantineQuery(RowQuery):
     filters: ClassVar[dict[str, str]] = {"stage": "stage = $stage", "reason": "reason = $reason"}
 
     stage: Annotated[Text | None, Field(description="read, decode, preprocess or score")] = None
-    reason: Annotated[Text | None, Field(description="such as truncated")] = None
+    reason: Annotated[Text | None, Field(description="reason code, such as truncated")] = None
 
 
 class ModelQuery(ListQuery):
@@ -111,7 +111,11 @@ class ModelQuery(ListQuery):
 
 
 def list_rows(lookup: Lookup, wanted: RowQuery) -> tuple[Rows, str | None]:
-    """A page of rows, and the cursor of the next; 422 for a cursor that is not one."""
+    """A page of rows, and the cursor of the next page.
+
+    Raises:
+        HTTPException: 422 for an invalid cursor.
+    """
     condition, values = wanted.condition()
     rows = lookup.page(wanted.table, condition, values, wanted.limit + 1)
     if len(rows) <= wanted.limit:
@@ -122,7 +126,7 @@ def list_rows(lookup: Lookup, wanted: RowQuery) -> tuple[Rows, str | None]:
 
 
 def list_models(home: Home, wanted: ModelQuery) -> Models:
-    """A page of the registry's versions, the latest first."""
+    """A page of the registry's versions, latest first."""
     registry = Registry(home.store)
     targets = registry.targets()
     versions = sorted(registry.versions(), reverse=True)
@@ -156,4 +160,4 @@ def _read_cursor(cursor: str, kind: Any) -> Any:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         return TypeAdapter(kind).validate_json(text)
     except (binascii.Error, ValueError, ValidationError) as error:
-        raise HTTPException(422, "cursor: expected the next_cursor of an earlier answer") from error
+        raise HTTPException(422, "cursor: expected the next_cursor of an earlier response") from error

@@ -1,8 +1,8 @@
-"""Sums over all rows, of the size of a model and not of the data: what PCA is fitted from.
+"""Sums over all rows from which PCA is fitted; their size is that of the model, not of the data.
 
-Every partition adds up its rows. Its sums leave it in pieces of bounded size, and the workers add up the pieces that
-belong together, partition after partition: the driver gets one set of sums however many partitions there are, and the
-same rows in the same partitions give the same bits, whichever task ends first.
+Every partition accumulates its rows and emits its sums in pieces of bounded size. Workers merge matching pieces in the
+order of the partitions, so the driver receives one set of sums, and the same rows in the same partitions give bitwise
+identical sums, regardless of the order in which tasks finish.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,13 +21,13 @@ from models.randomized_pca import RangeSketch
 from streaming.errors import DataError, reported
 from streaming.storage.files import as_matrix
 
-BLOCK_BYTES = 8 * 1024**2  # of features multiplied at a time: a product with few rows is bound by memory
+BLOCK_BYTES = 8 * 1024**2  # of features per matrix product: with few rows, a product is memory-bound
 PIECE_BYTES = 16 * 1024**2
 PIECE = pa.schema(
     [
-        pa.field("piece", pa.int32()),  # which rows of the matrix
-        pa.field("part", pa.int32()),  # of the partition that it comes from
-        pa.field("first", pa.int32()),  # the number of its first row
+        pa.field("piece", pa.int32()),  # number of the piece
+        pa.field("part", pa.int32()),  # number of the partition
+        pa.field("first", pa.int32()),  # index of the piece's first row in the matrix
         pa.field("n", pa.int64()),
         pa.field("squares", pa.float64()),
         pa.field("mean", pa.binary()),
@@ -40,19 +40,24 @@ Sums = TypeVar("Sums", GramSums, RangeSketch)
 
 
 def gram_sums(rows: DataFrame) -> GramSums:
-    """Row count, mean and scatter matrix of the column `features` (array<float>), 8·D² bytes on the driver.
+    """Return row count, mean and scatter matrix of the column `features` (array<float>), 8·D² bytes on the driver.
 
     Raises:
-        ServiceError: no rows.
+        ServiceError: there are no rows.
     """
     return _added_up(rows, GramSums)
 
 
 def range_sketch(rows: DataFrame, size: int, seed: int) -> RangeSketch:
-    """The sketch of `size` columns of a randomized PCA of the column `features`, 16·D·`size` bytes on the driver.
+    """Return the sketch of a randomized PCA of the column `features`, 16·D·`size` bytes on the driver.
+
+    Args:
+        rows: the rows.
+        size: number of columns of the sketch.
+        seed: random seed.
 
     Raises:
-        ServiceError: no rows.
+        ServiceError: there are no rows.
     """
     return _added_up(rows, lambda width: RangeSketch(width, size, seed))
 
@@ -70,16 +75,16 @@ def _added_up(rows: DataFrame, start: Callable[[int], Sums]) -> Sums:
             yield from _in_pieces(sums, context.partitionId() if context else 0, piece_bytes)
 
     pieces = rows.select("features").mapInArrow(reported(add_up), PIECE_DDL)
-    cores = rows.sparkSession.sparkContext.defaultParallelism  # a session's own number of partitions may be hundreds
+    cores = rows.sparkSession.sparkContext.defaultParallelism  # the session's shuffle partitions may be hundreds
     ordered = pieces.repartition(cores, "piece").sortWithinPartitions("piece", "part")
-    merged = ordered.mapInArrow(reported(lambda batches: _merge(batches, start)), PIECE_DDL).toArrow()
+    merged = ordered.mapInArrow(lambda batches: _merge(batches, start), PIECE_DDL).toArrow()
     if not merged.num_rows:
         raise DataError("there are no features to fit on")
     return _put_together(sorted(merged.to_pylist(), key=itemgetter("piece")), start)
 
 
 def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[Features]:
-    """The rows of small batches in blocks of about `BLOCK_BYTES`."""
+    """Yield the rows of small batches in blocks of about `BLOCK_BYTES`."""
     gathered: list[Features] = []
     for batch in batches:
         if batch.num_rows:
@@ -108,7 +113,7 @@ def _batch(piece: int, part: int, first: int, n: int, squares: float, mean: Any,
 
 
 def _merge(batches: Iterator[pa.RecordBatch], start: Callable[[int], Sums]) -> Iterator[pa.RecordBatch]:
-    """Merge the pieces of each number; they come sorted by number and partition."""
+    """Merge pieces of the same number; they arrive sorted by number and partition."""
     rows = (row for batch in batches for row in batch.to_pylist())
     directions: Any = None
     for piece, parts in groupby(rows, key=itemgetter("piece")):
@@ -121,7 +126,7 @@ def _merge(batches: Iterator[pa.RecordBatch], start: Callable[[int], Sums]) -> I
                 first, n, squares, mean, matrix = part["first"], part["n"], part["squares"], other, more.copy()
                 continue
             if len(other) != len(mean):
-                raise DataError("features of different widths in different partitions")
+                raise DataError("expected features of one width, got different widths in different partitions")
             n, mean, between = merged_means(n, mean, part["n"], other)
             squares += part["squares"] + float(between @ between)
             if directions is None:

@@ -1,4 +1,4 @@
-"""Where all workers of a synchronous training meet: each brings something, all get what becomes of it."""
+"""The barrier of a synchronous training: all workers contribute a value and receive the combined result."""
 
 import threading
 from collections.abc import Callable
@@ -13,11 +13,11 @@ KEEP_ALIVE_S = 5.0
 
 
 class BrokenError(ServiceError):
-    """The others cannot come any more; the text says who and why."""
+    """The barrier is broken; the message says which worker is lost and why."""
 
 
-class Rendezvous(Generic[Brought, Result]):
-    """Meetings of `n` workers, one after the other; a broken one stays broken."""
+class Barrier(Generic[Brought, Result]):
+    """A reusable barrier of `n` workers; once broken it stays broken."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -34,14 +34,17 @@ class Rendezvous(Generic[Brought, Result]):
         combine: Callable[[list[Brought]], Result],
         waiting: Callable[[float, list[int]], None],
     ) -> Result:
-        """Wait for all others; what they brought is combined once, in the workers' order.
+        """Wait for all other workers and return the combined result.
 
         Args:
-            waiting: called every few seconds with the time waited and the workers that are missing; what it raises ends
+            worker: number of the worker.
+            brought: its contribution.
+            combine: combines the contributions in the order of the workers; called once per round.
+            waiting: called every few seconds with the time waited in seconds and the missing workers; an exception ends
                 the wait.
 
         Raises:
-            BrokenError: somebody broke it; what `combine` raises breaks it, too.
+            BrokenError: the barrier is broken, which an exception of `combine` causes, too.
         """
         with self._condition:
             self._check()
@@ -62,11 +65,12 @@ class Rendezvous(Generic[Brought, Result]):
                 waiting(waited, [one for one in range(self._n) if one not in self._brought])
             if self._round == here:
                 self._check()
-            # Those who wait cannot bring anything to the next meeting before they have read what came of this one.
+            # The result cannot change before all waiting workers have read it: they do not contribute to the next
+            # round.
             return self._result
 
     def break_off(self, why: str) -> None:
-        """End the wait of all who are here, and of all who will come."""
+        """Break the barrier for all current and future workers."""
         with self._condition:
             self._break(why)
 

@@ -1,4 +1,4 @@
-"""Images that a version was fitted on, on Spark: gathered on the workers, and left out where versions are compared."""
+"""Training-set membership on Spark: building a version's filter, and excluding its training images from comparisons."""
 
 from collections.abc import Iterator
 from functools import reduce
@@ -10,23 +10,23 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.bloom_filter import BloomFilter, FittedOn
 from streaming.errors import reported
-from streaming.images.exposure import as_bytes
 from streaming.images.images_frame import arrow_function
+from streaming.images.membership import as_bytes
 
-PARTS = 4  # filters that the driver holds at a time: 1.8 MB each for a million images
+PARTS = 4  # number of filters on the driver at a time: 1.8 MB each for a million images
 
 
 def unseen_by(rows: DataFrame, model: FittedOn) -> DataFrame:
-    """Those of the rows that a model was certainly not fitted on; columns as for `seen_by`."""
+    """Return the rows on which a model was certainly not fitted; columns as for `seen_by`."""
     return rows.where(~seen_by(model, rows))
 
 
 def seen_by(model: FittedOn, rows: DataFrame) -> Column:
-    """Whether a model was possibly fitted on each of the rows.
+    """Return a column: whether a model may have been fitted on a row.
 
     Args:
-        rows: image_id, and known_as and group_id where they have them: a model that was fitted on an image by one of
-            these names, or on its group, has seen it.
+        model: the images that the model was fitted on.
+        rows: columns image_id and, optionally, known_as and group_id; a match of any of them counts.
     """
 
     def contains(ids: pa.Array) -> pa.Array:
@@ -38,9 +38,9 @@ def seen_by(model: FittedOn, rows: DataFrame) -> Column:
 
 
 def gather(rows: DataFrame, salt: int) -> BloomFilter:
-    """The filter of rows (image_id, and group_id where images are grouped): of the images, and of their groups.
+    """Return a Bloom filter of the ids and, if there are any, the groups of rows (image_id, group_id).
 
-    Each partition fills a filter of its own, so that no id reaches the driver.
+    Each partition fills its own filter, so no id is sent to the driver.
     """
     names = [name for name in ("image_id", "group_id") if name in rows.columns]
     capacity = len(names) * rows.count()

@@ -1,4 +1,4 @@
-"""The options of every command that lists rows, and how it writes them."""
+"""Options and helpers of the commands that list rows."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,16 +8,17 @@ import typer
 
 from streaming.cli.command_line import seconds
 from streaming.cli.console import new_table, out, printable, styled
-from streaming.cli.row_formats import Format, Rows, write_rows
+from streaming.cli.output_formats import Format, Rows, write_rows
 
 FormatOption = Annotated[Format, typer.Option("--format", help="Format of the rows; parquet needs --output.")]
 OutputOption = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="File to write the rows to; - is standard output."),
+    typer.Option("--output", "-o", metavar="FILE", help="File to write the rows to; - for standard output."),
 ]
 WATCH_S = 2.0
 EveryOption = Annotated[
-    Any, typer.Option("--every", parser=seconds, metavar="TIME", help="With --watch: time between two looks.")
+    Any,
+    typer.Option("--every", parser=seconds, metavar="TIME", help="Interval between updates with --watch, e.g. 10s."),
 ]
 
 
@@ -27,13 +28,22 @@ def list_rows(
     """Write the rows of a listing.
 
     Args:
-        columns: the columns and their types, as for `Rows.of_mappings`.
+        rows: a mapping from column name to value per row.
+        columns: the type of each column, as for `Rows.of_mappings`.
+        format_: the output format.
+        output: the file; None or `-` for standard output.
     """
     write_rows(Rows.of_mappings(rows, columns), format_, output)
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], names: str) -> None:
-    """Print the columns `names` (separated by spaces) of some rows for people; nothing where there are none."""
+    """Print a table of rows for people; nothing if there are none.
+
+    Args:
+        title: title above the table; may be empty.
+        rows: a mapping from column name to value per row.
+        names: names of the columns to print, separated by spaces.
+    """
     if not rows:
         return
     columns = names.split()
@@ -45,7 +55,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], names: str) -> No
 
 
 def print_details(details: Sequence[tuple[str, str]]) -> None:
-    """Print names and their values, one below the other."""
+    """Print name-value pairs, one per line."""
     table = new_table("", "", head=False)
     for name, value in details:
         table.add_row(styled(name), styled(value))

@@ -1,4 +1,4 @@
-"""Rows as people and programs read them: a table, CSV, JSON, NDJSON or Parquet."""
+"""Writers of rows: a table for people; CSV, JSON, NDJSON or Parquet for programs."""
 
 import base64
 import csv
@@ -22,14 +22,14 @@ from streaming.errors import UsageError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TABLE_ROWS = 50  # rows of a table on a terminal; a pipe or file gets all
-CELL_CHARS = 64  # characters of a cell on a terminal: an image id is whole
+TABLE_ROWS = 50  # maximum number of rows of a table on a terminal; a pipe or file gets all
+CELL_CHARS = 64  # maximum length of a cell on a terminal: an image id fits
 STDOUT = Path("-")
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # what a cell with a formula begins with
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")  # first characters of a spreadsheet formula
 
 
 class Format(StrEnum):
-    """How rows are written."""
+    """An output format of rows."""
 
     TABLE = "table"
     CSV = "csv"
@@ -40,13 +40,13 @@ class Format(StrEnum):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one query or listing, read once.
+    """Rows of one query or listing; can be iterated once.
 
     Attributes:
-        names: of the columns; two may be the same.
+        names: column names, not necessarily unique.
         values: a tuple per row.
-        arrow: the same rows for Parquet.
-        numbers: the columns that a table aligns to the right.
+        arrow: the same rows as Arrow record batches, for Parquet.
+        numbers: indices of the columns that a table aligns to the right.
     """
 
     names: Sequence[str]
@@ -57,15 +57,20 @@ class Rows:
     @classmethod
     def of_arrow(cls, reader: "pa.RecordBatchReader") -> "Rows":
         numbers = frozenset(place for place, one in enumerate(reader.schema) if _is_number(one.type))
-        # By column, not by name: a SELECT may give two columns the same name.
+        # By index: a SELECT may give two columns the same name.
         values = (row for batch in reader for row in zip(*map(_values, batch.columns), strict=True))
         return cls(reader.schema.names, values, reader, numbers)
 
     @classmethod
     def of_mappings(cls, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, type]) -> "Rows":
-        """Rows of a listing, which have these columns and types: `int`, `float`, `bool`, `str`, `datetime` or `list`.
+        """Return the rows of a listing.
 
-        A list is of strings. Nothing of Arrow is imported until Parquet is asked for.
+        Arrow is imported only if Parquet is written.
+
+        Args:
+            rows: a mapping from column name to value per row; missing values are None.
+            columns: the type of each column: `int`, `float`, `bool`, `str`, `datetime`, or `list` for a list of
+                strings.
         """
         values = [tuple(row.get(name) for name in columns) for row in rows]
         numbers = frozenset(place for place, type_ in enumerate(columns.values()) if type_ in {int, float})
@@ -74,7 +79,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Listed:
-    """Rows of a listing as a reader of Arrow, made when it is iterated."""
+    """Rows of a listing that are converted to Arrow record batches on iteration."""
 
     rows: Sequence[Mapping[str, Any]]
     columns: Mapping[str, type]
@@ -103,16 +108,16 @@ class _Listed:
 def write_rows(
     rows: "Rows | pa.RecordBatchReader", format_: Format, output: Path | None, *, spreadsheet: bool = False
 ) -> int:
-    """Write every row in the format to `output`, or to standard output; returns the number of rows.
-
-    A file appears whole or not at all.
+    """Write all rows and return their number. A file is written atomically.
 
     Args:
-        output: None for standard output, and so is `-`, which has to be said for Parquet: it is binary.
-        spreadsheet: in CSV, text that a spreadsheet would take for a formula begins with an apostrophe.
+        rows: the rows; consumed.
+        format_: the output format.
+        output: the file; None or `-` for standard output. Parquet, which is binary, requires a file or `-`.
+        spreadsheet: prefix text that a spreadsheet would evaluate as a formula with an apostrophe; CSV only.
 
     Raises:
-        UsageError: Parquet without an output.
+        UsageError: the options contradict each other.
     """
     check_format(format_, output, spreadsheet=spreadsheet)
     if not isinstance(rows, Rows):
@@ -134,13 +139,20 @@ def write_rows(
 
 
 def check_format(format_: Format, output: Path | None, *, spreadsheet: bool = False) -> None:
-    """Raises a UsageError where the options contradict each other, before any row is asked for."""
+    """Check the options of `write_rows` before any row is read.
+
+    Args:
+        format_: the output format.
+        output: the file; None for standard output.
+        spreadsheet: whether formulas are prefixed with an apostrophe.
+
+    Raises:
+        UsageError: the options contradict each other.
+    """
     if spreadsheet and format_ is not Format.CSV:
-        raise UsageError(f"--spreadsheet is for --format csv, got --format {format_}")
+        raise UsageError(f"--spreadsheet requires --format csv, got --format {format_}")
     if format_ is Format.PARQUET and output is None:
-        raise UsageError(
-            "--format parquet is binary: expected a file; give one with --output FILE, or --output - for a pipe"
-        )
+        raise UsageError("--format parquet is binary: give a file with --output FILE, or --output - for a pipe")
 
 
 @contextmanager
@@ -155,7 +167,8 @@ def _whole(output: Path) -> Iterator[Path]:
 
 
 def _write_table(rows: Rows, stream: IO[str]) -> int:
-    """All rows, whole; on a terminal the first TABLE_ROWS, each cell cut at CELL_CHARS, and the number of others."""
+    """Write all rows; on a terminal only the first TABLE_ROWS, with cells cut at CELL_CHARS, and the number of
+    others."""
     from rich.text import Text
 
     table = new_table(lined=True)
@@ -186,7 +199,7 @@ def _write_csv(rows: Rows, stream: IO[str], *, spreadsheet: bool = False) -> int
 
 
 def _write_json(rows: Rows, stream: IO[str]) -> int:
-    """One array of objects, a line each: times are ISO 8601, bytes base64, NaN and infinity null."""
+    """Write an array with one object per line: times are ISO 8601, bytes base64, NaN and infinity null."""
     count = 0
     stream.write("[")
     for row in rows.values:
@@ -197,7 +210,7 @@ def _write_json(rows: Rows, stream: IO[str]) -> int:
 
 
 def _write_ndjson(rows: Rows, stream: IO[str]) -> int:
-    """An object per line, with values as in JSON."""
+    """Write one JSON object per line."""
     count = 0
     for row in rows.values:
         stream.write(_object(rows.names, row) + "\n")
@@ -232,7 +245,7 @@ def _values(column: "pa.Array") -> list[Any]:
     import pyarrow as pa
 
     if pa.types.is_timestamp(column.type) and column.type.unit == "us":
-        # For a timestamp `to_pylist` imports pandas, which takes longer than most queries.
+        # For timestamps, `to_pylist` imports pandas, which takes longer than most queries.
         epoch = datetime(1970, 1, 1, tzinfo=UTC if column.type.tz else None)
         return [None if us is None else epoch + timedelta(microseconds=us) for us in column.view("int64").to_pylist()]
     return list(column.to_pylist(maps_as_pydicts="lossy"))
@@ -245,7 +258,7 @@ def _is_number(type_: "pa.DataType") -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON knows it."""
+    """Convert a value to one that JSON can represent."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -271,7 +284,7 @@ def _text(value: Any) -> str:
 
 
 def _without_formula(value: Any) -> str:
-    """Text as a spreadsheet shows it and does not compute it (OWASP, CSV Injection)."""
+    """Return text that a spreadsheet displays and does not evaluate (OWASP, CSV Injection)."""
     text = _text(value)
     return f"'{text}" if isinstance(value, str) and text.startswith(FORMULA) else text
 

@@ -1,7 +1,8 @@
-"""The token wall: nothing of the dashboard is served to a browser that has not shown the token, not even its pages.
+"""Token authentication: without the token, a browser is served nothing but a login form.
 
-It stands before Streamlit, as ASGI middleware: pages, pictures, uploads and the websocket alike. Who shows the token,
-once, by `?token=…` or in the form, gets a cookie with a random value of this process, and an address without the token.
+ASGI middleware in front of Streamlit, for pages, pictures, uploads and the websocket. A browser that presents the token
+once, as `?token=…` or in the form, gets a cookie with a random value of this process and is redirected to a URL without
+the token.
 """
 
 import hmac
@@ -20,7 +21,7 @@ from streaming.secret_files import check_secret_file
 COOKIE = "imagestream_dashboard"
 LEAST_CHARS = 16
 MOST_FORM_BYTES = 4096
-POLICY_VIOLATION = 1008  # how a websocket is closed, RFC 6455, section 7.4.1
+POLICY_VIOLATION = 1008  # close code of a websocket, RFC 6455, section 7.4.1
 # With the policy "no-referrer", browsers post a form with the origin "null", as pages of other sites may.
 FORM = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>imagestream</title>
 <meta name="viewport" content="width=device-width"><meta name="referrer" content="same-origin"><style>
@@ -37,10 +38,10 @@ button {{ background: #2563eb; color: #fff; border: 0 }}
 
 
 def read_token(path: Path) -> str:
-    """The token that a file holds, without white space around it.
+    """Read the token from a file, without surrounding whitespace.
 
     Raises:
-        ServiceError: the file cannot be read, or the token is too short to be one.
+        ServiceError: the file cannot be read, or the token is too short.
     """
     try:
         check_secret_file(path)
@@ -50,13 +51,13 @@ def read_token(path: Path) -> str:
     if len(token) < LEAST_CHARS:
         raise ConfigurationError(
             f"the token in {path} has {len(token)} characters, expected at least {LEAST_CHARS}: "
-            "make one with `openssl rand -hex 32`"
+            "generate one with `openssl rand -hex 32`"
         )
     return token
 
 
-class TokenWall:
-    """Lets through what carries the cookie; everything else sees the form, and a websocket is refused."""
+class TokenAuth:
+    """Passes on requests with the cookie; others get the login form, and websockets are closed."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
@@ -64,7 +65,7 @@ class TokenWall:
         self._cookie = secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle a request (ASGI)."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
@@ -82,7 +83,7 @@ class TokenWall:
     async def _ask(self, request: Request) -> Response:
         shown = await _shown_token(request)
         if shown is None or not _same(shown, self._token):
-            said = "" if shown is None else '<p class="no" role="alert">This is not the token.</p>'
+            said = "" if shown is None else '<p class="no" role="alert">Wrong token.</p>'
             return HTMLResponse(FORM.format(said=said), status_code=401, headers={"Cache-Control": "no-store"})
         response = _without_token(request)
         secure = request.url.scheme == "https"
@@ -91,7 +92,7 @@ class TokenWall:
 
 
 async def _shown_token(request: Request) -> str | None:
-    """The token in the address or in a posted form; None where there is none."""
+    """Return the token in the URL or in a posted form; None if there is none."""
     if request.method == "GET":
         return request.query_params.get("token")
     body = b""

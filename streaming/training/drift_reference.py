@@ -1,4 +1,4 @@
-"""The drift reference of a model: what images that it was not fitted on look like to it."""
+"""The drift reference of a model: the distribution of its projections and confidences on held-out images."""
 
 from collections.abc import Iterator
 
@@ -12,14 +12,14 @@ from models.scorer import Head
 from streaming.errors import reported
 from streaming.storage.files import as_matrix, list_array
 
-SAMPLE = 10_000  # images: deciles of more would hardly differ, and the driver holds them
+SAMPLE = 10_000  # number of images, which the driver collects; more would hardly change the deciles
 BUCKETS = 1_000_000
 
 
 def drift_reference(rows: DataFrame, head: Head) -> DriftReference:
-    """Of about `SAMPLE` of the held-out rows (image_id, features), each image once, the same ones for the same images.
+    """Compute the reference from a deterministic sample of about `SAMPLE` held-out rows (image_id, features).
 
-    Only the components that are watched reach the driver: at most 64 numbers an image.
+    Only the monitored components are sent to the driver: at most 64 numbers per image.
     """
 
     def look(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -35,6 +35,6 @@ def drift_reference(rows: DataFrame, head: Head) -> DriftReference:
     sampled = F.pmod(F.xxhash64("image_id"), F.lit(BUCKETS)) < max(1, round(BUCKETS * share))
     few = rows.where(sampled).select("image_id", "features")
     seen = few.mapInArrow(reported(look), "image_id string, projected array<float>, confidence float").toArrow()
-    seen = seen.sort_by("image_id").combine_chunks()  # sums of floats depend on their order
+    seen = seen.sort_by("image_id").combine_chunks()  # floating-point sums depend on their order
     confidence = seen.column("confidence").to_numpy()
     return DriftReference.of(as_matrix(seen.column("projected").combine_chunks()), confidence)

@@ -11,7 +11,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from streaming.dashboard.visitors import FORM_BYTES, Visitors
+from streaming.dashboard.limits import FORM_BYTES, ConnectionLimits
 
 HOME = {"Origin": "http://testserver"}
 TOO_MUCH = 100 + FORM_BYTES + 1
@@ -30,7 +30,7 @@ async def echo(socket: WebSocket) -> None:
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     routes = [Route("/upload", upload, methods=["GET", "PUT"]), WebSocketRoute("/stream", echo)]
-    middleware = [Middleware(Visitors, max_bytes=100, max_sockets=2)]
+    middleware = [Middleware(ConnectionLimits, max_bytes=100, max_sockets=2)]
     with TestClient(Starlette(routes=routes, middleware=middleware), raise_server_exceptions=False) as client:
         yield client
 

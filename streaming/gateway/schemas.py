@@ -1,15 +1,15 @@
-"""What the gateway answers, as OpenAPI describes it."""
+"""The schemas of the gateway's requests and responses."""
 
 from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, Field
 
-MAX_ID_CHARS = 1024  # as much as is kept of an id of one's own
+MAX_ID_CHARS = 1024  # of a `ce_id`
 
 
 class Accepted(BaseModel):
-    """The broker has acknowledged the image: it will be scored."""
+    """The broker has acknowledged the image, so it will be scored."""
 
     image_id: str = Field(description="the SHA-256 of the image's bytes, in hex")
     topic: str
@@ -45,7 +45,7 @@ class Prediction(BaseModel):
 
 
 class Quarantined(BaseModel):
-    """One message of the image that could not be scored, and why."""
+    """One message of the image that could not be scored, and the reason."""
 
     stage: str
     reason: str
@@ -58,11 +58,11 @@ class Quarantined(BaseModel):
 
 
 class Named(BaseModel):
-    """Which image a row of a list is of."""
+    """The image of a row in a list."""
 
     image_id: str
     source: str | None
-    label_true: str | None = Field(description="the label that came with the image")
+    label_true: str | None = Field(description="the label that was published with the image")
 
 
 class ListedPrediction(Named, Prediction):
@@ -74,9 +74,9 @@ class ListedQuarantined(Named, Quarantined):
 
 
 class Page(BaseModel):
-    """A part of a list, the latest first."""
+    """A page of a list, latest first."""
 
-    next_cursor: str | None = Field(description="give it as `cursor` for the next part; null: this was the last")
+    next_cursor: str | None = Field(description="pass it as `cursor` to get the next page; null on the last page")
 
 
 class Predictions(Page):
@@ -99,7 +99,7 @@ class Model(BaseModel):
     backbone: str | None
     classes: list[str]
     metrics: dict[str, float] = Field(description="of held-out images, when it was fitted")
-    error: str | None = Field(description="why the version cannot be used, where its manifest is damaged")
+    error: str | None = Field(description="why the version cannot be used, if its manifest is damaged")
 
 
 class Models(Page):
@@ -111,30 +111,30 @@ class Models(Page):
 class GivenLabel(BaseModel):
     """The true class of an image."""
 
-    image: str = Field(max_length=1024, description="its id, source or name, as `key` says")
+    image: str = Field(max_length=1024, description="id, source or name of the image, depending on `key`")
     label: str = Field(max_length=200)
 
 
 class Labels(BaseModel):
-    """Labels for images that the tables hold."""
+    """Labels for images in the tables."""
 
-    key: Literal["image_id", "source", "name"] = Field("image_id", description="what names the images")
-    by: str = Field("gateway", min_length=1, max_length=200, description="who says so; kept with the labels")
+    key: Literal["image_id", "source", "name"] = Field("image_id", description="what identifies the images")
+    by: str = Field("gateway", min_length=1, max_length=200, description="author of the labels, stored with them")
     labels: list[GivenLabel] = Field(min_length=1, max_length=10_000)
 
 
 class LabelsAdded(BaseModel):
-    """What became of the labels of a request."""
+    """The result of a request with labels."""
 
     added: int = Field(description="images whose label was added")
-    unchanged: int = Field(description="images that had this label already")
-    superseded: int = Field(description="images whose label of this very request was corrected since; that one stays")
-    left_out: dict[str, int] = Field(description="why → labels that were not used")
-    examples: dict[str, list[str]] = Field(description="why → some of the images that they name")
+    unchanged: int = Field(description="images that already had this label")
+    superseded: int = Field(description="images whose label from this same request was corrected later and is kept")
+    left_out: dict[str, int] = Field(description="reason → number of labels that were not used")
+    examples: dict[str, list[str]] = Field(description="reason → some of the images of these labels")
 
 
 class Answer(BaseModel):
-    """What became of an image: every message of it, the latest first, at most 100 of each kind."""
+    """The results of an image: one per message, latest first, at most 100 of each kind."""
 
     image_id: str
     status: Literal["predicted", "quarantined"]
@@ -143,13 +143,13 @@ class Answer(BaseModel):
 
 
 class Unknown(BaseModel):
-    """The 404 of the route from before /v1: the image has no row yet."""
+    """The 404 of the deprecated route: the image has no row yet."""
 
     image_id: str
     status: Literal["unknown"] = "unknown"
 
 
 class Health(BaseModel):
-    """The gateway, or what it stands on, is there."""
+    """A passed health check."""
 
     status: Literal["ok"] = "ok"

@@ -10,7 +10,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from streaming.dashboard.wall import COOKIE, TokenWall, read_token
+from streaming.dashboard.auth import COOKIE, TokenAuth, read_token
 from streaming.errors import ServiceError
 
 TOKEN = "0123456789abcdef-ü"  # noqa: S105
@@ -27,7 +27,7 @@ def client() -> TestClient:
         return PlainTextResponse("inside")
 
     routes = [Route("/{path:path}", inside, methods=["GET", "PUT", "POST"]), WebSocketRoute("/stream", echo)]
-    app = Starlette(routes=routes, middleware=[Middleware(TokenWall, token=TOKEN)])
+    app = Starlette(routes=routes, middleware=[Middleware(TokenAuth, token=TOKEN)])
     return TestClient(app, follow_redirects=False)
 
 
@@ -59,8 +59,8 @@ def test_the_token_opens_once_and_leaves_the_address(client: TestClient) -> None
 
 
 def test_the_form_takes_the_token_and_tells_a_wrong_one(client: TestClient) -> None:
-    assert "not the token" not in client.get("/").text
-    assert "not the token" in client.post("/", data={"token": "wrong"}).text
+    assert "Wrong token" not in client.get("/").text
+    assert "Wrong token" in client.post("/", data={"token": "wrong"}).text
     assert client.post("/", content=b"token=" + b"x" * 100_000).status_code == 401
     assert client.post("/", data={"token": TOKEN}).status_code == 303
     assert client.get("/").text == "inside"

@@ -1,25 +1,31 @@
-"""What visitors of the dashboard may take: websockets, and the memory of uploads; and where their pages come from.
+"""Limits on clients of the dashboard: concurrent websockets, upload sizes, and the origin of requests.
 
-ASGI middleware before everything else. A websocket is opened by a page of the dashboard itself or not at all: browsers
-say where a page comes from (RFC 6455, section 10.2), and a page of another site may open one as well as any.
+ASGI middleware in front of everything else. Only pages of the dashboard itself may open a websocket: browsers send the
+page's origin (RFC 6455, section 10.2) but do not prevent pages of other sites from opening one.
 """
 
 from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-MAX_SOCKETS = 64  # one for each open page
-MAX_UPLOADS = 4  # at the same time
-FORM_BYTES = 1024**2  # what a form may add to a file
-POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # how a websocket is closed, RFC 6455, section 7.4.1, and IANA
+MAX_SOCKETS = 64  # one per open page
+MAX_UPLOADS = 4  # concurrent
+FORM_BYTES = 1024**2  # overhead of a form around a file
+POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013  # close codes of websockets, RFC 6455, section 7.4.1, and IANA
 READING = {"GET", "HEAD", "OPTIONS"}
 
 
-class Visitors:
-    """Lets requests through within the limits."""
+class ConnectionLimits:
+    """Passes on requests within the limits and rejects others."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, max_sockets: int = MAX_SOCKETS) -> None:
-        """`max_bytes`: of an upload."""
+        """Create the middleware.
+
+        Args:
+            app: the application.
+            max_bytes: maximum size of an uploaded file.
+            max_sockets: maximum number of concurrent websockets.
+        """
         self._app = app
         self._max_bytes = max_bytes + FORM_BYTES
         self._max_sockets = max_sockets
@@ -27,7 +33,7 @@ class Visitors:
         self._uploads = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Handle a request (ASGI)."""
         if scope["type"] == "websocket":
             await self._socket(scope, receive, send)
         elif scope["type"] == "http" and scope["method"] not in READING:
@@ -52,13 +58,13 @@ class Visitors:
         declared = connection.headers.get("content-length", "0")
         refusal = None
         if not _same_site(connection, missing=True):
-            refusal = PlainTextResponse("requests from the pages of another site are refused", 403)
+            refusal = PlainTextResponse("cross-origin requests are not allowed", 403)
         elif not (declared.isascii() and declared.isdecimal()) or int(declared[:20]) > self._max_bytes:
             refusal = PlainTextResponse(f"at most {self._max_bytes:,} bytes are accepted", 413)
         elif self._uploads >= MAX_UPLOADS:
             refusal = PlainTextResponse("too many uploads at once: try again", 503, {"Retry-After": "5"})
         if refusal is not None:
-            refusal.headers["Connection"] = "close"  # nobody reads its body
+            refusal.headers["Connection"] = "close"  # its body is not read
             await refusal(scope, receive, send)
             return
         self._uploads += 1
@@ -68,7 +74,7 @@ class Visitors:
             self._uploads -= 1
 
     def _bounded(self, receive: Receive) -> Receive:
-        """The chunks of a body, whatever it declares; after too many, the visitor counts as gone."""
+        """Pass on a body up to the limit, regardless of its declared length; beyond that, disconnect."""
         taken = 0
 
         async def bounded() -> Message:
@@ -81,7 +87,7 @@ class Visitors:
 
 
 def _same_site(connection: HTTPConnection, *, missing: bool) -> bool:
-    """Whether a request comes from a page of this very address; `missing` where it does not say."""
+    """Return whether a request has this server's origin; `missing` if it has no origin."""
     origin = connection.headers.get("origin")
     if origin is None:
         return missing
