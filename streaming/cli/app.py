@@ -161,7 +161,7 @@ def run(arguments: list[str] | None = None) -> None:
             except Exception:
                 if not termination.received:
                     raise
-                code = EXIT_INTERRUPTED  # Spark's JVM may be gone, too, so that closing fails: that is not the reason
+                code = EXIT_INTERRUPTED  # Spark's JVM may have ended too, so that closing fails
                 _debug(arguments)
             if code == EXIT_INTERRUPTED and termination.received and not termination.reported:
                 err.print(STOPPED, style="yellow")

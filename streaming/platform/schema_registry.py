@@ -71,7 +71,7 @@ def fetch_schema(url: str, number: int, timeout_s: float = TIMEOUT_S) -> str:
 
 
 def register_schema(url: str, subject: str, schema: str, timeout_s: float = TIMEOUT_S) -> int:
-    """The id of an Avro schema under a subject, registered if it is not there.
+    """The id of an Avro schema under a subject, which is registered if it does not exist.
 
     Args:
         url: of the registry, as the setting `schema_registry` has it.

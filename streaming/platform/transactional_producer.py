@@ -1,7 +1,7 @@
 """A Kafka producer of transactions in which every wait has a time limit.
 
-kafka-python's `send_offsets_to_transaction` and `commit_transaction` wait for ever for a broker that has gone, and
-its `close` first waits for messages that nobody will commit. This module therefore uses attributes that kafka-python
+kafka-python's `send_offsets_to_transaction` and `commit_transaction` wait without limit for a broker that is down, and
+its `close` first waits for messages that are never committed. This module therefore uses attributes that kafka-python
 does not document: `UNDOCUMENTED` lists them, and a test looks for each in the installed version.
 
 Source: KIP-98, "Exactly Once Delivery and Transactional Messaging"; kafka-python 3.0.12, `kafka/producer/kafka.py`.
@@ -109,7 +109,7 @@ class TransactionalProducer:
 
     @property
     def is_fenced(self) -> bool:
-        """Whether the broker has said that a newer producer uses the transactional id."""
+        """Whether the broker has reported that a newer producer uses the transactional id."""
         return is_fencing(self._producer._transaction_manager.last_error)
 
     def abandon(self) -> None:

@@ -64,7 +64,7 @@ def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings
 
 def test_a_driver_that_was_killed_or_interrupted_continues_from_its_last_epoch(settings: Settings, faces: Path) -> None:
     """Killed in the second epoch, resumed, interrupted two epochs later, and resumed to the end."""
-    training = [*NETWORK, "--mode", "asynchronous"]
+    training = [*NETWORK, "--mode", "asynchronous", "--workers", 1]
     done = 0
     for end, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
         said = _end_after_two_epochs(settings, faces, [*training, "--epochs", 40, *resume], done, end)
