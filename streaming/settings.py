@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         None, description="file containing the dashboard's access token; default: none, on loopback only"
     )
     gateway_api_key_file: Path | None = Field(
-        None, description="file containing the gateway's API key; default: none, on loopback only"
+        None, description="file containing the gateway's API keys, one per line; default: none, on loopback only"
     )
     images_per_batch: int = Field(2_000, ge=1, description="maximum number of images in a micro-batch")
     megabytes_per_batch: int = Field(512, ge=1, description="maximum size of a micro-batch in MiB")
@@ -162,6 +162,12 @@ class Settings(BaseSettings):
         ge=0,
         le=1_000_000,
         description="maximum number of gateway requests per client address and minute; 0: no limit",
+    )
+    gateway_key_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="maximum number of gateway requests per API key and minute; 0: no limit"
+    )
+    gateway_total_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="maximum number of gateway requests of all clients per minute; 0: no limit"
     )
     retention: Annotated[str, BeforeValidator(_retention)] = Field(
         "7d", description="time for which maintenance keeps unused files; at least 24h"
