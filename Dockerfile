@@ -31,7 +31,7 @@ RUN imagestream --home /opt/imagestream setup
 
 FROM base
 RUN useradd --create-home --uid 10001 imagestream \
-    && install -d -o imagestream -g imagestream /data /opt/imagestream/backbones \
+    && install -d -o imagestream -g imagestream /data /scrape /opt/imagestream/backbones \
     && install -d -o imagestream -g imagestream -m 700 /secrets /etc/spark
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build --chown=imagestream:imagestream /opt/imagestream/jars /opt/imagestream/jars

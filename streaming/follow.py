@@ -1,35 +1,35 @@
 """Following predictions as they are made: `for answer in follow(): …`.
 
-They come from the answers topic where the settings name one, else from the new versions of the table. Either way each
-is given once, as JSON with the columns of its row, and with a position: text by which a later call continues just after
+They come from the answers topic if the settings name one, else from new versions of the table. Either way each is
+yielded once, as JSON with the columns of its row, and with a position: text with which a later call continues after
 that answer. Positions of the two kinds are not interchangeable.
 """
 
 import json
 import re
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from producer.message import HEADER_TYPE
+from producer.message import HEADER_CONTENT_TYPE, HEADER_TYPE
 from streaming.errors import DataError, NotFoundError, ServiceError, UnavailableError
 from streaming.settings import Settings, read_settings
 
 EARLIEST, LATEST = "earliest", "latest"
 TOPIC_POSITION = r"topic/([a-zA-Z0-9._-]{1,249})/(\d{1,10}:\d{1,18}(?:,\d{1,10}:\d{1,18}){0,9999})"
 TABLE_POSITION = r"table/(\d{1,18})/(\d{1,18})"
-IDLE_S = 0.5  # an iterator gives a sign this often while there is nothing new
+IDLE_S = 0.5  # interval at which an iterator yields an `Idle` while there is nothing new
 POLL_S, POLL_IN_BUCKET_S = 0.1, 1.0
-POLLED = 500  # messages at a time
+POLLED = 500  # maximum number of messages of one poll
 NOT_POSITION = "expected earliest, latest or the position of an answer"
 
 
 class PositionError(DataError):
-    """A position that is not one, or whose answers are gone."""
+    """Text that is not a position, or a position whose answers have been deleted."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Answer:
 
     Attributes:
         position: where to continue after it.
-        value: JSON as docs/answers.schema.json describes it.
+        value: JSON as docs/answers.schema.json describes it, also if the topic has Avro records.
     """
 
     position: str
@@ -51,27 +51,33 @@ class Answer:
         return row
 
 
+@dataclass(frozen=True)
+class Idle:
+    """There is nothing new: a later call continues at `position` without missing an answer."""
+
+    position: str
+
+
 def follow(home: str | Path | None = None, *, after: str = LATEST, table: str = "predictions") -> Iterator[Answer]:
     """Predictions as they are made, without an end.
 
     Args:
-        home: where the service keeps its things; without it as the command line finds it.
-        after: the position of the last answer that was used; "latest" for those that come from now on, "earliest" for
-            all that there are.
+        home: the home, a path or a URI; default: the one that the command line uses.
+        after: position of the last answer that was processed; "latest" for new answers only, "earliest" for all.
         table: predictions or quarantine.
 
     Raises:
-        ServiceError: the broker or the tables cannot be read; a PositionError where `after` is not a position, or its
-            answers are gone.
+        ServiceError: the broker, the tables or an Avro record cannot be read; a PositionError if `after` is not a
+            position, or its answers have been deleted.
     """
     with closing(follow_settings(read_settings(home), after, table)) as answers:
-        yield from (answer for answer in answers if answer is not None)
+        yield from (answer for answer in answers if isinstance(answer, Answer))
 
 
 def follow_settings(
     settings: Settings, after: str = LATEST, table: str = "predictions"
-) -> Generator[Answer | None, None, None]:
-    """As `follow`, with None at least every second while there is nothing new; to be closed."""
+) -> Generator[Answer | Idle, None, None]:
+    """As `follow`, with an `Idle` at least every second while there is nothing new; the caller closes it."""
     from streaming.pipeline.answers_topic import TABLES
 
     if settings.answers_topic is not None and table in TABLES[settings.answers]:
@@ -80,7 +86,7 @@ def follow_settings(
 
 
 def _topic_offsets(topic: str, after: str) -> dict[int, int] | str:
-    """Partition → the next offset; or EARLIEST or LATEST."""
+    """Partition → the offset to read next; or EARLIEST or LATEST."""
     if after in {EARLIEST, LATEST}:
         return after
     match = re.fullmatch(TOPIC_POSITION, after, re.ASCII)
@@ -90,7 +96,7 @@ def _topic_offsets(topic: str, after: str) -> dict[int, int] | str:
 
 
 def _table_row(after: str) -> tuple[int, int] | str:
-    """(version of the table, rows of it that were given); or EARLIEST or LATEST."""
+    """(version of the table, number of its rows that were yielded); or EARLIEST or LATEST."""
     if after in {EARLIEST, LATEST}:
         return after
     match = re.fullmatch(TABLE_POSITION, after, re.ASCII)
@@ -101,27 +107,55 @@ def _table_row(after: str) -> tuple[int, int] | str:
 
 def _from_topic(
     settings: Settings, topic: str, begin: dict[int, int] | str, table: str
-) -> Generator[Answer | None, None, None]:
+) -> Generator[Answer | Idle, None, None]:
     from kafka.errors import KafkaError
 
     from streaming.pipeline.answer_message import TYPES
-    from streaming.pipeline.answers_topic import answers_servers, open_consumer
+    from streaming.pipeline.answers_reader import answers_servers, open_consumer
     from streaming.platform.kafka_security import client_arguments
 
-    wanted = (HEADER_TYPE, TYPES[table].encode())
+    wanted, as_json = (HEADER_TYPE, TYPES[table].encode()), _json_reader(settings)
     try:
         with closing(open_consumer(answers_servers(settings), client_arguments(settings))) as consumer:
             at = _assigned(consumer, topic, begin)
+
+            def position() -> str:
+                return f"topic/{topic}/" + ",".join(f"{one}:{offset}" for one, offset in at.items())
+
             while True:
-                yield None
+                yield Idle(position())
                 for place, records in consumer.poll(timeout_ms=int(IDLE_S * 1000), max_records=POLLED).items():
                     for record in records:
                         at[place.partition] = record.offset + 1
-                        if wanted in record.headers:
-                            position = ",".join(f"{one}:{offset}" for one, offset in at.items())
-                            yield Answer(f"topic/{topic}/{position}", record.value)
+                        if wanted in record.headers and record.value is not None:
+                            yield Answer(position(), as_json(record))
     except KafkaError as error:
         raise UnavailableError(f"answers topic {topic!r} cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _json_reader(settings: Settings) -> Callable[[Any], bytes]:
+    """A function from a record of the answers topic to the answer as JSON."""
+    from streaming.pipeline.answer_avro import avro_rows
+    from streaming.pipeline.answer_message import CONTENT_TYPES
+    from streaming.pipeline.answer_value import json_value
+    from streaming.pipeline.avro import RecordError
+    from streaming.platform.schema_registry import RegistryAwayError
+
+    avro, read = (HEADER_CONTENT_TYPE, CONTENT_TYPES["avro"].encode()), None
+
+    def as_json(record: Any) -> bytes:
+        nonlocal read
+        if avro not in record.headers:
+            return bytes(record.value)
+        read = read or avro_rows(settings.schema_registry)
+        try:
+            return json_value(read(record.value))
+        except (RecordError, RegistryAwayError) as error:
+            kind = DataError if isinstance(error, RecordError) else UnavailableError
+            place = f"offset {record.offset} of partition {record.partition}"
+            raise kind(f"answers topic {record.topic!r}, {place}: {error}") from error
+
+    return as_json
 
 
 def _assigned(consumer: Any, topic: str, begin: dict[int, int] | str) -> dict[int, int]:
@@ -130,11 +164,13 @@ def _assigned(consumer: Any, topic: str, begin: dict[int, int] | str) -> dict[in
 
     partitions = [TopicPartition(topic, one) for one in sorted(consumer.partitions_for_topic(topic) or ())]
     if not partitions:
-        raise NotFoundError(f"answers topic {topic!r} is not there: start the stream with it first")
+        raise NotFoundError(f"answers topic {topic!r} does not exist: start the stream with it first")
     first, last = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     at = {one.partition: (last if begin == LATEST else first)[one] for one in partitions}
     if isinstance(begin, dict):
-        at |= {one: offset for one, offset in begin.items() if one in at}  # one added since begins at its first answer
+        at |= {
+            one: offset for one, offset in begin.items() if one in at
+        }  # a partition added since: from its first answer
     consumer.assign(partitions)
     for one in partitions:
         if not first[one] <= at[one.partition] <= last[one]:
@@ -146,7 +182,9 @@ def _assigned(consumer: Any, topic: str, begin: dict[int, int] | str) -> dict[in
     return at
 
 
-def _from_table(settings: Settings, begin: tuple[int, int] | str, table: str) -> Generator[Answer | None, None, None]:
+def _from_table(settings: Settings, begin: tuple[int, int] | str, table: str) -> Generator[Answer | Idle, None, None]:
+    from streaming.pipeline.answer_value import answer_value, json_value
+
     place, wait = settings.place, threading.Event()
     every_s = POLL_S if place.is_local else POLL_IN_BUCKET_S
     version, given = _first(settings, table, begin)
@@ -157,12 +195,12 @@ def _from_table(settings: Settings, begin: tuple[int, int] | str, table: str) ->
                 raise PositionError(
                     f"version {version} of table {table} is no longer in its log: continue from earliest or latest"
                 )
-            yield None
+            yield Idle(f"table/{version}/0")
             wait.wait(every_s)
             continue
-        for number, value in enumerate(_new_rows(settings, table, version, data)):
+        for number, row in enumerate(_new_rows(settings, table, version, data)):
             if number >= given:
-                yield Answer(f"table/{version}/{number + 1}", value)
+                yield Answer(f"table/{version}/{number + 1}", json_value(answer_value(table, row)))
         version, given = version + 1, 0
 
 
@@ -184,9 +222,9 @@ def _newest(settings: Settings, table: str) -> int:
     return open_delta(settings.place.table(table)).version() if settings.place.has_table(table) else -1
 
 
-def _new_rows(settings: Settings, table: str, version: int, data: bytes) -> Iterator[bytes]:
-    """The rows that a version added; none of one that replaced files by others with the same rows."""
-    from streaming.pipeline.answers_topic import file_messages
+def _new_rows(settings: Settings, table: str, version: int, data: bytes) -> Iterator[dict[str, Any]]:
+    """The rows that a version added; none if it replaced files by others with the same rows."""
+    from streaming.pipeline.answers_topic import file_rows
     from streaming.storage.files import DataFile
 
     actions = [json.loads(line) for line in data.splitlines() if line.strip()]
@@ -195,10 +233,10 @@ def _new_rows(settings: Settings, table: str, version: int, data: bytes) -> Iter
     for add in (action["add"] for action in actions if action.get("add", {}).get("dataChange")):
         file = DataFile(unquote(add["path"]), add["size"], 0, add["partitionValues"])
         try:
-            yield from (message.value for message in file_messages(table, settings.place.table(table), file))
+            yield from file_rows(table, settings.place.table(table), file)
         except (OSError, ServiceError) as error:
             raise PositionError(
-                f"rows of version {version} of table {table} were removed ({error}): continue from earliest or latest"
+                f"rows of version {version} of table {table} were deleted ({error}): continue from earliest or latest"
             ) from error
 
 

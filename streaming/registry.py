@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from models.bundle import MANIFEST, Bundle, BundleFiles, BundleFolder, Manifest, read_bundle, read_manifest
+from models.bundle_zip import write_zip
 from models.errors import ModelError
 from streaming.storage.alias_log import AliasLog
 from streaming.storage.local_store import LocalStore
@@ -101,6 +102,18 @@ class Registry:
             ModelError: the version does not exist, or its bundle is rejected.
         """
         return self._read(version, into)
+
+    def export(self, version: int, file: Path) -> Bundle:
+        """Write a version into one file, a zip of its bundle.
+
+        Raises:
+            ModelError: there is no such version, its bundle is refused, or it is larger than a zip holds (4 GiB).
+        """
+        with TemporaryDirectory(prefix="imagestream-") as scratch:
+            folder = Path(scratch) / "bundle"
+            bundle = self.fetch(version, folder)
+            write_zip(folder, file)
+        return bundle
 
     def manifest(self, version: int) -> Manifest:
         """The manifest of a version, which may be deleted; other files are not read.

@@ -110,6 +110,9 @@ class Settings(BaseSettings):
     answers: Literal["predictions", "quarantine", "both"] = Field(
         "predictions", description="rows sent to the answers topic: predictions, quarantine or both"
     )
+    answers_format: Literal["json", "avro"] = Field(
+        "json", description="format of the values in the answers topic: json or avro"
+    )
     answers_bootstrap_servers: str | None = Field(
         None, description="Kafka brokers of the answers topic, host:port,…; default: those of the images"
     )
@@ -120,7 +123,7 @@ class Settings(BaseSettings):
     schema_registry: str | None = Field(
         None,
         pattern=REGISTRY,
-        description="URL of the schema registry (Confluent API) used by `--payload avro:FIELD`",
+        description="URL of the schema registry (Confluent API) used by `--payload avro:FIELD` and Avro answers",
     )
     master: str = Field(
         "local[*,4]", pattern=MASTER, description="Spark master; in local mode local[CORES,TASK_ATTEMPTS]"
@@ -138,7 +141,7 @@ class Settings(BaseSettings):
         None, description="file containing the dashboard's access token; default: none, on loopback only"
     )
     gateway_api_key_file: Path | None = Field(
-        None, description="file containing the gateway's API key; default: none, on loopback only"
+        None, description="file containing the gateway's API keys, one per line; default: none, on loopback only"
     )
     images_per_batch: int = Field(2_000, ge=1, description="maximum number of images in a micro-batch")
     megabytes_per_batch: int = Field(512, ge=1, description="maximum size of a micro-batch in MiB")
@@ -159,6 +162,12 @@ class Settings(BaseSettings):
         ge=0,
         le=1_000_000,
         description="maximum number of gateway requests per client address and minute; 0: no limit",
+    )
+    gateway_key_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="maximum number of gateway requests per API key and minute; 0: no limit"
+    )
+    gateway_total_requests_per_minute: int = Field(
+        0, ge=0, le=1_000_000, description="maximum number of gateway requests of all clients per minute; 0: no limit"
     )
     retention: Annotated[str, BeforeValidator(_retention)] = Field(
         "7d", description="time for which maintenance keeps unused files; at least 24h"

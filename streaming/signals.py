@@ -8,17 +8,41 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+
+class Termination:
+    """Handles SIGTERM by a KeyboardInterrupt.
+
+    Attributes:
+        received: whether the signal came, whatever exception the clean-up after it replaced the KeyboardInterrupt with.
+        reported: whether the user has been given a line that says so.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self.reported = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        signal.default_int_handler(number, frame)
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt in the block, like SIGINT, so that resources are released."""
+def terminable() -> Iterator[Termination]:
+    """Make SIGTERM raise KeyboardInterrupt in the block, like SIGINT, so that resources are released.
+
+    Yields:
+        The handler; nested blocks share it.
+    """
     if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
-        yield
+        yield Termination()
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGTERM)
+    handler = before if isinstance(before, Termination) else Termination()
+    signal.signal(signal.SIGTERM, handler)
     try:
-        yield
+        yield handler
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from streaming.cli import commands  # noqa: F401  registers every command
-from streaming.cli.app import run
+from streaming.cli.app import program, run
 from streaming.images.dataset import digit_images, write_images
 from streaming.storage.tables import Table
 
@@ -229,6 +229,30 @@ def test_debug_shows_the_traceback_as_well(home: Path) -> None:
 def test_version_is_that_of_the_package(home: Path) -> None:
     done = imagestream(home, "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"imagestream {version('imagestream')}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("started", "executable", "on_path", "words"),
+    [
+        ("clone/.venv/bin/imagestream", "clone/.venv/bin/python", False, [".venv/bin/imagestream"]),
+        ("clone/.venv/bin/imagestream", "clone/.venv/bin/python", True, ["imagestream"]),
+        ("elsewhere/imagestream/__main__.py", "clone/.venv/bin/python", False, [".venv/bin/imagestream"]),
+        ("clone/imagestream", "elsewhere/python", False, ["./imagestream"]),
+        ("other/bin/imagestream", "other/bin/python", False, ["{}/other/bin/imagestream"]),
+        ("elsewhere/imagestream/__main__.py", "elsewhere/python", False, ["{}/elsewhere/python", "-m", "imagestream"]),
+    ],
+)
+def test_a_printed_command_starts_the_program_that_printed_it(
+    started: str, executable: str, on_path: bool, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("clone/.venv/bin/imagestream", "clone/imagestream", "other/bin/imagestream"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.setenv("PATH", str(tmp_path / "clone" / ".venv" / "bin") if on_path else "/nowhere")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / started), "demo"])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / executable))
+    assert program() == [word.format(tmp_path) for word in words]
 
 
 def test_a_group_without_a_command_prints_its_help(command: Command, home: Path) -> None:

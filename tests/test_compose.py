@@ -17,6 +17,7 @@ import yaml
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
+from streaming.durations import parse_duration
 from streaming.errors import ServiceError
 from streaming.pipeline.metrics import Metrics
 from streaming.settings import Settings
@@ -82,7 +83,7 @@ def test_with_the_home_in_a_bucket_containers_share_no_state(secrets: Path) -> N
     mounted = [
         volume.split(":")[0] for one in found.values() for volume in one["volumes"] if not volume.startswith("/")
     ]
-    assert {volume for volume in mounted if mounted.count(volume) > 1} == {"secrets", "spark-conf"}
+    assert {volume for volume in mounted if mounted.count(volume) > 1} == {"secrets", "scrape", "spark-conf"}
     local = {name for name in OURS if not found[name]["environment"]["IMAGESTREAM_HOME"].startswith("s3://")}
     assert local == {"spark-master", "first-secrets"}  # which use no home
     keys = {name: one["environment"].get("AWS_ACCESS_KEY_ID") for name, one in found.items() if "environment" in one}
@@ -210,15 +211,17 @@ def test_spark_s_processes_and_no_others_share_a_secret_by_which_they_authentica
 
 def test_first_secrets_are_random_of_their_owner_and_made_once(tmp_path: Path) -> None:
     script = SERVICES["first-secrets"]["entrypoint"][2]
-    for folder in ("/secrets", "/etc/spark"):
+    for folder in ("/secrets", "/scrape", "/etc/spark"):
         (tmp_path / folder.strip("/")).mkdir(parents=True)
         script = script.replace(f'"{folder}/', f'"{tmp_path}{folder}/')
     made = []
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
         files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+        copy = files.pop(1)
         assert [path.name for path in files] == ["spark-defaults.conf", "dashboard-token", "gateway-api-key"]
         assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+        assert copy.read_text() == files[-1].read_text()
         made.append([path.read_text() for path in files])
     assert made[0] == made[1]
     conf, *keys = made[0]
@@ -256,8 +259,24 @@ def test_grafana_asks_for_metrics_that_the_stream_serves() -> None:
         stem = re.sub("_(total|sum|count|bucket)$", "", name)
         assert name in served or stem in families, name
     port = SERVICES["stream"]["command"][SERVICES["stream"]["command"].index("--metrics-port") + 1]
-    scraped = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
-    assert scraped["scrape_configs"][0]["static_configs"][0]["targets"] == [f"127.0.0.1:{port}"]
+    scraped = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in scraped}
+    gateway = SERVICES["gateway"]["command"][SERVICES["gateway"]["command"].index("--port") + 1]
+    assert targets == {"imagestream": [f"127.0.0.1:{port}"], "imagestream-gateway": [f"gateway:{gateway}"]}
+    key = Path(scraped[1]["authorization"]["credentials_file"])
+    users = {name for name, one in SERVICES.items() if any(v.startswith("scrape:") for v in one["volumes"])}
+    assert (str(key), users) == ("/scrape/gateway-api-key", {"first-secrets", "prometheus"})
+    assert f"scrape:{key.parent}:ro" in SERVICES["prometheus"]["volumes"]
+    if shutil.which("promtool"):
+        command = ["promtool", "check", "config", "--syntax-only", str(DEPLOY / "prometheus.yml")]
+        assert subprocess.run(command, check=False).returncode == 0
+
+
+def test_durations_have_their_unit() -> None:
+    for name in ("retrain", "maintain"):
+        found = re.search(r":-(\w+)\}", SERVICES[name]["command"][2])
+        assert found
+        assert parse_duration(found[1], plain=None) >= 3_600
 
 
 def test_dockerfile_has_nothing_that_hadolint_minds() -> None:

@@ -227,9 +227,12 @@ VALUES = {
     "dashboard_port": "8600",
     "gateway_port": "8700",
     "gateway_requests_per_minute": "60",
+    "gateway_key_requests_per_minute": "70",
+    "gateway_total_requests_per_minute": "80",
     "metrics_host": "0.0.0.0",  # noqa: S104
     "schema_registry": "http://registry:8081",
     "answers": "both",
+    "answers_format": "avro",
     "answers_topic": "answers",
     "answers_bootstrap_servers": "kafka:9093",
     "retention": "2d",

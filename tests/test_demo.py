@@ -1,5 +1,6 @@
 """The demo: as a newcomer runs it in `make soak`, and with fewer and smaller images in `make test`."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder
 
+from streaming.cli.demo import NEXT
 from streaming.jobs import demo
 from streaming.jobs.demo_home import new_demo_home
 from streaming.settings import Settings
-from tests.conftest import imagestream, imagestream_process
+from tests.conftest import command_here, imagestream, imagestream_process
 from tests.forms import Form
 from tests.test_readme import block_with, run_block
 
@@ -70,6 +72,10 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
         [sys.executable, "-m", "streaming", "--home", str(home), "broker", "status"], capture_output=True, check=False
     )
     assert status.returncode == 1
+    for command in NEXT:
+        if command != "dashboard":
+            code, _, err = command_here("--home", home, *shlex.split(command))
+            assert code == 0, err
     answers = run_block(block_with("imagestream query"), tmp_path)
     assert len(answers) == 3
     assert all(why in answers[2] for why in ("not_an_image", "Truncated File Read", "the message has 0 bytes"))

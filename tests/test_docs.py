@@ -1,17 +1,20 @@
-"""README and docs: what they tell to type is what the command line takes, and what they link to is there."""
+"""README and docs: the command line takes the commands that they show, and their links lead somewhere."""
 
 import ast
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer import Context
 from typer.main import get_command
 
@@ -19,8 +22,11 @@ from benchmarks.__main__ import QUESTIONS
 from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import app
 from streaming.cli.reference import reference
+from streaming.images.dataset import digit_images, write_images
+from streaming.registry import CHALLENGER, open_registry
 from streaming.settings import Settings
-from tests.conftest import command_here
+from tests.conftest import command_here, environment_of
+from tests.models import onnx_graphs as graphs
 from tests.streaming.history import commit_batch
 
 CHECKOUT = Path(__file__).parent.parent
@@ -34,7 +40,10 @@ OTHERS = sorted(
     ]
 )  # fmt: skip
 CONTAINERS = {"cli": [], "publish": ["publish"]}  # service of the compose file → the first words of its command
-QUICK = {("query",), ("predictions",), ("config", "show"), ("config", "init"), ("models", "list")}
+EXECUTED = {
+    ("audit",), ("config", "init"), ("config", "show"), ("erase",), ("label",), ("maintain",), ("predict",),
+    ("predictions",), ("query",),
+}  # fmt: skip
 ROOT = get_command(app)
 ROOT_OPTIONS = {"--home": 1, "--config": 1, "--debug": 0}
 
@@ -112,6 +121,13 @@ def test_command_line_is_one_that_the_program_takes(words: list[str], capsys: py
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_a_page_that_calls_the_program_without_a_path_puts_it_on_the_path(page: Path) -> None:
+    called = any(re.match(r"([A-Z_]+=\S+ )*imagestream ", line.lstrip()) for line in [*lines_of(page), *indented(page)])
+    text = page.read_text(encoding="utf-8")
+    assert not called or "source .venv/bin/activate" in text or 'export PATH="$PWD/.venv/bin:$PATH"' in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_named_in_the_text_exist_with_their_options(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for span in re.findall(r"`imagestream (?!\[|<)([^`]+)`", text):
@@ -123,42 +139,71 @@ def test_commands_named_in_the_text_exist_with_their_options(page: Path) -> None
         assert {word.split("=")[0] for word in arguments if word.startswith("--")} <= known, span
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a home in it that a stream has filled."""
-    folder = tmp_path_factory.mktemp("docs")
-    settings = Settings(home=folder / ".imagestream")
-    for batch in range(2):
-        commit_batch(settings, batch, {0: (4 * batch, 4 * batch + 4)}, bad={4 * batch + 3})
-    return folder
+def executed(words: list[str]) -> bool:
+    """Whether a command line needs neither Kafka, Spark, a training nor a network, and ends by itself."""
+    names, _, _ = leaf(words)
+    endless_or_elsewhere = {"--at", "--broker", "--every", "--follow", "--watch"}  # --at: a home has to be that old
+    return (
+        (names in EXECUTED or names[:1] == ("models",) or (names == ("replay",) and "--dry-run" in words))
+        and not endless_or_elsewhere.intersection(words)
+        and not any("://" in word for word in words)
+        and "efficientnet_lite0" not in words  # takes ten seconds; tests/models/test_real_data.py imports it
+    )
 
 
-QUICK_LINES = {
-    line: name_of(page)
+LINES_IN_ORDER = {
+    page: found
     for page in PAGES
-    for line in lines_of(page, "console")
-    if (found := list(ours(line))) and all(leaf(words)[0] in QUICK for words in found)
+    if name_of(page) not in {"README.md", "docs/tutorial.md"}  # test_readme.py and test_tutorial.py run those
+    and (found := [line for line in lines_of(page) if (all_of := [*ours(line)]) and all(map(executed, all_of))])
 }
 
 
-def test_there_are_questions_to_run() -> None:
-    assert len(QUICK_LINES) > 10
+@pytest.fixture(scope="module")
+def used(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the files that the pages name, and a home with three versions and two batches."""
+    folder = tmp_path_factory.mktemp("docs")
+    home = folder / ".imagestream"
+    shutil.copytree(trained, home, symlinks=True)
+    registry = open_registry(home)
+    for _ in range(2):
+        registry.register(partial(registry.fetch, 1))
+    registry.promote(2, alias=CHALLENGER, by="test", why="test")
+    for batch in range(2):
+        commit_batch(Settings(home=home), batch, {0: (4 * batch, 4 * batch + 4)}, bad={4 * batch + 3})
+    write_images(folder / "photos", digit_images(3))
+    Image.new("RGB", (40, 30)).save(folder / "photo.jpg")
+    (folder / "corrections.csv").write_text("image_id,label\n0-0,dog\n")
+    (folder / "imagenet.txt").write_text("\n".join(f"class {n}" for n in range(1000)))
+    for name in ("resnet18.onnx", "net.onnx"):
+        graphs.save(graphs.classifier(n_classes=1000), folder / name)
+    return folder
 
 
-@pytest.mark.parametrize("line", QUICK_LINES)
-def test_question_in_the_docs_is_answered(line: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_are_commands_to_run() -> None:
+    assert sum(map(len, LINES_IN_ORDER.values())) > 50
+
+
+@pytest.mark.parametrize("page", LINES_IN_ORDER, ids=name_of)
+def test_the_commands_of_a_page_run_in_their_order(
+    page: Path, used: Path, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in [name for name in os.environ if name.startswith("IMAGESTREAM_")]:
         monkeypatch.delenv(name)
-    monkeypatch.chdir(folder)
-    first, *_ = shlex.split(line)
-    if Path(first).name == "imagestream":
-        (words,) = ours(line)
-        code, _, said = command_here(*words)
-    else:  # a pipe
-        monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-        shell = subprocess.run(["/bin/bash", "-c", line], capture_output=True, text=True, check=False, timeout=300)
-        code, said = shell.returncode, shell.stderr
-    assert code == 0, f"{QUICK_LINES[line]}: {said}"
+    for name, value in environment_of(Settings(backbones=exports)).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    shutil.copytree(used, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    for line in LINES_IN_ORDER[page]:
+        here = re.sub(r"--id [0-9a-f]+", "--id 0-1", line).replace("/srv/", f"{tmp_path}/srv/")
+        words = shlex.split(here, comments=True)
+        if Path(words[0]).name == "imagestream" and not set("<|") & set(words):
+            code, _, said = command_here(*words[1:])
+        else:  # a pipe or a file
+            shell = subprocess.run(["/bin/bash", "-c", here], capture_output=True, text=True, check=False, timeout=300)
+            code, said = shell.returncode, shell.stderr
+        assert code == 0, f"{line}: {said}"
 
 
 PROMISES = re.findall(r"^\|[^|]+\| `([^`]+)`", (CHECKOUT / "docs" / "promises.md").read_text("utf-8"), re.MULTILINE)

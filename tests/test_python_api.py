@@ -15,6 +15,7 @@ import imagestream
 from streaming.images.dataset import digit_images, write_images
 from streaming.settings import Settings
 from tests.conftest import CHECKOUT, environment, environment_of
+from tests.models import onnx_graphs as graphs
 from tests.streaming.history import commit_batch
 
 PAGE = (CHECKOUT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -39,8 +40,8 @@ def test_every_name_is_there_and_documented() -> None:
         found = getattr(imagestream, name)
         assert isinstance(found, str) or found.__doc__, name
     assert dir(imagestream) == sorted(imagestream.__all__)
-    with pytest.raises(AttributeError, match="follow"):
-        imagestream.follow  # noqa: B018
+    with pytest.raises(AttributeError, match="absent"):
+        imagestream.absent  # noqa: B018
     named = set(re.findall(r"imagestream\.(\w+)\(|`(\w+Error)`", PAGE))
     assert {one or other for one, other in named} <= set(imagestream.__all__) | {"ImportError"}
 
@@ -71,7 +72,31 @@ def test_a_package_of_the_users_own_that_hides_ours_is_named(tmp_path: Path) -> 
     assert "rename it" in last
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["folder", "one by one", "tables", "models"])
+def test_a_model_is_imported_exported_cleared_and_deleted(tmp_path: Path) -> None:
+    made = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    first = imagestream.import_model(f"{made}:scores", preset="raw", home=home)
+    assert (first.version, first.aliases, first.training_rows) == (1, ("champion",), 0)
+    second = imagestream.import_model(made, alias="challenger", changes={"mean": (0.5,)}, home=home)
+    assert (second.version, second.aliases) == (2, ("challenger",))
+
+    file = imagestream.export_version(2, tmp_path / "model.zip", home=home)
+    assert imagestream.import_model(file, home=elsewhere).aliases == ("champion",)
+    again = imagestream.import_model(file, alias="challenger", home=elsewhere)
+    assert (again.version, again.aliases) == (1, ("champion", "challenger"))
+    with pytest.raises(
+        imagestream.ServiceError, match=r"model\.zip is a whole model version: expected no .* got preset"
+    ):
+        imagestream.import_model(file, preset="raw", home=elsewhere)
+
+    with pytest.raises(imagestream.ModelError, match="version 2 is the challenger"):
+        imagestream.delete_version(2, home=home)
+    assert imagestream.clear_challenger(home=home).version is None
+    imagestream.delete_version(2, home=home)
+    assert imagestream.model_versions(home) == [first]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["folder", "one by one", "tables", "follow", "models", "one file"])
 def test_a_snippet_of_the_page_runs(snippet: str, folder: Path, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("IMAGESTREAM_")]:
         monkeypatch.delenv(name)

@@ -27,6 +27,7 @@ from streaming.settings import Settings
 from streaming.storage.table_log import open_delta
 from tests.conftest import imagestream
 from tests.object_store import SECRET
+from tests.services import QUICK_JVM
 
 IMAGES = 300
 PER_BATCH = 60
@@ -121,6 +122,7 @@ class Cluster:
         self.defaults = conf / "spark-defaults.conf"
         self.defaults.write_text(
             f"spark.authenticate true\nspark.authenticate.secret {HANDSHAKE}\nspark.network.crypto.enabled true\n"
+            f"spark.executor.extraJavaOptions {QUICK_JVM}\n"
         )
         spark_home = Path(pyspark.__file__).parent
         self._spark_class = str(spark_home / "bin" / "spark-class")
@@ -130,6 +132,7 @@ class Cluster:
             "JAVA_HOME": str(java_home),
             "PYSPARK_PYTHON": sys.executable,
             "SPARK_DAEMON_MEMORY": "256m",
+            "SPARK_DAEMON_JAVA_OPTS": QUICK_JVM,
             "SPARK_CONF_DIR": str(conf),
         }
         port, self._page = free_port(), free_port()

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2  # as in Typer
 EXIT_UNCHECKED = 3  # of a check, whose 1 means that it found a problem
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
+STOPPED = "stopped by SIGTERM"
 EXIT_CODES = {
     0: "success, including a command that runs until it is stopped with Ctrl-C or SIGTERM",
     EXIT_FAILED: "failure or partial failure, or a check that found a problem; one line on standard error says why",
@@ -36,8 +38,9 @@ EXIT_CODES = {
     EXIT_INTERRUPTED: "interrupted by Ctrl-C or SIGTERM before it finished",
 }
 
+NAME = "imagestream"
 app = App(
-    name="imagestream",
+    name=NAME,
     help="Classify images from Kafka with a CNN on Spark and write the predictions to Delta tables, exactly once.\n\n"
     "A setting is taken from its option, then the environment, then imagestream.toml, then its default; "
     "'imagestream config show' lists all of them. Global options and settings may precede or follow the command.",
@@ -127,6 +130,21 @@ def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def program() -> list[str]:
+    """The words that start this program from the working directory, for commands that are printed to be typed."""
+    started = Path(sys.argv[0])
+    if started.name != NAME:  # python -m imagestream
+        started = Path(sys.executable).with_name(NAME)
+    if not started.is_file():
+        return [sys.executable, "-m", NAME]
+    on_path = shutil.which(NAME)
+    if on_path is not None and started.samefile(on_path):
+        return [NAME]
+    with suppress(ValueError):
+        started = started.absolute().relative_to(Path.cwd())
+    return [str(started) if started.name != str(started) else f"./{started}"]
+
+
 def run(arguments: list[str] | None = None) -> None:
     """Run one command and exit with its code; an expected error is one line on standard error.
 
@@ -137,8 +155,16 @@ def run(arguments: list[str] | None = None) -> None:
     names = {name for names in COMMANDS.values() for name in names}
     try:
         # Not standalone: Typer would show a usage error in a box of several lines.
-        with terminable(), extras_named(next((word for word in arguments if word in names), None)):
-            code = app(arguments, prog_name="imagestream", standalone_mode=False)
+        with terminable() as termination, extras_named(next((word for word in arguments if word in names), None)):
+            try:
+                code = app(arguments, prog_name=NAME, standalone_mode=False)
+            except Exception:
+                if not termination.received:
+                    raise
+                code = EXIT_INTERRUPTED  # Spark's JVM may have ended too, so that closing fails
+                _debug(arguments)
+            if code == EXIT_INTERRUPTED and termination.received and not termination.reported:
+                err.print(STOPPED, style="yellow")
     except typer.TyperException as error:
         code = error.exit_code
         context = getattr(error, "ctx", None)
@@ -177,6 +203,10 @@ def checking() -> Iterator[None]:
 
 
 def _print_error(message: str, arguments: list[str]) -> None:
+    _debug(arguments)
+    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))
+
+
+def _debug(arguments: list[str]) -> None:
     if "--debug" in arguments:
         traceback.print_exc()
-    err.print(Text.assemble(("error:", "red"), " ", printable(" ".join(message.split()))))

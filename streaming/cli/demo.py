@@ -1,5 +1,6 @@
 """`imagestream demo`: the complete pipeline on real images."""
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streaming.cli.app import EXIT_FAILED, JsonOption, app, settings_of, write_json
+from streaming.cli.app import EXIT_FAILED, JsonOption, app, program, settings_of, write_json
 from streaming.cli.command_line import START
 from streaming.cli.console import err, new_table, out, styled
 from streaming.errors import ConfigurationError
@@ -46,7 +47,7 @@ def demo(
     plot_predictions(result.sample, picture)
     _print_result(result)
     out.print(f"\npicture: {picture}\ntables:  {result.settings.place.tables}")
-    here = f"  imagestream --home {result.settings.home} "
+    here = f"  {shlex.join([*program(), '--home', result.settings.home])} "
     err.print("\ntry next:", *(here + command for command in NEXT), sep="\n")
     write_json(json_file, result.summary)
     if (

@@ -1,6 +1,6 @@
 """The fitting options of `train`, `retrain` and `train-cnn`, declared once with the types and defaults of `FitOptions`.
 
-`retrain` has no defaults of its own: options that are not given are those of the champion.
+`retrain` has no defaults: options that are not given are those of the champion.
 """
 
 import inspect

@@ -7,7 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from streaming.cli.console import err
-from streaming.follow import follow_settings
+from streaming.follow import Idle, follow_settings
 from streaming.settings import Settings
 from streaming.signals import stop_signals
 
@@ -24,17 +24,17 @@ def follow_lines(
         wanted: selects predictions by their row.
 
     Returns:
-        The number of predictions and the position of the last one.
+        The number of predictions and the position to continue from.
     """
     lines, position = 0, after
     with stop_signals() as stop, closing(follow_settings(settings, after)) as answers:
         for answer in answers:
             if stop.is_set():
                 break
-            if answer is None:
+            position = answer.position
+            if isinstance(answer, Idle):
                 sys.stdout.flush()
                 continue
-            position = answer.position
             if wanted(answer.row):
                 print(json.dumps({"position": position} | answer.row, ensure_ascii=False))
                 lines += 1

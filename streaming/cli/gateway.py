@@ -33,14 +33,14 @@ def gateway(
     """Serve an HTTP API that accepts images and returns predictions, until Ctrl-C.
 
     POST /v1/images publishes an image, GET /v1/predictions/ID returns its prediction, /docs describes all routes. The
-    API
-    key is read from the file named by IMAGESTREAM_GATEWAY_API_KEY_FILE; without a key, only this machine has access.
+    API keys are read from the file named by IMAGESTREAM_GATEWAY_API_KEY_FILE, one per line; without a key, only this
+    machine has access.
 
     Example: imagestream gateway --port 8080
     """
     from producer.message import MAX_MESSAGE_BYTES
     from producer.sender import Sender
-    from streaming.gateway.access import check_binding, read_key
+    from streaming.gateway.access import check_binding, read_keys
     from streaming.gateway.app import create_app
     from streaming.gateway.serve import listen, make_server
     from streaming.gateway.service import Broker
@@ -51,8 +51,8 @@ def gateway(
 
     settings = settings_of(context)
     port = settings.gateway_port if port is None else port
-    key = read_key(settings.gateway_api_key_file)
-    check_binding(host, key)
+    keys = read_keys(settings.gateway_api_key_file)
+    check_binding(host, keys)
     servers, client = home_servers(settings), client_arguments(settings)
     check_access(servers, settings.topic, client, Right.WRITE)
     sender = Sender(servers, settings.topic, delivery_timeout_s=ACKNOWLEDGED_S, client=client)
@@ -69,7 +69,7 @@ def gateway(
             write_json(json, {"url": url, "topic": settings.topic, "max_image_bytes": largest})
             out.print(f"gateway: {url}/docs")
             server = make_server(
-                create_app(settings, broker, key), access_log=access_log, log_format=settings.log_format
+                create_app(settings, broker, keys), access_log=access_log, log_format=settings.log_format
             )
             with stop_signals():  # uvicorn raises the signal again after its shutdown: ignore it then
                 server.run(sockets=[listener])

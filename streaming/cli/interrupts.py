@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import typer
 
-from streaming.cli.app import EXIT_INTERRUPTED
+from streaming.cli.app import EXIT_INTERRUPTED, STOPPED
 from streaming.cli.console import err
 from streaming.errors import ServiceError
 from streaming.signals import terminable
@@ -26,14 +26,16 @@ def stopping_cleanly() -> Iterator[None]:
 
 @contextmanager
 def stoppable(hint: str) -> Iterator[None]:
-    """End the block on Ctrl-C with a message that says how to continue."""
+    """End the block on Ctrl-C or SIGTERM with a message that says how to continue."""
     try:
-        yield
+        with terminable() as termination:
+            yield
     except (KeyboardInterrupt, ServiceError) as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, KeyboardInterrupt):
             cause = cause.__cause__ or cause.__context__  # Spark wraps the interrupt when it cancels its jobs
         if cause is None:
             raise
-        err.print(f"interrupted; {hint}", style="yellow")
+        err.print(f"{STOPPED if termination.received else 'interrupted'}; {hint}", style="yellow")
+        termination.reported = True
         raise typer.Exit(EXIT_INTERRUPTED) from error

@@ -3,7 +3,6 @@
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -201,13 +200,9 @@ def export(
 
     Example: imagestream models export 2 model-2.zip
     """
-    from models.bundle_zip import write_zip
     from streaming.registry import open_registry
 
-    with TemporaryDirectory(prefix="imagestream-") as scratch:
-        folder = Path(scratch) / "bundle"
-        bundle = open_registry(settings_of(context).home).fetch(version, folder)
-        write_zip(folder, file)
+    bundle = open_registry(settings_of(context).home).export(version, file)
     size = file.stat().st_size
     out.print(f"{file}: version {version}, {size / 1e6:,.1f} MB; SHA-256 of its bundle {bundle.sha256}")
     write_json(json_file, {"version": version, "file": str(file), "bytes": size, "bundle_sha256": bundle.sha256})

@@ -1,6 +1,5 @@
 """`imagestream models import` and `models inspect`: models trained elsewhere."""
 
-import getpass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -156,6 +155,7 @@ def import_(
             raise UsageError(f"{file} is an exported model version: expected no preprocessing or class options")
         return _import_bundle(registry, Path(file), alias, json_file)
 
+    from streaming.platform.machine import user_name
     from streaming.training.import_model import import_model
 
     path, tensor = split_tensor(file)
@@ -167,7 +167,7 @@ def import_(
             input_size=input_size, changes=changes,
         )  # fmt: skip
     if alias is not None:
-        registry.promote(result.version, alias=alias.value, by=getpass.getuser(), why="imported")
+        registry.promote(result.version, alias=alias.value, by=user_name(), why="imported")
     return _print_result(result, alias, json_file)
 
 

@@ -19,7 +19,7 @@ from streaming.storage.tables import SCHEMAS
 HEAD = """# Reference
 
 Generated from the code by `python -m streaming.cli.reference > docs/reference.md`. The [how-to guides](how-to.md)
-explain when to use what.
+explain when to use what. In a clone, `source .venv/bin/activate` puts `imagestream` on the `PATH`.
 """
 PRECEDENCE = """
 Every setting is an option of every command (before or after its name), an environment variable, and a key of the

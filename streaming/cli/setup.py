@@ -21,7 +21,7 @@ def setup(
     """Install the dependencies that are not Python packages: jars, Java if missing, the default backbone as LiteRT.
 
     Existing files are verified and replaced if damaged. Jars and backbones are stored once per user, in
-    ~/.cache/imagestream, and shared by all homes that have none of their own.
+    ~/.cache/imagestream, and shared by all homes without a separate copy.
 
     Example: imagestream setup
     """

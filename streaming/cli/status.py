@@ -114,11 +114,10 @@ def _lines(found: "Status") -> list[tuple[str, str, str]]:
             f"{last.batch_id} ({last.input_rows:,} images, version {last.model_version}), {last.age_s:,.0f} s ago",
         )
     if found.stream and (answers := found.stream.answers):
-        since = f", {time() - answers.at:,.0f} s ago" if answers.at else ""
-        out_yet = (
-            "none yet" if answers.batch is None else f"batch {answers.batch} ({answers.messages:,} answers){since}"
-        )
-        line("answers", f"topic {answers.topic}: {out_yet}, backlog {answers.backlog:,}")
+        newest = f"batch {answers.batch}" if answers.batch else "none yet"
+        if answers.at:  # else an earlier process committed it
+            newest += f" ({answers.messages:,} answers), {time() - answers.at:,.0f} s ago"
+        line("answers", f"topic {answers.topic}: {newest}, backlog {answers.backlog:,}")
     if found.images_per_second is not None:
         line("rate", f"{found.images_per_second:,.0f} images/s over the last batches")
     line("models", ", ".join(f"{alias} {version or 'none'}" for alias, version in found.aliases.items()))

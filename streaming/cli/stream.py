@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         "schema_registry",
         "answers_topic",
         "answers",
+        "answers_format",
         "answers_bootstrap_servers",
         "metrics_host",
         "metrics_port",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from models.architectures import DEFAULT_BACKBONE
-from streaming.cli.app import JsonOption, app, settings_of, write_json
+from streaming.cli.app import JsonOption, app, program, settings_of, write_json
 from streaming.cli.backbone_options import BackboneOption, PresetOption, WeightsOption
 from streaming.cli.command_line import MODELS, SPARK, Deprecated, seconds
 from streaming.cli.console import err, out, text_column, warn
@@ -201,7 +201,7 @@ def _command(settings: "Settings", found: "Tuned", given: dict[str, Any], limit:
     from streaming.settings import HOME
     from streaming.training.tune_space import command_of
 
-    words = ["imagestream"] if settings.home == str(Path(HOME).absolute()) else ["imagestream", "--home", settings.home]
+    words = program() if settings.home == str(Path(HOME).absolute()) else [*program(), "--home", settings.home]
     best = found.best
     if given["images"] is None and given["dataset"] is None:
         return shlex.join(command_of(best.options, [*words, "retrain"], every=True))

@@ -1,13 +1,13 @@
-"""Access control of the gateway: by API key, or, without a key, restricted to programs on this machine.
+"""Access control of the gateway: by API key, or, without keys, restricted to programs on this machine.
 
 A browser also runs on this machine, and any page that it displays can make it send requests. So cross-origin requests
-are rejected, and, without a key, so are requests whose Host is not this machine's own name (DNS rebinding).
+are rejected, and, without keys, so are requests whose Host is not this machine's own name (DNS rebinding).
 """
 
 import hmac
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,26 +25,30 @@ header_key = APIKeyHeader(name="X-API-Key", auto_error=False, description="the A
 bearer_key = HTTPBearer(auto_error=False, description="the API key as a bearer token")
 
 
-def read_key(path: Path | None) -> str | None:
-    """The API key: the content of the file without surrounding white space; None if no file is given.
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """The API keys: the lines of the file without surrounding white space; none if no file is given.
 
     Raises:
-        ServiceError: the file cannot be read, or the key has fewer than 16 printable ASCII characters.
+        ConfigurationError: the file cannot be read, or a key has fewer than 16 printable ASCII characters.
     """
     if path is None:
-        return None
+        return ()
     try:
         check_secret_file(path)
         with path.open("rb") as file:
-            key = file.read(MAX_KEY_BYTES).decode("ascii").strip()
+            text = file.read(MAX_KEY_BYTES + 1).decode("ascii")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the API key file {path} cannot be read: {error}") from error
-    if len(key) < MIN_KEY_CHARS or not key.isprintable():
-        raise ConfigurationError(
-            f"the API key file {path}: expected at least {MIN_KEY_CHARS} printable characters, got {len(key)}; "
-            "generate a key with: openssl rand -hex 32"
-        )
-    return key
+    if len(text) > MAX_KEY_BYTES:
+        raise ConfigurationError(f"the API key file {path}: expected at most {MAX_KEY_BYTES:,} bytes, got more")
+    keys = [line.strip() for line in text.split("\n") if line.strip()]
+    for key in keys or [""]:
+        if len(key) < MIN_KEY_CHARS or not key.isprintable():
+            raise ConfigurationError(
+                f"the API key file {path}: expected at least {MIN_KEY_CHARS} printable characters per line, got "
+                f"{len(key)}; generate a key with: openssl rand -hex 32"
+            )
+    return tuple(dict.fromkeys(keys))
 
 
 def is_loopback(host: str) -> bool:
@@ -55,21 +59,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_binding(host: str, key: str | None) -> None:
+def check_binding(host: str, keys: Collection[str]) -> None:
     """Check that the gateway has an API key if other machines can reach it.
 
     Raises:
-        ServiceError: it has none.
+        UsageError: it has none.
     """
-    if key is None and not is_loopback(host):
+    if not keys and not is_loopback(host):
         raise UsageError(
             f"--host {host} lets other machines in: set IMAGESTREAM_GATEWAY_API_KEY_FILE to a file with an API key, "
             "or use 127.0.0.1"
         )
 
 
-def access(key: str | None) -> Callable[..., None]:
-    """A FastAPI dependency that accepts or rejects a request before its body is read."""
+def access(keys: Sequence[str]) -> Callable[..., None]:
+    """A FastAPI dependency that accepts or rejects a request before its body is read.
+
+    It sets the request's `state.api_key` to the number of its key, from 0.
+    """
+    secrets = [key.encode() for key in keys]
 
     def with_key(
         request: Request,
@@ -78,17 +86,19 @@ def access(key: str | None) -> Callable[..., None]:
     ) -> None:
         refuse_other_sites(request)
         given = header if header is not None else bearer.credentials if bearer is not None else ""
-        if not hmac.compare_digest(given.encode(), (key or "").encode()):
+        same = [hmac.compare_digest(given.encode(), secret) for secret in secrets]  # all, in the same time
+        if True not in same:
             raise HTTPException(
                 401, "expected the API key in X-API-Key or as a bearer token", {"WWW-Authenticate": "Bearer"}
             )
+        request.state.api_key = same.index(True)
 
     def without_key(request: Request) -> None:
         refuse_other_sites(request)
         if not is_loopback(PORT.sub("", request.headers.get("host", ""))):
             raise HTTPException(403, "without an API key, the gateway accepts requests to localhost only")
 
-    return without_key if key is None else with_key
+    return with_key if secrets else without_key
 
 
 def refuse_other_sites(request: Request) -> None:

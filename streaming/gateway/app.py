@@ -6,7 +6,7 @@ GET  /metrics             for Prometheus
 GET  /docs, /openapi.json the description of all routes
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,20 +22,21 @@ from streaming.gateway.description import POLICY, page
 from streaming.gateway.following import add_following
 from streaming.gateway.metrics import CountRequests, GatewayMetrics
 from streaming.gateway.problems import declare, handle_problems, problems
-from streaming.gateway.rate_limit import RateLimit
+from streaming.gateway.rate_limit import RateLimit, key_of
 from streaming.gateway.routes import old_routes, refuse_repeated, routes
 from streaming.gateway.schemas import Health
 from streaming.gateway.service import Broker, Service
 from streaming.settings import Settings
 
 
-def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -> FastAPI:
+def create_app(settings: Settings, broker: Broker, api_keys: Sequence[str] = ()) -> FastAPI:
     """The application for one home and topic.
 
     Args:
         settings: of the home and topic.
         broker: to publish to.
-        api_key: required of every request except health checks; None allows only programs on this machine.
+        api_keys: one is required of every request except health checks; without keys, only programs on this machine
+            are allowed.
     """
     service = Service(broker, settings)
 
@@ -54,9 +55,15 @@ def create_app(settings: Settings, broker: Broker, api_key: str | None = None) -
         openapi_url=None,
         responses=problems(400),  # invalid HTTP, on any route
     )
-    allowed = Depends(access(api_key))
-    # The rate limit comes before the check of the key, so that it limits guesses of keys.
-    limited = [Depends(RateLimit(settings.gateway_requests_per_minute)), allowed]
+    allowed = Depends(access(api_keys))
+    # The limit per address comes before the check of the key, so that it limits guesses of keys. The total limit comes
+    # after it, so that clients without a key cannot use it up.
+    limited = [
+        Depends(RateLimit(settings.gateway_requests_per_minute)),
+        allowed,
+        Depends(RateLimit(settings.gateway_key_requests_per_minute, key_of, "with one API key")),
+        Depends(RateLimit(settings.gateway_total_requests_per_minute, lambda _request: "", "in total")),
+    ]
     add_following(app, settings, limited)
     metrics = GatewayMetrics()
     app.add_middleware(MarkDeprecated)

@@ -1,13 +1,14 @@
 """Predictions as they are made, over HTTP.
 
-GET  /v1/predictions/stream    each prediction as a server-sent event; a client continues after the last one that it had
-POST …/images?wait=5           200 with the prediction itself, or 202 as without it when the time is over
+GET  /v1/predictions/stream    each prediction as a server-sent event; a client continues after its last event
+POST …/images?wait=5           200 with the prediction itself, or the usual 202 after this time
 
-Source of the format of events: html.spec.whatwg.org, "Server-sent events".
+Source of the event format: html.spec.whatwg.org, "Server-sent events".
 """
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator
@@ -22,7 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streaming.errors import ServiceError
-from streaming.follow import LATEST, Answer, follow_settings
+from streaming.follow import LATEST, Answer, Idle, follow_settings
 from streaming.gateway import schemas
 from streaming.gateway.lookup import Found, Lookup
 from streaming.pipeline.positions import name_in_kafka
@@ -32,11 +33,11 @@ EVENT_STREAM = "text/event-stream"
 MAX_STREAMS = 32
 EVENTS_AT_A_TIME = 100
 HEARTBEAT_S = 10.0
-RETRY_MS = 2_000  # after which a browser connects again
+RETRY_MS = 2_000  # after which a browser reconnects
 MAX_POSITION_CHARS = 8_000
 
 UPLOADS = ("/images", "/v1/images")
-MAX_WAITING = 200  # uploads whose prediction is waited for; those beyond get their 202 at once
+MAX_WAITING = 200  # maximum number of uploads that wait; further ones get their 202 at once
 MAX_WAIT_S = 30.0
 POLL_S = 0.25
 THREADS = 4
@@ -50,10 +51,10 @@ LastEventHeader = Annotated[
 
 
 def add_following(app: FastAPI, settings: Settings, dependencies: list[Any]) -> None:
-    """Add both to the gateway's application; to be called before its routes of single predictions are added.
+    """Add both to the gateway's application, before its routes of single predictions are added.
 
     Args:
-        dependencies: of the route, such as who may use it.
+        dependencies: of the route, such as the check of the API key.
     """
     _add_stream(app, settings, dependencies)
     app.add_middleware(AnswerUploads, lookup=Lookup(settings.place))
@@ -72,13 +73,13 @@ def add_following(app: FastAPI, settings: Settings, dependencies: list[Any]) -> 
 
 
 def wait_parameter() -> dict[str, Any]:
-    """The parameter `wait` of an upload, as OpenAPI has it."""
+    """The parameter `wait` of an upload, in OpenAPI."""
     return {
         "name": "wait",
         "in": "query",
         "required": False,
         "schema": {"type": "number", "minimum": 0, "maximum": MAX_WAIT_S, "default": 0},
-        "description": "seconds to wait for the prediction, which is the answer then",
+        "description": "seconds to wait for the prediction, which is then the response",
     }
 
 
@@ -96,10 +97,10 @@ def _add_stream(app: FastAPI, settings: Settings, dependencies: list[Any]) -> No
         },
     )
     async def stream(request: Request, after: PositionParameter = LATEST, last_event_id: LastEventHeader = None) -> Any:
-        """Each prediction as an event `prediction` when it is made; its data is as in the answers topic.
+        """Each prediction as an event `prediction` when it is made; its data is the JSON of an answer.
 
-        A client that connects again with the header `Last-Event-ID`, as browsers do, gets those after that event, none
-        twice. An event `error` ends the stream where the tables or the broker cannot be read.
+        A client that reconnects with the header `Last-Event-ID`, as browsers do, receives the predictions after that
+        event, none twice. An event `error` ends the stream if the tables or the broker cannot be read.
         """
         if room.locked():
             raise HTTPException(429, f"{MAX_STREAMS} clients follow the predictions: try again", {"Retry-After": "5"})
@@ -115,26 +116,32 @@ def _add_stream(app: FastAPI, settings: Settings, dependencies: list[Any]) -> No
 
 
 class _Following:
-    """Answers, read on the threads of a pool, one call at a time."""
+    """Answers that are read on the threads of a pool, one call at a time.
+
+    Attributes:
+        position: where to continue after what was read.
+    """
 
     def __init__(self, settings: Settings, after: str, threads: ThreadPoolExecutor) -> None:
-        self._answers: Generator[Answer | None, None, None] = follow_settings(settings, after)
+        self.position = after
+        self._answers: Generator[Answer | Idle, None, None] = follow_settings(settings, after)
         self._threads = threads
         self._reading = threading.Lock()
 
     async def next(self) -> list[Answer]:
-        """The next answers; none where there are none for half a second."""
+        """The next answers; empty if there are none for half a second."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read)
 
     def close(self) -> None:
-        """Close it once no call is under way."""
+        """Close it once no call is running."""
         self._threads.submit(self._close)
 
     def _read(self) -> list[Answer]:
         found: list[Answer] = []
         with self._reading:
             for answer in self._answers:
-                if answer is None:
+                self.position = answer.position
+                if isinstance(answer, Idle):
                     break
                 found.append(answer)
                 if len(found) == EVENTS_AT_A_TIME:
@@ -152,13 +159,15 @@ async def _events(
     ending: Callable[[], bool] = getattr(request.app.state, "ending", lambda: False)
     sent = time.monotonic()
     try:
-        yield f"retry: {RETRY_MS}\n\n"
+        # With an id before the first event, a client that is cut off before it does not miss it either.
+        begin = "" if found else f"id: {following.position}\n"
+        yield f"retry: {RETRY_MS}\n{begin}\n"
         while not ending():
             if found:
-                yield "".join(f"id: {one.position}\nevent: prediction\ndata: {one.value.decode()}\n\n" for one in found)
+                yield "".join(map(_event, found))
                 sent = time.monotonic()
             elif time.monotonic() - sent > HEARTBEAT_S:
-                yield ":\n\n"  # a comment, by which proxies see that the connection is used
+                yield ":\n\n"  # a comment, which keeps proxies from closing the connection
                 sent = time.monotonic()
             found = await following.next()
     except ServiceError as error:
@@ -166,6 +175,13 @@ async def _events(
     finally:
         release()
         following.close()
+
+
+def _event(answer: Answer) -> str:
+    """An answer as an event, whatever its bytes are: anybody with the right to write to the topic may have sent it."""
+    lines = re.split("\r\n|\r|\n", answer.value.decode(errors="replace"))  # as the format has it, unlike splitlines
+    data = "".join(f"data: {line}\n" for line in lines)
+    return f"id: {answer.position}\nevent: prediction\n{data}\n"
 
 
 class AnswerUploads:

@@ -1,71 +1,72 @@
 """The answers topic: the rows of every decided batch as messages, sent exactly once, together with the tables.
 
-Whoever applies a decision (the stream, or whatever finishes a batch that it left) sends its answers in one Kafka
-transaction, which also commits the number of the batch as the offset of a consumer group. So readers of committed
-messages see all answers of a batch or none, and a process that applies the decision again knows whether they were sent:
+Every process that applies a decision (the stream, or a command that finishes a batch after it) sends its answers in one
+Kafka transaction, which also commits the number of the batch as the offset of a consumer group. Readers of committed
+messages therefore see all answers of a batch or none, and a process that applies the decision again knows whether they
+were sent:
 
-    1. init      a producer under the stream's transactional id: what an earlier one left open is aborted or completed,
-                 and that one is fenced, so that it cannot commit any more
-    2. look      at the group's offset: the batch, or a later one, is out; then there is nothing to do
+    1. fence     open a producer with the stream's transactional id: the open transaction of an earlier producer is
+                 aborted or completed, and that producer is fenced, so that it cannot commit any more
+    2. compare   the group's offset with the batch's number: if it is not lower, the answers have been sent
     3. send      the rows of the data files that the decision names, then the number as the group's offset
     4. commit
 
-1 and 2 are left out while this process has the only producer: if another one had sent anything, the commit would fail.
-Whatever fails, the producer is given up and 1 begins again: the outcome of the failed transaction is known after it.
+1 and 2 are skipped while this process has the newest producer: had another one sent anything, the commit would fail.
+After any error the producer is abandoned and 1 is done again, which reveals the outcome of the failed transaction.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from random import uniform
-from time import monotonic
 from typing import Any
 
 import pyarrow as pa
 
 from producer.message import HEADER_SOURCE
-from streaming.errors import ConfigurationError, ConflictError, DamagedError, ServiceError, UnavailableError
-from streaming.pipeline.answer_message import HEADER_BATCH, AnswerMessage, answer_fields, answer_message
+from streaming.errors import ConfigurationError, ConflictError, DamagedError, ServiceError
+from streaming.pipeline.answer_avro import avro_text
+from streaming.pipeline.answer_message import HEADER_BATCH, AnswerMessage, answer_message
+from streaming.pipeline.answer_value import answer_fields
+from streaming.pipeline.answers_reader import (
+    ANSWER_TIMEOUT_S,
+    AnswersAwayError,
+    answers_servers,
+    check_messages,
+    committed_batch,
+    open_consumer,
+    records_until,
+    transactional_id_of,
+)
 from streaming.pipeline.decisions import AnswersDue, Decision
-from streaming.platform.broker import bootstrap_servers as home_servers
-from streaming.platform.kafka_client import connect
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import client_arguments
+from streaming.platform.schema_registry import RegistryAwayError, register_schema
 from streaming.platform.topic import Right, Subscription, Topic, describe_topic
+from streaming.platform.transactional_producer import TransactionalProducer, is_fencing, topics_in_transaction
 from streaming.settings import Settings
 from streaming.storage.files import DataFile, at_hand, conformed, read_batches
 from streaming.storage.tables import SCHEMAS
 
 TABLES = {"predictions": ("predictions",), "quarantine": ("quarantine",), "both": ("predictions", "quarantine")}
-TRANSACTION_TIMEOUT_MS = 60_000  # after which the broker aborts what a dead process left open
-CONNECT_TIMEOUT_S = 10.0
-ANSWER_TIMEOUT_S = 15.0  # for one request, with its retries
-BATCH_BYTES = 256 * 1024
-RETRY_MS = 20  # the broker may still be completing the transaction before
-IN_FLIGHT = 5_000  # messages that are sent before the first of them is acknowledged
-TRIES = 6  # to send the answers of a batch, while other processes fence this one
-FENCED_S = (0.2, 1.0)  # a time between these is waited, so that one of two processes gets through
-CLOCKS_S = 600.0  # by which the clocks of a broker and of a stream may differ
-SCAN_TIMEOUT_S = 60.0
+TRIES = 6  # to send the answers of a batch while other processes fence this one
+FENCED_S = (0.2, 1.0)  # bounds of the random wait before the next try, so that one of two processes succeeds
+CLOCKS_S = 600.0  # maximum difference between the clocks of a broker and of a stream
 SERVERS = "--answers-bootstrap-servers (IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS)"
-HEADERS_OF = {"predictions": (), "quarantine": ("headers",)}  # columns that an answer's headers are made from
-
-
-class AnswersAwayError(UnavailableError):
-    """The broker for answers does not answer, so that a batch is not whole yet; asked again later, it may."""
+HEADERS_OF = {"predictions": (), "quarantine": ("headers",)}  # further columns that an answer's headers come from
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What is known about the answers of a stream.
+    """State of the answers of a stream.
 
     Attributes:
-        batch: the newest batch whose answers are out; None before the first.
-        at: when they were committed, in seconds since 1970.
-        messages: answers of that batch.
-        backlog: answers of a decided batch that are not out yet.
+        batch: number of the newest batch whose answers are committed; None before the first.
+        at: time of that transaction, in seconds since 1970; None if an earlier process committed it.
+        messages: number of answers of that batch.
+        backlog: number of answers of a decided batch that are not committed yet.
     """
 
     topic: str
@@ -77,12 +78,12 @@ class Sent:
 
 @dataclass
 class _Open:
-    """A producer that nobody has fenced yet, as far as is known."""
+    """A producer that is not fenced, as far as is known."""
 
-    producer: Any
+    producer: TransactionalProducer
     stream: str
     topic: str
-    committed: int | None  # the newest batch that is out
+    committed: int | None  # number of the newest batch whose answers are committed
 
 
 @dataclass
@@ -90,8 +91,8 @@ class AnswersTopic:
     """Sends the answers of one stream; used by one thread at a time. Connects when there is something to send.
 
     Args:
-        accept_new_topic: send answers that are due to a topic that was made again under the same name.
-        on_change: called with what is known whenever it changes.
+        accept_new_topic: send pending answers to a topic that was created again under the same name.
+        on_change: called with the new state whenever it changes.
 
     Attributes:
         due: what the stream records in its decisions; None without an answers topic.
@@ -105,13 +106,14 @@ class AnswersTopic:
     _sent: Sent | None = field(default=None, init=False)
 
     def prepare(self, reads: Subscription) -> None:
-        """Check the answers topic before a stream starts; it is made if it is not there.
+        """Check the answers topic before a stream starts; it is created if it does not exist.
 
         Args:
-            reads: the topics of images.
+            reads: the topics that images are read from.
 
         Raises:
-            ServiceError: it is a topic of images, or the broker does not answer or does not let us use it.
+            ServiceError: images are read from it, it holds other messages than this stream would send, or its brokers
+                or the schema registry do not respond or deny access.
         """
         name = self.settings.answers_topic
         if name is None:
@@ -121,23 +123,28 @@ class AnswersTopic:
                 f"--answers-topic: {name!r} is a topic that the stream reads images from: choose another name"
             )
         topics = [self._described(name, right) for right in (Right.WRITE, Right.READ)]
-        self.due = AnswersDue(name, topics[0].id, TABLES[self.settings.answers])
+        check_messages(self.settings, topics[0])
+        format_ = self.settings.answers_format
+        schema_id = self._registered(name) if format_ == "avro" else None
+        self.due = AnswersDue(name, topics[0].id, TABLES[self.settings.answers], format_, schema_id)
 
     def begin(self, stream: str, number: int) -> None:
         """Fence earlier producers of the stream, and commit a first transaction, without a message.
 
         Args:
-            number: the newest whole batch; its answers are out, or were not due.
+            number: of the newest complete batch; its answers are committed, or were not due.
 
         Raises:
-            ServiceError: this user may not use transactions or the group; an AnswersAwayError where the broker does not
-                complete a transaction, another process fences this one, or the topic has later batches.
+            ServiceError: the broker has no transactions, or this user has no right to them or to the group; an
+                AnswersAwayError if no transaction is completed in time, another program uses the transactional id,
+                another process fences this one, or the topic has later batches.
         """
         if self.due is None:
             return
         topic = self.due.topic
 
         def commit() -> None:
+            self._check_transactional_id(stream, topic)
             opened = self._opened(stream, topic)
             if opened.committed is not None and opened.committed > number:
                 raise AnswersAwayError(
@@ -151,15 +158,15 @@ class AnswersTopic:
         self._tell(Sent(topic, number))
 
     def send(self, decision: Decision, place: str, on_step: Callable[[str], None] = lambda _: None) -> None:
-        """Send the answers of a decided batch, unless they are out.
+        """Send the answers of a decided batch, unless they are committed already.
 
         Args:
             place: of the home's tables, a path or a URI.
-            on_step: called with "send" when all are sent and none is committed, and with "answers" when they are out.
+            on_step: called with "send" when all are sent and none is committed, and with "answers" after the commit.
 
         Raises:
-            ServiceError: the broker refuses them, or the data files cannot be read; an AnswersAwayError where the
-                broker does not answer.
+            ServiceError: the broker refuses them, or the data files cannot be read; an AnswersAwayError if the broker
+                does not respond.
         """
         due = decision.answers
         if due is None:
@@ -172,14 +179,10 @@ class AnswersTopic:
         on_step("answers")
 
     def close(self) -> None:
-        """Give up the producer; a transaction that is open is aborted by the next one, or by the broker in time."""
+        """Abandon the producer; an open transaction is aborted by the next one, or by the broker after a minute."""
         opened, self._open = self._open, None
         if opened is not None:
-            from kafka.errors import KafkaError
-
-            opened.producer._sender.force_close()  # what is under way belongs to a transaction that nobody commits
-            with suppress(KafkaError):
-                opened.producer.close(timeout=1)
+            opened.producer.abandon()
 
     def _until_not_fenced(self, send: Callable[[], None], stream: str, topic: str) -> None:
         from kafka.errors import KafkaError
@@ -188,7 +191,7 @@ class AnswersTopic:
             try:
                 send()
             except BaseException as error:
-                fenced = _is_fenced(error, self._open)
+                fenced = is_fencing(error) or (self._open is not None and self._open.producer.is_fenced)
                 self.close()
                 if not isinstance(error, KafkaError):
                     raise
@@ -216,54 +219,29 @@ class AnswersTopic:
         messages: Iterator[AnswerMessage] | Sequence[AnswerMessage],
         on_step: Callable[[str], None] = lambda _: None,
     ) -> None:
-        from kafka import TopicPartition
-        from kafka.structs import OffsetAndMetadata
-
-        producer, topic = opened.producer, opened.topic
-        producer.begin_transaction()
-        under_way: list[Any] = []
+        producer = opened.producer
+        producer.begin()
         for message in messages:
-            under_way.append(producer.send(topic, message.value, message.key, message.headers))
-            if len(under_way) >= IN_FLIGHT:
-                _settle(under_way)
-        _settle(under_way)
+            producer.send(opened.topic, message.value, message.key, message.headers)
+        producer.flush()
         on_step("send")
-        # By the results and not by the public methods, which wait for ever for a broker that has gone.
-        transaction = producer._transaction_manager
-        offsets = {TopicPartition(topic, 0): OffsetAndMetadata(number, "", -1)}
-        _await(producer, transaction.send_offsets_to_transaction(offsets, transactional_id_of(opened.stream)))
-        _await(producer, transaction.begin_commit())
+        producer.commit(opened.topic, number, transactional_id_of(opened.stream))
         opened.committed = number
 
     def _opened(self, stream: str, topic: str) -> _Open:
-        """A producer that has fenced all earlier ones, and what they have committed."""
-        from kafka import KafkaProducer
-
+        """A producer that has fenced all earlier ones, and the number of the newest batch that they committed."""
+        client = client_arguments(self.settings)
         try:
-            producer = connect(
-                KafkaProducer,
-                bootstrap_servers=self._servers(),
-                client_id="imagestream-answers",
-                transactional_id=transactional_id_of(stream),
-                transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
-                acks="all",
-                batch_size=BATCH_BYTES,
-                retry_backoff_ms=RETRY_MS,
-                bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
-                max_block_ms=int(ANSWER_TIMEOUT_S * 1000),
-                request_timeout_ms=int(ANSWER_TIMEOUT_S * 1000 / 2),
-                delivery_timeout_ms=int(ANSWER_TIMEOUT_S * 1000),
-                **client_arguments(self.settings),
-            )
+            producer = TransactionalProducer(self._servers(), transactional_id_of(stream), ANSWER_TIMEOUT_S, client)
         except ValueError as error:  # an address that is not one
-            raise AnswersAwayError(f"answers topic {topic!r}: {error}: look at {SERVERS}") from error
+            raise AnswersAwayError(f"answers topic {topic!r}: {error}: check {SERVERS}") from error
         self._open = _Open(producer, stream, topic, None)
-        producer.init_transactions()
-        self._open.committed = committed_batch(self._servers(), stream, topic, client_arguments(self.settings))
+        producer.fence()
+        self._open.committed = committed_batch(self._servers(), stream, topic, client)
         return self._open
 
     def _check_topic(self, decision: Decision, due: AnswersDue) -> None:
-        """The answers go to the topic that the stream had checked, wherever this process finds one of its name."""
+        """Refuse a topic of the same name that is not the one that the stream checked."""
         found = self._described(due.topic, Right.WRITE)
         if found.id != due.topic_id and not self.accept_new_topic:
             raise ConflictError(
@@ -274,9 +252,9 @@ class AnswersTopic:
             )
 
     def _is_there(self, decision: Decision, due: AnswersDue) -> bool:
-        """Whether answers of the batch are in the topic itself, where the group has no offset.
+        """Whether the topic itself has answers of the batch; for a group without an offset.
 
-        A broker forgets offsets that nobody has committed for a week.
+        Brokers delete the offset of a group that has not committed for `offsets.retention.minutes`, a week by default.
         """
         from kafka import TopicPartition
 
@@ -290,17 +268,27 @@ class AnswersTopic:
             consumer.assign(list(left))
             for place in left:
                 consumer.seek(place, first[place].offset)
-            give_up = monotonic() + SCAN_TIMEOUT_S
-            while left := {one: end for one, end in left.items() if consumer.position(one) < end}:
-                if monotonic() > give_up:
-                    raise AnswersAwayError(
-                        f"the answers topic {due.topic!r} cannot be read to its end: a transaction of another program "
-                        "may be open there"
-                    )
-                for records in consumer.poll(timeout_ms=500).values():
-                    if any(wanted.items() <= dict(record.headers).items() for record in records):
-                        return True
-        return False
+            return any(wanted.items() <= dict(record.headers).items() for record in records_until(consumer, left))
+
+    def _check_transactional_id(self, stream: str, topic: str) -> None:
+        """Refuse an id whose open transaction is not one of this stream, before it is aborted."""
+        name = transactional_id_of(stream)
+        others = topics_in_transaction(self._servers(), name, client_arguments(self.settings)) - {topic}
+        if others:
+            raise AnswersAwayError(
+                f"answers topic {topic!r}: transactional id {name!r} is in use by another program, which has an open "
+                f"transaction on topic {min(others)!r}: stop that program, or have it use another id"
+            )
+
+    def _registered(self, topic: str) -> int | None:
+        """The id of the Avro schema in the schema registry; None without one."""
+        registry = self.settings.schema_registry
+        if registry is None:
+            return None
+        try:
+            return register_schema(registry, f"{topic}-value", avro_text())
+        except RegistryAwayError as error:
+            raise AnswersAwayError(f"answers topic {topic!r}: {error}") from error
 
     def _servers(self) -> str:
         return answers_servers(self.settings)
@@ -318,56 +306,8 @@ class AnswersTopic:
         self.on_change(sent)
 
 
-def answers_servers(settings: Settings) -> str:
-    """The brokers of the answers topic: those given for it, or else those of the images.
-
-    Raises:
-        AnswersAwayError: none were given, and the home's broker is not running.
-    """
-    if settings.answers_bootstrap_servers:
-        return settings.answers_bootstrap_servers
-    try:
-        return home_servers(settings)
-    except ServiceError as error:
-        raise AnswersAwayError(f"answers topic: {error}") from error
-
-
-def transactional_id_of(stream: str) -> str:
-    """The transactional id of a stream, by its id; and the group whose offset is the newest batch that is out."""
-    return f"imagestream-{stream}"
-
-
-def committed_batch(servers: str, stream: str, topic: str, client: Mapping[str, Any]) -> int | None:
-    """The newest batch of a stream whose answers are out; None if the broker knows of none.
-
-    Raises:
-        kafka.errors.KafkaError, ServiceError: the broker does not answer, or does not let us.
-    """
-    from kafka import TopicPartition
-
-    with closing(open_consumer(servers, client, transactional_id_of(stream))) as consumer:
-        offset: int | None = consumer.committed(TopicPartition(topic, 0), timeout_ms=int(ANSWER_TIMEOUT_S * 1000))
-    return offset
-
-
-def open_consumer(servers: str, client: Mapping[str, Any], group: str | None = None) -> Any:
-    """A consumer of committed messages; an offset that is not there any more is an error."""
-    from kafka import KafkaConsumer
-
-    return connect(
-        KafkaConsumer,
-        bootstrap_servers=servers,
-        group_id=group,
-        isolation_level="read_committed",  # also of the group's offset: one that is being committed is waited for
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        bootstrap_timeout_ms=int(CONNECT_TIMEOUT_S * 1000),
-        **client,
-    )
-
-
 def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
-    """The answers of a decided batch, from its data files, a bounded part of a file at a time.
+    """The answers of a decided batch, read from its data files in parts of bounded size.
 
     Args:
         place: of the home's tables, a path or a URI.
@@ -375,10 +315,14 @@ def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
     Raises:
         ServiceError: a file is missing or damaged.
     """
-    for table in decision.answers.tables if decision.answers else ():
+    due = decision.answers
+    if due is None:
+        return
+    for table in due.tables:
         for file in decision.files.get(table, ()):
             try:
-                yield from file_messages(table, f"{place}/{table}", file)
+                for row in file_rows(table, f"{place}/{table}", file):
+                    yield answer_message(table, row, due.format, due.schema_id)
             except (OSError, pa.ArrowException) as error:
                 raise DamagedError(
                     f"batch {decision.number} was decided, but its file {table}/{file.path} cannot be read "
@@ -386,62 +330,41 @@ def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
                 ) from error
 
 
-def file_messages(table: str, place: str, file: DataFile) -> Iterator[AnswerMessage]:
-    """The answers of one data file of a table, a bounded part of the file at a time."""
+def file_rows(table: str, place: str, file: DataFile) -> Iterator[dict[str, Any]]:
+    """The columns that an answer is made from, of the rows of one data file, read in parts of bounded size."""
     fields = answer_fields(table) + [field for field in SCHEMAS[table][0] if field.name in HEADERS_OF[table]]
     schema = pa.schema([field for field in fields if field.name not in file.partition])
     with at_hand(place, file.path) as path:
         for batch in read_batches(path, schema.names):
             for row in conformed(batch, schema).to_pylist():
-                yield answer_message(table, row | file.partition)
-
-
-def _settle(under_way: list[Any]) -> None:
-    for one in under_way:
-        one.get(ANSWER_TIMEOUT_S)
-    under_way.clear()
-
-
-def _await(producer: Any, result: Any) -> None:
-    from kafka.errors import KafkaTimeoutError
-
-    producer._sender.wakeup()
-    if not result.wait(ANSWER_TIMEOUT_S * 1000):
-        raise KafkaTimeoutError(f"no answer for {ANSWER_TIMEOUT_S:g} s")
-
-
-def _is_fenced(error: BaseException, opened: _Open | None) -> bool:
-    """Whether another producer with our transactional id was opened."""
-    from kafka.errors import InvalidProducerEpochError, ProducerFencedError
-
-    last = opened.producer._transaction_manager.last_error if opened is not None else None
-    return any(isinstance(one, ProducerFencedError | InvalidProducerEpochError) for one in (error, last))
+                yield row | file.partition
 
 
 def _explained(error: Exception, fenced: bool, stream: str, topic: str) -> ServiceError:
-    """What Kafka said in one line, with the setting to look at; an AnswersAwayError where it may pass."""
+    """An error of Kafka as one line that names the setting to check; an AnswersAwayError if a retry may succeed."""
     from kafka import errors
 
     name, where = transactional_id_of(stream), f"answers topic {topic!r}"
     if fenced:
         return AnswersAwayError(
-            f"{where}: transactional id {name!r} is in use by another process again and again: stop the other stream "
-            "of this home, or the program that uses this id"
+            f"{where}: transactional id {name!r} is in use by another process: stop the other stream of this home, or "
+            "the program that uses this id"
         )
     grant = "grant it with `kafka-acls.sh --add --allow-principal User:NAME --resource-pattern-type prefixed"
-    refused: dict[type[Exception], str] = {  # the first that fits
+    refused: dict[type[Exception], str] = {  # the first that matches
         errors.GroupAuthorizationFailedError: f"no right to group {name!r}: {grant} --operation Read --group "
         "imagestream-`",
         errors.TransactionalIdAuthorizationFailedError: f"no right to transactional id {name!r}: {grant} --operation "
         "Write --operation Describe --transactional-id imagestream-`",
-        errors.AuthorizationError: f"no right to read and write it ({error}): look at IMAGESTREAM_KAFKA_USERNAME",
+        errors.AuthorizationError: f"no right to read and write it ({error}): check IMAGESTREAM_KAFKA_USERNAME",
         errors.MessageSizeTooLargeError: f"an answer is too large for it ({error}): raise its max.message.bytes",
-        errors.UnsupportedVersionError: f"its broker has no transactions ({error}): name another one with {SERVERS}",
+        errors.UnsupportedVersionError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",
+        errors.KafkaConfigurationError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",
     }
     for kind, why in refused.items():
         if isinstance(error, kind):
             return RefusedError(f"{where}: {why}")
     return AnswersAwayError(
-        f"{where}: its broker completes no transaction ({type(error).__name__}: {error}): look at {SERVERS}, and at "
+        f"{where}: its broker does not complete a transaction ({type(error).__name__}: {error}): check {SERVERS} and "
         "the broker's transaction.state.log.replication.factor"
     )

@@ -2,7 +2,7 @@
 
     1. plan      take Spark's offset ranges; each must start where the previous batch ended
     2. model     load the models that the aliases point to now
-    3. score     run one Spark job; workers write features and quarantined messages into files of their own
+    3. score     run one Spark job; workers write features and quarantined messages to separate files
     4. reconcile check that every message of the ranges was read once and has one row (see `reconcile.py`)
     5. write     write files of predictions and of the challenger's answers, which no commit refers to yet; meanwhile,
                  ask Kafka whether the topics are still the same

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from streaming.errors import ConfigurationError, DamagedError, ServiceError
 from streaming.storage.files import STRICT, DataFile
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 FORMAT_WITH_ANSWERS = 2  # releases without an answers topic must not complete such a batch
+# Nor releases without Avro. The format also identifies the schema of `schema_id`: other fields need another format.
+FORMAT_WITH_AVRO = 3
+FORMATS = (FORMAT, FORMAT_WITH_ANSWERS, FORMAT_WITH_AVRO)
 # The tables that a decision has files for, in the order in which they are committed; `batches` comes after them.
 DECIDED_TABLES = ("predictions", "quarantine", "shadow", "features")
 ANSWERED_TABLES = ("predictions", "quarantine")  # whose rows can be sent as answers
@@ -80,11 +83,15 @@ class AnswersDue:
         topic: name in Kafka.
         topic_id: id in Kafka.
         tables: some of `ANSWERED_TABLES`.
+        format: of the messages' values.
+        schema_id: of the Avro schema in a schema registry; None without one.
     """
 
     topic: str
     topic_id: str
     tables: tuple[str, ...]
+    format: Literal["json", "avro"] = "json"
+    schema_id: int | None = None
 
     __pydantic_config__: ClassVar = STRICT
 
@@ -139,10 +146,13 @@ class Decision:
         return sum(one.rows for one in self.ranges)
 
     def to_json(self) -> bytes:
-        content = asdict(self)
+        content, format_ = asdict(self), FORMAT_WITH_AVRO
         if self.answers is None:
             del content["answers"]
-        format_ = FORMAT if self.answers is None else FORMAT_WITH_ANSWERS
+            format_ = FORMAT
+        elif self.answers.format == "json":
+            del content["answers"]["format"], content["answers"]["schema_id"]
+            format_ = FORMAT_WITH_ANSWERS
         return json.dumps({"format": format_, **content}, default=datetime.isoformat).encode()
 
     @classmethod
@@ -156,7 +166,7 @@ class Decision:
         Raises:
             ServiceError: it is damaged, inconsistent, or in another format.
         """
-        decision: Decision = parse_object(data, name, "decision", (FORMAT, FORMAT_WITH_ANSWERS), _decision_type())
+        decision: Decision = parse_object(data, name, "decision", FORMATS, _decision_type())
         if problem := next(_problems(decision), None):
             raise DamagedError(f"the decision {name} is damaged: {problem}; restore it from a copy")
         return decision
@@ -252,6 +262,8 @@ def _answers_problems(answers: AnswersDue | None) -> Iterator[str]:
         yield "'answers' must have a topic and its id"
     if not answers.tables or not set(answers.tables) <= set(ANSWERED_TABLES):
         yield f"'answers' must have tables of {', '.join(ANSWERED_TABLES)}"
+    if answers.schema_id is not None and (answers.format == "json" or not 0 <= answers.schema_id <= MAX_INT32):
+        yield "'answers' must have the id of an Avro schema, or none"
 
 
 def _file_problems(table: str, file: DataFile) -> Iterator[str]:

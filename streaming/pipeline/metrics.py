@@ -76,7 +76,7 @@ DRIFT_OF_WINDOW = {
 
 
 class Metrics:
-    """The metrics of one stream, in a registry of their own."""
+    """The metrics of one stream, in a separate registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -118,8 +118,10 @@ class Metrics:
             "last_batch_timestamp_seconds", "Unix time of the last micro-batch, or of the start.", **new
         )
         self._last_batch.set_to_current_time()
-        self._answers = Counter("answers", "Answers sent to the answers topic.", **new)
-        self._answers_backlog = Gauge("answers_backlog_messages", "Answers of a decided batch not sent yet.", **new)
+        self._answers = Counter("answers", "Answers committed to the answers topic.", **new)
+        self._answers_backlog = Gauge(
+            "answers_backlog_messages", "Answers of a decided batch that are not committed yet.", **new
+        )
         self._last_answers = Gauge(
             "last_answers_timestamp_seconds", "Unix time of the last transaction with answers.", **new
         )

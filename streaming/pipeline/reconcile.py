@@ -11,7 +11,7 @@ messages of a range are counted as they are read, by topic, partition and offset
     C6  with holes, Kafka's position shows it: a Spark task ends only when the consumer's position has reached the end
         of its range, and it skips a hole only if the start of the log, fetched after that read, is not beyond it
         (`KafkaDataConsumer` in Spark, with `failOnDataLoss`)
-    C7  with holes, the start of the log is fetched once more after the read, and recorded. A log start never decreases,
+    C7  with holes, the start of the log is fetched again after the read, and recorded. A log start never decreases,
         so one that is not after the start of the range proves that nothing of the range had been deleted: the holes are
         markers, aborted messages or compacted messages. A later one proves nothing; it does not stop the stream either,
         since the messages may have been read before they were deleted.

@@ -26,7 +26,8 @@ import psutil
 import pyarrow as pa
 
 from streaming.jobs.audit import audit
-from streaming.pipeline.answers_topic import AnswersAwayError, AnswersTopic
+from streaming.pipeline.answers_reader import AnswersAwayError
+from streaming.pipeline.answers_topic import AnswersTopic
 from streaming.pipeline.commit import STEPS, BatchCommitter, BatchResult, LostDecisionError, _Scored
 from streaming.pipeline.decisions import DECIDED_TABLES, Decisions, ModelVersion, OffsetRange, TopicPartition
 from streaming.pipeline.finish import Tables, finish_decided

@@ -1,4 +1,4 @@
-"""Drivers that send answers die, sleep, race and wait: a committed reader finds each row once, as the table has it."""
+"""Drivers that send answers are killed, stopped and raced: a committed reader finds each row of the table once."""
 
 import signal
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.forms import Form, Record
 from tests.streaming.history import new_topic
 
 PER_BATCH = 3  # messages of each partition
-# A step of a micro-batch, and what is made to be done before the other then.
+# A step of a micro-batch, and which of answers and tables has to be complete before the other one begins.
 KILLS = (
     ("score", None),
     ("decide", None),
@@ -30,14 +30,14 @@ KILLS = (
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With --full in a bucket, too."""
+    """With --full also in a bucket."""
     if "place" in metafunc.fixturenames:
         metafunc.parametrize("place", ["local", "bucket"] if metafunc.config.getoption("full") else ["local"])
 
 
 @pytest.fixture
 def spec(place: str, broker: Settings, request: pytest.FixtureRequest, tmp_path: Path) -> Spec:
-    """A stream that has begun, of ten micro-batches, with an answers topic that is new."""
+    """A stream of ten micro-batches that has begun, with a new answers topic."""
     home = tmp_path / "home" if place == "local" else request.getfixturevalue("bucket_home")
     settings = Settings(
         home=home,
@@ -73,7 +73,7 @@ def test_killed_at_every_step_and_between_transaction_and_tables(
 
 
 def test_driver_that_slept_in_a_transaction_is_fenced_by_whoever_finishes_its_batch(spec: Spec) -> None:
-    """All of it is sent and nothing committed; `maintain` finishes the batch, and another driver those after it."""
+    """It stops between sending and committing; `maintain` finishes the batch, and another driver the later ones."""
     with Driver(replace(spec, signal_at=("send", 2, signal.SIGSTOP))) as asleep:
         asleep.wait_stopped()
         maintain(spec.settings)

@@ -63,14 +63,14 @@ def _maintained(settings: Settings, every_s: float) -> Iterator[dict[str, int]]:
 
 @pytest.fixture(scope="module")
 def soaked(new_service: NewService, form: Form[int], seed: int, record: Record) -> Soaked:
-    batches, size = form(1_000, 60), form(50, 8)
+    batches, size = form(1_000, 16), form(50, 8)
     settings, rng = new_service(), generator(seed)
     sent: Sent = {}
-    for _ in range(10):
-        sent |= send(settings, samples(rng, good=batches * size * 9 // 100, bad=batches * size // 100))
+    for _ in range(8):
+        sent |= send(settings, samples(rng, good=batches * size * 9 // 80, bad=batches * size // 80))
     with Stream(settings, images_per_batch=size, until_drained=True) as stream:
         stream.wait_for(lambda: bool(stream.events("batch")))
-        with MemoryWatch(stream.process.pid) as watch, _maintained(settings, form(30, 3)) as most:
+        with MemoryWatch(stream.process.pid) as watch, _maintained(settings, form(30, 1)) as most:
             stream.wait_ended()
     commits = [event["at"] for event in stream.events("batch")]
     assert len(commits) >= batches
@@ -106,7 +106,7 @@ def test_decisions_that_are_applied_again_leave_every_table_unchanged(
 ) -> None:
     settings = soaked.settings
     kept, before = decisions(settings), versions(settings)
-    assert len(kept) >= form(KEPT, 50)
+    assert len(kept) >= form(KEPT, 16)
     for decision in kept:
         assert apply(decision, Tables(settings.place.tables), fresh=False) == (decision.number == kept[-1].number)
     assert drain(settings, images_per_batch=soaked.images_per_batch).batches == []

@@ -91,7 +91,7 @@ def test_killed_at_every_step_on_a_store_that_harms_requests(
 
 
 def test_store_that_goes_away_is_waited_for(spec: Spec, proxy: StoreProxy, form: Form[float]) -> None:
-    spec = replace(spec, answer_within_s=form(60.0, 0.5), messages=form(400, 200) * PER_BATCH)
+    spec = replace(spec, answer_within_s=form(60.0, 0.5), messages=form(400, 100) * PER_BATCH)
     with Driver(spec) as driver:
         driver.wait_for("batch", 2)
         with proxy.away():

@@ -89,7 +89,7 @@ def network() -> Any:
     return keras.Model(image, keras.layers.Dense(4, activation="softmax", name="scores")(x))
 
 
-@pytest.mark.parametrize("kind", ["net.keras", "net.h5", "net.keras:map", "saved"])
+@pytest.mark.parametrize("kind", ["net.h5", "net.keras:map", "saved"])
 def test_keras_files_and_saved_models(network: Any, tmp_path: Path, kind: str) -> None:
     import keras
 

@@ -40,7 +40,7 @@ def test_colours_of_the_same_luma_are_the_same_to_the_gray_network_only() -> Non
 
 @pytest.mark.parametrize("name", ["cnn_gray", "cnn_color"])
 def test_imagenet_weights_are_refused_and_the_ways_out_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=rf"{name} has no ImageNet weights: train it .*train-cnn.* `random` by name"):
+    with pytest.raises(ModelError, match=rf"{name} has no ImageNet weights: train it .*train-cnn.* or `random`"):
         export_backbone(name, "imagenet", tmp_path)
 
 

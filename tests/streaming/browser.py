@@ -27,13 +27,18 @@ def chromium(*, dark: bool = False, width: int = 1200) -> Iterator[Chrome]:
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     chrome = Chrome(options, Service(driver))
     try:
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        prefer(chrome, dark=dark)
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
         chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         yield chrome
     finally:
         chrome.quit()
+
+
+def prefer(chrome: Chrome, *, dark: bool) -> None:
+    """The colours that pages opened from now on are asked for."""
+    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
 
 
 def requested(chrome: Chrome) -> set[str]:

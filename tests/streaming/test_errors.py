@@ -25,8 +25,8 @@ from streaming.errors import (
     restated,
 )
 from streaming.extras import MissingExtraError
-from streaming.pipeline.answers_topic import AnswersAwayError
-from streaming.pipeline.stream import StreamEvents, StreamOptions, _Run, may_return
+from streaming.pipeline.answers_reader import AnswersAwayError
+from streaming.pipeline.stream import StreamEvents, StreamOptions, _QueryLoop, may_return
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.schema_registry import RegistryAwayError
 from streaming.platform.session import cause, raised
@@ -110,7 +110,7 @@ def run_after(error: Exception, tmp_path: Path) -> list[str]:
     settings = read_settings(tmp_path)
     events = StreamEvents(on_trouble=trouble.append)
     spark: Any = None  # not asked for anything after a failure
-    _Run(settings, "127.0.0.1:9", StreamOptions(), events, spark, stop)._after_failure(error)
+    _QueryLoop(settings, "127.0.0.1:9", StreamOptions(), events, spark, stop)._after_failure(error)
     return trouble
 
 

@@ -2,53 +2,25 @@
 
 import json
 from contextlib import closing
-from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import islice, takewhile
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from streaming.errors import ServiceError
-from streaming.follow import Answer, follow, follow_settings
+from streaming.follow import Answer, Idle, follow, follow_settings
 from streaming.jobs.rewrite import compact
-from streaming.pipeline.answers_topic import AnswersTopic
-from streaming.pipeline.decisions import Decisions
-from streaming.pipeline.finish import Tables, apply
-from streaming.platform.topic import Subscription
 from streaming.settings import Settings
 from streaming.storage.table_log import open_delta
 from tests.conftest import command_here
-from tests.streaming.history import begin_stream, decision_of, new_topic
-
-BATCHES, ROWS = 4, 5
-BAD = {3}
-EXPECTED = [(partition, offset) for offset in range(BATCHES * ROWS) for partition in (0, 1) if offset not in BAD]
+from tests.streaming.answered import BATCHES, EXPECTED, ROWS, begun, commit
+from tests.streaming.schema_server import schema_server
 
 
 @pytest.fixture(params=["table", "topic"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """A home whose predictions come from there; with an answers topic each batch is on it."""
-    settings = Settings(home=tmp_path, topic=new_topic())
-    if request.param == "topic":
-        broker: Settings = request.getfixturevalue("broker")
-        given = {"bootstrap_servers": broker.bootstrap_servers, "answers_topic": f"answers-{uuid4().hex[:8]}"}
-        settings = settings.model_copy(update=given | {"answers": "both"})
-    begin_stream(settings)
-    return settings
-
-
-def commit(settings: Settings, first: int, last: int) -> None:
-    """Commit the batches of these numbers."""
-    with closing(AnswersTopic(settings)) as answers:
-        answers.prepare(Subscription((settings.topic,)))
-        for number in range(first, last + 1):
-            ranges = (ROWS * (number - 1), ROWS * number)
-            decision = decision_of(settings, number, {0: ranges, 1: ranges}, bad=BAD)
-            decision = replace(decision, answers=answers.due, decided_at=datetime.now(UTC))
-            assert Decisions(settings.place.store, settings.topic).decide(decision)
-            apply(decision, Tables(settings.place.tables), fresh=True, answers=answers)
+    return begun(Settings(home=tmp_path), request.getfixturevalue("broker") if request.param == "topic" else None)
 
 
 def answers_after(settings: Settings, position: str, count: int) -> list[Answer]:
@@ -56,8 +28,8 @@ def answers_after(settings: Settings, position: str, count: int) -> list[Answer]
     with closing(follow_settings(settings, position)) as answers:
         found: list[Answer] = []
         while len(found) < count:
-            found += [one for one in [next(answers)] if one is not None]
-        rest = [*takewhile(lambda one: one is not None, answers)]
+            found += [one for one in [next(answers)] if isinstance(one, Answer)]
+        rest = [*takewhile(lambda one: isinstance(one, Answer), answers)]
     assert not rest
     return found
 
@@ -82,10 +54,12 @@ def test_each_prediction_is_given_once_and_each_position_continues_after_it(sett
 def test_those_that_come_later_are_given_as_they_come(settings: Settings) -> None:
     commit(settings, 1, 1)
     with closing(follow_settings(settings)) as answers:
-        assert next(answers) is None
+        idle = next(answers)
+        assert isinstance(idle, Idle)
         commit(settings, 2, 2)
-        found = [*islice((answer for answer in answers if answer is not None), 2 * ROWS)]
+        found = [*islice((answer for answer in answers if isinstance(answer, Answer)), 2 * ROWS)]
     assert {answer.row["batch_id"] for answer in found} == {2}
+    assert sorted(places(answers_after(settings, idle.position, 2 * ROWS))) == sorted(places(found))
 
 
 def test_a_position_of_elsewhere_or_none_at_all_is_one_line(settings: Settings) -> None:
@@ -101,9 +75,24 @@ def test_a_position_of_elsewhere_or_none_at_all_is_one_line(settings: Settings) 
             next(follow_settings(settings, position))
 
 
+def test_avro_records_of_a_registry_are_given_as_the_json_of_the_table(tmp_path: Path, broker: Settings) -> None:
+    with schema_server() as registry:
+        avro = {"answers_format": "avro", "schema_registry": registry.url}
+        settings = begun(Settings(home=tmp_path), broker, **avro)
+        commit(settings, 1, 2)
+        assert registry.subjects == {f"{settings.answers_topic}-value": {1}}
+        values = {answer.value for answer in answers_after(settings, "earliest", 4 * ROWS - 2)}
+    from_table = settings.model_copy(update={"answers_topic": None})
+    assert {answer.value for answer in answers_after(from_table, "earliest", 4 * ROWS - 2)} == values
+    without = settings.model_copy(update={"schema_registry": None})
+    with pytest.raises(
+        ServiceError, match="offset 0 of partition .*: its schema is in a schema registry: set --schema-"
+    ):
+        answers_after(without, "earliest", 1)
+
+
 def test_version_that_was_cleaned_from_the_log_is_one_line(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, topic=new_topic())
-    begin_stream(settings)
+    settings = begun(Settings(home=tmp_path), None)
     commit(settings, 1, 3)
     place = settings.place.table("predictions")
     open_delta(place).create_checkpoint()
@@ -118,8 +107,7 @@ def test_version_that_was_cleaned_from_the_log_is_one_line(tmp_path: Path) -> No
 
 
 def test_command_writes_lines_of_json_that_another_call_continues(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, topic=new_topic())
-    begin_stream(settings)
+    settings = begun(Settings(home=tmp_path), None)
     commit(settings, 1, BATCHES)
     offsets, position = [], "earliest"
     for limit in (4, len(EXPECTED) - 4):

@@ -13,7 +13,7 @@ from streaming.cli import commands  # noqa: F401  registers every command
 from streaming.cli.app import run, write_json
 from streaming.cli.output_formats import Format, write_rows
 from streaming.errors import ServiceError
-from streaming.gateway.access import read_key
+from streaming.gateway.access import read_keys
 from streaming.reports.plots import png
 from streaming.settings import Settings
 from streaming.storage.tables import LABELS, Table
@@ -71,14 +71,14 @@ def test_a_secret_that_others_may_write_is_refused_and_one_they_may_read_is_ment
     file.write_text("k" * 32)
     file.chmod(0o646)
     with pytest.raises(ServiceError, match=r"got mode 0646: chmod 600"):
-        read_key(file)
+        read_keys(file)
     file.chmod(0o644)
     with caplog.at_level(logging.WARNING):
-        assert read_key(file) == "k" * 32
+        assert read_keys(file) == ("k" * 32,)
     assert "every user may read it" in caplog.text
     caplog.clear()
     file.chmod(0o600)
-    assert read_key(file) == "k" * 32
+    assert read_keys(file) == ("k" * 32,)
     assert not caplog.text
 
 

@@ -18,7 +18,7 @@ from streaming.images.dataset import digit_images, write_images
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from tests.conftest import imagestream
-from tests.streaming.browser import chromium, requested
+from tests.streaming.browser import chromium, prefer, requested
 from tests.streaming.dashboard.visitor import (
     SCREENSHOTS,
     Visitor,
@@ -224,11 +224,14 @@ def test_nothing_is_asked_of_another_host(visitor: Visitor) -> None:
     assert {url.split("/")[2] for url in requested(visitor.chrome) if url.startswith(("http", "ws"))} <= {own}
 
 
-def test_pages_are_dark_where_the_browser_prefers_it(visitor: Visitor, streaming: Settings) -> None:
-    with chromium(width=1400, dark=True) as chrome:
-        dark = Visitor(chrome, visitor.address)
+def test_pages_are_dark_where_the_browser_prefers_it(visitor: Visitor) -> None:
+    colour = "return getComputedStyle(document.querySelector('.stApp')).backgroundColor"
+    prefer(visitor.chrome, dark=True)
+    try:
         for page, name in (("", "live"), ("predictions", "predictions")):
-            dark.open(page)
-            colour = chrome.execute_script("return getComputedStyle(document.querySelector('.stApp')).backgroundColor")
-            assert max(map(int, re.findall(r"\d+", colour)[:3])) < 100, colour
-            dark.show(f"{name}-dark")
+            visitor.open(page)
+            found = visitor.chrome.execute_script(colour)
+            assert max(map(int, re.findall(r"\d+", found)[:3])) < 100, found
+            visitor.show(f"{name}-dark")
+    finally:
+        prefer(visitor.chrome, dark=False)

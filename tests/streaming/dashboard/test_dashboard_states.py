@@ -31,7 +31,18 @@ def settings(tmp_path: Path, jars_dir: Path) -> Settings:
     return Settings(home=home, jars=jars_dir)
 
 
-def test_without_anything_every_page_says_what_to_do_first(settings: Settings, chrome: Chrome) -> None:
+@pytest.fixture(scope="module")
+def empty(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
+    """The address of a dashboard on a home without anything, and its settings."""
+    home = tmp_path_factory.mktemp("empty") / "home"
+    home.mkdir()
+    settings = Settings(home=home, jars=jars_dir)
+    with running_dashboard(settings) as address:
+        yield address, settings
+
+
+def test_without_anything_every_page_says_what_to_do_first(empty: tuple[str, Settings], chrome: Chrome) -> None:
+    address, settings = empty
     expected = {
         "": "No predictions yet: publish images",
         "predictions": "No predictions yet: publish images",
@@ -40,11 +51,10 @@ def test_without_anything_every_page_says_what_to_do_first(settings: Settings, c
         "models": "No models yet: create one with",
         "drift": "No data yet",
     }
-    with running_dashboard(settings) as address:
-        visitor = Visitor(chrome, address)
-        for page, text in expected.items():
-            visitor.open(page)
-            visitor.waits_for_text(text)
+    visitor = Visitor(chrome, address)
+    for page, text in expected.items():
+        visitor.open(page)
+        visitor.waits_for_text(text)
     assert not Path(settings.place.tables).exists()
 
 
@@ -119,15 +129,15 @@ def test_other_machines_are_let_in_with_a_token_only(settings: Settings, host: s
     assert "IMAGESTREAM_DASHBOARD_TOKEN_FILE" in line
 
 
-def test_a_page_of_another_site_cannot_open_the_websocket(settings: Settings, chrome: Chrome) -> None:
+def test_a_page_of_another_site_cannot_open_the_websocket(empty: tuple[str, Settings], chrome: Chrome) -> None:
+    address, _ = empty
     tried = """
         const done = arguments[arguments.length - 1];
         const socket = new WebSocket(arguments[0]);
         socket.onopen = () => done("open"); socket.onerror = () => done("refused");
     """
-    with running_dashboard(settings) as address:
-        socket = address.replace("http", "ws") + "/_stcore/stream"
-        chrome.get("data:text/html,another site")
-        assert chrome.execute_async_script(tried, socket) == "refused"
-        chrome.get(f"{address}/_stcore/health")
-        assert chrome.execute_async_script(tried, socket) == "open"
+    socket = address.replace("http", "ws") + "/_stcore/stream"
+    chrome.get("data:text/html,another site")
+    assert chrome.execute_async_script(tried, socket) == "refused"
+    chrome.get(f"{address}/_stcore/health")
+    assert chrome.execute_async_script(tried, socket) == "open"

@@ -170,8 +170,9 @@ def test_an_asynchronous_push_counts_by_the_workers_share(mode: Mode) -> None:
     assert {worker: dict(late) for worker, late in server.mode.staleness.items()} == {0: {0: 1}, 1: {1: 1}}
 
 
-def test_an_asynchronous_worker_that_comes_again_goes_on_where_it_was() -> None:
-    with serve(replace(OPTIONS, mode=Mode.ASYNCHRONOUS), Told()) as server:
+@pytest.mark.parametrize("mode", [Mode.ASYNCHRONOUS, Mode.HOGWILD])
+def test_a_worker_that_waits_for_nobody_and_comes_again_continues_where_it_was(mode: Mode) -> None:
+    with serve(replace(OPTIONS, mode=mode), Told()) as server:
         first = join(server, 0)
         ask(first, Message(MessageKind.READY, 0, rows=2))
         ask(first, Message(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=np.array([7, 8, 9], np.float32)))

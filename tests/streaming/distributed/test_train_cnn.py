@@ -36,10 +36,10 @@ def settings(tmp_path: Path, jars_dir: Path) -> Settings:
 
 
 def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings, faces: Path) -> None:
-    told = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, "--epochs", 8, "--threshold", "f1")
+    told = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, "--epochs", 6, "--threshold", "f1")
     assert (told["version"], told["promoted"], told["left_out"]) == (1, True, 1)
     history = told["history"]
-    assert (history["mode"], history["workers"], len(history["epochs"])) == ("synchronous", 2, 8)
+    assert (history["mode"], history["workers"], len(history["epochs"])) == ("synchronous", 2, 6)
     rows = [sum(worker["training"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
     watched = [sum(worker["validation"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
     assert len(set(rows)) == len(set(watched)) == 1
@@ -64,7 +64,7 @@ def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings
 
 def test_a_driver_that_was_killed_or_interrupted_continues_from_its_last_epoch(settings: Settings, faces: Path) -> None:
     """Killed in the second epoch, resumed, interrupted two epochs later, and resumed to the end."""
-    training = [*NETWORK, "--mode", "asynchronous"]
+    training = [*NETWORK, "--mode", "asynchronous", "--workers", 1]
     done = 0
     for end, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
         said = _end_after_two_epochs(settings, faces, [*training, "--epochs", 40, *resume], done, end)

@@ -1,6 +1,7 @@
 """Training on Spark's workers: every mode, and what goes wrong on the way."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SIDE = 32
 OPTIONS = TrainerOptions(workers=2, batch_size=32, epochs=3, learning_rate=2e-3, seed=7)
+SAME_BITS = replace(OPTIONS, frequency=Frequency.BATCH, augment=True)
 MODES = [pytest.param(mode, frequency, id=f"{mode}-{frequency}") for mode in Mode for frequency in Frequency]
 
 
@@ -99,21 +101,28 @@ def test_synchronous_batches_take_the_steps_of_one_process(rows: DataFrame) -> N
     assert np.abs(learned(ours) - theirs).max() < 1e-4
 
 
-@pytest.mark.parametrize("frequency", list(Frequency))
-def test_the_synchronous_mode_gives_the_same_bits_again_and_goes_on_as_if_never_stopped(
-    rows: DataFrame, tmp_path: Path, frequency: Frequency
+@pytest.fixture(scope="module")
+def first_epoch(rows: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
+    """The first of three epochs, on the rows in another order, and the folder of its checkpoint."""
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
+    return train(rows.repartition(3), replace(SAME_BITS, epochs=1), checkpoint_dir=checkpoints), checkpoints
+
+
+def test_the_synchronous_mode_gives_the_same_bits_again_and_continues_as_if_never_stopped(
+    rows: DataFrame, first_epoch: tuple[Trained, Path], tmp_path: Path
 ) -> None:
-    options = replace(OPTIONS, frequency=frequency, augment=True)
-    whole, again = train(rows, options), train(rows.repartition(3), options)
-    assert (learned(whole) == learned(again)).all()
-    train(rows, replace(options, epochs=1), checkpoint_dir=tmp_path)
-    assert read_checkpoint(tmp_path).state.epoch == 1
-    resumed = train(rows, options, checkpoint_dir=tmp_path, resume=True)
+    """Per epoch, with callbacks, see test_resume.py."""
+    whole = train(rows, SAME_BITS)
+    checkpoints = shutil.copytree(first_epoch[1], tmp_path / "checkpoints")
+    assert read_checkpoint(checkpoints).state.epoch == 1
+    resumed = train(rows.repartition(3), SAME_BITS, checkpoint_dir=checkpoints, resume=True)
     assert (learned(resumed) == learned(whole)).all()
     assert [one.epoch for one in resumed.history.epochs] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("mode", list(Mode))
+@pytest.mark.parametrize(
+    "mode", [Mode.SYNCHRONOUS, Mode.ASYNCHRONOUS, pytest.param(Mode.HOGWILD, marks=pytest.mark.full_only)]
+)
 def test_a_killed_worker_costs_at_most_an_epoch(rows: DataFrame, mode: Mode) -> None:
     killed: list[int] = []
 
@@ -124,10 +133,10 @@ def test_a_killed_worker_costs_at_most_an_epoch(rows: DataFrame, mode: Mode) -> 
                 with suppress(ProcessLookupError):
                     os.kill(int(worker.process.rpartition(":")[2]), signal.SIGKILL)
 
-    history = train(rows, replace(OPTIONS, mode=mode, epochs=5), on_epoch=kill_once).history
+    history = train(rows, replace(OPTIONS, mode=mode, epochs=4), on_epoch=kill_once).history
     assert killed == [0]
     assert 1 <= len(history.events) <= 2
-    assert [one.epoch for one in history.epochs] == [0, 1, 2, 3, 4]
+    assert [one.epoch for one in history.epochs] == [0, 1, 2, 3]
     assert {one.training.rows for one in history.epochs} == {270}
     assert history.epochs[-1].validation.accuracy >= 0.9
 
@@ -181,9 +190,9 @@ def test_keras_callbacks_are_passed_through(rows: DataFrame) -> None:
     assert np.abs(learned(trained)).max() < 5  # those of the first epoch
 
 
-def test_class_weights_move_the_answers(rows: DataFrame) -> None:
-    plain = train(rows, replace(OPTIONS, epochs=1))
-    weighted = train(rows, replace(OPTIONS, epochs=1, class_weights={"1": 50.0}))
+def test_class_weights_move_the_answers(rows: DataFrame, first_epoch: tuple[Trained, Path]) -> None:
+    plain, _ = first_epoch
+    weighted = train(rows, replace(SAME_BITS, epochs=1, class_weights={"1": 50.0}))
     images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     assert weighted.model(images)[0, 0] > plain.model(images)[0, 0]
 
@@ -211,10 +220,12 @@ def test_what_cannot_be_trained_is_refused(rows: DataFrame, tmp_path: Path) -> N
         TrainerOptions(sideways=True)  # type: ignore[call-arg]
 
 
-def test_a_checkpoint_of_another_training_is_not_resumed(rows: DataFrame, tmp_path: Path) -> None:
-    train(rows, replace(OPTIONS, epochs=1), checkpoint_dir=tmp_path)
+def test_a_checkpoint_of_another_training_is_not_resumed(
+    rows: DataFrame, first_epoch: tuple[Trained, Path], tmp_path: Path
+) -> None:
+    checkpoints = shutil.copytree(first_epoch[1], tmp_path / "checkpoints")
     with pytest.raises(ServiceError, match="another seed"):
-        train(rows, replace(OPTIONS, seed=8), checkpoint_dir=tmp_path, resume=True)
-    (tmp_path / FILE).write_bytes(b"PK\x03\x04 damaged")
+        train(rows, replace(SAME_BITS, seed=8), checkpoint_dir=checkpoints, resume=True)
+    (checkpoints / FILE).write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(ServiceError, match="is damaged"):
-        train(rows, OPTIONS, checkpoint_dir=tmp_path, resume=True)
+        train(rows, SAME_BITS, checkpoint_dir=checkpoints, resume=True)

@@ -28,10 +28,10 @@ def never(*_: Any) -> Any:
 
 
 @contextmanager
-def served(home: Path, key: str | None = None, log_format: str | None = None) -> Iterator[int]:
+def served(home: Path, *keys: str, log_format: str | None = None) -> Iterator[int]:
     """The port of a gateway on a thread of this process; what is tested here is refused before the broker is asked."""
     with listen("127.0.0.1", 0) as listener:
-        app = create_app(Settings(home=home), Broker(MAX_BYTES, never, lambda: True, 5.0), key)
+        app = create_app(Settings(home=home), Broker(MAX_BYTES, never, lambda: True, 5.0), keys)
         server = make_server(app, access_log=log_format is not None, log_format=log_format or "text")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()

@@ -14,9 +14,11 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 
 from producer.sender import Sender
+from streaming.follow import Answer
 from streaming.gateway import following
 from streaming.gateway.service import Broker
 from streaming.settings import Settings
+from tests.streaming.answered import BATCHES, EXPECTED, ROWS, begun, commit
 from tests.streaming.gateway.test_gateway import (
     JPEG,
     JPEG_TYPE,
@@ -67,20 +69,44 @@ def events(client: httpx.Client, count: int, last: str | None = None, **paramete
     return found
 
 
-def test_client_that_is_cut_off_again_and_again_gets_each_prediction_once(home: Settings, no_broker: Broker) -> None:
-    def commit(first: int, last: int) -> None:
-        append(home, "predictions", [prediction(b"x", "cat", offset) for offset in range(first, last)])
-
-    commit(0, 7)
-    with served(home, no_broker) as client, ThreadPoolExecutor(1) as pool:
-        found = events(client, 3, after="earliest")
-        coming = pool.submit(events, client, 9, found[-1][0])
-        commit(7, 15)
+@pytest.mark.parametrize("source", ["table", "json", "avro"])
+def test_client_that_is_cut_off_again_and_again_gets_each_prediction_once(
+    source: str, home: Settings, no_broker: Broker, request: pytest.FixtureRequest
+) -> None:
+    """Events come from the table, or from an answers topic of several partitions with values of both formats."""
+    on_topic = source != "table"
+    broker = request.getfixturevalue("broker") if on_topic else None
+    settings = begun(home, broker, **({"answers_format": source} if on_topic else {}))
+    commit(settings, 1, 2)
+    with served(settings, no_broker) as client, ThreadPoolExecutor(1) as pool:
+        with client.stream("GET", STREAM) as cut_off:  # before the first event
+            begin = next(line for line in cut_off.iter_lines() if line.startswith("id: ")).removeprefix("id: ")
+        found = events(client, 1, after="earliest")
+        found += events(client, 4, found[-1][0])
+        coming = pool.submit(events, client, 2 * ROWS + 9, found[-1][0])  # more than there are
+        commit(settings, 3, 3)
+        commit(settings, 4, BATCHES)
         found += coming.result()
-        commit(15, 20)
-        found += events(client, 8, found[-1][0])
-    assert [row["offset"] for _, row in found] == [*range(20)]
+        while len(found) < len(EXPECTED):
+            found += events(client, min(3, len(EXPECTED) - len(found)), found[-1][0])
+        commit(settings, BATCHES + 1, BATCHES + 1)
+        found += events(client, 2 * ROWS, found[-1][0])  # these come next, and nothing in between
+        later = events(client, 6 * ROWS, begin)
+    new = [(partition, offset) for offset in range(BATCHES * ROWS, (BATCHES + 1) * ROWS) for partition in (0, 1)]
+    places = [(row["partition"], row["offset"]) for _, row in found]
+    assert sorted(places) == sorted(EXPECTED + new)
+    assert sorted(places[len(EXPECTED) :]) == sorted(new)
+    assert {row["batch_id"] for _, row in later} == {*range(3, BATCHES + 2)}
     assert {row["table"] for _, row in found} == {"predictions"}
+    assert {position.partition("/")[0] for position, _ in found} == {"topic" if on_topic else "table"}
+
+
+def test_value_of_an_event_stays_in_its_data_lines() -> None:
+    value = '{"label":"\u2028a"}\r\nid: 7\n\nevent: x\rdata'.encode() + b"\xff"
+    assert following._event(Answer("topic/a/0:1", value)) == (
+        'id: topic/a/0:1\nevent: prediction\ndata: {"label":"\u2028a"}\ndata: id: 7\ndata: \ndata: event: x\n'
+        "data: data\ufffd\n\n"
+    )
 
 
 def test_wrong_position_and_too_many_clients_are_refused(

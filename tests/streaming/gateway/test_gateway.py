@@ -64,7 +64,7 @@ def image_id(data: bytes) -> str:
 def served(settings: Settings, broker: Broker, key: str | None = None) -> Iterator[httpx.Client]:
     """A client of a gateway that runs on a thread of this process, behind a real socket."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(create_app(settings, broker, key))
+        server = make_server(create_app(settings, broker, [key] if key else []))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -275,7 +275,7 @@ def test_with_a_key_only_its_holder_is_let_in(home: Settings, kafka: Broker) -> 
             "--host 192.0.2.1 lets other machines in: set IMAGESTREAM_GATEWAY_API_KEY",
         ),
         (None, ["--host", "::"], "--host :: lets other machines in"),
-        (b"short", [], "expected at least 16 printable characters, got 5"),
+        (b"short", [], "expected at least 16 printable characters per line, got 5"),
         (b"\xff" * 40, [], "cannot be read"),
     ],
 )

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from streaming.gateway.rate_limit import MAX_ADDRESSES, RateLimit
+from streaming.gateway.access import read_keys
+from streaming.gateway.rate_limit import MAX_BUCKETS, RateLimit
 from tests.streaming.gateway.test_connections import KEY, served
 from tests.streaming.gateway.test_gateway import check_problem
 
@@ -26,9 +27,9 @@ def test_an_address_may_send_the_requests_of_a_minute_at_once_and_then_at_their_
     now = 1000.0
     assert [limit.take("a") for _ in range(30)] == [0.0] * 30  # no more than those of a minute
     assert limit.take("a") > 0
-    for number in range(MAX_ADDRESSES):
+    for number in range(MAX_BUCKETS):
         limit.take(f"other {number}")
-    assert len(limit._buckets) == MAX_ADDRESSES
+    assert len(limit._buckets) == MAX_BUCKETS
     assert {RateLimit(0).take("a") for _ in range(100)} == {0.0}
 
 
@@ -39,9 +40,33 @@ def test_too_many_requests_are_answered_by_429_with_the_time_to_wait(
     with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert [client.get("/v1/models").status_code for _ in range(3)] == [401] * 3  # guesses count, too
         refused = client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
-        assert "at most 3 a minute" in check_problem(refused, 429)
+        assert "at most 3 per minute" in check_problem(refused, 429)
         assert 1 <= int(refused.headers["Retry-After"]) <= 20
         assert client.get("/livez").status_code == 200  # probes are not counted
+
+
+def test_each_key_has_its_own_limit_beside_that_of_all_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGESTREAM_GATEWAY_KEY_REQUESTS_PER_MINUTE", "2")
+    monkeypatch.setenv("IMAGESTREAM_GATEWAY_TOTAL_REQUESTS_PER_MINUTE", "3")
+    file = tmp_path / "keys"
+    file.write_text(f"{KEY}\n\n {KEY[::-1]}\r\n{KEY}\n")
+    file.chmod(0o600)
+    keys = read_keys(file)
+    assert keys == (KEY, KEY[::-1])
+    with served(tmp_path, *keys) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+
+        def ask(key: str) -> httpx.Response:
+            return client.get("/v1/models", headers={"X-API-Key": key})
+
+        assert [ask("guess" * 4).status_code for _ in range(5)] == [401] * 5  # which use nothing up
+        assert [ask(keys[0]).status_code for _ in range(2)] == [200] * 2
+        assert "with one API key: at most 2 per minute" in check_problem(ask(keys[0]), 429)
+        assert ask(keys[1]).status_code == 200
+        refused = ask(keys[1])
+        assert "in total: at most 3 per minute" in check_problem(refused, 429)
+        assert 1 <= int(refused.headers["Retry-After"]) <= 20
 
 
 def test_requests_are_counted_by_route_and_logged_as_json_and_the_linter_has_no_complaint(

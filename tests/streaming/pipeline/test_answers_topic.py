@@ -1,7 +1,8 @@
-"""Answers as messages, and the topic that they go to: their schema, what they hold, and when they are out."""
+"""Answers as messages, and the topic that they are sent to: schema, content, refusals, and that each is sent once."""
 
 import json
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,19 +11,28 @@ from uuid import uuid4
 
 import jsonschema
 import pytest
+from kafka import KafkaProducer
 from kafka.admin import KafkaAdminClient
 
 from streaming.errors import ServiceError
-from streaming.pipeline.answer_message import MAX_KEY_BYTES, answer_message, answer_schema
-from streaming.pipeline.answers_topic import AnswersTopic, messages_of, transactional_id_of
+from streaming.pipeline import answers_topic
+from streaming.pipeline.answer_message import answer_message
+from streaming.pipeline.answer_value import MAX_KEY_BYTES, json_schema
+from streaming.pipeline.answers_reader import LAST_MESSAGES, transactional_id_of
+from streaming.pipeline.answers_topic import AnswersTopic, messages_of
 from streaming.pipeline.decisions import AnswersDue, Decision, Decisions
 from streaming.pipeline.finish import Tables, apply, finish_decided
 from streaming.platform import topic
+from streaming.platform.jars import broker_classpath
+from streaming.platform.java import find_java
+from streaming.platform.kafka_node import HOST, KafkaNode, free_port
 from streaming.platform.topic import Subscription
+from streaming.platform.transactional_producer import TransactionalProducer
 from streaming.settings import Settings
 from streaming.storage.tables import SCHEMAS
 from tests.conftest import CHECKOUT
 from tests.faults.harness import check_answers, committed_answers
+from tests.kafka_proxy import INIT_PRODUCER_ID, KafkaProxy, kafka_proxy
 from tests.producer.topics import create_topic
 from tests.streaming.history import NOON, begin_stream, decision_of, new_topic
 
@@ -56,8 +66,8 @@ def remake_topic(settings: Settings) -> None:
 
 
 def test_published_schema_is_that_of_the_messages(settings: Settings) -> None:
-    assert json.loads((CHECKOUT / "docs" / "answers.schema.json").read_text()) == answer_schema()
-    validator = jsonschema.Draft202012Validator(answer_schema(), format_checker=jsonschema.FormatChecker())
+    assert json.loads((CHECKOUT / "docs" / "answers.schema.json").read_text()) == json_schema()
+    validator = jsonschema.Draft202012Validator(json_schema(), format_checker=jsonschema.FormatChecker())
     decision = replace(decision_of(settings, 1, {0: (0, 10)}, bad=BAD), answers=AnswersDue("answers", "id", BOTH))
     messages = list(messages_of(decision, settings.place.tables))
     assert len(messages) == decision.input_rows == 10
@@ -80,7 +90,7 @@ def test_message_has_the_row_and_the_headers_of_cloudevents_and_the_trace(settin
     assert (value["top_k"], value["scored_at"]) == (row["top_k"], "2024-05-06T12:00:00.000000Z")
     assert headers == {
         "ce_specversion": "1.0", "ce_type": "imagestream.prediction", "ce_source": "/streams/q", "ce_id": "images/2/7",
-        "ce_subject": "ü", "ce_time": "2024-05-06T12:00:00.000000Z", "ce_dataschema": answer_schema()["$id"],
+        "ce_subject": "ü", "ce_time": "2024-05-06T12:00:00.000000Z", "ce_dataschema": json_schema()["$id"],
         "ce_batch": "9", "content-type": "application/json", "traceparent": trace,
     }  # fmt: skip
 
@@ -100,6 +110,133 @@ def test_topic_of_images_is_not_one_for_answers(settings: Settings) -> None:
             ServiceError, match=f"--answers-topic: '{name}' is a topic that the stream reads images from"
         ):
             AnswersTopic(settings).prepare(reads)
+
+
+JSON = answer_message("predictions", dict.fromkeys(SCHEMAS["predictions"][0].names))
+AVRO = answer_message("predictions", dict.fromkeys(SCHEMAS["predictions"][0].names), "avro")
+OTHER_VERSION = [*JSON.headers[:-1], ("ce_dataschema", b"urn:imagestream:answer:2")]
+TEN_OLD = [(b"x", [])] + [(JSON.value, JSON.headers)] * LAST_MESSAGES  # only the last ones are checked
+REGISTRY = "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("messages", "given", "why"),
+    [
+        ([(b"x", [])], {}, r"a message that is not an answer \(offset 0 of partition 0\): choose another topic$"),
+        (
+            [(JSON.value, JSON.headers), (None, [("ce_type", b"x")])],
+            {},
+            r"a message that is not an answer \(offset 1 of partition 0\)",
+        ),
+        ([(JSON.value, OTHER_VERSION)], {}, "answers of schema 'urn:imagestream:answer:2', expected 'urn:.*:answer:1'"),
+        (
+            [(JSON.value, JSON.headers)],
+            {"answers_format": "avro"},
+            ".*'urn:imagestream:answer:1', expected 'urn:imagestream:answer-avro:1' .* or set --answers-format json$",
+        ),
+        (
+            [(AVRO.value, AVRO.headers)],
+            {},
+            ".*'urn:imagestream:answer-avro:1', expected .* or set --answers-format avro$",
+        ),
+        (
+            [(AVRO.value, AVRO.headers)],
+            {"answers_format": "avro", "schema_registry": REGISTRY},
+            "Avro records without the id of a schema registry .* topic or do not set --schema-registry$",
+        ),
+        (
+            [(b"\0\0\0\0\1", AVRO.headers)],
+            {"answers_format": "avro"},
+            "Avro records with the id of a schema registry .* topic or set --schema-registry$",
+        ),
+        (TEN_OLD, {}, None),
+        ([(AVRO.value, AVRO.headers)], {"answers_format": "avro"}, None),
+    ],
+)
+def test_topic_with_other_messages_is_refused(
+    messages: list[tuple[bytes | None, list[Any]]], given: dict[str, str], why: str | None, connected: Settings
+) -> None:
+    settings = connected.model_copy(update=given)
+    name = str(settings.answers_topic)
+    create_topic(str(settings.bootstrap_servers), name)
+    with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as producer:
+        for value, headers in messages:
+            producer.send(name, value, b"key", headers)
+    answers = AnswersTopic(settings)
+    if why is None:
+        answers.prepare(Subscription(("images",)))
+        return
+    with pytest.raises(ServiceError, match=f"^--answers-topic: '{name}' has {why}") as caught:
+        answers.prepare(Subscription(("images",)))
+    assert "\n" not in str(caught.value)
+
+
+def test_transactional_id_with_the_open_transaction_of_another_program_is_refused(connected: Settings) -> None:
+    stream, elsewhere = uuid4().hex, f"elsewhere-{uuid4().hex[:8]}"
+    create_topic(str(connected.bootstrap_servers), elsewhere)
+    other = TransactionalProducer(str(connected.bootstrap_servers), transactional_id_of(stream), 15, {})
+    other.fence()
+    other.begin()
+    other.send(elsewhere, b"x", None, [])
+    other.flush()
+    with closing(AnswersTopic(connected)) as answers:
+        answers.prepare(Subscription((connected.topic,)))
+        with pytest.raises(
+            ServiceError, match=f"'imagestream-{stream}' is in use by another program, .* '{elsewhere}'"
+        ):
+            answers.begin(stream, 0)
+        other.commit(elsewhere, 0, "another-group")  # it was not aborted
+        other.abandon()
+        answers.begin(stream, 0)
+
+
+@contextmanager
+def broker_behind(proxy: KafkaProxy, folder: Path, jars: Path, **properties: str) -> Iterator[str]:
+    """The address of a broker that clients reach by the proxy only."""
+    address = f"{HOST}:{proxy.server_address[1]}"
+    proxy.broker = (HOST, free_port())
+    extra = {name.replace("_", "."): value for name, value in properties.items()}
+    extra["advertised.listeners"] = f"PLAINTEXT://{address}"
+    node = KafkaNode(folder, proxy.broker[1], find_java(jars.parent), broker_classpath(jars), extra)
+    node.configure()
+    node.format_storage()
+    process = node.launch()
+    try:
+        node.await_ready(process, 60)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "replicas", "why"),
+    [
+        (None, "3", "its broker does not complete a transaction .* transaction.state.log.replication.factor"),
+        (
+            INIT_PRODUCER_ID,
+            "1",
+            "its broker has no transactions .* choose another one with --answers-bootstrap-servers",
+        ),
+    ],
+)
+def test_broker_without_transactions_is_one_line(
+    hidden: int | None, replicas: str, why: str, settings: Settings, jars_dir: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One whose log of transactions needs more replicas than there are brokers, and one that does not know them."""
+    monkeypatch.setattr(answers_topic, "ANSWER_TIMEOUT_S", 3.0)
+    (folder := tmp_path / "kafka").mkdir()
+    with (
+        kafka_proxy() as proxy,
+        broker_behind(proxy, folder, jars_dir, transaction_state_log_replication_factor=replicas) as address,
+        closing(AnswersTopic(settings.model_copy(update={"answers_bootstrap_servers": address}))) as answers,
+    ):
+        proxy.hidden = hidden
+        answers.prepare(Subscription((settings.topic,)))
+        with pytest.raises(ServiceError, match=f"^answers topic '{settings.answers_topic}': {why}") as caught:
+            answers.begin("stream", 0)
+    assert "\n" not in str(caught.value)
 
 
 def test_no_broker_is_one_line(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,11 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (spoilt("answers", value={"topic": "a/b", "topic_id": "x", "tables": ["predictions"]}), "must have a topic"),
         (spoilt("answers", value={"topic": "a", "topic_id": "x", "tables": ["labels"]}), "must have tables of"),
         (spoilt("answers", value={"topic": "a", "topic_id": "x"}), "'answers.tables': Field required"),
-        (spoilt("format", value=3), "has format '3', expected 1 or 2"),
+        (spoilt("format", value=4), "has format '4', expected 1 or 2 or 3"),
+        (
+            spoilt("answers", value={"topic": "a", "topic_id": "x", "tables": ["predictions"], "schema_id": 1}),
+            "must have the id of an Avro schema, or none",
+        ),
         (spoilt("format", remove=True), "has format 'None', expected 1"),
     ],
 )
@@ -199,9 +203,11 @@ def test_ranges_of_a_decision_are_ranges_of_offsets_with_rows() -> None:
 
 def test_only_a_decision_with_answers_needs_a_release_that_knows_them(decision: Decision) -> None:
     due = replace(decision, answers=AnswersDue("answers", "topic-id", ("predictions",)))
-    assert [json.loads(one.to_json())["format"] for one in (decision, due)] == [1, 2]
-    assert "answers" not in json.loads(decision.to_json())
-    assert Decision.from_json(due.to_json(), "it") == due
+    avro = replace(decision, answers=AnswersDue("answers", "topic-id", ("predictions",), "avro", 7))
+    contents = [json.loads(one.to_json()) for one in (decision, due, avro)]
+    assert [one["format"] for one in contents] == [1, 2, 3]
+    assert [sorted(one.get("answers", ())) for one in contents[:2]] == [[], ["tables", "topic", "topic_id"]]
+    assert [Decision.from_json(one.to_json(), "it") for one in (decision, due, avro)] == [decision, due, avro]
 
 
 # Pruning

@@ -159,6 +159,24 @@ def test_answers_topic_is_in_metrics_state_and_status(observer: Observer, settin
     assert "s ago, backlog 3" in told
 
 
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        (Sent("answers", 0), "none yet, backlog 0"),  # of a new stream
+        (Sent("answers", 7), "batch 7, backlog 0"),  # of one that has started again
+        (Sent("answers", 7, backlog=1_040), "batch 7, backlog 1,040"),
+    ],
+)
+def test_answers_of_an_earlier_start_are_shown_without_a_time(
+    sent: Sent, shown: str, observer: Observer, settings: Settings
+) -> None:
+    observer.on_answers(sent)
+    observer.on_start()  # writes the state
+    _, told, _ = command_here("--home", settings.home, "status")
+    assert f"topic answers: {shown}\n" in re.sub(" +\n", "\n", told)
+    assert isnan(metrics(observer)["imagestream_last_answers_timestamp_seconds"])
+
+
 def test_text_log_keeps_each_event_on_one_line() -> None:
     stream = io.StringIO()
     open_log("text", stream).warning("model refused", reason="two\nlines\x1b[31m", model_version=4)

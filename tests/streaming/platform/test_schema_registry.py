@@ -1,4 +1,4 @@
-"""Schemas are fetched from a registry with bounds; the registry is one of our own on loopback."""
+"""Schemas are fetched from a registry with bounds, and registered under a subject; the registry is on loopback."""
 
 import json
 import threading
@@ -11,8 +11,11 @@ from streaming.platform.schema_registry import (
     RegistryAwayError,
     UnknownSchemaError,
     fetch_schema,
+    register_schema,
 )
-from tests.streaming.schema_server import UNKNOWN, Answer, schema_answer, schema_server
+from tests.streaming.schema_server import UNKNOWN, Answer, error_answer, schema_answer, schema_server
+
+SCHEMA = '{"type": "string"}'
 
 
 def test_a_schema_is_fetched_by_its_id_below_the_path_of_the_registry() -> None:
@@ -53,3 +56,42 @@ def test_a_registry_that_sends_byte_by_byte_or_is_not_there_is_away() -> None:
         drip.set()
     with pytest.raises(RegistryAwayError, match="did not answer within .* refused"):
         fetch_schema(registry.url, 7)
+
+
+def test_a_schema_is_registered_once_and_then_looked_up() -> None:
+    with schema_server() as registry:
+        numbers = [register_schema(registry.url, subject, SCHEMA) for subject in ("a-value", "b/ü", "a-value")]
+        assert numbers == [1, 1, 1]
+        assert registry.subjects == {"a-value": {1}, "b/ü": {1}}
+        assert registry.asked == [
+            "/subjects/a-value", "/subjects/a-value/versions", "/subjects/b%2F%C3%BC", "/subjects/b%2F%C3%BC/versions",
+            "/subjects/a-value",
+        ]  # fmt: skip
+        assert fetch_schema(registry.url, 1) == SCHEMA
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "what"),
+    [
+        (
+            error_answer(409, 409, "Schema being registered is incompatible\n with an earlier schema"),
+            ServiceError,
+            r"another schema under subject 'a-value', which .* not compatible with \(Schema being registered is "
+            r"incompatible with an earlier schema\): choose another topic, or delete the subject",
+        ),
+        (
+            error_answer(401, 40101, "Unauthorized"),
+            ServiceError,
+            r"answered 401 for subject 'a-value' \(Unauthorized\)",
+        ),
+        ((404, b"<html>"), ServiceError, "answered 404 for subject 'a-value', expected a schema registry that takes"),
+        ((200, b'{"id": true}'), ServiceError, "answered 200 for subject 'a-value', expected a schema registry"),
+        ((200, b'{"id": 4294967296}'), ServiceError, "answered 200 for subject 'a-value', expected a schema registry"),
+        ((503, b""), RegistryAwayError, "answered 503 for subject 'a-value'"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else None,
+)
+def test_a_registry_that_does_not_register_is_one_line(answer: Answer, error: type[Exception], what: str) -> None:
+    with schema_server(post=lambda _path, _schema: answer) as registry, pytest.raises(error, match=what) as caught:
+        register_schema(registry.url, "a-value", SCHEMA)
+    assert "\n" not in str(caught.value)

@@ -1,11 +1,13 @@
 """Training and retraining: from stored features to a bundle, and from a bundle to the champion's place."""
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from pyspark.sql import functions as F  # noqa: N812
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE
 from models.bundle import GOLDEN, Bundle
 from models.scorer import check_golden, golden_images, load_scorer
+from streaming.cli.app import EXIT_INTERRUPTED
 from streaming.errors import ServiceError
 from streaming.images.labels import labelled_features
 from streaming.images.membership import fitted_on
@@ -32,7 +35,7 @@ from streaming.training.fit import in_order
 from streaming.training.fit_options import FitOptions, GateOptions
 from streaming.training.gate import decide
 from streaming.training.schedule import parse_interval, run_every
-from tests.conftest import TRAINED_ITERATIONS, imagestream
+from tests.conftest import TRAINED_ITERATIONS, environment_of, imagestream
 from tests.homes import local_home
 from tests.streaming.small_models import bundle_folder
 
@@ -248,6 +251,32 @@ def test_a_run_under_way_is_ended_with_the_service(tmp_path: Path) -> None:
     output, _ = running.communicate(timeout=40)
     assert (running.returncode, output) == (0, "")
     assert mark.read_text() == "started cleaned"
+
+
+def test_sigterm_ends_training_in_one_line_though_the_jvm_ends_first(
+    trained: Path, jars_dir: Path, exports: Path, tmp_path: Path
+) -> None:
+    """As a service manager stops it: the whole group of processes gets the signal."""
+    shutil.copytree(trained, home := tmp_path / "home", symlinks=True)
+    environment = os.environ | environment_of(Settings(home=home, jars=jars_dir, backbones=exports))
+    command = [sys.executable, "-m", "streaming", "--home", str(home), "retrain"]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        while "pyspark.daemon" not in _commands_below(running.pid):  # so that a job is under way
+            assert running.poll() is None
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGTERM)
+        said = running.communicate(timeout=60)
+    assert (running.returncode, *said) == (EXIT_INTERRUPTED, "", "stopped by SIGTERM\n")
+
+
+def _commands_below(pid: int) -> str:
+    words = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            words += process.cmdline()
+    return " ".join(words)
 
 
 def test_each_run_tells_its_last_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The search: fitted as training fits, on rows that are not held out, going on where it was, and what it says."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from models.arrays import Features
 from models.random_projection import johnson_lindenstrauss_dim
+from streaming.cli.app import program
 from streaming.cli.fit_options import with_fit_options
 from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images, read_dataset, write_images
@@ -274,7 +276,7 @@ def test_the_command_searches_on_stored_features_and_tells_how_to_train(
     found = imagestream(settings, "tune", "--trials", 2, "--classifiers", "logistic_regression", "--projections", "pca")
     assert len(found["trials"]) == 2
     assert found["best"]["accuracy"] == max(one["accuracy"] for one in found["trials"])
-    assert found["command"].startswith(f"imagestream --home {home} retrain")
+    assert found["command"].startswith(shlex.join([*program(), "--home", str(home), "retrain"]))
     assert Path(found["plot"]).stat().st_size > 0
     of_training = open_registry(home).read(1).manifest.training_data.rows  # which held the same images out
     assert found["fit_rows"] + found["validation_rows"] == of_training
