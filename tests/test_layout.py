@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
     "models/sandbox.py": "serve_sandboxed",  # in a process of its own, before it imports TensorFlow
     "streaming/settings.py": None,
-    "streaming/storage/store.py": None,  # credentials and endpoints of buckets, as their own tools read them
+    "streaming/storage/bucket_store.py": None,  # credentials and endpoints of buckets, as their own tools read them
     "streaming/user_cache.py": "_cache",  # XDG_CACHE_HOME, where every program looks
     "streaming/environment.py": None,  # which cleans it
     "models/convert.py": None,  # a process of its own, before it imports TensorFlow

@@ -9,7 +9,7 @@ from examples.glasses_distributed.faces import write_original_layout
 from streaming.errors import ServiceError
 from tests.examples.conftest import RunExample
 
-PICTURES, UNDEFINED = 60, 6
+PICTURES, UNDEFINED = 120, 12
 MODES = ("synchronous", "hogwild")
 
 

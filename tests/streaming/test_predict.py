@@ -198,5 +198,5 @@ def test_a_process_predicts_without_spark_and_stops_when_told(settings: Settings
         process.send_signal(signal.SIGTERM)
         rest, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped by SIGTERM; the rows before are complete" in err
+    assert "stopped by SIGTERM; the rows written so far are complete" in err
     assert len(lines) + len(rest.splitlines()) < MANY

@@ -69,7 +69,7 @@ def test_a_driver_that_was_killed_or_interrupted_continues_from_its_last_epoch(s
     for end, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
         said = _end_after_two_epochs(settings, faces, [*training, "--epochs", 40, *resume], done, end)
         if end is signal.SIGINT:
-            assert "interrupted; train again with --resume" in said
+            assert "interrupted; run it again with --resume" in said
             assert "Traceback" not in said
         before, done = done, read_checkpoint(settings.work_dir / "train-cnn").state.epoch
         assert done >= before + 2

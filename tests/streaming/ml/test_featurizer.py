@@ -182,7 +182,7 @@ def schema_of(**columns: object) -> StructType:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (schema_of(picture=BinaryType()), "no column 'image' to read; there are: picture"),
+        (schema_of(picture=BinaryType()), "there is no column 'image': expected one of picture"),
         (schema_of(image=StringType()), "column 'image' should contain images .* got string"),
         (schema_of(image=StructType([StructField("height", IntegerType())])), "got struct<height:int>"),
         (schema_of(image=BinaryType(), features=StringType()), "the column 'features' already exists"),

@@ -189,7 +189,7 @@ def test_versions_of_different_backbones_meet_where_both_have_features(spark: Sp
 
 def test_what_cannot_be_compared_or_evaluated_is_said_in_one_line(spark: SparkSession, service: Service) -> None:
     stranger = on_other_backbone(service.version(2), "e" * 64)
-    with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: there is no labelled image that"):
+    with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: there is no labelled image with"):
         model_report(spark, service.settings.place, service.features, service.version(1), stranger)
     with pytest.raises(ServiceError, match="version 3 may have been fitted on every labelled image in"):
         model_report(spark, service.settings.place, service.features, stranger)
@@ -278,7 +278,7 @@ def test_command_writes_the_page_and_a_summary(service: Service, report: ModelRe
         (["--live", "--against", "1"], "--against compares on held-out images"),
         (["--model", "1", "--against", "1"], "--against compares two versions"),
         (["--model", "9"], "there is no model version 9"),
-        (["--model", "1", "--output", "/"], "--output names a file in a folder that can be written to, got /"),
+        (["--model", "1", "--output", "/"], "--output: expected a file in a writable folder, got /"),
     ],
 )
 def test_mistakes_are_told_in_one_line(service: Service, arguments: list[str], message: str) -> None:

@@ -89,7 +89,7 @@ def test_the_first_model_becomes_the_champion_and_the_same_one_is_not_registered
         ({}, ["--classes", "twice.txt"], "names the class 'a' twice"),
         ({}, ["--input-size", "64"], "its input is 32×32 pixels .* got 64×64"),
         ({}, ["--channels", "gray"], "its input has 3 channels, --channels gray does not fit"),
-        ({}, ["--resize", "half"], "--resize is stretch, or the shorter side in pixels, got 'half'"),
+        ({}, ["--resize", "half"], "--resize: expected stretch or the shorter side in pixels, got 'half'"),
         ({}, ["--mean", "0.5,0.5"], "mean has one value or 3, got 2"),
         ({"side": "side"}, ["--input-size", "4000"], "input_size.0: .* less than or equal"),
         ({"metadata": {"names": "os.system('true')"}}, [], "not a list of class names|names 1 classes"),
