@@ -174,7 +174,7 @@ def steady(settings: Settings, topic: str, summary: dict[str, Any]) -> Steady:
     """The rows of the table `batches` of a topic after the first micro-batch."""
     (row,) = query(settings, STEADY_SQL, parameters={"topic": topic}).to_pylist()
     if not row["rows"]:
-        raise RuntimeError("there was only one micro-batch, so there is no steady part to measure")
+        raise RuntimeError("expected at least two micro-batches, to measure after the first one; got one")
     return Steady(row["batches"], row["rows"], row["seconds"], summary)
 
 

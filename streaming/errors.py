@@ -100,8 +100,16 @@ class UncheckedError(ServiceError):
 KINDS: dict[str, type[ServiceError]] = {
     one.kind: one
     for one in (
-        *(ServiceError, ConfigurationError, UsageError, UnavailableError, StoreAwayError),
-        *(DataError, DamagedError, ConflictError, NotFoundError, UncheckedError),
+        ServiceError,
+        ConfigurationError,
+        UsageError,
+        UnavailableError,
+        StoreAwayError,
+        DataError,
+        DamagedError,
+        ConflictError,
+        NotFoundError,
+        UncheckedError,
     )
 }
 

@@ -168,9 +168,8 @@ def _assigned(consumer: Any, topic: str, begin: dict[int, int] | str) -> dict[in
     first, last = consumer.beginning_offsets(partitions), consumer.end_offsets(partitions)
     at = {one.partition: (last if begin == LATEST else first)[one] for one in partitions}
     if isinstance(begin, dict):
-        at |= {
-            one: offset for one, offset in begin.items() if one in at
-        }  # a partition added since: from its first answer
+        # A partition that was added since then is read from its first answer.
+        at |= {one: offset for one, offset in begin.items() if one in at}
     consumer.assign(partitions)
     for one in partitions:
         if not first[one] <= at[one.partition] <= last[one]:

@@ -65,7 +65,7 @@ def train_cnn(
     ] = DEFAULTS.frequency,
     workers: Annotated[
         int, typer.Option(help="Number of Spark tasks that train in parallel.", rich_help_panel=WORKERS)
-    ] = (DEFAULTS.workers),
+    ] = DEFAULTS.workers,
     threads: Annotated[
         int, typer.Option(help="Number of threads of each worker.", rich_help_panel=WORKERS)
     ] = DEFAULTS.threads,

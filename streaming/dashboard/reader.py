@@ -20,7 +20,7 @@ from streaming.storage.home import LOG, Home
 from streaming.storage.sql import connect
 from streaming.storage.store_errors import StoreAwayError
 from streaming.storage.table_files import local_copies
-from streaming.storage.table_log import answers, open_delta
+from streaming.storage.table_log import open_delta, store_errors_in_one_line
 from streaming.storage.tables import SCHEMAS, data_files
 
 TIMEOUT_S = 20.0
@@ -95,7 +95,7 @@ class Reader:
                 table = open_delta(place)
                 self._handles[name] = (table, made)
             else:
-                with answers(place):
+                with store_errors_in_one_line(place):
                     table.update_incremental()
             seen = (f"{made}", table.version())
             if self._viewed.get(name) != seen:

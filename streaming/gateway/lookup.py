@@ -152,7 +152,7 @@ class _Files:
         from deltalake.exceptions import DeltaError
 
         from streaming.storage.table_files import local_copies
-        from streaming.storage.table_log import answers, open_delta
+        from streaming.storage.table_log import open_delta, store_errors_in_one_line
         from streaming.storage.tables import data_files
 
         place = self._home.table(self._name)
@@ -166,7 +166,7 @@ class _Files:
                         return NOTHING
                     self._handle = open_delta(place)
                 else:
-                    with answers(place):
+                    with store_errors_in_one_line(place):
                         self._handle.update_incremental()
                 if self._handle.version() != self._version:
                     self._files = frozenset(local_copies(self._home, data_files(self._handle, place)))

@@ -29,7 +29,7 @@ from streaming.settings import Settings
 from streaming.storage.files import at_hand, read_batches
 from streaming.storage.home import TABLES, Home
 from streaming.storage.store import open_store
-from streaming.storage.table_log import answers, open_delta, open_log
+from streaming.storage.table_log import open_delta, open_log, store_errors_in_one_line
 from streaming.storage.tables import ERASED, Table
 
 ID_COLUMNS = ("image_id", "content_sha256", "value_sha256")  # that identify an image in some table
@@ -202,7 +202,7 @@ def _remove_files(home: Home, name: str, names: Collection[str]) -> int:
 def _unused(place: str) -> Iterator[str]:
     """The files of earlier versions of a table, and of its change data feed."""
     try:
-        with answers(place):
+        with store_errors_in_one_line(place):
             table = open_delta(place)
             yield from table.vacuum(retention_hours=0, dry_run=True, enforce_retention_duration=False)
     except DeltaError as error:

@@ -30,7 +30,7 @@ from streaming.pipeline.finish import Tables, finish_decided
 from streaming.settings import Settings
 from streaming.storage.home import LOG, TABLES, Home
 from streaming.storage.table_features import files_with_vectors, reader_features
-from streaming.storage.table_log import answers, open_delta
+from streaming.storage.table_log import open_delta, store_errors_in_one_line
 
 RETENTION_HOURS = 168
 MIN_RETENTION_HOURS = 24
@@ -100,7 +100,7 @@ def _maintain_table(home: Home, name: str, retention_hours: int) -> TableMainten
     before = _sizes(place)
     skipped = compact(place, min(max(sum(before) // FILES, MIN_FILE_BYTES), MAX_FILE_BYTES))
     table = open_delta(place)
-    with answers(place):
+    with store_errors_in_one_line(place):
         if table.version() - _last_checkpoint(home, name) >= COMMITS_PER_CHECKPOINT:
             table.create_checkpoint()
         _shorten_log(table, retention_hours)

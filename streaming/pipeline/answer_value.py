@@ -6,8 +6,9 @@ with the same values are in `streaming/pipeline/answer_avro.py`.
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
+from functools import cache
 from math import isfinite
 from typing import Any
 
@@ -22,9 +23,10 @@ LEFT_OUT = {"predictions": frozenset[str](), "quarantine": frozenset({"value", "
 MAX_KEY_BYTES = 1024  # a longer key is cut, as in `predictions`
 
 
-def answer_fields(table: str) -> list[pa.Field]:
+@cache  # asked for each answer
+def answer_fields(table: str) -> tuple[pa.Field, ...]:
     """The columns of a table that an answer has."""
-    return [field for field in SCHEMAS[table][0] if field.name not in LEFT_OUT[table]]
+    return tuple(field for field in SCHEMAS[table][0] if field.name not in LEFT_OUT[table])
 
 
 def answer_value(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _object(first: Mapping[str, Any], fields: list[pa.Field]) -> dict[str, Any]:
+def _object(first: Mapping[str, Any], fields: Iterable[pa.Field]) -> dict[str, Any]:
     properties = {**first, **{field.name: _schema_of(field.type) for field in fields}}
     return {"type": "object", "required": list(properties), "properties": properties}
 
@@ -85,7 +87,7 @@ def _object(first: Mapping[str, Any], fields: list[pa.Field]) -> dict[str, Any]:
 def _schema_of(kind: pa.DataType) -> dict[str, Any]:
     """The JSON Schema of a column, any of which may be null."""
     if pa.types.is_list(kind):
-        return {"type": ["array", "null"], "items": _object({}, list(kind.value_type))}
+        return {"type": ["array", "null"], "items": _object({}, kind.value_type)}
     formats: dict[Callable[[pa.DataType], bool], dict[str, Any]] = {
         pa.types.is_timestamp: {"type": ["string", "null"], "format": "date-time"},
         pa.types.is_date: {"type": ["string", "null"], "format": "date"},

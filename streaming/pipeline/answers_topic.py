@@ -332,7 +332,7 @@ def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:
 
 def file_rows(table: str, place: str, file: DataFile) -> Iterator[dict[str, Any]]:
     """The columns that an answer is made from, of the rows of one data file, read in parts of bounded size."""
-    fields = answer_fields(table) + [field for field in SCHEMAS[table][0] if field.name in HEADERS_OF[table]]
+    fields = [*answer_fields(table), *(field for field in SCHEMAS[table][0] if field.name in HEADERS_OF[table])]
     schema = pa.schema([field for field in fields if field.name not in file.partition])
     with at_hand(place, file.path) as path:
         for batch in read_batches(path, schema.names):

@@ -9,9 +9,8 @@ MEMORY_LIMIT = "1GB"
 LATEST_LABELS = """
 SELECT image_id, arg_max(label, (labelled_at, label)) AS label FROM labels WHERE label IS NOT NULL GROUP BY image_id
 """
-NO_LABELS = (
-    "SELECT NULL::VARCHAR AS image_id, NULL::VARCHAR AS label WHERE false"  # the same for a home without `labels`
-)
+# The same for a home without the table `labels`.
+NO_LABELS = "SELECT NULL::VARCHAR AS image_id, NULL::VARCHAR AS label WHERE false"
 
 
 def connect(

@@ -105,7 +105,7 @@ class TableLog:
         if self._handle.version() == self._version and self._is_newest():
             self._known_at = now
             return self._handle
-        with answers(self.place):
+        with store_errors_in_one_line(self.place):
             self._handle.update_incremental()
         self._learn(now)
         return self._handle
@@ -134,7 +134,7 @@ class TableLog:
         if self._is_old():
             self.refresh()
         if app_id not in self._seen:
-            with answers(self.place):  # this reads the log
+            with store_errors_in_one_line(self.place):  # this reads the log
                 self._seen[app_id] = self._handle.transaction_version(app_id)
         return self._seen[app_id]
 
@@ -150,7 +150,7 @@ class TableLog:
 
     def check_rewritable(self) -> None:
         """Raise a TableFeatureError if files of the known version must not be replaced."""
-        with answers(self.place):
+        with store_errors_in_one_line(self.place):
             check_rewritable(self._handle, self.place)
 
     def data_schema(self) -> pa.Schema:
@@ -205,7 +205,7 @@ class TableLog:
     def _commit_with_deltalake(self, actions: Sequence[AddAction | RemoveAction], app_id: str, number: int) -> bool:
         """Commit with any protocol that deltalake supports; False if there was a conflict."""
         try:
-            with answers(self.place):
+            with store_errors_in_one_line(self.place):
                 self._handle.create_write_transaction(
                     [*actions],
                     "append",
@@ -226,7 +226,7 @@ class TableLog:
             ServiceError: the log names a file outside the table's directory.
             TableFeatureError: the files do not hold exactly the table's rows.
         """
-        with answers(self.place):
+        with store_errors_in_one_line(self.place):
             check_whole_files(self._handle, self.place)
         rows = pa.table(self._handle.get_add_actions()).to_pylist()
         return [
@@ -256,7 +256,7 @@ def open_delta(place: str | Path, version: int | None = None) -> DeltaTable:
     Raises:
         StoreAwayError: the bucket does not answer; other errors are deltalake's own.
     """
-    with answers(str(place)):
+    with store_errors_in_one_line(str(place)):
         return DeltaTable(place, version=version, storage_options=storage_options(place))
 
 
@@ -269,7 +269,7 @@ def storage_options(place: str | Path) -> dict[str, str] | None:
 
 
 @contextmanager
-def answers(place: str) -> Iterator[None]:
+def store_errors_in_one_line(place: str) -> Iterator[None]:
     """Convert deltalake's errors about a bucket to one-line errors; see `store_error`."""
     try:
         yield
@@ -284,7 +284,7 @@ def _write_checkpoint(place: str) -> None:
 
     If it fails, `maintain` or a commit 50 versions later writes the next one.
     """
-    with suppress(ServiceError, DeltaError, OSError), answers(place):
+    with suppress(ServiceError, DeltaError, OSError), store_errors_in_one_line(place):
         open_delta(place).create_checkpoint()
 
 

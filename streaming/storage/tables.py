@@ -35,10 +35,10 @@ from streaming.storage.table_log import (
     COMMIT_TRIES,
     REWRITE,
     TableLog,
-    answers,
     boot_seconds,
     open_delta,
     storage_options,
+    store_errors_in_one_line,
 )
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Table:
         self.store = open_store(self.place)
         self._partition_by = partition_by
         now = boot_seconds()
-        with answers(self.place):
+        with store_errors_in_one_line(self.place):
             try:
                 handle = open_delta(self.place)  # cheaper than `create`, which opens an existing table twice
             except TableNotFoundError:
@@ -322,7 +322,7 @@ class Table:
             once = CommitProperties(app_transactions=[Transaction(REWRITE, self._log.next_rewrite())])
             # After a conflict, the rows are in other files, since files were replaced in the meantime.
             try:
-                with answers(self.place):
+                with store_errors_in_one_line(self.place):
                     return int(table.delete(predicate, commit_properties=once)["num_deleted_rows"])
             except CommitFailedError as error:
                 check_commit_error(error, self.place)
@@ -371,7 +371,7 @@ def data_files(table: DeltaTable, place: str | Path) -> list[str]:
         ServiceError: the log names a file outside the table's directory.
         TableFeatureError: the files do not hold exactly the table's rows.
     """
-    with answers(str(place)):
+    with store_errors_in_one_line(str(place)):
         check_whole_files(table, str(place))
     files = [unquote(uri) for uri in table.file_uris()]  # they are percent-encoded
     for file in files:
