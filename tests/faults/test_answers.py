@@ -56,7 +56,7 @@ def another(spec: Spec, name: str) -> Spec:
     return replace(spec, log=spec.log.with_name(name))
 
 
-def test_killed_at_every_step_and_between_transaction_and_tables(
+def test_kill_at_any_step_leaves_each_answer_once(
     place: str, spec: Spec, rng: Random, form: Form[list[tuple[str, str | None]]], record: Record
 ) -> None:
     kills = form([*KILLS * 7, KILLS[-2]], [*KILLS])
@@ -72,7 +72,7 @@ def test_killed_at_every_step_and_between_transaction_and_tables(
     record(f"answers, {place}: SIGKILLs; lost, repeated", form("50; 0, 0", "7; 0, 0"), f"{len(kills)}; 0, 0")
 
 
-def test_driver_that_slept_in_a_transaction_is_fenced_by_whoever_finishes_its_batch(spec: Spec) -> None:
+def test_driver_suspended_in_a_transaction_is_fenced(spec: Spec) -> None:
     """It stops between sending and committing; `maintain` finishes the batch, and another driver the later ones."""
     with Driver(replace(spec, signal_at=("send", 2, signal.SIGSTOP))) as asleep:
         asleep.wait_stopped()
@@ -86,7 +86,7 @@ def test_driver_that_slept_in_a_transaction_is_fenced_by_whoever_finishes_its_ba
     check(spec.settings, spec.messages)
 
 
-def test_two_drivers_at_once_repeat_nothing(spec: Spec, form: Form[int], record: Record) -> None:
+def test_concurrent_drivers_duplicate_no_answer(spec: Spec, form: Form[int], record: Record) -> None:
     starts = form(20, 1)
     for number in range(starts):
         spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
@@ -98,7 +98,7 @@ def test_two_drivers_at_once_repeat_nothing(spec: Spec, form: Form[int], record:
     record("answers: two drivers at once, repeated", f"{starts} starts, 0", f"{starts} starts, 0")
 
 
-def test_broker_of_the_answers_that_goes_away_is_waited_for_by_one_batch(spec: Spec, fragile_broker: Settings) -> None:
+def test_tables_are_at_most_one_batch_ahead_of_unavailable_answers(spec: Spec, fragile_broker: Settings) -> None:
     settings = spec.settings.model_copy(update={"answers_bootstrap_servers": fragile_broker.bootstrap_servers})
     spec = replace(spec, settings=settings, messages=40 * PER_BATCH)
     with Driver(spec) as driver:

@@ -91,7 +91,7 @@ def home(azurite: dict[str, str]) -> Iterator[str]:
         yield f"az://home/{uuid4().hex}"
 
 
-def test_store_keeps_its_promises(home: str, tmp_path: Path) -> None:
+def test_store_operations(home: str, tmp_path: Path) -> None:
     store = open_store(home)
     store.check_access()
     store.check_conditional()
@@ -109,13 +109,13 @@ def test_store_keeps_its_promises(home: str, tmp_path: Path) -> None:
     assert list(store.list()) == []
 
 
-def test_container_that_does_not_exist_is_named(home: str) -> None:
+def test_missing_container_is_reported(home: str) -> None:
     with pytest.raises(ServiceError, match=r"^the bucket of az://none/home does not exist \(ContainerNotFound\)"):
         open_store("az://none/home").get("a")
 
 
 @pytest.mark.parametrize("step", ["decide", "predictions", "batches"])
-def test_killed_driver_is_followed_by_one_that_finishes(home: str, tmp_path: Path, step: str) -> None:
+def test_new_driver_finishes_work_of_killed_driver(home: str, tmp_path: Path, step: str) -> None:
     settings = Settings(home=home, work=tmp_path / "work", topic=new_topic())
     begin(settings)
     spec = Spec(settings, tmp_path / "1", messages=30, per_batch=3)

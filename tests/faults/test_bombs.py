@@ -28,20 +28,20 @@ def pids() -> list[int]:
 
 
 @pytest.mark.parametrize("one", BOMBS, ids=lambda one: one.name)
-def test_a_bomb_ends_within_the_limits_with_the_right_reason(one: Bomb) -> None:
+def test_bomb_has_expected_outcome_within_limits(one: Bomb) -> None:
     got = decode(one.make(), SIZE)
     assert (got.reason if isinstance(got, BadImage) else None) in one.outcomes, got
     assert isinstance(decode(GOOD, SIZE), np.ndarray)
 
 
-def test_decoding_is_ended_when_its_cpu_time_is_used_up_and_the_next_image_is_decoded() -> None:
+def test_decoding_stops_at_the_cpu_time_limit() -> None:
     data = many_scans(7_744, 7_744, 100)
     got = decode(data, SIZE, replace(DEFAULT_LIMITS, timeout_s=0.2))
     assert got == BadImage(Stage.DECODE, Reason.DECODE_TIMEOUT, "decoding was ended after 0.2 s of CPU time")
     assert isinstance(decode(GOOD, SIZE), np.ndarray)
 
 
-def test_decoding_gets_no_more_memory_than_allowed_and_the_next_image_is_decoded() -> None:
+def test_decoding_stops_at_the_memory_limit() -> None:
     data = png(8_000, 8_000, zeros(8_000 * 24_001))
     got = decode(data, SIZE, replace(DEFAULT_LIMITS, memory_bytes=100 * 1024**2))
     assert got == BadImage(Stage.DECODE, Reason.DECODE_MEMORY, "decoding needs more than 100 MiB of memory")
@@ -50,7 +50,7 @@ def test_decoding_gets_no_more_memory_than_allowed_and_the_next_image_is_decoded
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_guarded_process_that_was_killed_is_started_again(sign: signal.Signals) -> None:
+def test_killed_guarded_process_is_restarted(sign: signal.Signals) -> None:
     decode(GOOD, SIZE)
     (*_, pid) = pids()
     os.kill(pid, sign)
@@ -58,7 +58,7 @@ def test_a_guarded_process_that_was_killed_is_started_again(sign: signal.Signals
     assert pid not in pids()
 
 
-def test_a_decoder_that_crashes_twice_is_an_answer() -> None:
+def test_decoder_that_crashes_twice_gives_a_bad_image() -> None:
     crashed = threading.Event()
 
     def crash() -> None:
@@ -88,7 +88,7 @@ def test_a_decoder_that_crashes_twice_is_an_answer() -> None:
     assert got == BadImage(Stage.DECODE, Reason.CORRUPT, "the decoder crashed (signal 11)")
 
 
-def test_threads_decode_side_by_side_each_with_a_process_of_its_own() -> None:
+def test_threads_decode_concurrently_in_separate_processes() -> None:
     results: list[object] = []
     threads = [threading.Thread(target=lambda: results.append(decode(GOOD, SIZE))) for _ in range(4)]
     for thread in threads:
@@ -100,7 +100,7 @@ def test_threads_decode_side_by_side_each_with_a_process_of_its_own() -> None:
     assert 1 <= len(pids()) <= 5
 
 
-def test_a_forked_process_has_a_guarded_process_of_its_own() -> None:
+def test_forked_process_uses_a_separate_guarded_process() -> None:
     decode(GOOD, SIZE)
     before = pids()
     if (child := os.fork()) == 0:
@@ -112,7 +112,7 @@ def test_a_forked_process_has_a_guarded_process_of_its_own() -> None:
     assert pids() == before
 
 
-def test_the_guarded_process_sees_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guarded_process_does_not_inherit_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_OF_THE_PARENT", "s3cret")
     while guarded._pool._idle:
         guarded._pool._idle.pop().close()
@@ -126,12 +126,12 @@ def test_the_guarded_process_sees_nothing_of_the_environment(monkeypatch: pytest
 @pytest.mark.parametrize(
     "name", ["tiff of one giant tile", "png of 65 megapixels, all there", "icon of 144 megapixels"]
 )
-def test_a_bomb_is_published_as_it_is_not_made_smaller(name: str) -> None:
+def test_bomb_is_not_shrunk(name: str) -> None:
     data = bomb(name)
     assert shrink(data, 100) is data
 
 
-def test_making_smaller_has_the_same_limits() -> None:
+def test_shrinking_has_the_same_limits() -> None:
     data = many_scans(7_744, 7_744, 100)
     assert shrink(data, 100, replace(DEFAULT_LIMITS, timeout_s=0.2)) is data
     assert len(shrink(png(8_000, 8_000, zeros(8_000 * 24_001)), 100)) < 10_000

@@ -68,7 +68,7 @@ def check_through_stream(service: Settings, samples: list[Sample]) -> None:
     check_exactly_once(service, sent)
 
 
-def test_every_test_image_of_pillow_has_a_row_of_the_right_class(
+def test_each_pillow_test_image_has_the_expected_row(
     images: dict[str, bytes], new_service: NewService, record: Record
 ) -> None:
     assert len(images) > 900
@@ -87,7 +87,7 @@ def test_every_test_image_of_pillow_has_a_row_of_the_right_class(
     record("corpus: Pillow's own test images", "a row each, as Pillow judges", f"{len(images):,}: {shown}")
 
 
-def test_every_bomb_has_a_row_and_so_has_the_image_behind_it(new_service: NewService, record: Record) -> None:
+def test_each_bomb_and_the_next_image_have_a_row(new_service: NewService, record: Record) -> None:
     samples = []
     for one in BOMBS:
         data = one.make()

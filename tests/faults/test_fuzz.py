@@ -88,7 +88,7 @@ def bundle(trained: Path) -> Bundle:
     return read_bundle(bundle_folder(trained, 1))
 
 
-def test_no_bytes_make_decoding_raise(fuzz: Any, form: Form[int], record: Record) -> None:
+def test_decoding_never_raises(fuzz: Any, form: Form[int], record: Record) -> None:
     seconds = [0.0]
 
     @fuzz(1_500)
@@ -107,7 +107,7 @@ def test_no_bytes_make_decoding_raise(fuzz: Any, form: Form[int], record: Record
     record("fuzz: decode, examples and the slowest", "no error, ≤ 1 s", f"{len(seconds) - 1:,}, {max(seconds):.3f} s")
 
 
-def test_no_message_makes_a_worker_raise_or_lose_a_row(fuzz: Any, bundle: Bundle, tmp_path: Path) -> None:
+def test_scoring_never_raises_or_loses_a_row(fuzz: Any, bundle: Bundle, tmp_path: Path) -> None:
     header = st.fixed_dictionaries(
         {
             "key": st.none() | st.sampled_from(["label", "ce_source", "ce_id", ""]) | st.text(max_size=5),
@@ -170,7 +170,7 @@ def _replaced(content: Any, path: tuple[Any, ...], value: Any) -> Any:
     return copy
 
 
-def test_no_manifest_makes_the_reader_raise_anything_but_its_own_error(fuzz: Any, trained: Path) -> None:
+def test_damaged_manifest_raises_only_model_error(fuzz: Any, trained: Path) -> None:
     text = (bundle_folder(trained, 1) / MANIFEST).read_bytes()
     content = json.loads(text)
     places = list(_places(content))
@@ -190,7 +190,7 @@ def test_no_manifest_makes_the_reader_raise_anything_but_its_own_error(fuzz: Any
     check()
 
 
-def test_no_arrays_make_the_reader_raise_anything_but_its_own_error(fuzz: Any) -> None:
+def test_damaged_arrays_raise_only_model_error(fuzz: Any) -> None:
     whole = write_npz({"weights": np.eye(5, dtype=np.float32), "bias": np.zeros(5)})
 
     @fuzz(300)
@@ -206,7 +206,7 @@ def test_no_arrays_make_the_reader_raise_anything_but_its_own_error(fuzz: Any) -
     check()
 
 
-def test_a_damaged_decision_is_refused_by_name_or_is_one(fuzz: Any, tmp_path: Path) -> None:
+def test_damaged_decision_raises_only_service_error(fuzz: Any, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     text = decision_of(settings, 7, {0: (10, 14), 1: (0, 2)}, bad={11}, left_out={0: (8, 10)}).to_json()
 

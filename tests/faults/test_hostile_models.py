@@ -328,7 +328,7 @@ HOSTILE: dict[str, tuple[Make, str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_in_a_small_process_that_ends_soon(name: str, tmp_path: Path) -> None:
+def test_hostile_file_is_refused_within_limits(name: str, tmp_path: Path) -> None:
     make, reason = HOSTILE[name]
     request = {
         "task": "import",
@@ -351,7 +351,7 @@ def test_a_hostile_file_is_refused_in_a_small_process_that_ends_soon(name: str, 
     assert cpu_s <= MAX_CPU_S
 
 
-def test_who_asks_gets_one_line_that_names_the_file(tmp_path: Path) -> None:
+def test_refusal_is_one_line_that_names_the_file(tmp_path: Path) -> None:
     make, reason = HOSTILE["a cycle"]
     with pytest.raises(ModelError, match=f"^model.onnx is refused: .*{reason}$"):
         inspect_file(make(tmp_path))
@@ -359,7 +359,7 @@ def test_who_asks_gets_one_line_that_names_the_file(tmp_path: Path) -> None:
         import_network(tmp_path / "model.pkl", tmp_path, [])
 
 
-def test_bytes_changed_anywhere_in_a_flatbuffer_end_no_process_but_its_own(tmp_path: Path) -> None:
+def test_changed_flatbuffer_bytes_raise_only_model_error(tmp_path: Path) -> None:
     from models.tflite_file import read_tflite
 
     whole, random = mean_of_channels(), np.random.default_rng(0)

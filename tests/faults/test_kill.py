@@ -139,12 +139,12 @@ def _unfinished(settings: Settings) -> list[Decision]:
     return [one for one in decisions(settings) if one.number not in whole]
 
 
-def test_no_message_is_lost_or_repeated_wherever_the_driver_is_killed(survived: Survived, record: Record) -> None:
+def test_kills_lose_and_duplicate_no_message(survived: Survived, record: Record) -> None:
     check_exactly_once(survived.settings, survived.sent)
     record("kill: lost, repeated, inconsistent", "0, 0, 0", "0, 0, 0")
 
 
-def test_a_decided_batch_is_finished_with_its_own_model_and_files(survived: Survived, form: Form[int]) -> None:
+def test_decided_batch_is_finished_with_its_model_and_files(survived: Survived, form: Form[int]) -> None:
     assert len(survived.unfinished) >= form(4, 2)  # killed from "decide" on and before "batches"
     batches = {row["batch_id"]: row for row in rows(survived.settings, "SELECT * FROM batches")}
     for decision in survived.unfinished:
@@ -157,7 +157,7 @@ def test_a_decided_batch_is_finished_with_its_own_model_and_files(survived: Surv
     assert len({row["model_version"] for row in batches.values()}) == 2
 
 
-def test_a_batch_killed_after_its_decision_is_finished_without_broker_and_bundle(
+def test_decided_batch_is_finished_without_broker_and_bundle(
     decided_on: str, request: pytest.FixtureRequest, fragile_broker: Settings, seed: int
 ) -> None:
     service: Settings = request.getfixturevalue("service" if decided_on == "local" else "bucket_service")

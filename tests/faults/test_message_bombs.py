@@ -40,7 +40,7 @@ BOMBS = {
 }
 
 
-def test_a_batch_that_ends_the_jvm_is_read_beside_it_after_two_deaths(service: Settings, record: Record) -> None:
+def test_batch_that_crashes_the_jvm_twice_is_read_outside_it(service: Settings, record: Record) -> None:
     create_topic(service, **{"compression.type": "producer"})
     images = iter([data for _, _, data in digit_images(2 * len(BOMBS) + 2, 300)])
     servers = str(service.bootstrap_servers)
@@ -86,7 +86,7 @@ def test_a_batch_that_ends_the_jvm_is_read_beside_it_after_two_deaths(service: S
     assert java + python <= needed
 
 
-def test_the_embedded_broker_refuses_bombs_and_lives(broker: Settings, service: Settings) -> None:
+def test_embedded_broker_refuses_bombs(broker: Settings, service: Settings) -> None:
     servers = str(broker.bootstrap_servers)
     create_topic(service)
     assert produce(servers, service.topic, 0, gzip_bomb(60_000_000)) == (10, -1)  # MESSAGE_TOO_LARGE
@@ -96,7 +96,7 @@ def test_the_embedded_broker_refuses_bombs_and_lives(broker: Settings, service: 
     assert produce(servers, service.topic, 0, gzip_bomb(1_000)) == (0, 0)
 
 
-def test_a_timestamp_that_spark_cannot_hold_does_not_stop_the_stream(service: Settings) -> None:
+def test_timestamp_out_of_sparks_range_does_not_stop_the_stream(service: Settings) -> None:
     create_topic(service, **ANY_TIME)
     times = [1_714_996_800_000, 0, 1_714_996_800, 1_714_996_800_000_000, 1_714_996_800_000_000_000]
     image = next(iter(digit_images(1, 300)))[2]

@@ -62,7 +62,7 @@ def _write_pictures(folder: Path, count: int, rng: Random) -> set[str]:
     return ids
 
 
-def test_no_acknowledged_message_is_lost_when_the_broker_dies_and_comes_back(
+def test_broker_outage_loses_no_acknowledged_message(
     fragile_service: Settings, fragile_broker: Settings, rng: Random, form: Form[int], tmp_path: Path, record: Record
 ) -> None:
     service, broker = fragile_service, fragile_broker

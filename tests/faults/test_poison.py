@@ -17,7 +17,7 @@ HEAVY_BAD = tuple(kind for kind in BAD if kind.heavy)
 
 
 @pytest.mark.parametrize("kind", [*GOOD, *BAD], ids=lambda kind: kind.name)
-def test_decoding_judges_every_kind_as_it_should(kind: Kind, rng: Random) -> None:
+def test_each_kind_is_decoded_or_rejected_for_its_reason(kind: Kind, rng: Random) -> None:
     for _ in range(1 if kind.heavy else 3):
         got = decode(kind.make(rng), SIZE)
         assert (got.reason if isinstance(got, BadImage) else None) == kind.reason
@@ -33,7 +33,7 @@ def _watched(settings: Settings, sent: Sent) -> MemoryWatch:
     return watch
 
 
-def test_bad_messages_are_quarantined_for_their_reason_while_the_query_continues(
+def test_bad_messages_are_quarantined_and_the_query_continues(
     new_service: NewService, rng: Random, form: Form[int], record: Record
 ) -> None:
     count = form(10_000, 120)

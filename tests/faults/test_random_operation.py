@@ -110,7 +110,7 @@ class Operator:
         self._stream = None
 
 
-def test_a_service_operated_at_random_has_one_row_for_every_message(
+def test_randomly_operated_service_has_one_row_per_message(
     fragile_service: Settings, fragile_broker: Settings, rng: Random, form: Form[int], record: Record
 ) -> None:
     operator = Operator(fragile_service, fragile_broker, rng)

@@ -87,11 +87,11 @@ def soaked(new_service: NewService, form: Form[int], seed: int, record: Record) 
     return Soaked(settings, sent, size, dict(most))
 
 
-def test_every_message_of_a_long_run_has_one_row(soaked: Soaked) -> None:
+def test_long_run_has_one_row_per_message(soaked: Soaked) -> None:
     check_exactly_once(soaked.settings, soaked.sent)
 
 
-def test_maintenance_beside_the_stream_keeps_the_files_few(soaked: Soaked, record: Record) -> None:
+def test_concurrent_maintenance_limits_live_files(soaked: Soaked, record: Record) -> None:
     assert soaked.most_files, "maintenance never ran beside the stream"
     assert max(soaked.most_files.values()) <= MAX_LIVE_FILES
     maintain(soaked.settings)
@@ -101,9 +101,7 @@ def test_maintenance_beside_the_stream_keeps_the_files_few(soaked: Soaked, recor
     check_exactly_once(soaked.settings, soaked.sent)
 
 
-def test_decisions_that_are_applied_again_leave_every_table_unchanged(
-    soaked: Soaked, form: Form[int], record: Record
-) -> None:
+def test_reapplied_decisions_change_no_table(soaked: Soaked, form: Form[int], record: Record) -> None:
     settings = soaked.settings
     kept, before = decisions(settings), versions(settings)
     assert len(kept) >= form(KEPT, 16)
@@ -115,7 +113,7 @@ def test_decisions_that_are_applied_again_leave_every_table_unchanged(
     record("replay: decisions applied again, changes", "0", f"{len(kept):,} decisions, 0")
 
 
-def test_a_lost_streams_folder_skips_no_message(soaked: Soaked, rng: Random) -> None:
+def test_lost_streams_folder_skips_no_message(soaked: Soaked, rng: Random) -> None:
     """The tables alone tell where to go on."""
     settings = soaked.settings
     shutil.rmtree(settings.work_dir / "streams")

@@ -70,7 +70,7 @@ def maintained(settings: Settings) -> Iterator[None]:
         kept.result()
 
 
-def test_killed_at_every_step_on_a_store_that_harms_requests(
+def test_kill_at_any_step_on_a_faulty_store_loses_nothing(
     spec: Spec, proxy: StoreProxy, rng: Random, form: Form[list[str]], record: Record
 ) -> None:
     steps = form([*STEPS * 7, "decide"], [*STEPS])
@@ -90,7 +90,7 @@ def test_killed_at_every_step_on_a_store_that_harms_requests(
     record("bucket: lost, repeated, mixed attempts", "0, 0, 0", "0, 0, 0")
 
 
-def test_store_that_goes_away_is_waited_for(spec: Spec, proxy: StoreProxy, form: Form[float]) -> None:
+def test_driver_waits_for_an_unavailable_store(spec: Spec, proxy: StoreProxy, form: Form[float]) -> None:
     spec = replace(spec, answer_within_s=form(60.0, 0.5), messages=form(400, 100) * PER_BATCH)
     with Driver(spec) as driver:
         driver.wait_for("batch", 2)
@@ -109,7 +109,7 @@ def test_store_that_goes_away_is_waited_for(spec: Spec, proxy: StoreProxy, form:
     check(spec.settings, spec.messages)
 
 
-def test_two_drivers_beside_maintenance_and_readers_repeat_nothing(spec: Spec, form: Form[int], record: Record) -> None:
+def test_concurrent_drivers_with_maintenance_duplicate_nothing(spec: Spec, form: Form[int], record: Record) -> None:
     starts = form(20, 1)
     for number in range(starts):
         spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
@@ -123,7 +123,7 @@ def test_two_drivers_beside_maintenance_and_readers_repeat_nothing(spec: Spec, f
     record("bucket: two drivers at once, repeated", f"{starts} starts, 0", f"{starts} starts, 0")
 
 
-def test_driver_that_slept_through_compaction_and_pruning_is_fenced(
+def test_driver_suspended_during_compaction_and_pruning_is_fenced(
     spec: Spec, form: Form[list[str]], record: Record
 ) -> None:
     """It had scored, or decided, what is whole by another driver's work when it wakes; the decision is gone by then.
@@ -150,7 +150,7 @@ def test_driver_that_slept_through_compaction_and_pruning_is_fenced(
     record("bucket: drivers asleep at a step, repeated", f"{len(steps)}, 0", f"{len(steps)}, 0")
 
 
-def test_decision_that_lands_after_its_driver_died_is_the_one_that_holds(spec: Spec, proxy: StoreProxy) -> None:
+def test_decision_stored_after_its_driver_died_is_valid(spec: Spec, proxy: StoreProxy) -> None:
     settings = spec.settings
     key = numbered_key(f"streams/{settings.topic}/batches", 2, 20)
     proxy.hold(f"^PUT .*{key}")
@@ -170,7 +170,7 @@ def test_decision_that_lands_after_its_driver_died_is_the_one_that_holds(spec: S
     check_one_attempt(settings)
 
 
-def test_store_that_is_killed_and_started_again_loses_nothing(tmp_path: Path, form: Form[bool]) -> None:
+def test_killed_and_restarted_store_loses_nothing(tmp_path: Path, form: Form[bool]) -> None:
     """In `make soak`, with a server of its own."""
     if not form(True, False):
         pytest.skip("only with --full: it starts a store of its own twice")

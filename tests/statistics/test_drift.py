@@ -58,7 +58,7 @@ def day(world: World, n: int, batches: int) -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize("n", [20, 50, 100, 200, 500, 1000, 2000])
-def test_a_day_without_drift_gives_hardly_ever_an_alarm(form: Form[int], seed: int, record: Record, n: int) -> None:
+def test_days_without_drift_rarely_alarm(form: Form[int], seed: int, record: Record, n: int) -> None:
     days, batches = form(100 if n <= 500 else 50, 2), form(BATCHES_A_DAY, 40)
     world = World(seed + n)
     found = np.array([day(world, n, batches) for _ in range(days)])
@@ -71,7 +71,7 @@ def test_a_day_without_drift_gives_hardly_ever_an_alarm(form: Form[int], seed: i
         assert former > 0.9, "a fixed limit must fail here, or the simulation shows nothing"
 
 
-def test_the_p_value_is_no_smaller_than_chance_makes_it(form: Form[int], seed: int, record: Record) -> None:
+def test_p_value_is_conservative(form: Form[int], seed: int, record: Record) -> None:
     """At levels that a simulation can reach, for windows and references of any size."""
     world, runs = World(seed), form(4000, 100)
     for n, m in ((20, 1000), (100, 100), (500, 1000), (1000, 200)):
@@ -86,7 +86,7 @@ def test_the_p_value_is_no_smaller_than_chance_makes_it(form: Form[int], seed: i
 
 
 @pytest.mark.parametrize(("shift", "n"), [(0.5, ENOUGH_ROWS), (1.0, 100), (1.5, 50)])
-def test_a_shift_of_one_component_is_found(form: Form[int], seed: int, record: Record, shift: float, n: int) -> None:
+def test_shift_of_one_component_is_detected(form: Form[int], seed: int, record: Record, shift: float, n: int) -> None:
     """The mean of one component of 64 moves by `shift` spreads; the window has n images, the reference 1,000."""
     world, runs = World(seed), form(500, 40)
     alarms = 0
@@ -98,7 +98,7 @@ def test_a_shift_of_one_component_is_found(form: Form[int], seed: int, record: R
     assert alarms / runs >= 0.8 - 3 * np.sqrt(0.16 / runs)
 
 
-def test_a_shift_is_found_in_small_batches_within_the_window(form: Form[int], seed: int, record: Record) -> None:
+def test_shift_in_small_batches_is_detected_within_the_window(form: Form[int], seed: int, record: Record) -> None:
     """A shift of half a spread, in batches of 20 images: the window grows until it is large enough."""
     world, runs = World(seed), form(200, 10)
     needed = []

@@ -59,7 +59,7 @@ def promotion_rate(fewest: NDArray[np.int64], n: int, gains: float, losses: floa
 
 
 @pytest.mark.parametrize("margin", [-0.3, -0.05, -0.02, 0.0, 0.02])
-def test_a_candidate_at_the_margin_is_promoted_in_five_percent_at_most_however_few_images(
+def test_candidate_at_the_margin_is_promoted_in_at_most_five_percent(
     margin: float, form: Form[list[int]], record: Record
 ) -> None:
     worst = 0.0
@@ -72,7 +72,7 @@ def test_a_candidate_at_the_margin_is_promoted_in_five_percent_at_most_however_f
     assert worst <= ALPHA
 
 
-def test_five_images_without_disagreement_do_not_show_that_a_candidate_is_not_worse(record: Record) -> None:
+def test_five_images_without_disagreement_do_not_show_noninferiority(record: Record) -> None:
     """A candidate that is worse by .05: without the further image it passed wherever no image showed that, in 77 %."""
     rate = promotion_rate(fewest_gains(5, -0.05 + 1e-9, 5), 5, 0.0, 0.05)
     record("gate, 5 images, worse by the margin .05", "≤ 5 % (was 77 %)", f"{rate:.2%}")
@@ -81,9 +81,7 @@ def test_five_images_without_disagreement_do_not_show_that_a_candidate_is_not_wo
 
 
 @pytest.mark.parametrize(("n", "gains", "losses", "least"), [(500, 0.06, 0.02, 0.9), (1000, 0.06, 0.03, 0.9)])
-def test_a_gain_is_shown_about_as_often_as_theory_allows(
-    n: int, gains: float, losses: float, least: float, record: Record
-) -> None:
+def test_power_is_close_to_theory(n: int, gains: float, losses: float, least: float, record: Record) -> None:
     power = promotion_rate(fewest_gains(n, 0.0, n // 10), n, gains, losses)
     spread = np.sqrt(gains + losses - (gains - losses) ** 2)
     # Of the normal approximation (Connor 1987, "Sample Size for Testing Differences in Proportions for the
@@ -110,9 +108,7 @@ def compared(
     return MeanGain(values, counts, objective.most)
 
 
-def test_a_champion_at_a_cost_is_not_replaced_by_a_candidate_that_is_right_more_often_and_costs_more(
-    form: Form[int], seed: int, record: Record
-) -> None:
+def test_costlier_candidate_is_not_promoted_despite_higher_accuracy(form: Form[int], seed: int, record: Record) -> None:
     """The same model twice: at the threshold that is best for cost:1:5, and at one half."""
     generator, runs = np.random.default_rng(seed), form(100, 30)
     by_accuracy = by_cost = back = 0
@@ -133,7 +129,7 @@ def test_a_champion_at_a_cost_is_not_replaced_by_a_candidate_that_is_right_more_
 
 
 @pytest.mark.parametrize("shape", ["alike", "loses seldom and much", "gains seldom and much"])
-def test_a_candidate_that_costs_as_much_is_promoted_in_five_percent_at_most(
+def test_candidate_of_equal_cost_is_promoted_in_at_most_five_percent(
     shape: str, form: Form[int], seed: int, record: Record
 ) -> None:
     values = np.array([1.0, -1.0, 5.0, -5.0, 0.0])
@@ -152,7 +148,7 @@ def test_a_candidate_that_costs_as_much_is_promoted_in_five_percent_at_most(
 
 
 @pytest.mark.parametrize("shape", ["alike", "loses seldom and much"])
-def test_a_candidate_of_the_same_log_loss_is_promoted_in_five_percent_at_most(
+def test_candidate_of_equal_log_loss_is_promoted_in_at_most_five_percent(
     shape: str, form: Form[int], seed: int, record: Record
 ) -> None:
     generator, draws, worst = np.random.default_rng(seed), form(400, 100), 0.0
@@ -185,7 +181,7 @@ RARE = [0.6, 0.37, 0.03]
     ],
     ids=["two", "two, worse", "rare", "rare, worse", "ten", "ten, worse"],
 )
-def test_a_candidate_at_the_margin_of_macro_f1_is_promoted_in_five_percent_at_most(
+def test_candidate_at_the_macro_f1_margin_is_promoted_in_at_most_five_percent(
     shares: list[float], ours: list[float], theirs: list[float], form: Form[int], seed: int, record: Record
 ) -> None:
     cells, chances = answering_alike(shares, ours, theirs)
@@ -219,7 +215,7 @@ def answering_alike(
     return cells, np.array(chances).reshape(-1)
 
 
-def test_a_champion_is_replaced_by_an_equal_candidate_in_five_percent_at_most_in_twenty_looks(
+def test_twenty_equal_candidates_replace_the_champion_in_at_most_five_percent(
     form: Form[int], seed: int, record: Record
 ) -> None:
     """Twenty candidates that are as good as the champion, on one holdout; with 95 % each, about half the time one
@@ -245,12 +241,12 @@ def test_a_champion_is_replaced_by_an_equal_candidate_in_five_percent_at_most_in
     assert once / runs > 0.2
 
 
-def test_all_looks_together_err_no_more_than_one_may() -> None:
+def test_total_error_of_all_looks_is_bounded() -> None:
     assert sum(1 - confidence_of_look(0.95, look) for look in range(1, 10_000)) < 0.05
 
 
 @pytest.mark.parametrize(("gains", "losses"), [(0.08, 0.05), (0.02, 0.02), (0.01, 0.03)])
-def test_the_reports_interval_of_a_gain_covers_it_in_95_percent(
+def test_gain_interval_has_nominal_coverage(
     gains: float, losses: float, form: Form[int], seed: int, record: Record
 ) -> None:
     generator, draws, seen = np.random.default_rng(seed), form(20_000, 600), []

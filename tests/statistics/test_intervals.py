@@ -49,7 +49,7 @@ def coverage(chances: NDArray[np.float64], n: int, draws: int, seed: int) -> tup
         ("a hundred", [0.01] * 100, [0.8] * 100, [1000, 3000]),
     ],
 )
-def test_the_interval_of_macro_f1_covers_it_where_no_class_is_extremely_rare(
+def test_macro_f1_interval_has_nominal_coverage(
     name: str, shares: list[float], recalls: list[float], sizes: list[int], form: Form[int], seed: int, record: Record
 ) -> None:
     draws = form(10_000, 400) if len(shares) < 100 else form(1_000, 100)
@@ -61,7 +61,7 @@ def test_the_interval_of_macro_f1_covers_it_where_no_class_is_extremely_rare(
     assert all(0.93 - slack <= share <= 0.97 + slack for share, _ in found)
 
 
-def test_classes_that_are_too_rare_for_the_interval_are_counted(form: Form[int], seed: int, record: Record) -> None:
+def test_classes_too_rare_for_the_interval_are_counted(form: Form[int], seed: int, record: Record) -> None:
     """Ten classes of Zipf's sizes, fifty images: the rarest has two, and no interval is as sure as it says."""
     share, _ = coverage(model_of(ZIPF, [0.85] * 10), 50, form(10_000, 400), seed)
     record("macro F1's interval, classes with 1 to 4 rows", "not claimed", f"{share:.1%}")
@@ -71,7 +71,7 @@ def test_classes_that_are_too_rare_for_the_interval_are_counted(form: Form[int],
     assert Evaluation(tuple("abcde"), confusion).rare_classes == 3
 
 
-def test_no_mistakes_among_ten_images_are_no_certainty() -> None:
+def test_interval_of_ten_images_without_errors_is_wide() -> None:
     for counts in ([5, 5], [10, 0], [4, 3, 3], [1] * 10):
         found = Evaluation(tuple(map(str, range(len(counts)))), np.diag(counts))
         assert 0.55 < found.macro_f1_interval().low < 0.85
@@ -79,7 +79,7 @@ def test_no_mistakes_among_ten_images_are_no_certainty() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
-def test_the_interval_of_accuracy_covers_it(share: float, form: Form[int], seed: int, record: Record) -> None:
+def test_accuracy_interval_has_nominal_coverage(share: float, form: Form[int], seed: int, record: Record) -> None:
     generator, draws, seen = np.random.default_rng(seed), form(100_000, 5_000), []
     for n in (100, 300, 1000):
         right, times = np.unique(generator.binomial(n, share, draws), return_counts=True)

@@ -49,7 +49,7 @@ def of_binomial(share: float, n: int) -> float:
     return SIGMAS * float(np.sqrt(share * (1 - share) / n))
 
 
-def test_the_same_bytes_under_two_keys_are_never_on_both_sides(
+def test_same_bytes_under_two_keys_are_on_the_same_side(
     spark: SparkSession, tmp_path: Path, form: Form[int], seed: int, record: Record
 ) -> None:
     pairs = form(20_000, 4_000)
@@ -74,7 +74,7 @@ def test_the_same_bytes_under_two_keys_are_never_on_both_sides(
     assert abs((first != second).mean() - 2 * SHARE * (1 - SHARE)) < of_binomial(0.32, pairs)
 
 
-def test_what_a_class_began_with_does_not_decide_how_much_of_it_is_held_out(
+def test_held_out_fraction_is_independent_of_initial_class_size(
     spark: SparkSession, form: Form[int], seed: int, record: Record
 ) -> None:
     """Many classes of which two images were known first. A threshold from those two held out any share at all."""
@@ -118,9 +118,7 @@ def test_corrections_and_growth_move_no_image(
     assert abs(len(before) / n - SHARE) < of_binomial(SHARE, n)
 
 
-def test_accuracy_is_that_of_new_images_whatever_the_model_was_fitted_on(
-    form: Form[int], seed: int, record: Record
-) -> None:
+def test_reported_accuracy_excludes_fitted_images(form: Form[int], seed: int, record: Record) -> None:
     """History on half of which the new model was fitted; only the other half shows how it does on fresh images."""
     n, fresh = form(8_000, 2_000), form(40_000, 10_000)
     features, labels = make_classification(
@@ -162,7 +160,7 @@ def thresholds(ids: list[str], labels: list[str], seed: int, kept: dict[str, int
     return found | kept
 
 
-def test_no_image_that_an_older_version_was_fitted_on_becomes_its_judge(
+def test_no_version_is_evaluated_on_its_fitted_images(
     tmp_path: Path, form: Form[int], seed: int, record: Record
 ) -> None:
     """A home that grew over several retrainings, with classes that begin small and labels that are corrected."""

@@ -56,7 +56,7 @@ def answer_to(port: int, request: bytes) -> bytes:
     return b"".join(parts)
 
 
-def test_a_thousand_silent_connections_lock_nobody_out(tmp_path: Path) -> None:
+def test_thousand_idle_connections_block_no_request(tmp_path: Path) -> None:
     with served(tmp_path) as port, ExitStack() as stack:
         for _ in range(1_000):
             stack.enter_context(closing(connect(port)))
@@ -69,9 +69,7 @@ def test_a_thousand_silent_connections_lock_nobody_out(tmp_path: Path) -> None:
     "start",
     [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: ", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"],
 )
-def test_a_connection_whose_headers_do_not_come_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes
-) -> None:
+def test_connection_without_headers_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
     monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", 0.3)
     with served(tmp_path) as port, closing(connect(port)) as one:
         one.sendall(start)
@@ -82,18 +80,14 @@ def test_a_connection_whose_headers_do_not_come_is_closed(
             pass
 
 
-def test_a_request_under_way_is_not_closed_by_the_limit_of_headers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_header_timeout_does_not_close_an_active_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", 0.2)
     with served(tmp_path) as port:
         found = httpx.get(f"http://127.0.0.1:{port}/predictions/{'0' * 64}?wait=1", timeout=30)
         assert found.status_code == 404
 
 
-def test_the_oldest_silent_connection_makes_room_and_busy_ones_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oldest_idle_connection_is_closed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections.Connections.__init__, "__defaults__", (1_000, 3))
     wait = f"GET /predictions/{'0' * 64}?wait=2 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     with served(tmp_path) as port, closing(connect(port)) as busy, closing(connect(port)) as silent:
@@ -113,7 +107,7 @@ def test_the_oldest_silent_connection_makes_room_and_busy_ones_stay(
     ],
     ids=["chunked", "chunked with a wrong length", "labels"],
 )
-def test_a_body_of_a_gigabyte_in_chunks_is_refused_and_takes_no_memory(
+def test_chunked_body_of_a_gigabyte_is_refused_in_constant_memory(
     tmp_path: Path, path: bytes, media_type: bytes, declared: bytes
 ) -> None:
     head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nTransfer-Encoding: chunked\r\n" % (
@@ -136,14 +130,14 @@ def test_a_body_of_a_gigabyte_in_chunks_is_refused_and_takes_no_memory(
         assert httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=30).status_code == 200
 
 
-def test_a_refusal_before_the_end_of_a_body_is_read_and_ends_the_connection(tmp_path: Path) -> None:
+def test_early_refusal_is_readable_and_closes_the_connection(tmp_path: Path) -> None:
     with served(tmp_path) as port:
         head = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
         assert answer_to(port, head + b"Content-Length: 1000000000\r\n\r\n").startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("length", [b"-1", b"1e3", b"10\r\nContent-Length: 11", b"9" * 5_000])
-def test_a_content_length_that_is_none_is_refused(tmp_path: Path, length: bytes) -> None:
+def test_invalid_content_length_is_refused(tmp_path: Path, length: bytes) -> None:
     with served(tmp_path) as port:
         head = b"POST /images HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: "
         assert re.match(rb"HTTP/1\.1 4(00|13) ", answer_to(port, head + length + b"\r\n\r\n\xff\xd8\xff"))
@@ -156,7 +150,7 @@ def test_endless_headers_are_refused(tmp_path: Path) -> None:
         assert b"content-type: application/problem+json" in answer
 
 
-def test_the_description_is_behind_the_key_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_api_description_requires_the_key_and_loads_nothing_external(tmp_path: Path) -> None:
     with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         for path in ("/docs", "/openapi.json"):
             assert client.get(path).status_code == 401
@@ -167,14 +161,14 @@ def test_the_description_is_behind_the_key_and_loads_nothing_from_elsewhere(tmp_
         assert shown.headers["content-security-policy"].startswith("default-src 'none'")
 
 
-def test_addresses_that_one_host_has_count_as_one() -> None:
+def test_addresses_of_one_host_count_as_one() -> None:
     assert connections.network_of("192.0.2.7") == "192.0.2.7"
     assert connections.network_of("2001:db8::1") == connections.network_of("2001:db8::ffff") == "2001:db8::/64"
     assert connections.network_of("2001:db8:0:1::1") != connections.network_of("2001:db8::1")
     assert connections.network_of("unix:") == "unix:"
 
 
-def test_a_client_that_was_refused_before_the_end_of_its_body_is_answered_next_time(tmp_path: Path) -> None:
+def test_client_refused_before_the_end_of_its_body_can_continue(tmp_path: Path) -> None:
     with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         for _ in range(3):
             refused = client.post("/images", content=bytes(100_000), headers={"Content-Type": "image/jpeg"})

@@ -70,7 +70,7 @@ def events(client: httpx.Client, count: int, last: str | None = None, **paramete
 
 
 @pytest.mark.parametrize("source", ["table", "json", "avro"])
-def test_client_that_is_cut_off_again_and_again_gets_each_prediction_once(
+def test_reconnecting_client_gets_each_prediction_once(
     source: str, home: Settings, no_broker: Broker, request: pytest.FixtureRequest
 ) -> None:
     """Events come from the table, or from an answers topic of several partitions with values of both formats."""
@@ -101,7 +101,7 @@ def test_client_that_is_cut_off_again_and_again_gets_each_prediction_once(
     assert {position.partition("/")[0] for position, _ in found} == {"topic" if on_topic else "table"}
 
 
-def test_value_of_an_event_stays_in_its_data_lines() -> None:
+def test_event_value_stays_in_its_data_lines() -> None:
     value = '{"label":"\u2028a"}\r\nid: 7\n\nevent: x\rdata'.encode() + b"\xff"
     assert following._event(Answer("topic/a/0:1", value)) == (
         'id: topic/a/0:1\nevent: prediction\ndata: {"label":"\u2028a"}\ndata: id: 7\ndata: \ndata: event: x\n'
@@ -109,7 +109,7 @@ def test_value_of_an_event_stays_in_its_data_lines() -> None:
     )
 
 
-def test_wrong_position_and_too_many_clients_are_refused(
+def test_invalid_position_and_excess_clients_are_refused(
     home: Settings, no_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(following, "MAX_STREAMS", 1)
@@ -161,7 +161,7 @@ def scored(settings: Settings, servers: str, topic: str, missed: bytes) -> Itera
         scoring.result()
 
 
-def test_fifty_uploads_that_wait_get_each_its_own_prediction(home: Settings, broker: Settings) -> None:
+def test_concurrent_waiting_uploads_each_get_their_prediction(home: Settings, broker: Settings) -> None:
     servers, topic = str(broker.bootstrap_servers), new_topic()
     images = [JPEG + str(number // 2).encode() for number in range(UPLOADS)]  # each image twice
     missed = JPEG + b"missed"

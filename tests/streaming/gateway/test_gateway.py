@@ -128,9 +128,7 @@ def prediction(data: bytes, label: str, offset: int = 0, scored_at: datetime = N
     }
 
 
-def test_two_hundred_uploads_at_once_are_each_in_the_topic_where_the_answer_says(
-    client: httpx.Client, broker: Settings, topic: str
-) -> None:
+def test_concurrent_uploads_are_at_the_returned_offsets(client: httpx.Client, broker: Settings, topic: str) -> None:
     images = [JPEG + str(number).encode() + os.urandom(2_000 + 900 * number) for number in range(200)]
 
     def upload(number: int) -> httpx.Response:
@@ -150,7 +148,9 @@ def test_two_hundred_uploads_at_once_are_each_in_the_topic_where_the_answer_says
         assert read_headers(message.headers).label == f"{'odd' if number % 2 else 'even'} {number}"
 
 
-def test_trace_and_content_type_go_with_the_image(client: httpx.Client, broker: Settings, topic: str) -> None:
+def test_trace_and_content_type_are_published_with_the_image(
+    client: httpx.Client, broker: Settings, topic: str
+) -> None:
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
     answer = client.post("/images", content=JPEG + b"traced", headers=JPEG_TYPE | {"traceparent": trace})
     headers = dict(at(messages(bootstrap_servers(broker), topic), answer.json()).headers)
@@ -163,7 +163,7 @@ def test_trace_and_content_type_go_with_the_image(client: httpx.Client, broker: 
         assert client.post("/images", content=JPEG + b"traced", headers=headers).status_code == 202
 
 
-def test_the_file_name_of_an_upload_is_its_source(client: httpx.Client, broker: Settings, topic: str) -> None:
+def test_file_name_of_an_upload_is_its_source(client: httpx.Client, broker: Settings, topic: str) -> None:
     named = client.post("/v1/images", files={"file": ("Käse 1.jpg", JPEG + b"named")})
     chosen = client.post("/v1/images?source=camera+7%2F1.jpg", content=JPEG + b"named", headers=JPEG_TYPE)
     found = messages(bootstrap_servers(broker), topic)
@@ -232,14 +232,14 @@ def form(name: str, content: bytes) -> dict[str, Any]:
         ({"content": JPEG, "headers": JPEG_TYPE | {"Host": "elsewhere.test"}}, 403, "requests to localhost only"),
     ],
 )
-def test_what_is_no_image_to_take_is_refused_in_one_line(
+def test_invalid_upload_is_refused_in_one_line(
     client: httpx.Client, request_: dict[str, Any], code: int, detail: str
 ) -> None:
     answer = client.post("/v1/images", **request_)
     assert re.search(detail, check_problem(answer, code)), answer.text
 
 
-def test_an_upload_without_an_end_is_answered_at_the_limit(client: httpx.Client) -> None:
+def test_endless_upload_is_refused_at_the_limit(client: httpx.Client) -> None:
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as connection:
         head = f"POST /images HTTP/1.1\r\nHost: 127.0.0.1:{client.base_url.port}\r\nContent-Type: image/jpeg\r\n"
         connection.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -248,7 +248,7 @@ def test_an_upload_without_an_end_is_answered_at_the_limit(client: httpx.Client)
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_with_a_key_only_its_holder_is_let_in(home: Settings, kafka: Broker) -> None:
+def test_api_key_is_required(home: Settings, kafka: Broker) -> None:
     with served(home, kafka, KEY) as client:
         path = f"/predictions/{'0' * 64}"
         wrong = [{}, {"X-API-Key": KEY[:-1]}, {"X-API-Key": "ä" * 32}, {"Authorization": f"Basic {KEY}"}]
@@ -279,7 +279,7 @@ def test_with_a_key_only_its_holder_is_let_in(home: Settings, kafka: Broker) -> 
         (b"\xff" * 40, [], "cannot be read"),
     ],
 )
-def test_a_gateway_that_others_could_use_without_a_key_is_not_started(
+def test_unsafe_api_key_configuration_prevents_the_start(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -297,9 +297,7 @@ def test_a_gateway_that_others_could_use_without_a_key_is_not_started(
     assert reason in told
 
 
-def test_an_image_is_unknown_then_predicted_with_every_row_the_latest_first(
-    client: httpx.Client, home: Settings
-) -> None:
+def test_image_is_unknown_then_predicted_with_the_latest_row_first(client: httpx.Client, home: Settings) -> None:
     image = os.urandom(20)
     path = f"/v1/predictions/{image_id(image)}"
     assert "never published, or has not been scored" in check_problem(client.get(path), 404)
@@ -318,9 +316,7 @@ def test_an_image_is_unknown_then_predicted_with_every_row_the_latest_first(
     assert answer["quarantined"] == []
 
 
-def test_a_quarantined_image_is_told_with_its_reason_and_without_its_bytes(
-    client: httpx.Client, home: Settings
-) -> None:
+def test_quarantined_image_is_returned_with_its_reason_without_bytes(client: httpx.Client, home: Settings) -> None:
     image = os.urandom(20)
     place = {"topic": "images", "partition": 1, "offset": 4, "value": image, "quarantined_at": NOW}
     told = {"stage": "decode", "reason": "truncated", "detail": "it ends after 20 bytes"}
@@ -332,7 +328,7 @@ def test_a_quarantined_image_is_told_with_its_reason_and_without_its_bytes(
     assert "value" not in row
 
 
-def test_who_waits_is_answered_when_the_row_comes(client: httpx.Client, home: Settings) -> None:
+def test_waiting_request_is_answered_when_the_row_arrives(client: httpx.Client, home: Settings) -> None:
     image = os.urandom(20)
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(client.get, f"/predictions/{image_id(image)}", params={"wait": 30}) for _ in range(8)]
@@ -341,7 +337,7 @@ def test_who_waits_is_answered_when_the_row_comes(client: httpx.Client, home: Se
     assert {answer["predictions"][0]["label"] for answer in answers} == {"cat"}
 
 
-def test_a_lookup_goes_on_after_the_tables_were_compacted_and_vacuumed(tmp_path: Path) -> None:
+def test_lookup_works_after_compaction_and_vacuum(tmp_path: Path) -> None:
     from deltalake import DeltaTable
 
     settings = Settings(home=tmp_path)
@@ -357,7 +353,7 @@ def test_a_lookup_goes_on_after_the_tables_were_compacted_and_vacuumed(tmp_path:
     lookup.close()
 
 
-def test_an_image_is_found_by_an_id_of_the_publishers_own(client: httpx.Client, home: Settings) -> None:
+def test_image_is_found_by_the_publishers_id(client: httpx.Client, home: Settings) -> None:
     for own in ("camera 7/2026-03-01 12:00.jpg", "?a=1&b", "Käse", "100%"):
         append(home, "predictions", [prediction(b"", "cat") | {"image_id": own}])
         answer = client.get(f"/v1/predictions/{quote(own, safe='')}", params={"wait": 5})
@@ -365,16 +361,16 @@ def test_an_image_is_found_by_an_id_of_the_publishers_own(client: httpx.Client, 
 
 
 @pytest.mark.parametrize("path", [f"/v1/predictions/{'A' * 1025}", f"/v1/predictions/{'0' * 64}?wait=31"])
-def test_a_question_that_is_none_is_refused_in_one_line(client: httpx.Client, path: str) -> None:
+def test_invalid_query_is_refused_in_one_line(client: httpx.Client, path: str) -> None:
     check_problem(client.get(path), 422)
 
 
 @pytest.mark.parametrize(("method", "path", "code"), [("GET", "/v1/images", 405), ("GET", "/v1", 404)])
-def test_a_route_that_is_not_there_is_a_problem_too(client: httpx.Client, method: str, path: str, code: int) -> None:
+def test_unknown_route_is_reported_as_a_problem(client: httpx.Client, method: str, path: str, code: int) -> None:
     check_problem(client.request(method, path), code)
 
 
-def test_the_routes_from_before_version_1_work_and_name_their_successors(client: httpx.Client) -> None:
+def test_unversioned_routes_work_and_name_their_successors(client: httpx.Client) -> None:
     unknown = client.get(f"/predictions/{'0' * 64}")
     assert (unknown.status_code, unknown.json()) == (404, {"image_id": "0" * 64, "status": "unknown"})
     taken, refused = client.post("/images", content=JPEG, headers=JPEG_TYPE), client.post("/images", content=b"")
@@ -389,9 +385,7 @@ def test_the_routes_from_before_version_1_work_and_name_their_successors(client:
     assert "Deprecation" not in client.get(f"/v1/predictions/{'0' * 64}").headers
 
 
-def test_a_broker_that_falls_silent_is_reported_and_the_gateway_continues_when_it_is_back(
-    home: Settings, fragile_broker: Settings
-) -> None:
+def test_unresponsive_broker_is_reported_until_it_recovers(home: Settings, fragile_broker: Settings) -> None:
     state = running_broker(fragile_broker.model_copy(update={"bootstrap_servers": None}))
     assert state is not None
     sender = Sender(state.address, f"gateway-{uuid.uuid4().hex[:8]}", delivery_timeout_s=SILENCE_S)
@@ -412,9 +406,7 @@ def test_a_broker_that_falls_silent_is_reported_and_the_gateway_continues_when_i
             assert monotonic() < give_up
 
 
-def test_whatever_comes_is_answered_as_openapi_says(
-    home: Settings, kafka: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_request_gets_a_documented_response(home: Settings, kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests made from the gateway's own description, sound ones and others, over real HTTP."""
     for name in ("predictions", "labels"):  # without which labels are answered 503
         Table(home.place.tables, name)

@@ -49,7 +49,7 @@ def _has_read_all(pid: int, port: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_finishes_the_upload_under_way(
+def test_shutdown_finishes_the_upload_in_progress(
     process: tuple[subprocess.Popen[str], str], broker: Settings, topic: str, number: signal.Signals
 ) -> None:
     running, url = process

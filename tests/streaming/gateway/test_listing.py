@@ -55,7 +55,7 @@ def pages(client: httpx.Client, path: str, **filters: Any) -> list[list[dict[str
             return found
 
 
-def test_pages_hold_every_row_once_the_latest_first_whatever_is_added_meanwhile(client: httpx.Client) -> None:
+def test_pages_contain_every_row_once_latest_first(client: httpx.Client) -> None:
     found = pages(client, "/predictions", limit=5)
     assert [len(page) for page in found] == [5, 5, 5, 5, 3]  # five rows have the same time: offsets go on
     assert [row["offset"] for page in found for row in page] == list(reversed(range(ROWS)))
@@ -80,7 +80,7 @@ def test_predictions_are_filtered(client: httpx.Client, filters: dict[str, Any],
     assert [row["offset"] for page in pages(client, "/predictions", limit=2, **filters) for row in page] == offsets
 
 
-def test_quarantined_messages_are_filtered_and_come_without_their_bytes(client: httpx.Client) -> None:
+def test_quarantined_messages_are_filtered_and_returned_without_bytes(client: httpx.Client) -> None:
     ((last,), (first,)) = pages(client, "/quarantine", reason="truncated", stage="decode", limit=1)
     assert (last["offset"], first["offset"]) == (2, 0)
     assert "value" not in last
@@ -106,7 +106,7 @@ def test_models_are_listed_with_their_aliases_and_metrics(client: httpx.Client) 
         ("/predictions?label=cat&label=dog", "'label': expected one value, got 2"),
     ],
 )
-def test_a_list_that_cannot_be_given_is_refused(client: httpx.Client, path: str, detail: str) -> None:
+def test_invalid_list_request_is_refused(client: httpx.Client, path: str, detail: str) -> None:
     assert re.search(detail, check_problem(client.get(path), 422))
 
 
@@ -116,7 +116,7 @@ def test_lists_of_a_new_home_are_empty(tmp_path: Path) -> None:
             assert client.get(path).json() == {"items": [], "next_cursor": None}
 
 
-def test_labels_over_http_are_those_of_the_command(tmp_path: Path) -> None:
+def test_labels_over_http_equal_those_of_the_command(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     names = ("a/1.jpg", "b/1.jpg", "2.jpg")
     rows = [prediction(one.encode(), "cat", n) | {"source": one} for n, one in enumerate(names)]
@@ -148,7 +148,5 @@ def test_labels_over_http_are_those_of_the_command(tmp_path: Path) -> None:
         ({"content": b" " * 5_000_000, "headers": {"Content-Type": "application/json"}}, 413, "at most 4,194,304"),
     ],
 )
-def test_labels_that_cannot_be_used_are_refused(
-    client: httpx.Client, request_: dict[str, Any], code: int, detail: str
-) -> None:
+def test_invalid_labels_are_refused(client: httpx.Client, request_: dict[str, Any], code: int, detail: str) -> None:
     assert detail in check_problem(client.post("/labels", **request_), code)

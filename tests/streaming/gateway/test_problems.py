@@ -32,7 +32,7 @@ from streaming.gateway.problems import MEDIA_TYPE, RETRY_AFTER_S, handle_problem
         (ModelError, 503),
     ],
 )
-def test_the_type_of_an_error_decides_the_status_code(kind: type[Exception], status: int) -> None:
+def test_error_type_determines_the_status_code(kind: type[Exception], status: int) -> None:
     app = FastAPI()
     handle_problems(app)
 

@@ -16,7 +16,7 @@ from tests.streaming.gateway.test_connections import KEY, served
 from tests.streaming.gateway.test_gateway import check_problem
 
 
-def test_an_address_may_send_the_requests_of_a_minute_at_once_and_then_at_their_rate() -> None:
+def test_rate_limit_allows_a_burst_of_one_minute() -> None:
     now = 0.0
     limit = RateLimit(30, clock=lambda: now)
     assert [limit.take("a") for _ in range(30)] == [0.0] * 30
@@ -33,9 +33,7 @@ def test_an_address_may_send_the_requests_of_a_minute_at_once_and_then_at_their_
     assert {RateLimit(0).take("a") for _ in range(100)} == {0.0}
 
 
-def test_too_many_requests_are_answered_by_429_with_the_time_to_wait(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_excess_requests_get_429_with_retry_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGESTREAM_GATEWAY_REQUESTS_PER_MINUTE", "3")
     with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         assert [client.get("/v1/models").status_code for _ in range(3)] == [401] * 3  # guesses count, too
@@ -45,9 +43,7 @@ def test_too_many_requests_are_answered_by_429_with_the_time_to_wait(
         assert client.get("/livez").status_code == 200  # probes are not counted
 
 
-def test_each_key_has_its_own_limit_beside_that_of_all_together(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_limits_apply_per_key_and_in_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGESTREAM_GATEWAY_KEY_REQUESTS_PER_MINUTE", "2")
     monkeypatch.setenv("IMAGESTREAM_GATEWAY_TOTAL_REQUESTS_PER_MINUTE", "3")
     file = tmp_path / "keys"
@@ -69,9 +65,7 @@ def test_each_key_has_its_own_limit_beside_that_of_all_together(
         assert 1 <= int(refused.headers["Retry-After"]) <= 20
 
 
-def test_requests_are_counted_by_route_and_logged_as_json_and_the_linter_has_no_complaint(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_requests_are_counted_by_route_and_logged_as_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with served(tmp_path, KEY, log_format="json") as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         key = {"Authorization": f"Bearer {KEY}"}
         assert client.get("/metrics").status_code == 401

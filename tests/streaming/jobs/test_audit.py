@@ -45,7 +45,7 @@ def texts(report: AuditReport, kind: Kind) -> list[str]:
     return [problem.text for problem in report.problems if problem.kind is kind]
 
 
-def test_sound_history_is_clean_and_its_reach_is_told(settings: Settings) -> None:
+def test_consistent_history_is_clean_and_its_spans_are_reported(settings: Settings) -> None:
     report = audit(settings)
     assert report.clean
     assert not report.problems
@@ -54,7 +54,7 @@ def test_sound_history_is_clean_and_its_reach_is_told(settings: Settings) -> Non
     assert report.spans == [Span(topic, 0, 0, 29, 30, 3), Span(topic, 1, 0, 14, 15, 3)]
 
 
-def test_missing_rows_are_named_as_runs_of_offsets(settings: Settings) -> None:
+def test_missing_rows_are_reported_as_offset_ranges(settings: Settings) -> None:
     delete(settings, "partition = 0 AND (offset IN (5, 6, 8) OR offset = 10)")
     report = audit(settings)
     gaps = [
@@ -67,14 +67,14 @@ def test_missing_rows_are_named_as_runs_of_offsets(settings: Settings) -> None:
     assert set(report.counts) == {Kind.GAP, Kind.ACCOUNT}
 
 
-def test_a_row_that_stands_twice_is_named(settings: Settings) -> None:
+def test_repeated_row_is_reported(settings: Settings) -> None:
     append(settings, 4, 5)
     report = audit(settings)
     assert texts(report, Kind.REPEAT) == [f"{settings.topic} partition 0: 2 rows for each of the offsets 4 to 5"]
     assert Kind.ACCOUNT in report.counts
 
 
-def test_a_message_both_predicted_and_quarantined_is_a_repeat(settings: Settings) -> None:
+def test_message_both_predicted_and_quarantined_is_a_repeat(settings: Settings) -> None:
     append(settings, 3)
     assert texts(audit(settings), Kind.REPEAT) == [
         f"{settings.topic} partition 0: 2 rows for each of the offsets 3 to 3"
@@ -88,7 +88,7 @@ def test_repeats_are_found_in_every_window_of_offsets(settings: Settings, monkey
     assert found == [0, 9, 29]
 
 
-def test_a_message_lost_and_one_repeated_in_one_batch_do_not_cancel_out(settings: Settings) -> None:
+def test_lost_and_repeated_messages_of_a_batch_do_not_cancel_out(settings: Settings) -> None:
     delete(settings, "partition = 0 AND offset = 5")
     append(settings, 4)
     report = audit(settings)
@@ -96,7 +96,7 @@ def test_a_message_lost_and_one_repeated_in_one_batch_do_not_cancel_out(settings
     assert [(p.where["from"], p.where["to"]) for p in report.problems] == [(4, 4), (5, 5)]
 
 
-def test_offsets_between_batches_and_offsets_of_two_batches_are_named(settings: Settings) -> None:
+def test_gaps_between_batches_and_overlaps_are_reported(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (33, 40), 1: (14, 20)})
     report = audit(settings)
     assert [problem.where | {"kind": problem.kind} for problem in report.problems if problem.kind is Kind.GAP] == [
@@ -107,14 +107,14 @@ def test_offsets_between_batches_and_offsets_of_two_batches_are_named(settings: 
 
 
 @pytest.mark.parametrize("upto", ["predictions", "quarantine"])
-def test_newest_batch_without_its_mark_is_unfinished_and_no_error(settings: Settings, upto: str) -> None:
+def test_newest_batch_missing_from_batches_is_unfinished(settings: Settings, upto: str) -> None:
     commit_batch(settings, 3, {0: (30, 40)}, bad={35}, upto=upto)
     report = audit(settings)
     assert report.clean
     assert [(batch["batch_id"], batch["predicted"]) for batch in report.unfinished] == [(3, 9)]
 
 
-def test_an_older_batch_without_its_mark_is_an_error(settings: Settings) -> None:
+def test_older_batch_missing_from_batches_is_an_error(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (30, 40)}, upto="quarantine")
     commit_batch(settings, 4, {0: (40, 50)})
     report = audit(settings)
@@ -122,7 +122,7 @@ def test_an_older_batch_without_its_mark_is_an_error(settings: Settings) -> None
     assert (30, 39) in [(p.where["from"], p.where["to"]) for p in report.problems if p.kind is Kind.GAP]
 
 
-def test_a_row_of_another_model_than_its_batch_is_named(settings: Settings) -> None:
+def test_row_of_another_model_than_its_batch_is_reported(settings: Settings) -> None:
     delete(settings, "partition = 0 AND offset = 5")
     append(settings, 5, model_version=2)
     report = audit(settings)
@@ -130,7 +130,7 @@ def test_a_row_of_another_model_than_its_batch_is_named(settings: Settings) -> N
     assert "has version 1, its rows 1 to 2" in texts(report, Kind.MODEL)[0]
 
 
-def test_a_row_outside_its_batchs_offsets_is_named(settings: Settings) -> None:
+def test_row_outside_the_offsets_of_its_batch_is_reported(settings: Settings) -> None:
     delete(settings, "partition = 0 AND offset = 5")
     append(settings, 77)
     report = audit(settings)
@@ -138,7 +138,7 @@ def test_a_row_outside_its_batchs_offsets_is_named(settings: Settings) -> None:
     assert Kind.GAP in report.counts
 
 
-def test_audit_beside_a_running_stream_is_clean_at_every_moment(settings: Settings) -> None:
+def test_audit_is_always_clean_while_a_stream_runs(settings: Settings) -> None:
     over = threading.Event()
 
     def stream() -> None:
@@ -156,7 +156,7 @@ def test_audit_beside_a_running_stream_is_clean_at_every_moment(settings: Settin
     assert reports[0].batches < audit(settings).batches == 28
 
 
-def test_command_tells_the_first_problems_and_exits_1(settings: Settings) -> None:
+def test_command_reports_problems_and_exits_1(settings: Settings) -> None:
     assert imagestream(settings, "audit")["clean"] is True
     delete(settings, "offset = 7 AND partition = 1")
     found = imagestream(settings, "audit", code=1)
@@ -169,7 +169,7 @@ def test_without_tables_there_is_nothing_to_audit(tmp_path: Path) -> None:
         audit(Settings(home=tmp_path))
 
 
-def test_a_gap_that_was_accepted_is_told_and_is_no_problem(tmp_path: Path) -> None:
+def test_accepted_gap_is_reported_but_not_a_problem(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     commit_batch(settings, 0, {0: (0, 10)})
     commit_batch(settings, 1, {0: (14, 20)}, left_out={0: (10, 14)})
@@ -178,7 +178,7 @@ def test_a_gap_that_was_accepted_is_told_and_is_no_problem(tmp_path: Path) -> No
     assert report.left_out == [{"topic": settings.topic, "partition": 0, "from": 10, "to": 13}]
 
 
-def test_a_gap_larger_than_what_was_accepted_is_a_problem(tmp_path: Path) -> None:
+def test_gap_larger_than_accepted_is_a_problem(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     commit_batch(settings, 0, {0: (0, 10)})
     commit_batch(settings, 1, {0: (14, 20)}, left_out={0: (12, 14)})

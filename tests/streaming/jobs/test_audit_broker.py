@@ -61,14 +61,14 @@ def places(report: AuditReport, kind: Kind) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("window", [1, 3, 1000])
-def test_a_sound_history_is_clean(settings: Settings, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+def test_consistent_history_is_clean(settings: Settings, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     monkeypatch.setattr(audit_broker, "WINDOW_OFFSETS", window)
     report = compared(settings)
     assert report.clean
     assert report.compared == [Compared(settings.topic, 0, 0, 9, held=7, rows=7)]
 
 
-def test_a_message_without_a_row_is_named_also_where_the_tables_say_that_there_was_none(settings: Settings) -> None:
+def test_message_without_a_row_is_reported_even_in_a_recorded_hole(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (10, 13)}, holes={11})
     with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as producer:
         for _ in range(3):
@@ -80,7 +80,7 @@ def test_a_message_without_a_row_is_named_also_where_the_tables_say_that_there_w
     assert "Kafka has offsets 11 to 11, which have no row" in report.problems[-1].text
 
 
-def test_a_row_of_an_aborted_message_is_named(settings: Settings) -> None:
+def test_row_of_an_aborted_message_is_reported(settings: Settings) -> None:
     DeltaTable(settings.place.table("batches")).delete("batch_id = 2")
     DeltaTable(settings.place.table("predictions")).delete("batch_id = 2")
     commit_batch(settings, 3, {0: (5, 10)}, holes={7})
@@ -91,7 +91,7 @@ def test_a_row_of_an_aborted_message_is_named(settings: Settings) -> None:
     assert imagestream(settings, "audit", "--broker", code=1)["counts"] == {"not_in_kafka": 1}
 
 
-def test_what_kafka_has_deleted_is_not_compared(settings: Settings) -> None:
+def test_messages_deleted_by_kafka_are_not_compared(settings: Settings) -> None:
     with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
         admin.delete_records({TopicPartition(settings.topic, 0): 8})
         assert compared(settings).compared == [Compared(settings.topic, 0, 8, 9, held=2, rows=2)]
@@ -103,6 +103,6 @@ def test_what_kafka_has_deleted_is_not_compared(settings: Settings) -> None:
     assert (one.first, one.note) == (None, "it is no longer in Kafka")
 
 
-def test_a_broker_that_does_not_answer_is_named(settings: Settings) -> None:
+def test_unavailable_broker_is_reported(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="cannot be read from the broker at 127.0.0.1:1"):
         compare_with_broker(settings, "127.0.0.1:1", AuditReport())

@@ -75,7 +75,7 @@ def test_all_problems_are_counted_and_the_first_thousand_of_each_kind_listed() -
     assert "searched" not in repr(report)
 
 
-def test_what_the_batches_reach_is_listed_by_partition(settings: Settings) -> None:
+def test_spans_are_listed_by_partition(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (130, 131), 2: (7, 9)})
     report = audit(settings)
     assert report.clean
@@ -84,7 +84,7 @@ def test_what_the_batches_reach_is_listed_by_partition(settings: Settings) -> No
     assert (report.batches, report.predicted, report.quarantined) == (4, 31, 2)
 
 
-def test_tables_without_a_row_are_clean(tmp_path: Path) -> None:
+def test_empty_tables_are_clean(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for name in ("predictions", "quarantine", "batches"):
         Table(settings.place.tables, name)
@@ -93,7 +93,7 @@ def test_tables_without_a_row_are_clean(tmp_path: Path) -> None:
     assert (report.batches, report.predicted, report.quarantined, report.spans) == (0, 0, 0, [])
 
 
-def test_batches_of_another_query_have_numbers_of_their_own(settings: Settings) -> None:
+def test_batches_of_another_query_are_numbered_separately(settings: Settings) -> None:
     for number in range(2):
         commit_batch(settings, number, {0: (130 + 5 * number, 135 + 5 * number)}, query_id=OTHER_QUERY, version=2)
     assert audit(settings).clean
@@ -103,7 +103,7 @@ def test_batches_of_another_query_have_numbers_of_their_own(settings: Settings) 
     assert [(one["query_id"], one["batch_id"]) for one in report.unfinished] == [(OTHER_QUERY, 2)]
 
 
-def test_tables_from_before_losses_were_noted_are_audited(settings: Settings) -> None:
+def test_tables_without_the_left_out_column_are_audited(settings: Settings) -> None:
     directory = Path(settings.place.tables) / "batches"
     older = DeltaTable(directory).to_pyarrow_table().drop_columns("left_out")
     write_deltalake(directory, older, mode="overwrite", schema_mode="overwrite")
@@ -127,21 +127,21 @@ def test_tables_from_before_losses_were_noted_are_audited(settings: Settings) ->
     ],
     ids=["more input", "one moved", "less input", "none quarantined", "offsets and input alone", "all quarantined"],
 )
-def test_a_figure_that_does_not_agree_is_found(settings: Settings, change: Callable[[dict[str, Any]], object]) -> None:
+def test_inconsistent_count_is_found(settings: Settings, change: Callable[[dict[str, Any]], object]) -> None:
     alter(settings, change)
     report = audit(settings)
     assert batches(report, Kind.ACCOUNT) == [1]
     assert Kind.MODEL not in report.counts
 
 
-def test_a_batch_whose_offsets_alone_disagree_is_found(settings: Settings) -> None:
+def test_batch_with_inconsistent_offsets_is_found(settings: Settings) -> None:
     alter(settings, lambda row: row["offsets"][0].update(end=131, rows=11), batch_id=2)
     report = audit(settings)
     assert batches(report, Kind.ACCOUNT) == [2]
     assert places(report, Kind.GAP) == [(130, 130)]
 
 
-def test_figures_that_agree_with_the_rows_and_not_with_each_other_are_found(settings: Settings) -> None:
+def test_counts_that_agree_with_rows_but_not_with_each_other_are_found(settings: Settings) -> None:
     delete(settings, "offset = 115")
     alter(settings, lambda row: row.update(predicted_rows=8))
     report = audit(settings)
@@ -152,7 +152,7 @@ def test_figures_that_agree_with_the_rows_and_not_with_each_other_are_found(sett
 
 
 @pytest.mark.parametrize(("table", "offset"), [("predictions", 115), ("quarantine", 112)])
-def test_one_row_that_is_missing_is_found(settings: Settings, table: str, offset: int) -> None:
+def test_missing_row_is_found(settings: Settings, table: str, offset: int) -> None:
     delete(settings, f"offset = {offset}", table)
     report = audit(settings)
     assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
@@ -160,7 +160,7 @@ def test_one_row_that_is_missing_is_found(settings: Settings, table: str, offset
     assert places(report, Kind.GAP) == [(offset, offset)]
 
 
-def test_a_batch_without_any_row_has_lost_them_and_is_of_no_other_model(settings: Settings) -> None:
+def test_batch_without_rows_has_a_gap_but_no_model_problem(settings: Settings) -> None:
     delete(settings, "batch_id = 1")
     delete(settings, "batch_id = 1", "quarantine")
     report = audit(settings)
@@ -168,7 +168,7 @@ def test_a_batch_without_any_row_has_lost_them_and_is_of_no_other_model(settings
     assert places(report, Kind.GAP) == [(110, 119)]
 
 
-def test_a_batch_that_stands_twice_is_found(settings: Settings) -> None:
+def test_repeated_batch_is_found(settings: Settings) -> None:
     rows = DeltaTable(settings.place.table("batches")).to_pyarrow_table(filters=[("batch_id", "=", 1)])
     write_deltalake(settings.place.table("batches"), rows, mode="append")
     report = audit(settings)
@@ -189,20 +189,20 @@ def with_holes(tmp_path: Path) -> Settings:
     return settings
 
 
-def test_holes_are_counted_and_proven_by_a_log_that_reaches_back(with_holes: Settings) -> None:
+def test_holes_are_proven_by_an_earlier_log_start(with_holes: Settings) -> None:
     report = audit(with_holes)
     assert report.clean
     assert report.spans == [Span(with_holes.topic, 0, 0, 19, 17, 2, holes=3, proven=2)]
 
 
-def test_a_batch_of_holes_alone_needs_no_row(with_holes: Settings) -> None:
+def test_batch_of_holes_only_needs_no_row(with_holes: Settings) -> None:
     commit_batch(with_holes, 3, {0: (20, 23)}, holes={20, 21, 22})
     report = audit(with_holes)
     assert report.clean
     assert (report.spans[0].holes, report.spans[0].batches) == (6, 3)
 
 
-def test_a_row_missing_beside_holes_is_found_though_nobody_knows_which(with_holes: Settings) -> None:
+def test_missing_row_next_to_holes_is_found(with_holes: Settings) -> None:
     delete(with_holes, "offset = 6")
     report = audit(with_holes)
     assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
@@ -210,12 +210,12 @@ def test_a_row_missing_beside_holes_is_found_though_nobody_knows_which(with_hole
     assert "no row for 1 messages of offsets 3 to 6" in gap.text
 
 
-def test_a_row_in_a_hole_is_found(with_holes: Settings) -> None:
+def test_row_in_a_hole_is_found(with_holes: Settings) -> None:
     predict(with_holes, 3, batch_id=1)
     assert audit(with_holes).counts == {Kind.ACCOUNT: 1}
 
 
-def test_a_row_twice_does_not_hide_one_missing_beside_holes(with_holes: Settings) -> None:
+def test_repeated_row_does_not_hide_a_missing_one_next_to_holes(with_holes: Settings) -> None:
     delete(with_holes, "offset = 6")
     predict(with_holes, 7, batch_id=1)
     assert audit(with_holes).counts == {Kind.REPEAT: 1, Kind.GAP: 1}
@@ -224,7 +224,7 @@ def test_a_row_twice_does_not_hide_one_missing_beside_holes(with_holes: Settings
 # Batches without their mark
 
 
-def test_only_the_newest_batch_may_lack_its_mark(settings: Settings) -> None:
+def test_only_the_newest_batch_may_be_missing_from_batches(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (130, 135)}, bad={131}, upto="quarantine")
     commit_batch(settings, 4, {0: (135, 140)}, bad={136}, upto="quarantine")
     report = audit(settings)
@@ -233,7 +233,7 @@ def test_only_the_newest_batch_may_lack_its_mark(settings: Settings) -> None:
     assert (report.problems[0].where["batch_id"], report.problems[0].where["rows"]) == (3, 5)
 
 
-def test_a_batch_without_its_mark_is_not_the_newest_where_a_later_one_has_lost_its_rows(settings: Settings) -> None:
+def test_later_batch_without_rows_makes_a_missing_batch_an_error(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (130, 135)}, upto="quarantine")
     commit_batch(settings, 4, {0: (135, 140)})
     delete(settings, "batch_id = 4")
@@ -255,7 +255,7 @@ def test_a_batch_without_its_mark_is_not_the_newest_where_a_later_one_has_lost_i
     ],
     ids=str,
 )
-def test_one_row_of_another_model_is_found(settings: Settings, offset: int, columns: dict[str, Any]) -> None:
+def test_row_of_another_model_is_found(settings: Settings, offset: int, columns: dict[str, Any]) -> None:
     delete(settings, f"offset = {offset}")
     predict(settings, offset, batch_id=2, **columns)
     report = audit(settings)
@@ -264,14 +264,12 @@ def test_one_row_of_another_model_is_found(settings: Settings, offset: int, colu
 
 
 @pytest.mark.parametrize("column", [{"model_version": 7}, {"bundle_sha256": "00" * 32}], ids=str)
-def test_a_batch_that_names_another_model_than_all_its_rows_is_found(
-    settings: Settings, column: dict[str, Any]
-) -> None:
+def test_batch_of_another_model_than_its_rows_is_found(settings: Settings, column: dict[str, Any]) -> None:
     alter(settings, lambda row: row.update(column))
     assert audit(settings).counts == {Kind.MODEL: 1}
 
 
-def test_the_model_of_quarantined_messages_counts_as_well(settings: Settings) -> None:
+def test_model_of_quarantined_messages_is_checked(settings: Settings) -> None:
     commit_batch(settings, 3, {0: (130, 132)}, bad={130, 131}, version=2)
     commit_batch(settings, 4, {0: (132, 134)}, bad={132}, version=2)
     for number in (3, 4):
@@ -283,7 +281,7 @@ def test_the_model_of_quarantined_messages_counts_as_well(settings: Settings) ->
 
 
 @pytest.mark.parametrize(("lost", "strange"), [(115, 109), (115, 120), (110, 120), (119, 109)])
-def test_a_row_just_outside_of_its_batchs_offsets_is_found(settings: Settings, lost: int, strange: int) -> None:
+def test_row_just_outside_the_offsets_of_its_batch_is_found(settings: Settings, lost: int, strange: int) -> None:
     delete(settings, f"offset = {lost}")
     predict(settings, strange, batch_id=1)
     report = audit(settings)
@@ -294,7 +292,7 @@ def test_a_row_just_outside_of_its_batchs_offsets_is_found(settings: Settings, l
     assert places(report, Kind.REPEAT) == [(strange, strange)]
 
 
-def test_a_row_far_outside_of_its_batchs_offsets_leaves_no_gap_on_the_way(settings: Settings) -> None:
+def test_row_far_outside_the_offsets_of_its_batch_adds_no_gap(settings: Settings) -> None:
     delete(settings, "offset = 125")
     predict(settings, 177, batch_id=2)
     report = audit(settings)
@@ -302,7 +300,7 @@ def test_a_row_far_outside_of_its_batchs_offsets_leaves_no_gap_on_the_way(settin
     assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
 
 
-def test_a_row_of_a_partition_that_its_batch_did_not_read_is_found(settings: Settings) -> None:
+def test_row_of_a_partition_not_in_its_batch_is_found(settings: Settings) -> None:
     predict(settings, 3, batch_id=1, partition=5)
     report = audit(settings)
     assert any("partition 5 from 3 to 3, outside its offsets" in problem.text for problem in report.problems)
@@ -320,14 +318,14 @@ def test_a_row_of_a_partition_that_its_batch_did_not_read_is_found(settings: Set
         ({110, 111, 113, 118, 119}, [(110, 111), (113, 113), (118, 119)]),
     ],
 )
-def test_gaps_are_found_from_the_first_offset_of_a_batch_to_its_last(
+def test_gaps_are_found_from_the_first_to_the_last_offset_of_a_batch(
     settings: Settings, lost: set[int], gaps: Where
 ) -> None:
     delete(settings, f"offset IN ({', '.join(map(str, lost))})")
     assert places(audit(settings), Kind.GAP) == gaps
 
 
-def test_a_range_within_another_overlaps_as_far_as_it_reaches_and_what_comes_after_adjoins(tmp_path: Path) -> None:
+def test_nested_range_overlaps_and_the_next_one_adjoins(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for number, ends in enumerate([(0, 20), (5, 10), (20, 30), (29, 40)]):
         commit_batch(settings, number, {0: ends})
@@ -338,7 +336,7 @@ def test_a_range_within_another_overlaps_as_far_as_it_reaches_and_what_comes_aft
     assert Kind.GAP not in report.counts
 
 
-def test_an_accepted_loss_does_not_hide_the_gaps_after_it(tmp_path: Path) -> None:
+def test_accepted_loss_does_not_hide_later_gaps(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     commit_batch(settings, 0, {0: (0, 10), 1: (0, 10)})
     commit_batch(settings, 1, {0: (11, 20), 1: (12, 20)}, left_out={0: (10, 11)})
@@ -352,7 +350,7 @@ def test_an_accepted_loss_does_not_hide_the_gaps_after_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("window", [1, 2, 7, 10, 29, 30, 1000])
-def test_repeats_are_found_once_wherever_a_window_ends(
+def test_repeats_are_found_once_for_any_window_size(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, window: int
 ) -> None:
     monkeypatch.setattr(module, "WINDOW_ROWS", window)
@@ -361,7 +359,7 @@ def test_repeats_are_found_once_wherever_a_window_ends(
     assert places(audit(settings), Kind.REPEAT) == [(100, 100), (107, 107), (110, 110), (129, 129)]
 
 
-def test_repeats_next_to_each_other_are_one_run_where_they_are_as_many(settings: Settings) -> None:
+def test_adjacent_repeats_of_equal_count_are_one_range(settings: Settings) -> None:
     predict(settings, 104, 105, 105, 106, 106, 108)
     report = audit(settings)
     assert places(report, Kind.REPEAT) == [(104, 104), (105, 106), (108, 108)]
@@ -369,7 +367,7 @@ def test_repeats_next_to_each_other_are_one_run_where_they_are_as_many(settings:
 
 
 @pytest.mark.parametrize("repeated", [110, 119])
-def test_a_row_too_many_at_either_end_of_a_batch_does_not_hide_one_too_few(settings: Settings, repeated: int) -> None:
+def test_repeated_row_at_either_end_of_a_batch_does_not_hide_a_gap(settings: Settings, repeated: int) -> None:
     delete(settings, "offset = 115")
     predict(settings, repeated, batch_id=1)
     report = audit(settings)
@@ -377,7 +375,7 @@ def test_a_row_too_many_at_either_end_of_a_batch_does_not_hide_one_too_few(setti
     assert places(report, Kind.GAP) == [(115, 115)]
 
 
-def test_a_message_that_was_quarantined_twice_is_a_repeat(settings: Settings) -> None:
+def test_message_quarantined_twice_is_a_repeat(settings: Settings) -> None:
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
     row = pa.Table.from_pylist([quarantined(settings, 0, 103) | lineage], schema=QUARANTINE)
     write_deltalake(settings.place.table("quarantine"), row, mode="append")

@@ -13,7 +13,7 @@ from streaming.jobs.capacity import Costs, images_per_s, measure, most_tasks, ov
 COSTS = Costs(decode_s=0.0005, backbone_s=0.0095, rest_s=0.001, image_bytes=24_000)  # 11 ms of a core
 
 
-def test_small_batches_pay_for_what_is_not_images_and_large_ones_approach_the_cores() -> None:
+def test_throughput_grows_with_batch_size_up_to_the_cores() -> None:
     limit = 2 / COSTS.per_image_s
     speeds = [images_per_s(COSTS, images, cores=2) for images in (10, 100, 1_000, 100_000)]
     assert speeds == sorted(speeds)
@@ -23,7 +23,7 @@ def test_small_batches_pay_for_what_is_not_images_and_large_ones_approach_the_co
 
 
 @pytest.mark.parametrize("load", [0.5, 20, 2_000, 100_000])
-def test_a_plan_carries_its_load_with_room_to_catch_up(load: float) -> None:
+def test_plan_handles_its_load_with_spare_capacity(load: float) -> None:
     found = plan(load, COSTS, n_features=1_280, bundle_bytes=40_000_000)
     each, tasks = load / found.streams, found.cores // found.streams
     assert images_per_s(COSTS, found.images_per_batch, tasks, tasks) > each
@@ -34,20 +34,20 @@ def test_a_plan_carries_its_load_with_room_to_catch_up(load: float) -> None:
     assert found.first_limit in found.limits
 
 
-def test_more_streams_come_only_where_one_driver_cannot_start_the_tasks() -> None:
+def test_streams_are_added_only_beyond_the_limit_of_one_driver() -> None:
     per_core = 0.7 * 0.9 / COSTS.per_image_s
     assert plan(0.9 * most_tasks() * per_core, COSTS, 1_280, 0).streams == 1
     assert plan(1.2 * most_tasks() * per_core, COSTS, 1_280, 0).streams == 2
 
 
-def test_measured_costs_are_those_of_decoding_and_of_the_backbone(exported: ExportedBackbone) -> None:
+def test_measured_costs_reflect_decoding_and_backbone(exported: ExportedBackbone) -> None:
     small, large = (measure(exported.flatbuffer, *size, cores=1) for size in ((300, 300), (2_000, 1_500)))
     assert 0 < small.decode_s < large.decode_s
     assert small.backbone_s > small.decode_s
     assert large.image_bytes == len(sample_jpeg(2_000, 1_500)) > small.image_bytes
 
 
-def test_the_command_answers_for_a_load_and_says_what_it_expects_otherwise(exports: Path, tmp_path: Path) -> None:
+def test_command_plans_for_a_load_and_reports_invalid_options(exports: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "size", "--images-per-second"]
     environment = {"IMAGESTREAM_BACKBONES": str(exports), "PATH": ""}
     answer = tmp_path / "size.json"

@@ -37,21 +37,21 @@ def run_demo_like(settings: Settings) -> Path:
 @pytest.mark.parametrize(
     "made", ["tables/predictions/part-0.parquet", "models/versions/00000001.json", "broker/data/a-0/0.log"]
 )
-def test_the_users_home_is_left_alone(settings: Settings, made: str) -> None:
+def test_users_home_is_unchanged(settings: Settings, made: str) -> None:
     file = write(settings.work_dir / made)
     for _ in range(2):
         assert run_demo_like(settings) == settings.work_dir / "demo"
     assert file.read_text(encoding="utf-8") == "data"
 
 
-def test_jars_and_backbones_are_shared_not_fetched_again(settings: Settings) -> None:
+def test_jars_and_backbones_are_shared(settings: Settings) -> None:
     write(settings.work_dir / "jars" / "spark" / "a.jar")
     assert (new_demo_home(settings, agree).jars_dir / "spark" / "a.jar").is_file()
     new_demo_home(settings, agree)
     assert (settings.work_dir / "jars" / "spark" / "a.jar").is_file()  # the link was removed, not what it leads to
 
 
-def test_an_earlier_demo_is_removed_only_if_the_user_agrees(settings: Settings) -> None:
+def test_earlier_demo_is_removed_only_if_the_user_agrees(settings: Settings) -> None:
     home = run_demo_like(settings)
     asked: list[str] = []
     with pytest.raises(ServiceError, match="was kept: choose another home with --home PLACE"):
@@ -62,7 +62,7 @@ def test_an_earlier_demo_is_removed_only_if_the_user_agrees(settings: Settings) 
     assert not (home / "models").exists()
 
 
-def test_a_demo_that_was_killed_can_be_removed(settings: Settings) -> None:
+def test_killed_demo_can_be_removed(settings: Settings) -> None:
     file = write(new_demo_home(settings, agree).work_dir / "tables" / "predictions" / "part-0.parquet")
     new_demo_home(settings, agree)
     assert not file.exists()
@@ -79,7 +79,7 @@ def test_a_demo_that_was_killed_can_be_removed(settings: Settings) -> None:
         "notes.txt",
     ],
 )
-def test_what_a_user_added_to_the_demos_home_is_never_removed(settings: Settings, name: str) -> None:
+def test_user_data_in_the_demo_home_is_never_removed(settings: Settings, name: str) -> None:
     home = run_demo_like(settings)
     file = write(home / name, "the user's own")
     with pytest.raises(ServiceError, match=rf"holds data that the demo did not make \({name}\)"):
@@ -88,7 +88,7 @@ def test_what_a_user_added_to_the_demos_home_is_never_removed(settings: Settings
 
 
 @pytest.mark.parametrize("record", [None, "", "{", '{"made": 7}', '{"made": {}}', "[]"])
-def test_a_folder_without_a_sound_record_is_not_the_demos(settings: Settings, record: str | None) -> None:
+def test_folder_without_a_valid_record_is_not_a_demo(settings: Settings, record: str | None) -> None:
     file = write(settings.work_dir / "demo" / "models" / "versions" / "00000001.json")
     if record is not None:
         write(settings.work_dir / "demo" / "demo.json", record)
@@ -97,7 +97,7 @@ def test_a_folder_without_a_sound_record_is_not_the_demos(settings: Settings, re
     assert file.is_file()
 
 
-def test_logs_that_every_command_writes_are_not_a_users_data(settings: Settings) -> None:
+def test_log_files_are_not_user_data(settings: Settings) -> None:
     home = run_demo_like(settings)
     for name in ("spark.log", "spark.log.1", "log4j2.properties", "rewrite.lock", "broker/server.log", "report.png"):
         write(home / name)

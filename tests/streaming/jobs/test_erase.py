@@ -55,7 +55,7 @@ def holds(settings: Settings, *names: str) -> list[str]:
     return found
 
 
-def test_an_erased_image_is_in_no_table_and_no_file_and_the_audit_still_adds_up(home: Settings) -> None:
+def test_erased_image_is_in_no_file_and_the_audit_is_clean(home: Settings) -> None:
     assert len(holds(home, "0-0", "aa", "0-9")) == 5
     result = erase(home, ["0-0"], "request 17")
     assert result.ids == ["0-0", "0-9"]  # the same content under two ids
@@ -72,14 +72,14 @@ def test_an_erased_image_is_in_no_table_and_no_file_and_the_audit_still_adds_up(
     assert audit(home).clean
 
 
-def test_a_quarantined_image_is_erased_with_its_bytes(home: Settings) -> None:
+def test_quarantined_image_is_erased_with_its_bytes(home: Settings) -> None:
     (image,) = query(home, "SELECT image_id FROM quarantine").column("image_id").to_pylist()
     assert erase(home, [image], "a").rows == {"quarantine": 1}
     assert count(home, "quarantine") == 0
     assert audit(home).clean
 
 
-def test_rows_that_another_program_deleted_are_recorded_on_request(home: Settings) -> None:
+def test_rows_deleted_by_another_program_are_recorded_on_request(home: Settings) -> None:
     DeltaTable(home.place.table("predictions")).delete("offset >= 5 AND offset < 7")
     DeltaTable(home.place.table("quarantine")).delete()
     assert not audit(home).clean
@@ -90,7 +90,7 @@ def test_rows_that_another_program_deleted_are_recorded_on_request(home: Setting
     assert table == [{"t": "predictions", "n": 2}, {"t": "quarantine", "n": 1}]
 
 
-def test_tables_that_another_program_changed_are_read_and_written_as_before(home: Settings, tmp_path: Path) -> None:
+def test_tables_changed_by_another_program_remain_usable(home: Settings, tmp_path: Path) -> None:
     for name in ("predictions", "quarantine", "batches", "features", "labels"):
         place = home.place.table(name)
         DeltaTable(place).alter.add_columns([Field("theirs", PrimitiveType("string"))])
@@ -110,9 +110,7 @@ def test_tables_that_another_program_changed_are_read_and_written_as_before(home
     assert query(home, "SELECT count(theirs) AS n FROM predictions").to_pylist() == [{"n": 0}]
 
 
-def test_deletion_vectors_of_spark_are_refused_by_name_until_they_are_purged(
-    home: Settings, spark: SparkSession
-) -> None:
+def test_deletion_vectors_are_refused_until_purged(home: Settings, spark: SparkSession) -> None:
     for name, deleted in (("predictions", "offset IN (5, 6)"), ("features", "image_id = '0-1'")):
         place = f"delta.`{home.place.table(name)}`"
         spark.sql(f"ALTER TABLE {place} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")

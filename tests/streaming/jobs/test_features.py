@@ -73,7 +73,7 @@ def rows_of(output: Path, format_: FileFormat) -> tuple[list[str], list[str | No
 @pytest.mark.parametrize(
     "projection", [NoProjection(WIDTH), make_random_projection(WIDTH, 3, 1)], ids=["none", "random"]
 )
-def test_every_row_is_written_projected_in_order_of_path_and_replaces_what_was_there(
+def test_output_has_projected_rows_sorted_by_path_and_is_replaced(
     spark: SparkSession, features: Features, tmp_path: Path, projection: Projection, format_: FileFormat
 ) -> None:
     labels = [None if number % 7 == 0 else f"label {number % 3}" for number in range(ROWS)]
@@ -89,7 +89,7 @@ def test_every_row_is_written_projected_in_order_of_path_and_replaces_what_was_t
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_an_output_stays_as_it_was_when_a_run_fails(spark: SparkSession, tmp_path: Path) -> None:
+def test_failed_run_leaves_the_output_unchanged(spark: SparkSession, tmp_path: Path) -> None:
     torn = pa.table({"source": ["a", "b"], "image_id": ["", ""], "label": ["", ""], "features": [[1.0], [1.0, 2.0]]})
     rows = spark.createDataFrame(torn).coalesce(1)
     output = tmp_path / "out.csv"
@@ -100,7 +100,7 @@ def test_an_output_stays_as_it_was_when_a_run_fails(spark: SparkSession, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
 
 
-def test_a_folder_becomes_one_csv_of_principal_components(settings: Settings, tmp_path: Path) -> None:
+def test_folder_to_csv_of_principal_components(settings: Settings, tmp_path: Path) -> None:
     """All in one: header, rows = images, as many components as scikit-learn keeps; a bad file is told, code 1."""
     folder = write_images(tmp_path / "digits", digit_images(60))
     (folder / "7" / "bad.png").write_bytes(b"no image")
@@ -126,7 +126,7 @@ def test_a_folder_becomes_one_csv_of_principal_components(settings: Settings, tm
     np.testing.assert_allclose(found * signs, expected, atol=1e-3)
 
 
-def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trained: Path, tmp_path: Path) -> None:
+def test_model_option_uses_its_backbone_and_projection(settings: Settings, trained: Path, tmp_path: Path) -> None:
     registry = open_registry(trained)
     (settings.work_dir / "models").parent.mkdir(parents=True)
     (settings.work_dir / "models").symlink_to(trained / "models")
@@ -140,7 +140,7 @@ def test_a_models_own_backbone_and_projection_are_taken(settings: Settings, trai
     np.testing.assert_allclose(rows_of(output, "parquet")[2], expected, atol=1e-4)
 
 
-def test_a_run_that_was_killed_or_stopped_goes_on_where_it_was(settings: Settings, tmp_path: Path) -> None:
+def test_killed_or_stopped_run_continues(settings: Settings, tmp_path: Path) -> None:
     """Killed as soon as a task has committed, then stopped by Ctrl-C as soon as another has, then left alone."""
     folder = write_images(tmp_path / "digits", digit_images(240))
     command = ["features", "--images", folder, "--output", tmp_path / "out.csv"]
@@ -189,11 +189,11 @@ run({[str(argument) for argument in arguments]!r})
     ("name", "given", "expected"),
     [("a.csv", None, "csv"), ("a.PARQUET", None, "parquet"), ("a", None, "delta"), ("a.txt", "csv", "csv")],
 )
-def test_the_format_is_told_by_the_suffix(name: str, given: FileFormat | None, expected: FileFormat) -> None:
+def test_format_is_inferred_from_the_suffix(name: str, given: FileFormat | None, expected: FileFormat) -> None:
     assert output_format(Path(name), given) == expected
 
 
-def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_invalid_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"expected a name that ends in .csv or .parquet"):
         output_format(tmp_path / "a.txt", None)
     (tmp_path / "file").write_text("x")
@@ -217,7 +217,7 @@ def test_an_output_that_cannot_be_is_refused(tmp_path: Path) -> None:
         (["--label-pattern", "a"], "has no group: expected one for the label"),
     ],
 )
-def test_a_mistake_is_told_in_one_line_before_the_work(
+def test_invalid_options_are_reported_in_one_line_before_the_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     folder = write_images(tmp_path / "images", [("1.png", "a", b"1"), ("2.png", "b", b"2")])

@@ -46,7 +46,7 @@ def grow_older(path: Path, hours: float) -> Path:
     return path
 
 
-def test_many_small_files_become_one_and_no_row_changes(settings: Settings) -> None:
+def test_small_files_are_merged_without_changing_rows(settings: Settings) -> None:
     commit_batches(settings, 0, 12)
     before = query(settings, "SELECT * FROM predictions ORDER BY ALL"), query(settings, "FROM quarantine ORDER BY ALL")
 
@@ -58,7 +58,7 @@ def test_many_small_files_become_one_and_no_row_changes(settings: Settings) -> N
     assert audit(settings).clean
 
 
-def test_a_retried_batch_is_recognised_after_compaction_checkpoint_and_vacuum(settings: Settings) -> None:
+def test_retried_batch_is_recognised_after_compaction_and_vacuum(settings: Settings) -> None:
     commit_batches(settings, 0, 12)
     maintain(settings)
     for name in TABLES:
@@ -94,7 +94,7 @@ for number in range(2, 80):
 """
 
 
-def test_beside_a_stream_and_a_reader_no_row_is_lost_or_repeated(settings: Settings) -> None:
+def test_concurrent_stream_and_reader_lose_and_repeat_no_row(settings: Settings) -> None:
     commit_batches(settings, 0, 2)
     stream = subprocess.Popen([sys.executable, "-c", STREAM, str(settings.home)])
     opened = pq.ParquetFile(DeltaTable(settings.place.table("predictions")).file_uris()[0])
@@ -117,7 +117,7 @@ def test_beside_a_stream_and_a_reader_no_row_is_lost_or_repeated(settings: Setti
     assert (report_of_all.batches, report_of_all.predicted, report_of_all.quarantined) == (80, 80 * 9, 80)
 
 
-def test_the_log_is_kept_as_long_as_the_files_and_no_longer(settings: Settings) -> None:
+def test_log_is_kept_as_long_as_the_files(settings: Settings) -> None:
     commit_batches(settings, 0, 60)  # beyond a checkpoint
     log = Path(settings.place.tables) / "batches" / "_delta_log"
     old = log / f"{0:020}.json"
@@ -133,7 +133,7 @@ def test_the_log_is_kept_as_long_as_the_files_and_no_longer(settings: Settings) 
     assert audit(settings).clean
 
 
-def test_files_that_a_reader_may_hold_stay_for_the_retention_and_go_after_it(settings: Settings) -> None:
+def test_replaced_files_are_deleted_after_the_retention(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
     old = DeltaTable(settings.place.table("predictions")).file_uris()
     maintain(settings, retention_hours=0)  # a day is the minimum
@@ -152,7 +152,7 @@ def test_files_that_a_reader_may_hold_stay_for_the_retention_and_go_after_it(set
     assert audit(settings).clean
 
 
-def test_a_workers_file_waits_for_its_commit_and_a_leftover_goes(settings: Settings) -> None:
+def test_uncommitted_worker_files_are_deleted_only_when_old(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
     directory = Path(settings.place.tables) / "quarantine"
     (young,) = worker_file(directory, [quarantined(settings, 0, 33)])
@@ -164,7 +164,7 @@ def test_a_workers_file_waits_for_its_commit_and_a_leftover_goes(settings: Setti
     assert not (directory / left_over.path).exists()
 
 
-def test_a_decided_batch_is_finished_before_anything_is_removed(settings: Settings) -> None:
+def test_decided_batch_is_finished_before_anything_is_removed(settings: Settings) -> None:
     begin_stream(settings)
     decision = decision_of(settings, 1, {0: (0, 10)}, bad={3})
     decisions = Decisions(open_store(settings.home), settings.topic)
@@ -178,7 +178,7 @@ def test_a_decided_batch_is_finished_before_anything_is_removed(settings: Settin
     assert audit(settings).clean
 
 
-def test_features_of_a_training_run_wait_a_day_for_their_commit(settings: Settings) -> None:
+def test_uncommitted_training_features_are_kept_for_a_day(settings: Settings) -> None:
     commit_batches(settings, 0, 1)
     Table(settings.place.tables, "features")
     directory = Path(settings.place.tables) / "features"
@@ -190,7 +190,7 @@ def test_features_of_a_training_run_wait_a_day_for_their_commit(settings: Settin
     assert (young.exists(), old.exists()) == (True, False)
 
 
-def test_old_decisions_of_whole_batches_go_but_for_the_newest(settings: Settings) -> None:
+def test_old_decisions_of_complete_batches_are_removed_except_the_newest(settings: Settings) -> None:
     begin_stream(settings)
     decisions, folder = (
         Decisions(open_store(settings.home), settings.topic),
@@ -206,7 +206,7 @@ def test_old_decisions_of_whole_batches_go_but_for_the_newest(settings: Settings
     assert min(int(path.stem) for path in folder.iterdir()) == 3
 
 
-def test_command_says_what_it_did(settings: Settings) -> None:
+def test_command_summary(settings: Settings) -> None:
     commit_batches(settings, 0, 3)
     found = imagestream(settings, "maintain", "--retention", "200h")
     assert {table["name"]: table["files_after"] for table in found["tables"]} == dict.fromkeys(TABLES, 1)
@@ -224,6 +224,6 @@ def test_damaged_decision_stops_maintenance_before_anything_is_removed(settings:
     assert len(DeltaTable(settings.place.table("predictions")).file_uris()) == 3
 
 
-def test_home_without_tables_is_said(settings: Settings) -> None:
+def test_home_without_tables_is_reported(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="no tables yet"):
         maintain(settings)

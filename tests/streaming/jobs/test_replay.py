@@ -80,7 +80,7 @@ def quarantine_with_originals(settings: Settings, batch_id: int, *columns: dict[
     table.append_files(worker_file(Path(table.place), rows), QUERY_ID, batch_id)
 
 
-def test_key_headers_and_timestamp_come_again_as_they_were(broker: Settings, tmp_path: Path, servers: str) -> None:
+def test_key_headers_and_timestamp_are_preserved(broker: Settings, tmp_path: Path, servers: str) -> None:
     settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
     create_topic(settings, **{"message.timestamp.type": "CreateTime"})
     now_ms = int(time.time() * 1000)
@@ -117,7 +117,7 @@ def test_key_headers_and_timestamp_come_again_as_they_were(broker: Settings, tmp
     assert replay(settings, servers, ReplayOptions()).wanted == 0
 
 
-def test_rows_from_before_a_column_was_added_are_sent_once(settings: Settings, servers: str) -> None:
+def test_rows_of_an_older_schema_are_sent_once(settings: Settings, servers: str) -> None:
     file = DeltaTable(settings.place.table("quarantine")).file_uris()[0]
     older = pq.read_table(file).drop_columns(["key", "headers", "timestamp_ms"])
     pq.write_table(older, file)
@@ -132,7 +132,7 @@ def marked(settings: Settings) -> list[int]:
     return [row["offset"] for row in rows]
 
 
-def test_messages_come_again_as_they_were_and_are_marked(settings: Settings, servers: str) -> None:
+def test_messages_are_resent_unchanged_and_marked(settings: Settings, servers: str) -> None:
     before = query(settings, "SELECT * EXCLUDE replayed_at FROM quarantine ORDER BY ALL")
     report = replay(settings, servers, ReplayOptions())
     assert (report.wanted, report.sent, report.complete) == (9, 9, True)
@@ -149,7 +149,7 @@ def test_messages_come_again_as_they_were_and_are_marked(settings: Settings, ser
     assert audit(settings).clean
 
 
-def test_what_is_marked_is_not_sent_again_unless_asked_for(settings: Settings, servers: str) -> None:
+def test_marked_messages_are_resent_only_on_request(settings: Settings, servers: str) -> None:
     replay(settings, servers, ReplayOptions())
     assert replay(settings, servers, ReplayOptions()).sent == 0
     assert len(messages(settings)) == 9
@@ -157,7 +157,7 @@ def test_what_is_marked_is_not_sent_again_unless_asked_for(settings: Settings, s
     assert len(messages(settings)) == 18
 
 
-def test_reason_and_limit_choose_and_the_rest_stays_unmarked(settings: Settings, servers: str) -> None:
+def test_reason_and_limit_select_the_messages(settings: Settings, servers: str) -> None:
     assert count_wanted(settings, ReplayOptions()) == {"truncated": 6, "not_an_image": 3}
     report = replay(settings, servers, ReplayOptions(reason="truncated", limit=3))
     assert (report.sent, report.by_reason) == (3, {"truncated": 3})
@@ -220,7 +220,7 @@ def while_running(work: Callable[[int], None], during: Callable[[], Any]) -> Any
         assert errors == []
 
 
-def test_marking_beside_a_stream_and_maintenance_loses_no_row(settings: Settings, servers: str) -> None:
+def test_marking_concurrent_with_stream_and_maintenance_loses_no_row(settings: Settings, servers: str) -> None:
     def commit_and_maintain(number: int) -> None:
         batch = 3 + number
         commit_batch(settings, batch, {0: (10 * batch, 10 * batch + 10)}, bad={10 * batch + 1})
@@ -238,7 +238,7 @@ def test_marking_beside_a_stream_and_maintenance_loses_no_row(settings: Settings
     assert len(messages(settings)) == report.quarantined  # none was sent twice
 
 
-def test_rows_are_found_and_marked_after_compaction_has_moved_them(settings: Settings) -> None:
+def test_rows_are_marked_after_compaction_moved_them(settings: Settings) -> None:
     table = Path(settings.place.tables) / "quarantine"
     before = Path(DeltaTable(table).file_uris()[0]).name
     maintain(settings)
@@ -247,7 +247,7 @@ def test_rows_are_found_and_marked_after_compaction_has_moved_them(settings: Set
     assert audit(settings).clean
 
 
-def test_message_that_the_topic_does_not_take_stays_and_the_others_go(settings: Settings, servers: str) -> None:
+def test_message_too_large_for_the_topic_stays_unmarked(settings: Settings, servers: str) -> None:
     from kafka.admin import KafkaAdminClient, NewTopic
 
     admin = KafkaAdminClient(bootstrap_servers=servers)
@@ -271,7 +271,7 @@ def test_dry_run_counts_and_sends_nothing(settings: Settings) -> None:
     assert marked(settings) == []
 
 
-def test_two_replays_at_once_are_refused_not_doubled(settings: Settings, servers: str) -> None:
+def test_concurrent_replay_is_refused(settings: Settings, servers: str) -> None:
     with lock(settings.work_dir / "replay.lock"), pytest.raises(ServiceError, match="another replay is running"):
         replay(settings, servers, ReplayOptions())
     assert messages(settings) == []

@@ -133,7 +133,7 @@ def history(settings: Settings, exported: ExportedBackbone, heads: list[Head], d
     return settings
 
 
-def test_every_message_gets_the_answer_of_the_new_version_once(
+def test_every_message_is_rescored_once_by_the_new_version(
     history: Settings, digits: Digits, heads: list[Head]
 ) -> None:
     seen: list[int] = []
@@ -150,7 +150,7 @@ def test_every_message_gets_the_answer_of_the_new_version_once(
     assert [row["image_id"] for row in rows] == [f"image {number}" for number in range(100)]
 
 
-def test_a_second_run_adds_nothing_but_what_has_come_since(
+def test_second_run_adds_only_new_messages(
     history: Settings, digits: Digits, heads: list[Head], exported: ExportedBackbone
 ) -> None:
     rescore(history, 2)
@@ -164,7 +164,7 @@ def test_a_second_run_adds_nothing_but_what_has_come_since(
     assert (other.rows, other.there_before) == (120, 0)
 
 
-def test_a_compaction_of_the_features_between_two_runs_scores_nothing_twice(
+def test_compaction_between_runs_rescores_nothing_twice(
     history: Settings, digits: Digits, exported: ExportedBackbone
 ) -> None:
     rescore(history, 2)
@@ -188,7 +188,7 @@ def _rescore_and_be_killed(home: Path, after_rows: int) -> None:
     rescore(Settings(home=home), 2, workers=1, on_rows=on_rows)
 
 
-def test_a_run_that_was_killed_goes_on_where_it_was(history: Settings) -> None:
+def test_killed_run_continues(history: Settings) -> None:
     child = multiprocessing.get_context("spawn").Process(target=_rescore_and_be_killed, args=(history.home, 90))
     child.start()
     child.join(120)
@@ -201,9 +201,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(history: Settings) -> None:
     assert len({(row["partition"], row["offset"]) for row in rows}) == len(rows) == 100
 
 
-def test_the_comparison_counts_agreement_accuracy_and_changes(
-    history: Settings, digits: Digits, heads: list[Head]
-) -> None:
+def test_comparison_counts_agreement_accuracy_and_changes(history: Settings, digits: Digits, heads: list[Head]) -> None:
     label = pa.table({"image_id": ["image 0"], "label": ["none of these"], "labelled_at": [NOW], "by": ["test"]})
     Table(history.place.tables, "labels").append(label.cast(LABELS), "test", 0)
     rescore(history, 2)
@@ -231,7 +229,7 @@ def test_the_comparison_counts_agreement_accuracy_and_changes(
     assert len(found.changes) == 3
 
 
-def test_versions_of_which_nobody_knows_what_they_were_fitted_on_are_not_judged(
+def test_versions_without_known_training_images_are_not_evaluated(
     history: Settings, models: Path, tmp_path: Path
 ) -> None:
     (history.work_dir / "models").unlink()
@@ -243,9 +241,7 @@ def test_versions_of_which_nobody_knows_what_they_were_fitted_on_are_not_judged(
     assert (row["labelled"], row["judged"], row["new_accuracy"], row["fitted"]) == (100, 0, None, 100)
 
 
-def test_history_from_before_the_contents_hash_was_stored_is_judged_by_its_ids(
-    history: Settings, digits: Digits
-) -> None:
+def test_history_without_content_hashes_is_evaluated_by_image_ids(history: Settings, digits: Digits) -> None:
     """In the table no file has the column; the versions were fitted on images by the ids that they had."""
     directory = Path(history.place.tables) / "features"
     files = Table(history.place.tables, "features").files()
@@ -268,7 +264,7 @@ def test_predictions_without_features_are_counted_and_refused_unless_allowed(
     assert (result.rows, result.missing) == (100, 7)
 
 
-def test_what_cannot_be_rescored_is_refused_in_one_line(settings: Settings, digits: Digits) -> None:
+def test_invalid_rescore_is_refused_in_one_line(settings: Settings, digits: Digits) -> None:
     with pytest.raises(ModelError, match="there is no model version 9"):
         rescore(settings, 9)
     with pytest.raises(ServiceError, match=r"no features are stored in .*imagestream stream"):
@@ -279,7 +275,7 @@ def test_what_cannot_be_rescored_is_refused_in_one_line(settings: Settings, digi
     assert "\n" not in str(refused.value)
 
 
-def test_the_command_rescores_tells_and_compares(history: Settings) -> None:
+def test_command_rescores_and_compares(history: Settings) -> None:
     summary = imagestream(history, "rescore", "--model", 2, "--changes", 2)
     assert (summary["version"], summary["rows"], summary["missing"]) == (2, 100, 0)
     assert summary["agreement"][0]["rows"] == 100

@@ -76,7 +76,7 @@ def in_between(monkeypatch: pytest.MonkeyPatch, module: Any, *works: Callable[[]
     monkeypatch.setattr(module, "write_copy", write_after)
 
 
-def test_marks_that_come_first_are_kept_by_the_compaction(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compaction_keeps_earlier_marks(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
     in_between(monkeypatch, rewrite, lambda: mark(settings, 11, 25))
     assert compact(table.place, MB) is None
@@ -84,7 +84,7 @@ def test_marks_that_come_first_are_kept_by_the_compaction(settings: Settings, mo
     assert len(table.files()) == 1
 
 
-def test_compaction_that_comes_first_is_marked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_apply_after_a_concurrent_compaction(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
     in_between(monkeypatch, replay, lambda: compact(table.place, MB))
     mark(settings, 11)
@@ -92,7 +92,7 @@ def test_compaction_that_comes_first_is_marked(settings: Settings, monkeypatch: 
     assert len(table.files()) == 1
 
 
-def test_two_compactions_at_once_merge_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_compactions_merge_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
     in_between(monkeypatch, rewrite, lambda: compact(table.place, MB))
     assert compact(table.place, MB) is None
@@ -100,9 +100,7 @@ def test_two_compactions_at_once_merge_once(settings: Settings, monkeypatch: pyt
     assert len(table.files()) == 1
 
 
-def test_append_beside_a_compaction_passes_and_so_does_the_compaction(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_append_and_concurrent_compaction_both_succeed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
     in_between(monkeypatch, rewrite, lambda: append(table, settings, 4))
     assert compact(table.place, MB) is None
@@ -110,7 +108,7 @@ def test_append_beside_a_compaction_passes_and_so_does_the_compaction(
     assert len(table.files()) == 2
 
 
-def test_append_from_before_a_compaction_passes_after_it(settings: Settings) -> None:
+def test_append_with_a_stale_handle_after_a_compaction_succeeds(settings: Settings) -> None:
     table = quarantine_files(settings, 4)  # its handle does not know of the compaction
     assert compact(table.place, MB) is None
     assert append(table, settings, 4)
@@ -125,7 +123,7 @@ def test_append_from_before_a_compaction_passes_after_it(settings: Settings) -> 
         pytest.param(lambda table, _: DeltaTable(table.place).delete("offset >= 15"), id="another program"),
     ],
 )
-def test_rows_deleted_beside_a_compaction_do_not_come_back(
+def test_rows_deleted_during_a_compaction_stay_deleted(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, delete: Callable[[Table, str], object]
 ) -> None:
     table = quarantine_files(settings, 4)
@@ -134,7 +132,7 @@ def test_rows_deleted_beside_a_compaction_do_not_come_back(
     assert offsets(settings) == list(range(15))
 
 
-def test_compaction_that_is_late_every_time_says_so_and_changes_nothing(
+def test_compaction_that_always_conflicts_reports_it_and_changes_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = quarantine_files(settings, 2)
@@ -144,7 +142,7 @@ def test_compaction_that_is_late_every_time_says_so_and_changes_nothing(
     assert len(table.files()) == 2
 
 
-def test_marks_that_are_late_every_time_are_an_error_in_one_line(
+def test_marks_that_always_conflict_are_an_error_in_one_line(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = quarantine_files(settings, 2)
@@ -163,7 +161,7 @@ def test_marks_that_are_late_every_time_are_an_error_in_one_line(
     assert (offsets(settings), marked(settings)) == (list(range(20)), [])
 
 
-def test_every_table_of_a_stream_keeps_its_rows_types_and_partitions(settings: Settings) -> None:
+def test_compaction_keeps_rows_types_and_partitions(settings: Settings) -> None:
     for number in range(6):
         ranges = {0: (10 * number, 10 * number + 10), 1: (0, 5)}
         commit_batch(settings, number, ranges, bad={10 * number + 3}, drift={"psi": 0.1 * number})
@@ -209,7 +207,7 @@ def test_merged_file_has_the_statistics_of_its_rows(settings: Settings) -> None:
     assert found.column("label").to_pylist() == ["x" * 60]
 
 
-def test_only_small_files_are_merged_and_none_beyond_the_target(settings: Settings) -> None:
+def test_only_small_files_are_merged_up_to_the_target_size(settings: Settings) -> None:
     table = quarantine_files(settings, 7)
     rows = [quarantined(settings, 0, 1000 + at, value=bytes(50_000)) for at in range(4)]
     table.append_files(worker_file(table.place, rows), "large", 0)
@@ -226,9 +224,7 @@ def test_only_small_files_are_merged_and_none_beyond_the_target(settings: Settin
     assert offsets(settings) == [*range(70), *range(1000, 1004)]
 
 
-def test_row_groups_are_neither_as_many_as_files_nor_larger_than_allowed(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_row_groups_are_merged_up_to_the_size_limit(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table(settings.place.tables, "quarantine")
     for number in range(8):
         rows = [quarantined(settings, 0, 10 * number + at, value=bytes(10_000)) for at in range(10)]
@@ -241,7 +237,7 @@ def test_row_groups_are_neither_as_many_as_files_nor_larger_than_allowed(
     assert offsets(settings) == list(range(80))
 
 
-def test_file_from_before_a_column_was_added_is_merged_and_marked(settings: Settings) -> None:
+def test_file_of_an_older_schema_is_merged(settings: Settings) -> None:
     older = pa.schema([field for field in LABELS if field.name != "by"])
     directory = Path(settings.place.tables) / "labels"
     DeltaTable.create(directory, older)
@@ -262,7 +258,7 @@ def write_copy_of(directory: Path, path: str, schema: pa.Schema) -> Any:
     return write_copy(str(directory), [LiveFile(path, 1, 1, {})], schema)
 
 
-def test_table_whose_files_are_not_its_rows_is_left_alone(settings: Settings) -> None:
+def test_table_with_column_mapping_is_refused(settings: Settings) -> None:
     table = quarantine_files(settings, 3)
     log = Path(table.place) / "_delta_log"
     first = [json.loads(line) for line in (log / f"{0:020}.json").read_text().splitlines()]
@@ -294,7 +290,7 @@ def test_table_whose_files_are_not_its_rows_is_left_alone(settings: Settings) ->
     assert DeltaTable(table.place).version() == 4
 
 
-def test_commit_that_deltalake_can_never_make_is_refused_at_once(settings: Settings) -> None:
+def test_commit_unsupported_by_deltalake_is_refused_immediately(settings: Settings) -> None:
     table = quarantine_files(settings, 2)
     features = ["appendOnly", "invariants", "checkpointProtection"]  # as Spark leaves it behind DROP FEATURE
     upgrade = {"protocol": {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": features}}

@@ -35,7 +35,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def test_published_schema_is_that_of_the_records_and_of_decisions_of_format_3() -> None:
+def test_published_schema_matches_records_and_format_3_decisions() -> None:
     assert avro_schema() == PUBLISHED
     # Decisions of format 3 have the id of this schema: with another one their format must change.
     assert fingerprint(to_parsing_canonical_form(parse_schema(PUBLISHED)), "CRC-64-AVRO") == FINGERPRINT
@@ -43,7 +43,7 @@ def test_published_schema_is_that_of_the_records_and_of_decisions_of_format_3() 
 
 @pytest.mark.parametrize("schema_id", [None, NUMBER])
 @pytest.mark.parametrize("table", TABLES)
-def test_record_has_the_values_of_the_row(table: str, schema_id: int | None) -> None:
+def test_record_has_the_row_values(table: str, schema_id: int | None) -> None:
     message = answer_message(table, ROWS[table], "avro", schema_id)
     header = b"\0\x7f\xff\xff\xff" if schema_id else b"\xc3\x01" + bytes.fromhex(FINGERPRINT)
     assert message.value.startswith(header)
@@ -64,7 +64,7 @@ def test_record_has_the_values_of_the_row(table: str, schema_id: int | None) -> 
     )
 
 
-def test_records_are_read_back_as_the_json_of_their_rows() -> None:
+def test_records_decode_to_the_json_of_their_rows() -> None:
     with schema_server() as registry:
         number = register_schema(registry.url, "answers-value", avro_text())
         read = avro_rows(registry.url)
@@ -108,7 +108,7 @@ SIMILAR = json.dumps(
         (record(table="predictions", date="now"), "expected a time in 'date', got 'now'"),
     ],
 )
-def test_what_is_not_an_answer_is_one_line(data: bytes, what: str) -> None:
+def test_invalid_answer_is_reported_in_one_line(data: bytes, what: str) -> None:
     with schema_server() as registry:
         register_schema(registry.url, "answers-value", SIMILAR)
         with pytest.raises(RecordError, match=what) as caught:
@@ -116,14 +116,14 @@ def test_what_is_not_an_answer_is_one_line(data: bytes, what: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_record_of_a_registry_without_a_registry_names_the_setting() -> None:
+def test_missing_schema_registry_setting_is_named() -> None:
     with pytest.raises(RecordError, match="its schema is in a schema registry: set --schema-registry or IMAGESTREAM_"):
         avro_rows(None)(b"\0\0\0\0\1x")
     with pytest.raises(RecordError, match="expected an Avro record with the id or fingerprint of its schema, got 7b7d"):
         avro_rows(None)(b"{}")
 
 
-def test_columns_of_another_release_are_null_or_left_out() -> None:
+def test_columns_of_another_release_are_null_or_omitted() -> None:
     with schema_server() as registry:
         register_schema(registry.url, "answers-value", SIMILAR)
         found = avro_rows(registry.url)(record(table="predictions", scored_at=1))

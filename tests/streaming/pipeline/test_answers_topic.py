@@ -65,7 +65,7 @@ def remake_topic(settings: Settings) -> None:
     create_topic(str(settings.bootstrap_servers), str(settings.answers_topic))
 
 
-def test_published_schema_is_that_of_the_messages(settings: Settings) -> None:
+def test_messages_match_the_published_schema(settings: Settings) -> None:
     assert json.loads((CHECKOUT / "docs" / "answers.schema.json").read_text()) == json_schema()
     validator = jsonschema.Draft202012Validator(json_schema(), format_checker=jsonschema.FormatChecker())
     decision = replace(decision_of(settings, 1, {0: (0, 10)}, bad=BAD), answers=AnswersDue("answers", "id", BOTH))
@@ -75,7 +75,7 @@ def test_published_schema_is_that_of_the_messages(settings: Settings) -> None:
         validator.validate(json.loads(message.value))
 
 
-def test_message_has_the_row_and_the_headers_of_cloudevents_and_the_trace(settings: Settings) -> None:
+def test_message_has_the_row_cloudevents_headers_and_trace(settings: Settings) -> None:
     nothing: dict[str, Any] = dict.fromkeys(SCHEMAS["predictions"][0].names)
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     row = nothing | {
@@ -95,7 +95,7 @@ def test_message_has_the_row_and_the_headers_of_cloudevents_and_the_trace(settin
     }  # fmt: skip
 
 
-def test_batch_with_a_lost_file_names_it(settings: Settings) -> None:
+def test_missing_file_of_a_batch_is_named(settings: Settings) -> None:
     decision = replace(decision_of(settings, 1, {0: (0, 10)}), answers=AnswersDue("answers", "id", BOTH))
     file = decision.files["predictions"][0].path
     Path(settings.place.table("predictions"), file).unlink()
@@ -103,7 +103,7 @@ def test_batch_with_a_lost_file_names_it(settings: Settings) -> None:
         list(messages_of(decision, settings.place.tables))
 
 
-def test_topic_of_images_is_not_one_for_answers(settings: Settings) -> None:
+def test_image_topic_is_refused_for_answers(settings: Settings) -> None:
     name = str(settings.answers_topic)
     for reads in (Subscription(("images", name)), Subscription(pattern="answers-.*")):
         with pytest.raises(
@@ -171,7 +171,7 @@ def test_topic_with_other_messages_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_transactional_id_with_the_open_transaction_of_another_program_is_refused(connected: Settings) -> None:
+def test_transactional_id_in_use_by_another_program_is_refused(connected: Settings) -> None:
     stream, elsewhere = uuid4().hex, f"elsewhere-{uuid4().hex[:8]}"
     create_topic(str(connected.bootstrap_servers), elsewhere)
     other = TransactionalProducer(str(connected.bootstrap_servers), transactional_id_of(stream), 15, {})
@@ -220,7 +220,7 @@ def broker_behind(proxy: KafkaProxy, folder: Path, jars: Path, **properties: str
         ),
     ],
 )
-def test_broker_without_transactions_is_one_line(
+def test_broker_without_transactions_is_reported_in_one_line(
     hidden: int | None, replicas: str, why: str, settings: Settings, jars_dir: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -239,14 +239,14 @@ def test_broker_without_transactions_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_no_broker_is_one_line(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_broker_is_reported_in_one_line(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topic, "TIMEOUT_MS", 1000)
     unreachable = settings.model_copy(update={"answers_bootstrap_servers": "127.0.0.1:1"})
     with pytest.raises(ServiceError, match="answers topic .*: no Kafka broker answers at 127.0.0.1:1"):
         AnswersTopic(unreachable).prepare(Subscription(("images",)))
 
 
-def test_answers_are_out_once_also_where_the_broker_forgot_the_offset_and_the_topic_may_be_made_again(
+def test_answers_are_sent_once_after_lost_offsets_and_a_recreated_topic(
     connected: Settings,
 ) -> None:
     settings, tables = connected, Tables(connected.place.tables)

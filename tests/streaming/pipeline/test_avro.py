@@ -61,13 +61,13 @@ def unwrap(payload: Payload, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("field", ["image", "text", "frame.data"])
 @pytest.mark.parametrize("header", [b"", HEADER], ids=["bare", "with a header"])
-def test_an_image_is_taken_from_a_field_by_the_schema_of_a_file(tmp_path: Path, header: bytes, field: str) -> None:
+def test_image_is_extracted_with_the_schema_of_a_file(tmp_path: Path, header: bytes, field: str) -> None:
     file = tmp_path / "shot.avsc"
     file.write_text(json.dumps(SCHEMA))
     assert unwrap(chosen_payload(f"avro:{field}", file), header + RECORD) == IMAGE  # the bare one begins with a zero
 
 
-def test_a_schema_is_fetched_once_and_one_that_is_unknown_is_asked_for_again() -> None:
+def test_schemas_are_cached_and_unknown_ones_requested_again() -> None:
     answers = {42: schema_answer(SCHEMA), 43: schema_answer("int")}
     with schema_server(lambda number: answers.get(number, UNKNOWN)) as registry:
         payload = chosen_payload("avro:image", registry=registry.url)
@@ -100,7 +100,7 @@ MANY_BOOLEANS = RECORD[: -len(IMAGE) - 4] + b"\xfe\xff\xff\xff\x0f" + b"\x01" * 
     ],
     ids=["empty", "truncated", "longer", "not UTF-8", "negative", "no branch", "no end", "millions"],
 )
-def test_what_is_not_a_record_of_the_schema_is_refused(data: bytes, what: str) -> None:
+def test_invalid_record_is_refused(data: bytes, what: str) -> None:
     with pytest.raises(RecordError, match=what) as caught:
         Schema(json.dumps(SCHEMA)).read(data)
     assert "\n" not in str(caught.value)
@@ -153,13 +153,13 @@ def nested(depth: int) -> object:
         ],
     ],
 )
-def test_a_schema_that_is_not_one_or_describes_too_much_is_refused(text: str, what: str) -> None:
+def test_invalid_or_oversized_schema_is_refused(text: str, what: str) -> None:
     with pytest.raises(RecordError, match=what) as caught:
         Schema(text)
     assert "\n" not in str(caught.value)
 
 
-def test_options_that_do_not_fit_are_refused_before_the_stream_starts(tmp_path: Path) -> None:
+def test_invalid_payload_options_are_refused_before_the_start(tmp_path: Path) -> None:
     file = tmp_path / "shot.avsc"
     with pytest.raises(ServiceError, match="add --payload-schema FILE, or set IMAGESTREAM_SCHEMA_REGISTRY to the URL"):
         chosen_payload("avro:image")
@@ -175,7 +175,7 @@ def test_options_that_do_not_fit_are_refused_before_the_stream_starts(tmp_path: 
         chosen_payload("base64", file)
 
 
-def test_the_stream_waits_for_the_registry_and_quarantines_what_is_not_in_the_frame(service: Settings) -> None:
+def test_stream_waits_for_the_registry_and_quarantines_wrong_frames(service: Settings) -> None:
     troubles: list[str] = []
 
     def answer(number: int) -> Answer:

@@ -99,7 +99,7 @@ def scored(*labels: str, shadow: tuple[str | None, ...] | None = None) -> pa.Tab
     return pa.Table.from_pylist(rows, schema=OUTPUT)
 
 
-def test_what_partitions_report_is_summed_by_name() -> None:
+def test_partition_reports_are_summed_by_name() -> None:
     assert _summed([]) == {}
     assert _summed([{"corrupt": 1}, {"corrupt": 2, "empty": 1}, {"empty": 4}]) == {"corrupt": 3, "empty": 5}
 
@@ -107,7 +107,7 @@ def test_what_partitions_report_is_summed_by_name() -> None:
 # What is written
 
 
-def test_a_prediction_carries_the_champion_and_the_day_of_its_batch() -> None:
+def test_predictions_have_the_champion_and_date_of_their_batch() -> None:
     rows = _predictions(scored("cat", "dog"), CHAMPION, LINEAGE | {"date": date(2024, 5, 6)})
     assert rows.schema == PREDICTIONS
     first = rows.to_pylist()[1]
@@ -117,7 +117,7 @@ def test_a_prediction_carries_the_champion_and_the_day_of_its_batch() -> None:
     assert _predictions(scored(), CHAMPION, LINEAGE | {"date": date(2024, 5, 6)}).num_rows == 0
 
 
-def test_the_challengers_answers_stand_beside_the_champions_and_what_it_failed_on_is_left_out() -> None:
+def test_shadow_rows_pair_challenger_with_champion_and_omit_failures() -> None:
     rows = _shadow(scored("cat", "dog", "cat", shadow=("dog", None, "cat")), CHALLENGER, LINEAGE)
     assert rows.schema == SHADOW
     assert [(row["offset"], row["champion_label"], row["label"]) for row in rows.to_pylist()] == [
@@ -130,12 +130,12 @@ def test_the_challengers_answers_stand_beside_the_champions_and_what_it_failed_o
     assert (first["query_id"], first["batch_id"]) == (QUERY_ID, 7)
 
 
-def test_refused_models_are_one_text() -> None:
+def test_refused_models_are_joined_into_one_text() -> None:
     assert _refused({5: "altered", 6: "too large"}) == "version 5: altered; version 6: too large"
     assert _refused({}) is None
 
 
-def test_why_a_version_is_not_used_is_found_in_the_text_of_all() -> None:
+def test_reason_of_a_refused_version_is_found_in_the_joined_text() -> None:
     text = _refused({11: "too large; see version 1: nothing", 1: "altered"})
     assert [refusal(text, version) for version in (11, 1, 2, None)] == [
         "too large; see version 1: nothing", "altered", None, None,
@@ -231,7 +231,7 @@ def check_whole(settings: Settings, batches: int) -> None:
     assert (report.batches, report.predicted, report.quarantined) == (batches, 2 * batches, batches)
 
 
-def test_a_challenger_that_fails_is_visible_and_the_champion_answers(settings: Settings) -> None:
+def test_failing_challenger_is_reported_and_the_champion_answers(settings: Settings) -> None:
     registry = open_registry(settings.home)
     for _ in range(4):
         registry.register(tiny_bundle)
@@ -257,7 +257,7 @@ def decision_in(settings: Settings, number: int) -> Decision | None:
     return Decisions(open_store(settings.home), settings.topic).read(number)
 
 
-def test_a_batch_is_decided_with_the_models_of_the_moment_and_becomes_whole(settings: Settings) -> None:
+def test_batch_is_decided_with_the_current_models_and_completed(settings: Settings) -> None:
     run = Run(settings)
     run.models.refused = {5: "altered"}
     before = datetime.now(UTC)
@@ -291,7 +291,7 @@ def test_a_batch_is_decided_with_the_models_of_the_moment_and_becomes_whole(sett
     assert run.batches[1].wall_s >= seconds["batch"]
 
 
-def test_a_batch_with_holes_is_decided_with_the_start_of_the_log(settings: Settings) -> None:
+def test_decision_of_a_batch_with_holes_has_the_log_start(settings: Settings) -> None:
     run = Run(settings)
     run.holes = 2
     run.batch(0)
@@ -304,7 +304,7 @@ def test_a_batch_with_holes_is_decided_with_the_start_of_the_log(settings: Setti
     assert [(one.messages, one.holes, one.proven) for one in report.spans] == [(3, 2, 2)]
 
 
-def test_a_topic_made_again_while_it_was_read_leaves_no_decision_and_no_file(settings: Settings) -> None:
+def test_topic_recreated_during_a_batch_leaves_no_decision_or_file(settings: Settings) -> None:
     run = Run(settings)
     run.topic_id = "another"
     with pytest.raises(ServiceError, match="'images' was made again while batch 1 was read"):
@@ -313,7 +313,7 @@ def test_a_topic_made_again_while_it_was_read_leaves_no_decision_and_no_file(set
     assert not [*Path(settings.place.tables).rglob("part-*.parquet")]
 
 
-def test_without_a_challenger_none_is_decided(settings: Settings) -> None:
+def test_decision_without_a_challenger(settings: Settings) -> None:
     models = Models()
     models.next = (CHAMPION, None)
     Run(settings, models).batch(0)
@@ -324,14 +324,14 @@ def test_without_a_challenger_none_is_decided(settings: Settings) -> None:
     assert row["challenger_version"] is None
 
 
-def test_a_batch_that_found_nothing_new_is_not_decided(settings: Settings) -> None:
+def test_empty_batch_is_not_decided(settings: Settings) -> None:
     run = Run(settings)
     run.committer(FRAME, [])
     assert run.steps == []
     assert decision_in(settings, 1) is None
 
 
-def test_a_batch_that_does_not_continue_is_not_scored(settings: Settings) -> None:
+def test_noncontiguous_batch_is_not_scored(settings: Settings) -> None:
     run = Run(settings)
     with pytest.raises(ServiceError, match="must begin at offset 0"):
         run.batch(3)
@@ -339,7 +339,7 @@ def test_a_batch_that_does_not_continue_is_not_scored(settings: Settings) -> Non
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_whatever_step_a_run_dies_at_the_next_one_gives_every_message_one_row(settings: Settings, step: str) -> None:
+def test_crash_at_any_step_is_recovered_by_the_next_run(settings: Settings, step: str) -> None:
     Run(settings).batch(0)
     with pytest.raises(DeadError):
         Run(settings, die_at=step).batch(3)
@@ -354,7 +354,7 @@ def test_whatever_step_a_run_dies_at_the_next_one_gives_every_message_one_row(se
     assert [row["v"] for row in versions] == ([3, 3, 4] if decided else [3, 4])
 
 
-def test_a_lost_decision_leaves_no_file_and_the_winners_batch_is_finished(settings: Settings) -> None:
+def test_lost_decision_leaves_no_file_and_the_winning_batch_is_finished(settings: Settings) -> None:
     run = Run(settings)
     files = {*Path(settings.place.tables).rglob("*.parquet")}
     theirs = decision_of(settings, 1, {0: (0, 5)})
@@ -369,7 +369,7 @@ def test_a_lost_decision_leaves_no_file_and_the_winners_batch_is_finished(settin
     )
 
 
-def test_a_run_whose_number_is_long_past_applies_nothing(settings: Settings) -> None:
+def test_run_with_an_outdated_batch_number_applies_nothing(settings: Settings) -> None:
     run = Run(settings)
     for number in (1, 2, 3):
         decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)})
@@ -382,7 +382,7 @@ def test_a_run_whose_number_is_long_past_applies_nothing(settings: Settings) -> 
     assert audit(settings).clean
 
 
-def test_drift_is_of_all_partitions_that_report_it_and_none_without_a_reference(settings: Settings) -> None:
+def test_drift_combines_partitions_and_needs_a_reference(settings: Settings) -> None:
     generator = np.random.default_rng(0)
     known = generator.normal(size=(500, 2)).astype(np.float32)
     reference = DriftReference.of(known, np.full(500, 0.9, np.float32))

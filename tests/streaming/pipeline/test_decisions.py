@@ -46,7 +46,7 @@ def decisions_of(settings: Settings) -> Decisions:
     return Decisions(open_store(settings.home), settings.topic)
 
 
-def test_a_decision_is_read_as_it_was_made(settings: Settings, decision: Decision) -> None:
+def test_decision_round_trip(settings: Settings, decision: Decision) -> None:
     decisions = decisions_of(settings)
     assert decisions.read(7) is None
     assert decisions.decide(decision)
@@ -57,7 +57,7 @@ def test_a_decision_is_read_as_it_was_made(settings: Settings, decision: Decisio
     assert (settings.work_dir / KEY).is_file()
 
 
-def test_a_number_is_decided_once(settings: Settings, decision: Decision) -> None:
+def test_batch_number_is_decided_once(settings: Settings, decision: Decision) -> None:
     decisions = decisions_of(settings)
     assert decisions.decide(decision)
     assert decisions.decide(decision), "the same one again, as after an answer that was lost"
@@ -65,7 +65,7 @@ def test_a_number_is_decided_once(settings: Settings, decision: Decision) -> Non
     assert decisions.read(7) == decision
 
 
-def test_of_drivers_that_race_for_a_number_one_wins_and_each_knows_it(settings: Settings, decision: Decision) -> None:
+def test_one_of_several_racing_drivers_wins_and_each_knows(settings: Settings, decision: Decision) -> None:
     drivers, numbers = 4, 20
     barrier = Barrier(drivers)
 
@@ -162,7 +162,7 @@ PREDICTIONS_FILE = ("files", "predictions", 0)
         (spoilt("format", remove=True), "has format 'None', expected 1"),
     ],
 )
-def test_a_damaged_or_hostile_decision_is_refused_by_its_key_and_what_is_wrong(
+def test_damaged_or_hostile_decision_is_refused_with_key_and_reason(
     settings: Settings, decision: Decision, spoil: Callable[[dict[str, Any]], None], said: str
 ) -> None:
     content = content_of(decision)
@@ -178,13 +178,11 @@ def test_features_of_other_messages_are_refused(settings: Settings, decision: De
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b"[" * 100_000, b'{"format": 1}', b'"' + b"x" * 10_000]
 )
-def test_what_is_not_a_decision_at_all_is_refused(settings: Settings, data: bytes) -> None:
+def test_arbitrary_data_is_refused(settings: Settings, data: bytes) -> None:
     assert "is damaged" in refused(settings, data) or "has format" in refused(settings, data)
 
 
-def test_a_figure_that_is_not_finite_does_not_make_a_decision_unreadable(
-    settings: Settings, decision: Decision
-) -> None:
+def test_nonfinite_figures_are_readable(settings: Settings, decision: Decision) -> None:
     drift = {"psi_max": float("inf")}
     decided = replace(decision, figures=replace(decision.figures, drift=drift))
     assert decisions_of(settings).decide(decided)
@@ -193,7 +191,7 @@ def test_a_figure_that_is_not_finite_does_not_make_a_decision_unreadable(
     assert found.figures.drift == drift
 
 
-def test_ranges_of_a_decision_are_ranges_of_offsets_with_rows() -> None:
+def test_counted_range_is_an_offset_range_with_rows() -> None:
     counted = CountedRange("images", 0, 10, 14, 4)
     assert isinstance(counted, OffsetRange)
     range_ = {"topic": "images", "partition": 0, "start": 10, "end": 14}
@@ -201,7 +199,7 @@ def test_ranges_of_a_decision_are_ranges_of_offsets_with_rows() -> None:
     assert asdict(replace(counted, log_start=7))["log_start"] == 7
 
 
-def test_only_a_decision_with_answers_needs_a_release_that_knows_them(decision: Decision) -> None:
+def test_decision_format_depends_on_its_answers(decision: Decision) -> None:
     due = replace(decision, answers=AnswersDue("answers", "topic-id", ("predictions",)))
     avro = replace(decision, answers=AnswersDue("answers", "topic-id", ("predictions",), "avro", 7))
     contents = [json.loads(one.to_json()) for one in (decision, due, avro)]
@@ -227,7 +225,7 @@ def left(settings: Settings) -> list[int]:
     return sorted(int(path.stem) for path in (settings.work_dir / KEY).parent.glob("*.json"))
 
 
-def test_decisions_are_pruned_where_they_are_whole_and_old_and_many(settings: Settings, decision: Decision) -> None:
+def test_only_complete_old_surplus_decisions_are_pruned(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 210, age_hours=25)
     assert decisions.prune(newest=205) == 5
     assert left(settings) == [*range(6, 211)]
@@ -240,13 +238,13 @@ def test_decisions_of_the_last_day_are_kept(settings: Settings, decision: Decisi
     assert decisions.prune(newest=210, kept_for=timedelta(hours=22)) == 10
 
 
-def test_the_decision_of_the_newest_whole_batch_is_never_pruned(settings: Settings, decision: Decision) -> None:
+def test_decision_of_the_newest_complete_batch_is_never_pruned(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 5, age_hours=1)
     assert decisions.prune(newest=4, keep=0, kept_for=timedelta(0)) == 3
     assert left(settings) == [4, 5]
 
 
-def test_other_objects_are_left_alone(settings: Settings, decision: Decision) -> None:
+def test_other_objects_are_not_pruned(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 3, age_hours=1)
     note = (settings.work_dir / KEY).with_name("note.txt")
     note.write_text("ours")

@@ -68,7 +68,7 @@ class DeadError(BaseException):
 
 
 @pytest.mark.parametrize("step", [None, *DECIDED_TABLES])
-def test_a_batch_that_died_at_any_step_after_its_decision_is_finished(settings: Settings, step: str | None) -> None:
+def test_decided_batch_interrupted_at_any_step_is_finished(settings: Settings, step: str | None) -> None:
     apply(decide(settings, 1), tables_of(settings), fresh=True)
     decision = decide(settings, 2)
 
@@ -86,7 +86,7 @@ def test_a_batch_that_died_at_any_step_after_its_decision_is_finished(settings: 
     assert versions(settings) == before
 
 
-def test_a_batch_that_died_before_its_decision_is_in_no_table(settings: Settings) -> None:
+def test_undecided_batch_is_in_no_table(settings: Settings) -> None:
     decision_of(settings, 1, {0: (0, 10)}, bad=BAD)
     assert finish(settings) == Positions(QUERY_ID, 0, {("images", 0): 0}, TOPICS)
     assert {name: DeltaTable(settings.place.table(name)).count() for name in ("predictions", "quarantine")} == {
@@ -95,14 +95,14 @@ def test_a_batch_that_died_before_its_decision_is_in_no_table(settings: Settings
     }
 
 
-def test_several_decisions_in_a_row_are_finished_in_their_order(settings: Settings) -> None:
+def test_consecutive_decisions_are_finished_in_order(settings: Settings) -> None:
     for number in (1, 2, 3):
         decide(settings, number)
     assert finish(settings) == Positions(QUERY_ID, 3, {("images", 0): 30}, TOPICS)
     check_whole(settings, 3)
 
 
-def test_a_decision_that_lands_late_is_applied_and_nothing_else(settings: Settings) -> None:
+def test_late_decision_is_the_only_one_applied(settings: Settings) -> None:
     """A put of a driver that has died arrives when the next driver has scored the same messages."""
     ours = decision_of(settings, 1, {0: (0, 12)}, bad=BAD)
     decide(settings, 1)
@@ -111,7 +111,7 @@ def test_a_decision_that_lands_late_is_applied_and_nothing_else(settings: Settin
     check_whole(settings, 1)
 
 
-def test_processes_that_apply_decisions_at_the_same_time_apply_each_once(settings: Settings) -> None:
+def test_concurrent_processes_apply_each_decision_once(settings: Settings) -> None:
     count, processes = 12, 4
     for number in range(1, count + 1):
         decide(settings, number)
@@ -127,7 +127,7 @@ def test_processes_that_apply_decisions_at_the_same_time_apply_each_once(setting
     check_whole(settings, count)
 
 
-def test_two_drivers_that_race_give_every_message_one_row(settings: Settings) -> None:
+def test_racing_drivers_write_one_row_per_message(settings: Settings) -> None:
     """Each plans from where the stream stands, decides, and applies, its own decision or the other's."""
     end, barrier = 200, Barrier(2)
 
@@ -159,7 +159,7 @@ def test_two_drivers_that_race_give_every_message_one_row(settings: Settings) ->
 # Fencing
 
 
-def test_a_driver_that_wakes_after_others_have_gone_on_changes_nothing(settings: Settings) -> None:
+def test_resumed_driver_changes_nothing_after_others_continued(settings: Settings) -> None:
     """It decided batch 1 and slept; its batch was finished, and the tables were compacted since."""
     sleeping = tables_of(settings)
     decision = decide(settings, 1)
@@ -174,7 +174,7 @@ def test_a_driver_that_wakes_after_others_have_gone_on_changes_nothing(settings:
     check_whole(settings, 4)
 
 
-def test_a_batch_that_another_process_finished_is_the_drivers_own(settings: Settings) -> None:
+def test_batch_finished_by_another_process_counts_as_applied(settings: Settings) -> None:
     decision, tables = decide(settings, 1), tables_of(settings)
     finish(settings)
     before = versions(settings)
@@ -182,7 +182,7 @@ def test_a_batch_that_another_process_finished_is_the_drivers_own(settings: Sett
     assert versions(settings) == before
 
 
-def test_a_driver_that_decides_a_pruned_number_again_is_stopped(settings: Settings) -> None:
+def test_driver_that_decides_a_pruned_number_again_is_fenced(settings: Settings) -> None:
     """No batch since had a quarantined message: table `quarantine` has not seen a later number."""
     sleeping = tables_of(settings)
     for table in (*DECIDED_TABLES, "batches"):
@@ -208,7 +208,7 @@ def test_a_driver_that_decides_a_pruned_number_again_is_stopped(settings: Settin
 
 
 @pytest.mark.parametrize("table", DECIDED_TABLES)
-def test_a_table_that_is_ahead_of_batches_is_named(settings: Settings, table: str) -> None:
+def test_table_ahead_of_batches_is_named(settings: Settings, table: str) -> None:
     apply(decide(settings, 1), tables_of(settings), fresh=True)
     rows = decision_of(settings, 2, {0: (10, 20)}, bad=BAD).files["quarantine"]
     directory = Path(tables_of(settings)[table].place)
@@ -229,7 +229,7 @@ def files_of_quarantine(settings: Settings, decision: Decision) -> Iterator[Path
         yield Path(settings.place.tables) / "quarantine" / file.path
 
 
-def test_a_decision_whose_files_are_gone_or_cut_is_refused_by_their_names(settings: Settings) -> None:
+def test_decision_with_missing_or_truncated_files_is_refused(settings: Settings) -> None:
     decision = decide(settings, 1)
     (path,) = files_of_quarantine(settings, decision)
     content = path.read_bytes()
@@ -247,7 +247,7 @@ def test_a_decision_whose_files_are_gone_or_cut_is_refused_by_their_names(settin
     check_whole(settings, 1)
 
 
-def test_maintenance_stops_at_such_a_decision_before_it_removes_anything(settings: Settings) -> None:
+def test_maintenance_stops_at_a_decision_with_missing_files(settings: Settings) -> None:
     apply(decide(settings, 1), tables_of(settings), fresh=True)
     decision = decide(settings, 2)
     (path,) = files_of_quarantine(settings, decision)
@@ -258,7 +258,7 @@ def test_maintenance_stops_at_such_a_decision_before_it_removes_anything(setting
     assert versions(settings) == dict.fromkeys(DECIDED_TABLES, 0) | before
 
 
-def test_files_that_a_table_has_taken_may_have_been_compacted_since(settings: Settings) -> None:
+def test_committed_files_may_have_been_compacted(settings: Settings) -> None:
     decision = decide(settings, 1)
 
     def die(at: str) -> None:
@@ -274,7 +274,7 @@ def test_files_that_a_table_has_taken_may_have_been_compacted_since(settings: Se
     assert finish(settings) == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
 
 
-def test_a_decision_of_another_stream_or_that_does_not_continue_is_refused(settings: Settings) -> None:
+def test_decision_of_another_stream_or_offset_is_refused(settings: Settings) -> None:
     apply(decide(settings, 1), tables_of(settings), fresh=True)
     decisions = decisions_of(settings)
     for wrong, said in (
@@ -291,7 +291,7 @@ def test_a_decision_of_another_stream_or_that_does_not_continue_is_refused(setti
     assert finish(settings) == Positions(QUERY_ID, 2, {("images", 0): 20}, TOPICS)
 
 
-def test_a_stream_that_never_started_has_nothing_to_finish(tmp_path: Path) -> None:
+def test_stream_that_never_started_has_nothing_to_finish(tmp_path: Path) -> None:
     home = Settings(home=tmp_path)
     assert finish(home) is None
     assert not Path(home.place.tables).exists()

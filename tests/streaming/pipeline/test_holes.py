@@ -138,7 +138,7 @@ def test_committed_messages_have_one_row_and_aborted_ones_none(transactions: Tra
     assert read_status(settings).partitions[2].held == 0
 
 
-def test_aborted_messages_are_read_where_that_is_asked_for(transactions: Transactions, new_service: NewService) -> None:
+def test_read_uncommitted_scores_aborted_messages(transactions: Transactions, new_service: NewService) -> None:
     settings = transactions.settings
     dirty = new_service().model_copy(update={"topic": settings.topic, "isolation": "read_uncommitted"})
     drain(dirty)
@@ -151,7 +151,7 @@ def test_aborted_messages_are_read_where_that_is_asked_for(transactions: Transac
     assert {problem["kind"] for problem in found["problems"]} == {"not_in_kafka"}
 
 
-def test_messages_deleted_ahead_of_the_reader_are_scored_and_holes_there_not_called_proven(service: Settings) -> None:
+def test_messages_deleted_after_fetching_are_scored_and_their_holes_unproven(service: Settings) -> None:
     create_topic(service)
     with closing(transactional(service)) as producer:
         with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as plain:
@@ -174,7 +174,7 @@ def test_messages_deleted_ahead_of_the_reader_are_scored_and_holes_there_not_cal
     assert [(one["first"], one["held"], one["rows"]) for one in report["compared"]] == [(22, 1, 1)]
 
 
-def test_a_compacted_topic_is_read_as_far_as_it_is_left(service: Settings) -> None:
+def test_remaining_messages_of_a_compacted_topic_are_scored(service: Settings) -> None:
     create_topic(service, **COMPACT)
     with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
         for number in range(12):

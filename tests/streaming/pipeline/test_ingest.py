@@ -25,57 +25,57 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_batch_reaches_from_the_end_of_the_one_before_to_its_own(checkpoint: Path) -> None:
+def test_batch_starts_where_the_previous_one_ended(checkpoint: Path) -> None:
     assert planned_ranges(checkpoint, 1) == [OffsetRange("images", 0, 10, 20)]
     assert planned_ranges(checkpoint, 10) == [OffsetRange("images", 0, 100, 110)]
 
 
-def test_the_first_batch_begins_where_the_source_first_looked(checkpoint: Path) -> None:
+def test_first_batch_starts_at_the_initial_offsets(checkpoint: Path) -> None:
     assert planned_ranges(checkpoint, 0) == [OffsetRange("images", 0, 4, 10)]
 
 
-def test_a_partition_that_is_new_begins_at_its_first_message(checkpoint: Path) -> None:
+def test_new_partition_starts_at_its_first_message(checkpoint: Path) -> None:
     write_offsets(checkpoint / "offsets" / "11", {"images": {"0": 110, "1": 8, "2": 1}})
     assert planned_ranges(checkpoint, 11) == [OffsetRange("images", 1, 7, 8), OffsetRange("images", 2, 0, 1)]
 
 
-def test_a_topic_that_is_new_to_the_checkpoint_begins_at_its_first_message(checkpoint: Path) -> None:
+def test_new_topic_starts_at_its_first_message(checkpoint: Path) -> None:
     write_offsets(checkpoint / "offsets" / "11", {"other": {"0": 2}})
     assert planned_ranges(checkpoint, 11) == [OffsetRange("other", 0, 0, 2)]
 
 
-def test_partitions_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_partitions_are_sorted_by_number(tmp_path: Path) -> None:
     write_offsets(tmp_path / "sources" / "0" / "0", {})
     write_offsets(tmp_path / "offsets" / "0", {"images": {"10": 1, "9": 2, "0": 3}})
     assert [one.partition for one in planned_ranges(tmp_path, 0)] == [0, 9, 10]
 
 
-def test_topics_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_topics_are_sorted_by_name(tmp_path: Path) -> None:
     write_offsets(tmp_path / "sources" / "0" / "0", {})
     write_offsets(tmp_path / "offsets" / "0", {"photographs": {"0": 1}, "images": {"0": 1}})
     assert [one.topic for one in planned_ranges(tmp_path, 0)] == ["images", "photographs"]
 
 
-def test_a_batch_without_anything_new_has_no_offsets(checkpoint: Path) -> None:
+def test_batch_without_new_messages_has_no_offsets(checkpoint: Path) -> None:
     write_offsets(checkpoint / "offsets" / "11", {"images": {"0": 110, "1": 7}})
     assert planned_ranges(checkpoint, 11) == []
 
 
-def test_offsets_can_carry_the_topics_name_in_the_tables(checkpoint: Path) -> None:
+def test_offsets_can_use_the_topic_name_of_the_tables(checkpoint: Path) -> None:
     assert planned_ranges(checkpoint, 1, {"images": "images~2"}) == [OffsetRange("images~2", 0, 10, 20)]
 
 
-def test_where_a_query_began_is_by_topic_and_partition(checkpoint: Path) -> None:
+def test_first_offsets_are_by_topic_and_partition(checkpoint: Path) -> None:
     assert first_offsets(checkpoint) == {"images": {0: 4, 1: 7}}
 
 
-def test_without_a_checkpoint_no_query_began(tmp_path: Path) -> None:
+def test_first_offsets_without_a_checkpoint_are_empty(tmp_path: Path) -> None:
     assert first_offsets(tmp_path) == {}
     assert first_offsets(tmp_path / "missing") == {}
 
 
 @pytest.mark.parametrize("content", ["", "v1\n{}\n{", "v1\n{}\n[1]", "v1\n{}\n7", "v1"])
-def test_a_damaged_plan_is_refused_by_its_path(checkpoint: Path, content: str) -> None:
+def test_damaged_offset_log_is_refused_with_its_path(checkpoint: Path, content: str) -> None:
     (checkpoint / "offsets" / "10").write_text(content)
     with pytest.raises(ServiceError, match=r"the checkpoint's offsets in .*/offsets/10 "):
         planned_ranges(checkpoint, 10)
@@ -84,7 +84,7 @@ def test_a_damaged_plan_is_refused_by_its_path(checkpoint: Path, content: str) -
         first_offsets(checkpoint)
 
 
-def test_a_plan_that_is_missing_is_refused(checkpoint: Path) -> None:
+def test_missing_offset_log_is_refused(checkpoint: Path) -> None:
     (checkpoint / "offsets" / "4").unlink()
     with pytest.raises(ServiceError, match=r"offsets in .*/offsets/4 cannot be read"):
         planned_ranges(checkpoint, 5)

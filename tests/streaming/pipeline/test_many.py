@@ -17,9 +17,7 @@ CORES = 2  # of the session that all tests share
 IMAGES = 60
 
 
-def test_two_hundred_partitions_and_a_name_of_249_letters_give_a_few_files_per_batch(
-    service: Settings, tmp_path: Path
-) -> None:
+def test_many_partitions_give_few_files_per_batch(service: Settings, tmp_path: Path) -> None:
     topic = f"{uuid.uuid4().hex}-".ljust(249, "x")
     many = service.model_copy(update={"topic": topic})
     assert many.bootstrap_servers is not None

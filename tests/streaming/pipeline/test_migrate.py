@@ -82,7 +82,7 @@ def check_migrated(settings: Settings, positions: Positions) -> None:
     assert (settings.work_dir / "checkpoints.old" / "images" / "spark" / "metadata").is_file()
 
 
-def test_an_old_home_goes_on_from_its_last_whole_batch(old_home: Settings) -> None:
+def test_old_home_continues_after_its_last_complete_batch(old_home: Settings) -> None:
     assert audit(old_home).unfinished
     positions = start(old_home)
     check_migrated(old_home, positions)
@@ -120,7 +120,7 @@ def dying(function: Callable[..., Any], after: int) -> Callable[..., Any]:
         (Path, "rename", 0),
     ],
 )
-def test_a_migration_that_dies_at_any_step_is_repeated(
+def test_migration_interrupted_at_any_step_is_repeated(
     old_home: Settings, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: int
 ) -> None:
     monkeypatch.setattr(LocalStore, "check_conditional", lambda _: None)
@@ -135,7 +135,7 @@ def test_a_migration_that_dies_at_any_step_is_repeated(
     check_migrated(old_home, positions)
 
 
-def test_tables_whose_streams_folder_was_lost_go_on_likewise(old_home: Settings) -> None:
+def test_tables_without_streams_folder_continue(old_home: Settings) -> None:
     first = start(old_home)
     commit_batch(old_home, 1, {0: (15, 18)}, query_id=first.stream or "")
     commit_batch(old_home, 2, {0: (18, 20)}, query_id=first.stream or "", upto="predictions")
@@ -146,7 +146,7 @@ def test_tables_whose_streams_folder_was_lost_go_on_likewise(old_home: Settings)
     assert audit(old_home).clean
 
 
-def test_a_home_where_nothing_was_read_begins_where_the_topic_begins(tmp_path: Path) -> None:
+def test_new_home_starts_at_the_beginning_of_the_topic(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     positions = start(settings, Topic("images", "topic-id", {0: 3, 1: 0}, {0: 9, 1: 0}))
     assert (positions.number, positions.ends, positions.topics) == (
@@ -158,13 +158,13 @@ def test_a_home_where_nothing_was_read_begins_where_the_topic_begins(tmp_path: P
     assert names == {"predictions", "quarantine", "features", "shadow", "batches"}
 
 
-def test_an_old_home_that_read_nothing_yet_begins_where_spark_did(tmp_path: Path) -> None:
+def test_old_home_without_batches_starts_at_the_checkpoint(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     write_old_checkpoint(settings, {0: 2, 1: 0, 2: 0}, {0: 2})
     assert start(settings).of_topic("images") == {0: 2, 1: 0, 2: 0}
 
 
-def test_rows_of_a_batch_cut_off_stay_until_kafka_is_seen_to_hold_its_messages(old_home: Settings) -> None:
+def test_rows_of_an_incomplete_batch_stay_until_kafka_has_its_messages(old_home: Settings) -> None:
     lost = Topic("images", "topic-id", {0: 16, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
     before = DeltaTable(old_home.place.table("predictions")).version()
     with pytest.raises(ServiceError, match="partition 0: up to 1 messages are lost, from offset 15 to 15"):
@@ -175,7 +175,7 @@ def test_rows_of_a_batch_cut_off_stay_until_kafka_is_seen_to_hold_its_messages(o
     assert positions.of_topic("images") == {0: 15, 1: 4, 2: 2}, "what is left out is noted by the batch that does it"
 
 
-def test_a_topic_that_was_made_again_before_the_migration_is_found_out(old_home: Settings) -> None:
+def test_topic_recreated_before_the_migration_is_detected(old_home: Settings) -> None:
     again = Topic("images", "another", {0: 0, 1: 0, 2: 0}, {0: 90, 1: 90, 2: 90})
     with pytest.raises(ServiceError, match=r"made again \(id another, before topic-id\)"):
         start(old_home, again)
@@ -185,7 +185,7 @@ def test_a_topic_that_was_made_again_before_the_migration_is_found_out(old_home:
         start(old_home, again)
 
 
-def test_the_topics_number_is_taken_over(tmp_path: Path) -> None:
+def test_topic_number_is_migrated(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     commit_batch(settings, 0, {0: (0, 5)})
     write_old_checkpoint(settings, {0: 0}, {0: 0}, number=2)
@@ -193,7 +193,7 @@ def test_the_topics_number_is_taken_over(tmp_path: Path) -> None:
     assert (positions.topic("images"), positions.of_topic("images~2")) == ("images~2", {0: 0})
 
 
-def test_a_stream_of_the_earlier_release_that_still_runs_is_named(old_home: Settings) -> None:
+def test_running_stream_of_the_earlier_release_is_reported(old_home: Settings) -> None:
     with (old_home.work_dir / "checkpoints" / "images" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ServiceError, match="a stream of an earlier release is running on topic 'images'"):
@@ -202,13 +202,13 @@ def test_a_stream_of_the_earlier_release_that_still_runs_is_named(old_home: Sett
 
 
 @pytest.mark.parametrize("content", ["[", "{}", '{"id": 1, "number": 1}', '{"id": "x", "number": "1"}', "[]"])
-def test_a_damaged_memory_of_the_topic_is_named(old_home: Settings, content: str) -> None:
+def test_damaged_topic_file_is_named(old_home: Settings, content: str) -> None:
     (old_home.work_dir / "checkpoints" / "images" / "topic.json").write_text(content)
     with pytest.raises(ServiceError, match=r"topic\.json, .* is damaged"):
         start(old_home)
 
 
-def test_other_topics_of_the_home_keep_their_checkpoint(old_home: Settings) -> None:
+def test_other_topics_keep_their_checkpoints(old_home: Settings) -> None:
     other = old_home.work_dir / "checkpoints" / "other"
     other.mkdir()
     start(old_home)

@@ -104,7 +104,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_batch_is_one_json_line_with_its_figures(observer: Observer, log: io.StringIO) -> None:
+def test_batch_is_logged_as_one_json_line(observer: Observer, log: io.StringIO) -> None:
     observer.on_start()
     observer.on_batch(Batch())
     line = json.loads(log.getvalue().splitlines()[1])
@@ -126,7 +126,7 @@ def test_a_batch_is_one_json_line_with_its_figures(observer: Observer, log: io.S
     }
 
 
-def test_drift_is_a_metric_where_enough_images_were_seen(observer: Observer) -> None:
+def test_drift_metrics_need_enough_images(observer: Observer) -> None:
     observer.on_batch(Batch())
     assert isnan(metrics(observer)["imagestream_drift_psi_max"])
     observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 500.0}))
@@ -134,7 +134,7 @@ def test_drift_is_a_metric_where_enough_images_were_seen(observer: Observer) -> 
     assert metrics(observer)["imagestream_drift_low_confidence"] == 0.2
 
 
-def test_the_verdict_on_a_window_is_a_metric_whatever_the_size_of_its_last_batch(observer: Observer) -> None:
+def test_drift_window_metrics_are_independent_of_the_batch_size(observer: Observer) -> None:
     window = {"window_rows": 520.0, "window_psi": 0.4, "p_value": 1e-9, "p_limit": 3e-5, "alarm": 1.0}
     observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 20.0} | window))
     found = {name: value for name, value in metrics(observer).items() if "_drift_" in name and not isnan(value)}
@@ -184,7 +184,7 @@ def test_text_log_keeps_each_event_on_one_line() -> None:
     assert line.endswith('warning: model refused reason="two\\nlines\\u001b[31m" model_version=4')
 
 
-def test_metrics_add_up_over_batches(observer: Observer) -> None:
+def test_metrics_accumulate_over_batches(observer: Observer) -> None:
     observer.on_batch(Batch())
     failing = replace(Batch(), model_version=4, quarantined={}, predicted_rows=100, challenger_error="ValueError: x")
     observer.on_batch(failing)
@@ -216,7 +216,7 @@ def test_metrics_add_up_over_batches(observer: Observer) -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: make test-tools")
-def test_the_linter_of_prometheus_has_no_complaint(observer: Observer) -> None:
+def test_metrics_pass_the_prometheus_linter(observer: Observer) -> None:
     observer.on_batch(replace(Batch(), drift=Batch().drift | {"rows": 500.0}))
     observer.metrics.broker([PartitionLag("images", 0, committed=5, end=10, begin=0)])
     page = get(observer, "/metrics")[1]
@@ -224,7 +224,7 @@ def test_the_linter_of_prometheus_has_no_complaint(observer: Observer) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_two_observers_share_no_metric(observer: Observer, settings: Settings) -> None:
+def test_observers_share_no_metrics(observer: Observer, settings: Settings) -> None:
     other = Observer(settings, NOWHERE, metrics_port=0)
     other.on_batch(Batch())
     assert metrics(other)["imagestream_batches_total"] == 1
@@ -232,7 +232,7 @@ def test_two_observers_share_no_metric(observer: Observer, settings: Settings) -
     other.close()
 
 
-def test_health_is_200_only_while_the_query_gives_signs_of_life(settings: Settings) -> None:
+def test_health_is_200_only_while_the_query_is_active(settings: Settings) -> None:
     observer = Observer(settings, NOWHERE, metrics_port=0, stale_after_s=0.5)
     assert get(observer, "/healthz") == (503, '{"healthy": false, "reason": "the stream is starting"}\n')
     assert [get(observer, path)[0] for path in ("/livez", "/readyz")] == [200, 503]
@@ -254,13 +254,13 @@ def test_health_is_200_only_while_the_query_gives_signs_of_life(settings: Settin
     observer.close()
 
 
-def test_a_stream_whose_broker_is_away_is_live_and_not_ready(observer: Observer) -> None:
+def test_stream_with_unavailable_broker_is_live_but_not_ready(observer: Observer) -> None:
     observer.on_start()
     wait_for(lambda: get(observer, "/readyz") == (503, '{"healthy": false, "reason": "the broker does not answer"}\n'))
     assert get(observer, "/livez")[0] == 200
 
 
-def test_metrics_are_served_at_the_address_of_the_setting(settings: Settings) -> None:
+def test_metrics_are_served_at_the_configured_address(settings: Settings) -> None:
     host = "0.0.0.0"  # noqa: S104  that is what is tested
     observer = Observer(settings, NOWHERE, metrics_port=0, host=host)
     served = {
@@ -271,9 +271,7 @@ def test_metrics_are_served_at_the_address_of_the_setting(settings: Settings) ->
     observer.close()
 
 
-def test_unknown_path_is_404_and_a_port_or_address_that_cannot_be_taken_is_reported(
-    observer: Observer, settings: Settings
-) -> None:
+def test_unknown_path_is_404_and_unavailable_address_is_reported(observer: Observer, settings: Settings) -> None:
     assert get(observer, "/")[0] == 404
     with pytest.raises(ServiceError, match=r"cannot serve metrics at 192\.0\.2\.1:0 "):
         Observer(settings, NOWHERE, metrics_port=0, host="192.0.2.1")
@@ -282,7 +280,7 @@ def test_unknown_path_is_404_and_a_port_or_address_that_cannot_be_taken_is_repor
         Observer(settings, NOWHERE, metrics_port=port)
 
 
-def test_lag_and_broker_are_known_without_a_batch(broker: Settings, tmp_path: Path) -> None:
+def test_lag_and_broker_status_need_no_batch(broker: Settings, tmp_path: Path) -> None:
     from kafka import KafkaProducer
 
     settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
@@ -301,13 +299,13 @@ def test_lag_and_broker_are_known_without_a_batch(broker: Settings, tmp_path: Pa
     producer.close()
 
 
-def test_broker_that_does_not_answer_is_shown_and_the_lag_is_not(observer: Observer) -> None:
+def test_unavailable_broker_is_reported_without_lag(observer: Observer) -> None:
     wait_for(lambda: metrics(observer)["imagestream_broker_up"] == 0)
     found = metrics(observer)
     assert not any("lag" in name for name in found)
 
 
-def test_state_file_tells_the_process_and_outlives_it(settings: Settings) -> None:
+def test_state_file_describes_the_process_and_outlives_it(settings: Settings) -> None:
     observer = Observer(settings, NOWHERE, metrics_port=0)
     assert read_state(settings) is None  # until the query runs, another process may stream this topic
     observer.on_start()
@@ -323,7 +321,7 @@ def test_state_file_tells_the_process_and_outlives_it(settings: Settings) -> Non
     assert ended.health() == (False, "the stream has ended")
 
 
-def test_process_that_is_gone_or_another_of_the_same_number_does_not_stream(settings: Settings) -> None:
+def test_ended_process_or_reused_pid_is_not_alive(settings: Settings) -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     started = psutil.Process(child.pid).create_time()
     write_state(settings, StreamState(child.pid, started, Phase.RUNNING, time.time()))
@@ -337,14 +335,14 @@ def test_process_that_is_gone_or_another_of_the_same_number_does_not_stream(sett
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"phase": "odd"}', "\xff"])
-def test_damaged_state_file_is_as_none(settings: Settings, content: str) -> None:
+def test_damaged_state_file_is_ignored(settings: Settings, content: str) -> None:
     path = settings.work_dir / "streams" / "images" / "state.json"
     path.parent.mkdir(parents=True)
     path.write_text(content, encoding="latin-1")
     assert read_state(settings) is None
 
 
-def test_a_stream_on_another_machine_is_believed_for_as_long_as_it_gives_signs_of_life(settings: Settings) -> None:
+def test_stream_on_another_host_is_alive_until_its_state_is_stale(settings: Settings) -> None:
     state = StreamState(1, 0.0, Phase.RUNNING, time.time(), host="another")
     write_state(settings, state)
     assert read_state(settings) == state
@@ -353,7 +351,7 @@ def test_a_stream_on_another_machine_is_believed_for_as_long_as_it_gives_signs_o
     assert not replace(state, host=StreamState(1, 0.0, Phase.RUNNING, 0.0).host).alive
 
 
-def test_log_that_cannot_be_written_does_not_stop_the_stream(settings: Settings) -> None:
+def test_unwritable_log_does_not_stop_the_stream(settings: Settings) -> None:
     full = open("/dev/full", "w", buffering=1, encoding="utf-8")  # noqa: PTH123, SIM115  it cannot be closed either
     observer = Observer(settings, NOWHERE, log=open_log("json", full))
     observer.on_start()

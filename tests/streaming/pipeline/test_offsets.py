@@ -21,13 +21,13 @@ from streaming.pipeline.offsets import PartitionLag, PartitionOffsets, lags
         (None, 0, 0, 0),
     ],
 )
-def test_lag_is_what_the_broker_still_has_and_no_table_holds(
+def test_lag_counts_retained_messages_without_a_row(
     committed: int | None, end: int | None, begin: int | None, lag: int | None
 ) -> None:
     assert PartitionLag("images", 0, committed, end=end, begin=begin).lag == lag
 
 
-def test_every_partition_that_either_side_knows_is_listed() -> None:
+def test_all_known_partitions_are_listed() -> None:
     known = {("b", 2): PartitionOffsets(0, 4), ("b", 1): PartitionOffsets(2, 9, held=6)}
     assert lags({("b", 1): 5, ("a", 3): 3}, known) == [
         PartitionLag("a", 3, 3, end=None, begin=None),
@@ -36,7 +36,7 @@ def test_every_partition_that_either_side_knows_is_listed() -> None:
     ]
 
 
-def test_partitions_are_listed_in_the_order_of_their_numbers() -> None:
+def test_partitions_are_sorted_by_number() -> None:
     assert [
         one.partition
         for one in lags(
@@ -45,6 +45,6 @@ def test_partitions_are_listed_in_the_order_of_their_numbers() -> None:
     ] == [1, 8, 9, 16]
 
 
-def test_without_a_broker_only_what_is_committed_is_known() -> None:
+def test_without_a_broker_only_committed_offsets_are_known() -> None:
     assert lags({("a", 0): 3}, None) == [PartitionLag("a", 0, 3, end=None, begin=None)]
     assert lags({}, None) == []

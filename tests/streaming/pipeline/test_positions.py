@@ -59,12 +59,12 @@ def starting(plan: Plan) -> Any:
 
 
 @pytest.mark.parametrize(("number", "name"), [(1, "images"), (2, "images~2"), (12, "images~12")])
-def test_a_topic_made_again_has_a_name_of_its_own_in_the_tables(number: int, name: str) -> None:
+def test_recreated_topic_has_a_separate_name_in_the_tables(number: int, name: str) -> None:
     assert name_in_tables("images", number) == name
     assert (name_in_kafka(name), number_of(name)) == ("images", number)
 
 
-def test_the_newest_topic_of_a_name_is_the_one_that_ends_or_topics_name() -> None:
+def test_newest_topic_is_found_in_ends_and_topics() -> None:
     assert Positions().topic("images") == "images"
     assert at({0: 1}, "images~2").topic("images") == "images~2"
     assert at({0: 1}, "images~9", {"images~10": "id"}).topic("images") == "images~10"
@@ -74,7 +74,7 @@ def test_the_newest_topic_of_a_name_is_the_one_that_ends_or_topics_name() -> Non
 # The identity of a stream
 
 
-def test_the_identity_of_a_stream_is_read_as_it_was_created(settings: Settings) -> None:
+def test_stream_identity_round_trip(settings: Settings) -> None:
     assert read_identity(settings, "images") is None
     begin_stream(settings, {0: 4, 1: 0})
     assert read_identity(settings, "images") == StreamIdentity(
@@ -94,9 +94,7 @@ def test_the_identity_of_a_stream_is_read_as_it_was_created(settings: Settings) 
         ({"topics": {"images": 7}}, "'topics.images': "),
     ],
 )
-def test_a_damaged_identity_is_refused_by_its_key_and_what_is_wrong(
-    settings: Settings, change: dict[str, Any], said: str
-) -> None:
+def test_damaged_identity_is_refused_with_key_and_reason(settings: Settings, change: dict[str, Any], said: str) -> None:
     begin_stream(settings)
     path = settings.work_dir / identity_key("images")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -116,7 +114,7 @@ def positions_of(settings: Settings) -> Positions:
     return read_positions(settings, identity)
 
 
-def test_a_stream_stands_where_it_began_until_a_batch_is_whole(settings: Settings) -> None:
+def test_positions_advance_only_with_complete_batches(settings: Settings) -> None:
     begin_stream(settings, {0: 4})
     assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 4}, {"images": "topic-id"})
     decision = decision_of(settings, 1, {0: (4, 9)})
@@ -126,7 +124,7 @@ def test_a_stream_stands_where_it_began_until_a_batch_is_whole(settings: Setting
     assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 4}, {"images": "topic-id"}).after(decision)
 
 
-def test_each_partition_stands_where_its_last_batch_ended(settings: Settings) -> None:
+def test_each_partition_is_at_the_end_of_its_last_batch(settings: Settings) -> None:
     begin_stream(settings, {0: 0, 1: 0, 2: 7})
     for number in range(1, 12):
         apply(
@@ -138,14 +136,14 @@ def test_each_partition_stands_where_its_last_batch_ended(settings: Settings) ->
     assert positions_of(settings).of_topic("images") == {0: 110, 1: 120, 2: 7}
 
 
-def test_batches_of_other_streams_do_not_count(settings: Settings) -> None:
+def test_batches_of_other_streams_are_ignored(settings: Settings) -> None:
     begin_stream(settings, {0: 5})
     commit_batch(settings, 90, {0: (0, 5)}, query_id="another")
     assert positions_of(settings) == Positions(QUERY_ID, 0, {("images", 0): 5}, {"images": "topic-id"})
     assert committed_offsets(settings) == ("images", {0: 5})
 
 
-def test_the_topics_id_is_that_of_the_newest_batch(settings: Settings) -> None:
+def test_topic_id_is_that_of_the_newest_batch(settings: Settings) -> None:
     begin_stream(settings, {0: 0})
     again = settings.model_copy(update={"topic": "images~2"})
     decision = replace(decision_of(again, 1, {0: (0, 3)}), topics={"images~2": "another-id"})
@@ -154,7 +152,7 @@ def test_the_topics_id_is_that_of_the_newest_batch(settings: Settings) -> None:
     assert committed_offsets(settings) == ("images~2", {0: 3})
 
 
-def test_without_a_stream_the_tables_alone_tell_how_far_they_are(settings: Settings) -> None:
+def test_committed_offsets_without_a_stream(settings: Settings) -> None:
     assert committed_offsets(settings) == ("images", {})
     commit_batch(settings, 0, {0: (0, 5)})
     commit_batch(settings, 1, {0: (5, 9)}, upto="quarantine")
@@ -165,7 +163,7 @@ def test_without_a_stream_the_tables_alone_tell_how_far_they_are(settings: Setti
     assert committed_offsets(other) == ("other", {0: 2})
 
 
-def test_a_table_that_cannot_be_read_is_named(settings: Settings) -> None:
+def test_unreadable_table_is_named(settings: Settings) -> None:
     commit_batch(settings, 0, {0: (0, 5)})
     for file in (Path(settings.place.tables) / "batches" / "_delta_log").iterdir():
         file.write_text("{")
@@ -176,23 +174,23 @@ def test_a_table_that_cannot_be_read_is_named(settings: Settings) -> None:
 # The start
 
 
-def test_nothing_is_accepted_unless_the_user_says_so() -> None:
+def test_nothing_is_accepted_by_default() -> None:
     assert Accept() == Accept(loss=False, new_topic=False)
 
 
-def test_a_stream_begins_where_it_ended_and_reads_an_unknown_partition_from_its_first_message() -> None:
+def test_stream_resumes_and_reads_new_partitions_from_the_start() -> None:
     plan = plan_start(at({0: 10, 1: 2}), topic({0: 0, 1: 0, 2: 0}, {0: 20, 1: 2, 2: 8}), Accept())
     assert starting(plan) == {"images": {"0": 10, "1": 2, "2": 0}}
     assert (plan.stream, plan.number, plan.topics) == ("id", 5, {"images": "one"})
 
 
-def test_a_topic_that_begins_and_ends_where_the_tables_end_is_the_same() -> None:
+def test_topic_at_the_committed_offsets_is_the_same() -> None:
     positions = at({0: 10}, "images~2", {"images~2": "one"})
     plan = plan_start(positions, topic({0: 10}, {0: 10}), Accept())
     assert (plan.names, starting(plan)) == ({"images": "images~2"}, {"images": {"0": 10}})
 
 
-def test_one_message_that_retention_removed_is_a_loss_until_it_is_accepted() -> None:
+def test_message_removed_by_retention_is_a_loss_until_accepted() -> None:
     found = topic({0: 11, 1: 0}, {0: 20, 1: 4})
     with pytest.raises(
         ServiceError, match="partition 0: up to 1 messages are lost, from offset 10 to 10: .*--accept-loss"
@@ -203,25 +201,25 @@ def test_one_message_that_retention_removed_is_a_loss_until_it_is_accepted() -> 
     assert plan.check([OffsetRange("images", 0, 11, 15)]) == [OffsetRange("images", 0, 10, 11)]
 
 
-def test_messages_of_a_partition_found_later_that_are_gone_are_a_loss() -> None:
+def test_missing_messages_of_a_new_partition_are_a_loss() -> None:
     with pytest.raises(ServiceError, match="partition 1: up to 3 messages are lost, from offset 0 to 2: "):
         plan_start(at({0: 10}), topic({0: 0, 1: 3}, {0: 10, 1: 9}), Accept())
 
 
 @pytest.mark.parametrize("ends", [{0: 9}, {}], ids=["shorter", "gone"])
-def test_a_topic_that_does_not_reach_what_is_committed_was_made_again(ends: dict[int, int]) -> None:
+def test_topic_shorter_than_committed_was_recreated(ends: dict[int, int]) -> None:
     what = "ends at offset 9" if ends else "is gone"
     found = topic(dict.fromkeys(ends, 0), ends)
     with pytest.raises(ServiceError, match=f"partition 0 {what}, but messages up to 9 are committed.*'images~2'"):
         plan_start(at({0: 10}), found, Accept(loss=True))
 
 
-def test_the_first_partition_that_does_not_reach_is_named() -> None:
+def test_first_partition_shorter_than_committed_is_named() -> None:
     with pytest.raises(ServiceError, match="partition 0 ends at offset 1"):
         plan_start(at({1: 10, 0: 10}), topic({0: 0, 1: 0}, {0: 1, 1: 1}), Accept())
 
 
-def test_a_topic_with_another_id_was_made_again_however_far_it_reaches() -> None:
+def test_topic_with_another_id_was_recreated() -> None:
     found = topic({0: 3}, {0: 100}, "two")
     positions = at({0: 10}, "images~2", {"images~2": "one"})
     with pytest.raises(ServiceError, match=r"made again \(id two, before one\), .*--accept-new-topic.*'images~3'"):
@@ -232,12 +230,12 @@ def test_a_topic_with_another_id_was_made_again_however_far_it_reaches() -> None
     assert plan.check([OffsetRange("images~3", 0, 3, 5)]) == []
 
 
-def test_an_id_that_is_not_known_is_no_other_one() -> None:
+def test_unknown_topic_id_is_not_a_change() -> None:
     plan = plan_start(at({0: 10}, topics={"images": ""}), topic({0: 0}, {0: 10}, "two"), Accept())
     assert plan.topics == {"images": "two"}
 
 
-def test_topics_of_one_stream_are_planned_together_and_a_new_one_from_its_first_message() -> None:
+def test_topics_are_planned_together_and_new_ones_from_the_start() -> None:
     positions = at({0: 10}, topics={"images": "one"})
     other = Topic("other", "other-id", {0: 7, 1: 0}, {0: 9, 1: 4})
     plan = plan_topics(positions, [topic({0: 0}, {0: 20}), other], Accept())
@@ -256,7 +254,7 @@ def plan_of(ends: Mapping[int, int]) -> Plan:
     return Plan("id", 5, "images", ends, topic(dict.fromkeys(ends, 0), ends))
 
 
-def test_every_range_of_a_batch_must_start_where_its_partition_ended() -> None:
+def test_every_range_must_start_where_its_partition_ended() -> None:
     fine = [OffsetRange("images", 0, 10, 12), OffsetRange("images", 1, 0, 3), OffsetRange("images", 2, 7, 8)]
     assert plan_of({0: 10, 1: 0, 2: 7}).check(fine) == []
     for number, wrong in ((1, OffsetRange("images", 1, 1, 3)), (2, OffsetRange("images", 2, 6, 8))):
@@ -264,18 +262,18 @@ def test_every_range_of_a_batch_must_start_where_its_partition_ended() -> None:
             plan_of({0: 10, 1: 0, 2: 7}).check([*fine[:number], wrong, *fine[number + 1 :]])
 
 
-def test_a_partition_added_while_the_query_runs_begins_at_its_first_message() -> None:
+def test_partition_added_while_running_starts_at_its_first_message() -> None:
     assert plan_of({0: 10}).check([OffsetRange("images", 3, 0, 4)]) == []
     with pytest.raises(ServiceError, match="must begin at offset 0, but Spark planned one from 1"):
         plan_of({0: 10}).check([OffsetRange("images", 3, 1, 4)])
 
 
-def test_a_range_of_a_topic_that_appeared_needs_another_plan() -> None:
+def test_range_of_a_new_topic_needs_a_new_plan() -> None:
     with pytest.raises(TopicAppearedError, match="'images~2'"):
         plan_of({0: 10}).check([OffsetRange("images~2", 0, 10, 12)])
 
 
-def test_a_whole_batch_moves_its_partitions_on_and_no_other() -> None:
+def test_complete_batch_advances_only_its_partitions() -> None:
     plan = plan_of({0: 10, 1: 4})
     plan.advance([OffsetRange("images", 0, 10, 20), OffsetRange("images", 2, 0, 3)])
     assert plan.number == 6
@@ -285,7 +283,7 @@ def test_a_whole_batch_moves_its_partitions_on_and_no_other() -> None:
         plan.check([OffsetRange("images", 0, 10, 20)])
 
 
-def test_what_is_left_out_is_left_out_once() -> None:
+def test_lost_range_is_left_out_once() -> None:
     plan = plan_start(at({0: 10}), topic({0: 15}, {0: 40}), Accept(loss=True))
     first, second = [OffsetRange("images", 0, 15, 20)], [OffsetRange("images", 0, 20, 30)]
     assert plan.check(first) == [OffsetRange("images", 0, 10, 15)]
@@ -319,7 +317,7 @@ def send(settings: Settings, topic: str, partition: int, count: int) -> None:
     producer.close()
 
 
-def test_a_topic_that_goes_on_grows_and_loses_messages(broker: Settings, admin: KafkaAdminClient, name: str) -> None:
+def test_continued_topic_grows_and_loses_messages(broker: Settings, admin: KafkaAdminClient, name: str) -> None:
     servers = str(broker.bootstrap_servers)
     send(broker, name, 1, 10)
     found = describe_topic(servers, name)
@@ -340,7 +338,7 @@ def test_a_topic_that_goes_on_grows_and_loses_messages(broker: Settings, admin: 
     assert starting(plan_start(positions, shorter, Accept(loss=True))) == {name: {"0": 0, "1": 7, "2": 0}}
 
 
-def test_a_topic_made_again_is_another_topic(broker: Settings, admin: KafkaAdminClient, name: str) -> None:
+def test_recreated_topic_is_another_topic(broker: Settings, admin: KafkaAdminClient, name: str) -> None:
     before = describe_topic(str(broker.bootstrap_servers), name)
     admin.delete_topics([name])
     while name in admin.list_topics():
@@ -352,7 +350,7 @@ def test_a_topic_made_again_is_another_topic(broker: Settings, admin: KafkaAdmin
     assert plan_start(positions, again, Accept(new_topic=True)).topics == {f"{name}~2": again.id}
 
 
-def test_lost_messages_and_a_topic_made_again_stop_the_stream_until_they_are_accepted(
+def test_loss_and_recreated_topic_stop_the_stream_until_accepted(
     service: Settings, admin: KafkaAdminClient, tmp_path: Path
 ) -> None:
     def publish(count: int) -> None:

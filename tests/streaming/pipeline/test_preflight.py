@@ -12,22 +12,22 @@ from streaming.sizes import parse_size
 
 
 @pytest.mark.parametrize(("text", "size"), [("512m", 512 * 1024**2), ("2g", 2 * 1024**3), ("1K", 1024)])
-def test_sizes_are_read_as_spark_writes_them(text: str, size: int) -> None:
+def test_sizes_are_parsed_in_sparks_format(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "g", "2x", "-1g", "1.5g"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(ServiceError, match="expected a size such as 512m or 2g"):
         parse_size(text)
 
 
-def test_a_model_too_large_for_the_machine_is_refused_with_the_figures() -> None:
+def test_model_too_large_for_the_machine_is_refused() -> None:
     with pytest.raises(ServiceError, match=r"4 workers of up to [\d,]+ MiB .* need [\d,]+ MiB, [\d,]+ MiB are"):
         check_memory(Settings(), bundle_bytes=1024**4, workers=4)
 
 
-def test_memory_is_planned_for_the_largest_image_that_is_decoded() -> None:
+def test_memory_is_planned_for_the_largest_image() -> None:
     def figure(**options: Any) -> int:
         with pytest.raises(ServiceError) as refused:
             check_memory(Settings(**options), bundle_bytes=1024**4, workers=1)
@@ -38,7 +38,7 @@ def test_memory_is_planned_for_the_largest_image_that_is_decoded() -> None:
     assert figure(decode_memory="256m") == 60 + 256
 
 
-def test_a_small_model_fits() -> None:
+def test_small_model_fits() -> None:
     check_memory(Settings(driver_memory="64m"), bundle_bytes=1, workers=1)
 
 
@@ -53,13 +53,13 @@ def test_a_small_model_fits() -> None:
         ("local", "2g", "512m"),
     ],
 )
-def test_the_heap_follows_the_tasks_up_to_what_is_allowed(master: str, memory: str, heap: str) -> None:
+def test_heap_grows_with_tasks_up_to_the_limit(master: str, memory: str, heap: str) -> None:
     settings, java_options = with_fixed_heap(Settings(master=master, driver_memory=memory))
     assert settings.driver_memory == heap
     assert f"-Xms{heap}" in java_options.split()
 
 
-def test_on_a_cluster_the_heap_is_what_the_settings_say() -> None:
+def test_heap_on_a_cluster_is_the_configured_one() -> None:
     asked = Settings(master="spark://127.0.0.1:7077", driver_memory="3g")
     settings, java_options = with_fixed_heap(asked)
     assert settings == asked

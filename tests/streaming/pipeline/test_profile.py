@@ -16,7 +16,7 @@ STEADY = {
 }  # fmt: skip
 
 
-def test_the_first_batch_in_which_workers_start_is_left_out_of_the_sum() -> None:
+def test_first_batch_is_excluded_from_the_total() -> None:
     profiler = Profiler()
     profiler.add(batch(0, load=9.0, backbone=3.0, plan=0.1, score=12.0, commit=0.1, batch=12.2, between=0.0))
     assert profiler.total.images == 0
@@ -25,7 +25,7 @@ def test_the_first_batch_in_which_workers_start_is_left_out_of_the_sum() -> None
     assert "load" not in profiler.total.core_s
 
 
-def test_workers_seconds_count_once_and_the_drivers_on_every_core() -> None:
+def test_worker_seconds_count_once_and_driver_seconds_on_every_core() -> None:
     profiler = Profiler()
     profiler.add(batch(0, **STEADY))
     profiler.add(batch(1, **STEADY))
@@ -37,7 +37,7 @@ def test_workers_seconds_count_once_and_the_drivers_on_every_core() -> None:
     assert profiler.total.measured == pytest.approx(4.8 / 5.0)
 
 
-def test_a_batch_tells_its_stages_in_the_order_of_the_way_of_the_data_on_one_line() -> None:
+def test_batch_profile_is_one_line_in_pipeline_order() -> None:
     line = Profiler().add(batch(7, **STEADY))
     assert line == (
         "profile of batch 7: 100 images in 2.50 s on 2 cores: decode 8.0%, backbone 60.0%, plan 4.0%, commit 4.0%, "

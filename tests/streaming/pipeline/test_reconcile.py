@@ -44,7 +44,7 @@ def messages(*places: tuple[str, int, int]) -> pa.RecordBatch:
         ([[("a", 0, 9), ("a", 0, 3)]], [OffsetRun("a", 0, 1, 9, 9), OffsetRun("a", 0, 1, 3, 3)]),
     ],
 )
-def test_messages_are_counted_in_pieces_of_rising_offsets(
+def test_messages_are_counted_in_runs_of_increasing_offsets(
     batches: list[list[tuple[str, int, int]]], runs: list[OffsetRun]
 ) -> None:
     counter = ReadCounter()
@@ -53,7 +53,7 @@ def test_messages_are_counted_in_pieces_of_rising_offsets(
     assert counter.runs == runs
 
 
-def test_quarantined_messages_are_counted_by_place() -> None:
+def test_quarantined_messages_are_counted_by_partition() -> None:
     counter = ReadCounter()
     batch = messages(("a", 0, 5), ("a", 1, 6), ("a", 1, 7))
     counter.quarantine(batch, [0, 2])
@@ -79,7 +79,7 @@ def test_quarantined_messages_are_counted_by_place() -> None:
         ([], {}, {}, (0, 0)),
     ],
 )
-def test_a_batch_that_adds_up_is_counted(
+def test_consistent_batch_is_counted(
     runs: list[OffsetRun],
     predicted: dict[TopicPartition, int],
     quarantined: dict[TopicPartition, int],
@@ -138,7 +138,7 @@ def test_a_batch_that_adds_up_is_counted(
         ([], {IMAGES_0: 1}, {}, "0 messages read of offsets 10 to 13, 1 predicted"),
     ],
 )
-def test_a_batch_that_does_not_add_up_is_refused(
+def test_inconsistent_batch_is_refused(
     runs: list[OffsetRun], predicted: dict[TopicPartition, int], quarantined: dict[TopicPartition, int], problem: str
 ) -> None:
     with pytest.raises(ServiceError) as refused:
@@ -154,17 +154,17 @@ COUNTED = (CountedRange("images~2", 0, 10, 14, 3), CountedRange("images~2", 1, 0
 TOPICS = {"images~2": ("images", "id-1")}
 
 
-def test_the_log_start_of_a_range_with_holes_is_recorded() -> None:
+def test_log_start_of_a_range_with_holes_is_recorded() -> None:
     assert partitions_with_holes(COUNTED) == [("images~2", 0)]
     ranges = confirmed(7, COUNTED, TopicSnapshot({"images": "id-1"}, {("images", 0): 12}), TOPICS)
     assert [(one.partition, one.rows, one.log_start) for one in ranges] == [(0, 3, 12), (1, 2, None)]
 
 
-def test_a_topic_that_was_made_again_meanwhile_refuses_the_batch() -> None:
+def test_batch_of_a_recreated_topic_is_refused() -> None:
     with pytest.raises(ServiceError, match=r"'images' was made again while batch 7 was read \(id id-2, before id-1\)"):
         confirmed(7, COUNTED, TopicSnapshot({"images": "id-2"}, {("images", 0): 0}), TOPICS)
 
 
-def test_a_topic_that_is_not_there_has_the_batch_read_again() -> None:
+def test_batch_of_a_missing_topic_is_read_again() -> None:
     with pytest.raises(WitnessError, match="does not know topic 'images'"):
         confirmed(7, COUNTED, TopicSnapshot({}, {}), TOPICS)

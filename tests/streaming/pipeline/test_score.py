@@ -95,7 +95,7 @@ def score(bundle: Bundle, tmp_path: Path) -> Any:
         (None, DIGIT_SHA256),
     ],
 )
-def test_an_image_is_known_by_its_event_id_or_else_by_its_content(
+def test_image_id_is_the_event_id_or_the_content_hash(
     score: Any, headers: list[tuple[str, bytes | None]] | None, image_id: str
 ) -> None:
     given = None if headers is None else [{"key": key, "value": value} for key, value in headers]
@@ -109,7 +109,7 @@ def test_an_image_is_known_by_its_event_id_or_else_by_its_content(
     assert {row["topic"] for row in (prediction, features, bad)} == {"images~2"}
 
 
-def test_the_trace_contexts_of_messages_are_reported_up_to_a_limit(score: Any) -> None:
+def test_trace_contexts_are_reported_up_to_a_limit(score: Any) -> None:
     valid = b"00-%s-%s-01" % (b"a" * 32, b"b" * 16)
     traced, nonsense = ({"headers": [{"key": "traceparent", "value": one}]} for one in (valid, b"00-x"))
     report = score(traced, nonsense, {}, traced | {"value": b"text"}).report
@@ -118,7 +118,7 @@ def test_the_trace_contexts_of_messages_are_reported_up_to_a_limit(score: Any) -
 
 
 @pytest.mark.parametrize("key", [None, b"", b"camera 7", b"\x00\xff\xfe", b"k" * (MAX_KEY_BYTES + 1)], ids=repr)
-def test_the_key_is_kept_as_it_came_and_a_long_one_whole_in_the_quarantine(score: Any, key: bytes | None) -> None:
+def test_key_is_truncated_except_in_the_quarantine(score: Any, key: bytes | None) -> None:
     scored = score({"key": key}, {"key": key, "value": b"text"})
     assert scored.predictions[0]["key"] == (key if key is None else key[:MAX_KEY_BYTES])
     assert scored.quarantine[0]["key"] == key
@@ -137,7 +137,7 @@ def test_the_key_is_kept_as_it_came_and_a_long_one_whole_in_the_quarantine(score
         (None, None, None),
     ],
 )
-def test_a_timestamp_that_is_not_a_time_is_null_with_its_number_kept(
+def test_invalid_timestamp_is_null_and_its_number_kept(
     score: Any, microseconds: int | None, published_at: datetime | None, milliseconds: int | None
 ) -> None:
     scored = score({"timestamp": microseconds}, {"timestamp": microseconds, "value": b"text"})
@@ -150,7 +150,7 @@ def test_a_timestamp_that_is_not_a_time_is_null_with_its_number_kept(
     [[("a", b"")] * (MAX_HEADERS + 1), [("a", b"x" * 600_000)] * 2, [("a" * 1_100_000, None)]],
     ids=["many", "large values", "a large name"],
 )
-def test_a_message_with_too_many_headers_is_quarantined_without_them(
+def test_message_with_too_many_headers_is_quarantined_without_them(
     score: Any, headers: list[tuple[str, bytes | None]]
 ) -> None:
     given = [{"key": key, "value": value} for key, value in headers]
@@ -198,7 +198,7 @@ FRAMES = {
         ("multipart", "a multipart body: send its part as the message"),
     ],
 )
-def test_a_frame_around_an_image_is_named(score: Any, frame: str, detail: str) -> None:
+def test_frame_around_an_image_is_named(score: Any, frame: str, detail: str) -> None:
     (bad,) = score({"value": FRAMES[frame]}).quarantine
     assert bad["reason"] == "not_an_image"
     assert bad["detail"].endswith(f"; it is {detail}")
@@ -208,7 +208,7 @@ def test_a_frame_around_an_image_is_named(score: Any, frame: str, detail: str) -
 @pytest.mark.parametrize(
     "value", [b"", b"this is text", b"SGVsbG8=" * 20, b"{", b'{"a": [1]}', b"\0" * 40, b"-- ", b"{" * 100_000]
 )
-def test_what_is_in_no_frame_is_not_said_to_hold_an_image(value: bytes) -> None:
+def test_unframed_data_is_not_reported_to_contain_an_image(value: bytes) -> None:
     assert frame_of(value) in {None, "JSON without an image"}
 
 
@@ -223,7 +223,7 @@ def test_what_is_in_no_frame_is_not_said_to_hold_an_image(value: bytes) -> None:
         ("json:frame.data", "json in json"),
     ],
 )
-def test_a_frame_is_taken_off_where_that_is_asked_for(score: Any, payload: str, frame: str) -> None:
+def test_frame_is_removed_on_request(score: Any, payload: str, frame: str) -> None:
     wrong = [b"\xff\xd8 neither", b"{}", b'{"image": 7}']
     scored = score(*({"value": value} for value in (FRAMES[frame], *wrong, None)), payload=payload)
     (good,), (features,) = scored.predictions, scored.features
@@ -235,6 +235,6 @@ def test_a_frame_is_taken_off_where_that_is_asked_for(score: Any, payload: str, 
 
 
 @pytest.mark.parametrize("payload", ["", "json", "json:", "avro:", "Base64", "protobuf:image"])
-def test_a_payload_that_is_none_is_refused(payload: str) -> None:
+def test_invalid_payload_is_refused(payload: str) -> None:
     with pytest.raises(ServiceError, match="--payload: expected raw, base64, json:FIELD or avro:FIELD, got"):
         chosen_payload(payload)

@@ -50,7 +50,7 @@ def with_champion(settings: Settings, trained: Path) -> Settings:
     return settings
 
 
-def test_lag_rate_batch_and_quarantine_are_told(settings: Settings) -> None:
+def test_lag_rate_batch_and_quarantine_are_reported(settings: Settings) -> None:
     found = read_status(settings)
     assert [(one.partition, one.committed, one.end, one.lag) for one in found.partitions] == [
         (0, 20, 30, 10),
@@ -64,7 +64,7 @@ def test_lag_rate_batch_and_quarantine_are_told(settings: Settings) -> None:
     assert found.quarantined == {"not_an_image": 1, "truncated": 2}
 
 
-def test_messages_that_kafka_is_about_to_delete_are_mentioned(settings: Settings) -> None:
+def test_messages_near_retention_are_reported(settings: Settings) -> None:
     assert read_status(settings).near_retention == {}
     from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
@@ -80,7 +80,7 @@ def test_messages_that_kafka_is_about_to_delete_are_mentioned(settings: Settings
     assert (code, f"10 messages of {settings.topic} are unprocessed" in error) == (0, True), error
 
 
-def test_healthy_needs_broker_stream_and_champion(settings: Settings, trained: Path) -> None:
+def test_health_requires_broker_stream_and_champion(settings: Settings, trained: Path) -> None:
     streaming(with_champion(settings, trained))
     found = imagestream(settings, "status")
     assert (found["healthy"], found["reasons"], found["streaming"]) == (True, [], True)
@@ -91,14 +91,14 @@ def test_healthy_needs_broker_stream_and_champion(settings: Settings, trained: P
     assert imagestream(settings, "status", code=1)["reasons"] == ["the stream has ended"]
 
 
-def test_stream_that_is_silent_for_long_is_not_healthy(settings: Settings) -> None:
+def test_silent_stream_is_not_healthy(settings: Settings) -> None:
     streaming(settings, seen=time.time() - 400)
     found = read_status(settings)
     assert found.streaming
     assert "no micro-batch and no idle poll for 400 s" in found.reasons[0]
 
 
-def test_broker_that_is_down_is_said_and_the_rest_still_answered(settings: Settings) -> None:
+def test_unavailable_broker_is_reported_with_the_remaining_status(settings: Settings) -> None:
     streaming(settings)
     found = read_status(settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"}))
     assert found.reasons[0] == "the broker at 127.0.0.1:1 does not answer"
@@ -106,7 +106,7 @@ def test_broker_that_is_down_is_said_and_the_rest_still_answered(settings: Setti
     assert [(one.committed, one.end, one.lag) for one in found.partitions] == [(20, None, None), (5, None, None)]
 
 
-def test_a_home_where_nothing_ever_ran_is_answered(tmp_path: Path) -> None:
+def test_status_of_an_unused_home(tmp_path: Path) -> None:
     found = imagestream(Settings(home=tmp_path, bootstrap_servers=None), "status", code=1)
     assert found["healthy"] is False
     assert found["reasons"] == [
@@ -117,7 +117,7 @@ def test_a_home_where_nothing_ever_ran_is_answered(tmp_path: Path) -> None:
     assert found["partitions"] == []
 
 
-def test_watch_goes_on_until_interrupted(settings: Settings) -> None:
+def test_watch_continues_until_interrupted(settings: Settings) -> None:
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "status", "--watch"]
     command += ["--topic", settings.topic, "--bootstrap-servers", str(settings.bootstrap_servers)]
     watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -90,7 +90,7 @@ def drained(new_service: NewService, tmp_path_factory: pytest.TempPathFactory) -
     return settings
 
 
-def test_new_messages_get_exactly_one_row_each_and_old_ones_no_second(drained: Settings, tmp_path: Path) -> None:
+def test_each_message_gets_exactly_one_row(drained: Settings, tmp_path: Path) -> None:
     before = rows(drained, "SELECT count(*) AS n FROM predictions")[0]["n"]
     publish_digits(drained, tmp_path / "more", MORE, skip=400)
 
@@ -104,7 +104,7 @@ def test_new_messages_get_exactly_one_row_each_and_old_ones_no_second(drained: S
         assert batch["input_rows"] == batch["predicted_rows"] + batch["quarantined_rows"]
 
 
-def test_every_row_tells_where_it_came_from_and_what_answered_it(drained: Settings) -> None:
+def test_rows_record_their_source_and_model(drained: Settings) -> None:
     bundle = open_registry(drained.home).read(1)
     batches = {row["batch_id"]: row for row in rows(drained, "SELECT * FROM batches")}
     found = rows(drained, "SELECT * FROM predictions")
@@ -127,7 +127,7 @@ def test_every_row_tells_where_it_came_from_and_what_answered_it(drained: Settin
     assert {row["backbone_sha256"] for row in features} == {bundle.backbone_sha256}
 
 
-def test_a_model_without_a_stream_answers_what_the_stream_did_to_the_bit(drained: Settings) -> None:
+def test_predict_equals_the_stream_bit_for_bit(drained: Settings) -> None:
     found = rows(drained, "SELECT source, image_id, label, confidence, top_k, damaged, model_version FROM predictions")
     bad = rows(drained, "SELECT source, image_id, stage, reason FROM quarantine")
     with environment(**environment_of(drained)):
@@ -137,7 +137,7 @@ def test_a_model_without_a_stream_answers_what_the_stream_did_to_the_bit(drained
         assert {name: answers[row["source"]][name] for name in row} == row
 
 
-def test_every_batch_tells_how_far_its_images_are_from_those_of_the_training(drained: Settings) -> None:
+def test_batches_record_drift_from_the_training_images(drained: Settings) -> None:
     found = rows(drained, "SELECT batch_id, predicted_rows, drift FROM batches ORDER BY batch_id")
     (first, *_) = [dict(row["drift"]) for row in found if row["predicted_rows"]]
     assert first["rows"] == GOOD
@@ -149,7 +149,7 @@ def test_every_batch_tells_how_far_its_images_are_from_those_of_the_training(dra
     assert first["alarm"] == 0
 
 
-def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings) -> None:
+def test_non_images_are_quarantined_with_bytes_and_reason(drained: Settings) -> None:
     found = {Path(row["source"]).name: row for row in rows(drained, "SELECT * FROM quarantine")}
     assert {name: (row["value"], row["reason"]) for name, row in found.items()} == BAD
     for row in found.values():
@@ -158,22 +158,20 @@ def test_what_is_no_image_is_quarantined_whole_with_its_reason(drained: Settings
         assert row["replayed_at"] is None
 
 
-def test_sparks_own_delta_reader_sees_the_same_rows(spark: SparkSession, drained: Settings) -> None:
+def test_spark_reads_the_same_rows(spark: SparkSession, drained: Settings) -> None:
     for name in ("predictions", "quarantine", "features", "batches"):
         directory = Path(drained.place.tables) / name
         assert spark.read.format("delta").load(str(directory)).count() == DeltaTable(directory).count()
 
 
-def test_a_start_with_nothing_to_do_changes_nothing(drained: Settings) -> None:
+def test_start_without_new_messages_changes_nothing(drained: Settings) -> None:
     before = versions(drained)
     again = imagestream(drained, "stream", "--until-drained")
     assert (again["input"], again["batches"]) == (0, 0)
     assert versions(drained) == before
 
 
-def test_photographs_of_12_to_50_megapixels_are_predicted_beside_small_images(
-    drained: Settings, tmp_path: Path
-) -> None:
+def test_photographs_of_12_to_50_megapixels_are_predicted(drained: Settings, tmp_path: Path) -> None:
     sizes = {
         "12": (4032, 3024),
         "24.5": (5712, 4284),
@@ -198,7 +196,7 @@ def test_photographs_of_12_to_50_megapixels_are_predicted_beside_small_images(
     assert len({row["label"] for row in found}) == 1  # the same picture
 
 
-def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings, tmp_path: Path) -> None:
+def test_decided_batch_is_finished_without_broker_and_model(service: Settings, tmp_path: Path) -> None:
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained")
     newest = DeltaTable(service.place.table("batches")).version()
@@ -217,7 +215,7 @@ def test_a_decided_batch_is_finished_without_broker_and_model(service: Settings,
     assert imagestream(service, "audit")["clean"]
 
 
-def test_tables_whose_streams_folder_is_lost_are_continued(service: Settings, tmp_path: Path) -> None:
+def test_stream_continues_without_its_streams_folder(service: Settings, tmp_path: Path) -> None:
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained", "--images-per-batch", 40)
     newest = DeltaTable(service.place.table("batches")).version()
@@ -254,7 +252,7 @@ class Rival:
 
 
 @pytest.mark.parametrize("losses", [2, 3])
-def test_a_driver_that_loses_decisions_applies_the_winners_and_ends_at_the_third(
+def test_driver_applies_winning_decisions_and_stops_after_three_losses(
     service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: int
 ) -> None:
     publish_digits(service, tmp_path / "digits", GOOD, skip=300)
@@ -275,7 +273,7 @@ def test_a_driver_that_loses_decisions_applies_the_winners_and_ends_at_the_third
     assert (report["clean"], report["batches"]) == (True, losses + 1)
 
 
-def test_sixty_labelled_images_under_two_keys_are_sixty_in_training(
+def test_labelled_images_under_two_keys_are_all_in_training(
     service: Settings, spark: SparkSession, tmp_path: Path
 ) -> None:
     digits = list(digit_images(GOOD, 300))
@@ -302,9 +300,7 @@ def test_sixty_labelled_images_under_two_keys_are_sixty_in_training(
     assert found == {*expected}
 
 
-def test_nothing_of_sparks_checkpoint_is_left_behind(
-    service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spark_checkpoint_is_removed(service: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (scratch := tmp_path / "scratch").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     publish_digits(service, tmp_path / "digits", 3, skip=300)
@@ -313,7 +309,7 @@ def test_nothing_of_sparks_checkpoint_is_left_behind(
     assert not (service.work_dir / "checkpoints").exists()
 
 
-def test_a_challenger_is_scored_beside_the_champion_and_answers_nobody(service: Settings, tmp_path: Path) -> None:
+def test_challenger_is_scored_in_shadow_only(service: Settings, tmp_path: Path) -> None:
     registry = open_registry(service.home)
     second = registry.register(
         lambda directory: _copy_with_other_metrics(bundle_folder(service.work_dir, 1), directory)
@@ -331,9 +327,7 @@ def test_a_challenger_is_scored_beside_the_champion_and_answers_nobody(service: 
     )
 
 
-def test_a_built_in_champion_is_swapped_for_an_imported_one_under_load_and_a_broken_one_is_refused(
-    service: Settings, tmp_path: Path
-) -> None:
+def test_champion_is_replaced_by_an_imported_model_under_load(service: Settings, tmp_path: Path) -> None:
     early = write_images(tmp_path / "images" / "early", digit_images(LOAD - MORE))
     late = write_images(tmp_path / "images" / "late", digit_images(MORE, skip=LOAD - MORE))
     network = graphs.save(graphs.classifier(), tmp_path / "network.onnx")

@@ -38,7 +38,7 @@ PHOTOS = Settings(topic="photos")
         ((None, "cam[0-9]+", "cams"), "cams", Subscription(pattern="cam[0-9]+")),
     ],
 )
-def test_a_stream_reads_what_its_options_say(
+def test_options_select_the_topics(
     options: tuple[str | None, str | None, str | None], name: str, subscription: Subscription
 ) -> None:
     assert chosen_topics(PHOTOS, *options) == (name, subscription)
@@ -56,12 +56,12 @@ def test_a_stream_reads_what_its_options_say(
         (("a", None, "../x"), "--stream: expected a name of letters"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options: tuple[str | None, str | None, str | None], problem: str) -> None:
+def test_conflicting_options_are_refused(options: tuple[str | None, str | None, str | None], problem: str) -> None:
     with pytest.raises(ServiceError, match=problem):
         chosen_topics(PHOTOS, *options)
 
 
-def test_a_begin_is_a_word_or_a_time_with_its_zone() -> None:
+def test_start_position_is_a_keyword_or_a_time_with_zone() -> None:
     assert (chosen_begin("earliest"), chosen_begin("latest")) == ("earliest", "latest")
     assert chosen_begin("2026-11-16T08:00Z") == datetime(2026, 11, 16, 8, tzinfo=UTC)
     for wrong in ("", "newest", "2026-11-16T08:00", "5 minutes ago"):
@@ -108,7 +108,7 @@ def counts(settings: Settings) -> dict[tuple[str, int], int]:
     return {(row["topic"], row["partition"]): row["n"] for row in found}
 
 
-def test_topics_and_partitions_that_appear_are_taken_up_by_a_pattern(
+def test_pattern_picks_up_new_topics_and_partitions(
     service: Settings, prefix: str, admin: KafkaAdminClient, send: Callable[..., None]
 ) -> None:
     stream = service.model_copy(update={"topic": "cams"})
@@ -157,7 +157,7 @@ def test_topics_and_partitions_that_appear_are_taken_up_by_a_pattern(
 
 
 @pytest.mark.parametrize("begin", ["latest", "time"])
-def test_the_first_start_begins_where_it_is_told_and_a_later_one_where_the_tables_end(
+def test_from_option_applies_to_the_first_start_only(
     service: Settings, admin: KafkaAdminClient, send: Callable[..., None], begin: str
 ) -> None:
     admin.create_topics([NewTopic(service.topic, 2, 1, topic_configs={"message.timestamp.type": "CreateTime"})])

@@ -64,7 +64,7 @@ def proxy(object_store: ObjectStoreServer) -> Iterator[StoreProxy]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_commands_say_in_one_line_what_is_wrong(
+def test_commands_report_the_cause_in_one_line(
     object_store: ObjectStoreServer, proxy: StoreProxy, tmp_path: Path, name: str
 ) -> None:
     case = CASES[name]
@@ -98,7 +98,7 @@ def refusal(home: str, command: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_other_scheme_is_refused_in_one_line(command: str) -> None:
+def test_unsupported_scheme_is_refused_in_one_line(command: str) -> None:
     with environment(IMAGESTREAM_HOME="hdfs://node/home"):
         code, _, err = command_here(*COMMANDS[command])
     assert (code, err.count("\n")) == (2, 1)
@@ -116,7 +116,7 @@ def test_store_without_conditional_puts_is_refused(
     assert bucket_service.place.store.folders("streams") == []
 
 
-def test_tables_of_a_store_that_went_away_say_so(
+def test_table_operations_report_an_unavailable_store(
     bucket_home: str,
     object_store: ObjectStoreServer,
     proxy: StoreProxy,
@@ -155,7 +155,7 @@ def test_tables_of_a_store_that_went_away_say_so(
         assert read_positions(settings, identity).number == 1
 
 
-def test_what_a_store_says_is_not_repeated() -> None:
+def test_store_responses_are_not_repeated() -> None:
     """A URL may hold a signature, and an answer what it was asked with."""
     error = OSError(
         f"Generic MicrosoftAzure error: Error performing GET https://user:{SECRET}@host/c/key?sig={SECRET} in 1s - "
@@ -169,14 +169,14 @@ def test_what_a_store_says_is_not_repeated() -> None:
 
 
 @pytest.mark.parametrize(("place", "setting"), [("s3://b/x", "AWS_ACCESS_KEY_ID"), ("gs://b/x", "GOOGLE_APPLICATION")])
-def test_missing_credentials_may_be_there_later(place: str, setting: str) -> None:
+def test_missing_credentials_are_a_temporary_error(place: str, setting: str) -> None:
     """A machine's own credentials come from a server that may fail for a moment."""
     error = store_error(place, OSError("Error performing PUT http://169.254.169.254/latest/api/token in 1ms"))
     assert isinstance(error, StoreAwayError)
     assert setting in str(error)
 
 
-def test_client_is_kept_open_until_its_variables_change(object_store: ObjectStoreServer) -> None:
+def test_client_is_reused_until_its_variables_change(object_store: ObjectStoreServer) -> None:
     with environment(**object_store.environment()):
         one, other = (open_store(f"s3://{BUCKET}/{name}") for name in ("one", "other"))
         assert vars(one)["_client"] is vars(other)["_client"]
@@ -184,7 +184,7 @@ def test_client_is_kept_open_until_its_variables_change(object_store: ObjectStor
             assert vars(open_store(f"s3://{BUCKET}/one"))["_client"] is not vars(one)["_client"]
 
 
-def test_executors_are_given_no_credentials() -> None:
+def test_executors_get_no_credentials() -> None:
     given = {"AWS_REGION": "here", "AZURE_STORAGE_ACCOUNT_NAME": "ours", "AWS_ENDPOINT_URL_S3": "https://host"}
     secrets = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY", "GOOGLE_SERVICE_ACCOUNT_KEY")
     with environment(**given, **dict.fromkeys(secrets, SECRET)):
@@ -195,7 +195,7 @@ def test_executors_are_given_no_credentials() -> None:
 
 @pytest.mark.parametrize("times", [1, 9], ids=["once", "always"])
 @pytest.mark.parametrize("fault", [*ANYTHING, Fault.CONFLICT], ids=lambda fault: fault.name)
-def test_table_whose_creation_is_harmed_exists_or_its_store_is_away(
+def test_table_creation_survives_store_faults(
     bucket_home: str, object_store: ObjectStoreServer, proxy: StoreProxy, fault: Fault, times: int
 ) -> None:
     left = [fault] * times

@@ -43,7 +43,7 @@ def files_below(home: Path) -> dict[str, bytes]:
     return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
 
 
-def test_versions_and_moves_are_taken_up_and_no_bundle_is_copied(home: Path, tmp_path: Path) -> None:
+def test_versions_and_moves_are_migrated_without_copying_bundles(home: Path, tmp_path: Path) -> None:
     before = files_below(home)
     registry = open_registry(home)
     assert registry.versions() == [1, 2]
@@ -64,7 +64,7 @@ def test_versions_and_moves_are_taken_up_and_no_bundle_is_copied(home: Path, tmp
     assert json.loads(after[version_key(1)])["path"] == "1"
 
 
-def test_what_was_taken_up_goes_on_as_any_registry(home: Path, tmp_path: Path) -> None:
+def test_migrated_registry_works_as_any_other(home: Path, tmp_path: Path) -> None:
     registry = open_registry(home)
     assert registry.rollback(by="bob").version == 1
     assert registry.register(lambda folder: copy_bundle(tmp_path / "bundle-1", folder)) == 3
@@ -77,7 +77,7 @@ def test_what_was_taken_up_goes_on_as_any_registry(home: Path, tmp_path: Path) -
     assert [elsewhere.read(version) for version in (1, 2, 3)] == [again.read(version) for version in (1, 2, 3)]
 
 
-def test_a_home_without_a_promotion_is_taken_up(home: Path) -> None:
+def test_home_without_a_promotion_is_migrated(home: Path) -> None:
     (home / "models" / "aliases.json").unlink()
     registry = open_registry(home)
     assert (registry.versions(), registry.target("champion")) == ([1, 2], None)
@@ -88,7 +88,7 @@ def take_up(home: Path) -> None:
     open_registry(home).versions()
 
 
-def test_a_process_that_is_killed_on_the_way_is_followed_by_one_that_does_all_of_it(home: Path, tmp_path: Path) -> None:
+def test_migration_killed_at_any_step_is_completed(home: Path, tmp_path: Path) -> None:
     old = files_below(home)
     numbers = count()
     whole = shutil.copytree(home, tmp_path / "whole")
@@ -108,7 +108,7 @@ def test_a_process_that_is_killed_on_the_way_is_followed_by_one_that_does_all_of
 
 
 @pytest.mark.parametrize("name", ALTERED)
-def test_an_altered_bundle_is_refused(home: Path, name: str) -> None:
+def test_altered_bundle_is_refused(home: Path, name: str) -> None:
     path = home / "models" / name
     replace_file(path.parent, path.name, path.read_bytes() + b" ")
     registry, version = open_registry(home), int(name[0])
@@ -119,7 +119,7 @@ def test_an_altered_bundle_is_refused(home: Path, name: str) -> None:
     registry.read(3 - version)
 
 
-def test_a_bundle_that_is_whole_and_another_than_was_registered_is_refused(home: Path) -> None:
+def test_valid_bundle_other_than_the_registered_one_is_refused(home: Path) -> None:
     shutil.rmtree(home / "models" / "1")
     shutil.copytree(home / "models" / "2", home / "models" / "1")
     with pytest.raises(ModelError, match=r"models/1 is refused: its SHA-256 is \w+, version 1 was registered with"):
@@ -127,7 +127,7 @@ def test_a_bundle_that_is_whole_and_another_than_was_registered_is_refused(home:
 
 
 @pytest.mark.parametrize("digest", [None, b"", b"\xff\xfe", b"5" * 63, b"../" * 21 + b"x", b"5" * 64 + b"\n5"])
-def test_a_folder_that_was_not_registered_is_no_version(home: Path, digest: bytes | None) -> None:
+def test_unregistered_folder_is_not_a_version(home: Path, digest: bytes | None) -> None:
     file = home / "models" / "1.sha256"
     file.unlink() if digest is None else file.write_bytes(digest)
     registry = open_registry(home)
@@ -162,7 +162,7 @@ def test_only_folders_with_a_number_are_versions(home: Path) -> None:
         json.dumps({"moves": [MOVE], "more": 1}),
     ],
 )
-def test_damaged_aliases_are_reported_in_one_line_and_nothing_is_changed(home: Path, content: str) -> None:
+def test_damaged_aliases_are_reported_and_nothing_is_changed(home: Path, content: str) -> None:
     (home / "models" / "aliases.json").write_text(content)
     before = files_below(home)
     for use in (
@@ -176,20 +176,20 @@ def test_damaged_aliases_are_reported_in_one_line_and_nothing_is_changed(home: P
     assert files_below(home) == before
 
 
-def test_a_home_that_cannot_be_written_to_is_reported_with_what_to_do(home: Path) -> None:
+def test_unwritable_home_is_reported_with_a_fix(home: Path) -> None:
     (home / "models" / ".lock").unlink()
     (home / "models" / ".lock").mkdir()  # a user without rights may run the tests, or root
     with pytest.raises(ModelError, match=r"home/models has model versions of an earlier release, .* run 'imagestream"):
         open_registry(home).versions()
 
 
-def test_a_home_that_is_not_a_folder_is_reported_with_what_to_do(tmp_path: Path) -> None:
+def test_home_that_is_not_a_folder_is_reported_with_a_fix(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
     with pytest.raises(ModelError, match=r"^cannot read .*home/models \(Not a directory\): choose another home"):
         open_registry(tmp_path / "home").versions()
 
 
-def test_a_process_of_the_earlier_release_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_migration_waits_for_a_process_of_the_earlier_release(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flock = fcntl.flock
     before = files_below(home)
     monkeypatch.setattr(fcntl, "flock", lambda file, operation: flock(file, operation | fcntl.LOCK_NB))
@@ -201,7 +201,7 @@ def test_a_process_of_the_earlier_release_is_waited_for(home: Path, monkeypatch:
     assert open_registry(home).versions() == [1, 2]
 
 
-def test_a_move_that_the_earlier_release_made_since_is_reported_and_nothing_is_overwritten(home: Path) -> None:
+def test_later_move_of_the_earlier_release_is_reported_and_kept(home: Path) -> None:
     registry = open_registry(home)
     registry.targets()
     content = json.dumps({"moves": [MOVE | {"why": "made since"}]})

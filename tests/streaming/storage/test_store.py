@@ -46,7 +46,7 @@ def keys(store: Store, prefix: str = "") -> list[str]:
     return sorted(one.key for one in store.list(prefix))
 
 
-def test_what_is_stored_is_found_again(store: Store) -> None:
+def test_stored_objects_are_found(store: Store) -> None:
     assert store.get("a/b/c") is None
     assert keys(store) == keys(store, "a") == store.folders() == []
     assert store.create("a/b/c", b"one")
@@ -70,7 +70,7 @@ def test_second_create_changes_nothing(store: Store) -> None:
     assert store.get("one") == b"first"
 
 
-def test_threads_that_create_one_key_have_exactly_one_winner(store: Store) -> None:
+def test_one_of_several_threads_creates_a_key(store: Store) -> None:
     for number in range(20):
         barrier, won = threading.Barrier(8), []
 
@@ -97,7 +97,7 @@ print(*(k for k in range(200) if store.create(f"race/{k}", sys.argv[2].encode())
 """
 
 
-def test_processes_that_create_one_key_have_exactly_one_winner(tmp_path: Path) -> None:
+def test_one_of_several_processes_creates_a_key(tmp_path: Path) -> None:
     said = run_at_once(RACER, [(tmp_path, number) for number in range(3)])
     won = {str(number): keys.split() for number, keys in enumerate(said)}
     assert sorted(int(key) for of_one in won.values() for key in of_one) == list(range(200))
@@ -146,20 +146,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_lost_answer_is_resolved_by_reading_back(quick: None, tmp_path: Path, fault: Any) -> None:
+def test_lost_response_is_resolved_by_reading_back(quick: None, tmp_path: Path, fault: Any) -> None:
     store = Unreliable(tmp_path, fault, fault)
     assert store.create("one", b"ours")
     assert store.get("one") == b"ours"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_lost_answer_does_not_hide_that_another_was_first(quick: None, tmp_path: Path, fault: Any) -> None:
+def test_lost_response_does_not_hide_an_earlier_create(quick: None, tmp_path: Path, fault: Any) -> None:
     assert LocalStore(tmp_path).create("one", b"theirs")
     assert not Unreliable(tmp_path, fault).create("one", b"ours")
     assert LocalStore(tmp_path).get("one") == b"theirs"
 
 
-def test_late_put_of_another_wins_over_the_repetition(quick: None, tmp_path: Path) -> None:
+def test_late_put_of_another_writer_wins_over_the_retry(quick: None, tmp_path: Path) -> None:
     def theirs_lands_meanwhile(put: Callable[[], bool]) -> bool:
         LocalStore(tmp_path).create("one", b"theirs")
         raise StoreAwayError("timeout")
@@ -167,13 +167,13 @@ def test_late_put_of_another_wins_over_the_repetition(quick: None, tmp_path: Pat
     assert not Unreliable(tmp_path, never_arrives, theirs_lands_meanwhile).create("one", b"ours")
 
 
-def test_store_that_never_answers_is_away(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_store_that_never_responds_is_unavailable(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
     with pytest.raises(StoreAwayError, match=r"did not store one within 0 s \(timeout\)"):
         Unreliable(tmp_path, *[never_arrives] * 1000).create("one", b"ours")
 
 
-def test_what_a_killed_writer_left_behind_is_never_seen(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_ignored(tmp_path: Path) -> None:
     killed = """
 import os, signal, sys
 from streaming.storage.store import open_store
@@ -219,7 +219,7 @@ def test_hostile_key_is_refused(store: Store, tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     "uri", ["hdfs://node/home", "ftp://host/home", "file:///home", "http://host/x", "s3a://bucket/x", "S4://x", "x://"]
 )
-def test_other_scheme_is_refused_in_one_line(uri: str) -> None:
+def test_unsupported_scheme_is_refused_in_one_line(uri: str) -> None:
     with pytest.raises(ServiceError, match=r"^expected a path or a URI that begins with s3://, gs://, az://, got \S+$"):
         open_store(uri)
 
@@ -234,12 +234,12 @@ def test_uri_without_a_bucket_is_refused(uri: str) -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_prefix_that_climbs_out_of_the_bucket_is_refused() -> None:
+def test_prefix_outside_the_bucket_is_refused() -> None:
     with pytest.raises(ServiceError, match="expected a key such as"):
         open_store("s3://bucket/a/../b")
 
 
-def test_output_is_a_file_for_arrow(store: Store, tmp_path: Path) -> None:
+def test_output_is_writable_by_arrow(store: Store, tmp_path: Path) -> None:
     rows = pa.table({"a": list(range(100_000))})
     with store.open_output("t/part-1.parquet") as output:
         pq.write_table(rows, output)
@@ -253,7 +253,7 @@ def test_output_is_a_file_for_arrow(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "copy").read_bytes() == stored
 
 
-def test_output_that_failed_is_discarded(store: Store) -> None:
+def test_failed_output_is_discarded(store: Store) -> None:
     def write() -> None:
         with store.open_output("t/part-1") as output:
             output.write(b"x" * 100_000)
@@ -272,19 +272,19 @@ def test_output_never_overwrites(tmp_path: Path) -> None:
     assert store.get("t/part-1") == b"whole"
 
 
-def test_fetching_what_is_not_there_leaves_no_file(store: Store, tmp_path: Path) -> None:
+def test_fetching_a_missing_key_leaves_no_file(store: Store, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="nothing does not exist"):
         store.fetch("nothing", tmp_path / "to")
     assert not list(tmp_path.iterdir())
 
 
-def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "state.json")
     with pytest.raises(ServiceError, match=r"state\.json should be a regular file"):
         open_store(tmp_path).get("state.json")
 
 
-def test_store_that_cannot_be_written_says_why_in_one_line(tmp_path: Path) -> None:
+def test_unwritable_store_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     store = open_store(tmp_path / "file")
     with pytest.raises(StoreAwayError, match="cannot write .*: File exists"):
@@ -296,7 +296,7 @@ def test_conditional_puts_are_checked(store: Store) -> None:
     assert keys(store) == []
 
 
-def test_store_that_overwrites_is_found_out(tmp_path: Path) -> None:
+def test_overwriting_store_is_detected(tmp_path: Path) -> None:
     class Overwriting(LocalStore):
         def _put_if_absent(self, key: str, data: bytes) -> bool:
             self.put(key, data)
@@ -322,7 +322,7 @@ sys.exit("obstore" in sys.modules)
     assert subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=False).returncode == 0
 
 
-def test_bucket_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_bucket_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
     options = {"endpoint": "http://127.0.0.1:9", "access_key_id": "key", "secret_access_key": uuid.uuid4().hex}
     store = open_store("s3://bucket/home", {**options, "region": "none"})
@@ -330,6 +330,6 @@ def test_bucket_that_does_not_answer_is_away(monkeypatch: pytest.MonkeyPatch) ->
         store.create("one", b"x")
 
 
-def test_unknown_option_of_a_bucket_is_refused() -> None:
+def test_unknown_bucket_option_is_refused() -> None:
     with pytest.raises(ServiceError, match="^s3://bucket cannot be opened: "):
         open_store("s3://bucket", {"no_such_option": "1"})

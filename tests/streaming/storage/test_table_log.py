@@ -107,7 +107,7 @@ for number in range(60):
 """
 
 
-def test_two_processes_that_commit_at_once_lose_and_repeat_nothing(tmp_path: Path) -> None:
+def test_concurrent_processes_lose_and_duplicate_nothing(tmp_path: Path) -> None:
     directory = Table(tmp_path, "labels").place
     run_at_once(WRITER, [(tmp_path, name) for name in ("a", "b")])
     expected = {f"{app} {number:02}" for app in ("a", "b", "both") for number in range(60)}
@@ -115,7 +115,7 @@ def test_two_processes_that_commit_at_once_lose_and_repeat_nothing(tmp_path: Pat
     assert set(DeltaTable(directory).to_pyarrow_table().column("by").to_pylist()) == {"a", "b"}
 
 
-def test_commit_of_deltalake_in_between_is_noticed(table: Table) -> None:
+def test_intervening_deltalake_commit_is_detected(table: Table) -> None:
     table.append(labels("ours"), APP, 0)
     write_deltalake(table.place, labels("theirs"), mode="append")
     assert table.append(labels("ours too"), APP, 1)
@@ -123,7 +123,7 @@ def test_commit_of_deltalake_in_between_is_noticed(table: Table) -> None:
     assert writers(table.place) == ["imagestream", "delta-rs", "imagestream"]
 
 
-def test_transaction_that_another_handle_has_committed_is_left_out(table: Table) -> None:
+def test_transaction_committed_by_another_handle_is_skipped(table: Table) -> None:
     other = Table(table.tables, "labels")
     for one in (table, other):
         one.append(labels(f"first of {id(one)}"), f"{id(one)}", 0)  # both handles know a version
@@ -136,9 +136,7 @@ def test_transaction_that_another_handle_has_committed_is_left_out(table: Table)
 
 @pytest.mark.parametrize("properties", [{"delta.enableChangeDataFeed": "true"}, {"delta.appendOnly": "true"}])
 @pytest.mark.parametrize("known", [True, False])
-def test_table_that_was_upgraded_is_committed_to_by_deltalake(
-    table: Table, properties: dict[str, str], known: bool
-) -> None:
+def test_upgraded_table_is_committed_to_by_deltalake(table: Table, properties: dict[str, str], known: bool) -> None:
     ours = table if known else Table(table.tables, "labels")
     ours.append(labels("before"), APP, 0)
     DeltaTable(table.place).alter.set_table_properties(properties)
@@ -150,7 +148,7 @@ def test_table_that_was_upgraded_is_committed_to_by_deltalake(
     assert images(table.place) == ["after 1", "after 2", "before"]
 
 
-def test_file_that_is_no_longer_part_of_the_table_cannot_be_replaced(table: Table) -> None:
+def test_removed_file_cannot_be_replaced(table: Table) -> None:
     log = open_log(table.place)
     assert log.commit([add(table.place, "one.parquet", "one"), add(table.place, "two.parquet", "two")], APP, 0)
     DeltaTable(table.place).delete("image_id = 'one'")  # by a program that knows nothing of our transactions
@@ -160,7 +158,7 @@ def test_file_that_is_no_longer_part_of_the_table_cannot_be_replaced(table: Tabl
     assert [file.path for file in open_log(table.place).files()] == ["2.parquet"]
 
 
-def test_path_of_any_characters_is_added_and_removed(table: Table) -> None:
+def test_path_with_any_characters_is_added_and_removed(table: Table) -> None:
     path = "a b/ü%20#?&=[1].parquet"
     log = open_log(table.place)
     assert log.commit([add(table.place, path, "one")], APP, 0)
@@ -189,7 +187,7 @@ def commit_and_clean(directory: Path) -> None:
             entry.unlink()
 
 
-def test_writer_that_slept_while_the_log_was_cleaned_looks_again(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_reloads_a_log_cleaned_while_it_was_suspended(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     table.append(labels("before"), APP, 0)
     commit_and_clean(Path(table.place))
@@ -199,9 +197,7 @@ def test_writer_that_slept_while_the_log_was_cleaned_looks_again(table: Table, m
     assert len(images(table.place)) == table_log.CHECKPOINT_INTERVAL + 2
 
 
-def test_writer_that_slept_in_the_middle_of_a_commit_commits_again(
-    table: Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writer_suspended_during_a_commit_retries(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     table.append(labels("before"), APP, 0)
 
@@ -220,7 +216,7 @@ def test_writer_that_slept_in_the_middle_of_a_commit_commits_again(
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_commit_whose_answer_is_lost_is_made_once(table: Table, stored: bool) -> None:
+def test_commit_with_a_lost_response_is_made_once(table: Table, stored: bool) -> None:
     class Lossy(LocalStore):
         lost = False
 
@@ -239,7 +235,7 @@ def test_commit_whose_answer_is_lost_is_made_once(table: Table, stored: bool) ->
     assert DeltaTable(table.place).version() == 2
 
 
-def test_checkpoint_that_fails_harms_no_commit(table: Table) -> None:
+def test_failing_checkpoint_affects_no_commit(table: Table) -> None:
     (Path(table.place) / "_delta_log" / "_last_checkpoint").mkdir()
     for number in range(table_log.CHECKPOINT_INTERVAL + 1):
         assert table.append(labels(f"{number:02}"), APP, number)
@@ -266,7 +262,7 @@ def hostile(directory: Path, change: Callable[[dict[str, Any]], None]) -> TableL
 
 
 @pytest.mark.parametrize("path", ["../secret.parquet", "%2e%2e/secret.parquet", "/etc/passwd", "a/../../x", "a//b"])
-def test_log_that_names_a_file_outside_of_the_table_is_refused(table: Table, path: str) -> None:
+def test_log_with_a_file_outside_the_table_is_refused(table: Table, path: str) -> None:
     log = hostile(Path(table.place), lambda added: added.update(path=path))
     with pytest.raises(ServiceError, match=r"^the log of .*/labels names .*, which is outside the table: restore"):
         log.files()

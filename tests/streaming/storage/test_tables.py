@@ -46,7 +46,7 @@ def statistics_of(table: Table) -> list[dict[str, Any]]:
     return [json.loads(action["add"]["stats"]) for action in actions if "add" in action]
 
 
-def test_an_append_that_was_made_is_left_out(tmp_path: Path) -> None:
+def test_repeated_append_is_skipped(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     rows = predictions((1, DAY))
     assert table.append(rows, QUERY_ID, 3)
@@ -55,7 +55,7 @@ def test_an_append_that_was_made_is_left_out(tmp_path: Path) -> None:
     assert offsets(table) == [1]
 
 
-def test_a_handle_that_has_not_seen_the_others_commit_does_not_repeat_it(tmp_path: Path) -> None:
+def test_stale_handle_does_not_repeat_a_commit(tmp_path: Path) -> None:
     ours, theirs = Table(tmp_path, "predictions"), Table(tmp_path, "predictions")
     assert theirs.append(predictions((1, DAY)), QUERY_ID, 0)
     assert not ours.append_files(ours.write(predictions((1, DAY))), QUERY_ID, 0)
@@ -63,7 +63,7 @@ def test_a_handle_that_has_not_seen_the_others_commit_does_not_repeat_it(tmp_pat
     assert offsets(theirs) == [1, 2]
 
 
-def test_rows_of_two_days_go_into_two_partitions_in_one_commit(tmp_path: Path) -> None:
+def test_rows_of_two_dates_go_into_two_partitions_in_one_commit(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     later = DAY + timedelta(days=1)
     table.append(predictions((1, DAY), (2, later), (3, DAY)), QUERY_ID, 0)
@@ -75,7 +75,7 @@ def test_rows_of_two_days_go_into_two_partitions_in_one_commit(tmp_path: Path) -
     assert read.column("date").to_pylist() == [later]
 
 
-def test_rows_without_a_day_have_a_partition_of_their_own(tmp_path: Path) -> None:
+def test_rows_without_a_date_have_a_separate_partition(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     table.append(predictions((1, DAY), (2, None), (3, None)), QUERY_ID, 0)
     read = DeltaTable(table.place).to_pyarrow_table().sort_by("offset")
@@ -83,7 +83,7 @@ def test_rows_without_a_day_have_a_partition_of_their_own(tmp_path: Path) -> Non
     assert offsets(table) == [1, 2, 3]
 
 
-def test_statistics_tell_the_extremes(tmp_path: Path) -> None:
+def test_statistics_contain_minimum_and_maximum(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     table.append(predictions((1, DAY), (9, DAY), (3, DAY)), QUERY_ID, 0)
     (told,) = statistics_of(table)
@@ -97,7 +97,7 @@ def test_statistics_tell_the_extremes(tmp_path: Path) -> None:
     assert "date" not in told["nullCount"], "the folder tells it"
 
 
-def test_readers_that_use_the_statistics_find_what_they_look_for(tmp_path: Path) -> None:
+def test_readers_can_filter_by_statistics(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     for version in range(60):  # beyond a checkpoint, in which the statistics become columns
         table.append(predictions((version, DAY)), QUERY_ID, version)
@@ -113,7 +113,7 @@ def test_readers_that_use_the_statistics_find_what_they_look_for(tmp_path: Path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_statistics_stay_json_whatever_the_numbers(tmp_path: Path, value: float) -> None:
+def test_statistics_of_nonfinite_numbers_are_valid_json(tmp_path: Path, value: float) -> None:
     table = Table(tmp_path, "predictions")
     rows = predictions((1, DAY), (2, DAY))
     at = rows.schema.get_field_index("confidence")
@@ -123,7 +123,7 @@ def test_statistics_stay_json_whatever_the_numbers(tmp_path: Path, value: float)
     assert offsets(table) == [1, 2]
 
 
-def test_an_append_of_nothing_is_no_commit(tmp_path: Path) -> None:
+def test_empty_append_makes_no_commit(tmp_path: Path) -> None:
     table = Table(tmp_path, "labels")
     assert not table.append(LABELS.empty_table(), "labels", 0)
     assert DeltaTable(table.place).version() == 0
@@ -143,7 +143,7 @@ def actions_of(table: Table, kind: str) -> list[dict[str, Any]]:
     return [action[kind] for action in actions if kind in action]
 
 
-def test_a_commit_names_the_file_its_size_and_the_moment_and_that_it_changes_data(tmp_path: Path) -> None:
+def test_commit_records_file_size_time_and_data_change(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     before = time.time()
     table.append(predictions((1, DAY)), QUERY_ID, 5)
@@ -156,7 +156,7 @@ def test_a_commit_names_the_file_its_size_and_the_moment_and_that_it_changes_dat
     assert (once["appId"], once["version"]) == (QUERY_ID, 5)
 
 
-def test_a_table_without_partitions_keeps_its_rows_in_one_file(tmp_path: Path) -> None:
+def test_table_without_partitions_writes_one_file(tmp_path: Path) -> None:
     table = Table(tmp_path, "labels")
     assert table.append(labels("a", "b"), "labels", 0)
     assert DeltaTable(table.place).to_pyarrow_table().column("image_id").to_pylist() == ["a", "b"]
@@ -164,7 +164,7 @@ def test_a_table_without_partitions_keeps_its_rows_in_one_file(tmp_path: Path) -
     assert Path(file).parent == Path(table.place)
 
 
-def test_the_bytes_of_a_table_are_those_of_its_present_files(tmp_path: Path) -> None:
+def test_table_size_is_that_of_its_live_files(tmp_path: Path) -> None:
     ours, theirs = Table(tmp_path, "labels"), Table(tmp_path, "labels")
     assert ours.bytes() == 0
     theirs.append(labels("a"), "labels", 0)
@@ -174,7 +174,7 @@ def test_the_bytes_of_a_table_are_those_of_its_present_files(tmp_path: Path) -> 
     assert len(ours.files()) == 2
 
 
-def test_statistics_reach_beyond_columns_that_have_none(tmp_path: Path) -> None:
+def test_statistics_include_columns_after_nested_ones(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     table.append(predictions((1, DAY), (9, DAY)), QUERY_ID, 0)
     (told,) = statistics_of(table)
@@ -184,7 +184,7 @@ def test_statistics_reach_beyond_columns_that_have_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("longest", "told"), [(40, True), (41, False)])
-def test_extremes_are_both_there_or_neither(tmp_path: Path, longest: int, told: bool) -> None:
+def test_minimum_and_maximum_are_both_present_or_both_absent(tmp_path: Path, longest: int, told: bool) -> None:
     table = Table(tmp_path, "labels")
     table.append(labels("a", "z" * longest), "labels", 0)
     (statistics,) = statistics_of(table)
@@ -193,14 +193,14 @@ def test_extremes_are_both_there_or_neither(tmp_path: Path, longest: int, told: 
         assert None not in statistics[extremes].values()
 
 
-def test_a_file_is_committed_with_its_number_of_rows_where_nothing_else_is_known() -> None:
+def test_file_without_statistics_is_committed_with_its_row_count() -> None:
     assert json.loads(added(DataFile("part.parquet", 100, 3)).stats) == {"numRecords": 3}
 
 
 # Files that workers wrote
 
 
-def test_files_of_workers_are_committed_once(tmp_path: Path) -> None:
+def test_worker_files_are_committed_once(tmp_path: Path) -> None:
     table = Table(tmp_path, "quarantine")
     files = worker_file(table.place, [{"image_id": "a", "offset": 1}, {"image_id": "b", "offset": 2}])
     assert table.append_files([], QUERY_ID, 0) is False
@@ -213,7 +213,7 @@ def test_files_of_workers_are_committed_once(tmp_path: Path) -> None:
     assert not table.committed("another", 0)
 
 
-def test_a_file_that_is_gone_is_not_committed(tmp_path: Path) -> None:
+def test_missing_file_is_not_committed(tmp_path: Path) -> None:
     table = Table(tmp_path, "quarantine")
     with pytest.raises(
         ServiceError, match=r"quarantine/part-x\.parquet was written for this commit but does not exist"
@@ -225,9 +225,7 @@ def test_a_file_that_is_gone_is_not_committed(tmp_path: Path) -> None:
 # Others who commit at the same time
 
 
-def test_an_append_is_tried_again_where_somebody_removed_rows_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_append_is_retried_after_a_concurrent_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def files(table: Table, offset: int) -> list[DataFile]:
         return worker_file(table.place, [{"topic": "images", "offset": offset}])
 
@@ -244,7 +242,7 @@ def test_an_append_is_tried_again_where_somebody_removed_rows_meanwhile(
     assert offsets(ours) == []
 
 
-def test_rows_at_or_after_the_committed_end_are_deleted_of_this_topic_only(tmp_path: Path) -> None:
+def test_delete_beyond_affects_only_its_topic(tmp_path: Path) -> None:
     ours, theirs = Table(tmp_path, "quarantine"), Table(tmp_path, "quarantine")
     rows = [
         {"topic": topic, "partition": partition, "offset": offset}
@@ -268,7 +266,7 @@ def test_rows_at_or_after_the_committed_end_are_deleted_of_this_topic_only(tmp_p
 # Tables of other versions, and tables that were tampered with
 
 
-def test_a_table_from_before_a_column_gets_it_and_its_old_rows_hold_null(tmp_path: Path) -> None:
+def test_older_table_gets_a_new_column_with_nulls(tmp_path: Path) -> None:
     older = pa.schema([field for field in LABELS if field.name != "by"])
     DeltaTable.create(tmp_path / "labels", older)
     table = Table(tmp_path, "labels")
@@ -281,7 +279,7 @@ def test_a_table_from_before_a_column_gets_it_and_its_old_rows_hold_null(tmp_pat
 
 
 @pytest.mark.parametrize("path", ["../secret.parquet", "../labels-of-others/part.parquet", "a/../../secret.parquet"])
-def test_a_log_that_names_a_file_outside_of_the_table_is_refused(tmp_path: Path, path: str) -> None:
+def test_log_with_a_file_outside_the_table_is_refused(tmp_path: Path, path: str) -> None:
     table = Table(tmp_path, "labels")
     table.append(labels("a"), "labels", 0)
     log = Path(table.place) / "_delta_log" / f"{1:020}.json"
@@ -294,7 +292,7 @@ def test_a_log_that_names_a_file_outside_of_the_table_is_refused(tmp_path: Path,
         Table(tmp_path, "labels").files()
 
 
-def test_maps_and_lists_are_of_what_the_batches_hold() -> None:
+def test_map_and_list_types_of_batches() -> None:
     seconds, offsets_ = BATCHES.field("seconds").type, BATCHES.field("offsets").type
     assert (seconds.key_type, seconds.item_type) == (pa.string(), pa.float64())
     assert BATCHES.field("drift").type == seconds
@@ -303,7 +301,7 @@ def test_maps_and_lists_are_of_what_the_batches_hold() -> None:
     assert [field.name for field in BATCHES.field("left_out").type.value_type] == range_
 
 
-def test_a_table_from_before_a_field_of_a_list_is_given_the_field(tmp_path: Path) -> None:
+def test_older_table_gets_a_new_list_field(tmp_path: Path) -> None:
     older = BATCHES.set(BATCHES.names.index("offsets"), BATCHES.field("left_out").with_name("offsets"))
     row = {"query_id": QUERY_ID, "batch_id": 1, "offsets": [{"topic": "images", "partition": 0, "start": 0, "end": 9}]}
     write_deltalake(tmp_path / "batches", pa.Table.from_pylist([row], schema=older))
@@ -321,5 +319,5 @@ def test_a_table_from_before_a_field_of_a_list_is_given_the_field(tmp_path: Path
     ]
 
 
-def test_spark_knows_a_schema_by_the_same_names() -> None:
+def test_spark_schema_has_the_same_names() -> None:
     assert spark_schema(BATCHES).names == BATCHES.names
