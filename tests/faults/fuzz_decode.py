@@ -1,7 +1,7 @@
-"""The coverage-guided target for decoding: `python -m tests.faults.fuzz_decode CORPUS [libFuzzer's options]`.
+"""Coverage-guided fuzz target for decoding: `python -m tests.faults.fuzz_decode CORPUS [libFuzzer's options]`.
 
-Guided by the branches taken in our code and in Pillow's Python code; its C decoders are not instrumented. What a
-guarded process would do is done in this one, which sees it.
+Coverage is measured in this project's code and in Pillow's Python code; Pillow's C decoders are not instrumented.
+Decoding runs in this process instead of a guarded one, so that its coverage is visible.
 """
 
 import sys
@@ -18,7 +18,7 @@ LIMITS = Limits(max_bytes=1 << 20)
 
 
 def check(data: bytes) -> None:
-    """What libFuzzer calls: anything raised here, or more than its -timeout, is a finding."""
+    """Called by libFuzzer: an exception, or a run beyond -timeout, is a finding."""
     got = decode.decode(data, SIZE, LIMITS)
     if isinstance(got, BadImage):
         if got.reason not in Reason or not got.detail:
@@ -28,7 +28,7 @@ def check(data: bytes) -> None:
 
 
 def in_process(header, image_format, size, limits, resize):
-    """Instead of a guarded process."""
+    """Replaces the guarded process."""
     return decode_pixels(header, image_format, size, limits, resize, repair=True)
 
 

@@ -1,6 +1,6 @@
-"""What every scenario is made of: messages sent, a stream in a process group of its own, and an independent judge.
+"""Shared parts of the scenarios: sending messages, a stream in a separate process group, and independent checks.
 
-The judge reads the tables with deltalake alone and compares them with what the broker acknowledged, message by message.
+The checks read the tables with deltalake only and compare each message with the broker's acknowledgements.
 """
 
 import hashlib
@@ -41,16 +41,16 @@ from streaming.storage.table_log import open_delta
 from tests.conftest import CHECKOUT, SPARK
 from tests.faults.poison import Sample
 
-PATIENCE_S = 300.0  # until something that has to happen is taken not to happen
-POLL_S = 0.5  # asking the tables takes a tenth of that
+TIMEOUT_S = 300.0  # of waiting for an event
+POLL_S = 0.5  # a query of the tables takes a tenth of that
 HEAVY_BYTES = 1_000_000
 
-Place = tuple[int, int]  # partition, offset
+Position = tuple[int, int]  # partition, offset
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What should become of a message that the broker acknowledged."""
+    """The expected outcome of a message that the broker acknowledged."""
 
     kind: str
     reason: str | None  # None: predicted
@@ -62,11 +62,11 @@ class Expected:
         return cls(sample.kind, reason, hashlib.sha256(sample.value or b"").hexdigest())
 
 
-Sent = dict[Place, Expected]
+Sent = dict[Position, Expected]
 
 
 def send(settings: Settings, samples: Iterable[Sample]) -> Sent:
-    """Send messages and wait until the broker has acknowledged each; returns where it put them."""
+    """Send messages and wait until the broker has acknowledged each; returns their partitions and offsets."""
     producer = KafkaProducer(
         bootstrap_servers=settings.bootstrap_servers,
         acks="all",
@@ -75,27 +75,27 @@ def send(settings: Settings, samples: Iterable[Sample]) -> Sent:
         max_request_size=MAX_MESSAGE_BYTES + HEADER_MARGIN_BYTES,
     )
     sent: Sent = {}
-    under_way = []
+    pending = []
 
-    def settle() -> None:
-        for sample, future in under_way:
-            place = future.get(60)
-            sent[place.partition, place.offset] = Expected.of(sample)
-        under_way.clear()
+    def wait_for_pending() -> None:
+        for sample, future in pending:
+            metadata = future.get(60)
+            sent[metadata.partition, metadata.offset] = Expected.of(sample)
+        pending.clear()
 
     try:
         for sample in samples:
-            under_way.append((sample, producer.send(settings.topic, sample.value, sample.key, sample.headers)))
-            if len(under_way) >= 500 or len(sample.value or b"") > HEAVY_BYTES:
-                settle()
-        settle()
+            pending.append((sample, producer.send(settings.topic, sample.value, sample.key, sample.headers)))
+            if len(pending) >= 500 or len(sample.value or b"") > HEAVY_BYTES:
+                wait_for_pending()
+        wait_for_pending()
     finally:
         producer.close(timeout=10)
     return sent
 
 
 def send_in_transactions(settings: Settings, samples: Sequence[Sample], size: int = 8) -> Sent:
-    """As `send`, in committed transactions of `size` messages, each after one of a few messages that is aborted."""
+    """As `send`, in committed transactions of `size` messages, each preceded by an aborted one of at most two."""
     producer = KafkaProducer(
         bootstrap_servers=settings.bootstrap_servers, transactional_id=f"test-{uuid4()}", acks="all", linger_ms=5
     )
@@ -103,30 +103,29 @@ def send_in_transactions(settings: Settings, samples: Sequence[Sample], size: in
     try:
         producer.init_transactions()
         for start in range(0, len(samples), size):
-            whole = samples[start : start + size]
-            for part, commit in ((whole[:2], False), (whole, True)):
+            batch = samples[start : start + size]
+            for part, commit in ((batch[:2], False), (batch, True)):
                 producer.begin_transaction()
-                sending = [producer.send(settings.topic, one.value, one.key, one.headers) for one in part]
-                places = [future.get(60) for future in sending]
+                pending = [producer.send(settings.topic, one.value, one.key, one.headers) for one in part]
+                positions = [(metadata.partition, metadata.offset) for metadata in (one.get(60) for one in pending)]
                 producer.commit_transaction() if commit else producer.abort_transaction()
-                for sample, place in zip(part, places, strict=True):
-                    if commit:
-                        sent[place.partition, place.offset] = Expected.of(sample)
+                if commit:
+                    sent |= zip(positions, map(Expected.of, part), strict=True)
     finally:
         producer.close(timeout=10)
     return sent
 
 
-def wait_until(condition: Callable[[], bool], what: Callable[[], str], patience_s: float = PATIENCE_S) -> None:
-    give_up = time.monotonic() + patience_s
+def wait_until(condition: Callable[[], bool], describe: Callable[[], str], timeout_s: float = TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < give_up, f"not within {patience_s:.0f} s: {what()}"
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {describe()}"
         time.sleep(POLL_S)
 
 
 @dataclass
 class Stream:
-    """One process of the stream; `kill` names a step of the protocol and the number of the batch to die at."""
+    """A process that runs the stream; `kill` is the protocol step and the batch number at which it kills itself."""
 
     settings: Settings
     images_per_batch: int = 2_000
@@ -172,36 +171,36 @@ class Stream:
         return self.process.poll() is None
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """What it told so far, of one kind."""
+        """The events of one kind so far."""
         lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
-        told = [json.loads(line) for line in lines if line.endswith("\n")]
-        return [event for event in told if event["event"] == kind]
+        events = [json.loads(line) for line in lines if line.endswith("\n")]
+        return [event for event in events if event["event"] == kind]
 
-    def said(self) -> str:
+    def log_tail(self) -> str:
         return f"{self._log.read_text(encoding='utf-8')[-3_000:]}\n{self._output.read_text(errors='replace')[-3_000:]}"
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait for something to happen while the stream runs."""
+        """Wait until a condition is met while the stream runs."""
 
         def met() -> bool:
-            happened = condition()
-            assert happened or self.running, f"the stream ended by itself: {self.said()}"
-            return happened
+            done = condition()
+            assert done or self.running, f"the stream ended: {self.log_tail()}"
+            return done
 
-        wait_until(met, self.said)
+        wait_until(met, self.log_tail)
 
     def wait_started(self) -> None:
         self.wait_for(lambda: bool(self.events("start")))
 
     def wait_killed(self) -> float:
-        """Wait until it has killed itself, with all of its group; returns when it was dead."""
-        code = self.process.wait(PATIENCE_S)
-        assert code == -signal.SIGKILL, f"it should have died at {self.kill}: {self.said()}"
+        """Wait until it has killed itself and its process group; returns the time."""
+        code = self.process.wait(TIMEOUT_S)
+        assert code == -signal.SIGKILL, f"not killed at {self.kill}: {self.log_tail()}"
         return time.time()
 
     def wait_ended(self) -> None:
-        """Wait until it has ended well, for as long as the test may take."""
-        assert self.process.wait() == 0, self.said()
+        """Wait until it has ended with exit code 0, without a timeout."""
+        assert self.process.wait() == 0, self.log_tail()
 
     def kill_now(self) -> float:
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -209,14 +208,14 @@ class Stream:
         return time.time()
 
     def stop(self) -> None:
-        """As `docker stop` or a service manager would."""
+        """Stop it as `docker stop` or a service manager does."""
         self.process.send_signal(signal.SIGTERM)
         self.wait_ended()
 
 
 @dataclass
 class Drained:
-    """What a stream that ran in the test process reported."""
+    """The reports of a stream that ran in the test process."""
 
     batches: list[BatchResult] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
@@ -230,7 +229,7 @@ def drain(
     on_trouble: Callable[[str], None] = lambda _: None,
     payload: Payload = RAW,
 ) -> Drained:
-    """Score all that is in the topic, in the Spark session of the tests.
+    """Score all messages of the topic, in the Spark session of the tests.
 
     Raises:
         ServiceError: as the stream does.
@@ -253,7 +252,7 @@ def drain(
 
 
 def _proportional_set(pid: int) -> int:
-    """Bytes, by the kernel's own sum, since adding up a JVM's mappings takes long; 0 of a process that has ended."""
+    """Bytes as summed by the kernel, because summing the mappings of a JVM is slow; 0 for an ended process."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -262,15 +261,15 @@ def _proportional_set(pid: int) -> int:
 
 
 class MemoryWatch:
-    """Samples the memory of a process and all below it, Java and Python apart, until the block ends.
+    """Samples the memory of a process and its descendants, Java and Python separately, until the block ends.
 
-    Proportional set sizes: what forked workers share counts once.
+    Proportional set sizes: memory shared by forked workers counts once.
     """
 
     def __init__(self, pid: int) -> None:
-        self.samples: list[tuple[float, int, int]] = []  # when, bytes of Java, bytes of Python
+        self.samples: list[tuple[float, int, int]] = []  # time, bytes of Java, bytes of Python
         self._pid = pid
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
@@ -278,11 +277,11 @@ class MemoryWatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._ended.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.25):
+        while not self._ended.wait(0.25):
             java = python = 0
             try:
                 root = psutil.Process(self._pid)
@@ -294,12 +293,12 @@ class MemoryWatch:
             self.samples.append((time.time(), java, python))
 
     def peak_mb(self) -> tuple[float, float]:
-        """The most that Java, and that Python had, in MB."""
+        """The peaks of Java and of Python, in MB."""
         return max(one[1] for one in self.samples) / 1e6, max(one[2] for one in self.samples) / 1e6
 
 
 def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Read the tables with deltalake alone; those in a bucket as copies, log and all."""
+    """Query the tables with deltalake only; tables in a bucket are copied first."""
     home = settings.place
     with TemporaryDirectory() as scratch:
         tables = Path(home.tables)
@@ -318,19 +317,19 @@ def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
 
 
 def versions(settings: Settings) -> dict[str, int]:
-    """Every table's version."""
+    """The version of each table."""
     return {name: open_delta(settings.place.table(name)).version() for name in settings.place.table_names()}
 
 
 def scored(settings: Settings) -> int:
-    """Messages of whole batches."""
+    """The number of messages in complete batches."""
     if not settings.place.has_table("batches"):
         return 0
     return int(rows(settings, "SELECT coalesce(sum(input_rows), 0) AS n FROM batches")[0]["n"])
 
 
 def check_exactly_once(settings: Settings, sent: Sent) -> None:
-    """Every message sent has one row, in the right table, for the right reason, with its batch's model."""
+    """Every message sent has one row, in the correct table, with the correct reason and the model of its batch."""
     found = rows(
         settings,
         """
@@ -342,10 +341,10 @@ def check_exactly_once(settings: Settings, sent: Sent) -> None:
     )
     counted = Counter((row["partition"], row["offset"]) for row in found)
     lost, unknown = sent.keys() - counted.keys(), counted.keys() - sent.keys()
-    repeated = [place for place, n in counted.items() if n > 1]
-    assert not lost, f"{len(lost)} messages lost, of {len(sent)}: {sorted(lost)[:5]}"
+    repeated = [position for position, n in counted.items() if n > 1]
+    assert not lost, f"{len(lost)} of {len(sent)} messages lost: {sorted(lost)[:5]}"
     assert not repeated, f"{len(repeated)} messages repeated: {repeated[:5]}"
-    assert not unknown, f"{len(unknown)} rows of messages that nobody sent: {sorted(unknown)[:5]}"
+    assert not unknown, f"{len(unknown)} rows of messages that were not sent: {sorted(unknown)[:5]}"
 
     for row in found:
         expected = sent[row["partition"], row["offset"]]
@@ -362,7 +361,7 @@ def check_exactly_once(settings: Settings, sent: Sent) -> None:
 
 
 def check_answers(settings: Settings) -> None:
-    """A reader of committed messages finds each row in the answers topic once, as it is in the table."""
+    """A `read_committed` consumer finds each row exactly once in the answers topic, equal to that in the table."""
     if settings.answers_topic is None:
         return
     expected = Counter(
@@ -371,7 +370,7 @@ def check_answers(settings: Settings) -> None:
         for row in rows(settings, f"SELECT * FROM {table}")  # noqa: S608  names of tables
     )
     found = Counter(_comparable(one.key, one.value, one.headers) for one in committed_answers(settings))
-    assert found == expected, f"lost: {list(expected - found)[:3]}, repeated or others: {list(found - expected)[:3]}"
+    assert found == expected, f"lost: {list(expected - found)[:3]}, unexpected: {list(found - expected)[:3]}"
 
 
 def _comparable(key: bytes | None, value: bytes, headers: Iterable[tuple[str, bytes]]) -> tuple[object, ...]:
@@ -379,7 +378,7 @@ def _comparable(key: bytes | None, value: bytes, headers: Iterable[tuple[str, by
 
 
 def committed_answers(settings: Settings) -> list[Any]:
-    """The messages of the answers topic that are committed, partition by partition."""
+    """The committed messages of the answers topic, partition by partition."""
     servers = settings.answers_bootstrap_servers or settings.bootstrap_servers
     consumer = KafkaConsumer(bootstrap_servers=servers, isolation_level="read_committed")
     found: dict[TopicPartition, list[Any]] = {}
@@ -391,7 +390,7 @@ def committed_answers(settings: Settings) -> list[Any]:
         consumer.seek_to_beginning()
         wait_until(
             lambda: _take(consumer, found) and all(consumer.position(one) >= end for one, end in ends.items()),
-            lambda: f"not all answers up to {ends}",
+            lambda: f"answers missing before {ends}",
         )
     finally:
         consumer.close()
@@ -399,16 +398,16 @@ def committed_answers(settings: Settings) -> list[Any]:
 
 
 def _take(consumer: KafkaConsumer, into: dict[TopicPartition, list[Any]]) -> bool:
-    for place, messages in consumer.poll(timeout_ms=200).items():
-        into.setdefault(place, []).extend(messages)
+    for partition, messages in consumer.poll(timeout_ms=200).items():
+        into.setdefault(partition, []).extend(messages)
     return True
 
 
 def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
-    """Rows, `batches` and decisions agree on each batch's model, and on how many messages it has."""
+    """Rows, `batches` and decisions agree on the model and the message count of each batch."""
     batches = {(row["query_id"], row["batch_id"]): row for row in rows(settings, "SELECT * FROM batches")}
     by_batch = Counter((row["query_id"], row["batch_id"]) for row in found)
-    accounted = {batch: row["input_rows"] for batch, row in batches.items() if row["input_rows"]}  # else holes alone
+    accounted = {batch: row["input_rows"] for batch, row in batches.items() if row["input_rows"]}  # else only holes
     assert by_batch == accounted, {key: (by_batch.get(key), accounted.get(key)) for key in by_batch | accounted}
     for row in found:
         batch = batches[row["query_id"], row["batch_id"]]
@@ -420,14 +419,14 @@ def _check_models(settings: Settings, found: list[dict[str, Any]]) -> None:
 
 
 def decisions(settings: Settings) -> list[Decision]:
-    """The decisions of the topic's stream, the oldest first."""
+    """The decisions of the topic's stream, oldest first."""
     store = settings.place.store
     keys = sorted(stored.key for stored in store.list(f"streams/{settings.topic}/batches"))
     return [Decision.from_json(data, key) for key in keys if (data := store.get(key)) is not None]
 
 
 def check_one_attempt(settings: Settings) -> None:
-    """The rows of a batch are those of the files that its decision names, to the microsecond in which each was made."""
+    """The rows of a batch are those of the files in its decision, with equal timestamps to the microsecond."""
     for decision in decisions(settings):
         for name, made_at in (("predictions", "scored_at"), ("quarantine", "quarantined_at")):
             columns = ["partition", "offset", made_at]
@@ -440,14 +439,14 @@ def check_one_attempt(settings: Settings) -> None:
 
 
 def _check_features(settings: Settings, found: list[dict[str, Any]]) -> None:
-    """The features are those of the messages that were predicted."""
-    places = rows(settings, 'SELECT "partition", "offset" FROM features WHERE topic IS NOT NULL')
+    """The features are those of the predicted messages."""
+    features = rows(settings, 'SELECT "partition", "offset" FROM features WHERE topic IS NOT NULL')
     predicted = [(row["partition"], row["offset"]) for row in found if row["reason"] is None]
-    assert sorted((row["partition"], row["offset"]) for row in places) == sorted(predicted)
+    assert sorted((row["partition"], row["offset"]) for row in features) == sorted(predicted)
 
 
-def register_twin(settings: Settings) -> int:
-    """Register version 1 once more, under another SHA-256: the same answers, told apart by their rows."""
+def register_copy(settings: Settings) -> int:
+    """Register version 1 again with another SHA-256: its answers are equal, but its rows can be distinguished."""
     registry = open_registry(settings.home)
 
     def copy(target: Path) -> None:

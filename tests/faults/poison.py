@@ -1,6 +1,6 @@
-"""Samples to publish: whatever a topic may bring, each with what should become of it.
+"""Messages of every kind that a topic may contain, valid and invalid, each with its expected outcome.
 
-A kind is a function of a random generator, so that samples of one kind differ and a seed gives the same ones again.
+A kind is a function of a random generator: samples of a kind differ, and a seed reproduces them.
 """
 
 import gzip
@@ -25,12 +25,12 @@ from producer.message import build_message
 from tests.faults.bombs import BOMBS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-HEAVY_MESSAGES = 8  # of 20 MB, however many samples are asked for
+HEAVY_MESSAGES = 8  # of 20 MB, for any number of samples
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of message: why it belongs into the quarantine (None: it does not), and how one is made."""
+    """A kind of message: the reason for its quarantine (None: it is predicted) and the function that makes one."""
 
     name: str
     reason: Reason | None
@@ -40,7 +40,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Sample:
-    """One message to send, and what should become of it."""
+    """One message to send and its expected outcome."""
 
     kind: str
     reason: Reason | None
@@ -50,11 +50,11 @@ class Sample:
 
 
 def generator(seed: int) -> Random:
-    """Chance that can be had again."""
-    return Random(seed)  # noqa: S311  nothing here is a secret
+    """A reproducible random generator."""
+    return Random(seed)  # noqa: S311  not for secrets
 
 
-# ---- pieces
+# ---- building blocks
 
 
 @cache
@@ -63,7 +63,7 @@ def _photographs() -> list[Image.Image]:
 
 
 def picture(rng: Random, width: int = 96, height: int = 72) -> Image.Image:
-    """A part of a photograph, as RGB."""
+    """A crop of a photograph, as RGB."""
     photograph = rng.choice(_photographs())
     left, top = rng.randrange(photograph.width - 200), rng.randrange(photograph.height - 150)
     return photograph.crop((left, top, left + 200, top + 150)).resize((width, height))
@@ -80,7 +80,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _png(width: int, height: int, body: bytes, *, text: bytes = b"", color_type: int = 0) -> bytes:
-    """A PNG of 8 bits put together by hand, for what Pillow does not write; `body` is the compressed rows."""
+    """An 8-bit PNG that Pillow cannot write; `body` contains the compressed rows."""
     header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
     extra = _chunk(b"zTXt", text) if text else b""
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + extra + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
@@ -91,7 +91,7 @@ def _patched(data: bytes, position: int, new: bytes) -> bytes:
 
 
 def _tiff_entry(data: bytes, tag: int) -> int:
-    """Where a little-endian TIFF's first directory holds the value of a tag."""
+    """The position of a tag's value in the first directory of a little-endian TIFF."""
     (directory,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, directory)
     for entry in range(directory + 2, directory + 2 + 12 * count, 12):
@@ -100,7 +100,7 @@ def _tiff_entry(data: bytes, tag: int) -> int:
     raise ValueError(f"no tag {tag}")
 
 
-# ---- good ones
+# ---- valid images
 
 
 def _plain(image_format: str, rng: Random, **options: Any) -> bytes:
@@ -132,8 +132,8 @@ def _rotated(rng: Random) -> bytes:
     return encode(picture(rng), "JPEG", exif=exif)
 
 
-def _tiff_that_goes_in_circles(rng: Random) -> bytes:
-    """Its last directory names its first as the next: whoever follows the chain never ends."""
+def _circular_tiff(rng: Random) -> bytes:
+    """A TIFF whose last directory links to the first, so that following the links never ends."""
     data = _plain("TIFF", rng)
     (directory,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, directory)
@@ -141,7 +141,7 @@ def _tiff_that_goes_in_circles(rng: Random) -> bytes:
 
 
 def _large(rng: Random) -> bytes:
-    """A photograph of 19 MB that nothing could make smaller."""
+    """An incompressible bitmap of 19 MB."""
     side = 2_500
     return encode(Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)), "BMP")
 
@@ -150,10 +150,10 @@ GOOD = (
     *(Kind(name.lower(), None, partial(_plain, name)) for name in FORMATS),
     Kind("avif", None, partial(_plain, "AVIF")),
     Kind("jpeg without its end marker", None, lambda rng: _plain("JPEG", rng)[:-2]),
-    Kind("jpeg behind a line of text", None, lambda rng: b"made by a camera\r\n" + _plain("JPEG", rng)),
+    Kind("jpeg after a line of text", None, lambda rng: b"made by a camera\r\n" + _plain("JPEG", rng)),
     Kind("progressive jpeg", None, partial(_plain, "JPEG", progressive=True)),
     Kind("jpeg with an unreadable exif", None, partial(_plain, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")),
-    Kind("jpeg with bytes behind its end", None, lambda rng: _plain("JPEG", rng) + b"made by a camera"),
+    Kind("jpeg with trailing bytes", None, lambda rng: _plain("JPEG", rng) + b"made by a camera"),
     Kind("jpeg, rotated by exif", None, _rotated),
     Kind("cmyk jpeg", None, partial(_as_mode, "CMYK", "JPEG")),
     Kind("cmyk tiff", None, partial(_as_mode, "CMYK", "TIFF")),
@@ -168,7 +168,7 @@ GOOD = (
     Kind("lossless webp", None, partial(_plain, "WEBP", lossless=True)),
     Kind("lzw tiff", None, partial(_plain, "TIFF", compression="tiff_lzw")),
     *(Kind(f"animated {name.lower()}", None, partial(_animated, name)) for name in ("GIF", "WEBP", "PNG", "TIFF")),
-    Kind("tiff whose directories go in circles", None, _tiff_that_goes_in_circles),
+    Kind("tiff with circular directories", None, _circular_tiff),
     Kind("1x100000", None, partial(_thin, 1, 100_000)),
     Kind("100000x1", None, partial(_thin, 100_000, 1)),
     Kind("1x1", None, partial(_thin, 1, 1)),
@@ -176,11 +176,11 @@ GOOD = (
 )
 
 
-# ---- bad ones
+# ---- invalid images
 
 
 def _noise(size: int, rng: Random) -> bytes:
-    return b"\x93noise" + rng.randbytes(size)  # no image begins like that
+    return b"\x93noise" + rng.randbytes(size)  # not the signature of any image format
 
 
 def _zip(content: bytes) -> bytes:
@@ -206,9 +206,9 @@ def _cut(image_format: str, quarters: int, rng: Random) -> bytes:
 
 @cache
 def _large_png() -> bytes:
-    """65,000,000 pixels in 65 KB; more than are taken, and all there."""
-    packer = zlib.compressobj()
-    body = b"".join(packer.compress(bytes(8_126)) for _ in range(8_000)) + packer.flush()
+    """A complete PNG of 65,000,000 pixels, which exceeds the limit, in 65 KB."""
+    compressor = zlib.compressobj()
+    body = b"".join(compressor.compress(bytes(8_126)) for _ in range(8_000)) + compressor.flush()
     return _png(8_125, 8_000, body)
 
 
@@ -218,7 +218,7 @@ def _text_bomb() -> bytes:
 
 
 def _huge(image_format: str, rng: Random) -> bytes:
-    """A small file whose header claims a picture of a thousand megapixels or so."""
+    """A small file whose header declares about a thousand megapixels."""
     data = _plain(image_format, rng)
     match image_format:
         case "PNG":
@@ -231,7 +231,7 @@ def _huge(image_format: str, rng: Random) -> bytes:
         case "BMP":
             return _patched(data, 18, struct.pack("<ii", 40_000, 40_000))
         case "TIFF":
-            for tag in (256, 257):  # width, length; written as long where the file has short
+            for tag in (256, 257):  # width, length; as long instead of short
                 position = _tiff_entry(data, tag)
                 data = _patched(data, position - 6, struct.pack("<HII", 4, 1, 40_000))
             return data
@@ -248,14 +248,14 @@ def _many_scans(rng: Random) -> bytes:
 
 
 def _damaged(image_format: str, rng: Random, **options: Any) -> bytes:
-    """Of full length, with nothing sensible in the middle."""
+    """An image of full length with overwritten bytes in the middle."""
     data = _plain(image_format, rng, **options)
     middle = len(data) // 2
     return _patched(data, middle, b"\xff" * 64)
 
 
 def _tiff_in_tiff(rng: Random) -> bytes:
-    """A TIFF whose only strip, said to be a JPEG, is another TIFF."""
+    """A TIFF whose only strip is declared as JPEG and contains another TIFF."""
     outer = encode(picture(rng), "TIFF", compression="jpeg", tiffinfo={278: 72})
     start, size = (struct.unpack_from("<I", outer, _tiff_entry(outer, tag))[0] for tag in (273, 279))
     inner = _plain("TIFF", rng)[:size]
@@ -291,7 +291,7 @@ BAD = (
     Kind("json", Reason.NOT_AN_IMAGE, _always(b'{"error": "no such image"}')),
     Kind("svg", Reason.FORMAT_NOT_ALLOWED, _always(b'<svg xmlns="http://www.w3.org/2000/svg"><rect width="9"/></svg>')),
     Kind(
-        "jpeg behind the headers of a form",
+        "jpeg after the headers of a form",
         Reason.NOT_AN_IMAGE,
         lambda rng: b"--b\r\nContent-Type: image/jpeg\r\n\r\n" + _plain("JPEG", rng),
     ),
@@ -303,8 +303,8 @@ BAD = (
     Kind("zip of an image", Reason.NOT_AN_IMAGE, lambda rng: _zip(_plain("PNG", rng))),
     Kind("zip bomb", Reason.NOT_AN_IMAGE, lambda _: _zip_bomb()),
     Kind("gzip of an image", Reason.NOT_AN_IMAGE, lambda rng: gzip.compress(_plain("PNG", rng))),
-    Kind("sound", Reason.NOT_AN_IMAGE, lambda rng: b"RIFF\x24\x08\0\0WAVEfmt " + rng.randbytes(2_048)),
-    Kind("film", Reason.NOT_AN_IMAGE, _always(_MP4)),
+    Kind("wav", Reason.NOT_AN_IMAGE, lambda rng: b"RIFF\x24\x08\0\0WAVEfmt " + rng.randbytes(2_048)),
+    Kind("mp4", Reason.NOT_AN_IMAGE, _always(_MP4)),
     *(Kind(f"{name.lower()}, wrong magic", Reason.NOT_AN_IMAGE, partial(_wrong_magic, name)) for name in FORMATS[:4]),
     *(Kind(name.lower(), Reason.FORMAT_NOT_ALLOWED, partial(_plain, name)) for name in _OTHER_FORMATS),
     Kind("heic", Reason.FORMAT_NOT_ALLOWED, _always(_HEIC)),
@@ -317,12 +317,12 @@ BAD = (
         for name in FORMATS
         for quarters in (1, 2, 3)
     ),
-    Kind("jpeg header alone", Reason.TRUNCATED, _always(b"\xff\xd8\xff\xe0\x00\x10JFIF\x00")),
+    Kind("jpeg header only", Reason.TRUNCATED, _always(b"\xff\xd8\xff\xe0\x00\x10JFIF\x00")),
     Kind("damaged png", Reason.CORRUPT, partial(_damaged, "PNG")),
     Kind("damaged lzw tiff", Reason.CORRUPT, partial(_damaged, "TIFF", compression="tiff_lzw")),
-    Kind("jpeg with nothing inside", Reason.CORRUPT, _always(_EMPTY_JPEG)),
+    Kind("jpeg without content", Reason.CORRUPT, _always(_EMPTY_JPEG)),
     Kind("png with a wrong checksum", Reason.CORRUPT, lambda rng: _patched(_plain("PNG", rng), 29, b"\0\0\0\0")),
-    Kind("tiff without an entry", Reason.CORRUPT, _always(b"II*\0\x08\0\0\0\0\0\0\0\0\0" + bytes(100))),
+    Kind("tiff without entries", Reason.CORRUPT, _always(b"II*\0\x08\0\0\0\0\0\0\0\0\0" + bytes(100))),
     Kind("tiff in tiff", Reason.CORRUPT, _tiff_in_tiff),
     Kind("tiff of floats", Reason.UNSUPPORTED_MODE, _float_tiff),
     Kind("tiff of 32-bit integers", Reason.UNSUPPORTED_MODE, _int_tiff),
@@ -338,11 +338,11 @@ BAD = (
 
 
 def _enveloped(kind: Kind, number: int, rng: Random) -> Sample:
-    """A message as `imagestream publish` sends it; one in eight has a key or headers that nobody should send."""
+    """A message as `imagestream publish` sends it; one in eight has a missing or invalid key or invalid headers."""
     value = kind.make(rng)
     key, headers = f"{kind.name} {number}".encode(), []
     match rng.randrange(32):
-        case 0 if value is not None:  # Kafka takes no message with neither
+        case 0 if value is not None:  # Kafka requires a key or a value
             key = None
         case 1:
             key, headers = rng.randbytes(5_000), [("label", rng.randbytes(50))]
@@ -357,13 +357,13 @@ def _enveloped(kind: Kind, number: int, rng: Random) -> Sample:
 
 
 def samples(rng: Random, *, good: int, bad: int, heavy: tuple[Kind, ...] = ()) -> list[Sample]:
-    """So many good and bad messages, mixed; every kind in turn, those of `heavy` a few times among their like."""
+    """`good` valid and `bad` invalid messages, shuffled: each kind in turn, and those of `heavy` a few times."""
     made: list[Sample] = []
     for kinds, count in ((GOOD, good), (BAD, bad)):
         light = [kind for kind in kinds if not kind.heavy]
         large = [kind for kind in heavy if kind in kinds]
-        turn = list(islice(cycle(large), min(HEAVY_MESSAGES, max(1, count // 50)))) if large else []
-        picked = [*turn, *(light[number % len(light)] for number in range(count - len(turn)))]
+        few = list(islice(cycle(large), min(HEAVY_MESSAGES, max(1, count // 50)))) if large else []
+        picked = [*few, *(light[number % len(light)] for number in range(count - len(few)))]
         made += [_enveloped(kind, number, rng) for number, kind in enumerate(picked)]
     rng.shuffle(made)
     return made

@@ -1,4 +1,4 @@
-"""Drivers that send answers are killed, stopped and raced: a committed reader finds each row of the table once."""
+"""Killed, suspended and concurrent drivers: a `read_committed` consumer of the answers finds each row exactly once."""
 
 import signal
 from dataclasses import replace
@@ -17,7 +17,7 @@ from tests.forms import Form, Record
 from tests.streaming.history import new_topic
 
 PER_BATCH = 3  # messages of each partition
-# A step of a micro-batch, and which of answers and tables has to be complete before the other one begins.
+# A step of a micro-batch, and which of answers and tables must be complete before the other begins.
 KILLS = (
     ("score", None),
     ("decide", None),
@@ -30,14 +30,14 @@ KILLS = (
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With --full also in a bucket."""
+    """With --full, also run on a bucket."""
     if "place" in metafunc.fixturenames:
         metafunc.parametrize("place", ["local", "bucket"] if metafunc.config.getoption("full") else ["local"])
 
 
 @pytest.fixture
 def spec(place: str, broker: Settings, request: pytest.FixtureRequest, tmp_path: Path) -> Spec:
-    """A stream of ten micro-batches that has begun, with a new answers topic."""
+    """A started stream of ten micro-batches with a new answers topic."""
     home = tmp_path / "home" if place == "local" else request.getfixturevalue("bucket_home")
     settings = Settings(
         home=home,
@@ -52,7 +52,7 @@ def spec(place: str, broker: Settings, request: pytest.FixtureRequest, tmp_path:
     return Spec(settings, tmp_path / "1", 10 * PER_BATCH, PER_BATCH, variables=variables)
 
 
-def another(spec: Spec, name: str) -> Spec:
+def with_log(spec: Spec, name: str) -> Spec:
     return replace(spec, log=spec.log.with_name(name))
 
 
@@ -66,23 +66,23 @@ def test_kill_at_any_step_leaves_each_answer_once(
         with Driver(replace(spec, first=first, signal_at=(step, rng.choice([1, 2]), signal.SIGKILL))) as driver:
             driver.wait_killed()
     with Driver(spec) as driver:
-        assert driver.wait_code() == 0, driver.said()
+        assert driver.wait_ended() == 0, driver.log_tail()
     check(spec.settings, spec.messages)
     assert len(committed_answers(spec.settings)) == 2 * spec.messages
     record(f"answers, {place}: SIGKILLs; lost, repeated", form("50; 0, 0", "7; 0, 0"), f"{len(kills)}; 0, 0")
 
 
 def test_driver_suspended_in_a_transaction_is_fenced(spec: Spec) -> None:
-    """It stops between sending and committing; `maintain` finishes the batch, and another driver the later ones."""
-    with Driver(replace(spec, signal_at=("send", 2, signal.SIGSTOP))) as asleep:
-        asleep.wait_stopped()
+    """Suspended between sending and committing; `maintain` finishes its batch, and another driver the later ones."""
+    with Driver(replace(spec, signal_at=("send", 2, signal.SIGSTOP))) as suspended:
+        suspended.wait_suspended()
         maintain(spec.settings)
         assert rows(spec.settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"] == 2
-        with Driver(another(spec, "other")) as driver:
-            assert driver.wait_code() == 0, driver.said()
-        asleep.wake()
-        assert asleep.wait_code() == 0, asleep.said()
-        assert asleep.events("lost"), asleep.said()
+        with Driver(with_log(spec, "other")) as driver:
+            assert driver.wait_ended() == 0, driver.log_tail()
+        suspended.resume()
+        assert suspended.wait_ended() == 0, suspended.log_tail()
+        assert suspended.events("lost"), suspended.log_tail()
     check(spec.settings, spec.messages)
 
 
@@ -90,9 +90,9 @@ def test_concurrent_drivers_duplicate_no_answer(spec: Spec, form: Form[int], rec
     starts = form(20, 1)
     for number in range(starts):
         spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
-        with Driver(another(spec, f"a{number}")) as one, Driver(another(spec, f"b{number}")) as other:
-            codes = {one.wait_code(), other.wait_code()}
-        assert 0 in codes, (one.said(), other.said())
+        with Driver(with_log(spec, f"a{number}")) as one, Driver(with_log(spec, f"b{number}")) as other:
+            codes = {one.wait_ended(), other.wait_ended()}
+        assert 0 in codes, (one.log_tail(), other.log_tail())
         assert codes <= {0, FENCED}
     check(spec.settings, spec.messages)
     record("answers: two drivers at once, repeated", f"{starts} starts, 0", f"{starts} starts, 0")
@@ -106,10 +106,10 @@ def test_tables_are_at_most_one_batch_ahead_of_unavailable_answers(spec: Spec, f
         stop_broker(fragile_broker)
         try:
             driver.wait_for("away")
-            whole = rows(settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
+            complete = rows(settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
             ahead = rows(settings, "SELECT max(batch_id) AS n FROM predictions")[0]["n"]
-            assert whole <= ahead <= whole + 1 < 40
+            assert complete <= ahead <= complete + 1 < 40
         finally:
             start_broker(fragile_broker)
-        assert driver.wait_code() == 0, driver.said()
+        assert driver.wait_ended() == 0, driver.log_tail()
     check(settings, spec.messages)

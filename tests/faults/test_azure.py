@@ -1,4 +1,4 @@
-"""A home at an `az://` URI, on Azurite: the store's promises, and the commit protocol with a driver that is killed."""
+"""A home at an `az://` URI on Azurite: store operations, and the commit protocol with killed drivers."""
 
 import base64
 import hashlib
@@ -28,20 +28,20 @@ from tests.streaming.history import new_topic
 
 AZURITE = "azurite@3.35.0"
 ACCOUNT = "devstoreaccount1"
-# Azurite's own, the same for everybody.
+# Azurite's well-known account key.
 KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsu"  # pragma: allowlist secret
     "Fq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # pragma: allowlist secret
 )
-VERSION = "2021-08-06"  # of Azure's REST API
+VERSION = "2021-08-06"  # of the Azure REST API
 
 
 @pytest.fixture(scope="module")
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The variables of a server with the container `home`."""
+    """The environment variables of a server with the container `home`."""
     npm = shutil.which("npm")
     if npm is None:
-        pytest.skip("Azurite is installed by npm, which is not there")
+        pytest.skip("npm, which installs Azurite, was not found")
     folder = tmp_path_factory.mktemp("azurite")
     install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), AZURITE]
     installed = subprocess.run(install, capture_output=True, text=True, check=False)
@@ -55,7 +55,7 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:
-        wait_until(lambda: _container_made(port), (folder / "log").read_text, 60)
+        wait_until(lambda: _create_container(port), (folder / "log").read_text, 60)
         yield {
             "AZURE_STORAGE_ACCOUNT_NAME": ACCOUNT,
             "AZURE_STORAGE_ACCOUNT_KEY": KEY,
@@ -66,8 +66,8 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         process.wait()
 
 
-def _container_made(port: int) -> bool:
-    """Source: "Authorize with Shared Key" in the documentation of Azure Storage."""
+def _create_container(port: int) -> bool:
+    """Whether the container was created. Source: "Authorize with Shared Key", Azure Storage REST API reference."""
     now = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
     head = f"PUT{12 * chr(10)}x-ms-date:{now}\nx-ms-version:{VERSION}\n"
     text = f"{head}/{ACCOUNT}/{ACCOUNT}/home\nrestype:container"
@@ -122,8 +122,8 @@ def test_new_driver_finishes_work_of_killed_driver(home: str, tmp_path: Path, st
     with Driver(replace(spec, signal_at=(step, 2, signal.SIGKILL))) as driver:
         driver.wait_killed()
     with Driver(spec) as driver:
-        assert driver.wait_code() == 0, driver.said()
+        assert driver.wait_ended() == 0, driver.log_tail()
     check(settings, spec.messages)
     check_one_attempt(settings)
-    counted = query(settings, "SELECT (SELECT count(*) FROM predictions) + (SELECT count(*) FROM quarantine) AS n")
-    assert counted.to_pylist() == [{"n": 60}]
+    rows = query(settings, "SELECT (SELECT count(*) FROM predictions) + (SELECT count(*) FROM quarantine) AS n")
+    assert rows.to_pylist() == [{"n": 60}]

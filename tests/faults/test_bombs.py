@@ -1,4 +1,4 @@
-"""Small images that cost much: each ends within the limits with the right reason, and the next image is decoded."""
+"""Image bombs: each has an expected outcome within the limits, and the next image is decoded."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def bomb(name: str) -> bytes:
 
 
 def pids() -> list[int]:
-    """The guarded processes that wait for work."""
+    """The idle guarded processes."""
     return [process._process.pid for process in guarded._pool._idle]
 
 
@@ -59,31 +59,31 @@ def test_killed_guarded_process_is_restarted(sign: signal.Signals) -> None:
 
 
 def test_decoder_that_crashes_twice_gives_a_bad_image() -> None:
-    crashed = threading.Event()
+    ended = threading.Event()
 
     def crash() -> None:
-        while not crashed.wait(0.05):
+        while not ended.wait(0.05):
             for child in guarded_children():
                 os.kill(child, signal.SIGSEGV)
 
     def guarded_children() -> list[int]:
         import psutil
 
-        mine = psutil.Process().children()
-        return [one.pid for one in mine if guarded.MODULE in one.cmdline() and one.cpu_times().user > 0.5]
+        children = psutil.Process().children()
+        return [one.pid for one in children if guarded.MODULE in one.cmdline() and one.cpu_times().user > 0.5]
 
     decode(GOOD, SIZE)
     for process in guarded._pool._idle:
         process.close()
     guarded._pool._idle.clear()
-    killer = threading.Thread(target=crash)
-    killer.start()
-    for _ in range(5):  # on a busy machine the decoder may be done before it is killed a second time
+    crasher = threading.Thread(target=crash)
+    crasher.start()
+    for _ in range(5):  # on a busy machine, the decoder may finish before the second crash
         got = decode(many_scans(7_744, 7_744, 100), SIZE)
         if isinstance(got, BadImage):
             break
-    crashed.set()
-    killer.join()
+    ended.set()
+    crasher.join()
     assert isinstance(got, BadImage)
     assert got == BadImage(Stage.DECODE, Reason.CORRUPT, "the decoder crashed (signal 11)")
 
@@ -123,9 +123,7 @@ def test_guarded_process_does_not_inherit_the_environment(monkeypatch: pytest.Mo
     assert names == {b"PYTHONPATH", b"OPENBLAS_NUM_THREADS", b"OMP_NUM_THREADS"}
 
 
-@pytest.mark.parametrize(
-    "name", ["tiff of one giant tile", "png of 65 megapixels, all there", "icon of 144 megapixels"]
-)
+@pytest.mark.parametrize("name", ["tiff of one giant tile", "png of 65 megapixels, complete", "icon of 144 megapixels"])
 def test_bomb_is_not_shrunk(name: str) -> None:
     data = bomb(name)
     assert shrink(data, 100) is data

@@ -1,7 +1,7 @@
-"""The test files of a decoder itself, and all image bombs, through the stream; only in `make soak`.
+"""Pillow's test images and all image bombs in the stream; only in `make soak`.
 
-Pillow's source distribution holds some 1,000 images that once made it fail, or that other programs wrote in their own
-way (https://github.com/python-pillow/Pillow/tree/main/Tests/images).
+Pillow's source distribution contains about 1,000 images that caused failures or that other programs wrote in unusual
+ways (https://github.com/python-pillow/Pillow/tree/main/Tests/images).
 """
 
 import io
@@ -26,7 +26,7 @@ from tests.faults.poison import Sample
 from tests.forms import Record
 
 SIZE = (64, 64)
-# Formats under other names of Pillow's: the further pictures of an MPO are not looked at.
+# Pillow's name of a format → ours: the additional pictures of an MPO are ignored.
 OTHER_NAMES = {"MPO": "JPEG"}
 
 
@@ -47,18 +47,18 @@ def _images_of(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def pillow_decodes(data: bytes) -> bool:
-    """Pillow's own verdict, of a format that we accept."""
+    """Whether Pillow decodes the image and its format is accepted."""
     try:
         with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as image:
             warnings.simplefilter("ignore")
             image.load()
             return OTHER_NAMES.get(image.format or "", image.format) in DEFAULT_LIMITS.formats
-    except Exception:  # noqa: BLE001  whatever it is
+    except Exception:  # noqa: BLE001  Pillow raises any type
         return False
 
 
 def check_through_stream(service: Settings, samples: list[Sample]) -> None:
-    """Every sample has its row, and the stream was never started again."""
+    """Every sample has its row, and the query was never restarted."""
     sent = send(service, samples)
     with Stream(service, until_drained=True) as stream:
         stream.wait_ended()
@@ -95,6 +95,6 @@ def test_each_bomb_and_the_next_image_have_a_row(new_service: NewService, record
         reason = got.reason if isinstance(got, BadImage) else None
         assert reason in one.outcomes
         samples.append(Sample(one.name, reason, data, one.name.encode()))
-        samples.append(Sample(f"behind {one.name}", None, small("JPEG"), None))
+        samples.append(Sample(f"after {one.name}", None, small("JPEG"), None))
     check_through_stream(new_service(), samples)
     record("bombs through the stream, each before a good image", "a row each, no restart", f"{len(samples)} rows")

@@ -1,4 +1,4 @@
-"""Decoding under a coverage-guided fuzzer; only in `make soak`, which installs it."""
+"""Coverage-guided fuzzing of decoding; only in `make soak`, which installs the fuzzer."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ def test_coverage_guided_fuzzing_finds_no_error_or_hang(seed: int, tmp_path: Pat
     for number, kind in enumerate(kind for kind in (*GOOD, *BAD) if not kind.heavy):
         (corpus / str(number)).write_bytes(kind.make(generator(seed)) or b"")
     options = [
-        f"-seed={seed + 1}",  # libFuzzer takes 0 for chance
+        f"-seed={seed + 1}",  # 0 means a random seed to libFuzzer
         f"-max_total_time={SECONDS}",
         f"-timeout={SLOWEST_S}",
         f"-report_slow_units={SLOWEST_S}",
@@ -31,7 +31,7 @@ def test_coverage_guided_fuzzing_finds_no_error_or_hang(seed: int, tmp_path: Pat
     ]
     command = [sys.executable, "-m", "tests.faults.fuzz_decode", str(corpus), *options]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
-    what = [(path.name, path.read_bytes()[:2_000]) for path in found.iterdir()]
-    assert (done.returncode, what) == (0, []), done.stderr[-3_000:]
+    findings = [(path.name, path.read_bytes()[:2_000]) for path in found.iterdir()]
+    assert (done.returncode, findings) == (0, []), done.stderr[-3_000:]
     runs = re.findall(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
     record("fuzz: decode, coverage-guided", "no error, ≤ 1 s", f"{int(runs[0]):,} inputs in {SECONDS / 60:.0f} min")

@@ -1,4 +1,4 @@
-"""Bytes that nobody meant, at every door: decoding, scoring a partition, manifests, arrays and decisions."""
+"""Fuzzing of every parser: decoding, scoring a partition, manifests, arrays and decisions."""
 
 import json
 import time
@@ -49,7 +49,7 @@ def _mutated(data: bytes, changes: list[tuple[str, float, int, bytes]], other: b
     return data
 
 
-# (kind of change, where from 0 to 1, how much, bytes): what fuzzers do to a file
+# A fuzzer's change: kind, relative position, length, bytes.
 CHANGE = st.tuples(
     st.sampled_from(["set", "cut", "insert", "repeat", "splice"]),
     st.floats(0, 1),
@@ -62,7 +62,7 @@ MUTATED = st.builds(
     st.lists(CHANGE, max_size=8),
     st.sampled_from(SEEDS),
 )
-ANYTHING = st.one_of(st.binary(max_size=300), MUTATED)
+ANY_BYTES = st.one_of(st.binary(max_size=300), MUTATED)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -72,7 +72,7 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def fuzz(form: Form[int], seed: int) -> Any:
-    """As `given`, with the run's seed, and as many examples as the form has."""
+    """Decorator of a Hypothesis test that sets the run's seed and the number of examples in the short form."""
 
     def of(short: int) -> Any:
         examples = form(short * 100, short)
@@ -92,7 +92,7 @@ def test_decoding_never_raises(fuzz: Any, form: Form[int], record: Record) -> No
     seconds = [0.0]
 
     @fuzz(1_500)
-    @given(ANYTHING)
+    @given(ANY_BYTES)
     def check(data: bytes) -> None:
         clock = time.thread_time()
         got = decode(data, SIZE)
@@ -117,7 +117,7 @@ def test_scoring_never_raises_or_loses_a_row(fuzz: Any, bundle: Bundle, tmp_path
     message = st.fixed_dictionaries(
         {
             "key": st.none() | st.binary(max_size=400),
-            "value": st.none() | ANYTHING,
+            "value": st.none() | ANY_BYTES,
             "headers": st.none() | st.lists(header, max_size=4),
         }
     )
@@ -128,7 +128,7 @@ def test_scoring_never_raises_or_loses_a_row(fuzz: Any, bundle: Bundle, tmp_path
     @given(st.lists(message, min_size=1, max_size=6))
     def check(messages: list[dict[str, Any]]) -> None:
         out = pa.Table.from_batches(
-            score_partition(iter([_as_spark_gives(messages)]), lambda: bundle, lambda: None, task), OUTPUT
+            score_partition(iter([_spark_batch(messages)]), lambda: bundle, lambda: None, task), OUTPUT
         )
         reports = out.column(REPORT.name).drop_null().to_pylist()
         (report,) = [PartitionReport.from_json(text) for text in reports]
@@ -140,7 +140,7 @@ def test_scoring_never_raises_or_loses_a_row(fuzz: Any, bundle: Bundle, tmp_path
     check()
 
 
-def _as_spark_gives(messages: list[dict[str, Any]]) -> pa.RecordBatch:
+def _spark_batch(messages: list[dict[str, Any]]) -> pa.RecordBatch:
     header = pa.struct([("key", pa.string()), ("value", pa.binary())])
     columns = {
         "key": pa.array([one["key"] for one in messages], pa.binary()),
@@ -154,12 +154,12 @@ def _as_spark_gives(messages: list[dict[str, Any]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def _paths(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value in a JSON document."""
     yield path
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in items:
-        yield from _places(value, (*path, key))
+        yield from _paths(value, (*path, key))
 
 
 def _replaced(content: Any, path: tuple[Any, ...], value: Any) -> Any:
@@ -173,16 +173,16 @@ def _replaced(content: Any, path: tuple[Any, ...], value: Any) -> Any:
 def test_damaged_manifest_raises_only_model_error(fuzz: Any, trained: Path) -> None:
     text = (bundle_folder(trained, 1) / MANIFEST).read_bytes()
     content = json.loads(text)
-    places = list(_places(content))
+    paths = list(_paths(content))
 
     @fuzz(300)
-    @given(st.sampled_from(places), JSON, st.lists(CHANGE, max_size=3))
-    def check(place: tuple[Any, ...], value: Any, changes: list[tuple[str, float, int, bytes]]) -> None:
-        changed = json.dumps(_replaced(content, place, value)).encode()
+    @given(st.sampled_from(paths), JSON, st.lists(CHANGE, max_size=3))
+    def check(path: tuple[Any, ...], value: Any, changes: list[tuple[str, float, int, bytes]]) -> None:
+        changed = json.dumps(_replaced(content, path, value)).encode()
         try:
             manifest = parse_manifest(_mutated(changed, changes, text))
         except ModelError as error:
-            assert str(error)  # noqa: PT017  both outcomes are right
+            assert str(error)  # noqa: PT017  both outcomes are correct
         else:
             assert isinstance(manifest, Manifest)
             manifest.check_dimensions()
@@ -191,13 +191,13 @@ def test_damaged_manifest_raises_only_model_error(fuzz: Any, trained: Path) -> N
 
 
 def test_damaged_arrays_raise_only_model_error(fuzz: Any) -> None:
-    whole = write_npz({"weights": np.eye(5, dtype=np.float32), "bias": np.zeros(5)})
+    valid = write_npz({"weights": np.eye(5, dtype=np.float32), "bias": np.zeros(5)})
 
     @fuzz(300)
     @given(st.lists(CHANGE, min_size=1, max_size=4))
     def check(changes: list[tuple[str, float, int, bytes]]) -> None:
         try:
-            arrays = read_npz(_mutated(whole, changes, whole), "weights.npz")
+            arrays = read_npz(_mutated(valid, changes, valid), "weights.npz")
         except ModelError as error:
             assert str(error).startswith("weights.npz ")  # noqa: PT017
         else:

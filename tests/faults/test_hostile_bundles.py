@@ -1,4 +1,4 @@
-"""Bundles made to do harm, or spoilt: each is refused with a reason before anything is answered with it."""
+"""Malicious and damaged bundles: each is refused with a reason before it is used."""
 
 import io
 import json
@@ -23,18 +23,18 @@ from tests.forms import Form, Record
 from tests.models.samples import copy_bundle, replace_file, seal
 from tests.streaming.small_models import bundle_folder
 
-Spoil = Callable[[Path], None]
+Change = Callable[[Path], None]
 
 
 class Trap:
-    """What unpickling must never reach: it would leave a mark in the working directory."""
+    """Creates a folder in the working directory if it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("unpickled",)
 
 
-def take(bundle: Path) -> None:
-    """All that the stream does before it answers with a model."""
+def use(bundle: Path) -> None:
+    """All that the stream does before it predicts with a model."""
     content = read_bundle(bundle)
     check_golden(content, load_scorer(content))
 
@@ -44,23 +44,23 @@ def _content(bundle: Path) -> dict[str, Any]:
     return content
 
 
-def _file(name: str, make: Callable[[bytes], bytes], *, sealed: bool = True) -> Spoil:
-    """A file with other content; `sealed` has the manifest agree with it, so that its hash does not give it away."""
+def _file(name: str, make: Callable[[bytes], bytes], *, sealed: bool = True) -> Change:
+    """A file with other content; `sealed` updates its hash in the manifest."""
 
-    def spoil(bundle: Path) -> None:
+    def change(bundle: Path) -> None:
         replace_file(bundle, name, make((bundle / name).read_bytes()))
         if sealed:
             seal(bundle)
 
-    return spoil
+    return change
 
 
-def _arrays(name: str, **change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
-    """An npz with some of its arrays changed, and the manifest in agreement."""
+def _arrays(name: str, **changes: Callable[[np.ndarray], np.ndarray]) -> Change:
+    """An npz with some of its arrays changed and the manifest updated."""
 
     def make(data: bytes) -> bytes:
         arrays = read_npz(data, name)
-        return write_npz(arrays | {key: make(arrays[key].copy()) for key, make in change.items()})
+        return write_npz(arrays | {key: change(arrays[key].copy()) for key, change in changes.items()})
 
     return _file(name, make)
 
@@ -73,14 +73,14 @@ def _one(value: float) -> Callable[[np.ndarray], np.ndarray]:
     return put
 
 
-def _fields(**fields: Any) -> Spoil:
+def _fields(**fields: Any) -> Change:
     return lambda bundle: seal(bundle, **fields)
 
 
-def _renamed(new: str) -> Spoil:
-    """A manifest that names another place for a file, where the very same file lies."""
+def _renamed(new: str) -> Change:
+    """A manifest with another path for a file, which contains the same bytes."""
 
-    def spoil(bundle: Path) -> None:
+    def change(bundle: Path) -> None:
         content = _content(bundle)
         content["files"][new] = content["files"].pop(CLASSIFIER)
         replace_file(bundle, MANIFEST, json.dumps(content).encode())
@@ -90,32 +90,32 @@ def _renamed(new: str) -> Spoil:
             target.write_bytes((bundle / CLASSIFIER).read_bytes())
         (bundle / CLASSIFIER).unlink()
 
-    return spoil
+    return change
 
 
-def _swapped(one: str, other: str, *, sealed: bool) -> Spoil:
-    def spoil(bundle: Path) -> None:
+def _swapped(one: str, other: str, *, sealed: bool) -> Change:
+    def change(bundle: Path) -> None:
         first, second = (bundle / one).read_bytes(), (bundle / other).read_bytes()
         replace_file(bundle, one, second)
         replace_file(bundle, other, first)
         if sealed:
             seal(bundle)
 
-    return spoil
+    return change
 
 
-def _instead(name: str, make: Callable[[Path], object]) -> Spoil:
-    """Something else under a file's name."""
+def _replaced(name: str, make: Callable[[Path], object]) -> Change:
+    """Something else under the name of a file."""
 
-    def spoil(bundle: Path) -> None:
+    def change(bundle: Path) -> None:
         (bundle / name).rename(bundle.parent / "moved")
         make(bundle / name)
 
-    return spoil
+    return change
 
 
 def _npz(**members: bytes) -> bytes:
-    """An npz put together by hand."""
+    """An npz with these members."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
@@ -129,30 +129,30 @@ def _objects(_: bytes) -> bytes:
     return stream.getvalue()
 
 
-def _promise(shape: str) -> bytes:
-    """The header of an .npy file that promises an array of this shape, and nothing behind it."""
+def _header(shape: str) -> bytes:
+    """The header of an .npy file that declares an array of this shape, without data."""
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
 def _bomb() -> bytes:
-    """An npz of a hundred bytes whose directory promises 4 GB."""
-    data = _npz(**{"coefficients.npy": _promise("(1000000000,)")})
+    """An npz of a hundred bytes whose directory declares 4 GB."""
+    data = _npz(**{"coefficients.npy": _header("(1000000000,)")})
     size = data.index(b"PK\x01\x02") + 24
     return data[:size] + b"\xff\xff\xff\xfe"[::-1] + data[size + 4 :]
 
 
-def _missing_field(name: str) -> Spoil:
-    def spoil(bundle: Path) -> None:
+def _missing_field(name: str) -> Change:
+    def change(bundle: Path) -> None:
         content = _content(bundle)
         del content[name]
         replace_file(bundle, MANIFEST, json.dumps(content).encode())
 
-    return spoil
+    return change
 
 
 def _other_weights(data: bytes) -> bytes:
-    """The flatbuffer with some of its numbers changed: it loads and runs, and computes something else."""
+    """The flatbuffer with some weights set to zero: it loads and runs but computes other values."""
     middle = len(data) // 2
     return data[:middle] + bytes(200_000) + data[middle + 200_000 :]
 
@@ -161,83 +161,83 @@ def _wider(array: np.ndarray) -> np.ndarray:
     return np.hstack([array, array])
 
 
-HOSTILE: dict[str, Spoil] = {
+HOSTILE: dict[str, Change] = {
     "pickled objects in an npz": _file(CLASSIFIER, _objects),
-    "a pickle under the name of an npz": _file(CLASSIFIER, lambda _: pickle.dumps(Trap())),
+    "a pickle named as an npz": _file(CLASSIFIER, lambda _: pickle.dumps(Trap())),
     "a pickle inside an npz": _file(CLASSIFIER, lambda _: _npz(**{"coefficients.npy": pickle.dumps(Trap())})),
-    "a pickle beside the files": lambda bundle: (bundle / "model.pkl").write_bytes(pickle.dumps(Trap())) and None,
-    "a Python file beside the files": lambda bundle: (bundle / "__init__.py").write_text("raise SystemExit") and None,
+    "an additional pickle": lambda bundle: (bundle / "model.pkl").write_bytes(pickle.dumps(Trap())) and None,
+    "an additional Python file": lambda bundle: (bundle / "__init__.py").write_text("raise SystemExit") and None,
     "path traversal in the manifest": _renamed("../classifier.npz"),
     "an absolute path in the manifest": _renamed("/etc/passwd"),
-    "a path below in the manifest": _renamed("sub/classifier.npz"),
-    "path traversal inside an npz": _file(CLASSIFIER, lambda _: _npz(**{"../../coefficients.npy": _promise("(1,)")})),
+    "a subfolder in the manifest": _renamed("sub/classifier.npz"),
+    "path traversal inside an npz": _file(CLASSIFIER, lambda _: _npz(**{"../../coefficients.npy": _header("(1,)")})),
     "a wrong hash": _file(GOLDEN, lambda data: data[:-1] + b"\1", sealed=False),
-    "a hash in capitals": lambda bundle: replace_file(
+    "a hash in upper case": lambda bundle: replace_file(
         bundle,
         MANIFEST,
         json.dumps(_content(bundle) | {"files": {k: v.upper() for k, v in _content(bundle)["files"].items()}}).encode(),
     ),
     "two files swapped": _swapped(PROJECTION, CLASSIFIER, sealed=False),
-    "two files swapped, hashes right": _swapped(PROJECTION, CLASSIFIER, sealed=True),
-    "golden and classifier swapped, hashes right": _swapped(GOLDEN, CLASSIFIER, sealed=True),
-    "flatbuffer and weights swapped, hashes right": _swapped(FLATBUFFER_FILE, WEIGHTS_FILE, sealed=True),
-    "NaN among the weights": _arrays(CLASSIFIER, coefficients=_one(np.nan)),
-    "infinity among the weights": _arrays(PROJECTION, components=_one(np.inf)),
+    "two files swapped, correct hashes": _swapped(PROJECTION, CLASSIFIER, sealed=True),
+    "golden and classifier swapped, correct hashes": _swapped(GOLDEN, CLASSIFIER, sealed=True),
+    "flatbuffer and weights swapped, correct hashes": _swapped(FLATBUFFER_FILE, WEIGHTS_FILE, sealed=True),
+    "NaN in the weights": _arrays(CLASSIFIER, coefficients=_one(np.nan)),
+    "infinity in the weights": _arrays(PROJECTION, components=_one(np.inf)),
     "other weights in the classifier": _arrays(CLASSIFIER, intercept=_one(30.0)),
     "other weights in the backbone": _file(FLATBUFFER_FILE, _other_weights),
     "weights of double width": _arrays(CLASSIFIER, coefficients=_wider),
     "weights as float64": _arrays(PROJECTION, components=lambda array: array.astype(np.float64)),
     "weights as text": _arrays(CLASSIFIER, intercept=lambda array: array.astype(str)),
     "huge dimensions in the manifest": _fields(projection__n_out=10**6, classifier__n_in=10**6),
-    "dimensions beyond all bounds": _fields(projection__n_out=10**18),
-    "negative dimensions": _fields(classifier__n_out=-10),
+    "overflowing dimensions in the manifest": _fields(projection__n_out=10**18),
+    "negative dimensions in the manifest": _fields(classifier__n_out=-10),
     "an input size of gigapixels": _fields(backbone__input_size=[10**6, 10**6]),
-    "an array that promises terabytes": _file(
-        CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _promise("(1000000000000,)")})
+    "an array that declares terabytes": _file(
+        CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _header("(1000000000000,)")})
     ),
-    "an array of negative shape": _file(CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _promise("(-1, 5)")})),
-    "code for a shape": _file(CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _promise("(__import__('os'),)")})),
-    "a zip bomb for an npz": _file(CLASSIFIER, lambda _: _bomb()),
+    "an array of negative shape": _file(CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _header("(-1, 5)")})),
+    "code as a shape": _file(CLASSIFIER, lambda _: _npz(**{"coefficients.npy": _header("(__import__('os'),)")})),
+    "a zip bomb as an npz": _file(CLASSIFIER, lambda _: _bomb()),
     "an empty npz": _file(PROJECTION, lambda _: write_npz({})),
     "a flatbuffer of zeros": _file(FLATBUFFER_FILE, lambda data: bytes(len(data))),
-    "a flatbuffer cut short": _file(FLATBUFFER_FILE, lambda data: data[: len(data) // 2]),
+    "a truncated flatbuffer": _file(FLATBUFFER_FILE, lambda data: data[: len(data) // 2]),
     "an empty flatbuffer": _file(FLATBUFFER_FILE, lambda _: b""),
-    "golden answers altered": _arrays(GOLDEN, probabilities=lambda array: array[:, ::-1]),
-    "golden answers that are NaN": _arrays(GOLDEN, probabilities=_one(np.nan)),
-    "golden images that are none": _arrays(GOLDEN, data=np.zeros_like),
-    "golden lengths beyond the data": _arrays(GOLDEN, lengths=lambda array: array * 10),
-    "no golden image": _arrays(GOLDEN, lengths=lambda a: a[:0], data=lambda a: a[:0], probabilities=lambda a: a[:0]),
-    "a tolerance that lets anything through": _fields(golden_tolerance=1.0),
+    "changed golden probabilities": _arrays(GOLDEN, probabilities=lambda array: array[:, ::-1]),
+    "NaN in the golden probabilities": _arrays(GOLDEN, probabilities=_one(np.nan)),
+    "zeros as golden images": _arrays(GOLDEN, data=np.zeros_like),
+    "golden lengths larger than the data": _arrays(GOLDEN, lengths=lambda array: array * 10),
+    "no golden images": _arrays(GOLDEN, lengths=lambda a: a[:0], data=lambda a: a[:0], probabilities=lambda a: a[:0]),
+    "an unlimited tolerance": _fields(golden_tolerance=1.0),
     "an engine that unpickles": _fields(backbone__engine="pickle"),
     "a classifier of unknown kind": _fields(classifier__kind="lambda"),
-    "a field more": _fields(on_load="os.system"),
-    "another schema": _fields(schema_version=2),
-    "class names that repeat": _fields(classes=["0"] * 10),
+    "an additional field": _fields(on_load="os.system"),
+    "another schema version": _fields(schema_version=2),
+    "duplicate class names": _fields(classes=["0"] * 10),
     "no classes": _fields(classes=[]),
-    "a metric that is NaN": _fields(metrics={"accuracy": float("nan")}),
+    "NaN as a metric": _fields(metrics={"accuracy": float("nan")}),
     "no list of files": _missing_field("files"),
     "an empty manifest": lambda bundle: replace_file(bundle, MANIFEST, b""),
-    "a manifest nested without end": lambda bundle: replace_file(bundle, MANIFEST, b'{"a":' * 100_000),
-    "a link to the right file": _instead(CLASSIFIER, lambda path: path.symlink_to(path.parent.parent / "moved")),
-    "a link to the right manifest": _instead(MANIFEST, lambda path: path.symlink_to(path.parent.parent / "moved")),
-    "a link to a device": _instead(GOLDEN, lambda path: path.symlink_to("/dev/zero")),
-    "a pipe that nobody writes": _instead(GOLDEN, os.mkfifo),
-    "a folder for a file": _instead(PROJECTION, lambda path: path.mkdir()),
-    "a file missing": _instead(PROJECTION, lambda _: None),
+    "a deeply nested manifest": lambda bundle: replace_file(bundle, MANIFEST, b'{"a":' * 100_000),
+    "a link to the correct file": _replaced(CLASSIFIER, lambda path: path.symlink_to(path.parent.parent / "moved")),
+    "a link to the correct manifest": _replaced(MANIFEST, lambda path: path.symlink_to(path.parent.parent / "moved")),
+    "a link to a device": _replaced(GOLDEN, lambda path: path.symlink_to("/dev/zero")),
+    "a pipe without a writer": _replaced(GOLDEN, os.mkfifo),
+    "a folder instead of a file": _replaced(PROJECTION, lambda path: path.mkdir()),
+    "a missing file": _replaced(PROJECTION, lambda _: None),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def whole(trained: Path) -> Path:
-    """A bundle that is taken."""
+def valid(trained: Path) -> Path:
+    """A bundle that is accepted."""
     bundle = bundle_folder(trained, 1)
-    take(bundle)
+    use(bundle)
     return bundle
 
 
 @pytest.fixture(scope="module")
 def refused_kinds(record: Record) -> Iterator[set[str]]:
-    """The kinds that were refused, counted at the end."""
+    """The refused kinds; their number is recorded at the end."""
     kinds: set[str] = set()
     yield kinds
     record("hostile bundles: kinds refused", "all, ≥ 25", f"{len(kinds)} of {len(HOSTILE)}")
@@ -245,26 +245,26 @@ def refused_kinds(record: Record) -> Iterator[set[str]]:
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_bundle_is_refused(
-    whole: Path, tmp_path: Path, kind: str, refused_kinds: set[str], monkeypatch: pytest.MonkeyPatch
+    valid: Path, tmp_path: Path, kind: str, refused_kinds: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    bundle = copy_bundle(whole, tmp_path / "bundle")
+    bundle = copy_bundle(valid, tmp_path / "bundle")
     HOSTILE[kind](bundle)
     with pytest.raises(ModelError) as refusal:
-        take(bundle)
+        use(bundle)
     assert str(refusal.value).strip()
     assert not (tmp_path / "unpickled").exists()
     refused_kinds.add(kind)
 
 
 def test_any_changed_byte_of_a_registered_bundle_is_refused(
-    whole: Path, tmp_path: Path, rng: Random, form: Form[int], record: Record
+    valid: Path, tmp_path: Path, rng: Random, form: Form[int], record: Record
 ) -> None:
     def make(bundle: Path) -> None:
-        copy_bundle(whole, bundle)
-        replace_file(bundle, GOLDEN, (whole / GOLDEN).read_bytes())  # a file of its own, for bytes of it are changed
+        copy_bundle(valid, bundle)
+        replace_file(bundle, GOLDEN, (valid / GOLDEN).read_bytes())  # not a link, because its bytes are changed
         for name in FILES - {GOLDEN}:
-            replace_file(bundle, name, name.encode())  # small ones, for reading computes nothing with them
+            replace_file(bundle, name, name.encode())  # small, because reading only hashes them
         seal(bundle)
 
     registry = open_registry(tmp_path)
@@ -284,10 +284,10 @@ def test_any_changed_byte_of_a_registered_bundle_is_refused(
     record("hostile bundles: single bytes changed", "all refused", f"{refused:,} of {refused:,} refused")
 
 
-def test_changed_byte_in_a_large_file_is_refused(whole: Path, tmp_path: Path, rng: Random, form: Form[int]) -> None:
-    bundle = copy_bundle(whole, tmp_path / "bundle")
+def test_changed_byte_in_a_large_file_is_refused(valid: Path, tmp_path: Path, rng: Random, form: Form[int]) -> None:
+    bundle = copy_bundle(valid, tmp_path / "bundle")
     for name in (FLATBUFFER_FILE, WEIGHTS_FILE, PROJECTION, CLASSIFIER):
-        replace_file(bundle, name, (whole / name).read_bytes())
+        replace_file(bundle, name, (valid / name).read_bytes())
         with (bundle / name).open("r+b", buffering=0) as file:
             for _ in range(form(500, 5)):
                 position = rng.randrange((bundle / name).stat().st_size)

@@ -1,4 +1,4 @@
-"""Files of models made to do harm: each is refused with a reason, in a process that stays small and ends soon."""
+"""Malicious model files: each is refused with a reason, within limits of memory and CPU time."""
 
 import io
 import json
@@ -30,8 +30,8 @@ from tests.models.tflite_graphs import mean_of_channels
 MAX_MEMORY_KIB = 1024**2
 MAX_CPU_S = 10.0
 GIB = 1024**3
-# The peak of a process counts from before it became another program, so a small one starts it.
-WATCHED = """
+# The peak memory of a process includes that before exec, so a small process starts it.
+MEASURED = """
 import json, resource, subprocess, sys
 
 done = subprocess.run([sys.executable, "-m", "models.import_work"], capture_output=True, text=True)
@@ -61,7 +61,7 @@ def _onnx(change: Callable[[onnx.ModelProto], None], **options: Any) -> Make:
 
 
 def _before(*nodes: onnx.NodeProto, **constants: Any) -> Make:
-    """Nodes in front of a sound network, the last of which gives what it takes."""
+    """Nodes before a valid network, the last of which computes its input."""
 
     def change(model: onnx.ModelProto) -> None:
         for name, value in constants.items():
@@ -71,7 +71,7 @@ def _before(*nodes: onnx.NodeProto, **constants: Any) -> Make:
 
 
 def _weights(**fields: Any) -> Make:
-    """The first weights with other fields."""
+    """The first weights with changed fields."""
 
     def change(model: onnx.ModelProto) -> None:
         tensor = model.graph.initializer[0]
@@ -125,8 +125,8 @@ def _nested(depth: int) -> Make:
     return _before(node, yes=True)
 
 
-def _laughing(calls: dict[str, list[str]]) -> Make:
-    """Functions of the model that call each other."""
+def _calling(calls: dict[str, list[str]]) -> Make:
+    """Model functions that call each other."""
 
     def change(model: onnx.ModelProto) -> None:
         for name, called in calls.items():
@@ -169,9 +169,9 @@ def _shape(tensor: int, *shape: int) -> Callable[[Any], None]:
     return change
 
 
-def _inputs(*places: int) -> Callable[[Any], None]:
+def _inputs(*tensors: int) -> Callable[[Any], None]:
     def change(model: Any) -> None:
-        model.subgraphs[0].operators[0].inputs = list(places)
+        model.subgraphs[0].operators[0].inputs = list(tensors)
 
     return change
 
@@ -180,13 +180,13 @@ def _layer(name: str, module: str | None = "keras.layers", **fields: Any) -> dic
     return {"class_name": name, "module": module, "config": fields, "registered_name": fields.pop("registered", None)}
 
 
-def _keras(*layers: Any, spoil: Callable[[Any], None] = lambda _: None, extra: int = 0) -> Make:
-    """A Keras file of a few layers."""
+def _keras(*layers: Any, add: Callable[[Any], None] = lambda _: None, extra: int = 0) -> Make:
+    """A Keras file with these layers."""
 
     def make(folder: Path) -> Path:
         weights = io.BytesIO()
         with h5py.File(weights, "w") as file:
-            spoil(file)
+            add(file)
         config = _layer("Sequential", "keras", layers=[_layer("InputLayer", batch_shape=[None, 8, 8, 3]), *layers])
         with zipfile.ZipFile(folder / "model.keras", "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("config.json", json.dumps(config))
@@ -217,7 +217,7 @@ def _h5(folder: Path) -> Path:
 
 
 def _saved(*operators: str, start: str = "NoOp", link: bool = False) -> Make:
-    """A SavedModel whose graph has these operators; TensorFlow runs `start` when it loads it."""
+    """A SavedModel with these operators; TensorFlow runs `start` when it is loaded."""
 
     def make(folder: Path) -> Path:
         def message(number: int, *pieces: bytes) -> bytes:
@@ -238,7 +238,7 @@ def _saved(*operators: str, start: str = "NoOp", link: bool = False) -> Make:
     return make
 
 
-def _sound() -> bytes:
+def _valid() -> bytes:
     encoded: bytes = graphs.classifier().SerializeToString()
     return encoded
 
@@ -251,31 +251,31 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     "zeros": (_file("model.onnx", lambda: bytes(10**6)), "holds one graph, this one holds 0"),
     "noise": (_file("model.onnx", lambda: np.random.default_rng(0).bytes(10**5)), "field|protocol buffer"),
     "pickle": (_file("model.onnx", lambda: pickle.dumps(os.getcwd)), "field|protocol buffer|one graph"),
-    "cut": (_file("model.onnx", lambda: _sound()[:900]), "claims .* bytes, .* are left"),
+    "truncated": (_file("model.onnx", lambda: _valid()[:900]), "claims .* bytes, .* are left"),
     "a terabyte of weights": (_weights(dims=[2**38]), "claims 274,877,906,944 elements and holds 864 bytes"),
     "a shape that overflows": (_weights(dims=[2**62, 2**62]), "claims .* elements and holds"),
     "a negative shape": (_weights(dims=[-1, 3, 3, 3]), "has the shape"),
-    "numbers that are missing": (_weights(raw_data=b"", dims=[10**9], float_data=[1.0]), "elements and holds"),
+    "missing numbers": (_weights(raw_data=b"", dims=[10**9], float_data=[1.0]), "elements and holds"),
     "a custom operator": (_before(helper.make_node("Run", ["image"], ["x"], domain="evil")), "'evil.Run' is a custom"),
-    "weights elsewhere": (_external("../../etc/passwd"), "must be in a file beside the model"),
-    "weights at a path": (_external("/etc/passwd"), "must be in a file beside the model"),
-    "weights by a link": (_external("w.bin", link="/etc/passwd"), "no such file beside the model"),
+    "weights at a relative path": (_external("../../etc/passwd"), "must be in a file beside the model"),
+    "weights at an absolute path": (_external("/etc/passwd"), "must be in a file beside the model"),
+    "weights behind a link": (_external("w.bin", link="/etc/passwd"), "no such file beside the model"),
     "weights past the end": (_external("w.bin", "4", "864", beside=b"1234"), "which has 4"),
     "weights of another size": (_external("w.bin", beside=bytes(10)), "claims 864 bytes and names 10"),
     "a cycle": (_onnx(_cyclic), "depends on itself"),
-    "a tensor from nowhere": (_before(helper.make_node("Relu", ["absent"], ["x"])), "no node computes 'absent'"),
+    "an undefined tensor": (_before(helper.make_node("Relu", ["absent"], ["x"])), "no node computes 'absent'"),
     "a tensor computed twice": (
         _before(helper.make_node("Relu", ["image"], ["x"]), helper.make_node("Relu", ["image"], ["x"])),
         "computed more than once",
     ),
     "a loop": (_loop("Loop"), "'Loop' may never end"),
     "a scan": (_loop("Scan"), "'Scan' may never end"),
-    "graphs in graphs": (_nested(20), "more than 8 deep"),
-    "a billion calls": (
-        _laughing({f"F{at}": [f"F{at + 1}"] * 10 if at < 9 else ["Relu"] for at in range(10)}),
+    "nested graphs": (_nested(20), "more than 8 deep"),
+    "a billion function calls": (
+        _calling({f"F{at}": [f"F{at + 1}"] * 10 if at < 9 else ["Relu"] for at in range(10)}),
         "functions expand to",
     ),
-    "a function that calls itself": (_laughing({"F": ["G"], "G": ["F"]}), "calls itself"),
+    "a function that calls itself": (_calling({"F": ["G"], "G": ["F"]}), "calls itself"),
     "100,001 nodes": (
         _before(*(helper.make_node("Relu", ["image"], [f"r{at}"]) for at in range(100_001))),
         "at most 100,000",
@@ -293,19 +293,19 @@ HOSTILE: dict[str, tuple[Make, str]] = {
         _before(helper.make_node("Tile", ["image", "times"], ["large"]), times=np.array([1, 1, 600, 600], np.int64)),
         "memory|alloc|fails on an image",
     ),
-    "answers that are no numbers": (
+    "NaN in the output": (
         _before(helper.make_node("Div", ["image", "zero"], ["x"]), zero=np.float32(0)),
         "not finite",
     ),
-    "another type": (_onnx(lambda _: None, dtype=TensorProto.INT64), "is of type int64"),
+    "another input type": (_onnx(lambda _: None, dtype=TensorProto.INT64), "is of type int64"),
     "40 channels": (_onnx(lambda _: None, channels=40), "say by --layout"),
-    "tflite without its identifier": (_file("model.tflite", lambda: bytes(1000)), "lacks the identifier TFL3"),
-    "tflite, cut": (_file("model.tflite", lambda: mean_of_channels()[:200]), "not a sound TensorFlow Lite file"),
+    "tflite, no identifier": (_file("model.tflite", lambda: bytes(1000)), "lacks the identifier TFL3"),
+    "tflite, truncated": (_file("model.tflite", lambda: mean_of_channels()[:200]), "not a sound TensorFlow Lite file"),
     "tflite, a custom operator": (_tflite(_custom), "'FlexReadFile' is a custom one"),
     "tflite, a loop": (_tflite(_while), "WHILE may never end"),
     "tflite, 100 GB": (_tflite(_shape(0, 1, 50_000, 50_000, 3)), "claims the shape"),
-    "tflite, weights that are missing": (_tflite(_shape(1, 1000)), "claims 4,000 bytes and holds 8"),
-    "tflite, a tensor that is not there": (_tflite(_inputs(0, 99)), "names a tensor that it does not have"),
+    "tflite, missing weights": (_tflite(_shape(1, 1000)), "claims 4,000 bytes and holds 8"),
+    "tflite, an undefined tensor": (_tflite(_inputs(0, 99)), "names a tensor that it does not have"),
     "tflite, a cycle": (_tflite(_inputs(2, 1)), "depends on itself"),
     "keras, a Lambda": (_keras(_layer("Lambda", function="x")), "'Lambda' runs code that is in the file"),
     "keras, another module": (_keras(_layer("system", "os", args="true")), "of the module 'os'"),
@@ -316,13 +316,13 @@ HOSTILE: dict[str, tuple[Make, str]] = {
     ),
     "keras, a file reader": (_keras(_layer("StringLookup", vocabulary="/etc/passwd")), "is not among those"),
     "keras, a bomb": (_keras(_layer("Dense"), extra=GIB), "unpacks to 1,07"),
-    "keras, 64 GB of weights": (_keras(_layer("Dense"), spoil=_chunked), "claim 68,719,476,736 bytes and take 0"),
-    "keras, a link": (_keras(_layer("Dense"), spoil=_linked), "is a link"),
+    "keras, 64 GB of weights": (_keras(_layer("Dense"), add=_chunked), "claim 68,719,476,736 bytes and take 0"),
+    "keras, a link": (_keras(_layer("Dense"), add=_linked), "is a link"),
     "h5, a Lambda": (_h5, "'Lambda' runs code that is in the file"),
     "h5, a pickle": (_file("model.h5", lambda: pickle.dumps(os.getcwd)), "neither a zip file nor HDF5"),
     "a SavedModel that reads files": (_saved("Const", "ReadFile"), "'ReadFile' reaches out of the graph"),
     "a SavedModel that runs Python": (_saved("EagerPyFunc"), "'EagerPyFunc' reaches out"),
-    "a SavedModel that starts something": (_saved("Const", start="SaveV2"), "loading it would run 'SaveV2'"),
+    "a SavedModel that saves files when loaded": (_saved("Const", start="SaveV2"), "loading it would run 'SaveV2'"),
     "a SavedModel with a link": (_saved("Const", link=True), "holds a link"),
 }
 
@@ -339,12 +339,12 @@ def test_hostile_file_is_refused_within_limits(name: str, tmp_path: Path) -> Non
         "pooled": False,
         "changes": {},
     }
-    command = [sys.executable, "-c", WATCHED]
+    command = [sys.executable, "-c", MEASURED]
     done = subprocess.run(
         command, cwd=CHECKOUT, input=json.dumps(request), capture_output=True, text=True, check=True, timeout=300
     )
-    code, said, memory, cpu_s = json.loads(done.stdout)
-    lines = said.strip().splitlines()
+    code, stderr, memory, cpu_s = json.loads(done.stdout)
+    lines = stderr.strip().splitlines()
     assert code == 1, lines
     assert re.search(reason, lines[-1]), lines
     assert memory <= MAX_MEMORY_KIB
@@ -362,12 +362,12 @@ def test_refusal_is_one_line_that_names_the_file(tmp_path: Path) -> None:
 def test_changed_flatbuffer_bytes_raise_only_model_error(tmp_path: Path) -> None:
     from models.tflite_file import read_tflite
 
-    whole, random = mean_of_channels(), np.random.default_rng(0)
+    valid, random = mean_of_channels(), np.random.default_rng(0)
     for _ in range(500):
-        spoilt = bytearray(whole)
-        for at in random.integers(0, len(whole), 3):
-            spoilt[at] = random.integers(0, 256)
+        changed = bytearray(valid)
+        for at in random.integers(0, len(valid), 3):
+            changed[at] = random.integers(0, 256)
         try:
-            read_tflite(bytes(spoilt))
+            read_tflite(bytes(changed))
         except ModelError:
             continue

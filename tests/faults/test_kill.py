@@ -1,8 +1,9 @@
-"""SIGKILL at steps of the commit protocol, and in between: no message is lost, none has two rows or two answers.
+"""SIGKILL at the steps of the commit protocol and in between: no message is lost or has two rows or two answers.
 
-The topic has holes: half of its messages came in transactions. The short form kills the stream before its decision,
-after it, between two tables and at the end of a micro-batch; drivers without Spark are killed at every step in
-test_answers.py and test_store_faults.py."""
+The topic has holes, because half of its messages are in transactions. The short form kills the stream before and after
+its decision, between two tables and at the end of a micro-batch; test_answers.py and test_store_faults.py kill drivers
+without Spark at every step.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from tests.faults.harness import (
     check_one_attempt,
     decisions,
     drain,
-    register_twin,
+    register_copy,
     rows,
     scored,
     send,
@@ -39,24 +40,24 @@ from tests.object_store import ObjectStoreServer
 from tests.store_proxy import StoreProxy, at_random
 
 SHORT = ("score", "decide", "quarantine", "batches")
-LONGEST_RUN_S = 20.0  # before a kill at a random time
+MAX_RUN_S = 20.0  # before a kill at a random time
 
 
 @dataclass(frozen=True)
 class Survived:
-    """A service after all the kills."""
+    """A service after all kills."""
 
     settings: Settings
     sent: Sent
     recoveries_s: list[float]
-    unfinished: list[Decision]  # what a kill left decided and not whole
+    unfinished: list[Decision]  # decisions of batches that a kill left incomplete
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With --full on every kind of home; the short form on a bucket is in test_store_faults.py."""
+    """With --full, run on every kind of home; test_store_faults.py has the short form for buckets."""
     full = metafunc.config.getoption("full")
     if "killed_on" in metafunc.fixturenames:
-        kinds = ["local", "bucket", "harmed bucket"] if full else ["local"]
+        kinds = ["local", "bucket", "faulty bucket"] if full else ["local"]
         metafunc.parametrize("killed_on", kinds, scope="module")
     if "decided_on" in metafunc.fixturenames:
         metafunc.parametrize("decided_on", ["bucket", "local"] if full else ["bucket"])
@@ -72,14 +73,14 @@ def settings(
     tmp_path_factory: pytest.TempPathFactory,
     seed: int,
 ) -> Iterator[Settings]:
-    """A service on each kind of home."""
+    """A service with the kind of home `killed_on`."""
     answers = {"answers_topic": f"answers-{uuid4().hex[:8]}", "answers": "both"}
     if killed_on == "local":
         yield new_service().model_copy(update=answers)
         return
     server: ObjectStoreServer = request.getfixturevalue("object_store")
     with StoreProxy(server.port) as proxy:
-        if killed_on == "harmed bucket":
+        if killed_on == "faulty bucket":
             proxy.faults = at_random(generator(seed))
         folder = tmp_path_factory.mktemp("killed") / "work"
         with service_in_bucket(server, broker, trained, folder, proxy.port) as settings:
@@ -88,31 +89,31 @@ def settings(
 
 @pytest.fixture(scope="module")
 def survived(settings: Settings, killed_on: str, form: Form, seed: int, record: Record) -> Survived:
-    """The stream was killed at each step of `SHORT` (full: 4 times at every step, 14 times at random), with another
-    champion after each kill, and then left to finish; every second lot of messages came in transactions, with aborted
-    ones between."""
+    """A stream that was killed at each step of `SHORT` (full: 4 times at every step and 14 times at random) and then
+    finished. The champion changes after each kill; every second group of messages is in transactions, with aborted ones
+    in between."""
     rng = generator(seed)
     plan: list[str | None] = form([*(*STEPS, *ANSWER_STEPS) * 4, *[None] * 14], [*SHORT])
     rng.shuffle(plan)
     good, bad, size = form((300, 100, 140), (28, 12, 28))
-    versions, registry = [1, register_twin(settings)], open_registry(settings.home)
+    versions, registry = [1, register_copy(settings)], open_registry(settings.home)
     sent = send(settings, samples(rng, good=good, bad=bad))
     recoveries: list[float] = []
     unfinished: list[Decision] = []
-    dead_at = None
+    last_kill = None
     for number, step in enumerate(plan):
         kill = (step, rng.choice([1, 2])) if step else None
         with Stream(settings, images_per_batch=size, kill=kill) as stream:
             if number + 1 < len(plan):
-                send_lot = send if number % 2 else send_in_transactions
-                sent |= send_lot(settings, samples(rng, good=good, bad=bad))
+                send_group = send if number % 2 else send_in_transactions
+                sent |= send_group(settings, samples(rng, good=good, bad=bad))
             if kill is None:
-                sleep(rng.uniform(0, LONGEST_RUN_S))
+                sleep(rng.uniform(0, MAX_RUN_S))
                 killed_at = stream.kill_now()
             else:
                 killed_at = stream.wait_killed()
-        recoveries += _recovery(stream, dead_at)
-        dead_at = killed_at
+        recoveries += _recovery(stream, last_kill)
+        last_kill = killed_at
         unfinished += _unfinished(settings)
         registry.promote(versions[number % 2 - 1], by="test", why="test")
     drain(settings, images_per_batch=size)
@@ -127,16 +128,16 @@ def survived(settings: Settings, killed_on: str, form: Form, seed: int, record: 
     return Survived(settings, sent, recoveries, unfinished)
 
 
-def _recovery(stream: Stream, dead_at: float | None) -> list[float]:
-    """Seconds from the last kill to this run's first commit, if there were both."""
+def _recovery(stream: Stream, last_kill: float | None) -> list[float]:
+    """Seconds from the last kill to the first commit of this run, if both exist."""
     commits = stream.events("batch")
-    return [commits[0]["at"] - dead_at] if commits and dead_at is not None else []
+    return [commits[0]["at"] - last_kill] if commits and last_kill is not None else []
 
 
 def _unfinished(settings: Settings) -> list[Decision]:
-    """The decisions that no row in `batches` stands for yet: at most the last one."""
-    whole = {row["batch_id"] for row in rows(settings, "SELECT batch_id FROM batches")}
-    return [one for one in decisions(settings) if one.number not in whole]
+    """The decisions without a row in `batches`: at most the last one."""
+    complete = {row["batch_id"] for row in rows(settings, "SELECT batch_id FROM batches")}
+    return [one for one in decisions(settings) if one.number not in complete]
 
 
 def test_kills_lose_and_duplicate_no_message(survived: Survived, record: Record) -> None:
@@ -145,7 +146,7 @@ def test_kills_lose_and_duplicate_no_message(survived: Survived, record: Record)
 
 
 def test_decided_batch_is_finished_with_its_model_and_files(survived: Survived, form: Form[int]) -> None:
-    assert len(survived.unfinished) >= form(4, 2)  # killed from "decide" on and before "batches"
+    assert len(survived.unfinished) >= form(4, 2)  # killed at "decide" or later, and before "batches"
     batches = {row["batch_id"]: row for row in rows(survived.settings, "SELECT * FROM batches")}
     for decision in survived.unfinished:
         assert batches[decision.number]["model_version"] == decision.model.version

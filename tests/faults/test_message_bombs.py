@@ -1,4 +1,4 @@
-"""Messages that Spark cannot read: the stream lives, their neighbours have rows, and a row names their offset."""
+"""Messages that Spark cannot read: the stream continues, and neighbouring messages and the bad ones have rows."""
 
 import os
 from contextlib import closing
@@ -13,12 +13,12 @@ from streaming.jobs.audit import audit
 from streaming.pipeline.preflight import needed_bytes, with_fixed_heap
 from streaming.settings import Settings
 from tests.conftest import imagestream
-from tests.faults.harness import PATIENCE_S, MemoryWatch, Stream, drain, rows
+from tests.faults.harness import TIMEOUT_S, MemoryWatch, Stream, drain, rows
 from tests.faults.record_batches import gzip_bomb, produce, zstd_bomb
 from tests.forms import Record
 from tests.streaming.small_models import bundle_folder
 
-LAUGHS = 10  # records of a batch
+RECORDS = 10  # of a batch
 
 ANY_TIME = {
     "message.timestamp.type": "CreateTime",
@@ -36,7 +36,7 @@ BOMBS = {
     "600 MB in gzip": lambda: gzip_bomb(600_000_000),
     "six million headers": lambda: gzip_bomb(10, 6_000_000),
     "2 GB in zstd": lambda: zstd_bomb(2_000_000_000),
-    "ten times 400 MB": lambda: zstd_bomb(400_000_000, LAUGHS),
+    "ten times 400 MB": lambda: zstd_bomb(400_000_000, RECORDS),
 }
 
 
@@ -53,30 +53,30 @@ def test_batch_that_crashes_the_jvm_twice_is_read_outside_it(service: Settings, 
                 error, offset = produce(servers, service.topic, 0, bomb())
                 assert error == 0
                 bombs.append(offset)
-    deaths = 0
+    crashes = 0
     peaks: list[tuple[float, float]] = []
     for _ in range(3):
         with Stream(service, until_drained=True) as stream, MemoryWatch(stream.process.pid) as watch:
-            code = stream.process.wait(PATIENCE_S)
+            code = stream.process.wait(TIMEOUT_S)
         peaks.append(watch.peak_mb())
-        deaths += code != 0
+        crashes += code != 0
         if not code:
             break
-    assert (deaths, code) == (2, 0), stream.said()
+    assert (crashes, code) == (2, 0), stream.log_tail()
     assert any("reading it message by message" in event["what"] for event in stream.events("trouble"))
     assert [row["offset"] for row in rows(service, 'SELECT "offset" FROM predictions ORDER BY 1')] == good
     bad = rows(service, 'SELECT "offset", stage, reason, detail, value, headers FROM quarantine ORDER BY 1')
-    assert [row["offset"] for row in bad] == [*bombs, *range(bombs[-1] + 1, bombs[-1] + LAUGHS)]
+    assert [row["offset"] for row in bad] == [*bombs, *range(bombs[-1] + 1, bombs[-1] + RECORDS)]
     assert {(row["stage"], row["reason"]) for row in bad} == {("read", "message_bomb")}
     assert all(row["value"] is None and not row["headers"] for row in bad)
     details = [row["detail"] for row in bad]
     assert "got 600,000,0" in details[0]
     assert "got 6,000,000" in details[1]
     assert "its batch unpacks to more than 1,073,741,824 bytes" in details[2]
-    assert ["got 400,000,0" in one for one in details[3:]] == [True, True, *[False] * (LAUGHS - 2)]
+    assert ["got 400,000,0" in one for one in details[3:]] == [True, True, *[False] * (RECORDS - 2)]
     assert details[-1] == details[2]
     assert imagestream(service, "audit", "--broker")["clean"]
-    assert imagestream(service, "replay", "--dry-run")["wanted"] == 0  # there are no bytes to send
+    assert imagestream(service, "replay", "--dry-run")["wanted"] == 0  # no bytes to send
 
     java, python = max(peaks, key=sum)
     bundle = sum(len(content) for content in read_bundle(bundle_folder(Path(service.home), 1)).files.values())
@@ -91,7 +91,7 @@ def test_embedded_broker_refuses_bombs(broker: Settings, service: Settings) -> N
     create_topic(service)
     assert produce(servers, service.topic, 0, gzip_bomb(60_000_000)) == (10, -1)  # MESSAGE_TOO_LARGE
     assert produce(servers, service.topic, 0, gzip_bomb(600_000_000))[0] != 0  # more than its memory
-    for bomb in (zstd_bomb(60_000_000), zstd_bomb(2_000_000_000), zstd_bomb(400_000_000, LAUGHS)):
+    for bomb in (zstd_bomb(60_000_000), zstd_bomb(2_000_000_000), zstd_bomb(400_000_000, RECORDS)):
         assert produce(servers, service.topic, 0, bomb)[0] != 0
     assert produce(servers, service.topic, 0, gzip_bomb(1_000)) == (0, 0)
 

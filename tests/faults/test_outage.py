@@ -1,4 +1,4 @@
-"""The broker dies in the middle of publishing and streaming, and comes back: no acknowledged message is lost."""
+"""The broker fails during publishing and streaming and recovers: no acknowledged message is lost."""
 
 import hashlib
 import os
@@ -18,11 +18,11 @@ from tests.faults.poison import encode, picture
 from tests.forms import Form, Record
 
 FILES_PER_S = 20
-MAX_TRIES = 20  # at publishing a folder: the publisher gives up after 30 s without an answer
+MAX_TRIES = 20  # of publishing a folder: the publisher gives up after 30 s without a response
 
 
 class Publishing(threading.Thread):
-    """Publishes a folder slowly, and again if it was not all acknowledged; `acknowledged` when it ends."""
+    """Publishes a folder slowly, and again until all of it is acknowledged."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ def _kill_broker(broker: Settings) -> None:
     state = running_broker(broker)
     assert state is not None
     os.kill(state.pid, signal.SIGKILL)
-    assert stop_broker(broker) or running_broker(broker) is None  # waits until it is gone
+    assert stop_broker(broker) or running_broker(broker) is None  # waits until it has ended
 
 
 def _write_pictures(folder: Path, count: int, rng: Random) -> set[str]:
-    """Files, no two alike; their SHA-256, which are the ids of the messages."""
+    """Write distinct pictures; returns their SHA-256, which are the message ids."""
     folder.mkdir()
     ids = set()
     for number in range(count):
@@ -76,7 +76,7 @@ def test_broker_outage_loses_no_acknowledged_message(
             publishing = Publishing(service, folder)
             publishing.start()
             before = scored(service)
-            stream.wait_for(lambda before=before: scored(service) > before)  # both are in the middle of it
+            stream.wait_for(lambda before=before: scored(service) > before)  # publishing and streaming are running
 
             stop_broker(broker) if rng.random() < 0.5 else _kill_broker(broker)
             time.sleep(outage_s)
@@ -95,7 +95,7 @@ def test_broker_outage_loses_no_acknowledged_message(
     report = audit(service)
     assert report.clean, [problem.text for problem in report.problems]
     assert report.predicted == total
-    if tries == outages:  # whatever the publisher tried again itself, the broker took once
+    if tries == outages:  # the broker stores retries of the idempotent producer once
         assert total == len(published)
-    record("outage: broker gone", form("10 × 30 s", "1 × 10 s"), f"{outages} × {outage_s} s")
+    record("outage: broker unavailable", form("10 × 30 s", "1 × 10 s"), f"{outages} × {outage_s} s")
     record("outage: acknowledged messages lost", "0", f"0 of {len(published):,}")

@@ -1,4 +1,4 @@
-"""Whatever a topic may bring: the query goes on, and each bad message lies in the quarantine for the right reason."""
+"""Poison messages: the query continues, and each invalid message is quarantined with the correct reason."""
 
 from random import Random
 
@@ -50,13 +50,13 @@ def test_bad_messages_are_quarantined_and_the_query_continues(
     kinds = {one.kind for one in sent.values() if one.reason}
     record("poison: bad messages, kinds", form("10,000, ≥ 30", "120, ≥ 30"), f"{count:,}, {len(kinds)}")
     (found,) = rows(poisoned, "SELECT count(*) AS n, count(DISTINCT reason) AS reasons FROM quarantine")
-    record("poison: quarantined, by right reason", "all", f"{found['n']:,}, {found['reasons']} reasons")
+    record("poison: quarantined, correct reason", "all", f"{found['n']:,}, {found['reasons']} reasons")
     if form(True, False):
-        mine = watch.peak_mb()
-        record("poison: peak memory", "", f"Java {mine[0]:,.0f} MB, Python {mine[1]:,.0f} MB")
-        for what, heavy in (("images as large", HEAVY_GOOD), ("small images alone", ())):
+        peak = watch.peak_mb()
+        record("poison: peak memory", "", f"Java {peak[0]:,.0f} MB, Python {peak[1]:,.0f} MB")
+        for what, heavy in (("equally large images", HEAVY_GOOD), ("small images only", ())):
             clean = new_service()
             sent = send(clean, samples(rng, good=2 * count, bad=0, heavy=heavy))
             other = _watched(clean, sent)
-            java, python = (one - another for one, another in zip(mine, other.peak_mb(), strict=True))
+            java, python = (one - another for one, another in zip(peak, other.peak_mb(), strict=True))
             record(f"poison: over a clean run of {what}", "≤ 64 MB", f"Java {java:+.0f} MB, Python {python:+.0f} MB")

@@ -1,4 +1,4 @@
-"""A service operated at random: whatever is done to it, in whatever order, every message has one row in the end."""
+"""A service under random operations in random order: every message has one row in the end."""
 
 import shutil
 import threading
@@ -10,16 +10,16 @@ from streaming.jobs.maintain import maintain
 from streaming.platform.broker import start_broker, stop_broker
 from streaming.registry import CHALLENGER, open_registry
 from streaming.settings import Settings
-from tests.faults.harness import Sent, Stream, check_exactly_once, register_twin, scored, send
+from tests.faults.harness import Sent, Stream, check_exactly_once, register_copy, scored, send
 from tests.faults.poison import samples
 from tests.forms import Form, Record
 
 IMAGES_PER_BATCH = 15
-LONGEST_PAUSE_S = 3.0
+MAX_PAUSE_S = 3.0
 
 
 class Operator:
-    """Operates one service; a step that makes no sense at the moment is not among `possible`."""
+    """Operates one service at random, by the steps that are possible in its current state."""
 
     def __init__(self, settings: Settings, broker: Settings, rng: Random) -> None:
         self.sent: Sent = {}
@@ -27,11 +27,11 @@ class Operator:
         self._broker = broker
         self._rng = rng
         self._registry = open_registry(settings.home)
-        self._versions = [1, register_twin(settings)]
+        self._versions = [1, register_copy(settings)]
         self._stream: Stream | None = None
 
     def possible(self) -> list[Callable[[], None]]:
-        """The steps that can be done now, likelier ones several times."""
+        """The steps that can be done now; more likely ones several times."""
         always = [self.publish, self.publish, self.promote, self.challenge, self.roll_back]
         broker = [self.restart_broker]
         if self._stream is None:
@@ -41,7 +41,7 @@ class Operator:
     def step(self) -> str:
         one = self._rng.choice(self.possible())
         one()
-        threading.Event().wait(self._rng.uniform(0, LONGEST_PAUSE_S))
+        threading.Event().wait(self._rng.uniform(0, MAX_PAUSE_S))
         return one.__name__
 
     def publish(self) -> None:
@@ -51,7 +51,7 @@ class Operator:
 
     def start(self) -> None:
         self._stream = Stream(self._settings, images_per_batch=IMAGES_PER_BATCH)
-        if self._rng.random() < 0.7:  # else the next step meets it while it starts
+        if self._rng.random() < 0.7:  # otherwise, the next step is done while it starts
             before = scored(self._settings)
             done = len(self.sent) == before
             self._stream.wait_started() if done else self._stream.wait_for(lambda: scored(self._settings) > before)
@@ -69,7 +69,7 @@ class Operator:
 
     def promote(self) -> None:
         if self._rng.random() < 0.3:
-            self._versions.append(register_twin(self._settings))
+            self._versions.append(register_copy(self._settings))
         self._registry.promote(self._rng.choice(self._versions), by="test", why="test")
 
     def challenge(self) -> None:
@@ -79,7 +79,7 @@ class Operator:
         try:
             self._registry.rollback(by="test")
         except ModelError as error:
-            assert "no earlier version" in str(error)  # noqa: PT017  it may have none yet
+            assert "no earlier version" in str(error)  # noqa: PT017  there may be none yet
 
     def restart_broker(self) -> None:
         stop_broker(self._broker)
@@ -90,11 +90,11 @@ class Operator:
             maintain(self._settings, retention_hours=0)
 
     def lose_stream(self) -> None:
-        """The tables alone must tell where to go on."""
+        """The stream must continue from the tables only."""
         shutil.rmtree(self._settings.work_dir / "streams", ignore_errors=True)
 
     def finish(self) -> None:
-        """Publish a little more, and let the stream come to the end of it."""
+        """Publish more messages and wait until the stream has scored all."""
         self.publish()
         if self._stream is None:
             self.start()

@@ -1,4 +1,4 @@
-"""Many micro-batches in a row beside maintenance, and the same ones applied again."""
+"""Many consecutive micro-batches with concurrent maintenance, and the same decisions applied again."""
 
 import shutil
 import threading
@@ -27,35 +27,35 @@ MAX_LIVE_FILES = 50
 
 @dataclass
 class Soaked:
-    """A service that has run for long."""
+    """A service that has run for a long time."""
 
     settings: Settings
     sent: Sent
     images_per_batch: int
-    most_files: dict[str, int]  # table → the most live files that were seen after maintenance
+    most_files: dict[str, int]  # table → maximum number of live files after maintenance
 
 
 @contextmanager
 def _maintained(settings: Settings, every_s: float) -> Iterator[dict[str, int]]:
-    """Maintenance beside a stream, again and again; gives the most live files of each table after it."""
-    over = threading.Event()
+    """Repeated maintenance while a stream runs; yields the maximum number of live files of each table after it."""
+    ended = threading.Event()
     most: dict[str, int] = {}
     failures: list[BaseException] = []
 
-    def keep() -> None:
+    def repeat() -> None:
         try:
-            while not over.wait(every_s):
+            while not ended.wait(every_s):
                 for table in maintain(settings).tables:
                     most[table.name] = max(most.get(table.name, 0), table.files_after)
-        except BaseException as error:  # noqa: BLE001  told below, in the test's own thread
+        except BaseException as error:  # noqa: BLE001  raised below in the thread of the test
             failures.append(error)
 
-    thread = threading.Thread(target=keep)
+    thread = threading.Thread(target=repeat)
     thread.start()
     try:
         yield most
     finally:
-        over.set()
+        ended.set()
         thread.join()
     if failures:
         raise failures[0]
@@ -83,7 +83,7 @@ def soaked(new_service: NewService, form: Form[int], seed: int, record: Record) 
     memory = [(java + python) / 1e6 for _, java, python in watch.samples]
     quarter = max(1, len(memory) // 4)
     first, last = mean(memory[:quarter]), mean(memory[-quarter:])
-    record("soak: memory, first and last quarter", "flat", f"{first:,.0f} MB, {last:,.0f} MB")
+    record("soak: memory, first and last quarter", "constant", f"{first:,.0f} MB, {last:,.0f} MB")
     return Soaked(settings, sent, size, dict(most))
 
 
@@ -92,7 +92,7 @@ def test_long_run_has_one_row_per_message(soaked: Soaked) -> None:
 
 
 def test_concurrent_maintenance_limits_live_files(soaked: Soaked, record: Record) -> None:
-    assert soaked.most_files, "maintenance never ran beside the stream"
+    assert soaked.most_files, "maintenance never ran while the stream did"
     assert max(soaked.most_files.values()) <= MAX_LIVE_FILES
     maintain(soaked.settings)
     live = {path.name: len(DeltaTable(path).file_uris()) for path in Path(soaked.settings.place.tables).iterdir()}
@@ -114,7 +114,7 @@ def test_reapplied_decisions_change_no_table(soaked: Soaked, form: Form[int], re
 
 
 def test_lost_streams_folder_skips_no_message(soaked: Soaked, rng: Random) -> None:
-    """The tables alone tell where to go on."""
+    """The stream continues from the tables only."""
     settings = soaked.settings
     shutil.rmtree(settings.work_dir / "streams")
     soaked.sent |= send(settings, samples(rng, good=soaked.images_per_batch, bad=0))

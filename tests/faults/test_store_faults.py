@@ -1,4 +1,4 @@
-"""A home in a bucket whose store fails, and drivers that die, sleep and race there: nothing is lost or repeated."""
+"""Faulty stores with killed, suspended and concurrent drivers: nothing is lost or repeated."""
 
 import os
 import signal
@@ -39,35 +39,35 @@ def proxy(object_store: ObjectStoreServer) -> Iterator[StoreProxy]:
 
 @pytest.fixture
 def spec(bucket_home: str, object_store: ObjectStoreServer, proxy: StoreProxy, tmp_path: Path) -> Spec:
-    """A stream that has begun, of ten micro-batches, with the proxy before its store."""
+    """A started stream of ten micro-batches, with the proxy in front of its store."""
     settings = Settings(home=bucket_home, work=tmp_path / "work", topic=new_topic())
     begin(settings)
     return Spec(settings, tmp_path / "1", 10 * PER_BATCH, PER_BATCH, variables=object_store.environment(proxy.port))
 
 
 def other_host(spec: Spec, name: str) -> Spec:
-    """The same stream for a driver that shares no folder with the first."""
+    """The same stream for a driver with separate local folders."""
     log = spec.log.with_name(name)
     return replace(spec, log=log, settings=spec.settings.model_copy(update={"work": log.with_name(f"work-{name}")}))
 
 
 @contextmanager
 def maintained(settings: Settings) -> Iterator[None]:
-    """Maintenance and a reader in this process, again and again."""
-    over = Event()
+    """Repeated maintenance and queries in this process."""
+    ended = Event()
 
-    def keep() -> None:
-        while not over.is_set():
+    def repeat() -> None:
+        while not ended.is_set():
             maintain(settings)
             query(settings, "SELECT count(*) FROM predictions, quarantine")
 
     with ThreadPoolExecutor(1) as pool:
-        kept = pool.submit(keep)
+        repeated = pool.submit(repeat)
         try:
             yield
         finally:
-            over.set()
-        kept.result()
+            ended.set()
+        repeated.result()
 
 
 def test_kill_at_any_step_on_a_faulty_store_loses_nothing(
@@ -81,7 +81,7 @@ def test_kill_at_any_step_on_a_faulty_store_loses_nothing(
         with Driver(replace(spec, signal_at=(step, rng.choice([1, 2]), signal.SIGKILL))) as driver:
             driver.wait_killed()
     with Driver(spec) as driver:
-        assert driver.wait_code() == 0, driver.said()
+        assert driver.wait_ended() == 0, driver.log_tail()
     check(spec.settings, spec.messages)
     check_one_attempt(spec.settings)
     assert proxy.harmed.keys() >= {Fault.CUT, Fault.LOST, Fault.CONFLICT, Fault.ERROR, Fault.SLOW_DOWN}
@@ -102,7 +102,7 @@ def test_driver_waits_for_an_unavailable_store(spec: Spec, proxy: StoreProxy, fo
         driver.wait_for("away", 1 + len(driver.events("away")))
         sleep(form(60.0, 0.0))
         proxy.faults = lambda _: None
-        assert driver.wait_code() == 0, driver.said()
+        assert driver.wait_ended() == 0, driver.log_tail()
     assert all(
         "does not answer" in event["what"] or "did not store" in event["what"] for event in driver.events("away")
     )
@@ -115,8 +115,8 @@ def test_concurrent_drivers_with_maintenance_duplicate_nothing(spec: Spec, form:
         spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
         with ExitStack() as stack, maintained(spec.settings):
             both = [stack.enter_context(Driver(other_host(spec, f"{number}-{one}"))) for one in ("a", "b")]
-            codes = [driver.wait_code() for driver in both]
-        assert 0 in codes, [driver.said() for driver in both]
+            codes = [driver.wait_ended() for driver in both]
+        assert 0 in codes, [driver.log_tail() for driver in both]
         assert set(codes) <= {0, FENCED}
     check(spec.settings, spec.messages)
     check_one_attempt(spec.settings)
@@ -126,54 +126,54 @@ def test_concurrent_drivers_with_maintenance_duplicate_nothing(spec: Spec, form:
 def test_driver_suspended_during_compaction_and_pruning_is_fenced(
     spec: Spec, form: Form[list[str]], record: Record
 ) -> None:
-    """It had scored, or decided, what is whole by another driver's work when it wakes; the decision is gone by then.
+    """When it resumes, another driver has completed the batch that it had scored or decided, and the decision is gone.
 
-    The other one quarantines nothing, so that nothing in that table would be in its way.
+    The other driver quarantines nothing, so that no transaction in that table blocks the first one.
     """
     steps = form([*STEPS[:-1]], ["score", "decide"])
     settings = spec.settings
     for number, step in enumerate(steps):
         spec = replace(spec, messages=(number + 1) * 10 * PER_BATCH)
-        sleeper = replace(other_host(spec, f"sleeper-{step}"), share_of_bad=0.9, known_for_s=0.0)
-        other = replace(other_host(spec, f"other-{step}"), share_of_bad=0.0)
-        with Driver(replace(sleeper, signal_at=(step, 2, signal.SIGSTOP))) as asleep:
-            asleep.wait_stopped()
+        first = replace(other_host(spec, f"first-{step}"), bad_fraction=0.9, known_for_s=0.0)
+        other = replace(other_host(spec, f"other-{step}"), bad_fraction=0.0)
+        with Driver(replace(first, signal_at=(step, 2, signal.SIGSTOP))) as suspended:
+            suspended.wait_suspended()
             with Driver(replace(other, signal_at=("batches", 3, signal.SIGKILL))) as driver:
                 driver.wait_killed()
             maintain(settings)
-            whole = rows(settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
-            assert Decisions(settings.place.store, settings.topic).prune(whole, keep=1, kept_for=timedelta(0)) > 0
-            asleep.wake()
-            assert asleep.wait_code() == 0, asleep.said()
-        assert step == "begin" or asleep.events("lost"), asleep.said()
+            newest = rows(settings, "SELECT max(batch_id) AS n FROM batches")[0]["n"]
+            assert Decisions(settings.place.store, settings.topic).prune(newest, keep=1, kept_for=timedelta(0)) > 0
+            suspended.resume()
+            assert suspended.wait_ended() == 0, suspended.log_tail()
+        assert step == "begin" or suspended.events("lost"), suspended.log_tail()
         check(settings, spec.messages)
-    record("bucket: drivers asleep at a step, repeated", f"{len(steps)}, 0", f"{len(steps)}, 0")
+    record("bucket: drivers suspended at a step, repeated", f"{len(steps)}, 0", f"{len(steps)}, 0")
 
 
 def test_decision_stored_after_its_driver_died_is_valid(spec: Spec, proxy: StoreProxy) -> None:
     settings = spec.settings
     key = numbered_key(f"streams/{settings.topic}/batches", 2, 20)
     proxy.hold(f"^PUT .*{key}")
-    with Driver(spec) as dead:
-        assert proxy.wait_held(60), dead.said()
-        dead.kill()
+    with Driver(spec) as killed:
+        assert proxy.wait_held(60), killed.log_tail()
+        killed.kill()
     second = replace(other_host(spec, "second"), signal_at=("score", 1, signal.SIGSTOP))
     with Driver(second) as driver:
-        driver.wait_stopped()
+        driver.wait_suspended()
         assert settings.place.store.get(key) is None
         proxy.release()
         wait_until(lambda: settings.place.store.get(key) is not None, lambda: "the late put did not arrive")
-        driver.wake()
-        assert driver.wait_code() == 0, driver.said()
+        driver.resume()
+        assert driver.wait_ended() == 0, driver.log_tail()
     assert len(driver.events("lost")) == 1
     check(settings, spec.messages)
     check_one_attempt(settings)
 
 
 def test_killed_and_restarted_store_loses_nothing(tmp_path: Path, form: Form[bool]) -> None:
-    """In `make soak`, with a server of its own."""
+    """Only in `make soak`, with a separate server."""
     if not form(True, False):
-        pytest.skip("only with --full: it starts a store of its own twice")
+        pytest.skip("only with --full: it starts a separate store twice")
     home = tmp_path / "store"
     with StoreProxy(start_object_store(home).port) as proxy, pytest.MonkeyPatch.context() as patch:
         server = start_object_store(home)
@@ -190,7 +190,7 @@ def test_killed_and_restarted_store_loses_nothing(tmp_path: Path, form: Form[boo
                 driver.wait_for("away")
                 stop_object_store(home)
                 proxy.upstream = start_object_store(home).port
-                assert driver.wait_code() == 0, driver.said()
+                assert driver.wait_ended() == 0, driver.log_tail()
             check(settings, spec.messages)
             assert open_store(settings.home).folders() == ["streams", "tables"]
         finally:

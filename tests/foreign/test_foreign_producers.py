@@ -14,7 +14,7 @@ from streaming.platform.jars import broker_classpath
 from streaming.platform.java import find_java
 from streaming.settings import Settings
 from tests.conftest import imagestream
-from tests.faults.harness import Place, drain, rows
+from tests.faults.harness import Position, drain, rows
 from tests.services import SET_UP
 
 PROGRAM = Path(__file__).with_name("ForeignProducer.java")
@@ -22,7 +22,7 @@ COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 TRANSACTION = "transaction"
 NOTES = [("note", None), ("note", b"\x00\xff")]
 
-Sent = list[tuple[Place, str]]  # where each committed message is, and its kind
+Sent = list[tuple[Position, str]]  # where each committed message is, and its kind
 Headers = list[tuple[str, bytes | None]]
 Messages = list[tuple[bytes | None, bytes | None, Headers]]  # key, value, headers
 

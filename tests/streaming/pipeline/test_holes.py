@@ -14,7 +14,7 @@ from streaming.jobs.audit import Span, audit
 from streaming.pipeline.status import read_status
 from streaming.settings import Settings
 from tests.conftest import NewService, imagestream
-from tests.faults.harness import Place, decisions, drain, rows, wait_until
+from tests.faults.harness import Position, decisions, drain, rows, wait_until
 
 COMPACT = {
     "cleanup.policy": "compact",
@@ -46,7 +46,7 @@ def transaction(producer: Any, topic: str, partition: int, messages: int, *, com
     producer.commit_transaction() if commit else producer.abort_transaction()
 
 
-def held(settings: Settings, isolation: str = "read_committed") -> set[Place]:
+def held(settings: Settings, isolation: str = "read_committed") -> set[Position]:
     """Where Kafka holds a message, by a client that knows nothing of the stream."""
     with closing(
         KafkaConsumer(
@@ -56,13 +56,13 @@ def held(settings: Settings, isolation: str = "read_committed") -> set[Place]:
         partitions = [TopicPartition(settings.topic, one) for one in consumer.partitions_for_topic(settings.topic)]
         consumer.assign(partitions)
         ends = consumer.end_offsets(partitions)
-        found: set[Place] = set()
+        found: set[Position] = set()
         while any(consumer.position(one) < ends[one] for one in partitions):
             found |= {(one.partition, one.offset) for batch in consumer.poll(500).values() for one in batch}
     return found
 
 
-def scored_places(settings: Settings) -> list[Place]:
+def scored_places(settings: Settings) -> list[Position]:
     found = rows(settings, 'SELECT "partition", "offset" FROM quarantine ORDER BY 1, 2')
     return [(row["partition"], row["offset"]) for row in found]
 
