@@ -1,4 +1,4 @@
-"""How often the intervals of the reports cover what they are of: 93 to 97 % where they claim 95 %."""
+"""Coverage of the confidence intervals in reports: 93 to 97 % for a nominal 95 %."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ ZIPF = [1 / rank / sum(1 / one for one in range(1, 11)) for rank in range(1, 11)
 
 
 def model_of(shares: list[float], recalls: list[float]) -> NDArray[np.float64]:
-    """(K, K) probabilities of truth and answer; mistakes name any other class."""
+    """(K, K) probabilities of truth and answer; errors are uniform over the other classes."""
     size = len(shares)
     rows = [np.full(size, (1 - recall) / (size - 1)) for recall in recalls]
     for number, recall in enumerate(recalls):
@@ -25,7 +25,7 @@ def macro_f1(confusion: NDArray[np.float64], occurring: NDArray[np.bool_]) -> fl
 
 
 def coverage(chances: NDArray[np.float64], n: int, draws: int, seed: int) -> tuple[float, float]:
-    """(how often the interval holds macro F1 over the classes that occur, its mean width)."""
+    """(fraction of intervals that contain macro F1 over the occurring classes, their mean width)."""
     size, generator, covered, width = len(chances), np.random.default_rng(seed), 0, 0.0
     for _ in range(draws):
         confusion = generator.multinomial(n, chances.reshape(-1)).reshape(size, size)
@@ -40,12 +40,12 @@ def coverage(chances: NDArray[np.float64], n: int, draws: int, seed: int) -> tup
     ("name", "shares", "recalls", "sizes"),
     [
         ("two", [0.5, 0.5], [0.9, 0.9], [50, 100, 300, 1000]),
-        ("a rare one of two, 5 %", [0.95, 0.05], [0.95, 0.7], [100, 300, 1000]),
-        ("a rare one of two, 10 %", [0.9, 0.1], [0.97, 0.8], [50, 100, 300, 1000]),
-        ("a rare one of three, 5 %", [0.6, 0.35, 0.05], [0.95, 0.9, 0.6], [100, 300, 1000]),
-        ("ten, few mistakes", [0.1] * 10, [0.99] * 10, [100, 300, 1000]),
-        ("ten, many mistakes", [0.1] * 10, [0.7] * 10, [100, 300, 1000]),
-        ("ten of Zipf's sizes", ZIPF, [0.85] * 10, [300, 1000]),
+        ("two, one rare, 5 %", [0.95, 0.05], [0.95, 0.7], [100, 300, 1000]),
+        ("two, one rare, 10 %", [0.9, 0.1], [0.97, 0.8], [50, 100, 300, 1000]),
+        ("three, one rare, 5 %", [0.6, 0.35, 0.05], [0.95, 0.9, 0.6], [100, 300, 1000]),
+        ("ten, few errors", [0.1] * 10, [0.99] * 10, [100, 300, 1000]),
+        ("ten, many errors", [0.1] * 10, [0.7] * 10, [100, 300, 1000]),
+        ("ten, Zipf-distributed", ZIPF, [0.85] * 10, [300, 1000]),
         ("a hundred", [0.01] * 100, [0.8] * 100, [1000, 3000]),
     ],
 )
@@ -62,12 +62,12 @@ def test_macro_f1_interval_has_nominal_coverage(
 
 
 def test_classes_too_rare_for_the_interval_are_counted(form: Form[int], seed: int, record: Record) -> None:
-    """Ten classes of Zipf's sizes, fifty images: the rarest has two, and no interval is as sure as it says."""
+    """Ten Zipf-distributed classes, fifty images: the rarest class has two, and the interval covers too rarely."""
     share, _ = coverage(model_of(ZIPF, [0.85] * 10), 50, form(10_000, 400), seed)
     record("macro F1's interval, classes with 1 to 4 rows", "not claimed", f"{share:.1%}")
     assert 0.8 < share < 0.95
     confusion = np.diag([FEW_ROWS, FEW_ROWS - 1, 1, 0, 20])
-    confusion[0, 3] = 1  # answered, and never the truth
+    confusion[0, 3] = 1  # predicted, but never the truth
     assert Evaluation(tuple("abcde"), confusion).rare_classes == 3
 
 
@@ -82,9 +82,9 @@ def test_interval_of_ten_images_without_errors_is_wide() -> None:
 def test_accuracy_interval_has_nominal_coverage(share: float, form: Form[int], seed: int, record: Record) -> None:
     generator, draws, seen = np.random.default_rng(seed), form(100_000, 5_000), []
     for n in (100, 300, 1000):
-        right, times = np.unique(generator.binomial(n, share, draws), return_counts=True)
+        correct, times = np.unique(generator.binomial(n, share, draws), return_counts=True)
         covered = 0
-        for one, number in zip(right, times, strict=True):
+        for one, number in zip(correct, times, strict=True):
             low, high = Evaluation(("a", "b"), np.array([[one, n - one], [0, 0]])).accuracy_interval()
             covered += number * (low <= share <= high)
         seen.append(covered / draws)

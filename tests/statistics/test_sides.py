@@ -1,4 +1,4 @@
-"""Who is fitted on, who is held out, who judges: simulations of growing data, corrections, duplicates and old homes."""
+"""Training, holdout and evaluation images: simulations of growth, corrections, duplicates and old homes."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +26,7 @@ from tests.forms import Form, Record
 from tests.homes import local_home
 
 SHARE = 0.2
-SIGMAS = 5  # a correct implementation leaves the tolerance in less than one run in a million
+SIGMAS = 5  # a correct implementation exceeds the tolerance in less than one run in a million
 
 
 def ids_of(seed: int, count: int, what: str = "image") -> list[str]:
@@ -44,8 +44,8 @@ def store(table: Table, columns: dict[str, Any], version: int = 0) -> None:
     assert table.append(pa.table(arrays, schema=FEATURES), "test", version)
 
 
-def of_binomial(share: float, n: int) -> float:
-    """The tolerance of a share that is counted among n."""
+def binomial_tolerance(share: float, n: int) -> float:
+    """The tolerance of a fraction that is estimated from n."""
     return SIGMAS * float(np.sqrt(share * (1 - share) / n))
 
 
@@ -71,13 +71,13 @@ def test_same_bytes_under_two_keys_are_on_the_same_side(
     )
     assert len(training) + len(holdout) == pairs  # each pair is one image
     assert apart == 0
-    assert abs((first != second).mean() - 2 * SHARE * (1 - SHARE)) < of_binomial(0.32, pairs)
+    assert abs((first != second).mean() - 2 * SHARE * (1 - SHARE)) < binomial_tolerance(0.32, pairs)
 
 
 def test_held_out_fraction_is_independent_of_initial_class_size(
     spark: SparkSession, form: Form[int], seed: int, record: Record
 ) -> None:
-    """Many classes of which two images were known first. A threshold from those two held out any share at all."""
+    """Many classes that began with two images. A threshold computed from these two held out any fraction."""
     classes, later = form(500, 150), 200
     names = ids_of(seed, classes * later)
     rows = pa.table({"image_id": names, "label": [f"{n // later}" for n in range(len(names))]})
@@ -86,12 +86,12 @@ def test_held_out_fraction_is_independent_of_initial_class_size(
     of_two = np.sort(hashes(ids_of(seed, 2 * classes, "first"), seed).reshape(classes, 2), axis=1)[:, 1] / 2**HASH_BITS
     record(
         "held out of a class that began with two images",
-        f"{SHARE} ± {of_binomial(SHARE, later):.2f} each; by threshold 0.67",
+        f"{SHARE} ± {binomial_tolerance(SHARE, later):.2f} each; by threshold 0.67",
         f"{shares.min():.2f} to {shares.max():.2f}, mean {shares.mean():.4f}; by threshold {of_two.mean():.2f}",
     )
-    assert abs(shares.mean() - SHARE) < of_binomial(SHARE, classes * later)
-    assert abs(shares - SHARE).max() < of_binomial(SHARE, later)
-    assert abs(of_two.mean() - 2 / 3) < 0.1  # what it was
+    assert abs(shares.mean() - SHARE) < binomial_tolerance(SHARE, classes * later)
+    assert abs(shares - SHARE).max() < binomial_tolerance(SHARE, later)
+    assert abs(of_two.mean() - 2 / 3) < 0.1  # with a threshold
 
 
 def test_corrections_and_growth_move_no_image(
@@ -115,11 +115,11 @@ def test_corrections_and_growth_move_no_image(
     moved = (held_out() & set(names)) ^ before
     record("images that change sides as data grows and labels change", "0", f"{len(moved)} of {n:,}")
     assert not moved
-    assert abs(len(before) / n - SHARE) < of_binomial(SHARE, n)
+    assert abs(len(before) / n - SHARE) < binomial_tolerance(SHARE, n)
 
 
 def test_reported_accuracy_excludes_fitted_images(form: Form[int], seed: int, record: Record) -> None:
-    """History on half of which the new model was fitted; only the other half shows how it does on fresh images."""
+    """The new model was fitted on half of the history; only the other half shows its accuracy on new images."""
     n, fresh = form(8_000, 2_000), form(40_000, 10_000)
     features, labels = make_classification(
         n + fresh, n_features=10, n_informative=6, flip_y=0.15, n_classes=3, random_state=seed
@@ -129,29 +129,29 @@ def test_reported_accuracy_excludes_fitted_images(form: Form[int], seed: int, re
     new = KNeighborsClassifier(1).fit(features[:n][was_fitted], labels[:n][was_fitted])
     old = KNeighborsClassifier(25).fit(features[:200], labels[:200])
     images = BloomFilter.empty(int(was_fitted.sum()), seed)
-    images.add([name for name, there in zip(names, was_fitted, strict=True) if there])
+    images.add([name for name, fitted in zip(names, was_fitted, strict=True) if fitted])
     right = [model.predict(features) == labels for model in (old, new)]
     counts = PairedAccuracy()
-    history = np.arange(n) >= 200  # the old model's own images are in its filter, too
+    history = np.arange(n) >= 200  # the old model was fitted on the first 200 images
     counts.add(*(one[:n][history] for one in right), FittedOn(images).contains(names)[history])
     found = counts.as_row()
-    on_fresh, on_all = right[1][n:].mean(), right[1][:n].mean()
+    on_new, on_all = right[1][n:].mean(), right[1][:n].mean()
     record(
         "accuracy reported on history, half of it fitted on",
-        f"{on_fresh:.3f} as on fresh images",
+        f"{on_new:.3f} as on new images",
         f"{found['new_accuracy']:.3f}; fitted on {found['fitted_new_accuracy']:.3f}, all together {on_all:.3f}",
     )
-    tolerance = of_binomial(on_fresh, counts.judged) + of_binomial(on_fresh, fresh)
-    assert abs(found["new_accuracy"] - on_fresh) < tolerance
-    assert on_all > on_fresh + tolerance  # what was reported before
-    assert found["fitted_new_accuracy"] > 0.99  # by heart; one in a thousand of the others is taken for one of them
+    tolerance = binomial_tolerance(on_new, counts.judged) + binomial_tolerance(on_new, fresh)
+    assert abs(found["new_accuracy"] - on_new) < tolerance
+    assert on_all > on_new + tolerance  # reported by earlier versions
+    assert found["fitted_new_accuracy"] > 0.99  # memorised, except for false positives of the filter
 
 
-# --- homes from before sides were decided by content
+# --- homes from before the split was by content
 
 
 def thresholds(ids: list[str], labels: list[str], seed: int, kept: dict[str, int]) -> dict[str, int]:
-    """As versions were split until then: of each class the hash at a rank, kept once the class had two images."""
+    """The former split: for each class the hash at a rank, fixed when the class had two images."""
     found: dict[str, int] = {}
     for name in set(labels):
         mine = np.sort(hashes([one for one, label in zip(ids, labels, strict=True) if label == name], seed))
@@ -163,7 +163,7 @@ def thresholds(ids: list[str], labels: list[str], seed: int, kept: dict[str, int
 def test_no_version_is_evaluated_on_its_fitted_images(
     tmp_path: Path, form: Form[int], seed: int, record: Record
 ) -> None:
-    """A home that grew over several retrainings, with classes that begin small and labels that are corrected."""
+    """A home that grew over several retrainings, with classes that start small and corrected labels."""
     rounds, per_round = form(8, 4), form(3_000, 500)
     rng = np.random.default_rng(seed)
     names = ids_of(seed, rounds * per_round)
@@ -191,13 +191,13 @@ def test_no_version_is_evaluated_on_its_fitted_images(
         manifest = SimpleNamespace(classes=tuple(sorted(set(now))), training_data=data)
         versions.append((fitted, Bundle(cast("Any", manifest), sha256(b"%d" % number).hexdigest(), {})))
 
-    split = hashes(names, seed) < SHARE * 2**HASH_BITS  # as a retraining divides them now
-    judged = 0
+    held_out = hashes(names, seed) < SHARE * 2**HASH_BITS  # the present split
+    evaluated = 0
     for fitted, bundle in versions:
         seen = fitted_on(bundle, local_home(tmp_path)).contains([name.encode() for name in names])
-        judges = {name for name, out, there in zip(names, split, seen, strict=True) if out and not there}
-        assert not judges & fitted
-        judged += len(judges)
-    left = judged / (len(versions) * split.sum())
-    record("old home: held-out images that may judge old versions", "0 of them fitted on", f"{left:.2f} of all, 0")
+        holdout = {name for name, out, was_fitted in zip(names, held_out, seen, strict=True) if out and not was_fitted}
+        assert not holdout & fitted
+        evaluated += len(holdout)
+    left = evaluated / (len(versions) * held_out.sum())
+    record("old home: held-out images to evaluate old versions", "0 of them fitted on", f"{left:.2f} of all, 0")
     assert left > 0.5
