@@ -68,9 +68,9 @@ def test_what_is_named_of_a_module_is_there(target) -> None:
     text = (CHECKOUT / target.path).read_text()
     for file in target.tests:
         assert (CHECKOUT / file).is_file()
-    for name in target.beyond:
+    for name in target.excluded:
         assert f"def {name.rpartition('.')[2]}(" in text
-    made = {(target.path, one.before, one.after) for one in mutants(text, target.beyond)}
+    made = {(target.path, one.before, one.after) for one in mutants(text, target.excluded)}
     assert {key for key in read_reasons() if key[0] == target.path} <= made
 
 

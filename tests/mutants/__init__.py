@@ -1,9 +1,9 @@
-"""Mutation testing of the modules that everything rests on: `python -m tests.mutants`, or `make mutants`.
+"""Mutation testing of the core modules: `python -m tests.mutants` or `make mutants`.
 
-A mutant is the module with one small fault: a comparison turned round, a limit off by one, a `raise` removed. If the
-module's tests still pass, nothing would notice that fault: the mutant survived, and needs a test or a reason.
+A mutant is the module with one small fault: an inverted comparison, a limit off by one, a removed `raise`. A mutant
+survives if the module's tests still pass; it then needs a test or a reason.
 
-The usual tools do not fit. mutmut leaves out constants, class attributes and decorated functions, so limits and
-properties; Cosmic Ray starts a process for each mutant, which here takes seconds to import what the tests need. This
-one imports that once and forks for each mutant.
+The usual tools are unsuitable: mutmut omits constants, class attributes and decorated functions, and thus limits and
+properties; Cosmic Ray starts a process for each mutant, which takes seconds to import the dependencies of the tests.
+This tool imports them once and forks for each mutant.
 """

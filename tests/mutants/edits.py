@@ -1,4 +1,4 @@
-"""The faults: edits of a module's text, one at a time, at places that its syntax tree gives."""
+"""The faults: single edits of a module's text, found by its syntax tree."""
 
 import ast
 import re
@@ -29,7 +29,7 @@ ARITHMETIC: dict[type[ast.operator], str] = {
 }
 OPPOSITES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 WRAPPERS = frozenset({"abs", "int", "list", "reversed", "set", "sorted", "str", "tuple"})  # f(x) becomes x
-# In the text of an SQL statement, which holds a good part of what the audit does.
+# SQL statements, which contain much of the logic of the audit.
 SQL = re.compile(r"\A\s*(?:SELECT|WITH|,) ?", re.ASCII)
 SQL_EDITS = (
     (r"<>", "="),
@@ -53,35 +53,35 @@ SQL_EDITS = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """One edit: the lines that it touches before and after, as one line each, and the whole text after it."""
+    """One edit: the changed lines before and after, each joined into one line, and the complete text after it."""
 
     line: int
     before: str
     after: str
     text: str
-    scope: tuple[int, int] | None  # first and last line of the function that it is in
+    scope: tuple[int, int] | None  # first and last line of the enclosing function
 
 
-def mutants(text: str, beyond: frozenset[str] = frozenset()) -> list[Mutant]:
-    """Every mutant of a module's text, in the order of its lines.
+def mutants(text: str, excluded: frozenset[str] = frozenset()) -> list[Mutant]:
+    """All mutants of a module's text, sorted by line.
 
     Args:
-        beyond: qualified names of functions to leave as they are.
+        excluded: qualified names of functions that are not mutated.
     """
-    finder = _Finder(text, beyond)
+    finder = _Finder(text, excluded)
     finder.visit(ast.parse(text))
     found = {(one.line, one.after): one for one in finder.found if one.after != one.before}
     return sorted(found.values(), key=lambda one: one.line)
 
 
 class _Finder(ast.NodeVisitor):
-    def __init__(self, text: str, beyond: frozenset[str]) -> None:
+    def __init__(self, text: str, excluded: frozenset[str]) -> None:
         self.found: list[Mutant] = []
         self._bytes = text.encode()  # the tree counts columns in bytes
         self._starts = [0]
         for line in self._bytes.splitlines(keepends=True):
             self._starts.append(self._starts[-1] + len(line))
-        self._beyond = beyond
+        self._excluded = excluded
         self._names: list[str] = []
         self._scope: tuple[int, int] | None = None
 
@@ -105,7 +105,7 @@ class _Finder(ast.NodeVisitor):
         text = changed.decode()
         try:
             compile(text, "mutant", "exec")
-        except SyntaxError:  # such as a `return` that was the value of a `yield`
+        except SyntaxError:  # such as an edit of the value of a `yield`
             return
         self.found.append(Mutant(line, *one_line, text, self._scope))
 
@@ -113,13 +113,13 @@ class _Finder(ast.NodeVisitor):
         self._replace(*self._span(node), new)
 
     def _between(self, left: ast.AST, right: ast.AST, old: str, new: str) -> None:
-        """Replace an operator that stands between two operands, which may be in brackets and on lines of their own."""
+        """Replace the operator between two operands, which may be in parentheses and on separate lines."""
         start, end = self._span(left)[1], self._span(right)[0]
         place = re.search(rf"(?<!\w){old}(?!\w)" if old[0].isalpha() else old, self._bytes[start:end].decode())
         if place:
             self._replace(start + place.start(), start + place.end(), new)
 
-    # Where a fault can be
+    # Mutated nodes
 
     def visit_Compare(self, node: ast.Compare) -> None:
         operands = [node.left, *node.comparators]
@@ -146,7 +146,7 @@ class _Finder(ast.NodeVisitor):
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
         if all(isinstance(one, ast.BinOp | ast.operator | ast.Constant) for one in ast.walk(node)):
-            for new in ("+ 1", "- 1"):  # such as 20 * 1024**2: one number
+            for new in ("+ 1", "- 1"):  # a constant such as 20 * 1024**2 is one number
                 self._edit(node, f"({self._source(node)} {new})")
             return
         texts = (ast.JoinedStr, ast.Constant)
@@ -193,7 +193,7 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def _condition(self, test: ast.expr) -> None:
-        """Negate what has no operator of its own to turn round."""
+        """Negate a condition without an operator that is mutated itself."""
         if not isinstance(test, ast.Compare | ast.BoolOp | ast.UnaryOp | ast.NamedExpr):
             self._edit(test, f"(not ({self._source(test)}))")
 
@@ -217,7 +217,7 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> None:
-        self._edit(node, "pass")  # what its message says is for people; tests read a part of it
+        self._edit(node, "pass")  # but not its message, of which tests check only a part
 
     def visit_Return(self, node: ast.Return) -> None:
         if node.value is None:
@@ -236,10 +236,10 @@ class _Finder(ast.NodeVisitor):
             self._edit(node, "pass")
         self.generic_visit(node)
 
-    # Where none is made
+    # Nodes without mutants
 
     def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
-        """Texts are for people."""
+        """Messages are not mutated."""
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         if node.value:
@@ -253,7 +253,7 @@ class _Finder(ast.NodeVisitor):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         self._names.append(node.name)
-        if ".".join(self._names) not in self._beyond:
+        if ".".join(self._names) not in self._excluded:
             outer = self._scope
             first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
             self._scope = outer or (first, node.end_lineno or node.lineno)

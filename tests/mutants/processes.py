@@ -1,4 +1,4 @@
-"""Tests of a mutant, in a process forked from one that has already imported whatever the tests need."""
+"""Tests of a mutant, in a process forked from one that has imported the dependencies of the tests."""
 
 import gc
 import importlib.abc
@@ -21,25 +21,25 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.targets import PROGRAMS, SERVICES, Target
+from tests.mutants.targets import PROCESSES, SERVICES, Target
 
 ROOT = Path(__file__).parents[2]
-OWN = ("models", "producer", "streaming", "tests", "examples", "benchmarks")
+PACKAGES = ("models", "producer", "streaming", "tests", "examples", "benchmarks")
 OPTIONS = ["-q", "-x", "--tb=short", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
 MEMORY_BYTES = 16 * 1024**3  # of address space
-SPARE_CPU_S = 10  # beside five times what the tests take without a fault
-WALL_PER_CPU = 10  # what is blocked uses no processor time; what only waits for its turn must not be ended
-CPU_OVER = (-signal.SIGXCPU, -signal.SIGKILL)
+SPARE_CPU_S = 10  # in addition to five times the CPU time of the tests without a fault
+WALL_PER_CPU = 10  # ends blocked processes, which use no CPU time, but not those that wait for a core
+CPU_LIMIT_SIGNALS = (-signal.SIGXCPU, -signal.SIGKILL)
 
 
 @dataclass
 class Baseline:
-    """What the tests of a target do without a fault.
+    """The tests of a target without a fault.
 
     Attributes:
-        seconds: processor time of each test.
-        calls: the first lines of the module's functions that each test calls.
-        shared: of those that are called while fixtures are made, which other tests share.
+        seconds: CPU time of each test.
+        calls: first lines of the module's functions that each test calls.
+        shared: first lines of those that fixtures call, which other tests share.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -47,9 +47,9 @@ class Baseline:
     shared: list[int] = field(default_factory=list)
 
     def tests_of(self, scope: tuple[int, int] | None) -> list[str]:
-        """The tests that may notice a fault in a function; all of them if it is in none.
+        """The tests that may detect a fault in a function, or all tests if it is outside functions.
 
-        File by file in the order of the target, and quickest first in each.
+        The files are in the order of the target, and the tests of a file fastest first.
         """
         files = list(dict.fromkeys(test.partition("::")[0] for test in self.seconds))
         return sorted(
@@ -64,17 +64,17 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code, or the negative of the signal that ended it."""
+    """Exit code of a process, or the negative signal that ended it, and whether it exceeded a time limit."""
 
     code: int
-    late: bool
+    timed_out: bool
 
 
 def warm_up(files: Sequence[str]) -> None:
-    """Import what these tests import; modules of our own are forgotten, so that a mutant can take their place."""
-    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # to look for plugins takes longer than most of the tests
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        stdout, sys.stdout = sys.stdout, nowhere
+    """Import the dependencies of these tests; the project's modules are unloaded so that mutants can replace them."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # finding plugins takes longer than most tests
+    with open(os.devnull, "w") as null:  # noqa: PTH123
+        stdout, sys.stdout = sys.stdout, null
         try:
             code = pytest.main(["--collect-only", *OPTIONS, *files])
         finally:
@@ -82,20 +82,20 @@ def warm_up(files: Sequence[str]) -> None:
     if code:
         raise SystemExit(f"error: the tests cannot be collected: pytest --collect-only {' '.join(files)}")
     for name, module in list(sys.modules.items()):
-        if _is_own(module) and not name.startswith("tests.mutants") and name not in {"tests", "__main__"}:
+        if _is_project(module) and not name.startswith("tests.mutants") and name not in {"tests", "__main__"}:
             del sys.modules[name]
-    gc.freeze()  # children need not look at, and so copy, what was there before them
+    gc.freeze()  # otherwise, garbage collection in children would copy shared pages
 
 
-def _is_own(module: ModuleType) -> bool:
+def _is_project(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if not file or not Path(file).is_relative_to(ROOT):
         return False
-    return Path(file).relative_to(ROOT).parts[0] in OWN
+    return Path(file).relative_to(ROOT).parts[0] in PACKAGES
 
 
 def baseline(target: Target) -> Baseline:
-    """Run all tests of a target once, as it is."""
+    """Run all tests of an unchanged target once."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         answer = Path(directory) / "baseline.json"
 
@@ -105,38 +105,38 @@ def baseline(target: Target) -> Baseline:
             answer.write_text(json.dumps(vars(recorder.baseline)))
             return code
 
-        (ended,) = run_all([Job(None, work, cpu_s=600)], processes=1, keep=Path(directory) / "output")
+        (ended,) = run_all([Job(None, work, cpu_s=600)], processes=1, output=Path(directory) / "output")
         if ended[1].code:
             print((Path(directory) / "output").read_text(), file=sys.stderr)
-            raise SystemExit(f"error: the tests of {target.path} do not pass as it is")
+            raise SystemExit(f"error: the tests of the unchanged {target.path} do not pass")
         return Baseline(**json.loads(answer.read_text()))
 
 
 def job(key: Any, target: Target, text: str, tests: Sequence[str], seconds: float) -> "Job":
-    """Tests of a target with another text in the place of the module's own."""
+    """A job that runs tests of a target with another text of the module."""
 
     def work() -> int:
         sys.meta_path.insert(0, _Finder(target.module, str(ROOT / target.path), text))
         files = dict.fromkeys(test.partition("::")[0] for test in tests)
-        return pytest.main([*OPTIONS, *files], plugins=[_Chosen(tests)])
+        return pytest.main([*OPTIONS, *files], plugins=[_Selection(tests)])
 
     return Job(key, work, cpu_s=SPARE_CPU_S + 5 * seconds)
 
 
 @dataclass(frozen=True)
 class Job:
-    """Work for a process of its own; `key` names it."""
+    """Work for a separate process, identified by `key`."""
 
     key: Any
     work: Callable[[], int]
     cpu_s: float
 
 
-def run_all(jobs: Sequence[Job], processes: int, keep: Path | None = None) -> Iterator[tuple[Any, Ended]]:
-    """Run jobs, some at a time, and yield each one's key and end, in the order in which they end.
+def run_all(jobs: Sequence[Job], processes: int, output: Path | None = None) -> Iterator[tuple[Any, Ended]]:
+    """Run jobs in parallel and yield the key and the end of each, in the order of completion.
 
     Args:
-        keep: where to write what the jobs print.
+        output: file for the output of the jobs (default: discarded).
     """
     waiting, running = list(reversed(jobs)), dict[int, tuple[Job, float, Path]]()
     try:
@@ -144,18 +144,18 @@ def run_all(jobs: Sequence[Job], processes: int, keep: Path | None = None) -> It
             while waiting and len(running) < processes:
                 one = waiting.pop()
                 scratch = Path(tempfile.mkdtemp(prefix="mutant-"))
-                running[_fork(one, scratch, keep or Path(os.devnull))] = (one, monotonic(), scratch)
+                running[_fork(one, scratch, output or Path(os.devnull))] = (one, monotonic(), scratch)
             for pid, (one, started, scratch) in list(running.items()):
                 done, status = os.waitpid(pid, os.WNOHANG)
-                late = not done and monotonic() - started > WALL_PER_CPU * one.cpu_s
-                if late:
+                timed_out = not done and monotonic() - started > WALL_PER_CPU * one.cpu_s
+                if timed_out:
                     os.killpg(pid, signal.SIGKILL)
                     _, status = os.waitpid(pid, 0)
-                if done or late:
+                if done or timed_out:
                     del running[pid]
                     shutil.rmtree(scratch, ignore_errors=True)
                     code = os.waitstatus_to_exitcode(status)
-                    yield one.key, Ended(code, late or code in CPU_OVER)
+                    yield one.key, Ended(code, timed_out or code in CPU_LIMIT_SIGNALS)
             sleep(0.02)
     finally:
         for pid, (_, _, scratch) in running.items():
@@ -165,7 +165,7 @@ def run_all(jobs: Sequence[Job], processes: int, keep: Path | None = None) -> It
 
 
 def _fork(one: Job, scratch: Path, output: Path) -> int:
-    """Start a job in a process group of its own, with limits of processor time and memory."""
+    """Start a job in a separate process group, with limits of CPU time and memory."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -190,7 +190,7 @@ def _fork(one: Job, scratch: Path, output: Path) -> int:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Imports one module from another text than its file's."""
+    """Imports one module from a text instead of its file."""
 
     def __init__(self, module: str, path: str, text: str) -> None:
         self._module, self._path, self._text = module, path, text
@@ -210,8 +210,8 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return compile(self._text, self.path, "exec", dont_inherit=True)
 
 
-class _Chosen:
-    """Runs these tests of those that were collected, in this order."""
+class _Selection:
+    """Runs only these of the collected tests, in this order."""
 
     def __init__(self, tests: Sequence[str]) -> None:
         self._order = {test: number for number, test in enumerate(tests)}
@@ -222,14 +222,14 @@ class _Chosen:
         )
 
 
-def _can_notice(item: pytest.Item) -> bool:
+def _can_detect(item: pytest.Item) -> bool:
     function = getattr(item, "function", None)
     names = function.__code__.co_names if hasattr(function, "__code__") else ()
-    return not SERVICES & set(getattr(item, "fixturenames", ())) and not PROGRAMS & set(names)
+    return not SERVICES & set(getattr(item, "fixturenames", ())) and not PROCESSES & set(names)
 
 
 class _Recorder:
-    """Notes what every test calls of one file, and how long it takes; leaves out what needs services."""
+    """Records each test's duration and calls of one file's functions; deselects tests that need services."""
 
     def __init__(self, path: str) -> None:
         self.baseline = Baseline()
@@ -237,7 +237,7 @@ class _Recorder:
         self._seen: set[int] = set()
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if _can_notice(item)]
+        items[:] = [item for item in items if _can_detect(item)]
 
     def _profile(self, frame: FrameType, event: str, arg: Any) -> None:
         if event == "call" and frame.f_code.co_filename == self._path:

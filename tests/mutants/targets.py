@@ -1,29 +1,29 @@
-"""What is mutated, and which tests have to notice it."""
+"""The mutated modules and the tests that must detect their mutants."""
 
 from dataclasses import dataclass
 
-# Tests that use these fixtures start Kafka or Spark, which takes longer than all of the others together.
+# Tests that use these fixtures start Kafka or Spark, which takes longer than all other tests together.
 SERVICES = frozenset({"jars_dir", "broker", "spark"})
-# Tests that call these start programs, which import the module as it is and cannot notice a mutant.
-PROGRAMS = frozenset({"imagestream", "multiprocessing", "subprocess"})
+# Tests that call these start processes, which import the unchanged module and cannot detect a mutant.
+PROCESSES = frozenset({"imagestream", "multiprocessing", "subprocess"})
 
 
 @dataclass(frozen=True)
 class Target:
-    """A module, the test files that have to notice its faults, and what of it they cannot reach.
+    """A module, the test files that must detect its faults, and the functions that they cannot reach.
 
     Attributes:
-        tests: files, quickest first.
-        beyond: functions that do nothing without Kafka or Spark, by their qualified name; they are not mutated.
+        tests: files, fastest first.
+        excluded: qualified names of functions that are not mutated, because they need Kafka or Spark.
     """
 
     path: str
     tests: tuple[str, ...]
-    beyond: frozenset[str] = frozenset()
+    excluded: frozenset[str] = frozenset()
 
     @property
     def module(self) -> str:
-        """Its name for `import`."""
+        """Its import name."""
         return self.path.removesuffix(".py").replace("/", ".")
 
 
@@ -31,7 +31,7 @@ TARGETS = (
     Target(
         "streaming/pipeline/offsets.py",
         ("tests/streaming/pipeline/test_offsets.py",),
-        beyond=frozenset({"TopicOffsets.__init__", "TopicOffsets.read", "TopicOffsets.close"}),
+        excluded=frozenset({"TopicOffsets.__init__", "TopicOffsets.read", "TopicOffsets.close"}),
     ),
     Target("streaming/pipeline/positions.py", ("tests/streaming/pipeline/test_positions.py",)),
     Target("streaming/pipeline/decisions.py", ("tests/streaming/pipeline/test_decisions.py",)),
@@ -43,7 +43,7 @@ TARGETS = (
     Target(
         "streaming/pipeline/ingest.py",
         ("tests/streaming/pipeline/test_ingest.py",),
-        beyond=frozenset({"read_topics"}),
+        excluded=frozenset({"read_topics"}),
     ),
     Target(
         "streaming/jobs/audit.py", ("tests/streaming/jobs/test_audit_rules.py", "tests/streaming/jobs/test_audit.py")
@@ -57,7 +57,7 @@ TARGETS = (
     Target(
         "streaming/pipeline/commit.py",
         ("tests/streaming/pipeline/test_commit.py",),
-        beyond=frozenset({"BatchCommitter._score"}),
+        excluded=frozenset({"BatchCommitter._score"}),
     ),
     Target("models/bundle.py", ("tests/models/test_manifest.py", "tests/models/test_bundle.py")),
     Target("streaming/registry.py", ("tests/streaming/test_registry.py",)),
@@ -72,7 +72,7 @@ TARGETS = (
     Target(
         "streaming/training/gate.py",
         ("tests/streaming/training/test_gate.py",),
-        beyond=frozenset({"pair", "_paired_mean", "_paired_f1", "_right", "_difference", "_bin"}),
+        excluded=frozenset({"pair", "_paired_mean", "_paired_f1", "_right", "_difference", "_bin"}),
     ),
     Target("models/paired.py", ("tests/models/test_paired.py",)),
 )
