@@ -1,4 +1,4 @@
-"""Answers as Avro records: read by fastavro with the published schema, and back to the JSON of the same row."""
+"""Answers as Avro records: readable by fastavro with the published schema, and convertible to the JSON of the row."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -18,15 +18,15 @@ from tests.conftest import CHECKOUT
 from tests.streaming.schema_server import schema_server
 
 PUBLISHED = json.loads((CHECKOUT / "docs" / "answers.avsc").read_text(encoding="utf-8"))
-WHEN = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
+TIME = datetime(2026, 1, 2, 3, 4, 5, 678_901, UTC)
 FINGERPRINT = "300b4e1ea21c8c1d"  # pragma: allowlist secret
-NUMBER = 2**31 - 1  # the largest id
+MAX_ID = 2**31 - 1
 ROWS: dict[str, dict[str, Any]] = {
     "predictions": {
-        "image_id": "ü", "topic": "images", "partition": 2**31 - 1, "offset": 2**63 - 1, "published_at": WHEN,
+        "image_id": "ü", "topic": "images", "partition": 2**31 - 1, "offset": 2**63 - 1, "published_at": TIME,
         "source": "a b.jpg", "label_true": None, "key": b"\xff" * (MAX_KEY_BYTES + 1), "timestamp_ms": -1,
         "label": "cat", "confidence": 0.75, "top_k": [{"label": "cat", "probability": float("nan")}],
-        "scored_at": WHEN.astimezone(None), "model_version": 3, "bundle_sha256": "ab", "query_id": "q", "batch_id": 9,
+        "scored_at": TIME.astimezone(None), "model_version": 3, "bundle_sha256": "ab", "query_id": "q", "batch_id": 9,
         "date": "2026-01-02", "damaged": True, "traceparent": None,
     },
     "quarantine": dict.fromkeys([field.name for field in answer_fields("quarantine")])
@@ -37,11 +37,11 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def test_published_schema_matches_records_and_format_3_decisions() -> None:
     assert avro_schema() == PUBLISHED
-    # Decisions of format 3 have the id of this schema: with another one their format must change.
+    # Decisions of format 3 imply this schema: another schema needs another format.
     assert fingerprint(to_parsing_canonical_form(parse_schema(PUBLISHED)), "CRC-64-AVRO") == FINGERPRINT
 
 
-@pytest.mark.parametrize("schema_id", [None, NUMBER])
+@pytest.mark.parametrize("schema_id", [None, MAX_ID])
 @pytest.mark.parametrize("table", TABLES)
 def test_record_has_the_row_values(table: str, schema_id: int | None) -> None:
     message = answer_message(table, ROWS[table], "avro", schema_id)
@@ -55,7 +55,7 @@ def test_record_has_the_row_values(table: str, schema_id: int | None) -> None:
     others = {field.name for one in TABLES for field in answer_fields(one)} - value.keys()
     assert record == value | dict.fromkeys(others)
     if table == "predictions":
-        assert (record["scored_at"], record["date"]) == (WHEN, date(2026, 1, 2))
+        assert (record["scored_at"], record["date"]) == (TIME, date(2026, 1, 2))
         assert record["top_k"] == [{"label": "cat", "probability": None}]
     headers = dict(message.headers)
     assert (headers["content-type"], headers["ce_dataschema"]) == (
@@ -66,17 +66,17 @@ def test_record_has_the_row_values(table: str, schema_id: int | None) -> None:
 
 def test_records_decode_to_the_json_of_their_rows() -> None:
     with schema_server() as registry:
-        number = register_schema(registry.url, "answers-value", avro_text())
+        id_ = register_schema(registry.url, "answers-value", avro_text())
         read = avro_rows(registry.url)
         for table in TABLES:
             expected = answer_message(table, ROWS[table]).value
-            for schema_id in (number, None):
+            for schema_id in (id_, None):
                 assert json_value(read(answer_message(table, ROWS[table], "avro", schema_id).value)) == expected
-        assert registry.asked.count(f"/schemas/ids/{number}") == 1
+        assert registry.asked.count(f"/schemas/ids/{id_}") == 1
 
 
 def record(**values: object) -> bytes:
-    """A record of another schema with these fields, in Confluent's wire format with the id 1."""
+    """A record of another schema with these fields, in Confluent's wire format with id 1."""
     data = BytesIO()
     schemaless_writer(data, json.loads(SIMILAR), dict.fromkeys(("table", "scored_at", "date"), None) | values)
     return b"\0\0\0\0\1" + data.getvalue()
@@ -93,7 +93,7 @@ SIMILAR = json.dumps(
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    ("data", "message"),
     [
         (b"", "expected a zero byte and a schema id"),
         (b'{"table": "predictions"}', "expected a zero byte and a schema id"),
@@ -108,10 +108,10 @@ SIMILAR = json.dumps(
         (record(table="predictions", date="now"), "expected a time in 'date', got 'now'"),
     ],
 )
-def test_invalid_answer_is_reported_in_one_line(data: bytes, what: str) -> None:
+def test_invalid_answer_is_reported_in_one_line(data: bytes, message: str) -> None:
     with schema_server() as registry:
         register_schema(registry.url, "answers-value", SIMILAR)
-        with pytest.raises(RecordError, match=what) as caught:
+        with pytest.raises(RecordError, match=message) as caught:
             avro_rows(registry.url)(data)
     assert "\n" not in str(caught.value)
 

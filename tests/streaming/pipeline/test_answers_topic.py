@@ -1,4 +1,4 @@
-"""Answers as messages, and the topic that they are sent to: schema, content, refusals, and that each is sent once."""
+"""Answers as messages and their topic: schema, content, refused topics, and exactly-once delivery."""
 
 import json
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def decide(settings: Settings, number: int, due: AnswersDue | None) -> Decision:
     return decision
 
 
-def remake_topic(settings: Settings) -> None:
+def recreate_topic(settings: Settings) -> None:
     with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
         admin.delete_topics([settings.answers_topic])
     create_topic(str(settings.bootstrap_servers), str(settings.answers_topic))
@@ -76,9 +76,9 @@ def test_messages_match_the_published_schema(settings: Settings) -> None:
 
 
 def test_message_has_the_row_cloudevents_headers_and_trace(settings: Settings) -> None:
-    nothing: dict[str, Any] = dict.fromkeys(SCHEMAS["predictions"][0].names)
+    nulls: dict[str, Any] = dict.fromkeys(SCHEMAS["predictions"][0].names)
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    row = nothing | {
+    row = nulls | {
         "image_id": "ü", "topic": "images", "partition": 2, "offset": 7, "key": b"k" * (MAX_KEY_BYTES + 1),
         "label": "cat", "confidence": float("nan"), "top_k": [{"label": "cat", "probability": 0.75}], "scored_at": NOON,
         "query_id": "q", "batch_id": 9, "traceparent": trace,
@@ -115,12 +115,12 @@ def test_image_topic_is_refused_for_answers(settings: Settings) -> None:
 JSON = answer_message("predictions", dict.fromkeys(SCHEMAS["predictions"][0].names))
 AVRO = answer_message("predictions", dict.fromkeys(SCHEMAS["predictions"][0].names), "avro")
 OTHER_VERSION = [*JSON.headers[:-1], ("ce_dataschema", b"urn:imagestream:answer:2")]
-TEN_OLD = [(b"x", [])] + [(JSON.value, JSON.headers)] * LAST_MESSAGES  # only the last ones are checked
+OLD_FIRST = [(b"x", [])] + [(JSON.value, JSON.headers)] * LAST_MESSAGES  # only the last messages are checked
 REGISTRY = "http://127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
-    ("messages", "given", "why"),
+    ("messages", "options", "message"),
     [
         ([(b"x", [])], {}, r"a message that is not an answer \(offset 0 of partition 0\): choose another topic$"),
         (
@@ -149,24 +149,24 @@ REGISTRY = "http://127.0.0.1:1"
             {"answers_format": "avro"},
             "Avro records with the id of a schema registry .* topic or set --schema-registry$",
         ),
-        (TEN_OLD, {}, None),
+        (OLD_FIRST, {}, None),
         ([(AVRO.value, AVRO.headers)], {"answers_format": "avro"}, None),
     ],
 )
 def test_topic_with_other_messages_is_refused(
-    messages: list[tuple[bytes | None, list[Any]]], given: dict[str, str], why: str | None, connected: Settings
+    messages: list[tuple[bytes | None, list[Any]]], options: dict[str, str], message: str | None, connected: Settings
 ) -> None:
-    settings = connected.model_copy(update=given)
+    settings = connected.model_copy(update=options)
     name = str(settings.answers_topic)
     create_topic(str(settings.bootstrap_servers), name)
     with closing(KafkaProducer(bootstrap_servers=settings.bootstrap_servers)) as producer:
         for value, headers in messages:
             producer.send(name, value, b"key", headers)
     answers = AnswersTopic(settings)
-    if why is None:
+    if message is None:
         answers.prepare(Subscription(("images",)))
         return
-    with pytest.raises(ServiceError, match=f"^--answers-topic: '{name}' has {why}") as caught:
+    with pytest.raises(ServiceError, match=f"^--answers-topic: '{name}' has {message}") as caught:
         answers.prepare(Subscription(("images",)))
     assert "\n" not in str(caught.value)
 
@@ -185,14 +185,14 @@ def test_transactional_id_in_use_by_another_program_is_refused(connected: Settin
             ServiceError, match=f"'imagestream-{stream}' is in use by another program, .* '{elsewhere}'"
         ):
             answers.begin(stream, 0)
-        other.commit(elsewhere, 0, "another-group")  # it was not aborted
+        other.commit(elsewhere, 0, "another-group")  # fails if it was aborted
         other.abandon()
         answers.begin(stream, 0)
 
 
 @contextmanager
-def broker_behind(proxy: KafkaProxy, folder: Path, jars: Path, **properties: str) -> Iterator[str]:
-    """The address of a broker that clients reach by the proxy only."""
+def proxied_broker(proxy: KafkaProxy, folder: Path, jars: Path, **properties: str) -> Iterator[str]:
+    """The address of a broker that clients reach only through the proxy."""
     address = f"{HOST}:{proxy.server_address[1]}"
     proxy.broker = (HOST, free_port())
     extra = {name.replace("_", "."): value for name, value in properties.items()}
@@ -210,7 +210,7 @@ def broker_behind(proxy: KafkaProxy, folder: Path, jars: Path, **properties: str
 
 
 @pytest.mark.parametrize(
-    ("hidden", "replicas", "why"),
+    ("hidden", "replicas", "message"),
     [
         (None, "3", "its broker does not complete a transaction .* transaction.state.log.replication.factor"),
         (
@@ -221,20 +221,20 @@ def broker_behind(proxy: KafkaProxy, folder: Path, jars: Path, **properties: str
     ],
 )
 def test_broker_without_transactions_is_reported_in_one_line(
-    hidden: int | None, replicas: str, why: str, settings: Settings, jars_dir: Path, tmp_path: Path,
+    hidden: int | None, replicas: str, message: str, settings: Settings, jars_dir: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """One whose log of transactions needs more replicas than there are brokers, and one that does not know them."""
+    """A broker whose transaction log needs more replicas than exist, and one without support for transactions."""
     monkeypatch.setattr(answers_topic, "ANSWER_TIMEOUT_S", 3.0)
     (folder := tmp_path / "kafka").mkdir()
     with (
         kafka_proxy() as proxy,
-        broker_behind(proxy, folder, jars_dir, transaction_state_log_replication_factor=replicas) as address,
+        proxied_broker(proxy, folder, jars_dir, transaction_state_log_replication_factor=replicas) as address,
         closing(AnswersTopic(settings.model_copy(update={"answers_bootstrap_servers": address}))) as answers,
     ):
         proxy.hidden = hidden
         answers.prepare(Subscription((settings.topic,)))
-        with pytest.raises(ServiceError, match=f"^answers topic '{settings.answers_topic}': {why}") as caught:
+        with pytest.raises(ServiceError, match=f"^answers topic '{settings.answers_topic}': {message}") as caught:
             answers.begin("stream", 0)
     assert "\n" not in str(caught.value)
 
@@ -270,7 +270,7 @@ def test_answers_are_sent_once_after_lost_offsets_and_a_recreated_topic(
     check_answers(settings)
 
     fourth = decide(settings, 4, third.answers)
-    remake_topic(settings)
+    recreate_topic(settings)
     with pytest.raises(ServiceError, match="answers of batch 4 are due on topic .* made again, start the stream with"):
         finish_decided(settings, settings.topic, tables)
     with closing(AnswersTopic(settings, accept_new_topic=True)) as answers:

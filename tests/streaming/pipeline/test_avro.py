@@ -1,4 +1,4 @@
-"""Images in Avro records, by a schema from a file or from a registry on loopback; neither is trusted."""
+"""Images in Avro records, with an untrusted schema from a file or from a registry on loopback."""
 
 import base64
 import io
@@ -44,13 +44,13 @@ SHOT = {
 HEADER = b"\0\0\0\0\x2a"
 
 
-def packed(shot: dict[str, Any], schema: Any = PLAIN) -> bytes:
+def encoded(shot: dict[str, Any], schema: Any = PLAIN) -> bytes:
     out = io.BytesIO()
     schemaless_writer(out, schema, shot)
     return out.getvalue()
 
 
-RECORD = packed(SHOT)
+RECORD = encoded(SHOT)
 
 
 def unwrap(payload: Payload, data: bytes) -> bytes:
@@ -64,7 +64,7 @@ def unwrap(payload: Payload, data: bytes) -> bytes:
 def test_image_is_extracted_with_the_schema_of_a_file(tmp_path: Path, header: bytes, field: str) -> None:
     file = tmp_path / "shot.avsc"
     file.write_text(json.dumps(SCHEMA))
-    assert unwrap(chosen_payload(f"avro:{field}", file), header + RECORD) == IMAGE  # the bare one begins with a zero
+    assert unwrap(chosen_payload(f"avro:{field}", file), header + RECORD) == IMAGE  # RECORD begins with a zero byte
 
 
 def test_schemas_are_cached_and_unknown_ones_requested_again() -> None:
@@ -87,21 +87,21 @@ MANY_BOOLEANS = RECORD[: -len(IMAGE) - 4] + b"\xfe\xff\xff\xff\x0f" + b"\x01" * 
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    ("data", "message"),
     [
         (b"", "got 0 bytes for a value of 1"),
         (RECORD[:-1], f"got {len(IMAGE) - 1} bytes for a value of {len(IMAGE)}"),
         (RECORD + b"x", "got 1 bytes after it"),
         (b"\x02\xff" + RECORD[1:], "UnicodeDecodeError"),
         (b"\xff\xff\xff\xff\x0f", "bytes for a value of -2,147,483,648"),
-        (b"\0\0\x0e" + RECORD, "IndexError"),  # of a union
-        (b"\0\0\x00\x00\x00" + b"\xff" * 8 + b"\x7f\x01\x01", "for a value of 1"),  # booleans without an end
+        (b"\0\0\x0e" + RECORD, "IndexError"),  # an index into a union
+        (b"\0\0\x00\x00\x00" + b"\xff" * 8 + b"\x7f\x01\x01", "for a value of 1"),  # endless booleans
         (MANY_BOOLEANS, f"a record of at most {MAX_READS:,} values"),
     ],
-    ids=["empty", "truncated", "longer", "not UTF-8", "negative", "no branch", "no end", "millions"],
+    ids=["empty", "truncated", "longer", "not UTF-8", "negative", "invalid branch", "endless", "millions"],
 )
-def test_invalid_record_is_refused(data: bytes, what: str) -> None:
-    with pytest.raises(RecordError, match=what) as caught:
+def test_invalid_record_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(RecordError, match=message) as caught:
         Schema(json.dumps(SCHEMA)).read(data)
     assert "\n" not in str(caught.value)
 
@@ -112,8 +112,8 @@ def record_of(*types: object) -> dict[str, Any]:
     return {"type": "record", "name": f"R{len(str(types))}", "fields": fields}
 
 
-def laughs() -> dict[str, Any]:
-    """Ten levels of ten values each: ten thousand million, of some hundred bytes."""
+def exponential() -> dict[str, Any]:
+    """Ten levels of ten values each: ten billion values in a few hundred bytes."""
     types: list[object] = [record_of("int") | {"name": "L0"}]
     types += [record_of(*[f"L{level}"] * 10) | {"name": f"L{level + 1}"} for level in range(10)]
     return record_of(*types)
@@ -127,14 +127,14 @@ def nested(depth: int) -> object:
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "message"),
     [
         ("", "JSONDecodeError"),
         ("[" * 100_000, "RecursionError|got '\\["),
         (json.dumps(SCHEMA) + " " * 300_000, "a schema of at most 262,144 bytes"),
         *[
-            (json.dumps(schema), what)
-            for schema, what in [
+            (json.dumps(schema), message)
+            for schema, message in [
                 ("bytes", "an Avro schema of a record, got 'bytes'"),
                 (["null", "bytes"], "an Avro schema of a record, got"),
                 ({"type": "record"}, '"name" is a required field'),
@@ -148,13 +148,13 @@ def nested(depth: int) -> object:
                 (record_of(nested(40)), "1,000 values and 20 levels"),
                 (record_of(nested(200)), "at most 100 levels of JSON"),
                 (record_of(["null", "R30"]) | {"name": "R30"}, "1,000 values and 20 levels"),  # contains itself
-                (laughs(), "1,000 values and 20 levels"),
+                (exponential(), "1,000 values and 20 levels"),
             ]
         ],
     ],
 )
-def test_invalid_or_oversized_schema_is_refused(text: str, what: str) -> None:
-    with pytest.raises(RecordError, match=what) as caught:
+def test_invalid_or_oversized_schema_is_refused(text: str, message: str) -> None:
+    with pytest.raises(RecordError, match=message) as caught:
         Schema(text)
     assert "\n" not in str(caught.value)
 
@@ -184,10 +184,10 @@ def test_stream_waits_for_the_registry_and_quarantines_wrong_frames(service: Set
         return schema_answer(SCHEMA) if troubles else (503, b"")
 
     digit = next(iter(digit_images(1, 300)))[2]
-    record = packed(SHOT | {"image": digit})
-    sent = [HEADER + record, HEADER + record[:-1], b"\0\0\0\0\x07" + record, digit]
+    record = encoded(SHOT | {"image": digit})
+    values = [HEADER + record, HEADER + record[:-1], b"\0\0\0\0\x07" + record, digit]
     with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
-        for value in sent:
+        for value in values:
             producer.send(service.topic, value, partition=0).get(30)
     with schema_server(answer) as registry:
         payload = chosen_payload("avro:image", registry=registry.url)
@@ -196,6 +196,6 @@ def test_stream_waits_for_the_registry_and_quarantines_wrong_frames(service: Set
     assert [row["offset"] for row in rows(service, 'SELECT "offset" FROM predictions')] == [0]
     bad = rows(service, 'SELECT "offset", reason, detail, value FROM quarantine ORDER BY 1')
     assert [(row["offset"], row["reason"], row["value"]) for row in bad] == [
-        (offset, "wrong_frame", sent[offset]) for offset in (1, 2, 3)
+        (offset, "wrong_frame", values[offset]) for offset in (1, 2, 3)
     ]
     assert "got its id 7" in bad[1]["detail"]

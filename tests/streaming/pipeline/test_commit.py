@@ -1,4 +1,4 @@
-"""The parts of a commit that need no Spark: what must add up, what is decided, and the rows that are written."""
+"""The parts of a commit that need no Spark: accounting, decisions and the rows that are written."""
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
@@ -49,7 +49,7 @@ LINEAGE = {"query_id": QUERY_ID, "batch_id": 7}
 
 
 class Models:
-    """What the committer asks of `ModelManager`: the models that the aliases point to, after it has looked."""
+    """The interface of `ModelManager` that the committer uses, with fixed models."""
 
     def __init__(self, reference: DriftReference | None = None) -> None:
         self._reference = reference
@@ -68,7 +68,7 @@ class Models:
 
 
 class Committer(BatchCommitter):
-    """A committer whose workers are given: what Spark would have them do is done here."""
+    """A committer that calls `scored` instead of Spark's workers."""
 
     scored: Callable[[int], _Scored]
 
@@ -80,7 +80,7 @@ FRAME = cast("Any", SimpleNamespace(sparkSession=SimpleNamespace(sparkContext=Si
 
 
 def scored(*labels: str, shadow: tuple[str | None, ...] | None = None) -> pa.Table:
-    """Rows as workers give them."""
+    """Rows as returned by workers."""
     shadow = shadow or labels
     rows = [
         {
@@ -104,7 +104,7 @@ def test_partition_reports_are_summed_by_name() -> None:
     assert _summed([{"corrupt": 1}, {"corrupt": 2, "empty": 1}, {"empty": 4}]) == {"corrupt": 3, "empty": 5}
 
 
-# What is written
+# Rows
 
 
 def test_predictions_have_the_champion_and_date_of_their_batch() -> None:
@@ -143,7 +143,7 @@ def test_reason_of_a_refused_version_is_found_in_the_joined_text() -> None:
     assert refusal(None, 1) is None
 
 
-# The protocol
+# The commit protocol
 
 
 @pytest.fixture
@@ -154,9 +154,9 @@ def settings(tmp_path: Path) -> Settings:
 
 
 class Run:
-    """One run of the stream whose batches are two messages predicted and one quarantined, without Spark and Kafka."""
+    """A run of the stream without Spark and Kafka: two messages of each batch are predicted, one is quarantined."""
 
-    def __init__(self, settings: Settings, models: Models | None = None, die_at: str | None = None) -> None:
+    def __init__(self, settings: Settings, models: Models | None = None, crash_at: str | None = None) -> None:
         self.steps: list[str] = []
         self.asked: list[list[TopicPartition]] = []
         self.topic_id = "topic-id"
@@ -165,7 +165,7 @@ class Run:
         self.batches: list[BatchResult] = []
         self.models = models or Models()
         self._settings = settings
-        self._die_at = die_at
+        self._crash_at = crash_at
         tables = Tables(settings.place.tables)
         self.committer = Committer(
             cast("ModelManager", self.models),
@@ -184,12 +184,12 @@ class Run:
             positions.stream or "", positions.number, "images", positions.of_topic("images"), topic
         )
 
-    def _witness(self, topics: Collection[str], places: Collection[TopicPartition]) -> Future[TopicSnapshot]:
-        """What Kafka would answer; the start of the log is asked for where there are holes."""
-        self.asked.append(list(places))
-        answer: Future[TopicSnapshot] = Future()
-        answer.set_result(TopicSnapshot(dict.fromkeys(topics, self.topic_id), dict.fromkeys(places, 0)))
-        return answer
+    def _witness(self, topics: Collection[str], partitions: Collection[TopicPartition]) -> Future[TopicSnapshot]:
+        """Kafka's answer; log starts are requested for partitions with holes."""
+        self.asked.append(list(partitions))
+        snapshot: Future[TopicSnapshot] = Future()
+        snapshot.set_result(TopicSnapshot(dict.fromkeys(topics, self.topic_id), dict.fromkeys(partitions, 0)))
+        return snapshot
 
     def batch(self, start: int) -> None:
         self._start = start
@@ -216,15 +216,15 @@ class Run:
 
     def _step(self, step: str) -> None:
         self.steps.append(step)
-        if step == self._die_at:
-            raise DeadError
+        if step == self._crash_at:
+            raise CrashError
 
 
-class DeadError(BaseException):
-    """The process dies here."""
+class CrashError(BaseException):
+    """Simulates a crash of the process."""
 
 
-def check_whole(settings: Settings, batches: int) -> None:
+def check_complete(settings: Settings, batches: int) -> None:
     report = audit(settings)
     assert report.clean, [problem.text for problem in report.problems]
     assert not report.unfinished
@@ -240,14 +240,14 @@ def test_failing_challenger_is_reported_and_the_champion_answers(settings: Setti
     run = Run(settings)
     run.challenger_error = "ValueError: it expects other images"
     run.batch(0)
-    check_whole(settings, 1)
+    check_complete(settings, 1)
     assert (run.batches[0].challenger_error, run.models.refused) == (run.challenger_error, {})
     why = f"fails in scoring: {run.challenger_error}"
-    _, said, _ = command_here("--home", settings.home, "status", "--format", "csv")
-    assert f"challenger,does not score: {why}" in said
+    _, out, _ = command_here("--home", settings.home, "status", "--format", "csv")
+    assert f"challenger,does not score: {why}" in out
     for version, line in ((4, f"not used in the last micro-batch: {why}"), (3, "")):
-        code, _, told = command_here("--home", settings.home, "models", "show", str(version))
-        assert (code, told.splitlines()[1:]) == (0, [line] if line else [])
+        code, _, err = command_here("--home", settings.home, "models", "show", str(version))
+        assert (code, err.splitlines()[1:]) == (0, [line] if line else [])
     run.challenger_error = None
     run.batch(3)
     assert "does not score" not in command_here("--home", settings.home, "status")[1]
@@ -268,7 +268,7 @@ def test_batch_is_decided_with_the_current_models_and_completed(settings: Settin
         (1, 3, 3, 300),
         (2, 3, 3, 300),
     ]
-    check_whole(settings, 2)
+    check_complete(settings, 2)
     decision = decision_in(settings, 2)
     assert decision is not None
     assert (decision.stream, decision.model, decision.challenger) == (QUERY_ID, CHAMPION, CHALLENGER)
@@ -280,7 +280,7 @@ def test_batch_is_decided_with_the_current_models_and_completed(settings: Settin
     (row,) = query(settings, "SELECT * FROM batches WHERE batch_id = 2").to_pylist()
     assert (row["model_version"], row["bundle_sha256"], row["challenger_version"]) == (3, "c" * 64, 4)
     assert row["offsets"] == [{"topic": "images", "partition": 0, "start": 3, "end": 6, "rows": 3, "log_start": None}]
-    assert run.asked == [[], []]  # no log starts
+    assert run.asked == [[], []]  # no log starts are needed
     assert (row["input_rows"], row["predicted_rows"], row["quarantined_rows"], row["input_bytes"]) == (3, 2, 1, 300)
     assert (row["refused"], row["drift"], row["left_out"]) == ("version 5: altered", None, None)
     assert dict(row["topics"]) == {"images": "topic-id"}
@@ -341,15 +341,15 @@ def test_noncontiguous_batch_is_not_scored(settings: Settings) -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_crash_at_any_step_is_recovered_by_the_next_run(settings: Settings, step: str) -> None:
     Run(settings).batch(0)
-    with pytest.raises(DeadError):
-        Run(settings, die_at=step).batch(3)
+    with pytest.raises(CrashError):
+        Run(settings, crash_at=step).batch(3)
     models = Models()
-    models.next = (CHALLENGER, None)  # promoted since
+    models.next = (CHALLENGER, None)  # promoted in the meantime
     run = Run(settings, models)
     decided = STEPS.index(step) >= STEPS.index("decide")
     assert run.committer.plan.number == (2 if decided else 1)
     run.batch(6 if decided else 3)
-    check_whole(settings, 3 if decided else 2)
+    check_complete(settings, 3 if decided else 2)
     versions = query(settings, "SELECT model_version AS v FROM batches ORDER BY batch_id").to_pylist()
     assert [row["v"] for row in versions] == ([3, 3, 4] if decided else [3, 4])
 
@@ -357,12 +357,12 @@ def test_crash_at_any_step_is_recovered_by_the_next_run(settings: Settings, step
 def test_lost_decision_leaves_no_file_and_the_winning_batch_is_finished(settings: Settings) -> None:
     run = Run(settings)
     files = {*Path(settings.place.tables).rglob("*.parquet")}
-    theirs = decision_of(settings, 1, {0: (0, 5)})
-    winners = {*Path(settings.place.tables).rglob("*.parquet")} - files
-    assert Decisions(open_store(settings.home), settings.topic).decide(theirs)
+    winner = decision_of(settings, 1, {0: (0, 5)})
+    winner_files = {*Path(settings.place.tables).rglob("*.parquet")} - files
+    assert Decisions(open_store(settings.home), settings.topic).decide(winner)
     with pytest.raises(LostDecisionError, match="batch 1 was decided by another driver"):
         run.batch(0)
-    assert {*Path(settings.place.tables).rglob("part-*.parquet")} == winners
+    assert {*Path(settings.place.tables).rglob("part-*.parquet")} == winner_files
     assert run.batches == []
     assert finish_decided(settings, "images", Tables(settings.place.tables)) == Positions(
         QUERY_ID, 1, {("images", 0): 5}, {"images": "topic-id"}
@@ -391,12 +391,12 @@ def test_drift_combines_partitions_and_needs_a_reference(settings: Settings) -> 
         sums = DriftSums.empty(reference.components)
         sums.add(reference, known + np.float32(shift), np.full(500, 0.9, np.float32))
         halves.append(PartitionReport(drift=sums.as_json()))
-    nothing = PartitionReport()
+    without_drift = PartitionReport()
 
     def found(reference: DriftReference | None, reports: list[PartitionReport]) -> dict[str, float]:
         return Run(settings).committer._drift(Models(reference).champion, reports)[1]
 
     assert found(None, halves) == {}
-    like, unlike = found(reference, [halves[0], nothing]), found(reference, [nothing, halves[1]])
-    both = found(reference, [*halves, nothing])
-    assert like["psi_max"] < both["psi_max"] < unlike["psi_max"]
+    same, shifted = found(reference, [halves[0], without_drift]), found(reference, [without_drift, halves[1]])
+    both = found(reference, [*halves, without_drift])
+    assert same["psi_max"] < both["psi_max"] < shifted["psi_max"]

@@ -1,4 +1,4 @@
-"""Decisions: created once, read strictly, pruned when they are old."""
+"""Decisions: created once, validated on reading, and pruned when old."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def decision(settings: Settings) -> Decision:
-    """Batch 7: six messages of two partitions, two of them quarantined; two were lost before it."""
+    """Batch 7: six messages of two partitions, two of them quarantined; two earlier messages are lost."""
     decision = decision_of(settings, 7, {0: (10, 14), 1: (0, 2)}, bad={11, 12}, left_out={0: (8, 10)})
     return replace(decision, challenger=ModelVersion(2, "cd" * 32))
 
@@ -60,7 +60,7 @@ def test_decision_round_trip(settings: Settings, decision: Decision) -> None:
 def test_batch_number_is_decided_once(settings: Settings, decision: Decision) -> None:
     decisions = decisions_of(settings)
     assert decisions.decide(decision)
-    assert decisions.decide(decision), "the same one again, as after an answer that was lost"
+    assert decisions.decide(decision), "retry of the same decision, as after a lost response"
     assert not decisions.decide(replace(decision, nonce="another"))
     assert decisions.read(7) == decision
 
@@ -92,15 +92,15 @@ def refused(settings: Settings, data: bytes) -> str:
     path.write_bytes(data)
     with pytest.raises(ServiceError) as error:
         decisions_of(settings).read(7)
-    said = str(error.value)
-    assert "\n" not in said
-    assert KEY in said
-    assert len(said) < 1_000
-    return said
+    message = str(error.value)
+    assert "\n" not in message
+    assert KEY in message
+    assert len(message) < 1_000
+    return message
 
 
-def spoilt(*path: str | int, value: Any = None, remove: bool = False) -> Callable[[dict[str, Any]], None]:
-    def spoil(content: dict[str, Any]) -> None:
+def changed(*path: str | int, value: Any = None, remove: bool = False) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
         inner: Any = content
         for part in path[:-1]:
             inner = inner[part]
@@ -109,65 +109,65 @@ def spoilt(*path: str | int, value: Any = None, remove: bool = False) -> Callabl
         else:
             inner[path[-1]] = value
 
-    return spoil
+    return change
 
 
 PREDICTIONS_FILE = ("files", "predictions", 0)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("change", "message"),
     [
-        (spoilt("number", remove=True), "'number': Field required"),
-        (spoilt("number", value="7"), "'number': Input should be a valid integer"),
-        (spoilt("number", value=True), "'number': "),
-        (spoilt("number", value=0), "expected a positive number"),
-        (spoilt("number", value=8), "is that of batch 8"),
-        (spoilt("nonce", value=""), "a nonce"),
-        (spoilt("extra", value=1), "'extra': Unexpected keyword"),
-        (spoilt("model", "sha256", remove=True), "'model.sha256'"),
-        (spoilt("model", "version", value=2**31), "'model'"),
-        (spoilt("challenger", "version", value=-1), "'model'"),
-        (spoilt("ranges", value=[]), "'ranges'"),
-        (spoilt("ranges", 0, "start", value=-1), "'ranges'"),
-        (spoilt("ranges", 0, "end", value=10), "'ranges'"),
-        (spoilt("ranges", 0, "end", value=2**63), "'ranges'"),
-        (spoilt("ranges", 0, "rows", value=5), "more rows than offsets"),
-        (spoilt("ranges", 0, "rows", value=3), "'files' have 4 predicted and 2 quarantined rows"),
-        (spoilt("ranges", 1, "partition", value=0), "each partition once"),
-        (spoilt("left_out", 0, "topic", value="other"), "'topics' lacks 'other'"),
-        (spoilt("topics", value={}), "'topics' lacks 'images'"),
-        (spoilt("figures", "predicted_rows", value=3), "'files' have 4 predicted"),
-        (spoilt("figures", "quarantined", "corrupt", value=-2), "'figures' must not be negative"),
-        (spoilt("figures", "started_at", value="yesterday"), "'figures.started_at'"),
-        (spoilt("files", "labels", value=[]), "unexpected table 'labels'"),
-        (spoilt("files", "predictions", value=[]), "'files' have 0 predicted"),
-        (spoilt(*PREDICTIONS_FILE, "path", value="../quarantine/x.parquet"), "'files': expected a key"),
-        (spoilt(*PREDICTIONS_FILE, "path", value="/etc/passwd"), "'files': expected a key"),
-        (spoilt(*PREDICTIONS_FILE, "path", value="_delta_log/../x"), "'files': expected a key"),
-        (spoilt(*PREDICTIONS_FILE, "bytes", value=0), "bytes and rows must be positive"),
-        (spoilt(*PREDICTIONS_FILE, "rows", value=0), "bytes and rows must be positive"),
-        (spoilt(*PREDICTIONS_FILE, "partition", value={}), "must have the partition 'date'"),
-        (spoilt("files", "quarantine", 0, "partition", value={"date": "x"}), "must have no partition"),
-        (spoilt(*PREDICTIONS_FILE, "stats", value="[1]"), "the statistics must be a JSON object"),
-        (spoilt(*PREDICTIONS_FILE, "stats", value="{"), "the statistics must be a JSON object"),
-        (spoilt("answers", value={"topic": "a/b", "topic_id": "x", "tables": ["predictions"]}), "must have a topic"),
-        (spoilt("answers", value={"topic": "a", "topic_id": "x", "tables": ["labels"]}), "must have tables of"),
-        (spoilt("answers", value={"topic": "a", "topic_id": "x"}), "'answers.tables': Field required"),
-        (spoilt("format", value=4), "has format '4', expected 1 or 2 or 3"),
+        (changed("number", remove=True), "'number': Field required"),
+        (changed("number", value="7"), "'number': Input should be a valid integer"),
+        (changed("number", value=True), "'number': "),
+        (changed("number", value=0), "expected a positive number"),
+        (changed("number", value=8), "is that of batch 8"),
+        (changed("nonce", value=""), "a nonce"),
+        (changed("extra", value=1), "'extra': Unexpected keyword"),
+        (changed("model", "sha256", remove=True), "'model.sha256'"),
+        (changed("model", "version", value=2**31), "'model'"),
+        (changed("challenger", "version", value=-1), "'model'"),
+        (changed("ranges", value=[]), "'ranges'"),
+        (changed("ranges", 0, "start", value=-1), "'ranges'"),
+        (changed("ranges", 0, "end", value=10), "'ranges'"),
+        (changed("ranges", 0, "end", value=2**63), "'ranges'"),
+        (changed("ranges", 0, "rows", value=5), "more rows than offsets"),
+        (changed("ranges", 0, "rows", value=3), "'files' have 4 predicted and 2 quarantined rows"),
+        (changed("ranges", 1, "partition", value=0), "each partition once"),
+        (changed("left_out", 0, "topic", value="other"), "'topics' lacks 'other'"),
+        (changed("topics", value={}), "'topics' lacks 'images'"),
+        (changed("figures", "predicted_rows", value=3), "'files' have 4 predicted"),
+        (changed("figures", "quarantined", "corrupt", value=-2), "'figures' must not be negative"),
+        (changed("figures", "started_at", value="yesterday"), "'figures.started_at'"),
+        (changed("files", "labels", value=[]), "unexpected table 'labels'"),
+        (changed("files", "predictions", value=[]), "'files' have 0 predicted"),
+        (changed(*PREDICTIONS_FILE, "path", value="../quarantine/x.parquet"), "'files': expected a key"),
+        (changed(*PREDICTIONS_FILE, "path", value="/etc/passwd"), "'files': expected a key"),
+        (changed(*PREDICTIONS_FILE, "path", value="_delta_log/../x"), "'files': expected a key"),
+        (changed(*PREDICTIONS_FILE, "bytes", value=0), "bytes and rows must be positive"),
+        (changed(*PREDICTIONS_FILE, "rows", value=0), "bytes and rows must be positive"),
+        (changed(*PREDICTIONS_FILE, "partition", value={}), "must have the partition 'date'"),
+        (changed("files", "quarantine", 0, "partition", value={"date": "x"}), "must have no partition"),
+        (changed(*PREDICTIONS_FILE, "stats", value="[1]"), "the statistics must be a JSON object"),
+        (changed(*PREDICTIONS_FILE, "stats", value="{"), "the statistics must be a JSON object"),
+        (changed("answers", value={"topic": "a/b", "topic_id": "x", "tables": ["predictions"]}), "must have a topic"),
+        (changed("answers", value={"topic": "a", "topic_id": "x", "tables": ["labels"]}), "must have tables of"),
+        (changed("answers", value={"topic": "a", "topic_id": "x"}), "'answers.tables': Field required"),
+        (changed("format", value=4), "has format '4', expected 1 or 2 or 3"),
         (
-            spoilt("answers", value={"topic": "a", "topic_id": "x", "tables": ["predictions"], "schema_id": 1}),
+            changed("answers", value={"topic": "a", "topic_id": "x", "tables": ["predictions"], "schema_id": 1}),
             "must have the id of an Avro schema, or none",
         ),
-        (spoilt("format", remove=True), "has format 'None', expected 1"),
+        (changed("format", remove=True), "has format 'None', expected 1"),
     ],
 )
 def test_damaged_or_hostile_decision_is_refused_with_key_and_reason(
-    settings: Settings, decision: Decision, spoil: Callable[[dict[str, Any]], None], said: str
+    settings: Settings, decision: Decision, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
     content = content_of(decision)
-    spoil(content)
-    assert said in refused(settings, json.dumps(content).encode())
+    change(content)
+    assert message in refused(settings, json.dumps(content).encode())
 
 
 def test_features_of_other_messages_are_refused(settings: Settings, decision: Decision) -> None:
@@ -221,14 +221,14 @@ def decided(settings: Settings, decision: Decision, count: int, age_hours: float
     return decisions
 
 
-def left(settings: Settings) -> list[int]:
+def remaining(settings: Settings) -> list[int]:
     return sorted(int(path.stem) for path in (settings.work_dir / KEY).parent.glob("*.json"))
 
 
 def test_only_complete_old_surplus_decisions_are_pruned(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 210, age_hours=25)
     assert decisions.prune(newest=205) == 5
-    assert left(settings) == [*range(6, 211)]
+    assert remaining(settings) == [*range(6, 211)]
     assert decisions.prune(newest=205) == 0
 
 
@@ -241,7 +241,7 @@ def test_decisions_of_the_last_day_are_kept(settings: Settings, decision: Decisi
 def test_decision_of_the_newest_complete_batch_is_never_pruned(settings: Settings, decision: Decision) -> None:
     decisions = decided(settings, decision, 5, age_hours=1)
     assert decisions.prune(newest=4, keep=0, kept_for=timedelta(0)) == 3
-    assert left(settings) == [4, 5]
+    assert remaining(settings) == [4, 5]
 
 
 def test_other_objects_are_not_pruned(settings: Settings, decision: Decision) -> None:

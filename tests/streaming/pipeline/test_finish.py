@@ -1,4 +1,4 @@
-"""Applying decisions: whatever dies when, and however many apply them, each table takes their files once."""
+"""Applying decisions: despite crashes and concurrent processes, each table commits their files exactly once."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def tables_of(settings: Settings) -> Tables:
-    """As another process opens them."""
+    """The tables as another process opens them."""
     return Tables(settings.place.tables)
 
 
@@ -42,7 +42,7 @@ def decisions_of(settings: Settings) -> Decisions:
 
 
 def decide(settings: Settings, number: int) -> Decision:
-    """Batch n has offsets 10 (n - 1) to 10 n - 1 of partition 0."""
+    """Decide batch n with offsets 10 (n - 1) to 10 n - 1 of partition 0."""
     decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)}, bad=BAD)
     assert decisions_of(settings).decide(decision)
     return decision
@@ -56,15 +56,15 @@ def versions(settings: Settings) -> dict[str, int]:
     return {path.name: DeltaTable(path).version() for path in sorted(Path(settings.place.tables).iterdir())}
 
 
-def check_whole(settings: Settings, batches: int) -> None:
+def check_complete(settings: Settings, batches: int) -> None:
     report = audit(settings)
     assert report.clean, [problem.text for problem in report.problems]
     assert not report.unfinished
     assert (report.batches, report.predicted + report.quarantined) == (batches, 10 * batches)
 
 
-class DeadError(BaseException):
-    """The process dies here."""
+class CrashError(BaseException):
+    """Simulates a crash of the process."""
 
 
 @pytest.mark.parametrize("step", [None, *DECIDED_TABLES])
@@ -72,15 +72,15 @@ def test_decided_batch_interrupted_at_any_step_is_finished(settings: Settings, s
     apply(decide(settings, 1), tables_of(settings), fresh=True)
     decision = decide(settings, 2)
 
-    def die(at: str) -> None:
+    def crash(at: str) -> None:
         if at == step:
-            raise DeadError
+            raise CrashError
 
     if step is not None:
-        with pytest.raises(DeadError):
-            apply(decision, tables_of(settings), fresh=True, on_step=die)
+        with pytest.raises(CrashError):
+            apply(decision, tables_of(settings), fresh=True, on_step=crash)
     assert finish(settings) == Positions(QUERY_ID, 2, {("images", 0): 20}, TOPICS)
-    check_whole(settings, 2)
+    check_complete(settings, 2)
     before = versions(settings)
     assert finish(settings) == Positions(QUERY_ID, 2, {("images", 0): 20}, TOPICS)
     assert versions(settings) == before
@@ -99,16 +99,16 @@ def test_consecutive_decisions_are_finished_in_order(settings: Settings) -> None
     for number in (1, 2, 3):
         decide(settings, number)
     assert finish(settings) == Positions(QUERY_ID, 3, {("images", 0): 30}, TOPICS)
-    check_whole(settings, 3)
+    check_complete(settings, 3)
 
 
 def test_late_decision_is_the_only_one_applied(settings: Settings) -> None:
-    """A put of a driver that has died arrives when the next driver has scored the same messages."""
+    """The put of a dead driver arrives after the next driver has scored the same messages."""
     ours = decision_of(settings, 1, {0: (0, 12)}, bad=BAD)
     decide(settings, 1)
     assert not decisions_of(settings).decide(ours)
     assert finish(settings) == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
-    check_whole(settings, 1)
+    check_complete(settings, 1)
 
 
 def test_concurrent_processes_apply_each_decision_once(settings: Settings) -> None:
@@ -124,11 +124,11 @@ def test_concurrent_processes_apply_each_decision_once(settings: Settings) -> No
     with ThreadPoolExecutor(processes) as pool:
         found = list(pool.map(run, range(processes)))
     assert {one.number for one in found if one} == {count}
-    check_whole(settings, count)
+    check_complete(settings, count)
 
 
 def test_racing_drivers_write_one_row_per_message(settings: Settings) -> None:
-    """Each plans from where the stream stands, decides, and applies, its own decision or the other's."""
+    """Each driver plans from the current positions, decides, and applies either driver's decision."""
     end, barrier = 200, Barrier(2)
 
     def drive(step: int) -> tuple[int, int]:
@@ -160,18 +160,18 @@ def test_racing_drivers_write_one_row_per_message(settings: Settings) -> None:
 
 
 def test_resumed_driver_changes_nothing_after_others_continued(settings: Settings) -> None:
-    """It decided batch 1 and slept; its batch was finished, and the tables were compacted since."""
-    sleeping = tables_of(settings)
+    """It was suspended after deciding batch 1; others finished the batch and compacted the tables."""
+    suspended = tables_of(settings)
     decision = decide(settings, 1)
-    assert sleeping["batches"].seen(QUERY_ID) is None  # it has looked before
+    assert suspended["batches"].seen(QUERY_ID) is None  # it has loaded the table
     for number in (2, 3, 4):
         decide(settings, number)
     finish(settings)
     maintain(settings)
     before = versions(settings)
-    assert not apply(decision, sleeping, fresh=True)
+    assert not apply(decision, suspended, fresh=True)
     assert versions(settings) == before
-    check_whole(settings, 4)
+    check_complete(settings, 4)
 
 
 def test_batch_finished_by_another_process_counts_as_applied(settings: Settings) -> None:
@@ -183,20 +183,20 @@ def test_batch_finished_by_another_process_counts_as_applied(settings: Settings)
 
 
 def test_driver_that_decides_a_pruned_number_again_is_fenced(settings: Settings) -> None:
-    """No batch since had a quarantined message: table `quarantine` has not seen a later number."""
-    sleeping = tables_of(settings)
+    """No later batch had a quarantined message, so that table `quarantine` has no later transaction."""
+    suspended = tables_of(settings)
     for table in (*DECIDED_TABLES, "batches"):
-        sleeping[table].seen(QUERY_ID)
+        suspended[table].seen(QUERY_ID)
     late = decision_of(settings, 2, {0: (10, 20)}, bad={14})
     for number in range(1, 5):
         decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)})
         assert decisions_of(settings).decide(decision)
     finish(settings)
     assert decisions_of(settings).prune(4, keep=0, kept_for=timedelta(0)) == 3
-    assert decisions_of(settings).decide(late), "the number is free again"
+    assert decisions_of(settings).decide(late), "the pruned number is available again"
     before = versions(settings)
 
-    assert not apply(late, sleeping, fresh=True)
+    assert not apply(late, suspended, fresh=True)
 
     assert versions(settings) == before
     report = audit(settings)
@@ -204,7 +204,7 @@ def test_driver_that_decides_a_pruned_number_again_is_fenced(settings: Settings)
     assert finish(settings) == Positions(QUERY_ID, 4, {("images", 0): 40}, TOPICS)
 
 
-# What is refused
+# Refused decisions
 
 
 @pytest.mark.parametrize("table", DECIDED_TABLES)
@@ -241,10 +241,10 @@ def test_decision_with_missing_or_truncated_files_is_refused(settings: Settings)
     with pytest.raises(ServiceError, match=rf"quarantine/{path.name} \({len(content) - 1:,} bytes instead of"):
         finish(settings)
     created = dict.fromkeys([*DECIDED_TABLES, "batches"], 0)
-    assert versions(settings) == created | before, "no table has taken anything"
+    assert versions(settings) == created | before, "no table has a commit"
     path.write_bytes(content)
     finish(settings)
-    check_whole(settings, 1)
+    check_complete(settings, 1)
 
 
 def test_maintenance_stops_at_a_decision_with_missing_files(settings: Settings) -> None:
@@ -261,14 +261,14 @@ def test_maintenance_stops_at_a_decision_with_missing_files(settings: Settings) 
 def test_committed_files_may_have_been_compacted(settings: Settings) -> None:
     decision = decide(settings, 1)
 
-    def die(at: str) -> None:
+    def crash(at: str) -> None:
         if at == "quarantine":
-            raise DeadError
+            raise CrashError
 
-    with pytest.raises(DeadError):
-        apply(decision, tables_of(settings), fresh=True, on_step=die)
+    with pytest.raises(CrashError):
+        apply(decision, tables_of(settings), fresh=True, on_step=crash)
     (path,) = files_of_quarantine(settings, decision)
-    path.unlink()  # as when it was merged with others, and vacuumed
+    path.unlink()  # as after compaction and vacuum
     (log,) = (Path(settings.place.tables) / "quarantine" / "_delta_log").glob("*1.json")
     assert json.loads(log.read_text().splitlines()[1])["txn"]["version"] == 1
     assert finish(settings) == Positions(QUERY_ID, 1, {("images", 0): 10}, TOPICS)
@@ -277,14 +277,14 @@ def test_committed_files_may_have_been_compacted(settings: Settings) -> None:
 def test_decision_of_another_stream_or_offset_is_refused(settings: Settings) -> None:
     apply(decide(settings, 1), tables_of(settings), fresh=True)
     decisions = decisions_of(settings)
-    for wrong, said in (
+    for wrong, message in (
         (decision_of(settings, 2, {0: (10, 20)}, stream_id="another"), "under another stream id"),
         (decision_of(settings, 2, {0: (9, 20)}), "offset 9 of 'images' partition 0, .* ends at 10"),
         (decision_of(settings, 2, {0: (15, 20)}), "offset 15 of 'images' partition 0, .* ends at 10"),
         (decision_of(settings, 2, {0: (15, 20)}, left_out={0: (10, 14)}), "offset 15 of"),
     ):
         assert decisions.decide(wrong)
-        with pytest.raises(ServiceError, match=said):
+        with pytest.raises(ServiceError, match=message):
             finish(settings)
         (settings.work_dir / "streams" / "images" / "batches" / f"{2:020}.json").unlink()
     assert decisions.decide(decision_of(settings, 2, {0: (15, 20)}, left_out={0: (10, 15)}))

@@ -1,4 +1,4 @@
-"""Topics whose offsets have holes: transactions, compaction, deletion. An independent consumer is the judge."""
+"""Topics whose offsets have holes, by transactions, compaction and deletion, compared with an independent consumer."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -38,7 +38,7 @@ def transactional(settings: Settings) -> Any:
 
 
 def transaction(producer: Any, topic: str, partition: int, messages: int, *, commit: bool = True) -> None:
-    """Messages that are not images, and a marker after them."""
+    """Send messages that are not images, followed by a transaction marker."""
     producer.begin_transaction()
     for number in range(messages):
         producer.send(topic, b"message %d" % number, partition=partition)
@@ -46,8 +46,8 @@ def transaction(producer: Any, topic: str, partition: int, messages: int, *, com
     producer.commit_transaction() if commit else producer.abort_transaction()
 
 
-def held(settings: Settings, isolation: str = "read_committed") -> set[Position]:
-    """Where Kafka holds a message, by a client that knows nothing of the stream."""
+def in_kafka(settings: Settings, isolation: str = "read_committed") -> set[Position]:
+    """The positions of messages in Kafka, by an independent client."""
     with closing(
         KafkaConsumer(
             bootstrap_servers=settings.bootstrap_servers, isolation_level=isolation, auto_offset_reset="earliest"
@@ -62,14 +62,14 @@ def held(settings: Settings, isolation: str = "read_committed") -> set[Position]
     return found
 
 
-def scored_places(settings: Settings) -> list[Position]:
+def scored_positions(settings: Settings) -> list[Position]:
     found = rows(settings, 'SELECT "partition", "offset" FROM quarantine ORDER BY 1, 2')
     return [(row["partition"], row["offset"]) for row in found]
 
 
 def check(settings: Settings, isolation: str = "read_committed") -> dict[str, Any]:
-    """Every message that Kafka holds has one row, and no other has; the audit says so, too."""
-    assert scored_places(settings) == sorted(held(settings, isolation))
+    """Exactly the messages in Kafka have one row each, and the audit is clean."""
+    assert scored_positions(settings) == sorted(in_kafka(settings, isolation))
     report = imagestream(settings, "audit", "--broker")
     assert (report["clean"], report["unfinished"]) == (True, [])
     assert all(one["held"] == one["rows"] for one in report["compared"])
@@ -80,9 +80,9 @@ def check(settings: Settings, isolation: str = "read_committed") -> dict[str, An
 class Transactions:
     """A topic of four partitions.
 
-    0: aborted, committed, aborted, committed, aborted: holes at the start, in the middle, at the end
-    1: aborted only
-    2: three messages, then an open transaction of one, and one message behind it
+    0: aborted, committed, aborted, committed, aborted: holes at the start, in the middle and at the end
+    1: only aborted
+    2: three messages, an open transaction of one message, and one message after it
     3: a transaction of 30 messages, which spans micro-batches
     """
 
@@ -106,7 +106,7 @@ def transactions(new_service: NewService) -> Iterator[Transactions]:
             opened.begin_transaction()
             opened.send(topic, b"open", partition=2)
             opened.flush()
-            plain.send(topic, b"behind", partition=2).get(30)
+            plain.send(topic, b"after", partition=2).get(30)
         transaction(producer, topic, 3, 30)
         yield Transactions(settings, producer, opened)
 
@@ -116,7 +116,7 @@ def test_committed_messages_have_one_row_and_aborted_ones_none(transactions: Tra
     drained = drain(settings, images_per_batch=12)
     assert len(drained.batches) > 3
     assert (drained.troubles, drained.restarts) == ([], 0)
-    assert {place for place in scored_places(settings) if place[0] == 2} == {(2, 0), (2, 1), (2, 2)}
+    assert [position for position in scored_positions(settings) if position[0] == 2] == [(2, 0), (2, 1), (2, 2)]
 
     status = read_status(settings)
     assert status.lag == 0
@@ -142,10 +142,10 @@ def test_read_uncommitted_scores_aborted_messages(transactions: Transactions, ne
     settings = transactions.settings
     dirty = new_service().model_copy(update={"topic": settings.topic, "isolation": "read_uncommitted"})
     drain(dirty)
-    assert scored_places(dirty) == sorted(held(settings, "read_uncommitted"))
-    assert {(0, 0), (1, 1)} <= {*scored_places(dirty)}
+    assert scored_positions(dirty) == sorted(in_kafka(settings, "read_uncommitted"))
+    assert {(0, 0), (1, 1)} <= {*scored_positions(dirty)}
     assert audit(dirty).clean
-    found = imagestream(dirty, "audit", "--broker", code=1)  # which reads committed messages
+    found = imagestream(dirty, "audit", "--broker", code=1)  # reads only committed messages
     ends = [(p["where"]["partition"], p["where"]["from"], p["where"]["to"]) for p in found["problems"]]
     assert ends == [(0, 0, 1), (0, 7, 8), (0, 12, 12), (1, 0, 1), (1, 3, 3)]
     assert {problem["kind"] for problem in found["problems"]} == {"not_in_kafka"}
@@ -158,7 +158,7 @@ def test_messages_deleted_after_fetching_are_scored_and_their_holes_unproven(ser
             for number in range(20):
                 plain.send(service.topic, b"plain %d" % number).get(30)
         transaction(producer, service.topic, 0, 3)
-    expected = sorted(held(service))
+    expected = sorted(in_kafka(service))
     assert len(expected) == 23
 
     def delete(_: object) -> None:
@@ -167,7 +167,7 @@ def test_messages_deleted_after_fetching_are_scored_and_their_holes_unproven(ser
 
     drained = drain(service, images_per_batch=4, on_batch=delete)
     assert drained.restarts == 0
-    assert scored_places(service) == expected  # Spark had fetched them with the first batch
+    assert scored_positions(service) == expected  # Spark fetched them with the first batch
     (span,) = audit(service).spans
     assert (span.messages, span.holes, span.proven) == (23, 1, 0)
     report = imagestream(service, "audit", "--broker")
@@ -182,12 +182,12 @@ def test_remaining_messages_of_a_compacted_topic_are_scored(service: Settings) -
 
         def compacted() -> bool:
             producer.send(service.topic, b"another segment", key=b"another").get(30)
-            return (0, 0) not in held(service)
+            return (0, 0) not in in_kafka(service)
 
         wait_until(compacted, lambda: "Kafka did not compact the topic")
-    before = held(service)
+    before = in_kafka(service)
     drain(service)
-    assert held(service) <= {*scored_places(service)} <= before  # it may have compacted more meanwhile
+    assert in_kafka(service) <= {*scored_positions(service)} <= before  # Kafka may have compacted more in the meantime
     report = imagestream(service, "audit", "--broker")
     (span,) = report["spans"]
     assert span["holes"] == span["proven"] > 0

@@ -1,4 +1,4 @@
-"""The offsets of a micro-batch, read from the files in which Spark notes its plan."""
+"""The offsets of a micro-batch, read from Spark's offset log."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,14 @@ from streaming.pipeline.ingest import first_offsets, planned_ranges
 
 
 def write_offsets(file: Path, offsets: dict[str, dict[str, int]]) -> None:
-    """A file of Spark's offset log: a version, the batch's metadata, the offsets."""
+    """Write a file of Spark's offset log: version, metadata of the batch, offsets."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f'v1\n{{"batchWatermarkMs":0}}\n{json.dumps(offsets)}')
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """Eleven batches: number n ends at offset 10 (n + 1) of partition 0, and at 7 of partition 1."""
+    """Eleven batches: batch n ends at offset 10 (n + 1) of partition 0 and at offset 7 of partition 1."""
     write_offsets(tmp_path / "sources" / "0" / "0", {"images": {"0": 4, "1": 7}})
     for number in range(11):
         write_offsets(tmp_path / "offsets" / str(number), {"images": {"0": 10 * number + 10, "1": 7}})

@@ -1,4 +1,4 @@
-"""A topic with the longest name and hundreds of partitions."""
+"""A topic with a name of maximum length and 200 partitions."""
 
 import uuid
 from pathlib import Path
@@ -13,7 +13,7 @@ from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.producer.topics import create_topic
 
-CORES = 2  # of the session that all tests share
+CORES = 2  # of the shared Spark session
 IMAGES = 60
 
 
@@ -22,7 +22,7 @@ def test_many_partitions_give_few_files_per_batch(service: Settings, tmp_path: P
     many = service.model_copy(update={"topic": topic})
     assert many.bootstrap_servers is not None
     create_topic(many.bootstrap_servers, topic, partitions=200)
-    before = len(DeltaTable(many.place.table("features")).file_uris())  # of the training
+    before = len(DeltaTable(many.place.table("features")).file_uris())  # of training
     imagestream(many, "publish", write_images(tmp_path / "images", digit_images(IMAGES, 300)))
     summary = imagestream(many, "stream", "--until-drained")
     assert (summary["predicted"], summary["batches"]) == (IMAGES, 1)

@@ -1,4 +1,4 @@
-"""A home of an earlier release, which had checkpoints and pins, becomes one of this release at its first start."""
+"""Migration of a home of an earlier release, which had checkpoints and pins, at the first start of this release."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ SAME = Topic("images", "topic-id", {0: 0, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
 
 
 def write_old_checkpoint(settings: Settings, started: dict[int, int], ends: dict[int, int], number: int = 1) -> Path:
-    """What an earlier release kept beside its tables: Spark's checkpoint, the pins, and which topic it was."""
+    """Write the files of an earlier release: Spark's checkpoint, the pins and the identity of the topic."""
     folder = settings.work_dir / "checkpoints" / settings.topic
     for file, offsets in (("sources/0/0", started), ("offsets/2", ends)):
         path = folder / "spark" / file
@@ -44,7 +44,7 @@ def write_old_checkpoint(settings: Settings, started: dict[int, int], ends: dict
 
 @pytest.fixture
 def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Two whole batches of two partitions, one that was cut off, and a third partition that began at 2 and had none."""
+    """Two complete batches of two partitions, and an incomplete one with a third partition, which started at 2."""
     settings = Settings(home=tmp_path)
     columns = [field for field in BATCHES if field.name != "topics"]
     with monkeypatch.context() as before:
@@ -57,7 +57,7 @@ def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def start(settings: Settings, topic: Topic = SAME, accept: Accept | None = None) -> Positions:
-    """What a start of the stream does before it starts Spark."""
+    """What the stream does before it starts Spark."""
     accept, tables = accept or Accept(), Tables(settings.place.tables)
     with old_stream_stopped(settings):
         positions = finish_decided(settings, settings.topic, tables)
@@ -86,27 +86,27 @@ def test_old_home_continues_after_its_last_complete_batch(old_home: Settings) ->
     assert audit(old_home).unfinished
     positions = start(old_home)
     check_migrated(old_home, positions)
-    assert start(old_home) == positions, "the second start finds nothing to do"
+    assert start(old_home) == positions, "the second start has nothing to migrate"
     commit_batch(old_home, 1, {0: (15, 20), 2: (2, 5)}, query_id=positions.stream or "")
     assert audit(old_home).clean
 
 
-class DeadError(BaseException):
-    """The process dies here."""
+class CrashError(BaseException):
+    """Simulates a crash of the process."""
 
 
-def dying(function: Callable[..., Any], after: int) -> Callable[..., Any]:
-    """The function, which does its work so many times; then the process dies before it, and once more after it."""
+def crashing(function: Callable[..., Any], after: int) -> Callable[..., Any]:
+    """The function, with a crash before its call number `after` + 1, and another one after the next call."""
     calls = 0
 
     def call(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == after + 1:
-            raise DeadError
+            raise CrashError
         result = function(*arguments, **named)
         if calls == after + 2:
-            raise DeadError
+            raise CrashError
         return result
 
     return call
@@ -124,14 +124,14 @@ def test_migration_interrupted_at_any_step_is_repeated(
     old_home: Settings, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, after: int
 ) -> None:
     monkeypatch.setattr(LocalStore, "check_conditional", lambda _: None)
-    monkeypatch.setattr(where, name, dying(getattr(where, name), after))
-    deaths = 0
+    monkeypatch.setattr(where, name, crashing(getattr(where, name), after))
+    crashes = 0
     for _ in range(3):
         try:
             positions = start(old_home)
-        except DeadError:
-            deaths += 1
-    assert deaths
+        except CrashError:
+            crashes += 1
+    assert crashes
     check_migrated(old_home, positions)
 
 
@@ -165,24 +165,24 @@ def test_old_home_without_batches_starts_at_the_checkpoint(tmp_path: Path) -> No
 
 
 def test_rows_of_an_incomplete_batch_stay_until_kafka_has_its_messages(old_home: Settings) -> None:
-    lost = Topic("images", "topic-id", {0: 16, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
+    shortened = Topic("images", "topic-id", {0: 16, 1: 0, 2: 0}, {0: 20, 1: 4, 2: 5})
     before = DeltaTable(old_home.place.table("predictions")).version()
     with pytest.raises(ServiceError, match="partition 0: up to 1 messages are lost, from offset 15 to 15"):
-        start(old_home, lost)
+        start(old_home, shortened)
     assert DeltaTable(old_home.place.table("predictions")).version() == before
     assert read_identity(old_home, "images") is None
-    positions = start(old_home, lost, Accept(loss=True))
-    assert positions.of_topic("images") == {0: 15, 1: 4, 2: 2}, "what is left out is noted by the batch that does it"
+    positions = start(old_home, shortened, Accept(loss=True))
+    assert positions.of_topic("images") == {0: 15, 1: 4, 2: 2}, "the first batch records what is left out"
 
 
 def test_topic_recreated_before_the_migration_is_detected(old_home: Settings) -> None:
-    again = Topic("images", "another", {0: 0, 1: 0, 2: 0}, {0: 90, 1: 90, 2: 90})
+    recreated = Topic("images", "another", {0: 0, 1: 0, 2: 0}, {0: 90, 1: 90, 2: 90})
     with pytest.raises(ServiceError, match=r"made again \(id another, before topic-id\)"):
-        start(old_home, again)
-    positions = start(old_home, again, Accept(new_topic=True))
-    assert plan_start(positions, again, Accept(new_topic=True)).topics == {"images~2": again.id}
+        start(old_home, recreated)
+    positions = start(old_home, recreated, Accept(new_topic=True))
+    assert plan_start(positions, recreated, Accept(new_topic=True)).topics == {"images~2": recreated.id}
     with pytest.raises(ServiceError, match="made again"):
-        start(old_home, again)
+        start(old_home, recreated)
 
 
 def test_topic_number_is_migrated(tmp_path: Path) -> None:
@@ -213,6 +213,6 @@ def test_other_topics_keep_their_checkpoints(old_home: Settings) -> None:
     other.mkdir()
     start(old_home)
     assert other.is_dir()
-    (old_home.work_dir / "checkpoints" / "images").mkdir()  # as put back from a copy
+    (old_home.work_dir / "checkpoints" / "images").mkdir()  # as restored from a backup
     start(old_home)
     assert sorted(path.name for path in (old_home.work_dir / "checkpoints.old").iterdir()) == ["images", "images.2"]

@@ -29,7 +29,7 @@ from streaming.settings import Settings
 from tests.conftest import command_here
 from tests.streaming.history import commit_batch, new_topic
 
-NOWHERE = "127.0.0.1:1"  # no broker answers there
+NO_BROKER = "127.0.0.1:1"  # no broker listens here
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offsets, "TIMEOUT_MS", 1000)
 
 
@@ -78,7 +78,7 @@ def log() -> io.StringIO:
 
 @pytest.fixture
 def observer(settings: Settings, log: io.StringIO) -> Iterator[Observer]:
-    observer = Observer(settings, NOWHERE, log=open_log(LogFormat.JSON, log), metrics_port=0)
+    observer = Observer(settings, NO_BROKER, log=open_log(LogFormat.JSON, log), metrics_port=0)
     yield observer
     observer.close()
 
@@ -98,9 +98,9 @@ def metrics(observer: Observer) -> dict[str, float]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while not condition():
-        assert time.monotonic() < give_up
+        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -143,27 +143,27 @@ def test_drift_window_metrics_are_independent_of_the_batch_size(observer: Observ
 
 def test_answers_topic_is_in_metrics_state_and_status(observer: Observer, settings: Settings) -> None:
     observer.on_start()
-    out = Sent("answers", 7, time.time(), messages=40)
-    for sent in (Sent("answers", 6), Sent("answers", 6, backlog=40), out, replace(out, backlog=3)):
+    last = Sent("answers", 7, time.time(), messages=40)
+    for sent in (Sent("answers", 6), Sent("answers", 6, backlog=40), last, replace(last, backlog=3)):
         observer.on_answers(sent)
     found = metrics(observer)
     assert found["imagestream_answers_total"] == 40
     assert found["imagestream_answers_backlog_messages"] == 3
-    assert found["imagestream_last_answers_timestamp_seconds"] == out.at
+    assert found["imagestream_last_answers_timestamp_seconds"] == last.at
     observer.on_batch(replace(Batch(), model_version=9))  # writes the state
     state = read_state(settings)
     assert state is not None
-    assert state.answers == replace(out, backlog=3)
-    _, told, _ = command_here("--home", settings.home, "status")
-    assert "topic answers: batch 7 (40 answers), " in told
-    assert "s ago, backlog 3" in told
+    assert state.answers == replace(last, backlog=3)
+    _, out, _ = command_here("--home", settings.home, "status")
+    assert "topic answers: batch 7 (40 answers), " in out
+    assert "s ago, backlog 3" in out
 
 
 @pytest.mark.parametrize(
     ("sent", "shown"),
     [
-        (Sent("answers", 0), "none yet, backlog 0"),  # of a new stream
-        (Sent("answers", 7), "batch 7, backlog 0"),  # of one that has started again
+        (Sent("answers", 0), "none yet, backlog 0"),  # a new stream
+        (Sent("answers", 7), "batch 7, backlog 0"),  # a restarted stream
         (Sent("answers", 7, backlog=1_040), "batch 7, backlog 1,040"),
     ],
 )
@@ -172,8 +172,8 @@ def test_answers_of_an_earlier_start_are_shown_without_a_time(
 ) -> None:
     observer.on_answers(sent)
     observer.on_start()  # writes the state
-    _, told, _ = command_here("--home", settings.home, "status")
-    assert f"topic answers: {shown}\n" in re.sub(" +\n", "\n", told)
+    _, out, _ = command_here("--home", settings.home, "status")
+    assert f"topic answers: {shown}\n" in re.sub(" +\n", "\n", out)
     assert isnan(metrics(observer)["imagestream_last_answers_timestamp_seconds"])
 
 
@@ -225,7 +225,7 @@ def test_metrics_pass_the_prometheus_linter(observer: Observer) -> None:
 
 
 def test_observers_share_no_metrics(observer: Observer, settings: Settings) -> None:
-    other = Observer(settings, NOWHERE, metrics_port=0)
+    other = Observer(settings, NO_BROKER, metrics_port=0)
     other.on_batch(Batch())
     assert metrics(other)["imagestream_batches_total"] == 1
     assert metrics(observer)["imagestream_batches_total"] == 0
@@ -233,7 +233,7 @@ def test_observers_share_no_metrics(observer: Observer, settings: Settings) -> N
 
 
 def test_health_is_200_only_while_the_query_is_active(settings: Settings) -> None:
-    observer = Observer(settings, NOWHERE, metrics_port=0, stale_after_s=0.5)
+    observer = Observer(settings, NO_BROKER, metrics_port=0, stale_after_s=0.5)
     assert get(observer, "/healthz") == (503, '{"healthy": false, "reason": "the stream is starting"}\n')
     assert [get(observer, path)[0] for path in ("/livez", "/readyz")] == [200, 503]
     observer.on_start()
@@ -261,8 +261,8 @@ def test_stream_with_unavailable_broker_is_live_but_not_ready(observer: Observer
 
 
 def test_metrics_are_served_at_the_configured_address(settings: Settings) -> None:
-    host = "0.0.0.0"  # noqa: S104  that is what is tested
-    observer = Observer(settings, NOWHERE, metrics_port=0, host=host)
+    host = "0.0.0.0"  # noqa: S104  tested here
+    observer = Observer(settings, NO_BROKER, metrics_port=0, host=host)
     served = {
         one.laddr.ip for one in psutil.Process().net_connections("tcp") if f":{one.laddr.port}" in str(observer.url)
     }
@@ -274,10 +274,10 @@ def test_metrics_are_served_at_the_configured_address(settings: Settings) -> Non
 def test_unknown_path_is_404_and_unavailable_address_is_reported(observer: Observer, settings: Settings) -> None:
     assert get(observer, "/")[0] == 404
     with pytest.raises(ServiceError, match=r"cannot serve metrics at 192\.0\.2\.1:0 "):
-        Observer(settings, NOWHERE, metrics_port=0, host="192.0.2.1")
+        Observer(settings, NO_BROKER, metrics_port=0, host="192.0.2.1")
     port = int(str(observer.url).rsplit(":", 1)[1])
     with pytest.raises(ServiceError, match=f"cannot serve metrics at 127.0.0.1:{port}"):
-        Observer(settings, NOWHERE, metrics_port=port)
+        Observer(settings, NO_BROKER, metrics_port=port)
 
 
 def test_lag_and_broker_status_need_no_batch(broker: Settings, tmp_path: Path) -> None:
@@ -306,8 +306,8 @@ def test_unavailable_broker_is_reported_without_lag(observer: Observer) -> None:
 
 
 def test_state_file_describes_the_process_and_outlives_it(settings: Settings) -> None:
-    observer = Observer(settings, NOWHERE, metrics_port=0)
-    assert read_state(settings) is None  # until the query runs, another process may stream this topic
+    observer = Observer(settings, NO_BROKER, metrics_port=0)
+    assert read_state(settings) is None  # until the query starts, another process may stream this topic
     observer.on_start()
     observer.on_batch(Batch())
     state = read_state(settings)
@@ -352,8 +352,8 @@ def test_stream_on_another_host_is_alive_until_its_state_is_stale(settings: Sett
 
 
 def test_unwritable_log_does_not_stop_the_stream(settings: Settings) -> None:
-    full = open("/dev/full", "w", buffering=1, encoding="utf-8")  # noqa: PTH123, SIM115  it cannot be closed either
-    observer = Observer(settings, NOWHERE, log=open_log("json", full))
+    full = open("/dev/full", "w", buffering=1, encoding="utf-8")  # noqa: PTH123, SIM115  closing it fails, too
+    observer = Observer(settings, NO_BROKER, log=open_log("json", full))
     observer.on_start()
     observer.on_batch(Batch())
     observer.close()

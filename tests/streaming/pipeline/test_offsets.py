@@ -10,13 +10,13 @@ from streaming.pipeline.offsets import PartitionLag, PartitionOffsets, lags
     [
         (7, 10, 0, 3),
         (10, 10, 0, 0),
-        (None, 10, 0, 10),  # nothing is committed yet
-        (None, 10, 4, 6),  # … and retention has removed four
-        (2, 10, 4, 6),  # what retention has removed does not wait any more
+        (None, 10, 0, 10),  # no commit yet
+        (None, 10, 4, 6),  # no commit yet, four messages removed by retention
+        (2, 10, 4, 6),  # messages removed by retention are not counted
         (7, 10, 4, 3),
         (7, 10, None, 3),
         (1, 10, 1, 9),
-        (12, 10, 0, 0),  # the topic was made again
+        (12, 10, 0, 0),  # the topic was recreated
         (7, None, None, None),  # the broker does not answer
         (None, 0, 0, 0),
     ],

@@ -1,4 +1,4 @@
-"""Where a stream stands by the tables, and where its next batch must begin by what Kafka has."""
+"""The positions of a stream in its tables, and the start of its next batch given the offsets in Kafka."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -83,7 +83,7 @@ def test_stream_identity_round_trip(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"format": 2}, "has format '2', expected 1"),
         ({"id": None}, "'id': "),
@@ -94,18 +94,20 @@ def test_stream_identity_round_trip(settings: Settings) -> None:
         ({"topics": {"images": 7}}, "'topics.images': "),
     ],
 )
-def test_damaged_identity_is_refused_with_key_and_reason(settings: Settings, change: dict[str, Any], said: str) -> None:
+def test_damaged_identity_is_refused_with_key_and_reason(
+    settings: Settings, change: dict[str, Any], message: str
+) -> None:
     begin_stream(settings)
     path = settings.work_dir / identity_key("images")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ServiceError) as error:
         read_identity(settings, "images")
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "streams/images/stream.json" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-# By the tables
+# Positions in the tables
 
 
 def positions_of(settings: Settings) -> Positions:
@@ -145,8 +147,8 @@ def test_batches_of_other_streams_are_ignored(settings: Settings) -> None:
 
 def test_topic_id_is_that_of_the_newest_batch(settings: Settings) -> None:
     begin_stream(settings, {0: 0})
-    again = settings.model_copy(update={"topic": "images~2"})
-    decision = replace(decision_of(again, 1, {0: (0, 3)}), topics={"images~2": "another-id"})
+    recreated = settings.model_copy(update={"topic": "images~2"})
+    decision = replace(decision_of(recreated, 1, {0: (0, 3)}), topics={"images~2": "another-id"})
     apply(decision, Tables(settings.place.tables), fresh=True)
     assert positions_of(settings).topics == {"images": "topic-id", "images~2": "another-id"}
     assert committed_offsets(settings) == ("images~2", {0: 3})
@@ -208,9 +210,9 @@ def test_missing_messages_of_a_new_partition_are_a_loss() -> None:
 
 @pytest.mark.parametrize("ends", [{0: 9}, {}], ids=["shorter", "gone"])
 def test_topic_shorter_than_committed_was_recreated(ends: dict[int, int]) -> None:
-    what = "ends at offset 9" if ends else "is gone"
+    problem = "ends at offset 9" if ends else "is gone"
     found = topic(dict.fromkeys(ends, 0), ends)
-    with pytest.raises(ServiceError, match=f"partition 0 {what}, but messages up to 9 are committed.*'images~2'"):
+    with pytest.raises(ServiceError, match=f"partition 0 {problem}, but messages up to 9 are committed.*'images~2'"):
         plan_start(at({0: 10}), found, Accept(loss=True))
 
 
@@ -241,7 +243,7 @@ def test_topics_are_planned_together_and_new_ones_from_the_start() -> None:
     plan = plan_topics(positions, [topic({0: 0}, {0: 20}), other], Accept())
     assert plan.topics == {"images": "one", "other": "other-id"}
     assert starting(plan) == {"images": {"0": 10}, "other": {"0": 7, "1": 0}}
-    assert plan.check([OffsetRange("images", 0, 10, 12), OffsetRange("other", 0, 7, 9)]) == []  # nothing was lost
+    assert plan.check([OffsetRange("images", 0, 10, 12), OffsetRange("other", 0, 7, 9)]) == []  # no loss
     known = Positions("id", 5, {("images", 0): 10, ("other", 0): 3}, {"images": "one", "other": "other-id"})
     with pytest.raises(ServiceError, match="'other' partition 0: up to 4 messages are lost"):
         plan_topics(known, [topic({0: 0}, {0: 20}), other], Accept())
@@ -255,11 +257,11 @@ def plan_of(ends: Mapping[int, int]) -> Plan:
 
 
 def test_every_range_must_start_where_its_partition_ended() -> None:
-    fine = [OffsetRange("images", 0, 10, 12), OffsetRange("images", 1, 0, 3), OffsetRange("images", 2, 7, 8)]
-    assert plan_of({0: 10, 1: 0, 2: 7}).check(fine) == []
+    valid = [OffsetRange("images", 0, 10, 12), OffsetRange("images", 1, 0, 3), OffsetRange("images", 2, 7, 8)]
+    assert plan_of({0: 10, 1: 0, 2: 7}).check(valid) == []
     for number, wrong in ((1, OffsetRange("images", 1, 1, 3)), (2, OffsetRange("images", 2, 6, 8))):
         with pytest.raises(ServiceError, match=f"partition {number}: the next batch must begin at .* nothing of it"):
-            plan_of({0: 10, 1: 0, 2: 7}).check([*fine[:number], wrong, *fine[number + 1 :]])
+            plan_of({0: 10, 1: 0, 2: 7}).check([*valid[:number], wrong, *valid[number + 1 :]])
 
 
 def test_partition_added_while_running_starts_at_its_first_message() -> None:
@@ -291,7 +293,7 @@ def test_lost_range_is_left_out_once() -> None:
     assert plan.check(second) == []
 
 
-# On a real broker
+# With a real broker
 
 
 @pytest.fixture
@@ -343,11 +345,11 @@ def test_recreated_topic_is_another_topic(broker: Settings, admin: KafkaAdminCli
     admin.delete_topics([name])
     while name in admin.list_topics():
         pass
-    again = describe_topic(str(broker.bootstrap_servers), name)
+    recreated = describe_topic(str(broker.bootstrap_servers), name)
     positions = at({0: 0}, name, {name: before.id})
     with pytest.raises(ServiceError, match=f"was made again .*--accept-new-topic; .* '{name}~2'"):
-        plan_start(positions, again, Accept(loss=True))
-    assert plan_start(positions, again, Accept(new_topic=True)).topics == {f"{name}~2": again.id}
+        plan_start(positions, recreated, Accept(loss=True))
+    assert plan_start(positions, recreated, Accept(new_topic=True)).topics == {f"{name}~2": recreated.id}
 
 
 def test_loss_and_recreated_topic_stop_the_stream_until_accepted(
@@ -374,12 +376,12 @@ def test_loss_and_recreated_topic_stop_the_stream_until_accepted(
     refused = imagestream(service, "stream", "--until-drained", code=1)
     assert "--accept-new-topic" in refused["stderr"]
     assert imagestream(service, "stream", "--until-drained", "--accept-new-topic")["input"] == 6
-    assert imagestream(service, "stream", "--until-drained")["input"] == 0  # now it is the one that is known
+    assert imagestream(service, "stream", "--until-drained")["input"] == 0  # the new topic is now recorded
 
-    again = f"{service.topic}~2"
+    recreated = f"{service.topic}~2"
     report = imagestream(service, "audit")
     assert report["clean"]
     assert report["left_out"] == [{"topic": service.topic, "partition": 0, "from": 3, "to": 4}]
-    assert {span["topic"]: span["messages"] for span in report["spans"]} == {service.topic: 5, again: 6}
-    status = imagestream(service, "status", code=1)  # no stream runs any more
+    assert {span["topic"]: span["messages"] for span in report["spans"]} == {service.topic: 5, recreated: 6}
+    status = imagestream(service, "status", code=1)  # no stream is running
     assert [(one["committed"], one["lag"]) for one in status["partitions"]] == [(6, 0)]

@@ -1,4 +1,4 @@
-"""Memory is worked out before the stream starts."""
+"""The memory estimate before the stream starts."""
 
 import re
 from typing import Any
@@ -28,14 +28,14 @@ def test_model_too_large_for_the_machine_is_refused() -> None:
 
 
 def test_memory_is_planned_for_the_largest_image() -> None:
-    def figure(**options: Any) -> int:
+    def estimate_mib(**options: Any) -> int:
         with pytest.raises(ServiceError) as refused:
             check_memory(Settings(**options), bundle_bytes=1024**4, workers=1)
         return int(re.search(r"pixels ([\d,]+) MiB", str(refused.value))[1].replace(",", ""))
 
-    assert figure(max_pixels=24_000_000) == 60 + 8 * 24_000_000 // 1024**2
-    assert figure() == 60 + 8 * 64_000_000 // 1024**2
-    assert figure(decode_memory="256m") == 60 + 256
+    assert estimate_mib(max_pixels=24_000_000) == 60 + 8 * 24_000_000 // 1024**2
+    assert estimate_mib() == 60 + 8 * 64_000_000 // 1024**2
+    assert estimate_mib(decode_memory="256m") == 60 + 256
 
 
 def test_small_model_fits() -> None:
@@ -60,7 +60,7 @@ def test_heap_grows_with_tasks_up_to_the_limit(master: str, memory: str, heap: s
 
 
 def test_heap_on_a_cluster_is_the_configured_one() -> None:
-    asked = Settings(master="spark://127.0.0.1:7077", driver_memory="3g")
-    settings, java_options = with_fixed_heap(asked)
-    assert settings == asked
+    configured = Settings(master="spark://127.0.0.1:7077", driver_memory="3g")
+    settings, java_options = with_fixed_heap(configured)
+    assert settings == configured
     assert "-Xms" not in java_options

@@ -1,4 +1,4 @@
-"""Where the time of micro-batches went, held against the clock."""
+"""The profile of micro-batches: the time per stage adds up to the wall time."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The accounting of a micro-batch: what is counted where it is read, and what is refused."""
+"""The accounting of a micro-batch: counts of messages and refused batches."""
 
 import pyarrow as pa
 import pytest
@@ -20,8 +20,8 @@ WHOLE = [OffsetRun("images", 0, 4, 10, 13), OffsetRun("images", 1, 2, 0, 1)]
 IMAGES_0, IMAGES_1 = ("images", 0), ("images", 1)
 
 
-def messages(*places: tuple[str, int, int]) -> pa.RecordBatch:
-    topics, partitions, offsets = zip(*places, strict=True) if places else ((), (), ())
+def messages(*positions: tuple[str, int, int]) -> pa.RecordBatch:
+    topics, partitions, offsets = zip(*positions, strict=True) if positions else ((), (), ())
     columns = [pa.array(topics, pa.string()), pa.array(partitions, pa.int32()), pa.array(offsets, pa.int64())]
     return pa.RecordBatch.from_arrays(columns, ["topic", "partition", "offset"])
 
@@ -61,14 +61,14 @@ def test_quarantined_messages_are_counted_by_partition() -> None:
     assert counter.quarantined == {("a", 0): 1, ("a", 1): 2}
 
 
-# What adds up
+# Consistency
 
 
 @pytest.mark.parametrize(
     ("runs", "predicted", "quarantined", "rows"),
     [
         (WHOLE, {IMAGES_0: 3, IMAGES_1: 2}, {IMAGES_0: 1}, (4, 2)),
-        (WHOLE[1:], {}, {IMAGES_1: 2}, (0, 2)),  # a range of markers alone
+        (WHOLE[1:], {}, {IMAGES_1: 2}, (0, 2)),  # a range with markers only
         ([OffsetRun("images", 0, 1, 10, 10), OffsetRun("images", 0, 1, 13, 13)], {IMAGES_0: 2}, {}, (2, 0)),
         (
             [OffsetRun("images", 0, 2, 12, 13), OffsetRun("images", 0, 2, 10, 11)],
@@ -148,7 +148,7 @@ def test_inconsistent_batch_is_refused(
     assert str(refused.value).endswith("; nothing of it is committed")
 
 
-# What Kafka confirms
+# Confirmation by Kafka
 
 COUNTED = (CountedRange("images~2", 0, 10, 14, 3), CountedRange("images~2", 1, 0, 2, 2))
 TOPICS = {"images~2": ("images", "id-1")}

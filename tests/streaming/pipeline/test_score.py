@@ -1,4 +1,4 @@
-"""The rows that a worker makes of messages as any producer sends them."""
+"""The rows that a worker writes for messages of arbitrary producers."""
 
 import base64
 import hashlib
@@ -38,7 +38,7 @@ INPUT = pa.schema(
 
 @dataclass(frozen=True)
 class Scored:
-    """What became of messages."""
+    """The rows and the report of scored messages."""
 
     predictions: list[dict[str, Any]]
     quarantine: list[dict[str, Any]]
@@ -53,7 +53,7 @@ def bundle(trained: Path) -> Bundle:
 
 @pytest.fixture
 def score(bundle: Bundle, tmp_path: Path) -> Any:
-    """Scores messages, each a digit unless it has another value."""
+    """A function that scores messages; each contains a digit unless it has another value."""
     folders = {name: tmp_path / name for name in ("quarantine", "features")}
     for folder in folders.values():
         folder.mkdir()
@@ -65,9 +65,9 @@ def score(bundle: Bundle, tmp_path: Path) -> Any:
         return [row for file in folders[name].iterdir() for row in pq.read_table(file).to_pylist()]
 
     def run(*messages: dict[str, Any], payload: str = "raw") -> Scored:
-        usual = {"topic": "images", "partition": 0, "value": DIGIT, "timestamp": int(NOON.timestamp() * 1e6)}
-        whole = [usual | {"offset": offset} | message for offset, message in enumerate(messages)]
-        columns = [pa.array([row.get(field.name) for row in whole], field.type) for field in INPUT]
+        defaults = {"topic": "images", "partition": 0, "value": DIGIT, "timestamp": int(NOON.timestamp() * 1e6)}
+        completed = [defaults | {"offset": offset} | message for offset, message in enumerate(messages)]
+        columns = [pa.array([row.get(field.name) for row in completed], field.type) for field in INPUT]
         batch = pa.RecordBatch.from_arrays(columns, schema=INPUT)
         out = pa.Table.from_batches(
             score_partition(
@@ -89,8 +89,8 @@ def score(bundle: Bundle, tmp_path: Path) -> Any:
         ([("ce_id", b"first"), ("ce_id", b"last")], "last"),
         ([("ce_id", None)], DIGIT_SHA256),
         ([("ce_id", b"")], DIGIT_SHA256),
-        ([("ce_id", b"a" * 300)], DIGIT_SHA256),  # cut, it could be another's
-        ([("ce_id", b"frame \xff")], DIGIT_SHA256),  # so could what is not UTF-8
+        ([("ce_id", b"a" * 300)], DIGIT_SHA256),  # truncated, it could equal another id
+        ([("ce_id", b"frame \xff")], DIGIT_SHA256),  # not UTF-8: decoded with replacement, it could equal another id
         ([], DIGIT_SHA256),
         (None, DIGIT_SHA256),
     ],
@@ -111,8 +111,8 @@ def test_image_id_is_the_event_id_or_the_content_hash(
 
 def test_trace_contexts_are_reported_up_to_a_limit(score: Any) -> None:
     valid = b"00-%s-%s-01" % (b"a" * 32, b"b" * 16)
-    traced, nonsense = ({"headers": [{"key": "traceparent", "value": one}]} for one in (valid, b"00-x"))
-    report = score(traced, nonsense, {}, traced | {"value": b"text"}).report
+    traced, invalid = ({"headers": [{"key": "traceparent", "value": one}]} for one in (valid, b"00-x"))
+    report = score(traced, invalid, {}, traced | {"value": b"text"}).report
     assert report.traced == [valid.decode()] * 2
     assert len(score(*[traced | {"value": b"text"}] * (MAX_TRACED + 1)).report.traced) == MAX_TRACED
 
@@ -130,7 +130,7 @@ def test_key_is_truncated_except_in_the_quarantine(score: Any, key: bytes | None
         (1_714_996_800_123_000, NOON.replace(microsecond=123_000), 1_714_996_800_123),
         (31_536_000_000_000, datetime(1971, 1, 1, tzinfo=UTC), 31_536_000_000),
         (0, None, 0),
-        (-1_000, None, -1),  # Kafka's for no timestamp
+        (-1_000, None, -1),  # Kafka's value for no timestamp
         (1_714_996_800_000, None, 1_714_996_800),  # seconds, in 1970
         (1_714_996_800_123_456_000, None, 1_714_996_800_123_456),  # microseconds, in the year 56315
         (7_258_118_400_000_000, None, 7_258_118_400_000),  # 2200

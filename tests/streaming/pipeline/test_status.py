@@ -39,8 +39,8 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
     return settings
 
 
-def streaming(settings: Settings, phase: Phase = Phase.RUNNING, seen: float | None = None) -> None:
-    """As if this process were the stream."""
+def write_stream_state(settings: Settings, phase: Phase = Phase.RUNNING, seen: float | None = None) -> None:
+    """Write a state file with this process as the stream."""
     started = psutil.Process().create_time()
     write_state(settings, StreamState(os.getpid(), started, phase, seen or time.time(), model_version=2))
 
@@ -57,7 +57,7 @@ def test_lag_rate_batch_and_quarantine_are_reported(settings: Settings) -> None:
         (1, 5, 5, 0),
     ]
     assert (found.broker_up, found.lag) == (True, 10)
-    assert found.images_per_second == pytest.approx(25 / 4)  # two seconds each
+    assert found.images_per_second == pytest.approx(25 / 4)  # two batches of two seconds
     assert found.last_batch is not None
     assert (found.last_batch.batch_id, found.last_batch.model_version, found.last_batch.input_rows) == (1, 2, 10)
     assert found.last_batch.age_s >= 0
@@ -68,7 +68,7 @@ def test_messages_near_retention_are_reported(settings: Settings) -> None:
     assert read_status(settings).near_retention == {}
     from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 
-    # Kept for so short a time that half of it is over; Kafka looks for what to delete every five minutes.
+    # More than half of this retention has passed; Kafka deletes expired messages only every five minutes.
     admin = KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, settings.topic, {"retention.ms": "2"})])
     admin.close()
@@ -81,25 +81,25 @@ def test_messages_near_retention_are_reported(settings: Settings) -> None:
 
 
 def test_health_requires_broker_stream_and_champion(settings: Settings, trained: Path) -> None:
-    streaming(with_champion(settings, trained))
+    write_stream_state(with_champion(settings, trained))
     found = imagestream(settings, "status")
     assert (found["healthy"], found["reasons"], found["streaming"]) == (True, [], True)
     assert found["aliases"]["champion"] == open_registry(settings.home).target("champion")
-    assert found["lag"] == 10  # there is something to do, and it is being done
+    assert found["lag"] == 10  # a lag does not make a running stream unhealthy
 
-    streaming(settings, Phase.ENDED)
+    write_stream_state(settings, Phase.ENDED)
     assert imagestream(settings, "status", code=1)["reasons"] == ["the stream has ended"]
 
 
 def test_silent_stream_is_not_healthy(settings: Settings) -> None:
-    streaming(settings, seen=time.time() - 400)
+    write_stream_state(settings, seen=time.time() - 400)
     found = read_status(settings)
     assert found.streaming
     assert "no micro-batch and no idle poll for 400 s" in found.reasons[0]
 
 
 def test_unavailable_broker_is_reported_with_the_remaining_status(settings: Settings) -> None:
-    streaming(settings)
+    write_stream_state(settings)
     found = read_status(settings.model_copy(update={"bootstrap_servers": "127.0.0.1:1"}))
     assert found.reasons[0] == "the broker at 127.0.0.1:1 does not answer"
     assert (found.broker_up, found.lag, found.streaming) == (False, None, True)
@@ -123,10 +123,10 @@ def test_watch_continues_until_interrupted(settings: Settings) -> None:
     watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert watch.stdout is not None
     tables = 0
-    while tables < 2:  # it looks again and again
+    while tables < 2:
         line = watch.stdout.readline()
-        assert line, "it ended by itself"
+        assert line, "the command ended"
         tables += "lag 10" in line
     watch.send_signal(signal.SIGINT)
     watch.communicate(timeout=60)
-    assert watch.returncode == 1  # not healthy, as it says
+    assert watch.returncode == 1  # not healthy

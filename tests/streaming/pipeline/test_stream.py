@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, QueryBuilder
+from deltalake import DeltaTable
 from kafka import KafkaProducer
 from PIL import Image
 from pyspark.sql import SparkSession
@@ -30,6 +28,7 @@ from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
 from tests.conftest import NewService, environment, environment_of, imagestream
+from tests.faults.harness import rows, versions, wait_until
 from tests.models import onnx_graphs as graphs
 from tests.streaming.history import decision_of
 from tests.streaming.small_models import bundle_folder
@@ -43,26 +42,13 @@ BAD = {
 }
 
 
-def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
-    """Read the tables with deltalake alone."""
-    builder = QueryBuilder()
-    for path in Path(settings.place.tables).iterdir():
-        builder = builder.register(path.name, DeltaTable(path))
-    return pa.table(builder.execute(sql).read_all()).to_pylist()
-
-
-def versions(settings: Settings) -> dict[str, int]:
-    """Every table's version."""
-    return {path.name: DeltaTable(path).version() for path in sorted(Path(settings.place.tables).iterdir())}
-
-
 def publish_digits(settings: Settings, folder: Path, count: int, skip: int) -> None:
     write_images(folder, digit_images(count, skip))
     assert imagestream(settings, "publish", folder, "--label-from", "parent")["sent"] == count
 
 
 def publish_all(settings: Settings, folder: Path) -> None:
-    """60 digits, and three files that are no images."""
+    """Publish 60 digits and three files of invalid images."""
     publish_digits(settings, folder / "digits", GOOD, skip=300)
     (folder / "bad").mkdir()
     for name, (data, _) in BAD.items():
@@ -71,7 +57,7 @@ def publish_all(settings: Settings, folder: Path) -> None:
 
 
 def assert_profile_adds_up(profile: dict[str, Any]) -> None:
-    """What was measured, and what it leaves over, is all the time that the cores had after the first micro-batch."""
+    """The measured times and the remainder equal the core time after the first micro-batch."""
     spent = profile["core_seconds"]
     assert {"fetch", "decode", "backbone", "projection", "classifier", "serialise", "write", "commit"} <= set(spent)
     assert all(seconds >= 0 for seconds in spent.values())
@@ -82,7 +68,7 @@ def assert_profile_adds_up(profile: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def drained(new_service: NewService, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A service that has answered 60 digits and three messages that are no images; only to be added to."""
+    """A service that has scored 60 digits and three invalid images; tests may add messages, but not change rows."""
     settings = new_service()
     publish_all(settings, tmp_path_factory.mktemp("published"))
     summary = imagestream(settings, "stream", "--until-drained")
@@ -118,8 +104,8 @@ def test_rows_record_their_source_and_model(drained: Settings) -> None:
         assert row["top_k"][0] == {"label": row["label"], "probability": row["confidence"]}
         assert row["published_at"] <= row["scored_at"]
         assert row["date"] == row["scored_at"].date()
-    right = sum(row["label"] == row["label_true"] for row in found)
-    assert right > len(found) / 2  # ten classes: chance is a tenth
+    correct = sum(row["label"] == row["label_true"] for row in found)
+    assert correct > len(found) / 2  # by chance: a tenth
 
     features = rows(drained, "SELECT image_id, features, backbone_sha256 FROM features WHERE topic IS NOT NULL")
     assert {row["image_id"] for row in features} == {row["image_id"] for row in found}
@@ -142,9 +128,9 @@ def test_batches_record_drift_from_the_training_images(drained: Settings) -> Non
     (first, *_) = [dict(row["drift"]) for row in found if row["predicted_rows"]]
     assert first["rows"] == GOOD
     assert 0 <= first["psi_mean"] <= first["psi_max"]
-    assert first["mean_shift"] < 1  # they are digits of the same kind
+    assert first["mean_shift"] < 1  # digits from the same distribution
     assert 0 <= first["low_confidence"] <= 1
-    assert first["window_rows"] == GOOD  # the first window is judged at once
+    assert first["window_rows"] == GOOD  # the first window is tested immediately
     assert first["p_value"] > first["p_limit"]
     assert first["alarm"] == 0
 
@@ -177,7 +163,7 @@ def test_photographs_of_12_to_50_megapixels_are_predicted(drained: Settings, tmp
         "24.5": (5712, 4284),
         "48": (8064, 6048),
         "50": (8192, 6144),
-    }  # as telephones take them
+    }  # of telephone cameras
     folder = tmp_path / "0"
     folder.mkdir()
     photograph = Image.fromarray(load_sample_image("china.jpg"))
@@ -201,13 +187,13 @@ def test_decided_batch_is_finished_without_broker_and_model(service: Settings, t
     imagestream(service, "stream", "--until-drained")
     newest = DeltaTable(service.place.table("batches")).version()
     log = Path(service.place.tables) / "batches" / "_delta_log"
-    (log / f"{newest:020}.json").unlink()  # as if it had died before the batch was marked as whole
+    (log / f"{newest:020}.json").unlink()  # as after a crash before the commit to `batches`
     shutil.rmtree(service.work_dir / "models")
-    nowhere = service.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
+    no_broker = service.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
 
-    said = imagestream(nowhere, "stream", "--until-drained", code=1)["stderr"]
+    stderr = imagestream(no_broker, "stream", "--until-drained", code=1)["stderr"]
 
-    assert "no Kafka broker answers" in said
+    assert "no Kafka broker answers" in stderr
     batches = rows(service, "SELECT batch_id, model_version, input_rows FROM batches")
     assert batches == [{"batch_id": 1, "model_version": 1, "input_rows": GOOD + len(BAD)}]
     assert rows(service, "SELECT count(*) AS n FROM predictions") == [{"n": GOOD}]
@@ -219,9 +205,8 @@ def test_stream_continues_without_its_streams_folder(service: Settings, tmp_path
     publish_all(service, tmp_path)
     imagestream(service, "stream", "--until-drained", "--images-per-batch", 40)
     newest = DeltaTable(service.place.table("batches")).version()
-    (
-        Path(service.place.tables) / "batches" / "_delta_log" / f"{newest:020}.json"
-    ).unlink()  # the last batch was not completed
+    log = Path(service.place.tables) / "batches" / "_delta_log"
+    (log / f"{newest:020}.json").unlink()  # the last batch was not completed
     shutil.rmtree(service.work_dir / "streams")
 
     resumed = imagestream(service, "stream", "--until-drained")
@@ -235,7 +220,7 @@ def test_stream_continues_without_its_streams_folder(service: Settings, tmp_path
 
 
 class Rival:
-    """Another driver on the same stream, which decides a number just before the one at work does, so many times."""
+    """A concurrent driver that decides `losses` batches just before the tested driver does."""
 
     def __init__(self, settings: Settings, losses: int) -> None:
         self._settings = settings
@@ -246,8 +231,8 @@ class Rival:
         if self.left:
             self.left -= 1
             ranges = {one.partition: (one.start, one.start + 1) for one in ours.ranges}
-            theirs = decision_of(self._settings, ours.number, ranges, stream_id=ours.stream)
-            assert self._decide(decisions, replace(theirs, topics=ours.topics))
+            rival = decision_of(self._settings, ours.number, ranges, stream_id=ours.stream)
+            assert self._decide(decisions, replace(rival, topics=ours.topics))
         return self._decide(decisions, ours)
 
 
@@ -296,7 +281,7 @@ def test_labelled_images_under_two_keys_are_all_in_training(
     expected = [
         (hashlib.sha256(data).hexdigest(), label, f"camera {n % 2}") for n, (_, label, data) in enumerate(digits)
     ]
-    found = {tuple(row) for row in labelled.where("group_id LIKE 'camera%'").collect()}  # beside what it was trained on
+    found = {tuple(row) for row in labelled.where("group_id LIKE 'camera%'").collect()}  # without the training images
     assert found == {*expected}
 
 
@@ -321,7 +306,7 @@ def test_challenger_is_scored_in_shadow_only(service: Settings, tmp_path: Path) 
     shadow = rows(service, "SELECT * FROM shadow")
     assert len(shadow) == GOOD
     assert {row["model_version"] for row in shadow} == {second}
-    # The same numbers under another version: the challenger ran, and agrees.
+    # The challenger has the same weights under another version, and so the same answers.
     assert all(
         (row["label"], row["confidence"]) == (row["champion_label"], row["champion_confidence"]) for row in shadow
     )
@@ -341,7 +326,7 @@ def test_champion_is_replaced_by_an_imported_model_under_load(service: Settings,
     try:
         _wait_for_predictions(service, 1, stream, log)
         made = imagestream(service, "models", "import", network, "--classes", tmp_path / "names", "--alias", "champion")
-        imagestream(service, "publish", late)  # however slow the machine is, these are answered by the new one
+        imagestream(service, "publish", late)  # scored by the new model even on a slow machine
         assert publisher.wait(60) == 0, log.read_text()
         _wait_for_predictions(service, LOAD, stream, log)
 
@@ -377,7 +362,7 @@ def test_champion_is_replaced_by_an_imported_model_under_load(service: Settings,
 
 
 def _copy_with_other_metrics(source: Path, target: Path) -> None:
-    """A bundle that differs from another in its manifest only, and so has a SHA-256 of its own."""
+    """Copy a bundle with a changed manifest, which gives it another SHA-256."""
     shutil.copytree(source, target)
     manifest = target / "manifest.json"
     text = manifest.read_text()
@@ -386,11 +371,10 @@ def _copy_with_other_metrics(source: Path, target: Path) -> None:
 
 
 def _wait_for_predictions(settings: Settings, count: int, stream: subprocess.Popen[bytes], log: Path) -> None:
-    give_up = time.monotonic() + 120
-    while True:
-        done = settings.place.has_table("batches") and rows(settings, "SELECT count(*) AS n FROM predictions")
-        if done and done[0]["n"] >= count:
-            return
-        assert stream.poll() is None, log.read_text()
-        assert time.monotonic() < give_up, f"{done} after 120 s: {log.read_text()}"
-        time.sleep(0.5)
+    def scored() -> bool:
+        started = settings.place.has_table("batches")
+        done = started and rows(settings, "SELECT count(*) AS n FROM predictions")[0]["n"] >= count
+        assert done or stream.poll() is None, log.read_text()
+        return done
+
+    wait_until(scored, log.read_text, 120)

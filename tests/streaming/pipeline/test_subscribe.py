@@ -1,4 +1,4 @@
-"""Several topics, patterns, and where a stream begins: the options, and streams on a real broker."""
+"""Several topics, topic patterns and start positions: the options, and streams with a real broker."""
 
 import os
 import signal
@@ -82,18 +82,18 @@ def admin(service: Settings) -> Iterator[KafkaAdminClient]:
 
 @pytest.fixture
 def send(service: Settings) -> Callable[..., None]:
-    """Sends messages that are not images."""
+    """A function that sends messages that are not images."""
 
     def send(topic: str, partition: int, count: int, at: datetime | None = None) -> None:
         when = None if at is None else int(at.timestamp() * 1000)
-        give_up = monotonic() + 60
-        while True:  # a producer keeps what it has once read of a topic: a new partition needs a new producer
+        deadline = monotonic() + 60
+        while True:  # a producer caches the partitions of a topic: a new partition needs a new producer
             with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
                 if partition in (producer.partitions_for(topic) or ()):
                     for number in range(count):
                         producer.send(topic, b"message %d" % number, partition=partition, timestamp_ms=when).get(30)
                     return
-            assert monotonic() < give_up, f"{topic} has no partition {partition}"
+            assert monotonic() < deadline, f"{topic} has no partition {partition}"
 
     return send
 
@@ -119,7 +119,7 @@ def test_pattern_picks_up_new_topics_and_partitions(
     seen: list[int] = []
 
     def grow(_: BatchResult) -> None:
-        """While the stream runs: another topic after the first batch, another partition after the second."""
+        """Add a topic after the first batch and a partition after the second one."""
         seen.append(len(seen))
         if len(seen) == 1:
             admin.create_topics([NewTopic(two, 1, 1)])
@@ -128,14 +128,14 @@ def test_pattern_picks_up_new_topics_and_partitions(
             admin.create_partitions({one: NewPartitions(total_count=2)})
             send(one, 1, 4)
         elif sum(counts(stream).values()) == 9:
-            over.cancel()
+            timeout.cancel()
             signal.raise_signal(signal.SIGTERM)
 
-    over = threading.Timer(240, os.kill, (os.getpid(), signal.SIGTERM))  # then the counts are wrong
-    over.start()
+    timeout = threading.Timer(240, os.kill, (os.getpid(), signal.SIGTERM))  # the counts are wrong then
+    timeout.start()
     options = StreamOptions(subscription=Subscription(pattern=rf"{prefix}-\d"))
     drain(stream, options, grow)
-    over.cancel()
+    timeout.cancel()
     assert counts(stream) == {(one, 0): 3, (one, 1): 4, (two, 0): 2}
     assert audit(stream).clean
     status = read_status(stream)
@@ -147,7 +147,7 @@ def test_pattern_picks_up_new_topics_and_partitions(
     assert identity is not None
     assert identity.topics.keys() == {one}
 
-    # Another stream of the same home reads other topics, and none of these.
+    # Another stream of the same home can read other topics, but not these.
     refused = imagestream(stream, "stream", "--topic", one, "--until-drained", code=1)
     assert f"topic '{one}' is read by stream 'cams'" in refused["stderr"]
     imagestream(stream, "stream", "--topic", f"{other},{prefix}-y", "--stream", "second", "--until-drained")
