@@ -1,4 +1,4 @@
-"""A home in a bucket that cannot be used: one line with the cause and the setting, before anything starts."""
+"""A home in an unusable bucket: one line with the cause and the setting to change, before anything starts."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -38,9 +38,9 @@ S3_CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 
 @dataclass(frozen=True)
 class Case:
-    """What is wrong, and what each command says of it."""
+    """A faulty configuration and the expected message of each command."""
 
-    says: str
+    message: str
     variables: Mapping[str, str] = field(default_factory=dict)
     fault: Fault | None = None
     commands: tuple[str, ...] = tuple(COMMANDS)
@@ -48,9 +48,9 @@ class Case:
 
 CASES = {
     "secret": Case(f"(SignatureDoesNotMatch): check {S3_CREDENTIALS}", {"AWS_SECRET_ACCESS_KEY": WRONG}),
-    "key": Case(f"(InvalidAccessKeyId): check {S3_CREDENTIALS}", {"AWS_ACCESS_KEY_ID": "nobody"}),
+    "key": Case(f"(InvalidAccessKeyId): check {S3_CREDENTIALS}", {"AWS_ACCESS_KEY_ID": "unknown"}),
     "rights": Case("(AccessDenied): check", {"AWS_ACCESS_KEY_ID": READER_KEY}, commands=("doctor", "stream", "train")),
-    "nothing there": Case("does not answer (no connection to http://127.0.0.1:9)", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}),
+    "no server": Case("does not answer (no connection to http://127.0.0.1:9)", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}),
     "no URL": Case("AWS_ENDPOINT_URL: expected http://HOST:PORT", {"AWS_ENDPOINT_URL": "127.0.0.1:9"}),
     "region": Case("another region (AuthorizationHeaderMalformed): set AWS_REGION", fault=Fault.OTHER_REGION),
     "bucket": Case("does not exist (NoSuchBucket): create it, or correct IMAGESTREAM_HOME", fault=Fault.NO_BUCKET),
@@ -77,15 +77,15 @@ def test_commands_report_the_cause_in_one_line(
     }
     with environment(**variables):
         for command in case.commands:
-            said = refusal(f"s3://{BUCKET}/{uuid4().hex}", command, tmp_path)
-            assert case.says in said, (command, said)
-            assert SECRET not in said
-            assert WRONG not in said
+            error = refusal(f"s3://{BUCKET}/{uuid4().hex}", command, tmp_path)
+            assert case.message in error, (command, error)
+            assert SECRET not in error
+            assert WRONG not in error
     assert not (tmp_path / "work" / "spark.log").exists()
 
 
 def refusal(home: str, command: str, folder: Path) -> str:
-    """What a command says of a home, in one line."""
+    """The error of a command for a home, in one line."""
     summary = folder / "summary.json"
     code, out, err = command_here("--home", home, *COMMANDS[command], "--json", summary)
     assert code == 1, (command, out, err)
@@ -123,7 +123,7 @@ def test_table_operations_report_an_unavailable_store(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever waits for a store rests on the kind of the error, also where deltalake raises another one."""
+    """Retries depend on the type of the error, also where deltalake raises another one."""
     monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
     settings = Settings(home=bucket_home, work=tmp_path / "work", topic=new_topic())
     with environment(**object_store.environment(proxy.port)):
@@ -149,14 +149,14 @@ def test_table_operations_report_an_unavailable_store(
         ]
         with proxy.away():
             for call in calls:
-                with pytest.raises(StoreAwayError, match=r"does not answer|did not store") as away:
+                with pytest.raises(StoreAwayError, match=r"does not answer|did not store") as error:
                     call()
-                assert "\n" not in str(away.value)
+                assert "\n" not in str(error.value)
         assert read_positions(settings, identity).number == 1
 
 
 def test_store_responses_are_not_repeated() -> None:
-    """A URL may hold a signature, and an answer what it was asked with."""
+    """A URL may contain a signature, and a response may contain parts of the request."""
     error = OSError(
         f"Generic MicrosoftAzure error: Error performing GET https://user:{SECRET}@host/c/key?sig={SECRET} in 1s - "
         f"Server returned non-2xx status code: 500 Internal Server Error: <Code>InternalError</Code>{SECRET}"
@@ -164,13 +164,13 @@ def test_store_responses_are_not_repeated() -> None:
     assert str(store_error("az://c/home", error)) == (
         "az://c/home does not answer (InternalError): check AZURE_STORAGE_ENDPOINT"
     )
-    said = str(store_error("az://c/home", OSError(str(error).partition(" - ")[0])))
-    assert said == "az://c/home does not answer (no connection to https://host): check AZURE_STORAGE_ENDPOINT"
+    message = str(store_error("az://c/home", OSError(str(error).partition(" - ")[0])))
+    assert message == "az://c/home does not answer (no connection to https://host): check AZURE_STORAGE_ENDPOINT"
 
 
 @pytest.mark.parametrize(("place", "setting"), [("s3://b/x", "AWS_ACCESS_KEY_ID"), ("gs://b/x", "GOOGLE_APPLICATION")])
 def test_missing_credentials_are_a_temporary_error(place: str, setting: str) -> None:
-    """A machine's own credentials come from a server that may fail for a moment."""
+    """Instance credentials come from a metadata server, which may be temporarily unavailable."""
     error = store_error(place, OSError("Error performing PUT http://169.254.169.254/latest/api/token in 1ms"))
     assert isinstance(error, StoreAwayError)
     assert setting in str(error)
@@ -185,11 +185,11 @@ def test_client_is_reused_until_its_variables_change(object_store: ObjectStoreSe
 
 
 def test_executors_get_no_credentials() -> None:
-    given = {"AWS_REGION": "here", "AZURE_STORAGE_ACCOUNT_NAME": "ours", "AWS_ENDPOINT_URL_S3": "https://host"}
+    public = {"AWS_REGION": "here", "AZURE_STORAGE_ACCOUNT_NAME": "ours", "AWS_ENDPOINT_URL_S3": "https://host"}
     secrets = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_ACCOUNT_KEY", "GOOGLE_SERVICE_ACCOUNT_KEY")
-    with environment(**given, **dict.fromkeys(secrets, SECRET)):
+    with environment(**public, **dict.fromkeys(secrets, SECRET)):
         shared = shared_variables()
-    assert shared.items() >= given.items()
+    assert shared.items() >= public.items()
     assert SECRET not in shared.values()
 
 

@@ -1,4 +1,4 @@
-"""A registry of an earlier release is taken up where it is, whatever interrupts that."""
+"""Migration of a registry of an earlier release in place, despite interruptions."""
 
 import fcntl
 import json
@@ -28,7 +28,7 @@ ALTERED = tuple(f"{version}/{name}" for version in (1, 2) for name in (GOLDEN, M
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home with two versions and three moves, as an earlier release left it."""
+    """A home of an earlier release with two versions and three alias moves."""
     models = tmp_path / "home" / "models"
     for version in (1, 2):
         bundle = tiny_bundle(tmp_path / f"bundle-{version}", metrics={"accuracy": version / 10})
@@ -73,7 +73,7 @@ def test_migrated_registry_works_as_any_other(home: Path, tmp_path: Path) -> Non
     again = open_registry(home)
     assert (again.versions(), again.target("champion")) == ([1, 2, 3], 3)
     assert files_below(home) == before
-    elsewhere = Registry(Elsewhere(home))  # as after a copy to a bucket
+    elsewhere = Registry(Elsewhere(home))  # as after copying to a bucket
     assert [elsewhere.read(version) for version in (1, 2, 3)] == [again.read(version) for version in (1, 2, 3)]
 
 
@@ -84,27 +84,27 @@ def test_home_without_a_promotion_is_migrated(home: Path) -> None:
     assert not (home / "models" / "aliases.json.old").exists()
 
 
-def take_up(home: Path) -> None:
+def migrate(home: Path) -> None:
     open_registry(home).versions()
 
 
 def test_migration_killed_at_any_step_is_completed(home: Path, tmp_path: Path) -> None:
     old = files_below(home)
     numbers = count()
-    whole = shutil.copytree(home, tmp_path / "whole")
-    take_up(whole)
+    uninterrupted = shutil.copytree(home, tmp_path / "uninterrupted")
+    migrate(uninterrupted)
     killed = 0
-    for copy in killed_at_each_step(take_up, lambda: shutil.copytree(home, tmp_path / f"copy-{next(numbers)}")):
+    for copy in killed_at_each_step(migrate, lambda: shutil.copytree(home, tmp_path / f"copy-{next(numbers)}")):
         killed += 1
         left = files_below(copy)
-        assert {name: left[name] for name in old} == old, "all is there, also for the earlier release"
+        assert {name: left[name] for name in old} == old, "the files of the earlier release are unchanged"
         registry = open_registry(copy)
         assert (registry.versions(), registry.targets()) == ([1, 2], {"champion": 2, "challenger": 2})
         left = files_below(copy)
         assert {name: content for name, content in left.items() if "/." not in name} == {
-            name: content for name, content in files_below(whole).items() if "/." not in name
+            name: content for name, content in files_below(uninterrupted).items() if "/." not in name
         }
-    assert killed == 2 + 3 + 1, "before each version, each move, and the renaming"
+    assert killed == 2 + 3 + 1, "before each version, each move and the renaming"
 
 
 @pytest.mark.parametrize("name", ALTERED)
@@ -142,7 +142,7 @@ def test_only_folders_with_a_number_are_versions(home: Path) -> None:
         (models / name).mkdir()
         (models / f"{name}.sha256").write_text(digest)
     (models / "5").touch()
-    for name in ("5", "6"):  # a registration that was killed left no folder
+    for name in ("5", "6"):  # an interrupted registration leaves no folder
         (models / f"{name}.sha256").write_text(digest)
     assert open_registry(home).versions() == [1, 2]
 
@@ -178,7 +178,7 @@ def test_damaged_aliases_are_reported_and_nothing_is_changed(home: Path, content
 
 def test_unwritable_home_is_reported_with_a_fix(home: Path) -> None:
     (home / "models" / ".lock").unlink()
-    (home / "models" / ".lock").mkdir()  # a user without rights may run the tests, or root
+    (home / "models" / ".lock").mkdir()  # unlike removed permissions, this also stops root
     with pytest.raises(ModelError, match=r"home/models has model versions of an earlier release, .* run 'imagestream"):
         open_registry(home).versions()
 
@@ -193,9 +193,9 @@ def test_migration_waits_for_a_process_of_the_earlier_release(home: Path, monkey
     flock = fcntl.flock
     before = files_below(home)
     monkeypatch.setattr(fcntl, "flock", lambda file, operation: flock(file, operation | fcntl.LOCK_NB))
-    with (home / "models" / ".lock").open() as theirs:
-        flock(theirs, fcntl.LOCK_EX)
-        with pytest.raises(ModelError, match=os.strerror(11)):  # it would wait now
+    with (home / "models" / ".lock").open() as lock:
+        flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ModelError, match=os.strerror(11)):  # without LOCK_NB, it would block
             open_registry(home).versions()
     assert files_below(home) == before
     assert open_registry(home).versions() == [1, 2]

@@ -1,4 +1,4 @@
-"""The object store: created once, whatever races and whatever answer is lost; keys and URIs that are refused."""
+"""The object store: atomic creation despite races and lost responses; invalid keys and URIs."""
 
 import io
 import os
@@ -66,7 +66,7 @@ def test_stored_objects_are_found(store: Store) -> None:
 def test_second_create_changes_nothing(store: Store) -> None:
     assert store.create("one", b"first")
     assert not store.create("one", b"second")
-    assert store.create("one", b"first")  # as after an answer that was lost
+    assert store.create("one", b"first")  # a retry, as after a lost response
     assert store.get("one") == b"first"
 
 
@@ -98,33 +98,33 @@ print(*(k for k in range(200) if store.create(f"race/{k}", sys.argv[2].encode())
 
 
 def test_one_of_several_processes_creates_a_key(tmp_path: Path) -> None:
-    said = run_at_once(RACER, [(tmp_path, number) for number in range(3)])
-    won = {str(number): keys.split() for number, keys in enumerate(said)}
+    outputs = run_at_once(RACER, [(tmp_path, number) for number in range(3)])
+    won = {str(number): keys.split() for number, keys in enumerate(outputs)}
     assert sorted(int(key) for of_one in won.values() for key in of_one) == list(range(200))
-    there = {one.key: open_store(tmp_path).get(one.key) for one in open_store(tmp_path).list("race")}
-    assert there == {f"race/{key}": number.encode() for number, of_one in won.items() for key in of_one}
+    stored = {one.key: open_store(tmp_path).get(one.key) for one in open_store(tmp_path).list("race")}
+    assert stored == {f"race/{key}": number.encode() for number, of_one in won.items() for key in of_one}
 
 
 class Unreliable(LocalStore):
-    """A local store whose answers to puts are replaced, before or after the put has been made."""
+    """A local store with faults before or after its puts."""
 
     def __init__(self, root: Path, *faults: Callable[[Callable[[], bool]], bool]) -> None:
         super().__init__(root)
         self.faults = list(faults)
 
     def _put_if_absent(self, key: str, data: bytes) -> bool:
-        def really() -> bool:
+        def put() -> bool:
             return super(Unreliable, self)._put_if_absent(key, data)
 
-        return self.faults.pop(0)(really) if self.faults else really()
+        return self.faults.pop(0)(put) if self.faults else put()
 
 
-def answer_lost(put: Callable[[], bool]) -> bool:
+def response_lost(put: Callable[[], bool]) -> bool:
     put()
     raise StoreAwayError("connection closed")
 
 
-def never_arrives(put: Callable[[], bool]) -> bool:
+def request_lost(put: Callable[[], bool]) -> bool:
     raise StoreAwayError("timeout")
 
 
@@ -133,44 +133,46 @@ def stored_and_conflict(put: Callable[[], bool]) -> bool:
     return False
 
 
-def conflict_though_absent(put: Callable[[], bool]) -> bool:
+def conflict_without_object(put: Callable[[], bool]) -> bool:
     return False
 
 
-FAULTS = [answer_lost, never_arrives, stored_and_conflict, conflict_though_absent]
+FAULTS = [response_lost, request_lost, stored_and_conflict, conflict_without_object]
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "PAUSE_S", (0.0, 0.0))
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_lost_response_is_resolved_by_reading_back(quick: None, tmp_path: Path, fault: Any) -> None:
+def test_lost_response_is_resolved_by_reading_back(no_pause: None, tmp_path: Path, fault: Any) -> None:
     store = Unreliable(tmp_path, fault, fault)
     assert store.create("one", b"ours")
     assert store.get("one") == b"ours"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_lost_response_does_not_hide_an_earlier_create(quick: None, tmp_path: Path, fault: Any) -> None:
+def test_lost_response_does_not_hide_an_earlier_create(no_pause: None, tmp_path: Path, fault: Any) -> None:
     assert LocalStore(tmp_path).create("one", b"theirs")
     assert not Unreliable(tmp_path, fault).create("one", b"ours")
     assert LocalStore(tmp_path).get("one") == b"theirs"
 
 
-def test_late_put_of_another_writer_wins_over_the_retry(quick: None, tmp_path: Path) -> None:
-    def theirs_lands_meanwhile(put: Callable[[], bool]) -> bool:
+def test_late_put_of_another_writer_wins_over_the_retry(no_pause: None, tmp_path: Path) -> None:
+    def other_put_arrives(put: Callable[[], bool]) -> bool:
         LocalStore(tmp_path).create("one", b"theirs")
         raise StoreAwayError("timeout")
 
-    assert not Unreliable(tmp_path, never_arrives, theirs_lands_meanwhile).create("one", b"ours")
+    assert not Unreliable(tmp_path, request_lost, other_put_arrives).create("one", b"ours")
 
 
-def test_store_that_never_responds_is_unavailable(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_store_that_never_responds_is_unavailable(
+    no_pause: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
     with pytest.raises(StoreAwayError, match=r"did not store one within 0 s \(timeout\)"):
-        Unreliable(tmp_path, *[never_arrives] * 1000).create("one", b"ours")
+        Unreliable(tmp_path, *[request_lost] * 1000).create("one", b"ours")
 
 
 def test_files_of_a_killed_writer_are_ignored(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ getattr(store, sys.argv[2])("log/1", b"half")
     for verb in ("create", "put"):
         ended = subprocess.run([sys.executable, "-c", killed, str(tmp_path), verb], cwd=CHECKOUT, check=False)
         assert ended.returncode == -9
-    assert len(list((tmp_path / "log").iterdir())) == 2  # both left a file behind
+    assert len(list((tmp_path / "log").iterdir())) == 2  # each left a temporary file
     store = open_store(tmp_path)
     assert (keys(store), store.get("log/1"), store.folders("log")) == ([], None, [])
     assert store.create("log/1", b"whole")
@@ -207,7 +209,7 @@ def test_hostile_key_is_refused(store: Store, tmp_path: Path, key: str) -> None:
         lambda: store.open_output(key),
         lambda: store.fetch(key, tmp_path / "to"),
     ]
-    if key:  # the empty prefix is all there is
+    if key:  # the empty prefix is valid
         calls += [lambda: list(store.list(key)), lambda: store.folders(key)]
     for call in calls:
         with pytest.raises(ServiceError, match="expected a key such as") as refused:

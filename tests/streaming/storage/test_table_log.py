@@ -1,4 +1,4 @@
-"""Log entries written by hand: all readers see them, and nobody who commits beside them is overlooked."""
+"""Log entries written without deltalake: all readers see them, and concurrent commits are detected."""
 
 import json
 from collections import Counter
@@ -42,13 +42,13 @@ def entries(directory: Path | str) -> list[list[dict[str, Any]]]:
 
 
 def writers(directory: Path | str) -> list[str]:
-    """Who wrote each entry but the first."""
+    """The writer of each entry except the first."""
     infos = [action["commitInfo"] for entry in entries(directory)[1:] for action in entry if "commitInfo" in action]
     return [info["engineInfo"].split(":")[0] for info in infos]
 
 
 def add(directory: Path | str, path: str, *image_ids: str) -> AddAction:
-    """A new file, not yet part of the table."""
+    """A new file that is not yet part of the table."""
     file = Path(directory) / path
     file.parent.mkdir(exist_ok=True, parents=True)
     pq.write_table(labels(*image_ids), file)
@@ -151,7 +151,7 @@ def test_upgraded_table_is_committed_to_by_deltalake(table: Table, properties: d
 def test_removed_file_cannot_be_replaced(table: Table) -> None:
     log = open_log(table.place)
     assert log.commit([add(table.place, "one.parquet", "one"), add(table.place, "two.parquet", "two")], APP, 0)
-    DeltaTable(table.place).delete("image_id = 'one'")  # by a program that knows nothing of our transactions
+    DeltaTable(table.place).delete("image_id = 'one'")  # without our transaction identifiers
     assert not log.commit([add(table.place, "copy.parquet", "one")], "rewrite", 1, [remove("one.parquet")])
     assert log.commit([add(table.place, "2.parquet", "two")], "rewrite", 1, [remove("two.parquet")])
     assert images(table.place) == ["two"]
@@ -175,7 +175,7 @@ class Clock:
 
 
 def commit_and_clean(directory: Path) -> None:
-    """Another writer commits beyond a checkpoint; then the log before that is removed, as when it has expired."""
+    """Commit beyond a checkpoint with another writer, and remove the log before it, as after its expiry."""
     other = Table(directory.parent, "labels")
     for number in range(table_log.CHECKPOINT_INTERVAL):
         other.append(labels(f"other {number:02}"), "other", number)
@@ -201,14 +201,14 @@ def test_writer_suspended_during_a_commit_retries(table: Table, monkeypatch: pyt
     clock = Clock(monkeypatch)
     table.append(labels("before"), APP, 0)
 
-    class Sleepy(LocalStore):
+    class Suspending(LocalStore):
         def _put_if_absent(self, key: str, data: bytes) -> bool:
             if clock.now == clock.start:
                 clock.now += 86_400
                 commit_and_clean(Path(table.place))
             return super()._put_if_absent(key, data)
 
-    table._log._store = Sleepy(Path(table.place))
+    table._log._store = Suspending(Path(table.place))
     assert table.append(labels("after"), APP, 1)
     assert not table.append(labels("again"), APP, 1)
     found = images(table.place)
@@ -245,12 +245,12 @@ def test_failing_checkpoint_affects_no_commit(table: Table) -> None:
 
 
 def wait_for_checkpoint() -> None:
-    """Checkpoints are written one after the other, in the background."""
+    """Wait until all checkpoints, which one thread writes in order, are complete."""
     table_log._CHECKPOINTS.submit(int).result()
 
 
 def hostile(directory: Path, change: Callable[[dict[str, Any]], None]) -> TableLog:
-    """The log of a table whose first commit was tampered with."""
+    """The log of a table whose first commit was modified."""
     Table(directory.parent, "labels").append(labels("one"), APP, 0)
     path = directory / "_delta_log" / f"{1:020}.json"
     actions = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""The Delta tables: appends that happen once, in partitions, with statistics that other readers can rest on."""
+"""The Delta tables: idempotent appends, partitions, and statistics for other readers."""
 
 import json
 import time
@@ -23,7 +23,7 @@ DAY = NOON.date()
 
 
 def predictions(*rows: tuple[int, date | None]) -> pa.Table:
-    """Rows of (offset, date), otherwise alike."""
+    """Rows with these (offset, date), otherwise equal."""
     constant = {"image_id": "ab" * 32, "topic": "images", "partition": 0, "label": "cat", "batch_id": 7}
     answers = [{"confidence": offset / 100, "published_at": NOON + timedelta(hours=offset)} for offset, _ in rows]
     return pa.Table.from_pylist(
@@ -40,7 +40,7 @@ def offsets(table: Table) -> list[int]:
 
 
 def statistics_of(table: Table) -> list[dict[str, Any]]:
-    """Of every file that a commit has added, as the log has them."""
+    """The statistics in the log of every added file."""
     log = sorted((Path(table.place) / "_delta_log").glob("*.json"))
     actions = [json.loads(line) for path in log for line in path.read_text().splitlines()]
     return [json.loads(action["add"]["stats"]) for action in actions if "add" in action]
@@ -51,7 +51,7 @@ def test_repeated_append_is_skipped(tmp_path: Path) -> None:
     rows = predictions((1, DAY))
     assert table.append(rows, QUERY_ID, 3)
     assert not table.append(rows, QUERY_ID, 3)
-    assert not table.append(rows, QUERY_ID, 2), "an older one was made before it"
+    assert not table.append(rows, QUERY_ID, 2), "older than the last commit"
     assert offsets(table) == [1]
 
 
@@ -59,7 +59,7 @@ def test_stale_handle_does_not_repeat_a_commit(tmp_path: Path) -> None:
     ours, theirs = Table(tmp_path, "predictions"), Table(tmp_path, "predictions")
     assert theirs.append(predictions((1, DAY)), QUERY_ID, 0)
     assert not ours.append_files(ours.write(predictions((1, DAY))), QUERY_ID, 0)
-    assert ours.append(predictions((2, DAY)), "another", 0), "somebody else's commit is no obstacle"
+    assert ours.append(predictions((2, DAY)), "another", 0), "the commit of another application is irrelevant"
     assert offsets(theirs) == [1, 2]
 
 
@@ -86,22 +86,22 @@ def test_rows_without_a_date_have_a_separate_partition(tmp_path: Path) -> None:
 def test_statistics_contain_minimum_and_maximum(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     table.append(predictions((1, DAY), (9, DAY), (3, DAY)), QUERY_ID, 0)
-    (told,) = statistics_of(table)
-    assert told["numRecords"] == 3
-    assert (told["minValues"]["offset"], told["maxValues"]["offset"]) == (1, 9)
-    assert told["minValues"]["published_at"] == "2024-05-06T13:00:00.000000Z"
-    assert (told["minValues"]["label"], told["maxValues"]["label"]) == ("cat", "cat")
-    assert told["nullCount"]["label_true"] == 3
-    assert "label_true" not in told["minValues"], "there is no least of nothing"
-    assert "image_id" not in told["minValues"], "a hash is as long as it tells nothing"
-    assert "date" not in told["nullCount"], "the folder tells it"
+    (found,) = statistics_of(table)
+    assert found["numRecords"] == 3
+    assert (found["minValues"]["offset"], found["maxValues"]["offset"]) == (1, 9)
+    assert found["minValues"]["published_at"] == "2024-05-06T13:00:00.000000Z"
+    assert (found["minValues"]["label"], found["maxValues"]["label"]) == ("cat", "cat")
+    assert found["nullCount"]["label_true"] == 3
+    assert "label_true" not in found["minValues"], "a column of nulls has no minimum"
+    assert "image_id" not in found["minValues"], "the extremes of long hashes are useless"
+    assert "date" not in found["nullCount"], "the partition contains it"
 
 
 def test_readers_can_filter_by_statistics(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
-    for version in range(60):  # beyond a checkpoint, in which the statistics become columns
+    for version in range(60):  # beyond a checkpoint, which stores the statistics as columns
         table.append(predictions((version, DAY)), QUERY_ID, version)
-    table_log._CHECKPOINTS.submit(int).result()  # they are written one after the other
+    table_log._CHECKPOINTS.submit(int).result()  # waits for the checkpoints, which one thread writes in order
     seen = DeltaTable(table.place)
     assert (Path(table.place) / "_delta_log" / "_last_checkpoint").exists()
     actions = pa.table(seen.get_add_actions(flatten=True))
@@ -118,8 +118,8 @@ def test_statistics_of_nonfinite_numbers_are_valid_json(tmp_path: Path, value: f
     rows = predictions((1, DAY), (2, DAY))
     at = rows.schema.get_field_index("confidence")
     table.append(rows.set_column(at, rows.schema.field(at), pa.array([value, value], pa.float32())), QUERY_ID, 0)
-    (told,) = statistics_of(table)
-    assert "confidence" not in told["minValues"]
+    (found,) = statistics_of(table)
+    assert "confidence" not in found["minValues"]
     assert offsets(table) == [1, 2]
 
 
@@ -129,7 +129,7 @@ def test_empty_append_makes_no_commit(tmp_path: Path) -> None:
     assert DeltaTable(table.place).version() == 0
 
 
-# What a commit says
+# Commits
 
 
 def labels(*image_ids: str) -> pa.Table:
@@ -137,7 +137,7 @@ def labels(*image_ids: str) -> pa.Table:
 
 
 def actions_of(table: Table, kind: str) -> list[dict[str, Any]]:
-    """Every action of a kind, as the log has them."""
+    """All actions of a kind in the log."""
     log = sorted((Path(table.place) / "_delta_log").glob("*.json"))
     actions = [json.loads(line) for path in log for line in path.read_text().splitlines()]
     return [action[kind] for action in actions if kind in action]
@@ -177,19 +177,19 @@ def test_table_size_is_that_of_its_live_files(tmp_path: Path) -> None:
 def test_statistics_include_columns_after_nested_ones(tmp_path: Path) -> None:
     table = Table(tmp_path, "predictions")
     table.append(predictions((1, DAY), (9, DAY)), QUERY_ID, 0)
-    (told,) = statistics_of(table)
-    assert told["maxValues"]["batch_id"] == 7, "which comes after the nested top_k"
-    assert (told["minValues"]["confidence"], told["maxValues"]["confidence"]) == pytest.approx((0.01, 0.09))
-    assert "top_k" not in told["nullCount"]
+    (found,) = statistics_of(table)
+    assert found["maxValues"]["batch_id"] == 7, "a column after the nested top_k"
+    assert (found["minValues"]["confidence"], found["maxValues"]["confidence"]) == pytest.approx((0.01, 0.09))
+    assert "top_k" not in found["nullCount"]
 
 
-@pytest.mark.parametrize(("longest", "told"), [(40, True), (41, False)])
-def test_minimum_and_maximum_are_both_present_or_both_absent(tmp_path: Path, longest: int, told: bool) -> None:
+@pytest.mark.parametrize(("longest", "present"), [(40, True), (41, False)])
+def test_minimum_and_maximum_are_both_present_or_both_absent(tmp_path: Path, longest: int, present: bool) -> None:
     table = Table(tmp_path, "labels")
     table.append(labels("a", "z" * longest), "labels", 0)
     (statistics,) = statistics_of(table)
     for extremes in ("minValues", "maxValues"):
-        assert ("image_id" in statistics[extremes]) is told
+        assert ("image_id" in statistics[extremes]) is present
         assert None not in statistics[extremes].values()
 
 
@@ -197,7 +197,7 @@ def test_file_without_statistics_is_committed_with_its_row_count() -> None:
     assert json.loads(added(DataFile("part.parquet", 100, 3)).stats) == {"numRecords": 3}
 
 
-# Files that workers wrote
+# Files of workers
 
 
 def test_worker_files_are_committed_once(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_missing_file_is_not_committed(tmp_path: Path) -> None:
     assert DeltaTable(table.place).version() == 0
 
 
-# Others who commit at the same time
+# Concurrent commits
 
 
 def test_append_is_retried_after_a_concurrent_delete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_append_is_retried_after_a_concurrent_delete(tmp_path: Path, monkeypatch
 
     ours, theirs = Table(tmp_path, "quarantine"), Table(tmp_path, "quarantine")
     theirs.append_files(files(theirs, 1), QUERY_ID, 0)
-    ours.files()  # up to date, until the next line
+    ours.files()  # up to date until the next line
     assert theirs.delete_beyond("images", {}) == 1
     assert ours.append_files(files(ours, 2), QUERY_ID, 1)
     assert offsets(ours) == [2]
@@ -263,7 +263,7 @@ def test_delete_beyond_affects_only_its_topic(tmp_path: Path) -> None:
     assert ours.delete_beyond("it's", {}) == 0
 
 
-# Tables of other versions, and tables that were tampered with
+# Tables of other versions and modified tables
 
 
 def test_older_table_gets_a_new_column_with_nulls(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_older_table_gets_a_new_column_with_nulls(tmp_path: Path) -> None:
     assert DeltaTable(table.place).schema().to_arrow().names == LABELS.names
     version = DeltaTable(table.place).version()
     Table(tmp_path, "labels")
-    assert DeltaTable(table.place).version() == version, "nothing is missing any more"
+    assert DeltaTable(table.place).version() == version, "no column is missing"
 
 
 @pytest.mark.parametrize("path", ["../secret.parquet", "../labels-of-others/part.parquet", "a/../../secret.parquet"])
@@ -307,7 +307,7 @@ def test_older_table_gets_a_new_list_field(tmp_path: Path) -> None:
     write_deltalake(tmp_path / "batches", pa.Table.from_pylist([row], schema=older))
     assert Table(tmp_path, "batches").append(pa.Table.from_pylist([row | {"batch_id": 2}], schema=BATCHES), QUERY_ID, 2)
     version = DeltaTable(tmp_path / "batches").version()
-    Table(tmp_path, "batches")  # nothing is missing any more
+    Table(tmp_path, "batches")  # no field is missing
     table = DeltaTable(tmp_path / "batches")
     assert table.version() == version
     assert compact(str(tmp_path / "batches"), 1024**2) is None
