@@ -1,4 +1,4 @@
-"""A topic for the gateway's tests, of each file its own."""
+"""A topic for each file of the gateway's tests."""
 
 import uuid
 

@@ -1,4 +1,4 @@
-"""The gateway over real HTTP with a real broker and real tables: what it takes, refuses and answers."""
+"""The gateway over real HTTP with a real broker and real tables: accepted and refused requests, and responses."""
 
 import hashlib
 import os
@@ -43,14 +43,14 @@ JPEG = b"\xff\xd8\xff"
 JPEG_TYPE = {"Content-Type": "image/jpeg"}
 KEY = "a key of thirty-two characters.."
 MAX_BYTES = 200_000
-PATIENCE_S, SILENCE_S = 30.0, 3.0  # with a broker that answers, and until one that does not is given up
+TIMEOUT_S, SHORT_TIMEOUT_S = 30.0, 3.0  # for responsive and unresponsive brokers
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-def check_problem(answer: httpx.Response, code: int) -> str:
-    """The one line of an error as RFC 9457 has it."""
-    assert (answer.status_code, answer.headers["Content-Type"]) == (code, "application/problem+json"), answer.text
-    found = answer.json()
+def check_problem(response: httpx.Response, code: int) -> str:
+    """Check that an error is in the format of RFC 9457; returns its detail, one line."""
+    assert (response.status_code, response.headers["Content-Type"]) == (code, "application/problem+json"), response.text
+    found = response.json()
     assert (found["type"], found["status"], found["title"]) == ("about:blank", code, HTTPStatus(code).phrase)
     assert "\n" not in found["detail"]
     return str(found["detail"])
@@ -62,7 +62,7 @@ def image_id(data: bytes) -> str:
 
 @contextmanager
 def served(settings: Settings, broker: Broker, key: str | None = None) -> Iterator[httpx.Client]:
-    """A client of a gateway that runs on a thread of this process, behind a real socket."""
+    """A client of a gateway in a thread of this process, behind a real socket."""
     with listen("127.0.0.1", 0) as listener:
         server = make_server(create_app(settings, broker, [key] if key else []))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -79,14 +79,14 @@ def served(settings: Settings, broker: Broker, key: str | None = None) -> Iterat
 
 @pytest.fixture(scope="module")
 def sender(broker: Settings, topic: str) -> Iterator[Sender]:
-    sender = Sender(bootstrap_servers(broker), topic, delivery_timeout_s=PATIENCE_S)
+    sender = Sender(bootstrap_servers(broker), topic, delivery_timeout_s=TIMEOUT_S)
     yield sender
     sender.close()
 
 
 @pytest.fixture(scope="module")
 def kafka(sender: Sender) -> Broker:
-    return Broker(MAX_BYTES, sender.send, sender.answers, PATIENCE_S)
+    return Broker(MAX_BYTES, sender.send, sender.answers, TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +100,16 @@ def client(home: Settings, kafka: Broker) -> Iterator[httpx.Client]:
         yield client
 
 
-def at(found: list[Any], answer: dict[str, Any]) -> Any:
-    """The message where an answer says that it is."""
-    (message,) = [one for one in found if (one.partition, one.offset) == (answer["partition"], answer["offset"])]
+def at(found: list[Any], response: dict[str, Any]) -> Any:
+    """The message at the partition and offset in a response."""
+    (message,) = [one for one in found if (one.partition, one.offset) == (response["partition"], response["offset"])]
     return message
 
 
 def append(settings: Settings, table: str, rows: list[dict[str, Any]]) -> None:
     schema = SCHEMAS[table][0]
-    nothing: dict[str, Any] = dict.fromkeys(schema.names)
-    data = pa.Table.from_pylist([nothing | row for row in rows], schema)
+    nulls: dict[str, Any] = dict.fromkeys(schema.names)
+    data = pa.Table.from_pylist([nulls | row for row in rows], schema)
     Table(settings.place.tables, table).append(data, uuid.uuid4().hex, 1)
 
 
@@ -137,13 +137,17 @@ def test_concurrent_uploads_are_at_the_returned_offsets(client: httpx.Client, br
         return client.post(f"/v1/images?label=even+{number}", content=images[number], headers=JPEG_TYPE)
 
     with ThreadPoolExecutor(200) as pool:
-        answers = list(pool.map(upload, range(200)))
-    assert {answer.status_code for answer in answers} == {202}
+        responses = list(pool.map(upload, range(200)))
+    assert {response.status_code for response in responses} == {202}
     found = {(one.partition, one.offset): one for one in messages(bootstrap_servers(broker), topic)}
-    for number, (image, answer) in enumerate(zip(images, map(httpx.Response.json, answers), strict=True)):
-        message = found[answer["partition"], answer["offset"]]
-        assert (answer["topic"], answer["image_id"], message.key.decode()) == (topic, image_id(image), image_id(image))
-        assert answers[number].headers["Location"] == f"/v1/predictions/{image_id(image)}"
+    for number, (image, response) in enumerate(zip(images, map(httpx.Response.json, responses), strict=True)):
+        message = found[response["partition"], response["offset"]]
+        assert (response["topic"], response["image_id"], message.key.decode()) == (
+            topic,
+            image_id(image),
+            image_id(image),
+        )
+        assert responses[number].headers["Location"] == f"/v1/predictions/{image_id(image)}"
         assert message.value == image
         assert read_headers(message.headers).label == f"{'odd' if number % 2 else 'even'} {number}"
 
@@ -152,14 +156,14 @@ def test_trace_and_content_type_are_published_with_the_image(
     client: httpx.Client, broker: Settings, topic: str
 ) -> None:
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
-    answer = client.post("/images", content=JPEG + b"traced", headers=JPEG_TYPE | {"traceparent": trace})
-    headers = dict(at(messages(bootstrap_servers(broker), topic), answer.json()).headers)
+    response = client.post("/images", content=JPEG + b"traced", headers=JPEG_TYPE | {"traceparent": trace})
+    headers = dict(at(messages(bootstrap_servers(broker), topic), response.json()).headers)
     assert headers[HEADER_TRACEPARENT].decode() == trace
     assert headers["content-type"] == b"image/jpeg"
     assert HEADER_LABEL not in headers
     assert headers[HEADER_SOURCE] == b"gateway"
-    for nonsense in ("x", f"00-{'A' * 32}-{'b' * 16}-01"):
-        headers = JPEG_TYPE | {"traceparent": nonsense}
+    for invalid in ("x", f"00-{'A' * 32}-{'b' * 16}-01"):
+        headers = JPEG_TYPE | {"traceparent": invalid}
         assert client.post("/images", content=JPEG + b"traced", headers=headers).status_code == 202
 
 
@@ -167,7 +171,7 @@ def test_file_name_of_an_upload_is_its_source(client: httpx.Client, broker: Sett
     named = client.post("/v1/images", files={"file": ("Käse 1.jpg", JPEG + b"named")})
     chosen = client.post("/v1/images?source=camera+7%2F1.jpg", content=JPEG + b"named", headers=JPEG_TYPE)
     found = messages(bootstrap_servers(broker), topic)
-    sources = [read_headers(at(found, answer.json()).headers).source for answer in (named, chosen)]
+    sources = [read_headers(at(found, response.json()).headers).source for response in (named, chosen)]
     assert sources == ["Käse 1.jpg", "camera 7/1.jpg"]
 
 
@@ -181,11 +185,11 @@ def test_several_images_in_one_request_are_all_published_or_none(
         check_problem(client.post("/v1/images/batch", files=[*files, bad]), code)
     refused = client.post("/v1/images/batch", files=[("file", ("a.jpg", JPEG))] * 101)
     assert "Too many files" in check_problem(refused, 400)
-    answer = client.post("/v1/images/batch", files=files, data={"label": "cat"})
-    assert answer.status_code == 202, answer.text
+    response = client.post("/v1/images/batch", files=files, data={"label": "cat"})
+    assert response.status_code == 202, response.text
     found = messages(bootstrap_servers(broker), topic)
     assert len(found) == before + len(images)
-    for number, (image, accepted) in enumerate(zip(images, answer.json()["images"], strict=True)):
+    for number, (image, accepted) in enumerate(zip(images, response.json()["images"], strict=True)):
         message = at(found, accepted)
         assert (message.value, accepted["image_id"]) == (image, image_id(image))
         headers = read_headers(message.headers)
@@ -235,8 +239,8 @@ def form(name: str, content: bytes) -> dict[str, Any]:
 def test_invalid_upload_is_refused_in_one_line(
     client: httpx.Client, request_: dict[str, Any], code: int, detail: str
 ) -> None:
-    answer = client.post("/v1/images", **request_)
-    assert re.search(detail, check_problem(answer, code)), answer.text
+    response = client.post("/v1/images", **request_)
+    assert re.search(detail, check_problem(response, code)), response.text
 
 
 def test_endless_upload_is_refused_at_the_limit(client: httpx.Client) -> None:
@@ -254,16 +258,16 @@ def test_api_key_is_required(home: Settings, kafka: Broker) -> None:
         wrong = [{}, {"X-API-Key": KEY[:-1]}, {"X-API-Key": "ä" * 32}, {"Authorization": f"Basic {KEY}"}]
         for headers in [*wrong, {"Authorization": "Bearer x"}]:
             encoded = {name: value.encode() for name, value in headers.items()}
-            answer = client.get(path, headers=encoded)
-            assert "expected the API key" in check_problem(answer, 401)
+            response = client.get(path, headers=encoded)
+            assert "expected the API key" in check_problem(response, 401)
             assert client.post("/images", content=JPEG, headers=JPEG_TYPE | encoded).status_code == 401
         for headers in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
             assert client.get(path, headers=headers).status_code == 404
             assert client.post("/images", content=JPEG, headers=JPEG_TYPE | headers).status_code == 202
         other = {"X-API-Key": KEY, "Origin": "https://elsewhere.test"}
         assert client.post("/images", content=JPEG, headers=JPEG_TYPE | other).status_code == 403
-        for open_to_all in ("/livez", "/healthz", "/readyz"):
-            assert client.get(open_to_all).status_code == 200
+        for public in ("/livez", "/healthz", "/readyz"):
+            assert client.get(public).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -292,9 +296,9 @@ def test_unsafe_api_key_configuration_prevents_the_start(
         monkeypatch.setenv("IMAGESTREAM_GATEWAY_API_KEY_FILE", str(tmp_path / "key"))
     with pytest.raises(SystemExit) as ended:
         run_command(["--home", str(tmp_path), "gateway", *arguments])
-    told = capsys.readouterr().err
-    assert (ended.value.code, told.count("\n")) == (2 if arguments else 1, 1)
-    assert reason in told
+    err = capsys.readouterr().err
+    assert (ended.value.code, err.count("\n")) == (2 if arguments else 1, 1)
+    assert reason in err
 
 
 def test_image_is_unknown_then_predicted_with_the_latest_row_first(client: httpx.Client, home: Settings) -> None:
@@ -305,26 +309,26 @@ def test_image_is_unknown_then_predicted_with_the_latest_row_first(client: httpx
     later = NOW + timedelta(days=1)
     append(home, "predictions", [prediction(image, "cat", 7), prediction(b"another", "dog", 8)])
     append(home, "predictions", [prediction(image, "tiger", 9, later)])
-    answer = client.get(path, params={"wait": 5}).json()
-    assert answer["status"] == "predicted"
-    assert [(row["label"], row["offset"]) for row in answer["predictions"]] == [("tiger", 9), ("cat", 7)]
-    assert answer["predictions"][0]["top_k"] == [
+    response = client.get(path, params={"wait": 5}).json()
+    assert response["status"] == "predicted"
+    assert [(row["label"], row["offset"]) for row in response["predictions"]] == [("tiger", 9), ("cat", 7)]
+    assert response["predictions"][0]["top_k"] == [
         {"label": "tiger", "probability": 0.75},
         {"label": "other", "probability": 0.25},
     ]
-    assert answer["predictions"][0]["scored_at"] == later.isoformat().replace("+00:00", "Z")
-    assert answer["quarantined"] == []
+    assert response["predictions"][0]["scored_at"] == later.isoformat().replace("+00:00", "Z")
+    assert response["quarantined"] == []
 
 
 def test_quarantined_image_is_returned_with_its_reason_without_bytes(client: httpx.Client, home: Settings) -> None:
     image = os.urandom(20)
-    place = {"topic": "images", "partition": 1, "offset": 4, "value": image, "quarantined_at": NOW}
-    told = {"stage": "decode", "reason": "truncated", "detail": "it ends after 20 bytes"}
-    append(home, "quarantine", [{"image_id": image_id(image)} | place | told])
-    answer = client.get(f"/predictions/{image_id(image)}", params={"wait": 5}).json()
-    assert (answer["status"], answer["predictions"]) == ("quarantined", [])
-    (row,) = answer["quarantined"]
-    assert told.items() <= row.items()
+    message = {"topic": "images", "partition": 1, "offset": 4, "value": image, "quarantined_at": NOW}
+    failure = {"stage": "decode", "reason": "truncated", "detail": "it ends after 20 bytes"}
+    append(home, "quarantine", [{"image_id": image_id(image)} | message | failure])
+    response = client.get(f"/predictions/{image_id(image)}", params={"wait": 5}).json()
+    assert (response["status"], response["predictions"]) == ("quarantined", [])
+    (row,) = response["quarantined"]
+    assert failure.items() <= row.items()
     assert "value" not in row
 
 
@@ -333,8 +337,8 @@ def test_waiting_request_is_answered_when_the_row_arrives(client: httpx.Client, 
     with ThreadPoolExecutor(8) as pool:
         waiting = [pool.submit(client.get, f"/predictions/{image_id(image)}", params={"wait": 30}) for _ in range(8)]
         append(home, "predictions", [prediction(image, "cat")])
-        answers = [one.result().json() for one in waiting]
-    assert {answer["predictions"][0]["label"] for answer in answers} == {"cat"}
+        responses = [one.result().json() for one in waiting]
+    assert {response["predictions"][0]["label"] for response in responses} == {"cat"}
 
 
 def test_lookup_works_after_compaction_and_vacuum(tmp_path: Path) -> None:
@@ -354,10 +358,10 @@ def test_lookup_works_after_compaction_and_vacuum(tmp_path: Path) -> None:
 
 
 def test_image_is_found_by_the_publishers_id(client: httpx.Client, home: Settings) -> None:
-    for own in ("camera 7/2026-03-01 12:00.jpg", "?a=1&b", "Käse", "100%"):
-        append(home, "predictions", [prediction(b"", "cat") | {"image_id": own}])
-        answer = client.get(f"/v1/predictions/{quote(own, safe='')}", params={"wait": 5})
-        assert (answer.status_code, answer.json()["image_id"]) == (200, own)
+    for id_ in ("camera 7/2026-03-01 12:00.jpg", "?a=1&b", "Käse", "100%"):
+        append(home, "predictions", [prediction(b"", "cat") | {"image_id": id_}])
+        response = client.get(f"/v1/predictions/{quote(id_, safe='')}", params={"wait": 5})
+        assert (response.status_code, response.json()["image_id"]) == (200, id_)
 
 
 @pytest.mark.parametrize("path", [f"/v1/predictions/{'A' * 1025}", f"/v1/predictions/{'0' * 64}?wait=31"])
@@ -373,12 +377,12 @@ def test_unknown_route_is_reported_as_a_problem(client: httpx.Client, method: st
 def test_unversioned_routes_work_and_name_their_successors(client: httpx.Client) -> None:
     unknown = client.get(f"/predictions/{'0' * 64}")
     assert (unknown.status_code, unknown.json()) == (404, {"image_id": "0" * 64, "status": "unknown"})
-    taken, refused = client.post("/images", content=JPEG, headers=JPEG_TYPE), client.post("/images", content=b"")
-    assert (taken.status_code, set(taken.json())) == (202, {"image_id", "topic", "partition", "offset"})
+    accepted, refused = client.post("/images", content=JPEG, headers=JPEG_TYPE), client.post("/images", content=b"")
+    assert (accepted.status_code, set(accepted.json())) == (202, {"image_id", "topic", "partition", "offset"})
     assert check_problem(refused, 415)
-    for answer, successor in ((unknown, f"predictions/{'0' * 64}"), (taken, "images"), (refused, "images")):
-        assert re.fullmatch(r"@\d+", answer.headers["Deprecation"])
-        assert answer.headers["Link"] == f'</v1/{successor}>; rel="successor-version"'
+    for response, successor in ((unknown, f"predictions/{'0' * 64}"), (accepted, "images"), (refused, "images")):
+        assert re.fullmatch(r"@\d+", response.headers["Deprecation"])
+        assert response.headers["Link"] == f'</v1/{successor}>; rel="successor-version"'
     described = client.get("/openapi.json").json()["paths"]
     old = {path for path, operations in described.items() for one in operations.values() if one.get("deprecated")}
     assert old == {"/images", "/predictions/{image_id}", "/healthz"}
@@ -388,46 +392,46 @@ def test_unversioned_routes_work_and_name_their_successors(client: httpx.Client)
 def test_unresponsive_broker_is_reported_until_it_recovers(home: Settings, fragile_broker: Settings) -> None:
     state = running_broker(fragile_broker.model_copy(update={"bootstrap_servers": None}))
     assert state is not None
-    sender = Sender(state.address, f"gateway-{uuid.uuid4().hex[:8]}", delivery_timeout_s=SILENCE_S)
-    with closing(sender), served(home, Broker(MAX_BYTES, sender.send, sender.answers, SILENCE_S)) as client:
+    sender = Sender(state.address, f"gateway-{uuid.uuid4().hex[:8]}", delivery_timeout_s=SHORT_TIMEOUT_S)
+    with closing(sender), served(home, Broker(MAX_BYTES, sender.send, sender.answers, SHORT_TIMEOUT_S)) as client:
         assert client.post("/images", content=JPEG + b"before", headers=JPEG_TYPE).status_code == 202
         assert client.get("/readyz").status_code == 200
         os.kill(state.pid, signal.SIGSTOP)
         try:
-            answer = client.post("/images", content=JPEG + b"in vain", headers=JPEG_TYPE)
-            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
-            assert "send it again" in check_problem(answer, 503)
+            response = client.post("/images", content=JPEG + b"during", headers=JPEG_TYPE)
+            assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+            assert "send it again" in check_problem(response, 503)
             assert client.get("/readyz").status_code == 503
             assert client.get("/healthz").status_code == 200
         finally:
             os.kill(state.pid, signal.SIGCONT)
-        give_up = monotonic() + PATIENCE_S
-        while client.post("/images", content=JPEG + b"again", headers=JPEG_TYPE).status_code != 202:
-            assert monotonic() < give_up
+        deadline = monotonic() + TIMEOUT_S
+        while client.post("/images", content=JPEG + b"after", headers=JPEG_TYPE).status_code != 202:
+            assert monotonic() < deadline
 
 
 def test_any_request_gets_a_documented_response(home: Settings, kafka: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests made from the gateway's own description, sound ones and others, over real HTTP."""
-    for name in ("predictions", "labels"):  # without which labels are answered 503
+    """Valid and invalid requests, generated from the gateway's OpenAPI description, over real HTTP."""
+    for name in ("predictions", "labels"):  # without these tables, labels are answered with 503
         Table(home.place.tables, name)
     for module in ("routes", "following"):
-        monkeypatch.setattr(f"streaming.gateway.{module}.MAX_WAIT_S", 0.1)  # none of the images is ever scored
+        monkeypatch.setattr(f"streaming.gateway.{module}.MAX_WAIT_S", 0.1)  # no image is ever scored
     with served(home, kafka, KEY) as client:
         schema = schemathesis.openapi.from_url(f"{client.base_url}/openapi.json", headers={"X-API-Key": KEY})
-        not_asked = [CHECKS.get_one("positive_data_acceptance")]  # what the schema calls sound need not be an image
-        of_a_form = [*not_asked, CHECKS.get_one("negative_data_rejection")]  # whose fields are all text
+        excluded = [CHECKS.get_one("positive_data_acceptance")]  # data that match the schema need not be an image
+        excluded_of_forms = [*excluded, CHECKS.get_one("negative_data_rejection")]  # all form fields are text
         described = [result.ok() for result in schema.get_all_operations()]
         endless = "/v1/predictions/stream"
         operations = [one for one in described if not one.definition.raw.get("deprecated") and one.path != endless]
         assert {operation.label for operation in operations} >= {"POST /v1/images", "GET /v1/predictions/{image_id}"}
         for operation in operations:
-            takes_nothing = operation.path in {"/livez", "/readyz"}
-            for mode in [GenerationMode.POSITIVE] if takes_nothing else GenerationMode:
+            no_input = operation.path in {"/livez", "/readyz"}
+            for mode in [GenerationMode.POSITIVE] if no_input else GenerationMode:
 
                 @examples(max_examples=15, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
                 @given(case=operation.as_strategy(generation_mode=mode))
-                def answered(case: Any) -> None:
-                    excluded = of_a_form if "/images" in case.operation.path else not_asked
-                    case.call_and_validate(timeout=40, headers={"X-API-Key": KEY}, excluded_checks=excluded)
+                def check(case: Any) -> None:
+                    checks = excluded_of_forms if "/images" in case.operation.path else excluded
+                    case.call_and_validate(timeout=40, headers={"X-API-Key": KEY}, excluded_checks=checks)
 
-                answered()
+                check()

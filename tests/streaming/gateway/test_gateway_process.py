@@ -1,4 +1,4 @@
-"""`imagestream gateway` as a process of its own: where it listens, and how it ends."""
+"""`imagestream gateway` as a separate process: its address and its shutdown."""
 
 import json
 import os
@@ -23,15 +23,15 @@ from tests.streaming.gateway.test_gateway import JPEG, JPEG_TYPE, at
 
 @pytest.fixture
 def process(broker: Settings, topic: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process, and the address that it told."""
+    """The process and the address that it printed."""
     command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "gateway", "--port", "0", "--topic", topic]
     command += ["--bootstrap-servers", bootstrap_servers(broker), "--json", str(tmp_path / "summary.json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         try:
             assert running.stdout is not None
-            said = running.stdout.readline()
-            address = re.fullmatch(r"gateway: (http://127\.0\.0\.1:\d+)/docs\n", said)
-            assert address, said
+            line = running.stdout.readline()
+            address = re.fullmatch(r"gateway: (http://127\.0\.0\.1:\d+)/docs\n", line)
+            assert address, line
             assert json.loads((tmp_path / "summary.json").read_text())["url"] == address[1]
             yield running, address[1]
         finally:
@@ -39,7 +39,7 @@ def process(broker: Settings, topic: str, tmp_path: Path) -> Iterator[tuple[subp
 
 
 def _has_read_all(pid: int, port: int) -> bool:
-    """Whether the process has accepted a connection at its port, and has read what has been sent to it."""
+    """Whether the process has accepted a connection at its port and read all that was sent."""
     accepted = psutil.Process(pid).net_connections("tcp")
     if not any(one.laddr.port == port and one.status == psutil.CONN_ESTABLISHED for one in accepted):
         return False
@@ -58,20 +58,20 @@ def test_shutdown_finishes_the_upload_in_progress(
 
     def slowly() -> Iterator[bytes]:
         yield image[:5_000]
-        # A connection that only the kernel has accepted would be refused.
+        # A connection that only the kernel has accepted would be closed.
         wait_until(lambda: _has_read_all(running.pid, port), lambda: "the upload was not accepted")
         running.send_signal(number)
         refused = False
-        while not refused:  # it takes no more connections, and goes on with this one
+        while not refused:  # it accepts no new connections and continues with this one
             try:
                 socket.create_connection(("127.0.0.1", port), timeout=1).close()
             except OSError:
                 refused = True
         yield image[5_000:]
 
-    answer = httpx.post(f"{url}/images", content=slowly(), headers=JPEG_TYPE, timeout=30)
-    assert answer.status_code == 202
+    response = httpx.post(f"{url}/images", content=slowly(), headers=JPEG_TYPE, timeout=30)
+    assert response.status_code == 202
     assert running.wait(30) == 0
     assert running.stderr is not None
     assert running.stderr.read() == ""
-    assert at(messages(bootstrap_servers(broker), topic), answer.json()).value == image
+    assert at(messages(bootstrap_servers(broker), topic), response.json()).value == image

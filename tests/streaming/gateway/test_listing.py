@@ -1,4 +1,4 @@
-"""Lists and labels over HTTP, with real tables and a real registry; nothing here reaches Kafka."""
+"""Lists and labels over HTTP with real tables and a real registry; no request reaches Kafka."""
 
 import re
 from collections.abc import Iterator
@@ -32,8 +32,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     ]
     append(settings, "predictions", rows[:10])
     append(settings, "predictions", rows[10:])
-    place = {"image_id": "x", "topic": "images", "partition": 0, "value": b"secret", "quarantined_at": NOW}
-    bad = place | {"stage": "decode", "detail": "what was found"}
+    message = {"image_id": "x", "topic": "images", "partition": 0, "value": b"secret", "quarantined_at": NOW}
+    bad = message | {"stage": "decode", "detail": "a detail"}
     reasons = ["truncated", "empty", "truncated"]
     append(settings, "quarantine", [bad | {"reason": reason, "offset": n} for n, reason in enumerate(reasons)])
     registry = open_registry(settings.home)
@@ -47,17 +47,17 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
 def pages(client: httpx.Client, path: str, **filters: Any) -> list[list[dict[str, Any]]]:
     found, cursor = [], None
     while True:
-        answer = client.get(path, params=filters | ({"cursor": cursor} if cursor else {}))
-        assert answer.status_code == 200, answer.text
-        found.append(answer.json()["items"])
-        cursor = answer.json()["next_cursor"]
+        response = client.get(path, params=filters | ({"cursor": cursor} if cursor else {}))
+        assert response.status_code == 200, response.text
+        found.append(response.json()["items"])
+        cursor = response.json()["next_cursor"]
         if cursor is None:
             return found
 
 
 def test_pages_contain_every_row_once_latest_first(client: httpx.Client) -> None:
     found = pages(client, "/predictions", limit=5)
-    assert [len(page) for page in found] == [5, 5, 5, 5, 3]  # five rows have the same time: offsets go on
+    assert [len(page) for page in found] == [5, 5, 5, 5, 3]  # five rows have equal times: then offsets decide
     assert [row["offset"] for page in found for row in page] == list(reversed(range(ROWS)))
     row = found[0][0]
     assert (row["label"], row["source"], row["model_version"]) == ("cat", "22.jpg", 2)
@@ -121,15 +121,15 @@ def test_labels_over_http_equal_those_of_the_command(tmp_path: Path) -> None:
     names = ("a/1.jpg", "b/1.jpg", "2.jpg")
     rows = [prediction(one.encode(), "cat", n) | {"source": one} for n, one in enumerate(names)]
     append(settings, "predictions", rows)
-    wanted = [("2.jpg", "dog"), ("1.jpg", "dog"), ("3.jpg", "dog"), ("2.jpg ", "")]
-    body = {"key": "name", "by": "ada", "labels": [{"image": image, "label": label} for image, label in wanted]}
+    given = [("2.jpg", "dog"), ("1.jpg", "dog"), ("3.jpg", "dog"), ("2.jpg ", "")]
+    body = {"key": "name", "by": "ada", "labels": [{"image": image, "label": label} for image, label in given]}
     with served(tmp_path) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=60) as client:
-        answer = client.post("/labels", json=body).json()
-        assert (answer["added"], answer["left_out"]) == (1, {EMPTY: 1, AMBIGUOUS: 1, UNKNOWN: 1})
-        assert answer["examples"][AMBIGUOUS] == ["1.jpg"]
+        response = client.post("/labels", json=body).json()
+        assert (response["added"], response["left_out"]) == (1, {EMPTY: 1, AMBIGUOUS: 1, UNKNOWN: 1})
+        assert response["examples"][AMBIGUOUS] == ["1.jpg"]
         assert client.post("/labels", json=body).json()["unchanged"] == 1
-        own = {"labels": [{"image": image_id(b"a/1.jpg"), "label": "dog"}]}
-        assert client.post("/labels", json=own).json()["added"] == 1
+        by_id = {"labels": [{"image": image_id(b"a/1.jpg"), "label": "dog"}]}
+        assert client.post("/labels", json=by_id).json()["added"] == 1
     (tmp_path / "labels.csv").write_text("source,label\na/1.jpg,dog\n2.jpg,dog\n")
     assert add_labels(settings, tmp_path / "labels.csv", "b").unchanged == 2
     found = query(settings, 'SELECT image_id, label, "by" FROM labels ORDER BY labelled_at').to_pylist()

@@ -1,4 +1,4 @@
-"""Which status code a request ends with, by the type of the error; nothing is looked for in its text."""
+"""The status code of a response depends on the type of the error, not on its text."""
 
 import pytest
 from fastapi import FastAPI
@@ -40,7 +40,7 @@ def test_error_type_determines_the_status_code(kind: type[Exception], status: in
     async def fail() -> None:
         raise type("AnotherNameError", (kind,), {})("one line")
 
-    answer = TestClient(app).get("/")
-    assert (answer.status_code, answer.headers["Content-Type"]) == (status, MEDIA_TYPE)
-    assert answer.json()["detail"] == "one line"
-    assert answer.headers.get("Retry-After") == (str(RETRY_AFTER_S) if status == 503 else None)
+    response = TestClient(app).get("/")
+    assert (response.status_code, response.headers["Content-Type"]) == (status, MEDIA_TYPE)
+    assert response.json()["detail"] == "one line"
+    assert response.headers.get("Retry-After") == (str(RETRY_AFTER_S) if status == 503 else None)

@@ -1,4 +1,4 @@
-"""What the gateway counts, and whom it asks to wait; nothing here reaches Kafka."""
+"""Metrics, access log and rate limits of the gateway; no request reaches Kafka."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def test_rate_limit_allows_a_burst_of_one_minute() -> None:
     now = 2.0
     assert (limit.take("a"), limit.take("a")) == (0.0, pytest.approx(2.0))
     now = 1000.0
-    assert [limit.take("a") for _ in range(30)] == [0.0] * 30  # no more than those of a minute
+    assert [limit.take("a") for _ in range(30)] == [0.0] * 30  # at most the requests of one minute
     assert limit.take("a") > 0
     for number in range(MAX_BUCKETS):
         limit.take(f"other {number}")
@@ -36,7 +36,7 @@ def test_rate_limit_allows_a_burst_of_one_minute() -> None:
 def test_excess_requests_get_429_with_retry_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGESTREAM_GATEWAY_REQUESTS_PER_MINUTE", "3")
     with served(tmp_path, KEY) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        assert [client.get("/v1/models").status_code for _ in range(3)] == [401] * 3  # guesses count, too
+        assert [client.get("/v1/models").status_code for _ in range(3)] == [401] * 3  # wrong keys count, too
         refused = client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"})
         assert "at most 3 per minute" in check_problem(refused, 429)
         assert 1 <= int(refused.headers["Retry-After"]) <= 20
@@ -56,7 +56,7 @@ def test_limits_apply_per_key_and_in_total(tmp_path: Path, monkeypatch: pytest.M
         def ask(key: str) -> httpx.Response:
             return client.get("/v1/models", headers={"X-API-Key": key})
 
-        assert [ask("guess" * 4).status_code for _ in range(5)] == [401] * 5  # which use nothing up
+        assert [ask("guess" * 4).status_code for _ in range(5)] == [401] * 5  # wrong keys do not count
         assert [ask(keys[0]).status_code for _ in range(2)] == [200] * 2
         assert "with one API key: at most 2 per minute" in check_problem(ask(keys[0]), 429)
         assert ask(keys[1]).status_code == 200
