@@ -1,4 +1,4 @@
-"""The audit over real Delta tables, sound ones and every way in which they can be wrong."""
+"""The audit on real Delta tables, consistent ones and every kind of inconsistent ones."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Three whole batches of two partitions: offsets 0 to 29 and 0 to 14, four of them quarantined."""
+    """Three complete batches of two partitions: offsets 0 to 29 and 0 to 14, four of them quarantined."""
     settings = Settings(home=tmp_path)
     for number in range(3):
         ranges = {0: (10 * number, 10 * number + 10), 1: (5 * number, 5 * number + 5)}
@@ -29,7 +29,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def append(settings: Settings, *offsets: int, **columns: Any) -> None:
-    """Rows in partition 0 that the stream would not have written."""
+    """Append rows to partition 0 that the stream would not write."""
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
     rows = [prediction(settings, 0, offset) | lineage | columns for offset in offsets]
     write_deltalake(
@@ -139,17 +139,17 @@ def test_row_outside_the_offsets_of_its_batch_is_reported(settings: Settings) ->
 
 
 def test_audit_is_always_clean_while_a_stream_runs(settings: Settings) -> None:
-    over = threading.Event()
+    ended = threading.Event()
 
     def stream() -> None:
         for number in range(3, 28):
             commit_batch(settings, number, {0: (10 * number, 10 * number + 10)}, bad={10 * number + 1})
-        over.set()
+        ended.set()
 
     writer = threading.Thread(target=stream)
     writer.start()
     reports = []
-    while not over.is_set():
+    while not ended.is_set():
         reports.append(audit(settings))
     writer.join()
     assert [report.problems for report in reports if not report.clean] == []

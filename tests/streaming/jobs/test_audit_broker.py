@@ -1,4 +1,4 @@
-"""The audit against what a real broker holds: each way in which tables and topic can differ."""
+"""The audit with a real broker: each possible difference between tables and topic."""
 
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.streaming.history import commit_batch, new_topic
 
 @pytest.fixture
 def settings(broker: Settings, tmp_path: Path) -> Settings:
-    """A topic of one partition: five messages, an aborted transaction of two, and two more; a row for each message."""
+    """A topic of one partition: five messages, an aborted transaction of two, and two messages; one row per message."""
     settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
     servers, topic = settings.bootstrap_servers, settings.topic
     with closing(KafkaAdminClient(bootstrap_servers=servers)) as admin:
@@ -37,7 +37,7 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
         for _ in range(2):
             aborting.send(topic, b"aborted")
         aborting.flush()
-        aborting.abort_transaction()  # offsets 5 and 6, and a marker, which the broker writes a moment later
+        aborting.abort_transaction()  # offsets 5, 6 and a marker, which the broker writes later
         offsets = TopicOffsets(str(servers), [topic])
         wait_until(
             lambda: offsets.read() == {(topic, 0): PartitionOffsets(0, 8)}, lambda: f"no marker: {offsets.read()}"
@@ -50,20 +50,20 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
     return settings
 
 
-def compared(settings: Settings) -> AuditReport:
+def audit_with_broker(settings: Settings) -> AuditReport:
     report = audit(settings)
     compare_with_broker(settings, str(settings.bootstrap_servers), report)
     return report
 
 
-def places(report: AuditReport, kind: Kind) -> list[tuple[int, int]]:
+def ranges(report: AuditReport, kind: Kind) -> list[tuple[int, int]]:
     return [(one.where["from"], one.where["to"]) for one in report.problems if one.kind is kind]
 
 
 @pytest.mark.parametrize("window", [1, 3, 1000])
 def test_consistent_history_is_clean(settings: Settings, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     monkeypatch.setattr(audit_broker, "WINDOW_OFFSETS", window)
-    report = compared(settings)
+    report = audit_with_broker(settings)
     assert report.clean
     assert report.compared == [Compared(settings.topic, 0, 0, 9, held=7, rows=7)]
 
@@ -75,8 +75,8 @@ def test_message_without_a_row_is_reported_even_in_a_recorded_hole(settings: Set
             producer.send(settings.topic, b"image").get(30)
     assert audit(settings).clean
     DeltaTable(settings.place.table("predictions")).delete("offset IN (2, 3)")
-    report = compared(settings)
-    assert places(report, Kind.GAP)[-2:] == [(2, 3), (11, 11)]
+    report = audit_with_broker(settings)
+    assert ranges(report, Kind.GAP)[-2:] == [(2, 3), (11, 11)]
     assert "Kafka has offsets 11 to 11, which have no row" in report.problems[-1].text
 
 
@@ -85,21 +85,21 @@ def test_row_of_an_aborted_message_is_reported(settings: Settings) -> None:
     DeltaTable(settings.place.table("predictions")).delete("batch_id = 2")
     commit_batch(settings, 3, {0: (5, 10)}, holes={7})
     assert audit(settings).clean
-    report = compared(settings)
+    report = audit_with_broker(settings)
     assert report.counts == {Kind.NOT_IN_KAFKA: 1}
-    assert places(report, Kind.NOT_IN_KAFKA) == [(5, 6)]
+    assert ranges(report, Kind.NOT_IN_KAFKA) == [(5, 6)]
     assert imagestream(settings, "audit", "--broker", code=1)["counts"] == {"not_in_kafka": 1}
 
 
 def test_messages_deleted_by_kafka_are_not_compared(settings: Settings) -> None:
     with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
         admin.delete_records({TopicPartition(settings.topic, 0): 8})
-        assert compared(settings).compared == [Compared(settings.topic, 0, 8, 9, held=2, rows=2)]
+        assert audit_with_broker(settings).compared == [Compared(settings.topic, 0, 8, 9, held=2, rows=2)]
         admin.delete_records({TopicPartition(settings.topic, 0): 10})
-        (one,) = compared(settings).compared
+        (one,) = audit_with_broker(settings).compared
         assert (one.first, one.note) == (None, "Kafka no longer has any of it")
         admin.delete_topics([settings.topic])
-    (one,) = compared(settings).compared
+    (one,) = audit_with_broker(settings).compared
     assert (one.first, one.note) == (None, "it is no longer in Kafka")
 
 

@@ -1,4 +1,4 @@
-"""Each rule of the audit by itself: one thing is wrong, and everything else agrees."""
+"""Each rule of the audit separately: one inconsistency, and everything else is consistent."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from streaming.storage.tables import BATCHES, PREDICTIONS, QUARANTINE, Table
 from tests.streaming.history import QUERY_ID, SHA256, commit_batch, prediction, quarantined
 
 OTHER_QUERY = QUERY_ID.replace("1", "2")
-Where = list[tuple[int, int]]
+Ranges = list[tuple[int, int]]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def delete(settings: Settings, predicate: str, table: str = "predictions") -> No
 
 
 def predict(settings: Settings, *offsets: int, batch_id: int = 0, partition: int = 0, **columns: Any) -> None:
-    """Rows that the stream would not have written."""
+    """Append rows that the stream would not write."""
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": batch_id}
     rows = [prediction(settings, partition, offset) | lineage | columns for offset in offsets]
     write_deltalake(
@@ -41,7 +41,7 @@ def predict(settings: Settings, *offsets: int, batch_id: int = 0, partition: int
 
 
 def alter(settings: Settings, change: Callable[[dict[str, Any]], object], batch_id: int = 1) -> None:
-    """Write another row for a batch into `batches`."""
+    """Change the row of a batch in `batches`."""
     rows = DeltaTable(settings.place.table("batches")).to_pyarrow_table().to_pylist()
     for row in rows:
         if row["batch_id"] == batch_id:
@@ -50,7 +50,7 @@ def alter(settings: Settings, change: Callable[[dict[str, Any]], object], batch_
     write_deltalake(settings.place.table("batches"), table, mode="overwrite")
 
 
-def places(report: AuditReport, kind: Kind) -> Where:
+def ranges(report: AuditReport, kind: Kind) -> Ranges:
     return [(one.where["from"], one.where["to"]) for one in report.problems if one.kind is kind]
 
 
@@ -112,7 +112,7 @@ def test_tables_without_the_left_out_column_are_audited(settings: Settings) -> N
     assert report.left_out == []
 
 
-# A batch's account
+# Counts of a batch
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,14 @@ def test_tables_without_the_left_out_column_are_audited(settings: Settings) -> N
         lambda row: (row["offsets"][0].update(end=121), row.update(input_rows=11)),
         lambda row: row.update(predicted_rows=0, quarantined_rows=10),
     ],
-    ids=["more input", "one moved", "less input", "none quarantined", "offsets and input alone", "all quarantined"],
+    ids=[
+        "more input",
+        "one in the other table",
+        "less input",
+        "none quarantined",
+        "only offsets and input",
+        "all quarantined",
+    ],
 )
 def test_inconsistent_count_is_found(settings: Settings, change: Callable[[dict[str, Any]], object]) -> None:
     alter(settings, change)
@@ -138,7 +145,7 @@ def test_batch_with_inconsistent_offsets_is_found(settings: Settings) -> None:
     alter(settings, lambda row: row["offsets"][0].update(end=131, rows=11), batch_id=2)
     report = audit(settings)
     assert batches(report, Kind.ACCOUNT) == [2]
-    assert places(report, Kind.GAP) == [(130, 130)]
+    assert ranges(report, Kind.GAP) == [(130, 130)]
 
 
 def test_counts_that_agree_with_rows_but_not_with_each_other_are_found(settings: Settings) -> None:
@@ -157,7 +164,7 @@ def test_missing_row_is_found(settings: Settings, table: str, offset: int) -> No
     report = audit(settings)
     assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
     assert batches(report, Kind.ACCOUNT) == [1]
-    assert places(report, Kind.GAP) == [(offset, offset)]
+    assert ranges(report, Kind.GAP) == [(offset, offset)]
 
 
 def test_batch_without_rows_has_a_gap_but_no_model_problem(settings: Settings) -> None:
@@ -165,7 +172,7 @@ def test_batch_without_rows_has_a_gap_but_no_model_problem(settings: Settings) -
     delete(settings, "batch_id = 1", "quarantine")
     report = audit(settings)
     assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
-    assert places(report, Kind.GAP) == [(110, 119)]
+    assert ranges(report, Kind.GAP) == [(110, 119)]
 
 
 def test_repeated_batch_is_found(settings: Settings) -> None:
@@ -181,7 +188,7 @@ def test_repeated_batch_is_found(settings: Settings) -> None:
 
 @pytest.fixture
 def with_holes(tmp_path: Path) -> Settings:
-    """Two batches of ten offsets, of which 3 and 8 held no message; the log of the second began beyond its start."""
+    """Two batches of ten offsets with two holes and one hole; the log start of the second is after its first offset."""
     settings = Settings(home=tmp_path)
     commit_batch(settings, 1, {0: (0, 10)}, holes={3, 4})
     commit_batch(settings, 2, {0: (10, 20)}, holes={18})
@@ -221,7 +228,7 @@ def test_repeated_row_does_not_hide_a_missing_one_next_to_holes(with_holes: Sett
     assert audit(with_holes).counts == {Kind.REPEAT: 1, Kind.GAP: 1}
 
 
-# Batches without their mark
+# Batches without a row in `batches`
 
 
 def test_only_the_newest_batch_may_be_missing_from_batches(settings: Settings) -> None:
@@ -242,7 +249,7 @@ def test_later_batch_without_rows_makes_a_missing_batch_an_error(settings: Setti
     assert batches(report, Kind.NO_BATCH) == [3]
 
 
-# A batch's model
+# Model of a batch
 
 
 @pytest.mark.parametrize(
@@ -277,26 +284,26 @@ def test_model_of_quarantined_messages_is_checked(settings: Settings) -> None:
     assert batches(audit(settings), Kind.MODEL) == [3, 4]
 
 
-# Rows outside of the offsets of their batch
+# Rows outside the offsets of their batch
 
 
-@pytest.mark.parametrize(("lost", "strange"), [(115, 109), (115, 120), (110, 120), (119, 109)])
-def test_row_just_outside_the_offsets_of_its_batch_is_found(settings: Settings, lost: int, strange: int) -> None:
+@pytest.mark.parametrize(("lost", "outside"), [(115, 109), (115, 120), (110, 120), (119, 109)])
+def test_row_just_outside_the_offsets_of_its_batch_is_found(settings: Settings, lost: int, outside: int) -> None:
     delete(settings, f"offset = {lost}")
-    predict(settings, strange, batch_id=1)
+    predict(settings, outside, batch_id=1)
     report = audit(settings)
     (text,) = [problem.text for problem in report.problems if "outside its offsets" in problem.text]
-    low, high = min([strange, *{110, 111} - {lost}]), max([strange, *{118, 119} - {lost}])
+    low, high = min([outside, *{110, 111} - {lost}]), max([outside, *{118, 119} - {lost}])
     assert f"from {low} to {high}, outside" in text
-    assert places(report, Kind.GAP) == [(lost, lost)]
-    assert places(report, Kind.REPEAT) == [(strange, strange)]
+    assert ranges(report, Kind.GAP) == [(lost, lost)]
+    assert ranges(report, Kind.REPEAT) == [(outside, outside)]
 
 
 def test_row_far_outside_the_offsets_of_its_batch_adds_no_gap(settings: Settings) -> None:
     delete(settings, "offset = 125")
     predict(settings, 177, batch_id=2)
     report = audit(settings)
-    assert places(report, Kind.GAP) == [(125, 125)]
+    assert ranges(report, Kind.GAP) == [(125, 125)]
     assert report.counts == {Kind.ACCOUNT: 1, Kind.GAP: 1}
 
 
@@ -319,10 +326,10 @@ def test_row_of_a_partition_not_in_its_batch_is_found(settings: Settings) -> Non
     ],
 )
 def test_gaps_are_found_from_the_first_to_the_last_offset_of_a_batch(
-    settings: Settings, lost: set[int], gaps: Where
+    settings: Settings, lost: set[int], gaps: Ranges
 ) -> None:
     delete(settings, f"offset IN ({', '.join(map(str, lost))})")
-    assert places(audit(settings), Kind.GAP) == gaps
+    assert ranges(audit(settings), Kind.GAP) == gaps
 
 
 def test_nested_range_overlaps_and_the_next_one_adjoins(tmp_path: Path) -> None:
@@ -330,8 +337,8 @@ def test_nested_range_overlaps_and_the_next_one_adjoins(tmp_path: Path) -> None:
     for number, ends in enumerate([(0, 20), (5, 10), (20, 30), (29, 40)]):
         commit_batch(settings, number, {0: ends})
     report = audit(settings)
-    assert places(report, Kind.OVERLAP) == [(5, 9), (29, 29)]
-    assert places(report, Kind.REPEAT) == [(5, 9), (29, 29)]
+    assert ranges(report, Kind.OVERLAP) == [(5, 9), (29, 29)]
+    assert ranges(report, Kind.REPEAT) == [(5, 9), (29, 29)]
     assert batches(report, Kind.OVERLAP) == [1, 3]
     assert Kind.GAP not in report.counts
 
@@ -342,7 +349,7 @@ def test_accepted_loss_does_not_hide_later_gaps(tmp_path: Path) -> None:
     commit_batch(settings, 1, {0: (11, 20), 1: (12, 20)}, left_out={0: (10, 11)})
     report = audit(settings)
     assert report.left_out == [{"topic": settings.topic, "partition": 0, "from": 10, "to": 10}]
-    assert places(report, Kind.GAP) == [(10, 11)]
+    assert ranges(report, Kind.GAP) == [(10, 11)]
     assert [problem.where["partition"] for problem in report.problems] == [1]
 
 
@@ -356,13 +363,13 @@ def test_repeats_are_found_once_for_any_window_size(
     monkeypatch.setattr(module, "WINDOW_ROWS", window)
     for offset, batch_id in ((100, 0), (107, 0), (110, 1), (129, 2)):
         predict(settings, offset, batch_id=batch_id)
-    assert places(audit(settings), Kind.REPEAT) == [(100, 100), (107, 107), (110, 110), (129, 129)]
+    assert ranges(audit(settings), Kind.REPEAT) == [(100, 100), (107, 107), (110, 110), (129, 129)]
 
 
 def test_adjacent_repeats_of_equal_count_are_one_range(settings: Settings) -> None:
     predict(settings, 104, 105, 105, 106, 106, 108)
     report = audit(settings)
-    assert places(report, Kind.REPEAT) == [(104, 104), (105, 106), (108, 108)]
+    assert ranges(report, Kind.REPEAT) == [(104, 104), (105, 106), (108, 108)]
     assert [problem.where["rows"] for problem in report.problems if problem.kind is Kind.REPEAT] == [2, 3, 2]
 
 
@@ -372,11 +379,11 @@ def test_repeated_row_at_either_end_of_a_batch_does_not_hide_a_gap(settings: Set
     predict(settings, repeated, batch_id=1)
     report = audit(settings)
     assert report.counts == {Kind.REPEAT: 1, Kind.GAP: 1}
-    assert places(report, Kind.GAP) == [(115, 115)]
+    assert ranges(report, Kind.GAP) == [(115, 115)]
 
 
 def test_message_quarantined_twice_is_a_repeat(settings: Settings) -> None:
     lineage = {"model_version": 1, "bundle_sha256": SHA256, "query_id": QUERY_ID, "batch_id": 0}
     row = pa.Table.from_pylist([quarantined(settings, 0, 103) | lineage], schema=QUARANTINE)
     write_deltalake(settings.place.table("quarantine"), row, mode="append")
-    assert places(audit(settings), Kind.REPEAT) == [(103, 103)]
+    assert ranges(audit(settings), Kind.REPEAT) == [(103, 103)]

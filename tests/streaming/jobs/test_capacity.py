@@ -1,4 +1,4 @@
-"""From what an image and a micro-batch cost to the size of a service."""
+"""Capacity planning: from the costs of images and micro-batches to the size of a service."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from models.backbone import ExportedBackbone
 from streaming.jobs.capacity import Costs, images_per_s, measure, most_tasks, overhead_s, plan, sample_jpeg
 
-COSTS = Costs(decode_s=0.0005, backbone_s=0.0095, rest_s=0.001, image_bytes=24_000)  # 11 ms of a core
+COSTS = Costs(decode_s=0.0005, backbone_s=0.0095, rest_s=0.001, image_bytes=24_000)  # 11 ms of CPU time
 
 
 def test_throughput_grows_with_batch_size_up_to_the_cores() -> None:
@@ -50,13 +50,13 @@ def test_measured_costs_reflect_decoding_and_backbone(exported: ExportedBackbone
 def test_command_plans_for_a_load_and_reports_invalid_options(exports: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "size", "--images-per-second"]
     environment = {"IMAGESTREAM_BACKBONES": str(exports), "PATH": ""}
-    answer = tmp_path / "size.json"
+    summary = tmp_path / "size.json"
     done = subprocess.run(
-        [*command, "200", "--cores", "1", "--json", str(answer)], env=environment, capture_output=True, text=True,
+        [*command, "200", "--cores", "1", "--json", str(summary)], env=environment, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(answer.read_text())
+    found = json.loads(summary.read_text())
     assert f"{found['plan']['cores']:,}" in done.stdout
     assert found["first_limit"] in done.stdout
     wrong = subprocess.run(

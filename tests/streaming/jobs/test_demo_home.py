@@ -1,4 +1,4 @@
-"""What the demo may remove: an earlier demo, if the user agrees; never anything else."""
+"""The demo removes an earlier demo if the user agrees, and nothing else."""
 
 from pathlib import Path
 
@@ -25,8 +25,8 @@ def agree(question: str) -> bool:
     return True
 
 
-def run_demo_like(settings: Settings) -> Path:
-    """The files of a finished demo, as far as they matter here."""
+def fake_demo(settings: Settings) -> Path:
+    """Write the relevant files of a finished demo; returns its home."""
     demo = new_demo_home(settings, agree)
     for name in ("tables/predictions/part-0.parquet", "models/versions/00000001.json", "broker/data/images-0/0.log"):
         write(demo.work_dir / name)
@@ -40,7 +40,7 @@ def run_demo_like(settings: Settings) -> Path:
 def test_users_home_is_unchanged(settings: Settings, made: str) -> None:
     file = write(settings.work_dir / made)
     for _ in range(2):
-        assert run_demo_like(settings) == settings.work_dir / "demo"
+        assert fake_demo(settings) == settings.work_dir / "demo"
     assert file.read_text(encoding="utf-8") == "data"
 
 
@@ -48,11 +48,11 @@ def test_jars_and_backbones_are_shared(settings: Settings) -> None:
     write(settings.work_dir / "jars" / "spark" / "a.jar")
     assert (new_demo_home(settings, agree).jars_dir / "spark" / "a.jar").is_file()
     new_demo_home(settings, agree)
-    assert (settings.work_dir / "jars" / "spark" / "a.jar").is_file()  # the link was removed, not what it leads to
+    assert (settings.work_dir / "jars" / "spark" / "a.jar").is_file()  # the link was removed, not its target
 
 
 def test_earlier_demo_is_removed_only_if_the_user_agrees(settings: Settings) -> None:
-    home = run_demo_like(settings)
+    home = fake_demo(settings)
     asked: list[str] = []
     with pytest.raises(ServiceError, match="was kept: choose another home with --home PLACE"):
         new_demo_home(settings, lambda question: bool(asked.append(question)))
@@ -73,18 +73,18 @@ def test_killed_demo_can_be_removed(settings: Settings) -> None:
     [
         "tables/predictions/part-1.parquet",  # streamed
         "models/versions/00000002.json",  # trained
-        "broker/data/images-0/0.log",  # published, not streamed yet
+        "broker/data/images-0/0.log",  # published, not yet scored
         "broker/data/photos-0/0.log",  # published to another topic
         "photos/cat.jpg",
         "notes.txt",
     ],
 )
 def test_user_data_in_the_demo_home_is_never_removed(settings: Settings, name: str) -> None:
-    home = run_demo_like(settings)
-    file = write(home / name, "the user's own")
+    home = fake_demo(settings)
+    file = write(home / name, "user data")
     with pytest.raises(ServiceError, match=rf"holds data that the demo did not make \({name}\)"):
         new_demo_home(settings, agree)
-    assert file.read_text(encoding="utf-8") == "the user's own"
+    assert file.read_text(encoding="utf-8") == "user data"
 
 
 @pytest.mark.parametrize("record", [None, "", "{", '{"made": 7}', '{"made": {}}', "[]"])
@@ -98,7 +98,7 @@ def test_folder_without_a_valid_record_is_not_a_demo(settings: Settings, record:
 
 
 def test_log_files_are_not_user_data(settings: Settings) -> None:
-    home = run_demo_like(settings)
+    home = fake_demo(settings)
     for name in ("spark.log", "spark.log.1", "log4j2.properties", "rewrite.lock", "broker/server.log", "report.png"):
         write(home / name)
     new_demo_home(settings, agree)

@@ -1,4 +1,4 @@
-"""Erasing an image: from every table and file, with a record by which the audit adds up; and changes by others."""
+"""Erasing an image from all tables and files, with a record for the audit, and changes by other programs."""
 
 import os
 import re
@@ -27,7 +27,7 @@ from tests.streaming.history import commit_batch
 
 @pytest.fixture
 def home(tmp_path: Path) -> Settings:
-    """Two batches of eight messages, of which one is quarantined; features and a label of the first image."""
+    """Two batches of eight messages, one of them quarantined, with features and labels of some images."""
     settings = Settings(home=tmp_path / "home")
     commit_batch(settings, 0, {0: (0, 8)}, bad={3})
     commit_batch(settings, 1, {0: (8, 16)})
@@ -45,8 +45,8 @@ def count(settings: Settings, table: str) -> int:
     return int(query(settings, f"SELECT count(*) AS n FROM {table}").column("n")[0].as_py())  # noqa: S608
 
 
-def holds(settings: Settings, *names: str) -> list[str]:
-    """Files below the tables, of whatever version, in which one of the names is."""
+def files_with(settings: Settings, *names: str) -> list[str]:
+    """Data files of any table version that contain one of the image ids or hashes."""
     found = []
     for file in Path(settings.home).rglob("*.parquet"):
         if "_delta_log" not in file.parts:
@@ -56,12 +56,12 @@ def holds(settings: Settings, *names: str) -> list[str]:
 
 
 def test_erased_image_is_in_no_file_and_the_audit_is_clean(home: Settings) -> None:
-    assert len(holds(home, "0-0", "aa", "0-9")) == 5
+    assert len(files_with(home, "0-0", "aa", "0-9")) == 5
     result = erase(home, ["0-0"], "request 17")
     assert result.ids == ["0-0", "0-9"]  # the same content under two ids
     assert result.rows == {"features": 2, "labels": 1, "predictions": 2}
     assert result.messages == [("images", 0, 0), ("images", 0, 9)]
-    assert not holds(home, "0-0", "aa", "0-9")
+    assert not files_with(home, "0-0", "aa", "0-9")
     assert [count(home, name) for name in ("predictions", "features", "labels", "erased")] == [13, 1, 1, 2]
     report = audit(home)
     assert (report.clean, report.erased) == (True, 2)
@@ -103,7 +103,7 @@ def test_tables_changed_by_another_program_remain_usable(home: Settings, tmp_pat
     (tmp_path / "labels.csv").write_text("image_id,label\n0-1,bird\n")
     assert add_labels(home, tmp_path / "labels.csv", "a").added == 1
     assert erase(home, ["0-1"], "a").rows == {"features": 1, "labels": 2, "predictions": 1}
-    assert not holds(home, "0-1")  # nor in the change data feed
+    assert not files_with(home, "0-1")  # also not in the change data feed
     report = maintain(home)
     assert {table.name for table in report.tables} >= {"predictions", "erased"}
     assert audit(home).clean
@@ -137,7 +137,7 @@ def test_deletion_vectors_are_refused_until_purged(home: Settings, spark: SparkS
     assert DeltaTable(predictions).protocol().reader_features == ["deletionVectors"]
     assert spark.read.format("delta").load(str(predictions)).count() == 23 - 2
 
-    for name in ("predictions", "features"):  # what the message says, word for word
+    for name in ("predictions", "features"):  # run the statements in the message
         found = re.search(r"run in Spark (ALTER TABLE .*) and (REORG TABLE .*)$", skipped[name] or "")
         assert found is not None
         for statement in found.groups():

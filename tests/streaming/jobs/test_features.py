@@ -1,4 +1,4 @@
-"""`imagestream features`: every image a row of the output, in order of path, in each format and projection."""
+"""`imagestream features`: one row per image, sorted by path, in every format and with every projection."""
 
 import csv
 import os
@@ -53,7 +53,7 @@ def paths() -> list[str]:
 
 
 def rows_of(output: Path, format_: FileFormat) -> tuple[list[str], list[str | None], Features]:
-    """(paths, labels, features) as another reader sees them."""
+    """(paths, labels, features) by an independent reader."""
     if format_ == "csv":
         with output.open(encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
@@ -90,8 +90,8 @@ def test_output_has_projected_rows_sorted_by_path_and_is_replaced(
 
 
 def test_failed_run_leaves_the_output_unchanged(spark: SparkSession, tmp_path: Path) -> None:
-    torn = pa.table({"source": ["a", "b"], "image_id": ["", ""], "label": ["", ""], "features": [[1.0], [1.0, 2.0]]})
-    rows = spark.createDataFrame(torn).coalesce(1)
+    ragged = pa.table({"source": ["a", "b"], "image_id": ["", ""], "label": ["", ""], "features": [[1.0], [1.0, 2.0]]})
+    rows = spark.createDataFrame(ragged).coalesce(1)
     output = tmp_path / "out.csv"
     output.write_text("before")
     with pytest.raises(Exception, match="features of different widths"):
@@ -101,7 +101,7 @@ def test_failed_run_leaves_the_output_unchanged(spark: SparkSession, tmp_path: P
 
 
 def test_folder_to_csv_of_principal_components(settings: Settings, tmp_path: Path) -> None:
-    """All in one: header, rows = images, as many components as scikit-learn keeps; a bad file is told, code 1."""
+    """A header, one row per image and the number of components of scikit-learn; a bad file gives exit code 1."""
     folder = write_images(tmp_path / "digits", digit_images(60))
     (folder / "7" / "bad.png").write_bytes(b"no image")
     output = tmp_path / "out" / "digits.csv"
@@ -141,7 +141,7 @@ def test_model_option_uses_its_backbone_and_projection(settings: Settings, train
 
 
 def test_killed_or_stopped_run_continues(settings: Settings, tmp_path: Path) -> None:
-    """Killed as soon as a task has committed, then stopped by Ctrl-C as soon as another has, then left alone."""
+    """Killed after the first commit of a task, stopped by Ctrl-C after another one, and finally completed."""
     folder = write_images(tmp_path / "digits", digit_images(240))
     command = ["features", "--images", folder, "--output", tmp_path / "out.csv"]
     arguments = ["--home", settings.home, *command]
@@ -151,12 +151,12 @@ from streaming.images import featurize
 from streaming.cli import commands
 from streaming.cli.app import run
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the tests themselves were started with
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run with another handler
 featurize.IMAGES_PER_TASK = 20
 run({[str(argument) for argument in arguments]!r})
 """
-    places = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_BACKBONES": str(settings.backbones)}
-    environment = os.environ | places | {"IMAGESTREAM_MASTER": "local[1]"}
+    variables = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_BACKBONES": str(settings.backbones)}
+    environment = os.environ | variables | {"IMAGESTREAM_MASTER": "local[1]"}
 
     def start() -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -167,17 +167,17 @@ run({[str(argument) for argument in arguments]!r})
         return len(list((settings.work_dir / "featurized" / "features" / "_delta_log").glob("*.json"))) - 1
 
     def wait_for_a_commit(process: "subprocess.Popen[str]") -> None:
-        before, until = max(0, commits()), time.monotonic() + 180
-        while commits() <= before and process.poll() is None and time.monotonic() < until:
+        before, deadline = max(0, commits()), time.monotonic() + 180
+        while commits() <= before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    for number, code_wanted in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
+    for number, expected in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         process = start()
         wait_for_a_commit(process)
         os.killpg(process.pid, number)  # as a terminal does: the process, its JVM and its workers
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == code_wanted, said
-    assert said.splitlines() == ["interrupted; run the same command again to continue"]
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == expected, err
+    assert err.splitlines() == ["interrupted; run the same command again to continue"]
     assert not (tmp_path / "out.csv").exists()
     found = imagestream(settings, *command)
     assert found["rows"] == 240
@@ -233,7 +233,7 @@ def test_invalid_options_are_reported_in_one_line_before_the_work(
     with pytest.raises(SystemExit) as stopped:
         run([*arguments, *options])
     assert stopped.value.code == (1 if options[0] in {"--model", "--backbone", "--projection"} else 2)
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
     assert not (tmp_path / "home").exists()

@@ -1,4 +1,4 @@
-"""Maintenance of real Delta tables: what it leaves, and that nobody beside it is hurt."""
+"""Maintenance of real Delta tables: its results, and concurrent streams and readers."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def commit_batches(settings: Settings, first: int, end: int) -> None:
-    """Batches of ten messages each, one of them quarantined."""
+    """Commit batches of ten messages each, one of them quarantined."""
     for number in range(first, end):
         commit_batch(settings, number, {0: (10 * number, 10 * number + 10)}, bad={10 * number + 3})
 
@@ -41,7 +41,7 @@ def by_name(report: MaintenanceReport) -> dict[str, tuple[int, int]]:
     return {table.name: (table.files_before, table.files_after) for table in report.tables}
 
 
-def grow_older(path: Path, hours: float) -> Path:
+def set_age(path: Path, hours: float) -> Path:
     os.utime(path, (time.time() - hours * 3600,) * 2)
     return path
 
@@ -66,7 +66,7 @@ def test_retried_batch_is_recognised_after_compaction_and_vacuum(settings: Setti
         assert (log / "_last_checkpoint").exists()
         for commit in log.glob("*.json"):
             if int(commit.stem) < json.loads((log / "_last_checkpoint").read_text())["version"]:
-                commit.unlink()  # as when the log has expired: the checkpoint alone remembers
+                commit.unlink()  # as after expiry of the log: only the checkpoint remains
         assert DeltaTable(settings.place.table(name)).transaction_version(QUERY_ID) == 11
 
     commit_batches(settings, 11, 12)
@@ -105,16 +105,16 @@ def test_concurrent_stream_and_reader_lose_and_repeat_no_row(settings: Settings)
         found = query(settings, 'SELECT count(*) AS n, count(DISTINCT "offset") AS offsets FROM predictions')
         (row,) = found.to_pylist()
         assert row["n"] == row["offsets"]
-        assert row["n"] % 9 == 0  # whole commits only
+        assert row["n"] % 9 == 0  # only complete commits
         runs += 1
     assert stream.returncode == 0
     assert runs > 1
     last = maintain(settings)
     assert max(table.files_after for table in last.tables) <= 50
-    assert opened.read().num_rows == 9  # a reader goes on with the files that it opened
-    report_of_all = audit(settings)
-    assert report_of_all.clean
-    assert (report_of_all.batches, report_of_all.predicted, report_of_all.quarantined) == (80, 80 * 9, 80)
+    assert opened.read().num_rows == 9  # a reader can still read its open file
+    found = audit(settings)
+    assert found.clean
+    assert (found.batches, found.predicted, found.quarantined) == (80, 80 * 9, 80)
 
 
 def test_log_is_kept_as_long_as_the_files(settings: Settings) -> None:
@@ -122,14 +122,14 @@ def test_log_is_kept_as_long_as_the_files(settings: Settings) -> None:
     log = Path(settings.place.tables) / "batches" / "_delta_log"
     old = log / f"{0:020}.json"
     for entry in log.iterdir():
-        grow_older(entry, hours=25)
+        set_age(entry, hours=25)
     maintain(settings, retention_hours=26)
     assert old.exists()
     maintain(settings, retention_hours=24)
     assert not old.exists()
     version = DeltaTable(settings.place.table("batches")).version()
     maintain(settings, retention_hours=24)
-    assert DeltaTable(settings.place.table("batches")).version() == version, "nothing to say again"
+    assert DeltaTable(settings.place.table("batches")).version() == version, "a second run commits nothing"
     assert audit(settings).clean
 
 
@@ -157,8 +157,8 @@ def test_uncommitted_worker_files_are_deleted_only_when_old(settings: Settings) 
     directory = Path(settings.place.tables) / "quarantine"
     (young,) = worker_file(directory, [quarantined(settings, 0, 33)])
     (left_over,) = worker_file(directory, [quarantined(settings, 0, 34)])
-    grow_older(directory / young.path, hours=23)
-    grow_older(directory / left_over.path, hours=25)
+    set_age(directory / young.path, hours=23)
+    set_age(directory / left_over.path, hours=25)
     maintain(settings, retention_hours=0)
     assert (directory / young.path).exists()
     assert not (directory / left_over.path).exists()
@@ -171,7 +171,7 @@ def test_decided_batch_is_finished_before_anything_is_removed(settings: Settings
     assert decisions.decide(decision)
     for name, files in decision.files.items():
         for file in files:
-            grow_older(Path(settings.place.tables) / name / file.path, hours=200)
+            set_age(Path(settings.place.tables) / name / file.path, hours=200)
     maintain(settings, retention_hours=0)
     found = query(settings, "SELECT batch_id, predicted_rows, quarantined_rows FROM batches").to_pylist()
     assert found == [{"batch_id": 1, "predicted_rows": 9, "quarantined_rows": 1}]
@@ -185,7 +185,7 @@ def test_uncommitted_training_features_are_kept_for_a_day(settings: Settings) ->
     young, old = directory / "part-young.parquet", directory / "part-old.parquet"
     for path, hours in ((young, 20), (old, 30)):
         path.write_bytes(b"features")
-        grow_older(path, hours)
+        set_age(path, hours)
     maintain(settings, retention_hours=0)
     assert (young.exists(), old.exists()) == (True, False)
 
@@ -199,7 +199,7 @@ def test_old_decisions_of_complete_batches_are_removed_except_the_newest(setting
     empty = decision_of(settings, 1, {0: (0, 1)})
     for number in range(1, KEPT + 4):
         assert decisions.decide(replace(empty, number=number))
-        grow_older(folder / f"{number:020}.json", hours=25)
+        set_age(folder / f"{number:020}.json", hours=25)
     commit_batch(settings, KEPT + 2, {0: (0, 1)})
     (folder / f"{KEPT + 3:020}.json").unlink()
     assert maintain(settings).decisions_removed == 2

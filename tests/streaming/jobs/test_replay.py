@@ -1,4 +1,4 @@
-"""Replay on a real broker and real Delta tables: everything is sent, marked, and nothing lost whatever happens."""
+"""Replay with a real broker and real Delta tables: messages are sent and marked, and none is lost."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ BAD = {number: {10 * number + 3, 10 * number + 4, 10 * number + 5} for number in
 
 @pytest.fixture
 def settings(broker: Settings, tmp_path: Path) -> Settings:
-    """Three batches of a topic of their own, three messages of each quarantined: at odd offsets as truncated."""
+    """Three batches of a new topic, with three quarantined messages each: truncated at odd offsets."""
     settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
     for number, bad in BAD.items():
         commit_batch(settings, number, {0: (10 * number, 10 * number + 10)}, bad=bad)
@@ -53,7 +53,7 @@ def servers(broker: Settings) -> str:
 
 
 def messages(settings: Settings) -> list[Any]:
-    """All that is in the topic now."""
+    """All messages in the topic."""
     from kafka import KafkaConsumer, TopicPartition
 
     consumer = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers, auto_offset_reset="earliest")
@@ -73,7 +73,7 @@ def messages(settings: Settings) -> list[Any]:
 
 
 def quarantine_with_originals(settings: Settings, batch_id: int, *columns: dict[str, Any]) -> None:
-    """A row for each, with what the stream keeps of the message."""
+    """Write a quarantine row for each, with the columns that the stream keeps of a message."""
     lineage = {"model_version": 1, "query_id": QUERY_ID, "batch_id": batch_id}
     rows = [quarantined(settings, 0, 100 * batch_id + number) | lineage | one for number, one in enumerate(columns)]
     table = Table(settings.place.tables, "quarantine")
@@ -85,13 +85,13 @@ def test_key_headers_and_timestamp_are_preserved(broker: Settings, tmp_path: Pat
     create_topic(settings, **{"message.timestamp.type": "CreateTime"})
     now_ms = int(time.time() * 1000)
     headers = [("label", b"cat"), ("label", b"dog"), ("bytes", b"\x00\xff"), ("none", None), ("empty", b"")]
-    as_stored = [{"key": name, "value": value} for name, value in headers]
-    old_ms = now_ms - 10 * 86_400_000  # which Kafka's seven days would delete at once
+    stored_headers = [{"key": name, "value": value} for name, value in headers]
+    old_ms = now_ms - 10 * 86_400_000  # beyond Kafka's default retention of seven days
     quarantine_with_originals(
         settings, 1,
-        {"key": b"\xff\x00key", "headers": as_stored[:3], "timestamp_ms": now_ms - 5_000},
+        {"key": b"\xff\x00key", "headers": stored_headers[:3], "timestamp_ms": now_ms - 5_000},
         {"key": None, "headers": None, "timestamp_ms": now_ms - 4_000},
-        {"key": b"", "headers": as_stored, "timestamp_ms": now_ms - 3_000, "value": b"with a null header"},
+        {"key": b"", "headers": stored_headers, "timestamp_ms": now_ms - 3_000, "value": b"with a null header"},
         {"key": b"old", "headers": [], "timestamp_ms": old_ms},
         {"key": b"none", "headers": [], "timestamp_ms": -1},
         {"key": b"bomb", "reason": "message_bomb", "value": None, "timestamp_ms": now_ms},
@@ -172,12 +172,12 @@ from pathlib import Path
 from streaming.jobs import replay
 from streaming.settings import Settings
 mark, calls = replay.mark_replayed, []
-def die_at_second(*arguments, **named):
+def crash_at_second(*arguments, **named):
     calls.append(1)
     if len(calls) == 2:
         os._exit(9)
     mark(*arguments, **named)
-replay.mark_replayed = die_at_second
+replay.mark_replayed = crash_at_second
 home, topic, servers = sys.argv[1:]
 replay.replay(Settings(home=Path(home), topic=topic), servers, replay.ReplayOptions())
 """
@@ -189,7 +189,7 @@ def test_replay_killed_between_sending_and_marking_loses_nothing(settings: Setti
     assert len(messages(settings)) == 6  # two files of three
     assert len(marked(settings)) == 3
 
-    assert replay(settings, servers, ReplayOptions()).sent == 6  # at least once: three of them again
+    assert replay(settings, servers, ReplayOptions()).sent == 6  # at least once: three are repeated
     values = [one.value for one in messages(settings)]
     assert (len(values), len(set(values))) == (12, 9)
     assert len(marked(settings)) == 9
@@ -197,17 +197,17 @@ def test_replay_killed_between_sending_and_marking_loses_nothing(settings: Setti
 
 
 def while_running(work: Callable[[int], None], during: Callable[[], Any]) -> Any:
-    """Call `work` with 0, 1, 2, … in a thread until `during` has returned, at least once."""
-    over = threading.Event()
+    """Call `work` with 0, 1, 2, … in a thread, at least once, until `during` returns."""
+    ended = threading.Event()
     errors: list[BaseException] = []
 
     def loop() -> None:
         number = 0
         try:
-            while not over.is_set() or number == 0:
+            while not ended.is_set() or number == 0:
                 work(number)
                 number += 1
-        except BaseException as error:  # noqa: BLE001  told to the test below
+        except BaseException as error:  # noqa: BLE001  checked below in the thread of the test
             errors.append(error)
 
     thread = threading.Thread(target=loop)
@@ -215,7 +215,7 @@ def while_running(work: Callable[[int], None], during: Callable[[], Any]) -> Any
     try:
         return during()
     finally:
-        over.set()
+        ended.set()
         thread.join()
         assert errors == []
 
@@ -235,7 +235,7 @@ def test_marking_concurrent_with_stream_and_maintenance_loses_no_row(settings: S
     report = audit(settings)
     assert report.clean
     assert len(marked(settings)) == sent + rest == report.quarantined
-    assert len(messages(settings)) == report.quarantined  # none was sent twice
+    assert len(messages(settings)) == report.quarantined  # no message was sent twice
 
 
 def test_rows_are_marked_after_compaction_moved_them(settings: Settings) -> None:

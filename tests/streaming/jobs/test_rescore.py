@@ -1,4 +1,4 @@
-"""History scored again from stored features: the model's own answers, once each, whatever happened on the way."""
+"""Rescoring from stored features: exactly one prediction of the model per message, despite interruptions."""
 
 import json
 import multiprocessing
@@ -33,7 +33,7 @@ from tests.conftest import imagestream
 from tests.streaming.small_models import Digits, fit_head, register_model, seen_images, some_digits
 
 N = 40
-FITTED = (20, 30)  # of them, the first so many by each of the versions
+FITTED = (20, 30)  # number of first digits that each version was fitted on
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
 
 
@@ -44,7 +44,7 @@ def digits(exported: ExportedBackbone) -> Digits:
 
 @pytest.fixture(scope="module")
 def heads(digits: Digits) -> list[Head]:
-    """The version that answered, which was fitted on half of the digits, and the one that scores again, on more."""
+    """The version that predicted, fitted on half of the digits, and the one that rescores, fitted on more."""
     return [fit_head(digits.features[:n], digits.labels[:n], k) for n, k in zip(FITTED, (4, 8), strict=True)]
 
 
@@ -66,7 +66,7 @@ def settings(models: Path, tmp_path: Path) -> Settings:
 
 
 def identities(settings: Settings, numbers: Sequence[int], labels: Sequence[str | None]) -> dict[str, Any]:
-    """Messages `numbers`, in two partitions."""
+    """Identity columns of the messages `numbers`, in two partitions."""
     return {
         "image_id": [f"image {number}" for number in numbers],
         "topic": [settings.topic] * len(numbers),
@@ -79,7 +79,7 @@ def identities(settings: Settings, numbers: Sequence[int], labels: Sequence[str 
 def store_features(
     settings: Settings, digits: Digits, numbers: Sequence[int], backbone: str, labels: Sequence[str | None] = ()
 ) -> None:
-    """One file of `features`: message n shows digit n modulo N."""
+    """Write one file of `features`: message n contains digit n modulo N."""
     columns = identities(settings, numbers, labels or [None] * len(numbers)) | {
         "backbone_sha256": [backbone] * len(numbers),
         "features": list_array(digits.features[[number % N for number in numbers]]),
@@ -118,7 +118,7 @@ def rescored(settings: Settings) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def history(settings: Settings, exported: ExportedBackbone, heads: list[Head], digits: Digits) -> Settings:
-    """100 messages in five files, answered by version 1; beside them training images, which are no history."""
+    """100 messages in five files, predicted by version 1, and a training image, which is not part of the history."""
     for start in range(0, 100, 20):
         numbers = range(start, start + 20)
         store_features(settings, digits, numbers, exported.sha256, [digits.labels[n % N] for n in numbers])
@@ -175,7 +175,7 @@ def test_compaction_between_runs_rescores_nothing_twice(
     assert len({(row["partition"], row["offset"]) for row in rows}) == len(rows) == 120
 
 
-def _rescore_and_be_killed(home: Path, after_rows: int) -> None:
+def _rescore_until_killed(home: Path, after_rows: int) -> None:
     rescore_module.CHUNK_BYTES = 1  # a commit for each file
     seen = 0
 
@@ -189,7 +189,7 @@ def _rescore_and_be_killed(home: Path, after_rows: int) -> None:
 
 
 def test_killed_run_continues(history: Settings) -> None:
-    child = multiprocessing.get_context("spawn").Process(target=_rescore_and_be_killed, args=(history.home, 90))
+    child = multiprocessing.get_context("spawn").Process(target=_rescore_until_killed, args=(history.home, 90))
     child.start()
     child.join(120)
     assert child.exitcode == -signal.SIGKILL
@@ -212,14 +212,14 @@ def test_comparison_counts_agreement_accuracy_and_changes(history: Settings, dig
     (row,) = found.agreement
     assert (row["old_version"], row["rows"], row["labelled"]) == (1, 100, 100)
     assert row["agreement"] == pytest.approx(np.mean([old[n] == new[n] for n in shown]))
-    # Both are judged by what neither was fitted on; the others are reported apart.
-    judged = np.array([n >= max(FITTED) for n in shown])
+    # Both are evaluated on images that neither was fitted on; the others are reported separately.
+    evaluated = np.array([n >= max(FITTED) for n in shown])
     right = [np.array([answers[n] == t for n, t in zip(shown, truth, strict=True)]) for answers in (old, new)]
     assert (row["judged"], row["fitted"]) == (20, 80)
     for name, found_right in zip(("old_accuracy", "new_accuracy"), right, strict=True):
-        assert row[name] == pytest.approx(found_right[judged].mean())
-        assert row[f"fitted_{name}"] == pytest.approx(found_right[~judged].mean())
-    assert row["only_new_right"] - row["only_old_right"] == (right[1][judged].sum() - right[0][judged].sum())
+        assert row[name] == pytest.approx(found_right[evaluated].mean())
+        assert row[f"fitted_{name}"] == pytest.approx(found_right[~evaluated].mean())
+    assert row["only_new_right"] - row["only_old_right"] == (right[1][evaluated].sum() - right[0][evaluated].sum())
     assert row["fitted_new_accuracy"] > row["new_accuracy"]
     changed = [(old[n], new[n]) for n in shown if old[n] != new[n]]
     counts = [changed.count((one["old_label"], one["new_label"])) for one in found.changes]
@@ -242,7 +242,7 @@ def test_versions_without_known_training_images_are_not_evaluated(
 
 
 def test_history_without_content_hashes_is_evaluated_by_image_ids(history: Settings, digits: Digits) -> None:
-    """In the table no file has the column; the versions were fitted on images by the ids that they had."""
+    """The table lacks the column `content_sha256`, so that images are identified by their ids."""
     directory = Path(history.place.tables) / "features"
     files = Table(history.place.tables, "features").files()
     rows = pa.concat_tables([pq.read_table(file) for file in files]).drop_columns(["content_sha256"])
@@ -250,7 +250,7 @@ def test_history_without_content_hashes_is_evaluated_by_image_ids(history: Setti
     write_deltalake(directory, rows)
     rescore(history, 2)
     (row,) = compare(history, open_registry(history.home).read(2).sha256).agreement
-    assert (row["judged"], row["fitted"]) == (100, 0)  # none of the ids is the hash of an image here
+    assert (row["judged"], row["fitted"]) == (100, 0)  # no id is the hash of an image here
 
 
 def test_predictions_without_features_are_counted_and_refused_unless_allowed(

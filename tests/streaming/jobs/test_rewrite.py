@@ -1,4 +1,4 @@
-"""Compaction and marks on real Delta tables: the rows stay right whoever was first."""
+"""Compaction and replay marks on real Delta tables: correct rows in any order of concurrent commits."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def quarantine_files(settings: Settings, files: int) -> Table:
-    """A quarantine of ten rows a file."""
+    """A quarantine with ten rows per file."""
     table = Table(settings.place.tables, "quarantine")
     for number in range(files):
         rows = [quarantined(settings, 0, 10 * number + at) for at in range(10)]
@@ -64,7 +64,7 @@ def mark(settings: Settings, *marks: int) -> None:
 
 
 def in_between(monkeypatch: pytest.MonkeyPatch, module: Any, *works: Callable[[], object]) -> None:
-    """Do each of the works in turn while a rewriter of `module` has read its files and not yet committed."""
+    """Call one of `works` each time a rewrite in `module` has read its files and not yet committed."""
     waiting, write = list(works), rewrite.write_copy
 
     def write_after(*arguments: Any, **named: Any) -> Any:
@@ -186,7 +186,7 @@ def test_compaction_keeps_rows_types_and_partitions(settings: Settings) -> None:
 
 
 def statistics_of(directory: Path) -> list[dict[str, Any]]:
-    """Of the files that the newest entry adds."""
+    """The statistics of the files that the newest log entry adds."""
     entry = max((directory / "_delta_log").glob("*.json"))
     actions = [json.loads(line) for line in entry.read_text().splitlines()]
     return [json.loads(action["add"]["stats"]) for action in actions if "add" in action]
@@ -198,13 +198,13 @@ def test_merged_file_has_the_statistics_of_its_rows(settings: Settings) -> None:
         row = {"image_id": image, "label": label, "labelled_at": NOON + timedelta(hours=number)}
         table.append(pa.Table.from_pylist([row], LABELS), APP, number)
     assert compact(table.place, MB) is None
-    (told,) = statistics_of(Path(table.place))
-    assert told["numRecords"] == 3
-    assert told["nullCount"] == {"image_id": 0, "label": 1, "labelled_at": 0, "by": 3}
-    assert told["minValues"] == {"image_id": "a", "labelled_at": "2024-05-06T12:00:00.000000Z"}
-    assert told["maxValues"] == {"image_id": "c", "labelled_at": "2024-05-06T14:00:00.000000Z"}
-    found = DeltaTable(table.place).to_pyarrow_table(filters=[("image_id", "=", "c")])
-    assert found.column("label").to_pylist() == ["x" * 60]
+    (found,) = statistics_of(Path(table.place))
+    assert found["numRecords"] == 3
+    assert found["nullCount"] == {"image_id": 0, "label": 1, "labelled_at": 0, "by": 3}
+    assert found["minValues"] == {"image_id": "a", "labelled_at": "2024-05-06T12:00:00.000000Z"}
+    assert found["maxValues"] == {"image_id": "c", "labelled_at": "2024-05-06T14:00:00.000000Z"}
+    rows = DeltaTable(table.place).to_pyarrow_table(filters=[("image_id", "=", "c")])
+    assert rows.column("label").to_pylist() == ["x" * 60]
 
 
 def test_only_small_files_are_merged_up_to_the_target_size(settings: Settings) -> None:
@@ -292,7 +292,7 @@ def test_table_with_column_mapping_is_refused(settings: Settings) -> None:
 
 def test_commit_unsupported_by_deltalake_is_refused_immediately(settings: Settings) -> None:
     table = quarantine_files(settings, 2)
-    features = ["appendOnly", "invariants", "checkpointProtection"]  # as Spark leaves it behind DROP FEATURE
+    features = ["appendOnly", "invariants", "checkpointProtection"]  # as after DROP FEATURE in Spark
     upgrade = {"protocol": {"minReaderVersion": 1, "minWriterVersion": 7, "writerFeatures": features}}
     (Path(table.place) / "_delta_log" / f"{3:020}.json").write_text(json.dumps(upgrade))
     with pytest.raises(TableFeatureError, match=r"cannot be written: .*checkpointProtection.*DROP FEATURE"):
