@@ -78,7 +78,7 @@ class Spec:
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Serving:
+class _Models:
     """A model manager with a fixed champion, which reads the aliases as the stream does."""
 
     def __init__(self, registry: Registry) -> None:
@@ -211,7 +211,7 @@ def _run(spec: Spec) -> None:
     answers = AnswersTopic(spec.settings)
     answers.prepare(Subscription((topic,)))
     committer = _Committer(
-        _Serving(Registry(place.store)),  # type: ignore[arg-type]
+        _Models(Registry(place.store)),  # type: ignore[arg-type]
         tables,
         Decisions(place.store, topic),
         _witness,
