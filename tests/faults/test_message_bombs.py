@@ -5,7 +5,6 @@ from contextlib import closing
 from pathlib import Path
 
 from kafka import KafkaProducer
-from kafka.admin import KafkaAdminClient, NewTopic
 
 from models.bundle import read_bundle
 from streaming.images.dataset import digit_images
@@ -16,6 +15,7 @@ from tests.conftest import imagestream
 from tests.faults.harness import TIMEOUT_S, MemoryWatch, Stream, drain, rows
 from tests.faults.record_batches import gzip_bomb, produce, zstd_bomb
 from tests.forms import Record
+from tests.producer.topics import create_topic
 from tests.streaming.small_models import bundle_folder
 
 RECORDS = 10  # of a batch
@@ -27,11 +27,6 @@ ANY_TIME = {
 }
 
 
-def create_topic(settings: Settings, **configuration: str) -> None:
-    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
-        admin.create_topics([NewTopic(settings.topic, 1, 1, topic_configs=configuration)])
-
-
 BOMBS = {
     "600 MB in gzip": lambda: gzip_bomb(600_000_000),
     "six million headers": lambda: gzip_bomb(10, 6_000_000),
@@ -41,9 +36,9 @@ BOMBS = {
 
 
 def test_batch_that_crashes_the_jvm_twice_is_read_outside_it(service: Settings, record: Record) -> None:
-    create_topic(service, **{"compression.type": "producer"})
-    images = iter([data for _, _, data in digit_images(2 * len(BOMBS) + 2, 300)])
     servers = str(service.bootstrap_servers)
+    create_topic(servers, service.topic, compression_type="producer")
+    images = iter([data for _, _, data in digit_images(2 * len(BOMBS) + 2, 300)])
     good: list[int] = []
     bombs: list[int] = []
     with closing(KafkaProducer(bootstrap_servers=servers)) as producer:
@@ -88,7 +83,7 @@ def test_batch_that_crashes_the_jvm_twice_is_read_outside_it(service: Settings, 
 
 def test_embedded_broker_refuses_bombs(broker: Settings, service: Settings) -> None:
     servers = str(broker.bootstrap_servers)
-    create_topic(service)
+    create_topic(servers, service.topic)
     assert produce(servers, service.topic, 0, gzip_bomb(60_000_000)) == (10, -1)  # MESSAGE_TOO_LARGE
     assert produce(servers, service.topic, 0, gzip_bomb(600_000_000))[0] != 0  # more than its memory
     for bomb in (zstd_bomb(60_000_000), zstd_bomb(2_000_000_000), zstd_bomb(400_000_000, RECORDS)):
@@ -97,7 +92,7 @@ def test_embedded_broker_refuses_bombs(broker: Settings, service: Settings) -> N
 
 
 def test_timestamp_out_of_sparks_range_does_not_stop_the_stream(service: Settings) -> None:
-    create_topic(service, **ANY_TIME)
+    create_topic(str(service.bootstrap_servers), service.topic, **ANY_TIME)
     times = [1_714_996_800_000, 0, 1_714_996_800, 1_714_996_800_000_000, 1_714_996_800_000_000_000]
     image = next(iter(digit_images(1, 300)))[2]
     with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:

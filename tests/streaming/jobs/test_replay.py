@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka import KafkaConsumer, TopicPartition
 
 from producer.message import read_headers
 from streaming.errors import ServiceError
@@ -27,6 +27,7 @@ from streaming.settings import Settings
 from streaming.storage.home import lock
 from streaming.storage.tables import Table
 from tests.conftest import imagestream
+from tests.producer.topics import create_topic
 from tests.streaming.history import QUERY_ID, commit_batch, new_topic, quarantined, worker_file
 
 BAD = {number: {10 * number + 3, 10 * number + 4, 10 * number + 5} for number in range(3)}
@@ -41,11 +42,6 @@ def settings(broker: Settings, tmp_path: Path) -> Settings:
     return settings
 
 
-def create_topic(settings: Settings, **configuration: str) -> None:
-    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
-        admin.create_topics([NewTopic(settings.topic, 1, 1, topic_configs=configuration)])
-
-
 @pytest.fixture
 def servers(broker: Settings) -> str:
     assert broker.bootstrap_servers
@@ -54,22 +50,16 @@ def servers(broker: Settings) -> str:
 
 def messages(settings: Settings) -> list[Any]:
     """All messages in the topic."""
-    from kafka import KafkaConsumer, TopicPartition
-
-    consumer = KafkaConsumer(bootstrap_servers=settings.bootstrap_servers, auto_offset_reset="earliest")
-    try:
-        partitions = [
-            TopicPartition(settings.topic, one) for one in consumer.partitions_for_topic(settings.topic) or ()
-        ]
-        if not partitions:
+    with closing(KafkaConsumer(bootstrap_servers=settings.bootstrap_servers, auto_offset_reset="earliest")) as consumer:
+        numbers = consumer.partitions_for_topic(settings.topic)
+        if not numbers:
             return []
+        partitions = [TopicPartition(settings.topic, number) for number in numbers]
         consumer.assign(partitions)
-        wanted, found = sum(consumer.end_offsets(partitions).values()), []
-        while len(found) < wanted:
+        expected, found = sum(consumer.end_offsets(partitions).values()), []
+        while len(found) < expected:
             found += [message for batch in consumer.poll(1000).values() for message in batch]
         return found
-    finally:
-        consumer.close()
 
 
 def quarantine_with_originals(settings: Settings, batch_id: int, *columns: dict[str, Any]) -> None:
@@ -82,7 +72,7 @@ def quarantine_with_originals(settings: Settings, batch_id: int, *columns: dict[
 
 def test_key_headers_and_timestamp_are_preserved(broker: Settings, tmp_path: Path, servers: str) -> None:
     settings = broker.model_copy(update={"home": tmp_path, "topic": new_topic()})
-    create_topic(settings, **{"message.timestamp.type": "CreateTime"})
+    create_topic(servers, settings.topic, message_timestamp_type="CreateTime")
     now_ms = int(time.time() * 1000)
     headers = [("label", b"cat"), ("label", b"dog"), ("bytes", b"\x00\xff"), ("none", None), ("empty", b"")]
     stored_headers = [{"key": name, "value": value} for name, value in headers]
@@ -248,11 +238,7 @@ def test_rows_are_marked_after_compaction_moved_them(settings: Settings) -> None
 
 
 def test_message_too_large_for_the_topic_stays_unmarked(settings: Settings, servers: str) -> None:
-    from kafka.admin import KafkaAdminClient, NewTopic
-
-    admin = KafkaAdminClient(bootstrap_servers=servers)
-    admin.create_topics([NewTopic(settings.topic, 1, 1, topic_configs={"max.message.bytes": "2000"})])
-    admin.close()
+    create_topic(servers, settings.topic, max_message_bytes=2000)
     large = quarantined(settings, 0, 31, os.urandom(5000)) | {"query_id": QUERY_ID, "batch_id": 3}
     quarantine = Table(settings.place.tables, "quarantine")
     quarantine.append_files(worker_file(quarantine.place, [large]), QUERY_ID, 3)

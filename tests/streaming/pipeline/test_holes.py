@@ -8,13 +8,14 @@ from uuid import uuid4
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
+from kafka.admin import KafkaAdminClient
 
 from streaming.jobs.audit import Span, audit
 from streaming.pipeline.status import read_status
 from streaming.settings import Settings
 from tests.conftest import NewService, imagestream
 from tests.faults.harness import Position, decisions, drain, rows, wait_until
+from tests.producer.topics import create_topic
 
 COMPACT = {
     "cleanup.policy": "compact",
@@ -22,11 +23,6 @@ COMPACT = {
     "min.cleanable.dirty.ratio": "0.01",
     "max.compaction.lag.ms": "500",
 }
-
-
-def create_topic(settings: Settings, partitions: int = 1, **configuration: str) -> None:
-    with closing(KafkaAdminClient(bootstrap_servers=settings.bootstrap_servers)) as admin:
-        admin.create_topics([NewTopic(settings.topic, partitions, 1, topic_configs=configuration)])
 
 
 def transactional(settings: Settings) -> Any:
@@ -94,7 +90,7 @@ class Transactions:
 @pytest.fixture(scope="module")
 def transactions(new_service: NewService) -> Iterator[Transactions]:
     settings = new_service()
-    create_topic(settings, partitions=4)
+    create_topic(str(settings.bootstrap_servers), settings.topic, partitions=4)
     topic = settings.topic
     with closing(transactional(settings)) as producer, closing(transactional(settings)) as opened:
         for messages, commit in ((2, False), (3, True), (2, False), (1, True), (1, False)):
@@ -152,7 +148,7 @@ def test_read_uncommitted_scores_aborted_messages(transactions: Transactions, ne
 
 
 def test_messages_deleted_after_fetching_are_scored_and_their_holes_unproven(service: Settings) -> None:
-    create_topic(service)
+    create_topic(str(service.bootstrap_servers), service.topic)
     with closing(transactional(service)) as producer:
         with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as plain:
             for number in range(20):
@@ -175,7 +171,7 @@ def test_messages_deleted_after_fetching_are_scored_and_their_holes_unproven(ser
 
 
 def test_remaining_messages_of_a_compacted_topic_are_scored(service: Settings) -> None:
-    create_topic(service, **COMPACT)
+    create_topic(str(service.bootstrap_servers), service.topic, **COMPACT)
     with closing(KafkaProducer(bootstrap_servers=service.bootstrap_servers)) as producer:
         for number in range(12):
             producer.send(service.topic, b"message %d" % number, key=b"key %d" % (number % 3)).get(30)
