@@ -100,7 +100,7 @@ def client(home: Settings, kafka: Broker) -> Iterator[httpx.Client]:
         yield client
 
 
-def at(found: list[Any], response: dict[str, Any]) -> Any:
+def message_at(found: list[Any], response: dict[str, Any]) -> Any:
     """The message at the partition and offset in a response."""
     (message,) = [one for one in found if (one.partition, one.offset) == (response["partition"], response["offset"])]
     return message
@@ -157,7 +157,7 @@ def test_trace_and_content_type_are_published_with_the_image(
 ) -> None:
     trace = f"00-{'a' * 32}-{'b' * 16}-01"
     response = client.post("/images", content=JPEG + b"traced", headers=JPEG_TYPE | {"traceparent": trace})
-    headers = dict(at(messages(bootstrap_servers(broker), topic), response.json()).headers)
+    headers = dict(message_at(messages(bootstrap_servers(broker), topic), response.json()).headers)
     assert headers[HEADER_TRACEPARENT].decode() == trace
     assert headers["content-type"] == b"image/jpeg"
     assert HEADER_LABEL not in headers
@@ -171,7 +171,7 @@ def test_file_name_of_an_upload_is_its_source(client: httpx.Client, broker: Sett
     named = client.post("/v1/images", files={"file": ("Käse 1.jpg", JPEG + b"named")})
     chosen = client.post("/v1/images?source=camera+7%2F1.jpg", content=JPEG + b"named", headers=JPEG_TYPE)
     found = messages(bootstrap_servers(broker), topic)
-    sources = [read_headers(at(found, response.json()).headers).source for response in (named, chosen)]
+    sources = [read_headers(message_at(found, response.json()).headers).source for response in (named, chosen)]
     assert sources == ["Käse 1.jpg", "camera 7/1.jpg"]
 
 
@@ -190,7 +190,7 @@ def test_several_images_in_one_request_are_all_published_or_none(
     found = messages(bootstrap_servers(broker), topic)
     assert len(found) == before + len(images)
     for number, (image, accepted) in enumerate(zip(images, response.json()["images"], strict=True)):
-        message = at(found, accepted)
+        message = message_at(found, accepted)
         assert (message.value, accepted["image_id"]) == (image, image_id(image))
         headers = read_headers(message.headers)
         assert (headers.source, headers.label) == (f"{number}.jpg", "cat")

@@ -18,7 +18,7 @@ from streaming.platform.broker import bootstrap_servers
 from streaming.settings import Settings
 from tests.faults.harness import wait_until
 from tests.producer.topics import messages
-from tests.streaming.gateway.test_gateway import JPEG, JPEG_TYPE, at
+from tests.streaming.gateway.test_gateway import JPEG, JPEG_TYPE, message_at
 
 
 @pytest.fixture
@@ -74,4 +74,4 @@ def test_shutdown_finishes_the_upload_in_progress(
     assert running.wait(30) == 0
     assert running.stderr is not None
     assert running.stderr.read() == ""
-    assert at(messages(bootstrap_servers(broker), topic), response.json()).value == image
+    assert message_at(messages(bootstrap_servers(broker), topic), response.json()).value == image

@@ -63,14 +63,14 @@ def mark(settings: Settings, *marks: int) -> None:
     mark_replayed(settings, identities, datetime.now(UTC), likely="unknown")
 
 
-def in_between(monkeypatch: pytest.MonkeyPatch, module: Any, *works: Callable[[], object]) -> None:
-    """Call one of `works` each time a rewrite in `module` has read its files and not yet committed."""
-    waiting, write = list(works), rewrite.write_copy
+def during_rewrite(monkeypatch: pytest.MonkeyPatch, module: Any, *actions: Callable[[], object]) -> None:
+    """Call one of `actions` each time a rewrite in `module` has read its files and not yet committed."""
+    pending, write = list(actions), rewrite.write_copy
 
     def write_after(*arguments: Any, **named: Any) -> Any:
         copy = write(*arguments, **named)
-        if waiting:
-            waiting.pop(0)()
+        if pending:
+            pending.pop(0)()
         return copy
 
     monkeypatch.setattr(module, "write_copy", write_after)
@@ -78,7 +78,7 @@ def in_between(monkeypatch: pytest.MonkeyPatch, module: Any, *works: Callable[[]
 
 def test_compaction_keeps_earlier_marks(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
-    in_between(monkeypatch, rewrite, lambda: mark(settings, 11, 25))
+    during_rewrite(monkeypatch, rewrite, lambda: mark(settings, 11, 25))
     assert compact(table.place, MB) is None
     assert (offsets(settings), marked(settings)) == (list(range(40)), [11, 25])
     assert len(table.files()) == 1
@@ -86,7 +86,7 @@ def test_compaction_keeps_earlier_marks(settings: Settings, monkeypatch: pytest.
 
 def test_marks_apply_after_a_concurrent_compaction(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
-    in_between(monkeypatch, replay, lambda: compact(table.place, MB))
+    during_rewrite(monkeypatch, replay, lambda: compact(table.place, MB))
     mark(settings, 11)
     assert (offsets(settings), marked(settings)) == (list(range(40)), [11])
     assert len(table.files()) == 1
@@ -94,7 +94,7 @@ def test_marks_apply_after_a_concurrent_compaction(settings: Settings, monkeypat
 
 def test_concurrent_compactions_merge_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
-    in_between(monkeypatch, rewrite, lambda: compact(table.place, MB))
+    during_rewrite(monkeypatch, rewrite, lambda: compact(table.place, MB))
     assert compact(table.place, MB) is None
     assert offsets(settings) == list(range(40))
     assert len(table.files()) == 1
@@ -102,7 +102,7 @@ def test_concurrent_compactions_merge_once(settings: Settings, monkeypatch: pyte
 
 def test_append_and_concurrent_compaction_both_succeed(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     table = quarantine_files(settings, 4)
-    in_between(monkeypatch, rewrite, lambda: append(table, settings, 4))
+    during_rewrite(monkeypatch, rewrite, lambda: append(table, settings, 4))
     assert compact(table.place, MB) is None
     assert offsets(settings) == list(range(50))
     assert len(table.files()) == 2
@@ -127,7 +127,7 @@ def test_rows_deleted_during_a_compaction_stay_deleted(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, delete: Callable[[Table, str], object]
 ) -> None:
     table = quarantine_files(settings, 4)
-    in_between(monkeypatch, rewrite, lambda: delete(table, settings.topic))
+    during_rewrite(monkeypatch, rewrite, lambda: delete(table, settings.topic))
     assert compact(table.place, MB) is None
     assert offsets(settings) == list(range(15))
 
@@ -136,7 +136,7 @@ def test_compaction_that_always_conflicts_reports_it_and_changes_nothing(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = quarantine_files(settings, 2)
-    in_between(monkeypatch, rewrite, *[lambda at=at: mark(settings, at) for at in range(rewrite.ATTEMPTS)])
+    during_rewrite(monkeypatch, rewrite, *[lambda at=at: mark(settings, at) for at in range(rewrite.ATTEMPTS)])
     assert compact(table.place, MB) == "another job rewrote the table at the same time, 3 times"
     assert (offsets(settings), marked(settings)) == (list(range(20)), [0, 1, 2])
     assert len(table.files()) == 2
@@ -155,7 +155,7 @@ def test_marks_that_always_conflict_are_an_error_in_one_line(
         assert replace_files(log, number, [first], [copy], data_change=False)
 
     monkeypatch.setattr(replay, "MARK_ATTEMPTS", 2)
-    in_between(monkeypatch, replay, copy_of_first, copy_of_first)
+    during_rewrite(monkeypatch, replay, copy_of_first, copy_of_first)
     with pytest.raises(ServiceError, match=r"^1 messages were sent but not marked as replayed, .* 2 times: .*$"):
         mark(settings, 11)
     assert (offsets(settings), marked(settings)) == (list(range(20)), [])
