@@ -55,7 +55,7 @@ def test_an_imported_model_answers_as_its_own_framework_does(service: Settings, 
     found = rows(service, "predictions", "SELECT * FROM predictions")
     assert len(found) == N
     pixels = np.stack([recipe.pixels(Path(row["source"]).read_bytes()) for row in found])
-    expected = softmax(graphs.answers(recipe.tensor(pixels)))
+    expected = softmax(graphs.logits_of(recipe.tensor(pixels)))
     assert [row["label"] for row in found] == [f"digit {n}" for n in expected.argmax(axis=1)]
     np.testing.assert_allclose([row["confidence"] for row in found], expected.max(axis=1), atol=1e-4)
     assert {(row["model_version"], row["bundle_sha256"]) for row in found} == {(2, made["bundle_sha256"])}
