@@ -40,7 +40,7 @@ def photographs() -> list[bytes]:
         return [file.read() for one in members if (file := archive.extractfile(one)) is not None]
 
 
-def test_built_in_classifier_reaches_its_published_accuracy(
+def test_built_in_classifier_recognises_imagenet_photographs(
     photographs: list[bytes], form: Form[int], record: Record, tmp_path: Path
 ) -> None:
     """The published accuracy on the 50,000 validation images is 75.1 %."""
