@@ -242,9 +242,7 @@ def test_seal_makes_hashes_valid(bundle_copy: Path) -> None:
     assert read_bundle(bundle_copy).arrays(PROJECTION) == {}
 
 
-def test_write_bundle_creates_parent_directories_and_returns_the_manifest_hash(
-    tmp_path: Path,
-) -> None:
+def test_write_bundle_creates_parent_directories_and_returns_the_manifest_hash(tmp_path: Path) -> None:
     whole = tiny_bundle(tmp_path / "whole")
     backbone = {name: whole / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)}
     directory = tmp_path / "new" / "folder" / "bundle"

@@ -67,10 +67,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "empty": (lambda _: b"", "is not a zip of a bundle"),
     "truncated": (lambda bundle: changed(bundle, lambda _: None)[:-30], "is not a zip of a bundle"),
     "missing beginning": (lambda one: b"x" + changed(one, lambda _: None)[2000:], "larger|cannot be read"),
-    "altered file": (
-        lambda bundle: changed(bundle, lambda one: one.update({GOLDEN: b"x"})),
-        "has SHA-256",
-    ),
+    "altered file": (lambda bundle: changed(bundle, lambda one: one.update({GOLDEN: b"x"})), "has SHA-256"),
     "missing file": (lambda bundle: changed(bundle, lambda one: one.pop(GOLDEN)), "expected the files"),
     "extra file": (lambda bundle: changed(bundle, lambda one: one.update(evil=b"x")), "expected the files"),
     "path": (lambda bundle: changed(bundle, lambda one: one.update({"../evil": b"x"})), "expected plain file names"),

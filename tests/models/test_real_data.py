@@ -62,22 +62,22 @@ def test_built_in_classifier_recognises_imagenet_photographs(
 def test_weights_in_the_keras_download_format_are_loaded(tmp_path: Path) -> None:
     """One group per layer, even without weights, listed in attributes; weights have their TensorFlow 1 names."""
     spec = find_backbone("mobilenet_v2", input_size=(32, 32))
-    made = build_body(spec, "random", seed=7)
+    original = build_body(spec, "random", seed=7)
     random = np.random.default_rng(0)
-    for weight in made.weights:
+    for weight in original.weights:
         weight.assign(random.normal(1, 0.1, weight.shape))
     path = tmp_path / NO_TOP
     with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in made.layers]
+        file.attrs["layer_names"] = [layer.name.encode() for layer in original.layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.1.6"
-        for layer in made.layers:
+        for layer in original.layers:
             group = file.create_group(layer.name)
             names = [f"{layer.name}/{weight.name}:0".encode() for weight in layer.weights]
             group.attrs["weight_names"] = names
             for name, weight in zip(names, layer.weights, strict=True):
                 group.create_dataset(name.decode(), data=np.asarray(weight))
     loaded = build_body(spec, str(path))
-    for ours, theirs in zip(loaded.get_weights(), made.get_weights(), strict=True):
+    for ours, theirs in zip(loaded.get_weights(), original.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -16,7 +16,7 @@ from models.errors import ModelError
 from models.recipe import PRESETS, Recipe, recipe_of
 
 FLOWER = Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg"
-PICTURE = Image.open(FLOWER).convert("RGB").crop((0, 0, 601, 427))  # sides that are not multiples of anything
+PICTURE = Image.open(FLOWER).convert("RGB").crop((0, 0, 601, 427))  # not a multiple of any target size
 SIDE = 224
 TOLERANCE = 1e-3
 
@@ -54,8 +54,7 @@ def torchvision_reference(
 
 
 @pytest.mark.parametrize(
-    ("preset", "resampling"),
-    [("torchvision", Image.Resampling.BILINEAR), ("imagenet", Image.Resampling.BICUBIC)],
+    ("preset", "resampling"), [("torchvision", Image.Resampling.BILINEAR), ("imagenet", Image.Resampling.BICUBIC)]
 )
 @pytest.mark.parametrize("turned", [False, True])
 def test_recipe_matches_torchvision(preset: str, resampling: Image.Resampling, turned: bool) -> None:

@@ -142,22 +142,11 @@ def test_killed_worker_costs_at_most_one_epoch(rows: DataFrame, mode: Mode) -> N
 
 
 def test_worker_without_images_does_not_block_the_others(spark: SparkSession, rows: DataFrame) -> None:
-    few = rows.where("NOT validation").limit(3).collect()
-    one_class = spark.createDataFrame([row.asDict() for row in few], rows.schema)
-    damaged = spark.createDataFrame(
-        [
-            {
-                "source": f"bad {at}",
-                "label": "other",
-                "validation": False,
-                "image_id": f"bad {at}",
-                "content": b"no image",
-            }
-            for at in range(2)
-        ],
-        rows.schema,
-    )
-    trained = train(one_class.limit(1).union(damaged), replace(OPTIONS, frequency=Frequency.BATCH, epochs=2))
+    good = [row.asDict() for row in rows.where("NOT validation").limit(1).collect()]
+    common = {"label": "other", "validation": False, "content": b"not an image"}
+    bad = [{"source": name, "image_id": name} | common for name in ("bad 0", "bad 1")]
+    images = spark.createDataFrame(good + bad, rows.schema)
+    trained = train(images, replace(OPTIONS, frequency=Frequency.BATCH, epochs=2))
     assert [one.training.rows for one in trained.history.epochs] == [1, 1]
     assert sorted(worker.training.rows for worker in trained.history.epochs[0].workers) == [0, 1]
     assert trained.n_bad == 2

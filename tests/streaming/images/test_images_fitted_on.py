@@ -123,10 +123,7 @@ def test_older_version_may_have_been_fitted_on_earlier_labels_or_names(table: Ta
     ]
     store(Table(table.tables, "labels"), rows)
     names = ["came as a cat", "labelled a cat", "was stored before", "its content", "a dog", "a bird", "unlabelled"]
-    assert seen(fitted_on(bundle(holdout=by_class), home), names) == set(names) - {
-        "a dog",
-        "a bird",
-    }
+    assert seen(fitted_on(bundle(holdout=by_class), home), names) == set(names) - {"a dog", "a bird"}
 
 
 def test_older_version_without_stored_images_was_fitted_on_none(table: Table, home: Home) -> None:

@@ -73,12 +73,7 @@ def test_csv_is_read_with_any_usual_delimiter_and_unusable_rows_are_counted(tmp_
         text = text.replace('a,"one, two.png",cat', f"a{delimiter}one, two.png{delimiter}cat")
     found = read_labels(write_csv(tmp_path, text), ["path", "name"])
     assert found.key == "name"
-    assert found.labels == {
-        "one, two.png": "cat",
-        "sub/three.png": "P\u00eache",
-        "nan.png": "NaN",
-        "twice.png": "cat",
-    }
+    assert found.labels == {"one, two.png": "cat", "sub/three.png": "P\u00eache", "nan.png": "NaN", "twice.png": "cat"}
     assert found.dropped == {
         "the label is empty": 2,
         "the row does not name an image": 1,

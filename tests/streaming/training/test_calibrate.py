@@ -1,4 +1,4 @@
-"""Calibration images are drawn from the whole data set and all of its classes, whatever its order."""
+"""Calibration images are drawn from the whole data set and all of its classes, in any order of its images."""
 
 import io
 from collections import Counter
@@ -56,7 +56,7 @@ def identity(pixels: np.ndarray) -> set[tuple[int, int]]:
 
 
 def test_calibration_images_are_distinct_and_balanced_over_the_classes(dataset: Dataset, rows: DataFrame) -> None:
-    """The first 400 rows of the table hold three of the five classes."""
+    """The first 400 rows of the table contain only four of the five classes."""
     split = Split(42, 0.2)
     pixels = calibration_images(dataset, split, rows, SIZE)
     assert pixels.shape == (IMAGES, *SIZE, 3)

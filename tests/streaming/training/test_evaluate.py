@@ -60,12 +60,7 @@ def answers(features: Features, labels: list[str], head: Head) -> list[tuple[str
 
 @pytest.mark.parametrize("on_driver", [8, 1], ids=["merged on the driver", "merged on the workers first"])
 def test_evaluation_of_partitions_equals_that_of_all_rows(
-    rows: DataFrame,
-    features: Features,
-    labels: list[str],
-    head: Head,
-    on_driver: int,
-    monkeypatch: pytest.MonkeyPatch,
+    rows: DataFrame, features: Features, labels: list[str], head: Head, on_driver: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate_module, "SUMS_ON_DRIVER", on_driver)
     classes = (*CLASSES, "unknown")
