@@ -1,4 +1,4 @@
-"""Examples run as their READMEs say, each in a home of its own, on the broker and the Spark session of the tests."""
+"""Runs examples as their READMEs describe, each in a separate home, on the broker and Spark session of the tests."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ RunExample = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def run_example(broker: Settings, tmp_path_factory: pytest.TempPathFactory) -> RunExample:
-    """Runs `python -m examples.NAME` in this process; the outcome that it writes, and `home`, where it worked."""
+    """Runs `python -m examples.NAME` in this process; returns the outcome that it writes, with its `home`."""
 
     def run(name: str, *arguments: str | Path | int) -> dict[str, Any]:
         home = tmp_path_factory.mktemp(name) / "home"

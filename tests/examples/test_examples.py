@@ -22,7 +22,7 @@ def example_run(**changes: object) -> runner.Run:
     return runner.Run("fruits_pca", OUTCOME | changes, 61.4, 3_210_000_000, 1_100_000_000)
 
 
-def test_table_tells_rows_metric_original_seconds_and_memory() -> None:
+def test_table_row_has_counts_metric_seconds_and_memory() -> None:
     cells = example_run().cells()
     assert len(cells) == len(runner.COLUMNS)
     assert cells == [
@@ -31,15 +31,13 @@ def test_table_tells_rows_metric_original_seconds_and_memory() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"rows_out": 1_199}, {"streamed": 1_199}])
-def test_an_example_that_lost_an_image_or_a_message_is_not_complete(changes: dict[str, int]) -> None:
+def test_run_that_lost_an_image_or_a_message_is_incomplete(changes: dict[str, int]) -> None:
     assert example_run().complete
     assert not example_run(**changes).complete
     assert not runner.Run("fruits_pca", None, 1.0, 0, 0).complete
 
 
-def test_docs_get_the_table_and_the_plots_in_place_of_the_last_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_docs_table_and_plots_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "examples.md"
     monkeypatch.setattr(runner, "DOCS", tmp_path)
     monkeypatch.setattr(runner, "PAGE", page)
@@ -57,7 +55,7 @@ def test_docs_get_the_table_and_the_plots_in_place_of_the_last_ones(
         assert image.size == (4, 4)
 
 
-def test_every_example_has_a_script_a_readme_and_its_place_in_the_docs() -> None:
+def test_every_example_has_a_script_a_readme_and_a_docs_link() -> None:
     page = (CHECKOUT / "docs" / "examples.md").read_text(encoding="utf-8")
     for name in runner.EXAMPLES:
         folder = CHECKOUT / "examples" / name
@@ -66,7 +64,7 @@ def test_every_example_has_a_script_a_readme_and_its_place_in_the_docs() -> None
         assert f"../examples/{name}/README.md" in page
 
 
-def test_an_unknown_example_is_told_in_one_line() -> None:
+def test_unknown_example_is_reported_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "examples", "fruit_pca"], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
@@ -74,24 +72,24 @@ def test_an_unknown_example_is_told_in_one_line() -> None:
     assert done.stderr == f"error: unknown example fruit_pca; expected one of {', '.join(runner.EXAMPLES)}\n"
 
 
-def test_a_home_that_holds_tables_is_left_alone(tmp_path: Path) -> None:
+def test_home_with_tables_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "home" / "tables").mkdir(parents=True)
     with pytest.raises(ServiceError, match="already contains tables: remove it, or set another home with --home"):
         Service.new("fruits_pca", tmp_path / "home")
 
 
-def test_a_command_that_fails_stops_the_example(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failing_command_stops_the_example(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     service = Service.new("fruits_pca", tmp_path / "home")
     with pytest.raises(ServiceError, match="'imagestream train' failed; see its error above"):
         service.run("train", "--images", tmp_path / "nothing")
-    said = capfd.readouterr()
-    assert f"$ imagestream --home {service.home} train --images {tmp_path / 'nothing'}" in said.out
-    assert "is not a folder" in said.err
+    output = capfd.readouterr()
+    assert f"$ imagestream --home {service.home} train --images {tmp_path / 'nothing'}" in output.out
+    assert "is not a folder" in output.err
 
 
-def test_peak_memory_is_that_of_the_processes_below_too() -> None:
-    held = "import time; data = bytearray(80_000_000); time.sleep(2.5)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {json.dumps(held)}])"
+def test_peak_memory_includes_child_processes() -> None:
+    child = "import time; data = bytearray(80_000_000); time.sleep(2.5)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {json.dumps(child)}])"
     with subprocess.Popen([sys.executable, "-c", parent]) as process, MemoryWatch(process.pid) as memory:
         process.wait()
     assert 80e6 < memory.peak < 400e6

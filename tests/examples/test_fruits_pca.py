@@ -16,7 +16,7 @@ def outcome(run_example: RunExample) -> dict[str, Any]:
     return run_example("fruits_pca", "--weights", "random", "--per-class", PER_CLASS)
 
 
-def test_every_image_has_its_row_with_the_label_of_its_folder(outcome: dict[str, Any]) -> None:
+def test_every_image_has_a_row_with_the_label_of_its_folder(outcome: dict[str, Any]) -> None:
     rows = pd.read_csv(outcome["home"] / "features.csv")
     assert (outcome["rows_in"], outcome["rows_out"], len(rows)) == (IMAGES, IMAGES, IMAGES)
     k = outcome["details"]["components"]
@@ -26,7 +26,7 @@ def test_every_image_has_its_row_with_the_label_of_its_folder(outcome: dict[str,
     assert dict(rows["label"].value_counts()) == {fruit.folder: PER_CLASS for fruit in FRUITS}
 
 
-def test_components_are_the_fewest_that_explain_nine_tenths_of_the_variance(outcome: dict[str, Any]) -> None:
+def test_components_are_the_fewest_that_explain_90_percent_of_the_variance(outcome: dict[str, Any]) -> None:
     rows = pd.read_csv(outcome["home"] / "features.csv").filter(like="pca_")
     variances = rows.var().to_numpy()
     assert (variances[:-1] >= variances[1:]).all()
@@ -35,17 +35,17 @@ def test_components_are_the_fewest_that_explain_nine_tenths_of_the_variance(outc
     assert kept * (1 - variances[-1] / variances.sum()) < 0.9
 
 
-def test_parquet_holds_the_rows_of_the_csv(outcome: dict[str, Any]) -> None:
-    of_csv = pd.read_csv(outcome["home"] / "features.csv")
-    of_parquet = pd.read_parquet(outcome["home"] / "features.parquet")
-    assert list(of_parquet["path"]) == list(of_csv["path"])
-    assert list(of_parquet["label"]) == list(of_csv["label"])
-    for wide, narrow in zip(of_parquet["features"], of_csv.filter(like="pca_").to_numpy(), strict=True):
+def test_parquet_and_csv_contain_the_same_rows(outcome: dict[str, Any]) -> None:
+    csv_rows = pd.read_csv(outcome["home"] / "features.csv")
+    parquet_rows = pd.read_parquet(outcome["home"] / "features.parquet")
+    assert list(parquet_rows["path"]) == list(csv_rows["path"])
+    assert list(parquet_rows["label"]) == list(csv_rows["label"])
+    for wide, narrow in zip(parquet_rows["features"], csv_rows.filter(like="pca_").to_numpy(), strict=True):
         assert wide == pytest.approx(narrow, abs=1e-4)
 
 
-def test_the_registered_model_answers_every_image_in_the_stream(outcome: dict[str, Any]) -> None:
+def test_stream_predicts_every_image_with_the_registered_model(outcome: dict[str, Any]) -> None:
     assert (outcome["published"], outcome["streamed"]) == (IMAGES, IMAGES)
-    assert outcome["value"] > 3 / len(FRUITS)  # three times chance, of a network with random weights
+    assert outcome["value"] > 3 / len(FRUITS)  # three times chance, for a network with random weights
     assert {Path(plot).name for plot in outcome["plots"]} == {"variance.png", "samples.png"}
     assert all(Path(plot).read_bytes().startswith(b"\x89PNG") for plot in outcome["plots"])

@@ -20,7 +20,7 @@ def outcome(run_example: RunExample) -> dict[str, Any]:
     return run_example("fruits_projection", "--weights", "random", "--per-class", PER_CLASS)
 
 
-def test_labels_are_the_folders_names_without_a_trailing_number(outcome: dict[str, Any]) -> None:
+def test_labels_are_folder_names_without_trailing_numbers(outcome: dict[str, Any]) -> None:
     rows = pd.read_parquet(outcome["home"] / "features" / "features.parquet")
     assert (outcome["rows_in"], outcome["rows_out"], len(rows)) == (IMAGES, IMAGES, IMAGES)
     assert [re.sub(r"_\d+$", "", Path(path).parent.name) for path in rows["path"]] == list(rows["label"])
@@ -29,16 +29,16 @@ def test_labels_are_the_folders_names_without_a_trailing_number(outcome: dict[st
     }  # fmt: skip
 
 
-def test_width_is_that_of_johnson_and_lindenstrauss_for_as_many_images(outcome: dict[str, Any]) -> None:
+def test_width_is_the_johnson_lindenstrauss_bound_for_the_number_of_images(outcome: dict[str, Any]) -> None:
     assert outcome["details"]["components"] == johnson_lindenstrauss_min_dim(IMAGES, eps=0.1)
 
 
-def test_width_of_the_original_was_that_for_its_number_of_features() -> None:
+def test_original_width_was_computed_from_the_number_of_features() -> None:
     assert johnson_lindenstrauss_dim(22_688, 0.1) == johnson_lindenstrauss_min_dim(22_688, eps=0.1) == 8_596
     assert johnson_lindenstrauss_dim(7 * 7 * 1_280, 0.1) == 9_468
 
 
-def test_three_tools_read_the_same_rows_labels_and_width(outcome: dict[str, Any]) -> None:
+def test_pandas_deltalake_and_duckdb_read_the_same_rows_labels_and_width(outcome: dict[str, Any]) -> None:
     labels = len({re.sub(r"_\d+$", "", fruit.folder) for fruit in FRUITS})
     shape = [IMAGES, labels, outcome["details"]["components"]]
     assert outcome["details"]["read back (rows, labels, width)"] == dict.fromkeys(
@@ -46,7 +46,7 @@ def test_three_tools_read_the_same_rows_labels_and_width(outcome: dict[str, Any]
     )
 
 
-def test_the_stream_answers_every_image_whatever_its_folder_is_called(outcome: dict[str, Any]) -> None:
+def test_stream_predicts_every_image_for_any_folder_name(outcome: dict[str, Any]) -> None:
     assert (outcome["published"], outcome["streamed"]) == (IMAGES, IMAGES)
     assert outcome["details"]["accuracy of the stream, on images it was fitted on, too"] > 0.5
     with (outcome["home"] / "labels.csv").open(encoding="utf-8", newline="") as file:

@@ -10,7 +10,7 @@ import org.apache.kafka.clients.producer.RecordMetadata;
 import org.apache.kafka.common.header.internals.RecordHeader;
 import org.apache.kafka.common.serialization.ByteArraySerializer;
 
-/** Sends messages as services in Java do; prints `partition offset kind` of each that is committed.
+/** Sends messages as a Java service does; prints `partition offset kind` of each committed message.
  *
  *  java -cp JARS ForeignProducer.java SERVERS TOPIC IMAGE
  */

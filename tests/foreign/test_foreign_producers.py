@@ -1,4 +1,4 @@
-"""Messages of producers that are not ours: Kafka's own in Java, and librdkafka, on one topic."""
+"""Messages of third-party producers on one topic: Kafka's Java client and librdkafka."""
 
 import subprocess
 from collections import Counter
@@ -22,7 +22,7 @@ COMPRESSIONS = ("none", "gzip", "snappy", "lz4", "zstd")
 TRANSACTION = "transaction"
 NOTES = [("note", None), ("note", b"\x00\xff")]
 
-Sent = list[tuple[Position, str]]  # where each committed message is, and its kind
+Sent = list[tuple[Position, str]]  # partition and offset of each committed message, and its kind
 Headers = list[tuple[str, bytes | None]]
 Messages = list[tuple[bytes | None, bytes | None, Headers]]  # key, value, headers
 
@@ -37,7 +37,7 @@ def sent_by_java(settings: Settings, image: bytes, folder: Path) -> Sent:
 
 
 def sent_by_librdkafka(settings: Settings, image: bytes) -> Sent:
-    """The same messages as those of `ForeignProducer.java`."""
+    """Send the same messages as `ForeignProducer.java`."""
     sent: Sent = []
 
     def send(producer: Producer, kind: str, messages: Messages) -> Sent:
@@ -52,12 +52,12 @@ def sent_by_librdkafka(settings: Settings, image: bytes) -> Sent:
         assert producer.flush(30) == 0
         return places
 
-    usual = {"bootstrap.servers": settings.bootstrap_servers, "enable.idempotence": True, "linger.ms": 50}
+    common = {"bootstrap.servers": settings.bootstrap_servers, "enable.idempotence": True, "linger.ms": 50}
     for kind in COMPRESSIONS:
-        producer = Producer(usual | {"compression.codec": kind})
+        producer = Producer(common | {"compression.codec": kind})
         images = [(b"camera", image, [("ce_id", f"{kind}{number}".encode()), *NOTES]) for number in range(4)]
         sent += send(producer, kind, [*images, (None, b"\1\2\3", []), (b"tombstone", None, [])])
-    producer = Producer(usual | {"compression.codec": "lz4", "transactional.id": f"librdkafka-{settings.topic}"})
+    producer = Producer(common | {"compression.codec": "lz4", "transactional.id": f"librdkafka-{settings.topic}"})
     producer.init_transactions(30)
     for number in range(3):
         producer.begin_transaction()

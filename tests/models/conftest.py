@@ -22,7 +22,7 @@ from models.projection import GramSums, fit_pca
 from models.scorer import Head, Scorer, decode_all, golden_arrays
 from streaming.images.dataset import digit_images
 
-DIGITS = 150  # fewer than the features there are, as in many a first training
+DIGITS = 150  # fewer than the number of features, as in many a first training run
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def digits(exported: ExportedBackbone) -> Digits:
 
 @pytest.fixture(scope="session")
 def head(digits: Digits) -> Head:
-    """A PCA and a logistic regression that were fitted on the digits."""
+    """A PCA and a logistic regression fitted on the digits."""
     sums = GramSums(digits.features.shape[1])
     sums.add(digits.features)
     pca = fit_pca(sums, 0.9)
@@ -49,7 +49,7 @@ def scorer(exported: ExportedBackbone, head: Head) -> Scorer:
 
 @pytest.fixture(scope="session")
 def manifest(exported: ExportedBackbone, head: Head) -> Manifest:
-    """The manifest of a bundle of `head`, before its files are known."""
+    """The manifest of a bundle with `head`; it does not list the files yet."""
     spec, n_features, k = exported.spec, exported.spec.n_features, head.projection.n_out
     return Manifest(
         backbone=BackboneEntry(
@@ -78,7 +78,7 @@ def bundle_dir(
     digits: Digits,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A whole bundle; tests alter a copy of it, see `bundle_copy`."""
+    """A complete bundle; tests modify a copy of it, see `bundle_copy`."""
     directory = tmp_path_factory.mktemp("bundle") / "whole"
     backbone_files = {FLATBUFFER_FILE: exported.flatbuffer, WEIGHTS_FILE: exported.keras_weights}
     arrays = {

@@ -1,8 +1,7 @@
-"""Small classifiers as ONNX graphs, built by `onnx.helper`, and their answers computed by NumPy alone."""
+"""Small classifiers as ONNX graphs, built with `onnx.helper`, and their logits computed with NumPy."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +12,7 @@ FILTERS = 8
 
 
 def weights(n_classes: int, channels: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-    """Of a convolution with stride 2, and of the layer that answers."""
+    """Weights of a convolution with stride 2 and of the output layer."""
     random = np.random.default_rng(seed)
     return {
         "kernel": random.normal(0, 0.4, (FILTERS, channels, 3, 3)).astype(np.float32),
@@ -37,7 +36,7 @@ def classifier(
     metadata: dict[str, str] | None = None,
     before: Sequence[onnx.NodeProto] = (),
 ) -> onnx.ModelProto:
-    """Convolution → ReLU → mean over all places (`features`) → dense → (softmax); `before` is put in front of it."""
+    """The nodes `before` → convolution → ReLU → global average pooling (`features`) → dense → (softmax)."""
     shape = [batch, channels, side, side] if layout == "nchw" else [batch, side, side, channels]
     nodes = list(before)
     name = nodes[-1].output[0] if nodes else "image"
@@ -76,8 +75,8 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def answers(tensor: np.ndarray, n_classes: int = 10, seed: int = 0) -> np.ndarray:
-    """The logits (N, C) of `classifier` for (N, C, H, W) float32, in float64, by NumPy."""
+def logits_of(tensor: np.ndarray, n_classes: int = 10, seed: int = 0) -> np.ndarray:
+    """The logits (N, n_classes) of `classifier` for images (N, C, H, W), computed in float64 with NumPy."""
     given = weights(n_classes, tensor.shape[1], seed)
     padded = np.pad(tensor.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::2, ::2]
@@ -85,12 +84,3 @@ def answers(tensor: np.ndarray, n_classes: int = 10, seed: int = 0) -> np.ndarra
     pooled = np.maximum(planes, 0).mean(axis=(2, 3))
     logits: np.ndarray = pooled @ given["dense"] + given["shift"]
     return logits
-
-
-def fields(model: onnx.ModelProto, **changes: Any) -> onnx.ModelProto:
-    """A copy with other fields."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    for name, value in changes.items():
-        setattr(copy, name, value)
-    return copy

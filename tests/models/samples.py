@@ -1,4 +1,4 @@
-"""What the tests of this folder take their real input in."""
+"""Digits, bundles and manifests that tests share."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from models.bundle import (
 
 @dataclass(frozen=True)
 class Digits:
-    """Real images, what they show, and the default backbone's features (N, 1280) of them."""
+    """Encoded images, their labels, and their features (N, 1280) from the default backbone."""
 
     images: list[bytes]
     labels: list[str]
@@ -36,18 +36,18 @@ class Digits:
 
 
 def copy_bundle(source: Path, target: Path) -> Path:
-    """A bundle to spoil. Its files are hard links: replace one, never write into it."""
+    """Copy a bundle that a test modifies. Its files are hard links: replace a file, never write to it."""
     return shutil.copytree(source, target, copy_function=os.link)
 
 
 def replace_file(bundle: Path, name: str, content: bytes) -> None:
-    """Put another file in the place of one, which may be a link to the original bundle's."""
+    """Replace a file, which may be a hard link to the original bundle's file."""
     (bundle / name).unlink(missing_ok=True)
     (bundle / name).write_bytes(content)
 
 
 def seal(bundle: Path, **fields: Any) -> None:
-    """Make a spoilt bundle's hashes right again, and set manifest fields (`stage__field` for one inside a stage)."""
+    """Update a modified bundle's hashes, and set manifest fields (`stage__field` for a field of a stage)."""
     content = json.loads((bundle / MANIFEST).read_bytes())
     for name, value in fields.items():
         *stage, field = name.split("__")
@@ -58,7 +58,7 @@ def seal(bundle: Path, **fields: Any) -> None:
 
 
 def tiny_manifest(**fields: Any) -> Manifest:
-    """A manifest whose dimensions fit together: 4 features, projected to 2, of 3 classes."""
+    """A consistent manifest: 4 features, 2 components and 3 classes."""
     backbone = BackboneEntry(name="b", weights="random", input_size=(8, 8), scale=1, offset=0, n_features=4, parity=0)
     whole: dict[str, Any] = {
         "backbone": backbone,
@@ -73,13 +73,13 @@ def tiny_manifest(**fields: Any) -> Manifest:
 
 
 def tiny_bundle(directory: Path, *, drift: bool = False, **fields: Any) -> Path:
-    """A bundle that is sound for whoever only reads it: its backbone's files hold a few bytes, and no network."""
+    """A bundle that `read_bundle` accepts; its backbone files contain a few bytes and no network."""
     sources = directory.parent / f"{directory.name}-sources"
     sources.mkdir(parents=True)
     backbone = {name: sources / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)}
     for name, path in backbone.items():
         path.write_text(f"the content of {name}")
     names = (PROJECTION, CLASSIFIER, GOLDEN, *([DRIFT] if drift else []))
-    arrays: dict[str, Arrays] = {name: {"of": np.arange(number + 2)} for number, name in enumerate(names)}
+    arrays: dict[str, Arrays] = {name: {"values": np.arange(number + 2)} for number, name in enumerate(names)}
     write_bundle(directory, tiny_manifest(**fields), backbone, arrays)
     return directory

@@ -5,7 +5,7 @@ from models.architectures import BACKBONES, MAX_INPUT_SIDE, find_backbone
 from models.backbone import preprocess
 from models.errors import ModelError
 
-# The networks' own default sizes, and what the literature gives for their last feature map there.
+# The default input sizes, and the published size of the last feature map for them.
 EXPECTED = {
     "efficientnet_lite0": ((224, 224), 1280, 7 * 7 * 1280),
     "mobilenet_v2": ((224, 224), 1280, 62_720),
@@ -27,12 +27,12 @@ KERAS_MODULES = {
 }
 
 
-def test_the_table_holds_the_backbones_that_are_promised() -> None:
+def test_table_contains_exactly_the_documented_backbones() -> None:
     assert set(BACKBONES) == {*EXPECTED, "pixels"}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_a_backbone_has_its_own_size_and_both_outputs(name: str) -> None:
+def test_backbone_has_its_default_size_and_both_outputs(name: str) -> None:
     size, pooled, flat = EXPECTED[name]
     assert find_backbone(name) == BACKBONES[name]
     assert (find_backbone(name).input_size, find_backbone(name).n_features) == (size, pooled)
@@ -40,7 +40,7 @@ def test_a_backbone_has_its_own_size_and_both_outputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_width_is_that_of_the_keras_network_at_every_size(name: str) -> None:
+def test_width_matches_the_keras_network_at_every_size(name: str) -> None:
     smallest = BACKBONES[name].min_side
     for size in [(smallest, smallest + 1), (97, 130)]:
         spec = find_backbone(name, "flat", size)
@@ -49,7 +49,7 @@ def test_the_width_is_that_of_the_keras_network_at_every_size(name: str) -> None
         assert find_backbone(name, "pooled", size).n_features == channels
 
 
-def test_pixels_are_flat_whatever_is_asked_for() -> None:
+def test_pixels_output_is_always_flat() -> None:
     assert find_backbone("pixels").n_features == 32 * 32 * 3
     spec = find_backbone("pixels", "pooled", (7, 5))
     assert (spec.output, spec.n_features) == ("flat", 7 * 5 * 3)
@@ -59,7 +59,7 @@ def test_pixels_are_flat_whatever_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("name", KERAS_MODULES)
-def test_preprocessing_is_what_keras_applies_to_the_same_pixels(name: str) -> None:
+def test_preprocessing_matches_keras_applications(name: str) -> None:
     import keras
 
     pixels = keras.Input((4, 5, 3), dtype="uint8")
@@ -70,11 +70,11 @@ def test_preprocessing_is_what_keras_applies_to_the_same_pixels(name: str) -> No
 
 
 @pytest.mark.parametrize("size", [(70, 299), (299, 70), (299, MAX_INPUT_SIDE + 1), (299,), (299, 299, 3)], ids=str)
-def test_a_size_that_the_network_cannot_take_is_refused(size: tuple[int, ...]) -> None:
+def test_unsupported_input_size_is_rejected(size: tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=rf"xception takes images .* from 71 to {MAX_INPUT_SIDE}, got \({size[0]}"):
         find_backbone("xception", "pooled", size)  # type: ignore[arg-type]
 
 
-def test_another_output_is_refused() -> None:
+def test_unknown_output_is_rejected() -> None:
     with pytest.raises(ModelError, match="pooled or flat, got 'max'"):
         find_backbone("xception", "max")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The `.npz` reader: what is no plain array never gets further, whatever the bytes are."""
+"""The `.npz` reader: it accepts plain arrays only, for arbitrary bytes."""
 
 import io
 import struct
@@ -27,7 +27,7 @@ def npy_with_header(header: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode()
 
 
-def npy_that_promises(shape: str) -> bytes:
+def npy_with_shape(shape: str) -> bytes:
     return npy_with_header(f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n")
 
 
@@ -37,7 +37,7 @@ def pickled() -> bytes:
     return buffer.getvalue()
 
 
-def test_arrays_come_back_as_they_were() -> None:
+def test_arrays_round_trip() -> None:
     arrays = read_npz(WHOLE, "x.npz")
     assert list(arrays) == ["a", "b"]
     assert arrays["b"].dtype == np.float32
@@ -53,27 +53,27 @@ def test_arrays_come_back_as_they_were() -> None:
         (WHOLE[:-30], "not a zip file"),
         (npz_of(b"text", "a.npy"), "'a' is not an array"),
         (npz_of(npy_with_header("((((")), "EOF in multi-line statement"),
-        (npz_of(npy_that_promises("(-5,)")), "negative dimensions"),
-        (npz_of(npy_that_promises("(1000000000000000,)")), "Unable to allocate"),
-        (npz_of(npy_that_promises(f"({10**30},)")), "too large"),
-        (npz_of(npy_that_promises("(3,)")), "EOF: reading array data"),
+        (npz_of(npy_with_shape("(-5,)")), "negative dimensions"),
+        (npz_of(npy_with_shape("(1000000000000000,)")), "Unable to allocate"),
+        (npz_of(npy_with_shape(f"({10**30},)")), "too large"),
+        (npz_of(npy_with_shape("(3,)")), "EOF: reading array data"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_plain_array_is_refused_by_name(data: bytes, reason: str) -> None:
+def test_invalid_arrays_are_rejected_with_the_file_name(data: bytes, reason: str) -> None:
     with pytest.raises(ModelError, match=f"projection.npz is not a readable npz without pickles: .*{reason}"):
         read_npz(data, "projection.npz")
 
 
-def test_a_zip_bomb_is_refused_before_it_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zip_bomb_is_rejected_before_decompression(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays_module, "MAX_ARRAY_BYTES", 10_000_000)
-    bomb = npz_of(npy_that_promises("(1250001,)") + bytes(10_000_008))
+    bomb = npz_of(npy_with_shape("(1250001,)") + bytes(10_000_008))
     assert len(bomb) < 20_000
     with pytest.raises(ModelError, match=r"x.npz decompresses to 10,000,\d{3} bytes, the limit is 10,000,000"):
         read_npz(bomb, "x.npz")
 
 
-COMPRESSED = npz_of(npy_that_promises("(100,)") + np.sin(np.arange(100.0)).tobytes())
+COMPRESSED = npz_of(npy_with_shape("(100,)") + np.sin(np.arange(100.0)).tobytes())
 
 
 @settings(max_examples=300, deadline=None, database=None)
@@ -81,7 +81,7 @@ COMPRESSED = npz_of(npy_that_promises("(100,)") + np.sin(np.arange(100.0)).tobyt
     data=st.sampled_from([WHOLE, COMPRESSED]),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
 )
-def test_damage_anywhere_is_either_harmless_or_refused(data: bytes, changes: list[tuple[float, int]]) -> None:
+def test_corrupted_bytes_are_harmless_or_rejected(data: bytes, changes: list[tuple[float, int]]) -> None:
     damaged = bytearray(data)
     for place, value in changes:
         damaged[int(place * len(damaged))] = value
@@ -92,7 +92,7 @@ def test_damage_anywhere_is_either_harmless_or_refused(data: bytes, changes: lis
     assert all(isinstance(array, np.ndarray) and not array.dtype.hasobject for array in arrays.values())
 
 
-def test_an_array_with_an_npz_behind_it_is_no_npz() -> None:
+def test_npy_file_with_an_appended_npz_is_rejected() -> None:
     single = io.BytesIO()
     np.save(single, np.zeros(3, np.float32))
     with pytest.raises(ModelError, match="weights.npz is not a readable npz .* not a zip file"):

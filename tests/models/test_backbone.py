@@ -39,7 +39,7 @@ def mobilenet() -> "keras.Model":
 
 
 @pytest.mark.parametrize(("photograph", "expected"), [("china.jpg", PALACE), ("flower.jpg", DAISY)])
-def test_efficientnet_lite0_names_what_photographs_show(photograph: str, expected: int) -> None:
+def test_efficientnet_lite0_classifies_photographs_correctly(photograph: str, expected: int) -> None:
     pixels = decode((PHOTOGRAPHS / photograph).read_bytes(), (224, 224), resize="crop")
     assert isinstance(pixels, np.ndarray)
     model = efficientnet_lite0.build(include_top=True)
@@ -48,9 +48,7 @@ def test_efficientnet_lite0_names_what_photographs_show(photograph: str, expecte
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_the_export_is_exported_once_and_names_its_content(
-    exported: ExportedBackbone, exports: Path, images: np.ndarray
-) -> None:
+def test_backbone_is_exported_once_and_cached(exported: ExportedBackbone, exports: Path, images: np.ndarray) -> None:
     before = exported.flatbuffer.stat().st_mtime_ns
     assert export_backbone("efficientnet_lite0", "imagenet", exports) == exported
     assert exported.flatbuffer.stat().st_mtime_ns == before
@@ -59,7 +57,7 @@ def test_the_export_is_exported_once_and_names_its_content(
     assert not list(exports.glob(".export-*"))
 
 
-def test_a_damaged_export_is_made_again_and_is_the_same(exports: Path, tmp_path: Path) -> None:
+def test_corrupt_export_is_rebuilt_identically(exports: Path, tmp_path: Path) -> None:
     first = export_backbone("cnn_gray", "random", exports)
     damaged = shutil.copytree(first.flatbuffer.parent, tmp_path / first.flatbuffer.parent.name) / FLATBUFFER_FILE
     content = bytearray(damaged.read_bytes())
@@ -72,7 +70,7 @@ def test_a_damaged_export_is_made_again_and_is_the_same(exports: Path, tmp_path:
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
-def test_weights_come_from_a_local_file(mobilenet: "keras.Model", suffix: str, tmp_path: Path) -> None:
+def test_weights_are_loaded_from_a_local_file(mobilenet: "keras.Model", suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"mine{suffix}"
     if suffix == ".weights.h5":
         mobilenet.save_weights(file)
@@ -83,7 +81,7 @@ def test_weights_come_from_a_local_file(mobilenet: "keras.Model", suffix: str, t
         np.testing.assert_array_equal(got, expected)
 
 
-def test_random_weights_are_the_same_each_time_and_leave_other_randomness_alone(mobilenet: "keras.Model") -> None:
+def test_random_weights_are_reproducible_and_keep_the_global_random_state(mobilenet: "keras.Model") -> None:
     np.random.seed(3)
     expected = np.random.random()
     np.random.seed(3)
@@ -93,7 +91,7 @@ def test_random_weights_are_the_same_each_time_and_leave_other_randomness_alone(
         np.testing.assert_array_equal(got, known)
 
 
-def test_weights_that_do_not_fit_are_refused(exported: ExportedBackbone, tmp_path: Path) -> None:
+def test_incompatible_weights_are_rejected(exported: ExportedBackbone, tmp_path: Path) -> None:
     spec = BACKBONES["mobilenet_v2"]
     with pytest.raises(ModelError, match="do not fit mobilenet_v2"):
         build_body(spec, str(exported.keras_weights))
@@ -112,7 +110,7 @@ def test_weights_that_do_not_fit_are_refused(exported: ExportedBackbone, tmp_pat
         export_backbone("mobilenet_v2", "absent.h5", tmp_path)
 
 
-def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
+def test_unknown_backbone_error_lists_the_known_ones() -> None:
     known = ", ".join(BACKBONES)
     with pytest.raises(ModelError, match=f"'MobileNetV2', known are {known}; did you mean mobilenet_v2"):
         find_backbone("MobileNetV2")
@@ -120,11 +118,11 @@ def test_an_unknown_backbone_is_answered_with_the_known_ones() -> None:
         find_backbone("xyz")
 
 
-def test_a_download_that_fails_names_both_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_error_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))  # nothing is cached there
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # and nothing listens there
     with pytest.raises(ModelError, match="could not be downloaded") as caught:
         export_backbone("mobilenet_v2", "imagenet", tmp_path / "exports")
-    for way_out in ("a local .h5 file", "or `random`", "efficientnet_lite0"):
-        assert way_out in str(caught.value)
+    for alternative in ("a local .h5 file", "or `random`", "efficientnet_lite0"):
+        assert alternative in str(caught.value)
     assert not list((tmp_path / "exports").iterdir())

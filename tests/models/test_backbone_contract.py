@@ -1,7 +1,7 @@
-"""What every backbone promises, whichever it is: one suite over all of them.
+"""Properties that hold for every backbone.
 
-Weights that would have to be downloaded are random ones, and the heavy networks run at small inputs: a contract does
-not depend on either. Exports are kept from run to run.
+Random weights replace those that would have to be downloaded, and large networks run at small input sizes: the
+properties depend on neither. Exports are cached between runs.
 """
 
 import subprocess
@@ -49,7 +49,7 @@ CASES = {
     "pixels": Case("none", "flat", (8, 6), 8 * 6 * 3),
 }
 
-# As a Spark worker: the parent, which runs an engine of its own, forks; the child makes its engine and answers.
+# As in a Spark worker: the parent, which has run an engine, forks; the child creates another engine and runs it.
 FORKED = """
 import os, sys
 from pathlib import Path
@@ -78,7 +78,7 @@ def export(name: str, exports: Path) -> ExportedBackbone:
 
 @pytest.fixture(scope="module")
 def every_backbone(exports: Path) -> dict[str, ExportedBackbone]:
-    """Two at a time: a conversion keeps one core busy for half a minute, when it is not kept from an earlier run."""
+    """Exported two at a time: a conversion keeps one core busy for half a minute if it is not cached."""
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(CASES, pool.map(export, CASES, [exports] * len(CASES)), strict=True))
 
@@ -103,11 +103,11 @@ def features(engine: LiteRTEngine, images: np.ndarray) -> np.ndarray:
     return engine(images)
 
 
-def test_every_backbone_of_the_table_is_covered() -> None:
+def test_every_backbone_is_covered() -> None:
     assert set(CASES) == set(BACKBONES)
 
 
-def test_features_have_the_promised_shape_type_and_range(
+def test_features_have_the_declared_shape_dtype_and_range(
     backbone: ExportedBackbone, engine: LiteRTEngine, images: np.ndarray, features: np.ndarray
 ) -> None:
     case = CASES[backbone.spec.name]
@@ -118,7 +118,7 @@ def test_features_have_the_promised_shape_type_and_range(
     assert features.shape == (len(images), case.n_features)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
-    assert features.min() >= 0  # every one of these networks ends in a ReLU, or gives the pixels themselves
+    assert features.min() >= 0  # each of these networks ends in a ReLU or outputs the pixels
 
 
 def test_different_images_have_different_features(features: np.ndarray) -> None:
@@ -152,7 +152,7 @@ def test_litert_agrees_with_keras_built_from_the_exported_weights(
     assert backbone.cosine == pytest.approx(1, abs=1e-5)
 
 
-def test_a_forked_worker_makes_its_own_engine_and_gets_the_same_in_bounded_memory(
+def test_engine_in_a_forked_worker_gives_the_same_features_in_bounded_memory(
     backbone: ExportedBackbone, images: np.ndarray, features: np.ndarray, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "images.npy", images)
@@ -175,7 +175,7 @@ def test_onnx_runtime_gives_the_same_features(
         engine(images.astype(np.float32))
 
 
-def test_the_manifest_says_all_that_pixels_go_through(backbone: ExportedBackbone) -> None:
+def test_manifest_records_the_whole_preprocessing(backbone: ExportedBackbone) -> None:
     spec, scaling = backbone.spec, backbone.spec.preprocessing
     entry = BackboneEntry.of(backbone, resize="crop")
     assert BackboneEntry.model_validate_json(entry.model_dump_json()) == entry
@@ -194,7 +194,7 @@ def test_pooled_features_are_the_mean_of_the_flat_ones() -> None:
     np.testing.assert_allclose(flat.reshape(len(images), 2 * 3, 1280).mean(axis=1), pooled, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_come_from_arrays_in_keras_order(tmp_path: Path) -> None:
+def test_weights_are_loaded_from_arrays_in_keras_order(tmp_path: Path) -> None:
     spec = BACKBONES["vgg16"]
     body = build_body(spec, "random")
     weights = body.get_weights()
@@ -209,7 +209,7 @@ def test_weights_come_from_arrays_in_keras_order(tmp_path: Path) -> None:
             build_body(spec, str(tmp_path / f"{name}.npz"))
 
 
-def test_an_export_is_found_again_by_all_that_it_depends_on(backbone: ExportedBackbone, exports: Path) -> None:
+def test_export_is_reused_for_the_same_arguments(backbone: ExportedBackbone, exports: Path) -> None:
     before = backbone.flatbuffer.stat().st_mtime_ns
     assert export(backbone.spec.name, exports) == backbone
     assert backbone.flatbuffer.stat().st_mtime_ns == before

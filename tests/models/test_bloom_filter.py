@@ -1,4 +1,4 @@
-"""The filter of the images that a model was fitted on: it forgets none, and is wrong as seldom as it says."""
+"""The Bloom filter of a model's training images: no false negatives, and false positives at the specified rate."""
 
 from hashlib import sha256
 
@@ -21,18 +21,18 @@ def ids(count: int, first: int = 0) -> list[bytes]:
 
 @pytest.mark.parametrize(
     ("data", "seed", "expected"),
-    [  # from the specification's own test vectors and xxhsum
+    [  # test vectors of the specification, and output of xxhsum
         (b"", 0, 0xEF46DB3751D8E999),
         (b"a", 0, 0xD24EC4F1A98C6E5B),
         (b"abc", 0, 0x44BC2CF5AD770999),
         (b"Nobody inspects the spammish repetition", 0, 0xFBCEA83C8A378BF1),
     ],
 )
-def test_hashes_are_those_of_the_specification(data: bytes, seed: int, expected: int) -> None:
+def test_xxhash64_matches_the_reference_vectors(data: bytes, seed: int, expected: int) -> None:
     assert xxhash64([data], seed).tolist() == [expected]
 
 
-def test_hashes_of_a_batch_are_those_of_its_rows() -> None:
+def test_batch_hashes_equal_single_hashes() -> None:
     mixed = [bytes(range(length)) for length in (0, 3, 4, 7, 8, 31, 32, 33, 64, 100, 64)]
     alone = [xxhash64([one], 614)[0] for one in mixed]
     assert xxhash64(mixed, 614).tolist() == alone
@@ -41,13 +41,13 @@ def test_hashes_of_a_batch_are_those_of_its_rows() -> None:
 
 
 @given(st.lists(st.binary(max_size=300), max_size=50), st.integers(0, 2**64 - 1))
-def test_what_was_added_is_always_found(values: list[bytes], salt: int) -> None:
+def test_added_values_are_always_found(values: list[bytes], salt: int) -> None:
     one = BloomFilter.empty(len(values), salt)
     one.add(values)
     assert one.contains(values).all()
 
 
-def test_at_its_capacity_a_filter_is_wrong_as_seldom_as_it_says() -> None:
+def test_false_positive_rate_at_capacity_is_as_specified() -> None:
     one = BloomFilter.empty(20_000, SALT)
     one.add(ids(20_000))
     wrong = one.contains(ids(200_000, first=10**6)).sum()
@@ -56,7 +56,7 @@ def test_at_its_capacity_a_filter_is_wrong_as_seldom_as_it_says() -> None:
     assert len(one.bits) * 8 / 20_000 == pytest.approx(14.38, abs=0.01)
 
 
-def test_two_filters_are_not_wrong_about_the_same_images() -> None:
+def test_filters_with_different_salts_have_independent_false_positives() -> None:
     first, second = (BloomFilter.empty(2_000, salt) for salt in (SALT, SALT + 2))
     for one in (first, second):
         one.add(ids(2_000))
@@ -65,7 +65,7 @@ def test_two_filters_are_not_wrong_about_the_same_images() -> None:
     assert both.sum() <= 5
 
 
-def test_filters_of_partitions_merge_to_the_filter_of_all() -> None:
+def test_partition_filters_merge_to_the_filter_of_all_rows() -> None:
     whole, parts = BloomFilter.empty(100, SALT), [BloomFilter.empty(100, SALT) for _ in range(2)]
     whole.add(ids(100))
     parts[0].add(ids(40))
@@ -76,13 +76,13 @@ def test_filters_of_partitions_merge_to_the_filter_of_all() -> None:
         parts[0].merge(BloomFilter.empty(100, SALT + 1))
 
 
-def test_a_filter_has_a_greatest_size() -> None:
+def test_filter_above_the_maximum_size_is_rejected() -> None:
     with pytest.raises(ModelError, match="needs 1,797,198,446 bytes, the limit is 268,435,456"):
         BloomFilter.empty(10**9, 0)
 
 
 @pytest.mark.parametrize("with_backbone", [True, False])
-def test_what_a_model_was_fitted_on_comes_back_from_a_file(with_backbone: bool) -> None:
+def test_fitted_on_round_trips_through_npz(with_backbone: bool) -> None:
     own, backbone = BloomFilter.empty(10, SALT), BloomFilter.empty(10, 3)
     own.add(ids(10))
     backbone.add(ids(10, first=10))
@@ -102,7 +102,7 @@ def test_what_a_model_was_fitted_on_comes_back_from_a_file(with_backbone: bool) 
         ({"backbone": np.zeros(4, np.uint8)}, "'backbone_salt' is missing"),
     ],
 )
-def test_arrays_that_are_not_a_filter_are_refused(change: Arrays, why: str) -> None:
+def test_invalid_filter_arrays_are_rejected(change: Arrays, why: str) -> None:
     arrays = FittedOn(BloomFilter.empty(10, SALT)).to_arrays() | change
     with pytest.raises(ModelError, match=why):
         FittedOn.from_arrays(arrays)

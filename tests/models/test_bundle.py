@@ -1,4 +1,4 @@
-"""Bundles: what was written is read back, and whatever else lies there is refused with the reason."""
+"""Bundles: written and read back, and rejected with the reason if a file is missing, altered or unexpected."""
 
 import json
 from collections.abc import Collection
@@ -31,7 +31,7 @@ from models.errors import ModelError
 
 @pytest.fixture(scope="session")
 def manifest() -> Manifest:
-    """The manifest of a model of ten digits."""
+    """The manifest of a model with ten classes."""
     tiny = tiny_manifest()
     return tiny.model_copy(
         update={
@@ -45,7 +45,7 @@ def manifest() -> Manifest:
 
 @pytest.fixture(scope="session")
 def bundle_dir(manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle of a few bytes: reading does not look into its files."""
+    """A complete bundle of a few bytes: `read_bundle` does not parse its files."""
     return tiny_bundle(tmp_path_factory.mktemp("bundle") / "whole", **dict(manifest))
 
 
@@ -54,7 +54,7 @@ def content_of(bundle: Path) -> dict[str, Any]:
     return content
 
 
-def test_bundle_comes_back_as_it_was_written(bundle_dir: Path, manifest: Manifest) -> None:
+def test_bundle_round_trips(bundle_dir: Path, manifest: Manifest) -> None:
     bundle = read_bundle(bundle_dir)
     assert bundle.manifest.model_copy(update={"files": {}}) == manifest
     assert bundle.sha256 == file_sha256(bundle_dir / MANIFEST)
@@ -62,31 +62,31 @@ def test_bundle_comes_back_as_it_was_written(bundle_dir: Path, manifest: Manifes
     assert bundle.projection_sha256 == file_sha256(bundle_dir / PROJECTION)
     assert bundle.manifest.files == {name: file_sha256(bundle_dir / name) for name in FILES}
     assert set(bundle.files) == FILES - {WEIGHTS_FILE}
-    np.testing.assert_array_equal(bundle.arrays(PROJECTION)["of"], [0, 1])
-    np.testing.assert_array_equal(bundle.arrays(CLASSIFIER)["of"], [0, 1, 2])
+    np.testing.assert_array_equal(bundle.arrays(PROJECTION)["values"], [0, 1])
+    np.testing.assert_array_equal(bundle.arrays(CLASSIFIER)["values"], [0, 1, 2])
 
 
-def test_copies_of_a_bundle_have_the_same_identity(bundle_dir: Path, bundle_copy: Path) -> None:
+def test_copies_of_a_bundle_have_the_same_hash(bundle_dir: Path, bundle_copy: Path) -> None:
     assert read_bundle(bundle_copy).sha256 == read_bundle(bundle_dir).sha256
     seal(bundle_copy, metrics={"accuracy": 0.91})
     assert read_bundle(bundle_copy).sha256 != read_bundle(bundle_dir).sha256
 
 
-def test_a_bundle_is_not_written_over_another(bundle_dir: Path, manifest: Manifest) -> None:
+def test_existing_bundle_is_not_overwritten(bundle_dir: Path, manifest: Manifest) -> None:
     before = read_bundle(bundle_dir).sha256
     with pytest.raises(FileExistsError):
         write_bundle(bundle_dir, manifest, {}, {})
     assert read_bundle(bundle_dir).sha256 == before
 
 
-def test_a_bundle_with_a_part_missing_is_not_finished(tmp_path: Path, manifest: Manifest) -> None:
+def test_incomplete_bundle_gets_no_manifest(tmp_path: Path, manifest: Manifest) -> None:
     with pytest.raises(ModelError, match="the manifest should list the files"):
         write_bundle(tmp_path / "new", manifest, {}, {PROJECTION: {}})
     assert not (tmp_path / "new" / MANIFEST).exists()
 
 
-def test_a_threshold_is_kept_where_there_is_one(bundle_copy: Path) -> None:
-    assert "threshold" not in content_of(bundle_copy)  # as in bundles of before there were any
+def test_threshold_is_optional_and_validated(bundle_copy: Path) -> None:
+    assert "threshold" not in content_of(bundle_copy)  # as in bundles from before thresholds existed
     assert read_bundle(bundle_copy).manifest.threshold is None
     with pytest.raises(ModelError, match="a threshold requires two classes, there are 10"):
         parse_manifest(json.dumps(content_of(bundle_copy) | {"threshold": 0.3}).encode())
@@ -99,15 +99,15 @@ def test_a_threshold_is_kept_where_there_is_one(bundle_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-@pytest.mark.parametrize("damage", ["one bit", "cut short", "longer"])
-def test_an_altered_file_is_refused_by_name(bundle_copy: Path, name: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["bit flip", "truncated", "extended"])
+def test_altered_file_is_rejected_by_name(bundle_copy: Path, name: str, damage: str) -> None:
     content = bytearray((bundle_copy / name).read_bytes())
     match damage:
-        case "one bit":
+        case "bit flip":
             content[len(content) // 2] ^= 1
-        case "cut short":
+        case "truncated":
             del content[-1]
-        case "longer":
+        case "extended":
             content.append(0)
     replace_file(bundle_copy, name, content)
     with pytest.raises(ModelError, match=rf"bundle .* is refused: {name} has SHA-256 \w+, the manifest says"):
@@ -115,42 +115,42 @@ def test_an_altered_file_is_refused_by_name(bundle_copy: Path, name: str, damage
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_a_missing_file_is_refused(bundle_copy: Path, name: str) -> None:
+def test_missing_file_is_rejected(bundle_copy: Path, name: str) -> None:
     (bundle_copy / name).unlink()
     with pytest.raises(ModelError, match=r"expected the files .* and the manifest, found"):
         read_bundle(bundle_copy)
 
 
 @pytest.mark.parametrize("name", ["extra.pkl", "__init__.py", ".hidden"])
-def test_a_file_more_is_refused_by_name(bundle_copy: Path, name: str) -> None:
+def test_extra_file_is_rejected_by_name(bundle_copy: Path, name: str) -> None:
     (bundle_copy / name).touch()
     with pytest.raises(ModelError, match=f"expected the files .* found .*{name}"):
         read_bundle(bundle_copy)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, *sorted(FILES)])
-def test_a_link_is_refused_even_to_the_right_content(bundle_dir: Path, bundle_copy: Path, name: str) -> None:
+def test_symlink_is_rejected_even_if_the_content_matches(bundle_dir: Path, bundle_copy: Path, name: str) -> None:
     (bundle_copy / name).unlink()
     (bundle_copy / name).symlink_to(bundle_dir / name)
     with pytest.raises(ModelError, match=f"{name} is not a regular file"):
         read_bundle(bundle_copy)
 
 
-def test_a_directory_in_the_place_of_a_file_is_refused(bundle_copy: Path) -> None:
+def test_directory_instead_of_a_file_is_rejected(bundle_copy: Path) -> None:
     (bundle_copy / PROJECTION).unlink()
     (bundle_copy / PROJECTION).mkdir()
     with pytest.raises(ModelError, match=f"{PROJECTION} is not a regular file"):
         read_bundle(bundle_copy)
 
 
-def test_no_bundle_at_all_is_refused(tmp_path: Path) -> None:
+def test_directory_without_a_bundle_is_rejected(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "absent"):
         with pytest.raises(ModelError, match=r"is refused: manifest\.json is not a regular file"):
             read_bundle(directory)
 
 
 @pytest.mark.parametrize("name", ["../projection.npz", "/etc/passwd", "sub/projection.npz", "projection.npz/.."])
-def test_a_file_outside_the_bundle_is_never_named(bundle_copy: Path, name: str) -> None:
+def test_manifest_cannot_list_files_outside_the_bundle(bundle_copy: Path, name: str) -> None:
     files = content_of(bundle_copy)["files"]
     files[name] = files.pop(PROJECTION)
     replace_file(bundle_copy, MANIFEST, json.dumps(content_of(bundle_copy) | {"files": files}).encode())
@@ -184,14 +184,14 @@ def test_a_file_outside_the_bundle_is_never_named(bundle_copy: Path, name: str) 
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )
-def test_a_manifest_that_makes_no_sense_is_refused(bundle_copy: Path, fields: dict[str, Any], reason: str) -> None:
+def test_invalid_manifest_field_is_rejected(bundle_copy: Path, fields: dict[str, Any], reason: str) -> None:
     seal(bundle_copy, **fields)
     with pytest.raises(ModelError, match=reason):
         read_bundle(bundle_copy)
 
 
 @pytest.mark.parametrize("field", ["backbone", "projection", "classifier", "classes", "metrics", "training_data"])
-def test_a_manifest_that_lacks_a_field_is_refused_by_its_name(bundle_dir: Path, field: str) -> None:
+def test_missing_manifest_field_is_named(bundle_dir: Path, field: str) -> None:
     content = content_of(bundle_dir)
     del content[field]
     with pytest.raises(ModelError, match=f"manifest.json: {field}: Field required"):
@@ -210,14 +210,14 @@ def test_a_manifest_that_lacks_a_field_is_refused_by_its_name(bundle_dir: Path, 
         b"1" * 5_000,
         b'{"schema_version": ' + b"1" * 5_000 + b"}",
     ],
-    ids=["empty", "cut off", "no text", "null", "a list", "deep", "a huge number", "a huge number inside"],
+    ids=["empty", "truncated", "not UTF-8", "null", "list", "deeply nested", "huge number", "huge number in a field"],
 )
-def test_a_manifest_that_is_no_json_object_is_refused(text: bytes) -> None:
+def test_manifest_that_is_not_a_json_object_is_rejected(text: bytes) -> None:
     with pytest.raises(ModelError, match=r"^manifest\.json"):
         parse_manifest(text)
 
 
-def test_a_huge_manifest_is_refused_before_it_is_read(bundle_copy: Path) -> None:
+def test_oversized_manifest_is_rejected_before_reading(bundle_copy: Path) -> None:
     (bundle_copy / MANIFEST).unlink()
     with (bundle_copy / MANIFEST).open("wb") as file:
         file.truncate(bundle_module.MAX_MANIFEST_BYTES + 1)
@@ -225,7 +225,7 @@ def test_a_huge_manifest_is_refused_before_it_is_read(bundle_copy: Path) -> None
         read_bundle(bundle_copy)
 
 
-def test_a_huge_file_is_refused_before_it_is_read(bundle_copy: Path) -> None:
+def test_oversized_file_is_rejected_before_reading(bundle_copy: Path) -> None:
     for name in (PROJECTION, WEIGHTS_FILE):
         bundle = copy_bundle(bundle_copy, bundle_copy.with_name(f"huge {name}"))
         replace_file(bundle, name, b"")
@@ -235,20 +235,18 @@ def test_a_huge_file_is_refused_before_it_is_read(bundle_copy: Path) -> None:
             read_bundle(bundle)
 
 
-def test_hashes_are_right_again_after_sealing(bundle_copy: Path) -> None:
-    """The tests of spoilt parts rest on this: what they refuse is not refused for its hash."""
+def test_seal_makes_hashes_valid(bundle_copy: Path) -> None:
+    """Tests that modify bundles rely on this: the hash must not be the reason for the rejection."""
     replace_file(bundle_copy, PROJECTION, write_npz({}))
     seal(bundle_copy)
     assert read_bundle(bundle_copy).arrays(PROJECTION) == {}
 
 
-def test_a_bundle_is_named_by_the_hash_of_its_readable_manifest_and_written_below_folders_that_it_makes(
-    tmp_path: Path,
-) -> None:
+def test_write_bundle_creates_parent_directories_and_returns_the_manifest_hash(tmp_path: Path) -> None:
     whole = tiny_bundle(tmp_path / "whole")
     backbone = {name: whole / name for name in (FLATBUFFER_FILE, WEIGHTS_FILE)}
     directory = tmp_path / "new" / "folder" / "bundle"
-    arrays = {name: {"of": np.arange(2)} for name in (PROJECTION, CLASSIFIER, GOLDEN)}
+    arrays = {name: {"values": np.arange(2)} for name in (PROJECTION, CLASSIFIER, GOLDEN)}
     sha256 = write_bundle(directory, tiny_manifest(), backbone, arrays)
     assert sha256 == file_sha256(directory / MANIFEST) == read_bundle(directory).sha256
     text = (directory / MANIFEST).read_text(encoding="utf-8")
@@ -257,10 +255,10 @@ def test_a_bundle_is_named_by_the_hash_of_its_readable_manifest_and_written_belo
 
 @dataclass
 class InMemory:
-    """A bundle that is in no directory; what was read is written down."""
+    """A bundle in memory that records which files are read."""
 
     content: dict[str, bytes]
-    asked: list[str]
+    reads: list[str]
 
     def __str__(self) -> str:
         return "s3://bucket/models/7"
@@ -274,7 +272,7 @@ class InMemory:
         return len(self.content[name])
 
     def read(self, name: str) -> bytes:
-        self.asked.append(name)
+        self.reads.append(name)
         return self.content[name]
 
 
@@ -283,27 +281,27 @@ def in_memory(bundle_dir: Path) -> InMemory:
     return InMemory({path.name: path.read_bytes() for path in bundle_dir.iterdir()}, [])
 
 
-def test_a_bundle_is_read_from_names_and_bytes_as_from_a_directory(bundle_dir: Path, in_memory: InMemory) -> None:
+def test_bundle_is_read_from_memory_as_from_a_directory(bundle_dir: Path, in_memory: InMemory) -> None:
     assert read_bundle(in_memory) == read_bundle(bundle_dir)
-    assert sorted(in_memory.asked) == sorted([MANIFEST, *FILES]), "each file once"
+    assert sorted(in_memory.reads) == sorted([MANIFEST, *FILES]), "each file is read once"
 
 
-def test_a_manifest_is_read_alone_and_named_by_its_hash(bundle_dir: Path, in_memory: InMemory) -> None:
+def test_read_manifest_reads_only_the_manifest_and_returns_its_hash(bundle_dir: Path, in_memory: InMemory) -> None:
     bundle = read_bundle(bundle_dir)
     assert read_manifest(in_memory) == (bundle.manifest, bundle.sha256)
-    assert in_memory.asked == [MANIFEST]
+    assert in_memory.reads == [MANIFEST]
 
 
 @pytest.mark.parametrize("name", ["extra.pkl", "sub/projection.npz", "../projection.npz", "/etc/passwd", ""])
-def test_a_name_more_is_refused_and_not_read_wherever_the_files_are(in_memory: InMemory, name: str) -> None:
+def test_extra_file_in_memory_is_rejected_without_reading_others(in_memory: InMemory, name: str) -> None:
     in_memory.content[name] = b"more"
     with pytest.raises(ModelError, match=r"bundle s3://bucket/models/7 is refused: expected the files"):
         read_bundle(in_memory)
-    assert in_memory.asked == [MANIFEST]
+    assert in_memory.reads == [MANIFEST]
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_a_file_is_refused_by_name_wherever_the_files_are(in_memory: InMemory, name: str) -> None:
+def test_missing_or_altered_file_in_memory_is_rejected_by_name(in_memory: InMemory, name: str) -> None:
     whole = in_memory.content.pop(name)
     with pytest.raises(ModelError, match=r"models/7 is refused: expected the files .* found"):
         read_bundle(in_memory)
@@ -312,26 +310,26 @@ def test_a_file_is_refused_by_name_wherever_the_files_are(in_memory: InMemory, n
         read_bundle(in_memory)
 
 
-def test_a_file_above_the_limit_is_never_read_wherever_the_files_are(
-    in_memory: InMemory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oversized_file_in_memory_is_never_read(in_memory: InMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle_module, "MAX_FILE_BYTES", 1)
     with pytest.raises(ModelError, match=r"models/7 is refused: .* more than the 1 allowed"):
         read_bundle(in_memory)
     monkeypatch.setattr(bundle_module, "MAX_MANIFEST_BYTES", 1)
     with pytest.raises(ModelError, match=r"models/7 is refused: manifest\.json has .* more than the 1 allowed"):
         read_bundle(in_memory)
-    assert in_memory.asked == [MANIFEST]
+    assert in_memory.reads == [MANIFEST]
 
 
-def test_what_was_read_can_be_copied_to_a_directory(bundle_dir: Path, in_memory: InMemory, tmp_path: Path) -> None:
+def test_bundle_read_from_memory_can_be_copied_to_a_directory(
+    bundle_dir: Path, in_memory: InMemory, tmp_path: Path
+) -> None:
     bundle = read_bundle(in_memory, copy_to=tmp_path / "copy")
     assert bundle == read_bundle(bundle_dir) == read_bundle(tmp_path / "copy")
     assert {path.name: path.read_bytes() for path in (tmp_path / "copy").iterdir()} == in_memory.content
 
 
 @pytest.mark.parametrize("name", ["../outside", "sub/more"])
-def test_no_name_leads_a_copy_out_of_its_directory(in_memory: InMemory, tmp_path: Path, name: str) -> None:
+def test_no_file_name_escapes_the_copy_directory(in_memory: InMemory, tmp_path: Path, name: str) -> None:
     in_memory.content[name] = b"more"
     with pytest.raises(ModelError, match="expected the files"):
         read_bundle(in_memory, copy_to=tmp_path / "copy")

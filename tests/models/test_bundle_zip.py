@@ -1,4 +1,4 @@
-"""A bundle as one file: what is written is read back, and nothing else is taken."""
+"""Bundles as zip files: they round-trip, and any other content is rejected."""
 
 import io
 import zipfile
@@ -18,7 +18,7 @@ def bundle(tmp_path: Path) -> Path:
     return tiny_bundle(tmp_path / "bundle")
 
 
-def test_a_zip_gives_the_same_bundle_and_the_same_bytes_each_time(bundle: Path, tmp_path: Path) -> None:
+def test_zip_round_trips_and_is_reproducible(bundle: Path, tmp_path: Path) -> None:
     for name in ("1.zip", "2.zip"):
         write_zip(bundle, tmp_path / "new" / name)
     one, two = sorted((tmp_path / "new").iterdir())
@@ -47,15 +47,15 @@ def compressed(bundle: Path) -> bytes:
     return stream.getvalue()
 
 
-def twice(bundle: Path) -> bytes:
+def with_duplicate(bundle: Path) -> bytes:
     stream = io.BytesIO(changed(bundle, lambda _: None))
     with zipfile.ZipFile(stream, "a") as target, pytest.warns(UserWarning, match="Duplicate name"):
         target.writestr(MANIFEST, b"{}")
     return stream.getvalue()
 
 
-def claiming(bundle: Path) -> bytes:
-    """Its directory says that the manifest has four gigabytes."""
+def with_false_size(bundle: Path) -> bytes:
+    """A zip whose directory declares four gigabytes for the manifest."""
     whole = bytearray(changed(bundle, lambda _: None))
     place = zipfile.ZipFile(io.BytesIO(whole)).start_dir
     whole[place + 20 : place + 28] = b"\xf0\xff\xff\xff" * 2
@@ -65,28 +65,25 @@ def claiming(bundle: Path) -> bytes:
 HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "not a zip": (lambda _: b"PK\x03\x04" + bytes(100), "is not a zip of a bundle"),
     "empty": (lambda _: b"", "is not a zip of a bundle"),
-    "cut": (lambda bundle: changed(bundle, lambda _: None)[:-30], "is not a zip of a bundle"),
-    "its begin is missing": (lambda one: b"x" + changed(one, lambda _: None)[2000:], "larger|cannot be read"),
-    "a file altered": (
-        lambda bundle: changed(bundle, lambda one: one.update({GOLDEN: b"x"})),
-        "has SHA-256",
-    ),
-    "a file missing": (lambda bundle: changed(bundle, lambda one: one.pop(GOLDEN)), "expected the files"),
-    "a file more": (lambda bundle: changed(bundle, lambda one: one.update(evil=b"x")), "expected the files"),
-    "a path": (lambda bundle: changed(bundle, lambda one: one.update({"../evil": b"x"})), "expected plain file names"),
-    "a folder": (lambda bundle: changed(bundle, lambda one: one.update({"a/": b""})), "expected plain file names"),
-    "many entries": (
+    "truncated": (lambda bundle: changed(bundle, lambda _: None)[:-30], "is not a zip of a bundle"),
+    "missing beginning": (lambda one: b"x" + changed(one, lambda _: None)[2000:], "larger|cannot be read"),
+    "altered file": (lambda bundle: changed(bundle, lambda one: one.update({GOLDEN: b"x"})), "has SHA-256"),
+    "missing file": (lambda bundle: changed(bundle, lambda one: one.pop(GOLDEN)), "expected the files"),
+    "extra file": (lambda bundle: changed(bundle, lambda one: one.update(evil=b"x")), "expected the files"),
+    "path": (lambda bundle: changed(bundle, lambda one: one.update({"../evil": b"x"})), "expected plain file names"),
+    "directory": (lambda bundle: changed(bundle, lambda one: one.update({"a/": b""})), "expected plain file names"),
+    "too many entries": (
         lambda bundle: changed(bundle, lambda one: one.update({f"f{n}": b"" for n in range(MAX_ENTRIES)})),
         "it has 3. entries",
     ),
     "compressed": (compressed, "is duplicated, encrypted or compressed"),
-    "twice": (twice, "is duplicated"),
-    "a size that is claimed": (claiming, "claims to be larger"),
+    "duplicate entry": (with_duplicate, "is duplicated"),
+    "false size": (with_false_size, "claims to be larger"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_zip_that_is_not_a_sound_bundle_is_refused(name: str, bundle: Path, tmp_path: Path) -> None:
+def test_invalid_zip_is_rejected(name: str, bundle: Path, tmp_path: Path) -> None:
     make, reason = HOSTILE[name]
     file = tmp_path / "hostile.zip"
     file.write_bytes(make(bundle))
@@ -95,7 +92,7 @@ def test_a_zip_that_is_not_a_sound_bundle_is_refused(name: str, bundle: Path, tm
     assert not (tmp_path / "evil").exists()
 
 
-def test_other_zips_are_other_models(tmp_path: Path) -> None:
+def test_other_zip_files_are_not_recognised_as_bundles(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "net.keras", "w") as target:
         target.writestr("config.json", "{}")
     assert not is_bundle_zip(tmp_path / "net.keras")

@@ -1,4 +1,4 @@
-"""Logistic regression in NumPy, held against scikit-learn's `predict_proba` with the same coefficients."""
+"""Logistic regression in NumPy, compared with scikit-learn's `predict_proba` for the same coefficients."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_probabilities_agree_with_scikit_learn(digits: Digits) -> None:
     assert (again.n_in, again.n_classes) == (40, 10)
 
 
-def test_probabilities_do_not_depend_on_what_else_is_in_the_batch(digits: Digits) -> None:
+def test_probabilities_do_not_depend_on_the_rest_of_the_batch(digits: Digits) -> None:
     rng = np.random.default_rng(0)
     ours = LogisticRegression(rng.normal(size=(3, 1280)), rng.normal(size=3))
     together = ours.probabilities(digits.features[:9])
@@ -47,7 +47,7 @@ def test_softmax_of_large_logits_neither_overflows_nor_divides_by_zero() -> None
         ({"coefficients": np.full((3, 4), -np.inf)}, "'coefficients' contains NaN or infinite"),
     ],
 )
-def test_arrays_that_are_no_classifier_are_refused(change: dict[str, np.ndarray], reason: str) -> None:
+def test_invalid_classifier_arrays_are_rejected(change: dict[str, np.ndarray], reason: str) -> None:
     arrays = {"coefficients": np.zeros((3, 4)), "intercept": np.zeros(3)}
     assert classifier_from_arrays("logistic_regression", 4, 3, arrays).n_classes == 3
     with pytest.raises(ModelError, match=reason):
@@ -56,12 +56,12 @@ def test_arrays_that_are_no_classifier_are_refused(change: dict[str, np.ndarray]
         classifier_from_arrays("logistic_regression", 4, 3, {name: arrays[name] for name in arrays if name in change})
 
 
-def test_an_unknown_kind_is_answered_with_the_known_one() -> None:
+def test_unknown_classifier_error_names_the_known_one() -> None:
     with pytest.raises(ModelError, match="unknown classifier 'forest', expected one of: logistic_regression"):
         classifier_from_arrays("forest", 4, 3, {})
 
 
-def test_a_network_that_answers_itself_keeps_its_answers() -> None:
+def test_network_outputs_pass_through_as_logits_or_probabilities() -> None:
     logits = np.random.default_rng(0).normal(0, 3, (20, 4)).astype(np.float32)
     expected = softmax(logits)
     for kind, scores in (("logits", logits), ("probabilities", expected), ("probabilities", 0.996 * expected)):
@@ -71,7 +71,7 @@ def test_a_network_that_answers_itself_keeps_its_answers() -> None:
     assert (classifier_from_arrays("probabilities", 4, 4, {}).probabilities(np.eye(4, dtype=np.float32)) >= 0).all()
 
 
-def test_one_score_for_two_classes_is_that_of_the_second() -> None:
+def test_single_output_is_the_score_of_the_second_class() -> None:
     z = np.array([[-2.0], [0.0], [3.0]], np.float32)
     second = 1 / (1 + np.exp(-z[:, 0]))
     for kind, scores in (("logits", z), ("probabilities", second[:, np.newaxis])):

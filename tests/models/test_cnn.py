@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def some_images(size: tuple[int, int], n: int = 6) -> np.ndarray:
-    """Noise around a grey that differs from image to image."""
+    """Noise around a different grey in each image."""
     generator = np.random.default_rng(5)
     means = generator.uniform(40, 210, (n, 1, 1, 1))
     return np.clip(generator.normal(means, 30, (n, *size, 3)), 0, 255).astype(np.uint8)
@@ -34,13 +34,13 @@ def train(network: "keras.Model", n_classes: int) -> None:
     ("name", "n_classes", "size", "exports"),
     [
         ("cnn_gray", 2, (28, 30), True),
-        # As the suite over all backbones shows, an export gives what Keras does.
+        # test_backbone_contract.py shows that an export gives the same features as Keras.
         ("cnn_color", 4, (24, 24), False),
         ("mobilenet_v2", 3, (32, 32), False),
         ("pixels", 2, (6, 5), False),
     ],
 )
-def test_a_trained_network_is_a_backbone_and_a_logistic_regression(
+def test_trained_network_equals_a_backbone_and_a_logistic_regression(
     name: str, n_classes: int, size: tuple[int, int], exports: bool, tmp_path: Path
 ) -> None:
     network = build_network(name, n_classes, input_size=size, unfreeze=1 if name == "mobilenet_v2" else 0)
@@ -65,7 +65,7 @@ def test_a_trained_network_is_a_backbone_and_a_logistic_regression(
     np.testing.assert_allclose(logits - logits[:, :1], expected - expected[:, :1], atol=1e-4)
 
 
-def test_the_sigmoid_of_one_logit_is_the_softmax_of_two() -> None:
+def test_sigmoid_of_one_logit_equals_softmax_of_two() -> None:
     network = build_network("pixels", 2, input_size=(3, 3))
     images = some_images((3, 3))
     probabilities = head_of(network).probabilities(images.reshape(6, -1).astype(np.float32) / 255)
@@ -74,7 +74,7 @@ def test_the_sigmoid_of_one_logit_is_the_softmax_of_two() -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("cnn_gray", (28, 28)), ("mobilenet_v2", (32, 32))])
-def test_a_seed_gives_the_same_first_weights_and_another_one_others(name: str, size: tuple[int, int]) -> None:
+def test_seed_determines_the_initial_weights(name: str, size: tuple[int, int]) -> None:
     first, again, other = (build_network(name, 5, input_size=size, seed=seed).get_weights() for seed in (7, 7, 8))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -82,7 +82,7 @@ def test_a_seed_gives_the_same_first_weights_and_another_one_others(name: str, s
         assert (kernel != other_kernel).any()
 
 
-def test_a_small_network_is_trained_whole_and_a_backbone_as_far_as_it_is_unfrozen() -> None:
+def test_trainable_layers_depend_on_unfreeze() -> None:
     assert len(build_network("cnn_gray", 2, input_size=(28, 28)).trainable_weights) == 2 * 5
     trainable = {
         unfreeze: {
@@ -93,15 +93,15 @@ def test_a_small_network_is_trained_whole_and_a_backbone_as_far_as_it_is_unfroze
         for unfreeze in (0, 1, 2, ALL_BLOCKS)
     }
     assert trainable[0] == set()
-    assert {"block_13_depthwise", "block_16_expand", "Conv_1"} < trainable[1]  # whose maps are 2×2
-    assert "block_13_expand" not in trainable[1]  # its map is 4×4
+    assert {"block_13_depthwise", "block_16_expand", "Conv_1"} < trainable[1]  # their feature maps are 2×2
+    assert "block_13_expand" not in trainable[1]  # its feature map is 4×4
     assert "block_13_expand" in trainable[2]
     assert trainable[1] < trainable[2] < trainable[ALL_BLOCKS]
     assert "Conv1" in trainable[ALL_BLOCKS]
     assert not any("BN" in name or "bn" in name for name in trainable[ALL_BLOCKS])
 
 
-def test_training_changes_nothing_that_is_not_trainable() -> None:
+def test_training_does_not_change_non_trainable_weights() -> None:
     network = build_network("mobilenet_v2", 3, input_size=(32, 32), unfreeze=ALL_BLOCKS)
     fixed = network.non_trainable_weights
     before = [weight.numpy() for weight in fixed]
@@ -112,7 +112,7 @@ def test_training_changes_nothing_that_is_not_trainable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"n_classes": 1}, "from 2 to 1,000,000 classes, got 1"),
         ({"unfreeze": 6}, r"mobilenet_v2 has 5 blocks at this size, so -1 \(all\) to 5 can be unfrozen, got 6"),
@@ -121,12 +121,12 @@ def test_training_changes_nothing_that_is_not_trainable() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_built_is_refused(options: dict, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+def test_invalid_network_options_are_rejected(options: dict, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
         build_network("mobilenet_v2", **({"n_classes": 2, "input_size": (64, 64)} | options))
 
 
-def test_a_network_that_has_diverged_is_not_saved(tmp_path: Path) -> None:
+def test_diverged_network_is_not_saved(tmp_path: Path) -> None:
     network = build_network("cnn_gray", 2, input_size=(28, 28))
     network.set_weights([np.full_like(values, np.nan) for values in network.get_weights()])
     with pytest.raises(ModelError, match="weights of cnn_gray are NaN or infinite: training diverged"):

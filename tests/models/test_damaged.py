@@ -1,4 +1,4 @@
-"""Images that every viewer shows although their files are not whole: decoded and marked, or refused where so set."""
+"""Damaged images that viewers still display: decoded and marked, or rejected in strict mode."""
 
 import io
 from dataclasses import replace
@@ -18,14 +18,14 @@ DAMAGED = {
     "no end marker": (JPEG[:-2], "its end marker is missing"),
     "half an end marker": (JPEG[:-1], "its end marker is missing"),
     "progressive, no end marker": (PROGRESSIVE[:-2], "its end marker is missing"),
-    "the last bytes are missing": (JPEG[:-60], "rows are missing"),
-    "progressive, the last bytes are missing": (PROGRESSIVE[:-40], "rows are missing"),
-    "a line of text before it": (b"sent by camera 7\r\n" + JPEG, "18 bytes before the image"),
+    "last bytes missing": (JPEG[:-60], "rows are missing"),
+    "progressive, last bytes missing": (PROGRESSIVE[:-40], "rows are missing"),
+    "text before the image": (b"sent by camera 7\r\n" + JPEG, "18 bytes before the image"),
     "blank lines before a PNG": (b"\r\n\r\n" + encode(PHOTOGRAPH, "PNG"), "4 bytes before the image"),
-    "a trailer of a telephone": (JPEG + b"trailer", "7 bytes after the image"),
-    "bytes after a progressive one": (PROGRESSIVE + bytes(10), "10 bytes after the image"),
-    "bytes after a PNG": (encode(PHOTOGRAPH, "PNG") + b"\n", "1 bytes after the image"),
-    "PNG without its end": (encode(PHOTOGRAPH, "PNG")[:-12], "its end marker is missing"),
+    "trailer written by a phone": (JPEG + b"trailer", "7 bytes after the image"),
+    "progressive, trailing bytes": (PROGRESSIVE + bytes(10), "10 bytes after the image"),
+    "PNG, trailing byte": (encode(PHOTOGRAPH, "PNG") + b"\n", "1 bytes after the image"),
+    "PNG without its IEND chunk": (encode(PHOTOGRAPH, "PNG")[:-12], "its end marker is missing"),
     "PNG without its last row": (encode(PHOTOGRAPH, "PNG")[:-300], "of 150 rows are missing"),
     "BMP without its last rows": (encode(PHOTOGRAPH, "BMP")[:-1000], "2 of 150 rows are missing"),
     "TIFF without its last rows": (encode(PHOTOGRAPH, "TIFF")[:-1000], "of 150 rows are missing"),
@@ -33,7 +33,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_image_is_decoded_and_marked(name: str) -> None:
+def test_damaged_image_is_decoded_and_marked(name: str) -> None:
     data, damage = DAMAGED[name]
     got = decode_marked(data, SIZE)
     assert not isinstance(got, BadImage), got
@@ -45,27 +45,27 @@ def test_a_damaged_image_is_decoded_and_marked(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-def test_a_damaged_image_is_refused_where_that_is_set(name: str) -> None:
+def test_damaged_image_is_rejected_in_strict_mode(name: str) -> None:
     bad = decode_marked(DAMAGED[name][0], SIZE, STRICT)
     assert isinstance(bad, BadImage)
     assert bad.reason in (Reason.TRUNCATED, Reason.CORRUPT)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-def test_a_whole_image_is_not_marked_and_never_refused(image_format: str) -> None:
+def test_intact_image_is_neither_marked_nor_rejected(image_format: str) -> None:
     got = decode_marked(encode(PHOTOGRAPH, image_format), SIZE, STRICT)
     assert not isinstance(got, BadImage), got
     assert got.damage is None
 
 
-def test_the_further_pictures_of_a_multi_picture_file_are_no_damage() -> None:
+def test_extra_pictures_of_an_mpo_file_are_not_damage() -> None:
     got = decode_marked(encode(PHOTOGRAPH, "MPO", save_all=True, append_images=[PHOTOGRAPH]), SIZE, STRICT)
     assert not isinstance(got, BadImage), got
 
 
 @pytest.mark.parametrize("data", [JPEG, PROGRESSIVE], ids=["baseline", "progressive"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
-def test_more_than_a_few_missing_rows_stay_truncated(data: bytes, share: float) -> None:
+def test_image_missing_more_than_a_few_rows_is_truncated(data: bytes, share: float) -> None:
     bad = decode_marked(data[: int(len(data) * share)], SIZE)
     assert isinstance(bad, BadImage)
     assert bad.reason is Reason.TRUNCATED
@@ -82,7 +82,7 @@ def test_more_than_a_few_missing_rows_stay_truncated(data: bytes, share: float) 
         (b"%PDF-1.7\n", "PDF"),
     ],
 )
-def test_a_format_that_is_not_decoded_is_named(start: bytes, named: str) -> None:
+def test_unsupported_format_is_named(start: bytes, named: str) -> None:
     bad = decode_marked(start + bytes(100), SIZE)
     assert isinstance(bad, BadImage)
     assert (bad.reason, bad.detail.split(",")[0]) == (Reason.FORMAT_NOT_ALLOWED, named)
@@ -91,13 +91,13 @@ def test_a_format_that_is_not_decoded_is_named(start: bytes, named: str) -> None
 @pytest.mark.parametrize(
     "container", [b"PK\x03\x04", b"ID3\x04", b"%PDF-1.7", b"RIFF\0\0\0\0WAVE", b"<html>", b"\x7fELF"]
 )
-def test_an_image_within_another_file_is_not_looked_for(container: bytes) -> None:
+def test_image_embedded_in_another_file_is_not_searched_for(container: bytes) -> None:
     found = sniff(container + bytes(20) + JPEG)
     assert found is None or found.start == 0
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_read_from_either_byte_order_and_from_xmp(orientation: int) -> None:
+def test_orientation_is_read_in_both_byte_orders_and_from_xmp(orientation: int) -> None:
     entry = (
         b"\x12\x01\x03\0\x01\0\0\0" + bytes([orientation, 0, 0, 0]),
         b"\x01\x12\0\x03\0\0\0\x01" + bytes([0, orientation, 0, 0]),
@@ -113,7 +113,7 @@ def test_orientation_is_read_from_either_byte_order_and_from_xmp(orientation: in
     assert (one.pixels == other.pixels).all()
 
 
-def test_metadata_takes_no_part_in_the_pixels() -> None:
+def test_metadata_does_not_affect_pixels() -> None:
     profile = io.BytesIO(bytes(3_000_000)).getvalue()
     one, other = (
         decode_marked(encode(PHOTOGRAPH, "JPEG", quality=90, icc_profile=profile, comment=b"c"), SIZE),

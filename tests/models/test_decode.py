@@ -26,7 +26,7 @@ def encode(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 
 def png(width: int, height: int, bit_depth: int, color_type: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG put together by hand, for what Pillow does not write; `rows` begin with their filter byte."""
+    """A PNG assembled by hand, for what Pillow cannot write; each of the `rows` begins with its filter byte."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -56,13 +56,13 @@ def plain(color: tuple[int, ...] | int, mode: str = "RGB") -> Image.Image:
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_every_allowed_format_gives_the_picture(image_format: str) -> None:
+def test_every_allowed_format_decodes_to_the_same_picture(image_format: str) -> None:
     expected = np.asarray(PHOTOGRAPH.resize((64, 48), Image.Resampling.BILINEAR), float)
     assert np.abs(pixels(encode(PHOTOGRAPH, image_format)) - expected).mean() < 8
 
 
 @pytest.mark.parametrize("shape", [(640, 480), (1000, 700), (97, 211), (3, 5)])
-def test_reduced_jpeg_decoding_agrees_with_decoding_it_whole(shape: tuple[int, int]) -> None:
+def test_reduced_jpeg_decoding_matches_full_decoding(shape: tuple[int, int]) -> None:
     data = encode(PHOTOGRAPH.resize(shape), "JPEG", quality=92)
     whole = Image.open(io.BytesIO(data)).resize((64, 48), Image.Resampling.BILINEAR)
     assert np.abs(pixels(data) - np.asarray(whole, float)).mean() < 2.5
@@ -70,20 +70,20 @@ def test_reduced_jpeg_decoding_agrees_with_decoding_it_whole(shape: tuple[int, i
 
 @pytest.mark.parametrize("quarter", [1, 2, 3])
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_a_file_cut_off_is_truncated(image_format: str, quarter: int) -> None:
+def test_cut_off_file_is_reported_as_truncated(image_format: str, quarter: int) -> None:
     data = encode(PHOTOGRAPH, image_format)
     bad = refusal(data[: len(data) * quarter // 4])
     assert (bad.stage, bad.reason) == (Stage.DECODE, Reason.TRUNCATED)
 
 
 @pytest.mark.parametrize("image_format", ["PPM", "ICO", "TGA", "JPEG2000", "PCX", "DDS", "SGI"])
-def test_an_image_of_another_format_is_named(image_format: str) -> None:
+def test_unsupported_image_format_is_named(image_format: str) -> None:
     bad = refusal(encode(PHOTOGRAPH, image_format))
     assert bad.reason is Reason.FORMAT_NOT_ALLOWED
     assert image_format in bad.detail
 
 
-def test_a_format_can_be_left_out_of_the_limits() -> None:
+def test_formats_can_be_restricted() -> None:
     bad = refusal(encode(PHOTOGRAPH, "GIF"), limits=Limits(formats=("JPEG", "PNG")))
     assert bad.reason is Reason.FORMAT_NOT_ALLOWED
     assert "JPEG, PNG" in bad.detail
@@ -102,11 +102,11 @@ def test_a_format_can_be_left_out_of_the_limits() -> None:
     ],
     ids=["html", "zip", "text", "wav", "noise", "zeros", "one byte"],
 )
-def test_bytes_that_are_no_image_are_told_apart(data: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_identified(data: bytes) -> None:
     assert refusal(data).reason is Reason.NOT_AN_IMAGE
 
 
-def test_no_value_no_bytes_and_too_many_bytes_are_refused_on_reading() -> None:
+def test_missing_empty_and_oversized_values_are_rejected_before_decoding() -> None:
     assert (refusal(None).stage, refusal(None).reason) == (Stage.READ, Reason.MISSING)
     assert (refusal(b"").stage, refusal(b"").reason) == (Stage.READ, Reason.EMPTY)
     data = encode(PHOTOGRAPH, "PNG")
@@ -114,7 +114,7 @@ def test_no_value_no_bytes_and_too_many_bytes_are_refused_on_reading() -> None:
     pixels(data, limits=Limits(max_bytes=len(data)))
 
 
-def test_a_small_file_of_many_pixels_is_a_bomb_by_its_header_alone() -> None:
+def test_decompression_bomb_is_detected_from_the_header() -> None:
     huge = png(50_000, 50_000, 8, 2, b"")
     large = png(16_001, 4_000, 8, 2, b"")
     assert len(huge) < 100
@@ -123,7 +123,7 @@ def test_a_small_file_of_many_pixels_is_a_bomb_by_its_header_alone() -> None:
     assert "64004000 pixels" in refusal(large).detail
 
 
-def test_text_and_scans_that_unpack_without_end_are_bombs() -> None:
+def test_text_chunk_and_scan_bombs_are_detected() -> None:
     text = b"comment\0\0" + zlib.compress(bytes(50_000_000))
     assert refusal(png(1, 1, 8, 0, b"\0\0", extra=text)).reason is Reason.DECOMPRESSION_BOMB
     progressive = encode(PHOTOGRAPH, "JPEG", progressive=True)
@@ -132,7 +132,7 @@ def test_text_and_scans_that_unpack_without_end_are_bombs() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 100_000), (100_000, 1), (1, 1)])
-def test_extreme_shapes_are_stretched(shape: tuple[int, int]) -> None:
+def test_extreme_aspect_ratios_are_stretched(shape: tuple[int, int]) -> None:
     assert (pixels(encode(Image.new("RGB", shape, (10, 200, 30)), "PNG")) == (10, 200, 30)).all()
 
 
@@ -171,10 +171,10 @@ def test_exif_orientation_is_applied(image_format: str, orientation: int) -> Non
     "exif",
     [
         b"\xff\xff\xff\x7f",  # a directory beyond the end
-        b"\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abcd",  # an orientation in letters
+        b"\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abcd",  # an orientation that is text
     ],
 )
-def test_unreadable_exif_leaves_a_good_picture_as_it_is_stored(exif: bytes) -> None:
+def test_unreadable_exif_is_ignored(exif: bytes) -> None:
     good = encode(PHOTOGRAPH, "JPEG")
     assert (pixels(encode(PHOTOGRAPH, "JPEG", exif=b"Exif\0\0II*\0" + exif)) == pixels(good)).all()
 
@@ -186,7 +186,7 @@ def test_cmyk_grayscale_bilevel_and_palette_become_rgb() -> None:
     assert (pixels(encode(plain((10, 200, 30)).quantize(4), "PNG")) == (10, 200, 30)).all()
 
 
-def test_sixteen_bits_are_scaled_not_clipped() -> None:
+def test_sixteen_bit_values_are_scaled_not_clipped() -> None:
     ramp = np.arange(0, 65536, 257, dtype=np.uint16).reshape(1, 256)
     assert (pixels(encode(Image.fromarray(ramp), "PNG"), (1, 256))[0, :, 0] == np.arange(256)).all()
     assert (pixels(encode(Image.fromarray(ramp), "TIFF"), (1, 256))[0, :, 0] == np.arange(256)).all()
@@ -194,7 +194,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert pixels(rgb, (1, 2)).tolist() == [[[0, 128, 255], [255, 1, 2]]]
 
 
-def test_transparency_is_laid_over_white() -> None:
+def test_transparency_is_composited_over_white() -> None:
     half = pixels(encode(plain((0, 0, 0, 128), "RGBA"), "PNG"))
     assert (half == 127).all()
     assert (pixels(encode(plain((0, 0), "LA"), "PNG")) == 255).all()
@@ -202,7 +202,7 @@ def test_transparency_is_laid_over_white() -> None:
     assert (pixels(encode(palette, "GIF", transparency=palette.getpixel((0, 0)))) == 255).all()
 
 
-def test_the_first_frame_is_taken_of_an_animation() -> None:
+def test_first_frame_of_an_animation_is_used() -> None:
     frames = [plain("red"), plain("blue")]
     for image_format in ("GIF", "WEBP", "PNG", "TIFF"):
         options = {"lossless": True} if image_format == "WEBP" else {}
@@ -215,24 +215,25 @@ def test_pixels_without_a_defined_range_are_an_unsupported_mode() -> None:
     assert (bad.stage, bad.reason) == (Stage.PREPROCESS, Reason.UNSUPPORTED_MODE)
 
 
-def test_a_damaged_body_of_full_length_is_corrupt() -> None:
+def test_corrupted_body_of_full_length_is_reported_as_corrupt() -> None:
     data = bytearray(encode(PHOTOGRAPH, "PNG"))
     middle = len(data) // 2
     data[middle : middle + 64] = bytes(64)
     assert refusal(bytes(data)).reason is Reason.CORRUPT
 
 
-def test_pillow_is_left_as_it_was_and_its_warnings_stay_inside() -> None:
+def test_pillow_settings_and_warning_filters_are_unchanged() -> None:
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inside = list(warnings.filters)
-        assert refusal(png(10_000, 10_000, 8, 0, b"")).reason is Reason.DECOMPRESSION_BOMB  # Pillow warns of this size
+        # Pillow warns about this size.
+        assert refusal(png(10_000, 10_000, 8, 0, b"")).reason is Reason.DECOMPRESSION_BOMB
         assert list(warnings.filters) == inside
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)) == before
 
 
-def test_decoding_imports_no_tensorflow() -> None:
+def test_decoding_does_not_import_tensorflow() -> None:
     import subprocess
 
     code = "import sys, models.decode, models.engine, models.backbone; sys.exit('tensorflow' in sys.modules)"
@@ -241,13 +242,13 @@ def test_decoding_imports_no_tensorflow() -> None:
 
 @given(st.binary(max_size=2000))
 @settings(max_examples=150, deadline=None)
-def test_no_bytes_make_it_raise(data: bytes) -> None:
+def test_arbitrary_bytes_never_raise(data: bytes) -> None:
     assert isinstance(decode(data, SIZE), np.ndarray | BadImage)
 
 
 @given(st.sampled_from(FORMATS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=12))
 @settings(max_examples=300, deadline=None)
-def test_no_mutation_of_an_image_makes_it_raise(image_format: str, changes: list[tuple[float, int]]) -> None:
+def test_mutated_images_never_raise(image_format: str, changes: list[tuple[float, int]]) -> None:
     data = bytearray(encode(PHOTOGRAPH.resize((40, 30)), image_format))
     for position, value in changes:
         data[int(position * (len(data) - 1))] = value

@@ -1,4 +1,4 @@
-"""Decoding at its limits: sizes, pixels and scans that are just taken, bytes that just lack their end."""
+"""Decoding at its limits: the largest allowed sizes, pixels and scans, and files that lack only their end."""
 
 import io
 import struct
@@ -17,10 +17,10 @@ from models.pixels import centred_box, explain, is_cut_off
 JPEG_SCAN = b"\xff\xda"
 
 
-# How much is taken
+# Limits
 
 
-def test_without_limits_of_ones_own_twenty_mebibytes_are_taken() -> None:
+def test_default_limit_is_20_mebibytes() -> None:
     most = 20 * 1024**2
     data = encode(plain((10, 200, 30)), "BMP")
     assert (pixels(data + bytes(most - len(data))) == (10, 200, 30)).all()
@@ -28,20 +28,20 @@ def test_without_limits_of_ones_own_twenty_mebibytes_are_taken() -> None:
     assert (bad.stage, bad.reason) == (Stage.READ, Reason.TOO_LARGE)
 
 
-def test_without_limits_of_ones_own_64_million_pixels_are_taken() -> None:
-    assert refusal(png(8000, 8000, 8, 2, b"")).reason is not Reason.DECOMPRESSION_BOMB, "it only lacks its pixels"
+def test_default_limit_is_64_million_pixels() -> None:
+    assert refusal(png(8000, 8000, 8, 2, b"")).reason is not Reason.DECOMPRESSION_BOMB, "only its pixels are missing"
     bad = refusal(png(64_000_001, 1, 8, 2, b""))
     assert (bad.stage, bad.reason) == (Stage.DECODE, Reason.DECOMPRESSION_BOMB)
     assert "64000001 pixels, the limit is 64000000" in bad.detail
 
 
-def test_an_image_of_as_many_pixels_as_allowed_is_taken() -> None:
+def test_image_at_the_pixel_limit_is_decoded() -> None:
     data = encode(plain("teal"), "PNG")
     pixels(data, limits=Limits(max_pixels=80 * 60))
     assert refusal(data, limits=Limits(max_pixels=80 * 60 - 1)).reason is Reason.DECOMPRESSION_BOMB
 
 
-def test_a_jpeg_of_100_scans_is_taken() -> None:
+def test_jpeg_with_100_scans_is_decoded() -> None:
     progressive = encode(PHOTOGRAPH, "JPEG", progressive=True)
     last = progressive[progressive.rindex(JPEG_SCAN) : -2]
     missing = 100 - progressive.count(JPEG_SCAN)
@@ -53,19 +53,19 @@ def test_a_jpeg_of_100_scans_is_taken() -> None:
 
 
 @pytest.mark.parametrize(("size", "read"), [(0, 0), (9, 9), (10, 10), (11, 11), (50, 11)])
-def test_of_a_file_one_byte_more_is_read_than_is_taken(tmp_path: Path, size: int, read: int) -> None:
+def test_reading_stops_one_byte_after_the_limit(tmp_path: Path, size: int, read: int) -> None:
     path = tmp_path / "image"
     path.write_bytes(bytes(size))
     assert len(read_limited(path, Limits(max_bytes=10))) == read
 
 
-# What is wrong with it
+# Reasons
 
 
 @pytest.mark.parametrize(
     ("image_format", "whole"),
     [
-        ("JPEG", b"\xff\xd8\xff..\xff\xd9" + bytes(62)),  # what cameras append behind the end
+        ("JPEG", b"\xff\xd8\xff..\xff\xd9" + bytes(62)),  # cameras append data after the end
         ("PNG", b"\x89PNG..IEND12345678"),
         ("GIF", b"GIF89a..;"),
         ("GIF", b"GIF89a..;\0\0\0"),
@@ -76,10 +76,10 @@ def test_of_a_file_one_byte_more_is_read_than_is_taken(tmp_path: Path, size: int
         ("TIFF", b"II*\0" + struct.pack("<I", 8) + b".."),
         ("TIFF", b"MM\0*" + struct.pack(">I", 8) + b".."),
         ("AVIF", b"\0\0\0\x0aftyp..\0\0\0\x0dmdat....."),
-        ("ICO", b""),  # of which nothing is known
+        ("ICO", b""),  # a format without a known end
     ],
 )
-def test_what_has_the_end_that_its_format_promises_is_not_cut_off(image_format: str, whole: bytes) -> None:
+def test_file_with_the_end_that_its_format_requires_is_not_cut_off(image_format: str, whole: bytes) -> None:
     assert not is_cut_off(whole, image_format)
 
 
@@ -98,17 +98,17 @@ def test_what_has_the_end_that_its_format_promises_is_not_cut_off(image_format: 
         ("AVIF", b"\0\0\0\x0aftyp..\0\0\0\x0emdat....."),
     ],
 )
-def test_what_lacks_the_end_that_its_format_promises_is_cut_off(image_format: str, cut: bytes) -> None:
+def test_file_without_the_end_that_its_format_requires_is_cut_off(image_format: str, cut: bytes) -> None:
     assert is_cut_off(cut, image_format)
 
 
-def test_a_header_that_cannot_be_read_is_described_without_an_address_in_memory() -> None:
+def test_unreadable_header_error_contains_no_memory_address() -> None:
     bad = refusal(b"\x89PNG\r\n\x1a\n" + bytes(100))
     assert (bad.stage, bad.detail) == (Stage.DECODE, "PNG: its header cannot be read")
     assert "0x" not in explain(UnidentifiedImageError("<_io.BytesIO at 0x7f>"), Stage.DECODE, b"", "PNG").detail
 
 
-def test_what_a_decoder_says_is_cut_after_200_characters_and_its_name_stands_for_silence() -> None:
+def test_decoder_message_is_shortened_and_replaced_by_the_error_name_if_empty() -> None:
     detail = explain(ValueError("x" * 500), Stage.DECODE, b"", "TIFF").detail
     assert detail == "TIFF: " + "x" * 194
     assert explain(ValueError(), Stage.DECODE, b"", "AVIF") == BadImage(
@@ -126,21 +126,21 @@ def test_what_a_decoder_says_is_cut_after_200_characters_and_its_name_stands_for
         (OSError("broken data stream"), Reason.CORRUPT),
     ],
 )
-def test_the_reason_follows_from_what_the_decoder_says(error: Exception, reason: Reason) -> None:
+def test_reason_is_derived_from_the_decoder_error(error: Exception, reason: Reason) -> None:
     whole = encode(plain("teal"), "PNG")
     assert explain(error, Stage.DECODE, whole, "PNG").reason is reason
 
 
-def test_an_image_of_an_unknown_format_that_claims_too_many_pixels_is_still_an_image() -> None:
+def test_unsupported_format_with_too_many_pixels_is_a_format_error() -> None:
     bad = refusal(b"P6 50000 50000 255\n")
     assert (bad.stage, bad.reason) == (Stage.DECODE, Reason.FORMAT_NOT_ALLOWED)
     assert "PPM" in bad.detail
 
 
-# The pixels
+# Pixels
 
 
-def test_pixels_are_read_only_and_of_the_size_that_was_asked_for() -> None:
+def test_pixels_are_read_only_and_have_the_requested_size() -> None:
     for image in (plain("teal"), plain(77, "L"), PHOTOGRAPH):
         got = pixels(encode(image, "PNG"), (30, 50))
         assert not got.flags.writeable
@@ -166,14 +166,14 @@ def test_every_16_bit_value_is_rounded_to_8_bits() -> None:
         ((1000, 1), (1, 1000), (499, 0, 500, 1)),
     ],
 )
-def test_a_crop_is_the_largest_centred_window_of_its_aspect(
+def test_crop_is_the_largest_centred_window_with_the_target_aspect_ratio(
     image: tuple[int, int], window: tuple[int, int], box: tuple[int, int, int, int]
 ) -> None:
     assert centred_box(*image, *window) == box
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_crop_has_the_aspect_of_the_upright_picture(orientation: int) -> None:
+def test_crop_uses_the_aspect_ratio_after_orientation(orientation: int) -> None:
     stored = Image.new("RGB", (120, 60), "red")
     stored.paste("blue", (30, 0, 90, 60) if orientation == 1 else (45, 0, 75, 60))
     exif = Image.Exif()
@@ -183,7 +183,7 @@ def test_a_crop_has_the_aspect_of_the_upright_picture(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("factors", [(1, 3), (3, 1), (3, 3)])
-def test_fine_stripes_become_gray_where_a_picture_is_made_smaller(factors: tuple[int, int]) -> None:
+def test_fine_stripes_become_gray_when_downscaled(factors: tuple[int, int]) -> None:
     height, width = SIZE[0] * factors[0], SIZE[1] * factors[1]
     rows, columns = np.indices((height, width))
     stripes = (255 * ((rows // 2 if factors[0] > 1 else columns // 2) % 2)).astype(np.uint8)
@@ -192,18 +192,18 @@ def test_fine_stripes_become_gray_where_a_picture_is_made_smaller(factors: tuple
     assert abs(got.mean() - 127.5) < 2
 
 
-def test_a_photograph_is_decoded_as_closely_as_it_is_by_itself() -> None:
+def test_photograph_decodes_close_to_pillow() -> None:
     large = PHOTOGRAPH.resize((800, 600))
     expected = np.asarray(large.resize((64, 48), Image.Resampling.BILINEAR), float)
     assert np.abs(pixels(encode(large, "PNG")) - expected).mean() < 1
     assert np.abs(pixels(encode(large, "JPEG", quality=95)) - expected).mean() < 2
 
 
-def test_a_worker_decodes_with_one_thread() -> None:
+def test_opencv_uses_one_thread() -> None:
     assert cv2.getNumThreads() == 1
 
 
-def test_gray_with_transparency_and_palettes_are_laid_over_white() -> None:
+def test_transparent_gray_and_palette_colours_are_composited_over_white() -> None:
     clear = io.BytesIO()
     Image.new("L", (8, 8), 0).save(clear, "PNG", transparency=0)
     assert (pixels(clear.getvalue()) == 255).all()
@@ -213,7 +213,7 @@ def test_gray_with_transparency_and_palettes_are_laid_over_white() -> None:
 
 
 @pytest.mark.parametrize("data", [None, b"", b"x", bytes(30)])
-def test_what_is_no_image_is_a_value_with_a_reason_for_people(data: Any) -> None:
+def test_invalid_image_has_a_detail_message(data: Any) -> None:
     bad = decode(data, SIZE)
     assert isinstance(bad, BadImage)
     assert bad.detail

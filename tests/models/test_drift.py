@@ -1,4 +1,4 @@
-"""Drift: nothing where the images are like those of the reference, and a number that grows with the difference."""
+"""Drift metrics: close to zero for images like the reference, and growing with the difference."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ WIDTH = 80
 
 
 def images(seed: int, rows: int = 4_000, shift: float = 0.0, spread: float = 1.0) -> NDArray[np.float32]:
-    """(rows, 80): the first component moved and widened."""
+    """Components (rows, 80), the first one shifted and scaled."""
     values = np.random.default_rng(seed).normal(size=(rows, WIDTH))
     values[:, 0] = values[:, 0] * spread + shift
     return values.astype(np.float32)
@@ -30,8 +30,8 @@ def reference() -> DriftReference:
     return DriftReference.of(images(1), confidence(4_000, 0.1))
 
 
-def seen(reference: DriftReference, values: NDArray[np.float32], low: float = 0.1) -> DriftSums:
-    """Counted in two halves, as two partitions would."""
+def sums_of(reference: DriftReference, values: NDArray[np.float32], low: float = 0.1) -> DriftSums:
+    """The sums of the images, merged from two halves as from two partitions."""
     sure = confidence(len(values), low)
     halves = []
     for half in (slice(None, None, 2), slice(1, None, 2)):
@@ -42,8 +42,8 @@ def seen(reference: DriftReference, values: NDArray[np.float32], low: float = 0.
     return halves[0]
 
 
-def test_images_like_those_of_the_reference_have_no_drift(reference: DriftReference) -> None:
-    found = drift(reference, seen(reference, images(2)))
+def test_similar_images_show_no_drift(reference: DriftReference) -> None:
+    found = drift(reference, sums_of(reference, images(2)))
     assert found["rows"] == 4_000
     assert found["psi_max"] < 0.03
     assert found["mean_shift"] < 0.1
@@ -52,9 +52,9 @@ def test_images_like_those_of_the_reference_have_no_drift(reference: DriftRefere
     assert found["low_confidence"] == pytest.approx(found["low_confidence_in_training"], abs=1e-9)
 
 
-def test_the_index_is_that_of_its_definition(reference: DriftReference) -> None:
+def test_psi_matches_its_definition(reference: DriftReference) -> None:
     values = images(3, shift=0.5)
-    found = drift(reference, seen(reference, values))
+    found = drift(reference, sums_of(reference, values))
     edges = np.quantile(images(1)[:, 0], np.arange(1, BINS) / BINS)
     before, _ = np.histogram(images(1)[:, 0], [-np.inf, *edges, np.inf])
     now, _ = np.histogram(values[:, 0], [-np.inf, *edges, np.inf])
@@ -64,27 +64,27 @@ def test_the_index_is_that_of_its_definition(reference: DriftReference) -> None:
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 2.0])
-def test_a_shift_is_told_in_spreads_of_the_training(reference: DriftReference, shift: float) -> None:
-    found = drift(reference, seen(reference, images(4, shift=shift)))
+def test_mean_shift_is_in_standard_deviations_of_the_reference(reference: DriftReference, shift: float) -> None:
+    found = drift(reference, sums_of(reference, images(4, shift=shift)))
     assert found["mean_shift"] == pytest.approx(shift, abs=0.1)
     assert found["psi_max"] > 0.2 * shift
     assert found["psi_mean"] < found["psi_max"]
 
 
 @pytest.mark.parametrize("spread", [0.25, 3.0])
-def test_a_change_of_spread_is_told(reference: DriftReference, spread: float) -> None:
-    found = drift(reference, seen(reference, images(5, spread=spread)))
+def test_change_of_spread_is_measured(reference: DriftReference, spread: float) -> None:
+    found = drift(reference, sums_of(reference, images(5, spread=spread)))
     assert found["spread"] == pytest.approx(spread, rel=0.1)
     assert found["psi_max"] > 0.25
 
 
-def test_low_answers_are_counted(reference: DriftReference) -> None:
-    assert drift(reference, seen(reference, images(6), low=0.4))["low_confidence"] == pytest.approx(0.4)
+def test_low_confidence_predictions_are_counted(reference: DriftReference) -> None:
+    assert drift(reference, sums_of(reference, images(6), low=0.4))["low_confidence"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("n_classes", [2, 10, 1000])
-def test_low_confidence_means_the_same_for_any_number_of_classes(n_classes: int) -> None:
-    """Of two classes none is answered with less than one half: the limit is the reference's own lowest tenth."""
+def test_low_confidence_is_comparable_for_any_number_of_classes(n_classes: int) -> None:
+    """With two classes, confidence is at least one half: the limit is the lowest decile of the reference."""
     generator = np.random.default_rng(8)
     certain = (1 + (n_classes - 1) * generator.beta(2, 2, 4_000)) / n_classes
     doubtful = (1 + (n_classes - 1) * generator.beta(1, 3, 4_000)) / n_classes
@@ -96,22 +96,22 @@ def test_low_confidence_means_the_same_for_any_number_of_classes(n_classes: int)
     assert found["low_confidence"] > 0.3
 
 
-def test_nothing_seen_is_no_drift(reference: DriftReference) -> None:
+def test_no_images_give_no_drift(reference: DriftReference) -> None:
     assert drift(reference, DriftSums.empty(reference.components)) == {}
 
 
-def test_a_component_that_never_varied_gives_finite_figures() -> None:
+def test_constant_component_gives_finite_metrics() -> None:
     constant = np.zeros((50, 3), np.float32)
     found = DriftReference.of(constant, confidence(50, 0.0))
-    values = drift(found, seen(found, constant + np.float32(1.0)))
+    values = drift(found, sums_of(found, constant + np.float32(1.0)))
     assert all(np.isfinite(value) for value in values.values())
     assert values["psi_max"] > 1
 
 
-def test_a_reference_survives_its_file(reference: DriftReference) -> None:
+def test_reference_round_trips_through_npz(reference: DriftReference) -> None:
     again = reference_from_arrays(WIDTH, read_npz(write_npz(reference.to_arrays()), "drift.npz"))
     assert again.components == COMPONENTS
-    assert drift(again, seen(again, images(7))) == drift(reference, seen(reference, images(7)))
+    assert drift(again, sums_of(again, images(7))) == drift(reference, sums_of(reference, images(7)))
 
 
 @pytest.mark.parametrize(
@@ -130,27 +130,25 @@ def test_a_reference_survives_its_file(reference: DriftReference) -> None:
         ("mean", np.full(COMPONENTS, np.nan, np.float32)),
     ],
 )
-def test_a_reference_that_makes_no_sense_is_refused(
-    reference: DriftReference, name: str, value: NDArray[np.float32]
-) -> None:
+def test_invalid_reference_is_rejected(reference: DriftReference, name: str, value: NDArray[np.float32]) -> None:
     with pytest.raises(ModelError):
         reference_from_arrays(WIDTH, reference.to_arrays() | {name: value})
 
 
-def former(reference: DriftReference) -> dict[str, NDArray[Any]]:
-    """The arrays of a bundle whose reference is of training images, and has no counts of the confidence."""
+def older_arrays(reference: DriftReference) -> dict[str, NDArray[Any]]:
+    """Arrays as in older bundles: the reference is of training images and has no confidence histogram."""
     arrays = {name: value for name, value in reference.to_arrays().items() if not name.startswith("confidence")}
     return arrays | {"totals": np.array([reference.rows, 0.004])}
 
 
-def test_a_reference_of_training_images_still_loads_and_gives_distances(reference: DriftReference) -> None:
-    old = reference_from_arrays(WIDTH, former(reference))
+def test_reference_from_training_images_still_loads(reference: DriftReference) -> None:
+    old = reference_from_arrays(WIDTH, older_arrays(reference))
     assert not old.held_out
-    found, new = (drift(one, seen(one, images(7), low=0.4)) for one in (old, reference))
+    found, new = (drift(one, sums_of(one, images(7), low=0.4)) for one in (old, reference))
     assert found["psi_max"] == new["psi_max"]
     assert (found["low_confidence"], found["low_confidence_in_training"]) == (0.4, pytest.approx(0.004))
 
 
-def test_no_images_are_no_reference() -> None:
+def test_empty_reference_is_rejected() -> None:
     with pytest.raises(ModelError, match="at least one image"):
         DriftReference.of(np.empty((0, 3), np.float32), np.empty(0, np.float32))

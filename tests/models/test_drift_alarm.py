@@ -1,4 +1,4 @@
-"""The drift test: Fisher's exact test at every edge, and windows that are judged seldom enough."""
+"""The drift alarm: Fisher's exact test at every bin edge, on windows that are tested at a limited rate."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TESTS = 2 * (WIDTH + 1) * (BINS - 1)
 
 
 def images(seed: int, rows: int, shift: float = 0.0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """((rows, 5) components, the first of them moved; (rows) confidences)."""
+    """Components (rows, 5), the first one shifted, and confidences (rows)."""
     generator = np.random.default_rng(seed)
     values = generator.normal(size=(rows, WIDTH))
     values[:, 0] += shift
@@ -32,7 +32,7 @@ def sums(reference: DriftReference, seed: int, rows: int, shift: float = 0.0) ->
 
 
 @pytest.mark.parametrize(("rows", "shift"), [(20, 1.5), (100, -1.0), (500, 0.4), (2_000, 0.2)])
-def test_the_p_value_is_the_least_of_fishers_exact_tests_times_their_number(
+def test_p_value_is_the_bonferroni_corrected_minimum_of_fishers_exact_tests(
     reference: DriftReference, rows: int, shift: float
 ) -> None:
     seen = sums(reference, 2, rows, shift)
@@ -44,14 +44,14 @@ def test_the_p_value_is_the_least_of_fishers_exact_tests_times_their_number(
     assert p_value(reference, seen) == pytest.approx(min(1.0, TESTS * least), rel=1e-6)
 
 
-def test_a_confidence_that_falls_is_drift_too(reference: DriftReference) -> None:
+def test_falling_confidence_raises_an_alarm(reference: DriftReference) -> None:
     projected, _ = images(3, 500)
     seen = DriftSums.empty(WIDTH)
     seen.add(reference, projected, np.random.default_rng(3).uniform(0.4, 0.8, 500).astype(np.float32))
     assert verdict(reference, seen)["alarm"] == 1
 
 
-def test_a_small_difference_is_no_alarm_however_certain_it_is(reference: DriftReference) -> None:
+def test_significant_but_small_difference_raises_no_alarm(reference: DriftReference) -> None:
     wide = DriftReference.of(*images(4, 50_000))
     found = verdict(wide, sums(wide, 5, 50_000, 0.1))
     assert found["p_value"] < found["p_limit"] == LEVEL
@@ -60,7 +60,7 @@ def test_a_small_difference_is_no_alarm_however_certain_it_is(reference: DriftRe
     assert verdict(reference, sums(reference, 5, 500, 2.0))["alarm"] == 1
 
 
-def test_values_that_are_all_alike_are_no_drift() -> None:
+def test_constant_values_are_no_drift() -> None:
     constant, sure = np.zeros((50, WIDTH), np.float32), np.ones(50, np.float32)
     reference = DriftReference.of(constant, sure)
     seen = DriftSums.empty(WIDTH)
@@ -71,40 +71,40 @@ def test_values_that_are_all_alike_are_no_drift() -> None:
     assert p_value(reference, other) < LEVEL
 
 
-def test_a_reference_of_one_image_never_alarms() -> None:
+def test_reference_of_one_image_never_raises_an_alarm() -> None:
     reference = DriftReference.of(*images(6, 1))
     assert verdict(reference, sums(reference, 7, 2_000, 5.0))["alarm"] == 0
 
 
-def test_a_reference_of_training_images_is_not_judged_by(reference: DriftReference) -> None:
-    former = DriftReference(**{**vars(reference), "held_out": False})
+def test_reference_from_training_images_is_not_tested_against(reference: DriftReference) -> None:
+    older = DriftReference(**{**vars(reference), "held_out": False})
     seen = sums(reference, 8, 500, 3.0)
-    assert p_value(former, seen) == 1
-    assert DriftWindow().after("model", former, seen, 0.0)[1] == {}
+    assert p_value(older, seen) == 1
+    assert DriftWindow().after("model", older, seen, 0.0)[1] == {}
 
 
-def test_small_batches_fill_a_window_that_is_judged_every_few_minutes(reference: DriftReference) -> None:
-    window, judged = DriftWindow(), []
+def test_small_batches_accumulate_in_a_window_tested_every_few_minutes(reference: DriftReference) -> None:
+    window, tested = DriftWindow(), []
     for number in range(60):  # 40 images a minute
         window, found = window.after("model", reference, sums(reference, number, 40), 60.0 * number)
-        judged += [(number, found["window_rows"])] if found else []
+        tested += [(number, found["window_rows"])] if found else []
     every = int(TEST_EVERY_S // 60)
-    assert [number for number, _ in judged] == list(range(0, 60, every))
-    sizes = [rows for _, rows in judged]
-    assert sizes[:4] == [40, 240, 440, 640]  # until there are enough
+    assert [number for number, _ in tested] == list(range(0, 60, every))
+    sizes = [rows for _, rows in tested]
+    assert sizes[:4] == [40, 240, 440, 640]  # until the window has enough rows
     assert sizes[4] == 40 * every
     assert max(sizes) < ENOUGH_ROWS + 40 * every
 
 
-def test_a_day_has_no_more_tests_than_its_level_allows_for(reference: DriftReference) -> None:
-    window, judged = DriftWindow(), 0
+def test_number_of_tests_per_day_is_bounded(reference: DriftReference) -> None:
+    window, tested = DriftWindow(), 0
     for second in range(0, 86_400, 20):
         window, found = window.after("model", reference, sums(reference, 9, 30), float(second))
-        judged += bool(found)
-    assert judged <= TESTS_A_DAY
+        tested += bool(found)
+    assert tested <= TESTS_A_DAY
 
 
-def test_a_window_is_of_one_model_and_a_swap_gives_no_extra_test(reference: DriftReference) -> None:
+def test_window_restarts_at_a_model_swap_without_an_extra_test(reference: DriftReference) -> None:
     other = DriftReference.of(*images(10, 700))
     window, first = DriftWindow().after("one", reference, sums(reference, 11, 100), 0.0)
     window, second = window.after("other", other, sums(other, 12, 100), 10.0)
@@ -114,17 +114,17 @@ def test_a_window_is_of_one_model_and_a_swap_gives_no_extra_test(reference: Drif
     assert third["window_rows"] == 200
 
 
-def test_a_batch_that_is_not_committed_leaves_the_window_as_it_was(reference: DriftReference) -> None:
+def test_uncommitted_batch_leaves_the_window_unchanged(reference: DriftReference) -> None:
     window, _ = DriftWindow().after("model", reference, sums(reference, 14, 50), 0.0)
     batch = sums(reference, 15, 50)
-    for _ in range(3):  # it comes again
+    for _ in range(3):  # it is retried
         later, found = window.after("model", reference, batch, TEST_EVERY_S)
         assert found["window_rows"] == 100
     assert later.seen is not None
     assert batch.rows == 50
 
 
-def test_a_handful_of_images_waits_for_more(reference: DriftReference) -> None:
+def test_window_is_not_tested_below_20_images(reference: DriftReference) -> None:
     window, found = DriftWindow().after("model", reference, sums(reference, 16, 19), 0.0)
     assert found == {}
     assert window.after("model", reference, sums(reference, 17, 1), 1.0)[1]["window_rows"] == 20

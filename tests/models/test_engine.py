@@ -17,12 +17,12 @@ def images() -> np.ndarray:
     return comparison_images((224, 224))
 
 
-def test_an_engine_knows_its_sizes(engine: LiteRTEngine) -> None:
+def test_engine_reports_its_sizes(engine: LiteRTEngine) -> None:
     assert engine.input_size == (224, 224)
     assert engine.n_features == 1280
 
 
-def test_features_do_not_depend_on_what_else_is_in_the_batch(engine: LiteRTEngine, images: np.ndarray) -> None:
+def test_features_do_not_depend_on_the_rest_of_the_batch(engine: LiteRTEngine, images: np.ndarray) -> None:
     together = engine(images)
     assert together.dtype == np.float32
     assert together.shape == (len(images), 1280)
@@ -33,7 +33,7 @@ def test_features_do_not_depend_on_what_else_is_in_the_batch(engine: LiteRTEngin
         np.testing.assert_array_equal(engine(images[i : i + 1])[0], together[i])
 
 
-def test_bytes_a_file_and_more_threads_give_the_same_features(exported: ExportedBackbone, images: np.ndarray) -> None:
+def test_bytes_file_and_more_threads_give_the_same_features(exported: ExportedBackbone, images: np.ndarray) -> None:
     expected = LiteRTEngine(exported.flatbuffer)(images)
     np.testing.assert_array_equal(LiteRTEngine(exported.flatbuffer.read_bytes())(images), expected)
     np.testing.assert_array_equal(LiteRTEngine(exported.flatbuffer, threads=2)(images), expected)
@@ -43,7 +43,7 @@ def test_no_images_give_no_features(engine: LiteRTEngine) -> None:
     assert engine(np.empty((0, 224, 224, 3), np.uint8)).shape == (0, 1280)
 
 
-def test_images_are_left_alone_and_may_lie_anywhere_in_memory(engine: LiteRTEngine, images: np.ndarray) -> None:
+def test_non_contiguous_images_are_accepted_and_not_modified(engine: LiteRTEngine, images: np.ndarray) -> None:
     mirrored = images[:2, :, ::-1]
     before = mirrored.copy()
     mirrored.flags.writeable = False
@@ -52,23 +52,23 @@ def test_images_are_left_alone_and_may_lie_anywhere_in_memory(engine: LiteRTEngi
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "images",
     [np.zeros((1, 224, 224, 3), np.float32), np.zeros((1, 224, 200, 3), np.uint8), np.zeros((224, 224, 3), np.uint8)],
-    ids=["floats", "another size", "one image without its batch"],
+    ids=["floats", "wrong size", "no batch dimension"],
 )
-def test_other_images_than_expected_are_refused(engine: LiteRTEngine, wrong: np.ndarray) -> None:
+def test_images_of_another_shape_or_type_are_rejected(engine: LiteRTEngine, images: np.ndarray) -> None:
     with pytest.raises(ModelError, match=r"expected uint8 images of shape \(N, 224, 224, 3\), got"):
-        engine(wrong)
+        engine(images)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
-def test_a_flatbuffer_cut_off_is_refused(exported: ExportedBackbone, kept: float) -> None:
+def test_cut_off_flatbuffer_is_rejected(exported: ExportedBackbone, kept: float) -> None:
     content = exported.flatbuffer.read_bytes()
     with pytest.raises(ModelError, match="not a usable LiteRT model"):
         LiteRTEngine(content[: int(len(content) * kept)])
 
 
-def test_bytes_that_are_no_model_are_refused(exported: ExportedBackbone) -> None:
+def test_invalid_flatbuffer_is_rejected(exported: ExportedBackbone) -> None:
     for content in (b"TFL3" * 100, np.random.default_rng(0).bytes(10_000)):
         with pytest.raises(ModelError, match="not a usable LiteRT model"):
             LiteRTEngine(content)

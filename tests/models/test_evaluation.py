@@ -1,4 +1,4 @@
-"""The figures of an evaluation, held against scikit-learn's on the answers of real models to digits."""
+"""Evaluation metrics compared with scikit-learn's, on predictions of real models for digits."""
 
 import numpy as np
 import pytest
@@ -23,13 +23,13 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def logits_of(kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """(logits, truth) of the second half of the digits, from a model of the first half."""
+    """(logits, truth) of the second half of the digits, from a model fitted on the first half."""
     pixels, truth = digits()
     half = len(truth) // 2
-    if kind == "overconfident":  # naive Bayes: probabilities that are 0 and 1 to the last bit
+    if kind == "overconfident":  # naive Bayes: probabilities of exactly 0 and 1
         fitted = GaussianNB(var_smoothing=1e-3).fit(pixels[:half], truth[:half])
         return fitted.predict_joint_log_proba(pixels[half:]), truth[half:]
-    strength = {"good": 1.0, "unsure": 1e-3, "nearly blind": 1e-5}[kind]
+    strength = {"good": 1.0, "unsure": 1e-3, "nearly random": 1e-5}[kind]
     fitted = LogisticRegression(C=strength, max_iter=300).fit(pixels[:half], truth[:half])
     return fitted.decision_function(pixels[half:]), truth[half:]
 
@@ -40,7 +40,7 @@ def sums_of(logits: np.ndarray, truth: np.ndarray, classes: tuple[str, ...] = CL
     return sums
 
 
-@pytest.fixture(scope="module", params=["good", "unsure", "nearly blind", "overconfident"])
+@pytest.fixture(scope="module", params=["good", "unsure", "nearly random", "overconfident"])
 def answers(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
     return logits_of(request.param)
 
@@ -51,7 +51,7 @@ def found(answers: tuple[np.ndarray, np.ndarray]) -> Evaluation:
 
 
 def log_odds(logits: np.ndarray) -> np.ndarray:
-    """Each class's logit against the others': orders rows as its probability does, but without ties at 0 and 1."""
+    """Log-odds of each class: they order rows as its probabilities do, but without ties at 0 and 1."""
     others = [logsumexp(np.delete(logits, index, axis=1), axis=1) for index in range(logits.shape[1])]
     return logits - np.stack(others, axis=1)
 
@@ -59,7 +59,7 @@ def log_odds(logits: np.ndarray) -> np.ndarray:
 # --- against scikit-learn
 
 
-def test_counts_precision_recall_and_f1_are_scikit_learns(
+def test_confusion_precision_recall_and_f1_match_scikit_learn(
     answers: tuple[np.ndarray, np.ndarray], found: Evaluation
 ) -> None:
     logits, truth = answers
@@ -76,7 +76,7 @@ def test_counts_precision_recall_and_f1_are_scikit_learns(
     assert found.report_text() == expected
 
 
-def test_log_loss_is_scikit_learns_and_from_logits_it_is_not_clipped(
+def test_log_loss_matches_scikit_learn_and_is_not_clipped_from_logits(
     answers: tuple[np.ndarray, np.ndarray], found: Evaluation
 ) -> None:
     logits, truth = answers
@@ -88,7 +88,7 @@ def test_log_loss_is_scikit_learns_and_from_logits_it_is_not_clipped(
     assert found.log_loss_from_logits == pytest.approx(exact, rel=1e-6)
 
 
-def test_auc_and_roc_curves_are_scikit_learns(answers: tuple[np.ndarray, np.ndarray], found: Evaluation) -> None:
+def test_auc_and_roc_curves_match_scikit_learn(answers: tuple[np.ndarray, np.ndarray], found: Evaluation) -> None:
     logits, truth = answers
     for average, ours in (("macro", found.macro_auc), ("weighted", found.weighted_auc)):
         theirs = metrics.roc_auc_score(np.eye(10)[truth], log_odds(logits), average=average)
@@ -101,7 +101,7 @@ def test_auc_and_roc_curves_are_scikit_learns(answers: tuple[np.ndarray, np.ndar
         assert metrics.auc(false, true) == pytest.approx(found.auc[index])
 
 
-def test_reliability_is_scikit_learns_and_its_gaps_make_the_calibration_error(
+def test_reliability_and_calibration_error_match_scikit_learn(
     answers: tuple[np.ndarray, np.ndarray], found: Evaluation
 ) -> None:
     logits, truth = answers
@@ -117,9 +117,10 @@ def test_reliability_is_scikit_learns_and_its_gaps_make_the_calibration_error(
 # --- merging
 
 
-def test_parts_merge_to_the_sums_of_the_whole_in_any_order() -> None:
+def test_partial_sums_merge_to_the_whole_in_any_order() -> None:
     logits, truth = (np.tile(array, (8, 1)[: array.ndim]) for array in logits_of("unsure"))
-    logits += np.random.default_rng(0).normal(scale=0.01, size=logits.shape)  # more scores than there is room for
+    # More distinct scores than the histogram holds.
+    logits += np.random.default_rng(0).normal(scale=0.01, size=logits.shape)
     whole = sums_of(logits, truth)
     parts = [sums_of(logits[part], truth[part]) for part in np.array_split(np.arange(len(truth)), 7)]
     assert whole.scores.dropped > 0
@@ -131,7 +132,7 @@ def test_parts_merge_to_the_sums_of_the_whole_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(("centre", "spread"), [(0, 1e-3), (-3, 1e-2), (0, 1), (0, 100)])
-def test_curves_of_more_rows_than_there_is_room_for_stay_within_a_thousandth(centre: float, spread: float) -> None:
+def test_compressed_roc_auc_stays_within_a_thousandth(centre: float, spread: float) -> None:
     generator = np.random.default_rng(0)
     truth = generator.integers(0, 2, 60_000)
     logits = np.stack([np.zeros(60_000), centre + spread * (truth + generator.normal(size=60_000))], axis=1)
@@ -143,7 +144,7 @@ def test_curves_of_more_rows_than_there_is_room_for_stay_within_a_thousandth(cen
     assert sums.result().auc == pytest.approx([theirs, theirs], abs=1e-3)
 
 
-def test_bytes_of_other_classes_and_indices_out_of_range_are_refused() -> None:
+def test_mismatched_classes_and_out_of_range_indices_are_rejected() -> None:
     sums = EvaluationSums(("a", "b"), 2)
     with pytest.raises(ModelError, match="bytes cannot be sums over 3 classes"):
         EvaluationSums.from_bytes(("a", "b", "c"), 3, sums.to_bytes())
@@ -159,10 +160,10 @@ def test_bytes_of_other_classes_and_indices_out_of_range_are_refused() -> None:
         EvaluationSums(("a", "b"), 3)
 
 
-# --- the edges
+# --- edge cases
 
 
-def test_logits_of_any_size_give_finite_figures() -> None:
+def test_logits_of_any_magnitude_give_finite_metrics() -> None:
     logits = np.array([[1000.0, 0.0], [0.0, 1000.0], [-1e300, 0.0], [5.0, 5.0]])
     found = sums_of(logits, np.array([0, 0, 0, 1]), ("a", "b")).result()
     assert found.log_loss == pytest.approx((0 + 2 * -np.log(1e-15) + np.log(2)) / 4, rel=1e-6)
@@ -170,17 +171,17 @@ def test_logits_of_any_size_give_finite_figures() -> None:
     assert all(np.isfinite(value) for value in found.as_metrics().values())
 
 
-def test_a_class_that_the_model_does_not_know_is_always_wrong_and_has_no_curve() -> None:
+def test_class_unknown_to_the_model_counts_as_errors_and_has_no_roc_curve() -> None:
     logits = np.array([[2.0, 1.0], [1.0, 2.0], [3.0, 0.0]])
     found = sums_of(logits, np.array([0, 1, 2]), ("a", "b", "new")).result()
     assert (found.rows, found.right) == (3, 2)
     assert found.confusion[2].tolist() == [1, 0, 0]
     assert np.isnan(found.auc[2])
-    assert found.auc[0] == 0.5  # the new one is taken for an `a` with more certainty than the `a` itself
+    assert found.auc[0] == 0.5  # the image of the new class has a higher score for `a` than the `a` itself
     assert found.log_loss > 10
 
 
-def test_answers_alone_give_counts_and_calibration_but_neither_loss_nor_auc() -> None:
+def test_answers_without_logits_give_counts_and_calibration_only() -> None:
     logits, truth = logits_of("good")
     probabilities = softmax(logits)
     whole, sums = sums_of(logits, truth).result(), EvaluationSums(CLASSES, 10)
@@ -191,7 +192,7 @@ def test_answers_alone_give_counts_and_calibration_but_neither_loss_nor_auc() ->
     assert np.isnan([found.log_loss, found.macro_auc]).all()
 
 
-def test_no_rows_evaluate_to_nothing() -> None:
+def test_empty_evaluation_has_defined_metrics() -> None:
     found = EvaluationSums(CLASSES, 10).result()
     assert (found.rows, found.accuracy, found.macro_f1, found.log_loss) == (0, 0.0, 0.0, 0.0)
     assert found.accuracy_interval() == found.macro_f1_interval() == (0.0, 1.0)
@@ -201,7 +202,7 @@ def test_no_rows_evaluate_to_nothing() -> None:
 # --- intervals
 
 
-def test_wilson_interval_is_the_textbooks() -> None:
+def test_wilson_interval_matches_the_textbook() -> None:
     found = Evaluation(("a", "b"), np.array([[45, 5], [5, 45]]))
     # 90 of 100 at 95 %: 0.8256 … 0.9448 (Newcombe 1998, Statistics in Medicine 17, table I's method 3)
     assert found.accuracy_interval() == pytest.approx((0.8256, 0.9448), abs=1e-4)
@@ -210,7 +211,7 @@ def test_wilson_interval_is_the_textbooks() -> None:
     assert high > 0.9448
 
 
-def test_with_many_rows_the_interval_of_macro_f1_is_that_of_the_bootstrap() -> None:
+def test_macro_f1_interval_matches_the_bootstrap_for_many_rows() -> None:
     logits, truth = logits_of("unsure")
     predicted = logits.argmax(axis=1)
     generator = np.random.default_rng(1)

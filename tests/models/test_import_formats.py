@@ -1,4 +1,4 @@
-"""TensorFlow Lite, Keras and SavedModel files: their answers after the import are those of their own framework."""
+"""Imported TensorFlow Lite, Keras and SavedModel files give the same outputs as in their framework."""
 
 import io
 import zipfile
@@ -34,7 +34,7 @@ def tensor_of(recipe: Recipe) -> np.ndarray:
         (tflite_graphs.quantised("INT8", 0.0187, -14), "torchvision", 0.0187),
     ],
 )
-def test_a_flatbuffer_of_floats_or_integers(
+def test_float_and_integer_flatbuffers_are_imported(
     tmp_path: Path, change: Callable[[Any], None], preset: str, tolerance: float
 ) -> None:
     path = tmp_path / "net.tflite"
@@ -45,7 +45,7 @@ def test_a_flatbuffer_of_floats_or_integers(
     np.testing.assert_allclose(found.scores, tensor_of(found.network.recipe).mean(axis=(1, 2)), atol=1.01 * tolerance)
 
 
-def test_class_names_that_are_attached_to_a_flatbuffer_are_found(tmp_path: Path) -> None:
+def test_class_names_attached_to_a_flatbuffer_are_found(tmp_path: Path) -> None:
     attached = io.BytesIO()
     with zipfile.ZipFile(attached, "w") as archive:
         archive.writestr("labels.txt", "red\ngreen\nblue\n")
@@ -54,10 +54,10 @@ def test_class_names_that_are_attached_to_a_flatbuffer_are_found(tmp_path: Path)
     assert import_network(path, tmp_path, IMAGES).classes == inspect_file(path).classes == "red\ngreen\nblue\n"
 
 
-def test_a_tensor_within_a_flatbuffer_becomes_its_output() -> None:
+def test_inner_tensor_of_a_flatbuffer_becomes_its_output() -> None:
     from ai_edge_litert import schema_py_generated as schema
 
-    def two_means(model: Any) -> None:
+    def add_doubled_scores(model: Any) -> None:
         graph = model.subgraphs[0]
         graph.tensors.append(tflite_graphs.tensor(b"doubled", [1, 3], 4, schema.TensorType.FLOAT32))
         model.buffers.append(schema.BufferT())
@@ -70,7 +70,7 @@ def test_a_tensor_within_a_flatbuffer_becomes_its_output() -> None:
         graph.operators.append(add)
         graph.outputs = [3]
 
-    whole = tflite_graphs.mean_of_channels(two_means)
+    whole = tflite_graphs.mean_of_channels(add_doubled_scores)
     found = read_tflite(keep_tensor(whole, "scores"))
     assert (dict(found.operators), [one.name for one in found.outputs]) == ({"MEAN": 1}, ["scores"])
     with pytest.raises(ModelError, match="computes no tensor 'absent'; the last ones that it does are scores, doubled"):
@@ -90,7 +90,7 @@ def network() -> Any:
 
 
 @pytest.mark.parametrize("kind", ["net.h5", "net.keras:map", "saved"])
-def test_keras_files_and_saved_models(network: Any, tmp_path: Path, kind: str) -> None:
+def test_keras_files_and_saved_models_are_imported(network: Any, tmp_path: Path, kind: str) -> None:
     import keras
 
     path, _, tensor = str(tmp_path / kind).partition(":")
@@ -101,12 +101,12 @@ def test_keras_files_and_saved_models(network: Any, tmp_path: Path, kind: str) -
     file, wanted = split_tensor(f"{path}:{tensor}" if tensor else path)
     found: Imported = import_network(file, tmp_path, IMAGES, tensor=wanted, preset="minus1to1", pooled=bool(tensor))
     expected = network if not tensor else keras.Model(network.input, network.get_layer(tensor).output)
-    answers = np.asarray(expected(tensor_of(found.network.recipe)))
-    np.testing.assert_allclose(found.scores, answers.mean(axis=(1, 2)) if tensor else answers, atol=1e-4)
+    outputs = np.asarray(expected(tensor_of(found.network.recipe)))
+    np.testing.assert_allclose(found.scores, outputs.mean(axis=(1, 2)) if tensor else outputs, atol=1e-4)
     assert found.network.format == "tflite"
 
 
-def test_a_name_may_hold_colons(tmp_path: Path) -> None:
+def test_file_name_may_contain_colons(tmp_path: Path) -> None:
     (tmp_path / "a:b.onnx").write_bytes(b"")
     (tmp_path / "net.onnx").write_bytes(b"")
     assert split_tensor(f"{tmp_path}/a:b.onnx") == (tmp_path / "a:b.onnx", None)

@@ -1,4 +1,4 @@
-"""What a manifest may hold, at its limits, and what reading a bundle checks: on bundles of a few bytes."""
+"""The limits of manifest fields, and the checks of `read_bundle`, on bundles of a few bytes."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from samples import replace_file, seal, tiny_bundle, tiny_manifest
 
-from models import bundle as module
+from models import bundle as bundle_module
 from models.architectures import BACKBONES
 from models.backbone import FLATBUFFER_FILE, WEIGHTS_FILE, ExportedBackbone, file_sha256
 from models.bundle import (
@@ -30,7 +30,7 @@ HASHES = dict.fromkeys(FILES, "0" * 64)
 
 
 def parsed(**fields: Any) -> Manifest:
-    """A manifest with other fields (`stage__field` for one inside a stage), as it is read."""
+    """A parsed manifest with some fields replaced (`stage__field` for a field of a stage)."""
     content = tiny_manifest(files=HASHES).model_dump(mode="json", exclude_none=True)
     for name, value in fields.items():
         *stage, field = name.split("__")
@@ -39,7 +39,7 @@ def parsed(**fields: Any) -> Manifest:
 
 
 def wide(width: int) -> dict[str, Any]:
-    """Every width that depends on the backbone's."""
+    """The fields that must equal the width of the backbone."""
     return {"backbone__n_features": width, "projection__n_in": width}
 
 
@@ -61,7 +61,7 @@ def wide(width: int) -> dict[str, Any]:
     ],
     ids=" ".join,
 )
-def test_a_manifest_at_its_limits_is_taken(fields: dict[str, Any]) -> None:
+def test_manifest_at_its_limits_is_accepted(fields: dict[str, Any]) -> None:
     assert isinstance(parsed(**fields), Manifest)
 
 
@@ -96,12 +96,12 @@ def test_a_manifest_at_its_limits_is_taken(fields: dict[str, Any]) -> None:
     ],
     ids=lambda value: "" if isinstance(value, str) else " ".join(value),
 )
-def test_a_manifest_beyond_its_limits_is_refused(fields: dict[str, Any], reason: str) -> None:
+def test_manifest_beyond_its_limits_is_rejected(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ModelError, match=rf"^(manifest\.json: )?.*{reason}"):
         parsed(**fields)
 
 
-def test_fields_that_an_older_manifest_lacks_have_the_meaning_that_they_had_then() -> None:
+def test_missing_fields_of_an_older_manifest_have_their_original_defaults() -> None:
     older = parsed()
     assert older.schema_version == 1
     assert older.golden_tolerance == 1e-3
@@ -117,14 +117,14 @@ def test_fields_that_an_older_manifest_lacks_have_the_meaning_that_they_had_then
     assert (backbone.channel_order, backbone.channel_means, backbone.cosine) == ("rgb", (0.0, 0.0, 0.0), 1.0)
 
 
-def test_a_manifest_cannot_be_changed_once_it_is_checked() -> None:
+def test_parsed_manifest_is_immutable() -> None:
     manifest = parsed()
     for entry, field in ((manifest, "classes"), (manifest.backbone, "scale"), (manifest.classifier, "n_out")):
         with pytest.raises(ValueError, match="frozen"):
             setattr(entry, field, getattr(entry, field))
 
 
-def test_stages_hold_no_fields_but_their_own() -> None:
+def test_stage_with_unknown_fields_is_rejected() -> None:
     for entry, values in (
         (StageEntry, {"kind": "pca", "n_in": 4, "n_out": 2}),
         (TrainingData, {"rows": 1, "holdout_rows": 0, "fingerprint": "0" * 64}),
@@ -142,7 +142,7 @@ def exported(precision: Any = "float32") -> ExportedBackbone:
     return ExportedBackbone(spec, "imagenet", Path("f"), Path("w"), "0" * 64, 0.25, precision, 0.5)
 
 
-def test_a_manifest_says_of_a_backbone_what_its_export_says() -> None:
+def test_backbone_entry_records_the_export() -> None:
     entry = BackboneEntry.of(exported("int8"), "crop")
     spec = exported().spec
     assert (entry.name, entry.weights, entry.engine, entry.resize) == (spec.name, "imagenet", "litert", "crop")
@@ -152,7 +152,7 @@ def test_a_manifest_says_of_a_backbone_what_its_export_says() -> None:
     assert BackboneEntry.of(exported()).resize == "stretch"
 
 
-def test_keras_runs_no_integers() -> None:
+def test_keras_engine_with_int8_is_rejected() -> None:
     assert BackboneEntry.of(exported(), engine="keras").engine == "keras"
     with pytest.raises(ModelError, match="keras computes in float32; int8 requires the engine litert"):
         BackboneEntry.of(exported("int8"), engine="keras")
@@ -162,7 +162,7 @@ def test_keras_runs_no_integers() -> None:
 
 
 @pytest.mark.parametrize(("engine", "other"), [("litert", WEIGHTS_FILE), ("keras", FLATBUFFER_FILE)])
-def test_the_file_that_the_engine_does_not_run_is_checked_and_not_kept(tmp_path: Path, engine: Any, other: str) -> None:
+def test_file_that_the_engine_does_not_use_is_verified_and_not_kept(tmp_path: Path, engine: Any, other: str) -> None:
     backbone = tiny_manifest().backbone.model_copy(update={"engine": engine})
     directory = tiny_bundle(tmp_path / "bundle", backbone=backbone)
     bundle = read_bundle(directory)
@@ -175,21 +175,21 @@ def test_the_file_that_the_engine_does_not_run_is_checked_and_not_kept(tmp_path:
         read_bundle(directory)
 
 
-def test_a_drift_reference_is_read_with_the_rest(tmp_path: Path) -> None:
+def test_drift_reference_is_read_with_the_bundle(tmp_path: Path) -> None:
     directory = tiny_bundle(tmp_path / "bundle", drift=True)
     bundle = read_bundle(directory)
     assert bundle.manifest.files == {name: file_sha256(directory / name) for name in (*FILES, DRIFT)}
-    np.testing.assert_array_equal(bundle.arrays(DRIFT)["of"], [0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(bundle.arrays(DRIFT)["values"], [0, 1, 2, 3, 4])
 
 
-def test_a_drift_reference_that_the_manifest_does_not_list_is_refused(tmp_path: Path) -> None:
+def test_unlisted_drift_reference_is_rejected(tmp_path: Path) -> None:
     directory = tiny_bundle(tmp_path / "bundle")
     (directory / DRIFT).write_bytes((directory / GOLDEN).read_bytes())
     with pytest.raises(ModelError, match=f"found .*{re.escape(DRIFT)}"):
         read_bundle(directory)
 
 
-def test_a_manifest_is_readable_and_the_same_for_the_same_model(tmp_path: Path) -> None:
+def test_manifest_is_readable_and_deterministic(tmp_path: Path) -> None:
     first, second = (tiny_bundle(tmp_path / name, classes=("ä", "b", "c")) / MANIFEST for name in ("one", "two"))
     text = first.read_text(encoding="utf-8")
     assert text == second.read_text(encoding="utf-8")
@@ -200,13 +200,13 @@ def test_a_manifest_is_readable_and_the_same_for_the_same_model(tmp_path: Path) 
     assert "threshold" not in json.loads(text)
 
 
-def test_what_does_not_fit_together_is_not_written(tmp_path: Path) -> None:
+def test_inconsistent_bundle_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="classifier.n_out is 3, but the number of classes is 2"):
         tiny_bundle(tmp_path / "bundle", classes=("a", "b"))
     assert not (tmp_path / "bundle" / MANIFEST).exists()
 
 
-def test_a_manifest_of_16_mebibytes_is_read_and_one_byte_more_is_not(tmp_path: Path) -> None:
+def test_manifest_limit_is_16_mebibytes(tmp_path: Path) -> None:
     directory = tiny_bundle(tmp_path / "bundle")
     text = (directory / MANIFEST).read_bytes()
     replace_file(directory, MANIFEST, text + b" " * (16 * 1024**2 - len(text)))
@@ -217,20 +217,20 @@ def test_a_manifest_of_16_mebibytes_is_read_and_one_byte_more_is_not(tmp_path: P
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
-def test_a_file_as_large_as_allowed_is_read_and_one_byte_more_is_not(
+def test_file_at_the_size_limit_is_read_and_one_byte_more_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     directory = tiny_bundle(tmp_path / "bundle")
     replace_file(directory, name, bytes(1000))
     seal(directory)
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(bundle_module, "MAX_FILE_BYTES", 1000)
     read_bundle(directory)
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 999)
+    monkeypatch.setattr(bundle_module, "MAX_FILE_BYTES", 999)
     with pytest.raises(ModelError, match=f"{name} has 1,000 bytes, more than the 999 allowed"):
         read_bundle(directory)
 
 
-def test_two_gibibytes_are_allowed(tmp_path: Path) -> None:
+def test_file_limit_is_2_gibibytes(tmp_path: Path) -> None:
     directory = tiny_bundle(tmp_path / "bundle")
     with (directory / GOLDEN).open("wb") as file:
         file.truncate(2 * 1024**3 + 1)
@@ -238,7 +238,7 @@ def test_two_gibibytes_are_allowed(tmp_path: Path) -> None:
         read_bundle(directory)
 
 
-def test_a_bundle_that_the_system_does_not_let_us_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_bundle_is_named(tmp_path: Path) -> None:
     directory = tmp_path / ("long" * 100)
     with pytest.raises(ModelError, match=r"bundle .*longlong.* cannot be read: .*too long"):
         read_bundle(directory)

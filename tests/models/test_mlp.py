@@ -5,9 +5,9 @@ from models.classifier import MAX_LAYERS, classifier_from_arrays, mlp_from_spark
 from models.errors import ModelError
 
 
-def test_a_network_small_enough_to_compute_by_hand() -> None:
-    # Two features, two hidden units, two classes. Spark writes the matrix (out x in) column by column: the weights
-    # that leave the first feature, then those that leave the second, then the biases.
+def test_mlp_matches_a_computation_by_hand() -> None:
+    # Two features, two hidden units, two classes. Spark stores the matrix (out x in) column by column: the weights
+    # of the first feature, then those of the second, then the biases.
     from_first, from_second, bias = [1.0, -1.0], [2.0, 0.0], [0.0, 3.0]
     top_first, top_second, top_bias = [4.0, 0.0], [0.0, 1.0], [-1.0, 0.5]
     flat = np.array([*from_first, *from_second, *bias, *top_first, *top_second, *top_bias])
@@ -24,7 +24,7 @@ def test_a_network_small_enough_to_compute_by_hand() -> None:
     np.testing.assert_array_equal(mlp.biases[0], bias)
 
 
-def test_agrees_with_scikit_learn_on_a_fitted_network() -> None:
+def test_mlp_matches_scikit_learn() -> None:
     from sklearn.datasets import load_digits
     from sklearn.neural_network import MLPClassifier
 
@@ -44,23 +44,23 @@ def test_agrees_with_scikit_learn_on_a_fitted_network() -> None:
 @pytest.mark.parametrize(
     ("layers", "n_weights"), [([3, 2], 7), ([3, 2], 9), ([3], 0), ([], 0), ([3, 0, 2], 2)], ids=str
 )
-def test_weights_that_do_not_fit_the_layers_are_refused(layers: list[int], n_weights: int) -> None:
+def test_weights_that_do_not_match_the_layers_are_rejected(layers: list[int], n_weights: int) -> None:
     with pytest.raises(ModelError, match="an MLP of layers"):
         mlp_from_spark(layers, np.zeros(n_weights))
 
 
-def test_weights_that_are_no_numbers_are_refused() -> None:
+def test_non_finite_weights_are_rejected() -> None:
     with pytest.raises(ModelError, match="NaN or infinite"):
         mlp_from_spark([3, 2], np.full(8, np.nan))
 
 
 @pytest.mark.parametrize("names", [[], ["weights_0"], ["weights_0", "bias_1"], ["a", "b"]], ids=str)
-def test_arrays_of_other_names_are_refused(names: list[str]) -> None:
+def test_wrongly_named_arrays_are_rejected(names: list[str]) -> None:
     with pytest.raises(ModelError, match=r"an MLP has weights|is missing"):
         classifier_from_arrays("mlp", 2, 2, {name: np.zeros((2, 2)) for name in names})
 
 
-def test_a_network_too_deep_is_refused() -> None:
+def test_too_many_layers_are_rejected() -> None:
     arrays = {f"{part}_{i}": np.zeros(1) for i in range(MAX_LAYERS + 1) for part in ("weights", "bias")}
     with pytest.raises(ModelError, match=f"1 to {MAX_LAYERS} layers"):
         classifier_from_arrays("mlp", 1, 1, arrays)

@@ -1,4 +1,4 @@
-"""What a model is run for: how it is named, and what follows where it is not."""
+"""The objective that a model is optimised for: parsing, defaults and limits."""
 
 import math
 
@@ -9,12 +9,12 @@ from models.objective import Objective, parse_objective, resolve_objective
 
 
 @pytest.mark.parametrize("text", ["accuracy", "cost:1:5", "cost:0.5:1e+16", "f1", "macro_f1", "log_loss"])
-def test_an_objective_is_read_as_it_is_written(text: str) -> None:
+def test_objective_round_trips_through_text(text: str) -> None:
     assert str(parse_objective(text)) == text
     assert str(parse_objective(f" {text.upper()} ")) == text
 
 
-def test_cost_alone_is_that_of_the_threshold() -> None:
+def test_cost_without_values_uses_the_costs_of_the_threshold() -> None:
     assert parse_objective("cost", "cost:1:5") == Objective("cost", (1.0, 5.0))
     for threshold in (None, "f1", "0.3"):
         with pytest.raises(ModelError, match="cost:FP:FN .or cost, with a threshold"):
@@ -22,7 +22,7 @@ def test_cost_alone_is_that_of_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("text", ["auc", "", "cost:1", "cost:0:1", "cost:1:inf", "f1:2", "macro f1"])
-def test_anything_else_is_refused(text: str) -> None:
+def test_invalid_objective_is_rejected(text: str) -> None:
     with pytest.raises(ModelError, match="got "):
         parse_objective(text)
 
@@ -38,19 +38,19 @@ def test_anything_else_is_refused(text: str) -> None:
         ("cost", "cost:2:5", "cost:2:5"),
     ],
 )
-def test_a_model_is_run_for_what_its_threshold_optimises(
+def test_objective_defaults_to_what_the_threshold_optimises(
     metric: str | None, threshold: str | None, expected: str | None
 ) -> None:
     found = resolve_objective(metric, threshold)
     assert (found and str(found)) == expected
 
 
-def test_costs_keep_their_value_in_a_manifest() -> None:
+def test_costs_round_trip_through_text() -> None:
     costs = (1 / 3, 123456.789)
     assert parse_objective(str(Objective("cost", costs))).costs == costs
 
 
-def test_a_margin_that_no_model_can_reach_is_refused() -> None:
+def test_unreachable_margin_is_rejected() -> None:
     for objective, most in ((Objective(), 1), (Objective("cost", (1, 5)), 5), (Objective("log_loss"), math.log(1000))):
         objective.check_margin(0.99 * most)
         for margin in (most, -most, math.nan):
@@ -58,7 +58,7 @@ def test_a_margin_that_no_model_can_reach_is_refused() -> None:
                 objective.check_margin(margin)
 
 
-def test_costs_and_f1_are_of_two_classes() -> None:
+def test_cost_and_f1_require_two_classes() -> None:
     for objective in (Objective("cost", (1, 5)), Objective("f1")):
         objective.check_classes(2)
         with pytest.raises(ModelError, match="for two classes, there are 3; give --metric accuracy"):

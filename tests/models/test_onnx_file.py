@@ -1,4 +1,4 @@
-"""ONNX files as they are encoded: what is read from one, what is refused, and the part that one tensor needs."""
+"""Reading encoded ONNX files: their metadata, rejected files, and the subgraph that computes one tensor."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def content(model: onnx.ModelProto) -> bytes:
     return encoded
 
 
-def test_a_file_says_what_it_takes_gives_and_holds() -> None:
+def test_inputs_outputs_operators_and_metadata_are_read() -> None:
     found = read_onnx(content(graphs.classifier(softmax=True, metadata={"names": "{0: 'a'}"})))
     assert found.inputs == [Tensor("image", "float32", (0, 3, graphs.SIDE, graphs.SIDE))]
     assert found.outputs == [Tensor("scores", "float32", (0, 10))]
@@ -36,7 +36,7 @@ def test_a_file_says_what_it_takes_gives_and_holds() -> None:
     assert (found.opsets, found.producer, found.metadata) == ({"": 13}, "tests", {"names": "{0: 'a'}"})
 
 
-def test_the_part_that_a_tensor_needs_computes_it_alone() -> None:
+def test_extracted_subgraph_computes_the_tensor() -> None:
     model = graphs.classifier(softmax=True)
     whole, part = (extract(content(model), tensor) for tensor in ("scores", "features"))
     onnx.checker.check_model(onnx.load_from_string(whole))
@@ -54,7 +54,7 @@ def test_the_part_that_a_tensor_needs_computes_it_alone() -> None:
         extract(content(model), "absent")
 
 
-def test_weights_in_a_file_beside_it_become_part_of_it(tmp_path: Path) -> None:
+def test_external_weights_are_embedded(tmp_path: Path) -> None:
     model = graphs.classifier()
     path = tmp_path / "model.onnx"
     onnx.save_model(
@@ -66,10 +66,10 @@ def test_weights_in_a_file_beside_it_become_part_of_it(tmp_path: Path) -> None:
         read_onnx(path.read_bytes())
     alone = extract(path.read_bytes(), "scores", tmp_path)
     assert not read_onnx(alone).external
-    np.testing.assert_allclose(OnnxSession(alone).run(IMAGES[:1]), graphs.answers(IMAGES[:1]), atol=1e-4)
+    np.testing.assert_allclose(OnnxSession(alone).run(IMAGES[:1]), graphs.logits_of(IMAGES[:1]), atol=1e-4)
 
 
-def test_functions_of_the_model_itself_are_no_custom_operators() -> None:
+def test_model_functions_are_not_custom_operators() -> None:
     body = [helper.make_node("Relu", ["x"], ["y"])]
     function = helper.make_function("mine", "Rectify", ["x"], ["y"], body, [helper.make_opsetid("", 13)])
     model = graphs.classifier(before=[helper.make_node("Rectify", ["image"], ["rectified"], domain="mine")])
@@ -77,10 +77,10 @@ def test_functions_of_the_model_itself_are_no_custom_operators() -> None:
     model.opset_import.append(helper.make_opsetid("mine", 1))
     assert read_onnx(content(model)).operators["mine.Rectify"] == 1
     got = OnnxSession(extract(content(model), "scores")).run(IMAGES[:1])
-    np.testing.assert_allclose(got, graphs.answers(np.maximum(IMAGES[:1], 0)), atol=1e-4)
+    np.testing.assert_allclose(got, graphs.logits_of(np.maximum(IMAGES[:1], 0)), atol=1e-4)
 
 
-def test_a_graph_within_a_node_reads_from_outside() -> None:
+def test_subgraph_of_a_node_may_read_outer_tensors() -> None:
     then = helper.make_graph(
         [helper.make_node("Neg", ["image"], ["negative"])],
         "then",
@@ -98,17 +98,17 @@ def test_a_graph_within_a_node_reads_from_outside() -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
     read_onnx(content(model))
     got = OnnxSession(extract(content(model), "scores")).run(IMAGES[:1])
-    np.testing.assert_allclose(got, graphs.answers(-IMAGES[:1]), atol=1e-4)
+    np.testing.assert_allclose(got, graphs.logits_of(-IMAGES[:1]), atol=1e-4)
 
 
-def test_a_provider_that_is_not_installed_is_named_with_those_that_are() -> None:
+def test_unavailable_provider_error_lists_the_available_ones() -> None:
     with pytest.raises(ModelError, match="no execution provider 'directml', it has cpu.*onnxruntime-gpu"):
         OnnxSession(content(graphs.classifier()), providers=("directml",))
     with pytest.raises(ModelError, match="one of cpu, cuda, .*, got 'abacus'"):
         OnnxSession(content(graphs.classifier()), providers=("abacus",))
 
 
-def test_every_cut_of_a_file_is_refused_or_read_and_nothing_else() -> None:
+def test_truncated_file_is_parsed_or_rejected() -> None:
     whole = content(graphs.classifier())
     for end in range(0, len(whole), 7):
         try:
@@ -117,7 +117,7 @@ def test_every_cut_of_a_file_is_refused_or_read_and_nothing_else() -> None:
             continue
 
 
-def test_numbers_of_nodes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_nodes_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "MAX_NODES", 4)
     with pytest.raises(ModelError, match="5 nodes, at most 4"):
         read_onnx(content(graphs.classifier()))
@@ -135,7 +135,7 @@ def test_numbers_of_nodes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         ("nchw", TensorProto.FLOAT, {"side": "side"}),
     ],
 )
-def test_every_layout_type_and_batch_gives_the_same_answers(
+def test_every_layout_dtype_and_batch_size_gives_the_same_scores(
     tmp_path: Path, layout: str, dtype: int, options: dict[str, Any]
 ) -> None:
     path = graphs.save(graphs.classifier(layout=layout, dtype=dtype, **options), tmp_path / "net.onnx")
@@ -151,7 +151,7 @@ def test_every_layout_type_and_batch_gives_the_same_answers(
     )
     pixels = np.stack([recipe.pixels(image.read_bytes()) for image in images])
     tensor = recipe.tensor(pixels)
-    expected = graphs.answers(tensor if layout == "nchw" else tensor.transpose(0, 3, 1, 2))
+    expected = graphs.logits_of(tensor if layout == "nchw" else tensor.transpose(0, 3, 1, 2))
     if options.get("softmax"):
         expected = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found.scores, expected, atol=1e-4 * max(1, np.abs(expected).max()))

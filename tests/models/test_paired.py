@@ -1,4 +1,4 @@
-"""The gain of one model over another: textbook cases, the estimates of others, and what few images show."""
+"""The paired gain of one model over another: textbook cases, reference estimates and small holdouts."""
 
 import numpy as np
 import pytest
@@ -13,18 +13,18 @@ def accuracy(only_candidate: int, only_champion: int, same: int) -> MeanGain:
 
 
 @pytest.mark.parametrize(("more", "less", "same"), [(6, 0, 200), (30, 17, 950), (5, 3, 2), (400, 300, 9300), (3, 0, 0)])
-def test_a_gain_in_accuracy_above_nothing_is_the_exact_sign_test(more: int, less: int, same: int) -> None:
+def test_accuracy_gain_above_zero_is_the_exact_sign_test(more: int, less: int, same: int) -> None:
     expected = binom.sf(more - 1, more + less, 0.5)
     assert accuracy(more, less, same).doubt(0.0) == pytest.approx(expected, abs=1e-7)
 
 
 @pytest.mark.parametrize(("losses", "rows"), [(0, 5), (0, 59), (3, 13), (2, 1000)])
-def test_where_only_losses_were_seen_the_bound_is_that_of_clopper_and_pearson(losses: int, rows: int) -> None:
+def test_bound_with_losses_only_is_clopper_pearson(losses: int, rows: int) -> None:
     expected = -beta.ppf(0.95, losses + 1, rows - losses)
     assert accuracy(0, losses, rows - losses).lower_bound(0.95) == pytest.approx(expected, abs=1e-7)
 
 
-def test_with_many_images_the_bound_is_that_of_the_paired_bootstrap() -> None:
+def test_bound_matches_the_paired_bootstrap_for_many_images() -> None:
     values = np.random.default_rng(0).normal(0.02, 0.3, 400)
     counts = np.random.default_rng(1).integers(1, 60, 400)
     gain = MeanGain(values, counts, 6.9)
@@ -35,7 +35,7 @@ def test_with_many_images_the_bound_is_that_of_the_paired_bootstrap() -> None:
 
 
 @pytest.mark.parametrize("gain", [accuracy(6, 2, 90), MeanGain(np.array([5.0, -1.0]), np.array([30, 60]), 5.0)])
-def test_the_bound_is_where_the_doubt_is_what_the_confidence_leaves(gain: MeanGain) -> None:
+def test_bound_is_where_the_p_value_equals_one_minus_the_confidence(gain: MeanGain) -> None:
     for confidence in (0.5, 0.95, 0.999):
         low = gain.lower_bound(confidence)
         assert gain.doubt(low) == pytest.approx(1 - confidence, abs=1e-6)
@@ -43,19 +43,19 @@ def test_the_bound_is_where_the_doubt_is_what_the_confidence_leaves(gain: MeanGa
 
 
 @pytest.mark.parametrize("gain", [accuracy(0, 0, 0), accuracy(0, 9, 0)])
-def test_nothing_is_shown_where_nothing_was_seen_or_everything_lost(gain: MeanGain) -> None:
+def test_no_images_or_only_losses_give_the_trivial_bound(gain: MeanGain) -> None:
     assert gain.lower_bound(0.95) == -1
     assert gain.doubt(0.0) == 1
 
 
-def test_a_tiny_holdout_without_disagreement_shows_nothing_yet() -> None:
+def test_tiny_holdout_without_disagreement_is_inconclusive() -> None:
     gain = accuracy(0, 0, 5)
     assert gain.doubt(-0.05) > 0.7
     assert images_needed(gain, -0.05, 0.05) == 59  # 0.95 ** 59 < 0.05
     assert accuracy(0, 0, 58).doubt(-0.05) > 0.05 > accuracy(0, 0, 59).doubt(-0.05)
 
 
-def test_the_images_needed_are_those_with_which_it_is_shown() -> None:
+def test_images_needed_reaches_the_confidence() -> None:
     gain = accuracy(30, 17, 950)
     needed = images_needed(gain, 0.0, 0.025)
     assert needed is not None
@@ -76,7 +76,7 @@ def answers(n: int, n_classes: int) -> list[np.ndarray]:
     return [truth, *(np.where(generator.random(n) < 0.8, truth, generator.integers(0, n_classes, n)) for _ in range(2))]
 
 
-def test_a_gain_in_f1_is_the_difference_of_two_scores() -> None:
+def test_f1_gain_is_the_difference_of_two_scores() -> None:
     truth, ours, theirs = answers(300, 4)
     expected = f1_score(truth, ours, average="macro") - f1_score(truth, theirs, average="macro")
     assert f1_gain(truth, ours, theirs, 4).value == pytest.approx(expected)
@@ -87,7 +87,7 @@ def test_a_gain_in_f1_is_the_difference_of_two_scores() -> None:
     assert f1_gain(*two, 2, only=1).value == pytest.approx(expected)
 
 
-def test_the_bound_of_a_gain_in_f1_is_that_of_the_paired_bootstrap_where_images_are_many() -> None:
+def test_f1_bound_matches_the_paired_bootstrap_for_many_images() -> None:
     truth, ours, theirs = answers(1_500, 4)
     generator = np.random.default_rng(0)
     drawn = []
@@ -100,13 +100,13 @@ def test_the_bound_of_a_gain_in_f1_is_that_of_the_paired_bootstrap_where_images_
     assert gain.doubt(gain.lower_bound(0.95), 0.05) == pytest.approx(0.05, abs=0.01)
 
 
-def test_a_class_without_images_shows_no_gain_in_f1() -> None:
+def test_class_without_images_shows_no_f1_gain() -> None:
     truth, ours = np.zeros(500, np.int64), np.zeros(500, np.int64)
     assert f1_gain(truth, ours, ours, 2).lower_bound(0.95) < -0.4
     assert f1_gain(np.zeros(0, np.int64), *[np.zeros(0, np.int64)] * 2, 2).value == 0
 
 
-def test_an_interval_is_the_same_from_both_sides() -> None:
+def test_interval_is_symmetric_in_the_two_models() -> None:
     low, high = gain_interval(accuracy(30, 17, 950), 0.95)
     assert (-high, -low) == pytest.approx(gain_interval(accuracy(17, 30, 950), 0.95), abs=1e-6)
     assert low < 13 / 997 < high

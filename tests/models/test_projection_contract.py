@@ -1,4 +1,4 @@
-"""What every projection promises, whichever it is: one suite over all of them, on real features."""
+"""Properties that hold for every projection, tested on real features."""
 
 from collections.abc import Callable
 
@@ -43,7 +43,7 @@ def projection(make: Callable[[Features], Projection], digits: Digits) -> Projec
     return make(digits.features)
 
 
-def test_widths_and_type_are_those_promised(projection: Projection, digits: Digits) -> None:
+def test_projected_shape_and_dtype_are_as_declared(projection: Projection, digits: Digits) -> None:
     projected = projection.transform(digits.features)
     assert projection.n_in == digits.features.shape[1]
     assert (projected.shape, projected.dtype) == ((len(digits.features), projection.n_out), np.float32)
@@ -51,20 +51,18 @@ def test_widths_and_type_are_those_promised(projection: Projection, digits: Digi
     assert projection.transform(digits.features[:0]).shape == (0, projection.n_out)
 
 
-def test_a_row_does_not_depend_on_the_others_and_features_are_left_alone(
-    projection: Projection, digits: Digits
-) -> None:
+def test_rows_are_independent_and_features_are_not_modified(projection: Projection, digits: Digits) -> None:
     features = digits.features.copy()
     features.flags.writeable = False
     projected = projection.transform(features)
     order = np.random.default_rng(0).permutation(len(features))
     np.testing.assert_array_equal(projection.transform(features[order]), projected[order])
-    for count in (1, 3, 16):  # BLAS has other kernels for other numbers of rows
+    for count in (1, 3, 16):  # BLAS has different kernels for different numbers of rows
         np.testing.assert_array_equal(projection.transform(features[7 : 7 + count]), projected[7 : 7 + count])
     np.testing.assert_array_equal(features, digits.features)
 
 
-def test_the_same_features_give_the_same_projection(
+def test_fitting_is_deterministic(
     make: Callable[[Features], Projection], projection: Projection, digits: Digits
 ) -> None:
     again = make(digits.features).to_arrays()
@@ -72,15 +70,15 @@ def test_the_same_features_give_the_same_projection(
         np.testing.assert_array_equal(again[name], array)
 
 
-def test_a_bundle_gives_it_back_whole(projection: Projection, digits: Digits) -> None:
+def test_projection_round_trips_through_npz(projection: Projection, digits: Digits) -> None:
     stored = read_npz(write_npz(projection.to_arrays()), "projection.npz")
     again = projection_from_arrays(projection.kind, projection.n_in, stored)
     assert (again.kind, again.n_in, again.n_out) == (projection.kind, projection.n_in, projection.n_out)
     np.testing.assert_array_equal(again.transform(digits.features), projection.transform(digits.features))
 
 
-@pytest.mark.parametrize("name", [name for name in MAKERS if name != "none"])  # which fits every width
-def test_another_width_and_missing_arrays_are_refused(name: str, digits: Digits) -> None:
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "none"])  # which accepts any width
+def test_wrong_width_and_missing_arrays_are_rejected(name: str, digits: Digits) -> None:
     projection = MAKERS[name](digits.features)
     arrays = projection.to_arrays()
     with pytest.raises(ModelError):
@@ -91,8 +89,8 @@ def test_another_width_and_missing_arrays_are_refused(name: str, digits: Digits)
             projection_from_arrays(projection.kind, projection.n_in, others)
 
 
-def test_neighbours_stay_neighbours(projection: Projection, digits: Digits) -> None:
-    """Nearest neighbours in the projection show the same digit about as often as in the features themselves."""
+def test_nearest_neighbours_are_preserved(projection: Projection, digits: Digits) -> None:
+    """Nearest neighbours have the same label about as often as in the original features."""
 
     def hits(rows: Features) -> float:
         distances = np.linalg.norm(rows[:, np.newaxis] - rows, axis=2)

@@ -1,4 +1,4 @@
-"""8-bit backbones: a quarter of the size, features that are nearly the same, and what that costs, on real digits."""
+"""8-bit backbones on real digits: a quarter of the size, nearly the same features, and the cost in accuracy."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def quantised_features(quantised: ExportedBackbone, pixels: np.ndarray) -> np.nd
     return LiteRTEngine(quantised.flatbuffer)(pixels)
 
 
-def test_an_int8_export_is_small_and_says_what_it_is(exported: ExportedBackbone, quantised: ExportedBackbone) -> None:
+def test_int8_export_is_small_and_recorded_as_int8(exported: ExportedBackbone, quantised: ExportedBackbone) -> None:
     assert quantised.flatbuffer.stat().st_size < exported.flatbuffer.stat().st_size / 3
     assert (exported.precision, quantised.precision) == ("float32", "int8")
     assert quantised.sha256 != exported.sha256
@@ -38,18 +38,18 @@ def test_an_int8_export_is_small_and_says_what_it_is(exported: ExportedBackbone,
     assert (entry.precision, entry.cosine, entry.parity) == ("int8", quantised.cosine, quantised.parity)
     with pytest.raises(ModelError, match="the engine keras computes in float32; int8 requires the engine litert"):
         BackboneEntry.of(quantised, engine="keras")
-    assert not list(quantised.flatbuffer.parent.glob("*.npy"))  # nobody's images stay in the cache
+    assert not list(quantised.flatbuffer.parent.glob("*.npy"))  # no calibration images stay in the cache
 
 
-def test_int8_features_point_where_the_exact_ones_do(
+def test_int8_features_are_close_to_float_features(
     quantised: ExportedBackbone, quantised_features: np.ndarray, digits: Digits
 ) -> None:
     assert quantised_features.dtype == np.float32
     assert 0.95 < quantised.cosine < 1
-    assert mean_cosine(digits.features[60:], quantised_features[60:]) > 0.95  # also those it was not calibrated on
+    assert mean_cosine(digits.features[60:], quantised_features[60:]) > 0.95  # images it was not calibrated on
 
 
-def test_features_are_the_same_each_time_whatever_comes_along(
+def test_int8_features_do_not_depend_on_the_batch(
     quantised: ExportedBackbone, quantised_features: np.ndarray, pixels: np.ndarray
 ) -> None:
     engine = LiteRTEngine(quantised.flatbuffer.read_bytes(), threads=2)
@@ -57,7 +57,7 @@ def test_features_are_the_same_each_time_whatever_comes_along(
     np.testing.assert_array_equal(engine(pixels[order]), quantised_features[order])
 
 
-def test_the_accuracy_that_int8_costs_is_measured(head: Head, digits: Digits, quantised_features: np.ndarray) -> None:
+def test_accuracy_cost_of_int8_is_measured(head: Head, digits: Digits, quantised_features: np.ndarray) -> None:
     assert accuracy_cost(head, digits.features, digits.features, digits.labels) == 0
     assert accuracy_cost(head, digits.features, quantised_features, digits.labels) <= 0.05
     noise = np.random.default_rng(0).permuted(digits.features, axis=0)
@@ -66,7 +66,7 @@ def test_the_accuracy_that_int8_costs_is_measured(head: Head, digits: Digits, qu
         accuracy_cost(head, digits.features, quantised_features[:3], digits.labels)
 
 
-def test_the_same_calibration_is_exported_once_and_another_is_another_export(
+def test_export_is_cached_by_its_calibration_images(
     quantised: ExportedBackbone, exported: ExportedBackbone, exports: Path, pixels: np.ndarray
 ) -> None:
     before = quantised.flatbuffer.stat().st_mtime_ns
@@ -78,9 +78,9 @@ def test_the_same_calibration_is_exported_once_and_another_is_another_export(
 @pytest.mark.parametrize(
     "images",
     [np.zeros((0, 224, 224, 3), np.uint8), np.zeros((4, 96, 96, 3), np.uint8), np.zeros((4, 224, 224, 3), np.float32)],
-    ids=["none", "another size", "floats"],
+    ids=["no images", "wrong size", "floats"],
 )
-def test_images_that_it_cannot_be_calibrated_on_are_refused(images: np.ndarray, tmp_path: Path) -> None:
+def test_invalid_calibration_images_are_rejected(images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"at least one image, uint8 of shape \(N, 224, 224, 3\), got"):
         export_backbone("efficientnet_lite0", "imagenet", tmp_path, int8_calibration=images)
     assert not list(tmp_path.iterdir())
@@ -96,14 +96,14 @@ def test_images_that_it_cannot_be_calibrated_on_are_refused(images: np.ndarray, 
         ({"precision": "float32", "parity": float("nan"), "largest": 5.0}, "disagree on the features"),
     ],
 )
-def test_an_export_too_far_from_keras_is_refused(record: dict[str, object], reason: str) -> None:
+def test_export_too_far_from_keras_is_rejected(record: dict[str, object], reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         check_agreement("vgg16", record)
     check_agreement("vgg16", {"precision": "float32", "parity": 5e-3, "largest": 1000.0})
 
 
-def test_cosines_are_the_mean_over_rows() -> None:
+def test_mean_cosine_is_averaged_over_rows() -> None:
     exact = np.array([[1, 0], [0, 2], [3, 4], [0, 0]], np.float32)
     other = np.array([[2, 0], [1, 0], [4, 3], [1, 1]], np.float32)
     assert mean_cosine(exact, other) == pytest.approx((1 + 0 + 24 / 25 + 0) / 4)
-    assert mean_cosine(exact[2:], exact[2:]) == pytest.approx(1)  # nothing is like nothing
+    assert mean_cosine(exact[2:], exact[2:]) == pytest.approx(1)  # two zero vectors count as equal

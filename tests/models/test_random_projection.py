@@ -11,29 +11,29 @@ from models.random_projection import johnson_lindenstrauss_dim, make_random_proj
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.1, 0.5, 0.99])
-def test_the_width_is_scikit_learns(eps: float) -> None:
+def test_width_matches_scikit_learn(eps: float) -> None:
     for rows in (2, 1_000, 22_688, 62_720, 10**9):
         assert johnson_lindenstrauss_dim(rows, eps) == johnson_lindenstrauss_min_dim(rows, eps=eps)
     assert johnson_lindenstrauss_dim(62_720, 0.1) == 9_468
 
 
 @pytest.mark.parametrize(("rows", "eps"), [(1, 0.1), (0, 0.1), (100, 0.0), (100, 1.0), (100, float("nan"))])
-def test_rows_or_eps_that_make_no_sense_are_refused(rows: int, eps: float) -> None:
+def test_invalid_rows_or_eps_are_rejected(rows: int, eps: float) -> None:
     with pytest.raises(ModelError, match="at least 2 rows and an eps between 0 and 1"):
         johnson_lindenstrauss_dim(rows, eps)
 
 
-def test_entries_are_as_sparse_and_as_large_as_li_et_al_say() -> None:
+def test_density_and_magnitude_follow_li_et_al() -> None:
     projection = make_random_projection(10_000, 400, seed=1)
     n = len(projection.columns)
     assert n == pytest.approx(400 * 10_000 / 100, rel=0.05)  # a density of 1 / sqrt(10,000)
     assert projection.signs.mean() == pytest.approx(0, abs=0.03)
     assert projection.magnitude == pytest.approx(np.sqrt(100 / 400))
-    assert len(np.unique(projection.columns)) > 9_500  # nearly every feature counts somewhere
+    assert len(np.unique(projection.columns)) > 9_500  # nearly every feature is used
     assert sum(array.nbytes for array in projection.to_arrays().values()) < 6 * n + 8_000
 
 
-def test_it_is_the_product_with_the_matrix_that_its_arrays_spell() -> None:
+def test_transform_is_the_product_with_the_stored_matrix() -> None:
     projection = make_random_projection(500, 60, seed=2)
     matrix = np.zeros((60, 500))
     for row in range(60):
@@ -43,15 +43,15 @@ def test_it_is_the_product_with_the_matrix_that_its_arrays_spell() -> None:
     np.testing.assert_allclose(projection.transform(features), features @ matrix.T, rtol=1e-4, atol=1e-4)
 
 
-def test_a_seed_gives_one_matrix_and_another_seed_another() -> None:
+def test_seed_determines_the_matrix() -> None:
     first, again, other = (make_random_projection(900, 100, seed=seed).to_arrays() for seed in (7, 7, 8))
     for name, array in first.items():
         np.testing.assert_array_equal(again[name], array)
     assert not np.array_equal(first["signs"][:100], other["signs"][:100])
 
 
-def test_wide_features_keep_their_distances_within_eps(digits: Digits) -> None:
-    """62,720 columns, made of real features: each image's beside those of 48 others. 19,900 distances."""
+def test_distances_of_wide_features_are_preserved_within_eps(digits: Digits) -> None:
+    """62,720 columns: the real features of 49 images side by side; 19,900 distances."""
     eps, n = 0.1, 200
     rng = np.random.default_rng(0)
     features = np.stack([digits.features[rng.permutation(150)[:49]].ravel() for _ in range(n)])
@@ -63,7 +63,7 @@ def test_wide_features_keep_their_distances_within_eps(digits: Digits) -> None:
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(1280, 8_596), (1280, 0), (10, -1), (2_000_000, 10)])
-def test_a_matrix_that_is_not_narrower_is_refused(n_in: int, n_out: int) -> None:
+def test_matrix_that_is_not_narrower_is_rejected(n_in: int, n_out: int) -> None:
     with pytest.raises(ModelError, match=f"got {n_out:,}|got {n_out}"):
         make_random_projection(n_in, n_out)
 
@@ -81,33 +81,33 @@ def _hostile() -> dict[str, tuple[Arrays, str]]:
     beyond[-1] = 2**62
     early[0] = 5
     return {
-        "a column out of range": (whole | {"columns": last}, "rising numbers from 0 to 99"),
-        "a negative column": (whole | {"columns": negative}, "rising numbers"),
-        "a column twice": (whole | {"columns": twice}, "rising numbers"),
-        "rows that overlap": (whole | {"indptr": falling}, "do not divide"),
+        "column out of range": (whole | {"columns": last}, "rising numbers from 0 to 99"),
+        "negative column": (whole | {"columns": negative}, "rising numbers"),
+        "duplicate column": (whole | {"columns": twice}, "rising numbers"),
+        "overlapping rows": (whole | {"indptr": falling}, "do not divide"),
         "rows beyond the entries": (whole | {"indptr": beyond}, "do not divide"),
         "entries before the first row": (whole | {"indptr": early}, "do not divide"),
         "no rows": (whole | {"indptr": np.zeros(1, np.int64)}, "do not divide"),
         "more rows than columns": (whole | {"indptr": np.zeros(102, np.int64)}, "do not divide"),
-        "signs that are none": (whole | {"signs": np.zeros_like(whole["signs"])}, "not all 1 or -1"),
-        "fewer signs": (whole | {"signs": whole["signs"][1:]}, "not all 1 or -1"),
-        "floats for columns": (whole | {"columns": whole["columns"].astype(float)}, "'columns' should be int32"),
-        "a scalar for rows": (whole | {"indptr": np.array(3)}, "'indptr' should be int64 in one dimension"),
-        "a magnitude of NaN": (whole | {"magnitude": np.array([np.nan])}, "one magnitude"),
-        "an infinite magnitude": (whole | {"magnitude": np.array([np.inf])}, "one magnitude"),
-        "a magnitude of zero": (whole | {"magnitude": np.zeros(1)}, "one magnitude"),
+        "zero signs": (whole | {"signs": np.zeros_like(whole["signs"])}, "not all 1 or -1"),
+        "too few signs": (whole | {"signs": whole["signs"][1:]}, "not all 1 or -1"),
+        "float columns": (whole | {"columns": whole["columns"].astype(float)}, "'columns' should be int32"),
+        "scalar indptr": (whole | {"indptr": np.array(3)}, "'indptr' should be int64 in one dimension"),
+        "NaN magnitude": (whole | {"magnitude": np.array([np.nan])}, "one magnitude"),
+        "infinite magnitude": (whole | {"magnitude": np.array([np.inf])}, "one magnitude"),
+        "zero magnitude": (whole | {"magnitude": np.zeros(1)}, "one magnitude"),
         "two seeds": (whole | {"seed": np.zeros(2, np.int64)}, "one seed"),
     }
 
 
 @pytest.mark.parametrize("case", _hostile())
-def test_arrays_made_to_do_harm_are_refused(case: str) -> None:
+def test_hostile_arrays_are_rejected(case: str) -> None:
     arrays, reason = _hostile()[case]
     with pytest.raises(ModelError, match=reason):
         projection_from_arrays("random", 100, arrays)
 
 
-def test_empty_rows_are_zeros() -> None:
+def test_empty_rows_project_to_zero() -> None:
     sparse = make_random_projection(50, 40, seed=0, density=0.01)
     assert (np.diff(sparse.indptr) == 0).sum() > 10
     again = projection_from_arrays("random", 50, sparse.to_arrays())

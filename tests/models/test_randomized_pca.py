@@ -1,4 +1,4 @@
-"""Randomized PCA from one pass, held against exact PCA of the same rows."""
+"""One-pass randomized PCA, compared with exact PCA of the same rows."""
 
 import numpy as np
 import pytest
@@ -22,27 +22,27 @@ def exact(rows: Features, k: int) -> PCA:
     return fit_pca(sums, k=k)
 
 
-def captured(pca: PCA, rows: Features) -> float:
-    """The share of the variance of `rows` that the components span."""
+def explained(pca: PCA, rows: Features) -> float:
+    """The share of the variance of `rows` that the components explain."""
     centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
     return float((np.square(centred @ pca.components.T.astype(np.float64)).sum()) / np.square(centred).sum())
 
 
-def test_few_components_capture_nearly_what_exact_ones_do(digits: Digits) -> None:
+def test_components_capture_nearly_as_much_variance_as_exact_pca(digits: Digits) -> None:
     rows = digits.features
     sketch = RangeSketch.for_components(rows.shape[1], 10)
     sketch.add(rows)
     got = fit_randomized_pca(sketch, k=10)
     assert (got.n_in, got.n_out) == (rows.shape[1], 10)
     np.testing.assert_allclose(got.components @ got.components.T, np.eye(10), atol=1e-5)
-    best = captured(exact(rows, 10), rows)
-    assert best - 0.03 <= captured(got, rows) <= best + 1e-6
+    best = explained(exact(rows, 10), rows)
+    assert best - 0.03 <= explained(got, rows) <= best + 1e-6
     assert got.explained_variance_ratio.shape == (30,)
     assert (np.diff(got.explained_variance_ratio) <= 0).all()
 
 
-def test_rows_of_low_rank_give_the_exact_answer(digits: Digits) -> None:
-    rows = digits.features[:30]  # 29 directions at most
+def test_low_rank_rows_give_the_exact_components(digits: Digits) -> None:
+    rows = digits.features[:30]  # of rank 29 at most
     got, want = fit_randomized_pca(sketch_of(rows, 60), k=12), exact(rows, 12)
     np.testing.assert_allclose(got.components, want.components, atol=1e-4)
     np.testing.assert_allclose(got.mean, want.mean, atol=1e-6)
@@ -51,7 +51,7 @@ def test_rows_of_low_rank_give_the_exact_answer(digits: Digits) -> None:
     )
 
 
-def test_parts_merge_to_the_whole_in_any_order(digits: Digits) -> None:
+def test_partial_sketches_merge_to_the_whole_in_any_order(digits: Digits) -> None:
     rows = digits.features
     whole = fit_randomized_pca(sketch_of(rows, 40), k=15)
     merged = RangeSketch(rows.shape[1], 40)
@@ -63,34 +63,34 @@ def test_parts_merge_to_the_whole_in_any_order(digits: Digits) -> None:
     np.testing.assert_allclose(got.explained_variance_ratio, whole.explained_variance_ratio, rtol=1e-5)
 
 
-def test_parts_drawn_otherwise_do_not_merge() -> None:
+def test_incompatible_sketches_do_not_merge() -> None:
     for other in (RangeSketch(50, 10, seed=1), RangeSketch(50, 11), RangeSketch(51, 10)):
         with pytest.raises(ModelError, match="merge if width, size and seed are the same"):
             RangeSketch(50, 10).merge(other)
 
 
-def test_components_are_kept_by_explained_variance_as_far_as_the_sketch_reaches(digits: Digits) -> None:
+def test_variance_target_is_met_up_to_the_size_of_the_sketch(digits: Digits) -> None:
     sketch = sketch_of(digits.features, 60)
     few, more = (fit_randomized_pca(sketch, explained_variance=share) for share in (0.5, 0.6))
     assert few.n_out < more.n_out < 60
-    assert captured(few, digits.features) >= 0.5
+    assert explained(few, digits.features) >= 0.5
     with pytest.raises(ModelError, match=r"a sketch of 60 columns explains 0\.\d+ of the variance, 0.999 was asked"):
         fit_randomized_pca(sketch, explained_variance=0.999)
 
 
-def test_too_wide_for_exact_pca_says_what_it_would_take_and_the_ways_out() -> None:
+def test_too_wide_for_exact_pca_error_names_size_and_alternatives() -> None:
     with pytest.raises(ModelError, match=r"PCA of 62,720 features needs 31\.5 GB") as caught:
         GramSums(62_720)
-    for way_out in ("sparse random projection", "randomized PCA", "pooled output"):
-        assert way_out in str(caught.value)
-    sketch = RangeSketch(62_720, 20)  # the same width fits with few columns
+    for alternative in ("sparse random projection", "randomized PCA", "pooled output"):
+        assert alternative in str(caught.value)
+    sketch = RangeSketch(62_720, 20)  # the same width works with few columns
     sketch.add(np.random.default_rng(0).random((12, 62_720), np.float32))
     assert fit_randomized_pca(sketch, k=5).n_in == 62_720
     with pytest.raises(ModelError, match=r"a sketch of 5,000 columns needs 2\.5 GB"):
         RangeSketch(62_720, 5_000)
 
 
-def test_what_has_no_components_is_refused(digits: Digits) -> None:
+def test_invalid_rows_and_sizes_are_rejected(digits: Digits) -> None:
     rows = digits.features
     with pytest.raises(ModelError, match="at least 2 rows"):
         fit_randomized_pca(sketch_of(rows[:1], 10), k=1)
@@ -104,7 +104,7 @@ def test_what_has_no_components_is_refused(digits: Digits) -> None:
         RangeSketch(1280, 0)
 
 
-def test_a_column_with_a_large_mean_does_not_hide_the_variance_of_the_others() -> None:
+def test_large_mean_in_one_column_does_not_hide_the_variance_of_others() -> None:
     rows = np.random.default_rng(0).normal(size=(2000, 40))
     rows[:, :4] *= 10
     rows[:, 7] += 3e4
@@ -112,6 +112,6 @@ def test_a_column_with_a_large_mean_does_not_hide_the_variance_of_the_others() -
     sketch = RangeSketch(40, 30)
     for part in np.array_split(narrow, 5):
         sketch.merge(sketch_of(part, 30))
-    assert captured(fit_randomized_pca(sketch, k=4), narrow) == pytest.approx(
-        captured(exact(narrow, 4), narrow), abs=0.01
+    assert explained(fit_randomized_pca(sketch, k=4), narrow) == pytest.approx(
+        explained(exact(narrow, 4), narrow), abs=0.01
     )

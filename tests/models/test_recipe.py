@@ -1,4 +1,4 @@
-"""One photograph through each preset, against the recipe that the makers of the networks publish."""
+"""Each preprocessing preset compared with the reference implementation, on one photograph."""
 
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +16,7 @@ from models.errors import ModelError
 from models.recipe import PRESETS, Recipe, recipe_of
 
 FLOWER = Path(sklearn.datasets.__file__).parent / "images" / "flower.jpg"
-PICTURE = Image.open(FLOWER).convert("RGB").crop((0, 0, 601, 427))  # no whole multiples of anything
+PICTURE = Image.open(FLOWER).convert("RGB").crop((0, 0, 601, 427))  # not a multiple of any target size
 SIDE = 224
 TOLERANCE = 1e-3
 
@@ -36,7 +36,9 @@ def prepared(recipe: Recipe, data: bytes | None = None) -> np.ndarray:
     return tensor
 
 
-def of_torchvision(size: int, resize: int, resampling: Image.Resampling, image: Image.Image = PICTURE) -> np.ndarray:
+def torchvision_reference(
+    size: int, resize: int, resampling: Image.Resampling, image: Image.Image = PICTURE
+) -> np.ndarray:
     """torchvision.transforms.v2 0.21: Resize(resize), CenterCrop(size), ToTensor, Normalize, on a Pillow image."""
     short, long = sorted(image.size)
     new_long = int(resize * long / short)
@@ -52,22 +54,21 @@ def of_torchvision(size: int, resize: int, resampling: Image.Resampling, image: 
 
 
 @pytest.mark.parametrize(
-    ("preset", "resampling"),
-    [("torchvision", Image.Resampling.BILINEAR), ("imagenet", Image.Resampling.BICUBIC)],
+    ("preset", "resampling"), [("torchvision", Image.Resampling.BILINEAR), ("imagenet", Image.Resampling.BICUBIC)]
 )
 @pytest.mark.parametrize("turned", [False, True])
-def test_torchvisions_recipe(preset: str, resampling: Image.Resampling, turned: bool) -> None:
+def test_recipe_matches_torchvision(preset: str, resampling: Image.Resampling, turned: bool) -> None:
     image = PICTURE.transpose(Image.Transpose.ROTATE_90) if turned else PICTURE
     recipe = recipe_of(preset, (SIDE, SIDE), layout="nchw")
     assert recipe.shorter_side == 256
-    expected = of_torchvision(SIDE, 256, resampling, image)
+    expected = torchvision_reference(SIDE, 256, resampling, image)
     difference = np.abs(prepared(recipe, encoded(image)) - expected)
-    # Pillow rounds to whole pixel values: where it is a hair from a half, one value of many may fall on the other side.
+    # Pillow rounds to whole pixel values: a few values close to a half may be rounded the other way.
     assert np.quantile(difference, 0.999) < TOLERANCE
 
 
 @pytest.mark.parametrize(("preset", "mode"), [("keras", "caffe"), ("minus1to1", "tf")])
-def test_keras_recipe(preset: str, mode: str, tmp_path: Path) -> None:
+def test_recipe_matches_keras(preset: str, mode: str, tmp_path: Path) -> None:
     import keras
 
     (tmp_path / "image.png").write_bytes(encoded())
@@ -76,7 +77,7 @@ def test_keras_recipe(preset: str, mode: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(prepared(recipe_of(preset, (SIDE, SIDE))), expected, atol=TOLERANCE)
 
 
-def test_tensorflow_hubs_recipe() -> None:
+def test_recipe_matches_tensorflow_hub() -> None:
     import tensorflow as tf
 
     image = tf.image.convert_image_dtype(np.asarray(PICTURE), tf.float32)
@@ -85,7 +86,7 @@ def test_tensorflow_hubs_recipe() -> None:
         np.testing.assert_allclose(prepared(recipe_of("zero_to_one", size)), expected, atol=TOLERANCE)
 
 
-def test_the_recipe_of_efficientnet_lite() -> None:
+def test_recipe_matches_efficientnet_lite() -> None:
     """tensorflow/tpu, models/official/efficientnet/preprocessing.py: centre crop with a padding of 32, then bicubic."""
     import tensorflow as tf
 
@@ -99,11 +100,11 @@ def test_the_recipe_of_efficientnet_lite() -> None:
     recipe = recipe_of("efficientnet_lite", (SIDE, SIDE))
     of_window = recipe.model_copy(update={"fit": "stretch"})
     np.testing.assert_allclose(prepared(of_window, encoded(Image.fromarray(centre))), expected, atol=TOLERANCE)
-    # Its window and ours may differ by a pixel: the same scene, moved by less than that.
+    # The two crop windows may differ by one pixel, which shifts the image by less than that.
     assert np.abs(prepared(recipe) - expected).mean() < 0.05
 
 
-def test_gray_and_integers_and_pixels_as_they_are() -> None:
+def test_gray_integer_and_raw_pixels() -> None:
     luma = np.asarray(PICTURE.convert("L").resize((28, 28), Image.Resampling.BILINEAR))
     gray = prepared(recipe_of("zero_to_one", (28, 28), channels="gray", filter="bilinear"))
     np.testing.assert_allclose(gray[..., 0], luma / 255, atol=TOLERANCE)
@@ -116,13 +117,13 @@ def test_gray_and_integers_and_pixels_as_they_are() -> None:
 @given(
     st.integers(1, 60), st.integers(1, 60), st.sampled_from(sorted(PRESETS)), st.sampled_from(["rgb", "bgr", "gray"])
 )
-def test_pictures_of_every_size_become_the_tensor(height: int, width: int, preset: str, channels: str) -> None:
+def test_image_of_any_size_becomes_the_tensor(height: int, width: int, preset: str, channels: str) -> None:
     picture = Image.fromarray(np.full((height, width, 3), (10, 200, 30), np.uint8))
     tensor = prepared(recipe_of(preset, (16, 24), channels=channels), encoded(picture))
-    assert np.ptp(tensor, axis=(0, 1)).max() < 1e-4  # a picture of one colour stays one
+    assert np.ptp(tensor, axis=(0, 1)).max() < 1e-4  # a uniform image stays uniform
 
 
-def test_a_long_strip_takes_little_memory() -> None:
+def test_long_strip_takes_little_memory() -> None:
     strip = Image.fromarray(np.zeros((1, 65_000, 3), np.uint8))
     assert not prepared(recipe_of("raw", (224, 224), fit="resize_crop", shorter_side=2048), encoded(strip)).any()
 
@@ -137,12 +138,12 @@ def test_a_long_strip_takes_little_memory() -> None:
         ("raw", {"crop_share": 0.0}, "crop_share: .* greater than 0"),
     ],
 )
-def test_a_recipe_that_makes_no_sense_is_refused(preset: str, fields: dict[str, object], reason: str) -> None:
+def test_invalid_recipe_is_rejected(preset: str, fields: dict[str, object], reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         recipe_of(preset, (224, 224), **fields)
 
 
-def test_a_recipe_is_read_back_from_its_json_and_nothing_else_is_taken() -> None:
+def test_recipe_round_trips_through_json() -> None:
     for preset in PRESETS:
         recipe = recipe_of(preset, (224, 192), layout="nchw")
         assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe

@@ -1,4 +1,4 @@
-"""A model at work, and the checks it passes before it scores anything: parts, dimensions and golden predictions."""
+"""Scoring with a bundle, and the checks before it: arrays, dimensions and golden predictions."""
 
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from models.scorer import Scorer, check_golden, decode_all, golden_arrays, golde
 
 
 def altered(bundle: Path, name: str, **changes: Any) -> Path:
-    """The bundle with some arrays of one file replaced (None: removed), and its hashes made right."""
+    """Replace some arrays in a file of the bundle (None removes one) and update its hashes."""
     arrays: Arrays = read_npz((bundle / name).read_bytes(), name) | changes
     replace_file(bundle, name, write_npz({key: array for key, array in arrays.items() if array is not None}))
     seal(bundle)
     return bundle
 
 
-def test_a_bundle_scores_as_the_model_it_was_made_of(bundle_dir: Path, scorer: Scorer, digits: Digits) -> None:
+def test_loaded_bundle_scores_like_the_original_model(bundle_dir: Path, scorer: Scorer, digits: Digits) -> None:
     bundle = read_bundle(bundle_dir)
     loaded = load_scorer(bundle, threads=2)
     decoded = loaded.decode(digits.images[:20])
@@ -37,8 +37,8 @@ def test_a_bundle_scores_as_the_model_it_was_made_of(bundle_dir: Path, scorer: S
     check_golden(bundle, loaded)
 
 
-def test_keras_gives_the_answers_of_the_flatbuffer(bundle_copy: Path) -> None:
-    """The reference engine runs the weights that lie in every bundle, and holds nothing else of the backbone."""
+def test_keras_engine_passes_the_golden_predictions(bundle_copy: Path) -> None:
+    """The reference engine runs the Keras weights of the bundle and does not load the flatbuffer."""
     seal(bundle_copy, backbone__engine="keras")
     bundle = read_bundle(bundle_copy)
     assert set(bundle.files) == FILES - {FLATBUFFER_FILE}
@@ -57,15 +57,13 @@ def test_keras_gives_the_answers_of_the_flatbuffer(bundle_copy: Path) -> None:
         ({"backbone__input_size": [24, 24]}, "takes images of .* from 32"),
     ],
 )
-def test_a_network_that_keras_cannot_build_of_the_weights_is_refused(
-    bundle_copy: Path, fields: dict[str, Any], reason: str
-) -> None:
+def test_weights_that_keras_cannot_load_are_rejected(bundle_copy: Path, fields: dict[str, Any], reason: str) -> None:
     seal(bundle_copy, backbone__engine="keras", **fields)
     with pytest.raises(ModelError, match=reason):
         load_scorer(read_bundle(bundle_copy))
 
 
-def test_bad_images_are_told_apart_and_keep_their_places(digits: Digits) -> None:
+def test_bad_images_are_reported_by_row(digits: Digits) -> None:
     good = digits.images[0]
     decoded = decode_all([None, good, b"", b"no image", good[:60], digits.images[1]], (32, 48))
     assert decoded.images.shape == (2, 32, 48, 3)
@@ -79,7 +77,7 @@ def test_bad_images_are_told_apart_and_keep_their_places(digits: Digits) -> None
     assert decode_all([], (32, 48)).images.shape == (0, 32, 48, 3)
 
 
-def test_golden_images_come_back_byte_for_byte(scorer: Scorer, digits: Digits) -> None:
+def test_golden_images_round_trip(scorer: Scorer, digits: Digits) -> None:
     assert golden_images(golden_arrays(scorer, digits.images[:3])) == digits.images[:3]
     for images in ([], [digits.images[0], b"no image"]):
         with pytest.raises(ModelError, match="golden predictions need at least one image, and only images that decode"):
@@ -99,7 +97,7 @@ def test_golden_images_come_back_byte_for_byte(scorer: Scorer, digits: Digits) -
         (CLASSIFIER, {"intercept": np.full(10, np.inf)}, "array 'intercept' contains NaN or infinite"),
     ],
 )
-def test_parts_that_are_not_what_the_manifest_says_are_refused(
+def test_arrays_that_contradict_the_manifest_are_rejected(
     bundle_copy: Path, name: str, changes: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ModelError, match=reason):
@@ -122,22 +120,20 @@ def test_parts_that_are_not_what_the_manifest_says_are_refused(
         ),
     ],
 )
-def test_a_manifest_that_describes_another_model_is_refused(
-    bundle_copy: Path, fields: dict[str, Any], reason: str
-) -> None:
+def test_manifest_of_another_model_is_rejected(bundle_copy: Path, fields: dict[str, Any], reason: str) -> None:
     seal(bundle_copy, **fields)
     with pytest.raises(ModelError, match=reason):
         load_scorer(read_bundle(bundle_copy))
 
 
-def test_a_flatbuffer_that_is_none_is_refused(bundle_copy: Path) -> None:
+def test_invalid_flatbuffer_is_rejected(bundle_copy: Path) -> None:
     replace_file(bundle_copy, FLATBUFFER_FILE, b"TFL3" * 100)
     seal(bundle_copy)
     with pytest.raises(ModelError, match="not a usable LiteRT model"):
         load_scorer(read_bundle(bundle_copy))
 
 
-def test_a_pickle_among_the_arrays_is_never_opened(bundle_copy: Path) -> None:
+def test_pickled_arrays_are_never_loaded(bundle_copy: Path) -> None:
     with (bundle_copy.parent / "pickled.npz").open("wb") as file:
         np.savez(file, mean=np.array([Exploding()], dtype=object))
     replace_file(bundle_copy, PROJECTION, (bundle_copy.parent / "pickled.npz").read_bytes())
@@ -148,10 +144,10 @@ def test_a_pickle_among_the_arrays_is_never_opened(bundle_copy: Path) -> None:
 
 class Exploding:
     def __reduce__(self) -> tuple[Any, ...]:
-        return pytest.fail, ("the pickle was opened",)
+        return pytest.fail, ("the pickle was loaded",)
 
 
-def test_golden_predictions_that_disagree_are_refused(bundle_copy: Path, scorer: Scorer) -> None:
+def test_wrong_golden_predictions_are_rejected(bundle_copy: Path, scorer: Scorer) -> None:
     golden = read_bundle(bundle_copy).arrays(GOLDEN)
     bundle = read_bundle(altered(bundle_copy, GOLDEN, probabilities=golden["probabilities"] + np.float32(0.0009)))
     check_golden(bundle, scorer)  # within the tolerance
@@ -160,7 +156,7 @@ def test_golden_predictions_that_disagree_are_refused(bundle_copy: Path, scorer:
         check_golden(bundle, scorer)
 
 
-def test_a_classifier_with_classes_exchanged_is_found_by_its_golden_predictions(bundle_copy: Path) -> None:
+def test_golden_predictions_detect_swapped_classes(bundle_copy: Path) -> None:
     arrays = read_bundle(bundle_copy).arrays(CLASSIFIER)
     exchanged = {name: array[::-1].copy() for name, array in arrays.items()}
     bundle = read_bundle(altered(bundle_copy, CLASSIFIER, **exchanged))
@@ -168,19 +164,19 @@ def test_a_classifier_with_classes_exchanged_is_found_by_its_golden_predictions(
         check_golden(bundle, load_scorer(bundle))
 
 
-def golden_cases() -> dict[str, tuple[dict[str, Any], str]]:
+def invalid_golden_arrays() -> dict[str, tuple[dict[str, Any], str]]:
     ten = np.full((3, 10), 0.1, np.float32)
     return {
-        "one missing": ({"lengths": None}, "should hold lengths, data and probabilities, it holds"),
-        "one more": ({"extra": np.zeros(1)}, "should hold lengths, data and probabilities, it holds"),
-        "no image": ({"lengths": np.zeros(0, np.int64), "data": np.zeros(0, np.uint8)}, "inconsistent"),
+        "missing array": ({"lengths": None}, "should hold lengths, data and probabilities, it holds"),
+        "extra array": ({"extra": np.zeros(1)}, "should hold lengths, data and probabilities, it holds"),
+        "no images": ({"lengths": np.zeros(0, np.int64), "data": np.zeros(0, np.uint8)}, "inconsistent"),
         "lengths too long": ({"lengths": np.full(3, 2**62)}, "inconsistent"),
-        "lengths below zero": ({"lengths": np.array([-1, 2, 3])}, "inconsistent"),
-        "lengths that are no integers": ({"lengths": np.ones(3)}, "inconsistent"),
-        "other bytes": ({"data": np.zeros(5, np.float32)}, "inconsistent"),
+        "negative lengths": ({"lengths": np.array([-1, 2, 3])}, "inconsistent"),
+        "lengths that are not integers": ({"lengths": np.ones(3)}, "inconsistent"),
+        "data of another type": ({"data": np.zeros(5, np.float32)}, "inconsistent"),
         "too few probabilities": ({"probabilities": ten[:2]}, "inconsistent"),
         "probabilities of other classes": ({"probabilities": ten[:, :9]}, "inconsistent"),
-        "probabilities that are text": ({"probabilities": ten.astype(str)}, "inconsistent"),
+        "text probabilities": ({"probabilities": ten.astype(str)}, "inconsistent"),
         "NaN": ({"probabilities": ten * np.float32(np.nan)}, "inconsistent"),
         "images that do not decode": (
             {"lengths": np.array([1, 1, 1]), "data": np.ones(3, np.uint8)},
@@ -189,8 +185,8 @@ def golden_cases() -> dict[str, tuple[dict[str, Any], str]]:
     }
 
 
-@pytest.mark.parametrize("case", golden_cases())
-def test_golden_predictions_that_make_no_sense_are_refused(bundle_copy: Path, scorer: Scorer, case: str) -> None:
-    changes, reason = golden_cases()[case]
+@pytest.mark.parametrize("case", invalid_golden_arrays())
+def test_invalid_golden_arrays_are_rejected(bundle_copy: Path, scorer: Scorer, case: str) -> None:
+    changes, reason = invalid_golden_arrays()[case]
     with pytest.raises(ModelError, match=reason):
         check_golden(read_bundle(altered(bundle_copy, GOLDEN, **changes)), scorer)

@@ -1,4 +1,4 @@
-"""Photographs made smaller: what is kept, what is left behind, and what is not touched."""
+"""Shrinking photographs: what is preserved, what is removed, and which images are unchanged."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ from streaming.platform.broker import bootstrap_servers
 from streaming.settings import Settings
 from tests.producer.topics import create_topic, messages
 
-ORIENTATION, PLACE = 0x0112, 0x8825
+ORIENTATION, GPS_IFD = 0x0112, 0x8825
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -50,7 +50,7 @@ def pixels(data: bytes) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_a_larger_image_keeps_its_aspect_and_looks_the_same(kind: str) -> None:
+def test_larger_image_keeps_its_aspect_ratio_and_appearance(kind: str) -> None:
     data = encoded(halves(), kind)
     small = shrink(data, 100)
     assert (opened(small).size, opened(small).format) == ((100, 50), "JPEG")
@@ -58,16 +58,16 @@ def test_a_larger_image_keeps_its_aspect_and_looks_the_same(kind: str) -> None:
 
 
 @pytest.mark.parametrize("data", [encoded(halves((100, 60)), "JPEG"), encoded(halves((3, 100)), "PNG"), b"", b"text"])
-def test_what_is_not_larger_or_no_image_is_not_touched(data: bytes) -> None:
+def test_small_or_invalid_image_is_unchanged(data: bytes) -> None:
     assert shrink(data, 100) is data
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_the_camera_s_orientation_is_applied_and_the_place_left_behind(kind: str, orientation: int) -> None:
+def test_exif_orientation_is_applied_and_location_removed(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    exif.get_ifd(PLACE)[1] = "N"
+    exif.get_ifd(GPS_IFD)[1] = "N"
     data = encoded(halves(), kind, exif=exif)
     small = shrink(data, 200)
     assert opened(small).size == ((200, 100) if orientation < 5 else (100, 200))
@@ -75,7 +75,7 @@ def test_the_camera_s_orientation_is_applied_and_the_place_left_behind(kind: str
     assert np.abs(pixels(small) - pixels(data))[[0, 5, 14, 19]][:, [0, 5, 14, 19]].max() < 12
 
 
-def test_transparency_is_kept() -> None:
+def test_transparency_is_preserved() -> None:
     image = halves()
     image.putalpha(0)
     for kind in ("PNG", "WEBP", "TIFF"):
@@ -87,7 +87,7 @@ def test_transparency_is_kept() -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "I;16"])
-def test_every_mode_of_an_image_looks_as_before(mode: str) -> None:
+def test_every_image_mode_keeps_its_appearance(mode: str) -> None:
     ramp = np.tile(np.linspace(0, 255, 400).astype(np.uint8), (200, 1))
     if mode == "I;16":
         data = encoded(Image.fromarray(ramp.astype(np.uint16) * 257), "PNG")
@@ -98,7 +98,7 @@ def test_every_mode_of_an_image_looks_as_before(mode: str) -> None:
     assert np.abs(pixels(small) - pixels(data)).mean() < (40 if mode == "1" else 6)
 
 
-def test_the_colour_profile_is_kept() -> None:
+def test_colour_profile_is_preserved() -> None:
     from PIL import ImageCms
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -107,7 +107,7 @@ def test_the_colour_profile_is_kept() -> None:
 
 
 @given(cut=st.integers(0, 2000), change=st.binary(max_size=8), kind=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF"]))
-def test_a_damaged_image_never_raises_and_is_never_larger_than_asked(cut: int, change: bytes, kind: str) -> None:
+def test_damaged_image_never_raises_and_respects_the_limit(cut: int, change: bytes, kind: str) -> None:
     data = encoded(halves((300, 200)), kind)
     damaged = data[:cut] + change + data[cut + len(change) :]
     for one in (damaged, data[:cut]):
@@ -115,7 +115,7 @@ def test_a_damaged_image_never_raises_and_is_never_larger_than_asked(cut: int, c
         assert small is one or max(opened(small).size) <= 64
 
 
-def test_what_is_sent_smaller_tells_of_its_original(broker: Settings, tmp_path: Path) -> None:
+def test_published_shrunk_image_carries_the_hash_and_size_of_the_original(broker: Settings, tmp_path: Path) -> None:
     servers, topic = bootstrap_servers(broker), f"shrink-{uuid.uuid4().hex[:8]}"
     create_topic(servers, topic, max_message_bytes=50_000)
     noise = Image.fromarray(np.frombuffer(os.urandom(600 * 400 * 3), np.uint8).reshape(400, 600, 3))

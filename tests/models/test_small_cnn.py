@@ -11,24 +11,24 @@ from models.errors import ModelError
 from models.small_cnn import Conv, Dense, Flatten, SmallCnn
 
 
-def test_the_gray_network_is_the_declared_one() -> None:
+def test_gray_network_has_the_declared_layers() -> None:
     body = small_cnn.build(small_cnn.GRAY, (128, 128))
     shapes = [tuple(weight.shape) for weight in body.weights]
     # 128 → 126 → 63 → 59 → 29, and 29 · 29 · 16 = 13,456.
     assert shapes == [(3, 3, 1, 8), (8,), (5, 5, 8, 16), (16,), (13_456, 32), (32,), (32, 16), (16,)]
 
 
-def test_gray_is_the_luma_that_pillow_computes() -> None:
+def test_gray_conversion_matches_pillow() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1, 14, 15, 3), np.uint8)
     expected = np.asarray(Image.fromarray(pixels[0]).convert("L"), np.float64)
-    seeing = SmallCnn("seeing", gray=True, layers=(Conv(1, 1), Flatten(), Dense(14 * 15)), min_side=14)
-    body = small_cnn.build(seeing, (14, 15))
+    identity = SmallCnn("identity", gray=True, layers=(Conv(1, 1), Flatten(), Dense(14 * 15)), min_side=14)
+    body = small_cnn.build(identity, (14, 15))
     body.set_weights([np.ones((1, 1, 1, 1)), np.zeros(1), np.eye(14 * 15), np.zeros(14 * 15)])
     gray = np.asarray(body(pixels.astype(np.float32)))
     assert np.abs(gray.reshape(14, 15) - expected).max() <= 0.5 + 1e-3  # Pillow rounds
 
 
-def test_colours_of_the_same_luma_are_the_same_to_the_gray_network_only() -> None:
+def test_gray_network_ignores_colour() -> None:
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     pixels[0, :, :, 0], pixels[1, :, :, 1] = 117, 60  # red and green of luma 35
     gray, color = (
@@ -39,12 +39,12 @@ def test_colours_of_the_same_luma_are_the_same_to_the_gray_network_only() -> Non
 
 
 @pytest.mark.parametrize("name", ["cnn_gray", "cnn_color"])
-def test_imagenet_weights_are_refused_and_the_ways_out_named(name: str, tmp_path: Path) -> None:
+def test_imagenet_weights_error_names_the_alternatives(name: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=rf"{name} has no ImageNet weights: train it .*train-cnn.* or `random`"):
         export_backbone(name, "imagenet", tmp_path)
 
 
-def test_pixels_take_no_weights(tmp_path: Path) -> None:
+def test_pixels_backbone_rejects_weights(tmp_path: Path) -> None:
     (tmp_path / "mine.weights.h5").write_bytes(b"")
     with pytest.raises(ModelError, match="pixels has no weights to load: omit the option; got '.*mine"):
         export_backbone("pixels", str(tmp_path / "mine.weights.h5"), tmp_path)

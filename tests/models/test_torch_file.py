@@ -17,7 +17,7 @@ MACHINE = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"shor
 
 
 class Named:
-    """Pickles as the global `module.name`, which need not exist here."""
+    """Pickled as the global `module.name`, which need not exist."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
@@ -30,7 +30,7 @@ class Storage(NamedTuple):
 
 
 class Call:
-    """Pickles as the call of a global."""
+    """Pickled as the call of a global."""
 
     def __init__(self, function: Named, *arguments: Any) -> None:
         self.function, self.arguments = function, arguments
@@ -100,13 +100,13 @@ def test_strides_and_offsets_are_honoured(tmp_path: Path) -> None:
     ("type_name", "dtype"),
     [("DoubleStorage", "f8"), ("HalfStorage", "f2"), ("LongStorage", "i8"), ("BoolStorage", "?")],
 )
-def test_storage_types_give_their_dtype(tmp_path: Path, type_name: str, dtype: str) -> None:
+def test_storage_type_determines_the_dtype(tmp_path: Path, type_name: str, dtype: str) -> None:
     state = {"x": tensor(Storage("a", 24, type_name), 0, (24,), (1,))}
     tensors = read_tensors(torch_file(tmp_path, state, {"a": VALUES.astype(dtype)}))
     np.testing.assert_array_equal(tensors["x"], VALUES.astype(dtype))
 
 
-def test_the_packaged_weights_are_read_whole() -> None:
+def test_packaged_weights_are_complete() -> None:
     tensors = read_tensors(weights_file(), WEIGHTS_SHA256)
     assert len(tensors) == 296
     assert tensors["_fc.weight"].shape == (1000, 1280)
@@ -116,7 +116,7 @@ def test_the_packaged_weights_are_read_whole() -> None:
 @pytest.mark.parametrize(
     "function", [("os", "system"), ("builtins", "eval"), ("torch", "load"), ("collections", "namedtuple")], ids=".".join
 )
-def test_any_other_name_is_refused_before_it_is_called(tmp_path: Path, function: tuple[str, str]) -> None:
+def test_other_globals_are_rejected_before_they_are_called(tmp_path: Path, function: tuple[str, str]) -> None:
     trap = tmp_path / "trap"
     state = {"x": Call(Named(*function), f"touch {trap}")}
     with pytest.raises(ModelError, match=f"it names {function[0]}.{function[1]}"):
@@ -137,20 +137,20 @@ def test_any_other_name_is_refused_before_it_is_called(tmp_path: Path, function:
         (0, (1,) * 9, (1,) * 9),
     ],
 )
-def test_a_view_beyond_its_storage_is_refused(tmp_path: Path, offset: int, shape: Any, strides: Any) -> None:
+def test_view_beyond_its_storage_is_rejected(tmp_path: Path, offset: int, shape: Any, strides: Any) -> None:
     state = {"x": tensor(Storage("a", 24), offset, shape, strides)}
     with pytest.raises(ModelError, match="tensor x"):
         read_tensors(torch_file(tmp_path, state, {"a": VALUES}))
 
 
-def test_storages_that_differ_from_what_the_tensors_say_are_refused(tmp_path: Path) -> None:
+def test_storages_that_contradict_the_tensors_are_rejected(tmp_path: Path) -> None:
     state = {"x": tensor(Storage("a", 24), 0, (24,), (1,))}
     for storages in ({"b": VALUES}, {"a": VALUES[:12]}, {}, {"a": VALUES, "b": VALUES}):
         with pytest.raises(ModelError, match="storage"):
             read_tensors(torch_file(tmp_path, state, storages))
 
 
-def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+def test_truncated_file_is_rejected(tmp_path: Path) -> None:
     state = {"x": tensor(Storage("a", 24), 0, (24,), (1,))}
     whole = len(torch_file(tmp_path, state, {"a": VALUES}).read_bytes())
     for length in range(whole):
@@ -159,12 +159,12 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [["x"], {"x": 1}, {1: tensor(Storage("a", 1), 0, (), ())}, None])
-def test_anything_but_named_tensors_is_refused(tmp_path: Path, state: Any) -> None:
+def test_state_that_is_not_named_tensors_is_rejected(tmp_path: Path, state: Any) -> None:
     with pytest.raises(ModelError, match="dictionary of named tensors"):
         read_tensors(torch_file(tmp_path, state, {}))
 
 
-def test_another_format_another_file_and_no_file_are_refused(tmp_path: Path) -> None:
+def test_wrong_magic_number_hash_or_path_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="magic number"):
         read_tensors(torch_file(tmp_path, {}, {}, magic=1))
     with pytest.raises(ModelError, match="expected 0000"):

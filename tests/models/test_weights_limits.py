@@ -1,4 +1,4 @@
-"""Weights files that claim more than the network has: refused by what they say of themselves, before they are read."""
+"""Weights files that declare more data than the network has are rejected by their metadata, before they are read."""
 
 import zipfile
 from pathlib import Path
@@ -25,7 +25,7 @@ def zipped(path: Path, name: str, content: bytes) -> Path:
     return path
 
 
-def test_weights_of_the_network_s_size_are_taken_with_those_of_an_optimizer(tmp_path: Path) -> None:
+def test_weights_of_the_declared_size_with_optimizer_state_are_accepted(tmp_path: Path) -> None:
     _check_size(hdf5(tmp_path / "a.weights.h5", 3 * VALUES), VALUES)
     np.savez(tmp_path / "a.npz", np.zeros(VALUES, np.float32))
     _check_size(tmp_path / "a.npz", VALUES)
@@ -33,7 +33,7 @@ def test_weights_of_the_network_s_size_are_taken_with_those_of_an_optimizer(tmp_
     _check_size(zipped(tmp_path / "b.keras", "model.weights.h5", content), VALUES)
 
 
-def test_a_small_file_that_claims_gigabytes_is_refused(tmp_path: Path) -> None:
+def test_decompression_bomb_is_rejected(tmp_path: Path) -> None:
     huge = hdf5(tmp_path / "huge.h5", 300_000_000)
     assert huge.stat().st_size < 100_000
     bombs = [
@@ -46,11 +46,11 @@ def test_a_small_file_that_claims_gigabytes_is_refused(tmp_path: Path) -> None:
             _check_size(bomb, VALUES)
 
 
-def test_data_in_other_files_are_refused(tmp_path: Path) -> None:
+def test_links_to_other_files_are_rejected(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "link.h5", "w") as file:
         file["kernel"] = h5py.ExternalLink("/etc/passwd", "x")
     with h5py.File(tmp_path / "soft.h5", "w") as file:
-        file["kernel"] = h5py.SoftLink("/kernel")  # leads to itself
+        file["kernel"] = h5py.SoftLink("/kernel")  # points to itself
     with h5py.File(tmp_path / "raw.h5", "w") as file:
         file.create_dataset("kernel", (10,), "f4", external=[("/etc/passwd", 0, 40)])
     for name in ("link", "soft", "raw"):

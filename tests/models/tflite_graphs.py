@@ -1,4 +1,4 @@
-"""Small TensorFlow Lite files, built by the flatbuffer's own classes."""
+"""Small TensorFlow Lite files, built with the generated flatbuffer classes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ SIDE = 8
 
 
 def quantised(dtype: str, scale: float, zero: int) -> Callable[[Any], None]:
-    """Makes image and scores integers that stand for (q - zero) * scale."""
+    """A change that makes the image and the scores integers q for the values (q - zero) * scale."""
 
     def change(model: Any) -> None:
         for tensor in (model.subgraphs[0].tensors[0], model.subgraphs[0].tensors[2]):
@@ -23,7 +23,7 @@ def quantised(dtype: str, scale: float, zero: int) -> Callable[[Any], None]:
 
 
 def mean_of_channels(change: Callable[[Any], None] = lambda _: None) -> bytes:
-    """`image` (1, 8, 8, 3) → `scores` (1, 3), the mean of each channel; `change` spoils the model first."""
+    """`image` (1, 8, 8, 3) → `scores` (1, 3), the mean of each channel; `change` modifies the model first."""
     model = schema.ModelT()
     model.version, model.description = 3, b"tests"
     code = schema.OperatorCodeT()
@@ -50,6 +50,6 @@ def mean_of_channels(change: Callable[[Any], None] = lambda _: None) -> bytes:
 
 
 def tensor(name: bytes, shape: list[int], buffer: int, kind: int) -> Any:
-    made = schema.TensorT()
-    made.name, made.shape, made.buffer, made.type = name, shape, buffer, kind
-    return made
+    new = schema.TensorT()
+    new.name, new.shape, new.buffer, new.type = name, shape, buffer, kind
+    return new

@@ -1,4 +1,4 @@
-"""A network in a worker: the numbers that travel, and the step."""
+"""A network in a worker: the weights that are transferred, and the training step."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from streaming.distributed.options import TrainerOptions
 SIDE = 32
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, SIDE, SIDE, 3), np.uint8)
 LABELS = np.arange(8, dtype=np.int64) % 2
-ALIKE = np.ones(8, np.float32)
+EQUAL_WEIGHTS = np.ones(8, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -26,66 +26,66 @@ def make(parts: NetworkParts) -> Network:
     return Network(parts, TrainerOptions())
 
 
-def test_what_is_written_is_read_and_goes_on_the_same(parts: NetworkParts) -> None:
+def test_restored_state_continues_identically(parts: NetworkParts) -> None:
     one, other = make(parts), make(parts)
     for _ in range(3):
-        one.step(IMAGES, LABELS, ALIKE)
+        one.step(IMAGES, LABELS, EQUAL_WEIGHTS)
     other.weights, other.optimizer, other.learning_rate = one.weights, one.optimizer, one.learning_rate
     assert (other.weights == one.weights).all()
     assert (other.optimizer == one.optimizer).all()
     assert one.optimizer[0] == 3  # steps
     for network in (one, other):
-        network.step(IMAGES, LABELS, ALIKE)
+        network.step(IMAGES, LABELS, EQUAL_WEIGHTS)
     assert (other.weights == one.weights).all()
 
 
-def test_a_gradient_and_its_application_are_a_step(parts: NetworkParts) -> None:
+def test_applying_a_gradient_equals_a_step(parts: NetworkParts) -> None:
     one, other = make(parts), make(parts)
-    logits = one.step(IMAGES, LABELS, ALIKE)
-    gradient, same = other.gradient(IMAGES, LABELS, ALIKE)
+    logits = one.step(IMAGES, LABELS, EQUAL_WEIGHTS)
+    gradient, same = other.gradient(IMAGES, LABELS, EQUAL_WEIGHTS)
     other.apply(gradient)
     assert logits == pytest.approx(same, abs=1e-6)
     assert np.abs(one.weights - other.weights).max() < 1e-6
     assert np.abs(one.weights - make(parts).weights).max() > 1e-3
 
 
-def test_a_gradient_is_the_mean_over_the_images_by_their_importance(parts: NetworkParts) -> None:
+def test_gradient_is_the_weighted_mean_over_the_images(parts: NetworkParts) -> None:
     network = make(parts)
-    whole, _ = network.gradient(IMAGES, LABELS, ALIKE)
-    halves = [network.gradient(IMAGES[at], LABELS[at], ALIKE[:4])[0] for at in (slice(0, 4), slice(4, 8))]
+    whole, _ = network.gradient(IMAGES, LABELS, EQUAL_WEIGHTS)
+    halves = [network.gradient(IMAGES[at], LABELS[at], EQUAL_WEIGHTS[:4])[0] for at in (slice(0, 4), slice(4, 8))]
     assert np.abs(whole - (halves[0] + halves[1]) / 2).max() < 1e-5
     only_ones, _ = network.gradient(IMAGES, LABELS, (LABELS == 1).astype(np.float32))
-    ones, _ = network.gradient(IMAGES[LABELS == 1], LABELS[LABELS == 1], ALIKE[:4])
+    ones, _ = network.gradient(IMAGES[LABELS == 1], LABELS[LABELS == 1], EQUAL_WEIGHTS[:4])
     assert np.abs(only_ones - ones / 2).max() < 1e-5
 
 
-def test_only_what_is_trained_travels() -> None:
+def test_only_trainable_weights_are_transferred() -> None:
     import keras
 
     model = build_network("efficientnet_lite0", 3, weights="random", input_size=(SIDE, SIDE))
     network = Network(NetworkParts.of(model, keras.optimizers.SGD()), TrainerOptions())
     assert len(network.weights) == 1280 * 3 + 3  # the head
     before = model.get_weights()
-    network.step(IMAGES, LABELS, ALIKE)
+    network.step(IMAGES, LABELS, EQUAL_WEIGHTS)
     after = network.model.get_weights()
     changed = [not np.array_equal(one, other) for one, other in zip(before, after, strict=True)]
     assert sum(changed) == 2
 
 
 def test_bfloat16_keeps_weights_and_logits_in_float32(parts: NetworkParts) -> None:
-    exact, coarse = make(parts), make(parts)
-    compute_in_bfloat16(coarse.model)
-    answers = coarse.logits(IMAGES)
+    exact, rounded = make(parts), make(parts)
+    compute_in_bfloat16(rounded.model)
+    answers = rounded.logits(IMAGES)
     assert answers.dtype == np.float32
-    assert coarse.weights.dtype == np.float32
+    assert rounded.weights.dtype == np.float32
     assert answers == pytest.approx(exact.logits(IMAGES), rel=0.05, abs=0.05)
     assert (answers != exact.logits(IMAGES)).any()
-    coarse.step(IMAGES, LABELS, ALIKE)
-    assert np.isfinite(coarse.weights).all()
+    rounded.step(IMAGES, LABELS, EQUAL_WEIGHTS)
+    assert np.isfinite(rounded.weights).all()
 
 
 @pytest.mark.parametrize("columns", [1, 3])
-def test_counts_are_those_of_the_logits(columns: int) -> None:
+def test_counts_match_the_logits(columns: int) -> None:
     logits = np.random.default_rng(1).normal(size=(20, columns)).astype(np.float32) * 3
     truth = np.random.default_rng(2).integers(0, max(2, columns), 20)
     found = Counts.of(logits, truth)

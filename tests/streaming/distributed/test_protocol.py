@@ -1,4 +1,4 @@
-"""Frames between workers and server, and who may send them."""
+"""Frames between workers and server, and their authentication."""
 
 import json
 import socket
@@ -35,7 +35,7 @@ def pair() -> Iterator[tuple[Channel, Channel]]:
         yield Channel(ours, SIZES, 5), Channel(theirs, SIZES, 5)
 
 
-def test_what_is_sent_is_received(pair: tuple[Channel, Channel]) -> None:
+def test_message_round_trips(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     sent = Message(MessageKind.PUSH, 3, 4, 5, 600, 7, {"why": "ä"}, np.array([1, -2, np.inf, 1e-30], np.float32))
     one.send(sent)
@@ -62,7 +62,7 @@ def test_what_is_sent_is_received(pair: tuple[Channel, Channel]) -> None:
         b"",
     ],
 )
-def test_what_is_no_frame_is_refused(frame: bytes) -> None:
+def test_invalid_frame_is_rejected(frame: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         header, body = frame[: HEADER.size], frame[HEADER.size :]
@@ -76,7 +76,7 @@ def test_what_is_no_frame_is_refused(frame: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise_anything_else(frame: bytes) -> None:
+def test_arbitrary_bytes_raise_only_lost_peer_error(frame: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(frame)
@@ -90,14 +90,14 @@ def _receive_all(channel: Channel) -> None:
         assert isinstance(channel.receive(), Message)
 
 
-def test_silence_is_named() -> None:
+def test_receive_timeout_is_reported() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, pytest.raises(LostPeerError, match="no message for"):
         Channel(ours, SIZES, 0.05).receive()
 
 
-@pytest.mark.parametrize(("theirs", "fits"), [(b"a" * 32, True), (b"b" * 32, False), (b"", False)])
-def test_only_who_knows_the_token_is_let_in(theirs: bytes, fits: bool) -> None:
+@pytest.mark.parametrize(("theirs", "accepted"), [(b"a" * 32, True), (b"b" * 32, False), (b"", False)])
+def test_only_peers_with_the_token_are_accepted(theirs: bytes, accepted: bool) -> None:
     outcome: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -114,21 +114,21 @@ def test_only_who_knows_the_token_is_let_in(theirs: bytes, fits: bool) -> None:
         thread.start()
         try:
             connect(server.getsockname(), theirs, SIZES, 5).close()
-            assert fits
+            assert accepted
         except LostPeerError:
-            assert not fits
+            assert not accepted
         thread.join(10)
-    assert outcome == (["in"] if fits else ["the other end does not know the token"])
+    assert outcome == (["in"] if accepted else ["the other end does not know the token"])
 
 
-def test_text_is_json_and_nothing_else(pair: tuple[Channel, Channel]) -> None:
+def test_metadata_is_plain_json(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     one.send(Message(MessageKind.FAILED, meta={"why": "__import__('os')"}))
     assert json.loads(json.dumps(other.receive().meta)) == {"why": "__import__('os')"}
 
 
-def _greeted(token: bytes = b"t" * 32) -> tuple[Channel, Channel, socket.socket, socket.socket]:
-    """Worker's and server's end of a greeted connection, and their sockets."""
+def _authenticated(token: bytes = b"t" * 32) -> tuple[Channel, Channel, socket.socket]:
+    """The worker's and the server's end of an authenticated connection, and the server's socket."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         found: list[Channel] = []
         thread = threading.Thread(target=lambda: found.append(connect(server.getsockname(), token, SIZES, 5)))
@@ -136,12 +136,12 @@ def _greeted(token: bytes = b"t" * 32) -> tuple[Channel, Channel, socket.socket,
         connection, _ = server.accept()
         keys = accept(connection, token)
         thread.join()
-    return found[0], Channel(connection, SIZES, 5, keys), found[0]._socket, connection
+    return found[0], Channel(connection, SIZES, 5, keys), connection
 
 
 @pytest.mark.parametrize("place", ["header", "values", "repeated", "reflected"])
-def test_a_frame_that_was_altered_repeated_or_sent_back_is_refused(place: str) -> None:
-    worker, server, _, theirs = _greeted()
+def test_altered_replayed_or_reflected_frame_is_rejected(place: str) -> None:
+    worker, server, theirs = _authenticated()
     message = Message(MessageKind.PUSH, 1, values=np.ones(4, np.float32))
     worker.send(message)
     size = worker.sent
@@ -167,7 +167,7 @@ def test_a_frame_that_was_altered_repeated_or_sent_back_is_refused(place: str) -
     worker.close()
 
 
-def test_a_greeting_that_comes_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_greeting_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "GREETING_TIMEOUT_S", 0.3)
     ours, theirs = socket.socketpair()
     stop = threading.Event()

@@ -1,4 +1,4 @@
-"""A training that is resumed is the one that was never interrupted: weights, learning rate and patience, to the bit."""
+"""Resumed training equals uninterrupted training bit for bit: weights, learning rate and patience."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ OPTIONS = TrainerOptions(workers=2, batch_size=64, epochs=7, learning_rate=2e-3,
 
 
 def network() -> "keras.Model":
-    """Pixels to one logit: 193 weights."""
+    """A linear model from pixels to one logit, with 193 weights."""
     import keras
 
     keras.utils.set_random_seed(7)
@@ -36,13 +36,13 @@ def network() -> "keras.Model":
 
 
 def plateau_and_patience() -> "list[keras.callbacks.Callback]":
-    """Callbacks for which no loss is low enough: the rate is halved after two epochs, the training ends after five."""
+    """Callbacks that never see an improvement: the rate is halved after two epochs, the training ends after five."""
     import keras
 
-    never = 1e9  # an improvement has to be as large as that
+    unreachable = 1e9  # as the minimum improvement
     return [
-        keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, min_delta=never),
-        keras.callbacks.EarlyStopping(patience=5, restore_best_weights=True, min_delta=never),
+        keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, min_delta=unreachable),
+        keras.callbacks.EarlyStopping(patience=5, restore_best_weights=True, min_delta=unreachable),
     ]
 
 
@@ -63,9 +63,7 @@ def weights(trained: Trained) -> list[np.ndarray]:
     return list(trained.model.get_weights())
 
 
-def test_a_resumed_training_has_the_bits_rates_and_end_of_one_that_was_not_interrupted(
-    rows: DataFrame, tmp_path: Path
-) -> None:
+def test_resumed_training_is_identical_to_an_uninterrupted_one(rows: DataFrame, tmp_path: Path) -> None:
     """Interrupted twice: between two reductions of the rate, and after early stopping."""
     whole = train(rows, tmp_path / "whole", 9)
     assert [one.learning_rate for one in whole.history.epochs] == pytest.approx([2e-3] * 3 + [1e-3] * 2 + [5e-4])
@@ -73,7 +71,7 @@ def test_a_resumed_training_has_the_bits_rates_and_end_of_one_that_was_not_inter
     train(rows, tmp_path / "parts", 4)
     resumed = train(rows, tmp_path / "parts", 9, resume=True)
     for ours, theirs in zip(weights(resumed), weights(whole), strict=True):
-        np.testing.assert_array_equal(ours, theirs)  # those of the first epoch, which is the best
+        np.testing.assert_array_equal(ours, theirs)  # those of the first epoch, the best one
     for name in ("learning_rate", "epoch"):
         ours, theirs = ([getattr(one, name) for one in each.history.epochs] for each in (resumed, whole))
         assert ours == theirs
@@ -86,7 +84,7 @@ def test_a_resumed_training_has_the_bits_rates_and_end_of_one_that_was_not_inter
 
 
 def callbacks_after(losses: list[float]) -> "list[keras.callbacks.Callback]":
-    """Callbacks with a model of their own, after epochs with these losses."""
+    """Callbacks with a separate model, after epochs with these losses."""
     model = network()
     model.compile("sgd")
     callbacks = plateau_and_patience()
@@ -104,7 +102,7 @@ def checkpoint(callbacks: "list[keras.callbacks.Callback]") -> Checkpoint:
     return Checkpoint(state, history, {"seed": 7}, 0.5, callback_states(callbacks))
 
 
-def test_the_state_of_callbacks_survives_the_file(tmp_path: Path) -> None:
+def test_callback_state_round_trips_through_the_checkpoint(tmp_path: Path) -> None:
     before = callbacks_after([0.5, 0.7, 0.6])
     checkpoint(before).write(tmp_path)
     found = read_checkpoint(tmp_path)
@@ -116,13 +114,13 @@ def test_the_state_of_callbacks_survives_the_file(tmp_path: Path) -> None:
             np.testing.assert_equal(getattr(ours, name), getattr(theirs, name), err_msg=name)
 
 
-def test_callbacks_that_have_seen_no_epoch_survive_the_file(tmp_path: Path) -> None:
+def test_callbacks_without_an_epoch_round_trip_through_the_checkpoint(tmp_path: Path) -> None:
     checkpoint(callbacks_after([])).write(tmp_path)
     restore_callbacks(after := callbacks_after([]), read_checkpoint(tmp_path).callbacks)
     assert after[1].best_weights is None
 
 
-def test_another_schedule_or_patience_is_not_resumed(tmp_path: Path) -> None:
+def test_changed_callbacks_are_not_resumed(tmp_path: Path) -> None:
     checkpoint(callbacks_after([0.5])).write(tmp_path)
     found = read_checkpoint(tmp_path)
     with pytest.raises(ServiceError, match="expected none: give the same --schedule and --patience"):
@@ -131,8 +129,8 @@ def test_another_schedule_or_patience_is_not_resumed(tmp_path: Path) -> None:
         restore_callbacks(callbacks_after([])[:1], found.callbacks)
 
 
-def former(directory: Path) -> None:
-    """Rewrite the checkpoint as the earlier version wrote it."""
+def to_older_format(directory: Path) -> None:
+    """Rewrite the checkpoint in the format of an earlier version."""
     arrays = read_npz((directory / FILE).read_bytes(), FILE)
     record = json.loads(arrays["record"].tobytes())
     del record["callbacks"], record["learning_rate"]
@@ -141,9 +139,9 @@ def former(directory: Path) -> None:
     (directory / FILE).write_bytes(write_npz(kept | {"record": text}))
 
 
-def test_a_checkpoint_of_an_earlier_version_resumes_where_no_callback_needs_a_state(tmp_path: Path) -> None:
+def test_older_checkpoint_resumes_if_no_callback_needs_a_state(tmp_path: Path) -> None:
     checkpoint(callbacks_after([0.5])).write(tmp_path)
-    former(tmp_path)
+    to_older_format(tmp_path)
     found = read_checkpoint(tmp_path)
     assert (found.learning_rate, found.callbacks) == (None, None)
     restore_callbacks([scheduler()], found.callbacks)
@@ -153,9 +151,9 @@ def test_a_checkpoint_of_an_earlier_version_resumes_where_no_callback_needs_a_st
         restore_callbacks(callbacks_after([]), found.callbacks)
 
 
-@pytest.mark.parametrize("spoilt", [{"wait": "three"}, {"best_weights": [np.zeros(2)]}, {"best": [0.5]}])
-def test_a_damaged_state_is_refused(spoilt: dict[str, object]) -> None:
+@pytest.mark.parametrize("invalid", [{"wait": "three"}, {"best_weights": [np.zeros(2)]}, {"best": [0.5]}])
+def test_damaged_callback_state_is_rejected(invalid: dict[str, object]) -> None:
     states = callback_states(callbacks_after([0.5]))
-    states[1] |= spoilt
-    with pytest.raises(ServiceError, match=f"state of EarlyStopping is damaged .{next(iter(spoilt))}"):
+    states[1] |= invalid
+    with pytest.raises(ServiceError, match=f"state of EarlyStopping is damaged .{next(iter(invalid))}"):
         restore_callbacks(callbacks_after([]), states)

@@ -1,4 +1,4 @@
-"""The parameter server, with workers that are threads: real connections, and networks of two numbers."""
+"""The parameter server with workers in threads: real connections, and models with two weights."""
 
 import socket
 import threading
@@ -21,8 +21,8 @@ EPOCH = {"training": COUNTS, "validation": COUNTS | {"rows": 0}, "seconds": 0.1,
 HOST = "127.0.0.1"
 
 
-class Told:
-    """What the server told."""
+class Recorder:
+    """Records the server's callbacks."""
 
     def __init__(self, stop_after: int = 2) -> None:
         self.records: list[EpochRecord] = []
@@ -36,12 +36,12 @@ class Told:
         return Answer(len(self.records) >= self.stop_after, 0.5)
 
     def callbacks(self) -> Callbacks:
-        return Callbacks(self.epoch, lost=lambda *what: self.lost.append(what))
+        return Callbacks(self.epoch, lost=lambda *arguments: self.lost.append(arguments))
 
 
-def serve(options: TrainerOptions, told: Told) -> ParameterServer:
+def serve(options: TrainerOptions, recorder: Recorder) -> ParameterServer:
     state = State(np.array([1, 2], np.float32), np.zeros(3, np.float32))
-    return ParameterServer(options, state, Answer(False, 1.0), told.callbacks(), HOST)
+    return ParameterServer(options, state, Answer(False, 1.0), recorder.callbacks(), HOST)
 
 
 def join(server: ParameterServer, worker: int, attempt: int = 0) -> Channel:
@@ -58,7 +58,7 @@ def ask(channel: Channel, message: Message) -> Message:
 
 
 def together(*work: Callable[[], Any]) -> list[Any]:
-    """Do several things at a time; what each gave, or raised."""
+    """Run functions concurrently; returns the result of each, or the LostPeerError that it raised."""
     found: list[Any] = [None] * len(work)
 
     def run(at: int) -> None:
@@ -75,9 +75,9 @@ def together(*work: Callable[[], Any]) -> list[Any]:
     return found
 
 
-def test_synchronous_workers_get_the_mean_by_rows_and_end_together() -> None:
-    told = Told()
-    with serve(OPTIONS, told) as server:
+def test_synchronous_workers_get_the_mean_weighted_by_rows() -> None:
+    recorder = Recorder()
+    with serve(OPTIONS, recorder) as server:
 
         def work(worker: int, rows: int, value: float) -> Callable[[], tuple[Message, Message, list[Message]]]:
             def run() -> tuple[Message, Message, list[Message]]:
@@ -100,15 +100,15 @@ def test_synchronous_workers_get_the_mean_by_rows_and_end_together() -> None:
         assert mean.values == pytest.approx([1.5, 1.5])
         assert [one.meta["stop"] for one in ends] == [False, True]
         assert ends[0].meta["learning_rate"] == 0.5
-    assert [record.training.rows for record in told.records] == [6, 6]
+    assert [record.training.rows for record in recorder.records] == [6, 6]
     assert server.run.state.weights.tolist() == [0, 1]
     assert server.run.state.epoch == 2
-    assert not told.lost
+    assert not recorder.lost
 
 
-def test_a_worker_that_goes_is_named_to_the_others_and_all_may_come_again() -> None:
-    told = Told()
-    with serve(OPTIONS, told) as server:
+def test_lost_worker_is_reported_to_the_others_and_all_may_reconnect() -> None:
+    recorder = Recorder()
+    with serve(OPTIONS, recorder) as server:
 
         def leave() -> None:
             channel = join(server, 1)
@@ -123,7 +123,7 @@ def test_a_worker_that_goes_is_named_to_the_others_and_all_may_come_again() -> N
         _, answer = together(leave, stay)
         assert answer.kind is MessageKind.FAILED
         assert answer.meta["why"] == "worker 1: the connection was closed"
-        assert told.lost == [(1, 0, "the connection was closed")]
+        assert recorder.lost == [(1, 0, "the connection was closed")]
         again = [join(server, worker, attempt=1) for worker in (0, 1)]
         starts = together(
             *(lambda at=at: ask(again[at], Message(MessageKind.READY, at, rows=3)) for at in (0, 1))  # type: ignore[misc]
@@ -131,9 +131,9 @@ def test_a_worker_that_goes_is_named_to_the_others_and_all_may_come_again() -> N
         assert [start.kind for start in starts] == [MessageKind.START, MessageKind.START]
 
 
-def test_a_silent_worker_is_named() -> None:
-    told = Told()
-    with serve(replace(OPTIONS, timeout_s=1), told) as server:
+def test_silent_worker_is_named() -> None:
+    recorder = Recorder()
+    with serve(replace(OPTIONS, timeout_s=1), recorder) as server:
         silent = join(server, 1)
         channel = join(server, 0)
         answer = ask(channel, Message(MessageKind.READY, 0, rows=3))
@@ -142,17 +142,17 @@ def test_a_silent_worker_is_named() -> None:
     assert answer.meta["why"] == "worker 1: no message for 1 s"
 
 
-def test_a_worker_that_never_comes_is_named() -> None:
-    with serve(replace(OPTIONS, timeout_s=1), Told()) as server:
+def test_worker_that_never_connects_is_named() -> None:
+    with serve(replace(OPTIONS, timeout_s=1), Recorder()) as server:
         answer = ask(join(server, 0), Message(MessageKind.READY, 0, rows=3))
     assert answer.kind is MessageKind.FAILED
     assert answer.meta["why"] == "worker 1 did not connect within 1 s"
 
 
 @pytest.mark.parametrize("mode", [Mode.ASYNCHRONOUS, Mode.HOGWILD])
-def test_an_asynchronous_push_counts_by_the_workers_share(mode: Mode) -> None:
-    told = Told()
-    with serve(replace(OPTIONS, mode=mode, frequency=Frequency.EPOCH), told) as server:
+def test_asynchronous_push_is_weighted_by_the_workers_share(mode: Mode) -> None:
+    recorder = Recorder()
+    with serve(replace(OPTIONS, mode=mode, frequency=Frequency.EPOCH), recorder) as server:
         one, other = join(server, 0), join(server, 1)
         start = ask(one, Message(MessageKind.READY, 0, rows=2))
         assert ask(other, Message(MessageKind.READY, 1, rows=4)).version == start.version == 0
@@ -162,17 +162,17 @@ def test_an_asynchronous_push_counts_by_the_workers_share(mode: Mode) -> None:
         assert (last.values.tolist(), last.version) == ([2, 4], 2)
         optimizer = np.ones(3, np.float32)
         assert not ask(one, Message(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=optimizer)).meta["stop"]
-        assert not told.records  # the other one has not finished it
+        assert not recorder.records  # the other worker has not finished the epoch
         assert not ask(other, Message(MessageKind.EPOCH, 1, 0, meta=EPOCH, values=3 * optimizer)).meta["stop"]
-    assert [record.epoch for record in told.records] == [0]
-    assert told.states[0].weights.tolist() == [2, 4]
-    assert told.states[0].optimizer.tolist() == [2, 2, 2]
+    assert [record.epoch for record in recorder.records] == [0]
+    assert recorder.states[0].weights.tolist() == [2, 4]
+    assert recorder.states[0].optimizer.tolist() == [2, 2, 2]
     assert {worker: dict(late) for worker, late in server.mode.staleness.items()} == {0: {0: 1}, 1: {1: 1}}
 
 
 @pytest.mark.parametrize("mode", [Mode.ASYNCHRONOUS, Mode.HOGWILD])
-def test_a_worker_that_waits_for_nobody_and_comes_again_continues_where_it_was(mode: Mode) -> None:
-    with serve(replace(OPTIONS, mode=mode), Told()) as server:
+def test_reconnecting_asynchronous_worker_continues_where_it_was(mode: Mode) -> None:
+    with serve(replace(OPTIONS, mode=mode), Recorder()) as server:
         first = join(server, 0)
         ask(first, Message(MessageKind.READY, 0, rows=2))
         ask(first, Message(MessageKind.EPOCH, 0, 0, meta=EPOCH, values=np.array([7, 8, 9], np.float32)))
@@ -182,9 +182,9 @@ def test_a_worker_that_waits_for_nobody_and_comes_again_continues_where_it_was(m
     assert again.values.tolist() == [1, 2, 7, 8, 9]
 
 
-def test_weights_that_differ_between_workers_end_the_training() -> None:
-    told = Told()
-    with serve(OPTIONS, told) as server:
+def test_differing_weights_end_the_training() -> None:
+    recorder = Recorder()
+    with serve(OPTIONS, recorder) as server:
 
         def work(worker: int) -> Message:
             channel = join(server, worker)
@@ -202,21 +202,21 @@ def test_weights_that_differ_between_workers_end_the_training() -> None:
 @pytest.mark.parametrize(
     "meta", [{}, EPOCH | {"training": 3}, EPOCH | {"validation": {"rows": "many"}, "training": {"sql": 1}}]
 )
-def test_an_epoch_that_cannot_be_read_ends_only_that_try(meta: dict[str, Any]) -> None:
-    told = Told()
-    with serve(replace(OPTIONS, mode=Mode.ASYNCHRONOUS), told) as server:
+def test_invalid_epoch_report_fails_only_that_attempt(meta: dict[str, Any]) -> None:
+    recorder = Recorder()
+    with serve(replace(OPTIONS, mode=Mode.ASYNCHRONOUS), recorder) as server:
         channel = join(server, 0)
         ask(channel, Message(MessageKind.READY, 0, rows=2))
         answer = ask(channel, Message(MessageKind.EPOCH, 0, 0, meta=meta, values=np.zeros(3, np.float32)))
         assert answer.kind is MessageKind.FAILED
         assert server.run.error is None
-    assert len(told.lost) == 1
+    assert len(recorder.lost) == 1
 
 
-def test_a_stranger_is_not_answered() -> None:
-    with serve(OPTIONS, Told()) as server, socket.create_connection(server.address, 5) as stranger:
-        stranger.recv(64)  # its nonce
-        stranger.sendall(b"x" * 64)
-        assert stranger.recv(64) == b""
-    with serve(OPTIONS, Told()) as server, pytest.raises(LostPeerError):
+def test_peer_without_the_token_gets_no_answer() -> None:
+    with serve(OPTIONS, Recorder()) as server, socket.create_connection(server.address, 5) as client:
+        client.recv(64)  # its nonce
+        client.sendall(b"x" * 64)
+        assert client.recv(64) == b""
+    with serve(OPTIONS, Recorder()) as server, pytest.raises(LostPeerError):
         connect(server.address, b"another token", server.sizes, 5)

@@ -1,4 +1,4 @@
-"""The asynchronous modes' weights: what many writers do to them."""
+"""The weights of the asynchronous modes under concurrent writers."""
 
 import threading
 
@@ -26,7 +26,7 @@ def write(weights: SharedWeights) -> None:
         thread.join()
 
 
-def test_nothing_is_lost_under_the_lock() -> None:
+def test_no_update_is_lost_with_the_lock() -> None:
     weights = SharedWeights(np.zeros(SIZE, np.float32), locked=True)
     write(weights)
     found, version = weights.read()
@@ -36,8 +36,8 @@ def test_nothing_is_lost_under_the_lock() -> None:
     assert (lost.values, lost.share, lost.overlapping) == (0, 0.0, 0)
 
 
-def test_what_racing_writers_lose_is_counted() -> None:
-    """Whatever they lose: how much depends on the machine, that it is told does not."""
+def test_updates_lost_by_racing_writers_are_counted() -> None:
+    """How many updates are lost depends on the machine; that they are counted does not."""
     weights = SharedWeights(np.zeros(SIZE, np.float32), locked=False)
     write(weights)
     found, _ = weights.read()
@@ -48,7 +48,7 @@ def test_what_racing_writers_lose_is_counted() -> None:
     assert lost.overlapping > 0
 
 
-def test_staleness_is_the_number_of_changes_since_the_read() -> None:
+def test_staleness_is_the_number_of_updates_since_the_read() -> None:
     weights = SharedWeights(np.zeros(3, np.float32), locked=True)
     _, first = weights.read()
     for worker in (0, 1, 2):
@@ -56,7 +56,7 @@ def test_staleness_is_the_number_of_changes_since_the_read() -> None:
     assert [dict(weights.staleness[worker]) for worker in (0, 1, 2)] == [{0: 1}, {1: 1}, {2: 1}]
 
 
-def test_a_reader_has_a_copy() -> None:
+def test_read_returns_a_copy() -> None:
     weights = SharedWeights(np.zeros(3, np.float32), locked=True)
     copy, version = weights.read()
     weights.add(0, np.ones(3, np.float32), version)

@@ -1,11 +1,11 @@
-"""The share by which a worker's change counts in the asynchronous modes: of the images that decode."""
+"""The weight of a worker's update in the asynchronous modes: its share of the images that decode."""
 
 import numpy as np
 import pytest
 
 from streaming.distributed.options import Mode, TrainerOptions
 from streaming.distributed.protocol import Channel, Message, MessageKind
-from tests.streaming.distributed.test_server import Told, ask, join, serve
+from tests.streaming.distributed.test_server import Recorder, ask, join, serve
 
 ASYNCHRONOUS = [Mode.ASYNCHRONOUS, Mode.HOGWILD]
 
@@ -15,14 +15,14 @@ def options(mode: Mode, workers: int) -> TrainerOptions:
 
 
 def push(channel: Channel, worker: int) -> np.ndarray:
-    """The server's weights after a change of 12 to both of them."""
+    """The server's weights after an update of 12 to both of them."""
     return ask(channel, Message(MessageKind.PUSH, worker, values=np.full(2, 12, np.float32))).values
 
 
 @pytest.mark.parametrize("mode", ASYNCHRONOUS)
-def test_images_that_do_not_decode_take_nothing_from_the_step(mode: Mode) -> None:
-    """Of six images dealt to each of two workers, two and four decode: the shares are 1/3 and 2/3."""
-    with serve(options(mode, 2), Told()) as server:
+def test_undecodable_images_do_not_reduce_the_step(mode: Mode) -> None:
+    """Of the six images of each of two workers, two and four decode: the shares are 1/3 and 2/3."""
+    with serve(options(mode, 2), Recorder()) as server:
         channels = [join(server, worker) for worker in (0, 1)]
         for worker, rows in enumerate((2, 4)):
             bad = {"n_bad": 6 - rows}
@@ -32,8 +32,8 @@ def test_images_that_do_not_decode_take_nothing_from_the_step(mode: Mode) -> Non
 
 
 @pytest.mark.parametrize("mode", ASYNCHRONOUS)
-def test_a_worker_that_has_not_read_its_images_is_assumed_to_be_like_the_others(mode: Mode) -> None:
-    with serve(options(mode, 3), Told()) as server:
+def test_workers_not_ready_yet_are_assumed_to_have_average_shares(mode: Mode) -> None:
+    with serve(options(mode, 3), Recorder()) as server:
         channels = [join(server, worker) for worker in (0, 1)]
         ask(channels[0], Message(MessageKind.READY, 0, rows=2))
         assert push(channels[0], 0) == pytest.approx([1 + 4, 2 + 4])  # a third
@@ -42,8 +42,8 @@ def test_a_worker_that_has_not_read_its_images_is_assumed_to_be_like_the_others(
 
 
 @pytest.mark.parametrize("mode", ASYNCHRONOUS)
-def test_a_worker_without_an_image_that_decodes_changes_nothing(mode: Mode) -> None:
-    with serve(options(mode, 2), Told()) as server:
+def test_worker_without_decodable_images_changes_nothing(mode: Mode) -> None:
+    with serve(options(mode, 2), Recorder()) as server:
         channel = join(server, 0)
         ask(channel, Message(MessageKind.READY, 0, rows=0))
         assert push(channel, 0) == pytest.approx([1, 2])

@@ -1,4 +1,4 @@
-"""`imagestream train-cnn`: from a folder of images to a version that the stream serves."""
+"""`imagestream train-cnn`: from a folder of images to a registered version."""
 
 import json
 import os
@@ -35,21 +35,21 @@ def settings(tmp_path: Path, jars_dir: Path) -> Settings:
     return Settings(home=tmp_path, jars=jars_dir)
 
 
-def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings, faces: Path) -> None:
-    told = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, "--epochs", 6, "--threshold", "f1")
-    assert (told["version"], told["promoted"], told["left_out"]) == (1, True, 1)
-    history = told["history"]
+def test_trained_network_is_registered_and_predicts_the_same(settings: Settings, faces: Path) -> None:
+    result = imagestream(settings, "train-cnn", "--images", faces, *NETWORK, "--epochs", 6, "--threshold", "f1")
+    assert (result["version"], result["promoted"], result["left_out"]) == (1, True, 1)
+    history = result["history"]
     assert (history["mode"], history["workers"], len(history["epochs"])) == ("synchronous", 2, 6)
     rows = [sum(worker["training"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
-    watched = [sum(worker["validation"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
-    assert len(set(rows)) == len(set(watched)) == 1
-    assert rows[0] + watched[0] == told["training_rows"]
-    assert told["training_metrics"]["accuracy"] > 0.75
-    assert 0.5 <= told["metrics_at_half"]["accuracy"] <= 1.0
-    assert Path(told["learning_curves"]).read_bytes().startswith(b"\x89PNG")
+    validated = [sum(worker["validation"]["rows"] for worker in epoch["workers"]) for epoch in history["epochs"]]
+    assert len(set(rows)) == len(set(validated)) == 1
+    assert rows[0] + validated[0] == result["training_rows"]
+    assert result["training_metrics"]["accuracy"] > 0.75
+    assert 0.5 <= result["metrics_at_half"]["accuracy"] <= 1.0
+    assert Path(result["learning_curves"]).read_bytes().startswith(b"\x89PNG")
 
     bundle = open_registry(settings.home).read(1)
-    assert bundle.manifest.training_data.holdout_rows + told["training_rows"] == 300
+    assert bundle.manifest.training_data.holdout_rows + result["training_rows"] == 300
     scorer = load_scorer(bundle)
     check_golden(bundle, scorer)
     assert bundle.manifest.backbone.name == "cnn_gray"
@@ -62,15 +62,15 @@ def test_a_trained_network_is_a_version_with_the_same_answers(settings: Settings
     assert (answers[:, bundle.manifest.classes.index("glasses")] > 0.5).mean() > 0.6
 
 
-def test_a_driver_that_was_killed_or_interrupted_continues_from_its_last_epoch(settings: Settings, faces: Path) -> None:
+def test_killed_or_interrupted_driver_resumes_from_its_last_epoch(settings: Settings, faces: Path) -> None:
     """Killed in the second epoch, resumed, interrupted two epochs later, and resumed to the end."""
     training = [*NETWORK, "--mode", "asynchronous", "--workers", 1]
     done = 0
     for end, resume in ((signal.SIGKILL, []), (signal.SIGINT, ["--resume"])):
-        said = _end_after_two_epochs(settings, faces, [*training, "--epochs", 40, *resume], done, end)
+        output = _end_after_two_epochs(settings, faces, [*training, "--epochs", 40, *resume], done, end)
         if end is signal.SIGINT:
-            assert "interrupted; run it again with --resume" in said
-            assert "Traceback" not in said
+            assert "interrupted; run it again with --resume" in output
+            assert "Traceback" not in output
         before, done = done, read_checkpoint(settings.work_dir / "train-cnn").state.epoch
         assert done >= before + 2
     epochs = done + 1
@@ -83,7 +83,7 @@ def test_a_driver_that_was_killed_or_interrupted_continues_from_its_last_epoch(s
 def _end_after_two_epochs(
     settings: Settings, faces: Path, options: Sequence[str | float], done: int, end: signal.Signals
 ) -> str:
-    """Run the real command until it has reported two more epochs, and end it; what it said at its end."""
+    """Run the real command until it has reported two more epochs, then send it `end`; returns its last output."""
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "train-cnn", "--images", str(faces)]
     running = subprocess.Popen(
         [*command, *map(str, options)],
@@ -97,11 +97,11 @@ def _end_after_two_epochs(
     while reported[-1] and not reported[-1].startswith(f"epoch {done + 2}/"):
         reported.append(running.stderr.readline())
     assert reported[-1].startswith(f"epoch {done + 2}/"), reported
-    assert all(line.startswith("epoch ") for line in reported)  # and nothing that TensorFlow says about the machine
+    assert all(line.startswith("epoch ") for line in reported)  # and no messages of TensorFlow
     os.killpg(running.pid, end)
-    said = running.stderr.read()
+    output = running.stderr.read()
     assert running.wait(60) == (130 if end is signal.SIGINT else -signal.SIGKILL)
-    return said
+    return output
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,11 @@ def _end_after_two_epochs(
         (["--resume"], "no training to resume"),
     ],
 )
-def test_a_mistake_is_one_line(settings: Settings, faces: Path, arguments: list[str], why: str) -> None:
+def test_invalid_options_are_reported_in_one_line(
+    settings: Settings, faces: Path, arguments: list[str], why: str
+) -> None:
     code = 1 if arguments[0] in {"--resume", "--architecture"} else 2
-    told = imagestream(settings, "train-cnn", "--images", faces, "--input-size", SIDE, *arguments, code=code)["stderr"]
-    assert why in told
-    assert "Traceback" not in told
+    command = ("train-cnn", "--images", faces, "--input-size", SIDE, *arguments)
+    error = imagestream(settings, *command, code=code)["stderr"]
+    assert why in error
+    assert "Traceback" not in error

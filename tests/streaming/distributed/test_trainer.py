@@ -1,4 +1,4 @@
-"""Training on Spark's workers: every mode, and what goes wrong on the way."""
+"""Training on Spark's workers in every mode, and failures during training."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SIDE = 32
 OPTIONS = TrainerOptions(workers=2, batch_size=32, epochs=3, learning_rate=2e-3, seed=7)
-SAME_BITS = replace(OPTIONS, frequency=Frequency.BATCH, augment=True)
+PER_BATCH = replace(OPTIONS, frequency=Frequency.BATCH, augment=True)
 MODES = [pytest.param(mode, frequency, id=f"{mode}-{frequency}") for mode in Mode for frequency in Frequency]
 
 
@@ -45,7 +45,7 @@ def learned(trained: Trained) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("mode", "frequency"), MODES)
-def test_every_mode_ends_and_learns(rows: DataFrame, mode: Mode, frequency: Frequency) -> None:
+def test_every_mode_finishes_and_learns(rows: DataFrame, mode: Mode, frequency: Frequency) -> None:
     history = train(rows, replace(OPTIONS, mode=mode, frequency=frequency, epochs=4)).history
     assert (history.mode, history.frequency, history.workers) == (mode, frequency, 2)
     assert [one.epoch for one in history.epochs] == [0, 1, 2, 3]
@@ -64,8 +64,8 @@ def test_every_mode_ends_and_learns(rows: DataFrame, mode: Mode, frequency: Freq
     assert not history.events
 
 
-def test_the_same_images_are_dealt_alike_wherever_they_lie(rows: DataFrame) -> None:
-    elsewhere = rows.withColumn("source", F.concat(F.lit("/another/place/"), F.reverse("source")))
+def test_shards_depend_on_content_not_on_location(rows: DataFrame) -> None:
+    elsewhere = rows.withColumn("source", F.concat(F.lit("/another/folder/"), F.reverse("source")))
 
     def dealt(images: DataFrame) -> list[set[str]]:
         of = shard(images, 3, seed=5).withColumn("worker", F.spark_partition_id()).collect()
@@ -75,7 +75,7 @@ def test_the_same_images_are_dealt_alike_wherever_they_lie(rows: DataFrame) -> N
     assert [len(of) for of in dealt(rows)] == [100, 100, 100]
 
 
-def test_synchronous_batches_take_the_steps_of_one_process(rows: DataFrame) -> None:
+def test_synchronous_batches_equal_single_process_training(rows: DataFrame) -> None:
     import keras
 
     options = replace(OPTIONS, frequency=Frequency.BATCH, epochs=2, optimizer="adam")
@@ -105,17 +105,17 @@ def test_synchronous_batches_take_the_steps_of_one_process(rows: DataFrame) -> N
 def first_epoch(rows: DataFrame, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
     """The first of three epochs, on the rows in another order, and the folder of its checkpoint."""
     checkpoints = tmp_path_factory.mktemp("checkpoints")
-    return train(rows.repartition(3), replace(SAME_BITS, epochs=1), checkpoint_dir=checkpoints), checkpoints
+    return train(rows.repartition(3), replace(PER_BATCH, epochs=1), checkpoint_dir=checkpoints), checkpoints
 
 
-def test_the_synchronous_mode_gives_the_same_bits_again_and_continues_as_if_never_stopped(
+def test_synchronous_training_is_deterministic_and_resumes_identically(
     rows: DataFrame, first_epoch: tuple[Trained, Path], tmp_path: Path
 ) -> None:
-    """Per epoch, with callbacks, see test_resume.py."""
-    whole = train(rows, SAME_BITS)
+    """For epoch-wise training with callbacks, see test_resume.py."""
+    whole = train(rows, PER_BATCH)
     checkpoints = shutil.copytree(first_epoch[1], tmp_path / "checkpoints")
     assert read_checkpoint(checkpoints).state.epoch == 1
-    resumed = train(rows.repartition(3), SAME_BITS, checkpoint_dir=checkpoints, resume=True)
+    resumed = train(rows.repartition(3), PER_BATCH, checkpoint_dir=checkpoints, resume=True)
     assert (learned(resumed) == learned(whole)).all()
     assert [one.epoch for one in resumed.history.epochs] == [0, 1, 2]
 
@@ -123,13 +123,13 @@ def test_the_synchronous_mode_gives_the_same_bits_again_and_continues_as_if_neve
 @pytest.mark.parametrize(
     "mode", [Mode.SYNCHRONOUS, Mode.ASYNCHRONOUS, pytest.param(Mode.HOGWILD, marks=pytest.mark.full_only)]
 )
-def test_a_killed_worker_costs_at_most_an_epoch(rows: DataFrame, mode: Mode) -> None:
+def test_killed_worker_costs_at_most_one_epoch(rows: DataFrame, mode: Mode) -> None:
     killed: list[int] = []
 
     def kill_once(record: EpochRecord) -> None:
         if not killed:
             killed.append(record.epoch)
-            for worker in record.workers:  # one that is far ahead may be done already
+            for worker in record.workers:  # a worker that is far ahead may have finished
                 with suppress(ProcessLookupError):
                     os.kill(int(worker.process.rpartition(":")[2]), signal.SIGKILL)
 
@@ -141,23 +141,12 @@ def test_a_killed_worker_costs_at_most_an_epoch(rows: DataFrame, mode: Mode) -> 
     assert history.epochs[-1].validation.accuracy >= 0.9
 
 
-def test_a_worker_without_images_holds_nobody_up(spark: SparkSession, rows: DataFrame) -> None:
-    few = rows.where("NOT validation").limit(3).collect()
-    one_class = spark.createDataFrame([row.asDict() for row in few], rows.schema)
-    damaged = spark.createDataFrame(
-        [
-            {
-                "source": f"bad {at}",
-                "label": "other",
-                "validation": False,
-                "image_id": f"bad {at}",
-                "content": b"no image",
-            }
-            for at in range(2)
-        ],
-        rows.schema,
-    )
-    trained = train(one_class.limit(1).union(damaged), replace(OPTIONS, frequency=Frequency.BATCH, epochs=2))
+def test_worker_without_images_does_not_block_the_others(spark: SparkSession, rows: DataFrame) -> None:
+    good = [row.asDict() for row in rows.where("NOT validation").limit(1).collect()]
+    common = {"label": "other", "validation": False, "content": b"not an image"}
+    bad = [{"source": name, "image_id": name} | common for name in ("bad 0", "bad 1")]
+    images = spark.createDataFrame(good + bad, rows.schema)
+    trained = train(images, replace(OPTIONS, frequency=Frequency.BATCH, epochs=2))
     assert [one.training.rows for one in trained.history.epochs] == [1, 1]
     assert sorted(worker.training.rows for worker in trained.history.epochs[0].workers) == [0, 1]
     assert trained.n_bad == 2
@@ -169,16 +158,16 @@ def test_keras_callbacks_are_passed_through(rows: DataFrame) -> None:
 
     rates: list[float] = []
 
-    class Seen(keras.callbacks.Callback):
+    class Rates(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
             rates.append(float(self.model.optimizer.learning_rate))
             assert logs is not None
             assert set(logs) >= {"loss", "accuracy", "val_loss", "val_accuracy"}
 
     callbacks = [
-        keras.callbacks.LearningRateScheduler(lambda epoch: 0.002 if epoch == 0 else 0.5),  # spoils what was learned
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.002 if epoch == 0 else 0.5),  # undoes what was learned
         keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True),
-        Seen(),
+        Rates(),
     ]
     trained = train(rows, replace(OPTIONS, epochs=9), callbacks=callbacks)
     history = trained.history
@@ -187,22 +176,22 @@ def test_keras_callbacks_are_passed_through(rows: DataFrame) -> None:
     assert len(history.epochs) == 3
     assert [one.learning_rate for one in history.epochs] == pytest.approx(rates)
     assert history.epochs[0].validation.log_loss < history.epochs[-1].validation.log_loss
-    assert np.abs(learned(trained)).max() < 5  # those of the first epoch
+    assert np.abs(learned(trained)).max() < 5  # the weights of the first epoch
 
 
-def test_class_weights_move_the_answers(rows: DataFrame, first_epoch: tuple[Trained, Path]) -> None:
+def test_class_weights_shift_the_predictions(rows: DataFrame, first_epoch: tuple[Trained, Path]) -> None:
     plain, _ = first_epoch
-    weighted = train(rows, replace(SAME_BITS, epochs=1, class_weights={"1": 50.0}))
+    weighted = train(rows, replace(PER_BATCH, epochs=1, class_weights={"1": 50.0}))
     images = np.zeros((1, SIDE, SIDE, 3), np.uint8)
     assert weighted.model(images)[0, 0] > plain.model(images)[0, 0]
 
 
-def test_weights_that_are_no_longer_finite_end_the_training(rows: DataFrame) -> None:
+def test_non_finite_weights_end_the_training(rows: DataFrame) -> None:
     with pytest.raises(ServiceError, match="has diverged"):
         train(rows, replace(OPTIONS, optimizer="sgd", learning_rate=1e30))
 
 
-def test_what_cannot_be_trained_is_refused(rows: DataFrame, tmp_path: Path) -> None:
+def test_invalid_training_is_rejected(rows: DataFrame, tmp_path: Path) -> None:
     cases: list[tuple[Callable[[], object], str]] = [
         (lambda: train(rows.where("label = '0'"), OPTIONS), "at least two classes"),
         (lambda: DistributedTrainer(build_network("cnn_gray", 3), OPTIONS).fit(rows), "outputs 3 logits"),
@@ -220,12 +209,12 @@ def test_what_cannot_be_trained_is_refused(rows: DataFrame, tmp_path: Path) -> N
         TrainerOptions(sideways=True)  # type: ignore[call-arg]
 
 
-def test_a_checkpoint_of_another_training_is_not_resumed(
+def test_checkpoint_of_another_training_is_not_resumed(
     rows: DataFrame, first_epoch: tuple[Trained, Path], tmp_path: Path
 ) -> None:
     checkpoints = shutil.copytree(first_epoch[1], tmp_path / "checkpoints")
     with pytest.raises(ServiceError, match="another seed"):
-        train(rows, replace(SAME_BITS, seed=8), checkpoint_dir=checkpoints, resume=True)
+        train(rows, replace(PER_BATCH, seed=8), checkpoint_dir=checkpoints, resume=True)
     (checkpoints / FILE).write_bytes(b"PK\x03\x04 damaged")
     with pytest.raises(ServiceError, match="is damaged"):
-        train(rows, SAME_BITS, checkpoint_dir=checkpoints, resume=True)
+        train(rows, PER_BATCH, checkpoint_dir=checkpoints, resume=True)

@@ -1,4 +1,4 @@
-"""Images and their labels as people have them: folders, patterns, CSVs and tables; what is left out is told."""
+"""Images and labels in folders, CSVs and tables; excluded files are counted and reported."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from streaming.errors import ServiceError
 from streaming.images.dataset import Dataset, read_dataset
 
-JPEG = b"\xff\xd8\xff"  # as its first bytes say
+JPEG = b"\xff\xd8\xff"  # the signature is enough
 
 
 def make_files(folder: Path, *names: str) -> Path:
@@ -33,7 +33,7 @@ def labels_of(found: Dataset) -> dict[str, str | None]:
 # --- folders
 
 
-def test_the_folder_that_a_file_lies_in_is_its_class(tmp_path: Path) -> None:
+def test_class_is_the_parent_folder_of_the_file(tmp_path: Path) -> None:
     names = [
         "Pomme d\u2019api/1.jpg",
         "Pe\u0302che/a b.png",
@@ -46,7 +46,7 @@ def test_the_folder_that_a_file_lies_in_is_its_class(tmp_path: Path) -> None:
     found = read_dataset(folder)
     assert labels_of(found) == {
         "Pomme d\u2019api/1.jpg": "Pomme d\u2019api",
-        "Pe\u0302che/a b.png": "P\u00eache",  # composed, whichever system named the folder
+        "Pe\u0302che/a b.png": "P\u00eache",  # normalised to NFC, for any system that named the folder
         "v1.2/x.tar.gz": "v1.2",
         "deep/er/y": "er",
     }
@@ -56,7 +56,7 @@ def test_the_folder_that_a_file_lies_in_is_its_class(tmp_path: Path) -> None:
     assert read_dataset(folder, labelled=False).n_images == 5
 
 
-def test_what_is_no_file_or_has_no_readable_name_is_passed_over(tmp_path: Path) -> None:
+def test_special_files_and_unreadable_names_are_skipped(tmp_path: Path) -> None:
     folder = make_files(tmp_path / "images", "a/1.png", "b/2.png")
     os.mkfifo(folder / "a" / "pipe.png")
     (folder / "a" / "nowhere.png").symlink_to(folder / "absent")
@@ -64,10 +64,10 @@ def test_what_is_no_file_or_has_no_readable_name_is_passed_over(tmp_path: Path) 
     found = read_dataset(folder)
     assert labels_of(found) == {"a/1.png": "a", "b/2.png": "b"}
     assert found.dropped == {"its name is not UTF-8": 1}
-    assert str(found.as_summary()).encode()  # also the example can be written
+    assert str(found.as_summary()).encode()  # the example can be encoded, too
 
 
-def test_balance_of_the_classes_is_reported(tmp_path: Path) -> None:
+def test_class_imbalance_is_reported(tmp_path: Path) -> None:
     names = [*(f"many/{n}" for n in range(21)), "few/1", "few/2"]
     found = read_dataset(make_files(tmp_path, *names))
     assert found.class_counts == {"few": 2, "many": 21}
@@ -76,7 +76,7 @@ def test_balance_of_the_classes_is_reported(tmp_path: Path) -> None:
     assert read_dataset(tmp_path).warnings() == []
 
 
-def test_a_folder_is_taken_as_people_have_it_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_excluded_files_are_counted_by_reason(tmp_path: Path) -> None:
     disk = make_files(tmp_path / "disk", "1.png", "2")
     names = ["a/1.jpeg", "a/notes.txt", "a/._1.jpeg", "a/Thumbs.db", "__MACOSX/a/1.jpeg", "labels.csv", "b.zip"]
     folder = make_files(tmp_path / "images", *names, "a/wrong.jpg", "a/b/deep.PNG")
@@ -101,7 +101,7 @@ def test_a_folder_is_taken_as_people_have_it_and_what_is_left_out_is_counted(tmp
         read_dataset(folder / "b.zip")
 
 
-def test_folders_of_a_split_are_taken_together_and_metadata_of_hugging_face_is_read(tmp_path: Path) -> None:
+def test_split_folders_are_merged_and_hugging_face_metadata_is_read(tmp_path: Path) -> None:
     folder = make_files(tmp_path, "train/a/1.png", "test/a/2.png", "train/b/3.png")
     found = read_dataset(folder)
     assert found.class_counts == {"a": 2, "b": 1}
@@ -119,7 +119,7 @@ def test_folders_of_a_split_are_taken_together_and_metadata_of_hugging_face_is_r
     assert sum("using the folders' names as labels" in note for note in found.notes) == 2
 
 
-def test_a_parquet_file_of_hugging_face_has_the_names_of_its_classes(tmp_path: Path) -> None:
+def test_hugging_face_parquet_file_has_its_class_names(tmp_path: Path) -> None:
     images = [{"bytes": JPEG, "path": f"{n}.jpg"} for n in range(4)]
     features = {"label": {"names": ["Pe\u0302che", "kiwi"], "_type": "ClassLabel"}}
     table = pa.table({"image": images, "label": [0, 1, -1, 0]})
@@ -141,7 +141,7 @@ def test_a_parquet_file_of_hugging_face_has_the_names_of_its_classes(tmp_path: P
         ([".a/1.png"], "images contains no images: expected one folder of images per class"),
     ],
 )
-def test_a_folder_that_cannot_be_trained_on_is_told(tmp_path: Path, names: list[str], message: str) -> None:
+def test_folder_that_cannot_be_trained_on_is_reported(tmp_path: Path, names: list[str], message: str) -> None:
     with pytest.raises(ServiceError, match=message):
         read_dataset(make_files(tmp_path / "images", *names))
 
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_trained_on_is_told(tmp_path: Path, names: list[
 @pytest.mark.parametrize(
     "pattern", [r"^([^/]+?)(?:_\d+)?/[^/]+$", r"(?P<number>\d*)/?(?P<label>[A-Z][^/]*?)(_\d+)?/[^/]*$"]
 )
-def test_a_pattern_takes_the_label_from_the_path(tmp_path: Path, pattern: str) -> None:
+def test_label_pattern_extracts_the_label_from_the_path(tmp_path: Path, pattern: str) -> None:
     folder = make_files(tmp_path, "Apple Red_12/1.jpg", "Apple Red_3/2.jpg", "Pe\u0302che/3.jpg", "x.jpg")
     found = read_dataset(folder, label_pattern=pattern)
     assert found.class_counts == {"Apple Red": 2, "P\u00eache": 1}
@@ -170,13 +170,13 @@ def test_a_pattern_takes_the_label_from_the_path(tmp_path: Path, pattern: str) -
         ("(b)", "got no labelled images"),
     ],
 )
-def test_a_pattern_that_cannot_be_used_is_told(tmp_path: Path, pattern: str, message: str) -> None:
+def test_invalid_label_pattern_is_rejected(tmp_path: Path, pattern: str, message: str) -> None:
     with pytest.raises(ServiceError, match=message):
         read_dataset(make_files(tmp_path, "a/1"), label_pattern=pattern)
 
 
-def test_a_pattern_takes_time_in_proportion_to_the_path(tmp_path: Path) -> None:
-    """Python's own engine needs years for these, so that the test would not end."""
+def test_label_pattern_is_matched_in_linear_time(tmp_path: Path) -> None:
+    """Python's `re` would need years for these."""
     folder = make_files(tmp_path, f"{'x' * 200}/{'a' * 200}.png", "b/1")
     with pytest.raises(ServiceError, match="got no labelled images"):
         read_dataset(folder, label_pattern=r"(x+x+)+y|(a|aa)+$|^(\w*)*!$")
@@ -185,7 +185,7 @@ def test_a_pattern_takes_time_in_proportion_to_the_path(tmp_path: Path) -> None:
 # --- CSVs
 
 
-def test_a_csv_labels_files_by_path_name_or_stem(tmp_path: Path) -> None:
+def test_csv_labels_files_by_path_name_or_stem(tmp_path: Path) -> None:
     folder = make_files(tmp_path / "images", "a/1.png", "a/2.png", "b/2.png", "b/Pe\u0302che 3.png", "4.png", "5.png")
     csv = tmp_path / "labels.csv"
     lines = ["id;label", "a/1.png;cat", "images/a/2.png;dog", "2.png;bird", "P\u00eache 3;cat", "4.png;dog", "absent;x"]
@@ -203,15 +203,15 @@ def test_a_csv_labels_files_by_path_name_or_stem(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_a_csv_or_a_message(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_arbitrary_csv_bytes_are_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = make_files(tmp_path_factory.getbasetemp() / "any", "a/1", "b/2")
     csv = folder.parent / "any.csv"
     csv.write_bytes(b"name,label\n1,cat\n2,dog\n" + data)
-    with suppress(ServiceError):  # and nothing else
+    with suppress(ServiceError):  # and no other error
         assert read_dataset(folder, labels_csv=csv).n_images == 2
 
 
-def test_labels_come_from_one_place(tmp_path: Path) -> None:
+def test_only_one_source_of_labels_is_accepted(tmp_path: Path) -> None:
     folder = make_files(tmp_path / "images", "a/1", "b/2")
     with pytest.raises(ServiceError, match="either a pattern or a CSV"):
         read_dataset(folder, label_pattern="(a)", labels_csv=tmp_path / "x.csv")
@@ -224,7 +224,7 @@ def test_labels_come_from_one_place(tmp_path: Path) -> None:
 # --- tables (read on the workers: tests/streaming/images/test_featurize.py)
 
 
-def test_a_folder_of_parquet_files_is_one_table_with_its_labels_counted(tmp_path: Path) -> None:
+def test_folder_of_parquet_files_is_one_table_with_counted_labels(tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / "sub").mkdir(exist_ok=True)
         rows = {"content": [b"1", b"2", b"3"], "label": pa.array([number, 7, None]), "name": ["a", "b", "c"]}
@@ -233,12 +233,12 @@ def test_a_folder_of_parquet_files_is_one_table_with_its_labels_counted(tmp_path
     assert (found.kind, found.n_images, found.class_counts) == ("parquet", 4, {"0": 1, "1": 1, "7": 2})
     assert found.dropped == {"the label is empty": 2}
     assert found.table is not None
-    assert (found.table.image, found.table.name) == ("content", None)  # the names come twice
+    assert (found.table.image, found.table.name) == ("content", None)  # names are not unique
     everything = read_dataset(tmp_path, labelled=False)
     assert (everything.n_images, everything.dropped) == (6, {})
 
 
-def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+def test_unusable_table_is_rejected_in_one_line(tmp_path: Path) -> None:
     def refused(name: str, message: str) -> None:
         with pytest.raises(ServiceError, match=message) as error:
             read_dataset(tmp_path / name)
@@ -258,7 +258,7 @@ def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     refused("a [b]", "cannot be read from a path that contains")
 
 
-def test_a_delta_table_is_read_as_of_now(tmp_path: Path) -> None:
+def test_delta_table_is_read_at_its_current_version(tmp_path: Path) -> None:
     rows = {"image": [b"1", b"2", b"3", b"4"], "label": ["a", "b", "a", "b"]}
     write_deltalake(tmp_path / "t", pa.table(rows))
     write_deltalake(tmp_path / "t", pa.table({"image": [b"5"], "label": ["c"]}), mode="append")

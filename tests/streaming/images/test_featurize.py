@@ -1,4 +1,4 @@
-"""Files to rows of the table `features`: the good ones as the engine computes them, the bad ones by name."""
+"""From files to rows of the table `features`: good images with the engine's features, bad ones reported by name."""
 
 import shutil
 from hashlib import sha256
@@ -30,7 +30,7 @@ def rows_of(table: Table) -> list[dict[str, object]]:
     return duckdb.read_parquet(table.files()).order("source").to_arrow_table().to_pylist()
 
 
-def test_good_files_become_rows_and_bad_ones_are_reported(
+def test_good_files_become_rows_and_bad_files_are_reported(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     folder = write_images(tmp_path / "images", digit_images(9))
@@ -65,7 +65,7 @@ def test_good_files_become_rows_and_bad_ones_are_reported(
     np.testing.assert_array_equal(np.array([row["features"] for row in rows], np.float32), expected)
 
 
-def test_a_second_run_featurizes_only_what_is_new_or_changed(
+def test_second_run_featurizes_only_new_or_changed_files(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     files = list_images(write_images(tmp_path / "images", digit_images(9)))
@@ -74,16 +74,16 @@ def test_a_second_run_featurizes_only_what_is_new_or_changed(
     again = featurize(spark, files, exported, table)
     assert (again.rows, again.reused) == (9, 4)
     assert len(rows_of(table)) == 9
-    Path(files[0].path).write_bytes(Path(files[1].path).read_bytes())  # another image under the same name
+    Path(files[0].path).write_bytes(Path(files[1].path).read_bytes())  # another image with the same name
     relabelled = [files[0], LabelledFile(files[2].path, "other"), *files[3:]]
     third = featurize(spark, relabelled, exported, table)
     assert (third.rows, third.reused) == (8, 6)
     assert len(rows_of(table)) == 11
-    back = featurize(spark, files[2:3], exported, table)  # the label that it had at first is new again
+    back = featurize(spark, files[2:3], exported, table)  # its first label is new again
     assert (back.rows, back.reused) == (1, 0)
 
 
-def test_duplicates_and_those_with_different_labels_are_counted(
+def test_duplicates_and_conflicting_labels_are_counted(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     folder = write_images(tmp_path / "images", digit_images(4))
@@ -100,7 +100,7 @@ def test_duplicates_and_those_with_different_labels_are_counted(
     ]
 
 
-def test_altered_copies_are_stored_beside_their_image_and_made_anew_by_each_run(
+def test_augmented_copies_are_stored_with_their_image_and_recomputed_by_each_run(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     files = list_images(write_images(tmp_path / "images", digit_images(3)))
@@ -125,7 +125,7 @@ def test_altered_copies_are_stored_beside_their_image_and_made_anew_by_each_run(
     assert not {row.image_id for row in training.collect()} & {row.image_id for row in holdout.collect()}
 
 
-@pytest.mark.parametrize("kind", ["one file", "hugging face", "folders by label", "delta"])
+@pytest.mark.parametrize("kind", ["one file", "hugging face", "partitioned by label", "delta"])
 def test_images_of_a_table_are_read_on_the_workers(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path, kind: str
 ) -> None:
@@ -139,7 +139,7 @@ def test_images_of_a_table_are_read_on_the_workers(
         case "hugging face":
             image = [{"bytes": content, "path": name} for name, content in zip(names, contents, strict=True)]
             pq.write_table(pa.table({"image": image, "label": rows["label"]}), source, row_group_size=4)
-        case "folders by label":
+        case "partitioned by label":
             pq.write_to_dataset(rows, source, partition_cols=["label"])
         case "delta":
             write_deltalake(source, rows, partition_by=["label"])
@@ -159,11 +159,11 @@ def test_images_of_a_table_are_read_on_the_workers(
     }
     if kind == "one file":
         assert {row["source"] for row in stored.values()} == {f"{source}#{name}" for name in names[:6]}
-    if kind == "folders by label":  # where nothing but file and row tell the images apart
+    if kind == "partitioned by label":  # only file and row number identify the images
         assert featurize(spark, found, exported, table).reused == 6
 
 
-def test_files_that_are_all_bad_add_nothing_and_are_counted_to_the_limit(
+def test_bad_files_add_no_rows_and_are_listed_up_to_the_limit(
     spark: SparkSession, exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     files = [LabelledFile(str(tmp_path / f"absent {number}.png"), "a") for number in range(7)]
@@ -195,7 +195,7 @@ def test_tasks_are_whole_rounds_over_the_cores_of_bounded_size(images: int, size
     assert tasks % cores == 0 or tasks <= max(1, images)
 
 
-def test_large_files_are_dealt_to_all_tasks(spark: SparkSession) -> None:
+def test_large_files_are_distributed_over_all_tasks(spark: SparkSession) -> None:
     sizes = [9, 8, 7, 6, 1, 1, 1, 1]
     files = [LabelledFile(str(number), "a", size) for number, size in enumerate(sizes)]
     rows = images_frame(spark, files, lambda *_: 4).withColumn("part", F.spark_partition_id()).collect()

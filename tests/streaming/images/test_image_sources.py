@@ -1,4 +1,4 @@
-"""Images in a bucket: found, labelled and published as those in a folder are."""
+"""Images in a bucket: found, labelled and published like those in a local folder."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ DIGITS = list(digit_images(24))
 
 @pytest.fixture
 def folder(object_store: ObjectStoreServer, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URI of a folder in the bucket, to which the environment has the credentials."""
+    """The URI of a folder in the bucket, with the credentials in the environment."""
     for name, value in object_store.environment().items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/photos-{uuid4().hex}"
@@ -59,14 +59,14 @@ def test_labels_come_from_a_csv_or_from_metadata_in_the_bucket(digits: str, tmp_
     assert read_dataset(digits).class_counts == by_csv
 
 
-def test_a_folder_without_images_and_a_foreign_scheme_are_refused(folder: str) -> None:
+def test_empty_folder_and_unsupported_scheme_are_rejected(folder: str) -> None:
     with pytest.raises(ServiceError, match=r"^s3://.* contains no images: expected one folder of images per class"):
         read_dataset(folder)
     with pytest.raises(ServiceError, match=r"expected a path or a URI that begins with s3://.*, got hdfs://"):
         place_of("hdfs://namenode/photos")
 
 
-def test_no_more_is_read_than_an_image_may_have(digits: str) -> None:
+def test_reading_stops_at_the_size_limit_of_an_image(digits: str) -> None:
     name, label, data = DIGITS[0]
     uri = f"{digits}/{label}/{name}"
     assert read_source(uri, Limits(max_bytes=10)) == data[:11]
@@ -74,20 +74,20 @@ def test_no_more_is_read_than_an_image_may_have(digits: str) -> None:
         read_source(f"{digits}/nothing.png")
 
 
-def test_reading_ahead_gives_what_is_asked_for(digits: str) -> None:
+def test_read_ahead_returns_the_requested_images(digits: str) -> None:
     uris = [f"{digits}/{label}/{name}" for name, label, _ in DIGITS]
     ahead = ReadAhead([uris[0], f"{digits}/gone.png", *uris[1:]])
     try:
         assert ahead(uris[0], 10**6) == DIGITS[0][2]
         with pytest.raises(FileNotFoundError):
             ahead(f"{digits}/gone.png", 10**6)
-        assert ahead(uris[5], 8) == DIGITS[5][2]  # others were left out; read with the first limit
+        assert ahead(uris[5], 8) == DIGITS[5][2]  # images in between were skipped; it was read with the first limit
         assert read_start(uris[6], 8) == DIGITS[6][2][:8]
     finally:
         ahead.close()
 
 
-def test_publishing_a_folder_of_a_bucket(digits: str, broker: Settings) -> None:
+def test_folder_of_a_bucket_can_be_published(digits: str, broker: Settings) -> None:
     settings = broker.model_copy(update={"topic": f"bucket-{uuid4().hex[:8]}"})
     summary = imagestream(settings, "publish", "--topic", settings.topic, "--label-from", "parent", digits)
     assert (summary["sent"], summary["complete"]) == (len(DIGITS), True)

@@ -1,4 +1,4 @@
-"""What a version was possibly fitted on: recorded images, and those of bundles from before there was a record."""
+"""The images that a version may have been fitted on: as recorded, or inferred for older bundles without a record."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -47,7 +47,7 @@ def store(table: Table, rows: list[dict[str, Any]], version: int = 0) -> None:
 
 
 def bundle(files: dict[str, bytes] | None = None, **data: Any) -> Bundle:
-    """As much of a bundle as says what it was fitted on."""
+    """A bundle with only the parts that determine its training images."""
     training = TrainingData(rows=10, holdout_rows=0, fingerprint="0" * 64, **data)
     manifest = SimpleNamespace(classes=CLASSES, training_data=training)
     return Bundle(cast("Any", manifest), sha256(repr(data).encode()).hexdigest(), files or {})
@@ -57,14 +57,14 @@ def seen(model: FittedOn, names: list[str]) -> set[str]:
     return {name for name, there in zip(names, model.contains([one.encode() for one in names]), strict=True) if there}
 
 
-def test_what_is_recorded_is_read_and_no_table_asked(table: Table, home: Home) -> None:
+def test_recorded_training_images_are_read_without_the_tables(table: Table, home: Home) -> None:
     own = BloomFilter.empty(2, 614)
     own.add([b"one"])
     record = {FITTED_ON: write_npz(FittedOn(own).to_arrays())}
     assert seen(fitted_on(bundle(record, holdout={"cat": 2**HASH_BITS}), home), ["one", "two"]) == {"one"}
 
 
-def test_rows_are_gathered_on_the_workers_with_their_groups(spark: SparkSession) -> None:
+def test_training_images_are_gathered_on_the_workers_with_their_groups(spark: SparkSession) -> None:
     rows = [(f"image {n}", f"key {n}", f"group {n % 7}") for n in range(500)]
     frame = spark.createDataFrame(rows, "image_id string, known_as string, group_id string").repartition(7)
     training = frame.where("group_id < 'group 5'")
@@ -73,16 +73,16 @@ def test_rows_are_gathered_on_the_workers_with_their_groups(spark: SparkSession)
     unseen = {row.image_id for row in unseen_by(frame, model).collect()}
     assert not unseen & {row.image_id for row in training.collect()}
     assert len(unseen) >= 0.95 * frame.where("group_id >= 'group 5'").count()
-    # Without groups, and by the name under which it was known where its content was not stored.
+    # Without groups, and by its earlier name if the content hash was not stored.
     alone = FittedOn(gather(training.select("image_id"), 614))
-    others = spark.createDataFrame([("new", "image 1"), ("other", "nobody")], "image_id string, known_as string")
+    others = spark.createDataFrame([("new", "image 1"), ("other", "unknown")], "image_id string, known_as string")
     assert [row.image_id for row in unseen_by(others, alone).collect()] == ["other"]
 
 
-# --- bundles from before there was a record
+# --- older bundles without a record
 
 
-def test_an_older_version_was_fitted_on_all_that_its_thresholds_did_not_hold_out(table: Table, home: Home) -> None:
+def test_older_version_was_fitted_on_all_images_not_held_out_by_its_thresholds(table: Table, home: Home) -> None:
     names = [sha256(b"%d" % n).hexdigest() for n in range(400)]
     labels = [CLASSES[n % 2] for n in range(400)]
     store(table, [{"image_id": name, "label_true": label} for name, label in zip(names, labels, strict=True)])
@@ -91,15 +91,15 @@ def test_an_older_version_was_fitted_on_all_that_its_thresholds_did_not_hold_out
     found = seen(fitted_on(bundle(holdout=thresholds), home), names)
     assert expected <= found
     assert len(found - expected) <= 3  # false positives
-    # A class that was too small for a threshold was fitted on as a whole, and so was everything without any.
+    # All images of a class without a threshold were fitted on, and all images of a version without thresholds.
     assert {name for name, label in zip(names, labels, strict=True) if label == "dog"} <= seen(
         fitted_on(bundle(holdout={"cat": 1}), home), names
     )
     assert seen(fitted_on(bundle(), home), names) == set(names)
 
 
-def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table: Table, home: Home) -> None:
-    """All of these are held out under their present label, and were fitted on under an earlier one."""
+def test_older_version_may_have_been_fitted_on_earlier_labels_or_names(table: Table, home: Home) -> None:
+    """The current labels put all of these in the holdout; with earlier labels they were fitted on."""
     by_class = {"cat": 0, "dog": 2**HASH_BITS}  # every cat was fitted on, no dog was
     store(
         table,
@@ -112,7 +112,7 @@ def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table
             {"image_id": "another name", "label_true": "dog", "content_sha256": "its content"},
             {"image_id": "a dog", "label_true": "dog"},
             {"image_id": "an altered cat", "label_true": "cat", "augmentation": 1},
-            {"image_id": "a bird", "label_true": "bird"},  # which the version does not know
+            {"image_id": "a bird", "label_true": "bird"},  # a class unknown to the version
             {"image_id": "unlabelled", "label_true": None},
         ],
     )
@@ -123,20 +123,17 @@ def test_an_older_version_may_have_known_an_image_by_another_label_or_name(table
     ]
     store(Table(table.tables, "labels"), rows)
     names = ["came as a cat", "labelled a cat", "was stored before", "its content", "a dog", "a bird", "unlabelled"]
-    assert seen(fitted_on(bundle(holdout=by_class), home), names) == set(names) - {
-        "a dog",
-        "a bird",
-    }
+    assert seen(fitted_on(bundle(holdout=by_class), home), names) == set(names) - {"a dog", "a bird"}
 
 
-def test_an_older_version_without_any_stored_image_was_fitted_on_none_that_can_judge(table: Table, home: Home) -> None:
+def test_older_version_without_stored_images_was_fitted_on_none(table: Table, home: Home) -> None:
     assert seen(fitted_on(bundle(), home), ["any"]) == set()
 
 
-# --- backbones that were trained here
+# --- backbones trained by `train-cnn`
 
 
-def test_what_a_backbone_was_trained_on_is_kept_for_every_head_that_is_fitted_on_it(
+def test_training_images_of_a_backbone_are_kept_for_every_head_fitted_on_it(
     exported: ExportedBackbone, tmp_path: Path
 ) -> None:
     digits = some_digits(exported, 40)
@@ -157,17 +154,15 @@ def test_what_a_backbone_was_trained_on_is_kept_for_every_head_that_is_fitted_on
     retrained = register(trained, FittedOn(of_head, of_cnn))
     assert found(retrained) == {names[0]}
     assert seen(fitted_on(retrained, local_home(tmp_path)), names) == set(names[:2])
-    older = register(trained, None)  # retrained from the same network before there was a record
+    older = register(trained, None)  # retrained on the same network, without a record
     assert found(older) == {names[0]}
     assert found(register(exported, FittedOn(of_head))) is None  # weights from elsewhere
 
 
-# --- asked for many images at a time
+# --- batched membership
 
 
-def test_membership_is_by_content_name_or_group_and_unknown_versions_contain_everything(
-    exported: ExportedBackbone, tmp_path: Path
-) -> None:
+def test_membership_is_by_content_name_or_group(exported: ExportedBackbone, tmp_path: Path) -> None:
     digits = some_digits(exported, 40)
     head, registry = fit_head(digits.features, digits.labels), open_registry(tmp_path)
     images = BloomFilter.empty(3, 614)
@@ -188,5 +183,5 @@ def test_membership_is_by_content_name_or_group_and_unknown_versions_contain_eve
         assert membership.contains(unknown, rows).all()
 
 
-def test_nulls_are_no_name() -> None:
+def test_null_name_becomes_empty_bytes() -> None:
     assert as_bytes(pa.array(["é", None])) == ["é".encode(), b""]

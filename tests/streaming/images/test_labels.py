@@ -1,4 +1,4 @@
-"""Labels: those that came with the images, those given later by CSV, and which of them a training goes by."""
+"""Labels: published with the images, given later by CSV, and the ones that training uses."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,7 +49,7 @@ def write_csv(directory: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp_path: Path, delimiter: str) -> None:
+def test_csv_is_read_with_any_usual_delimiter_and_unusable_rows_are_counted(tmp_path: Path, delimiter: str) -> None:
     lines = [
         "\ufeffnote, Name ,LABEL",
         'a,"one, two.png",cat',
@@ -73,12 +73,7 @@ def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp
         text = text.replace('a,"one, two.png",cat', f"a{delimiter}one, two.png{delimiter}cat")
     found = read_labels(write_csv(tmp_path, text), ["path", "name"])
     assert found.key == "name"
-    assert found.labels == {
-        "one, two.png": "cat",
-        "sub/three.png": "P\u00eache",
-        "nan.png": "NaN",
-        "twice.png": "cat",
-    }
+    assert found.labels == {"one, two.png": "cat", "sub/three.png": "P\u00eache", "nan.png": "NaN", "twice.png": "cat"}
     assert found.dropped == {
         "the label is empty": 2,
         "the row does not name an image": 1,
@@ -100,7 +95,7 @@ def test_csv_is_read_under_any_usual_delimiter_and_unusable_rows_are_counted(tmp
     ],
     ids=["empty", "without label", "latin-1", "huge cell", "too many rows"],
 )
-def test_csv_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+def test_unusable_csv_is_rejected_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "labels.csv"
     path.write_bytes(content)
     with pytest.raises(ServiceError, match=message):
@@ -113,7 +108,7 @@ def test_csv_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, content: by
 
 
 def predictions(settings: Settings) -> None:
-    """Images one … four, two of them called the same, and five, known by its features only."""
+    """Images one … four, of which two have the same name, and five, which has features only."""
     names = {"one": "photos/a/1.png", "two": "photos/b/2.png", "three": "photos/a/same.png", "four": "x/same.png"}
     rows = [
         {"image_id": image, "source": source, "label": "cat", "confidence": 0.9, "model_version": 1, "offset": n}
@@ -143,7 +138,7 @@ def test_images_are_labelled_by_id_source_or_name(settings: Settings, header: st
     assert rows == [{"image_id": image, "label": "dog", "by": "maria"} for image in ("five", "one", "two")]
 
 
-def test_the_same_file_again_adds_nothing_also_after_a_correction(settings: Settings) -> None:
+def test_reapplying_a_file_adds_nothing_even_after_a_correction(settings: Settings) -> None:
     predictions(settings)
     first = write_csv(settings.work_dir, "image_id,label\none,dog\ntwo,dog\n")
     assert (add_labels(settings, first, "a").added, add_labels(settings, first, "b").unchanged) == (2, 2)
@@ -157,7 +152,7 @@ def test_the_same_file_again_adds_nothing_also_after_a_correction(settings: Sett
     assert read_report(settings).versions[0]["labelled"] == 2
 
 
-def test_rows_that_name_one_image_in_two_ways_must_agree(settings: Settings) -> None:
+def test_rows_naming_one_image_in_two_ways_must_agree(settings: Settings) -> None:
     predictions(settings)
     store(Table(settings.place.tables, "features"), stored("one", None, 2, 1.0, source="other/1b.png"), version=1)
     result = add_labels(settings, write_csv(settings.work_dir, "name,label\n1.png,dog\n1b.png,cat\n2.png,cat\n"), "a")
@@ -165,7 +160,7 @@ def test_rows_that_name_one_image_in_two_ways_must_agree(settings: Settings) -> 
     assert result.left_out == {"rows give one image different labels": 1}
 
 
-def test_labels_without_images_are_refused(settings: Settings) -> None:
+def test_labels_without_images_are_rejected(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="no images yet in .*: run `imagestream stream` or `train` first"):
         add_labels(settings, write_csv(settings.work_dir, "image_id,label\none,dog\n"), "a")
     assert not Path(settings.place.tables).exists()
@@ -174,7 +169,7 @@ def test_labels_without_images_are_refused(settings: Settings) -> None:
 # --- features with labels
 
 
-def test_each_labelled_image_is_taken_once_with_its_latest_label(spark: SparkSession, table: Table) -> None:
+def test_each_labelled_image_is_used_once_with_its_latest_label(spark: SparkSession, table: Table) -> None:
     commits = [
         [stored("trained", "cat", None, 1), stored("relabelled", "cat", 9, 2), stored("again", "dog", 9, 3)],
         [stored("relabelled", "dog", 11, 2), stored("trained", "dog", 9, 1), stored("again", "dog", 9, 3)],
@@ -194,7 +189,7 @@ def test_each_labelled_image_is_taken_once_with_its_latest_label(spark: SparkSes
     assert count_contradictory(spark, table, "ours") == 1  # tied
 
 
-def test_a_label_given_later_counts_more_than_the_one_that_came_along(spark: SparkSession, table: Table) -> None:
+def test_later_label_overrides_the_published_one(spark: SparkSession, table: Table) -> None:
     store(
         table,
         stored("wrong", "cat", 23, 1),
@@ -229,7 +224,7 @@ def test_a_label_given_later_counts_more_than_the_one_that_came_along(spark: Spa
 # --- the same bytes under several names
 
 
-def test_the_same_bytes_are_one_image_under_whatever_name_they_come(spark: SparkSession, table: Table) -> None:
+def test_same_bytes_under_several_names_are_one_image(spark: SparkSession, table: Table) -> None:
     store(
         table,
         stored("key 1", "cat", 9, 1, content_sha256="one", source="a/1.png"),
@@ -245,15 +240,13 @@ def test_the_same_bytes_are_one_image_under_whatever_name_they_come(spark: Spark
     }
 
 
-def test_names_that_give_the_same_bytes_different_labels_are_left_out_until_one_is_given(
-    spark: SparkSession, table: Table
-) -> None:
+def test_contradictory_labels_exclude_an_image_until_it_is_corrected(spark: SparkSession, table: Table) -> None:
     store(
         table,
         stored("key 1", "cat", 9, 1, content_sha256="one"),
         stored("key 2", "dog", 10, 1, content_sha256="one"),
         stored("key 3", "cat", 9, 2, content_sha256="two"),
-        stored("key 3", "dog", 10, 2, content_sha256="two"),  # a correction, under the same name
+        stored("key 3", "dog", 10, 2, content_sha256="two"),  # a correction, with the same name
         stored("key 4", None, 11, 2, content_sha256="two"),
         stored("key 1", "cat", 9, 1, content_sha256="one", backbone_sha256="theirs"),
     )
@@ -263,7 +256,7 @@ def test_names_that_give_the_same_bytes_different_labels_are_left_out_until_one_
 
     assert labels() == {"two": "dog"}
     assert count_contradictory(spark, table, "ours") == 1
-    given = [("key 1", "bird", 1), ("key 2", "cow", 2), ("key 4", "cat", 1)]  # under either of the names
+    given = [("key 1", "bird", 1), ("key 2", "cow", 2), ("key 4", "cat", 1)]  # by any of the names
     rows = [
         {"image_id": image, "label": label, "labelled_at": datetime(2024, 5, 7, hour, tzinfo=UTC), "by": "maria"}
         for image, label, hour in given
@@ -273,7 +266,9 @@ def test_names_that_give_the_same_bytes_different_labels_are_left_out_until_one_
     assert count_contradictory(spark, table, "ours") == 0
 
 
-def test_features_written_before_there_were_copies_are_read_and_added_to(spark: SparkSession, tmp_path: Path) -> None:
+def test_features_table_without_the_augmentation_column_is_read_and_extended(
+    spark: SparkSession, tmp_path: Path
+) -> None:
     before = pa.schema([field for field in FEATURES if field.name != "augmentation"])
     row = stored("old", "cat", 9, 1)
     write_deltalake(tmp_path / "features", pa.Table.from_pylist([row], schema=before))
@@ -288,6 +283,6 @@ def test_features_written_before_there_were_copies_are_read_and_added_to(spark: 
     ]
 
 
-def test_an_empty_table_is_told_before_spark_reads(spark: SparkSession, table: Table) -> None:
+def test_empty_table_is_reported_before_spark_reads_it(spark: SparkSession, table: Table) -> None:
     with pytest.raises(ServiceError, match=r"features is empty: there are no images to fit on"):
         labelled_features(spark, table, "ours")

@@ -1,4 +1,4 @@
-"""The split: by content and seed alone, and what is said where it leaves a class on one side."""
+"""The split: it depends on content and seed only, and classes on one side only are reported."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -25,7 +25,7 @@ def held_out(split: Split, rows: DataFrame) -> set[str]:
     return {row.image_id for row in split.sides(rows)[1].select("image_id").collect()}
 
 
-def test_the_sides_are_those_of_the_hash_and_part_all_images(spark: SparkSession) -> None:
+def test_split_is_by_hash_and_partitions_all_images(spark: SparkSession) -> None:
     rows = images(spark, {"a": 300, "b": 200})
     split = Split(42, 0.3)
     ids = [row.image_id for row in rows.collect()]
@@ -36,14 +36,14 @@ def test_the_sides_are_those_of_the_hash_and_part_all_images(spark: SparkSession
 
 
 @pytest.mark.parametrize("seed", [0, 42, 2**31, 2**40])
-def test_numpy_hashes_as_spark_does(spark: SparkSession, seed: int) -> None:
+def test_numpy_hash_equals_spark_hash(spark: SparkSession, seed: int) -> None:
     texts = ["", "x", "κλειδί", "0123456789" * 9, sha256(b"1").hexdigest(), "k" * 33]
     frame = spark.createDataFrame([(one,) for one in texts], "text string")
     found = [row[0] for row in frame.select(F.xxhash64("text", F.lit(seed))).collect()]
     assert spark_xxhash64([one.encode() for one in texts], seed).astype("int64").tolist() == found
 
 
-def test_a_corrected_label_and_growth_change_no_side(spark: SparkSession) -> None:
+def test_corrected_labels_and_more_images_change_no_side(spark: SparkSession) -> None:
     few, more = images(spark, {"a": 40, "b": 40}), images(spark, {"a": 400, "b": 90, "c": 50})
     split = Split(42, 0.2)
     common = {row.image_id for row in few.collect()}
@@ -52,7 +52,7 @@ def test_a_corrected_label_and_growth_change_no_side(spark: SparkSession) -> Non
     assert held_out(split, corrected) == held_out(split, few)
 
 
-def test_the_seed_decides_and_validation_is_apart_from_the_holdout(spark: SparkSession) -> None:
+def test_seed_determines_the_split_and_validation_is_disjoint_from_the_holdout(spark: SparkSession) -> None:
     rows = images(spark, {"a": 300, "b": 300})
     assert held_out(Split(1, 0.2), rows) != held_out(Split(2, 0.2), rows)
     sides = Sides.of(0.2, 0.5, 42)
@@ -69,7 +69,7 @@ def test_images_of_a_group_are_on_one_side(spark: SparkSession) -> None:
     assert out
 
 
-# --- what is said
+# --- errors and warnings
 
 
 @pytest.mark.parametrize(
@@ -79,19 +79,19 @@ def test_images_of_a_group_are_on_one_side(spark: SparkSession) -> None:
         (0.999999999, r"at least two classes, got \[\] on the training side \(in all: a \(5\), b \(4\)\); add images"),
     ],
 )
-def test_an_empty_side_is_an_error_that_says_what_to_do(spark: SparkSession, share: float, message: str) -> None:
+def test_empty_side_error_says_what_to_do(spark: SparkSession, share: float, message: str) -> None:
     with pytest.raises(ServiceError, match=message) as refused:
         check_sides(images(spark, {"a": 5, "b": 4}), Split(42, share))
     assert "give another --holdout or --seed" in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_a_class_on_one_side_only_is_named_with_its_count(spark: SparkSession) -> None:
+def test_class_on_one_side_only_is_named_with_its_count(spark: SparkSession) -> None:
     rows = images(spark, {"a": 50, "b": 50, "c": 1, "d": 1, "e": 1})
     split = Split(10, 0.3)
     out = held_out(split, rows)
     alone = {name: sha256(f"{name}0".encode()).hexdigest() in out for name in "cde"}
-    assert set(alone.values()) == {True, False}, "the seed should leave some of them on each side"
+    assert set(alone.values()) == {True, False}, "the seed should put some of them on each side"
     lines = check_sides(rows, split)
     fitted, unknown = (", ".join(f"{name} (1)" for name in "cde" if alone[name] is side) for side in (False, True))
     assert lines[0].startswith(f"no image is held out of: {fitted}; metrics do not cover these classes")
@@ -105,9 +105,7 @@ def test_a_class_on_one_side_only_is_named_with_its_count(spark: SparkSession) -
 def groups(group_by: str, sources: Sequence[str | None]) -> list[str]:
     ids, keys = ([f"{kind}{n}" for n in range(len(sources))] for kind in ("id", "key"))
     names = pa.array([f"name{n}" for n in range(len(sources))])
-    given = pa.array(
-        [key.encode() for key in keys[:-1]] + [None]
-    )  # in a row from before keys were kept the name was it
+    given = pa.array([*(key.encode() for key in keys[:-1]), None])  # older rows have no key; their name was the key
     found: list[str] = group_ids(group_by, pa.array(ids), names, pa.array(sources, pa.string()), given).to_pylist()
     return found
 
@@ -121,12 +119,12 @@ def groups(group_by: str, sources: Sequence[str | None]) -> list[str]:
         ("(?P<day>x)|(?P<group>b)", ["id0", "b", "id2", "id3"]),
     ],
 )
-def test_a_group_is_taken_from_the_source_or_the_key(group_by: str, expected: list[str]) -> None:
+def test_group_is_taken_from_the_source_or_the_key(group_by: str, expected: list[str]) -> None:
     assert groups(group_by, ["cam1/a.png", "cam1/b.png", "other", None]) == expected
 
 
-def test_a_pattern_over_hostile_sources_takes_linear_time() -> None:
-    """For Java's or Python's engine this one takes 2^60 steps."""
+def test_pattern_over_hostile_sources_takes_linear_time() -> None:
+    """Java's and Python's regular expressions take 2^60 steps for this one."""
     assert groups("^((a+)+)$", ["a" * 60 + "!"] * 100) == [f"id{n}" for n in range(100)]
 
 
@@ -139,7 +137,7 @@ def test_a_pattern_over_hostile_sources_takes_linear_time() -> None:
         ("(" + "a" * 1_000 + ")", "has 1,002 characters: expected at most 1,000"),
     ],
 )
-def test_a_grouping_that_cannot_be_is_one_line(given: str, why: str) -> None:
+def test_invalid_grouping_is_rejected_in_one_line(given: str, why: str) -> None:
     with pytest.raises(
         ServiceError, match="--group-by: expected source, key, none, or a regular expression"
     ) as refused:
@@ -148,6 +146,6 @@ def test_a_grouping_that_cannot_be_is_one_line(given: str, why: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_without_the_option_there_are_no_groups() -> None:
+def test_default_is_no_grouping() -> None:
     assert chosen_groups(None, None) is chosen_groups("none", None) is None
     assert chosen_groups("source", None) == "source"

@@ -1,4 +1,4 @@
-"""`BundleScorer`: the answers of a registered model on images and on stored features, from a pipeline or a disk."""
+"""`BundleScorer`: predictions of a registered model for images and features, in a pipeline that is saved and loaded."""
 
 import shutil
 from pathlib import Path
@@ -55,7 +55,7 @@ def probabilities_of(rows: DataFrame) -> Features:
 
 
 @pytest.mark.parametrize("column", ["image", "numbers", "vector"])
-def test_images_and_features_get_the_answers_of_the_model(
+def test_images_and_features_get_the_predictions_of_the_model(
     rows: DataFrame, bundle: Path, digits: Digits, head: Head, column: str
 ) -> None:
     scorer = BundleScorer(inputCol=column, bundle=str(bundle))
@@ -70,7 +70,7 @@ def test_images_and_features_get_the_answers_of_the_model(
     assert scorer.classes == head.classes
 
 
-def test_a_row_that_cannot_be_read_has_no_answer_and_a_reason(
+def test_unreadable_row_has_no_prediction_and_a_reason(
     spark: SparkSession, rows: DataFrame, bundle: Path, digits: Digits
 ) -> None:
     images = spark.createDataFrame([(0, b"no image"), (1, None), (2, digits.images[0])], "id int, image binary")
@@ -87,7 +87,7 @@ def test_a_row_that_cannot_be_read_has_no_answer_and_a_reason(
     assert [row["answer"] is None for row in found] == [False, True]
 
 
-def test_sparks_evaluator_takes_the_predictions_and_a_pipeline_is_saved_with_its_model(
+def test_spark_evaluator_accepts_predictions_and_saved_pipeline_contains_the_model(
     rows: DataFrame, bundle: Path, digits: Digits, head: Head, tmp_path: Path
 ) -> None:
     copy = tmp_path / "bundle"
@@ -107,7 +107,7 @@ def test_sparks_evaluator_takes_the_predictions_and_a_pipeline_is_saved_with_its
     assert accuracy > 0.8
 
 
-def test_what_does_not_fit_is_told_in_one_line(rows: DataFrame, bundle: Path, tmp_path: Path) -> None:
+def test_invalid_columns_or_bundle_are_rejected_in_one_line(rows: DataFrame, bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="column 'id' should contain images .* or features .*, got bigint"):
         BundleScorer(inputCol="id", bundle=str(bundle)).transform(rows)
     with pytest.raises(ServiceError, match="BundleScorer needs a bundle"):
@@ -118,20 +118,20 @@ def test_what_does_not_fit_is_told_in_one_line(rows: DataFrame, bundle: Path, tm
         BundleScorer(inputCol="image", bundle=str(bundle), predictionCol="numbers").transform(rows)
 
 
-def test_features_of_another_width_are_told_by_the_worker(spark: SparkSession, bundle: Path) -> None:
+def test_features_of_another_width_are_rejected_by_the_worker(spark: SparkSession, bundle: Path) -> None:
     narrow = spark.createDataFrame([([1.0, 2.0],)], "features array<double>")
     with pytest.raises(Exception, match="expected 1280 features per row, got 2"):
         BundleScorer(inputCol="features", bundle=str(bundle)).transform(narrow).collect()
 
 
-def test_the_label_is_the_true_one_as_everywhere_in_spark(rows: DataFrame, bundle: Path) -> None:
+def test_label_col_is_the_true_label_as_elsewhere_in_spark(rows: DataFrame, bundle: Path) -> None:
     scorer = BundleScorer(inputCol="vector", bundle=str(bundle), labelCol="id", predictedLabelCol="name")
     found = scorer.transform(rows)
     assert set(found.columns) == {*rows.columns, "probability", "prediction", "name"}
     assert (scorer.getLabelCol(), BundleScorer().getLabelCol()) == ("id", "label")
 
 
-def test_every_stage_can_be_written_and_read(spark: SparkSession, tmp_path: Path) -> None:
+def test_every_stage_can_be_saved_and_loaded(spark: SparkSession, tmp_path: Path) -> None:
     stages = [getattr(streaming.ml, name) for name in streaming.ml.__all__]
     assert all(issubclass(stage, MLWritable) and issubclass(stage, MLReadable) for stage in stages)
     stage = DistributedCNNClassifier(inputCol="image", workers=3, epochs=2, learningRate=0.5)

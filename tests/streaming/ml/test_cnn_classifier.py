@@ -1,4 +1,4 @@
-"""A CNN trained on Spark's workers, as a stage of Spark ML."""
+"""A CNN trained on Spark's workers, as a Spark ML estimator."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from streaming.ml import DistributedCNNClassifier
 
 @pytest.fixture(scope="module")
 def digits(spark: SparkSession) -> DataFrame:
-    """100 handwritten zeros and ones, an image that is none, and one without a label."""
+    """100 handwritten zeros and ones, bytes that are not an image, and an image without a label."""
     known = [(data, label) for _, label, data in digit_images(600) if label in ("0", "1")][:100]
     given = [*known, (b"no image", "0"), (known[0][0], None)]
     return spark.createDataFrame(given, "image binary, label string").repartition(2).persist()
 
 
-def test_a_pipeline_with_a_network_is_fitted_saved_and_loaded(digits: DataFrame, tmp_path: Path) -> None:
+def test_cnn_pipeline_is_fitted_saved_and_loaded(digits: DataFrame, tmp_path: Path) -> None:
     network = DistributedCNNClassifier(
         inputCol="image", inputSize=32, epochs=4, batchSize=16, learningRate=0.003, predictionCol="answer"
     )
@@ -35,7 +35,7 @@ def test_a_pipeline_with_a_network_is_fitted_saved_and_loaded(digits: DataFrame,
     assert all(row.probability.sum() == pytest.approx(1, abs=1e-5) for row in answered)
 
 
-def test_columns_of_another_type_are_refused(digits: DataFrame) -> None:
+def test_invalid_column_type_and_mode_are_rejected(digits: DataFrame) -> None:
     with pytest.raises(ServiceError, match="should contain encoded images, got string"):
         DistributedCNNClassifier(inputCol="label").fit(digits)
     with pytest.raises(ServiceError, match="mode should be one of"):

@@ -1,4 +1,4 @@
-"""`DeepImageFeaturizer` on bytes and on Spark's image structs: the engine's own features, or null and a reason."""
+"""`DeepImageFeaturizer` on encoded images and Spark's image structs: the engine's features, or null and a reason."""
 
 import json
 from io import BytesIO
@@ -63,7 +63,7 @@ def encoded(image: Image.Image, image_format: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def test_bytes_get_the_engines_own_features(
+def test_encoded_images_get_the_features_of_the_engine(
     spark: SparkSession, featurizer: DeepImageFeaturizer, images: list[bytes], expected: Features
 ) -> None:
     rows = featurizer.transform(frame_of(spark, images))
@@ -72,7 +72,7 @@ def test_bytes_get_the_engines_own_features(
     assert rows.where("why is not null").count() == 0
 
 
-def test_null_and_bad_images_get_null_and_a_reason_and_keep_their_place(
+def test_null_and_bad_images_get_null_features_and_a_reason(
     spark: SparkSession, featurizer: DeepImageFeaturizer, images: list[bytes], expected: Features
 ) -> None:
     values = [None, images[0], b"", b"not an image", images[1], images[2][: len(images[2]) // 2]]
@@ -91,14 +91,12 @@ def test_bad_rows_can_be_skipped(spark: SparkSession, featurizer: DeepImageFeatu
         featurizer.transform(rows.select("id", "image"))
 
 
-def test_only_bad_images_and_no_images_at_all_are_no_dead_job(
-    spark: SparkSession, featurizer: DeepImageFeaturizer
-) -> None:
+def test_bad_images_only_and_empty_input_do_not_fail(spark: SparkSession, featurizer: DeepImageFeaturizer) -> None:
     assert featurizer.transform(frame_of(spark, [None, b"x"])).where("features is null").count() == 2
     assert featurizer.transform(frame_of(spark, [])).collect() == []
 
 
-def test_images_are_computed_once_however_many_columns_and_filters_use_them(
+def test_images_are_computed_once_for_all_columns_and_filters(
     spark: SparkSession, featurizer: DeepImageFeaturizer, images: list[bytes]
 ) -> None:
     rows = featurizer.transform(frame_of(spark, images)).where("why is null").where("features is not null")
@@ -109,7 +107,7 @@ def test_images_are_computed_once_however_many_columns_and_filters_use_them(
 # --- Spark's image struct
 
 
-def test_sparks_image_source_gives_the_features_of_the_files(
+def test_spark_image_source_gives_the_features_of_the_files(
     spark: SparkSession, featurizer: DeepImageFeaturizer, tmp_path: Path, exported: ExportedBackbone
 ) -> None:
     generator = np.random.default_rng(0)
@@ -144,16 +142,16 @@ def test_sparks_image_source_gives_the_features_of_the_files(
     ],
     ids=str,
 )
-def test_structs_that_do_not_hold_together_are_bad_images(
-    featurizer_reason: "ReasonOf", change: dict[str, object], reason: str
+def test_inconsistent_image_structs_are_bad_images(
+    reason_of: "ReasonOf", change: dict[str, object], reason: str
 ) -> None:
     struct = {"origin": "", "height": 2, "width": 2, "nChannels": 3, "mode": 16, "data": b"\0" * 12}
-    assert featurizer_reason(struct) is None
-    assert str(featurizer_reason(struct | change)).split(":")[0] == reason
+    assert reason_of(struct) is None
+    assert str(reason_of(struct | change)).split(":")[0] == reason
 
 
 class ReasonOf:
-    """Why the worker's code refuses an image struct, or None."""
+    """The reason for which the worker's code rejects an image struct, or None."""
 
     def __init__(self, flatbuffer: Path) -> None:
         self.engine = LiteRTEngine(flatbuffer)
@@ -168,11 +166,11 @@ class ReasonOf:
 
 
 @pytest.fixture(scope="module")
-def featurizer_reason(exported: ExportedBackbone) -> ReasonOf:
+def reason_of(exported: ExportedBackbone) -> ReasonOf:
     return ReasonOf(exported.flatbuffer)
 
 
-# --- checks before a job starts
+# --- validation before a job starts
 
 
 def schema_of(**columns: object) -> StructType:
@@ -188,9 +186,9 @@ def schema_of(**columns: object) -> StructType:
         (schema_of(image=BinaryType(), features=StringType()), "the column 'features' already exists"),
         (schema_of(image=BinaryType(), why=StringType()), "the column 'why' already exists"),
     ],
-    ids=["missing", "strings", "another struct", "output taken", "reason taken"],
+    ids=["missing", "strings", "another struct", "output exists", "reason exists"],
 )
-def test_columns_that_do_not_fit_are_told_in_one_line(
+def test_invalid_columns_are_rejected_in_one_line(
     featurizer: DeepImageFeaturizer, schema: StructType, message: str
 ) -> None:
     with pytest.raises(ServiceError, match=message) as refused:
@@ -199,7 +197,7 @@ def test_columns_that_do_not_fit_are_told_in_one_line(
     assert str(refused.value).startswith("DeepImageFeaturizer: ")
 
 
-def test_a_wrong_name_or_size_is_told_before_anything_is_exported(spark: SparkSession, images: list[bytes]) -> None:
+def test_invalid_name_or_size_is_rejected_before_any_export(spark: SparkSession, images: list[bytes]) -> None:
     rows = frame_of(spark, images)
     with pytest.raises(ServiceError, match="needs a modelName: efficientnet_lite0, "):
         DeepImageFeaturizer(inputCol="image", outputCol="features").transform(rows)
@@ -221,11 +219,11 @@ def test_a_wrong_name_or_size_is_told_before_anything_is_exported(spark: SparkSe
         ("LeNet", "LeNet"),
     ],
 )
-def test_keras_names_of_backbones_are_known(given: str, name: str) -> None:
+def test_keras_names_of_backbones_are_accepted(given: str, name: str) -> None:
     assert backbone_name(given) == name
 
 
-def test_every_param_is_explained_and_has_the_default_that_it_tells() -> None:
+def test_every_param_is_explained_with_its_default() -> None:
     stage = DeepImageFeaturizer(modelName="InceptionV3")
     assert (stage.spec().n_features, stage.spec().input_size) == (2048, (299, 299))
     text = stage.explainParams()
@@ -239,7 +237,7 @@ def test_every_param_is_explained_and_has_the_default_that_it_tells() -> None:
 # --- in a pipeline, saved and loaded
 
 
-def test_a_pipeline_with_sparks_logistic_regression_is_fitted_saved_and_loaded_without_the_exports(
+def test_pipeline_is_fitted_saved_and_loaded_without_the_export_cache(
     spark: SparkSession, exports: Path, tmp_path: Path
 ) -> None:
     digits = [(label, data) for _, label, data in digit_images(70) if label in {"0", "1", "7"}]
@@ -281,7 +279,7 @@ def test_a_pipeline_with_sparks_logistic_regression_is_fitted_saved_and_loaded_w
     }
 
 
-def test_a_saved_stage_that_was_altered_or_is_another_is_refused(
+def test_modified_or_foreign_saved_stage_is_rejected(
     spark: SparkSession, featurizer: DeepImageFeaturizer, tmp_path: Path
 ) -> None:
     path = tmp_path / "stage"
@@ -300,5 +298,5 @@ def test_a_saved_stage_that_was_altered_or_is_another_is_refused(
             DeepImageFeaturizer.load(str(path))
 
 
-def test_vectors_are_spark_mls(spark: SparkSession, featurizer: DeepImageFeaturizer) -> None:
+def test_output_column_is_a_spark_ml_vector(spark: SparkSession, featurizer: DeepImageFeaturizer) -> None:
     assert featurizer.transformSchema(schema_of(image=BinaryType()))["features"].dataType == VectorUDT()

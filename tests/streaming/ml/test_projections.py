@@ -1,4 +1,4 @@
-"""The projections as Spark ML estimators, held against NumPy and scikit-learn on the same rows."""
+"""The projections as Spark ML estimators, compared with NumPy and scikit-learn on the same rows."""
 
 from pathlib import Path
 
@@ -9,12 +9,7 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.classification import LogisticRegression
 from pyspark.ml.evaluation import MulticlassClassificationEvaluator
 from pyspark.ml.functions import array_to_vector, vector_to_array
-from pyspark.ml.tuning import (
-    CrossValidator,
-    CrossValidatorModel,
-    ParamGridBuilder,
-    TrainValidationSplit,
-)
+from pyspark.ml.tuning import CrossValidator, CrossValidatorModel, ParamGridBuilder, TrainValidationSplit
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812
 from sklearn.datasets import load_digits
@@ -39,7 +34,7 @@ def digits() -> Features:
 
 @pytest.fixture(scope="module")
 def rows(spark: SparkSession, digits: Features) -> DataFrame:
-    """id, label, features as vectors, and the same as arrays."""
+    """id, label, and features as vectors and as arrays (`numbers`)."""
     labels = load_digits().target[:ROWS].astype(float)
     frame = spark.createDataFrame(pa.table({"id": range(ROWS), "label": labels, "numbers": list_array(digits)}))
     return frame.withColumn("features", array_to_vector("numbers")).repartition(2).persist()
@@ -50,9 +45,7 @@ def matrix_of(rows: DataFrame, column: str) -> Features:
     return np.array([row["values"] for row in found], np.float32)
 
 
-def test_pca_keeps_as_many_components_as_scikit_learn_and_spans_the_same_space(
-    rows: DataFrame, digits: Features
-) -> None:
+def test_pca_agrees_with_scikit_learn(rows: DataFrame, digits: Features) -> None:
     model = ImagePCA(inputCol="features", outputCol="pca", explainedVariance=0.9).fit(rows)
     reference = ReferencePCA(0.9).fit(digits.astype(np.float64))
     assert isinstance(model.projection, PCA)
@@ -63,7 +56,7 @@ def test_pca_keeps_as_many_components_as_scikit_learn_and_spans_the_same_space(
 
 
 @pytest.mark.parametrize("column", ["features", "numbers"])
-def test_vectors_and_arrays_are_the_same_to_the_stages(rows: DataFrame, digits: Features, column: str) -> None:
+def test_vectors_and_arrays_are_equivalent_inputs(rows: DataFrame, digits: Features, column: str) -> None:
     model = ImagePCA(inputCol=column, outputCol="pca", k=5).fit(rows)
     assert matrix_of(model.transform(rows), "pca").shape == (ROWS, 5)
     narrow = SparseRandomProjection(inputCol=column, outputCol="random", k=20, seed=7).fit(rows)
@@ -71,14 +64,14 @@ def test_vectors_and_arrays_are_the_same_to_the_stages(rows: DataFrame, digits: 
     np.testing.assert_array_equal(matrix_of(narrow.transform(rows), "random"), expected)
 
 
-def test_random_projection_sizes_itself_by_the_rows_and_eps(spark: SparkSession) -> None:
+def test_random_projection_width_follows_the_rows_and_eps(spark: SparkSession) -> None:
     wide = np.random.default_rng(0).random((40, 2_000), np.float32)
     rows = spark.createDataFrame(pa.table({"id": range(40), "features": list_array(wide)}))
     model = SparseRandomProjection(inputCol="features", outputCol="random", eps=0.3).fit(rows)
     assert model.projection.n_out == johnson_lindenstrauss_dim(40, 0.3)
 
 
-def test_rows_of_null_are_left_out_of_the_fit_and_stay_null(rows: DataFrame) -> None:
+def test_null_rows_are_excluded_from_the_fit_and_stay_null(rows: DataFrame) -> None:
     some = rows.withColumn("features", F.when(F.col("id") >= 40, F.col("features")))
     whole = ImagePCA(inputCol="features", outputCol="pca", k=3).fit(rows.where("id >= 40"))
     model = ImagePCA(inputCol="features", outputCol="pca", k=3).fit(some)
@@ -87,7 +80,7 @@ def test_rows_of_null_are_left_out_of_the_fit_and_stay_null(rows: DataFrame) -> 
     assert sorted(row["id"] for row in found.where("pca is null").collect()) == list(range(40))
 
 
-def test_what_does_not_fit_is_told_in_one_line(spark: SparkSession, rows: DataFrame) -> None:
+def test_invalid_columns_or_options_are_rejected_in_one_line(spark: SparkSession, rows: DataFrame) -> None:
     with pytest.raises(ServiceError, match="ImagePCA: there is no column 'pixels': expected one of id, label"):
         ImagePCA(inputCol="pixels", outputCol="pca").fit(rows)
     with pytest.raises(ServiceError, match="column 'label' should contain features .* got double"):
@@ -124,7 +117,7 @@ def test_models_and_estimators_are_saved_and_loaded(rows: DataFrame, tmp_path: P
         np.testing.assert_array_equal(matrix_of(loaded.transform(rows), "out"), matrix_of(model.transform(rows), "out"))
 
 
-def test_cross_validation_searches_pca_and_sparks_own_classifier_together(rows: DataFrame, tmp_path: Path) -> None:
+def test_cross_validation_tunes_pca_with_a_spark_classifier(rows: DataFrame, tmp_path: Path) -> None:
     pca = ImagePCA(inputCol="features", outputCol="pca")
     pipeline = Pipeline(stages=[pca, LogisticRegression(featuresCol="pca", maxIter=10)])
     grid = ParamGridBuilder().addGrid(pca.k, [1, 12]).build()
@@ -145,7 +138,7 @@ def test_cross_validation_searches_pca_and_sparks_own_classifier_together(rows: 
     assert best.stages[0].projection.n_out == 12
 
 
-def test_a_validation_split_searches_the_random_projection(rows: DataFrame) -> None:
+def test_train_validation_split_tunes_the_random_projection(rows: DataFrame) -> None:
     projection = SparseRandomProjection(inputCol="features", outputCol="random")
     search = TrainValidationSplit(
         estimator=Pipeline(stages=[projection, LogisticRegression(featuresCol="random", maxIter=10)]),

@@ -1,4 +1,4 @@
-"""The report on what was predicted: from Delta alone, and honest about what stored answers cannot tell."""
+"""The live report: metrics of stored predictions, read from Delta tables; unavailable metrics are noted."""
 
 import hashlib
 import io
@@ -37,7 +37,7 @@ def predict(settings: Settings, answers: list[dict[str, Any]]) -> None:
 
 
 def some_answers(n: int) -> list[dict[str, Any]]:
-    """Answers of which about two thirds are right, and a tenth has no label."""
+    """Predictions of which about two thirds are right, and one in ten has no label."""
     generator = np.random.default_rng(0)
     truth = generator.integers(0, 3, n)
     predicted = np.where(generator.random(n) < 0.65, truth, generator.integers(0, 3, n))
@@ -53,7 +53,7 @@ def some_answers(n: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_figures_are_those_of_the_labelled_predictions(settings: Settings) -> None:
+def test_metrics_are_those_of_the_labelled_predictions(settings: Settings) -> None:
     answers = some_answers(300)
     predict(settings, answers)
     known = [one for one in answers if one["label_true"]]
@@ -67,7 +67,7 @@ def test_figures_are_those_of_the_labelled_predictions(settings: Settings) -> No
     assert 0 < found.calibration_error < 1
 
 
-def test_labels_given_later_count_and_the_latest_wins(settings: Settings) -> None:
+def test_later_labels_count_and_the_latest_wins(settings: Settings) -> None:
     predict(settings, [{"label": "cat", "label_true": "cat"}, {"label": "cat"}, {"label": "dog"}])
     given = [("0-0", "dog", 0), ("0-1", "dog", 0), ("0-1", "cat", 2), ("0-1", "cow", 1)]
     labels = [{"image_id": i, "label": label, "labelled_at": NOW + timedelta(hours=h)} for i, label, h in given]
@@ -78,7 +78,7 @@ def test_labels_given_later_count_and_the_latest_wins(settings: Settings) -> Non
     assert [(one.image_id, one.label, one.predicted) for one in found.mistakes] == [("0-0", "dog", "cat")]
 
 
-def test_one_version_can_be_asked_for(settings: Settings) -> None:
+def test_report_can_be_limited_to_one_version(settings: Settings) -> None:
     predict(settings, [{"label": "cat", "label_true": "cat"}] * 3)
     predict(settings, [{"label": "cat", "label_true": "dog", "model_version": 2}])
     assert read_live_report(settings).evaluation.accuracy == 0.75
@@ -89,7 +89,7 @@ def test_one_version_can_be_asked_for(settings: Settings) -> None:
         read_live_report(settings, 3)
 
 
-def test_what_stored_answers_cannot_tell_is_left_out_and_said(settings: Settings) -> None:
+def test_metrics_unavailable_from_stored_answers_are_omitted_and_noted(settings: Settings) -> None:
     top_k = [{"label": "cat", "probability": 0.6}, {"label": "dog", "probability": 0.3}]
     rows = [{"label": "cat", "label_true": truth, "top_k": top_k} for truth in ("cat", "dog", "cow", "dog")]
     predict(settings, rows)
@@ -100,7 +100,7 @@ def test_what_stored_answers_cannot_tell_is_left_out_and_said(settings: Settings
     assert "75.00% of the images" in note
 
 
-def test_labels_without_end_are_counted_together(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_excess_labels_are_counted_together(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_report, "MAX_CLASSES", 3)
     answers = [{"label": "cat", "label_true": f"spam {number}"} for number in range(40)]
     predict(settings, [*answers, *({"label": "cat", "label_true": "dog"} for _ in range(5))])
@@ -110,8 +110,8 @@ def test_labels_without_end_are_counted_together(settings: Settings, monkeypatch
     assert (found.rows, found.right) == (45, 0)
 
 
-def test_an_answer_is_right_by_its_label_whether_or_not_labels_are_counted_together(settings: Settings) -> None:
-    """1,000 classes and random answers: 3 are right; equal buckets would make it 675."""
+def test_correctness_does_not_depend_on_counting_labels_together(settings: Settings) -> None:
+    """1,000 classes and random answers: 3 are right; comparing the merged labels would give 675."""
     truth, predicted = np.random.default_rng(0).integers(0, 1000, (2, 5000))
     predict(
         settings,
@@ -127,7 +127,7 @@ def test_an_answer_is_right_by_its_label_whether_or_not_labels_are_counted_toget
     assert [found.confusion[known[name], known[name]] for name in names] == hits
 
 
-def test_images_come_from_files_that_still_hold_them(settings: Settings, tmp_path: Path) -> None:
+def test_image_is_shown_only_if_its_file_still_matches(settings: Settings, tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
     path, image_id = tmp_path / "red.png", hashlib.sha256(buffer.getvalue()).hexdigest()
@@ -153,7 +153,7 @@ def test_command_writes_the_page_without_a_jvm(settings: Settings, tmp_path: Pat
     assert not (settings.work_dir / "spark.log").exists()
 
 
-def test_without_labelled_predictions_there_is_nothing_to_report(settings: Settings) -> None:
+def test_report_without_labelled_predictions_is_rejected(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="no predictions yet"):
         read_live_report(settings)
     predict(settings, [{"label": "cat"}])

@@ -1,4 +1,4 @@
-"""The report on a model: figures of its own holdout, a fair comparison, and a page that stands alone in a browser."""
+"""The model report: metrics on the holdout, a comparison on common images, and a self-contained page."""
 
 import json
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ OTHER_BACKBONE = "f" * 64
 
 @dataclass(frozen=True)
 class Service:
-    """A home with labelled features of digits, two versions of which the second is poor, and who is held out."""
+    """A home with labelled features of digits and two versions, the second one poor; `held_out` is a mask of `ids`."""
 
     settings: Settings
     digits: Digits
@@ -77,8 +77,8 @@ def service(
     for number, image in enumerate(digits.images):
         path = home / f"{number}.png"
         sources.append(str(path))
-        if number % 3:  # a third of the files is gone
-            path.write_bytes(image if number % 3 == 1 else image + b"\0")  # and another has changed since
+        if number % 3:  # a third of the files is missing
+            path.write_bytes(image if number % 3 == 1 else image + b"\0")  # and a third has changed
     table = Table(settings.place.tables, "features")
     store(table, digits, ids, sources, exported.sha256, 0)
     half = Digits(digits.images[: N // 2], digits.labels[: N // 2], digits.features[: N // 2])
@@ -98,7 +98,7 @@ def service(
 
 @pytest.fixture(scope="module")
 def report(spark: SparkSession, service: Service) -> ModelReport:
-    """Version 1 beside version 2."""
+    """The report on version 1, compared with version 2."""
     return model_report(spark, service.settings.place, service.features, service.version(1), service.version(2))
 
 
@@ -115,10 +115,10 @@ def right(service: Service, number: int) -> np.ndarray:
     return np.array([head.classes[i] == label for i, label in zip(best, service.digits.labels, strict=True)])
 
 
-# --- what it reads
+# --- the content
 
 
-def test_figures_are_those_of_the_images_that_were_held_out(report: ModelReport, service: Service) -> None:
+def test_metrics_are_those_of_the_held_out_images(report: ModelReport, service: Service) -> None:
     head = load_head(service.version(1).bundle)
     whole = expected(service, head, service.held_out).result()
     np.testing.assert_array_equal(report.evaluation.confusion, whole.confusion)
@@ -140,11 +140,11 @@ def test_versions_are_compared_image_by_image(report: ModelReport, service: Serv
     generator = np.random.default_rng(1)
     picks = generator.integers(0, len(ours), (4000, len(ours)))
     gains = ours[picks].mean(axis=1) - theirs[picks].mean(axis=1)
-    assert compared.gain == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=1.01 / len(ours))  # an image
+    assert compared.gain == pytest.approx(np.quantile(gains, [0.025, 0.975]), abs=1.01 / len(ours))  # one image
     assert 0 < compared.gain.low < counts.gain < compared.gain.high
 
 
-def test_images_that_it_was_fitted_on_are_shown_apart(report: ModelReport, service: Service) -> None:
+def test_training_images_are_evaluated_separately(report: ModelReport, service: Service) -> None:
     whole = expected(service, load_head(service.version(1).bundle), ~service.held_out).result()
     assert report.fitted is not None
     np.testing.assert_array_equal(report.fitted.confusion, whole.confusion)
@@ -152,7 +152,7 @@ def test_images_that_it_was_fitted_on_are_shown_apart(report: ModelReport, servi
     assert whole.accuracy > report.evaluation.accuracy
 
 
-def test_images_that_the_other_version_was_fitted_on_do_not_count(spark: SparkSession, service: Service) -> None:
+def test_training_images_of_the_other_version_are_excluded(spark: SparkSession, service: Service) -> None:
     bundle, of_class = service.version(2).bundle, zip(service.digits.images, service.digits.labels, strict=True)
     seen = seen_images([image for image, label in of_class if label == "0"])
     files = {**bundle.files, FITTED_ON: write_npz(seen.to_arrays())}
@@ -163,11 +163,11 @@ def test_images_that_the_other_version_was_fitted_on_do_not_count(spark: SparkSe
     assert compared.ours.rows == compared.counts.rows == (service.held_out & ~of_zero).sum()
 
 
-def test_a_class_that_the_other_version_does_not_know_counts(spark: SparkSession, service: Service) -> None:
+def test_class_unknown_to_the_other_version_is_included(spark: SparkSession, service: Service) -> None:
     bundle = service.version(2).bundle
     renamed = tuple("zero" if name == "0" else name for name in bundle.manifest.classes)
-    ignorant = Version(3, replace(bundle, manifest=bundle.manifest.model_copy(update={"classes": renamed})))
-    compared = model_report(spark, service.settings.place, service.features, service.version(1), ignorant).comparison
+    other = Version(3, replace(bundle, manifest=bundle.manifest.model_copy(update={"classes": renamed})))
+    compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
     assert compared is not None
     assert compared.counts.rows == service.held_out.sum()
     assert compared.theirs.classes == (*renamed, "0")
@@ -179,7 +179,7 @@ def on_other_backbone(version: Version, backbone: str) -> Version:
     return Version(3, replace(version.bundle, manifest=version.bundle.manifest.model_copy(update={"files": files})))
 
 
-def test_versions_of_different_backbones_meet_where_both_have_features(spark: SparkSession, service: Service) -> None:
+def test_versions_with_different_backbones_are_compared_on_common_images(spark: SparkSession, service: Service) -> None:
     other = on_other_backbone(service.version(2), OTHER_BACKBONE)
     compared = model_report(spark, service.settings.place, service.features, service.version(1), other).comparison
     assert compared is not None
@@ -187,15 +187,15 @@ def test_versions_of_different_backbones_meet_where_both_have_features(spark: Sp
     assert compared.ours.rows == compared.theirs.rows == compared.counts.rows == (service.held_out & first_half).sum()
 
 
-def test_what_cannot_be_compared_or_evaluated_is_said_in_one_line(spark: SparkSession, service: Service) -> None:
-    stranger = on_other_backbone(service.version(2), "e" * 64)
+def test_impossible_comparison_or_evaluation_is_reported_in_one_line(spark: SparkSession, service: Service) -> None:
+    unrelated = on_other_backbone(service.version(2), "e" * 64)
     with pytest.raises(ServiceError, match="versions 1 and 3 cannot be compared: there is no labelled image with"):
-        model_report(spark, service.settings.place, service.features, service.version(1), stranger)
+        model_report(spark, service.settings.place, service.features, service.version(1), unrelated)
     with pytest.raises(ServiceError, match="version 3 may have been fitted on every labelled image in"):
-        model_report(spark, service.settings.place, service.features, stranger)
+        model_report(spark, service.settings.place, service.features, unrelated)
 
 
-def test_images_are_shown_only_while_their_files_are_what_was_scored(report: ModelReport, service: Service) -> None:
+def test_images_are_shown_only_if_their_files_are_unchanged(report: ModelReport, service: Service) -> None:
     shown = [*report.samples, *report.mistakes]
     assert len(report.samples) == 9
     assert {one.pixels is not None for one in shown} == {True, False}
@@ -219,7 +219,7 @@ def written(report: ModelReport, tmp_path_factory: pytest.TempPathFactory) -> tu
     return page, write_page(report, page)
 
 
-def test_figures_lie_beside_the_page_as_png(written: tuple[Path, list[Path]]) -> None:
+def test_figures_are_written_as_png_next_to_the_page(written: tuple[Path, list[Path]]) -> None:
     page, figures = written
     names = {"confusion", "roc", "reliability", "variance", "balance", "samples"}
     assert {file.stem for file in figures} == names
@@ -228,7 +228,7 @@ def test_figures_lie_beside_the_page_as_png(written: tuple[Path, list[Path]]) ->
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 360)], ids=["light and wide", "dark on a phone"])
-def test_page_stands_alone_in_a_browser(
+def test_page_is_self_contained_in_a_browser(
     written: tuple[Path, list[Path]], report: ModelReport, service: Service, dark: bool, width: int
 ) -> None:
     with chromium(dark=dark, width=width) as chrome:
@@ -263,12 +263,12 @@ def test_command_writes_the_page_and_a_summary(service: Service, report: ModelRe
     found = imagestream(service.settings, "report", "--model", 1, "--against", 2, "--output", page)
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert len(found["figures"]) == 6
-    same = json.loads(json.dumps(summary_of(report)))
+    expected_summary = json.loads(json.dumps(summary_of(report)))
     assert {name: found[name] for name in ("classes", "mistakes", "notes")} == {
-        name: same[name] for name in ("classes", "mistakes", "notes")
+        name: expected_summary[name] for name in ("classes", "mistakes", "notes")
     }
-    assert found["metrics"] == pytest.approx(same["metrics"], abs=1e-6)
-    assert found["comparison"]["only_this_right"] == same["comparison"]["only_this_right"]
+    assert found["metrics"] == pytest.approx(expected_summary["metrics"], abs=1e-6)
+    assert found["comparison"]["only_this_right"] == expected_summary["comparison"]["only_this_right"]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_command_writes_the_page_and_a_summary(service: Service, report: ModelRe
         (["--model", "1", "--output", "/"], "--output: expected a file in a writable folder, got /"),
     ],
 )
-def test_mistakes_are_told_in_one_line(service: Service, arguments: list[str], message: str) -> None:
-    said = imagestream(service.settings, "report", *arguments, code=(1, 2))["stderr"]
-    assert message in said
-    assert said.count("\n") == 1
+def test_invalid_arguments_are_reported_in_one_line(service: Service, arguments: list[str], message: str) -> None:
+    error = imagestream(service.settings, "report", *arguments, code=(1, 2))["stderr"]
+    assert message in error
+    assert error.count("\n") == 1

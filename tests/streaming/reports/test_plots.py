@@ -1,4 +1,4 @@
-"""Figures: drawn of what the evaluation says, whatever the classes are called and however many there are."""
+"""Figures show the evaluation for any names and any number of classes."""
 
 import io
 from pathlib import Path
@@ -36,7 +36,7 @@ def size_of(image: bytes) -> tuple[int, int]:
 
 @pytest.mark.parametrize("style", ["light", "dark"])
 @pytest.mark.parametrize("classes", [HOSTILE, tuple("ab"), tuple(map(str, range(45)))], ids=["hostile", "two", "many"])
-def test_every_figure_is_drawn_whatever_the_classes_are(classes: tuple[str, ...], style: plots.Style) -> None:
+def test_every_figure_is_drawn_for_any_class_names(classes: tuple[str, ...], style: plots.Style) -> None:
     found = evaluation(classes)
     for draw in (
         lambda: plots.confusion_figure(found),
@@ -54,7 +54,7 @@ def texts(figure: Figure) -> set[str]:
     return {text.get_text() for axes in figure.axes for text in (*axes.texts, *axes.get_xticklabels())}
 
 
-def test_confusion_figure_shows_the_counts_and_roc_figure_the_curves() -> None:
+def test_confusion_and_roc_figures_show_the_evaluation() -> None:
     found = evaluation(("a", "b", "c"))
     assert {f"{count:,}" for count in found.confusion.flat if count} <= texts(plots.confusion_figure(found))
     axes = plots.roc_figure(found).axes[0]
@@ -66,7 +66,7 @@ def test_confusion_figure_shows_the_counts_and_roc_figure_the_curves() -> None:
     assert legend.get_texts()[-1].get_text() == f"mean  {found.macro_auc:.4f}"
 
 
-def test_reliability_and_variance_figures_follow_the_numbers() -> None:
+def test_reliability_and_variance_figures_show_their_values() -> None:
     found = evaluation(("a", "b", "c"))
     confidence, right, _ = found.reliability_curve()
     line = plots.reliability_figure(found).axes[0].lines[1]
@@ -76,7 +76,7 @@ def test_reliability_and_variance_figures_follow_the_numbers() -> None:
     assert "2 kept: 80.0%" in texts(figure)
 
 
-def test_samples_are_titled_and_a_missing_image_says_so() -> None:
+def test_samples_have_titles_and_missing_images_are_marked() -> None:
     figure = plots.samples_figure([sample("cat", "dog"), sample("cat", "cat", np.zeros((4, 4, 3), np.uint8))])
     first, second, *rest = figure.axes
     assert first.get_title() == "✗ true cat / predicted dog\nconfidence 50%"
@@ -85,7 +85,7 @@ def test_samples_are_titled_and_a_missing_image_says_so() -> None:
     assert (len(second.images), len(rest)) == (1, 7)
 
 
-def test_names_are_one_short_line_without_formulas() -> None:
+def test_class_names_are_shortened_and_escaped() -> None:
     assert short("a\nb\u202ec") == "a\ufffdb\ufffdc"
     assert short("$x$") == r"\$x\$"
     assert short("x" * 300) == "x" * 17 + "…"

@@ -1,4 +1,4 @@
-"""The report over real Delta tables: per version, quarantine, and champion beside challenger."""
+"""The report over real Delta tables: versions, quarantine, and champion compared with challenger."""
 
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -69,7 +69,7 @@ def test_each_version_has_its_count_accuracy_and_confidence(settings: Settings) 
     assert (second["version"], second["labelled"], second["accuracy"]) == (2, 0, None)
 
 
-def test_a_label_given_later_counts_and_the_latest_wins(settings: Settings) -> None:
+def test_later_label_counts_and_the_latest_wins(settings: Settings) -> None:
     predict(settings, 1, [("cat", "dog"), ("cat", None), ("cat", None)])
     labels = [
         {"image_id": image, "label": label, "labelled_at": NOW + timedelta(hours=hours)}
@@ -97,7 +97,7 @@ def test_champion_and_challenger_are_compared_on_the_same_images(settings: Setti
     found = read_report(settings)
     (row,) = found.agreement
     assert (row["challenger"], row["rows"], row["agreement"], row["labelled"]) == (2, 5, 0.2, 4)
-    # Nobody knows what these versions were fitted on, for the registry does not have them: no image judges them.
+    # These versions are not in the registry, so any image may be a training image: none is used for their accuracy.
     assert (row["judged"], row["fitted"], row["champion_accuracy"], row["challenger_accuracy"]) == (0, 4, None, None)
     assert (row["fitted_champion_accuracy"], row["fitted_challenger_accuracy"]) == (0.5, 0.75)
     assert (row["champion_confidence"], row["challenger_confidence"]) == (0.75, 0.5)
@@ -108,17 +108,17 @@ def test_champion_and_challenger_are_compared_on_the_same_images(settings: Setti
     assert [(one["champion_right"], one["challenger_right"]) for one in found.disagreements] == [(0, 2), (1, 0)]
 
 
-def test_images_that_champion_or_challenger_was_fitted_on_are_left_out_and_shown_apart(
+def test_training_images_of_champion_or_challenger_are_evaluated_separately(
     settings: Settings, exported: ExportedBackbone
 ) -> None:
-    """Of six images the champion was fitted on the first; the challenger on the second, which has another key."""
+    """The champion was fitted on the first of six images, the challenger on the second, which has another key."""
     digits = some_digits(exported, 40)
     head, registry = fit_head(digits.features, digits.labels), open_registry(settings.home)
     for number in (0, 1):
         register_model(registry, exported, head, digits.images[:2], seen=seen_images([digits.images[number]]))
     shas = [registry.read(version).sha256 for version in (1, 2)]
     contents = [sha256(image).hexdigest() for image in digits.images[:6]]
-    ids = [contents[0], "a key of its own", *contents[2:]]
+    ids = [contents[0], "another key", *contents[2:]]
     place = [{"topic": "images", "partition": 0, "offset": n, "image_id": name} for n, name in enumerate(ids)]
     right = [(True, False), (False, True), (True, True), (False, True), (False, True), (True, False)]
     answers = [
@@ -142,7 +142,7 @@ def test_images_that_champion_or_challenger_was_fitted_on_are_left_out_and_shown
     assert data.agreement(reader, 2) == row
 
 
-def test_one_challenger_can_be_asked_for(settings: Settings) -> None:
+def test_report_can_be_limited_to_one_challenger(settings: Settings) -> None:
     predict(settings, 1, [("cat", None)])
     shadow(settings, 2, [("cat", "dog", None)])
     shadow(settings, 3, [("cat", "cat", None)])
@@ -163,12 +163,12 @@ def test_command_reports_a_stream_without_a_challenger(settings: Settings) -> No
     assert found["agreement"] == found["disagreements"] == []
 
 
-def test_without_predictions_there_is_nothing_to_report(settings: Settings) -> None:
+def test_report_without_predictions_is_rejected(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="no predictions yet"):
         read_report(settings)
 
 
-def test_drift_is_told_of_the_newest_batches_that_are_large_enough(settings: Settings) -> None:
+def test_drift_is_reported_for_the_newest_large_batches(settings: Settings) -> None:
     figures = {"psi_max": 0.3, "component": 7.0, "psi_mean": 0.1, "mean_shift": 0.5, "spread": 1.1}
     figures |= {"low_confidence": 0.2, "low_confidence_in_training": 0.1}
     for number, images in enumerate((500, 20, 400)):

@@ -1,4 +1,4 @@
-"""Thumbnails: a table may name any path; only the very image that was scored is shown."""
+"""Thumbnails: a table may contain any path, but only the image that was scored is shown."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def test_the_image_is_shown_from_the_first_place_that_still_holds_it(tmp_path: Path, image: bytes) -> None:
+def test_thumbnail_comes_from_the_first_path_that_still_has_the_image(tmp_path: Path, image: bytes) -> None:
     (tmp_path / "changed.png").write_bytes(image + b"\0")
     (tmp_path / "kept.png").write_bytes(image)
     places = [None, "", str(tmp_path / "gone.png"), str(tmp_path / "changed.png"), str(tmp_path / "kept.png")]
@@ -34,14 +34,14 @@ def test_the_image_is_shown_from_the_first_place_that_still_holds_it(tmp_path: P
     assert thumbnail(places[:-1], sha256(image)) is None
 
 
-def test_what_is_no_regular_file_of_an_images_size_is_not_even_read(tmp_path: Path, image: bytes) -> None:
-    os.mkfifo(tmp_path / "pipe")  # reading it would wait for good
+def test_special_files_directories_and_oversized_files_are_not_read(tmp_path: Path, image: bytes) -> None:
+    os.mkfifo(tmp_path / "pipe")  # reading it would block forever
     with (tmp_path / "huge").open("wb") as huge:
         huge.truncate(1 << 40)
     for place in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path / "huge"), str(tmp_path), "a\0b"):
         assert thumbnail([place], sha256(image)) is None
 
 
-def test_a_file_that_matches_but_is_no_image_is_not_shown(tmp_path: Path) -> None:
+def test_matching_file_that_is_not_an_image_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"not an image")
     assert thumbnail([str(tmp_path / "secret")], sha256(b"not an image")) is None

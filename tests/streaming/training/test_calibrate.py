@@ -1,4 +1,4 @@
-"""Calibration images come from all of a data set and all of its classes, whatever order it is in."""
+"""Calibration images are drawn from the whole data set and all of its classes, in any order of its images."""
 
 import io
 from collections import Counter
@@ -55,8 +55,8 @@ def identity(pixels: np.ndarray) -> set[tuple[int, int]]:
     return {(int(image[0, 0, 0]), int(image[0, 0, 1])) for image in pixels}
 
 
-def test_all_classes_are_seen_alike_and_no_image_twice(dataset: Dataset, rows: DataFrame) -> None:
-    """The first 400 rows of the table hold three of the five classes."""
+def test_calibration_images_are_distinct_and_balanced_over_the_classes(dataset: Dataset, rows: DataFrame) -> None:
+    """The first 400 rows of the table contain only four of the five classes."""
     split = Split(42, 0.2)
     pixels = calibration_images(dataset, split, rows, SIZE)
     assert pixels.shape == (IMAGES, *SIZE, 3)
@@ -68,17 +68,17 @@ def test_all_classes_are_seen_alike_and_no_image_twice(dataset: Dataset, rows: D
     np.testing.assert_array_equal(calibration_images(dataset, split, rows, SIZE), pixels)
 
 
-def test_no_image_that_is_held_out_is_seen(dataset: Dataset, rows: DataFrame) -> None:
+def test_held_out_images_are_not_used_for_calibration(dataset: Dataset, rows: DataFrame) -> None:
     split = Split(7, 0.5)
     held_out = {row.image_id for row in split.sides(rows)[1].select("image_id").collect()}
     found = identity(calibration_images(dataset, split, rows, SIZE))
     assert not held_out & {sha256(png(*one)).hexdigest() for one in found}
 
 
-def test_where_everything_is_held_out_there_is_nothing_to_calibrate_on(
+def test_calibration_without_training_images_is_rejected(
     dataset: Dataset, rows: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "CANDIDATES", 10)
-    everything = Split(42, 1.0)
+    all_held_out = Split(42, 1.0)
     with pytest.raises(ServiceError, match="none of 10 candidate images"):
-        calibration_images(dataset, everything, rows, SIZE)
+        calibration_images(dataset, all_held_out, rows, SIZE)

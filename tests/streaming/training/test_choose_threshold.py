@@ -1,4 +1,4 @@
-"""A threshold is found on images that the scoring model was not fitted on, and then every answer follows it."""
+"""A threshold is chosen on images that the scoring model was not fitted on, and applied to every prediction."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,7 +39,7 @@ OPTIONS = FitOptions(projection="none", threshold="f1", seed=3)
 
 
 def drawn(n: int, seed: int) -> tuple[Features, list[str]]:
-    """One image in eight shows something, and looks only a little different."""
+    """(features, labels): one image in eight is `present`, with slightly different features."""
     generator = np.random.default_rng(seed)
     present = generator.random(n) < 1 / 8
     features = generator.normal(present[:, None] * [1.0, 0.7, 0.0, 0.0], 1.0)
@@ -65,54 +65,54 @@ def fitted(training: DataFrame) -> Fitted:
 
 @pytest.fixture(scope="module")
 def head() -> Head:
-    """Answers `present` with the probability sigmoid(2 · the first feature)."""
+    """Predicts `present` with the probability sigmoid(2 · first feature)."""
     coefficients = np.array([[0.0, 0.0, 0.0, 0.0], [2.0, 0.0, 0.0, 0.0]])
     return Head(CLASSES, NoProjection(4), LogisticRegression(coefficients, np.zeros(2)))
 
 
-def test_a_rare_class_is_found_more_often_by_the_threshold_that_is_best_for_its_f1(fitted: Fitted) -> None:
+def test_f1_threshold_finds_a_rare_class_more_often(fitted: Fitted) -> None:
     features, labels = drawn(4_000, 2)
     truth = np.array([CLASSES.index(one) for one in labels])
     probabilities = fitted.head.probabilities(features)
     assert fitted.head.threshold is not None
     tuned = f1_score(truth, fitted.head.answers(probabilities))
-    usual = f1_score(truth, replace(fitted.head, threshold=None).answers(probabilities))
+    default = f1_score(truth, replace(fitted.head, threshold=None).answers(probabilities))
     best = max(f1_score(truth, probabilities[:, 1] >= one) for one in np.linspace(0.02, 0.98, 97))
-    assert tuned > usual + 0.1
+    assert tuned > default + 0.1
     assert tuned > best - 0.03
 
 
-def test_the_same_rows_give_the_same_threshold(training: DataFrame, fitted: Fitted) -> None:
+def test_threshold_is_deterministic(training: DataFrame, fitted: Fitted) -> None:
     assert with_threshold(fitted, training.repartition(5), OPTIONS).head.threshold == fitted.head.threshold
 
 
-def test_altered_copies_are_fitted_on_and_do_not_choose(
+def test_augmented_copies_are_fitted_on_but_do_not_choose_the_threshold(
     training: DataFrame, fitted: Fitted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
 
-    def look(scores: ScoreHistogram, aim: ThresholdAim) -> float:
+    def spy(scores: ScoreHistogram, aim: ThresholdAim) -> float:
         others, members = scores.of_class(1)
         seen.append((int(others.sum()), int(members.sum())))
         return best_threshold(scores, aim)
 
-    monkeypatch.setattr(choose_threshold, "best_threshold", look)
+    monkeypatch.setattr(choose_threshold, "best_threshold", spy)
     rows = training.withColumn("augmentation", F.lit(None).cast("int"))
     copies = training.where("label = 'present'").withColumn("augmentation", F.lit(0))
     found = with_threshold(fitted, rows.union(copies), OPTIONS)
     present = training.where("label = 'present'").count()
     assert seen == [(800 - present, present)]
-    # Fitted on twice as many of them, it gives them higher probabilities.
+    # Fitted on twice as many of them, the model gives them higher probabilities.
     assert found.head.threshold > fitted.head.threshold  # type: ignore[operator]
 
 
-def test_a_given_threshold_is_kept_as_it_is(training: DataFrame, fitted: Fitted) -> None:
+def test_fixed_threshold_is_kept(training: DataFrame, fitted: Fitted) -> None:
     given = with_threshold(fitted, training, replace(OPTIONS, threshold="0.3"))
     assert given.head.threshold == 0.3
     assert with_threshold(given, training, replace(OPTIONS, threshold=None)) is given
 
 
-def test_a_threshold_needs_two_classes_and_enough_images_of_both(
+def test_threshold_requires_two_classes_and_enough_images_of_both(
     spark: SparkSession, training: DataFrame, fitted: Fitted
 ) -> None:
     three = replace(fitted, head=replace(fitted.head, classes=("a", "b", "c")))
@@ -125,17 +125,15 @@ def test_a_threshold_needs_two_classes_and_enough_images_of_both(
         FitOptions(threshold="half")
 
 
-def test_a_threshold_is_tuned_for_any_head_on_rows_of_its_own(training: DataFrame, head: Head) -> None:
-    careful, eager = (
-        tuned_threshold(training, head, ThresholdAim(costs=costs)) for costs in ((10.0, 1.0), (1.0, 10.0))
-    )
-    assert eager < careful
+def test_threshold_can_be_tuned_for_any_two_class_head(training: DataFrame, head: Head) -> None:
+    high, low = (tuned_threshold(training, head, ThresholdAim(costs=costs)) for costs in ((10.0, 1.0), (1.0, 10.0)))
+    assert low < high
     wide = replace(head, classes=("a", "b", "c"), classifier=LogisticRegression(np.eye(4)[:3], np.zeros(3)))
     with pytest.raises(ModelError, match="for two classes, there are 3"):
         tuned_threshold(training, wide, ThresholdAim())
 
 
-def test_every_answer_follows_the_threshold(spark: SparkSession, head: Head) -> None:
+def test_every_prediction_path_applies_the_threshold(spark: SparkSession, head: Head) -> None:
     strict = replace(head, threshold=0.9)
     features = np.zeros((4, 4), np.float32)
     features[:, 0] = [-1, 0.5, 1, 2]  # .12, .73, .88, .98 of `present`
@@ -143,7 +141,7 @@ def test_every_answer_follows_the_threshold(spark: SparkSession, head: Head) -> 
     probabilities = strict.probabilities(features)
     confidence = [1 - probabilities[0, 1], 1 - probabilities[1, 1], 1 - probabilities[2, 1], probabilities[3, 1]]
 
-    label, sure, top, _ = answer_columns(probabilities, strict)  # the stream, and scoring again
+    label, sure, top, _ = answer_columns(probabilities, strict)  # in the stream and in rescoring
     assert label.to_pylist() == strict_answers
     np.testing.assert_allclose(sure.to_numpy(), confidence, rtol=1e-6)
     assert [row[0]["label"] for row in top.to_pylist()] == ["absent", "present", "present", "present"]
@@ -155,7 +153,7 @@ def test_every_answer_follows_the_threshold(spark: SparkSession, head: Head) -> 
     np.testing.assert_allclose([predicted[one].confidence for one in ids], confidence, rtol=1e-6)
     found = evaluate(rows, strict)
     assert found.confusion.tolist() == [[1, 0], [2, 1]]
-    assert found.log_loss == evaluate(rows, head).log_loss  # the probabilities are what they were
+    assert found.log_loss == evaluate(rows, head).log_loss  # the probabilities are unchanged
     assert pair(strict, rows, head, rows).counts == PairedCounts(2, 0, only_champion=2, neither=0)
 
     arrays = spark.createDataFrame([(one.tolist(),) for one in probabilities] + [(None,)], "p array<float>")
@@ -163,9 +161,7 @@ def test_every_answer_follows_the_threshold(spark: SparkSession, head: Head) -> 
     assert position == [*(1 + CLASSES.index(one) for one in strict_answers), None]
 
 
-def test_an_mlp_on_pixels_is_a_model_with_a_threshold_like_any_other(
-    jars_dir: Path, exports: Path, tmp_path: Path
-) -> None:
+def test_mlp_on_pixels_is_registered_with_a_threshold(jars_dir: Path, exports: Path, tmp_path: Path) -> None:
     digits = [digit for digit in digit_images(1_000) if digit[1] in {"3", "8"}]
     write_images(tmp_path / "images", digits)
     settings = Settings(home=tmp_path / "home", jars=jars_dir, backbones=exports)

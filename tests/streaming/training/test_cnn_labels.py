@@ -1,4 +1,4 @@
-"""The images that `train-cnn` trains on: each once, with the label that every other training takes."""
+"""The images that `train-cnn` trains on: each once, with the same label as in `train` and `retrain`."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +13,8 @@ from streaming.training.train_cnn import labels_of
 NOW = datetime(2024, 5, 6, 12, tzinfo=UTC)
 
 
-def test_a_network_is_trained_by_the_labels_that_it_is_judged_by(spark: SparkSession, tmp_path: Path) -> None:
-    """Of `a` there are two files; `b` is in two folders; `c` was corrected by its hash, `d` by the key of a message."""
+def test_train_cnn_uses_the_same_labels_as_evaluation(spark: SparkSession, tmp_path: Path) -> None:
+    """`a` has two files; `b` is in two folders; `c` was corrected by its hash, `d` by the key of a message."""
     files = [
         ("a", "x/1.png", "cat"), ("a", "y/1.png", "cat"), ("b", "x/2.png", "cat"), ("b", "x/3.png", "dog"),
         ("c", "x/4.png", "cat"), ("d", "x/5.png", "cat"), ("e", "x/6.png", "dog"),

@@ -1,4 +1,4 @@
-"""The drift reference of a trained model is of images that it was not fitted on."""
+"""The drift reference of a trained model is computed on images that it was not fitted on."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from models.scorer import load_reference
 from streaming.registry import open_registry
 
 
-def test_the_reference_is_of_the_held_out_images(trained: Path) -> None:
+def test_drift_reference_is_computed_on_the_held_out_images(trained: Path) -> None:
     bundle = open_registry(trained).read(1)
     reference = load_reference(bundle)
     assert reference is not None

@@ -1,4 +1,4 @@
-"""Evaluation on Spark: the same figures as from all rows at once, however they are cut into partitions."""
+"""Evaluation on Spark: the same metrics as from all rows at once, for any partitioning."""
 
 from hashlib import sha256
 
@@ -29,8 +29,8 @@ def features() -> Features:
 
 @pytest.fixture(scope="module")
 def labels() -> list[str]:
-    """Every hundredth image has a label that no model knows."""
-    return ["unheard of" if n % 100 == 7 else str(label) for n, label in enumerate(load_digits().target[:ROWS])]
+    """The labels; every hundredth image has one that the model does not know."""
+    return ["unknown" if n % 100 == 7 else str(label) for n, label in enumerate(load_digits().target[:ROWS])]
 
 
 @pytest.fixture(scope="module")
@@ -59,16 +59,11 @@ def answers(features: Features, labels: list[str], head: Head) -> list[tuple[str
 
 
 @pytest.mark.parametrize("on_driver", [8, 1], ids=["merged on the driver", "merged on the workers first"])
-def test_evaluation_of_partitions_is_that_of_all_rows(
-    rows: DataFrame,
-    features: Features,
-    labels: list[str],
-    head: Head,
-    on_driver: int,
-    monkeypatch: pytest.MonkeyPatch,
+def test_evaluation_of_partitions_equals_that_of_all_rows(
+    rows: DataFrame, features: Features, labels: list[str], head: Head, on_driver: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate_module, "SUMS_ON_DRIVER", on_driver)
-    classes = (*CLASSES, "unheard of")
+    classes = (*CLASSES, "unknown")
     whole = EvaluationSums(classes, 10)
     whole.add(head.logits(features), np.array([classes.index(label) for label in labels]))
     found, expected = evaluate(rows, head), whole.result()
@@ -78,7 +73,7 @@ def test_evaluation_of_partitions_is_that_of_all_rows(
     np.testing.assert_array_equal(found.support[-1:], [4])
 
 
-def test_no_rows_evaluate_to_nothing(rows: DataFrame, head: Head) -> None:
+def test_empty_evaluation_has_defined_metrics(rows: DataFrame, head: Head) -> None:
     found = evaluate(rows.where("false"), head)
     assert (found.rows, found.accuracy) == (0, 0.0)
 
@@ -92,7 +87,7 @@ def test_predictions_keep_the_other_columns(
     assert sorted(got) == sorted(answer[:3] for answer in answers)
 
 
-def test_the_surest_mistakes_come_first(
+def test_most_confident_mistakes_come_first(
     rows: DataFrame, head: Head, answers: list[tuple[str, str, str, float]]
 ) -> None:
     wrong = sorted((one for one in answers if one[1] != one[2]), key=lambda one: -one[3])
@@ -101,7 +96,7 @@ def test_the_surest_mistakes_come_first(
     assert all(row["predicted"] != row["label"] and row["source"].startswith("photos/") for row in found)
 
 
-def test_samples_are_the_same_for_the_same_seed_alone(
+def test_sample_depends_on_the_seed_only(
     rows: DataFrame, head: Head, answers: list[tuple[str, str, str, float]]
 ) -> None:
     first, again, other = (

@@ -1,4 +1,4 @@
-"""The fit on Spark, held against NumPy, scikit-learn and Spark ML's own transforms on the same rows."""
+"""Fitting on Spark, compared with NumPy, scikit-learn and Spark ML on the same rows."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -73,15 +73,11 @@ def pca(features: Features) -> PCA:
     return fit_pca(sums, 0.9)
 
 
-def ids_of(frame: DataFrame) -> set[str]:
-    return {row.image_id for row in frame.select("image_id").collect()}
-
-
 # --- sums
 
 
-@pytest.mark.parametrize("piece_bytes", [2**24, 5000], ids=["in one piece", "in pieces"])
-def test_sums_of_partitions_are_the_sums_of_all_rows(
+@pytest.mark.parametrize("piece_bytes", [2**24, 5000], ids=["one piece", "several pieces"])
+def test_partition_sums_equal_the_sums_of_all_rows(
     rows: DataFrame, features: Features, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sums_module, "PIECE_BYTES", piece_bytes)
@@ -93,23 +89,23 @@ def test_sums_of_partitions_are_the_sums_of_all_rows(
     np.testing.assert_allclose(sums.scatter, centred.T @ centred, rtol=1e-11, atol=1e-9)
 
 
-def test_no_rows_give_no_sums(rows: DataFrame) -> None:
+def test_empty_features_are_rejected(rows: DataFrame) -> None:
     with pytest.raises(ServiceError, match="there are no features to fit on"):
         gram_sums(rows.where("false"))
 
 
-def test_features_of_different_widths_are_refused() -> None:
+def test_features_of_different_widths_are_rejected() -> None:
     with pytest.raises(ServiceError, match="features of different widths: 2 rows hold 3 values, first 1"):
         as_matrix(pa.array([[1.0], [1.0, 2.0]], pa.list_(pa.float32())))
 
 
-# --- Spark ML's own transforms
+# --- Spark ML
 
 
-def test_pca_and_logistic_regression_agree_with_spark_mls(
+def test_pca_and_logistic_regression_agree_with_spark_ml(
     spark: SparkSession, rows: DataFrame, features: Features, labels: list[str], pca: PCA
 ) -> None:
-    """Spark's PCA does not centre, so that the rows are centred for it; a component's sign is free."""
+    """Spark's PCA does not centre the rows, so they are centred first; the sign of a component is arbitrary."""
     vectors = rows.select(
         array_to_vector(F.col("features").cast("array<double>")).alias("raw"), F.col("label").cast("double"), "image_id"
     )
@@ -139,7 +135,7 @@ def test_pca_and_logistic_regression_agree_with_spark_mls(
     np.testing.assert_array_equal(got.argmax(axis=1), answers.column("prediction").to_numpy())
 
 
-def test_regression_is_the_one_that_spark_ml_fits_on_the_projected_rows(
+def test_regression_equals_spark_ml_on_the_projected_rows(
     spark: SparkSession, rows: DataFrame, features: Features, labels: list[str], pca: PCA
 ) -> None:
     options = FitOptions(reg_param=0.1, elastic_net=0.5)
@@ -150,16 +146,16 @@ def test_regression_is_the_one_that_spark_ml_fits_on_the_projected_rows(
     theirs = SparkLogisticRegression(regParam=0.1, elasticNetParam=0.5, family="multinomial").fit(vectors)
     np.testing.assert_allclose(ours.coefficients, theirs.coefficientMatrix.toArray(), atol=1e-4)
     np.testing.assert_allclose(ours.intercept, theirs.interceptVector.toArray(), atol=1e-4)
-    assert (ours.coefficients == 0).any()  # the lasso's part
+    assert (ours.coefficients == 0).any()  # from the L1 penalty
 
 
-def test_mlp_is_the_one_that_spark_ml_fits_on_standardised_rows(
+def test_mlp_equals_spark_ml_on_standardised_rows(
     spark: SparkSession, rows: DataFrame, features: Features, labels: list[str]
 ) -> None:
-    """A constant column and columns of very different scales: the first layer takes the scaling over."""
-    spread = features * np.geomspace(0.01, 100, 64, dtype=np.float32) + 3
-    spread[:, 0] = 7
-    frame = frame_of(spark, spread, labels)
+    """A constant column and columns of very different scales: the scaling is folded into the first layer."""
+    scaled_features = features * np.geomspace(0.01, 100, 64, dtype=np.float32) + 3
+    scaled_features[:, 0] = 7
+    frame = frame_of(spark, scaled_features, labels)
     options = FitOptions(classifier="mlp", layers=(24, 16), max_iter=40)
     ours = fit_classifier(frame, ROWS, CLASSES, NoProjection(64), options)
 
@@ -181,7 +177,7 @@ def test_mlp_is_the_one_that_spark_ml_fits_on_standardised_rows(
 # --- projections
 
 
-def test_the_sketch_of_partitions_is_that_of_all_rows(
+def test_partition_sketches_equal_the_sketch_of_all_rows(
     rows: DataFrame, features: Features, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sums_module, "PIECE_BYTES", 3000)
@@ -194,18 +190,18 @@ def test_the_sketch_of_partitions_is_that_of_all_rows(
     np.testing.assert_allclose(ours.sketch, whole.sketch, rtol=1e-9, atol=1e-9)
 
 
-def test_randomized_pca_finds_the_components_of_the_exact_one(rows: DataFrame, features: Features, pca: PCA) -> None:
+def test_randomized_pca_approximates_exact_pca(rows: DataFrame, features: Features, pca: PCA) -> None:
     by_k = fit_projection(rows, ROWS, FitOptions(projection="randomized_pca", n_components=10))
     assert (by_k.kind, by_k.n_out) == ("pca", 10)
     exact, ours = pca.transform(features)[:, :10], by_k.transform(features)
     assert abs(np.var(ours, axis=0).sum() / np.var(exact, axis=0).sum() - 1) < 0.02
     by_share = fit_projection(rows, ROWS, FitOptions(projection="randomized_pca", explained_variance=0.9))
     assert by_share.n_out == pca.n_out
-    few = rows.where("label = '3'").limit(20)  # fewer than the sketch would like
+    few = rows.where("label = '3'").limit(20)  # fewer rows than sketch columns
     assert fit_projection(few, 20, FitOptions(projection="randomized_pca", n_components=15)).n_out == 15
 
 
-def test_random_projection_has_as_many_columns_as_the_rows_ask_for(spark: SparkSession) -> None:
+def test_random_projection_width_follows_the_number_of_rows(spark: SparkSession) -> None:
     rows = frame_of(spark, np.zeros((4, 400), np.float32), ["a", "b"] * 2)
     options = FitOptions(projection="random", eps=0.9, seed=5)
     ours = fit_projection(rows, ROWS, options)
@@ -216,7 +212,7 @@ def test_random_projection_has_as_many_columns_as_the_rows_ask_for(spark: SparkS
     assert fit_projection(rows, ROWS, FitOptions(projection="random", n_components=20)).n_out == 20
 
 
-def test_a_projection_that_does_not_suit_the_features_is_refused_before_any_job(spark: SparkSession) -> None:
+def test_unsuitable_projection_is_rejected_before_any_job(spark: SparkSession) -> None:
     wide = frame_of(spark, np.zeros((4, 62_720), np.float32), ["a", "b"] * 2)
     with pytest.raises(ModelError, match=r"PCA of 62,720 features needs 31.5 GB .* take a sparse random projection"):
         fit_projection(wide, 4, FitOptions())
@@ -225,7 +221,7 @@ def test_a_projection_that_does_not_suit_the_features_is_refused_before_any_job(
         fit_projection(narrow, 4, FitOptions(projection="random"))
 
 
-def test_features_as_wide_as_a_flat_backbones_are_fitted_in_little_memory(spark: SparkSession) -> None:
+def test_features_of_a_flat_backbone_are_fitted_in_little_memory(spark: SparkSession) -> None:
     generator = np.random.default_rng(0)
     labels = ["a", "b"] * 60
     wide = np.maximum(generator.normal(size=(120, 62_720)), 0).astype(np.float32)
@@ -248,9 +244,9 @@ def test_features_as_wide_as_a_flat_backbones_are_fitted_in_little_memory(spark:
         (FitOptions(max_iter=8), 0),
         (FitOptions(max_iter=8, classifier="mlp", layers=(16,), projection="randomized_pca", n_components=12), 2**27),
     ],
-    ids=["pca and regression in eight partitions", "randomized pca and mlp in two"],
+    ids=["PCA and regression, several partitions", "randomized PCA and MLP, few partitions"],
 )
-def test_the_same_rows_give_the_same_bits_however_they_lie(
+def test_fit_is_deterministic_for_any_partitioning(
     spark: SparkSession,
     features: Features,
     labels: list[str],
@@ -259,7 +255,7 @@ def test_the_same_rows_give_the_same_bits_however_they_lie(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fit_module, "FEW_BYTES", few_bytes)
-    monkeypatch.setattr(fit_module, "BYTES_PER_PARTITION", 40_000)  # of several partitions
+    monkeypatch.setattr(fit_module, "BYTES_PER_PARTITION", 40_000)  # several partitions
     rows = frame_of(spark, features, labels)
     found = []
     for other in (rows, rows.orderBy(F.desc("image_id")).repartition(5)):
@@ -293,19 +289,19 @@ def test_the_same_rows_give_the_same_bits_however_they_lie(
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
 )
-def test_settings_outside_their_limits_are_refused(values: dict[str, Any], reason: str) -> None:
+def test_options_outside_their_limits_are_rejected(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(ServiceError, match=reason):
         FitOptions(**values)
 
 
-def test_settings_are_recorded_as_plain_values() -> None:
+def test_options_are_recorded_as_plain_values() -> None:
     record = FitOptions(layers=(64, 32), n_components=None).as_record()
     assert record["layers"] == "64,32"
     assert "n_components" not in record
     assert FitOptions(n_components=7).as_record()["n_components"] == 7
 
 
-def test_fit_learns_digits_and_its_pca_is_that_of_one_pass(rows: DataFrame, features: Features, pca: PCA) -> None:
+def test_fit_learns_digits_with_the_pca_of_one_pass(rows: DataFrame, features: Features, pca: PCA) -> None:
     fitted = fit(rows, FitOptions(explained_variance=0.9))
     assert fitted.head.classes == CLASSES
     assert fitted.rows == ROWS
@@ -315,7 +311,7 @@ def test_fit_learns_digits_and_its_pca_is_that_of_one_pass(rows: DataFrame, feat
     assert evaluate(rows, fitted.head).accuracy > 0.95
 
 
-def test_fingerprint_tells_the_rows_apart_not_their_order(rows: DataFrame) -> None:
+def test_fingerprint_depends_on_the_rows_but_not_on_their_order(rows: DataFrame) -> None:
     few = rows.where("label in ('0', '1')").limit(60).persist()
     options = FitOptions(max_iter=1)
     fingerprint = fit(few, options).fingerprint
@@ -327,51 +323,51 @@ def test_fingerprint_tells_the_rows_apart_not_their_order(rows: DataFrame) -> No
     few.unpersist()
 
 
-def test_one_class_is_not_enough(rows: DataFrame) -> None:
+def test_single_class_is_rejected(rows: DataFrame) -> None:
     with pytest.raises(ServiceError, match=r"images of at least two classes, got \['3'\]"):
         fit(rows.where("label = '3'"), FitOptions())
 
 
-def test_features_that_are_not_finite_are_refused(spark: SparkSession, features: Features) -> None:
-    spoilt = features[:20].copy()
-    spoilt[7, 7] = np.nan
+def test_non_finite_features_are_rejected(spark: SparkSession, features: Features) -> None:
+    invalid = features[:20].copy()
+    invalid[7, 7] = np.nan
     with pytest.raises(ModelError, match="finite features"):
-        fit(frame_of(spark, spoilt, ["a", "b"] * 10), FitOptions())
+        fit(frame_of(spark, invalid, ["a", "b"] * 10), FitOptions())
 
 
 # --- evaluation
 
 
 @pytest.fixture(scope="module")
-def guesses(features: Features) -> Head:
+def poor_head(features: Features) -> Head:
     """A poor model, so that every kind of error occurs."""
     generator = np.random.default_rng(0)
     return Head(CLASSES, NoProjection(64), LogisticRegression(generator.normal(size=(10, 64)), np.zeros(10)))
 
 
 def test_evaluation_agrees_with_scikit_learn(
-    rows: DataFrame, features: Features, labels: list[str], guesses: Head
+    rows: DataFrame, features: Features, labels: list[str], poor_head: Head
 ) -> None:
-    probabilities = guesses.probabilities(features).astype(np.float64)
+    probabilities = poor_head.probabilities(features).astype(np.float64)
     predicted = [CLASSES[i] for i in probabilities.argmax(axis=1)]
-    found = evaluate(rows, guesses)
+    found = evaluate(rows, poor_head)
     assert found.classes == CLASSES
     assert found.rows == ROWS
     np.testing.assert_array_equal(found.confusion, confusion_matrix(labels, predicted, labels=CLASSES))
     assert found.accuracy == pytest.approx(accuracy_score(labels, predicted), abs=1e-12)
     assert found.macro_f1 == pytest.approx(f1_score(labels, predicted, average="macro"), abs=1e-12)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)  # scikit-learn warns of the last bit of a float32
+    probabilities /= probabilities.sum(axis=1, keepdims=True)  # scikit-learn warns about float32 rounding
     assert found.log_loss == pytest.approx(log_loss(labels, probabilities, labels=CLASSES), abs=1e-5)
     assert found.as_metrics()["holdout_rows"] == ROWS
 
 
-def test_labels_that_the_model_does_not_know_count_as_errors(
-    spark: SparkSession, features: Features, labels: list[str], guesses: Head
+def test_labels_unknown_to_the_model_count_as_errors(
+    spark: SparkSession, features: Features, labels: list[str], poor_head: Head
 ) -> None:
     twenty = ["cat" if number % 4 == 0 else label for number, label in enumerate(labels[:20])]
-    probabilities = guesses.probabilities(features[:20])
+    probabilities = poor_head.probabilities(features[:20])
     predicted = [CLASSES[i] for i in probabilities.argmax(axis=1)]
-    found = evaluate(frame_of(spark, features[:20], twenty), guesses)
+    found = evaluate(frame_of(spark, features[:20], twenty), poor_head)
     assert found.classes == (*CLASSES, "cat")
     np.testing.assert_array_equal(found.confusion, confusion_matrix(twenty, predicted, labels=[*CLASSES, "cat"]))
     assert found.confusion[-1].sum() == 5
@@ -382,8 +378,8 @@ def test_labels_that_the_model_does_not_know_count_as_errors(
     assert found.log_loss == pytest.approx(-np.mean(np.log(np.maximum(np.array(of_true, float), 1e-15))), abs=1e-5)
 
 
-def test_no_rows_evaluate_to_nothing(rows: DataFrame, guesses: Head) -> None:
-    found = evaluate(rows.where("false"), guesses)
+def test_empty_evaluation_has_defined_metrics(rows: DataFrame, poor_head: Head) -> None:
+    found = evaluate(rows.where("false"), poor_head)
     assert (found.rows, found.accuracy, found.macro_f1, found.log_loss) == (0, 0.0, 0.0, 0.0)
 
 
@@ -401,7 +397,7 @@ def table(tmp_path: Path) -> Table:
     return Table(tmp_path, "features")
 
 
-def test_each_labelled_image_is_taken_once_with_its_latest_label(spark: SparkSession, table: Table) -> None:
+def test_each_labelled_image_is_used_once_with_its_latest_label(spark: SparkSession, table: Table) -> None:
     commits = [
         [stored("trained", "cat", None, 1), stored("relabelled", "cat", 9, 2), stored("again", "dog", 9, 3)],
         [stored("relabelled", "dog", 11, 2), stored("trained", "dog", 9, 1), stored("again", "dog", 9, 3)],
@@ -418,7 +414,7 @@ def test_each_labelled_image_is_taken_once_with_its_latest_label(spark: SparkSes
     ]
 
 
-def test_features_of_another_backbone_or_projected_ones_are_left_out(spark: SparkSession, table: Table) -> None:
+def test_features_of_another_backbone_and_projected_features_are_ignored(spark: SparkSession, table: Table) -> None:
     rows = [
         stored("ours", "cat", 9, 1),
         stored("theirs", "cat", 9, 2, backbone_sha256="theirs"),
@@ -428,9 +424,9 @@ def test_features_of_another_backbone_or_projected_ones_are_left_out(spark: Spar
     table.append(pa.Table.from_pylist(rows, schema=FEATURES), "test", 0)
     found = labelled_features(spark, table, "ours").drop("known_as").collect()
     assert [tuple(row) for row in found] == [("ours", "cat", [1.0, 1.0])]
-    assert labelled_features(spark, table, "nobody's").collect() == []
+    assert labelled_features(spark, table, "unknown").collect() == []
 
 
-def test_an_empty_table_is_told_before_spark_reads(spark: SparkSession, table: Table) -> None:
+def test_empty_table_is_reported_before_spark_reads_it(spark: SparkSession, table: Table) -> None:
     with pytest.raises(ServiceError, match=r"features is empty: there are no images to fit on"):
         labelled_features(spark, table, "ours")

@@ -1,4 +1,4 @@
-"""The gate: what a candidate must show beside the champion. How often it errs: tests/statistics/test_gate.py."""
+"""The promotion gate: comparing a candidate with the champion. Its error rates: tests/statistics/test_gate.py."""
 
 import hashlib
 import re
@@ -44,13 +44,13 @@ def counts(only_candidate: int, only_champion: int, rows: int = 1000) -> Paired:
         (counts(1, 0), 0.0, False),
         (counts(0, 0), 0.0, False),
         (counts(0, 0), -0.01, True),
-        (counts(0, 0, 250), -0.01, False),  # one image in a hundred could be among those that were not drawn
+        (counts(0, 0, 250), -0.01, False),  # 250 images cannot exclude a loss of one in a hundred
         (counts(6, 8), -0.02, True),  # no worse by more than two points
         (counts(6, 8), -0.005, False),
         (counts(0, 60), -0.02, False),
     ],
 )
-def test_a_candidate_is_promoted_only_for_a_gain_that_is_shown(found: Paired, margin: float, promoted: bool) -> None:
+def test_candidate_is_promoted_only_for_a_significant_gain(found: Paired, margin: float, promoted: bool) -> None:
     verdict = decide(found, GateOptions(margin=margin))
     assert verdict.promote is promoted
     assert verdict.low is not None
@@ -58,13 +58,13 @@ def test_a_candidate_is_promoted_only_for_a_gain_that_is_shown(found: Paired, ma
     assert f"gain in accuracy {found.gain.value:+.4f} on the same {found.counts.rows:,} images" in verdict.why
 
 
-def test_more_confidence_asks_for_more() -> None:
+def test_higher_confidence_requires_a_larger_gain() -> None:
     found = counts(30, 14)
     assert decide(found, GateOptions(confidence=0.9)).promote
     assert not decide(found, GateOptions(confidence=0.995)).promote
 
 
-def test_a_verdict_says_how_many_images_would_show_the_margin() -> None:
+def test_verdict_estimates_the_images_needed() -> None:
     few = decide(counts(0, 0, 5), GateOptions(margin=-0.05))
     assert few.needed in {72, 73, 74}  # 0.95 ** 72 < 0.025
     assert f"may be worse by 0.0500; about {few.needed} images like these would show it" in few.why
@@ -74,7 +74,7 @@ def test_a_verdict_says_how_many_images_would_show_the_margin() -> None:
     assert decide(counts(60, 20), GateOptions()).needed is None
 
 
-def test_each_look_at_a_holdout_asks_for_more() -> None:
+def test_each_look_at_the_holdout_raises_the_required_confidence() -> None:
     assert [round(confidence_of_look(0.95, look), 4) for look in (1, 2, 3)] == [0.975, 0.9917, 0.9958]
     verdicts = [decide(counts(30, 13), GateOptions(), look) for look in (1, 2, 6)]
     assert [verdict.promote for verdict in verdicts] == [True, True, False]
@@ -83,7 +83,7 @@ def test_each_look_at_a_holdout_asks_for_more() -> None:
     assert "for a new holdout, label more images and change --seed" in verdicts[2].why
 
 
-def test_looks_are_the_versions_registered_after_the_champion_with_its_seed(tmp_path: Path) -> None:
+def test_looks_count_later_versions_with_the_same_seed(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     registry = Registry(store)
     for version, seed in enumerate([7, 7, 42, 7, 7], start=1):
@@ -104,12 +104,12 @@ def test_looks_are_the_versions_registered_after_the_champion_with_its_seed(tmp_
         store.create(f"models/{registered.path}/manifest.json", text)
     assert [looks_at(registry, champion, 7) for champion in (1, 2, 5)] == [3, 2, 0]
     assert looks_at(registry, 1, 42) == 1
-    store.put(f"models/{registered.path}/manifest.json", b"{")  # that of version 5, which may have been one
+    store.put(f"models/{registered.path}/manifest.json", b"{")  # version 5: unreadable, so it counts for every seed
     assert looks_at(registry, 2, 7) == 2
     assert looks_at(registry, 2, 42) == 2
 
 
-def test_a_verdict_is_one_line_with_the_figures_that_it_rests_on() -> None:
+def test_verdict_is_one_line_with_its_figures() -> None:
     better = decide(counts(60, 20), GateOptions())
     assert re.fullmatch(
         r"gain in accuracy \+0\.0400 on the same 1,000 images \(60 correct for the candidate only, 20 for the champion "
@@ -132,14 +132,14 @@ def test_a_verdict_is_one_line_with_the_figures_that_it_rests_on() -> None:
     assert "for a new holdout" not in decide(counts(5, 60), GateOptions(), look=4).why
 
 
-def test_a_gain_is_promoted_exactly_where_its_bound_is_above_the_margin() -> None:
+def test_gain_is_promoted_exactly_if_its_bound_exceeds_the_margin() -> None:
     low = decide(counts(60, 20), GateOptions()).low
     assert low is not None
     assert decide(counts(60, 20), GateOptions(margin=low - 1e-4)).promote
     assert not decide(counts(60, 20), GateOptions(margin=low + 1e-4)).promote
 
 
-def test_images_are_counted_by_who_of_the_two_was_right() -> None:
+def test_correct_answers_are_counted_per_model() -> None:
     rows = [
         Row(a=True, b=True, n=5),
         Row(a=True, b=False, n=3),
@@ -151,23 +151,21 @@ def test_images_are_counted_by_who_of_the_two_was_right() -> None:
     assert Verdict(True, "the first model").look == 1
 
 
-def test_nothing_in_common_is_no_reason_to_promote() -> None:
+def test_empty_comparison_does_not_promote() -> None:
     verdict = decide(counts(0, 0, 0), GateOptions(margin=-0.9))
     assert not verdict.promote
     assert "nothing was compared" in verdict.why
 
 
 @pytest.mark.parametrize(("cost", "promoted"), [(None, True), (-0.02, True), (0.01, True), (0.0101, False)])
-def test_int8_that_costs_more_than_a_point_is_refused_whatever_it_is_compared_with(
-    cost: float | None, promoted: bool
-) -> None:
+def test_int8_that_costs_more_than_one_point_is_rejected(cost: float | None, promoted: bool) -> None:
     verdict = refuse_costly_int8(Verdict(True, "the first model"), cost)
     assert verdict.promote is promoted
     assert verdict.why.endswith("the first model")
 
 
 @pytest.mark.parametrize("values", [{"margin": np.inf}, {"margin": np.nan}, {"confidence": 0.4}, {"confidence": 1.0}])
-def test_limits_that_make_no_sense_are_refused(values: dict[str, float]) -> None:
+def test_invalid_gate_options_are_rejected(values: dict[str, float]) -> None:
     with pytest.raises(ServiceError, match=r"got (inf|nan|1\.0|0\.4)"):
         GateOptions(**values)
 
@@ -177,8 +175,8 @@ def test_limits_that_make_no_sense_are_refused(values: dict[str, float]) -> None
 CLASSES = ("a", "b", "c")
 
 
-def answering(order: list[int], width: int = 3) -> Head:
-    """A model that answers the class `order[i]` where feature i is the largest."""
+def permuted(order: list[int], width: int = 3) -> Head:
+    """A model that predicts the class `order[i]` if feature i is the largest."""
     coefficients = np.zeros((3, width))
     coefficients[order, range(3)] = 1.0
     return Head(CLASSES, NoProjection(width), LogisticRegression(coefficients, np.zeros(3)))
@@ -186,7 +184,7 @@ def answering(order: list[int], width: int = 3) -> Head:
 
 @pytest.fixture(scope="module")
 def rows(spark: SparkSession) -> Iterator[DataFrame]:
-    """Thirty images, ten of each class; the largest feature is the class's, but for two of each."""
+    """Thirty images, ten of each class; the largest feature is that of the class, except for two images of each."""
     truth = np.arange(30) % 3
     shown = np.where(np.arange(30) < 6, (truth + 1) % 3, truth)
     features = np.eye(3, dtype=np.float32)[shown]
@@ -202,30 +200,28 @@ def paired_counts(*models: object) -> PairedCounts:
 
 
 def test_answers_of_two_models_are_paired_by_image(rows: DataFrame) -> None:
-    right, turned = answering([0, 1, 2]), answering([2, 0, 1])  # the second is right where the first is not
+    right, turned = permuted([0, 1, 2]), permuted([2, 0, 1])  # the second is right where the first is wrong
     assert paired_counts(right, rows, turned, rows) == PairedCounts(0, 24, 6, 0)
     assert paired_counts(right, rows, right, rows) == PairedCounts(24, 0, 0, 6)
-    half = answering([0, 1, 1])
+    half = permuted([0, 1, 1])
     assert paired_counts(half, rows, right, rows) == PairedCounts(16, 2, 8, 4)
     assert pair(half, rows, right, rows).gain.value == pytest.approx(-6 / 30)
 
 
-def test_models_of_different_backbones_are_compared_where_both_have_features(
-    spark: SparkSession, rows: DataFrame
-) -> None:
+def test_models_with_different_backbones_are_compared_on_common_images(spark: SparkSession, rows: DataFrame) -> None:
     wide = spark.createDataFrame(
         pa.table({"image_id": ["7", "8", "99"], "label": ["x"] * 3, "features": list_array(np.eye(3, 5, dtype="f4"))})
     )
-    found = pair(answering([0, 1, 2]), rows, answering([1, 2, 0], width=5), wide)
-    # 7 is of class b and 8 of class c; the other model says b and c. Labels are the candidate's.
+    found = pair(permuted([0, 1, 2]), rows, permuted([1, 2, 0], width=5), wide)
+    # 7 is of class b and 8 of class c; the other model predicts b and c. The labels are those of the candidate's rows.
     assert found.counts == PairedCounts(2, 0, 0, 0)
     assert (found.gain.rows, found.gain.value) == (2, 0)
 
 
-def test_macro_f1_is_compared_by_truth_and_both_answers(
+def test_macro_f1_gain_uses_the_true_label_and_both_answers(
     spark: SparkSession, rows: DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half, right = answering([0, 1, 1]), answering([0, 1, 2])
+    half, right = permuted([0, 1, 1]), permuted([0, 1, 2])
     found = pair(half, rows, right, rows, Objective("macro_f1"))
     assert isinstance(found.gain, F1Gain)
     truth, shown = np.arange(30) % 3, np.where(np.arange(30) < 6, (np.arange(30) % 3 + 1) % 3, np.arange(30) % 3)
@@ -238,14 +234,14 @@ def test_macro_f1_is_compared_by_truth_and_both_answers(
     with pytest.raises(ModelError, match="--metric f1 is for two classes, there are 3"):
         pair(half, rows, right, rows, Objective("f1"))
     monkeypatch.setattr(gate, "MAX_F1_IMAGES", 15)
-    assert 5 < pair(half, rows, right, rows, Objective("macro_f1")).gain.rows < 25  # a share of them, by hash
+    assert 5 < pair(half, rows, right, rows, Objective("macro_f1")).gain.rows < 25  # a sample, chosen by hash
 
 
 @pytest.fixture(scope="module")
 def two(spark: SparkSession) -> DataFrame:
-    """Four images; the only feature is the log-odds of the second class."""
+    """Four images; their only feature is the log-odds of the second class."""
     odds = np.array([[-4.0], [-1.0], [1.0], [4.0]], np.float32)
-    labels = ["no", "yes", "no", "strange"]
+    labels = ["no", "yes", "no", "other"]
     return spark.createDataFrame(pa.table({"image_id": list("0123"), "label": labels, "features": list_array(odds)}))
 
 
@@ -253,19 +249,19 @@ def head(threshold: float | None = None, slope: float = 1.0) -> Head:
     return Head(("no", "yes"), NoProjection(1), LogisticRegression(np.array([[0.0], [slope]]), np.zeros(2)), threshold)
 
 
-def test_costs_are_those_of_what_was_missed_and_of_what_was_answered_in_vain(two: DataFrame) -> None:
-    eager, usual = head(0.2), head()  # the eager one finds the image at -1
-    found = pair(eager, two, usual, two, Objective("cost", (1.0, 5.0)))
+def test_cost_gain_counts_misses_and_false_alarms(two: DataFrame) -> None:
+    low, default = head(0.2), head()  # the low threshold finds the image at -1
+    found = pair(low, two, default, two, Objective("cost", (1.0, 5.0)))
     assert found.gain.value == 5 / 4
-    assert pair(eager, two, head(0.9), two, Objective("cost", (1.0, 5.0))).gain.value == (5 - 1) / 4
+    assert pair(low, two, head(0.9), two, Objective("cost", (1.0, 5.0))).gain.value == (5 - 1) / 4
     assert found.gain.most == 5
     assert found.counts == PairedCounts(both=1, only_candidate=1, neither=2)
 
 
-def test_log_losses_are_those_of_the_label_and_bounded(two: DataFrame) -> None:
+def test_log_loss_gain_uses_the_true_label_and_is_bounded(two: DataFrame) -> None:
     def losses(slope: float) -> np.ndarray:
         chance = 1 / (1 + np.exp(-slope * np.array([-4.0, -1.0, 1.0])))
-        of_true = np.append(np.where([False, True, False], chance, 1 - chance), 0.0)  # the strange label is unknown
+        of_true = np.append(np.where([False, True, False], chance, 1 - chance), 0.0)  # `other` is unknown to the model
         return -np.log(np.maximum(of_true, LEAST_PROBABILITY))
 
     found = pair(head(slope=10.0), two, head(), two, Objective("log_loss"))

@@ -1,4 +1,4 @@
-"""Models that were made elsewhere: imported by the command line, served by the stream like any other version."""
+"""Third-party models: imported with the command line, and served by the stream like any other version."""
 
 import re
 from pathlib import Path
@@ -38,35 +38,33 @@ def home(tmp_path: Path) -> Settings:
     return Settings(home=str(tmp_path / "home"), backbones=tmp_path / "backbones")
 
 
-def test_an_imported_model_answers_as_its_own_framework_does(service: Settings, tmp_path: Path) -> None:
-    path = graphs.save(graphs.classifier(), tmp_path / "made elsewhere.onnx")
+def test_imported_model_predicts_as_in_its_original_framework(service: Settings, tmp_path: Path) -> None:
+    path = graphs.save(graphs.classifier(), tmp_path / "third party.onnx")
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"digit {n}" for n in range(10)), "utf-8")
 
-    made = imagestream(
+    model = imagestream(
         service, "models", "import", path, "--classes", names, "--preset", "torchvision", "--alias", "champion"
     )
 
     write_images(tmp_path / "digits", digit_images(N))
     imagestream(service, "publish", tmp_path / "digits", "--label-from", "parent")
     summary = imagestream(service, "stream", "--until-drained")
-    assert (summary["predicted"], made["version"], made["scores"]) == (N, 2, "logits")
-    recipe = Recipe.model_validate(made["network"]["recipe"])
+    assert (summary["predicted"], model["version"], model["scores"]) == (N, 2, "logits")
+    recipe = Recipe.model_validate(model["network"]["recipe"])
     found = rows(service, "predictions", "SELECT * FROM predictions")
     assert len(found) == N
     pixels = np.stack([recipe.pixels(Path(row["source"]).read_bytes()) for row in found])
-    expected = softmax(graphs.answers(recipe.tensor(pixels)))
+    expected = softmax(graphs.logits_of(recipe.tensor(pixels)))
     assert [row["label"] for row in found] == [f"digit {n}" for n in expected.argmax(axis=1)]
     np.testing.assert_allclose([row["confidence"] for row in found], expected.max(axis=1), atol=1e-4)
-    assert {(row["model_version"], row["bundle_sha256"]) for row in found} == {(2, made["bundle_sha256"])}
-    # A head fitted on what it answers takes its place like any other.
+    assert {(row["model_version"], row["bundle_sha256"]) for row in found} == {(2, model["bundle_sha256"])}
+    # A head can be fitted on its outputs, as on any other features.
     again = imagestream(service, "retrain", "--margin", "-0.99")
     assert open_registry(service.home).manifest(again["version"]).classifier.kind == "logistic_regression"
 
 
-def test_the_first_model_becomes_the_champion_and_the_same_one_is_not_registered_twice(
-    home: Settings, tmp_path: Path
-) -> None:
+def test_first_imported_model_becomes_champion_and_is_not_registered_twice(home: Settings, tmp_path: Path) -> None:
     path = graphs.save(
         graphs.classifier(softmax=True, metadata={"names": "{0: 'cat', 1: 'dog'}"}, n_classes=2), tmp_path / "two.onnx"
     )
@@ -82,7 +80,7 @@ def test_the_first_model_becomes_the_champion_and_the_same_one_is_not_registered
 
 
 @pytest.mark.parametrize(
-    ("made", "options", "reason"),
+    ("model", "options", "reason"),
     [
         ({}, ["--classes", "absent.txt"], "class names in absent.txt cannot be read: No such file"),
         ({}, ["--classes", "two.txt"], "outputs 10 scores: expected as many class names, got 2"),
@@ -95,42 +93,42 @@ def test_the_first_model_becomes_the_champion_and_the_same_one_is_not_registered
         ({"metadata": {"names": "os.system('true')"}}, [], "not a list of class names|names 1 classes"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_in_one_line(
+def test_invalid_import_is_rejected_in_one_line(
     home: Settings,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    made: dict[str, Any],
+    model: dict[str, Any],
     options: list[str],
     reason: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("two.txt").write_text("a\nb\n")
     Path("twice.txt").write_text('["a", "b", "a"]')
-    path = graphs.save(graphs.classifier(**made), tmp_path / "model.onnx")
-    said = imagestream(home, "models", "import", path, *options, code=(1, 2))["stderr"]
-    assert len(said.strip().splitlines()) == 1
-    assert re.search(reason, said), said
+    path = graphs.save(graphs.classifier(**model), tmp_path / "model.onnx")
+    error = imagestream(home, "models", "import", path, *options, code=(1, 2))["stderr"]
+    assert len(error.strip().splitlines()) == 1
+    assert re.search(reason, error), error
     assert not open_registry(home.home).versions()
 
 
 @pytest.mark.parametrize(("tensor", "output", "width"), [("active", "pooled", 8), ("scores", "flat", 10)])
-def test_a_head_is_fitted_on_any_tensor_of_a_model(
+def test_head_can_be_fitted_on_any_tensor_of_a_model(
     service: Settings, tmp_path: Path, tensor: str, output: str, width: int
 ) -> None:
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
     options = ("--backbone", f"{path}:{tensor}", f"--{output}", "--preset", "raw", "--projection", "none")
-    made = imagestream(service, "train", "--dataset", "digits", "--limit", 120, *options, "--max-iter", 20)
-    manifest = open_registry(service.home).manifest(made["version"])
+    model = imagestream(service, "train", "--dataset", "digits", "--limit", 120, *options, "--max-iter", 20)
+    manifest = open_registry(service.home).manifest(model["version"])
     entry = manifest.backbone
     assert (entry.name, entry.n_features, manifest.classifier.kind) == ("net", width, "logistic_regression")
     assert entry.network is not None
     assert (entry.network.tensor, entry.network.recipe.scale) == (tensor, 1.0)
-    imagestream(service, "models", "verify", made["version"])
-    said = imagestream(service, "train", "--dataset", "digits", "--backbone", f"{path}:absent", code=1)["stderr"]
-    assert "computes no tensor 'absent'" in said
+    imagestream(service, "models", "verify", model["version"])
+    error = imagestream(service, "train", "--dataset", "digits", "--backbone", f"{path}:absent", code=1)["stderr"]
+    assert "computes no tensor 'absent'" in error
 
 
-def test_a_version_is_exported_imported_elsewhere_and_deleted(home: Settings, tmp_path: Path) -> None:
+def test_version_can_be_exported_imported_elsewhere_and_deleted(home: Settings, tmp_path: Path) -> None:
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
     imagestream(home, "models", "import", path)
     imagestream(home, "models", "import", path, "--mean", "0.5", "--alias", "challenger")
@@ -138,8 +136,8 @@ def test_a_version_is_exported_imported_elsewhere_and_deleted(home: Settings, tm
     exported = imagestream(home, "models", "export", 2, file)
     assert exported["bytes"] == file.stat().st_size
     there = home.model_copy(update={"home": str(tmp_path / "there")})
-    said = imagestream(there, "models", "import", file, "--mean", "0.5", code=2)["stderr"]
-    assert "expected no preprocessing or class options" in said
+    error = imagestream(there, "models", "import", file, "--mean", "0.5", code=2)["stderr"]
+    assert "expected no preprocessing or class options" in error
     found = imagestream(there, "models", "import", file)
     sha256 = exported["bundle_sha256"]
     assert found == {"version": 1, "bundle_sha256": sha256, "new": True, "champion": True}
@@ -153,7 +151,7 @@ def test_a_version_is_exported_imported_elsewhere_and_deleted(home: Settings, tm
     assert [one["version"] for one in imagestream(home, "models", "list")["versions"]] == [1]
 
 
-def test_a_version_that_passes_is_not_promoted_unless_asked_for(home: Settings, tmp_path: Path) -> None:
+def test_no_promote_keeps_the_champion_even_if_the_gate_passes(home: Settings, tmp_path: Path) -> None:
     registry = open_registry(home.home)
     job = Job(home, None, registry, None, GateOptions(promote=False), print, "train")
     verdict = job._promoted(1, Verdict(True, "the first model"), None)
@@ -161,7 +159,7 @@ def test_a_version_that_passes_is_not_promoted_unless_asked_for(home: Settings, 
     assert registry.target(CHAMPION) is None
 
 
-def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_path: Path) -> None:
+def test_tune_searches_on_a_tensor_of_an_imported_model(service: Settings, tmp_path: Path) -> None:
     path = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
     images = tmp_path / "images"
     write_images(images, digit_images(60))
@@ -171,7 +169,7 @@ def test_settings_are_searched_on_a_tensor_of_a_model(service: Settings, tmp_pat
     assert f"train --images {images} --backbone {path}:active --projection none" in found["command"]
     (guessed,) = found["warnings"]
     assert guessed.startswith("guessed preset: ")
-    said = imagestream(service, "tune", "--images", images, *network, "--precisions", "int8", code=(1, 2))["stderr"]
-    assert "--precisions does not apply to a backbone from a file" in said
-    said = imagestream(service, "tune", *network, "--preset", "raw", code=2)["stderr"]
-    assert "give the images with --images or --dataset" in said
+    error = imagestream(service, "tune", "--images", images, *network, "--precisions", "int8", code=(1, 2))["stderr"]
+    assert "--precisions does not apply to a backbone from a file" in error
+    error = imagestream(service, "tune", *network, "--preset", "raw", code=2)["stderr"]
+    assert "give the images with --images or --dataset" in error

@@ -1,4 +1,4 @@
-"""What a retraining takes over from the champion, and what the two are compared by."""
+"""The options that retraining inherits from the champion, and the objective by which the two are compared."""
 
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,7 @@ def manifest(options: FitOptions | None = None, **changed: Any) -> Manifest:
     return Manifest.model_validate_json(Manifest(**(values | changed)).model_dump_json())
 
 
-def test_a_retraining_without_options_is_fitted_as_the_champion() -> None:
+def test_retraining_without_options_inherits_those_of_the_champion() -> None:
     for options in (TUNED, FitOptions(seed=7), FitOptions(n_components=5, seed=7, layers=())):
         found, inherited = options_like(manifest(options), {})
         assert found == options
@@ -61,7 +61,7 @@ def test_a_retraining_without_options_is_fitted_as_the_champion() -> None:
         ({"max_iter": 50, "seed": None}, {"max_iter": 50}),
         ({"layers": (8,)}, {"layers": (8,)}),
         ({"classifier": "mlp"}, {}),
-        # What belongs to the other classifier, or projection, is not taken over.
+        # Options of the other classifier or projection are not inherited.
         (
             {"classifier": "logistic_regression"},
             {"classifier": "logistic_regression", "layers": (128,), "max_iter": 100},
@@ -70,20 +70,20 @@ def test_a_retraining_without_options_is_fitted_as_the_champion() -> None:
         ({"eps": 0.3}, {"eps": 0.3, "n_components": None}),
     ],
 )
-def test_an_option_that_is_given_is_not_the_champions(given: dict[str, Any], changes: dict[str, Any]) -> None:
+def test_given_option_overrides_the_inherited_one(given: dict[str, Any], changes: dict[str, Any]) -> None:
     found, inherited = options_like(manifest(TUNED), given)
     kept = {"metric": "cost:1:5"} | changes
     assert found == replace(TUNED, **kept)
     assert not set(inherited) & {name for name, value in given.items() if value is not None}
 
 
-def test_another_threshold_that_optimises_something_is_another_objective() -> None:
+def test_threshold_with_another_objective_replaces_the_metric() -> None:
     found, inherited = options_like(manifest(TUNED), {"threshold": "cost:3:1"})
     assert (found.threshold, found.metric) == ("cost:3:1", None)
     assert "metric" not in inherited
 
 
-def test_an_old_manifest_or_a_trained_cnns_says_less_and_its_stages_are_kept() -> None:
+def test_incomplete_manifest_keeps_the_stages_of_the_champion() -> None:
     record = {"mode": "synchronous", "epochs": 3, "optimizer": "adam", "seed": 7}
     head = {
         "projection": StageEntry(kind="none", n_in=192, n_out=192),
@@ -96,15 +96,15 @@ def test_an_old_manifest_or_a_trained_cnns_says_less_and_its_stages_are_kept() -
     assert objective_of(manifest(**head)) == Objective()
 
 
-def test_what_a_model_is_run_for_is_what_its_manifest_says() -> None:
+def test_objective_is_read_from_the_manifest() -> None:
     assert objective_of(manifest(TUNED)) == Objective("cost", (1, 5))
     assert objective_of(manifest(replace(TUNED, metric="log_loss"))) == Objective("log_loss")
-    assert objective_of(manifest(replace(TUNED, metric=None))) == Objective("cost", (1, 5))  # as before it was kept
+    assert objective_of(manifest(replace(TUNED, metric=None))) == Objective("cost", (1, 5))  # an older manifest
     assert objective_of(manifest(replace(TUNED, metric=None, threshold="f1"))) == Objective("f1")
     assert objective_of(manifest()) == Objective()
 
 
-def test_what_was_taken_over_is_reported_where_it_is_not_the_default() -> None:
+def test_inherited_options_are_reported_unless_default() -> None:
     _, inherited = options_like(manifest(FitOptions(threshold="cost:1:5", reg_param=0.1)), {"max_iter": 5})
     assert changed_by(inherited) == "reg param 0.1, threshold cost:1:5"
     assert changed_by(options_like(manifest(FitOptions(), projection=BACKBONE_PCA), {})[1]) == ""
@@ -114,6 +114,6 @@ BACKBONE_PCA = StageEntry(kind="pca", n_in=192, n_out=20)
 
 
 @pytest.mark.parametrize("fit", [{"layers": "wide"}, {"max_iter": "many"}, {"metric": "beauty"}, {"eps": 7.0}])
-def test_a_manifest_that_makes_no_sense_is_refused(fit: dict[str, Any]) -> None:
+def test_invalid_manifest_is_rejected(fit: dict[str, Any]) -> None:
     with pytest.raises((ServiceError, ModelError), match=r"layers such as|wrong type|a metric is|eps should be"):
         options_like(manifest(fit=fit), {})

@@ -1,4 +1,4 @@
-"""The loop closed, on real digits: labels that come later make a better model, and the stream takes it up."""
+"""The whole loop on real digits: later labels improve the model, and the stream loads the new version."""
 
 import csv
 from hashlib import sha256
@@ -16,12 +16,12 @@ from tests.streaming.pipeline.test_stream import rows
 
 KNOWN = set("012345")
 FIRST, STREAMED, LATER = 400, 200, 20
-SMALL = ("--input-size", 64, "--max-iter", 20)  # the loop is the same, and the work a tenth
+SMALL = ("--input-size", 64, "--max-iter", 20)  # the same loop with a tenth of the work
 
 
 @pytest.fixture
 def service(broker: Settings, tmp_path: Path) -> Settings:
-    """A service whose champion has seen six of the ten digits."""
+    """A service whose champion was trained on six of the ten digits."""
     settings = broker.model_copy(update={"home": tmp_path / "home", "topic": f"images-{uuid4().hex[:8]}"})
     known = (image for image in digit_images(FIRST) if image[1] in KNOWN)
     folder = write_images(tmp_path / "known", known)
@@ -37,13 +37,13 @@ def write_labels(path: Path, labels: dict[str, str]) -> Path:
     return path
 
 
-def test_labels_given_later_make_a_better_model_and_wrong_ones_do_not(service: Settings, tmp_path: Path) -> None:
+def test_later_labels_improve_the_model_and_wrong_labels_are_not_promoted(service: Settings, tmp_path: Path) -> None:
     images = list(digit_images(STREAMED, skip=FIRST))
     folder = tmp_path / "streamed"
     folder.mkdir()
     for name, _, data in images:
         (folder / name).write_bytes(data)
-    imagestream(service, "publish", folder)  # nobody says what they show
+    imagestream(service, "publish", folder)  # without labels
     imagestream(service, "stream", "--until-drained")
     assert rows(service, "SELECT count(label_true) AS n FROM predictions") == [{"n": 0}]
 

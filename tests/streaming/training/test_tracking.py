@@ -1,4 +1,4 @@
-"""Runs of training told to MLflow: read back from a store in a folder, where its package is installed."""
+"""Training runs logged to MLflow: read back from a file store if the package is installed."""
 
 import sys
 from pathlib import Path
@@ -10,21 +10,21 @@ from streaming.settings import Settings, read_settings
 from streaming.training.tracking import EXPERIMENT, check_tracking, track_run
 
 
-def test_the_server_is_named_by_mlflows_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_uri_is_read_from_mlflows_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert Settings().mlflow_tracking_uri is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     assert read_settings().mlflow_tracking_uri == "http://mlflow:5000"
 
 
-def test_a_server_without_the_package_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_mlflow_package_is_reported_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)  # as if it were not installed
     check_tracking(None)
     with pytest.raises(ServiceError, match=r"mlflow-skinny is not installed: pip install 'imagestream\[mlflow\]'"):
         check_tracking("http://mlflow:5000")
 
 
-def test_a_run_is_told_with_its_settings_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_is_logged_with_its_parameters_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = (tmp_path / "runs").as_uri()
@@ -42,10 +42,10 @@ def test_a_run_is_told_with_its_settings_and_figures(tmp_path: Path, monkeypatch
     assert (second.data.tags["version"], second.info.status) == ("2", "FINISHED")
 
 
-def test_a_store_that_takes_nothing_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracking_failure_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ServiceError, match="the run .train. could not be logged to MLflow at file://") as failure:
         track_run((tmp_path / "file" / "runs").as_uri(), "train", {}, {}, {})
     assert "\n" not in str(failure.value)

@@ -1,4 +1,4 @@
-"""Training and retraining: from stored features to a bundle, and from a bundle to the champion's place."""
+"""Training and retraining: from stored features to a bundle, and from a bundle to the champion."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def features(trained: Path) -> Table:
 
 @pytest.fixture(scope="module")
 def rows(spark: SparkSession, features: Table, champion: Bundle) -> Iterator[DataFrame]:
-    """The features of the 300 digits that the champion was trained with."""
+    """The features of the 300 digits that the champion was trained on."""
     found = labelled_features(spark, features, champion.backbone_sha256)
     ordered = in_order(found, 1280).persist()
     yield ordered
@@ -74,8 +74,8 @@ def parts_of(home: Path, bundle: Bundle) -> BackboneParts:
 # --- candidates
 
 
-def test_the_same_features_make_the_same_bundle_again(rows: DataFrame, champion: Bundle, home: Path) -> None:
-    """In another process, with the rows in another order."""
+def test_retraining_on_the_same_features_gives_the_same_bundle(rows: DataFrame, champion: Bundle, home: Path) -> None:
+    """The champion was trained in another process, on the rows in another order."""
     registry = open_registry(home)
     other_order = in_order(rows.orderBy(F.desc("image_id")).repartition(3), 1280).persist()
     again = make_candidate(other_order, OPTIONS)
@@ -88,7 +88,7 @@ def test_the_same_features_make_the_same_bundle_again(rows: DataFrame, champion:
     other_order.unpersist()
 
 
-def test_a_bundle_tells_how_it_was_made(champion: Bundle) -> None:
+def test_bundle_records_its_training(champion: Bundle) -> None:
     manifest = champion.manifest
     assert manifest.fit == OPTIONS.as_record()
     assert manifest.training_data.rows + manifest.training_data.holdout_rows == 300
@@ -98,7 +98,7 @@ def test_a_bundle_tells_how_it_was_made(champion: Bundle) -> None:
     assert manifest.metrics["accuracy"] > 0.8
 
 
-def test_any_projection_and_classifier_becomes_a_bundle_that_answers(
+def test_any_projection_and_classifier_is_registered_and_predicts(
     rows: DataFrame, champion: Bundle, home: Path
 ) -> None:
     registry = open_registry(home)
@@ -115,16 +115,16 @@ def test_any_projection_and_classifier_becomes_a_bundle_that_answers(
         assert bundle.manifest.metrics["accuracy"] > 0.5
 
 
-def test_a_model_of_shuffled_labels_is_refused(
+def test_model_trained_on_shuffled_labels_is_not_promoted(
     spark: SparkSession, rows: DataFrame, champion: Bundle, features: Table
 ) -> None:
-    """Its training images bear each other's labels; those held out, on which it is judged, bear their own."""
+    """The labels of the training images are permuted; those of the held-out images are correct."""
     training, holdout = Split(OPTIONS.seed, OPTIONS.holdout).sides(rows)
     found = training.orderBy("image_id").select("image_id", "label").toArrow()
     shuffled = np.random.default_rng(0).permutation(np.array(found.column("label").to_pylist()))
     labels = spark.createDataFrame(pa.table({"image_id": found.column("image_id"), "label": pa.array(shuffled)}))
-    spoilt = training.drop("label").join(labels, "image_id")
-    candidate = make_candidate(in_order(spoilt.unionByName(holdout), 1280), OPTIONS)
+    relabelled = training.drop("label").join(labels, "image_id")
+    candidate = make_candidate(in_order(relabelled.unionByName(holdout), 1280), OPTIONS)
     paired = compare(candidate, champion, rows, fitted_on(champion, local_home(Path(features.tables).parent))).paired
     counts = paired.counts
     assert counts.rows == champion.manifest.training_data.holdout_rows
@@ -132,7 +132,7 @@ def test_a_model_of_shuffled_labels_is_refused(
     assert not decide(paired, GateOptions(margin=-0.3)).promote
 
 
-def test_a_comparison_leaves_out_what_the_champion_was_fitted_on(
+def test_comparison_excludes_the_training_images_of_the_champion(
     rows: DataFrame, champion: Bundle, features: Table
 ) -> None:
     candidate = make_candidate(rows, FitOptions(seed=7, max_iter=5))
@@ -142,7 +142,7 @@ def test_a_comparison_leaves_out_what_the_champion_was_fitted_on(
     assert 0 < comparison.counts.rows == comparison.champion.rows == len(ours & theirs) < len(ours)
 
 
-def test_altered_copies_are_fitted_on_and_never_evaluated(spark: SparkSession, rows: DataFrame) -> None:
+def test_augmented_copies_are_fitted_on_and_never_evaluated(spark: SparkSession, rows: DataFrame) -> None:
     plain = rows.withColumn("augmentation", F.lit(None).cast("int"))
     copies = plain.withColumn("augmentation", F.lit(1)).withColumn(
         "features", F.transform("features", lambda value: (value * 1.1).cast("float"))
@@ -158,12 +158,12 @@ def test_altered_copies_are_fitted_on_and_never_evaluated(spark: SparkSession, r
 # --- the commands
 
 
-def test_a_dry_run_shows_what_it_would_do_and_does_nothing(home: Path, jars_dir: Path, exports: Path) -> None:
+def test_dry_run_reports_the_outcome_without_changes(home: Path, jars_dir: Path, exports: Path) -> None:
     settings = Settings(home=home, jars=jars_dir, backbones=exports)
     before = sorted((home / "models").rglob("*"))
     found = imagestream(settings, "retrain", "--dry-run", "--margin=-0.9", "--explained-variance", "0.5")
     assert (found["version"], found["bundle_sha256"]) == (None, None)
-    assert found["promoted"]  # it would be
+    assert found["promoted"]  # it would be promoted
     assert found["n_components"] < 30
     assert sum(found["paired_counts"].values()) == found["metrics"]["holdout_rows"]
     assert found["gain_above"] <= found["gain"]
@@ -171,7 +171,7 @@ def test_a_dry_run_shows_what_it_would_do_and_does_nothing(home: Path, jars_dir:
     assert sorted((home / "models").rglob("*")) == before
 
 
-def test_int8_is_measured_against_float_on_the_holdout(home: Path, jars_dir: Path, exports: Path) -> None:
+def test_int8_is_compared_with_float_on_the_holdout(home: Path, jars_dir: Path, exports: Path) -> None:
     settings = Settings(home=home, jars=jars_dir, backbones=exports)
     small = ("--backbone", "cnn_color", "--weights", "random", "--limit", 150, "--max-iter", 20)
     arguments = (*small, "--int8", "--margin=-0.9")
@@ -182,11 +182,11 @@ def test_int8_is_measured_against_float_on_the_holdout(home: Path, jars_dir: Pat
     bundle = open_registry(home).read(found["version"])
     assert bundle.manifest.backbone.precision == "int8"
     assert bundle.manifest.metrics["int8_cost"] == pytest.approx(metrics["int8_cost"], abs=1e-8)
-    # The champion has other features of the same images, and is compared by those.
+    # The champion is compared by its features of the same images.
     assert sum(found["paired_counts"].values()) == metrics["holdout_rows"]
 
 
-def test_int8_is_for_litert() -> None:
+def test_int8_requires_litert() -> None:
     with pytest.raises(ServiceError, match="--int8 requires --runtime litert"):
         BackboneOptions(engine="keras", int8=True)
 
@@ -198,18 +198,18 @@ def test_int8_is_for_litert() -> None:
     ("text", "interval"),
     [("90s", timedelta(seconds=90)), ("30m", timedelta(minutes=30)), ("24h", timedelta(1)), ("7d", timedelta(7))],
 )
-def test_intervals_are_read(text: str, interval: timedelta) -> None:
+def test_interval_is_parsed(text: str, interval: timedelta) -> None:
     assert parse_interval(text) == interval
 
 
 @pytest.mark.parametrize("text", ["", "24", "h", "0s", "-1h", "400d", "24 hours", "9" * 12 + "s", "١h"])
-def test_what_is_no_interval_is_refused(text: str) -> None:
+def test_invalid_interval_is_rejected(text: str) -> None:
     with pytest.raises(ServiceError, match="expected a time such as 10s, 15m, 24h or 7d"):
         parse_interval(text)
 
 
-def test_a_run_that_fails_is_told_and_the_next_one_comes(tmp_path: Path) -> None:
-    """The real command in an empty home, beside modules of the same names: each run fails for lack of a champion."""
+def test_failed_run_is_reported_and_the_next_one_starts(tmp_path: Path) -> None:
+    """The real command in an empty home, next to modules of the same names: each run fails without a champion."""
     command = [sys.executable, "-P", "-m", "imagestream", "--home", str(tmp_path), "retrain", "--every", "1s"]
     for name in ("imagestream.py", "streaming.py", "models.py"):
         (tmp_path / name).write_text("raise SystemExit('imported a module of the working directory')\n")
@@ -217,10 +217,10 @@ def test_a_run_that_fails_is_told_and_the_next_one_comes(tmp_path: Path) -> None
     with log.open("wb") as file:
         service = subprocess.Popen(command, cwd=tmp_path, stdout=file, stderr=file)
     try:
-        give_up = time.monotonic() + 100
+        deadline = time.monotonic() + 100
         while log.read_text().count("retraining failed") < 2:
             assert service.poll() is None, log.read_text()
-            assert time.monotonic() < give_up, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         service.send_signal(signal.SIGTERM)
         assert service.wait(40) == 0
@@ -232,8 +232,8 @@ def test_a_run_that_fails_is_told_and_the_next_one_comes(tmp_path: Path) -> None
     assert lines[-1].endswith("stopped")
 
 
-def test_a_run_under_way_is_ended_with_the_service(tmp_path: Path) -> None:
-    """As Ctrl-C does it: the run may clean up, and no later one starts."""
+def test_sigint_stops_the_running_retraining_and_the_schedule(tmp_path: Path) -> None:
+    """As on Ctrl-C: the current run may clean up, and no further one starts."""
     code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(open(sys.argv[1], 'a').write('cleaned')))"
     code += "; open(sys.argv[1], 'a').write('started '); time.sleep(60)"
     service = (
@@ -243,9 +243,9 @@ def test_a_run_under_way_is_ended_with_the_service(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     command = [sys.executable, "-c", service, sys.executable, "-c", code, str(mark)]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    give_up = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while not mark.exists() or not mark.read_text():
-        assert time.monotonic() < give_up
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     output, _ = running.communicate(timeout=40)
@@ -253,22 +253,22 @@ def test_a_run_under_way_is_ended_with_the_service(tmp_path: Path) -> None:
     assert mark.read_text() == "started cleaned"
 
 
-def test_sigterm_ends_training_in_one_line_though_the_jvm_ends_first(
+def test_sigterm_ends_training_in_one_line_even_if_the_jvm_ends_first(
     trained: Path, jars_dir: Path, exports: Path, tmp_path: Path
 ) -> None:
-    """As a service manager stops it: the whole group of processes gets the signal."""
+    """As a service manager does: the whole process group receives the signal."""
     shutil.copytree(trained, home := tmp_path / "home", symlinks=True)
     environment = os.environ | environment_of(Settings(home=home, jars=jars_dir, backbones=exports))
     command = [sys.executable, "-m", "streaming", "--home", str(home), "retrain"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as running:
-        while "pyspark.daemon" not in _commands_below(running.pid):  # so that a job is under way
+        while "pyspark.daemon" not in _commands_below(running.pid):  # so that a job is running
             assert running.poll() is None
             time.sleep(0.05)
         os.killpg(running.pid, signal.SIGTERM)
-        said = running.communicate(timeout=60)
-    assert (running.returncode, *said) == (EXIT_INTERRUPTED, "", "stopped by SIGTERM\n")
+        output = running.communicate(timeout=60)
+    assert (running.returncode, *output) == (EXIT_INTERRUPTED, "", "stopped by SIGTERM\n")
 
 
 def _commands_below(pid: int) -> str:
@@ -279,12 +279,12 @@ def _commands_below(pid: int) -> str:
     return " ".join(words)
 
 
-def test_each_run_tells_its_last_line(tmp_path: Path) -> None:
-    told: list[tuple[int, str]] = []
+def test_on_run_receives_the_exit_code_and_the_last_line(tmp_path: Path) -> None:
+    reported: list[tuple[int, str]] = []
 
-    def on_run(code: int, said: str) -> None:
-        told.append((code, said))
-        if len(told) == 2:
+    def on_run(code: int, line: str) -> None:
+        reported.append((code, line))
+        if len(reported) == 2:
             signal.raise_signal(signal.SIGTERM)
 
     mark = tmp_path / "mark"
@@ -292,27 +292,27 @@ def test_each_run_tells_its_last_line(tmp_path: Path) -> None:
         "import os, sys; os.path.exists(sys.argv[1]) and sys.exit('no\\nwrong'); open(sys.argv[1], 'w'); print('a\\nb')"
     )
     run_every(timedelta(seconds=1), [sys.executable, "-c", code, str(mark)], on_run)
-    assert told == [(0, "b"), (1, "wrong")]
+    assert reported == [(0, "b"), (1, "wrong")]
 
 
-def test_nothing_that_a_run_started_outlives_it() -> None:
-    """As a JVM whose Python died while it was starting; it holds the run's output open, too."""
+def test_processes_started_by_a_run_do_not_outlive_it() -> None:
+    """For example a JVM whose Python process died during its start; it also keeps the run's output open."""
     code = "import subprocess, sys; child = subprocess.Popen(['sleep', '60']); print(child.pid)"
-    told: list[str] = []
+    reported: list[str] = []
 
-    def on_run(_: int, said: str) -> None:
-        told.append(said)
+    def on_run(_: int, line: str) -> None:
+        reported.append(line)
         signal.raise_signal(signal.SIGTERM)
 
     run_every(timedelta(seconds=1), [sys.executable, "-c", code], on_run)
-    deadline = time.monotonic() + 30  # a killed process may still be on its way out
-    while not (ended := _ended(int(told[0]))) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 30  # a killed process may take a moment to exit
+    while not (ended := _ended(int(reported[0]))) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert ended
 
 
 def _ended(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # nobody may have collected it yet
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # it may not have been reaped yet
     except psutil.NoSuchProcess:
         return True

@@ -1,4 +1,4 @@
-"""The search: fitted as training fits, on rows that are not held out, going on where it was, and what it says."""
+"""The search for options: it fits as training does, on rows that are not held out, and can be resumed."""
 
 import json
 import shlex
@@ -45,7 +45,7 @@ ROWS, WIDTH, CLASSES = 300, 8, ("8", "9")
 
 @pytest.fixture(scope="module")
 def rows(spark: SparkSession) -> Iterator[DataFrame]:
-    """image_id, label, features of handwritten digits: so few that the classes overlap, and a fit soon converges."""
+    """image_id, label and features of digits: few features, so that the classes overlap and fits converge fast."""
     data = load_digits()
     chosen = np.flatnonzero(np.isin(data.target, [int(name) for name in CLASSES]))[:ROWS]
     means_of_columns = (data.images[chosen].mean(axis=1) / 16).astype(np.float32)
@@ -82,7 +82,7 @@ def ids_of(frame: DataFrame) -> set[str]:
     return {row.image_id for row in frame.select("image_id").collect()}
 
 
-def test_settings_are_compared_on_rows_that_are_neither_fitted_on_nor_held_out(
+def test_trials_are_compared_on_rows_neither_fitted_on_nor_held_out(
     rows: DataFrame, sides: Sides, variant: Variant
 ) -> None:
     _, holdout = sides.holdout.sides(rows)
@@ -91,11 +91,11 @@ def test_settings_are_compared_on_rows_that_are_neither_fitted_on_nor_held_out(
     assert [len(part) / ROWS for part in parts] == pytest.approx([0.2, 0.6, 0.2], abs=0.12)  # 5 standard deviations
 
 
-def test_a_search_fits_as_training_does_and_is_the_same_from_the_same_seed(variant: Variant, tmp_path: Path) -> None:
+def test_search_fits_as_training_does_and_is_deterministic(variant: Variant, tmp_path: Path) -> None:
     options = TuneOptions(trials=3, jobs=2, projections=("pca", "random"), classifiers=("logistic_regression",))
-    told: list[int] = []
-    found = search([variant], options, tmp_path / "one", on_trial=told.append)
-    assert told == [2, 3]
+    progress: list[int] = []
+    found = search([variant], options, tmp_path / "one", on_trial=progress.append)
+    assert progress == [2, 3]
     assert comparable(search([variant], options, tmp_path / "two")) == comparable(found)
     accuracies = [one.accuracy for one in found.outcomes]
     assert accuracies == sorted(accuracies, reverse=True)
@@ -108,9 +108,7 @@ def test_a_search_fits_as_training_does_and_is_the_same_from_the_same_seed(varia
     assert (first.accuracy, first.log_loss) == pytest.approx((again.accuracy, again.log_loss), abs=1e-4)
 
 
-def test_a_second_run_goes_on_with_the_study_and_a_killed_trial_does_not_count(
-    variant: Variant, tmp_path: Path
-) -> None:
+def test_second_run_resumes_the_study_and_ignores_killed_trials(variant: Variant, tmp_path: Path) -> None:
     options = TuneOptions(trials=2, projections=("none",), classifiers=("logistic_regression",))
     first = search([variant], options, tmp_path)
     journal = first.study.read_bytes()
@@ -119,17 +117,17 @@ def test_a_second_run_goes_on_with_the_study_and_a_killed_trial_does_not_count(
     assert comparable(more)[:2] == comparable(first)
     assert len({one.options for one in more.outcomes}) == 4
     assert more.study.read_bytes().startswith(journal)
-    # As a kill leaves it: the last two were asked for, nothing told, and a line begun.
+    # The journal after a kill: the last two trials were started and not finished, and a line is incomplete.
     lines = more.study.read_bytes().splitlines(keepends=True)
-    asked = max(place for place, line in enumerate(lines) if json.loads(line)["op_code"] == 4)
-    more.study.write_bytes(b"".join(lines[: asked + 1]) + lines[-1][:9])
+    started = max(place for place, line in enumerate(lines) if json.loads(line)["op_code"] == 4)
+    more.study.write_bytes(b"".join(lines[: started + 1]) + lines[-1][:9])
     last = search([variant], replace(options, trials=4), tmp_path)
     assert (last.resumed, len(last.outcomes)) == (2, 4)
     nothing = search([variant], replace(options, trials=4), tmp_path)
     assert (nothing.resumed, len(nothing.outcomes)) == (4, 4)
 
 
-def test_a_search_ends_by_its_time_and_one_at_a_time_in_a_home(variant: Variant, tmp_path: Path) -> None:
+def test_search_stops_at_its_timeout_and_locks_the_home(variant: Variant, tmp_path: Path) -> None:
     options = TuneOptions(trials=1000, jobs=1, timeout_s=1e-6, classifiers=("logistic_regression",))
     assert len(search([variant], options, tmp_path).outcomes) == 1
     with try_lock(tmp_path / "tune" / "lock", ""), pytest.raises(ServiceError, match="another search is running"):
@@ -139,7 +137,7 @@ def test_a_search_ends_by_its_time_and_one_at_a_time_in_a_home(variant: Variant,
         search([variant], options, tmp_path)
 
 
-def test_settings_that_cannot_be_fitted_are_told_and_the_search_goes_on(variant: Variant, tmp_path: Path) -> None:
+def test_failed_trials_are_reported(variant: Variant, tmp_path: Path) -> None:
     constant = variant.fit_rows.selectExpr("image_id", "label", "transform(features, x -> float(1)) AS features")
     broken = replace(variant, name="constant", fit_rows=constant, sha256="b" * 64)
     options = TuneOptions(trials=2, projections=("randomized_pca",), classifiers=("logistic_regression",))
@@ -147,17 +145,17 @@ def test_settings_that_cannot_be_fitted_are_told_and_the_search_goes_on(variant:
         search([broken], options, tmp_path)
 
 
-def test_options_that_make_no_sense_are_refused() -> None:
-    for wrong in ({"trials": 0}, {"jobs": 0}, {"validation": 1.0}, {"timeout_s": 0.0}):
+def test_invalid_tune_options_are_rejected() -> None:
+    for invalid in ({"trials": 0}, {"jobs": 0}, {"validation": 1.0}, {"timeout_s": 0.0}):
         with pytest.raises(ServiceError):
-            TuneOptions(**wrong)  # type: ignore[arg-type]
+            TuneOptions(**invalid)  # type: ignore[arg-type]
 
 
 # --- the space
 
 
 class Choices:
-    """A trial that takes the same end of every range."""
+    """A trial that suggests the same end of every range."""
 
     def __init__(self, end: int) -> None:
         self.end = end
@@ -181,22 +179,22 @@ SUGGESTED = [
 
 
 @pytest.mark.parametrize("options", SUGGESTED, ids=describe)
-def test_the_printed_command_asks_for_the_very_settings(options: FitOptions) -> None:
-    taken: list[FitOptions] = []
+def test_printed_command_reproduces_the_options(options: FitOptions) -> None:
+    parsed: list[FitOptions] = []
     app = typer.Typer()
 
     @app.command()
     @with_fit_options
     def train(options: FitOptions) -> None:
-        taken.append(options)
+        parsed.append(options)
 
     done = CliRunner().invoke(app, command_of(options, []))
     assert done.exit_code == 0, done.output
-    assert taken == [options]
+    assert parsed == [options]
     assert options_from_record(json.loads(json.dumps(options.as_record()))) == options
 
 
-def test_a_space_holds_only_projections_that_make_the_features_narrower() -> None:
+def test_space_contains_only_projections_that_reduce_the_width() -> None:
     narrow = make_space(("pca", "random"), ("mlp",), 64, 5000, FitOptions())
     assert narrow.projections == ("pca",)
     space = make_space(("random",), ("mlp",), 1280, 5000, FitOptions())
@@ -217,28 +215,28 @@ def outcome(number: int, accuracy: float, components: int, images_per_s: float =
     return Outcome(number, variant, FitOptions(), accuracy, accuracy, 0.5, components, images_per_s, 1.0)
 
 
-def test_the_front_is_what_nothing_beats_in_both_ways(tmp_path: Path) -> None:
-    of_one = [
+def test_pareto_front_contains_the_non_dominated_trials(tmp_path: Path) -> None:
+    one_variant = [
         outcome(0, 0.9, 100),
         outcome(1, 0.9, 50),
         outcome(2, 0.8, 60),
         outcome(3, 0.7, 10),
         outcome(4, 0.95, 200),
     ]
-    assert front_of(of_one) == [4, 1, 3]
-    of_two = [outcome(0, 0.9, 10, 50.0), outcome(1, 0.8, 10, 200.0, "b"), outcome(2, 0.85, 5, 40.0)]
-    assert front_of(of_two) == [0, 1]
-    ranked = sorted(of_one, key=lambda one: -one.accuracy)
-    plot_trade_offs(Tuned(ranked, front_of(of_one), {}, 0, [], (80, 20), tmp_path), tmp_path / "folder" / "a.png")
+    assert front_of(one_variant) == [4, 1, 3]
+    two_variants = [outcome(0, 0.9, 10, 50.0), outcome(1, 0.8, 10, 200.0, "b"), outcome(2, 0.85, 5, 40.0)]
+    assert front_of(two_variants) == [0, 1]
+    ranked = sorted(one_variant, key=lambda one: -one.accuracy)
+    plot_trade_offs(Tuned(ranked, front_of(one_variant), {}, 0, [], (80, 20), tmp_path), tmp_path / "folder" / "a.png")
     with Image.open(tmp_path / "folder" / "a.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 500
 
 
-# --- features made anew, and the command
+# --- variants of the features, and the command
 
 
-def test_input_sizes_and_precisions_become_features_of_the_same_images(
+def test_input_sizes_and_precisions_become_variants_of_the_same_images(
     spark: SparkSession, exports: Path, tmp_path: Path
 ) -> None:
     dataset = read_dataset(write_images(tmp_path / "images", digit_images(60)))
@@ -251,23 +249,23 @@ def test_input_sizes_and_precisions_become_features_of_the_same_images(
         Sides.of(0.2, 0.25, 42),
         lambda _: None,
     )
-    made = maker.make((32,), ("float32", "int8"))
-    assert [one.name for one in made] == ["32 float32", "32 int8"]
-    assert [(one.input_size, one.precision, one.n_features) for one in made] == [
+    variants = maker.make((32,), ("float32", "int8"))
+    assert [one.name for one in variants] == ["32 float32", "32 int8"]
+    assert [(one.input_size, one.precision, one.n_features) for one in variants] == [
         (32, "float32", 128),
         (32, "int8", 128),
     ]
-    assert made[0].sha256 != made[1].sha256
-    assert made[0].fingerprint == made[1].fingerprint
-    assert ids_of(made[0].fit_rows) == ids_of(made[1].fit_rows)
+    assert variants[0].sha256 != variants[1].sha256
+    assert variants[0].fingerprint == variants[1].fingerprint
+    assert ids_of(variants[0].fit_rows) == ids_of(variants[1].fit_rows)
     options = TuneOptions(trials=2, projections=("pca",), classifiers=("logistic_regression",))
-    found = search(made, options, tmp_path)
+    found = search(variants, options, tmp_path)
     assert len(found.variants) == 2
     assert {one.variant for one in found.outcomes} <= {"32 float32", "32 int8"}
     assert all(one.images_per_s > 0 for one in found.outcomes)
 
 
-def test_the_command_searches_on_stored_features_and_tells_how_to_train(
+def test_tune_searches_stored_features_and_prints_the_training_command(
     trained: Path, jars_dir: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
@@ -278,10 +276,10 @@ def test_the_command_searches_on_stored_features_and_tells_how_to_train(
     assert found["best"]["accuracy"] == max(one["accuracy"] for one in found["trials"])
     assert found["command"].startswith(shlex.join([*program(), "--home", str(home), "retrain"]))
     assert Path(found["plot"]).stat().st_size > 0
-    of_training = open_registry(home).read(1).manifest.training_data.rows  # which held the same images out
-    assert found["fit_rows"] + found["validation_rows"] == of_training
-    wrong = imagestream(settings, "tune", "--input-sizes", "160", code=2)
-    assert wrong["stderr"].count("\n") == 1
-    assert "give the images with --images or --dataset" in wrong["stderr"]
-    wrong = imagestream(Settings(home=tmp_path / "empty", jars=jars_dir), "tune", code=1)
-    assert "there is no champion model" in wrong["stderr"]
+    training_rows = open_registry(home).read(1).manifest.training_data.rows  # with the same held-out images
+    assert found["fit_rows"] + found["validation_rows"] == training_rows
+    failed = imagestream(settings, "tune", "--input-sizes", "160", code=2)
+    assert failed["stderr"].count("\n") == 1
+    assert "give the images with --images or --dataset" in failed["stderr"]
+    failed = imagestream(Settings(home=tmp_path / "empty", jars=jars_dir), "tune", code=1)
+    assert "there is no champion model" in failed["stderr"]
