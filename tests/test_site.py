@@ -11,7 +11,7 @@ import imagestream
 CHECKOUT = Path(__file__).parent.parent
 
 
-def test_the_site_is_complete_and_self_contained(tmp_path: Path) -> None:
+def test_site_is_complete_and_self_contained(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
     settings = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=CHECKOUT, env=settings, capture_output=True, text=True, check=False)
