@@ -97,7 +97,7 @@ def test_image_of_exactly_the_limit_arrives(servers: str, topic: str, tmp_path: 
     assert len(message.value) == MAX_MESSAGE_BYTES
 
 
-def test_the_lower_limit_of_the_topic_applies(servers: str, topic: str, tmp_path: Path) -> None:
+def test_lower_limit_of_the_topic_applies(servers: str, topic: str, tmp_path: Path) -> None:
     create_topic(servers, topic, max_message_bytes=10_000)
     for name, size in {"fits.jpg": 9_000, "headers-too-many.jpg": 9_990, "large.jpg": 10_001}.items():
         (tmp_path / name).write_bytes(JPEG + bytes(size - len(JPEG)))

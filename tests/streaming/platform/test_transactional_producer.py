@@ -1,4 +1,4 @@
-"""The transactional producer: the undocumented parts of kafka-python exist, and a newer producer fences an older one."""
+"""The transactional producer: undocumented parts of kafka-python exist, and a newer producer fences an older one."""
 
 import inspect
 import re
