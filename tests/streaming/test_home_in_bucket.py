@@ -27,7 +27,7 @@ GOOD, BAD, PER_BATCH = 30, 6, 12
 
 
 @contextmanager
-def a_proxy(server: ObjectStoreServer, spark: SparkSession) -> Iterator[StoreProxy]:
+def proxied_store(server: ObjectStoreServer, spark: SparkSession) -> Iterator[StoreProxy]:
     """A proxy in front of the store, for this process and the workers of its Spark session.
 
     Not for `maintain`: one call of deltalake holds the GIL while it waits for the store, so the proxy cannot respond.
@@ -66,7 +66,7 @@ def test_service_works_in_a_bucket_with_faults_and_an_outage(
     service = bucket_service
     sent = send(service, samples(rng, good=GOOD, bad=BAD))
     outage = Outage(rng, 8)
-    with a_proxy(object_store, spark) as proxy:
+    with proxied_store(object_store, spark) as proxy:
         proxy.faults = outage
         behind = service.model_copy(update={"work": tmp_path / "behind"})  # a separate store object for this home
         drained = drain(behind, images_per_batch=PER_BATCH)

@@ -77,7 +77,7 @@ def test_named_file_replaces_that_of_the_working_directory(folder: Path, monkeyp
     assert read_settings().topic == "here"
 
 
-def test_setting_with_a_foreign_variable_has_its_own_key_in_the_file(
+def test_setting_with_a_third_party_variable_has_its_own_key_in_the_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder / "imagestream.toml", 'mlflow_tracking_uri = "http://file"\n')

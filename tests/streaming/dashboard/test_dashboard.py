@@ -57,7 +57,7 @@ def publish(settings: Settings, folder: Path, files: list[Path]) -> None:
 
 
 def publish_in_waves(settings: Settings, folder: Path) -> None:
-    """For screenshots in the documentation: publish images in intervals."""
+    """For screenshots in the documentation: publish images at intervals."""
     files = [] if SCREENSHOTS is None else images(folder)
     for first in range(0, len(files), 80):
         publish(settings, folder, files[first : first + 80])
