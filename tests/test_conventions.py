@@ -123,10 +123,10 @@ def test_table_in_a_pipe_is_not_truncated(run: Run) -> None:
 def test_check_that_cannot_be_made_exits_with_3(tmp_path: Path, run: Run) -> None:
     for name in ("audit", "status"):
         log = min((tmp_path / "home" / "tables" / "batches" / "_delta_log").glob("*.json"))
-        whole = log.read_text(encoding="utf-8")
+        content = log.read_text(encoding="utf-8")
         log.write_text("damaged", encoding="utf-8")
         code, out, err = run(name)
-        log.write_text(whole, encoding="utf-8")
+        log.write_text(content, encoding="utf-8")
         assert (code, out) == (3, ""), err
         assert re.fullmatch(r"error: could not check: [^\n]+\n", err)
 
@@ -335,15 +335,15 @@ def test_deprecated_spelling_works_with_a_warning(line: str, instead: list[str],
 
 def test_option_has_the_same_meaning_in_all_commands() -> None:
     """An option is a flag in all commands or takes a value in all; a short option abbreviates one long option."""
-    of_name: dict[str, set[tuple[bool, str]]] = {}
+    by_name: dict[str, set[tuple[bool, str]]] = {}
     for command in COMMANDS.values():
         for param in command.params:
             if param.param_type_name == "option":
                 for name in param.opts:
-                    of_name.setdefault(name, set()).add((param.is_flag, max(param.opts, key=len)))
-    assert {name: meanings for name, meanings in of_name.items() if len(meanings) > 1} == {}
+                    by_name.setdefault(name, set()).add((param.is_flag, max(param.opts, key=len)))
+    assert {name: meanings for name, meanings in by_name.items() if len(meanings) > 1} == {}
     shown = {"--watch": True, "--augment": True, "--output": False, "--every": False, "--format": False}
-    assert {name: next(iter(of_name[name]))[0] for name in shown} == shown
+    assert {name: next(iter(by_name[name]))[0] for name in shown} == shown
 
 
 def test_label_csv_has_the_same_columns_in_all_commands(tmp_path: Path) -> None:
@@ -408,10 +408,10 @@ def test_usage_error_exits_with_2_and_prints_one_line(name: str) -> None:
 
 
 def test_only_known_commands_have_neither_rows_nor_a_summary() -> None:
-    silent = {
+    without = {
         name for name, one in COMMANDS.items() if not {"format_", "json_file", "json"} & {p.name for p in one.params}
     }
-    assert silent == {"setup", "dashboard", "config init", "models show", "broker logs"}
+    assert without == {"setup", "dashboard", "config init", "models show", "broker logs"}
 
 
 def test_text_is_not_interpreted_as_markup(tmp_path: Path) -> None:

@@ -26,8 +26,8 @@ def run_small_demo(settings: Settings) -> dict[str, Any]:
     # So few images cannot show non-inferiority of the new model within the margin of the demo.
     small = {"TRAINING": 200, "FIRST": 60, "MORE": 20, "HAND_OVER_MARGIN": -0.9}
 
-    def run(of_demo: Settings, *arguments: str | Path) -> None:
-        imagestream(of_demo, *arguments, *(SMALL if arguments[0] == "train" else ()))
+    def run(demo_settings: Settings, *arguments: str | Path) -> None:
+        imagestream(demo_settings, *arguments, *(SMALL if arguments[0] == "train" else ()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "_imagestream", run)

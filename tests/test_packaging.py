@@ -80,19 +80,21 @@ def test_wheel_contains_typed_packages_and_their_requirements(wheel: Path) -> No
 
 def test_lock_pins_the_base_and_every_extra() -> None:
     named = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
-    wanted = requirements([*PROJECT["dependencies"], *named]) - {"imagestream", "pillow-heif"}
+    required = requirements([*PROJECT["dependencies"], *named]) - {"imagestream", "pillow-heif"}
     pinned = {line.partition("==")[0] for line in LOCK.splitlines() if "==" in line and not line.startswith(" ")}
-    assert wanted <= pinned
+    assert required <= pinned
 
 
 def test_modules_of_an_extra_belong_to_its_requirements() -> None:
     distributions = packages_distributions()
     for extra, modules in EXTRAS.items():
-        wanted = requirements(PROJECT["optional-dependencies"][extra])
+        required = requirements(PROJECT["optional-dependencies"][extra])
         for module in modules:
             if module in distributions:
                 owners = {name.lower().replace("_", "-") for name in distributions[module]}
-                assert wanted & (owners | {INDIRECT.get(module, "")}), f"{module} is not installed by the extra {extra}"
+                assert required & (owners | {INDIRECT.get(module, "")}), (
+                    f"{module} is not installed by the extra {extra}"
+                )
     assert {*COMMANDS} <= {*EXTRAS}
 
 

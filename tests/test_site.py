@@ -20,8 +20,8 @@ def test_site_is_complete_and_self_contained(tmp_path: Path) -> None:
     pages = [page.relative_to(docs).with_suffix(".html") for page in docs.rglob("*.md") if page.stem != "README"]
     assert not [page for page in [*pages, Path("index.html"), Path("SECURITY.html")] if not (tmp_path / page).is_file()]
     html = {page: page.read_text(encoding="utf-8") for page in tmp_path.rglob("*.html")}
-    foreign = re.compile(r'(?:src|rel="stylesheet" href)="(?:https?:)?//')
-    assert not [page for page, text in html.items() if foreign.search(text)]
+    external = re.compile(r'(?:src|rel="stylesheet" href)="(?:https?:)?//')
+    assert not [page for page, text in html.items() if external.search(text)]
     documented = set(re.findall(r'id="imagestream\.(\w+)"', html[tmp_path / "api.html"]))
     assert documented >= {*imagestream.__all__} - {"__version__"}
     assert "Raises" in html[tmp_path / "api.html"]

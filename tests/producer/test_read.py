@@ -88,10 +88,12 @@ def test_size_limit_of_messages_is_inclusive(photograph: SourceFile) -> None:
 
 
 def test_default_limit_is_20_mebibytes(tmp_path: Path) -> None:
-    most = 20 * 1024**2
-    assert isinstance(read(sparse(tmp_path / "most", most), ReadOptions(), 2 * most), Message)
-    skipped = read(sparse(tmp_path / "more", most + 1), ReadOptions(), 2 * most)
-    assert skipped == Skipped(str(tmp_path / "more"), SkipReason.TOO_LARGE, "20,971,521 bytes, the limit is 20,971,520")
+    limit = 20 * 1024**2
+    assert isinstance(read(sparse(tmp_path / "limit", limit), ReadOptions(), 2 * limit), Message)
+    skipped = read(sparse(tmp_path / "above", limit + 1), ReadOptions(), 2 * limit)
+    assert skipped == Skipped(
+        str(tmp_path / "above"), SkipReason.TOO_LARGE, "20,971,521 bytes, the limit is 20,971,520"
+    )
 
 
 def test_shrunk_image_carries_the_hash_and_size_of_the_original(photograph: SourceFile) -> None:
@@ -112,12 +114,12 @@ def test_shrunk_image_carries_the_hash_and_size_of_the_original(photograph: Sour
 
 
 def test_originals_of_up_to_256_mebibytes_are_shrunk(tmp_path: Path) -> None:
-    most, reading = 256 * 1024**2, ReadOptions(shrink_to=100, max_bytes=1000)
-    skipped = read(sparse(tmp_path / "more", most + 1), reading, ROOM)
+    limit, options = 256 * 1024**2, ReadOptions(shrink_to=100, max_bytes=1000)
+    skipped = read(sparse(tmp_path / "above", limit + 1), options, ROOM)
     assert skipped == Skipped(
-        str(tmp_path / "more"), SkipReason.TOO_LARGE, "268,435,457 bytes, the limit is 268,435,456"
+        str(tmp_path / "above"), SkipReason.TOO_LARGE, "268,435,457 bytes, the limit is 268,435,456"
     )
-    skipped = read(sparse(tmp_path / "most", most), reading, ROOM)
+    skipped = read(sparse(tmp_path / "limit", limit), options, ROOM)
     assert isinstance(skipped, Skipped)
     assert skipped.detail == "268,435,456 bytes, the limit is 1,000", "it was read and could not be shrunk"
 

@@ -72,8 +72,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_stream_runs_in_a_hostile_environment(service: Settings, folder: Path, tmp_path: Path) -> None:
-    foreign = another_spark(tmp_path / "other")
-    variables = foreign | DEVELOPER | CRON | PROXY | environment_of(service)
+    spark_variables = another_spark(tmp_path / "other")
+    variables = spark_variables | DEVELOPER | CRON | PROXY | environment_of(service)
     write_images(tmp_path / "images", digit_images(8, 300))
     home = ("--home", service.home)
     before = set(folder.rglob("*"))
@@ -85,7 +85,9 @@ def test_stream_runs_in_a_hostile_environment(service: Settings, folder: Path, t
     assert done.stdout.endswith("8 rows\n"), done.stdout
     done = command(folder, *home, "doctor", "--json", tmp_path / "doctor.json", **variables)
     found = {check["name"]: check["found"] for check in json.loads((tmp_path / "doctor.json").read_text())["checks"]}
-    assert all(name in found["variables"] for name in foreign if name not in {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"})
+    assert all(
+        name in found["variables"] for name in spark_variables if name not in {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"}
+    )
     assert set(folder.rglob("*")) == before
 
 

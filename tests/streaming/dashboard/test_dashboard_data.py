@@ -96,8 +96,8 @@ def test_predictions_are_filtered_and_listed_latest_first(settings: Settings) ->
     commit(settings, 1, [{"label": "cat", "source": "50%_off/It's.PNG", "confidence": 0.9}], at=NOW, version=2)
     reader = reader_of(settings)
 
-    def offsets(wanted: Filter, limit: int = 9, skip: int = 0) -> list[int]:
-        return [row["offset"] for row in data.predictions(reader, wanted, limit=limit, skip=skip).rows]
+    def offsets(selection: Filter, limit: int = 9, skip: int = 0) -> list[int]:
+        return [row["offset"] for row in data.predictions(reader, selection, limit=limit, skip=skip).rows]
 
     assert offsets(Filter()) == [100, 1, 0]
     assert offsets(Filter(), limit=1, skip=1) == [1]

@@ -46,9 +46,9 @@ def test_missing_or_different_message_is_omitted(
 ) -> None:
     settings, (first, second, *_) = published
     gone = replace(first, offset=10_000)
-    of_an_earlier_topic = replace(first, image_id=second.image_id, offset=first.offset)
+    different = replace(first, image_id=second.image_id, offset=first.offset)
     no_such_topic = replace(second, topic=new_topic())
-    assert Pictures(settings).of([gone, of_an_earlier_topic]) == {}
+    assert Pictures(settings).of([gone, different]) == {}
     assert Pictures(settings).of([no_such_topic]) == {}
 
 

@@ -113,10 +113,10 @@ def test_bomb_is_refused_by_its_offset_and_its_neighbours_are_read(
         gzip_bomb(10, 3_000_000),
         gzip_bomb(10, MAX_HEADERS),
     ):
-        whole = batch if len(batch) > 100 else batch_of(batch)
-        assert produce(servers, topic, 0, whole)[0] == 0
-    before, value, headers, most = reader.read(topic, 0, 0, 4)
-    assert (before.value, before.refused, most.refused, len(most.headers)) == (b"before", None, None, MAX_HEADERS)
+        packed = batch if len(batch) > 100 else batch_of(batch)
+        assert produce(servers, topic, 0, packed)[0] == 0
+    before, value, headers, largest = reader.read(topic, 0, 0, 4)
+    assert (before.value, before.refused, largest.refused, len(largest.headers)) == (b"before", None, None, MAX_HEADERS)
     assert (value.offset, value.value) == (1, None)
     assert "got 60,000,0" in str(value.refused)
     assert (headers.offset, headers.headers) == (2, [])
