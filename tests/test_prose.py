@@ -18,6 +18,7 @@ CHECK = Path(__file__).parent.parent / ".ci" / "prose"
         ("code.py", '"""Made\nagain."""\nsaid = "whoever"  # it\n# told\nx = 1  # is no\n# image made anew\n', [5, 6]),
         ("code.py", 'def f(help):\n    """A file."""\n\n\nf(\n    help="What it tells "\n    f"of {1}."\n)\n', [6]),
         ("code.py", "said = whom('anew')\n", []),
+        ("test_code.py", "def test_what_is_told(): ...  # anew\n\n\ndef is_told(): ...\n", [1, 1]),
     ],
 )
 def test_phrases_are_reported_in_prose_only(tmp_path: Path, name: str, text: str, lines: list[int]) -> None:
