@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: jars, backbones, a broker, homes with a trained model, and the command line."""
+"""Shared fixtures: jars, backbones, a broker, homes with a trained model, and the command line."""
 
 import atexit
 import gc
@@ -41,14 +41,14 @@ from tests.services import (
     OBJECT_STORE,
     SET_UP,
     SharedSpark,
-    directory_of_the_run,
     made_once,
     shared_broker,
+    shared_directory,
     shared_jars,
     stop_shared_services,
 )
 
-# No deadline, because machines differ; the same examples in every run, so that a test that passes keeps passing.
+# No deadline, because machines differ in speed; the same examples in every run, so that results are reproducible.
 hypothesis.settings.register_profile("steady", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steady")
 
@@ -63,14 +63,14 @@ __all__ = [
     "seed",
 ]
 
-# For xdist's processes and all that tests start: there are more of them than cores, and threads of OpenBLAS that wait
-# for each other there take ten times the CPU time.
+# For xdist's processes and their children: there are more processes than cores, where OpenBLAS threads that wait for
+# each other take ten times the CPU time.
 for threads in ("OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     os.environ.setdefault(threads, "1")
-gc.disable()  # until all tests are collected, which makes much and leaves no garbage
+gc.disable()  # during collection, which allocates many objects and leaves no garbage
 SPARK = SharedSpark()
-TRAINED_ITERATIONS = 20  # of the shared model's classifier, a Spark job each, and of every retraining of it
-# Files that take minutes of a process: they begin first, so that none of them is the last to end.
+TRAINED_ITERATIONS = 20  # of the classifier of the shared model and its retrainings; each is a Spark job
+# Files that take minutes: they start first, so that no process runs one alone at the end.
 LONGEST_FIRST = (
     "tests/faults/test_kill.py",
     "tests/models/test_backbone_contract.py",
@@ -89,7 +89,7 @@ LONGEST_FIRST = (
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two processes per core: half of a test is waiting for a JVM, Kafka or a browser."""
+    """Two processes per core: tests spend half of their time waiting for a JVM, Kafka or a browser."""
     return min(8, 2 * (os.cpu_count() or 1))
 
 
@@ -99,21 +99,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("full"):
         for item in items:
             item.add_marker(pytest.mark.timeout(FULL_TIMEOUT_S))
-    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: places.get(item.path.relative_to(CHECKOUT).as_posix(), len(places)))
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(CHECKOUT).as_posix(), len(ranks)))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """What was collected lives as long as the process: later collections of garbage need not look at it."""
+    """Exclude the collected tests from later garbage collections: they live as long as the process."""
     gc.freeze()
-    atexit.register(gc.unfreeze)  # for modules that complain of what they do not see collected at the end
+    atexit.register(gc.unfreeze)  # for modules that report objects that were not collected at exit
     gc.enable()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """End what the run started, also after Ctrl-C: Spark in each process, the broker in the last one that ends."""
+    """Stop Spark in each process, and the shared services in the main process, also after Ctrl-C."""
     SPARK.stop()
     factory = getattr(session.config, "_tmp_path_factory", None)
     if not hasattr(session.config, "workerinput") and factory is not None and factory._basetemp is not None:
@@ -122,19 +122,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run share."""
-    return directory_of_the_run(tmp_path_factory)
+    """A folder that is shared by all processes of this run."""
+    return shared_directory(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def jars_dir() -> Path:
-    """The checkout's own jars, fetched if they are not there yet."""
+    """The checkout's jars, fetched if they are missing."""
     return shared_jars()
 
 
 @pytest.fixture(scope="session")
 def exports() -> Path:
-    """The checkout's own exported backbones; their key tells when one is out of date."""
+    """The folder of the checkout's exported backbones; their keys change with their contents."""
     return SET_UP / "backbones"
 
 
@@ -152,13 +152,13 @@ def spark(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SparkSess
 
 @pytest.fixture(scope="session")
 def broker(jars_dir: Path, exports: Path, run_dir: Path) -> Settings:
-    """Settings with the address of a real broker, the same for all test processes: every test takes its own topic."""
+    """Settings of a real broker that all test processes share: each test uses a separate topic."""
     return shared_broker(run_dir / BROKER, jars_dir, exports)
 
 
 @pytest.fixture(scope="session")
 def object_store(run_dir: Path) -> ObjectStoreServer:
-    """A real S3 server with a bucket, the same for all test processes: every test takes a prefix of its own."""
+    """A real S3 server with a bucket that all test processes share: each test uses a separate prefix."""
     if not WEED.exists():
         pytest.skip("SeaweedFS has wheels for x86-64 only")
     return start_object_store(run_dir / OBJECT_STORE)
@@ -166,7 +166,7 @@ def object_store(run_dir: Path) -> ObjectStoreServer:
 
 @pytest.fixture
 def bucket_home(object_store: ObjectStoreServer) -> Iterator[str]:
-    """The URI of an empty home of this test alone; for its time the credentials are in the environment."""
+    """The URI of an empty home for this test; the credentials are in the environment meanwhile."""
     with environment(**object_store.environment()):
         yield f"s3://{BUCKET}/{uuid4().hex}"
 
@@ -175,7 +175,7 @@ def bucket_home(object_store: ObjectStoreServer) -> Iterator[str]:
 def bucket_service(
     object_store: ObjectStoreServer, broker: Settings, trained: Path, tmp_path: Path
 ) -> Iterator[Settings]:
-    """As `service`, with its home in a bucket."""
+    """Like `service`, with the home in a bucket."""
     with service_in_bucket(object_store, broker, trained, tmp_path / "work") as settings:
         yield settings
 
@@ -187,8 +187,8 @@ def service_in_bucket(
     """Settings of a service with a trained model and its home in a bucket, with credentials in the environment.
 
     Args:
-        work: made for it.
-        port: of a proxy before the server.
+        work: the working directory, which is created.
+        port: the port of a proxy in front of the server.
     """
     work.mkdir()
     home = f"s3://{BUCKET}/{uuid4().hex}"
@@ -203,18 +203,18 @@ def service_in_bucket(
 
 @pytest.fixture
 def fragile_broker(jars_dir: Path, exports: Path, run_dir: Path) -> Iterator[Settings]:
-    """A broker that the test may stop, kill and start: no other test uses it meanwhile."""
+    """A broker that the test may stop, kill and start; no other test uses it at the same time."""
     with FileLock(run_dir / f"{FRAGILE_BROKER}.lock"):
         yield shared_broker(run_dir / FRAGILE_BROKER, jars_dir, exports)
 
 
-Code = int | tuple[int, ...]  # the exit code that is expected, or several
+Code = int | tuple[int, ...]  # the expected exit code, or several
 
 
 def imagestream(settings: Settings, *arguments: str | Path | float, code: Code = 0) -> dict[str, Any]:
-    """Run a command of `imagestream` in this process, with its Spark session; returns what it wrote for `--json`.
+    """Run a command of `imagestream` in this process, with its Spark session; return the summary of `--json`.
 
-    Where the command's own process is what is tested (its start, its signals, its end), see `imagestream_process`.
+    For tests of the process itself (its start, signals, exit), see `imagestream_process`.
     """
     if arguments[0] in WITH_SPARK:
         SPARK.start(settings.work_dir.parent, settings.jars_dir)
@@ -222,7 +222,7 @@ def imagestream(settings: Settings, *arguments: str | Path | float, code: Code =
 
 
 def command_here(*arguments: str | Path | float) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error) of a command line run in this process."""
+    """Run a command line in this process; return (exit code, standard output, standard error)."""
     from streaming.cli import commands  # noqa: F401  registers every command
     from streaming.cli.app import run
 
@@ -236,31 +236,31 @@ WITH_SPARK = ("features", "report", "retrain", "stream", "train", "train-cnn", "
 
 
 def imagestream_process(settings: Settings, *arguments: str | Path | float, code: Code = 0) -> dict[str, Any]:
-    """As `imagestream`, but as a process of its own, as from a shell."""
+    """Like `imagestream`, but in a separate process, as from a shell."""
     return _summary_of(command_process, settings, arguments, code)
 
 
 def _summary_of(
     run: Callable[..., tuple[int, str, str]], settings: Settings, arguments: Sequence[str | Path | float], code: Code
 ) -> dict[str, Any]:
-    """What a command wrote for `--json`, or its standard error where it wrote nothing."""
+    """Run a command; return the summary of `--json`, or its standard error if it wrote none."""
     summary = settings.work_dir / "summary.json"
     summary.unlink(missing_ok=True)
     with environment(**environment_of(settings)):
-        ended, out, err = run("--home", settings.home, *arguments, "--json", summary)
-    assert ended in (code if isinstance(code, tuple) else (code,)), f"{arguments}: {out}{err}"
+        exit_code, out, err = run("--home", settings.home, *arguments, "--json", summary)
+    assert exit_code in (code if isinstance(code, tuple) else (code,)), f"{arguments}: {out}{err}"
     return json.loads(summary.read_text()) if summary.exists() else {"stderr": err}
 
 
 def command_process(*arguments: str | Path | float) -> tuple[int, str, str]:
-    """(exit code, standard output, standard error) of a command line run as a process of its own."""
+    """Run a command line in a separate process; return (exit code, standard output, standard error)."""
     command = [sys.executable, "-m", "streaming", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """The environment variables that give a command these settings."""
+    """The environment variables of these settings."""
     given = {
         "IMAGESTREAM_JARS": settings.jars,
         "IMAGESTREAM_TOPIC": settings.topic,
@@ -268,13 +268,13 @@ def environment_of(settings: Settings) -> dict[str, str]:
         "IMAGESTREAM_BACKBONES": settings.backbones,
         "IMAGESTREAM_BOOTSTRAP_SERVERS": settings.bootstrap_servers,
     }
-    # One engine, so that answers are the same to the bit in every run; see tests/streaming/platform/test_engines.py.
+    # One engine, so that predictions are bit-identical in every run; see tests/streaming/platform/test_engines.py.
     return {"IMAGESTREAM_ENGINE": "litert"} | {name: str(value) for name, value in given.items() if value}
 
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Environment variables, set for the block."""
+    """Set environment variables for the block."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
@@ -283,11 +283,11 @@ def environment(**variables: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def trained(jars_dir: Path, exports: Path, run_dir: Path) -> Path:
-    """A home with one model version, trained on 300 digits; for copying, not for changing."""
+    """A home with one model version, trained on 300 digits; tests copy it and do not change it."""
 
     def train(home: Path) -> None:
         settings = Settings(home=home, jars=jars_dir, backbones=exports)
-        # A twelfth of the pixels of the default size, and of the work of every test that scores images.
+        # A twelfth of the pixels of the default size, and of the work of each test that scores images.
         small = ("--limit", 300, "--input-size", 64, "--max-iter", TRAINED_ITERATIONS)
         result = imagestream(settings, "train", "--dataset", "digits", *small)
         assert result["version"] == 1
@@ -301,7 +301,7 @@ NewService = Callable[[], Settings]
 
 @pytest.fixture(scope="session")
 def new_service(broker: Settings, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> NewService:
-    """Makes settings of a service of its own: a home with a trained model, a topic that nobody else uses."""
+    """A function that creates the settings of a new service: a home with a trained model, and a new topic."""
 
     def make() -> Settings:
         home = tmp_path_factory.mktemp("service") / "home"
@@ -313,11 +313,11 @@ def new_service(broker: Settings, trained: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def service(new_service: NewService) -> Settings:
-    """A service of this test alone."""
+    """A new service for this test."""
     return new_service()
 
 
 @pytest.fixture
 def fragile_service(fragile_broker: Settings, new_service: NewService) -> Settings:
-    """A service on the broker that may be stopped."""
+    """A new service on the broker that may be stopped."""
     return new_service().model_copy(update={"bootstrap_servers": fragile_broker.bootstrap_servers})

@@ -1,4 +1,4 @@
-"""The form of scenarios and simulations (short in `make test`, full in `make soak`), their seed, and their figures."""
+"""The form of scenarios and simulations (short in `make test`, full in `make soak`), their seed, and their results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.faults.poison import generator
 
 T = TypeVar("T")
 Form = Callable[[T, T], T]
-Figure = tuple[str, str, str]  # what, the aim, what was seen
+Figure = tuple[str, str, str]  # name, target, result
 Record = Callable[[str, str, str], None]
 
 FIGURES = pytest.StashKey[list[Figure]]()
@@ -28,7 +28,7 @@ FULL_ONLY = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="the full form of scenarios and simulations: hours")
+    parser.addoption("--full", action="store_true", help="run scenarios and simulations in full, for hours")
     parser.addoption("--seed", type=int, help="the seed of a run to repeat")
 
 
@@ -42,7 +42,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def leave_out_full_only(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `full_only` are collected with --full only; a shorter test shows their promise."""
+    """Deselect tests marked `full_only` unless --full is given; a shorter test covers the same guarantee."""
     if not _is_full(config) and (left_out := [item for item in items if item.get_closest_marker("full_only")]):
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -50,7 +50,7 @@ def leave_out_full_only(config: pytest.Config, items: list[pytest.Item]) -> None
 
 @pytest.fixture(scope="session")
 def form(pytestconfig: pytest.Config) -> Form[T]:
-    """Picks: `form(full, short)`."""
+    """A function that returns the value for the form of this run: `form(full, short)`."""
     return lambda full, short: full if _is_full(pytestconfig) else short
 
 
@@ -58,7 +58,7 @@ def form(pytestconfig: pytest.Config) -> Form[T]:
 def seed(pytestconfig: pytest.Config) -> int:
     """The run's seed, printed in the summary at the end.
 
-    The short form has a fixed seed, so that a test that passes keeps passing; the full form draws one.
+    The short form has a fixed seed, so that results are reproducible; the full form draws one.
     """
     given = pytestconfig.getoption("seed")
     drawn = SystemRandom().randrange(1_000_000) if _is_full(pytestconfig) else SHORT_SEED
@@ -72,7 +72,7 @@ def rng(seed: int) -> Random:
 
 @pytest.fixture(scope="session")
 def record(pytestconfig: pytest.Config) -> Record:
-    """Notes a figure for the table at the end: what it is, its aim, and what was seen."""
+    """A function that adds a result to the table in the summary: its name, its target, and the result."""
     figures = pytestconfig.stash.setdefault(FIGURES, [])
     return lambda *figure: figures.append(figure)
 
@@ -83,5 +83,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         form = "full" if _is_full(config) else "short"
         terminalreporter.section(f"scenarios, {form} form, seed {seed}")
         terminalreporter.line(f'to repeat this run: make soak ARGS="--seed {seed} -k NAME"')
-    for what, aim, seen in figures:
-        terminalreporter.line(f"{what:<44} {aim:<32} {seen}")
+    for name, target, result in figures:
+        terminalreporter.line(f"{name:<44} {target:<32} {result}")

@@ -6,5 +6,5 @@ from streaming.storage.home import Home
 
 
 def local_home(folder: Path | str) -> Home:
-    """The home in a folder, which holds `tables/`."""
+    """The home in a folder that contains `tables/`."""
     return Home(str(folder), Path(folder))

@@ -1,4 +1,4 @@
-"""An HTTP server of a test, on loopback."""
+"""An HTTP server on loopback for tests."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ class QuietHandler(BaseHTTPRequestHandler):
 
 @contextmanager
 def http_server(handler: Callable[..., BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The URL of a server that answers by `handler` while the block runs."""
+    """Run a server with `handler` for the block; yields its URL."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = Thread(target=server.serve_forever)
         thread.start()

@@ -1,4 +1,4 @@
-"""A proxy before a Kafka broker that may hide a request from clients, as if the broker did not know it.
+"""A proxy in front of a Kafka broker that can hide an API key from clients, as if the broker did not support it.
 
 Source: Kafka's protocol guide, "Protocol Primitive Types" and "ApiVersions".
 """
@@ -12,12 +12,12 @@ from threading import Thread
 from typing import Any
 
 API_VERSIONS, INIT_PRODUCER_ID = 18, 22
-UNKNOWN = 32767  # a key that no request has
-COMPACT_SINCE = 3  # version of the response whose list has a varint for its length and tags in its entries
+UNKNOWN = 32767  # an unused API key
+COMPACT_SINCE = 3  # first version of the response with a compact array and tagged fields
 
 
 class KafkaProxy(socketserver.ThreadingTCPServer):
-    """A server on a free port; `hidden` is the key of a request, and may change between connections."""
+    """A server on a free port; `hidden` is the hidden API key, and may change between connections."""
 
     allow_reuse_address = daemon_threads = True
 
@@ -31,20 +31,20 @@ class _Connection(socketserver.BaseRequestHandler):
     server: KafkaProxy
 
     def handle(self) -> None:
-        asked: dict[int, int] = {}  # correlation id → version of a request for the versions
+        requested: dict[int, int] = {}  # correlation id → version of an ApiVersions request
         with suppress(OSError), socket.create_connection(self.server.broker) as broker:
-            Thread(target=self._forward, args=(broker, asked), daemon=True).start()
+            Thread(target=self._forward, args=(broker, requested), daemon=True).start()
             for response in _frames(broker):
-                version = asked.pop(struct.unpack_from(">i", response)[0], None)
+                version = requested.pop(struct.unpack_from(">i", response)[0], None)
                 shown = response if version is None else _without(response, version, self.server.hidden)
                 self.request.sendall(struct.pack(">i", len(shown)) + shown)
 
-    def _forward(self, broker: socket.socket, asked: dict[int, int]) -> None:
+    def _forward(self, broker: socket.socket, requested: dict[int, int]) -> None:
         with suppress(OSError):
             for request in _frames(self.request):
                 key, version, correlation = struct.unpack_from(">hhi", request)
                 if key == API_VERSIONS:
-                    asked[correlation] = version
+                    requested[correlation] = version
                 broker.sendall(struct.pack(">i", len(request)) + request)
         with suppress(OSError):
             broker.shutdown(socket.SHUT_RDWR)
@@ -57,13 +57,13 @@ def _frames(connection: Any) -> Iterator[bytes]:
 
 
 def _without(response: bytes, version: int, hidden: int | None) -> bytes:
-    """A response about versions with another key in place of the hidden one."""
+    """An ApiVersions response in which the hidden key is replaced by an unused one."""
     data = bytearray(response)
     error, at = struct.unpack_from(">h", data, 4)[0], 6
-    if error:  # the version of the request is unknown: in the format of version 0
+    if error:  # unsupported version of the request: the response has version 0
         version = 0
     if version >= COMPACT_SINCE:
-        assert data[at] < 0x80, "expected fewer than 127 requests"
+        assert data[at] < 0x80, "expected fewer than 127 API keys"
         count, at, size = data[at] - 1, at + 1, 7
     else:
         count, at, size = struct.unpack_from(">i", data, at)[0], at + 4, 6
@@ -75,7 +75,7 @@ def _without(response: bytes, version: int, hidden: int | None) -> bytes:
 
 @contextmanager
 def kafka_proxy() -> Iterator[KafkaProxy]:
-    """A proxy that runs for the block; its `broker` is to be set."""
+    """Run a proxy for the block; set its `broker` before use."""
     with KafkaProxy() as proxy:
         thread = Thread(target=proxy.serve_forever)
         thread.start()

@@ -1,4 +1,4 @@
-"""A real S3 server for tests: SeaweedFS, from its wheel, on loopback."""
+"""A real S3 server for tests: SeaweedFS from its wheel, on loopback."""
 
 import json
 import os
@@ -24,8 +24,8 @@ from streaming.storage.store import open_store
 BUCKET = "imagestream"
 WEED = Path(sys.executable).with_name("weed")
 KEY, SECRET = "testkey", "testsecret-5f1d"  # pragma: allowlist secret
-READER_KEY = "readerkey"  # may read and list
-GRPC = 10_000  # a service's gRPC port is its HTTP port and this
+READER_KEY = "readerkey"  # has permission to read and list
+GRPC = 10_000  # offset of a service's gRPC port from its HTTP port
 PATIENCE_S = 120.0
 
 
@@ -37,10 +37,10 @@ class ObjectStoreServer:
     port: int
 
     def environment(self, port: int | None = None) -> dict[str, str]:
-        """The clouds' own variables, for clients that take them from there.
+        """The standard variables of S3 clients.
 
         Args:
-            port: of a proxy before it.
+            port: the port of a proxy in front of the server.
         """
         return {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port or self.port}",
@@ -51,7 +51,7 @@ class ObjectStoreServer:
 
     @property
     def options(self) -> Mapping[str, str]:
-        """What a client needs, as obstore and deltalake name it."""
+        """The storage options of a client, as obstore and deltalake name them."""
         return {
             "aws_endpoint": f"http://127.0.0.1:{self.port}",
             "aws_access_key_id": KEY,
@@ -62,7 +62,7 @@ class ObjectStoreServer:
 
 
 def start_object_store(home: Path) -> ObjectStoreServer:
-    """The server of `home`, started by the first process that asks."""
+    """The server of `home`, started by the first process that calls this."""
     home.mkdir(exist_ok=True)
     state = home / "state.json"
     with FileLock(home / "start.lock"):
@@ -107,16 +107,16 @@ def _start(home: Path) -> tuple[ObjectStoreServer, int]:
 
 
 def _await(server: ObjectStoreServer, filer: int) -> None:
-    """Make the bucket, and wait until it takes an object."""
+    """Create the bucket, and wait until an object can be stored in it."""
     give_up = time.monotonic() + PATIENCE_S
     while True:
         with suppress(OSError):
-            # A bucket is a folder of the filer; without a signature, the gateway of S3 answers that access is denied.
-            made = _request(filer, "POST", f"/buckets/{BUCKET}/") in {HTTPStatus.CREATED, HTTPStatus.CONFLICT}
-            if made and _request(server.port, "GET", "/") == HTTPStatus.FORBIDDEN:
+            # A bucket is a folder of the filer; the S3 gateway denies access to requests without a signature.
+            created = _request(filer, "POST", f"/buckets/{BUCKET}/") in {HTTPStatus.CREATED, HTTPStatus.CONFLICT}
+            if created and _request(server.port, "GET", "/") == HTTPStatus.FORBIDDEN:
                 open_store(f"s3://{BUCKET}", server.options).create("ready", b"")
                 return
-        assert psutil.pid_exists(server.pid), "SeaweedFS ended while it started"
+        assert psutil.pid_exists(server.pid), "SeaweedFS exited at start"
         assert time.monotonic() < give_up, f"SeaweedFS did not answer within {PATIENCE_S:.0f} s"
         time.sleep(0.1)
 
@@ -131,7 +131,7 @@ def _request(port: int, method: str, path: str) -> int:
 
 
 def free_pair() -> int:
-    """A free port, of which the one for gRPC is free, too."""
+    """A free port whose gRPC port is also free."""
     while True:
         port = free_port()
         if port + GRPC > 65_535:

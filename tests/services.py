@@ -1,8 +1,8 @@
-"""Services that the tests of one run share, each started when the first test asks for it and ended with the run.
+"""Services that the tests of a run share, each started on demand and stopped at the end of the run.
 
-All test processes together have one broker, a second one that tests may stop and kill, one S3 server, and one home with
-a trained model, made by whichever process needs them first while the others wait for its lock. Each process has at most
-one Spark session.
+All test processes share one broker, a second one that tests may stop and kill, one S3 server, and one home with a
+trained model. The first process that needs one of them creates it, and the others wait for its lock. Each process has
+at most one Spark session.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from streaming.settings import Settings
 from tests.object_store import stop_object_store
 
 CHECKOUT = Path(__file__).parent.parent
-SET_UP = CHECKOUT / ".imagestream"  # jars, exported backbones and Java, as `make` fetched them
+SET_UP = CHECKOUT / ".imagestream"  # jars, exported backbones and Java, fetched by `make`
 BROKER, FRAGILE_BROKER = "broker", "fragile-broker"  # homes
 OBJECT_STORE = "object-store"
 
-SPARK_OPTIONS = "SPARK_SUBMIT_OPTS"  # that Spark's launcher adds to those of the JVM
-# For jobs of seconds: compile quickly rather than well, keep what is compiled (such a JVM has room for 48 MB of code,
-# and would search for what it can drop), and collect garbage in one thread.
+SPARK_OPTIONS = "SPARK_SUBMIT_OPTS"  # JVM options that Spark's launcher adds
+# For short jobs: compile quickly rather than optimise, enlarge the code cache (48 MB by default with one tier, which
+# causes code to be flushed), and collect garbage in one thread.
 QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 TYPICAL_JOBS = """
 import sys
@@ -59,18 +59,18 @@ with TemporaryDirectory() as folder:
     gateway = SparkContext._gateway
     gateway.shutdown()
     gateway.proc.stdin.close()
-    gateway.proc.wait()  # the archive is written when the JVM ends
+    gateway.proc.wait()  # the archive is written when the JVM exits
 """
 
 
-def directory_of_the_run(factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run share."""
+def shared_directory(factory: pytest.TempPathFactory) -> Path:
+    """A folder that is shared by all processes of this run."""
     base = factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 def made_once(place: Path, make: Callable[[Path], None]) -> Path:
-    """`place`, made by the first process of the run that asks for it."""
+    """`place`, created by the first process of the run that calls this."""
     with FileLock(f"{place}.lock"):
         if not place.exists():
             unfinished = place.with_suffix(".unfinished")
@@ -81,10 +81,10 @@ def made_once(place: Path, make: Callable[[Path], None]) -> Path:
 
 
 def shared_broker(home: Path, jars: Path, backbones: Path) -> Settings:
-    """Settings with the address of a broker of the run, which the first process that asks starts in `home`."""
+    """Settings of a broker of the run, which the first process that calls this starts in `home`."""
     home.mkdir(exist_ok=True)
     with FileLock(home / "start.lock"):
-        if (SET_UP / "java").is_dir() and not (home / "java").exists():  # where `make` found no Java and installed one
+        if (SET_UP / "java").is_dir() and not (home / "java").exists():  # if `make` found no Java and installed one
             (home / "java").symlink_to(SET_UP / "java")
         settings = Settings(home=home, jars=jars, backbones=backbones, bootstrap_servers=None)
         state, _ = start_broker(settings, remembered_port(settings) or free_port())
@@ -99,8 +99,9 @@ def stop_shared_services(run: Path) -> None:
 
 
 def shared_jars() -> Path:
-    """The checkout's own jars, fetched if they are not there yet; from now on this process starts Spark quickly."""
-    with FileLock(_made(SET_UP) / "tests.lock"):
+    """The checkout's jars, fetched if they are missing; also sets JVM options for a quick start of Spark."""
+    SET_UP.mkdir(exist_ok=True)
+    with FileLock(SET_UP / "tests.lock"):
         java = find_java(SET_UP)
         install_jars(SET_UP / "jars", java)
         os.environ[SPARK_OPTIONS] = f"{QUICK_JVM} -XX:SharedArchiveFile={_class_archive(java)} -Xlog:disable"
@@ -108,9 +109,9 @@ def shared_jars() -> Path:
 
 
 def _class_archive(java: Path) -> Path:
-    """Spark's classes as the JVM maps them into memory, which saves two fifths of the CPU time of its start.
+    """The class data archive of Spark's classes, which saves two fifths of the CPU time of a JVM's start.
 
-    A JVM that they do not fit loads its classes from the jars. Source: "Class Data Sharing" in the manual of `java`.
+    A JVM that cannot use it loads the classes from the jars. Source: "Class Data Sharing" in the manual of `java`.
     """
     key = hashlib.sha256(f"{java.resolve()} {pyspark.__version__} {TYPICAL_JOBS}".encode()).hexdigest()[:12]
     archive = SET_UP / f"tests-{key}.jsa"
@@ -125,13 +126,8 @@ def _class_archive(java: Path) -> Path:
     return archive
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 class SharedSpark:
-    """The one Spark session of a test process; the commands that run in the process use it, too."""
+    """The Spark session of a test process, which commands in the process also use."""
 
     def __init__(self) -> None:
         self._block = None
@@ -146,7 +142,7 @@ class SharedSpark:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the workers get beside the environment that the session was started in, as that still may be."""
+        """Variables of the Python workers, in addition to those at the start of the session; may be changed."""
         return {} if self._block is None else self._session.sparkContext.environment
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""A proxy before an object store that harms requests: answers are lost, connections cut, requests refused or held."""
+"""A proxy in front of an object store that injects faults: lost responses, cut connections, errors and delays."""
 
 import re
 import socket
@@ -15,16 +15,16 @@ REFUSAL = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>on behalf of 
 
 
 class Fault(StrEnum):
-    """What happens to a request."""
+    """A fault that is injected into a request."""
 
-    CUT = "cut"  # the connection ends before the store gets it
-    LOST = "lost"  # the store's answer is lost
+    CUT = "cut"  # the connection is closed before the store receives the request
+    LOST = "lost"  # the response of the store is lost
     CONFLICT = "409 ConditionalRequestConflict"
     ERROR = "500 InternalError"
     SLOW_DOWN = "503 SlowDown"
     OTHER_REGION = "400 AuthorizationHeaderMalformed"
     NO_BUCKET = "404 NoSuchBucket"
-    UNCONDITIONAL = "unconditional"  # the answer says that it was stored, as of a store that knows no conditions
+    UNCONDITIONAL = "unconditional"  # a failed condition is reported as success, as if it were ignored
 
 
 ANYTHING = (Fault.CUT, Fault.LOST, Fault.ERROR, Fault.SLOW_DOWN)
@@ -32,15 +32,15 @@ ANYTHING = (Fault.CUT, Fault.LOST, Fault.ERROR, Fault.SLOW_DOWN)
 
 @dataclass(frozen=True)
 class Request:
-    """A request, as faults are chosen for it."""
+    """A request for which a fault may be chosen."""
 
     method: str
-    path: str  # with its query
+    path: str  # with the query string
     head: bytes
 
     @property
     def creates(self) -> bool:
-        """Whether it is a put of an object that must not exist yet."""
+        """Whether it is a PUT of an object that must not exist yet."""
         return b"\r\nif-none-match:" in self.head.lower()
 
 
@@ -48,7 +48,7 @@ Faults = Callable[[Request], Fault | None]
 
 
 def at_random(rng: Random, puts: float = 0.10, gets: float = 0.03) -> Faults:
-    """Harm a share of the PUTs, and one of all other requests; no fault twice before each one has its turn."""
+    """Inject faults into fractions of PUTs and of other requests; each fault is used once before any is repeated."""
     lock = threading.Lock()
     used: set[Fault] = set()
 
@@ -67,13 +67,13 @@ def at_random(rng: Random, puts: float = 0.10, gets: float = 0.03) -> Faults:
 
 
 class StoreProxy:
-    """Passes requests to a store on loopback, one thread for each connection.
+    """Forwards requests to a store on loopback, with one thread per connection.
 
     Attributes:
-        upstream: the port of the store, for connections that are opened from now on.
-        faults: chosen for each request.
-        requests: (method, path) of all that came, in order.
-        harmed: how many requests were harmed, by fault.
+        upstream: the port of the store, for new connections.
+        faults: chooses the fault of each request.
+        requests: (method, path) of all requests, in order.
+        harmed: the number of injected faults, by fault.
     """
 
     def __init__(self, upstream: int, faults: Faults = lambda _: None) -> None:
@@ -100,7 +100,7 @@ class StoreProxy:
 
     @contextmanager
     def away(self) -> Iterator[None]:
-        """For the block, connections end at once, those that are open too."""
+        """Close all connections, and new ones at once, for the block."""
         self._away = True
         self._close_all()
         try:
@@ -109,17 +109,17 @@ class StoreProxy:
             self._away = False
 
     def hold(self, method_and_path: str) -> None:
-        """Keep back the first request that matches, until `release`; its sender may be dead by then."""
+        """Hold the first request that matches until `release`; its sender may have exited by then."""
         self._arrived.clear()
         self._released.clear()
         self._held = re.compile(method_and_path)
 
     def wait_held(self, patience_s: float) -> bool:
-        """Wait for the request that is held back to arrive; whether it did."""
+        """Wait for the request that is to be held; returns whether it arrived."""
         return self._arrived.wait(patience_s)
 
     def release(self) -> None:
-        """Let the held request pass."""
+        """Forward the held request."""
         self._released.set()
 
     def _close_all(self) -> None:
@@ -146,19 +146,19 @@ class StoreProxy:
             with self._lock:
                 self._open.add(client)
             try:
-                with client.makefile("rb") as asked, store.makefile("rb") as answers:
-                    while self._pass_one(client, store, asked, answers):
+                with client.makefile("rb") as requests, store.makefile("rb") as responses:
+                    while self._forward(client, store, requests, responses):
                         pass
             finally:
                 with self._lock:
                     self._open.discard(client)
 
-    def _pass_one(self, client: socket.socket, store: socket.socket, asked: BinaryIO, answers: BinaryIO) -> bool:
-        """Pass one request and its answer; whether the connection lasts."""
-        head = _head(asked)
+    def _forward(self, client: socket.socket, store: socket.socket, requests: BinaryIO, responses: BinaryIO) -> bool:
+        """Forward one request and its response; returns whether the connection stays open."""
+        head = _head(requests)
         if not head:
             return False
-        body = asked.read(_length(head))
+        body = requests.read(_length(head))
         method, path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
         request = Request(method, path, head)
         with self._lock:
@@ -180,13 +180,13 @@ class StoreProxy:
             client.sendall(f"HTTP/1.1 {status} {code}\r\ncontent-length: {len(text)}\r\n\r\n".encode() + text)
             return True
         store.sendall(head + body)
-        answer = _answer(answers, method)
+        response = _response(responses, method)
         if fault is Fault.LOST:
             return False
-        if fault is Fault.UNCONDITIONAL and method == "PUT" and answer.split(b" ")[1:2] in ([b"409"], [b"412"]):
-            answer = b'HTTP/1.1 200 OK\r\netag: "0"\r\ncontent-length: 0\r\n\r\n'
-        client.sendall(answer)
-        return bool(answer)
+        if fault is Fault.UNCONDITIONAL and method == "PUT" and response.split(b" ")[1:2] in ([b"409"], [b"412"]):
+            response = b'HTTP/1.1 200 OK\r\netag: "0"\r\ncontent-length: 0\r\n\r\n'
+        client.sendall(response)
+        return bool(response)
 
 
 def _head(stream: BinaryIO) -> bytes:
@@ -203,7 +203,7 @@ def _length(head: bytes) -> int:
     return int(found[1]) if found else 0
 
 
-def _answer(stream: BinaryIO, method: str) -> bytes:
+def _response(stream: BinaryIO, method: str) -> bytes:
     head = _head(stream)
     if method == "HEAD" or head[9:12] in {b"204", b"304"}:
         return head

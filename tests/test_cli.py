@@ -1,4 +1,4 @@
-"""The command line as people use it: nonsense in, one line out that says why; and what every command shares."""
+"""The command line: invalid input produces a one-line error; printed commands, `--json` and `--home`."""
 
 import json
 import os
@@ -18,12 +18,12 @@ from streaming.cli.app import program, run
 from streaming.images.dataset import digit_images, write_images
 from streaming.storage.tables import Table
 
-UNANSWERED = "127.0.0.1:1"
+UNREACHABLE = "127.0.0.1:1"
 FAILED, USAGE = 1, 2
 
 
 def imagestream(home: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a process of its own, with nothing of ours set in its environment but what is given."""
+    """Run a command line in a separate process; of the settings, only the given ones are in its environment."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("IMAGESTREAM_")}
     command = [sys.executable, "-m", "streaming", "--home", str(home), *map(str, arguments)]
     return subprocess.run(
@@ -36,7 +36,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """As `imagestream`, but in this process, where it need not be imported anew each time."""
+    """Like `imagestream`, but in this process, which avoids importing the modules each time."""
     for name in os.environ:
         if name.startswith("IMAGESTREAM_"):
             monkeypatch.delenv(name)
@@ -47,15 +47,15 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
         line = ["--home", str(home), *map(str, arguments)]
         with pytest.raises(SystemExit) as ended:
             run(line)
-        said = capsys.readouterr()
+        output = capsys.readouterr()
         assert isinstance(ended.value.code, int | None)
-        return subprocess.CompletedProcess(line, ended.value.code or 0, said.out, said.err)
+        return subprocess.CompletedProcess(line, ended.value.code or 0, output.out, output.err)
 
     return run_here
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], reason: str, code: int = FAILED) -> None:
-    """It failed with this code, and said in one line of standard error why."""
+    """The command exited with this code, and printed the reason as one line of standard error."""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert (done.returncode, len(lines)) == (code, 1), done.stdout + done.stderr
     assert re.search(rf"^error: .*{reason}", lines[0]), lines[0]
@@ -83,7 +83,7 @@ def home(tmp_path: Path) -> Path:
         ("predictions", "no tables yet in .*tables"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
+def test_failed_command_prints_one_line_and_creates_no_home(
     command: Command, home: Path, arguments: str, reason: str
 ) -> None:
     assert_refused(command(home, *arguments.split()), reason)
@@ -119,9 +119,7 @@ def test_what_cannot_be_done_is_told_in_one_line_and_leaves_no_home(
         ("query SELECT+1 --format parquet", "give a file with --output FILE"),
     ],
 )
-def test_wrong_usage_is_told_in_one_line_that_names_the_help(
-    command: Command, home: Path, arguments: str, reason: str
-) -> None:
+def test_usage_error_is_one_line_that_names_the_help(command: Command, home: Path, arguments: str, reason: str) -> None:
     assert_refused(command(home, *arguments.split()), f"{reason}.*see 'imagestream .*--help'|{reason}", USAGE)
 
 
@@ -133,52 +131,52 @@ def test_wrong_usage_is_told_in_one_line_that_names_the_help(
         ("IMAGESTREAM_TOPIC", "../images", "should match pattern .*, got '../images'"),
     ],
 )
-def test_a_variable_of_a_wrong_kind_is_named_with_its_value(
+def test_invalid_variable_is_reported_with_its_value(
     command: Command, home: Path, variable: str, value: str, reason: str
 ) -> None:
     assert_refused(command(home, "models", "list", **{variable: value}), f"{variable}: .*{reason}", USAGE)
 
 
-def test_without_java_both_kafka_and_spark_say_how_to_get_one(home: Path, tmp_path: Path) -> None:
+def test_missing_java_is_reported_with_an_install_command(home: Path, tmp_path: Path) -> None:
     without = {"PATH": str(tmp_path / "empty"), "JAVA_HOME": str(tmp_path / "empty")}
     for arguments in (("broker", "start"), ("train", "--dataset", "digits", "--limit", "10")):
         done = imagestream(home, *arguments, **without)
         assert_refused(done, "Java 17 or 21 is needed, .*: run `.*(17|21).*`, or set JAVA_HOME to one")
 
 
-def test_a_port_that_is_taken_is_named(home: Path, jars_dir: Path) -> None:
+def test_port_in_use_is_reported(home: Path, jars_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = imagestream(home, "broker", "start", "--port", str(port), IMAGESTREAM_JARS=str(jars_dir))
     assert_refused(done, f"port {port}")
 
 
-def test_a_broker_that_does_not_answer_is_named_by_all_who_ask(home: Path, tmp_path: Path) -> None:
+def test_unreachable_broker_is_reported_with_its_address(home: Path, tmp_path: Path) -> None:
     file = write_images(tmp_path, digit_images(1))
-    asks = [("publish", str(file)), ("stream", "--until-drained")]
-    with ThreadPoolExecutor(len(asks)) as pool:  # each waits ten seconds for an answer
-        answers = pool.map(lambda ask: imagestream(home, *ask, "--bootstrap-servers", UNANSWERED), asks)
-    for done in answers:
-        assert_refused(done, f"no Kafka broker answer.* at '?{UNANSWERED}")
+    lines = [("publish", str(file)), ("stream", "--until-drained")]
+    with ThreadPoolExecutor(len(lines)) as pool:  # each waits ten seconds for a response
+        results = pool.map(lambda line: imagestream(home, *line, "--bootstrap-servers", UNREACHABLE), lines)
+    for done in results:
+        assert_refused(done, f"no Kafka broker answer.* at '?{UNREACHABLE}")
 
 
-def test_a_home_that_deltalake_cannot_open_is_told(command: Command, tmp_path: Path) -> None:
+def test_home_that_deltalake_cannot_open_is_refused(command: Command, tmp_path: Path) -> None:
     done = command(tmp_path / "home [1]", "query", "SELECT 1")
     assert_refused(done, "has a . in its path, which deltalake", USAGE)
 
 
-def test_names_are_told_as_they_are(command: Command, home: Path) -> None:
-    """Neither the terminal's markup nor its emoji codes may change what a file or host is called."""
+def test_names_in_errors_are_printed_literally(command: Command, home: Path) -> None:
+    """Markup and emoji codes are not interpreted."""
     assert_refused(command(home, "train", "--images", "[red]a:b:c"), re.escape("[red]a:b:c is not a folder"))
 
 
-def test_folders_without_images_of_two_classes_are_refused(command: Command, home: Path, tmp_path: Path) -> None:
+def test_training_folder_needs_images_of_two_classes(command: Command, home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     assert_refused(
         command(home, "train", "--images", folder), "photos contains no images: expected one folder of images per"
     )
-    done = command(home, "publish", folder, "--bootstrap-servers", UNANSWERED)
+    done = command(home, "publish", folder, "--bootstrap-servers", UNREACHABLE)
     assert done.returncode == FAILED
     assert "Traceback" not in done.stderr
     (folder / "cat").mkdir()
@@ -186,9 +184,7 @@ def test_folders_without_images_of_two_classes_are_refused(command: Command, hom
     assert_refused(command(home, "train", "--images", folder), r"expected at least two classes, got only one \(cat\)")
 
 
-def test_an_unknown_backbone_or_weights_file_is_answered_with_the_known_ones(
-    command: Command, home: Path, tmp_path: Path
-) -> None:
+def test_unknown_backbone_or_weights_error_lists_the_known_ones(command: Command, home: Path, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "photos", digit_images(5))
     done = command(home, "train", "--images", folder, "--backbone", "mobilnet_v2")
     assert_refused(done, "unknown backbone 'mobilnet_v2', known are .*did you mean mobilenet_v2")
@@ -207,26 +203,26 @@ def test_sql_that_writes_is_refused(command: Command, home: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "arguments", ["broker start", "train --dataset digits --limit 10", "models list", "retrain", "query SELECT+1"]
 )
-def test_a_home_below_a_file_is_told(command: Command, tmp_path: Path, arguments: str) -> None:
+def test_home_below_a_file_is_refused(command: Command, tmp_path: Path, arguments: str) -> None:
     (tmp_path / "file").touch()
     assert_refused(command(tmp_path / "file" / "home", *arguments.split()), "file/home")
     assert (tmp_path / "file").is_file()
 
 
-def test_damaged_aliases_are_told(command: Command, home: Path) -> None:
+def test_damaged_aliases_are_reported(command: Command, home: Path) -> None:
     (home / "models").mkdir(parents=True)
     (home / "models" / "aliases.json").write_text("{")
     assert_refused(command(home, "models", "list"), r"aliases\.json is damaged")
 
 
-def test_debug_shows_the_traceback_as_well(home: Path) -> None:
+def test_debug_prints_the_traceback_before_the_error(home: Path) -> None:
     done = imagestream(home, "--debug", "models", "show", "99")
     assert done.returncode == FAILED
     assert done.stderr.startswith("Traceback (most recent call last):")
     assert done.stderr.splitlines()[-1].startswith("error: there is no model version 99")
 
 
-def test_version_is_that_of_the_package(home: Path) -> None:
+def test_version_option_prints_the_package_version(home: Path) -> None:
     done = imagestream(home, "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"imagestream {version('imagestream')}\n", "")
 
@@ -242,7 +238,7 @@ def test_version_is_that_of_the_package(home: Path) -> None:
         ("elsewhere/imagestream/__main__.py", "elsewhere/python", False, ["{}/elsewhere/python", "-m", "imagestream"]),
     ],
 )
-def test_a_printed_command_starts_the_program_that_printed_it(
+def test_printed_command_runs_the_same_installation(
     started: str, executable: str, on_path: bool, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("clone/.venv/bin/imagestream", "clone/imagestream", "other/bin/imagestream"):
@@ -255,7 +251,7 @@ def test_a_printed_command_starts_the_program_that_printed_it(
     assert program() == [word.format(tmp_path) for word in words]
 
 
-def test_a_group_without_a_command_prints_its_help(command: Command, home: Path) -> None:
+def test_group_without_a_command_prints_its_help(command: Command, home: Path) -> None:
     for group in ("models", "broker"):
         done = command(home, group)
         assert (done.returncode, done.stderr) == (USAGE, "")
@@ -270,7 +266,7 @@ def test_a_group_without_a_command_prints_its_help(command: Command, home: Path)
         ("broker stop", 0, {"stopped": False}),
     ],
 )
-def test_json_names_a_file_that_is_written_with_its_folder(
+def test_json_creates_the_file_and_its_folder(
     command: Command, home: Path, tmp_path: Path, arguments: str, code: int, summary: dict[str, object]
 ) -> None:
     file = tmp_path / "new" / "summary.json"
@@ -278,7 +274,7 @@ def test_json_names_a_file_that_is_written_with_its_folder(
     assert json.loads(file.read_text()) == summary
 
 
-def test_home_comes_from_the_option_before_the_environment(tmp_path: Path) -> None:
+def test_home_option_takes_precedence_over_the_environment(tmp_path: Path) -> None:
     done = imagestream(tmp_path / "option", "models", "list", IMAGESTREAM_HOME=str(tmp_path / "variable"))
     assert f"no models in {tmp_path / 'option' / 'models'}" in done.stderr
     command = [sys.executable, "-m", "streaming", "models", "list"]

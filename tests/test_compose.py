@@ -1,4 +1,4 @@
-"""The containers: what docker-compose accepts, and what it cannot know: our settings, commands and limits."""
+"""The containers: docker-compose accepts the files, and their settings, commands and limits are correct."""
 
 import json
 import os
@@ -34,29 +34,31 @@ SECURE = yaml.safe_load((DEPLOY / "secure.yml").read_text(encoding="utf-8"))
 S3 = yaml.safe_load((DEPLOY / "s3.yml").read_text(encoding="utf-8"))
 LAYERS = {"open": [], "secured": ["secure"], "s3": ["s3"], "secured-s3": ["secure", "s3"]}  # on docker-compose.yml
 ADDED: dict[str, Any] = {name: S3["services"][name] for name in ("s3", "first-bucket")}
-OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("imagestream:")}
+OWN_SERVICES = {name: service for name, service in SERVICES.items() if service["image"].startswith("imagestream:")}
 PROFILES = ["", *sorted({one for service in SERVICES.values() for one in service.get("profiles", [])})]
 LONG_RUNNING = {name: service for name, service in SERVICES.items() if service.get("restart") == "unless-stopped"}
 PINNED = re.compile(r"imagestream:\d+\.\d+\.\d+|[a-z0-9/-]+:v?\d+\.\d+(\.\d+[a-z0-9.-]*)?@sha256:[0-9a-f]{64}")
-needs_docker_compose = pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not there")
+needs_docker_compose = pytest.mark.skipif(
+    shutil.which("docker-compose") is None, reason="docker-compose is not installed"
+)
 
 
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
-    """A folder with the env files that docker-compose reads itself; of other secrets it passes on the path alone."""
+    """A folder with the env files that docker-compose itself reads; it passes only the paths of other secrets."""
     for name in ("writer", "reader"):
         (tmp_path / f"s3-{name}.env").write_text(f"AWS_ACCESS_KEY_ID={name}\nAWS_SECRET_ACCESS_KEY=hidden-{name}\n")
     return tmp_path
 
 
 def resolved(layers: list[str], secrets: Path, *options: str, env_file: Path) -> dict[str, Any]:
-    """The services as docker-compose understands the files."""
+    """The services as docker-compose resolves them from the files."""
     files = ["docker-compose.yml", *(f"docs/deploy/{layer}.yml" for layer in layers)]
     chosen = [word for file in files for word in ("-f", file)]
     done = subprocess.run(
         ["docker-compose", "--env-file", str(env_file), *chosen, *options, "config"],  # noqa: S607
         cwd=CHECKOUT,
-        env={"PATH": os.environ["PATH"], "SECRETS_DIR": str(secrets)},  # not the variables of whoever runs the tests
+        env={"PATH": os.environ["PATH"], "SECRETS_DIR": str(secrets)},  # not the variables of the test process
         capture_output=True,
         text=True,
         check=False,
@@ -77,15 +79,15 @@ def test_docker_compose_accepts_every_profile(profile: str, layers: list[str], s
 
 
 @needs_docker_compose
-def test_with_the_home_in_a_bucket_containers_share_no_state(secrets: Path) -> None:
+def test_containers_share_no_state_with_the_home_in_a_bucket(secrets: Path) -> None:
     options = ["--profile", "by-hand", "--profile", "observability"]
     found = resolved(["s3"], secrets, *options, env_file=CHECKOUT / ".env.example")
     mounted = [
         volume.split(":")[0] for one in found.values() for volume in one["volumes"] if not volume.startswith("/")
     ]
     assert {volume for volume in mounted if mounted.count(volume) > 1} == {"secrets", "scrape", "spark-conf"}
-    local = {name for name in OURS if not found[name]["environment"]["IMAGESTREAM_HOME"].startswith("s3://")}
-    assert local == {"spark-master", "first-secrets"}  # which use no home
+    local = {name for name in OWN_SERVICES if not found[name]["environment"]["IMAGESTREAM_HOME"].startswith("s3://")}
+    assert local == {"spark-master", "first-secrets"}  # they use no home
     keys = {name: one["environment"].get("AWS_ACCESS_KEY_ID") for name, one in found.items() if "environment" in one}
     writers = {"spark-worker", "first-bucket", "first-model", "stream", "retrain", "maintain", "dashboard", "cli"}
     assert {name for name, key in keys.items() if key == "writer"} == writers
@@ -94,7 +96,7 @@ def test_with_the_home_in_a_bucket_containers_share_no_state(secrets: Path) -> N
         assert "hidden-" not in json.dumps([one.get("entrypoint"), one.get("command"), one.get("healthcheck")]), name
 
 
-def test_every_part_of_the_service_keeps_running_and_tells_its_health() -> None:
+def test_long_running_services_have_health_checks() -> None:
     always = {"kafka", "spark-master", "spark-worker", "stream", "retrain", "maintain", "gateway", "dashboard"}
     assert set(LONG_RUNNING) == always | {"prometheus", "grafana"}
     for name, service in (*LONG_RUNNING.items(), ("s3", ADDED["s3"])):
@@ -102,7 +104,7 @@ def test_every_part_of_the_service_keeps_running_and_tells_its_health() -> None:
 
 
 @pytest.mark.parametrize(("name", "service"), (SERVICES | ADDED).items(), ids=SERVICES | ADDED)
-def test_service_is_pinned_and_limited(name: str, service: dict[str, Any]) -> None:
+def test_service_has_a_pinned_image_and_resource_limits(name: str, service: dict[str, Any]) -> None:
     assert PINNED.fullmatch(service["image"])
     assert {"mem_limit", "cpus", "pids_limit"} <= service.keys()
     assert service["security_opt"] == ["no-new-privileges:true"]
@@ -110,7 +112,7 @@ def test_service_is_pinned_and_limited(name: str, service: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_service_refers_only_to_what_is_there(name: str) -> None:
+def test_references_of_a_service_exist(name: str) -> None:
     service = SERVICES[name]
     assert set(service.get("depends_on", {})) <= SERVICES.keys()
     for other, on in service.get("depends_on", {}).items():
@@ -123,29 +125,29 @@ def test_service_refers_only_to_what_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_every_variable_of_ours_is_a_setting(name: str) -> None:
+def test_imagestream_variables_are_settings(name: str) -> None:
     layers = SERVICES[name], SECURE["services"].get(name, {}), S3["services"].get(name, {})
-    ours = [key for layer in layers for key in layer.get("environment", {}) if key.startswith("IMAGESTREAM_")]
-    assert {key.removeprefix("IMAGESTREAM_").lower() for key in ours} <= Settings.model_fields.keys()
+    variables = [key for layer in layers for key in layer.get("environment", {}) if key.startswith("IMAGESTREAM_")]
+    assert {key.removeprefix("IMAGESTREAM_").lower() for key in variables} <= Settings.model_fields.keys()
 
 
-def test_every_command_of_ours_exists() -> None:
+def test_imagestream_commands_exist() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     named: set[str] = set()
     for service in SERVICES.values():
         line = " ".join([*service.get("entrypoint", []), *service.get("command", [])])
         named |= set(re.findall(r"\bimagestream ([a-z]+)", line))
-    started = [one["command"] for one in OURS.values() if "command" in one and "entrypoint" not in one]
+    started = [one["command"] for one in OWN_SERVICES.values() if "command" in one and "entrypoint" not in one]
     named |= {command[0] for command in started}
     assert {"stream", "train", "retrain", "maintain", "publish", "gateway", "dashboard"} <= named
     assert named <= known
 
 
-def test_broker_takes_the_largest_image() -> None:
+def test_broker_accepts_the_largest_image() -> None:
     assert SERVICES["kafka"]["environment"]["KAFKA_MESSAGE_MAX_BYTES"] == MAX_MESSAGE_BYTES + HEADER_MARGIN_BYTES
 
 
-def test_example_environment_holds_exactly_the_variables_with_their_defaults() -> None:
+def test_example_environment_lists_every_variable_with_its_default() -> None:
     files = CHECKOUT / "docker-compose.yml", DEPLOY / "secure.yml", DEPLOY / "s3.yml"
     text = "".join(file.read_text(encoding="utf-8") for file in files)
     defaults = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", text))
@@ -153,7 +155,7 @@ def test_example_environment_holds_exactly_the_variables_with_their_defaults() -
     assert dict(re.findall(r"^([A-Z_]+)=(.*)$", example, re.MULTILINE)) == defaults
 
 
-def test_image_is_pinned_and_does_not_run_as_root() -> None:
+def test_image_has_pinned_bases_and_a_non_root_user() -> None:
     lines = (CHECKOUT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     sources = [line.split()[1] for line in lines if line.startswith("FROM ")]
     stages = [line.split()[3] for line in lines if line.startswith("FROM ") and " AS " in line]
@@ -163,7 +165,7 @@ def test_image_is_pinned_and_does_not_run_as_root() -> None:
     assert any("useradd" in line and "--uid 10001" in line for line in lines)
 
 
-def test_image_copies_only_what_the_build_context_holds() -> None:
+def test_image_copies_exactly_the_build_context() -> None:
     lines = (CHECKOUT / "Dockerfile").read_text(encoding="utf-8").splitlines()
     copied = {
         source for line in lines if line.startswith("COPY ") and "--from" not in line for source in line.split()[1:-1]
@@ -173,48 +175,49 @@ def test_image_copies_only_what_the_build_context_holds() -> None:
     assert all((CHECKOUT / source).exists() for source in copied)
 
 
-def test_image_holds_what_set_up_made_where_its_variables_say() -> None:
+def test_image_contains_jars_and_backbones_at_the_configured_paths() -> None:
     text = (CHECKOUT / "Dockerfile").read_text(encoding="utf-8")
     places = set(re.findall(r"IMAGESTREAM_(?:JARS|BACKBONES)=(\S+)", text))
     assert len(places) == 2
     assert places == set(re.findall(r"^COPY --from=build --chown=\S+ (/opt/imagestream\S*) \1$", text, re.MULTILINE))
 
 
-def test_container_of_ours_has_no_rights_beyond_its_user() -> None:
-    for name, service in OURS.items():
+def test_containers_drop_all_capabilities_and_are_read_only() -> None:
+    for name, service in OWN_SERVICES.items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["read_only"], name
         assert any(place.startswith("/tmp:") for place in service["tmpfs"]), name
 
 
-def test_pages_of_spark_are_on_the_loopback_of_their_container() -> None:
+def test_web_uis_of_spark_listen_on_loopback() -> None:
     for name in ("spark-master", "spark-worker", "stream"):
         assert SERVICES[name]["environment"]["SPARK_LOCAL_IP"] == "127.0.0.1", name
         assert not SERVICES[name].get("ports"), name
 
 
-def test_spark_s_processes_and_no_others_share_a_secret_by_which_they_authenticate() -> None:
+def test_only_spark_containers_mount_the_cluster_secret() -> None:
     conf = "spark-conf:/etc/spark"
     mounts = {
-        name: [one for one in service["volumes"] if one.startswith("spark-conf:")] for name, service in OURS.items()
+        name: [one for one in service["volumes"] if one.startswith("spark-conf:")]
+        for name, service in OWN_SERVICES.items()
     }
     cluster = {"spark-master", "spark-worker", "stream"}
     assert {name: found for name, found in mounts.items() if found} == {
         "first-secrets": [conf],
         **{name: [f"{conf}:ro"] for name in cluster},
     }
-    assert {name for name in OURS if "SPARK_CONF_DIR" in SERVICES[name]["environment"]} == cluster
+    assert {name for name in OWN_SERVICES if "SPARK_CONF_DIR" in SERVICES[name]["environment"]} == cluster
     assert {SERVICES[name]["environment"]["SPARK_CONF_DIR"] for name in cluster} == {"/etc/spark"}
     install = next(line for line in (CHECKOUT / "Dockerfile").read_text().splitlines() if "-m 700" in line)
     assert install.split()[-2:] == ["/secrets", "/etc/spark"]
 
 
-def test_first_secrets_are_random_of_their_owner_and_made_once(tmp_path: Path) -> None:
+def test_first_secrets_are_random_private_and_created_once(tmp_path: Path) -> None:
     script = SERVICES["first-secrets"]["entrypoint"][2]
     for folder in ("/secrets", "/scrape", "/etc/spark"):
         (tmp_path / folder.strip("/")).mkdir(parents=True)
         script = script.replace(f'"{folder}/', f'"{tmp_path}{folder}/')
-    made = []
+    contents = []
     for _ in range(2):
         subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
         files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
@@ -222,9 +225,9 @@ def test_first_secrets_are_random_of_their_owner_and_made_once(tmp_path: Path) -
         assert [path.name for path in files] == ["spark-defaults.conf", "dashboard-token", "gateway-api-key"]
         assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
         assert copy.read_text() == files[-1].read_text()
-        made.append([path.read_text() for path in files])
-    assert made[0] == made[1]
-    conf, *keys = made[0]
+        contents.append([path.read_text() for path in files])
+    assert contents[0] == contents[1]
+    conf, *keys = contents[0]
     settings = dict(line.split() for line in conf.splitlines())
     assert (settings["spark.authenticate"], settings["spark.network.crypto.enabled"]) == ("true", "true")
     random = [settings["spark.authenticate.secret"], *keys]
@@ -232,7 +235,7 @@ def test_first_secrets_are_random_of_their_owner_and_made_once(tmp_path: Path) -
     assert all(re.fullmatch("[0-9a-f]{64}", one) for one in random)
 
 
-def test_no_secret_lies_in_the_files_themselves() -> None:
+def test_compose_files_contain_no_secret() -> None:
     for service in (one for file in (COMPOSE, SECURE, S3) for one in file["services"].values()):
         for key, value in service.get("environment", {}).items():
             if re.search("PASSWORD|TOKEN|SECRET|API_KEY", key):
@@ -240,7 +243,7 @@ def test_no_secret_lies_in_the_files_themselves() -> None:
                 assert value.startswith(("/run/secrets/", "/secrets/")), key
 
 
-def test_secured_kafka_has_no_open_listener_beyond_its_container() -> None:
+def test_secured_kafka_has_no_plaintext_listener_outside_its_container() -> None:
     kafka = SECURE["services"]["kafka"]["environment"]
     protocols = dict(one.split(":") for one in kafka["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(","))
     for listener in kafka["KAFKA_LISTENERS"].split(","):
@@ -250,14 +253,16 @@ def test_secured_kafka_has_no_open_listener_beyond_its_container() -> None:
     assert clients <= SECURE["services"].keys()
 
 
-def test_grafana_asks_for_metrics_that_the_stream_serves() -> None:
+def test_grafana_queries_only_exported_metrics() -> None:
     board = json.loads((DEPLOY / "grafana" / "dashboards" / "imagestream.json").read_text(encoding="utf-8"))
-    asked = set(re.findall(r"imagestream_\w+", " ".join(one["expr"] for p in board["panels"] for one in p["targets"])))
-    served = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
+    queried = set(
+        re.findall(r"imagestream_\w+", " ".join(one["expr"] for p in board["panels"] for one in p["targets"]))
+    )
+    exported = {sample.name for family in Metrics().registry.collect() for sample in family.samples}
     families = {family.name for family in Metrics().registry.collect()}
-    for name in asked:
+    for name in queried:
         stem = re.sub("_(total|sum|count|bucket)$", "", name)
-        assert name in served or stem in families, name
+        assert name in exported or stem in families, name
     port = SERVICES["stream"]["command"][SERVICES["stream"]["command"].index("--metrics-port") + 1]
     scraped = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))["scrape_configs"]
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in scraped}
@@ -272,21 +277,21 @@ def test_grafana_asks_for_metrics_that_the_stream_serves() -> None:
         assert subprocess.run(command, check=False).returncode == 0
 
 
-def test_durations_have_their_unit() -> None:
+def test_intervals_have_a_unit_and_are_at_least_an_hour() -> None:
     for name in ("retrain", "maintain"):
         found = re.search(r":-(\w+)\}", SERVICES[name]["command"][2])
         assert found
         assert parse_duration(found[1], plain=None) >= 3_600
 
 
-def test_dockerfile_has_nothing_that_hadolint_minds() -> None:
+def test_hadolint_accepts_the_dockerfile() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([hadolint, CHECKOUT / "Dockerfile"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
 def make_secrets(heading: str, folder: Path) -> Path:
-    """Run the lines of a section of docs/deploy.md that make secret files."""
+    """Run the commands of a section of docs/deploy.md that create secret files."""
     text = (CHECKOUT / "docs" / "deploy.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
     steps = re.search(r"^    mkdir -m 700.*?^    chmod[^\n#]*", text, re.MULTILINE | re.DOTALL)
     assert steps
@@ -296,12 +301,12 @@ def make_secrets(heading: str, folder: Path) -> Path:
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
-def test_secrets_are_made_as_the_document_says(tmp_path: Path) -> None:
-    made = make_secrets("Kafka with TLS, users and rights", tmp_path)
-    assert set(SECURE["secrets"]) <= {path.name for path in made.iterdir()}
+def test_documented_commands_create_the_secrets(tmp_path: Path) -> None:
+    secrets = make_secrets("Kafka with TLS, users and rights", tmp_path)
+    assert set(SECURE["secrets"]) <= {path.name for path in secrets.iterdir()}
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(made / "broker.pem")
-    names = ["-verify_hostname", "kafka", "-CAfile", str(made / "ca.pem"), str(made / "broker.crt")]
+    context.load_cert_chain(secrets / "broker.pem")
+    names = ["-verify_hostname", "kafka", "-CAfile", str(secrets / "ca.pem"), str(secrets / "broker.crt")]
     subprocess.run(["openssl", "verify", *names], capture_output=True, check=True)  # noqa: S607
 
 
@@ -316,26 +321,26 @@ def created(store: Store) -> bool:
 @pytest.mark.skipif(
     not WEED.exists() or shutil.which("openssl") is None, reason="SeaweedFS or openssl is not installed"
 )
-def test_the_s3_server_of_the_compose_file_takes_objects_of_the_writer_only(tmp_path: Path) -> None:
+def test_s3_server_accepts_objects_of_the_writer_only(tmp_path: Path) -> None:
     secrets = make_secrets("A home in a bucket", tmp_path)
     ports = {name: free_pair() for name in ("master", "volume", "filer", "s3")}
     places = {"-dir=/objects": f"-dir={tmp_path}", "-s3.config=/run/secrets/s3.json": f"-s3.config={secrets}/s3.json"}
-    said = [places.get(word, word) for word in ADDED["s3"]["entrypoint"][1:] if not word.startswith("-s3.port=")]
-    command = [str(WEED), *said, *(f"-{name}.port={port}" for name, port in ports.items())]
+    arguments = [places.get(word, word) for word in ADDED["s3"]["entrypoint"][1:] if not word.startswith("-s3.port=")]
+    command = [str(WEED), *arguments, *(f"-{name}.port={port}" for name, port in ports.items())]
     with process("s3", tmp_path, command) as server:
         options = {"aws_endpoint": f"http://127.0.0.1:{ports['s3']}", "aws_region": "us-east-1"}
         stores = {}
-        for who in ("writer", "reader"):
-            lines = (secrets / f"s3-{who}.env").read_text().split()
+        for role in ("writer", "reader"):
+            lines = (secrets / f"s3-{role}.env").read_text().split()
             keys = {name.lower(): value for name, _, value in (line.partition("=") for line in lines)}
-            stores[who] = open_store("s3://imagestream/home", {**options, **keys, "aws_allow_http": "true"})
-        # The bucket comes with its first object, which a server that has just started may refuse.
+            stores[role] = open_store("s3://imagestream/home", {**options, **keys, "aws_allow_http": "true"})
+        # The first object creates the bucket; a server that has just started may refuse it.
         wait_until(lambda: created(stores["writer"]), lambda: "no bucket")
         stores["writer"].put("a", b"1")
         assert stores["reader"].get("a") == b"1"
         assert [one.key for one in stores["reader"].list()] == ["a"]
-        for harm in (lambda: stores["reader"].put("a", b"2"), lambda: stores["reader"].delete(["a"])):
+        for change in (lambda: stores["reader"].put("a", b"2"), lambda: stores["reader"].delete(["a"])):
             with pytest.raises(ServiceError):
-                harm()
+                change()
         assert stores["writer"].get("a") == b"1"
-        server.kill()  # rather than wait while it tells others, of which there are none, that it ends
+        server.kill()  # a regular exit waits to notify other servers, and there are none

@@ -1,4 +1,4 @@
-"""Conventions that every command keeps, checked over all commands that there are; docs/conventions.md has the table."""
+"""Conventions of all commands; docs/conventions.md has the table."""
 
 import csv
 import io
@@ -42,7 +42,7 @@ CLI = Path(__file__).parent.parent / "streaming" / "cli"
 
 
 def all_commands(path: str = "", command: Any = None) -> Iterator[tuple[str, Any]]:
-    """(name, command) of every command that people see, groups left out: `models list`, …"""
+    """(name, command) of every visible command except groups: `models list`, …"""
     command = command or get_command(app)
     if command.hidden:
         return
@@ -55,7 +55,7 @@ def all_commands(path: str = "", command: Any = None) -> Iterator[tuple[str, Any
 
 
 COMMANDS = dict(all_commands())
-TAKES_IMAGES = {"features", "predict"}  # their formats have tests of their own
+TAKES_IMAGES = {"features", "predict"}  # their formats have separate tests
 LISTING = sorted(name for name, one in COMMANDS.items() if any(param.name == "format_" for param in one.params))
 
 
@@ -75,7 +75,7 @@ def run(home: Path) -> Run:
 
 
 @pytest.mark.parametrize("name", [name for name in LISTING if name not in TAKES_IMAGES])
-def test_what_lists_writes_every_format(name: str, run: Run, tmp_path: Path) -> None:
+def test_listing_command_writes_every_format(name: str, run: Run, tmp_path: Path) -> None:
     arguments = [*name.split(), *(["FROM predictions"] if name == "query" else [])]
     as_csv, as_json, as_lines = (run(*arguments, "--format", one)[1] for one in ("csv", "json", "ndjson"))
     rows = json.loads(as_json)
@@ -89,7 +89,7 @@ def test_what_lists_writes_every_format(name: str, run: Run, tmp_path: Path) -> 
     assert re.search(rf"^{len(rows):,} rows?$", (tmp_path / "rows.txt").read_text(encoding="utf-8"), re.MULTILINE)
 
 
-def test_every_listing_takes_all_formats_and_an_output() -> None:
+def test_listing_commands_accept_all_formats_and_an_output_file() -> None:
     assert {"audit", "config show", "doctor", "models list", "predictions", "query", "report", "status"} <= set(LISTING)
     for name in LISTING:
         options = {option for param in COMMANDS[name].params for option in param.opts}
@@ -99,14 +99,14 @@ def test_every_listing_takes_all_formats_and_an_output() -> None:
         assert {*param.type_descriptor.annotation} == {*Format}, name
 
 
-def test_tables_are_made_in_one_place() -> None:
-    """A command that lists in a way of its own would have one format only."""
-    apart = {path.name for path in CLI.glob("*.py") if re.search(r"rich\.(table|markup)", path.read_text("utf-8"))}
-    assert apart == {"console.py"} | ({"status.py"} if "status.py" in apart else set())
+def test_tables_are_rendered_in_one_module() -> None:
+    """A command that renders a table itself would support only one format."""
+    users = {path.name for path in CLI.glob("*.py") if re.search(r"rich\.(table|markup)", path.read_text("utf-8"))}
+    assert users - {"status.py"} == {"console.py"}
 
 
 @pytest.mark.parametrize("name", ["models list", "config show", "predictions"])
-def test_the_summary_alone_is_on_standard_output_where_json_is_asked_for_there(name: str, run: Run) -> None:
+def test_json_on_standard_output_is_the_summary_alone(name: str, run: Run) -> None:
     code, out, err = run(*name.split(), "--json", "-")
     assert (code, bool(json.loads(out))) == (0, True)
     assert "row" in err
@@ -115,23 +115,23 @@ def test_the_summary_alone_is_on_standard_output_where_json_is_asked_for_there(n
     assert "both go to standard output" in err
 
 
-def test_a_table_in_a_pipe_has_all_rows_and_whole_cells(run: Run) -> None:
+def test_table_in_a_pipe_is_not_truncated(run: Run) -> None:
     code, out, _ = run("query", "SELECT range AS n, repeat('x', 200) AS wide FROM range(300)")
     assert (code, out.count("x" * 200), out.splitlines()[-1]) == (0, 300, "300 rows")
 
 
-def test_what_cannot_be_checked_is_neither_good_nor_bad(tmp_path: Path, run: Run) -> None:
+def test_check_that_cannot_be_made_exits_with_3(tmp_path: Path, run: Run) -> None:
     for name in ("audit", "status"):
         log = min((tmp_path / "home" / "tables" / "batches" / "_delta_log").glob("*.json"))
-        whole = log.read_text(encoding="utf-8")
+        content = log.read_text(encoding="utf-8")
         log.write_text("damaged", encoding="utf-8")
         code, out, err = run(name)
-        log.write_text(whole, encoding="utf-8")
+        log.write_text(content, encoding="utf-8")
         assert (code, out) == (3, ""), err
         assert re.fullmatch(r"error: could not check: [^\n]+\n", err)
 
 
-WITHOUT_END = {  # commands that run until they are stopped, and what shows that they do
+LONG_RUNNING = {  # commands that run until they are stopped, with options for output soon after the start
     "maintain": ("--every", "0.01"),
     "status": ("--watch",),
     "broker logs": ("-n", "1", "--follow"),
@@ -140,22 +140,21 @@ WITHOUT_END = {  # commands that run until they are stopped, and what shows that
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
-@pytest.mark.parametrize("name", WITHOUT_END)
-def test_a_signal_ends_what_has_no_end_of_its_own(name: str, number: int, home: Path) -> None:
+@pytest.mark.parametrize("name", LONG_RUNNING)
+def test_signal_stops_a_long_running_command(name: str, number: int, home: Path) -> None:
     log = home / "broker" / "server.log"
     log.parent.mkdir()
     log.write_text("the last line\n", encoding="utf-8")
-    said = StringIO()
+    output = StringIO()
 
-    def stop_when_it_has_said_something() -> None:
-        while not said.getvalue():
+    def stop_after_first_output() -> None:
+        while not output.getvalue():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
-    watcher = threading.Thread(target=stop_when_it_has_said_something, daemon=True)
-    watcher.start()
-    with redirect_stdout(said), redirect_stderr(StringIO()) as err, pytest.raises(SystemExit) as ended:
-        cli_run(["--home", str(home), *name.split(), *WITHOUT_END[name]])
+    threading.Thread(target=stop_after_first_output, daemon=True).start()
+    with redirect_stdout(output), redirect_stderr(StringIO()) as err, pytest.raises(SystemExit) as ended:
+        cli_run(["--home", str(home), *name.split(), *LONG_RUNNING[name]])
     assert (ended.value.code, err.getvalue()) == (1 if name == "status" else None, "")  # no stream runs: not healthy
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -163,12 +162,12 @@ def test_a_signal_ends_what_has_no_end_of_its_own(name: str, number: int, home: 
 UNSHARE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
 
 
-def test_sigterm_ends_the_first_process_of_a_container(home: Path) -> None:
-    """The kernel gives the process 1 no signal that it does not handle."""
+def test_sigterm_stops_process_1_of_a_container(home: Path) -> None:
+    """The kernel delivers to process 1 only signals that it handles."""
     try:
         subprocess.run([*UNSHARE, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this machine makes no namespaces of processes")
+        pytest.skip("this machine does not allow PID namespaces")
     log = home / "broker" / "server.log"
     log.parent.mkdir()
     log.write_text("the last line\n", encoding="utf-8")
@@ -184,7 +183,7 @@ def test_sigterm_ends_the_first_process_of_a_container(home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "models", "broker", "config", *COMMANDS])
-def test_help_has_whole_names_at_80_columns_and_flags_without_a_type(name: str) -> None:
+def test_help_at_80_columns_shows_complete_option_names(name: str) -> None:
     with environment(COLUMNS="80"):
         code, out, err = command_here(*name.split(), "--help")
     assert (code, err) == (0, "")
@@ -197,7 +196,7 @@ def test_help_has_whole_names_at_80_columns_and_flags_without_a_type(name: str) 
     assert not re.search(r"[│╭╰]", out)
 
 
-def test_commands_are_shown_in_sections() -> None:
+def test_help_lists_commands_in_sections() -> None:
     _, out, _ = command_here("--help")
     sections = [line.removesuffix(":") for line in out.splitlines() if re.fullmatch(r"\S.*:", line)]
     assert sections[1:] == ["Options", *PANELS, "Settings"] or sections == ["Options", *PANELS, "Settings"]
@@ -205,7 +204,7 @@ def test_commands_are_shown_in_sections() -> None:
     assert all(re.search(rf"^  {top} ", out, re.MULTILINE) for top in tops)
 
 
-# A value of each setting that is not its default, and how `config show` shows it where that is otherwise.
+# A value other than the default for each setting, and its form in `config show` if that differs.
 VALUES = {
     "home": "other",
     "config": "other.toml",
@@ -245,9 +244,7 @@ VALUES = {
 SHOWN = {"decode_timeout": 90.0, "strict_images": True}
 
 
-def test_every_setting_is_an_option_a_variable_and_a_name_in_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_setting_is_an_option_a_variable_and_a_file_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in os.environ:
         if name.startswith("IMAGESTREAM_") or name == "MLFLOW_TRACKING_URI":
@@ -257,8 +254,8 @@ def test_every_setting_is_an_option_a_variable_and_a_name_in_the_file(
         value = VALUES.get(name, f"/{name}")
         as_option = [option_of(name), *([] if field.annotation is bool else [value])]
         shown = {
-            "option before": settings_shown(*as_option, "config", "show"),
-            "option behind": settings_shown("config", "show", *as_option),
+            "option before the command": settings_shown(*as_option, "config", "show"),
+            "option after the command": settings_shown("config", "show", *as_option),
         }
         with environment(**{variable_of(name): value}):
             shown["variable"] = settings_shown("config", "show")
@@ -267,11 +264,11 @@ def test_every_setting_is_an_option_a_variable_and_a_name_in_the_file(
             (tmp_path / "imagestream.toml").write_text(f"{name} = {quoted}\n")
             shown["file"] = settings_shown("config", "show")
             (tmp_path / "imagestream.toml").unlink()
-        for way, found in shown.items():
-            wanted = SHOWN.get(name) or (int(value) if value.isdecimal() else value)
+        expected = SHOWN.get(name) or (int(value) if value.isdecimal() else value)
+        for source, found in shown.items():
             got = found[name]["value"]
-            assert got == wanted or str(got).endswith(f"/{wanted}"), (name, way, got)
-            assert found[name]["from"] != "default", (name, way)
+            assert got == expected or str(got).endswith(f"/{expected}"), (name, source, got)
+            assert found[name]["from"] != "default", (name, source)
 
 
 def settings_shown(*arguments: str) -> dict[str, dict[str, Any]]:
@@ -280,9 +277,9 @@ def settings_shown(*arguments: str) -> dict[str, dict[str, Any]]:
     return dict(json.loads(out))
 
 
-def test_a_variable_that_is_not_a_setting_is_reported_with_the_nearest() -> None:
+def test_unknown_variable_is_reported_with_the_closest_setting() -> None:
     links = {"IMAGESTREAM_GATEWAY_PORT": "tcp://10.0.0.1:80", "IMAGESTREAM_GATEWAY_SERVICE_HOST": "10.0.0.1"}
-    with environment(IMAGESTREAM_TOPPIC="x", **links):  # as Kubernetes sets for a service imagestream-gateway
+    with environment(IMAGESTREAM_TOPPIC="x", **links):  # as Kubernetes sets them for a service imagestream-gateway
         code, out, err = command_here("config", "show", "--format", "json")
     assert code == 0
     assert err == "IMAGESTREAM_TOPPIC is not a setting, did you mean IMAGESTREAM_TOPIC?\n"
@@ -300,13 +297,13 @@ def test_a_variable_that_is_not_a_setting_is_reported_with_the_nearest() -> None
         ("500ms", "s", 0.5),
     ],
 )
-def test_a_duration_has_a_unit_or_the_old_one(text: str, plain: str, seconds: float) -> None:
+def test_duration_has_a_unit_or_the_default_one(text: str, plain: str, seconds: float) -> None:
     assert parse_duration(text, plain=plain) == seconds
     assert parse_duration(show_duration(seconds)) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-1s", "1 h", "1h30m", "9" * 12, "nan", "400d", "1e3s", "١s"])
-def test_what_is_not_a_duration_is_refused(text: str) -> None:
+def test_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="expected a time such as 10s, 15m, 24h or 7d"):
         parse_duration(text)
 
@@ -327,7 +324,7 @@ def test_what_is_not_a_duration_is_refused(text: str) -> None:
         ("features no/images --output x.csv", ["--images no/images"], "no/images is not a folder"),
     ],
 )
-def test_an_old_spelling_works_with_a_warning(line: str, instead: list[str], refusal: str, tmp_path: Path) -> None:
+def test_deprecated_spelling_works_with_a_warning(line: str, instead: list[str], refusal: str, tmp_path: Path) -> None:
     _, out, err = command_here("--home", tmp_path / "home", *line.split(), "--bootstrap-servers", "127.0.0.1:1")
     *warnings, last = err.splitlines()
     assert [one.rpartition("write ")[2] for one in warnings] == instead
@@ -336,20 +333,20 @@ def test_an_old_spelling_works_with_a_warning(line: str, instead: list[str], ref
     assert refusal in last
 
 
-def test_one_word_has_one_meaning() -> None:
-    """Every option of the name is a flag in all commands or takes a value in all; the letters mean one option each."""
-    of_name: dict[str, set[tuple[bool, str]]] = {}
+def test_option_has_the_same_meaning_in_all_commands() -> None:
+    """An option is a flag in all commands or takes a value in all; a short option abbreviates one long option."""
+    by_name: dict[str, set[tuple[bool, str]]] = {}
     for command in COMMANDS.values():
         for param in command.params:
             if param.param_type_name == "option":
                 for name in param.opts:
-                    of_name.setdefault(name, set()).add((param.is_flag, max(param.opts, key=len)))
-    assert {name: meanings for name, meanings in of_name.items() if len(meanings) > 1} == {}
+                    by_name.setdefault(name, set()).add((param.is_flag, max(param.opts, key=len)))
+    assert {name: meanings for name, meanings in by_name.items() if len(meanings) > 1} == {}
     shown = {"--watch": True, "--augment": True, "--output": False, "--every": False, "--format": False}
-    assert {name: next(iter(of_name[name]))[0] for name in shown} == shown
+    assert {name: next(iter(by_name[name]))[0] for name in shown} == shown
 
 
-def test_a_csv_of_labels_has_one_schema(tmp_path: Path) -> None:
+def test_label_csv_has_the_same_columns_in_all_commands(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     for column in ("path", "source", "file_name", "name"):
         (tmp_path / "labels.csv").write_text(f"{column},label\na.jpg,cat\n")
@@ -358,7 +355,7 @@ def test_a_csv_of_labels_has_one_schema(tmp_path: Path) -> None:
         assert read_labels(tmp_path / "labels.csv", KEYS).labels == {"a.jpg": "cat"}
 
 
-STOPPED = {  # what runs until it is stopped: the whole command, or with an option
+UNTIL_STOPPED = {  # commands that run until they are stopped: always, or with this option
     "dashboard": "",
     "gateway": "",
     "stream": "",
@@ -374,12 +371,12 @@ CHECKS = {"audit", "status"}
 
 
 def conventions() -> Iterator[str]:
-    """The table of docs/conventions.md, from the commands themselves."""
+    """The lines of the table in docs/conventions.md, generated from the commands."""
     yield "| command | `--format` | `--json` | until stopped | exit codes | settings in its help |"
     yield "|---|---|---|---|---|---|"
     for name, command in sorted(COMMANDS.items()):
         options = {option for param in command.params for option in param.opts}
-        endless = STOPPED.get(name)
+        endless = UNTIL_STOPPED.get(name)
         assert not endless or endless in options, name
         formats = [one for one in command.params if one.name == "format_"]
         cells = (
@@ -398,39 +395,38 @@ def _words(param: Any) -> list[str]:
     return [*annotation] if isinstance(annotation, type) else [*get_args(annotation)]
 
 
-def test_the_table_of_the_documentation_is_that_of_the_commands() -> None:
+def test_documented_table_matches_the_commands() -> None:
     written = (CLI.parents[1] / "docs" / "conventions.md").read_text("utf-8")
     assert written.endswith("\n".join(["", *conventions(), ""])), "\n".join(conventions())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_wrong_usage_is_2_in_one_line(name: str) -> None:
+def test_usage_error_exits_with_2_and_prints_one_line(name: str) -> None:
     code, out, err = command_here(*name.split(), "--nonsense")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "No such option: --nonsense" in err
 
 
-def test_every_command_with_a_summary_or_rows_is_known_to_run() -> None:
-    """What neither lists nor says what it did in a file: each with its reason."""
-    silent = {
+def test_only_known_commands_have_neither_rows_nor_a_summary() -> None:
+    without = {
         name for name, one in COMMANDS.items() if not {"format_", "json_file", "json"} & {p.name for p in one.params}
     }
-    assert silent == {"setup", "dashboard", "config init", "models show", "broker logs"}
+    assert without == {"setup", "dashboard", "config init", "models show", "broker logs"}
 
 
-def test_no_text_is_read_as_markup(tmp_path: Path) -> None:
-    """A pattern such as `([^/]+)_[0-9]+`, a class called `[red]` or a file `a:smile:b` is shown as it is."""
+def test_text_is_not_interpreted_as_markup(tmp_path: Path) -> None:
+    """A pattern such as `([^/]+)_[0-9]+`, a class called `[red]` and a file `a:smile:b` are printed literally."""
     text = r"--label-pattern '([^/]+)_[0-9]+$' [red]cat[/red] :smile: [/]"
-    with redirect_stdout(StringIO()) as said:
+    with redirect_stdout(StringIO()) as output:
         out.print(text)
         print_table(text, [{"name": text}], "name")
         print_details([(text, text)])
         list_rows([{text: text}], {text: str}, Format.TABLE, None)
-    assert said.getvalue().count(text) == 7
+    assert output.getvalue().count(text) == 7
     spinner = Spinner(text)
     spinner.update(text)
     assert text in str(spinner._status.status)
-    apart = {
+    users = {
         path.name for path in CLI.glob("*.py") if re.search(r"\bTextColumn\(|err\.status\(", path.read_text("utf-8"))
     }
-    assert apart == {"console.py"}
+    assert users == {"console.py"}

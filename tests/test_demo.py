@@ -1,4 +1,4 @@
-"""The demo: as a newcomer runs it in `make soak`, and with fewer and smaller images in `make test`."""
+"""The demo: as users run it in `make soak`, and with fewer and smaller images in `make test`."""
 
 import shlex
 import subprocess
@@ -22,12 +22,12 @@ SMALL = ("--input-size", 64, "--max-iter", 20)
 
 
 def run_small_demo(settings: Settings) -> dict[str, Any]:
-    """In this process, with its Spark session, but for the stream; fewer images, and a twelfth of their pixels."""
-    # So few images cannot show that the new model is hardly worse.
+    """Run the demo in this process and its Spark session, except for the stream, with fewer and smaller images."""
+    # So few images cannot show non-inferiority of the new model within the margin of the demo.
     small = {"TRAINING": 200, "FIRST": 60, "MORE": 20, "HAND_OVER_MARGIN": -0.9}
 
-    def run(of_demo: Settings, *arguments: str | Path) -> None:
-        imagestream(of_demo, *arguments, *(SMALL if arguments[0] == "train" else ()))
+    def run(demo_settings: Settings, *arguments: str | Path) -> None:
+        imagestream(demo_settings, *arguments, *(SMALL if arguments[0] == "train" else ()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "_imagestream", run)
@@ -36,7 +36,7 @@ def run_small_demo(settings: Settings) -> dict[str, Any]:
         return imagestream(settings, "demo")
 
 
-def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model(
+def test_demo_predicts_every_image_once_and_promotes_the_retrained_model(
     jars_dir: Path, exports: Path, tmp_path: Path, form: Form[Any]
 ) -> None:
     home = tmp_path / ".imagestream"
@@ -55,7 +55,7 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
     home = home / "demo"
     assert (home / "report.png").read_bytes().startswith(b"\x89PNG")
 
-    # The same figures from the tables alone, by another reader.
+    # Another reader gets the same counts from the tables alone.
     builder = QueryBuilder()
     for name, path in found["tables"].items():
         builder = builder.register(name, DeltaTable(path))
@@ -67,7 +67,7 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
     assert (totals["predicted"], totals["quarantined"]) == (first + more, 5)
     assert totals["correct"] / (first + more) == found["accuracy"]
 
-    # Its processes are gone, and SQL needs none of them.
+    # Its processes have exited, and SQL works without them.
     status = subprocess.run(
         [sys.executable, "-m", "streaming", "--home", str(home), "broker", "status"], capture_output=True, check=False
     )
@@ -76,12 +76,12 @@ def test_the_demo_answers_every_image_once_and_hands_over_to_the_retrained_model
         if command != "dashboard":
             code, _, err = command_here("--home", home, *shlex.split(command))
             assert code == 0, err
-    answers = run_block(block_with("imagestream query"), tmp_path)
-    assert len(answers) == 3
-    assert all(why in answers[2] for why in ("not_an_image", "Truncated File Read", "the message has 0 bytes"))
+    outputs = run_block(block_with("imagestream query"), tmp_path)
+    assert len(outputs) == 3
+    assert all(reason in outputs[2] for reason in ("not_an_image", "Truncated File Read", "the message has 0 bytes"))
 
-    # Run again, it removes nothing unless it is asked to, and nothing that a user added.
-    asked = imagestream_process(settings, "demo", code=1)["stderr"]
-    assert f"Remove the earlier demo in {home}? Confirm with --yes" in asked
+    # A second run deletes the earlier demo only with --yes.
+    refused = imagestream_process(settings, "demo", code=1)["stderr"]
+    assert f"Remove the earlier demo in {home}? Confirm with --yes" in refused
     new_demo_home(settings, lambda _: True)
     assert not (home / "tables").exists()

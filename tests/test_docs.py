@@ -1,4 +1,4 @@
-"""README and docs: the command line takes the commands that they show, and their links lead somewhere."""
+"""README and docs: commands are valid and run, links have targets, and messages and reference match the code."""
 
 import ast
 import os
@@ -31,7 +31,7 @@ from tests.streaming.history import commit_batch
 
 CHECKOUT = Path(__file__).parent.parent
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
-# Pages and files of which the command lines are checked, too.
+# Other files whose command lines are checked.
 OTHERS = sorted(
     [
         CHECKOUT / "CONTRIBUTING.md", CHECKOUT / "SECURITY.md", CHECKOUT / "docker-compose.yml",
@@ -39,7 +39,7 @@ OTHERS = sorted(
         *(CHECKOUT / "examples").rglob("*.md"),
     ]
 )  # fmt: skip
-CONTAINERS = {"cli": [], "publish": ["publish"]}  # service of the compose file → the first words of its command
+CONTAINERS = {"cli": [], "publish": ["publish"]}  # service of the compose file → first words of its command
 EXECUTED = {
     ("audit",), ("config", "init"), ("config", "show"), ("erase",), ("label",), ("maintain",), ("predict",),
     ("predictions",), ("query",),
@@ -53,26 +53,26 @@ def name_of(page: Path) -> str:
 
 
 def lines_of(page: Path, languages: str = "console|shell|bash|sh") -> list[str]:
-    """The command lines of the page's blocks, continued lines joined."""
+    """The command lines of the page's code blocks, with continued lines joined."""
     blocks = re.findall(rf"^```({languages})\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     lines = []
     for language, block in blocks:
         for line in block.replace("\\\n", " ").splitlines():
             if language == "console" and not line.startswith("$ "):
-                continue  # what the command says
+                continue  # output of the command
             lines.append(line.removeprefix("$ "))
     return lines
 
 
 def indented(page: Path) -> list[str]:
-    """The command lines of the page's indented blocks and comments, as the text has them."""
+    """The command lines in indented blocks and comments of a page."""
     lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     starts = re.compile(r"(?:    |#   )(?:[A-Z_]+=\S+ )*(?:\S*/)?(?:imagestream|docker-compose run) ")
     return [line.lstrip("# ") for line in lines if starts.match(line)]
 
 
-def ours(line: str) -> Iterator[list[str]]:
-    """The arguments of every `imagestream …` in a line of shell."""
+def calls(line: str) -> Iterator[list[str]]:
+    """The arguments of each `imagestream …` in a shell line."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&<>")
     lexer.whitespace_split = True
     command: list[str] = []
@@ -96,7 +96,7 @@ def leaf(words: list[str]) -> tuple[tuple[str, ...], Any, list[str]]:
         words = words[1 + ROOT_OPTIONS[words[0]] :]
     command, names = ROOT, []
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        assert words[0] in command.commands, f"there is no command {words[0]}"
+        assert words[0] in command.commands, f"no such command: {words[0]}"
         command, names, words = command.commands[words[0]], [*names, words[0]], words[1:]
     return tuple(names), command, words
 
@@ -105,30 +105,30 @@ COMMAND_LINES = [
     pytest.param(words, id=f"{page.stem}: {' '.join(words)}"[:100])
     for page in [*PAGES, *OTHERS]
     for line in [*(lines_of(page) if page.suffix == ".md" else []), *indented(page)]
-    for words in ours(line)
+    for words in calls(line)
 ]
 
 
 @pytest.mark.parametrize("words", COMMAND_LINES)
-def test_command_line_is_one_that_the_program_takes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_documented_command_line_is_valid(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     names, command, arguments = leaf(words)
     if not names:  # options of `imagestream` itself
         assert set(arguments) <= {option for param in command.params for option in param.opts} | {"-h", "--help"}
     elif "--help" not in arguments:
-        # Raises if it does not take them; an old spelling would be warned of.
+        # Raises for invalid arguments, and warns of a deprecated spelling.
         command.make_context(names[-1], arguments, parent=Context(ROOT, info_name="imagestream"))
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_page_that_calls_the_program_without_a_path_puts_it_on_the_path(page: Path) -> None:
+def test_page_that_runs_imagestream_puts_it_on_the_path(page: Path) -> None:
     called = any(re.match(r"([A-Z_]+=\S+ )*imagestream ", line.lstrip()) for line in [*lines_of(page), *indented(page)])
     text = page.read_text(encoding="utf-8")
     assert not called or "source .venv/bin/activate" in text or 'export PATH="$PWD/.venv/bin:$PATH"' in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_commands_named_in_the_text_exist_with_their_options(page: Path) -> None:
+def test_inline_commands_and_their_options_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for span in re.findall(r"`imagestream (?!\[|<)([^`]+)`", text):
         if "|" in span:
@@ -140,28 +140,32 @@ def test_commands_named_in_the_text_exist_with_their_options(page: Path) -> None
 
 
 def executed(words: list[str]) -> bool:
-    """Whether a command line needs neither Kafka, Spark, a training nor a network, and ends by itself."""
+    """Whether a command line terminates and needs neither Kafka, Spark, a training run nor a network."""
     names, _, _ = leaf(words)
-    endless_or_elsewhere = {"--at", "--broker", "--every", "--follow", "--watch"}  # --at: a home has to be that old
+    excluded = {"--at", "--broker", "--every", "--follow", "--watch"}  # --at requires an older home
     return (
         (names in EXECUTED or names[:1] == ("models",) or (names == ("replay",) and "--dry-run" in words))
-        and not endless_or_elsewhere.intersection(words)
+        and not excluded.intersection(words)
         and not any("://" in word for word in words)
-        and "efficientnet_lite0" not in words  # takes ten seconds; tests/models/test_real_data.py imports it
+        and "efficientnet_lite0" not in words  # takes ten seconds; imported by tests/models/test_real_data.py
     )
 
 
 LINES_IN_ORDER = {
     page: found
     for page in PAGES
-    if name_of(page) not in {"README.md", "docs/tutorial.md"}  # test_readme.py and test_tutorial.py run those
-    and (found := [line for line in lines_of(page) if (all_of := [*ours(line)]) and all(map(executed, all_of))])
+    if name_of(page) not in {"README.md", "docs/tutorial.md"}  # run by test_readme.py and test_tutorial.py
+    and (
+        found := [
+            line for line in lines_of(page) if (found_calls := [*calls(line)]) and all(map(executed, found_calls))
+        ]
+    )
 }
 
 
 @pytest.fixture(scope="module")
-def used(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with the files that the pages name, and a home with three versions and two batches."""
+def workspace(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the files named by the pages, and a home with three versions and two batches."""
     folder = tmp_path_factory.mktemp("docs")
     home = folder / ".imagestream"
     shutil.copytree(trained, home, symlinks=True)
@@ -180,39 +184,39 @@ def used(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_there_are_commands_to_run() -> None:
+def test_more_than_50_documented_commands_are_executed() -> None:
     assert sum(map(len, LINES_IN_ORDER.values())) > 50
 
 
 @pytest.mark.parametrize("page", LINES_IN_ORDER, ids=name_of)
-def test_the_commands_of_a_page_run_in_their_order(
-    page: Path, used: Path, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_commands_of_a_page_run_in_order(
+    page: Path, workspace: Path, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in os.environ if name.startswith("IMAGESTREAM_")]:
         monkeypatch.delenv(name)
     for name, value in environment_of(Settings(backbones=exports)).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    shutil.copytree(used, tmp_path, symlinks=True, dirs_exist_ok=True)
+    shutil.copytree(workspace, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     for line in LINES_IN_ORDER[page]:
         here = re.sub(r"--id [0-9a-f]+", "--id 0-1", line).replace("/srv/", f"{tmp_path}/srv/")
         words = shlex.split(here, comments=True)
         if Path(words[0]).name == "imagestream" and not set("<|") & set(words):
-            code, _, said = command_here(*words[1:])
-        else:  # a pipe or a file
+            code, _, errors = command_here(*words[1:])
+        else:  # a pipe or a redirection
             shell = subprocess.run(["/bin/bash", "-c", here], capture_output=True, text=True, check=False, timeout=300)
-            code, said = shell.returncode, shell.stderr
-        assert code == 0, f"{line}: {said}"
+            code, errors = shell.returncode, shell.stderr
+        assert code == 0, f"{line}: {errors}"
 
 
-PROMISES = re.findall(r"^\|[^|]+\| `([^`]+)`", (CHECKOUT / "docs" / "promises.md").read_text("utf-8"), re.MULTILINE)
+GUARANTEES = re.findall(r"^\|[^|]+\| `([^`]+)`", (CHECKOUT / "docs" / "promises.md").read_text("utf-8"), re.MULTILINE)
 
 
-def test_every_promise_names_a_command_that_exists() -> None:
+def test_commands_that_verify_guarantees_exist() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(PROMISES) > 80
-    for command in PROMISES:
+    assert len(GUARANTEES) > 80
+    for command in GUARANTEES:
         program, *words = shlex.split(command.removeprefix("time ").removeprefix(".venv/bin/"))
         match program, words:
             case "make", [target] | [("demo" as target), _]:
@@ -231,25 +235,25 @@ def test_every_promise_names_a_command_that_exists() -> None:
             case "imagestream", _:
                 leaf(words)
             case _:
-                pytest.fail(f"neither make, python nor imagestream: {command}")
+                pytest.fail(f"expected make, python or imagestream: {command}")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
         file = page.parent / path if path else page
-        assert file.exists(), f"{target} is not there"
+        assert file.exists(), f"{target} does not exist"
         if anchor:
             heads = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, target
 
 
 def messages() -> Iterator[str]:
-    """The texts of the code, with … for what is filled in."""
+    """The strings in the code, with … for interpolated values."""
     for package in ("producer", "streaming", "models"):
         for module in (CHECKOUT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
@@ -260,7 +264,7 @@ def messages() -> Iterator[str]:
                     yield node.value
 
 
-def test_the_messages_that_are_explained_are_those_of_the_program() -> None:
+def test_explained_messages_exist_in_the_code() -> None:
     page = (CHECKOUT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     tables = re.findall(r"^\| message \|.*\n\|---.*\n((?:\|.*\n)+)", page, re.MULTILINE)
     cells = [row.split("|")[1] for table in tables for row in table.splitlines()]
@@ -272,8 +276,8 @@ def test_the_messages_that_are_explained_are_those_of_the_program() -> None:
     assert not {part for part in fragments if len(part) > 3 and not any(part in text for text in known)}
 
 
-def test_the_reference_is_what_the_program_says() -> None:
+def test_reference_is_up_to_date() -> None:
     file = CHECKOUT / "docs" / "reference.md"
     assert file.read_text(encoding="utf-8") == reference(), (
-        "it has changed: .venv/bin/python -m streaming.cli.reference > docs/reference.md"
+        "out of date: run .venv/bin/python -m streaming.cli.reference > docs/reference.md"
     )

@@ -1,4 +1,4 @@
-"""The manifests of docs/deploy/kubernetes, and the executors that Spark starts with what they say."""
+"""The manifests of docs/deploy/kubernetes, and the executors that Spark starts with their settings."""
 
 import json
 import os
@@ -42,13 +42,13 @@ PODS = {name_of(one): pod_of(one) for one in MANIFESTS if one["kind"] in {"Deplo
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=name_of)
-def test_manifest_is_what_kubernetes_takes(manifest: dict[str, Any]) -> None:
-    validator = pytest.importorskip("kubernetes_validate", reason="it comes with the next `make setup`")
+def test_manifest_matches_the_schema_of_kubernetes(manifest: dict[str, Any]) -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="run `make setup` to install it")
     validator.validate(manifest, "1.37", strict=True)
 
 
 @pytest.mark.parametrize("pod", PODS.values(), ids=PODS)
-def test_pod_refers_to_what_is_there_and_holds_no_secret(pod: dict[str, Any]) -> None:
+def test_references_of_a_pod_exist_and_secrets_are_not_inline(pod: dict[str, Any]) -> None:
     (container,) = pod["containers"]
     names = {(one["kind"], one["metadata"]["name"]) for one in MANIFESTS}
     assert ("ServiceAccount", pod["serviceAccountName"]) in names
@@ -61,7 +61,7 @@ def test_pod_refers_to_what_is_there_and_holds_no_secret(pod: dict[str, Any]) ->
     assert container["image"] == CONF["spark.kubernetes.container.image"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     kept = [volume for volume in pod["volumes"] if not {"secret", "configMap"} & volume.keys()]
-    assert [(one["name"], set(one)) for one in kept] == [("work", {"name", "emptyDir"})]  # nothing is shared
+    assert [(one["name"], set(one)) for one in kept] == [("work", {"name", "emptyDir"})]  # no shared volume
     for source in container["envFrom"]:
         assert ("ConfigMap", source["configMapRef"]["name"]) in names
     for variable in container["env"]:
@@ -69,7 +69,7 @@ def test_pod_refers_to_what_is_there_and_holds_no_secret(pod: dict[str, Any]) ->
             assert set(variable["valueFrom"]) == {"secretKeyRef"}, variable["name"]
 
 
-def test_probes_and_scrapes_reach_what_the_pod_serves() -> None:
+def test_probes_and_scrapes_use_ports_that_the_pod_serves() -> None:
     stream = next(one for one in MANIFESTS if name_of(one) == "Deployment imagestream-stream")
     (container,) = PODS["Deployment imagestream-stream"]["containers"]
     (port,) = container["ports"]
@@ -85,7 +85,7 @@ def test_probes_and_scrapes_reach_what_the_pod_serves() -> None:
             assert (found["path"], found["port"] in ports) == (path, True), name
 
 
-def test_every_setting_and_command_of_the_manifests_exists() -> None:
+def test_settings_and_commands_in_the_manifests_exist() -> None:
     known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     shared: dict[str, str] = next(one["data"] for one in MANIFESTS if name_of(one) == "ConfigMap imagestream")
     variables, named = set(shared), set()
@@ -94,14 +94,14 @@ def test_every_setting_and_command_of_the_manifests_exists() -> None:
         variables |= {variable["name"] for variable in container["env"]}
         named |= set(container.get("args", [])[:1])
         named |= set(re.findall(r"\bimagestream ([a-z]+)", " ".join(container.get("command", []))))
-    ours = {name.removeprefix("IMAGESTREAM_").lower() for name in variables if name.startswith("IMAGESTREAM_")}
-    assert ours <= Settings.model_fields.keys()
+    settings = {name.removeprefix("IMAGESTREAM_").lower() for name in variables if name.startswith("IMAGESTREAM_")}
+    assert settings <= Settings.model_fields.keys()
     assert {"stream", "train", "retrain", "maintain", "gateway", "dashboard"} <= named <= known
 
 
 @pytest.fixture(scope="module")
 def executor(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """The pod that Spark asks Kubernetes for, with the settings of the manifests."""
+    """The executor pod that Spark requests from Kubernetes with the settings of the manifests."""
     jvm: Any = spark.sparkContext._jvm
     template = tmp_path_factory.mktemp("kubernetes") / "executor.yaml"
     template.write_text(SPARK["executor.yaml"])
@@ -125,21 +125,21 @@ def executor(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> I
     client = jvm.io.fabric8.kubernetes.client.KubernetesClientBuilder().build()
     try:
         builder = jvm.org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBuilder()
-        made = builder.buildFromFeatures(pods, security, client, profiles.getOrCreateDefaultProfile(conf)).pod()
+        built = builder.buildFromFeatures(pods, security, client, profiles.getOrCreateDefaultProfile(conf)).pod()
         as_yaml = jvm.io.fabric8.kubernetes.client.utils.Serialization.asYaml
-        pod = yaml.safe_load(as_yaml(made.pod()))
-        yield pod | {"container": yaml.safe_load(as_yaml(made.container()))}
+        pod = yaml.safe_load(as_yaml(built.pod()))
+        yield pod | {"container": yaml.safe_load(as_yaml(built.container()))}
     finally:
         client.close()
 
 
 def variables_of(executor: dict[str, Any]) -> dict[str, str]:
-    """The variables of the executor's container, those that Kubernetes fills in included."""
+    """The variables of the executor's container, including those that Kubernetes fills in."""
     given = {one["name"]: one.get("value", "") for one in executor["container"]["env"]}
     return given | {"SPARK_EXECUTOR_POD_IP": "127.0.0.1", "SPARK_EXECUTOR_POD_NAME": executor["metadata"]["name"]}
 
 
-def test_executor_of_the_manifests_has_keys_by_reference_and_no_rights(executor: dict[str, Any]) -> None:
+def test_executor_pod_has_keys_by_reference_and_no_privileges(executor: dict[str, Any]) -> None:
     container = executor["container"]
     assert container["image"] == CONF["spark.kubernetes.container.image"]
     assert container["args"] == ["executor"]
@@ -158,7 +158,7 @@ def test_executor_of_the_manifests_has_keys_by_reference_and_no_rights(executor:
     assert [volume for volume in executor["spec"]["volumes"] if "persistentVolumeClaim" in volume] == []
 
 
-def test_executor_command_is_what_the_variables_of_the_pod_say(executor: dict[str, Any]) -> None:
+def test_executor_command_follows_the_variables_of_the_pod(executor: dict[str, Any]) -> None:
     given = variables_of(executor)
     command = executor_command(Path("/java"), Path("/spark"), given | {"SPARK_JAVA_OPT_10": "-Dlast=1"})
     at = command.index(BACKEND)
@@ -179,7 +179,7 @@ def test_executor_command_is_what_the_variables_of_the_pod_say(executor: dict[st
         executor_command(Path("/java"), Path("/spark"), given | {"SPARK_DRIVER_URL": ""})
 
 
-def test_executor_process_is_a_jvm_that_calls_its_driver(executor: dict[str, Any], tmp_path: Path) -> None:
+def test_executor_process_connects_to_its_driver(executor: dict[str, Any], tmp_path: Path) -> None:
     given = variables_of(executor) | {"SPARK_EXECUTOR_MEMORY": "400m", "IMAGESTREAM_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "streaming", *executor["container"]["args"]],

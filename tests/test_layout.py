@@ -1,4 +1,4 @@
-"""What holds for all of the code: who imports whom, who reads the environment, and that everything explains itself."""
+"""Rules for all modules and commands: imports, access to the environment, docstrings and help."""
 
 import ast
 import re
@@ -17,17 +17,17 @@ from streaming.cli.app import app, run
 CHECKOUT = Path(__file__).parent.parent
 MODULES = sorted(path for package in ("producer", "streaming", "models") for path in (CHECKOUT / package).rglob("*.py"))
 
-# Who may touch the environment, and in which function (None: anywhere).
+# Modules that may access the environment, and the function that does (None: any).
 ENVIRONMENT = {
-    "streaming/platform/java.py": "_candidates",  # JAVA_HOME, where every Java tool looks first
-    "streaming/jobs/demo.py": "_environment",  # what the demo starts talks to the demo's own broker
-    "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow takes it from nowhere else
-    "models/sandbox.py": "serve_sandboxed",  # in a process of its own, before it imports TensorFlow
+    "streaming/platform/java.py": "_candidates",  # JAVA_HOME, as every Java tool
+    "streaming/jobs/demo.py": "_environment",  # processes of the demo use its broker
+    "streaming/distributed/network.py": "quiet_tensorflow",  # TensorFlow has no other interface
+    "models/sandbox.py": "serve_sandboxed",  # a separate process, before it imports TensorFlow
     "streaming/settings.py": None,
-    "streaming/storage/bucket_store.py": None,  # credentials and endpoints of buckets, as their own tools read them
-    "streaming/user_cache.py": "_cache",  # XDG_CACHE_HOME, where every program looks
-    "streaming/environment.py": None,  # which cleans it
-    "models/convert.py": None,  # a process of its own, before it imports TensorFlow
+    "streaming/storage/bucket_store.py": None,  # credentials and endpoints of buckets, as the tools of the providers
+    "streaming/user_cache.py": "_cache",  # XDG_CACHE_HOME
+    "streaming/environment.py": None,  # removes variables
+    "models/convert.py": None,  # a separate process, before it imports TensorFlow
 }
 
 
@@ -36,7 +36,7 @@ def name_of(path: Path) -> str:
 
 
 def leaves(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(names, command) of every command of the command line, those of groups included."""
+    """(names, command) of every command, including those of groups."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from leaves(command, *names, name)
@@ -51,7 +51,7 @@ def test_import_rules_hold() -> None:
     assert lint_imports(config_filename=str(CHECKOUT / "pyproject.toml"), no_cache=True) == EXIT_STATUS_SUCCESS
 
 
-def test_only_settings_read_the_environment() -> None:
+def test_environment_is_accessed_only_in_listed_modules() -> None:
     trees = {name_of(module): ast.parse(module.read_text(encoding="utf-8")) for module in MODULES}
     found = {name: set(environment_uses(tree, "<module>")) for name, tree in trees.items()}
     anywhere = {name for name, function in ENVIRONMENT.items() if function is None}
@@ -66,7 +66,7 @@ def test_only_settings_read_the_environment() -> None:
 
 
 def environment_uses(tree: ast.AST, function: str) -> Iterator[str]:
-    """The names of the functions in which os.environ, os.getenv or the like is used, however imported."""
+    """The names of the functions that access the environment, however os.environ, os.getenv etc. are imported."""
     for node in ast.iter_child_nodes(tree):
         inner = node.name if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else function
         name = node.attr if isinstance(node, ast.Attribute) else node.name if isinstance(node, ast.alias) else ""
@@ -75,28 +75,28 @@ def environment_uses(tree: ast.AST, function: str) -> Iterator[str]:
         yield from environment_uses(node, inner)
 
 
-def test_every_way_to_the_environment_is_seen() -> None:
-    ways = "import os\nos.environ['A']\nfrom os import getenv as g\ndef f():\n    os.putenv('A', '')\n"
-    assert list(environment_uses(ast.parse(ways), "<module>")) == ["<module>", "<module>", "f"]
+def test_every_access_to_the_environment_is_detected() -> None:
+    accesses = "import os\nos.environ['A']\nfrom os import getenv as g\ndef f():\n    os.putenv('A', '')\n"
+    assert list(environment_uses(ast.parse(accesses), "<module>")) == ["<module>", "<module>", "f"]
 
 
-def test_every_module_says_what_it_is_for() -> None:
-    silent = [name_of(module) for module in MODULES if not ast.get_docstring(ast.parse(module.read_text("utf-8")))]
-    assert not silent
+def test_every_module_has_a_docstring() -> None:
+    undocumented = [
+        name_of(module) for module in MODULES if not ast.get_docstring(ast.parse(module.read_text("utf-8")))
+    ]
+    assert not undocumented
 
 
-def test_every_command_that_was_promised_is_there() -> None:
-    promised = "doctor demo publish stream train retrain query predictions setup"
-    promised_in_groups = {"broker": "start stop status logs", "models": "list show promote rollback verify"}
-    names = {(name,) for name in promised.split()}
-    names |= {(group, name) for group, members in promised_in_groups.items() for name in members.split()}
+def test_core_commands_exist() -> None:
+    single = "doctor demo publish stream train retrain query predictions setup"
+    grouped = {"broker": "start stop status logs", "models": "list show promote rollback verify"}
+    names = {(name,) for name in single.split()}
+    names |= {(group, name) for group, members in grouped.items() for name in members.split()}
     assert names <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
-def test_command_explains_itself_with_an_example_that_it_takes(
-    names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_of_a_command_has_a_valid_example(names: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run([*names, "--help"])
     assert ended.value.code == 0
@@ -108,4 +108,4 @@ def test_command_explains_itself_with_an_example_that_it_takes(
     for line in example[1].split(", or: "):
         words = shlex.split(re.sub(r" \([^)\"]*\)$", "", line.strip()))
         assert tuple(words[: 1 + len(names)]) == ("imagestream", *names)
-        COMMANDS[names].make_context(names[-1], words[1 + len(names) :])  # raises if it does not take them
+        COMMANDS[names].make_context(names[-1], words[1 + len(names) :])  # raises for invalid arguments

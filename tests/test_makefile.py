@@ -1,3 +1,5 @@
+"""The Makefile's targets in a copy of the checkout: set-up, demo, clean and distclean."""
+
 import os
 import shutil
 import subprocess
@@ -17,7 +19,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout as far as make looks at it, without an environment."""
+    """The files of a checkout that make reads, without a virtual environment."""
     for name in ("Makefile", *SOURCES):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(CHECKOUT / name, tmp_path / name)
@@ -35,7 +37,7 @@ def set_up(directory: Path) -> None:
         (directory / stamp).touch()
 
 
-def test_make_alone_lists_every_target(checkout: Path) -> None:
+def test_make_without_a_target_lists_all_targets(checkout: Path) -> None:
     listed = make(checkout).stdout
     assert all(
         f"make {target} " in listed for target in ("setup", "demo", "test", "check", "bench", "examples", "clean")
@@ -43,14 +45,14 @@ def test_make_alone_lists_every_target(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["setup", ".venv/.ready"])
-def test_what_was_set_up_is_not_set_up_again(checkout: Path, target: str) -> None:
+def test_completed_set_up_is_not_repeated(checkout: Path, target: str) -> None:
     assert make(checkout, "--question", target).returncode == STALE
     set_up(checkout)
     assert make(checkout, "--question", target).returncode == UP_TO_DATE
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_change_of_what_is_locked_sets_up_again(checkout: Path, source: str) -> None:
+def test_changed_dependencies_require_set_up_again(checkout: Path, source: str) -> None:
     set_up(checkout)
     later = time.time() + 10
     os.utime(checkout / source, (later, later))
@@ -58,7 +60,7 @@ def test_change_of_what_is_locked_sets_up_again(checkout: Path, source: str) -> 
 
 
 @pytest.mark.parametrize("given", [["IMAGESTREAM_HOME={}", "ARGS=--yes"], ["ARGS=--home {} --yes"]])
-def test_demo_takes_its_home_from_the_command_line_of_make(
+def test_demo_accepts_a_home_on_the_command_line_of_make(
     checkout: Path, given: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("JARS", "BACKBONES"):
@@ -75,19 +77,19 @@ def test_demo_takes_its_home_from_the_command_line_of_make(
 
 @pytest.mark.parametrize("home", [["tables", "models", "jars"], ["models"], ["demo", "broker"]])
 @pytest.mark.parametrize("target", ["clean", "distclean"])
-def test_clean_and_distclean_keep_what_users_made(checkout: Path, target: str, home: list[str]) -> None:
+def test_clean_and_distclean_keep_user_data(checkout: Path, target: str, home: list[str]) -> None:
     for name in home:
         (checkout / ".imagestream" / name).mkdir(parents=True)
         (checkout / ".imagestream" / name / "file").touch()
     done = make(checkout, target)
     assert done.returncode == 0, done.stderr
-    made = [name for name in home if name != "jars"]
-    assert all((checkout / ".imagestream" / name / "file").is_file() for name in made)
+    kept = [name for name in home if name != "jars"]
+    assert all((checkout / ".imagestream" / name / "file").is_file() for name in kept)
     assert (checkout / ".imagestream" / "jars").exists() == (target == "clean" and "jars" in home)
     assert ("to remove your data: rm -r .imagestream" in done.stdout) == (target == "distclean")
 
 
-def test_clean_removes_the_caches_and_no_more(checkout: Path) -> None:
+def test_clean_removes_only_caches(checkout: Path) -> None:
     set_up(checkout)
     (checkout / ".pytest_cache").mkdir()
     assert make(checkout, "clean").returncode == 0
@@ -102,15 +104,15 @@ def test_distclean_removes_what_set_up_installed(checkout: Path) -> None:
     assert not (checkout / ".imagestream").exists()
 
 
-def test_without_a_fitting_python_set_up_is_one_line(checkout: Path) -> None:
-    none = make(checkout, "setup", "PYTHON=")
-    assert none.returncode != 0
-    assert "Python 3.11, 3.12 or 3.13 is needed, none was found" in none.stderr.splitlines()[0]
-    absent = make(checkout, "setup", "PYTHON=python3.9-absent")
-    assert "is needed, not python3.9-absent" in absent.stderr.splitlines()[0]
+def test_unsupported_or_missing_python_is_a_one_line_error(checkout: Path) -> None:
+    missing = make(checkout, "setup", "PYTHON=")
+    assert missing.returncode != 0
+    assert "Python 3.11, 3.12 or 3.13 is needed, none was found" in missing.stderr.splitlines()[0]
+    unsupported = make(checkout, "setup", "PYTHON=python3.9-absent")
+    assert "is needed, not python3.9-absent" in unsupported.stderr.splitlines()[0]
 
 
-def test_first_python_that_fits_is_taken(checkout: Path) -> None:
+def test_set_up_uses_the_selected_python_and_the_lock(checkout: Path) -> None:
     planned = make(checkout, "--dry-run", ".venv/.locked", f"PYTHON={sys.executable}").stdout
     assert f"{sys.executable} -m venv .venv" in planned
     assert "--require-hashes -r requirements.lock" in planned

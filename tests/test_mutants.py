@@ -1,4 +1,4 @@
-"""Mutation testing itself: which faults are made, and that reasons belong to faults that still can be made."""
+"""Mutation testing: the generated mutants, and target entries and reasons that match the current code."""
 
 import subprocess
 import sys
@@ -45,11 +45,11 @@ def edits(text: str) -> set[str]:
         ("ä = 'ö' < b", {"ä = 'ö' <= b", "ä = 'ö' >= b"}),
     ],
 )  # fmt: skip
-def test_each_fault_is_one_edit_of_the_text(text: str, expected: set[str]) -> None:
+def test_each_mutant_is_one_edit_of_the_text(text: str, expected: set[str]) -> None:
     assert edits(text) == expected
 
 
-def test_a_fault_knows_its_line_and_the_function_that_it_is_in() -> None:
+def test_mutant_has_its_line_and_enclosing_function() -> None:
     text = "a = 1\n\n@cache\ndef f():\n    return (\n        b + c\n    )\n"
     found = {one.after: (one.line, one.scope) for one in mutants(text)}
     assert found["a = 2"] == (1, None)
@@ -57,24 +57,24 @@ def test_a_fault_knows_its_line_and_the_function_that_it_is_in() -> None:
     assert found["return None"] == (5, (3, 7))
 
 
-def test_functions_that_no_test_here_can_reach_are_left_alone() -> None:
+def test_excluded_functions_are_not_mutated() -> None:
     text = "class A:\n    def f(self):\n        return a < b\n    def g(self):\n        return 1\n"
     assert {one.line for one in mutants(text, frozenset({"A.f"}))} == {5}
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.path)
-def test_what_is_named_of_a_module_is_there(target) -> None:
-    """A function left alone, a file of tests, a reason: each is of the code as it is now."""
+def test_entries_of_a_target_match_the_code(target) -> None:
+    """Excluded functions, test files and reasons for survivors exist in the current code."""
     text = (CHECKOUT / target.path).read_text()
     for file in target.tests:
         assert (CHECKOUT / file).is_file()
     for name in target.excluded:
         assert f"def {name.rpartition('.')[2]}(" in text
-    made = {(target.path, one.before, one.after) for one in mutants(text, target.excluded)}
-    assert {key for key in read_reasons() if key[0] == target.path} <= made
+    generated = {(target.path, one.before, one.after) for one in mutants(text, target.excluded)}
+    assert {key for key in read_reasons() if key[0] == target.path} <= generated
 
 
-def test_a_sample_is_run_and_counted() -> None:
+def test_sample_of_mutants_is_run_and_counted() -> None:
     command = [sys.executable, "-m", "tests.mutants", "--module", "producer/message", "--sample", "2", "--seed", "1"]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What is installed: the wheel, what its base needs and what its extras add, and how a missing extra is named."""
+"""The wheel, the requirements of the base and the extras, and the error for a missing extra."""
 
 import os
 import subprocess
@@ -22,8 +22,8 @@ from tests.streaming.history import commit_batch
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))["project"]
 LOCK = (CHECKOUT / "requirements.lock").read_text("utf-8")
 HEAVY = {"pyspark", "delta-spark", "tensorflow", "keras", "onnxruntime", "ai-edge-litert", "streamlit", "fastapi"}
-OF_OTHERS = {"py4j": "pyspark", "multipart": "python-multipart"}  # modules of what an extra's distributions bring along
-# As in a base install: what belongs to an extra is not found.
+INDIRECT = {"py4j": "pyspark", "multipart": "python-multipart"}  # modules of an extra's indirect requirements
+# Simulates a base install: modules of extras cannot be imported.
 BASE = f"""
 import sys
 
@@ -42,7 +42,7 @@ main()
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built without a network, by the build backend that is installed."""
+    """The wheel, built without a network by the installed build backend."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
     subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
@@ -54,7 +54,7 @@ def requirements(lines: Sequence[str]) -> set[str]:
     return {Requirement(line).name for line in lines}
 
 
-def test_the_wheel_holds_the_packages_with_their_types_and_says_what_it_needs(wheel: Path) -> None:
+def test_wheel_contains_typed_packages_and_their_requirements(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
@@ -78,21 +78,23 @@ def test_the_wheel_holds_the_packages_with_their_types_and_says_what_it_needs(wh
     assert set(found.get_all("Provides-Extra") or []) == {*EXTRAS, "all"}
 
 
-def test_the_lock_pins_the_base_and_every_extra() -> None:
+def test_lock_pins_the_base_and_every_extra() -> None:
     named = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
-    wanted = requirements([*PROJECT["dependencies"], *named]) - {"imagestream", "pillow-heif"}
+    required = requirements([*PROJECT["dependencies"], *named]) - {"imagestream", "pillow-heif"}
     pinned = {line.partition("==")[0] for line in LOCK.splitlines() if "==" in line and not line.startswith(" ")}
-    assert wanted <= pinned
+    assert required <= pinned
 
 
-def test_every_module_of_an_extra_is_named_with_that_extra() -> None:
+def test_modules_of_an_extra_belong_to_its_requirements() -> None:
     distributions = packages_distributions()
     for extra, modules in EXTRAS.items():
-        wanted = requirements(PROJECT["optional-dependencies"][extra])
+        required = requirements(PROJECT["optional-dependencies"][extra])
         for module in modules:
             if module in distributions:
                 owners = {name.lower().replace("_", "-") for name in distributions[module]}
-                assert wanted & (owners | {OF_OTHERS.get(module, "")}), f"{module} is not of the extra {extra}"
+                assert required & (owners | {INDIRECT.get(module, "")}), (
+                    f"{module} is not installed by the extra {extra}"
+                )
     assert {*COMMANDS} <= {*EXTRAS}
 
 
@@ -107,9 +109,7 @@ def test_every_module_of_an_extra_is_named_with_that_extra() -> None:
     ],
     ids=lambda one: one if isinstance(one, str) else one[0],
 )
-def test_a_command_without_its_extra_says_in_one_line_how_to_install_it(
-    arguments: list[str], extra: str, trained: Path
-) -> None:
+def test_missing_extra_is_one_line_with_its_install_command(arguments: list[str], extra: str, trained: Path) -> None:
     command = [sys.executable, "-c", BASE, "--home", str(trained), *arguments]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -117,7 +117,7 @@ def test_a_command_without_its_extra_says_in_one_line_how_to_install_it(
     assert done.stderr.endswith(f"is not installed: pip install 'imagestream[{extra}]'\n"), done.stderr
 
 
-def test_a_module_of_nobody_is_not_an_extra() -> None:
+def test_unrelated_missing_module_is_not_reported_as_an_extra() -> None:
     with pytest.raises(MissingExtraError, match=r"imagestream\[stream\]"), extras_named():
         raise ModuleNotFoundError("No module named 'pyspark.sql'", name="pyspark.sql")
     with pytest.raises(ModuleNotFoundError, match="xyz") as raised, extras_named():
@@ -125,11 +125,9 @@ def test_a_module_of_nobody_is_not_an_extra() -> None:
     assert not isinstance(raised.value, MissingExtraError)
 
 
-def test_the_base_publishes_and_queries_in_an_environment_of_its_own(
-    wheel: Path, broker: Settings, tmp_path: Path
-) -> None:
+def test_base_install_publishes_and_queries_in_a_new_environment(wheel: Path, broker: Settings, tmp_path: Path) -> None:
     uv, python = Path(sys.executable).with_name("uv"), tmp_path / "venv" / "bin" / "python"
-    # The versions of the lock, which are in uv's cache where `make` has installed them.
+    # The versions of the lock, which are in uv's cache if `make` installed them.
     pins = [line.split(" \\")[0] for line in LOCK.splitlines() if "==" in line and not line.startswith(" ")]
     (tmp_path / "constraints.txt").write_text("\n".join(pins))
     subprocess.run([uv, "venv", "-q", "--python", sys.executable, tmp_path / "venv"], check=True)

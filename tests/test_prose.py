@@ -1,4 +1,4 @@
-"""`.ci/prose`: archaic phrases are found wherever people read text, and nowhere else."""
+"""`.ci/prose`: archaic phrases are found in prose and nowhere else."""
 
 import subprocess
 import sys
@@ -18,9 +18,10 @@ CHECK = Path(__file__).parent.parent / ".ci" / "prose"
         ("code.py", '"""Made\nagain."""\nsaid = "whoever"  # it\n# told\nx = 1  # is no\n# image made anew\n', [5, 6]),
         ("code.py", 'def f(help):\n    """A file."""\n\n\nf(\n    help="What it tells "\n    f"of {1}."\n)\n', [6]),
         ("code.py", "said = whom('anew')\n", []),
+        ("test_code.py", "def test_what_is_told(): ...  # anew\n\n\ndef is_told(): ...\n", [1, 1]),
     ],
 )
-def test_a_phrase_is_reported_where_it_is_prose(tmp_path: Path, name: str, text: str, lines: list[int]) -> None:
+def test_phrases_are_reported_in_prose_only(tmp_path: Path, name: str, text: str, lines: list[int]) -> None:
     page = tmp_path / name
     page.write_text(text, encoding="utf-8")
     done = subprocess.run([sys.executable, CHECK, page], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""`import imagestream`: what it offers, what it costs, and that docs/python.md is true."""
+"""`import imagestream`: its public names, what it imports, and the snippets of docs/python.md."""
 
 import os
 import re
@@ -24,7 +24,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def folder(trained: Path, exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with photographs, and a home with a model and two batches in it."""
+    """A working directory with photographs, and a home with a model and two batches."""
     folder = tmp_path_factory.mktemp("python")
     shutil.copytree(trained, folder / ".imagestream", symlinks=True)
     for batch in range(2):
@@ -35,7 +35,7 @@ def folder(trained: Path, exports: Path, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-def test_every_name_is_there_and_documented() -> None:
+def test_public_names_exist_and_are_documented() -> None:
     for name in imagestream.__all__:
         found = getattr(imagestream, name)
         assert isinstance(found, str) or found.__doc__, name
@@ -46,7 +46,7 @@ def test_every_name_is_there_and_documented() -> None:
     assert {one or other for one, other in named} <= set(imagestream.__all__) | {"ImportError"}
 
 
-def test_the_import_loads_nothing_and_a_table_no_more_than_it_needs(folder: Path) -> None:
+def test_import_loads_only_the_standard_library_and_query_no_engine(folder: Path) -> None:
     source = (
         "import sys\nbefore = set(sys.modules)\nimport imagestream\nprint(*(set(sys.modules) - before))\n"
         "imagestream.query('SELECT 1 AS one', home=sys.argv[1])\nprint(*sys.modules)"
@@ -60,24 +60,24 @@ def test_the_import_loads_nothing_and_a_table_no_more_than_it_needs(folder: Path
     assert not queried & {"pyspark", "py4j", "tensorflow", "keras", "pandas", "PIL", "onnxruntime", "ai_edge_litert"}
 
 
-def test_a_package_of_the_users_own_that_hides_ours_is_named(tmp_path: Path) -> None:
+def test_package_that_shadows_one_of_imagestream_is_named(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('imported')\n")
     command = [sys.executable, "-c", "import imagestream\nimagestream.load"]
-    surroundings = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(CHECKOUT)])}
-    done = subprocess.run(command, cwd=tmp_path, env=surroundings, capture_output=True, text=True, check=False)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(CHECKOUT)])}
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {tmp_path / 'models' / '__init__.py'} takes the place of")
     assert "rename it" in last
 
 
-def test_a_model_is_imported_exported_cleared_and_deleted(tmp_path: Path) -> None:
-    made = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
+def test_model_is_imported_exported_cleared_and_deleted(tmp_path: Path) -> None:
+    onnx = graphs.save(graphs.classifier(), tmp_path / "net.onnx")
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
-    first = imagestream.import_model(f"{made}:scores", preset="raw", home=home)
+    first = imagestream.import_model(f"{onnx}:scores", preset="raw", home=home)
     assert (first.version, first.aliases, first.training_rows) == (1, ("champion",), 0)
-    second = imagestream.import_model(made, alias="challenger", changes={"mean": (0.5,)}, home=home)
+    second = imagestream.import_model(onnx, alias="challenger", changes={"mean": (0.5,)}, home=home)
     assert (second.version, second.aliases) == (2, ("challenger",))
 
     file = imagestream.export_version(2, tmp_path / "model.zip", home=home)
@@ -97,10 +97,10 @@ def test_a_model_is_imported_exported_cleared_and_deleted(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=["folder", "one by one", "tables", "follow", "models", "one file"])
-def test_a_snippet_of_the_page_runs(snippet: str, folder: Path, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_snippet_runs(snippet: str, folder: Path, exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("IMAGESTREAM_")]:
         monkeypatch.delenv(name)
-    said = StringIO()
-    with chdir(folder), redirect_stdout(said), environment(**environment_of(Settings(backbones=exports))):
+    output = StringIO()
+    with chdir(folder), redirect_stdout(output), environment(**environment_of(Settings(backbones=exports))):
         exec(compile(snippet, "docs/python.md", "exec"), {})  # noqa: S102
-    assert re.search(r"\d", said.getvalue())
+    assert re.search(r"\d", output.getvalue())

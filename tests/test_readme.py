@@ -1,4 +1,4 @@
-"""The README's commands, run as they are printed there."""
+"""The README's commands run as printed."""
 
 import re
 import shlex
@@ -21,8 +21,8 @@ def block_with(command: str) -> str:
 
 
 def run_block(block: str, folder: Path) -> list[str]:
-    """What each command of a console block prints, run in `folder` with the variables that the block exports."""
-    said = []
+    """Run the commands of a console block in `folder`, with the variables that it exports; returns their outputs."""
+    outputs = []
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
         for line in block.splitlines():
             program, *words = shlex.split(line.removeprefix("$ "), comments=True)
@@ -30,16 +30,16 @@ def run_block(block: str, folder: Path) -> list[str]:
                 name, value = words[0].split("=")
                 patch.setenv(name, value)
                 continue
-            assert program == ".venv/bin/imagestream"  # in a clone, nothing else is on the path
-            # Spark's workers stay in the folder where the session of the tests was started, and find no relative path.
+            assert program == ".venv/bin/imagestream"  # in a clone, imagestream is not on the path
+            # The workers of the shared Spark session run in another folder, so relative paths need a new process.
             run = command_process if words[0] == "train" else command_here
             code, out, err = run(*words)
             assert code == 0, f"{line}: {out}{err}"
-            said.append(out + err)
-    return said
+            outputs.append(out + err)
+    return outputs
 
 
-def test_the_first_steps_with_images_of_your_own(jars_dir: Path, exports: Path, tmp_path: Path) -> None:
+def test_first_steps_with_your_images_work(jars_dir: Path, exports: Path, tmp_path: Path) -> None:
     SPARK.start(tmp_path, jars_dir)
     write_images(tmp_path / "photos", digit_images(120))
     write_images(tmp_path / "new-photos", digit_images(30, skip=120))
@@ -47,14 +47,14 @@ def test_the_first_steps_with_images_of_your_own(jars_dir: Path, exports: Path, 
     (tmp_path / "corrections.csv").write_text(f"name,label\n{first.name},{first.parent.name}\n")
     try:
         with environment(IMAGESTREAM_JARS=str(jars_dir), IMAGESTREAM_BACKBONES=str(exports)):
-            said = run_block(block_with("imagestream train --images"), tmp_path)
+            outputs = run_block(block_with("imagestream train --images"), tmp_path)
     finally:
         stop_broker(Settings(home=tmp_path / "my-service", jars=jars_dir))
-    assert "30 predicted (version 1: 30), 0 quarantined" in "\n".join(said)
-    assert "version 2" in said[-2]
+    assert "30 predicted (version 1: 30), 0 quarantined" in "\n".join(outputs)
+    assert "version 2" in outputs[-2]
 
 
 @pytest.mark.parametrize("target", re.findall(r"^    make (\w+)", README, re.MULTILINE))
-def test_the_readmes_make_targets_exist(target: str) -> None:
+def test_make_targets_in_the_readme_exist(target: str) -> None:
     makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
     assert re.search(rf"^{target}:", makefile, re.MULTILINE)

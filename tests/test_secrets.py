@@ -1,4 +1,4 @@
-"""The scan for secrets of `make check` finds a key that has slipped in."""
+"""The secret scan of `make check` finds planted secrets."""
 
 import re
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).parent.parent
 SCAN = Path(sys.executable).with_name("detect-secrets-hook")
-# As in the Makefile. A hash is no secret; a line that only looks like one says so: `pragma: allowlist secret`.
+# As in the Makefile. Hashes are not secrets; false positives are marked by `pragma: allowlist secret`.
 OPTIONS = ["--no-verify", "--exclude-files", r"\.lock$", "--exclude-lines", "SHA256 ="]
 
-# Put together here, so that this file has none of them.
+# Concatenated, so that this file does not contain them.
 PLANTED = {
     "a cloud key": "AWS_KEY = '" + "AKIA" + "Z7VRSQ5TJN2XMLDP" + "'",
     "a private key": "-----BEGIN " + "RSA PRIVATE" + " KEY-----\nMIIEow\n",
@@ -34,6 +34,6 @@ def test_planted_secrets_are_found(tmp_path: Path) -> None:
 
 def test_make_check_scans_with_these_options() -> None:
     makefile = (CHECKOUT / "Makefile").read_text(encoding="utf-8")
-    called = re.search(r"detect-secrets-hook (.*)$", makefile, re.MULTILINE)
-    assert called is not None
-    assert called[1].replace("$$", "$").replace("'", "").split() == " ".join(OPTIONS).split()
+    call = re.search(r"detect-secrets-hook (.*)$", makefile, re.MULTILINE)
+    assert call is not None
+    assert call[1].replace("$$", "$").replace("'", "").split() == " ".join(OPTIONS).split()

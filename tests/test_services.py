@@ -1,4 +1,4 @@
-"""The services that tests share: one broker for all processes of a run, and none left behind when it is interrupted."""
+"""The shared services: one broker for all processes of a run, which stops if the run is interrupted."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from tests.services import BROKER
 USES_THE_BROKER = "tests/producer/test_watch.py tests/producer/test_publish.py"
 
 
-def test_an_interrupted_run_leaves_no_broker_behind(jars_dir: Path, tmp_path: Path) -> None:
+def test_interrupted_run_leaves_no_broker_behind(jars_dir: Path, tmp_path: Path) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile", f"--basetemp={tmp_path / 'run'}"]
     command = [sys.executable, "-m", "pytest", *options, *USES_THE_BROKER.split()]
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
@@ -23,6 +23,6 @@ def test_an_interrupted_run_leaves_no_broker_behind(jars_dir: Path, tmp_path: Pa
         wait_until(lambda: state.is_file() and run.poll() is None, lambda: "no test started the broker")
         broker = psutil.Process(json.loads(state.read_text(encoding="utf-8"))["pid"])
         run.send_signal(signal.SIGINT)
-        said, _ = run.communicate(timeout=120)
-    assert run.returncode == 2, said  # pytest's code for an interrupted run
-    assert not broker.is_running(), said
+        output, _ = run.communicate(timeout=120)
+    assert run.returncode == 2, output  # pytest's exit code for an interrupted run
+    assert not broker.is_running(), output

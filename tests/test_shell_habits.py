@@ -1,4 +1,4 @@
-"""What a shell expects of a command: completion, quiet pipes, exit codes that mean something, Ctrl-C."""
+"""Shell integration: completion, output in pipes, exit codes and Ctrl-C."""
 
 import os
 import re
@@ -20,7 +20,7 @@ BIN = Path(sys.executable).parent
 
 
 def shell(line: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a line in bash, in a home directory of its own, with `imagestream` on the path."""
+    """Run a line in bash, with `home` as the user's home directory and `imagestream` on the path."""
     path = f"{BIN}:{os.environ['PATH']}"
     return subprocess.run(
         ["/bin/bash", "-c", line],
@@ -39,12 +39,14 @@ def shell(line: str, home: Path, **environment: str) -> subprocess.CompletedProc
 )
 def test_bash_completes_commands_and_options(tmp_path: Path, typed: str, expected: set[str]) -> None:
     words = str(len(typed.split()) - 1)
-    asked = {"_IMAGESTREAM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": words}
-    assert set(shell("imagestream", tmp_path, **asked).stdout.split()) == expected
+    variables = {"_IMAGESTREAM_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": words}
+    assert set(shell("imagestream", tmp_path, **variables).stdout.split()) == expected
 
 
 def test_completion_is_installed_for_bash(tmp_path: Path) -> None:
-    done = shell("imagestream --install-completion; true", tmp_path)  # not the last command: bash stays its parent
+    done = shell(
+        "imagestream --install-completion; true", tmp_path
+    )  # not the last command, so that bash stays the parent
     assert "bash completion installed" in done.stdout, done.stderr
     assert "imagestream.sh" in (tmp_path / ".bashrc").read_text(encoding="utf-8")
     (script,) = (tmp_path / ".bash_completions").iterdir()
@@ -53,16 +55,16 @@ def test_completion_is_installed_for_bash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["--help", "models --help", "models list", "config show", "predictions", "status"])
-def test_a_pipe_gets_neither_colours_nor_moving_parts(tmp_path: Path, command: str) -> None:
+def test_output_in_a_pipe_has_no_escape_sequences(tmp_path: Path, command: str) -> None:
     commit_batch(Settings(home=tmp_path / ".imagestream"), 0, {0: (0, 4)})
     done = shell(f"imagestream {command} | cat", tmp_path, TERM="xterm-256color")
     assert done.stdout.strip()
     assert not re.search(r"[\x1b\r]", done.stdout + done.stderr)
 
 
-def test_the_help_tells_the_exit_codes(tmp_path: Path) -> None:
-    told = " ".join(shell("imagestream --help", tmp_path).stdout.split())
-    assert all(f"{code} {meaning}" in told for code, meaning in EXIT_CODES.items()), told
+def test_help_lists_the_exit_codes(tmp_path: Path) -> None:
+    output = " ".join(shell("imagestream --help", tmp_path).stdout.split())
+    assert all(f"{code} {meaning}" in output for code, meaning in EXIT_CODES.items()), output
 
 
 @pytest.mark.parametrize(
@@ -77,12 +79,12 @@ def test_the_help_tells_the_exit_codes(tmp_path: Path) -> None:
         ("imagestream predictions --limit many", 2),
     ],
 )
-def test_exit_codes_are_those_that_the_help_tells(tmp_path: Path, line: str, code: int) -> None:
+def test_exit_codes_match_the_help(tmp_path: Path, line: str, code: int) -> None:
     assert shell(line, tmp_path).returncode == code
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process and those that it started."""
+    """CPU time of a process and its descendants."""
     with suppress(psutil.Error):
         process = psutil.Process(pid)
         times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
@@ -90,15 +92,15 @@ def _cpu_seconds(pid: int) -> float:
     return 0.0
 
 
-def test_ctrl_c_stops_a_question_that_takes_long(tmp_path: Path) -> None:
+def test_ctrl_c_cancels_a_long_query(tmp_path: Path) -> None:
     commit_batch(Settings(home=tmp_path), 0, {0: (0, 4)})
     endless = "SELECT sum(sqrt(range)) FROM range(100000000000)"
     arguments = [sys.executable, "-m", "streaming", "--home", str(tmp_path), "query", endless]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        # Well into the question: more CPU time than all imports take.
+        # The query is running: more CPU time than all imports take.
         while _cpu_seconds(process.pid) < 5:
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=20)
-    assert (process.returncode, *said) == (EXIT_INTERRUPTED, "", "")
+        output = process.communicate(timeout=20)
+    assert (process.returncode, *output) == (EXIT_INTERRUPTED, "", "")

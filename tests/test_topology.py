@@ -1,7 +1,7 @@
 """The processes of docker-compose.yml on loopback: broker, Spark master and workers, stream, gateway and dashboard.
 
-The home is in a bucket. Where the system lets us, the executors run in a mount namespace in which the driver's work
-folder and jars are empty, as on another machine.
+The home is in a bucket. Where the system permits, the executors run in a mount namespace in which the driver's working
+directory and jars are empty, as on another machine.
 """
 
 import os
@@ -36,7 +36,7 @@ LOOPBACK = "127.0.0.1"
 HANDSHAKE = "known-to-the-cluster-of-the-topology-test"  # spark.authenticate.secret
 API_KEY = "a key of the topology test"  # pragma: allowlist secret
 
-# A mount namespace of its own, for a user who may make one.
+# A command that creates a mount namespace, if the user may.
 NAMESPACE = next(
     (
         command
@@ -56,17 +56,17 @@ T = TypeVar("T")
 
 @contextmanager
 def process(name: str, logs: Path, command: list[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process for the block, with all that it starts; its output goes to a file."""
+    """Run a process for the block, and stop it with its descendants; its output goes to a file."""
     with (logs / f"{name}.log").open("wb") as log:
         started = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         yield started
     finally:
-        family = [started.pid, *(child.pid for child in children(started.pid))]
+        pids = [started.pid, *(child.pid for child in children(started.pid))]
         started.terminate()
         with suppress(subprocess.TimeoutExpired):
             started.wait(30)
-        for pid in family:
+        for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         started.wait(10)
@@ -82,34 +82,34 @@ def children(pid: int) -> list[psutil.Process]:
 def is_executor(process: psutil.Process) -> bool:
     try:
         return "CoarseGrained" in " ".join(process.cmdline())
-    except psutil.Error:  # it has just ended
+    except psutil.Error:  # it has just exited
         return False
 
 
-def wait_for(what: str, ask: Callable[[], T], logs: Path) -> T:
-    """The first true answer; an OSError or a failed request is none."""
+def wait_for(what: str, condition: Callable[[], T], logs: Path) -> T:
+    """Wait for a true result and return it; OSErrors and failed requests count as false."""
     give_up = time.monotonic() + PATIENCE_S
     while time.monotonic() < give_up:
         with suppress(OSError, httpx.HTTPError, ValueError):
-            if answer := ask():
-                return answer
-        time.sleep(0.5)  # asking the tables takes a tenth of that
-    ends = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in logs.iterdir())
-    pytest.fail(f"{what}: not within {PATIENCE_S:.0f} s\n{ends}")
+            if result := condition():
+                return result
+        time.sleep(0.5)  # a query takes a tenth of that
+    tails = "\n".join(f"{log.name}: {log.read_text(errors='replace')[-1500:]}" for log in logs.iterdir())
+    pytest.fail(f"{what}: not within {PATIENCE_S:.0f} s\n{tails}")
 
 
 def hidden(folders: Sequence[Path], command: list[str]) -> list[str]:
-    """A command that finds these folders empty, where the system allows that."""
+    """The command in a namespace where these folders are empty, if the system permits."""
     if NAMESPACE is None:
         return command
     return [*NAMESPACE, "sh", "-c", HIDING, "sh", *(str(folder.resolve()) for folder in folders), "--", *command]
 
 
 class Cluster:
-    """A Spark standalone cluster, its daemons started as docker-compose starts them.
+    """A Spark standalone cluster whose daemons are started as by docker-compose.
 
     Args:
-        unseen: folders of the driver that the workers do not see.
+        unseen: folders of the driver that are hidden from the workers.
     """
 
     def __init__(self, settings: Settings, directory: Path, unseen: Sequence[Path], stack: ExitStack) -> None:
@@ -141,15 +141,15 @@ class Cluster:
         self.workers = [
             self._start(f"worker-{number}", "worker.Worker", self.address, *self._worker(number)) for number in (1, 2)
         ]
-        # A worker without the secret, which is to stay outside.
+        # A worker without the secret, which must be refused.
         self._environment["SPARK_CONF_DIR"] = str(directory)
-        self._start("stranger", "worker.Worker", self.address, *self._worker(3))
-        wait_for("two workers", lambda: self.tell()["aliveworkers"] == len(self.workers), self._logs)
+        self._start("unauthenticated", "worker.Worker", self.address, *self._worker(3))
+        wait_for("two workers", lambda: self.state()["aliveworkers"] == len(self.workers), self._logs)
 
-    def tell(self) -> dict[str, Any]:
-        """What the master says of the cluster."""
-        answer: dict[str, Any] = httpx.get(f"http://{LOOPBACK}:{self._page}/json/").json()
-        return answer
+    def state(self) -> dict[str, Any]:
+        """The state of the cluster, as reported by the master."""
+        state: dict[str, Any] = httpx.get(f"http://{LOOPBACK}:{self._page}/json/").json()
+        return state
 
     def _start(self, name: str, kind: str, *arguments: str) -> subprocess.Popen[bytes]:
         command = [self._spark_class, f"org.apache.spark.deploy.{kind}", "--host", LOOPBACK, *arguments]
@@ -168,26 +168,26 @@ def rows(settings: Settings) -> int:
 
 
 def check_secrets(cluster: Cluster, executors: list[psutil.Process], logs: Path) -> None:
-    """No command line holds a secret, and who does not know the cluster's is not let in."""
+    """No command line contains a secret, and a worker without the secret of the cluster is refused."""
     commands = [str(one.info["cmdline"]) for one in psutil.process_iter(["cmdline"])]
     assert not [one for one in commands if SECRET in one or HANDSHAKE in one]
-    assert all(one.environ()["_SPARK_AUTH_SECRET"] == HANDSHAKE for one in executors)  # as their worker hands it on
-    stranger = (logs / "stranger.log").read_text(errors="replace")
-    assert "Connecting to master" in stranger
-    assert "Successfully registered" not in stranger
-    assert len(cluster.tell()["workers"]) == len(cluster.workers)
+    assert all(one.environ()["_SPARK_AUTH_SECRET"] == HANDSHAKE for one in executors)  # passed on by their worker
+    log = (logs / "unauthenticated.log").read_text(errors="replace")
+    assert "Connecting to master" in log
+    assert "Successfully registered" not in log
+    assert len(cluster.state()["workers"]) == len(cluster.workers)
 
 
-def test_a_killed_spark_worker_costs_no_image(bucket_service: Settings, tmp_path: Path) -> None:
+def test_killed_spark_worker_loses_no_image(bucket_service: Settings, tmp_path: Path) -> None:
     service = bucket_service
     logs = tmp_path / "logs"
     logs.mkdir()
     (tmp_path / "key").write_text(API_KEY)
     first, *_ = (data for _, _, data in digit_images(1, IMAGES + 1))
     write_images(tmp_path / "digits", digit_images(IMAGES, 0))
-    ours = [sys.executable, "-m", "streaming", "--home", str(service.home)]
-    seen_by_none = service.work_dir / "of-the-driver"
-    seen_by_none.touch()
+    program = [sys.executable, "-m", "streaming", "--home", str(service.home)]
+    hidden_file = service.work_dir / "of-the-driver"
+    hidden_file.touch()
     environment = {
         "IMAGESTREAM_WORK": str(service.work),
         "IMAGESTREAM_BOOTSTRAP_SERVERS": str(service.bootstrap_servers),
@@ -199,21 +199,21 @@ def test_a_killed_spark_worker_costs_no_image(bucket_service: Settings, tmp_path
     with ExitStack() as stack:
         cluster = Cluster(service, tmp_path, [service.work_dir, service.jars_dir], stack)
         gateway_port, page_port = free_port(), free_port()
-        command = [*ours, "stream", "--images-per-batch", str(PER_BATCH)]
+        command = [*program, "stream", "--images-per-batch", str(PER_BATCH)]
         master = {"IMAGESTREAM_MASTER": cluster.address, "SPARK_CONF_DIR": str(cluster.defaults.parent)}
         stream = stack.enter_context(process("stream", logs, command, **environment, **master))
-        command = [*ours, "gateway", "--port", str(gateway_port)]
+        command = [*program, "gateway", "--port", str(gateway_port)]
         stack.enter_context(process("gateway", logs, command, **environment))
-        command = [*ours, "dashboard", "--port", str(page_port)]
+        command = [*program, "dashboard", "--port", str(page_port)]
         stack.enter_context(process("dashboard", logs, command, **environment))
         assert imagestream(service, "publish", tmp_path / "digits", "--label-from", "parent")["sent"] == IMAGES
 
         wait_for("the first rows", lambda: rows(service) >= PER_BATCH, logs)
         executors = [one for one in children(cluster.workers[0].pid) if is_executor(one)]
-        assert executors, "the worker that is killed should have been at work"
+        assert executors, "the worker to be killed has no executor"
         for executor in executors if NAMESPACE else ():
             inside = Path(f"/proc/{executor.pid}/root")
-            assert not (inside / seen_by_none.relative_to("/")).exists(), "executors see the driver's folder"
+            assert not (inside / hidden_file.relative_to("/")).exists(), "executors see the driver's folder"
         check_secrets(cluster, executors, logs)
         before = rows(service)
         cluster.workers[0].kill()
@@ -227,15 +227,14 @@ def test_a_killed_spark_worker_costs_no_image(bucket_service: Settings, tmp_path
             image_id = accepted.json()["image_id"]
             answer = wait_for("its prediction", lambda: predicted(gateway, image_id), logs)
             assert answer["label"].isdecimal()
-        page = wait_for("the dashboard", lambda: httpx.get(f"http://{LOOPBACK}:{page_port}").is_success, logs)
-        assert page
+        wait_for("the dashboard", lambda: httpx.get(f"http://{LOOPBACK}:{page_port}").is_success, logs)
         assert stream.poll() is None
         stream.terminate()
         assert stream.wait(60) == 0, (logs / "stream.log").read_text(errors="replace")[-3000:]
 
     assert imagestream(service, "audit")["clean"] is True
     assert rows(service) == IMAGES + 1
-    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:  # logs of all processes, work folders
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:  # logs of all processes, working directories
         assert SECRET.encode() not in path.read_bytes(), path
         assert path == cluster.defaults or HANDSHAKE.encode() not in path.read_bytes(), path
 

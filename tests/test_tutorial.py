@@ -1,4 +1,4 @@
-"""docs/tutorial.md, typed line by line into one shell as it stands there, with fewer images to train on."""
+"""docs/tutorial.md, typed line by line into one shell as written, with fewer training images."""
 
 import os
 import re
@@ -27,8 +27,8 @@ LINES = [
 
 
 @contextmanager
-def all_ended(session: int, home: Path, jars_dir: Path) -> Iterator[None]:
-    """Whatever the shell of this session started is gone after the block, the broker included."""
+def all_killed(session: int, home: Path, jars_dir: Path) -> Iterator[None]:
+    """After the block, kill all processes of this session, and stop the broker."""
     try:
         yield
     finally:
@@ -39,12 +39,12 @@ def all_ended(session: int, home: Path, jars_dir: Path) -> Iterator[None]:
         stop_broker(Settings(home=home, jars=jars_dir))
 
 
-def test_the_tutorial_works_as_it_stands_there(jars_dir: Path, exported: ExportedBackbone, tmp_path: Path) -> None:
+def test_tutorial_works_as_written(jars_dir: Path, exported: ExportedBackbone, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     (clone / ".imagestream").mkdir(parents=True)
     for shared in ("jars", "backbones"):
         (clone / ".imagestream" / shared).symlink_to(CHECKOUT / ".imagestream" / shared)
-    script = ["set -m"]  # as in a shell that a person types into: Ctrl-C reaches what runs in the background
+    script = ["set -m"]  # job control as in an interactive shell, so that Ctrl-C reaches background jobs
     for line in LINES:
         script += [f"echo {shlex.quote('$ ' + line)}", f"{line}\n[ $? = 0 ] || exit 1"]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("IMAGESTREAM_")}
@@ -59,18 +59,18 @@ def test_the_tutorial_works_as_it_stands_there(jars_dir: Path, exported: Exporte
             text=True,
             start_new_session=True,
         ) as shell,
-        all_ended(shell.pid, clone / "my-service" / "home", jars_dir),
+        all_killed(shell.pid, clone / "my-service" / "home", jars_dir),
     ):
-        said, _ = shell.communicate(timeout=400)
-    assert shell.returncode == 0, said
-    answers = dict(re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", said, re.MULTILINE))
-    assert list(answers) == list(dict.fromkeys(LINES))
-    assert "version 1 is champion" in next(text for line, text in answers.items() if "train --images" in line)
-    assert "100 predicted (version 1: 100), 1 quarantined" in answers["imagestream stream --until-drained"]
-    assert "not_an_image" in next(text for line, text in answers.items() if "FROM quarantine" in line)
-    assert "healthy" in answers["imagestream status"]
-    assert "1 labels added" in answers["imagestream label corrections.csv --by me"]
-    by_version = next(text for line, text in answers.items() if "GROUP BY ALL" in line)
+        output, _ = shell.communicate(timeout=400)
+    assert shell.returncode == 0, output
+    outputs = dict(re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", output, re.MULTILINE))
+    assert list(outputs) == list(dict.fromkeys(LINES))
+    assert "version 1 is champion" in next(text for line, text in outputs.items() if "train --images" in line)
+    assert "100 predicted (version 1: 100), 1 quarantined" in outputs["imagestream stream --until-drained"]
+    assert "not_an_image" in next(text for line, text in outputs.items() if "FROM quarantine" in line)
+    assert "healthy" in outputs["imagestream status"]
+    assert "1 labels added" in outputs["imagestream label corrections.csv --by me"]
+    by_version = next(text for line, text in outputs.items() if "GROUP BY ALL" in line)
     assert re.search(r"^ +1 +100 ", by_version, re.MULTILINE)
     assert re.search(r"^ +2 +\d+ ", by_version, re.MULTILINE)
-    assert "clean: " in answers["imagestream audit"]
+    assert "clean: " in outputs["imagestream audit"]

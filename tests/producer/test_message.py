@@ -1,4 +1,4 @@
-"""The message contract: what is written, and what is read back from any message, including hostile ones."""
+"""The message contract: writing messages, and reading headers, including hostile ones."""
 
 import hashlib
 import io
@@ -32,7 +32,7 @@ def encoded(image_format: str) -> bytes:
     return stream.getvalue()
 
 
-def test_message_carries_the_bytes_untouched_under_their_sha256() -> None:
+def test_message_has_the_unchanged_bytes_and_their_sha256_as_key() -> None:
     data = encoded("PNG")
     message = build_message(data, "photos/a.png")
     assert message.value == data
@@ -57,7 +57,7 @@ def test_headers_are_cloudevents_in_binary_mode() -> None:
     }
 
 
-def test_time_is_now_and_label_absent_unless_given() -> None:
+def test_default_time_is_now_and_default_label_is_none() -> None:
     before = datetime.now(UTC) - timedelta(seconds=1)
     headers = read_headers(build_message(b"x", "x").headers)
     assert headers.label is None
@@ -74,12 +74,12 @@ def test_content_type_comes_from_the_first_bytes(image_format: str) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"BM", b"BMW is a maker of cars, not a bitmap", b"RIFF\x00\x00\x00\x00WAVE", b"%PDF-1.7", b"GIF88a"]
 )
-def test_content_type_of_anything_else_is_octet_stream(data: bytes) -> None:
+def test_content_type_of_unknown_bytes_is_octet_stream(data: bytes) -> None:
     assert content_type(data) == "application/octet-stream"
 
 
 @given(source=st.text(min_size=1, max_size=200), label=st.text(min_size=1, max_size=200))
-def test_source_and_label_come_back_as_they_were_sent(source: str, label: str) -> None:
+def test_source_and_label_round_trip(source: str, label: str) -> None:
     headers = read_headers(build_message(b"x", source, label=label).headers)
     assert headers.source == source
     assert headers.label == (" ".join(unicodedata.normalize("NFC", label).split()) or None)
@@ -94,7 +94,7 @@ def test_labels_are_normalised() -> None:
 
 
 def test_source_that_is_not_utf8_keeps_its_bytes() -> None:
-    name = b"caf\xe9.jpg"  # Latin-1, which a file system may contain
+    name = b"caf\xe9.jpg"  # Latin-1: file names may be arbitrary bytes
     message = build_message(b"x", name.decode("utf-8", "surrogateescape"))
     assert dict(message.headers)["ce_source"] == name
     assert read_headers(message.headers).source == "caf�.jpg"
@@ -108,9 +108,9 @@ def test_source_that_is_not_utf8_keeps_its_bytes() -> None:
     )
 )
 def test_hostile_headers_raise_no_error(headers: list[tuple[str, bytes | None]]) -> None:
-    as_spark_gives_them = [{"key": name, "value": value} for name, value in headers]
+    rows = [{"key": name, "value": value} for name, value in headers]
     read = read_headers(headers)
-    assert read == read_headers(as_spark_gives_them)
+    assert read == read_headers(rows)
     for text in (read.label, read.source, read.time, read.id):
         assert text is None or 0 < len(text) <= MAX_HEADER_CHARS
 
@@ -127,7 +127,7 @@ def test_missing_and_empty_headers_are_none() -> None:
     )
 
 
-def test_importing_the_contract_loads_no_kafka() -> None:
+def test_importing_the_message_module_does_not_load_kafka() -> None:
     script = "import sys, producer.message; sys.exit('kafka' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
@@ -148,7 +148,7 @@ def test_importing_the_contract_loads_no_kafka() -> None:
         *((b"BM" + bytes(12) + bytes([size, 0, 0, 0]), "image/bmp") for size in (12, 16, 40, 52, 56, 64, 108, 124)),
     ],
 )
-def test_a_complete_signature_is_enough(data: bytes, media_type: str) -> None:
+def test_complete_signature_is_sufficient(data: bytes, media_type: str) -> None:
     unknown = "application/octet-stream"
     assert content_type(data) == content_type(data + b"more") == media_type
     assert content_type(data[:-1]) == unknown
@@ -167,7 +167,7 @@ def test_a_complete_signature_is_enough(data: bytes, media_type: str) -> None:
         b"BM" + bytes(13) + b"\x28\0\0\0",
     ],
 )
-def test_half_a_signature_is_not_recognised(data: bytes) -> None:
+def test_incomplete_or_altered_signature_is_not_recognised(data: bytes) -> None:
     assert content_type(data) == "application/octet-stream"
 
 
@@ -200,7 +200,7 @@ def test_headers_are_truncated_after_1024_characters(character: str) -> None:
         assert read_headers([("label", value)]).label == character * min(count, 1024)
 
 
-def test_a_header_without_a_name_or_a_value_does_not_hide_the_others() -> None:
+def test_header_without_a_name_or_value_does_not_hide_others() -> None:
     headers = [{"value": b"x"}, {"key": None, "value": b"x"}, {"key": "ce_source"}, {"key": "label", "value": b"cat"}]
     assert read_headers(headers) == MessageHeaders(label="cat")
-    assert read_headers([("label", b"cat"), ("label", None)]).label is None, "the last one wins"
+    assert read_headers([("label", b"cat"), ("label", None)]).label is None, "the last header wins"

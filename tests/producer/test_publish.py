@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kafka import KafkaConsumer, TopicPartition
-from kafka.admin import KafkaAdminClient, NewTopic
 
 import producer
 from producer import publish as publish_files
@@ -22,6 +20,7 @@ from producer.errors import PublishError
 from producer.message import HEADER_MARGIN_BYTES, MAX_MESSAGE_BYTES, read_headers
 from streaming.platform.broker import bootstrap_servers, running_broker
 from streaming.settings import Settings
+from tests.producer.topics import create_topic, messages
 
 JPEG = b"\xff\xd8\xff"
 
@@ -42,48 +41,21 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True)
         path.write_bytes(JPEG + name.encode())
-    (tmp_path / "photos/notes.txt").write_bytes(b"no image")
+    (tmp_path / "photos/notes.txt").write_bytes(b"not an image")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
 
 
 def consumed(servers: str, topic: str) -> dict[str, Any]:
-    """The messages of the topic by source; fails on duplicate sources."""
-    consumer = KafkaConsumer(
-        bootstrap_servers=servers, consumer_timeout_ms=5000, max_partition_fetch_bytes=MAX_MESSAGE_BYTES
-    )
-    try:
-        partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
-        ends = consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        consumer.seek_to_beginning()
-        found: dict[str, Any] = {}
-        for _ in range(sum(ends.values())):
-            message = next(consumer)
-            source = read_headers(message.headers).source or ""
-            assert source not in found
-            found[source] = message
-        return found
-    finally:
-        consumer.close()
-
-
-def create_topic(servers: str, topic: str, max_message_bytes: int) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=servers)
-    configs = {"max.message.bytes": str(max_message_bytes)}
-    admin.create_topics([NewTopic(topic, num_partitions=1, replication_factor=1, topic_configs=configs)])
-    admin.close()
+    """The messages of a topic by source; fails on duplicate sources."""
+    found = messages(servers, topic)
+    by_source = {read_headers(message.headers).source or "": message for message in found}
+    assert len(by_source) == len(found)
+    return by_source
 
 
 def imagestream(servers: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-c",
-        "from streaming.cli import main; main()",
-        "publish",
-        "--bootstrap-servers",
-        servers,
-    ]
+    command = [sys.executable, "-m", "streaming", "publish", "--bootstrap-servers", servers]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -91,16 +63,16 @@ def test_every_file_arrives_once_with_its_bytes_name_and_label(servers: str, top
     summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic, label_from="parent")
     assert (summary.found, summary.sent, summary.skipped, summary.failed) == (3, 3, [], [])
     assert summary.complete
-    messages = consumed(servers, topic)
-    assert {name: message.value for name, message in messages.items()} == {
+    found = consumed(servers, topic)
+    assert {name: message.value for name, message in found.items()} == {
         name: Path(name).read_bytes() for name in ("photos/cat/a.jpg", "photos/dog/un été.jpg", "photos/notes.txt")
     }
-    assert {read_headers(message.headers).label for message in messages.values()} == {"cat", "dog", "photos"}
-    assert summary.bytes == sum(len(message.value) for message in messages.values())
+    assert {read_headers(message.headers).label for message in found.values()} == {"cat", "dog", "photos"}
+    assert summary.bytes == sum(len(message.value) for message in found.values())
 
 
 def test_only_images_skips_other_files_by_content(servers: str, topic: str, photos: Path) -> None:
-    (photos / "fake.jpg").write_bytes(b"a text with the name of an image")
+    (photos / "fake.jpg").write_bytes(b"text with the extension of an image")
     summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic, only_images=True)
     assert {skip.path for skip in summary.skipped} == {"photos/fake.jpg", "photos/notes.txt"}
     assert {skip.reason for skip in summary.skipped} == {"not an image"}
@@ -108,7 +80,7 @@ def test_only_images_skips_other_files_by_content(servers: str, topic: str, phot
     assert set(consumed(servers, topic)) == {"photos/cat/a.jpg", "photos/dog/un été.jpg"}
 
 
-def test_file_larger_than_the_limit_is_named_and_the_others_are_sent(servers: str, topic: str, photos: Path) -> None:
+def test_too_large_file_is_skipped_and_the_others_are_sent(servers: str, topic: str, photos: Path) -> None:
     with (photos / "huge.jpg").open("wb") as stream:
         stream.truncate(MAX_MESSAGE_BYTES + 1)
     summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic)
@@ -125,7 +97,7 @@ def test_image_of_exactly_the_limit_arrives(servers: str, topic: str, tmp_path: 
     assert len(message.value) == MAX_MESSAGE_BYTES
 
 
-def test_the_lower_limit_of_the_topic_applies(servers: str, topic: str, tmp_path: Path) -> None:
+def test_lower_limit_of_the_topic_applies(servers: str, topic: str, tmp_path: Path) -> None:
     create_topic(servers, topic, max_message_bytes=10_000)
     for name, size in {"fits.jpg": 9_000, "headers-too-many.jpg": 9_990, "large.jpg": 10_001}.items():
         (tmp_path / name).write_bytes(JPEG + bytes(size - len(JPEG)))
@@ -143,9 +115,7 @@ def test_batches_respect_a_small_limit_of_the_topic(servers: str, topic: str, tm
     assert len(consumed(servers, topic)) == 50
 
 
-def test_file_that_cannot_be_read_is_named_and_makes_the_summary_incomplete(
-    servers: str, topic: str, photos: Path
-) -> None:
+def test_unreadable_file_is_skipped_and_makes_the_summary_incomplete(servers: str, topic: str, photos: Path) -> None:
     (photos / "gone.jpg").symlink_to("nowhere")
     summary = publish_files(["photos"], bootstrap_servers=servers, topic=topic)
     assert [(skip.path, skip.reason) for skip in summary.skipped] == [("photos/gone.jpg", "unreadable")]
@@ -174,20 +144,20 @@ def test_invalid_topic_name_is_a_one_line_error(servers: str, photos: Path) -> N
 
 
 @pytest.fixture
-def deaf_server() -> Iterator[str]:
-    """A port that accepts connections and never answers."""
+def silent_server() -> Iterator[str]:
+    """The address of a server that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_broker_that_does_not_answer_is_an_error_that_names_it(deaf_server: str, photos: Path) -> None:
+def test_unresponsive_broker_is_an_error_with_its_address(silent_server: str, photos: Path) -> None:
     with pytest.raises(PublishError) as caught:
-        publish_files(["photos"], bootstrap_servers=deaf_server, connect_timeout_s=1.0)
-    assert deaf_server in str(caught.value)
+        publish_files(["photos"], bootstrap_servers=silent_server, connect_timeout_s=1.0)
+    assert silent_server in str(caught.value)
     assert "imagestream broker start" in str(caught.value)
 
 
-def test_silent_broker_ends_publishing_with_the_names_of_files_in_flight(
+def test_files_in_flight_are_reported_if_the_broker_stops_responding(
     fragile_broker: Settings, topic: str, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.import_module("producer.sender"), "DELIVERY_TIMEOUT_S", 2.0)

@@ -1,4 +1,4 @@
-"""The Python and Java examples of docs/publish.md publish messages of the contract."""
+"""The Python and Java examples of docs/publish.md publish messages according to the contract."""
 
 import os
 import re
@@ -36,16 +36,16 @@ def servers(broker: Settings) -> str:
 
 @pytest.fixture
 def local(servers: str) -> Callable[[str], tuple[str, str]]:
-    """An example with the broker of the tests and its own topic, and that topic."""
+    """A function that adapts an example to the broker of the tests and a new topic; returns it and the topic."""
 
-    def change(text: str) -> tuple[str, str]:
+    def adapt(text: str) -> tuple[str, str]:
         topic = f"docs-{uuid.uuid4().hex[:8]}"
         return text.replace("127.0.0.1:9092", servers).replace('"images"', f'"{topic}"'), topic
 
-    return change
+    return adapt
 
 
-def test_documented_headers_are_those_of_the_contract() -> None:
+def test_documented_headers_match_the_contract() -> None:
     table = DOCUMENT[DOCUMENT.index("| part | content |") : DOCUMENT.index("These are [CloudEvents]")]
     first_column = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
     assert set(re.findall(r"`([^`]+)`", first_column)) == NAMES
@@ -57,7 +57,7 @@ def test_documented_headers_are_those_of_the_contract() -> None:
         assert EVENT_TYPE in example
 
 
-def test_python_publishes(
+def test_python_examples_publish(
     servers: str, local: Callable[[str], tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -73,12 +73,12 @@ def test_python_publishes(
     assert (sent.value, read_headers(sent.headers).label) == (JPEG, "cat")
 
 
-def test_java_publishes_a_message_as_ours(
+def test_java_example_publishes_an_equivalent_message(
     broker: Settings, servers: str, local: Callable[[str], tuple[str, str]], tmp_path: Path
 ) -> None:
     java = find_java(broker.work_dir)
     if not shutil.which("javac", path=os.pathsep.join([str(java.parent), os.environ["PATH"]])):
-        pytest.skip("a Java without a compiler")
+        pytest.skip("Java without a compiler")
     (example,) = blocks("java")
     text, topic = local(example)
     imports = "java.nio.charset.*", "java.nio.file.*", "java.security.*", "java.time.*", "java.util.*"
@@ -92,9 +92,9 @@ def test_java_publishes_a_message_as_ours(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     (sent,) = messages(servers, topic)
-    ours = contract.build_message(JPEG, "cat.jpg", label="cat")
-    assert (sent.key, sent.value) == (ours.key, ours.value)
-    without_time = {name: value for name, value in ours.headers if name != contract.HEADER_TIME}
+    expected = contract.build_message(JPEG, "cat.jpg", label="cat")
+    assert (sent.key, sent.value) == (expected.key, expected.value)
+    without_time = {name: value for name, value in expected.headers if name != contract.HEADER_TIME}
     assert without_time.items() <= dict(sent.headers).items()
-    assert set(dict(sent.headers)) == set(dict(ours.headers))
+    assert set(dict(sent.headers)) == set(dict(expected.headers))
     assert f"{sent.partition} {sent.offset}" in done.stdout

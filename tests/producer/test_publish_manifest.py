@@ -72,20 +72,20 @@ def test_csv_with_too_many_rows_is_rejected(listed: Path) -> None:
         read_csv(listed, max_rows=5)
 
 
-AS_WRITTEN = "path,label\na.jpg,NA\nb c.jpg,007\nd.jpg,\n"
-AS_READ = {"a.jpg": "NA", "b c.jpg": "007", "d.jpg": None}
+CONTENT = "path,label\na.jpg,NA\nb c.jpg,007\nd.jpg,\n"
+LABELS = {"a.jpg": "NA", "b c.jpg": "007", "d.jpg": None}
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"\xef\xbb\xbf" + AS_WRITTEN.replace("\n", "\r\n").encode(), AS_READ),
-        (b"sep=;\r\n" + AS_WRITTEN.replace(",", ";").encode(), AS_READ),
-        (AS_WRITTEN.replace(",", "\t").encode("utf-16"), AS_READ),
-        (AS_WRITTEN.encode("utf-16-le"), AS_READ),
-        (AS_WRITTEN.replace("path", "File Name").replace("label", "Class").encode(), AS_READ),
-        (AS_WRITTEN.replace("\n", ",\n").encode(), AS_READ),  # a comma at the end of each line
-        (AS_WRITTEN.replace("\n", "\r").encode(), AS_READ),
+        (b"\xef\xbb\xbf" + CONTENT.replace("\n", "\r\n").encode(), LABELS),
+        (b"sep=;\r\n" + CONTENT.replace(",", ";").encode(), LABELS),
+        (CONTENT.replace(",", "\t").encode("utf-16"), LABELS),
+        (CONTENT.encode("utf-16-le"), LABELS),
+        (CONTENT.replace("path", "File Name").replace("label", "Class").encode(), LABELS),
+        (CONTENT.replace("\n", ",\n").encode(), LABELS),  # a comma at the end of each line
+        (CONTENT.replace("\n", "\r").encode(), LABELS),
         (b'path,label\n"a.jpg","big\ncat"\n"b c.jpg"," 7.0"\n', {"a.jpg": "big cat", "b c.jpg": "7.0"}),
         (b'path,label\n"a.jpg","a \\"big\\" cat"\n"b c.jpg","a, b"\n', {"a.jpg": 'a "big" cat', "b c.jpg": "a, b"}),
         (b"path,label\nC:\\photos\\cats\\a.jpg,None\ncats\\b.jpg,nan\n", {"cats/a.jpg": "None", "cats/b.jpg": "nan"}),
@@ -99,7 +99,7 @@ AS_READ = {"a.jpg": "NA", "b c.jpg": "007", "d.jpg": None}
     ],
     ids=lambda value: ascii(value)[:30],
 )
-def test_csv_dialects_of_programs_are_read(listed: Path, content: bytes, expected: dict[str, str | None]) -> None:
+def test_common_csv_dialects_are_read(listed: Path, content: bytes, expected: dict[str, str | None]) -> None:
     (listed.parent / "cats").mkdir()
     for name in ("cats/a.jpg", "cats/b.jpg", "Ko\u0308ln.jpg"):
         (listed.parent / name).touch()

@@ -21,10 +21,10 @@ class Clock:
 
 def test_events_are_evenly_spaced_and_the_first_does_not_wait() -> None:
     clock = Clock()
-    pace = RateLimiter(4, clock=clock, sleep=clock.sleep)
+    limiter = RateLimiter(4, clock=clock, sleep=clock.sleep)
     times = []
     for _ in range(9):
-        pace.wait()
+        limiter.wait()
         times.append(clock.now - 100)
         clock.sleep(0.1)  # work that takes less than the interval
     assert times == pytest.approx([number / 4 for number in range(9)])
@@ -32,31 +32,31 @@ def test_events_are_evenly_spaced_and_the_first_does_not_wait() -> None:
 
 def test_no_burst_follows_a_long_delay() -> None:
     clock = Clock()
-    pace = RateLimiter(100, clock=clock, sleep=clock.sleep)
-    pace.wait()
+    limiter = RateLimiter(100, clock=clock, sleep=clock.sleep)
+    limiter.wait()
     clock.sleep(60)
     sent = 0
     until = clock.now + 1
     while clock.now < until:
-        pace.wait()
+        limiter.wait()
         sent += 1
     assert sent <= 100 + 100 * LATENESS_S + 2
 
 
-def test_a_short_delay_is_made_up_for() -> None:
+def test_short_delay_is_made_up_for() -> None:
     clock = Clock()
-    pace = RateLimiter(100, clock=clock, sleep=clock.sleep)
+    limiter = RateLimiter(100, clock=clock, sleep=clock.sleep)
     for number in range(1000):
-        pace.wait()
+        limiter.wait()
         clock.sleep(0.05 if number % 10 == 0 else 0.001)
     assert clock.now - 100 == pytest.approx(10, rel=0.02)
 
 
 def test_no_rate_means_no_waiting() -> None:
     clock = Clock()
-    pace = RateLimiter(None, clock=clock, sleep=clock.sleep)
+    limiter = RateLimiter(None, clock=clock, sleep=clock.sleep)
     for _ in range(5):
-        pace.wait()
+        limiter.wait()
     assert clock.now == 100
 
 

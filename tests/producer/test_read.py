@@ -16,7 +16,7 @@ from producer.sender import message_bytes
 from producer.sources import SourceFile
 
 ROOM = 1024**2
-UNSIZED = Path("/proc/filesystems")  # its stat size is 0, and reads return it in pieces
+UNSIZED = Path("/proc/filesystems")  # its stat size is 0, and it is read in several parts
 
 
 @pytest.mark.skipif(not UNSIZED.exists(), reason="only Linux has such a file")
@@ -27,7 +27,7 @@ def test_file_that_is_larger_than_its_stat_size_is_read_to_the_end() -> None:
 
 
 @pytest.mark.skipif(not UNSIZED.exists(), reason="only Linux has such a file")
-def test_no_more_is_read_than_may_be_sent() -> None:
+def test_reading_stops_at_the_size_limit() -> None:
     skipped = read(SourceFile(str(UNSIZED), None), ReadOptions(max_bytes=10), ROOM)
     assert skipped == Skipped(str(UNSIZED), SkipReason.TOO_LARGE, "11 bytes, the limit is 10")
 
@@ -41,9 +41,6 @@ def test_headers_count_towards_the_message_size(tmp_path: Path) -> None:
     assert skipped.reason is SkipReason.TOO_LARGE
     assert "with headers, the topic's limit is 10,500" in skipped.detail
     assert isinstance(read(SourceFile(str(path), label), ReadOptions(), 12_000), Message)
-
-
-# Limits
 
 
 @pytest.fixture
@@ -91,16 +88,18 @@ def test_size_limit_of_messages_is_inclusive(photograph: SourceFile) -> None:
 
 
 def test_default_limit_is_20_mebibytes(tmp_path: Path) -> None:
-    most = 20 * 1024**2
-    assert isinstance(read(sparse(tmp_path / "most", most), ReadOptions(), 2 * most), Message)
-    skipped = read(sparse(tmp_path / "more", most + 1), ReadOptions(), 2 * most)
-    assert skipped == Skipped(str(tmp_path / "more"), SkipReason.TOO_LARGE, "20,971,521 bytes, the limit is 20,971,520")
+    limit = 20 * 1024**2
+    assert isinstance(read(sparse(tmp_path / "limit", limit), ReadOptions(), 2 * limit), Message)
+    skipped = read(sparse(tmp_path / "above", limit + 1), ReadOptions(), 2 * limit)
+    assert skipped == Skipped(
+        str(tmp_path / "above"), SkipReason.TOO_LARGE, "20,971,521 bytes, the limit is 20,971,520"
+    )
 
 
 def test_shrunk_image_carries_the_hash_and_size_of_the_original(photograph: SourceFile) -> None:
     original = Path(photograph.name).read_bytes()
     message = read(photograph, ReadOptions(shrink_to=100, max_bytes=len(original) - 1), ROOM)
-    assert isinstance(message, Message), "only what is sent must be small enough"
+    assert isinstance(message, Message), "the limit applies to the shrunk image"
     with Image.open(BytesIO(message.value)) as image:
         assert image.size == (100, 75)
     headers = dict(message.headers)
@@ -115,14 +114,14 @@ def test_shrunk_image_carries_the_hash_and_size_of_the_original(photograph: Sour
 
 
 def test_originals_of_up_to_256_mebibytes_are_shrunk(tmp_path: Path) -> None:
-    most, reading = 256 * 1024**2, ReadOptions(shrink_to=100, max_bytes=1000)
-    skipped = read(sparse(tmp_path / "more", most + 1), reading, ROOM)
+    limit, options = 256 * 1024**2, ReadOptions(shrink_to=100, max_bytes=1000)
+    skipped = read(sparse(tmp_path / "above", limit + 1), options, ROOM)
     assert skipped == Skipped(
-        str(tmp_path / "more"), SkipReason.TOO_LARGE, "268,435,457 bytes, the limit is 268,435,456"
+        str(tmp_path / "above"), SkipReason.TOO_LARGE, "268,435,457 bytes, the limit is 268,435,456"
     )
-    skipped = read(sparse(tmp_path / "most", most), reading, ROOM)
+    skipped = read(sparse(tmp_path / "limit", limit), options, ROOM)
     assert isinstance(skipped, Skipped)
-    assert skipped.detail == "268,435,456 bytes, the limit is 1,000", "it was read, but could not be shrunk"
+    assert skipped.detail == "268,435,456 bytes, the limit is 1,000", "it was read and could not be shrunk"
 
 
 def test_files_that_are_not_images_are_skipped_only_with_the_option(tmp_path: Path, photograph: SourceFile) -> None:
@@ -135,16 +134,16 @@ def test_files_that_are_not_images_are_skipped_only_with_the_option(tmp_path: Pa
     assert read(text, ReadOptions(only_images=True, max_bytes=5), ROOM) == skipped, "regardless of its size"
 
 
-def test_unreadable_files_are_skipped_with_the_reason_of_the_system(tmp_path: Path) -> None:
-    def left_out(name: str) -> Message | Skipped:
+def test_unreadable_files_are_skipped_with_the_system_error(tmp_path: Path) -> None:
+    def read_file(name: str) -> Message | Skipped:
         return read(SourceFile(name, None), ReadOptions(), ROOM)
 
     absent, pipe = str(tmp_path / "absent.jpg"), str(tmp_path / "pipe")
     os.mkfifo(pipe)
-    assert left_out(absent) == Skipped(absent, SkipReason.UNREADABLE, "No such file or directory")
-    assert left_out("null\0.jpg") == Skipped("null\0.jpg", SkipReason.UNREADABLE, "embedded null byte")
-    assert left_out(str(tmp_path)) == Skipped(str(tmp_path), SkipReason.UNREADABLE, "not a regular file")
-    assert left_out(pipe) == Skipped(pipe, SkipReason.UNREADABLE, "not a regular file")
+    assert read_file(absent) == Skipped(absent, SkipReason.UNREADABLE, "No such file or directory")
+    assert read_file("null\0.jpg") == Skipped("null\0.jpg", SkipReason.UNREADABLE, "embedded null byte")
+    assert read_file(str(tmp_path)) == Skipped(str(tmp_path), SkipReason.UNREADABLE, "not a regular file")
+    assert read_file(pipe) == Skipped(pipe, SkipReason.UNREADABLE, "not a regular file")
 
 
 def test_first_bytes_identify_an_image_of_every_format(tmp_path: Path) -> None:
@@ -153,4 +152,4 @@ def test_first_bytes_identify_an_image_of_every_format(tmp_path: Path) -> None:
         Image.new("RGB", (64, 64), "teal").save(path, image_format)
         skipped = read(SourceFile(str(path), None), ReadOptions(only_images=True, max_bytes=20), ROOM)
         assert isinstance(skipped, Skipped)
-        assert skipped.reason is SkipReason.TOO_LARGE, f"{image_format}, of which no more is read than shows what it is"
+        assert skipped.reason is SkipReason.TOO_LARGE, f"{image_format} was not recognised"

@@ -1,4 +1,4 @@
-"""Finding the files that paths, folders and patterns name."""
+"""Finding files by paths, folders and patterns."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from producer.sources import LabelFrom, find_files
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder `photos` in the working directory, with two labels, odd names and a hidden file."""
+    """A folder `photos` in the working directory, with two labels, unusual names and a hidden file."""
     for name in ("cat/b.jpg", "cat/a.jpg", "dog/un été.png", "dog/.hidden", "readme.txt"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def test_file_reached_in_several_ways_is_listed_once(tree: Path) -> None:
     assert names("photos/cat") == ["photos/cat/a.jpg", "photos/cat/b.jpg"]
 
 
-def test_loops_of_symbolic_links_end(tree: Path) -> None:
+def test_circular_links_are_walked_once(tree: Path) -> None:
     (tree / "photos/cat/up").symlink_to("..")
     assert len(names("photos")) == 5
 

@@ -1,4 +1,4 @@
-"""Watching folders with a real broker: each file once and complete, across restarts and an outage."""
+"""Watching folders with a real broker: each file is sent once and complete, across restarts and an outage."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def written(path: Path, content: bytes, mtime: int | None = LONG_AGO) -> Path:
 
 
 class Watcher:
-    """`imagestream publish --watch` in its own process."""
+    """`imagestream publish --watch` in a separate process."""
 
     def __init__(self, servers: str, topic: str, folder: Path, *options: str) -> None:
         self.home = folder.parent / "home"
@@ -72,26 +72,22 @@ class Watcher:
 
     def stop(self, number: int = signal.SIGINT) -> dict[str, Any]:
         self.process.send_signal(number)
-        said, told = self.process.communicate(timeout=60)
+        out, err = self.process.communicate(timeout=60)
         if number == signal.SIGKILL:
             return {}
-        assert self.process.returncode == 0, said + told
+        assert self.process.returncode == 0, out + err
         summary: dict[str, Any] = json.loads(self.summary.read_text())
         return summary
 
     def remembers(self, count: int) -> Callable[[], bool]:
         """A condition: the state records this many files as sent."""
-
-        def enough() -> bool:
-            return len(remembered(self)) == count
-
-        return enough
+        return lambda: len(remembered(self)) == count
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     until = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < until, "it did not happen"
+        assert time.monotonic() < until, f"the condition was not met within {timeout_s:.0f} s"
         time.sleep(0.1)
 
 
@@ -100,14 +96,14 @@ NewWatcher = Callable[..., Watcher]
 
 @pytest.fixture
 def watcher(servers: str, photos: Path) -> Iterator[NewWatcher]:
-    made: list[Watcher] = []
+    started: list[Watcher] = []
 
     def make(*options: str) -> Watcher:
-        made.append(Watcher(servers, f"watch-{uuid.uuid4().hex[:8]}", photos, *options))
-        return made[-1]
+        started.append(Watcher(servers, f"watch-{uuid.uuid4().hex[:8]}", photos, *options))
+        return started[-1]
 
     yield make
-    for one in made:
+    for one in started:
         if one.process.poll() is None:
             one.process.kill()
             one.process.communicate()
@@ -121,7 +117,7 @@ def test_each_file_is_sent_once_and_complete_across_restarts(
 
     slow = photos / "dog" / "slow.jpg"
     slow.parent.mkdir()
-    with slow.open("wb") as file:  # written in parts, at intervals below the quiet period
+    with slow.open("wb") as file:  # written in parts at intervals shorter than the quiet period
         for part in (JPEG, b"first", b"second", b"third"):
             file.write(part)
             file.flush()
@@ -140,7 +136,7 @@ def test_each_file_is_sent_once_and_complete_across_restarts(
     written(photos / "while away.jpg", b"while away")
     written(photos / "cat" / "old 1.jpg", b"old 1, changed", mtime=LONG_AGO + 1)
     running.restart()
-    wait_until(running.remembers(7))  # the changed file replaced its entry
+    wait_until(running.remembers(7))  # the entry of the changed file is replaced
     wait_until(lambda: len(messages(servers, running.topic)) >= 8)
     assert running.stop(signal.SIGTERM)["sent"] == 2
 
@@ -164,11 +160,10 @@ def test_killed_process_resumes_without_loss(servers: str, photos: Path, watcher
     assert before < 123
     running.restart()
     wait_until(running.remembers(123))
-    again = running.stop()["sent"]
-    assert again == 123 - before
+    assert running.stop()["sent"] == 123 - before
     found = Counter(message.key for message in messages(servers, running.topic))
     assert len(found) == 123
-    assert sum(found.values()) <= 123 + 5  # acknowledged, but not yet recorded when it was killed
+    assert sum(found.values()) <= 123 + 5  # acknowledged, but not recorded before the kill
 
 
 def remembered(running: Watcher) -> list[object]:
@@ -202,9 +197,9 @@ def test_conflicting_options_are_a_one_line_error(
 
     with pytest.raises(SystemExit) as ended:
         run(["--home", str(tmp_path), "publish", "--bootstrap-servers", "127.0.0.1:1", *arguments])
-    told = capsys.readouterr().err
-    assert (ended.value.code, told.count("\n")) == (2, 1)
-    assert reason in told
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (2, 1)
+    assert reason in error
 
 
 class Clock:
@@ -215,14 +210,14 @@ class Clock:
         return self.now
 
 
-def test_file_is_complete_when_it_has_been_stable(tmp_path: Path) -> None:
+def test_file_is_complete_after_the_quiet_period(tmp_path: Path) -> None:
     clock, path = Clock(), tmp_path / "a.jpg"
     debouncer = Debouncer(clock)
     path.write_bytes(b"half")
     debouncer.add(str(path))
     path.write_bytes(b"the whole")
     clock.now = QUIET_S
-    assert list(debouncer.complete()) == []  # it changed since it was added
+    assert list(debouncer.complete()) == []  # it has changed since it was added
     clock.now = 2 * QUIET_S - 0.01
     assert list(debouncer.complete()) == []
     clock.now = 2 * QUIET_S
@@ -235,7 +230,7 @@ def test_file_is_complete_when_it_has_been_stable(tmp_path: Path) -> None:
     assert len(debouncer) == 0
 
 
-def test_files_are_identified_by_path_size_and_time_and_skipped_ones_forgotten(tmp_path: Path) -> None:
+def test_files_are_identified_by_path_size_and_time(tmp_path: Path) -> None:
     photo, text = written(tmp_path / "a.jpg", b"a"), written(tmp_path / "b.jpg", b"b")
     (tmp_path / "link.jpg").symlink_to(photo)
     states = [FileState.of(str(path)) for path in (photo, text)]
@@ -272,14 +267,14 @@ def test_missing_folder_is_rejected(servers: str, tmp_path: Path) -> None:
         )
 
 
-def test_unacknowledged_messages_are_sent_when_the_broker_is_back(
+def test_unacknowledged_messages_are_sent_again_after_an_outage(
     fragile_broker: Settings, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("producer.sender.DELIVERY_TIMEOUT_S", 2.0)
     monkeypatch.setattr("producer.watch.RETRY_S", 0.5)
     state = running_broker(fragile_broker.model_copy(update={"bootstrap_servers": None}))
     assert state is not None
-    topic, stop, troubles = f"watch-{uuid.uuid4().hex[:8]}", threading.Event(), list[str]()
+    topic, stop, failures = f"watch-{uuid.uuid4().hex[:8]}", threading.Event(), list[str]()
     counts: list[int] = []
 
     def run() -> WatchSummary:
@@ -291,7 +286,7 @@ def test_unacknowledged_messages_are_sent_when_the_broker_is_back(
             stop=stop,
             topic=topic,
             on_change=lambda summary: counts.append(summary.sent),
-            on_failure=troubles.append,
+            on_failure=failures.append,
         )
 
     with ThreadPoolExecutor(1) as pool:
@@ -301,15 +296,15 @@ def test_unacknowledged_messages_are_sent_when_the_broker_is_back(
             os.kill(state.pid, signal.SIGSTOP)
             for number in range(5):
                 written(photos / f"new {number}.jpg", b"new %d" % number)
-            wait_until(lambda: bool(troubles))
+            wait_until(lambda: bool(failures))
             os.kill(state.pid, signal.SIGCONT)
             wait_until(lambda: counts[-1] == 8)
         finally:
             os.kill(state.pid, signal.SIGCONT)
             stop.set()
         summary = watching.result()
-    assert (summary.sent, summary.undelivered, len(troubles)) == (8, 0, 1)
-    # Unacknowledged messages may have arrived: they are duplicated, with the same id, rather than lost.
+    assert (summary.sent, summary.undelivered, len(failures)) == (8, 0, 1)
+    # Unacknowledged messages may have arrived: they are duplicated with the same id rather than lost.
     assert {message.value for message in messages(state.address, topic)} == {
         path.read_bytes() for path in photos.rglob("*.jpg")
     }

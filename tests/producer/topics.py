@@ -1,4 +1,4 @@
-"""Helpers of the tests of publishing: topics of a real broker and their messages."""
+"""Topics of a real broker and their messages."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A stream of a few batches that are committed with their answers, without Spark."""
+"""A stream of a few batches, committed with their answers but without Spark."""
 
 from contextlib import closing
 from dataclasses import replace
@@ -19,7 +19,7 @@ EXPECTED = [(partition, offset) for offset in range(BATCHES * ROWS) for partitio
 
 
 def begun(home: Settings, broker: Settings | None, **given: Any) -> Settings:
-    """Settings of a stream that has begun in an empty home; with a broker it has a new answers topic."""
+    """Settings of a stream that was started in an empty home; with a broker, it has a new answers topic."""
     more: dict[str, Any] = {"topic": new_topic()}
     if broker is not None:
         more |= {"answers_topic": f"answers-{uuid4().hex[:8]}", "answers": "both"}
@@ -30,7 +30,7 @@ def begun(home: Settings, broker: Settings | None, **given: Any) -> Settings:
 
 
 def commit(settings: Settings, first: int, last: int) -> None:
-    """Commit the batches of these numbers, with their answers if there is a topic for them."""
+    """Commit the batches `first` to `last`, with their answers if an answers topic is set."""
     with closing(AnswersTopic(settings)) as answers:
         answers.prepare(Subscription((settings.topic,)))
         for number in range(first, last + 1):

@@ -1,4 +1,4 @@
-"""A real browser without a window, and what pages ask it for."""
+"""A headless browser, and the requests of its pages."""
 
 import json
 import shutil
@@ -10,12 +10,12 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-NEEDED = "this test opens a page in Chromium: install it, e.g. by `apt-get install chromium chromium-driver`"
+NEEDED = "this test requires Chromium: install it, e.g. by `apt-get install chromium chromium-driver`"
 
 
 @contextmanager
 def chromium(*, dark: bool = False, width: int = 1200) -> Iterator[Chrome]:
-    """Headless Chromium, `width` pixels wide, that keeps a log of what it requests."""
+    """Headless Chromium, `width` pixels wide, that logs its requests."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")
     if not browser or not driver:
@@ -36,19 +36,19 @@ def chromium(*, dark: bool = False, width: int = 1200) -> Iterator[Chrome]:
 
 
 def prefer(chrome: Chrome, *, dark: bool) -> None:
-    """The colours that pages opened from now on are asked for."""
+    """Set the colour scheme that the browser prefers, for pages opened from now on."""
     scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
 
 
 def requested(chrome: Chrome) -> set[str]:
-    """Every address that the pages so far asked for, but those that are pictures themselves."""
+    """The URLs requested by all pages so far, except `data:` URLs."""
     events = (json.loads(entry["message"])["message"] for entry in chrome.get_log("performance"))
     urls = {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
     return {url for url in urls if not url.startswith("data:")}
 
 
 def open_page(chrome: Chrome, path: Path) -> str:
-    """Open a file and return its address."""
+    """Open a file and return its URL."""
     chrome.get(path.as_uri())
     return path.as_uri()

@@ -1,4 +1,4 @@
-"""Histories of a stream in real Delta tables, written as the stream writes them but without Spark and Kafka."""
+"""Histories of a stream in real Delta tables, written as by the stream but without Spark and Kafka."""
 
 import hashlib
 import uuid
@@ -35,8 +35,11 @@ def commit_batch(
     left_out: Ranges | None = None,
     drift: Mapping[str, float] | None = None,
 ) -> None:
-    """Commit one micro-batch: a row for every offset but the `holes`, those in `bad` quarantined; stop after the table
-    `upto`."""
+    """Commit one micro-batch: a row for every offset except `holes`, quarantined for those in `bad`.
+
+    Args:
+        upto: the last table to write.
+    """
     offsets = {partition: [one for one in range(*ends) if one not in holes] for partition, ends in ranges.items()}
     identities = [(partition, offset) for partition, found in offsets.items() for offset in found]
     good = [identity for identity in identities if identity[1] not in bad]
@@ -47,8 +50,8 @@ def commit_batch(
     quarantine = Table(settings.place.tables, "quarantine")
     if upto == "predictions":
         return
-    worse = [quarantined(settings, partition, offset) | lineage for partition, offset in identities if offset in bad]
-    quarantine.append_files(worker_file(quarantine.place, worse), query_id, batch_id)
+    rejected = [quarantined(settings, partition, offset) | lineage for partition, offset in identities if offset in bad]
+    quarantine.append_files(worker_file(quarantine.place, rejected), query_id, batch_id)
     if upto == "quarantine":
         return
     batch = lineage | {
@@ -59,7 +62,7 @@ def commit_batch(
         "left_out": ranges_of(settings, left_out or {}),
         "input_rows": len(identities),
         "predicted_rows": len(good),
-        "quarantined_rows": len(worse),
+        "quarantined_rows": len(rejected),
         "input_bytes": 1000 * len(identities),
         "seconds": [("batch", 2.0)],
         "drift": list(drift.items()) if drift else None,
@@ -70,7 +73,7 @@ def commit_batch(
 
 
 def ranges_of(settings: Settings, ranges: Ranges) -> list[dict[str, Any]]:
-    """As the tables hold them."""
+    """Offset ranges as rows of the tables."""
     return [
         {"topic": settings.topic, "partition": partition, "start": start, "end": end}
         for partition, (start, end) in ranges.items()
@@ -106,7 +109,7 @@ def quarantined(settings: Settings, partition: int, offset: int, value: bytes | 
 
 
 def worker_file(directory: Path, rows: list[dict[str, Any]]) -> list[DataFile]:
-    """A file as a worker writes it, not yet part of the table; none without rows."""
+    """Write a file as a worker does, not yet part of the table; an empty list without rows."""
     with FileSink(str(directory), QUARANTINE) as sink:
         sink.write(pa.Table.from_pylist(rows, schema=QUARANTINE))
         file = sink.close()
@@ -114,7 +117,7 @@ def worker_file(directory: Path, rows: list[dict[str, Any]]) -> list[DataFile]:
 
 
 def begin_stream(settings: Settings, first: Mapping[int, int] | None = None, stream_id: str = QUERY_ID) -> None:
-    """The identity of the topic's stream, as its first start creates it."""
+    """Create the identity of the topic's stream, as its first start does."""
     places = tuple(FirstOffset(settings.topic, one, offset) for one, offset in (first or {}).items())
     identity = StreamIdentity(stream_id, settings.topic, {settings.topic: "topic-id"}, places)
     assert open_store(settings.home).create(identity_key(settings.topic), identity.to_json())
@@ -130,13 +133,15 @@ def decision_of(
     version: int = 1,
     left_out: Ranges | None = None,
 ) -> Decision:
-    """A decided batch whose files are written and named by no commit: a row for every offset, as `commit_batch`."""
+    """A decided batch whose files are written but not committed; rows as in `commit_batch`."""
     identities = [(partition, offset) for partition, (start, end) in ranges.items() for offset in range(start, end)]
-    good, worse = ([one for one in identities if (one[1] in bad) is is_bad] for is_bad in (False, True))
+    good, rejected = ([one for one in identities if (one[1] in bad) is is_bad] for is_bad in (False, True))
     lineage = {"model_version": version, "bundle_sha256": SHA256, "query_id": stream_id, "batch_id": number}
     rows = {
         "predictions": pa.Table.from_pylist([prediction(settings, *one) | lineage for one in good], schema=PREDICTIONS),
-        "quarantine": pa.Table.from_pylist([quarantined(settings, *one) | lineage for one in worse], schema=QUARANTINE),
+        "quarantine": pa.Table.from_pylist(
+            [quarantined(settings, *one) | lineage for one in rejected], schema=QUARANTINE
+        ),
     }
     return Decision(
         number=number,
@@ -149,7 +154,7 @@ def decision_of(
         figures=Figures(
             input_bytes=1000 * len(identities),
             predicted_rows=len(good),
-            quarantined={"corrupt": len(worse)} if worse else {},
+            quarantined={"corrupt": len(rejected)} if rejected else {},
             seconds={"batch": 2.0},
             refused=None,
             drift={},

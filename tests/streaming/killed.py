@@ -1,4 +1,4 @@
-"""Processes that are killed on the way, between two changes that others can see."""
+"""Processes that are killed between two changes that are visible to others."""
 
 import multiprocessing
 import os
@@ -15,14 +15,14 @@ import pytest
 
 
 def killed_at_each_step(action: Callable[[Path], object], homes: Callable[[], Path]) -> Iterator[Path]:
-    """Run `action` in one process for each of its links and renames, and kill it with SIGKILL before that one.
+    """Run `action` in one process for each of its links and renames, and kill the process before that call.
 
     Args:
         action: importable, as for `processes_with_module_of`.
-        homes: gives a home for each process.
+        homes: returns a new home for each process.
 
     Yields:
-        The home that each killed process left. The process after the last of them ends by itself.
+        The home that each killed process left. The last process is not killed.
     """
     context = processes_with_module_of(action)
     for step in count():
@@ -37,14 +37,14 @@ def killed_at_each_step(action: Callable[[Path], object], homes: Callable[[], Pa
 
 
 def processes_with_module_of(function: Callable[..., object]) -> ForkServerContext:
-    """Processes that a small server forks, which has imported the module of a function, or of an earlier one.
+    """A context whose processes are forked by a server that has imported the module of a function.
 
-    Each shares nothing else with the test process, and starts without the second that the imports take.
+    They share nothing else with the test process, and start without the second that the imports take.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server knows no other way to the tests' modules
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server finds the tests' modules by it
         forkserver.ensure_running()
     return context
 

@@ -1,4 +1,4 @@
-"""Processes that do one thing at the same moment."""
+"""Concurrent processes that start at the same time."""
 
 import subprocess
 import sys
@@ -9,20 +9,20 @@ CHECKOUT = Path(__file__).parents[2]
 
 
 def run_at_once(code: str, arguments: Sequence[tuple[str | Path | int, ...]]) -> list[str]:
-    """Run `code` in one process for each tuple of arguments; returns what each printed after the start.
+    """Run `code` in one process for each tuple of arguments; return the output of each after the start.
 
     Args:
-        code: prints `ready`, and waits for a line on its standard input before it begins.
+        code: prints `ready`, then waits for a line on standard input before it starts.
     """
     racers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, of_one)],
+            [sys.executable, "-c", code, *map(str, values)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=CHECKOUT,
         )
-        for of_one in arguments
+        for values in arguments
     ]
     for racer in racers:
         assert racer.stdout is not None
@@ -31,6 +31,6 @@ def run_at_once(code: str, arguments: Sequence[tuple[str | Path | int, ...]]) ->
         assert racer.stdin is not None
         racer.stdin.write("\n")
         racer.stdin.flush()
-    said = [racer.communicate()[0] for racer in racers]
+    outputs = [racer.communicate()[0] for racer in racers]
     assert [racer.returncode for racer in racers] == [0] * len(racers)
-    return said
+    return outputs

@@ -1,4 +1,4 @@
-"""A schema registry on loopback, which registers and looks up schemas, or responds as the test chooses."""
+"""A schema registry on loopback that registers and looks up schemas, or responds as specified by the test."""
 
 import json
 import threading
@@ -22,10 +22,10 @@ UNKNOWN = error_answer(404, 40403, "Schema not found")
 
 @dataclass
 class SchemaServer:
-    """The registry's address, the paths that were requested, in order, and what is registered.
+    """The registry's URL, the requested paths in order, and the registered schemas.
 
     Attributes:
-        subjects: subject → ids; an id is the number of a schema in `schemas`, from 1.
+        subjects: subject → ids; an id is the position of a schema in `schemas`, from 1.
     """
 
     url: str = ""
@@ -39,7 +39,7 @@ class SchemaServer:
         return (200, json.dumps({"schema": self.schemas[number - 1]}).encode()) if known else UNKNOWN
 
     def post(self, path: str, schema: str) -> Answer:
-        """Look up a schema under a subject, or register it there."""
+        """Look up a schema under a subject, or register it."""
         _, _, subject, *versions = map(unquote, path.split("/"))
         if versions:
             if schema not in self.schemas:
@@ -52,7 +52,7 @@ class SchemaServer:
 
 
 def schema_answer(schema: object, **more: object) -> Answer:
-    """A schema as a registry gives it."""
+    """A schema as returned by a registry."""
     return 200, json.dumps({"schema": json.dumps(schema), **more}).encode()
 
 
@@ -66,15 +66,15 @@ def schema_server(
     """A server that runs for the block.
 
     Args:
-        answer: id → status and body; default: what is registered.
-        post: path and schema → status and body; default: as a registry does it.
-        drip: send a byte at a time, without an end before this is set.
+        answer: id → status and body; default: the registered schemas.
+        post: path and schema → status and body; default: look up or register.
+        drip: send one byte at a time until this is set.
     """
     registry = SchemaServer()
     fetched, posted = answer or registry.fetch, post or registry.post
 
     class Handler(QuietHandler):
-        def do_GET(self) -> None:  # noqa: N802  the name that http.server calls
+        def do_GET(self) -> None:  # noqa: N802  the name expected by http.server
             registry.asked.append(self.path)
             self._reply(*fetched(int(self.path.rsplit("/", 1)[1])))
 
@@ -86,7 +86,7 @@ def schema_server(
         def _reply(self, status: int, body: bytes) -> None:
             self.send_response(status)
             self.end_headers()
-            with suppress(OSError):  # the other end has given up
+            with suppress(OSError):  # the client has closed the connection
                 while drip is not None and not drip.wait(0.05):
                     self.wfile.write(b" ")
                 self.wfile.write(body)

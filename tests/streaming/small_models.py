@@ -1,4 +1,4 @@
-"""Real model versions in moments: the default backbone with a head fitted by scikit-learn on a few digits."""
+"""Small real model versions: the default backbone with a head fitted by scikit-learn on a few digits."""
 
 import json
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ TRAINING_DATA = TrainingData(rows=100, holdout_rows=0, fingerprint="0" * 64)
 
 @dataclass(frozen=True)
 class Digits:
-    """Real images, what they show, and the default backbone's features (N, 1280) of them."""
+    """Real images, their labels, and their features (N, 1280) from the default backbone."""
 
     images: list[bytes]
     labels: list[str]
@@ -50,7 +50,7 @@ def some_digits(exported: ExportedBackbone, count: int) -> Digits:
 
 
 def fit_head(features: Features, labels: Sequence[str], k: int = 8) -> Head:
-    """PCA to `k` components and logistic regression."""
+    """Fit a PCA with `k` components and a logistic regression."""
     sums = GramSums(features.shape[1])
     sums.add(features)
     pca = fit_pca(sums, k=k)
@@ -73,7 +73,7 @@ def register_model(
     training_data: TrainingData = TRAINING_DATA,
     seen: FittedOn | None = None,
 ) -> int:
-    """Register a version of this head; `images` become its golden ones."""
+    """Register a version with this head; `images` become its golden images."""
     spec, projection, classifier = exported.spec, head.projection, head.classifier
     manifest = Manifest(
         backbone=BackboneEntry.of(exported),

@@ -1,4 +1,4 @@
-"""Stores that tests look into."""
+"""Stores that record their requests."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from streaming.storage.store import Store, Stored
 
 
 class Elsewhere(Store):
-    """A folder that is not known to be local, as a bucket is not.
+    """A folder that is treated as remote, like a bucket.
 
     Attributes:
-        asked: every request, as (method, key or folder).
-        unlisted: keys that a listing does not show yet.
+        asked: all requests, as (method, key or folder).
+        unlisted: keys that are missing from listings.
     """
 
     def __init__(self, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Python helpers, and the tables as they were at an earlier time."""
+"""The Python helpers, and tables as of an earlier time."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seen: set[Path] = set()
     for batch, (day, version) in enumerate([(MONDAY, 1), (WEDNESDAY, 2)]):
         commit_batch(settings, batch, {0: (4 * batch, 4 * batch + 4)}, bad={4 * batch + 3}, version=version)
-        # Delta dates a version by its file.
+        # The timestamp of a Delta version is that of its file.
         commits = set(Path(settings.place.tables).glob("*/_delta_log/*.json"))
         for commit in commits - seen:
             os.utime(commit, (day.timestamp(), day.timestamp()))
@@ -35,10 +35,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return settings.home
 
 
-def test_predictions_come_with_every_column_filtered_as_asked(home: Path) -> None:
-    everything = predictions(home)
-    assert everything.num_rows == 6
-    assert {"image_id", "label", "confidence", "top_k", "model_version", "date"} <= set(everything.column_names)
+def test_predictions_have_all_columns_and_are_filtered(home: Path) -> None:
+    found = predictions(home)
+    assert found.num_rows == 6
+    assert {"image_id", "label", "confidence", "top_k", "model_version", "date"} <= set(found.column_names)
     assert predictions(home, version=2).column("offset").to_pylist() == [4, 5, 6]
     assert predictions(home, label="dog").num_rows == 0
     assert predictions(home, label="cat", below=0.8, limit=2).num_rows == 2
@@ -48,28 +48,28 @@ def test_predictions_come_with_every_column_filtered_as_asked(home: Path) -> Non
     assert predictions(home, since=date(2024, 5, 7)).num_rows == 0
 
 
-def test_predictions_are_pandas_or_polars_by_one_call(home: Path) -> None:
+def test_predictions_convert_to_pandas_and_polars(home: Path) -> None:
     assert predictions(home).to_pandas().groupby("model_version").size().to_dict() == {1: 3, 2: 3}
     assert pl.from_arrow(predictions(home, version=1)).height == 3
 
 
-def test_quarantine_keeps_the_bytes(home: Path) -> None:
+def test_quarantine_contains_the_bytes(home: Path) -> None:
     assert sorted(quarantine(home, reason="truncated").column("value").to_pylist()) == [b"bad 0-3", b"bad 0-7"]
     assert quarantine(home, reason="other").num_rows == 0
     assert quarantine(home, limit=1).num_rows == 1
 
 
-def test_sql_takes_parameters(home: Path) -> None:
+def test_sql_accepts_parameters(home: Path) -> None:
     rows = sql("SELECT count(*) AS n FROM predictions WHERE model_version = $version", home, parameters={"version": 1})
     assert rows.to_pylist() == [{"n": 3}]
 
 
-def test_home_is_found_as_the_command_line_finds_it(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_home_is_that_of_the_command_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGESTREAM_HOME", str(home))
     assert predictions().num_rows == 6
 
 
-def test_tables_are_read_as_they_were(home: Path) -> None:
+def test_tables_are_read_as_of_a_time(home: Path) -> None:
     settings = Settings(home=home)
     versions = "SELECT DISTINCT model_version AS v FROM predictions ORDER BY v"
     for at, expected in ((MONDAY, [1]), (TUESDAY, [1]), (WEDNESDAY, [1, 2])):
@@ -82,7 +82,7 @@ def test_tables_are_read_as_they_were(home: Path) -> None:
         predictions(home, at="2024-05-05")
 
 
-def test_a_table_made_later_is_not_there_at_an_earlier_time(home: Path, tmp_path: Path) -> None:
+def test_table_does_not_exist_before_its_creation(home: Path, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for batch, day, upto in ((0, MONDAY, "predictions"), (1, WEDNESDAY, "batches")):
         commit_batch(settings, batch, {0: (4 * batch, 4 * batch + 4)}, upto=upto)
@@ -93,7 +93,7 @@ def test_a_table_made_later_is_not_there_at_an_earlier_time(home: Path, tmp_path
     assert "batches" in query(settings, "SHOW TABLES").column("name").to_pylist()
 
 
-def test_files_that_were_vacuumed_since_are_told(home: Path, tmp_path: Path) -> None:
+def test_vacuumed_files_are_reported(home: Path, tmp_path: Path) -> None:
     from deltalake import DeltaTable
 
     settings = Settings(home=tmp_path)
@@ -109,7 +109,7 @@ def test_files_that_were_vacuumed_since_are_told(home: Path, tmp_path: Path) -> 
     assert predictions(settings.home).num_rows == 8
 
 
-def test_a_time_is_iso_8601_and_utc_unless_it_says_otherwise() -> None:
+def test_time_is_iso_8601_and_utc_by_default() -> None:
     assert moment("2024-05-06") == moment(date(2024, 5, 6)) == datetime(2024, 5, 6, tzinfo=UTC)
     assert moment("2024-05-06T14:00+02:00") == NOON == moment(NOON)
     assert moment(datetime(2024, 5, 6, 12)) == NOON  # noqa: DTZ001
@@ -117,22 +117,22 @@ def test_a_time_is_iso_8601_and_utc_unless_it_says_otherwise() -> None:
         moment("Monday")
 
 
-def test_command_line_asks_about_the_past_and_about_one_version(home: Path) -> None:
-    def ask(*arguments: str, code: int = 0) -> str:
+def test_commands_filter_by_time_and_model_version(home: Path) -> None:
+    def output(*arguments: str, code: int = 0) -> str:
         command = [sys.executable, "-m", "streaming", "--home", str(home), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 
     count = ("query", "SELECT count(*) AS n FROM predictions", "--format", "csv")
-    assert ask(*count, "--at", "2024-05-07") == "n\n3\n"
-    assert ask(*count) == "n\n6\n"
-    listed = ask("predictions", "--model", "2", "--since", "2024-05-06", "--format", "csv")
+    assert output(*count, "--at", "2024-05-07") == "n\n3\n"
+    assert output(*count) == "n\n6\n"
+    listed = output("predictions", "--model", "2", "--since", "2024-05-06", "--format", "csv")
     assert len(listed.splitlines()) == 4
-    assert ask(*count, "--at", "last week", code=2).startswith("error: expected a time such as")
+    assert output(*count, "--at", "last week", code=2).startswith("error: expected a time such as")
 
 
-def test_the_package_imports_the_helpers_only_when_asked() -> None:
+def test_package_imports_the_helpers_lazily() -> None:
     check = "import sys, streaming; print('duckdb' in sys.modules, 'pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "False False\n"

@@ -1,4 +1,4 @@
-"""The programs of docs/answers.md read the answers of a real stream."""
+"""The example programs of docs/answers.md read the answers of a real stream."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ BLOCKS = re.findall(r"^( *)```python\n(.*?)^\1```$", PAGE.read_text(encoding="ut
 CONSUMER, AVRO, FOLLOW = (re.sub(rf"^{indent}", "", code, flags=re.MULTILINE) for indent, code in BLOCKS)
 
 
-def test_consumer_of_15_lines_prints_each_answer(tmp_path: Path, broker: Settings) -> None:
+def test_consumer_example_prints_each_answer(tmp_path: Path, broker: Settings) -> None:
     settings = begun(Settings(home=tmp_path), broker, answers="predictions")
     commit(settings, 1, 2)
     assert len(CONSUMER.splitlines()) <= 15
@@ -43,7 +43,7 @@ def test_consumer_of_15_lines_prints_each_answer(tmp_path: Path, broker: Setting
     assert lines == ["None None cat 0.75\n"] * len(lines)
 
 
-def test_record_without_a_registry_is_read_with_the_published_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_avro_record_is_read_with_the_published_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PAGE.parent)
     row = dict.fromkeys(PREDICTIONS.names) | prediction(Settings(), 0, 7)
     names: dict[str, Any] = {"message": SimpleNamespace(value=answer_message("predictions", row, "avro").value)}
@@ -51,7 +51,7 @@ def test_record_without_a_registry_is_read_with_the_published_schema(monkeypatch
     assert (names["answer"]["label"], names["answer"]["offset"], names["answer"]["scored_at"]) == ("cat", 7, NOON)
 
 
-def test_loop_of_follow_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_follow_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = begun(Settings(home=tmp_path), None)
     commit(settings, 1, 1)
     names: dict[str, Any] = {}

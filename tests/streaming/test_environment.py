@@ -1,4 +1,4 @@
-"""A command does the same whatever folder, environment, terminal and neighbours it is started with."""
+"""Commands behave the same in any working directory, environment and terminal, and next to any packages."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from streaming.settings import Settings
 from tests.conftest import environment_of
 from tests.streaming.history import commit_batch
 
-NEIGHBOURS = {"producer.py", "models/__init__.py", "streaming.py", "pyspark.py"}
+SHADOWING = {"producer.py", "models/__init__.py", "streaming.py", "pyspark.py"}
 DEVELOPER = {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error", "PYTHONPATH": f":{ROOT}:.", "PYTHONIOENCODING": "ascii"}
 CRON = {"LC_ALL": "POSIX", "LANG": "tr_TR", "TZ": "Asia/Kathmandu", "COLUMNS": "40"}
 PROXY = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"), "http://127.0.0.1:1")
 
 
 def another_spark(folder: Path) -> dict[str, str]:
-    """Variables of other installations, each of which alone keeps PySpark from starting, or from local files."""
+    """Variables of other installations, each of which prevents PySpark from starting or from using local files."""
     for name, text in {
         "hadoop/core-site.xml": "<configuration><property><name>fs.defaultFS</name><value>hdfs://127.0.0.1:1</value>"
         "</property></configuration>",
@@ -49,7 +49,7 @@ def another_spark(folder: Path) -> dict[str, str]:
 
 
 def command(folder: Path, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as its console script does, in `folder`, with no HOME and only these variables."""
+    """Run a command like its console script, in `folder`, without HOME and with only these variables."""
     return subprocess.run(
         [sys.executable, "-P", "-m", "imagestream", *map(str, arguments)],
         cwd=folder,
@@ -63,17 +63,17 @@ def command(folder: Path, *arguments: str | Path, **variables: str) -> subproces
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A working directory with modules that end every process that imports them."""
-    for name in NEIGHBOURS:
+    """A working directory with modules that terminate every process that imports them."""
+    for name in SHADOWING:
         file = tmp_path / "project" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"raise SystemExit('imported {name}')\n")
     return tmp_path / "project"
 
 
-def test_a_stream_runs_as_elsewhere_in_the_worst_surroundings(service: Settings, folder: Path, tmp_path: Path) -> None:
-    foreign = another_spark(tmp_path / "other")
-    variables = foreign | DEVELOPER | CRON | PROXY | environment_of(service)
+def test_stream_runs_in_a_hostile_environment(service: Settings, folder: Path, tmp_path: Path) -> None:
+    spark_variables = another_spark(tmp_path / "other")
+    variables = spark_variables | DEVELOPER | CRON | PROXY | environment_of(service)
     write_images(tmp_path / "images", digit_images(8, 300))
     home = ("--home", service.home)
     before = set(folder.rglob("*"))
@@ -85,26 +85,28 @@ def test_a_stream_runs_as_elsewhere_in_the_worst_surroundings(service: Settings,
     assert done.stdout.endswith("8 rows\n"), done.stdout
     done = command(folder, *home, "doctor", "--json", tmp_path / "doctor.json", **variables)
     found = {check["name"]: check["found"] for check in json.loads((tmp_path / "doctor.json").read_text())["checks"]}
-    assert all(name in found["variables"] for name in foreign if name not in {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"})
+    assert all(
+        name in found["variables"] for name in spark_variables if name not in {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"}
+    )
     assert set(folder.rglob("*")) == before
 
 
-def test_a_clusters_configuration_is_for_a_cluster_only(tmp_path: Path) -> None:
+def test_cluster_configuration_is_used_with_a_cluster_only(tmp_path: Path) -> None:
     variables = another_spark(tmp_path) | {"SPARK_LOCAL_DIRS": "/scratch", "HOME": "/root", "PYTHONPATH": f"{ROOT}::x"}
     everywhere = {"PATH", "SPARK_LOCAL_DIRS", "HOME", "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUTF8", "LC_ALL", "LANG"}
     assert cleaned(variables, local=True).keys() == (everywhere | {"SPARK_LOCAL_IP"}) - {"PATH"}
     assert cleaned(variables, local=True)["PYTHONPATH"] == str(ROOT)
-    of_the_cluster = {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"}
-    assert cleaned(variables, local=False).keys() == (everywhere | of_the_cluster) - {"PATH"}
-    assert set(ignored(variables, local=True)) - set(ignored(variables, local=False)) == of_the_cluster
+    cluster_only = {"SPARK_CONF_DIR", "HADOOP_CONF_DIR"}
+    assert cleaned(variables, local=False).keys() == (everywhere | cluster_only) - {"PATH"}
+    assert set(ignored(variables, local=True)) - set(ignored(variables, local=False)) == cluster_only
 
 
-def test_packages_of_the_same_names_do_not_matter_and_overwritten_ones_are_said(tmp_path: Path) -> None:
+def test_packages_of_the_same_names_are_ignored_and_overwritten_ones_reported(tmp_path: Path) -> None:
     for name in ("models", "streaming"):
         (tmp_path / "site" / name).mkdir(parents=True)
         (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('another distribution')\n")
     run = [sys.executable, "-m", "imagestream", "--version"]
-    whole = subprocess.run(
+    shadowed = subprocess.run(
         run,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
@@ -112,20 +114,20 @@ def test_packages_of_the_same_names_do_not_matter_and_overwritten_ones_are_said(
         text=True,
         check=False,
     )
-    assert (whole.returncode, whole.stdout[:12]) == (0, "imagestream "), whole.stderr
+    assert (shadowed.returncode, shadowed.stdout[:12]) == (0, "imagestream "), shadowed.stderr
     shutil.copytree(ROOT / "imagestream", tmp_path / "site" / "imagestream")
-    mixed = subprocess.run(run, cwd=tmp_path / "site", capture_output=True, text=True, check=False)
-    assert mixed.returncode == 1
-    assert mixed.stderr.count("\n") == 1
-    assert f"the package 'models' in {tmp_path / 'site'} is another distribution's" in mixed.stderr
+    overwritten = subprocess.run(run, cwd=tmp_path / "site", capture_output=True, text=True, check=False)
+    assert overwritten.returncode == 1
+    assert overwritten.stderr.count("\n") == 1
+    assert f"the package 'models' in {tmp_path / 'site'} is another distribution's" in overwritten.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("predictions",), ("status",), ("doctor",)], ids=" ".join)
-def test_a_narrow_terminal_of_an_old_encoding_gets_whole_words(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_output_fits_a_narrow_terminal_with_an_old_encoding(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     commit_batch(Settings(home=tmp_path / ".imagestream"), 0, {0: (0, 4)})
     terminal, end = pty.openpty()
     termios.tcsetwinsize(end, (24, 40))
-    said = b""
+    output = b""
     with (tmp_path / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "imagestream", "--home", str(tmp_path / ".imagestream"), *arguments],
@@ -135,10 +137,10 @@ def test_a_narrow_terminal_of_an_old_encoding_gets_whole_words(tmp_path: Path, a
             stderr=stderr,
         )
     os.close(end)
-    with suppress(OSError):  # EIO once the process has closed its end
-        while part := os.read(terminal, 65536):  # read while it runs: a terminal holds only a few KiB
-            said += part
+    with suppress(OSError):  # EIO after the process has closed its side
+        while part := os.read(terminal, 65536):  # read while it runs: the buffer of a terminal has only a few KiB
+            output += part
     os.close(terminal)
     process.wait()
     assert b"Traceback" not in (tmp_path / "stderr").read_bytes()
-    assert said.decode("latin-1").strip()
+    assert output.decode("latin-1").strip()

@@ -1,4 +1,4 @@
-"""The types of errors: they survive a rename, a pickle, and Spark's way of reporting a worker's exception as text."""
+"""Error types survive renamed classes, pickling, and Spark's conversion of workers' exceptions to text."""
 
 import pickle
 import threading
@@ -34,7 +34,7 @@ from streaming.settings import read_settings
 
 
 class RenamedError(UnavailableError):
-    """A class without a kind of its own: what matters is its parent's."""
+    """A class without a separate kind: it has that of its parent."""
 
 
 def all_types(base: type[ServiceError] = ServiceError) -> Iterator[type[ServiceError]]:
@@ -44,7 +44,7 @@ def all_types(base: type[ServiceError] = ServiceError) -> Iterator[type[ServiceE
 
 
 @pytest.mark.parametrize("kind", [*KINDS.values(), RenamedError, MissingExtraError])
-def test_an_error_is_decoded_from_a_traceback_as_the_type_of_its_kind(kind: type[ServiceError]) -> None:
+def test_error_is_decoded_from_a_traceback_with_its_type(kind: type[ServiceError]) -> None:
     def fail(_: int) -> Iterator[int]:
         raise kind('no "answer"\nfrom bücket', hint="start it") from ValueError("x")
         yield
@@ -52,7 +52,7 @@ def test_an_error_is_decoded_from_a_traceback_as_the_type_of_its_kind(kind: type
     with pytest.raises(kind) as failed:
         next(reported(fail)(1))
     text = "".join(traceback.format_exception(failed.value))
-    copy = pickle.loads(pickle.dumps(failed.value))  # noqa: S301  what this process wrote
+    copy = pickle.loads(pickle.dumps(failed.value))  # noqa: S301  written by this process
     assert (str(copy), copy.hint) == ('no "answer"\nfrom bücket: start it', "start it")
     for found in (decode(f"ValueError: y\n{text}\n\n\tat org.apache.spark.api"), restated(copy, "x"), copy):
         assert isinstance(found, KINDS[kind.kind])
@@ -72,7 +72,7 @@ def test_an_error_is_decoded_from_a_traceback_as_the_type_of_its_kind(kind: type
         f"ValueError: got '{encode(UnavailableError('x'))}'",
     ],
 )
-def test_what_encode_did_not_write_is_no_error_of_ours(text: str) -> None:
+def test_text_that_encode_did_not_write_is_not_decoded(text: str) -> None:
     assert decode(text) is None
 
 
@@ -80,7 +80,7 @@ def test_each_kind_belongs_to_one_type() -> None:
     assert {one for one in all_types() if "kind" in vars(one)} == {*KINDS.values()}
 
 
-def test_spark_reports_a_workers_error_as_the_type_that_was_raised(spark: SparkSession, tmp_path: Path) -> None:
+def test_error_of_a_spark_worker_keeps_its_type(spark: SparkSession, tmp_path: Path) -> None:
     class AnotherNameError(UnavailableError):
         pass
 
@@ -103,38 +103,38 @@ def test_spark_reports_a_workers_error_as_the_type_that_was_raised(spark: SparkS
 
 
 def run_after(error: Exception, tmp_path: Path) -> list[str]:
-    """The trouble that a run of the stream reports after a query ended with `error`."""
+    """The messages that the stream reports after a query failed with `error`."""
     trouble: list[str] = []
     stop = threading.Event()
-    stop.set()  # so that it does not wait
+    stop.set()  # do not wait
     settings = read_settings(tmp_path)
     events = StreamEvents(on_trouble=trouble.append)
-    spark: Any = None  # not asked for anything after a failure
+    spark: Any = None  # not used after a failure
     _QueryLoop(settings, "127.0.0.1:9", StreamOptions(), events, spark, stop)._after_failure(error)
     return trouble
 
 
 @pytest.mark.parametrize("kind", [UnavailableError, RenamedError, RegistryAwayError, AnswersAwayError])
-def test_the_stream_waits_for_what_does_not_answer(kind: type[ServiceError], tmp_path: Path) -> None:
+def test_stream_retries_after_an_unavailable_error(kind: type[ServiceError], tmp_path: Path) -> None:
     assert run_after(kind("no answer"), tmp_path) == ["no answer; waiting for it"]
 
 
 @pytest.mark.parametrize("kind", [one for one in KINDS.values() if not issubclass(one, UnavailableError)])
-def test_the_stream_ends_in_one_line_for_what_is_permanent(kind: type[ServiceError], tmp_path: Path) -> None:
+def test_stream_stops_with_one_line_after_a_permanent_error(kind: type[ServiceError], tmp_path: Path) -> None:
     renamed = type("AnotherName", (kind,), {})
     with pytest.raises(kind, match=r"^the stream stopped: wrong for good$"):
         run_after(renamed("wrong for good"), tmp_path)
 
 
 @pytest.mark.parametrize("error", [RefusedError("no right"), StoreAwayError("disk full"), ValueError("an engine")])
-def test_the_stream_tries_again_where_neither_is_known(error: Exception, tmp_path: Path) -> None:
-    """127.0.0.1:9 does not answer, so that the broker is what it waits for."""
+def test_stream_retries_after_an_error_of_another_type(error: Exception, tmp_path: Path) -> None:
+    """127.0.0.1:9 does not answer, so the stream waits for the broker."""
     (line,) = run_after(error, tmp_path)
     assert line.endswith("waiting for it")
     assert "127.0.0.1:9" in line
 
 
-def test_a_store_is_waited_for_unless_it_is_a_local_disk() -> None:
+def test_unavailable_store_is_retried_unless_it_is_local() -> None:
     assert may_return(StoreAwayError("x"), local=False)
     assert not may_return(StoreAwayError("x"), local=True)
     assert not may_return(ConfigurationError("x"), local=False)

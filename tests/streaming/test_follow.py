@@ -1,4 +1,4 @@
-"""Following predictions, from the table and from the answers topic: each once, and from every position on the rest."""
+"""Following predictions from the table and from the answers topic: each once, resumable at every position."""
 
 import json
 from contextlib import closing
@@ -19,12 +19,12 @@ from tests.streaming.schema_server import schema_server
 
 @pytest.fixture(params=["table", "topic"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """A home whose predictions come from there; with an answers topic each batch is on it."""
+    """A home whose predictions are followed from the table, or from an answers topic with every batch."""
     return begun(Settings(home=tmp_path), request.getfixturevalue("broker") if request.param == "topic" else None)
 
 
 def answers_after(settings: Settings, position: str, count: int) -> list[Answer]:
-    """As many answers as there should be, and none after them."""
+    """The next `count` answers; fails if more follow."""
     with closing(follow_settings(settings, position)) as answers:
         found: list[Answer] = []
         while len(found) < count:
@@ -38,9 +38,9 @@ def places(answers: list[Answer]) -> list[tuple[int, int]]:
     return [(answer.row["partition"], answer.row["offset"]) for answer in answers]
 
 
-def test_each_prediction_is_given_once_and_each_position_continues_after_it(settings: Settings) -> None:
+def test_each_prediction_is_returned_once_and_each_position_resumes(settings: Settings) -> None:
     commit(settings, 1, 2)
-    compact(settings.place.table("predictions"), 10**9)  # a version with rows that are not new
+    compact(settings.place.table("predictions"), 10**9)  # a table version without new rows
     assert any(json.loads(line).get("remove") for line in _newest_entry(settings))
     commit(settings, 3, BATCHES)
     found = answers_after(settings, "earliest", len(EXPECTED))
@@ -51,7 +51,7 @@ def test_each_prediction_is_given_once_and_each_position_continues_after_it(sett
         assert sorted(places(found[: number + 1]) + places(rest)) == sorted(EXPECTED)
 
 
-def test_those_that_come_later_are_given_as_they_come(settings: Settings) -> None:
+def test_new_predictions_are_returned_as_they_are_committed(settings: Settings) -> None:
     commit(settings, 1, 1)
     with closing(follow_settings(settings)) as answers:
         idle = next(answers)
@@ -62,20 +62,20 @@ def test_those_that_come_later_are_given_as_they_come(settings: Settings) -> Non
     assert sorted(places(answers_after(settings, idle.position, 2 * ROWS))) == sorted(places(found))
 
 
-def test_a_position_of_elsewhere_or_none_at_all_is_one_line(settings: Settings) -> None:
+def test_invalid_position_is_a_one_line_error(settings: Settings) -> None:
     commit(settings, 1, 1)
     topic = settings.answers_topic or "other"
     ahead = f"topic/{topic}/0:999999" if settings.answers_topic else "table/99/0"
-    wrong = ["", "latest ", "table/1", "table/1/x", "topic/elsewhere/0:1", f"topic/{topic}/0:-1", "x" * 10_000, ahead]
-    wrong.append("table/1/1" if settings.answers_topic else f"topic/{topic}/0:1")
-    for position in wrong:
+    invalid = ["", "latest ", "table/1", "table/1/x", "topic/elsewhere/0:1", f"topic/{topic}/0:-1", "x" * 10_000, ahead]
+    invalid.append("table/1/1" if settings.answers_topic else f"topic/{topic}/0:1")
+    for position in invalid:
         with pytest.raises(
             ServiceError, match=r"^(expected earliest, latest or|offset 999999|table predictions has no)"
         ):
             next(follow_settings(settings, position))
 
 
-def test_avro_records_of_a_registry_are_given_as_the_json_of_the_table(tmp_path: Path, broker: Settings) -> None:
+def test_avro_answers_are_returned_as_the_json_of_the_table(tmp_path: Path, broker: Settings) -> None:
     with schema_server() as registry:
         avro = {"answers_format": "avro", "schema_registry": registry.url}
         settings = begun(Settings(home=tmp_path), broker, **avro)
@@ -91,7 +91,7 @@ def test_avro_records_of_a_registry_are_given_as_the_json_of_the_table(tmp_path:
         answers_after(without, "earliest", 1)
 
 
-def test_version_that_was_cleaned_from_the_log_is_one_line(tmp_path: Path) -> None:
+def test_version_removed_from_the_log_is_a_one_line_error(tmp_path: Path) -> None:
     settings = begun(Settings(home=tmp_path), None)
     commit(settings, 1, 3)
     place = settings.place.table("predictions")
@@ -106,7 +106,7 @@ def test_version_that_was_cleaned_from_the_log_is_one_line(tmp_path: Path) -> No
         next(follow(tmp_path, after="table/1/0"))
 
 
-def test_command_writes_lines_of_json_that_another_call_continues(tmp_path: Path) -> None:
+def test_command_writes_json_lines_and_resumes_after_a_position(tmp_path: Path) -> None:
     settings = begun(Settings(home=tmp_path), None)
     commit(settings, 1, BATCHES)
     offsets, position = [], "earliest"

@@ -1,4 +1,4 @@
-"""A service whose home is in a bucket: the whole loop, other readers of its tables, and a secret that stays one."""
+"""A service with its home in a bucket: all commands, other readers of its tables, and secrecy of its key."""
 
 import csv
 import os
@@ -27,10 +27,10 @@ GOOD, BAD, PER_BATCH = 30, 6, 12
 
 
 @contextmanager
-def a_proxy(server: ObjectStoreServer, spark: SparkSession) -> Iterator[StoreProxy]:
-    """A proxy before the store, for this process and the workers of its Spark session.
+def proxied_store(server: ObjectStoreServer, spark: SparkSession) -> Iterator[StoreProxy]:
+    """A proxy in front of the store, for this process and the workers of its Spark session.
 
-    Not for `maintain`: one call of deltalake lets no other thread of this process answer while it waits for the store.
+    Not for `maintain`: one call of deltalake holds the GIL while it waits for the store, so the proxy cannot respond.
     """
     with StoreProxy(server.port) as proxy, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment(proxy.port).items():
@@ -40,7 +40,7 @@ def a_proxy(server: ObjectStoreServer, spark: SparkSession) -> Iterator[StorePro
 
 
 class Outage:
-    """Requests are harmed at random; when the stream looks for a new model, for once many in a row are cut."""
+    """Random faults, and one outage when the stream checks for a new model: consecutive requests are cut."""
 
     def __init__(self, rng: Random, requests: int) -> None:
         self.left = requests
@@ -55,7 +55,7 @@ class Outage:
         return self._at_random(request)
 
 
-def test_whole_loop_on_a_store_that_harms_requests_and_goes_away(
+def test_service_works_in_a_bucket_with_faults_and_an_outage(
     bucket_service: Settings,
     object_store: ObjectStoreServer,
     rng: Random,
@@ -66,9 +66,9 @@ def test_whole_loop_on_a_store_that_harms_requests_and_goes_away(
     service = bucket_service
     sent = send(service, samples(rng, good=GOOD, bad=BAD))
     outage = Outage(rng, 8)
-    with a_proxy(object_store, spark) as proxy:
+    with proxied_store(object_store, spark) as proxy:
         proxy.faults = outage
-        behind = service.model_copy(update={"work": tmp_path / "behind"})  # a home keeps its store open
+        behind = service.model_copy(update={"work": tmp_path / "behind"})  # a separate store object for this home
         drained = drain(behind, images_per_batch=PER_BATCH)
     assert outage.left == 0
     assert any("does not answer" in trouble for trouble in drained.troubles), drained.troubles
@@ -95,7 +95,7 @@ def test_whole_loop_on_a_store_that_harms_requests_and_goes_away(
 
 
 def _check_readers(service: Settings, server: ObjectStoreServer, spark: SparkSession, copy: Path) -> None:
-    """DuckDB and deltalake read the bucket in the other checks; Spark reads a copy, having no client of S3."""
+    """DuckDB and deltalake read the bucket in the other checks; Spark reads a copy, as it has no S3 client."""
     place = service.place.table("predictions")
     options = {**server.environment(), "AWS_ALLOW_HTTP": "true"}
     assert polars.read_delta(place, storage_options=options)["label"].len() == GOOD
@@ -113,7 +113,7 @@ def _check_commands(service: Settings, image_id: str, folder: Path) -> None:
     with (folder / "labels.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image_id", "label"], [image_id, "3"]])
     imagestream(service, "label", folder / "labels.csv")
-    version = imagestream(service, "retrain")["version"]  # on the features of the training
+    version = imagestream(service, "retrain")["version"]  # with the features of the training run
     assert open_registry(service.home).versions() == [1, version]
     imagestream(service, "rescore", "--model", version)
     assert rows(service, "SELECT count(*) AS n FROM rescored") == [{"n": GOOD}]
@@ -124,7 +124,7 @@ def _check_commands(service: Settings, image_id: str, folder: Path) -> None:
 
 
 def _check_secret(service: Settings, folder: Path) -> None:
-    """No file of this machine, no object and no output holds the key that the requests were signed with."""
+    """No local file, no object and no output contains the secret key."""
     with environment(**environment_of(service)):
         _, out, err = command_here("--home", service.home, "config", "show")
     assert "s3://" in out + err

@@ -1,4 +1,4 @@
-"""What a terminal, a spreadsheet, a plot and a secret's file make of hostile or careless data."""
+"""Hostile text in terminals, spreadsheets and plots, and permissions of secrets and written files."""
 
 import logging
 import os
@@ -27,34 +27,34 @@ def written(value: object, format_: Format, *, spreadsheet: bool = False, capsys
     return capsys.readouterr().out
 
 
-def test_an_error_shows_control_characters_as_signs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_error_contains_no_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run(["--home", str(tmp_path), "publish", f"no such {ESCAPES} file"])
-    said = capsys.readouterr().err
-    assert "no such" in said
-    assert not set(said.rstrip("\n")) & set(ESCAPES) - set("]0;owned[2J ")
+    error = capsys.readouterr().err
+    assert "no such" in error
+    assert not set(error.rstrip("\n")) & set(ESCAPES) - set("]0;owned[2J ")
 
 
-def test_a_table_shows_control_characters_as_signs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_contains_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     shown = written(ESCAPES, Format.TABLE, capsys=capsys)
     assert not set(shown) & {"\x1b", "\x07", "\u202e", "\r"}
 
 
 @pytest.mark.parametrize("formula", ["=1+1", "+1", "-1+2", "@SUM(A1)", "\t=1", "\r=1", "＝1"])
-def test_a_cell_that_begins_a_formula_is_text_on_request(formula: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_formula_is_quoted_with_the_spreadsheet_option(formula: str, capsys: pytest.CaptureFixture[str]) -> None:
     plain = written(formula, Format.CSV, capsys=capsys)
     quoted = written(formula, Format.CSV, spreadsheet=True, capsys=capsys)
     assert "'" not in plain
     assert quoted.partition("\n")[2].lstrip('"').startswith("'" + formula[0])
 
 
-def test_numbers_and_other_text_stay_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_and_other_text_are_not_quoted(capsys: pytest.CaptureFixture[str]) -> None:
     for value in (-1, -0.5, "cat", "a=b"):
         assert written(value, Format.CSV, spreadsheet=True, capsys=capsys) == f"x\n{value}\n"
 
 
 @pytest.mark.parametrize("name", ["$x$", r"$\frac{$", "a$", "$^$"])
-def test_the_name_of_a_class_is_text_in_a_plot(name: str) -> None:
+def test_class_name_in_a_plot_is_not_parsed_as_math(name: str) -> None:
     def draw() -> Figure:
         figure = Figure()
         figure.subplots().set_title(name)
@@ -63,10 +63,10 @@ def test_the_name_of_a_class_is_text_in_a_plot(name: str) -> None:
     assert png(draw).startswith(b"\x89PNG")
 
 
-def test_a_secret_that_others_may_write_is_refused_and_one_they_may_read_is_mentioned(
+def test_world_writable_secret_is_refused_and_readable_one_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(secret_files.log, "disabled", False)  # a linter in this process silences what is there
+    monkeypatch.setattr(secret_files.log, "disabled", False)  # import-linter in this process disables existing loggers
     file = tmp_path / "key"
     file.write_text("k" * 32)
     file.chmod(0o646)
@@ -82,7 +82,7 @@ def test_a_secret_that_others_may_write_is_refused_and_one_they_may_read_is_ment
     assert not caplog.text
 
 
-def test_files_that_are_written_have_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+def test_written_files_respect_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         settings = Settings(home=tmp_path / "home")

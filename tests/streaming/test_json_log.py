@@ -1,4 +1,4 @@
-"""The log as JSON: what commands write on standard error, and records of `logging`."""
+"""The log as JSON: standard error of commands, and records of `logging`."""
 
 import io
 import json
@@ -27,7 +27,7 @@ from streaming.json_log import JsonFormatter, JsonLines
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_the_reason_of_a_failed_command_is_a_line_of_json_with_its_date(
+def test_error_of_a_failed_command_is_a_json_line_with_a_timestamp(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], why: str
 ) -> None:
     monkeypatch.setenv("IMAGESTREAM_LOG_FORMAT", "json")
@@ -40,17 +40,17 @@ def test_the_reason_of_a_failed_command_is_a_line_of_json_with_its_date(
     assert abs((datetime.now().astimezone() - datetime.fromisoformat(found["timestamp"])).total_seconds()) < 600
 
 
-def test_a_line_is_one_object_whatever_it_holds_and_in_how_many_pieces_it_comes() -> None:
-    below = io.StringIO()
-    stream = JsonLines(below)
+def test_each_line_is_one_json_object() -> None:
+    target = io.StringIO()
+    stream = JsonLines(target)
     for piece in ("pub", 'lished "a\x1b[31m"\n\n', "error: no", " broker\nrest"):
         stream.write(piece)
-    found = [json.loads(line) for line in below.getvalue().splitlines()]
+    found = [json.loads(line) for line in target.getvalue().splitlines()]
     expected = [("info", 'published "a\x1b[31m"'), ("error", "no broker")]
     assert [(one["level"], one["event"]) for one in found] == expected
 
 
-def test_a_record_of_logging_is_one_line_with_its_traceback() -> None:
+def test_log_record_is_one_json_line_with_its_traceback() -> None:
     try:
         int("two\nlines")
     except ValueError:

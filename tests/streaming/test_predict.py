@@ -1,4 +1,4 @@
-"""A model's answers without a stream; that they are the stream's is tested in `pipeline/test_stream.py`."""
+"""Predictions without a stream; `pipeline/test_stream.py` compares them with those of the stream."""
 
 import csv
 import hashlib
@@ -27,12 +27,12 @@ from tests.conftest import CHECKOUT, command_here, environment, environment_of
 from tests.http_server import QuietHandler, http_server
 
 DIGITS = 6
-MANY = 20_000  # images, more than are answered until a process is told to stop
+MANY = 20_000  # more images than are predicted before a process is stopped
 
 
 @pytest.fixture(scope="module")
 def settings(trained: Path, exports: Path) -> Iterator[Settings]:
-    """Of the shared home, which is only read."""
+    """Settings of the shared home, which is only read."""
     settings = Settings(home=trained, backbones=exports)
     with environment(IMAGESTREAM_HOME=str(trained), **environment_of(settings)):
         yield settings
@@ -45,7 +45,7 @@ def model(settings: Settings) -> Model:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six digits, a text, a file without bytes, and a link back to the folder itself."""
+    """Six digits, a text file, an empty file, a link to the folder itself, and a pipe."""
     folder = tmp_path_factory.mktemp("photos")
     write_images(folder, digit_images(DIGITS, 300))
     (folder / "notes.txt").write_text("this is text")
@@ -56,11 +56,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(predictions: PredictionList) -> list[tuple[Any, ...]]:
-    """They without the name of the image."""
+    """The predictions without the names of the images."""
     return [(one.label, one.confidence, one.top_k, one.reason) for one in predictions]
 
 
-def test_a_folder_is_answered_in_order_with_reasons_for_what_is_not_an_image(model: Model, photos: Path) -> None:
+def test_each_file_of_a_folder_has_a_prediction_or_a_reason(model: Model, photos: Path) -> None:
     found = model.predict(photos, top=4)
     names = [Path(one.source or "").relative_to(photos).as_posix() for one in found]
     files = [
@@ -79,28 +79,30 @@ def test_a_folder_is_answered_in_order_with_reasons_for_what_is_not_an_image(mod
         assert one.image_id == hashlib.sha256(Path(one.source or "").read_bytes()).hexdigest()
 
 
-def test_paths_bytes_and_pillow_images_are_answered_alike(model: Model, photos: Path) -> None:
+def test_paths_bytes_and_pillow_images_give_equal_predictions(model: Model, photos: Path) -> None:
     paths = [path for path in sorted(photos.rglob("*.png")) if "again" not in path.parts][:3]
-    want = answers(model.predict(paths))
-    assert answers(model.predict([path.read_bytes() for path in paths])) == want
-    assert answers(model.predict(iter([Image.open(path) for path in paths]))) == want
+    expected = answers(model.predict(paths))
+    assert answers(model.predict([path.read_bytes() for path in paths])) == expected
+    assert answers(model.predict(iter([Image.open(path) for path in paths]))) == expected
     assert (
-        answers(model.predict(str(paths[0]))) == answers(model.predict(memoryview(paths[0].read_bytes()))) == want[:1]
+        answers(model.predict(str(paths[0])))
+        == answers(model.predict(memoryview(paths[0].read_bytes())))
+        == expected[:1]
     )
 
 
-def test_a_pillow_image_is_turned_as_its_file_says(model: Model, photos: Path) -> None:
-    lying, exif, file = Image.open(next(iter(photos.rglob("*.png")))).convert("RGB"), Image.Exif(), BytesIO()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees
-    lying.save(file, "PNG", exif=exif)
-    turned, of_bytes, untouched = model.predict([Image.open(file), file.getvalue(), lying])
-    assert answers(PredictionList([turned])) == answers(PredictionList([of_bytes]))
-    assert turned.confidence != untouched.confidence
-    cmyk = lying.convert("CMYK")  # which PNG does not have
+def test_pillow_image_is_rotated_by_its_exif_orientation(model: Model, photos: Path) -> None:
+    image, exif, file = Image.open(next(iter(photos.rglob("*.png")))).convert("RGB"), Image.Exif(), BytesIO()
+    exif[0x0112] = 6  # orientation: rotated by 90 degrees
+    image.save(file, "PNG", exif=exif)
+    rotated, of_bytes, original = model.predict([Image.open(file), file.getvalue(), image])
+    assert answers(PredictionList([rotated])) == answers(PredictionList([of_bytes]))
+    assert rotated.confidence != original.confidence
+    cmyk = image.convert("CMYK")  # not supported by PNG
     assert answers(model.predict(cmyk)) == answers(model.predict(cmyk.convert("RGB")))
 
 
-def test_what_cannot_be_read_has_a_reason_too(model: Model, photos: Path) -> None:
+def test_unreadable_image_has_a_reason(model: Model, photos: Path) -> None:
     with http_server(partial(_Files, directory=photos)) as server:
         digit = next(iter(photos.rglob("*.png")))
         url = f"{server}/{digit.relative_to(photos).as_posix()}"
@@ -115,11 +117,11 @@ class _Files(QuietHandler, SimpleHTTPRequestHandler):
     """Serves a folder."""
 
 
-def test_images_are_read_only_as_answers_are_taken(model: Model, photos: Path) -> None:
+def test_images_are_read_lazily(model: Model, photos: Path) -> None:
     digit = next(iter(photos.rglob("*.png"))).read_bytes()
     taken = iter(range(1_000_000))
 
-    def images() -> Iterator[bytes]:  # without end
+    def images() -> Iterator[bytes]:  # infinite
         for _ in repeat(None):
             next(taken)
             yield digit
@@ -131,18 +133,18 @@ def test_images_are_read_only_as_answers_are_taken(model: Model, photos: Path) -
 
 
 @pytest.mark.parametrize("images", [7, [7], [["photo.jpg"]], None])
-def test_what_is_no_image_by_its_type_is_refused(model: Model, images: Any) -> None:
+def test_images_of_a_wrong_type_are_refused(model: Model, images: Any) -> None:
     with pytest.raises(TypeError, match="images: expected"):
         model.predict(images)
 
 
 @pytest.mark.parametrize(("wanted", "why"), [("winner", "expected a model's version"), ("challenger", "no challenger")])
-def test_a_model_that_is_not_there_is_named(settings: Settings, wanted: str, why: str) -> None:
+def test_missing_model_is_reported(settings: Settings, wanted: str, why: str) -> None:
     with pytest.raises(ServiceError, match=why):
         load(wanted)
 
 
-def test_predictions_are_a_frame(model: Model, photos: Path) -> None:
+def test_predictions_convert_to_pandas_and_arrow(model: Model, photos: Path) -> None:
     found = model.predict(photos)
     frame = found.to_pandas()
     assert list(frame["source"]) == [one.source for one in found]
@@ -150,7 +152,7 @@ def test_predictions_are_a_frame(model: Model, photos: Path) -> None:
     assert found.to_arrow().to_pylist() == [one.as_dict() for one in found]
 
 
-def test_the_command_writes_rows_to_standard_output_and_the_rest_elsewhere(
+def test_command_writes_only_rows_to_standard_output(
     settings: Settings, model: Model, photos: Path, tmp_path: Path
 ) -> None:
     summary = tmp_path / "summary.json"
@@ -160,10 +162,14 @@ def test_the_command_writes_rows_to_standard_output_and_the_rest_elsewhere(
     assert [(row["source"], row["label"], row["reason"]) for row in rows] == [
         (one.source, one.label or "", one.reason or "") for one in expected
     ]
-    assert code == 1  # two have no answer
+    assert code == 1  # two have no prediction
     assert "2 without a prediction: 1 empty, 1 not_an_image" in err
-    said = json.loads(summary.read_text())
-    assert (said["images"], said["predicted"], said["bad"]) == (DIGITS + 2, DIGITS, {"empty": 1, "not_an_image": 1})
+    written = json.loads(summary.read_text())
+    assert (written["images"], written["predicted"], written["bad"]) == (
+        DIGITS + 2,
+        DIGITS,
+        {"empty": 1, "not_an_image": 1},
+    )
 
     digit = next(iter(photos.rglob("*.png")))
     code, out, _ = command_here("predict", digit, "--model", 1, "--format", "json")
@@ -178,7 +184,7 @@ def test_the_command_writes_rows_to_standard_output_and_the_rest_elsewhere(
     assert (code != 0, "expected images" in err) == (True, True)
 
 
-def test_a_process_predicts_without_spark_and_stops_when_told(settings: Settings, photos: Path, tmp_path: Path) -> None:
+def test_process_does_not_load_spark_and_stops_on_sigterm(settings: Settings, photos: Path, tmp_path: Path) -> None:
     digit = next(iter(photos.rglob("*.png")))
     source = f"import sys\nfrom streaming.predict import load\nload().predict({str(digit)!r})\nprint(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", source], cwd=CHECKOUT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The private interfaces of libraries that are used still exist; each is called in one place only."""
+"""The private interfaces of libraries that are used still exist, and each is used in one place."""
 
 import re
 import zipfile
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent / "streaming"
         ("__globPaths__", "images/images_frame.py"),
     ],
 )
-def test_a_private_interface_is_used_in_one_place(name: str, place: str) -> None:
+def test_private_interface_is_used_in_one_place(name: str, place: str) -> None:
     uses = [path for path in ROOT.rglob("*.py") for _ in re.findall(rf"\b{name}\b", path.read_text(encoding="utf-8"))]
     assert uses == [ROOT / place]
 

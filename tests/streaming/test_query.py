@@ -1,4 +1,4 @@
-"""SQL over real Delta tables: what it answers, how it is written, and what it must not be able to do."""
+"""SQL over real Delta tables: results, output formats, and what queries cannot access or change."""
 
 import csv
 import io
@@ -57,7 +57,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def imagestream(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from streaming.cli import main; main()", "--home", str(settings.home)]
+    command = [sys.executable, "-m", "streaming", "--home", str(settings.home)]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -66,7 +66,7 @@ def test_group_by_counts_the_rows_of_every_file(settings: Settings) -> None:
     assert table.to_pylist() == [{"label": "bird", "n": 1}, {"label": "cat", "n": 3}, {"label": "dog", "n": 2}]
 
 
-def test_a_log_that_names_a_file_outside_of_its_table_is_refused(tmp_path: Path) -> None:
+def test_log_entry_outside_the_table_is_refused(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for name in ("predictions", "labels"):
         write_deltalake(settings.place.table(name), predicted(0, ["cat"], NOON))
@@ -123,8 +123,8 @@ def test_tables_can_be_joined_described_and_listed(settings: Settings) -> None:
     assert "label_true" in query(settings, "DESCRIBE predictions").column("column_name").to_pylist()
 
 
-def test_large_result_streams_in_batches(settings: Settings) -> None:
-    # A hundred times the memory limit, if it were held.
+def test_large_result_is_read_in_batches(settings: Settings) -> None:
+    # A hundred times the memory limit.
     with open_query(settings, "SELECT repeat('x', 1000) AS x FROM range(100_000_000)") as reader:
         assert sum(reader.read_next_batch().num_rows for _ in range(5)) > 1000
 
@@ -154,7 +154,7 @@ def test_large_result_streams_in_batches(settings: Settings) -> None:
         ("SELECT * FROM '/etc/passwd'", "does not exist"),
         ("SELECT * FROM read_parquet('https://example.org/x.parquet')", "SQL: "),
         ("SELECT getenv('HOME')", "getenv does not exist"),
-        ("SELECT * FROM settings", "does not exist"),  # a Python variable around here
+        ("SELECT * FROM settings", "does not exist"),  # a Python variable of this process
         ("WITH x AS (INSERT INTO labels VALUES ('a', 'b') RETURNING *) SELECT * FROM nowhere, x", "SQL: "),
         ("SELECT nothing FROM predictions", 'Referenced column "nothing" not found'),
         ("SELECT * FROM features", "The tables here: labels, predictions, quarantine"),
@@ -164,7 +164,7 @@ def test_large_result_streams_in_batches(settings: Settings) -> None:
         ("SELECT error('stop')", "stop"),
     ],
 )
-def test_sql_that_is_no_honest_select_is_refused_in_one_line(
+def test_invalid_or_unsafe_sql_is_refused_in_one_line(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str, expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -176,30 +176,30 @@ def test_sql_that_is_no_honest_select_is_refused_in_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_are_no_part_of_the_table_cannot_be_read(settings: Settings) -> None:
+def test_files_outside_the_log_of_a_table_cannot_be_read(settings: Settings) -> None:
     secret = settings.work_dir / "tables" / "predictions" / "secret.parquet"
     pq.write_table(pa.table({"secret": [1]}), secret)
     with pytest.raises(ServiceError, match="Cannot access file"):
         query(settings, "SELECT * FROM read_parquet($path)", parameters={"path": str(secret)})
 
 
-def test_query_that_takes_too_long_is_stopped(settings: Settings) -> None:
+def test_query_is_cancelled_at_the_time_limit(settings: Settings) -> None:
     endless = "SELECT count(*) FROM range(100_000_000) a, range(100_000_000) b WHERE a.range <> b.range"
     with pytest.raises(ServiceError, match=r"longer than 0\.2 s"):
         query(settings, endless, timeout_s=0.2)
 
 
-def test_query_that_needs_too_much_memory_is_stopped(settings: Settings) -> None:
+def test_query_fails_at_the_memory_limit(settings: Settings) -> None:
     with pytest.raises(ServiceError, match="more than 1GB of memory"):
         query(settings, "SELECT list(range) FROM range(1_000_000_000)")
 
 
-def test_home_without_tables_says_what_to_run(tmp_path: Path) -> None:
+def test_home_without_tables_is_reported_with_the_command_to_run(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"no tables yet in .*: run `imagestream demo`"):
         query(Settings(home=tmp_path), "SELECT 1")
 
 
-def test_damaged_table_is_named(settings: Settings, tmp_path: Path) -> None:
+def test_damaged_table_is_reported_with_its_name(settings: Settings, tmp_path: Path) -> None:
     log = tmp_path / "tables" / "predictions" / "_delta_log"
     log.mkdir(parents=True)
     (log / "00000000000000000000.json").write_text("{not json", encoding="utf-8")
@@ -221,7 +221,7 @@ def test_query_as_json_is_one_array_of_plain_values(settings: Settings) -> None:
     ]
 
 
-def test_query_as_csv_reads_back(settings: Settings) -> None:
+def test_query_as_csv_round_trips(settings: Settings) -> None:
     done = imagestream(settings, "query", 'FROM predictions ORDER BY "offset"', "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["label"] for row in rows] == LABELS
@@ -229,7 +229,7 @@ def test_query_as_csv_reads_back(settings: Settings) -> None:
     assert datetime.fromisoformat(rows[0]["scored_at"]) == NOON
 
 
-def test_query_as_parquet_needs_a_file_and_writes_it_whole(settings: Settings, tmp_path: Path) -> None:
+def test_query_as_parquet_requires_a_file_and_writes_it_atomically(settings: Settings, tmp_path: Path) -> None:
     refused = imagestream(settings, "query", "FROM predictions", "--format", "parquet")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "give a file with --output FILE" in refused.stderr
@@ -243,7 +243,7 @@ def test_query_as_parquet_needs_a_file_and_writes_it_whole(settings: Settings, t
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_query_as_table_is_whole_in_a_pipe(settings: Settings) -> None:
+def test_query_as_table_is_not_truncated_in_a_pipe(settings: Settings) -> None:
     done = imagestream(
         settings,
         "query",
@@ -255,25 +255,23 @@ def test_query_as_table_is_whole_in_a_pipe(settings: Settings) -> None:
     assert "\x1b" not in done.stdout
 
 
-def test_predictions_are_the_latest_first(settings: Settings) -> None:
+def test_predictions_are_listed_latest_first(settings: Settings) -> None:
     done = imagestream(settings, "predictions", "--limit", "2", "--format", "json")
     assert [row["source"] for row in json.loads(done.stdout)] == ["photos/5.jpg", "photos/4.jpg"]
 
 
-def test_predictions_of_one_label_below_a_confidence_are_the_least_sure_first(
-    settings: Settings, tmp_path: Path
-) -> None:
+def test_predictions_below_a_confidence_are_listed_lowest_first(settings: Settings, tmp_path: Path) -> None:
     summary = tmp_path / "summary.json"
     done = imagestream(
         settings, "predictions", "--label", "cat", "--below", "0.65", "--format", "json", "--json", str(summary)
     )
     assert [row["source"] for row in json.loads(done.stdout)] == ["photos/0.jpg", "photos/2.jpg"]
     assert json.loads(summary.read_text(encoding="utf-8"))["rows"] == 2
-    nobody = imagestream(settings, "predictions", "--label", "x' OR 'a' = 'a", "--format", "json")
-    assert json.loads(nobody.stdout) == []
+    injected = imagestream(settings, "predictions", "--label", "x' OR 'a' = 'a", "--format", "json")
+    assert json.loads(injected.stdout) == []
 
 
-def test_command_fails_in_one_line_on_sql_that_writes(settings: Settings) -> None:
+def test_command_refuses_sql_that_writes_in_one_line(settings: Settings) -> None:
     done = imagestream(settings, "query", "DROP VIEW predictions")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines() == [
@@ -281,7 +279,7 @@ def test_command_fails_in_one_line_on_sql_that_writes(settings: Settings) -> Non
     ]
 
 
-def test_pipe_that_closes_early_is_no_error(settings: Settings) -> None:
+def test_pipe_that_closes_early_is_not_an_error(settings: Settings) -> None:
     command = f"{sys.executable} -c 'from streaming.cli import main; main()' --home \"$HOME_DIR\" query"
     done = subprocess.run(
         ["/bin/sh", "-c", f"{command} 'FROM range(200000)' --format csv | head -n 1"],

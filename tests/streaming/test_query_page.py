@@ -1,4 +1,4 @@
-"""docs/query.md: its Python runs as it stands there, beside tables as the stream writes them."""
+"""docs/query.md: its Python snippets run as written, on tables as written by the stream."""
 
 import os
 import re
@@ -18,7 +18,7 @@ SNIPPETS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory with a home in it."""
+    """A working directory with a home."""
     folder = tmp_path_factory.mktemp("page")
     settings = Settings(home=folder / ".imagestream")
     for batch in range(2):
@@ -31,7 +31,7 @@ def test_every_snippet_is_found() -> None:
 
 
 @pytest.mark.parametrize("title", SNIPPETS)
-def test_snippet_runs_and_shows_rows(title: str, folder: Path, jars_dir: Path) -> None:
+def test_snippet_prints_rows(title: str, folder: Path, jars_dir: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("IMAGESTREAM_")}
     java = CHECKOUT / ".imagestream" / "java"
     if java.is_dir() and not (folder / ".imagestream" / "java").exists():

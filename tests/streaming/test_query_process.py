@@ -1,4 +1,4 @@
-"""SQL whose one expression takes all time and memory there is: it is ended, and the next query is answered."""
+"""SQL in a separate process: a query that exceeds its time or memory is cancelled."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def rows(settings: Settings, sql: str, **options: Any) -> list[dict[str, Any]]:
         return reader.read_all().to_pylist()
 
 
-def test_rows_come_as_they_do_without_a_process(settings: Settings) -> None:
+def test_guarded_query_returns_rows(settings: Settings) -> None:
     found = rows(settings, "SELECT label, count(*) AS n FROM labels GROUP BY label ORDER BY label")
     assert found == [{"label": "x", "n": 1}, {"label": "y", "n": 2}]
     assert rows(settings, "SELECT * FROM labels WHERE label = 'z'") == []
@@ -46,19 +46,19 @@ def test_rows_come_as_they_do_without_a_process(settings: Settings) -> None:
         ("SELECT * FROM read_text('/etc/passwd')", "SQL: "),
     ],
 )
-def test_a_query_is_ended_in_one_line(settings: Settings, sql: str, message: str) -> None:
+def test_failed_query_is_a_one_line_error_and_leaves_no_process(settings: Settings, sql: str, message: str) -> None:
     with pytest.raises(ServiceError, match=message) as ended:
         rows(settings, sql, timeout_s=1.0)
     assert "\n" not in str(ended.value)
     assert not [child for child in psutil.Process().children() if "query_main" in " ".join(child.cmdline())]
 
 
-def test_a_reader_that_has_enough_ends_the_query(settings: Settings) -> None:
+def test_closing_the_reader_cancels_the_query(settings: Settings) -> None:
     with open_guarded_query(settings, "SELECT repeat('x', 1000) AS x FROM range(100_000_000)") as reader:
         assert reader.read_next_batch().num_rows > 1
     assert not [child for child in psutil.Process().children() if "query_main" in " ".join(child.cmdline())]
 
 
-def test_a_home_without_tables_is_said_in_one_line(tmp_path: Path) -> None:
+def test_home_without_tables_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no tables yet in"):
         rows(Settings(home=tmp_path), "SELECT 1")

@@ -1,4 +1,4 @@
-"""`imagestream query` without SQL, on a real terminal, from a pipe, and watching."""
+"""`imagestream query`: the shell on a terminal, SQL from a pipe, and `--watch`."""
 
 import os
 import pty
@@ -38,7 +38,7 @@ def command(settings: Settings, *arguments: str) -> list[str]:
 
 
 class Terminal:
-    """A process on a pseudo-terminal, typed to and read as a person would."""
+    """A process on a pseudo-terminal, with its input and output."""
 
     def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
         self.process = process
@@ -49,58 +49,58 @@ class Terminal:
         os.write(self._terminal, text.encode())
 
     def until(self, text: str) -> str:
-        """What appeared until `text` did, which is then behind."""
+        """Wait for `text`, and return and consume the output up to it."""
         end = time.monotonic() + PATIENCE_S
         while text not in self.seen:
             assert time.monotonic() < end, f"no {text!r} in {self.seen!r}"
             if select.select([self._terminal], [], [], 0.2)[0]:
                 try:
                     self.seen += os.read(self._terminal, 65536).decode(errors="replace")
-                except OSError:  # how Linux says that the other side has closed
-                    assert text in self.seen, f"ended without {text!r}: {self.seen!r}"
+                except OSError:  # reported by Linux after the other side has closed
+                    assert text in self.seen, f"exited without {text!r}: {self.seen!r}"
         before, _, self.seen = self.seen.partition(text)
         return before
 
 
 def wait_for_cpu_time(pid: int, seconds: float) -> None:
-    """Until the process and those that it started have computed for that long, however busy the machine is."""
+    """Wait until the process and its children have used this much more CPU time, however busy the machine is."""
     process = psutil.Process(pid)
 
-    def computed() -> float:
+    def used() -> float:
         with suppress(psutil.NoSuchProcess):
             return sum(one.cpu_times().user for one in [process, *process.children()])
         return 0.0
 
-    enough = computed() + seconds
-    wait_until(lambda: computed() >= enough, lambda: "the process computes nothing")
+    target = used() + seconds
+    wait_until(lambda: used() >= target, lambda: "the process uses no CPU time")
 
 
 @contextmanager
 def on_terminal(arguments: list[str], **environment: str) -> Iterator[Terminal]:
-    ours, theirs = pty.openpty()
+    controller, terminal = pty.openpty()
     inherited = {name: value for name, value in os.environ.items() if name not in {"NO_COLOR", "FORCE_COLOR"}}
     process = subprocess.Popen(
         arguments,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
         env=inherited | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"} | environment,
         start_new_session=True,
     )
-    os.close(theirs)
+    os.close(terminal)
     try:
-        yield Terminal(process, ours)
+        yield Terminal(process, controller)
         process.wait(PATIENCE_S)
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
+        os.close(controller)
 
 
-def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(settings: Settings) -> None:
+def test_shell_continues_after_errors_and_keeps_its_history_private(settings: Settings) -> None:
     with on_terminal(command(settings, "query")) as shell:
         assert "batches, features" not in shell.until("imagestream>")
-        shell.type("SELECT count(*)\r")  # no semicolon yet: the statement goes on
+        shell.type("SELECT count(*)\r")  # no semicolon yet: the statement continues
         shell.until("...>")
         shell.type("AS predicted FROM predictions;\r")
         shell.until("1 row")
@@ -108,7 +108,7 @@ def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(sett
         shell.type("SELECT nothing FROM predictions;\r")
         shell.until('error: SQL: Binder Error: Referenced column "nothing" not found')
         shell.type("SELECT 1 FROM oops")
-        shell.type("\x03")  # Ctrl-C clears what is typed
+        shell.type("\x03")  # Ctrl-C clears the input
         shell.type("\\timing\r")
         shell.until("timing is on")
         shell.type("\\d quarantine\r")
@@ -116,7 +116,7 @@ def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(sett
         shell.until(" s\r\n")
         shell.type("\\nonsense\r")
         shell.until("error: unknown command \\nonsense: expected one of \\d \\timing \\? \\q")
-        shell.until("imagestream>")  # an end of input is heard at a prompt only
+        shell.until("imagestream>")  # the end of input is read only at a prompt
         shell.type("\x04")
     assert shell.process.returncode == 0
     history = settings.work_dir / "query_history"
@@ -125,12 +125,12 @@ def test_shell_answers_goes_on_after_an_error_and_keeps_its_history_private(sett
     assert "oops" not in history.read_text(encoding="utf-8")
 
 
-def test_ctrl_c_stops_an_answer_that_takes_long_and_a_time_limit_does_so_too(settings: Settings) -> None:
+def test_ctrl_c_and_the_time_limit_cancel_a_query(settings: Settings) -> None:
     endless = "SELECT sum(sqrt(range)) FROM range(100000000000);\r"
     with on_terminal(command(settings, "query", "--timeout", "300")) as shell:
         shell.until("imagestream>")
         shell.type(endless)
-        wait_for_cpu_time(shell.process.pid, 0.5)  # it is at work on the answer
+        wait_for_cpu_time(shell.process.pid, 0.5)  # the query is running
         shell.process.send_signal(signal.SIGINT)
         shell.type("SELECT 6 * 7 AS answer;\r")
         assert "longer than" not in shell.until(" 42 ")
@@ -143,7 +143,7 @@ def test_ctrl_c_stops_an_answer_that_takes_long_and_a_time_limit_does_so_too(set
     assert shell.process.returncode == 0
 
 
-def test_shell_refuses_to_begin_without_tables(tmp_path: Path) -> None:
+def test_shell_does_not_start_without_tables(tmp_path: Path) -> None:
     with on_terminal(command(Settings(home=tmp_path / "empty"), "query")) as shell:
         shell.until("no tables yet")
     assert shell.process.returncode == 1
@@ -163,34 +163,34 @@ def test_shell_refuses_to_begin_without_tables(tmp_path: Path) -> None:
         ("\\d l", {"labels"}, {"label"}),
     ],
 )
-def test_completion_offers_what_may_follow(text: str, expected: set[str], unexpected: set[str]) -> None:
+def test_completion_suggests_valid_continuations(text: str, expected: set[str], unexpected: set[str]) -> None:
     document = Document(text)
     offered = {found.text for found in SqlCompleter(TABLES).get_completions(document, CompleteEvent())}
     assert expected <= offered
     assert not unexpected & offered
 
 
-def test_sql_is_read_from_a_pipe(settings: Settings) -> None:
-    def ask(sql: str) -> subprocess.CompletedProcess[str]:
+def test_sql_is_read_from_standard_input(settings: Settings) -> None:
+    def run(sql: str) -> subprocess.CompletedProcess[str]:
         arguments = command(settings, "query", "--format", "csv")
         return subprocess.run(arguments, input=sql, capture_output=True, text=True, check=False, timeout=60)
 
-    done = ask("SELECT count(*) AS n\nFROM predictions;\n")
+    done = run("SELECT count(*) AS n\nFROM predictions;\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "n\n3\n", "")
-    done = ask("")
+    done = run("")
     assert (done.returncode, done.stderr) == (
         2, "error: no SQL: expected a SELECT statement as argument or on standard input\n",
     )  # fmt: skip
 
 
-def test_watch_prints_each_answer_once_per_change_and_ends_well_on_interrupt(settings: Settings) -> None:
+def test_watch_prints_each_change_once_until_interrupted(settings: Settings) -> None:
     sql = "SELECT count(*) AS n FROM predictions"
     arguments = command(settings, "query", sql, "--format", "csv", "--watch", "--every", "200ms")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stderr
         assert [process.stdout.readline() for _ in range(2)] == ["n\n", "3\n"]
-        wait_for_cpu_time(process.pid, 0.2)  # several answers that are the same
+        wait_for_cpu_time(process.pid, 0.2)  # several unchanged results
         commit_batch(settings, 1, {0: (4, 8)})
         assert [process.stdout.readline() for _ in range(2)] == ["n\n", "7\n"]
         process.send_signal(signal.SIGINT)

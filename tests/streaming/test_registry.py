@@ -1,4 +1,4 @@
-"""The registry: versions that appear whole and never change, aliases that move and can be moved back."""
+"""The model registry: versions appear atomically and are immutable; aliases move and can be rolled back."""
 
 import json
 import multiprocessing
@@ -26,7 +26,7 @@ from tests.streaming.stores import Elsewhere
 
 @pytest.fixture
 def bundle_dir(tmp_path: Path) -> Path:
-    """A sound bundle, as small as can be: the registry does not look into its files."""
+    """A minimal valid bundle: the registry does not read its files."""
     return tiny_bundle(tmp_path / "bundle")
 
 
@@ -37,8 +37,8 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[open_store, Elsewhere], ids=["local", "elsewhere"])
 def store(request: pytest.FixtureRequest, home: Path) -> Store:
-    made: Store = request.param(home)
-    return made
+    opened: Store = request.param(home)
+    return opened
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def files_below(home: Path) -> dict[str, bytes]:
 # --- versions
 
 
-def test_an_empty_registry_has_nothing_and_makes_nothing(registry: Registry, home: Path) -> None:
+def test_empty_registry_has_no_versions_and_creates_no_files(registry: Registry, home: Path) -> None:
     assert registry.versions() == []
     assert registry.target("champion") is None
     assert registry.history("champion") == []
@@ -76,7 +76,7 @@ def test_versions_are_numbered_in_order_and_read_back(registry: Registry, bundle
         registry.read(12)
 
 
-def test_a_version_is_found_by_its_hash(registry: Registry, bundle_dir: Path, tmp_path: Path) -> None:
+def test_version_is_found_by_its_hash(registry: Registry, bundle_dir: Path, tmp_path: Path) -> None:
     other = tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0})
     register(registry, bundle_dir)
     register(registry, other, 2)
@@ -84,15 +84,13 @@ def test_a_version_is_found_by_its_hash(registry: Registry, bundle_dir: Path, tm
     assert registry.find("0" * 64) is None
 
 
-def test_a_version_is_fetched_with_all_its_files(registry: Registry, bundle_dir: Path, tmp_path: Path) -> None:
+def test_version_is_fetched_with_all_its_files(registry: Registry, bundle_dir: Path, tmp_path: Path) -> None:
     register(registry, bundle_dir)
     assert registry.fetch(1, tmp_path / "copy") == registry.read(1)
     assert files_below(tmp_path / "copy") == files_below(bundle_dir)
 
 
-def test_versions_of_one_content_share_its_files_and_those_are_never_written_again(
-    registry: Registry, bundle_dir: Path, home: Path
-) -> None:
+def test_versions_with_equal_contents_share_their_files(registry: Registry, bundle_dir: Path, home: Path) -> None:
     register(registry, bundle_dir)
     before = {path.name: path.stat().st_ino for path in bundle_folder(home, 1).iterdir()}
     assert before.keys() == FILES | {MANIFEST}
@@ -101,18 +99,18 @@ def test_versions_of_one_content_share_its_files_and_those_are_never_written_aga
     assert {path.name: path.stat().st_ino for path in bundle_folder(home, 1).iterdir()} == before
 
 
-def test_a_write_that_fails_leaves_nothing(registry: Registry, bundle_dir: Path, home: Path) -> None:
-    def fails(directory: Path) -> None:
+def test_failed_registration_leaves_no_files(registry: Registry, bundle_dir: Path, home: Path) -> None:
+    def fail(directory: Path) -> None:
         copy_bundle(bundle_dir, directory)
         raise OSError("disk full")
 
-    def spoils(directory: Path) -> None:
+    def corrupt(directory: Path) -> None:
         replace_file(copy_bundle(bundle_dir, directory), GOLDEN, b"")
 
     with pytest.raises(OSError, match="disk full"):
-        registry.register(fails)
+        registry.register(fail)
     with pytest.raises(ModelError, match=f"{GOLDEN} has SHA-256"):
-        registry.register(spoils)
+        registry.register(corrupt)
     with pytest.raises(ModelError, match="not a regular file"):
         registry.register(lambda directory: directory.mkdir())
     assert registry.versions() == []
@@ -125,7 +123,7 @@ def register_many(home: Path, bundle: Path, start: "multiprocessing.synchronize.
 
 
 def in_three_processes(target: Callable[..., None], *arguments: object) -> None:
-    """Run it three times at once; it gets a barrier to start at."""
+    """Run `target` in three processes at once; its last argument is a barrier for the start."""
     context = processes_with_module_of(target)
     start = context.Barrier(3)
     processes = [context.Process(target=target, args=(*arguments, start)) for _ in range(3)]
@@ -136,16 +134,16 @@ def in_three_processes(target: Callable[..., None], *arguments: object) -> None:
     assert [process.exitcode for process in processes] == [0, 0, 0]
 
 
-def test_processes_that_register_at_once_get_versions_of_their_own(home: Path, bundle_dir: Path) -> None:
-    """Also where all of them register the same content."""
+def test_concurrent_registrations_get_distinct_versions(home: Path, bundle_dir: Path) -> None:
+    """Also if all of them register the same content."""
     in_three_processes(register_many, home, bundle_dir)
     registry = open_registry(home)
     assert registry.versions() == list(range(1, 13))
     assert {registry.read(version).sha256 for version in registry.versions()} == {read_bundle(bundle_dir).sha256}
 
 
-def test_a_number_that_is_taken_is_left_to_who_took_it(home: Path, bundle_dir: Path, tmp_path: Path) -> None:
-    """As where two register at once: the listing of one does not show the version of the other yet."""
+def test_taken_number_that_is_not_listed_yet_is_not_reused(home: Path, bundle_dir: Path, tmp_path: Path) -> None:
+    """As in a concurrent registration: the version of the other process is not listed yet."""
     store = Elsewhere(home)
     registry = Registry(store)
     register(registry, bundle_dir, 2)
@@ -160,7 +158,7 @@ def register_one(home: Path) -> None:
     open_registry(home).register(lambda directory: shutil.copytree(home.parent / "bundle", directory))
 
 
-def test_a_registration_that_is_killed_leaves_no_version_and_is_done_again(bundle_dir: Path, tmp_path: Path) -> None:
+def test_killed_registration_leaves_no_version_and_can_be_repeated(bundle_dir: Path, tmp_path: Path) -> None:
     numbers = count()
     sha256, killed = read_bundle(bundle_dir).sha256, 0
     for home in killed_at_each_step(register_one, lambda: tmp_path / f"home-{next(numbers)}"):
@@ -170,12 +168,10 @@ def test_a_registration_that_is_killed_leaves_no_version_and_is_done_again(bundl
         assert registry.find(sha256) is None
         assert register(registry, bundle_dir) == [1]
         assert registry.read(1).sha256 == sha256
-    assert killed == len(FILES) + 2, "before each file, the manifest and the version"
+    assert killed == len(FILES) + 2, "one kill before each file, the manifest and the version"
 
 
-def test_a_file_that_lies_in_the_place_of_a_new_one_is_not_overwritten(
-    registry: Registry, store: Store, bundle_dir: Path
-) -> None:
+def test_existing_file_of_a_new_version_is_not_overwritten(registry: Registry, store: Store, bundle_dir: Path) -> None:
     key = f"models/bundles/{read_bundle(bundle_dir).sha256}/{GOLDEN}"
     store.put(key, b"other")
     with pytest.raises(ModelError, match=rf"{key} is damaged: .*; remove it and register the bundle again"):
@@ -195,9 +191,7 @@ def test_only_objects_with_a_version_number_are_versions(registry: Registry, sto
             registry.read(number)
 
 
-def test_more_versions_than_the_digits_of_a_number_are_counted_on(
-    registry: Registry, store: Store, bundle_dir: Path
-) -> None:
+def test_version_number_may_exceed_its_padding(registry: Registry, store: Store, bundle_dir: Path) -> None:
     register(registry, bundle_dir)
     content = store.get(version_key(1))
     assert content is not None
@@ -207,7 +201,7 @@ def test_more_versions_than_the_digits_of_a_number_are_counted_on(
     assert registry.read(100_000_000) == registry.read(1)
 
 
-# --- versions that were altered
+# --- altered versions
 
 
 def alter(store: Store, bundle_sha256: str, name: str, content: bytes) -> None:
@@ -215,7 +209,7 @@ def alter(store: Store, bundle_sha256: str, name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [*sorted(FILES), MANIFEST])
-def test_an_altered_file_of_a_version_is_refused(
+def test_version_with_an_altered_file_is_refused(
     registry: Registry, store: Store, bundle_dir: Path, tmp_path: Path, name: str
 ) -> None:
     register(registry, bundle_dir)
@@ -226,7 +220,7 @@ def test_an_altered_file_of_a_version_is_refused(
             read(1)
 
 
-def test_a_file_more_or_less_of_a_version_is_refused(registry: Registry, store: Store, bundle_dir: Path) -> None:
+def test_version_with_an_extra_or_missing_file_is_refused(registry: Registry, store: Store, bundle_dir: Path) -> None:
     register(registry, bundle_dir)
     sha256 = registry.read(1).sha256
     alter(store, sha256, "extra.pkl", b"more")
@@ -241,7 +235,7 @@ def test_a_file_more_or_less_of_a_version_is_refused(registry: Registry, store: 
             read(1)
 
 
-def test_a_version_that_is_whole_and_another_than_was_registered_is_refused(
+def test_replaced_bundle_of_a_version_is_refused(
     registry: Registry, store: Store, bundle_dir: Path, tmp_path: Path
 ) -> None:
     register(registry, bundle_dir)
@@ -261,7 +255,7 @@ def test_a_version_that_is_whole_and_another_than_was_registered_is_refused(
 
 
 @pytest.mark.parametrize("name", [MANIFEST, GOLDEN])
-def test_a_link_or_a_pipe_in_a_local_bundle_is_refused(home: Path, bundle_dir: Path, name: str) -> None:
+def test_link_in_a_local_bundle_is_refused(home: Path, bundle_dir: Path, name: str) -> None:
     registry = open_registry(home)
     register(registry, bundle_dir)
     path = bundle_folder(home, 1) / name
@@ -276,7 +270,7 @@ def test_a_link_or_a_pipe_in_a_local_bundle_is_refused(home: Path, bundle_dir: P
 
 
 SHA = "5" * 64
-SOUND = {"sha256": SHA, "path": f"bundles/{SHA}"}
+VALID = {"sha256": SHA, "path": f"bundles/{SHA}"}
 
 
 @pytest.mark.parametrize(
@@ -289,24 +283,24 @@ SOUND = {"sha256": SHA, "path": f"bundles/{SHA}"}
         b"\xff\xfe",
         b"[" * 100_000,
         b'{"sha256": ' + b"1" * 5_000 + b"}",
-        json.dumps(SOUND).encode() + b" " * MAX_BYTES,
-        json.dumps(SOUND | {"path": 1}).encode(),
-        json.dumps(SOUND | {"sha256": None}).encode(),
-        json.dumps(SOUND | {"sha256": "5" * 63}).encode(),
-        json.dumps(SOUND | {"sha256": "../" * 21 + "x"}).encode(),
+        json.dumps(VALID).encode() + b" " * MAX_BYTES,
+        json.dumps(VALID | {"path": 1}).encode(),
+        json.dumps(VALID | {"sha256": None}).encode(),
+        json.dumps(VALID | {"sha256": "5" * 63}).encode(),
+        json.dumps(VALID | {"sha256": "../" * 21 + "x"}).encode(),
         json.dumps({"path": "1"}).encode(),
-        json.dumps(SOUND | {"more\nlines": 1}).encode(),
-        json.dumps(SOUND | {"path": "../.."}).encode(),
-        json.dumps(SOUND | {"path": f"../models/bundles/{SHA}"}).encode(),
-        json.dumps(SOUND | {"path": "/etc"}).encode(),
-        json.dumps(SOUND | {"path": ""}).encode(),
-        json.dumps(SOUND | {"path": "2"}).encode(),
-        json.dumps(SOUND | {"path": "bundles/" + "6" * 64}).encode(),
-        json.dumps(SOUND | {"path": "a\nb" * 100_000}).encode(),
+        json.dumps(VALID | {"more\nlines": 1}).encode(),
+        json.dumps(VALID | {"path": "../.."}).encode(),
+        json.dumps(VALID | {"path": f"../models/bundles/{SHA}"}).encode(),
+        json.dumps(VALID | {"path": "/etc"}).encode(),
+        json.dumps(VALID | {"path": ""}).encode(),
+        json.dumps(VALID | {"path": "2"}).encode(),
+        json.dumps(VALID | {"path": "bundles/" + "6" * 64}).encode(),
+        json.dumps(VALID | {"path": "a\nb" * 100_000}).encode(),
     ],
     ids=lambda content: repr(content[:60]),
 )
-def test_a_hostile_version_is_refused_in_one_line_and_hides_no_other(
+def test_hostile_version_is_refused_in_one_line_and_hides_no_other(
     registry: Registry, store: Store, bundle_dir: Path, content: bytes
 ) -> None:
     register(registry, bundle_dir, 2)
@@ -324,9 +318,7 @@ def test_a_hostile_version_is_refused_in_one_line_and_hides_no_other(
 # --- aliases
 
 
-def test_promotion_moves_the_alias_and_keeps_who_when_and_from_what(
-    registry: Registry, store: Store, bundle_dir: Path
-) -> None:
+def test_promotion_moves_the_alias_and_records_the_move(registry: Registry, store: Store, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 2)
     registry.promote(1, by="ada", why="the first model", metrics={"accuracy": 0.5})
     move = registry.promote(2, by="bob", why="better")
@@ -340,7 +332,7 @@ def test_promotion_moves_the_alias_and_keeps_who_when_and_from_what(
     assert second.at.utcoffset() is not None
 
 
-def test_aliases_move_apart(registry: Registry, bundle_dir: Path) -> None:
+def test_aliases_move_independently(registry: Registry, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 2)
     registry.promote(1, by="ada", why="first")
     registry.promote(2, alias="challenger", by="ada", why="under observation")
@@ -350,7 +342,7 @@ def test_aliases_move_apart(registry: Registry, bundle_dir: Path) -> None:
         registry.rollback(alias="challenger", by="ada")
 
 
-def test_rolling_back_twice_goes_two_versions_back_and_no_further(registry: Registry, bundle_dir: Path) -> None:
+def test_each_rollback_goes_back_one_version(registry: Registry, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 3)
     with pytest.raises(ModelError, match="champion has no earlier version to go back to"):
         registry.rollback(by="ada")
@@ -366,7 +358,7 @@ def test_rolling_back_twice_goes_two_versions_back_and_no_further(registry: Regi
     assert [move.why == ROLLBACK for move in moves] == [False] * 4 + [True] * 2
 
 
-def test_a_version_promoted_after_a_rollback_goes_back_to_where_the_rollback_led(
+def test_rollback_of_a_promotion_after_a_rollback_restores_its_predecessor(
     registry: Registry, bundle_dir: Path
 ) -> None:
     register(registry, bundle_dir, 3)
@@ -377,17 +369,17 @@ def test_a_version_promoted_after_a_rollback_goes_back_to_where_the_rollback_led
     assert registry.rollback(by="ada").version == 1
 
 
-def test_a_version_promoted_by_hand_is_no_rollback(registry: Registry, bundle_dir: Path) -> None:
+def test_promotion_of_an_earlier_version_is_not_a_rollback(registry: Registry, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 3)
     for version in (1, 2, 1):
         registry.promote(version, by="ada", why="better")
     assert registry.rollback(by="ada").version == 2
     assert registry.rollback(by="ada").version == 1
-    registry.promote(3, by="ada", why=ROLLBACK)  # a reason alone makes no rollback either
+    registry.promote(3, by="ada", why=ROLLBACK)  # the reason alone does not make it a rollback
     assert registry.rollback(by="ada").version == 1
 
 
-def test_a_challenger_is_rolled_back_by_its_own_moves(registry: Registry, bundle_dir: Path) -> None:
+def test_challenger_is_rolled_back_by_its_own_moves(registry: Registry, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 3)
     for version in (2, 3):
         registry.promote(1, by="ada", why="stays")
@@ -397,7 +389,7 @@ def test_a_challenger_is_rolled_back_by_its_own_moves(registry: Registry, bundle
     assert registry.target("champion") == 1
 
 
-def test_only_a_whole_version_that_is_there_can_be_promoted(
+def test_damaged_or_missing_version_cannot_be_promoted(
     registry: Registry, store: Store, bundle_dir: Path, tmp_path: Path
 ) -> None:
     register(registry, bundle_dir)
@@ -412,7 +404,7 @@ def test_only_a_whole_version_that_is_there_can_be_promoted(
     assert len(registry.history("champion")) == 1
 
 
-def test_no_rollback_to_a_version_that_was_damaged(
+def test_rollback_to_a_damaged_version_is_refused(
     registry: Registry, store: Store, bundle_dir: Path, tmp_path: Path
 ) -> None:
     register(registry, bundle_dir)
@@ -425,15 +417,13 @@ def test_no_rollback_to_a_version_that_was_damaged(
     assert registry.target("champion") == 2
 
 
-def test_metrics_that_were_given_replace_those_of_the_bundle_even_if_there_are_none(
-    registry: Registry, bundle_dir: Path
-) -> None:
+def test_given_metrics_replace_those_of_the_bundle_even_if_empty(registry: Registry, bundle_dir: Path) -> None:
     register(registry, bundle_dir)
     assert registry.promote(1, by="ada", why="first", metrics={}).metrics == {}
     assert registry.promote(1, by="ada", why="first").metrics == {"accuracy": 0.9}
 
 
-def test_what_could_not_be_read_back_is_not_stored(registry: Registry, store: Store, bundle_dir: Path) -> None:
+def test_move_that_could_not_be_read_back_is_not_stored(registry: Registry, store: Store, bundle_dir: Path) -> None:
     register(registry, bundle_dir)
     for why in ("not UTF-8: \udcff", "long " * (MAX_BYTES // 5)):
         with pytest.raises(ModelError, match=r"^the move of the alias (cannot be stored|is damaged): .") as caught:
@@ -454,7 +444,7 @@ def promote_many(home: Path, start: "multiprocessing.synchronize.Barrier") -> No
         registry.promote(1 + number % 2, alias=alias, by=str(multiprocessing.current_process().pid), why=f"{number}")
 
 
-def test_no_move_is_lost_of_processes_that_promote_at_once(home: Path, bundle_dir: Path) -> None:
+def test_concurrent_promotions_lose_no_move(home: Path, bundle_dir: Path) -> None:
     register(open_registry(home), bundle_dir, 2)
     in_three_processes(promote_many, home)
     registry = open_registry(home)
@@ -465,19 +455,19 @@ def test_no_move_is_lost_of_processes_that_promote_at_once(home: Path, bundle_di
         assert [move.previous for move in moves] == [None, *(move.version for move in moves[:-1])]
 
 
-def test_a_move_is_made_again_where_another_one_came_first(store: Store, registry: Registry, bundle_dir: Path) -> None:
+def test_move_is_recomputed_after_a_concurrent_move(store: Store, registry: Registry, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 3)
     registry.promote(1, by="ada", why="first")
-    log, asked = AliasLog(store), []
+    log, lengths = AliasLog(store), []
 
     def make(moves: Sequence[Move]) -> Move:
-        asked.append(len(moves))
+        lengths.append(len(moves))
         if len(moves) < 3:
             registry.promote(2, by="bob", why="meanwhile")
         return moves[-1].model_copy(update={"version": 3, "previous": moves[-1].version, "by": "ada"})
 
     assert log.append(make).previous == 2
-    assert asked == [1, 2, 3]
+    assert lengths == [1, 2, 3]
     assert [(move.version, move.by) for move in registry.history("champion")] == [
         (1, "ada"),
         (2, "bob"),
@@ -486,7 +476,7 @@ def test_a_move_is_made_again_where_another_one_came_first(store: Store, registr
     ]
 
 
-def test_following_asks_for_one_object_that_is_not_there(home: Path, bundle_dir: Path) -> None:
+def test_reading_unchanged_aliases_takes_one_request(home: Path, bundle_dir: Path) -> None:
     store = Elsewhere(home)
     others, registry = open_registry(home), Registry(store)
     register(others, bundle_dir, 2)
@@ -502,28 +492,27 @@ def test_following_asks_for_one_object_that_is_not_there(home: Path, bundle_dir:
     assert store.asked == [("get", move_key(3)), ("get", move_key(4))]
 
 
-def test_a_gap_in_the_moves_is_reported(registry: Registry, store: Store, bundle_dir: Path) -> None:
+def test_gap_in_the_moves_is_reported(registry: Registry, store: Store, bundle_dir: Path) -> None:
     register(registry, bundle_dir)
     for number in range(4):
         registry.promote(1, by="ada", why=str(number))
-    before = files = sorted(stored.key for stored in store.list("models"))
-    for gone in (1, 3):
-        content = store.get(move_key(gone))
+    before = sorted(stored.key for stored in store.list("models"))
+    for missing in (1, 3):
+        content = store.get(move_key(missing))
         assert content is not None
-        store.delete([move_key(gone)])
+        store.delete([move_key(missing)])
         for use in (lambda: Registry(store).targets(), lambda: registry.promote(1, by="ada", why="next")):
-            with pytest.raises(ModelError, match=rf"{move_key(gone)} is missing, but later moves .* restore it"):
+            with pytest.raises(ModelError, match=rf"{move_key(missing)} is missing, but later moves .* restore it"):
                 use()
-        store.put(move_key(gone), content)
-    files = sorted(stored.key for stored in store.list("models"))
-    assert files == before
+        store.put(move_key(missing), content)
+    assert sorted(stored.key for stored in store.list("models")) == before
     assert Registry(store).target("champion") == 1
 
 
-def test_a_move_follows_those_that_are_there_also_where_later_ones_were_removed(
+def test_move_follows_the_existing_ones_after_later_ones_were_removed(
     registry: Registry, store: Store, bundle_dir: Path
 ) -> None:
-    """As by restoring a backup."""
+    """As after restoring a backup."""
     register(registry, bundle_dir, 3)
     for version in (1, 2, 3):
         registry.promote(version, by="ada", why=str(version))
@@ -567,7 +556,7 @@ MOVE = {"alias": "champion", "version": 1, "previous": None, "by": "ada", "at": 
     ],
     ids=lambda content: repr(content[:60]),
 )
-def test_a_hostile_move_is_refused_in_one_line_and_not_overwritten(
+def test_hostile_move_is_refused_in_one_line_and_not_overwritten(
     registry: Registry, store: Store, bundle_dir: Path, content: bytes
 ) -> None:
     register(registry, bundle_dir)
@@ -588,16 +577,14 @@ def test_a_hostile_move_is_refused_in_one_line_and_not_overwritten(
     assert registry.target("champion") == 1
 
 
-def test_a_move_is_never_changed() -> None:
+def test_moves_are_immutable() -> None:
     move = Move.model_validate(MOVE)
     assert move.metrics == {}
     with pytest.raises(ValueError, match="frozen"):
         move.version = 2
 
 
-def test_objects_are_readable_and_each_has_a_number_of_its_own(
-    registry: Registry, store: Store, bundle_dir: Path
-) -> None:
+def test_objects_are_indented_json_with_unique_nonces(registry: Registry, store: Store, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 2)
     for _ in range(2):
         registry.promote(1, by="ada", why="first")
@@ -609,7 +596,7 @@ def test_objects_are_readable_and_each_has_a_number_of_its_own(
     assert Version.from_bytes(store.get(version_key(1)) or b"", "it").path == f"bundles/{registry.read(1).sha256}"
 
 
-def test_a_home_that_was_copied_to_a_bucket_is_the_same_registry(home: Path, bundle_dir: Path, tmp_path: Path) -> None:
+def test_home_copied_to_a_bucket_is_the_same_registry(home: Path, bundle_dir: Path, tmp_path: Path) -> None:
     registry = open_registry(home)
     register(registry, bundle_dir, 2)
     registry.promote(2, by="ada", why="first")
@@ -622,12 +609,12 @@ def test_a_home_that_was_copied_to_a_bucket_is_the_same_registry(home: Path, bun
 # --- in a bucket
 
 
-def test_a_registry_in_a_bucket_works_as_a_local_one(
+def test_registry_in_a_bucket_works_like_a_local_one(
     object_store: ObjectStoreServer, bundle_dir: Path, tmp_path: Path
 ) -> None:
     store = open_store(f"s3://{BUCKET}/{uuid4().hex}", object_store.options)
     writers = [Registry(store) for _ in range(3)]
-    with ThreadPoolExecutor(len(writers)) as pool:  # at the same time, and nobody takes another's number
+    with ThreadPoolExecutor(len(writers)) as pool:  # concurrently, with distinct numbers
         versions = list(pool.map(lambda writer: register(writer, bundle_dir, 2), writers))
         assert sorted(chain(*versions)) == [1, 2, 3, 4, 5, 6]
         list(pool.map(lambda writer: writer.promote(2, by="ada", why="at once"), writers))
@@ -641,10 +628,10 @@ def test_a_registry_in_a_bucket_works_as_a_local_one(
     assert writers[1].target("champion") == 2
 
 
-# --- what is taken away
+# --- deletion
 
 
-def test_a_deleted_version_leaves_its_manifest_and_its_number(
+def test_deleted_version_keeps_its_manifest_and_number(
     registry: Registry, bundle_dir: Path, home: Path, tmp_path: Path
 ) -> None:
     other = tiny_bundle(tmp_path / "other", metrics={"accuracy": 1.0})
@@ -655,16 +642,16 @@ def test_a_deleted_version_leaves_its_manifest_and_its_number(
     assert (registry.versions(), registry.numbers()) == ([1, 2], [1, 2, 3])
     assert registry.manifest(3) == manifest
     assert {path.name for path in bundle_folder(home, 3).iterdir()} == {MANIFEST}
-    for ask in (registry.read, lambda version: registry.promote(version, by="me", why="")):
+    for use in (registry.read, lambda version: registry.promote(version, by="me", why="")):
         with pytest.raises(ModelError, match="version 3 was deleted by me at 20"):
-            ask(3)
+            use(3)
     registry.delete(1, by="me")
-    assert registry.read(2) == read_bundle(bundle_dir)  # of the same bundle, which stays
+    assert registry.read(2) == read_bundle(bundle_dir)  # with the same bundle, which is kept
     assert register(registry, other) == [4]
     assert registry.read(4) == read_bundle(other)
 
 
-def test_what_an_alias_points_at_is_not_deleted(registry: Registry, bundle_dir: Path) -> None:
+def test_version_with_an_alias_is_not_deleted(registry: Registry, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 2)
     registry.promote(1, by="me", why="")
     registry.promote(2, alias="challenger", by="me", why="")
@@ -676,7 +663,7 @@ def test_what_an_alias_points_at_is_not_deleted(registry: Registry, bundle_dir: 
     assert registry.versions() == [1, 2]
 
 
-def test_a_challenger_is_cleared_and_a_rollback_brings_it_back(registry: Registry, bundle_dir: Path) -> None:
+def test_cleared_challenger_is_restored_by_rollback(registry: Registry, store: Store, bundle_dir: Path) -> None:
     register(registry, bundle_dir, 3)
     registry.promote(1, by="me", why="")
     with pytest.raises(ModelError, match="challenger cannot be cleared: it points at no version"):
@@ -687,12 +674,8 @@ def test_a_challenger_is_cleared_and_a_rollback_brings_it_back(registry: Registr
         registry.promote(version, alias="challenger", by="me", why="")
     move = registry.clear(by="me", why="enough")
     assert (move.version, move.previous, registry.target("challenger")) == (None, 2, None)
-    assert open_registry_again(registry).target("challenger") is None
+    assert Registry(store).target("challenger") is None
     registry.promote(3, alias="challenger", by="me", why="")
     assert [registry.rollback(alias="challenger", by="me").version for _ in range(2)] == [2, 1]
     with pytest.raises(ModelError, match="challenger has no earlier version"):
         registry.rollback(alias="challenger", by="me")
-
-
-def open_registry_again(registry: Registry) -> Registry:
-    return Registry(registry._opened)

@@ -1,4 +1,4 @@
-"""Settings: which of option, environment, file and default wins, and that a mistake in one is named with its place."""
+"""Settings: the precedence of option, environment, file and default, and errors with the place of a mistake."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.streaming.history import commit_batch
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory of its own, and no setting in the environment."""
+    """A new working directory, and no settings in the environment."""
     for name in os.environ:
         if name.startswith("IMAGESTREAM_"):
             monkeypatch.delenv(name)
@@ -42,7 +42,7 @@ def imagestream(*arguments: str, **environment: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_option_wins_over_environment_over_file_over_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precedence_is_option_environment_file_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_configuration().origins == {}
     write(folder / "imagestream.toml", 'home = "of-file"\ntopic = "of-file"\nmaster = "local[1]"\n')
     monkeypatch.setenv("IMAGESTREAM_HOME", "of-environment")
@@ -59,14 +59,14 @@ def test_option_wins_over_environment_over_file_over_default(folder: Path, monke
     }
 
 
-def test_places_in_a_file_lie_beside_it_wherever_the_command_runs(folder: Path) -> None:
+def test_paths_in_a_file_are_relative_to_it(folder: Path) -> None:
     file = write(folder / "etc" / "own.toml", 'home = "data"\njars = "/opt/jars"\nbackbones = "~/backbones"\n')
     settings = read_settings(config=file)
     assert (settings.home, settings.jars) == (str(folder / "etc" / "data"), Path("/opt/jars"))
     assert settings.backbones == Path.home() / "backbones"
 
 
-def test_the_named_file_is_read_instead_of_the_one_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_file_replaces_that_of_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(folder / "imagestream.toml", 'topic = "here"\n')
     first, second = write(folder / "1.toml", 'topic = "one"\n'), write(folder / "2.toml", 'topic = "two"\n')
     assert read_settings().topic == "here"
@@ -77,7 +77,7 @@ def test_the_named_file_is_read_instead_of_the_one_here(folder: Path, monkeypatc
     assert read_settings().topic == "here"
 
 
-def test_a_setting_with_a_name_of_its_own_is_called_so_in_the_environment_and_plainly_in_the_file(
+def test_setting_with_a_third_party_variable_has_its_own_key_in_the_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(folder / "imagestream.toml", 'mlflow_tracking_uri = "http://file"\n')
@@ -106,7 +106,7 @@ def test_a_setting_with_a_name_of_its_own_is_called_so_in_the_environment_and_pl
         ("# " + "x" * 70_000, "is larger than 65,536 bytes"),
     ],
 )
-def test_a_mistake_in_the_file_is_one_line_that_names_it(folder: Path, text: str, reason: str) -> None:
+def test_mistake_in_the_file_is_a_one_line_error(folder: Path, text: str, reason: str) -> None:
     write(folder / "imagestream.toml", text)
     with pytest.raises(ServiceError, match=reason) as caught:
         read_settings()
@@ -126,9 +126,7 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(folder: Path, text: str
     ],
     ids=lambda text: ascii(text)[:20],
 )
-def test_a_path_that_a_library_reads_otherwise_is_refused_before_anything_is_written(
-    folder: Path, name: str, why: str
-) -> None:
+def test_home_that_a_library_would_misread_is_refused(folder: Path, name: str, why: str) -> None:
     with pytest.raises(ServiceError) as refused:
         read_settings(home=folder / name / "home")
     assert why in str(refused.value)
@@ -136,7 +134,7 @@ def test_a_path_that_a_library_reads_otherwise_is_refused_before_anything_is_wri
     assert not list(folder.iterdir())
 
 
-def test_other_paths_and_links_are_taken_as_they_are(folder: Path) -> None:
+def test_unusual_paths_and_links_are_accepted(folder: Path) -> None:
     for name in ("fran\u00e7ois m\u00fcller", "a, b: c; #1 & 'c' \"d\" $e {f} (g) + ?*|<>~@!^`", "\u65e5\u672c"):
         (folder / name).mkdir()
         (folder / "link").unlink(missing_ok=True)
@@ -150,17 +148,17 @@ def test_other_paths_and_links_are_taken_as_they_are(folder: Path) -> None:
             assert home.is_dir()
 
 
-def test_a_file_with_a_byte_order_mark_is_read(folder: Path) -> None:
+def test_file_with_a_byte_order_mark_is_read(folder: Path) -> None:
     (folder / "imagestream.toml").write_text('topic = "marked"\n', "utf-8-sig")
     assert read_settings().topic == "marked"
 
 
-def test_a_named_file_that_is_not_there_is_told(folder: Path) -> None:
+def test_missing_named_file_is_reported(folder: Path) -> None:
     with pytest.raises(ServiceError, match=r"absent\.toml cannot be read: No such file"):
         read_settings(config=Path("absent.toml"))
 
 
-def test_show_tells_each_value_and_where_it_comes_from(folder: Path) -> None:
+def test_config_show_prints_each_value_and_its_origin(folder: Path) -> None:
     file = write(folder / "own.toml", 'home = "data"\nmaster = "local[1]"\n')
     arguments = ("--config", str(file), "config", "show", "--json", "settings.json")
     done = imagestream(*arguments, IMAGESTREAM_TOPIC="photos", MLFLOW_TRACKING_URI="https://me:secret@host/x")
@@ -174,15 +172,15 @@ def test_show_tells_each_value_and_where_it_comes_from(folder: Path) -> None:
     assert set(found) == set(Settings.model_fields)
     assert "secret" not in done.stdout
     assert all(name in done.stdout for name in found)
-    assert f"{file}: home" in done.stdout  # whole, however long, where it is no terminal
+    assert f"{file}: home" in done.stdout  # not truncated outside a terminal
 
 
-def test_a_url_is_shown_without_its_password() -> None:
+def test_url_is_shown_without_its_password() -> None:
     assert shown("https://user:pass@host/path") == "https://***@host/path"  # pragma: allowlist secret
     assert shown("host:9092") == "host:9092"
 
 
-def test_init_writes_a_file_that_changes_nothing_and_names_every_setting(folder: Path) -> None:
+def test_config_init_writes_every_setting_and_changes_none(folder: Path) -> None:
     before = read_settings()
     assert imagestream("config", "init").returncode == 0
     text = (folder / "imagestream.toml").read_text(encoding="utf-8")
@@ -200,7 +198,7 @@ def test_init_writes_a_file_that_changes_nothing_and_names_every_setting(folder:
     assert (folder / "imagestream.toml").read_text(encoding="utf-8") == text
 
 
-def test_help_and_init_work_beside_a_file_that_is_wrong(folder: Path) -> None:
+def test_help_and_init_work_with_an_invalid_file(folder: Path) -> None:
     write(folder / "imagestream.toml", "nonsense")
     assert imagestream("models", "list", "--help").returncode == 0
     assert imagestream("config", "init", "new.toml").returncode == 0
@@ -208,7 +206,7 @@ def test_help_and_init_work_beside_a_file_that_is_wrong(folder: Path) -> None:
     assert refused.startswith("error: configuration file imagestream.toml is not valid TOML")
 
 
-def test_the_processes_that_the_demo_starts_read_the_same_file(folder: Path) -> None:
+def test_processes_of_the_demo_read_the_same_file(folder: Path) -> None:
     file = write(folder / "etc" / "own.toml", 'home = "data"\ntopic = "photos"\n')
     settings = read_settings(config=file)
     command = demo_command(settings, "config", "show", "--json", "settings.json")
@@ -218,31 +216,31 @@ def test_the_processes_that_the_demo_starts_read_the_same_file(folder: Path) -> 
     assert found["home"] == {"value": str(folder / "etc" / "data"), "from": "--home"}
 
 
-def test_jars_and_backbones_are_kept_once_per_user_unless_the_home_has_its_own(
+def test_jars_and_backbones_are_per_user_unless_the_home_has_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     first, second = read_settings(home=folder / "1"), read_settings(home=folder / "2")
     assert first.jars_dir == second.jars_dir == folder / "cache" / "imagestream" / "jars"
     assert first.backbones_dir == folder / "cache" / "imagestream" / "backbones"
-    (folder / "2" / "jars").mkdir(parents=True)  # as earlier versions had it
+    (folder / "2" / "jars").mkdir(parents=True)  # as in earlier versions
     assert second.jars_dir == folder / "2" / "jars"
     monkeypatch.setenv("IMAGESTREAM_JARS", str(folder / "own"))
     assert read_settings(home=folder / "2").jars_dir == folder / "own"
     (folder / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))  # nothing can be made there
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))  # nothing can be created there
     assert first.jars_dir == folder / "1" / "jars"
 
 
-def test_jars_in_a_folder_that_no_class_path_can_name_are_refused(folder: Path) -> None:
+def test_jars_in_a_folder_with_a_comma_are_refused(folder: Path) -> None:
     with pytest.raises(ServiceError, match="has a , in its path: keep the jars elsewhere, with IMAGESTREAM_JARS"):
         spark_jars(folder / "a, b")
     check = check_jars(Settings(home=folder, jars=folder / "a, b"))
     assert (check.found, check.ok) == (f"{folder / 'a, b'} has a , in its path", False)
 
 
-def test_every_relative_place_becomes_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ivy, Kafka and Spark work in folders of their own, and refuse relative paths or take them for others."""
+def test_relative_paths_become_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ivy, Kafka and Spark run in other folders, where relative paths would fail or point elsewhere."""
     names = [name for name in Settings.model_fields if is_place(name) and name != "config"]
     for name in names:
         monkeypatch.setenv(variable_of(name), f"places/{name}")

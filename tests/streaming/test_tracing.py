@@ -1,4 +1,4 @@
-"""Trace contexts of uploads and messages, with OpenTelemetry's own SDK and without it."""
+"""Trace contexts of uploads and messages, with OpenTelemetry's SDK and without it."""
 
 import sys
 from typing import Any
@@ -13,7 +13,7 @@ GIVEN = f"00-{TRACE}-{SPAN}-01"
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The spans that have ended, by OpenTelemetry's own SDK."""
+    """The finished spans, from OpenTelemetry's SDK."""
     trace = pytest.importorskip("opentelemetry.trace")
     sdk = pytest.importorskip("opentelemetry.sdk.trace")
     export = pytest.importorskip("opentelemetry.sdk.trace.export")
@@ -28,7 +28,7 @@ def parent(span: Any) -> tuple[str, str]:
     return f"{span.context.trace_id:032x}", f"{span.parent.span_id:016x}"
 
 
-def test_publishing_is_a_span_of_the_requests_trace_which_the_message_continues(spans: Any) -> None:
+def test_publishing_span_continues_the_trace_of_the_request(spans: Any) -> None:
     with publishing(GIVEN) as passed_on:
         assert passed_on is not None
     (span,) = spans()
@@ -36,7 +36,7 @@ def test_publishing_is_a_span_of_the_requests_trace_which_the_message_continues(
     assert passed_on == f"00-{TRACE}-{span.context.span_id:016x}-01"
 
 
-def test_scoring_is_a_span_of_each_messages_trace_over_its_micro_batch(spans: Any) -> None:
+def test_scoring_span_continues_the_trace_of_each_message(spans: Any) -> None:
     other = f"00-{'c' * 32}-{'d' * 16}-01"
     scored([GIVEN, other], 2.5, {"batch_id": 7})
     assert [parent(span) for span in spans()] == [(TRACE, SPAN), ("c" * 32, "d" * 16)]
@@ -46,9 +46,7 @@ def test_scoring_is_a_span_of_each_messages_trace_over_its_micro_batch(spans: An
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_a_trace_context_is_passed_on_where_opentelemetry_is_not_set_up(
-    monkeypatch: pytest.MonkeyPatch, installed: bool
-) -> None:
+def test_trace_context_is_passed_on_without_opentelemetry(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
     if not installed:
         monkeypatch.setitem(sys.modules, "opentelemetry", None)
     for given, expected in ((GIVEN, GIVEN), (None, None), ("nonsense", None)):

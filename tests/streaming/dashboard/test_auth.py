@@ -1,4 +1,4 @@
-"""The token wall, asked as a browser and as an attacker would."""
+"""Token authentication of the dashboard, for browsers and attackers."""
 
 from pathlib import Path
 
@@ -33,22 +33,22 @@ def client() -> TestClient:
 
 @pytest.mark.parametrize("path", ["/", "/live", "/media/picture.png", "/_stcore/health", "/?token=wrong", "/?token="])
 def test_nothing_is_served_without_the_token(client: TestClient, path: str) -> None:
-    answer = client.get(path)
-    assert answer.status_code == 401
-    assert "inside" not in answer.text
-    assert COOKIE not in answer.cookies
+    response = client.get(path)
+    assert response.status_code == 401
+    assert "inside" not in response.text
+    assert COOKIE not in response.cookies
     assert client.put(path, content=b"x").status_code == 401
 
 
-def test_a_websocket_is_refused_without_the_token(client: TestClient) -> None:
+def test_websocket_is_refused_without_the_token(client: TestClient) -> None:
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/stream"):
         pass
 
 
-def test_the_token_opens_once_and_leaves_the_address(client: TestClient) -> None:
-    answer = client.get("/models", params={"token": TOKEN, "x": "1"})
-    assert (answer.status_code, answer.headers["location"]) == (303, "/models?x=1")
-    cookie = answer.headers["set-cookie"]
+def test_token_in_the_url_sets_a_cookie_and_is_removed(client: TestClient) -> None:
+    response = client.get("/models", params={"token": TOKEN, "x": "1"})
+    assert (response.status_code, response.headers["location"]) == (303, "/models?x=1")
+    cookie = response.headers["set-cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=strict" in cookie
     assert TOKEN not in cookie
@@ -58,7 +58,7 @@ def test_the_token_opens_once_and_leaves_the_address(client: TestClient) -> None
     assert client.get("/models", params={"token": "left"}).headers["location"] == "/models"
 
 
-def test_the_form_takes_the_token_and_tells_a_wrong_one(client: TestClient) -> None:
+def test_form_accepts_the_token_and_reports_a_wrong_one(client: TestClient) -> None:
     assert "Wrong token" not in client.get("/").text
     assert "Wrong token" in client.post("/", data={"token": "wrong"}).text
     assert client.post("/", content=b"token=" + b"x" * 100_000).status_code == 401
@@ -66,14 +66,14 @@ def test_the_form_takes_the_token_and_tells_a_wrong_one(client: TestClient) -> N
     assert client.get("/").text == "inside"
 
 
-def test_a_redirect_never_leads_to_another_host(client: TestClient) -> None:
-    answer = client.get("//evil.example/%5c", params={"token": TOKEN})
-    assert answer.status_code == 303
-    assert answer.headers["location"].startswith("/")
-    assert not answer.headers["location"].startswith(("//", "/\\"))
+def test_redirect_stays_on_the_host(client: TestClient) -> None:
+    response = client.get("//evil.example/%5c", params={"token": TOKEN})
+    assert response.status_code == 303
+    assert response.headers["location"].startswith("/")
+    assert not response.headers["location"].startswith(("//", "/\\"))
 
 
-def test_a_token_that_could_be_guessed_or_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_short_or_missing_token_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "token"
     with pytest.raises(ServiceError, match="cannot be read"):
         read_token(file)

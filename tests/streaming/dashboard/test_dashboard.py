@@ -1,4 +1,4 @@
-"""The dashboard in a real browser, over a real broker and a running stream."""
+"""The dashboard in a real browser, with a real broker and a running stream."""
 
 import re
 import shutil
@@ -31,7 +31,7 @@ from tests.streaming.small_models import bundle_folder
 GOOD = 120
 BAD = {
     "empty.png": b"",
-    "notes.txt": b"this is text, and no image at all",
+    "notes.txt": b"this is text, not an image",
     "cut.jpg": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",
 }
 
@@ -43,7 +43,7 @@ def rows(settings: Settings, sql: str) -> list[dict[str, Any]]:
 
 
 def images(folder: Path) -> list[Path]:
-    """Labelled images as files: digits, or, where pictures for the documentation are wanted, coloured fruits."""
+    """Labelled image files: digits, or fruits for screenshots in the documentation."""
     if SCREENSHOTS is None:
         return sorted(write_images(folder, digit_images(GOOD, skip=300)).rglob("*.png"))
     from examples.fruit_images import write_fruits
@@ -52,12 +52,12 @@ def images(folder: Path) -> list[Path]:
 
 
 def publish(settings: Settings, folder: Path, files: list[Path]) -> None:
-    with chdir(folder):  # so that the names that they are published under are short
+    with chdir(folder):  # for short source names
         imagestream(settings, "publish", *(path.relative_to(folder) for path in files), "--label-from", "parent")
 
 
-def waves(settings: Settings, folder: Path) -> None:
-    """For pictures of the documentation: images that come bit by bit."""
+def publish_in_waves(settings: Settings, folder: Path) -> None:
+    """For screenshots in the documentation: publish images at intervals."""
     files = [] if SCREENSHOTS is None else images(folder)
     for first in range(0, len(files), 80):
         publish(settings, folder, files[first : first + 80])
@@ -66,7 +66,7 @@ def waves(settings: Settings, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A service of its own, with a second version to promote."""
+    """A new service with a second version to promote."""
     if SCREENSHOTS is None:
         settings: Settings = request.getfixturevalue("new_service")()
         registry = open_registry(settings.home)
@@ -93,7 +93,7 @@ def copy_with_other_metrics(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="module")
 def streaming(service: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """The same with a stream that runs, has answered GOOD images and has put three messages into quarantine."""
+    """The service with a running stream, after GOOD predictions and three quarantined messages."""
     folder = tmp_path_factory.mktemp("published")
     for name, data in BAD.items():
         (folder / name).write_bytes(data)
@@ -105,9 +105,9 @@ def streaming(service: Settings, tmp_path_factory: pytest.TempPathFactory) -> It
     with log.open("wb") as file:
         process = subprocess.Popen(command, env=environment_of(service), stdout=file, stderr=file)
     try:
-        waves(service, folder / "before")
-        answered = "SELECT count(*) AS n FROM batches HAVING sum(input_rows) >= $n".replace("$n", str(GOOD + len(BAD)))
-        wait_for(lambda: process.poll() is not None or rows(service, answered), 120)
+        publish_in_waves(service, folder / "before")
+        drained = "SELECT count(*) AS n FROM batches HAVING sum(input_rows) >= $n".replace("$n", str(GOOD + len(BAD)))
+        wait_for(lambda: process.poll() is not None or rows(service, drained), 120)
         assert process.poll() is None, log.read_text()
         yield service
         process.terminate()
@@ -124,7 +124,7 @@ def visitor(streaming: Settings) -> Iterator[Visitor]:
         yield Visitor(chrome, address)
 
 
-def test_an_uploaded_image_is_published_and_its_prediction_appears(
+def test_uploaded_image_is_published_and_its_prediction_appears(
     visitor: Visitor, streaming: Settings, tmp_path: Path
 ) -> None:
     image = images(tmp_path)[-1]
@@ -143,7 +143,7 @@ def test_an_uploaded_image_is_published_and_its_prediction_appears(
     visitor.show("upload")
 
 
-def test_a_promoted_version_answers_the_next_upload(visitor: Visitor, streaming: Settings, tmp_path: Path) -> None:
+def test_promoted_version_predicts_the_next_upload(visitor: Visitor, streaming: Settings, tmp_path: Path) -> None:
     visitor.open("models")
     visitor.waits_for_text("2")
     visitor.click("Promote")
@@ -159,10 +159,8 @@ def test_a_promoted_version_answers_the_next_upload(visitor: Visitor, streaming:
     visitor.waits_for_text(r"model version 2 · .* after publishing")
 
 
-def test_the_live_page_tells_what_the_tables_and_the_broker_say(
-    visitor: Visitor, streaming: Settings, tmp_path: Path
-) -> None:
-    waves(streaming, tmp_path)
+def test_live_page_shows_state_lag_model_and_charts(visitor: Visitor, streaming: Settings, tmp_path: Path) -> None:
+    publish_in_waves(streaming, tmp_path)
     visitor.open("")
     visitor.waits_for_text("streaming")
     visitor.waits_for_text(r"Lag\D*0\b")
@@ -175,7 +173,7 @@ def test_the_live_page_tells_what_the_tables_and_the_broker_say(
     visitor.show("models")
 
 
-def test_replayed_messages_come_to_the_topic_again(visitor: Visitor, streaming: Settings) -> None:
+def test_replayed_messages_are_published_again(visitor: Visitor, streaming: Settings) -> None:
     visitor.open("quarantine")
     visitor.waits_for_text("not_an_image")
     visitor.show("quarantine")
@@ -184,11 +182,11 @@ def test_replayed_messages_come_to_the_topic_again(visitor: Visitor, streaming: 
     visitor.waits_for_text("Sent 3 of 3 messages")
     marked = "SELECT count(*) AS n FROM quarantine WHERE replayed_at IS NOT NULL"
     assert rows(streaming, marked) == [{"n": 3}]
-    # They are as bad as before.
+    # They are quarantined again.
     wait_for(lambda: rows(streaming, "SELECT count(*) AS n FROM quarantine") == [{"n": 6}])
 
 
-def test_a_label_given_by_hand_is_in_the_table_of_labels_and_on_the_page(visitor: Visitor, streaming: Settings) -> None:
+def test_given_label_is_in_the_table_and_on_the_page(visitor: Visitor, streaming: Settings) -> None:
     visitor.open("predictions")
     visitor.click("Open")
     visitor.waits_for_text("True label")
@@ -203,7 +201,7 @@ def test_a_label_given_by_hand_is_in_the_table_of_labels_and_on_the_page(visitor
     assert label["image_id"] in visitor.text()
 
 
-def test_predictions_show_pictures_and_follow_their_filters(visitor: Visitor, streaming: Settings) -> None:
+def test_predictions_show_images_and_are_filtered(visitor: Visitor, streaming: Settings) -> None:
     visitor.open("predictions")
     wait_for(lambda: len(visitor.all("[data-testid=stImage] img")) == 24)
     assert all(one.get_property("naturalWidth") for one in visitor.all("[data-testid=stImage] img"))
@@ -213,18 +211,18 @@ def test_predictions_show_pictures_and_follow_their_filters(visitor: Visitor, st
     visitor.waits_for_text(rf"{first['n']} predictions")
 
 
-def test_the_drift_page_compares_with_the_training_images(visitor: Visitor) -> None:
+def test_drift_page_compares_with_the_training_images(visitor: Visitor) -> None:
     visitor.open("drift")
     visitor.waits_for_text("Population stability index")
     visitor.show("drift")
 
 
-def test_nothing_is_asked_of_another_host(visitor: Visitor) -> None:
+def test_pages_request_nothing_from_other_hosts(visitor: Visitor) -> None:
     own = visitor.address.removeprefix("http://")
     assert {url.split("/")[2] for url in requested(visitor.chrome) if url.startswith(("http", "ws"))} <= {own}
 
 
-def test_pages_are_dark_where_the_browser_prefers_it(visitor: Visitor) -> None:
+def test_pages_are_dark_if_the_browser_prefers_it(visitor: Visitor) -> None:
     colour = "return getComputedStyle(document.querySelector('.stApp')).backgroundColor"
     prefer(visitor.chrome, dark=True)
     try:

@@ -1,4 +1,4 @@
-"""What the pages are told, from real Delta tables."""
+"""The queries of the dashboard's pages, on real Delta tables."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,9 +26,9 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def commit(settings: Settings, batch_id: int, rows: list[dict[str, Any]], *, at: datetime, version: int = 1) -> None:
-    """A micro-batch of these predictions, committed at `at`; scored a second before, published two seconds before."""
+    """Commit a micro-batch of predictions at `at`, scored one second and published two seconds before."""
     lineage = {"model_version": version, "query_id": QUERY_ID, "batch_id": batch_id}
-    whole = [
+    predictions = [
         {
             "image_id": f"{batch_id}-{number}",
             "topic": "images",
@@ -45,7 +45,7 @@ def commit(settings: Settings, batch_id: int, rows: list[dict[str, Any]], *, at:
         for number, row in enumerate(rows)
     ]
     Table(settings.place.tables, "predictions").append(
-        pa.Table.from_pylist(whole, schema=PREDICTIONS), QUERY_ID, batch_id
+        pa.Table.from_pylist(predictions, schema=PREDICTIONS), QUERY_ID, batch_id
     )
     batch = lineage | {
         "input_rows": len(rows) + 1,
@@ -64,7 +64,7 @@ def reader_of(settings: Settings) -> Reader:
     return reader
 
 
-def test_without_tables_every_question_has_an_answer(settings: Settings) -> None:
+def test_queries_without_tables_return_no_rows(settings: Settings) -> None:
     reader = reader_of(settings)
     assert data.last_batches(reader) == []
     assert data.throughput(reader, WINDOW) == data.latency(reader, WINDOW) == data.accuracy(reader, WINDOW) == []
@@ -76,7 +76,7 @@ def test_without_tables_every_question_has_an_answer(settings: Settings) -> None
     assert data.agreement(reader, 1) is None
 
 
-def test_throughput_latency_and_swaps_are_those_of_the_window(settings: Settings) -> None:
+def test_throughput_latency_and_swaps_are_limited_to_the_window(settings: Settings) -> None:
     commit(settings, 0, [{}] * 7, at=NOW - timedelta(hours=2))
     commit(settings, 1, [{}] * 5, at=NOW - timedelta(minutes=30))
     commit(settings, 2, [{}, {"published_at": NOW - timedelta(seconds=30)}], at=NOW - timedelta(seconds=20), version=2)
@@ -91,13 +91,13 @@ def test_throughput_latency_and_swaps_are_those_of_the_window(settings: Settings
     assert [row["version"] for row in data.last_batches(reader)] == [2, 1, 1]
 
 
-def test_a_page_of_predictions_is_filtered_and_the_newest_first(settings: Settings) -> None:
+def test_predictions_are_filtered_and_listed_latest_first(settings: Settings) -> None:
     commit(settings, 0, [{"label": "cat"}, {"label": "dog", "confidence": 0.4}], at=NOW - timedelta(days=1))
     commit(settings, 1, [{"label": "cat", "source": "50%_off/It's.PNG", "confidence": 0.9}], at=NOW, version=2)
     reader = reader_of(settings)
 
-    def offsets(wanted: Filter, limit: int = 9, skip: int = 0) -> list[int]:
-        return [row["offset"] for row in data.predictions(reader, wanted, limit=limit, skip=skip).rows]
+    def offsets(selection: Filter, limit: int = 9, skip: int = 0) -> list[int]:
+        return [row["offset"] for row in data.predictions(reader, selection, limit=limit, skip=skip).rows]
 
     assert offsets(Filter()) == [100, 1, 0]
     assert offsets(Filter(), limit=1, skip=1) == [1]
@@ -111,7 +111,7 @@ def test_a_page_of_predictions_is_filtered_and_the_newest_first(settings: Settin
     assert data.choices(reader) == (["cat", "dog"], [2, 1])
 
 
-def test_a_label_given_by_hand_counts_more_than_the_one_that_came_and_the_latest_most(settings: Settings) -> None:
+def test_latest_given_label_overrides_the_published_label(settings: Settings) -> None:
     commit(settings, 0, [{"label_true": "cat"}, {"label_true": "dog"}, {}], at=NOW)
     reader = reader_of(settings)
     assert data.accuracy(reader, WINDOW)[0] | {"moment": 0} == {
@@ -132,13 +132,13 @@ def test_a_label_given_by_hand_counts_more_than_the_one_that_came_and_the_latest
 
 
 @pytest.mark.parametrize("label", ["", "  ", "x" * 201])
-def test_a_label_that_says_nothing_is_refused(settings: Settings, label: str) -> None:
+def test_blank_or_too_long_label_is_refused(settings: Settings, label: str) -> None:
     with pytest.raises(ServiceError, match="expected a label"):
         give_label(settings, "0-1", label)
     assert not Path(settings.place.tables).exists()
 
 
-def test_a_reader_follows_commits_and_a_table_that_was_made_again(settings: Settings) -> None:
+def test_reader_follows_commits_and_recreated_tables(settings: Settings) -> None:
     reader = Reader(settings.place)
     before = reader.version("predictions")
     commit(settings, 0, [{}], at=NOW)
@@ -154,7 +154,7 @@ def test_a_reader_follows_commits_and_a_table_that_was_made_again(settings: Sett
     assert reader.rows("SELECT count(*) AS n FROM predictions") == [{"n": 3}]
 
 
-def test_a_damaged_table_is_named(settings: Settings) -> None:
+def test_damaged_table_is_reported_with_its_name(settings: Settings) -> None:
     commit(settings, 0, [{}], at=NOW)
     (Path(settings.place.tables) / "predictions" / "_delta_log" / f"{1:020}.json").write_text("{")
     with pytest.raises(ServiceError, match="table predictions in .* cannot be read"):

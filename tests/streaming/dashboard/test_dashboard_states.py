@@ -1,4 +1,4 @@
-"""What the dashboard shows where there is nothing, where something is broken, and to whom it shows nothing at all."""
+"""The dashboard without data, with damaged tables, read-only, and with a token."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def settings(tmp_path: Path, jars_dir: Path) -> Settings:
 
 @pytest.fixture(scope="module")
 def empty(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Settings]]:
-    """The address of a dashboard on a home without anything, and its settings."""
+    """The address of a dashboard on an empty home, and its settings."""
     home = tmp_path_factory.mktemp("empty") / "home"
     home.mkdir()
     settings = Settings(home=home, jars=jars_dir)
@@ -41,7 +41,7 @@ def empty(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield address, settings
 
 
-def test_without_anything_every_page_says_what_to_do_first(empty: tuple[str, Settings], chrome: Chrome) -> None:
+def test_empty_pages_show_the_first_step(empty: tuple[str, Settings], chrome: Chrome) -> None:
     address, settings = empty
     expected = {
         "": "No predictions yet: publish images",
@@ -58,7 +58,7 @@ def test_without_anything_every_page_says_what_to_do_first(empty: tuple[str, Set
     assert not Path(settings.place.tables).exists()
 
 
-def test_a_broken_table_and_a_silent_broker_are_one_message_each(settings: Settings, chrome: Chrome) -> None:
+def test_damaged_table_and_missing_broker_are_one_message_each(settings: Settings, chrome: Chrome) -> None:
     commit_batch(settings, 0, {0: (0, 30)}, bad={3})
     with running_dashboard(settings) as address:
         visitor = Visitor(chrome, address)
@@ -76,7 +76,7 @@ def test_a_broken_table_and_a_silent_broker_are_one_message_each(settings: Setti
         assert "Traceback" not in visitor.text()
 
 
-def test_a_dashboard_that_is_read_only_offers_no_change(settings: Settings, chrome: Chrome) -> None:
+def test_read_only_dashboard_offers_no_changes(settings: Settings, chrome: Chrome) -> None:
     commit_batch(settings, 0, {0: (0, 30)}, bad={3})
     with running_dashboard(settings, "--read-only") as address:
         visitor = Visitor(chrome, address)
@@ -92,7 +92,7 @@ def test_a_dashboard_that_is_read_only_offers_no_change(settings: Settings, chro
         assert "Save label" not in visitor.text()
 
 
-def test_with_a_token_nothing_is_shown_before_it_is_entered(settings: Settings, chrome: Chrome) -> None:
+def test_nothing_is_shown_before_the_token_is_entered(settings: Settings, chrome: Chrome) -> None:
     file = settings.work_dir / "token"
     file.write_text(TOKEN)
     with running_dashboard(settings, IMAGESTREAM_DASHBOARD_TOKEN_FILE=str(file)) as address:
@@ -118,7 +118,7 @@ def test_with_a_token_nothing_is_shown_before_it_is_entered(settings: Settings, 
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104
-def test_other_machines_are_let_in_with_a_token_only(settings: Settings, host: str) -> None:
+def test_listening_on_all_interfaces_requires_a_token(settings: Settings, host: str) -> None:
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "dashboard", "--host", host]
     done = subprocess.run(
         command, env=environment_of(settings), capture_output=True, text=True, check=False, timeout=60
@@ -129,15 +129,15 @@ def test_other_machines_are_let_in_with_a_token_only(settings: Settings, host: s
     assert "IMAGESTREAM_DASHBOARD_TOKEN_FILE" in line
 
 
-def test_a_page_of_another_site_cannot_open_the_websocket(empty: tuple[str, Settings], chrome: Chrome) -> None:
+def test_page_of_another_origin_cannot_open_the_websocket(empty: tuple[str, Settings], chrome: Chrome) -> None:
     address, _ = empty
-    tried = """
+    script = """
         const done = arguments[arguments.length - 1];
         const socket = new WebSocket(arguments[0]);
         socket.onopen = () => done("open"); socket.onerror = () => done("refused");
     """
     socket = address.replace("http", "ws") + "/_stcore/stream"
     chrome.get("data:text/html,another site")
-    assert chrome.execute_async_script(tried, socket) == "refused"
+    assert chrome.execute_async_script(script, socket) == "refused"
     chrome.get(f"{address}/_stcore/health")
-    assert chrome.execute_async_script(tried, socket) == "open"
+    assert chrome.execute_async_script(script, socket) == "open"

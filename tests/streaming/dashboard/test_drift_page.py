@@ -1,4 +1,4 @@
-"""The drift page's rows and plots, with windows that were judged, without, and from a model of an earlier version."""
+"""Rows and plots of the drift page: with and without tested windows, and from a model of an earlier version."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ WINDOW = {"window_rows": 510.0, "window_psi": 0.4, "p_value": 1e-30, "p_limit": 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> data.Rows:
-    """A batch of an earlier version, one too small to be shown, and one that ends a window."""
+    """A batch of an earlier version, one that is too small to be shown, and one that ends a window."""
     settings = Settings(home=tmp_path / "home")
     old = {name: value for name, value in FIGURES.items() if name != "psi_expected"}
     for number, figures in enumerate(
@@ -37,11 +37,11 @@ def rows(tmp_path: Path) -> data.Rows:
     return data.drift(reader)
 
 
-def test_batches_are_shown_that_are_large_or_end_a_window(rows: data.Rows) -> None:
+def test_large_batches_and_ends_of_windows_are_shown(rows: data.Rows) -> None:
     assert [(row["images"], row["window_images"], row["alarm"]) for row in rows] == [(400, None, None), (20, 510, 1)]
 
 
-def test_plots_take_rows_of_any_version(rows: data.Rows) -> None:
+def test_plots_accept_rows_of_earlier_versions(rows: data.Rows) -> None:
     values = charts.drift(rows, drift.PSI, "PSI").to_dict()["datasets"]
     assert sum(len(one) for one in values.values()) == 2 * len(drift.PSI)
     (windows,) = charts.drift_windows(rows[1:]).to_dict()["datasets"].values()
@@ -57,5 +57,5 @@ def test_plots_take_rows_of_any_version(rows: data.Rows) -> None:
         ({"window_images": 500, "alarm": 0.0, "p_value": 0.2, "p_limit": 3e-5}, "no drift"),
     ],
 )
-def test_the_verdict_is_that_of_the_last_window(window: dict[str, float] | None, verdict: str) -> None:
+def test_verdict_is_that_of_the_last_window(window: dict[str, float] | None, verdict: str) -> None:
     assert drift._verdict(window)[0] == verdict

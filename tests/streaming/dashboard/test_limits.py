@@ -1,4 +1,4 @@
-"""What visitors may take of the dashboard's process, and that pages of other sites take nothing."""
+"""Limits on connections and uploads of the dashboard, and refusal of requests from other origins."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from streaming.dashboard.limits import FORM_BYTES, ConnectionLimits
 
 HOME = {"Origin": "http://testserver"}
-TOO_MUCH = 100 + FORM_BYTES + 1
+TOO_LARGE = 100 + FORM_BYTES + 1
 
 
 async def upload(request: Request) -> PlainTextResponse:
@@ -36,18 +36,18 @@ def client() -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize("origin", ["http://elsewhere.test", "http://testserver.elsewhere.test", "null", "", None])
-def test_a_websocket_is_opened_by_a_page_of_the_dashboard_only(client: TestClient, origin: str | None) -> None:
+def test_websocket_is_accepted_from_the_same_origin_only(client: TestClient, origin: str | None) -> None:
     headers = {} if origin is None else {"Origin": origin}
     with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/stream", headers=headers):
         pass
     assert closed.value.code == 1008
-    for scheme in ("http", "https"):  # TLS may end before us
+    for scheme in ("http", "https"):  # TLS may be terminated by a proxy
         with client.websocket_connect("/stream", headers={"Origin": f"{scheme}://testserver"}) as socket:
             socket.send_text("hello")
             assert socket.receive_text() == "hello"
 
 
-def test_websockets_are_bounded_and_their_places_come_back(client: TestClient) -> None:
+def test_number_of_websockets_is_limited_and_closed_ones_are_released(client: TestClient) -> None:
     with client.websocket_connect("/stream", headers=HOME), client.websocket_connect("/stream", headers=HOME) as second:
         with pytest.raises(WebSocketDisconnect) as closed, client.websocket_connect("/stream", headers=HOME):
             pass
@@ -59,22 +59,15 @@ def test_websockets_are_bounded_and_their_places_come_back(client: TestClient) -
         assert socket.receive_text() == "again"
 
 
-def test_an_upload_of_another_site_or_of_too_much_is_refused_before_it_is_read(client: TestClient) -> None:
+def test_cross_origin_or_too_large_upload_is_refused(client: TestClient) -> None:
     assert client.put("/upload", content=b"x" * 100).text == "100"
     assert client.put("/upload", content=b"x", headers={"Origin": "http://elsewhere.test"}).status_code == 403
-    assert client.put("/upload", content=bytes(TOO_MUCH)).status_code == 413
+    assert client.put("/upload", content=bytes(TOO_LARGE)).status_code == 413
     for declared in ("-1", "1e9", "9" * 5000):
         assert client.put("/upload", content=b"x", headers={"Content-Length": declared}).status_code == 413
     assert client.get("/upload", headers={"Origin": "http://elsewhere.test"}).status_code == 200
 
 
-def test_an_upload_in_chunks_ends_where_it_is_too_much(client: TestClient) -> None:
-    read = []
-
-    def chunks() -> Iterator[bytes]:
-        for _ in range(3):
-            read.append(1)
-            yield bytes(FORM_BYTES)
-
-    assert client.put("/upload", content=chunks()).status_code != 200
+def test_chunked_upload_is_refused_above_the_limit(client: TestClient) -> None:
+    assert client.put("/upload", content=(bytes(FORM_BYTES) for _ in range(3))).status_code != 200
     assert client.put("/upload", content=b"x").text == "1"

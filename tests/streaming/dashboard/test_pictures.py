@@ -1,4 +1,4 @@
-"""Pictures of images that only Kafka still has, from a real broker."""
+"""Thumbnails of images that are stored only in Kafka, from a real broker."""
 
 import hashlib
 from dataclasses import replace
@@ -18,41 +18,41 @@ HOSTILE = b"\x89PNG\r\n\x1a\n" + b"\xff" * 200
 
 @pytest.fixture(scope="module")
 def published(broker: Settings) -> tuple[Settings, list[ImageRef]]:
-    """A topic of 30 digits and a message that is none, and where each is."""
+    """A topic with 30 digits and a message that is not an image, and references to them."""
     from kafka import KafkaProducer
 
     settings = broker.model_copy(update={"topic": new_topic()})
     producer = KafkaProducer(bootstrap_servers=broker.bootstrap_servers)
-    wanted = []
+    references = []
     for data in [*(data for _, _, data in digit_images(30)), HOSTILE]:
         image_id = hashlib.sha256(data).hexdigest()
-        placed = producer.send(settings.topic, data, key=image_id.encode()).get(timeout=30)
-        wanted.append(ImageRef(settings.topic, placed.partition, placed.offset, image_id))
+        metadata = producer.send(settings.topic, data, key=image_id.encode()).get(timeout=30)
+        references.append(ImageRef(settings.topic, metadata.partition, metadata.offset, image_id))
     producer.close()
-    return settings, wanted
+    return settings, references
 
 
-def test_an_image_that_kafka_has_becomes_a_small_picture(published: tuple[Settings, list[ImageRef]]) -> None:
+def test_image_in_kafka_becomes_a_thumbnail(published: tuple[Settings, list[ImageRef]]) -> None:
     settings, (*digits, hostile) = published
     found = Pictures(settings).of([*digits[::3], hostile])
     assert list(found) == digits[::3]
-    for made in found.values():
-        with Image.open(BytesIO(made)) as image:
+    for thumbnail in found.values():
+        with Image.open(BytesIO(thumbnail)) as image:
             assert (image.format, image.size) == ("PNG", (224, 224))
 
 
-def test_what_kafka_does_not_have_or_has_something_else_for_is_left_out(
+def test_missing_or_different_message_is_omitted(
     published: tuple[Settings, list[ImageRef]],
 ) -> None:
     settings, (first, second, *_) = published
     gone = replace(first, offset=10_000)
-    of_an_earlier_topic = replace(first, image_id=second.image_id, offset=first.offset)
+    different = replace(first, image_id=second.image_id, offset=first.offset)
     no_such_topic = replace(second, topic=new_topic())
-    assert Pictures(settings).of([gone, of_an_earlier_topic]) == {}
+    assert Pictures(settings).of([gone, different]) == {}
     assert Pictures(settings).of([no_such_topic]) == {}
 
 
-def test_without_a_broker_the_file_that_was_published_is_shown_if_it_is_the_same(tmp_path: Path) -> None:
+def test_unchanged_published_file_is_shown_without_a_broker(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     (_, _, data), *_ = digit_images(1)
     file = tmp_path / "digit.png"

@@ -1,4 +1,4 @@
-"""A dashboard as a process, and a browser that looks at it."""
+"""A dashboard process, and a browser that visits it."""
 
 import os
 import re
@@ -22,11 +22,11 @@ from tests.conftest import CHECKOUT
 T = TypeVar("T")
 SCREENSHOTS = CHECKOUT / "docs" / "images" if os.environ.get("IMAGESTREAM_SCREENSHOTS") else None
 PATIENCE_S = 60.0
-POLL_S = 0.4  # the text of a page takes the browser a tenth of that
+POLL_S = 0.4  # reading the text of a page takes a tenth of that
 
 
 def environment_of(settings: Settings, **more: str) -> dict[str, str]:
-    """What a process of this service finds in its environment."""
+    """The environment of a process of this service."""
     environment = {"IMAGESTREAM_JARS": str(settings.jars), "IMAGESTREAM_TOPIC": settings.topic}
     if settings.bootstrap_servers:
         environment["IMAGESTREAM_BOOTSTRAP_SERVERS"] = settings.bootstrap_servers
@@ -35,7 +35,7 @@ def environment_of(settings: Settings, **more: str) -> dict[str, str]:
 
 @contextmanager
 def running_dashboard(settings: Settings, *arguments: str, **environment: str) -> Iterator[str]:
-    """The address of a dashboard that runs for as long as the block; it has to end well when it is told to."""
+    """Run a dashboard for the block; yields its address, and checks that it exits with 0 on SIGTERM."""
     command = [sys.executable, "-m", "streaming", "--home", str(settings.home), "dashboard", "--port", "0", *arguments]
     log = settings.work_dir.parent / "dashboard.log"
     with log.open("w", encoding="utf-8") as errors:
@@ -57,16 +57,16 @@ def running_dashboard(settings: Settings, *arguments: str, **environment: str) -
         process.stdout.close()
 
 
-def wait_for(what: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
-    """The first answer that is true, within the time there is."""
+def wait_for(condition: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+    """Wait for a true result and return it."""
     give_up = time.monotonic() + patience_s
     while True:
         try:
-            if found := what():
+            if found := condition():
                 return found
         except StaleElementReferenceException:
-            pass  # it was drawn anew
-        assert time.monotonic() < give_up, "it never came"
+            pass  # it was rendered again
+        assert time.monotonic() < give_up, f"the condition was not met within {patience_s:.0f} s"
         time.sleep(POLL_S)
 
 
@@ -78,13 +78,13 @@ class Visitor:
     address: str
 
     def open(self, page: str) -> None:
-        """Go to a page as its address says, and wait until it is drawn."""
+        """Open a page by its URL, and wait until it is rendered."""
         self.chrome.get(f"{self.address}/{page}")
         wait_for(lambda: self.all("[data-testid=stHeading]"))
         self.settle()
 
     def settle(self) -> None:
-        """Wait until the script has ended."""
+        """Wait until the script of the page has finished."""
         wait_for(lambda: not self.all("[data-testid=stStatusWidget]"))
 
     def all(self, css: str) -> list[WebElement]:
@@ -95,7 +95,7 @@ class Visitor:
         return str(self.chrome.execute_script("return document.body.innerText"))
 
     def waits_for_text(self, pattern: str, patience_s: float = PATIENCE_S) -> re.Match[str]:
-        """The first match of a pattern in what the page says."""
+        """Wait for a match of a pattern in the text of the page, and return it."""
         give_up = time.monotonic() + patience_s
         while not (found := re.search(pattern, self.text())):
             assert time.monotonic() < give_up, f"{pattern!r} is not in: {self.text()}"
@@ -103,18 +103,18 @@ class Visitor:
         return found
 
     def click(self, label: str) -> None:
-        """Click the first button that can be clicked and whose text begins so."""
+        """Click the first enabled button whose text starts with a match of `label`."""
 
-        def there() -> WebElement | None:
+        def find() -> WebElement | None:
             buttons = (one for one in self.all("button") if one.is_enabled() and one.is_displayed())
-            return next((one for one in buttons if re.match(label, _words(one))), None)
+            return next((one for one in buttons if re.match(label, _text(one))), None)
 
-        button = wait_for(there)
+        button = wait_for(find)
         self.chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
         self.chrome.execute_script("arguments[0].click()", button)
 
     def choose(self, label: str, option: str) -> None:
-        """Type an option into the box of this label, and take it."""
+        """Type an option into the select box with this label, and select it."""
         box = wait_for(lambda: self.all(f"input[aria-label*='{label}']"))[-1]
         self.chrome.execute_script("arguments[0].scrollIntoView({block: 'center'})", box)
         box.click()
@@ -124,10 +124,10 @@ class Visitor:
         self.settle()
 
     def show(self, name: str) -> None:
-        """Write what is to be seen to the documentation, if it is to be written."""
+        """Save a screenshot for the documentation, if screenshots are enabled."""
         if SCREENSHOTS is None:
             return
-        time.sleep(1.5)  # until the plots are drawn
+        time.sleep(1.5)  # until the plots are rendered
         height = self.chrome.execute_script(
             "const main = document.querySelector('[data-testid=stMainBlockContainer]');"
             "return main ? main.scrollHeight : 900"
@@ -143,6 +143,6 @@ class Visitor:
         self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
-def _words(element: Any) -> str:
+def _text(element: Any) -> str:
     """The text of a button without the names of its icons."""
     return str(element.text).split("\n")[-1].strip()

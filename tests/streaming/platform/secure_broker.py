@@ -1,4 +1,4 @@
-"""A Kafka broker with TLS, SCRAM users and ACLs, and certificates for it, made anew for each run of the tests."""
+"""A Kafka broker with TLS, SCRAM users and ACLs, and certificates that are created for each test run."""
 
 import ipaddress
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ from streaming.platform.kafka_node import HOST, KafkaNode, free_port
 from streaming.settings import Settings
 
 DAY = timedelta(days=1)
-PASSWORD = 'p"a\\ss=w;ord'  # noqa: S105  what JAAS has to escape
-USERS = ("publisher", "streamer", "stranger")
+PASSWORD = 'p"a\\ss=w;ord'  # noqa: S105  with characters that JAAS escapes
+USERS = ("publisher", "streamer", "outsider")
 
 
-class Authority:
+class CertificateAuthority:
     """Signs certificates, and writes them as PEM files."""
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -48,15 +48,15 @@ class Authority:
         self.file.write_bytes(self._certificate.public_bytes(Encoding.PEM))
 
     def issue(self, name: str, host: str = HOST, *, begin: datetime | None = None, lasts: timedelta = 20 * DAY) -> Path:
-        """The stem of NAME.crt, NAME.key, and NAME.pem with both, of a certificate for `host`."""
+        """Issue a certificate for `host`; returns the stem of NAME.crt, NAME.key, and NAME.pem with both."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         try:
-            named: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+            alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
         except ValueError:
-            named = x509.DNSName(host)
+            alternative = x509.DNSName(host)
         builder = self._builder(subject, key, begin or datetime.now(UTC) - DAY, lasts)
-        certificate = builder.add_extension(x509.SubjectAlternativeName([named]), critical=False).sign(
+        certificate = builder.add_extension(x509.SubjectAlternativeName([alternative]), critical=False).sign(
             self._key, hashes.SHA256()
         )
         stem = self._directory / name
@@ -77,7 +77,7 @@ class Authority:
 
 @dataclass(frozen=True)
 class SecureBroker:
-    """Addresses by listener, and what a client needs."""
+    """The addresses of a running broker by listener, and the files of its clients."""
 
     listeners: dict[str, str]
     directory: Path
@@ -95,7 +95,7 @@ class SecureBroker:
         return Settings.model_validate(base.model_dump() | secured)
 
     def allow(self, user: str, name: str, *operations: ACLOperation, kind: ResourceType = ResourceType.TOPIC) -> None:
-        """Make the topic, if it is one, and grant rights to it, as its operator would."""
+        """Create the topic, if it is one, and grant permissions as its operator."""
         pattern = ResourcePattern(kind, name)
         with closing(KafkaAdminClient(bootstrap_servers=self.listeners["PLAINTEXT"])) as admin:
             if kind is ResourceType.TOPIC and name not in admin.list_topics():
@@ -108,8 +108,8 @@ class SecureBroker:
 
 @contextmanager
 def secure_broker(directory: Path, jars_dir: Path) -> Iterator[SecureBroker]:
-    """Start one; its operator is whoever comes by the PLAINTEXT listener, and nobody else has any rights."""
-    authority = Authority(directory, "ca")
+    """Run a broker for the block; clients of the PLAINTEXT listener are super users, others have no permissions."""
+    authority = CertificateAuthority(directory, "ca")
     certificates = {
         "SECURE": authority.issue("good"),
         "CLIENTS": authority.issue("clients"),

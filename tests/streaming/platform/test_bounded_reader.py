@@ -1,6 +1,6 @@
-"""Reading record by record what a real broker holds: compressions, transactions, and batches that are bombs.
+"""Reading the records of a real broker within limits: compression codecs, transactions, and decompression bombs.
 
-Those of Kafka's own producer, lz4 among them, are read in `tests/foreign`.
+Batches of Kafka's Java producer, including lz4, are read in `tests/foreign`.
 """
 
 import gzip
@@ -26,7 +26,7 @@ RECORDS = [(None, b"first", []), (b"key", None, HEADERS), (b"", b"x" * 100_000, 
 
 @pytest.fixture
 def topic(broker: Settings) -> str:
-    """A topic whose broker takes batches as they come."""
+    """A topic that stores batches as the producer compressed them."""
     topic = new_topic()
     with closing(KafkaAdminClient(bootstrap_servers=broker.bootstrap_servers)) as admin:
         admin.create_topics([NewTopic(topic, 1, 1, topic_configs={"compression.type": "producer"})])
@@ -40,7 +40,7 @@ def reader(broker: Settings) -> Iterator[BoundedReader]:
 
 
 def framed_snappy(data: bytes) -> bytes:
-    """As Java's clients pack: blocks of 32 KiB with their sizes."""
+    """The framing of Java clients: blocks of 32 KiB with their sizes."""
     codec = pa.Codec("snappy")
     blocks = [codec.compress(data[at : at + 32_768], asbytes=True) for at in range(0, len(data), 32_768)]
     return b"\x82SNAPPY\x00" + bytes([0, 0, 0, 1] * 2) + b"".join(len(one).to_bytes(4, "big") + one for one in blocks)
@@ -54,7 +54,7 @@ def stream_of(codec: str, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("codec", "pack"),
+    ("codec", "compress"),
     [
         (0, bytes),
         (1, gzip.compress),
@@ -64,11 +64,11 @@ def stream_of(codec: str, data: bytes) -> bytes:
     ],
     ids=["none", "gzip", "snappy, framed", "snappy", "zstd"],
 )
-def test_packed_records_are_read_as_they_were_sent(
-    broker: Settings, topic: str, reader: BoundedReader, codec: int, pack: Callable[[bytes], bytes]
+def test_compressed_records_round_trip(
+    broker: Settings, topic: str, reader: BoundedReader, codec: int, compress: Callable[[bytes], bytes]
 ) -> None:
     records = b"".join(record(number, *one) for number, one in enumerate(RECORDS))
-    batch = batch_of(pack(records), codec, len(RECORDS))
+    batch = batch_of(compress(records), codec, len(RECORDS))
     for first in (0, 3):
         assert produce(str(broker.bootstrap_servers), topic, 0, batch) == (0, first)
     found = list(reader.read(topic, 0, 1, 5))
@@ -77,7 +77,7 @@ def test_packed_records_are_read_as_they_were_sent(
     assert all(one.refused is None and one.timestamp_ms > 1_700_000_000_000 for one in found)
 
 
-def test_committed_messages_are_those_that_another_client_reads(
+def test_committed_messages_are_those_that_kafka_python_reads(
     broker: Settings, topic: str, reader: BoundedReader
 ) -> None:
     servers = broker.bootstrap_servers
@@ -99,11 +99,11 @@ def test_committed_messages_are_those_that_another_client_reads(
     end = expected[-1][0] + 1
     assert [(one.offset, one.value) for one in reader.read(topic, 0, 0, end)] == expected
     assert [one.offset for one in reader.read(topic, 0, 4, end)] == [one for one, _ in expected if one >= 4]
-    with closing(BoundedReader(str(servers), committed=False)) as every:
-        assert [one.offset for one in every.read(topic, 0, 0, 2)] == [0, 1]  # aborted
+    with closing(BoundedReader(str(servers), committed=False)) as uncommitted:
+        assert [one.offset for one in uncommitted.read(topic, 0, 0, 2)] == [0, 1]  # aborted
 
 
-def test_what_unpacks_to_too_much_is_known_by_its_offset_and_its_neighbours_are_read(
+def test_bomb_is_refused_by_its_offset_and_its_neighbours_are_read(
     broker: Settings, topic: str, reader: BoundedReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     servers = str(broker.bootstrap_servers)
@@ -113,10 +113,10 @@ def test_what_unpacks_to_too_much_is_known_by_its_offset_and_its_neighbours_are_
         gzip_bomb(10, 3_000_000),
         gzip_bomb(10, MAX_HEADERS),
     ):
-        whole = batch if len(batch) > 100 else batch_of(batch)
-        assert produce(servers, topic, 0, whole)[0] == 0
-    before, value, headers, most = reader.read(topic, 0, 0, 4)
-    assert (before.value, before.refused, most.refused, len(most.headers)) == (b"before", None, None, MAX_HEADERS)
+        packed = batch if len(batch) > 100 else batch_of(batch)
+        assert produce(servers, topic, 0, packed)[0] == 0
+    before, value, headers, largest = reader.read(topic, 0, 0, 4)
+    assert (before.value, before.refused, largest.refused, len(largest.headers)) == (b"before", None, None, MAX_HEADERS)
     assert (value.offset, value.value) == (1, None)
     assert "got 60,000,0" in str(value.refused)
     assert (headers.offset, headers.headers) == (2, [])
@@ -136,21 +136,21 @@ def test_what_unpacks_to_too_much_is_known_by_its_offset_and_its_neighbours_are_
     assert "unpacks to more than 300,000 bytes" in str(found[-1].refused)
 
 
-def test_damaged_batches_are_refused_by_their_offset() -> None:
-    whole = batch_of(record(0, b"k", b"v"))
+def test_damaged_batch_is_reported_with_its_offset() -> None:
+    valid = batch_of(record(0, b"k", b"v"))
     parsed = bounded_reader._batches
-    assert [one.base_offset for one in parsed(whole + whole[:40])] == [0]  # the last one was cut by the broker
+    assert [one.base_offset for one in parsed(valid + valid[:40])] == [0]  # brokers may truncate the last batch
     with pytest.raises(ServiceError, match="offset 0 does not match its checksum"):
-        list(parsed(whole[:-1] + b"?"))
+        list(parsed(valid[:-1] + b"?"))
     with pytest.raises(ServiceError, match="offset 0 is of message format 1, expected 2"):
-        list(parsed(whole[:16] + b"\x01" + whole[17:]))
+        list(parsed(valid[:16] + b"\x01" + valid[17:]))
     for records in (b"\xff" * 12, record(0, b"k", b"v")[:-3], bytes(3)):
         (batch,) = parsed(batch_of(records))
         with pytest.raises(ServiceError, match="the batch at offset 0 is damaged"):
             list(batch.records())
 
 
-def test_offsets_that_are_gone_are_an_error(broker: Settings, topic: str, reader: BoundedReader) -> None:
+def test_offset_out_of_range_is_an_error(broker: Settings, topic: str, reader: BoundedReader) -> None:
     with pytest.raises(OffsetOutOfRangeError):
         list(reader.read(topic, 0, 7, 9))
     assert reader.log_start(topic, 0) == 0

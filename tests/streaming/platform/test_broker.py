@@ -1,3 +1,5 @@
+"""The broker of a home: start, restart, ports, stop, and errors in one line."""
+
 import contextlib
 import os
 import socket
@@ -27,7 +29,7 @@ MIB = 1024**2
 
 @contextlib.contextmanager
 def listener(port: int = 0) -> Iterator[int]:
-    """Another process's port, as far as the broker can tell."""
+    """A port in use, as by another process."""
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", port))
@@ -37,8 +39,8 @@ def listener(port: int = 0) -> Iterator[int]:
 
 @pytest.fixture
 def own(jars_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
-    """A home without a broker so far; whatever broker a test starts there is stopped."""
-    # In a locale without letters such as ç, and where a comma parts the entries of Kafka's lists.
+    """A home without a broker; a broker that a test starts in it is stopped."""
+    # The locale has no letters such as ç, and commas separate the entries of Kafka's lists.
     monkeypatch.setenv("LC_ALL", "POSIX")
     settings = Settings(home=tmp_path / "fran\u00e7ois m\u00fcller, #1", jars=jars_dir, bootstrap_servers=None)
     yield settings
@@ -65,7 +67,7 @@ def received(servers: str, topic: str) -> list[bytes]:
         return [message.value for message in consumer]
 
 
-def test_broker_that_was_killed_starts_again_on_its_port_with_its_data(own: Settings) -> None:
+def test_killed_broker_restarts_on_its_port_with_its_data(own: Settings) -> None:
     first, _ = start_broker(own, free_port())
     send(first.address, "kept", b"one", b"two")
     psutil.Process(first.pid).kill()
@@ -78,13 +80,11 @@ def test_broker_that_was_killed_starts_again_on_its_port_with_its_data(own: Sett
     assert sorted(received(second.address, "kept")) == [b"one", b"two"]
 
 
-def test_second_start_does_nothing_and_stop_leaves_nothing_behind(
-    own: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_second_start_and_second_stop_have_no_effect(own: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     first, started = start_broker(own, free_port())
     assert started
     assert start_broker(own) == (first, False)
-    # As the kernel answers while it loads a program.
+    # As reported by the kernel while it loads a program.
     hidden: list[list[str]] = [[], []]
     command_of = psutil.Process.cmdline
     monkeypatch.setattr(psutil.Process, "cmdline", lambda process: hidden.pop() if hidden else command_of(process))
@@ -100,7 +100,7 @@ def test_second_start_does_nothing_and_stop_leaves_nothing_behind(
     assert "shut down completed" in log_file(own).read_text()
 
 
-def test_taken_port_makes_the_broker_choose_another_and_remember_it(own: Settings) -> None:
+def test_broker_chooses_and_remembers_another_port_if_its_own_is_in_use(own: Settings) -> None:
     with listener() as taken:
         (own.work_dir / "broker").mkdir(parents=True)
         (own.work_dir / "broker" / "broker.json").write_text(f'{{"port": {taken}, "pid": 0}}')
@@ -111,12 +111,12 @@ def test_taken_port_makes_the_broker_choose_another_and_remember_it(own: Setting
     assert remembered_port(own) == state.port
 
 
-def test_port_that_was_asked_for_and_is_taken_is_one_line(own: Settings) -> None:
+def test_requested_port_in_use_is_a_one_line_error(own: Settings) -> None:
     with listener() as taken, pytest.raises(ServiceError, match=f"port {taken} is taken by another process"):
         start_broker(own, taken)
 
 
-def test_image_of_20_mb_is_taken_and_one_of_22_mb_is_not(broker: Settings) -> None:
+def test_broker_accepts_messages_of_20_mib_but_not_of_22(broker: Settings) -> None:
     servers = bootstrap_servers(broker)
     largest = os.urandom(20 * MIB)
     send(servers, "large", largest)
@@ -125,32 +125,32 @@ def test_image_of_20_mb_is_taken_and_one_of_22_mb_is_not(broker: Settings) -> No
         send(servers, "large", os.urandom(22 * MIB))
 
 
-def test_address_that_was_given_wins_over_the_homes_broker(own: Settings) -> None:
+def test_given_address_takes_precedence_over_the_home_broker(own: Settings) -> None:
     assert bootstrap_servers(own.model_copy(update={"bootstrap_servers": "kafka:9092"})) == "kafka:9092"
 
 
-def test_without_a_broker_the_error_says_how_to_get_one(own: Settings) -> None:
+def test_missing_broker_is_reported_with_the_start_command(own: Settings) -> None:
     with pytest.raises(ServiceError, match=r"run `imagestream broker start`, or pass --bootstrap-servers"):
         bootstrap_servers(own)
     with pytest.raises(ServiceError, match="has not been started"):
         log_file(own)
 
 
-def test_process_id_that_another_process_has_now_is_not_our_broker(own: Settings) -> None:
+def test_reused_process_id_is_not_the_broker(own: Settings) -> None:
     (own.work_dir / "broker").mkdir(parents=True)
     (own.work_dir / "broker" / "broker.json").write_text(f'{{"port": 9092, "pid": {os.getpid()}}}')
     assert running_broker(own) is None
     assert not stop_broker(own)
 
 
-def test_damaged_state_file_counts_as_never_started(own: Settings) -> None:
+def test_damaged_state_file_is_treated_as_missing(own: Settings) -> None:
     (own.work_dir / "broker").mkdir(parents=True)
     (own.work_dir / "broker" / "broker.json").write_text('{"port": 90')
     assert running_broker(own) is None
     assert remembered_port(own) is None
 
 
-def test_jvm_that_ends_while_it_starts_is_one_line_from_its_log(own: Settings) -> None:
+def test_jvm_that_exits_at_start_is_a_one_line_error_from_its_log(own: Settings) -> None:
     data = own.work_dir / "broker" / "data"
     data.mkdir(parents=True)
     (data / "meta.properties").write_text("version=1\ncluster.id=other\nnode.id=7\n")  # another node's data
@@ -160,7 +160,7 @@ def test_jvm_that_ends_while_it_starts_is_one_line_from_its_log(own: Settings) -
     assert running_broker(own) is None
 
 
-def test_home_that_cannot_be_written_is_one_line(jars_dir: Path, tmp_path: Path) -> None:
+def test_unwritable_home_is_a_one_line_error(jars_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ServiceError, match=r"cannot write to .*: choose another home with --home"):
         start_broker(Settings(home=tmp_path / "file" / "home", jars=jars_dir))

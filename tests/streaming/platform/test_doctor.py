@@ -1,3 +1,5 @@
+"""`imagestream doctor`: checks of the machine, the home, the jars and the broker, with fixes."""
+
 import json
 import subprocess
 import sys
@@ -13,27 +15,19 @@ from tests.object_store import BUCKET, ObjectStoreServer
 
 
 def doctor(home: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-c",
-        "from streaming.cli import main; main()",
-        "--home",
-        str(home),
-        "doctor",
-        *arguments,
-    ]
+    command = [sys.executable, "-m", "streaming", "--home", str(home), "doctor", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
 
 
-def test_machine_that_runs_these_tests_passes_every_check(broker: Settings) -> None:
+def test_this_machine_passes_every_check(broker: Settings) -> None:
     assert [check for check in diagnose(broker) if not check.ok] == []
-    its_own = broker.model_copy(update={"bootstrap_servers": None})
-    state = running_broker(its_own)
+    home_broker = broker.model_copy(update={"bootstrap_servers": None})
+    state = running_broker(home_broker)
     assert state is not None
-    assert f"running at {state.address}" in [check.found for check in diagnose(its_own)]
+    assert f"running at {state.address}" in [check.found for check in diagnose(home_broker)]
 
 
-def test_each_thing_that_is_missing_is_named_with_its_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_requirements_are_reported_with_their_fixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("JAVA_HOME", raising=False)
@@ -48,7 +42,7 @@ def test_each_thing_that_is_missing_is_named_with_its_fix(tmp_path: Path, monkey
     assert "IMAGESTREAM_BOOTSTRAP_SERVERS" in failed["broker"]
 
 
-def test_home_in_a_bucket_is_tried_out_and_what_is_not_set_is_named(
+def test_bucket_is_checked_and_unset_variables_are_named(
     object_store: ObjectStoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", object_store.options["aws_endpoint"])
@@ -84,13 +78,11 @@ def test_home_in_a_bucket_is_tried_out_and_what_is_not_set_is_named(
         ("az", {"AZURE_CLIENT_ID"}, ["AZURE_STORAGE_ACCOUNT_NAME", "AZURE_CLIENT_SECRET", "AZURE_TENANT_ID"]),
     ],
 )
-def test_variables_that_a_bucket_needs_and_are_not_set_are_named(
-    scheme: str, present: set[str], missing: list[str]
-) -> None:
+def test_missing_variables_of_a_bucket_are_named(scheme: str, present: set[str], missing: list[str]) -> None:
     assert missing_variables(scheme, present) == missing
 
 
-def test_damaged_jar_is_found_by_its_hash(jars_dir: Path, tmp_path: Path) -> None:
+def test_damaged_jar_is_detected_by_its_hash(jars_dir: Path, tmp_path: Path) -> None:
     for jar in jars_dir.glob("*/*.jar"):
         copy = tmp_path / jar.relative_to(jars_dir)
         copy.parent.mkdir(exist_ok=True)
@@ -102,7 +94,7 @@ def test_damaged_jar_is_found_by_its_hash(jars_dir: Path, tmp_path: Path) -> Non
     assert jars.fix == "run `imagestream setup`"
 
 
-def test_command_fails_without_java_and_writes_what_it_found(tmp_path: Path) -> None:
+def test_command_fails_without_java_and_writes_its_findings(tmp_path: Path) -> None:
     done = doctor(tmp_path, "--json", str(tmp_path / "doctor.json"), PATH="", XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""Which engine answers: the fastest of those that agree, found once on a machine, unless a setting says which."""
+"""The choice of the engine: the fastest that agrees, measured once per machine, unless a setting fixes it."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def settings(folder: Path, **values: str) -> Settings:
     return Settings(home=str(folder), backbones=folder, **values)
 
 
-def test_every_engine_that_agrees_is_timed_and_the_fastest_is_chosen(bundle: Bundle) -> None:
+def test_fastest_engine_that_agrees_is_chosen(bundle: Bundle) -> None:
     entry, images = bundle.manifest.backbone, golden_images(bundle.arrays(GOLDEN))
     found = compare_engines(entry, bundle.files[entry.scored_file], images, seconds=0.05)
     assert set(found) == {"litert", "onnx"}
@@ -38,14 +38,14 @@ def test_every_engine_that_agrees_is_timed_and_the_fastest_is_chosen(bundle: Bun
         check_golden(bundle, load_scorer(bundle, engine=engine))
 
 
-def test_an_engine_that_disagrees_or_cannot_run_it_is_not_chosen() -> None:
+def test_engine_that_disagrees_or_fails_is_not_chosen() -> None:
     slow = Timed(images_per_s=1.0, difference=0.0)
     assert fastest({"litert": slow, "onnx": Timed(difference=0.5, why="differs by 5e-01")}) == "litert"
     assert fastest({"litert": slow, "onnx": Timed(why="operator X has no translation")}) == "litert"
     assert fastest({"litert": slow, "onnx": Timed(2.0, 1e-6)}) == "onnx"
 
 
-def test_the_choice_is_kept_for_the_machine(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_is_cached_per_machine(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "compare_engines", lambda *_: {"litert": Timed(1.0, 0.0), "onnx": Timed(2.0, 0.0)})
     engines = Engines(settings(tmp_path))
     assert engines.known(bundle.manifest) is None
@@ -62,20 +62,22 @@ def test_the_choice_is_kept_for_the_machine(bundle: Bundle, tmp_path: Path, monk
     assert Engines(settings(tmp_path)).known(bundle.manifest) is None
 
 
-def test_a_setting_fixes_the_engine_or_says_what_is_missing(bundle: Bundle, tmp_path: Path) -> None:
+def test_setting_fixes_the_engine_or_reports_what_is_missing(bundle: Bundle, tmp_path: Path) -> None:
     assert Engines(settings(tmp_path, engine="onnx")).choose(bundle).engine == "onnx"
     with pytest.raises(ModelError, match="no execution provider 'cuda', it has cpu.*IMAGESTREAM_EXECUTION_PROVIDERS"):
         Engines(settings(tmp_path, execution_providers="cuda,cpu")).choose(bundle)
     quantised = bundle.manifest.backbone.model_copy(update={"precision": "int8"})
     integers = Bundle(bundle.manifest.model_copy(update={"backbone": quantised}), bundle.sha256, bundle.files)
-    assert Engines(settings(tmp_path, engine="onnx")).choose(integers).engine == "litert"  # the only one that can
+    assert (
+        Engines(settings(tmp_path, engine="onnx")).choose(integers).engine == "litert"
+    )  # the only one that supports it
 
 
-def test_the_engine_of_the_champion_is_shown_with_the_reason(trained: Path, tmp_path: Path) -> None:
+def test_engine_of_the_champion_is_shown_with_the_reason(trained: Path, tmp_path: Path) -> None:
     found = "version 1, efficientnet_lite0; engine "
-    of_home = {"home": str(trained), "backbones": tmp_path}
-    assert check_champion(Settings(**of_home)).found == f"{found}not measured yet: `imagestream models verify 1`"
-    assert check_champion(Settings(**of_home, engine="onnx")).found == f"{found}onnx, fixed by the setting engine"
+    values = {"home": str(trained), "backbones": tmp_path}
+    assert check_champion(Settings(**values)).found == f"{found}not measured yet: `imagestream models verify 1`"
+    assert check_champion(Settings(**values, engine="onnx")).found == f"{found}onnx, fixed by the setting engine"
     variables = {"IMAGESTREAM_BACKBONES": str(tmp_path), "IMAGESTREAM_ENGINE": "auto"}
     with environment(**variables):
         _, _, shown = command_here("--home", trained, "models", "show", 1)
@@ -85,5 +87,5 @@ def test_the_engine_of_the_champion_is_shown_with_the_reason(trained: Path, tmp_
     (line,) = [line for line in shown.splitlines() if line.startswith("engine here: ")]
     assert re.search("(litert|onnx), the fastest that agrees .litert .* images/s, onnx .* images/s; one thread", line)
     assert line in verified
-    assert check_champion(Settings(**of_home)).found == found + line.removeprefix("engine here: ")
+    assert check_champion(Settings(**values)).found == found + line.removeprefix("engine here: ")
     assert "none yet" in check_champion(Settings(home=str(tmp_path / "empty"))).found

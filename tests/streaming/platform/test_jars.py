@@ -1,3 +1,5 @@
+"""The locked jars: installation, verification and repair, with Ivy and its cache."""
+
 import os
 import shutil
 import threading
@@ -14,23 +16,23 @@ NO_NETWORK = "-Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=9 -Dhttp.proxyHost=1
 
 @pytest.fixture
 def own_jars(jars_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the checkout's jars and of Ivy's cache, to be damaged; links, so that it costs nothing."""
+    """A copy of the checkout's jars and of Ivy's cache that tests may damage; hard links, so that it is cheap."""
     if not (jars_dir / "ivy").is_dir():
-        pytest.skip("the jars were copied here by hand, without Ivy's cache")
+        pytest.skip("the jars were copied manually, without Ivy's cache")
     return Path(shutil.copytree(jars_dir, tmp_path / "jars", copy_function=os.link))
 
 
 def damage(jar: Path) -> None:
-    whole = jar.read_bytes()
-    jar.unlink()  # the link, not the checkout's own jar
-    jar.write_bytes(whole[: len(whole) // 2])
+    content = jar.read_bytes()
+    jar.unlink()  # the link, not the checkout's jar
+    jar.write_bytes(content[: len(content) // 2])
 
 
-def test_every_locked_jar_is_there_with_its_hash(jars_dir: Path) -> None:
+def test_every_locked_jar_has_its_hash(jars_dir: Path) -> None:
     assert damaged_jars(jars_dir) == {}
 
 
-def test_spark_gets_no_second_copy_of_what_pyspark_ships(jars_dir: Path) -> None:
+def test_spark_jars_and_those_of_pyspark_are_disjoint(jars_dir: Path) -> None:
     import pyspark
 
     def module(jar: Path) -> str:
@@ -40,27 +42,27 @@ def test_spark_gets_no_second_copy_of_what_pyspark_ships(jars_dir: Path) -> None
     assert not shipped & {module(jar) for jar in spark_jars(jars_dir)}
 
 
-def test_half_a_jar_and_a_missing_one_are_fetched_again(own_jars: Path, tmp_path: Path) -> None:
-    half, gone = own_jars / "spark" / "commons-pool2-2.13.1.jar", own_jars / "broker" / "slf4j-api-1.7.36.jar"
-    damage(half)
-    gone.unlink()
+def test_truncated_and_missing_jars_are_fetched_again(own_jars: Path, tmp_path: Path) -> None:
+    truncated, missing = own_jars / "spark" / "commons-pool2-2.13.1.jar", own_jars / "broker" / "slf4j-api-1.7.36.jar"
+    damage(truncated)
+    missing.unlink()
     assert set(damaged_jars(own_jars, verify=False)) == {
         "spark/commons-pool2-2.13.1.jar",
         "broker/slf4j-api-1.7.36.jar",
     }
-    said: list[str] = []
+    messages: list[str] = []
 
     def listen(done: int, total: int, text: str) -> None:
-        said.append(text)
+        messages.append(text)
 
     install_jars(own_jars, find_java(tmp_path), listen)
     assert damaged_jars(own_jars) == {}
-    assert "fetching 2 jars" in said[0]
-    assert "replaced by 4.0.0" in said[1]
+    assert "fetching 2 jars" in messages[0]
+    assert "replaced by 4.0.0" in messages[1]
     assert not list(own_jars.glob(".incoming-*"))
 
 
-def test_jar_of_the_right_size_but_other_bytes_is_found_by_its_hash(own_jars: Path, tmp_path: Path) -> None:
+def test_altered_jar_of_the_same_size_is_detected_by_its_hash(own_jars: Path, tmp_path: Path) -> None:
     jar = own_jars / "spark" / "delta-storage-4.4.0.jar"
     size = jar.stat().st_size
     jar.unlink()
@@ -71,18 +73,18 @@ def test_jar_of_the_right_size_but_other_bytes_is_found_by_its_hash(own_jars: Pa
     assert damaged_jars(own_jars) == {}
 
 
-def test_jar_that_is_damaged_in_the_cache_too_is_downloaded_again(own_jars: Path, tmp_path: Path) -> None:
+def test_jar_damaged_in_ivys_cache_is_downloaded_again(own_jars: Path, tmp_path: Path) -> None:
     for jar in own_jars.rglob("commons-pool2-2.13.1.jar"):
         damage(jar)
     install_jars(own_jars, find_java(tmp_path))
     assert damaged_jars(own_jars) == {}
 
 
-def test_installing_where_everything_is_needs_no_java(jars_dir: Path) -> None:
+def test_installing_complete_jars_needs_no_java(jars_dir: Path) -> None:
     install_jars(jars_dir, Path("/nonexistent/java"))
 
 
-def test_two_that_install_at_once_both_end_with_whole_jars(own_jars: Path, tmp_path: Path) -> None:
+def test_concurrent_installations_fetch_each_jar_once(own_jars: Path, tmp_path: Path) -> None:
     damage(own_jars / "spark" / "commons-pool2-2.13.1.jar")
     java = find_java(tmp_path)
     fetched: list[str] = []
@@ -90,18 +92,16 @@ def test_two_that_install_at_once_both_end_with_whole_jars(own_jars: Path, tmp_p
     def listen(done: int, total: int, text: str) -> None:
         fetched.append(text)
 
-    both = [threading.Thread(target=install_jars, args=(own_jars, java, listen)) for _ in range(2)]
-    for one in both:
+    threads = [threading.Thread(target=install_jars, args=(own_jars, java, listen)) for _ in range(2)]
+    for one in threads:
         one.start()
-    for one in both:
+    for one in threads:
         one.join()
     assert damaged_jars(own_jars) == {}
     assert sum("fetching" in text for text in fetched) == 1
 
 
-def test_download_that_fails_names_the_artifact_and_both_ways_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_download_names_the_artifact_and_both_fixes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_TOOL_OPTIONS", NO_NETWORK)
     with pytest.raises(
         ServiceError, match=r"could not fetch \S+#\S+;\S+: check the network .* or copy the jars"
@@ -111,7 +111,7 @@ def test_download_that_fails_names_the_artifact_and_both_ways_out(
     assert not list((tmp_path / "jars").glob(".incoming-*"))
 
 
-def test_missing_jars_are_named_before_anything_starts(tmp_path: Path) -> None:
+def test_missing_jars_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match=r"spark/\S+\.jar: No such file.*imagestream setup"):
         spark_jars(tmp_path)
     with pytest.raises(ServiceError, match="broker/"):

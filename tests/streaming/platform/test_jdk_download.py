@@ -1,4 +1,4 @@
-"""A JDK is unpacked only if it is what its checksum says; the API is one of our own on loopback."""
+"""A JDK is unpacked only if its checksum matches; the download API is a server on loopback."""
 
 import hashlib
 import io
@@ -29,7 +29,7 @@ def archive(name: str = "jdk-17/bin/java", kind: bytes = tarfile.REGTYPE) -> byt
 @contextmanager
 def api(content: bytes, checksum: str | None = None) -> Iterator[str]:
     class Handler(QuietHandler):
-        def do_GET(self) -> None:  # noqa: N802  the name that http.server calls
+        def do_GET(self) -> None:  # noqa: N802  the name expected by http.server
             link = f"http://127.0.0.1:{self.server.server_address[1]}/archive"
             package = {"link": link, "checksum": checksum or hashlib.sha256(content).hexdigest()}
             body = content if self.path == "/archive" else json.dumps([{"binary": {"package": package}}]).encode()
@@ -41,23 +41,23 @@ def api(content: bytes, checksum: str | None = None) -> Iterator[str]:
         yield url
 
 
-def test_a_jdk_that_is_what_its_checksum_says_is_unpacked(tmp_path: Path) -> None:
+def test_jdk_with_a_matching_checksum_is_unpacked(tmp_path: Path) -> None:
     with api(archive()) as url:
         download_jdk("17", tmp_path, url)
     java = tmp_path / "jdk-17" / "bin" / "java"
     assert java.read_bytes() == b"java"
-    assert java.stat().st_mode & 0o7777 == 0o755, "it runs, and as nobody else"
+    assert java.stat().st_mode & 0o7777 == 0o755, "executable, and without setuid"
     assert [path.name for path in tmp_path.iterdir()] == ["jdk-17"]
 
 
-def test_a_jdk_that_was_altered_is_not_unpacked(tmp_path: Path) -> None:
+def test_altered_jdk_is_not_unpacked(tmp_path: Path) -> None:
     with api(archive(), "0" * 64) as url, pytest.raises(ServiceError, match="has SHA-256 .*, expected 0000"):
         download_jdk("17", tmp_path, url)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("name", "kind"), [("../outside", tarfile.REGTYPE), ("jdk-17/link", tarfile.SYMTYPE)])
-def test_nothing_of_an_archive_lies_outside_of_its_folder(tmp_path: Path, name: str, kind: bytes) -> None:
+def test_archive_member_outside_its_folder_is_refused(tmp_path: Path, name: str, kind: bytes) -> None:
     (tmp_path / "java").mkdir()
     with api(archive(name, kind)) as url, pytest.raises((OSError, tarfile.TarError)):
         download_jdk("17", tmp_path / "java", url)
@@ -65,6 +65,6 @@ def test_nothing_of_an_archive_lies_outside_of_its_folder(tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("checksum", ["", "abc", "z" * 64])
-def test_a_jdk_without_a_checksum_is_not_downloaded(tmp_path: Path, checksum: str) -> None:
+def test_jdk_without_a_checksum_is_not_downloaded(tmp_path: Path, checksum: str) -> None:
     with api(archive(), checksum or "-") as url, pytest.raises(ServiceError, match="has no SHA-256 for JDK 17"):
         download_jdk("17", tmp_path, url)

@@ -1,4 +1,4 @@
-"""A broker with TLS, users and ACLs: who is let in, who is refused, how quickly, and what is said."""
+"""A broker with TLS, users and ACLs: permitted access, and refusals that are reported in one line."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ CERTIFICATE = {"kafka_certificate_file": "crt", "kafka_key_file": "key"}
 
 @pytest.fixture(scope="module")
 def secured(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureBroker]:
-    """A broker where `publisher` may write to one topic, `streamer` may read it, and `stranger` may nothing."""
+    """A broker where `publisher` may write to one topic, `streamer` may read it, and `outsider` has no permissions."""
     with secure_broker(tmp_path_factory.mktemp("secured"), jars_dir) as started:
         started.allow("publisher", TOPIC, ACLOperation.WRITE)
         started.allow("streamer", TOPIC, ACLOperation.READ)
@@ -47,25 +47,25 @@ def secured(jars_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def base(jars_dir: Path, tmp_path: Path) -> Settings:
-    """Settings of an empty home, without any Kafka."""
+    """Settings of an empty home, without a broker."""
     return Settings(home=tmp_path / "home", jars=jars_dir, topic=TOPIC)
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What a user of these settings has in the environment."""
+    """The environment variables of these settings."""
     names = [name for name in Settings.model_fields if name.startswith("kafka_")]
     given = {name: getattr(settings, name) for name in (*names, "bootstrap_servers", "topic", "jars", "backbones")}
     return {f"IMAGESTREAM_{name.upper()}": str(value) for name, value in given.items() if value is not None}
 
 
 def refused(case: str, secured: SecureBroker, base: Settings, tmp_path: Path) -> Settings:
-    """Settings with one thing wrong."""
+    """Settings with one mistake."""
     good = secured.settings(base, "streamer")
     (tmp_path / "wrong").write_text("guessed\n")
     change: dict[str, Any] = {
         "wrong password": {"kafka_password_file": tmp_path / "wrong"},
         "unknown user": {"kafka_username": "nobody"},
-        "no right": {"kafka_username": "stranger"},
+        "no permission": {"kafka_username": "outsider"},
         "plaintext to a TLS port": {"kafka_security_protocol": "PLAINTEXT"},
         "TLS to a plaintext port": {"bootstrap_servers": secured.listeners["PLAINTEXT"]},
         "expired certificate": {"bootstrap_servers": secured.listeners["EXPIRED"]},
@@ -84,7 +84,7 @@ def refused(case: str, secured: SecureBroker, base: Settings, tmp_path: Path) ->
 
 REFUSALS = {
     "wrong password": r"refuses user 'streamer': look at IMAGESTREAM_KAFKA_USERNAME and .*KAFKA_PASSWORD_FILE",
-    "no right": r"user 'stranger' has no right to \w+ topic 'guarded': grant it .* or look at .*_KAFKA_USERNAME",
+    "no permission": r"user 'outsider' has no right to \w+ topic 'guarded': grant it .* or look at .*_KAFKA_USERNAME",
     "plaintext to a TLS port": r"wants TLS, and got PLAINTEXT: set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to",
     "expired certificate": r"the certificate of the broker at [\d.:]+ has expired",
     "wrong host name": r"is not for '127\.0\.0\.1': look at IMAGESTREAM_BOOTSTRAP_SERVERS",
@@ -102,7 +102,7 @@ OTHER_REFUSALS = {
 
 @pytest.mark.parametrize("command", ["publish", "stream", "gateway", "status"])
 @pytest.mark.parametrize("case", REFUSALS)
-def test_command_says_in_one_line_why_it_is_refused(
+def test_command_reports_its_refusal_in_one_line(
     case: str,
     command: str,
     secured: SecureBroker,
@@ -125,25 +125,25 @@ def test_command_says_in_one_line_why_it_is_refused(
         run(["--home", str(base.home), command, *more[command]])
 
     assert ended.value.code == 1
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     if command == "status":
         lines = json.loads((tmp_path / "status.json").read_text())["reasons"][:1]
     else:
-        lines = said.err.splitlines()
-        assert said.out == ""
+        lines = output.err.splitlines()
+        assert output.out == ""
     assert len(lines) == 1
     assert re.search(REFUSALS[case], lines[0]), lines
-    assert "guessed" not in said.out + said.err
+    assert "guessed" not in output.out + output.err
 
 
 @pytest.mark.parametrize("case", REFUSALS | OTHER_REFUSALS)
-def test_refusal_names_the_setting_to_look_at(case: str, secured: SecureBroker, base: Settings, tmp_path: Path) -> None:
+def test_refusal_names_the_setting_to_check(case: str, secured: SecureBroker, base: Settings, tmp_path: Path) -> None:
     settings = refused(case, secured, base, tmp_path)
     with pytest.raises(RefusedError, match=(REFUSALS | OTHER_REFUSALS)[case]):
         describe_topic(str(settings.bootstrap_servers), TOPIC, client_arguments(settings))
 
 
-def test_doctor_tells_what_keeps_us_out(secured: SecureBroker, base: Settings, tmp_path: Path) -> None:
+def test_doctor_reports_the_refusal(secured: SecureBroker, base: Settings, tmp_path: Path) -> None:
     for case in ("wrong password", "expired certificate"):
         found = check_broker(refused(case, secured, base, tmp_path))
         assert not found.ok
@@ -151,7 +151,7 @@ def test_doctor_tells_what_keeps_us_out(secured: SecureBroker, base: Settings, t
     assert check_broker(secured.settings(base, "streamer")).ok
 
 
-def test_users_with_just_the_rights_they_need_publish_and_stream(
+def test_users_with_minimal_permissions_publish_and_stream(
     secured: SecureBroker, trained: Path, base: Settings, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = tmp_path / "service"
@@ -169,17 +169,17 @@ def test_users_with_just_the_rights_they_need_publish_and_stream(
     offsets = TopicOffsets(str(publisher.bootstrap_servers), [TOPIC], client_arguments(publisher))
     assert sum(one.end for one in (offsets.read() or {}).values()) == 10
     offsets.close()
-    for file in home.rglob("*"):  # the log of Spark, the checkpoint, the tables, the state of the stream
+    for file in home.rglob("*"):  # Spark's log, checkpoint, tables, and state of the stream
         if file.is_file() and not file.is_symlink():
             content = file.read_bytes()
             assert PASSWORD.encode() not in content, file
             assert PASSWORD.replace("\\", "\\\\").replace('"', '\\"').encode() not in content, file
 
 
-def test_answers_topic_needs_rights_to_topic_transactional_id_and_group(secured: SecureBroker, base: Settings) -> None:
-    settings = secured.settings(base, "stranger").model_copy(update={"answers_topic": "answers"})
+def test_answers_topic_requires_permissions_for_topic_id_and_group(secured: SecureBroker, base: Settings) -> None:
+    settings = secured.settings(base, "outsider").model_copy(update={"answers_topic": "answers"})
 
-    def line() -> str | None:
+    def refusal() -> str | None:
         try:
             with closing(AnswersTopic(settings)) as answers:
                 answers.prepare(Subscription((TOPIC,)))
@@ -188,35 +188,35 @@ def test_answers_topic_needs_rights_to_topic_transactional_id_and_group(secured:
             return str(error)
         return None
 
-    said = []
+    refusals = []
     for kind, name, *operations in (
         (ResourceType.TOPIC, "answers", ACLOperation.WRITE),
         (ResourceType.TOPIC, "answers", ACLOperation.READ),
         (ResourceType.TRANSACTIONAL_ID, "imagestream-7", ACLOperation.WRITE, ACLOperation.DESCRIBE),
         (ResourceType.GROUP, "imagestream-7", ACLOperation.READ),
     ):
-        secured.allow("stranger", name, kind=kind)  # the topic is there, also without rights
-        said.append(line())
-        secured.allow("stranger", name, *operations, kind=kind)
-    assert line() is None
+        secured.allow("outsider", name, kind=kind)  # the topic exists, also without permissions
+        refusals.append(refusal())
+        secured.allow("outsider", name, *operations, kind=kind)
+    assert refusal() is None
     expected = ("write topic 'answers'", "read topic 'answers'", "transactional id 'imagestream-7'", "group 'imagestr")
-    for text, part in zip(said, expected, strict=True):
+    for text, part in zip(refusals, expected, strict=True):
         assert text is not None
         assert f"no right to {part}" in text
         assert "grant it with `kafka-acls.sh --add" in text
 
 
-def test_users_of_the_compose_file_get_the_rights_that_the_service_needs(
+def test_users_of_the_compose_file_get_the_required_permissions(
     secured: SecureBroker, base: Settings, tmp_path: Path
 ) -> None:
     for user in ("streamer", "publisher", "operator"):
         (tmp_path / f"kafka-{user}").write_text(f"{PASSWORD}\n")
     script = Path(__file__).parents[3] / "docs" / "deploy" / "kafka_users.py"
     command = [sys.executable, str(script), secured.listeners["PLAINTEXT"], "composed", str(tmp_path)]
-    for _ in range(2):  # again and again, with every `up`
+    for _ in range(2):  # it runs with every `up`
         subprocess.run(command, check=True, timeout=60)
 
-    may: dict[str, list[Right]] = {}
+    granted: dict[str, list[Right]] = {}
     for user in ("streamer", "publisher", "operator"):
         settings = secured.settings(base, user)
         for right in Right:
@@ -224,11 +224,11 @@ def test_users_of_the_compose_file_get_the_rights_that_the_service_needs(
                 check_access(str(settings.bootstrap_servers), "composed", client_arguments(settings), right)
             except RefusedError:
                 continue
-            may[user] = [*may.get(user, []), right]
-    assert may == {"streamer": [Right.READ], "publisher": [Right.WRITE], "operator": [Right.READ, Right.WRITE]}
+            granted[user] = [*granted.get(user, []), right]
+    assert granted == {"streamer": [Right.READ], "publisher": [Right.WRITE], "operator": [Right.READ, Right.WRITE]}
 
 
-def test_client_certificate_is_a_user_too(secured: SecureBroker, base: Settings) -> None:
+def test_client_certificate_authenticates_a_user(secured: SecureBroker, base: Settings) -> None:
     certificate = {name: secured.directory / f"client.{end}" for name, end in CERTIFICATE.items()}
     change = {"bootstrap_servers": secured.listeners["CLIENTS"], "kafka_security_protocol": "SSL", **certificate}
     settings = secured.settings(base, "ignored").model_copy(update=change)
@@ -236,7 +236,7 @@ def test_client_certificate_is_a_user_too(secured: SecureBroker, base: Settings)
     with pytest.raises(RefusedError, match="the owner of IMAGESTREAM_KAFKA_CERTIFICATE_FILE has no right to write"):
         check()
     secured.allow("CN=client", TOPIC, ACLOperation.WRITE)
-    for _ in range(50):  # a right takes a moment to get about
+    for _ in range(50):  # ACLs take a moment to propagate
         with contextlib.suppress(RefusedError):
             check()
             return
@@ -245,7 +245,7 @@ def test_client_certificate_is_a_user_too(secured: SecureBroker, base: Settings)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [
         ({"kafka_password_file": None}, "SASL_SSL needs a user: set .*_USERNAME and IMAGESTREAM_KAFKA_PASSWORD_FILE"),
         ({"kafka_password_file": Path("missing")}, "_KAFKA_PASSWORD_FILE: missing cannot be read: No such file"),
@@ -258,8 +258,8 @@ def test_client_certificate_is_a_user_too(secured: SecureBroker, base: Settings)
         ),
     ],
 )
-def test_file_that_is_not_as_its_setting_says_is_one_line(
-    change: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_invalid_credential_file_is_a_one_line_error(
+    change: dict[str, Any], error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "two lines").write_text("one\ntwo\n")
@@ -267,13 +267,13 @@ def test_file_that_is_not_as_its_setting_says_is_one_line(
     good = Settings(
         kafka_security_protocol="SASL_SSL", kafka_username="somebody", kafka_password_file=tmp_path / "password"
     )
-    for turned_into in (client_arguments, spark_options):
-        assert turned_into(good)
-        with pytest.raises(ServiceError, match=said):
-            turned_into(good.model_copy(update=change))
+    for convert in (client_arguments, spark_options):
+        assert convert(good)
+        with pytest.raises(ServiceError, match=error):
+            convert(good.model_copy(update=change))
 
 
-def test_spark_gets_the_password_as_java_reads_it(tmp_path: Path) -> None:
+def test_password_for_spark_is_escaped_for_jaas(tmp_path: Path) -> None:
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     settings = Settings(
         kafka_security_protocol="SASL_PLAINTEXT", kafka_username="me", kafka_password_file=tmp_path / "password"
@@ -286,7 +286,7 @@ def test_spark_gets_the_password_as_java_reads_it(tmp_path: Path) -> None:
     }
 
 
-def test_home_broker_is_not_taken_for_a_secured_one(broker: Settings) -> None:
+def test_home_broker_is_refused_for_a_secure_protocol(broker: Settings) -> None:
     own = broker.model_copy(update={"bootstrap_servers": None, "kafka_security_protocol": "SASL_SSL"})
     with pytest.raises(ServiceError, match="uses PLAINTEXT, not SASL_SSL: set IMAGESTREAM_BOOT"):
         bootstrap_servers(own)

@@ -1,4 +1,4 @@
-"""Machines as containers are: limits of memory, users without a name, scratch folders and disks that do not serve."""
+"""Machines like containers: memory limits, users without a passwd entry, unusable scratch folders, full disks."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ UNSHARE = shutil.which("unshare") or ""
 ALLOWED = bool(UNSHARE) and subprocess.run([UNSHARE, "-Urm", "--uts", "true"], check=False).returncode == 0
 needs_namespaces = pytest.mark.skipif(not ALLOWED, reason="this machine allows no user namespaces")
 
-# As `docker run --read-only` with a volume, on a host whose name is not in DNS, and where /tmp may run nothing.
+# Like `docker run --read-only` with a volume, a host name that does not resolve, and /tmp mounted noexec.
 CONTAINER = """
 set -e
 hostname no-such-host
@@ -45,7 +45,7 @@ def in_namespace(*words: str | Path, options: tuple[str, ...] = ("-Urm", "--uts"
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_memory_is_what_the_groups_of_the_process_leave(tmp_path: Path, version: int) -> None:
+def test_memory_is_limited_by_the_control_groups_of_the_process(tmp_path: Path, version: int) -> None:
     group = tmp_path / ("memory" if version == 1 else "") / "pod" / "container"
     group.mkdir(parents=True)
     limit, used, cached = (
@@ -55,15 +55,14 @@ def test_memory_is_what_the_groups_of_the_process_leave(tmp_path: Path, version:
     )
     own = tmp_path / "own"
     own.write_text("4:cpu,memory:/pod/container\n0::/\n" if version == 1 else "0::/pod/container\n")
-    everything = memory(tmp_path, own)
-    assert everything.total == psutil.virtual_memory().total
+    assert memory(tmp_path, own).total == psutil.virtual_memory().total
 
     (group.parent / limit).write_text(f"{512 * MIB}\n")
     (group.parent / used).write_text(f"{400 * MIB}\n")
     (group.parent / "memory.stat").write_text(f"cache 1\n{cached} {100 * MIB}\n")
     (group / limit).write_text("max\n" if version == 2 else f"{2**63 - 4096}\n")
     assert (memory(tmp_path, own).total, memory(tmp_path, own).available) == (512 * MIB, 212 * MIB)
-    # A container sees its own group at the top, whatever its path on the host is.
+    # In a container, its group is the root of the hierarchy, whatever its path on the host is.
     own.write_text(own.read_text().replace("pod", "of-the-host"))
     top = group.parents[1]
     for name in (limit, used):
@@ -71,7 +70,7 @@ def test_memory_is_what_the_groups_of_the_process_leave(tmp_path: Path, version:
     assert (memory(tmp_path, own).total, memory(tmp_path, own).available) == (300 * MIB, 0)
 
 
-def test_the_limit_of_a_real_group_is_seen() -> None:
+def test_limit_of_a_real_control_group_is_detected() -> None:
     groups = Path("/sys/fs/cgroup")
     version_1 = (groups / "memory").is_dir()
     group = (groups / "memory" if version_1 else groups) / f"imagestream-{os.getpid()}"
@@ -98,7 +97,7 @@ def test_the_limit_of_a_real_group_is_seen() -> None:
 
 
 @needs_namespaces
-def test_spark_starts_in_a_read_only_container_of_an_unknown_name_with_tmp_noexec(tmp_path: Path) -> None:
+def test_spark_starts_in_a_read_only_container_with_noexec_tmp(tmp_path: Path) -> None:
     jars = read_settings().jars_dir.resolve()
     inside = [sys.executable, "-c", START, "/mnt/home", jars, "local[1]", "1g"]
     done = in_namespace("/bin/sh", "-c", CONTAINER, "sh", tmp_path, *inside)
@@ -106,7 +105,7 @@ def test_spark_starts_in_a_read_only_container_of_an_unknown_name_with_tmp_noexe
 
 
 @needs_namespaces
-def test_a_user_without_a_name_is_refused_with_the_fix_by_spark_and_doctor(tmp_path: Path) -> None:
+def test_user_without_a_passwd_entry_is_refused_with_the_fix(tmp_path: Path) -> None:
     show = (
         "from pathlib import Path; from streaming.errors import ServiceError\n"
         "from streaming.platform.doctor import check_user; from streaming.platform.machine import user_name\n"
@@ -123,9 +122,7 @@ def test_a_user_without_a_name_is_refused_with_the_fix_by_spark_and_doctor(tmp_p
     assert refused.startswith("user 54321 has no entry in /etc/passwd, without which Hadoop's login fails: ")
 
 
-def test_scratch_files_go_below_the_home_where_tmp_cannot_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scratch_files_are_in_the_home_if_tmp_is_unusable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
     assert use_scratch(tmp_path / "home") == tmp_path / "home" / "tmp"
@@ -165,7 +162,7 @@ print(report.clean)
 
 
 @needs_namespaces
-def test_a_disk_that_is_full_in_the_middle_of_a_batch_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_full_disk_during_a_batch_loses_and_duplicates_nothing(tmp_path: Path) -> None:
     disk = 'mount -t tmpfs -o size=1m tmpfs "$1"; shift; exec "$@"'
     done = in_namespace("/bin/sh", "-c", disk, "sh", tmp_path, sys.executable, "-c", FILL, tmp_path)
     assert done.stdout.split() == ["True", "True"], done.stdout + done.stderr

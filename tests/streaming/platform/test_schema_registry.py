@@ -1,4 +1,4 @@
-"""Schemas are fetched from a registry with bounds, and registered under a subject; the registry is on loopback."""
+"""Schemas are fetched within limits, and registered under a subject; the registry is a server on loopback."""
 
 import json
 import threading
@@ -18,14 +18,14 @@ from tests.streaming.schema_server import UNKNOWN, Answer, error_answer, schema_
 SCHEMA = '{"type": "string"}'
 
 
-def test_a_schema_is_fetched_by_its_id_below_the_path_of_the_registry() -> None:
+def test_schema_is_fetched_by_its_id_below_the_path_of_the_registry() -> None:
     with schema_server(lambda number: schema_answer({"is": number}, schemaType="AVRO", references=[])) as registry:
         assert json.loads(fetch_schema(f"{registry.url}/api/", 2**32 - 1)) == {"is": 2**32 - 1}
         assert registry.asked == ["/api/schemas/ids/4294967295"]
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "what"),
+    ("answer", "error", "message"),
     [
         (UNKNOWN, UnknownSchemaError, "expected a schema that the registry http.* has, got its id 7"),
         (schema_answer("x", schemaType="PROTOBUF"), UnknownSchemaError, "expected an Avro .* 7 of type 'PROTOBUF'"),
@@ -40,15 +40,15 @@ def test_a_schema_is_fetched_by_its_id_below_the_path_of_the_registry() -> None:
     ],
     ids=lambda value: str(value[0]) if isinstance(value, tuple) else None,
 )
-def test_an_answer_without_a_schema_is_an_error_that_says_why(
-    answer: Answer, error: type[Exception], what: str
+def test_response_without_a_schema_is_an_error_with_the_reason(
+    answer: Answer, error: type[Exception], message: str
 ) -> None:
-    with schema_server(lambda _: answer) as registry, pytest.raises(error, match=what) as caught:
+    with schema_server(lambda _: answer) as registry, pytest.raises(error, match=message) as caught:
         fetch_schema(registry.url, 7)
     assert "\n" not in str(caught.value)
 
 
-def test_a_registry_that_sends_byte_by_byte_or_is_not_there_is_away() -> None:
+def test_slow_or_missing_registry_is_unavailable() -> None:
     drip = threading.Event()
     with schema_server(lambda _: UNKNOWN, drip=drip) as registry:
         with pytest.raises(RegistryAwayError, match=r"did not answer within 0\.5 s"):
@@ -58,7 +58,7 @@ def test_a_registry_that_sends_byte_by_byte_or_is_not_there_is_away() -> None:
         fetch_schema(registry.url, 7)
 
 
-def test_a_schema_is_registered_once_and_then_looked_up() -> None:
+def test_schema_is_registered_once_and_then_looked_up() -> None:
     with schema_server() as registry:
         numbers = [register_schema(registry.url, subject, SCHEMA) for subject in ("a-value", "b/ü", "a-value")]
         assert numbers == [1, 1, 1]
@@ -71,7 +71,7 @@ def test_a_schema_is_registered_once_and_then_looked_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "error", "what"),
+    ("answer", "error", "message"),
     [
         (
             error_answer(409, 409, "Schema being registered is incompatible\n with an earlier schema"),
@@ -91,7 +91,7 @@ def test_a_schema_is_registered_once_and_then_looked_up() -> None:
     ],
     ids=lambda value: str(value[0]) if isinstance(value, tuple) else None,
 )
-def test_a_registry_that_does_not_register_is_one_line(answer: Answer, error: type[Exception], what: str) -> None:
-    with schema_server(post=lambda _path, _schema: answer) as registry, pytest.raises(error, match=what) as caught:
+def test_failed_registration_is_a_one_line_error(answer: Answer, error: type[Exception], message: str) -> None:
+    with schema_server(post=lambda _path, _schema: answer) as registry, pytest.raises(error, match=message) as caught:
         register_schema(registry.url, "a-value", SCHEMA)
     assert "\n" not in str(caught.value)

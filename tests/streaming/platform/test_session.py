@@ -1,4 +1,4 @@
-"""The Spark session: it starts with what a stream gives it, and what goes wrong is told in a line."""
+"""The Spark session: it starts with the settings of a stream, and its failures are reported in one line."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from streaming.errors import ServiceError, encode
 from streaming.platform.session import cause
 from streaming.settings import read_settings
 
-# In a process of its own: Spark has one session per process.
+# In a separate process: Spark has one session per process.
 START = """
 import sys
 from pathlib import Path
@@ -44,24 +44,24 @@ def start(home: Path, memory: str, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_one_core_is_enough_for_one_session_after_another_and_nobody_else_can_reach_the_workers(tmp_path: Path) -> None:
+def test_consecutive_sessions_run_on_one_core_with_private_sockets(tmp_path: Path) -> None:
     home = tmp_path / "fran\u00e7ois m\u00fcller, #1 'x' ${y}"
     *sessions, sockets = start(home, "2g", LC_ALL="POSIX")
-    assert list(tmp_path.iterdir()) == [home]  # Log4j writes nowhere else
+    assert list(tmp_path.iterdir()) == [home]  # Log4j writes to no other folder
     assert (home / "spark.log").is_file()
     assert sessions == ["10 700", "10 700"]
-    assert not Path(sockets).exists()  # once the process has ended
+    assert not Path(sockets).exists()  # after the process has exited
 
 
-def test_too_little_memory_is_told_with_what_is_needed(tmp_path: Path) -> None:
-    (said,) = start(tmp_path, "300m")
-    assert "must be at least 471859200" in said
-    assert str(tmp_path / "spark.log") in said
+def test_too_little_memory_is_reported_with_the_minimum(tmp_path: Path) -> None:
+    (error,) = start(tmp_path, "300m")
+    assert "must be at least 471859200" in error
+    assert str(tmp_path / "spark.log") in error
 
 
-def test_the_log_of_a_jvm_that_ends_at_once_has_the_reason(tmp_path: Path) -> None:
-    (said,) = start(tmp_path, "1g", SPARK_SUBMIT_OPTS="-XX:+UseParallelGC")
-    assert "Multiple garbage collectors selected" in said
+def test_jvm_that_exits_at_once_is_reported_with_its_log(tmp_path: Path) -> None:
+    (error,) = start(tmp_path, "1g", SPARK_SUBMIT_OPTS="-XX:+UseParallelGC")
+    assert "Multiple garbage collectors selected" in error
 
 
 @pytest.mark.parametrize(
@@ -82,5 +82,5 @@ def test_the_log_of_a_jvm_that_ends_at_once_has_the_reason(tmp_path: Path) -> No
         ),
     ],
 )
-def test_the_cause_is_what_the_innermost_error_says(text: str, line: str) -> None:
+def test_cause_is_the_message_of_the_innermost_error(text: str, line: str) -> None:
     assert cause(PySparkException(text)) == line

@@ -1,4 +1,4 @@
-"""The producer of transactions: what it uses of kafka-python is there, and of two producers the newer one commits."""
+"""The transactional producer: undocumented parts of kafka-python exist, and a newer producer fences an older one."""
 
 import inspect
 import re
@@ -32,12 +32,12 @@ def unconnected() -> Iterator[KafkaProducer]:
 
 
 @pytest.mark.parametrize("name", UNDOCUMENTED)
-def test_kafka_python_has_the_undocumented(name: str, unconnected: KafkaProducer) -> None:
+def test_kafka_python_has_the_undocumented_attribute(name: str, unconnected: KafkaProducer) -> None:
     found = attrgetter(name)(unconnected)
-    assert found is None or callable(found), f"kafka-python {kafka.__version__} has changed KafkaProducer.{name}"
+    assert found is None or callable(found), f"KafkaProducer.{name} has changed in kafka-python {kafka.__version__}"
 
 
-def test_what_is_used_is_listed_and_is_called_as_kafka_python_declares_it() -> None:
+def test_undocumented_attributes_are_listed_and_used() -> None:
     source = inspect.getsource(transactional_producer)
     assert {*re.findall(r"\._producer\.(_\w+)", source)} == {name.partition(".")[0] for name in UNDOCUMENTED}
     for name in UNDOCUMENTED:
@@ -45,7 +45,7 @@ def test_what_is_used_is_listed_and_is_called_as_kafka_python_declares_it() -> N
     assert [*inspect.signature(TransactionalRequestResult.wait).parameters] == ["self", "timeout_ms"]
 
 
-def test_newer_producer_fences_the_older_one_and_commits_messages_with_the_offset(broker: Settings) -> None:
+def test_newer_producer_fences_the_older_and_commits_messages_with_offsets(broker: Settings) -> None:
     servers, topic, group = str(broker.bootstrap_servers), f"answers-{uuid4().hex[:8]}", f"group-{uuid4().hex[:8]}"
     create_topic(servers, topic)
     older, newer = (TransactionalProducer(servers, group, LIMIT_S, {}) for _ in range(2))
@@ -64,7 +64,9 @@ def test_newer_producer_fences_the_older_one_and_commits_messages_with_the_offse
     senders = [one._producer._sender for one in (older, newer)]
     for one in (older, newer):
         one.abandon()
-    wait_until(lambda: not any(one.is_alive() for one in senders), lambda: "a thread of an abandoned producer is left")
+    wait_until(
+        lambda: not any(one.is_alive() for one in senders), lambda: "a thread of an abandoned producer is still alive"
+    )
 
     with closing(KafkaConsumer(bootstrap_servers=servers, group_id=group, isolation_level="read_committed")) as reader:
         partitions = [TopicPartition(topic, one) for one in reader.partitions_for_topic(topic)]
