@@ -66,7 +66,8 @@ def test_a_folder_is_answered_in_order_with_reasons_for_what_is_not_an_image(mod
     files = [
         path.relative_to(photos).as_posix() for path in photos.rglob("*") if path.is_file() and not path.is_symlink()
     ]
-    assert sorted(names) == sorted({name for name in files if not name.startswith("again/")})
+    files = [name for name in files if not name.startswith("again/")]
+    assert names == sorted(files, key=lambda name: Path(name).parts)
     by_name = dict(zip(names, found, strict=True))
     assert (by_name["notes.txt"].stage, by_name["notes.txt"].reason) == ("decode", "not_an_image")
     assert (by_name["nothing.jpg"].stage, by_name["nothing.jpg"].reason) == ("read", "empty")
@@ -100,7 +101,7 @@ def test_a_pillow_image_is_turned_as_its_file_says(model: Model, photos: Path) -
     assert answers(model.predict(cmyk)) == answers(model.predict(cmyk.convert("RGB")))
 
 
-def test_what_cannot_be_read_has_a_reason_too(model: Model, photos: Path) -> None:
+def test_what_cannot_be_read_has_a_reason_too(model: Model, photos: Path, tmp_path: Path) -> None:
     with http_server(partial(_Files, directory=photos)) as server:
         digit = next(iter(photos.rglob("*.png")))
         url = f"{server}/{digit.relative_to(photos).as_posix()}"
@@ -109,6 +110,9 @@ def test_what_cannot_be_read_has_a_reason_too(model: Model, photos: Path) -> Non
     assert (gone.reason, gone.label) == ("unreadable", None)
     assert "404" in (gone.detail or "")
     assert answers(PredictionList([read])) == answers(model.predict(digit))
+    (tmp_path / "broken.jpg").symlink_to("missing")
+    [broken] = model.predict(tmp_path)
+    assert (broken.reason, broken.detail) == ("unreadable", "broken symbolic link")
 
 
 class _Files(QuietHandler, SimpleHTTPRequestHandler):
