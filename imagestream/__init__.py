@@ -60,7 +60,7 @@ __all__ = [
 ]  # fmt: skip
 
 PACKAGES = ("models", "producer", "streaming")
-MARK = "imagestream"  # contained in the docstring of each package
+MARKER = 'DISTRIBUTION = "imagestream"'  # a line of each package's __init__.py
 
 _MODULES = {
     "models.errors": ("ModelError",),
@@ -156,7 +156,8 @@ def _taken() -> str | None:
     root = _root()
     for name in PACKAGES:
         file = root / name / "__init__.py"
-        if MARK not in (file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""):
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        if not any(line.startswith(MARKER) for line in text.splitlines()):
             return (
                 f"the package {name!r} in {root} is another distribution's{_owners(name)}: install imagestream into an "
                 "environment of its own"

@@ -6,4 +6,5 @@
 from producer.errors import PublishError
 from producer.publish import Progress, PublishSummary, publish
 
+DISTRIBUTION = "imagestream"  # read without an import, see `imagestream._taken`
 __all__ = ["Progress", "PublishError", "PublishSummary", "publish"]

@@ -102,7 +102,7 @@ def test_a_clusters_configuration_is_for_a_cluster_only(tmp_path: Path) -> None:
 def test_packages_of_the_same_names_do_not_matter_and_overwritten_ones_are_said(tmp_path: Path) -> None:
     for name in ("models", "streaming"):
         (tmp_path / "site" / name).mkdir(parents=True)
-        (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('another distribution')\n")
+        (tmp_path / "site" / name / "__init__.py").write_text("raise SystemExit('not imagestream')\n")
     run = [sys.executable, "-m", "imagestream", "--version"]
     whole = subprocess.run(
         run,
