@@ -148,9 +148,7 @@ def import_model(
             from streaming.training.import_model import import_model as register
 
             path, tensor = split_tensor(os.fspath(file))
-            version = register(registry, path, by=user, tensor=tensor, **options).version
-            if alias is not None:
-                registry.promote(version, alias=alias, by=user, why="imported")
+            version = register(registry, path, by=user, alias=alias, tensor=tensor, **options).version
     return _registered(registry, version, registry.targets())
 
 

@@ -348,7 +348,7 @@ def _file(name: str) -> _Image:
 def _below(folder: str) -> Iterator[_Image]:
     """The regular files below a folder as `walk` sorts them, and the folders and links that it cannot follow."""
     failed: list[tuple[str, str]] = []
-    for path in walk(folder, entered=set(), on_error=lambda *failure: failed.append(failure)):
+    for path in walk(folder, entered=set(), on_error=lambda name, reason: failed.append((name, reason))):
         while failed:
             yield _failed(*failed.pop(0))
         yield _file(path)
