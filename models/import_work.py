@@ -39,7 +39,7 @@ NEAR = 0.02
 
 
 @dataclass(frozen=True)
-class _Read:
+class _CheckedFile:
     """A checked file.
 
     Attributes:
@@ -59,7 +59,7 @@ def _answer(request: dict[str, Any]) -> Any:
     return _inspected(read) if request["task"] == "inspect" else _imported(path, read, request)
 
 
-def _read(path: Path) -> _Read:
+def _read(path: Path) -> _CheckedFile:
     """Check a file by its suffix, then raise the limits to what it needs."""
     readers = {".onnx": _read_onnx, ".tflite": _read_tflite, ".keras": _read_keras, ".h5": _read_keras}
     read = _read_saved_model(path) if path.is_dir() else readers[path.suffix.lower()](path)
@@ -67,7 +67,7 @@ def _read(path: Path) -> _Read:
     return read
 
 
-def _read_onnx(path: Path) -> _Read:
+def _read_onnx(path: Path) -> _CheckedFile:
     with path.open("rb") as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed when the last view is released
     found = read_onnx(memoryview(content), path.parent)
@@ -77,10 +77,10 @@ def _read_onnx(path: Path) -> _Read:
         return "onnx", extract(path.read_bytes(), wanted, path.parent), wanted
 
     size = path.stat().st_size + sum((path.parent / name).stat().st_size for name in found.external)
-    return _Read("ONNX", found, size, prepare)
+    return _CheckedFile("ONNX", found, size, prepare)
 
 
-def _read_tflite(path: Path) -> _Read:
+def _read_tflite(path: Path) -> _CheckedFile:
     with path.open("rb") as file:
         head = file.read(8)
         if head[4:8] == b"TFL3":  # otherwise it need not be read
@@ -92,28 +92,30 @@ def _read_tflite(path: Path) -> _Read:
         wanted = tensor or _only(found.outputs)
         return "tflite", head if tensor is None else keep_tensor(head, tensor), wanted
 
-    return _Read("TensorFlow Lite", found, len(head), prepare)
+    return _CheckedFile("TensorFlow Lite", found, len(head), prepare)
 
 
-def _read_keras(path: Path) -> _Read:
+def _read_keras(path: Path) -> _CheckedFile:
     found = read_keras(path)
 
     def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
         return "tflite", *_converted(lambda: convert_keras(path, tensor))
 
-    return _Read("Keras", found, path.stat().st_size, prepare)
+    return _CheckedFile("Keras", found, path.stat().st_size, prepare)
 
 
-def _read_saved_model(path: Path) -> _Read:
+def _read_saved_model(path: Path) -> _CheckedFile:
     found = read_saved_model(path)
 
     def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
         return "tflite", *_converted(lambda: convert_saved_model(path, tensor))
 
-    return _Read("SavedModel", found, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), prepare)
+    return _CheckedFile(
+        "SavedModel", found, sum(file.stat().st_size for file in path.rglob("*") if file.is_file()), prepare
+    )
 
 
-def _installed() -> _Read:
+def _installed() -> _CheckedFile:
     """EfficientNet-Lite0 with its own head for ImageNet-1k."""
 
     def prepare(tensor: str | None) -> tuple[Format, bytes, str]:
@@ -126,7 +128,7 @@ def _installed() -> _Read:
     side = efficientnet_lite0.INPUT_SIZE[0]
     found = Contents(producer="keras", metadata={"names": json.dumps(imagenet_names())})
     found.inputs = [Tensor("scaled_pixels", "float32", (0, side, side, 3))]
-    return _Read("installed", found, 0, prepare)
+    return _CheckedFile("installed", found, 0, prepare)
 
 
 def _converted(convert: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
@@ -137,7 +139,7 @@ def _converted(convert: Callable[[], tuple[bytes, str]]) -> tuple[bytes, str]:
     return convert()
 
 
-def _inspected(read: _Read) -> dict[str, Any]:
+def _inspected(read: _CheckedFile) -> dict[str, Any]:
     found, guessed = read.contents, dict[str, str]()
     if len(found.inputs) == 1:
         _recipe(found.inputs[0], None, None, {}, guessed)
@@ -156,7 +158,7 @@ def _inspected(read: _Read) -> dict[str, Any]:
     return asdict(inspection)
 
 
-def _imported(path: Path, read: _Read, request: dict[str, Any]) -> dict[str, Any]:
+def _imported(path: Path, read: _CheckedFile, request: dict[str, Any]) -> dict[str, Any]:
     file_format, content, tensor = read.prepare(request["tensor"])
     inputs = (read_onnx(content) if file_format == "onnx" else read_tflite(content)).inputs
     if len(inputs) != 1:

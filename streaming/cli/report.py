@@ -31,7 +31,7 @@ class Section(StrEnum):
     DRIFT = "drift"
 
 
-TABLES: dict[Section, tuple[str, dict[str, type]]] = {
+SECTIONS: dict[Section, tuple[str, dict[str, type]]] = {
     Section.VERSIONS: (
         "predictions by model version",
         {"version": int, "rows": int, "labelled": int, "accuracy": float, "mean_confidence": float},
@@ -146,10 +146,10 @@ def report(
     tables = asdict(found)
     if format_ is not Format.TABLE or output is not None:
         chosen = section or Section.VERSIONS
-        list_rows(tables[chosen], TABLES[chosen][1], format_, output)
+        list_rows(tables[chosen], SECTIONS[chosen][1], format_, output)
     else:
         for name in [section] if section else Section:
-            title, columns = TABLES[name]
+            title, columns = SECTIONS[name]
             print_table(title, tables[name], " ".join(columns))
     if not found.agreement and section in (None, Section.AGREEMENT):
         err.print("no challenger has been scored beside the champion")

@@ -54,7 +54,7 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Page:
+class PredictionsPage:
     """A page of filtered predictions, newest first, and the total number of them."""
 
     rows: Rows
@@ -189,7 +189,7 @@ def choices(reader: Reader) -> tuple[list[str], list[int]]:
     return row["labels"] or [], row["versions"] or []
 
 
-def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) -> Page:
+def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) -> PredictionsPage:
     """Return a page of the predictions that match a filter.
 
     Args:
@@ -213,7 +213,7 @@ def predictions(reader: Reader, wanted: Filter, *, limit: int, skip: int = 0) ->
     )
     (total,) = reader.rows(f"SELECT count(*) AS n {where}", **parameters)
     given = given_labels(reader, [row["image_id"] for row in rows])
-    return Page([row | {"truth": given.get(row["image_id"], row["label_true"])} for row in rows], total["n"])
+    return PredictionsPage([row | {"truth": given.get(row["image_id"], row["label_true"])} for row in rows], total["n"])
 
 
 def given_labels(reader: Reader, image_ids: list[str]) -> dict[str, str]:

@@ -58,7 +58,7 @@ def use_threads(threads: int) -> None:
     tf.config.experimental.enable_op_determinism()
 
 
-class Network:
+class TrainableNetwork:
     """A trainable network.
 
     Attributes:

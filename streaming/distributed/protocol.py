@@ -70,7 +70,7 @@ class Keys(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Message:
+class PeerMessage:
     """A frame.
 
     Attributes:
@@ -117,7 +117,7 @@ class Channel:
         self.sent = 0
         self.received = 0
 
-    def send(self, message: Message) -> None:
+    def send(self, message: PeerMessage) -> None:
         """Send a frame.
 
         Raises:
@@ -139,7 +139,7 @@ class Channel:
             raise LostPeerError(f"the connection broke: {error}") from error
         self.sent += len(header) + TAG_BYTES + len(meta) + values.nbytes + (TAG_BYTES if meta or len(values) else 0)
 
-    def receive(self) -> Message:
+    def receive(self) -> PeerMessage:
         """Return the next frame.
 
         Raises:
@@ -168,7 +168,7 @@ class Channel:
         if not isinstance(meta, dict):
             raise LostPeerError("got a frame whose JSON is not an object")
         self.received += HEADER.size + TAG_BYTES + n_meta + values.nbytes + (TAG_BYTES if n_meta or n_values else 0)
-        return Message(MessageKind(kind), worker, epoch, step, rows, version, meta, values)
+        return PeerMessage(MessageKind(kind), worker, epoch, step, rows, version, meta, values)
 
     def close(self) -> None:
         self._socket.close()

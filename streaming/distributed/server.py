@@ -8,9 +8,9 @@ from contextlib import suppress
 from streaming.distributed.asynchronous import Asynchronous
 from streaming.distributed.barrier import BrokenError
 from streaming.distributed.options import TrainerOptions
-from streaming.distributed.protocol import Channel, LostPeerError, Message, MessageKind, accept
+from streaming.distributed.protocol import Channel, LostPeerError, MessageKind, PeerMessage, accept
 from streaming.distributed.synchronous import Synchronous
-from streaming.distributed.training_run import Answer, Callbacks, State, TrainingRun
+from streaming.distributed.training_run import Callbacks, EpochDecision, State, TrainingRun
 from streaming.errors import ServiceError
 
 TOKEN_BYTES = 32
@@ -26,15 +26,17 @@ class ParameterServer:
             mode: how the workers' updates are combined. sizes: permitted numbers of values of a frame, besides 0.
     """
 
-    def __init__(self, options: TrainerOptions, state: State, answer: Answer, callbacks: Callbacks, host: str) -> None:
+    def __init__(
+        self, options: TrainerOptions, state: State, decision: EpochDecision, callbacks: Callbacks, host: str
+    ) -> None:
         """Args:
         options: the options.
         state: the initial state.
-        answer: the parameters of the first epoch.
+        decision: the parameters of the first epoch.
         callbacks: the callbacks.
         host: address to listen on.
         """
-        self.run = TrainingRun(options, state, answer, callbacks)
+        self.run = TrainingRun(options, state, decision, callbacks)
         self.mode = Synchronous(self.run) if options.waits else Asynchronous(self.run)
         self.token = secrets.token_bytes(TOKEN_BYTES)
         n, more = len(state.weights), len(state.optimizer)
@@ -96,7 +98,7 @@ class ParameterServer:
         why = self._talk(channel, worker, attempt)
         if why is not None:
             with suppress(LostPeerError):
-                channel.send(Message(MessageKind.FAILED, meta={"why": why[:MAX_WHY_CHARS]}))
+                channel.send(PeerMessage(MessageKind.FAILED, meta={"why": why[:MAX_WHY_CHARS]}))
         with self.run.lock:
             self._channels.discard(channel)
             self._bytes_closed += channel.sent + channel.received
@@ -129,7 +131,7 @@ class ParameterServer:
         return str(error)
 
 
-def _read_hello(message: Message, workers: int) -> tuple[int, int]:
+def _read_hello(message: PeerMessage, workers: int) -> tuple[int, int]:
     attempt = message.meta.get("attempt")
     if message.kind is not MessageKind.HELLO or message.worker >= workers or not isinstance(attempt, int):
         raise LostPeerError("expected a worker's greeting")

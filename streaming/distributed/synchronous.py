@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from streaming.distributed.barrier import Barrier, BrokenError
-from streaming.distributed.protocol import Channel, Message, MessageKind, Values
+from streaming.distributed.protocol import Channel, MessageKind, PeerMessage, Values
 from streaming.distributed.shared_weights import Lost
 from streaming.distributed.training_run import State, TrainingRun, out_of_turn, worker_epoch
 from streaming.errors import DataError, ServiceError
@@ -18,7 +18,7 @@ from streaming.errors import DataError, ServiceError
 class _Meeting:
     """The workers of one attempt."""
 
-    barrier: Barrier[Message, Message]
+    barrier: Barrier[PeerMessage, PeerMessage]
     attempts: dict[int, int] = field(default_factory=dict)
     started: bool = False
 
@@ -59,12 +59,12 @@ class Synchronous:
         meeting = self._join(worker, attempt)
 
         def waiting(waited: float, missing: list[int]) -> None:
-            channel.send(Message(MessageKind.PROGRESS))
+            channel.send(PeerMessage(MessageKind.PROGRESS))
             absent = [one for one in missing if one not in meeting.attempts]
             if absent and waited > run.options.timeout_s:
                 raise BrokenError(f"{_names(absent)} did not connect within {run.options.timeout_s:.0f} s")
 
-        def meet(message: Message, combine: Callable[[list[Message]], Message]) -> Message:
+        def meet(message: PeerMessage, combine: Callable[[list[PeerMessage]], PeerMessage]) -> PeerMessage:
             return meeting.barrier.meet(worker, message, combine, waiting)
 
         ready = run.until_ready(channel, worker)
@@ -79,9 +79,9 @@ class Synchronous:
                 case MessageKind.REDUCE:
                     channel.send(meet(message, _weighted_mean))
                 case MessageKind.EPOCH:
-                    answer = meet(message, self._end_epoch)
-                    channel.send(answer)
-                    stop = bool(answer.meta["stop"])
+                    reply = meet(message, self._end_epoch)
+                    channel.send(reply)
+                    stop = bool(reply.meta["stop"])
                 case _:
                     raise out_of_turn(message)
 
@@ -119,7 +119,7 @@ class Synchronous:
             meeting.attempts[worker] = attempt
             return meeting
 
-    def _start(self, meeting: _Meeting, ready: Sequence[Message]) -> Message:
+    def _start(self, meeting: _Meeting, ready: Sequence[PeerMessage]) -> PeerMessage:
         run = self._run
         with run.lock:
             meeting.started = True
@@ -129,10 +129,10 @@ class Synchronous:
             raise DataError("no training image can be decoded")
         steps = -(-max(rows) // run.options.local_batch)
         values = np.concatenate([run.state.weights, run.state.optimizer])
-        meta = run.meta(stop=run.answer.stop)
-        return Message(MessageKind.START, epoch=run.state.epoch, step=steps, meta=meta, values=values)
+        meta = run.meta(stop=run.decision.stop)
+        return PeerMessage(MessageKind.START, epoch=run.state.epoch, step=steps, meta=meta, values=values)
 
-    def _end_epoch(self, messages: list[Message]) -> Message:
+    def _end_epoch(self, messages: list[PeerMessage]) -> PeerMessage:
         run = self._run
         if len({str(one.meta.get("digest")) for one in messages}) != 1:
             raise ServiceError("the workers' weights differ: they run on processors of different types")
@@ -141,7 +141,7 @@ class Synchronous:
             raise ServiceError("worker 0 did not send its weights")
         state = State(values[:n].copy(), values[n:].copy(), messages[0].epoch + 1)
         run.finish(tuple(worker_epoch(one) for one in messages), state)
-        return Message(MessageKind.NEXT, meta=run.meta(stop=run.answer.stop))
+        return PeerMessage(MessageKind.NEXT, meta=run.meta(stop=run.decision.stop))
 
 
 def digest(values: Values) -> str:
@@ -149,7 +149,7 @@ def digest(values: Values) -> str:
     return hashlib.sha256(values.tobytes()).hexdigest()
 
 
-def _weighted_mean(messages: list[Message]) -> Message:
+def _weighted_mean(messages: list[PeerMessage]) -> PeerMessage:
     """Average the workers' values weighted by their rows, in the order of the workers for reproducible sums."""
     sizes = {len(one.values) for one in messages if one.rows}
     if len(sizes) != 1:
@@ -159,7 +159,7 @@ def _weighted_mean(messages: list[Message]) -> Message:
     for one in messages:
         if one.rows:
             mean += one.values * np.float32(one.rows / total)
-    return Message(MessageKind.REDUCED, rows=total, values=mean)
+    return PeerMessage(MessageKind.REDUCED, rows=total, values=mean)
 
 
 def _names(workers: Sequence[int]) -> str:

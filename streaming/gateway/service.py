@@ -24,8 +24,8 @@ from streaming.gateway.schemas import Accepted, Labels, Models
 from streaming.gateway.upload import (
     ENVELOPE_BYTES,
     MAX_BATCH_IMAGES,
-    Limits,
     MemoryBudget,
+    UploadLimits,
     check_label,
     check_source,
     declared_size,
@@ -90,15 +90,17 @@ class Service:
     async def publish(
         self, request: Request, label: str | None, source: str | None, traceparent: str | None
     ) -> Accepted:
-        (accepted,) = await self._publish(request, Limits(self._broker.max_image_bytes), label, source, traceparent)
+        (accepted,) = await self._publish(
+            request, UploadLimits(self._broker.max_image_bytes), label, source, traceparent
+        )
         return accepted
 
     async def publish_several(self, request: Request, traceparent: str | None) -> list[Accepted]:
-        limits = Limits(self._broker.max_image_bytes, MAX_BATCH_IMAGES)
+        limits = UploadLimits(self._broker.max_image_bytes, MAX_BATCH_IMAGES)
         return await self._publish(request, limits, None, None, traceparent)
 
     async def _publish(
-        self, request: Request, limits: Limits, label: str | None, source: str | None, traceparent: str | None
+        self, request: Request, limits: UploadLimits, label: str | None, source: str | None, traceparent: str | None
     ) -> list[Accepted]:
         """Publish all images of a request, or none if one of them is rejected."""
         async with self._room.take(declared_size(request, limits)):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from streaming.errors import UnavailableError
-from streaming.jobs.audit import SPANS, AuditReport, AuditTables, Compared, Kind, Span
+from streaming.jobs.audit import SPANS, AuditReport, AuditTables, Compared, ProblemKind, Span
 from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.positions import Positions, name_in_kafka
 from streaming.platform.bounded_reader import BoundedReader
@@ -123,7 +123,7 @@ def _compare(tables: AuditTables, reader: BoundedReader, topic: _Topic, span: Sp
         held_in_all, rows_in_all = held_in_all + len(held), rows_in_all + len(rows)
         for low, high in _runs(np.setdiff1d(held, rows)):
             text = f"{span.topic} partition {span.partition}: Kafka has offsets {low} to {high}, which have no row"
-            report.add(Kind.GAP, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
+            report.add(ProblemKind.GAP, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
         if topic.compacted is not False:
             continue
         begin = reader.log_start(topic.name, span.partition)  # fetched again, since retention may have deleted some
@@ -132,7 +132,9 @@ def _compare(tables: AuditTables, reader: BoundedReader, topic: _Topic, span: Sp
             text = (
                 f"{span.topic} partition {span.partition}: rows for offsets {low} to {high}, where Kafka has no message"
             )
-            report.add(Kind.NOT_IN_KAFKA, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high})
+            report.add(
+                ProblemKind.NOT_IN_KAFKA, text, topic=span.topic, partition=span.partition, **{"from": low, "to": high}
+            )
     report.compared.append(Compared(span.topic, span.partition, start, span.last, held_in_all, rows_in_all, note))
 
 

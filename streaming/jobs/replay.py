@@ -24,7 +24,7 @@ from deltalake.transaction import AddAction
 
 from models.decode import Reason
 from streaming.errors import ConflictError, NotFoundError
-from streaming.jobs.resend import Identity, Sender
+from streaming.jobs.resend import Identity, Resender
 from streaming.jobs.rewrite import replace_files, write_copy
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
@@ -118,7 +118,7 @@ def replay(
         log = open_log(settings.place.table("quarantine"))
         log.check_rewritable()  # since marking rewrites files
         files = [file.path for file in log.files()]
-        sender = Sender(bootstrap_servers, client_arguments(settings))
+        sender = Resender(bootstrap_servers, client_arguments(settings))
         try:
             for file in files:
                 left = report.wanted - report.sent - report.refused
@@ -132,7 +132,7 @@ def replay(
 
 
 def _replay_file(
-    settings: Settings, file: str, options: ReplayOptions, left: int, sender: Sender, report: ReplayReport
+    settings: Settings, file: str, options: ReplayOptions, left: int, sender: Resender, report: ReplayReport
 ) -> None:
     """Send at most `left` wanted rows of one file, and mark the acknowledged ones, even if it is interrupted."""
     try:

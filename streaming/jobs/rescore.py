@@ -94,7 +94,7 @@ class _Chunk:
 
 
 @dataclass
-class _Done:
+class _ScoredOffsets:
     """The messages that have been scored: per (topic, partition), the first and last offsets of runs, in order."""
 
     rows: int = 0
@@ -218,9 +218,9 @@ def _chunk(files: list[str], bundle_sha256: str) -> _Chunk:
     return _Chunk(f"rescore:{bundle_sha256}:{hashlib.sha256(names.encode()).hexdigest()}", files)
 
 
-def _done(settings: Settings, bundle_sha256: str) -> _Done:
+def _done(settings: Settings, bundle_sha256: str) -> _ScoredOffsets:
     found = query(settings, DONE, parameters={"bundle": bundle_sha256}, timeout_s=TIMEOUT_S)
-    done = _Done(rows=int(pc.sum(found.column("rows")).as_py() or 0))
+    done = _ScoredOffsets(rows=int(pc.sum(found.column("rows")).as_py() or 0))
     keys = found.select(["topic", "partition"]).group_by(["topic", "partition"]).aggregate([]).to_pylist()
     for key in keys:
         mask = pc.and_(
@@ -237,7 +237,7 @@ class _Work:
 
     head: Head
     bundle: Bundle
-    done: _Done
+    done: _ScoredOffsets
     on_rows: ON_ROWS
     features: str  # the place of the table
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from streaming.storage.tables import SCHEMAS
 
 SCHEMA_ID = "urn:imagestream:answer:1"
-TABLES = ("predictions", "quarantine")
+ANSWERED_TABLES = ("predictions", "quarantine")  # whose rows can be sent as answers
 # The image's bytes, which are too large for a message, its headers, and what is null as long as a row is new.
 LEFT_OUT = {"predictions": frozenset[str](), "quarantine": frozenset({"value", "headers", "replayed_at"})}
 MAX_KEY_BYTES = 1024  # a longer key is cut, as in `predictions`
@@ -64,7 +64,7 @@ def json_schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": SCHEMA_ID,
         "title": "Answer of imagestream: a row of the table predictions or quarantine",
-        "oneOf": [_object({"table": {"const": table}}, answer_fields(table)) for table in TABLES],
+        "oneOf": [_object({"table": {"const": table}}, answer_fields(table)) for table in ANSWERED_TABLES],
     }
 
 

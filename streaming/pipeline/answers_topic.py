@@ -50,7 +50,11 @@ from streaming.settings import Settings
 from streaming.storage.files import DataFile, at_hand, conformed, read_batches
 from streaming.storage.tables import SCHEMAS
 
-TABLES = {"predictions": ("predictions",), "quarantine": ("quarantine",), "both": ("predictions", "quarantine")}
+TABLES_BY_SETTING = {
+    "predictions": ("predictions",),
+    "quarantine": ("quarantine",),
+    "both": ("predictions", "quarantine"),
+}
 TRIES = 6  # to send the answers of a batch while other processes fence this one
 FENCED_S = (0.2, 1.0)  # bounds of the random wait before the next try, so that one of two processes succeeds
 CLOCKS_S = 600.0  # maximum difference between the clocks of a broker and of a stream
@@ -59,7 +63,7 @@ HEADERS_OF = {"predictions": (), "quarantine": ("headers",)}  # further columns 
 
 
 @dataclass(frozen=True)
-class Sent:
+class AnswersState:
     """State of the answers of a stream.
 
     Attributes:
@@ -100,10 +104,10 @@ class AnswersTopic:
 
     settings: Settings
     accept_new_topic: bool = False
-    on_change: Callable[[Sent], None] = lambda _: None
+    on_change: Callable[[AnswersState], None] = lambda _: None
     due: AnswersDue | None = None
     _open: _Open | None = field(default=None, init=False)
-    _sent: Sent | None = field(default=None, init=False)
+    _state: AnswersState | None = field(default=None, init=False)
 
     def prepare(self, reads: Subscription) -> None:
         """Check the answers topic before a stream starts; it is created if it does not exist.
@@ -126,7 +130,7 @@ class AnswersTopic:
         check_messages(self.settings, topics[0])
         format_ = self.settings.answers_format
         schema_id = self._registered(name) if format_ == "avro" else None
-        self.due = AnswersDue(name, topics[0].id, TABLES[self.settings.answers], format_, schema_id)
+        self.due = AnswersDue(name, topics[0].id, TABLES_BY_SETTING[self.settings.answers], format_, schema_id)
 
     def begin(self, stream: str, number: int) -> None:
         """Fence earlier producers of the stream, and commit a first transaction, without a message.
@@ -155,7 +159,7 @@ class AnswersTopic:
             self._transact(opened, number, ())
 
         self._until_not_fenced(commit, stream, topic)
-        self._tell(Sent(topic, number))
+        self._report(AnswersState(topic, number))
 
     def send(self, decision: Decision, place: str, on_step: Callable[[str], None] = lambda _: None) -> None:
         """Send the answers of a decided batch, unless they are committed already.
@@ -172,10 +176,10 @@ class AnswersTopic:
         if due is None:
             return
         rows = sum(file.rows for table in due.tables for file in decision.files.get(table, ()))
-        before = self._sent if self._sent is not None and self._sent.topic == due.topic else Sent(due.topic)
-        self._tell(replace(before, backlog=rows))
+        before = self._state if self._state is not None and self._state.topic == due.topic else AnswersState(due.topic)
+        self._report(replace(before, backlog=rows))
         self._until_not_fenced(lambda: self._send(decision, due, place, on_step), decision.stream, due.topic)
-        self._tell(Sent(due.topic, decision.number, datetime.now(UTC).timestamp(), rows))
+        self._report(AnswersState(due.topic, decision.number, datetime.now(UTC).timestamp(), rows))
         on_step("answers")
 
     def close(self) -> None:
@@ -301,9 +305,9 @@ class AnswersTopic:
         except ServiceError as error:
             raise AnswersAwayError(f"answers topic {topic!r}: {error}") from error
 
-    def _tell(self, sent: Sent) -> None:
-        self._sent = sent
-        self.on_change(sent)
+    def _report(self, state: AnswersState) -> None:
+        self._state = state
+        self.on_change(state)
 
 
 def messages_of(decision: Decision, place: str) -> Iterator[AnswerMessage]:

@@ -40,7 +40,7 @@ from streaming.pipeline.decisions import Decision, Decisions, Figures, ModelVers
 from streaming.pipeline.finish import Tables, apply
 from streaming.pipeline.model_manager import LoadedModel, ModelManager
 from streaming.pipeline.payload import RAW, Payload
-from streaming.pipeline.positions import Plan
+from streaming.pipeline.positions import OffsetPlan
 from streaming.pipeline.reconcile import confirmed, partitions_with_holes, reconcile
 from streaming.pipeline.score import OUTPUT, REPORT, SHADOW_ANSWER, PartitionReport, ScoreTask, score_partition
 from streaming.pipeline.topic_snapshot import TakeSnapshot
@@ -110,7 +110,7 @@ class BatchCommitter:
         plan: where the next micro-batch must begin; set before each query.
     """
 
-    plan: Plan
+    plan: OffsetPlan
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 
 from models.drift import MEANINGFUL_ROWS
 from streaming.errors import ConfigurationError
-from streaming.pipeline.answers_topic import Sent
+from streaming.pipeline.answers_topic import AnswersState
 from streaming.pipeline.offsets import PartitionLag
 
 LOOPBACK = "127.0.0.1"
@@ -30,7 +30,7 @@ WHOLE = "batch"  # plan + score + commit
 Check = Callable[[], tuple[bool, str]]  # whether it passes, and the reason
 
 
-class Batch(Protocol):
+class BatchFigures(Protocol):
     """The figures of a committed micro-batch, such as a `streaming.pipeline.commit.BatchResult`."""
 
     @property
@@ -130,7 +130,7 @@ class Metrics:
         for outcome in ("predicted", "quarantined"):
             self._rows.labels(outcome)  # a counter must start at 0 for its first rate to be right
 
-    def batch(self, batch: Batch) -> None:
+    def batch(self, batch: BatchFigures) -> None:
         """Count a committed micro-batch."""
         self._last_batch.set_to_current_time()
         self._batches.inc()
@@ -163,7 +163,7 @@ class Metrics:
         """Count a failure after which the stream tries again."""
         self._trouble.inc()
 
-    def answers(self, sent: Sent) -> None:
+    def answers(self, sent: AnswersState) -> None:
         """Record the state of the answers topic."""
         self._answers_backlog.set(sent.backlog)
         if sent.at is not None and sent.at != self._answered_at:

@@ -21,9 +21,9 @@ from typing import Any, TextIO
 import psutil
 
 from streaming.errors import ServiceError
-from streaming.pipeline.answers_topic import Sent
+from streaming.pipeline.answers_topic import AnswersState
 from streaming.pipeline.decisions import TopicPartition
-from streaming.pipeline.metrics import LOOPBACK, Batch, Check, Metrics, MetricsServer
+from streaming.pipeline.metrics import LOOPBACK, BatchFigures, Check, Metrics, MetricsServer
 from streaming.pipeline.offsets import TopicOffsets, lags
 from streaming.pipeline.positions import committed_ends, name_in_kafka
 from streaming.platform.kafka_security import client_arguments
@@ -57,7 +57,7 @@ class StreamState:
     model_version: int | None = None  # of its last micro-batch
     url: str | None = None  # of metrics and health checks
     host: str = field(default_factory=node)
-    answers: Sent | None = None  # the state of the answers topic, if there is one
+    answers: AnswersState | None = None  # the state of the answers topic, if there is one
 
     @property
     def alive(self) -> bool:
@@ -98,7 +98,7 @@ def read_state(settings: Settings) -> StreamState | None:
     try:
         content = json.loads(settings.place.store.get(state_key(settings)) or b"")
         answers = content.get("answers")
-        parsed = {"phase": Phase(content["phase"]), "answers": Sent(**answers) if answers else None}
+        parsed = {"phase": Phase(content["phase"]), "answers": AnswersState(**answers) if answers else None}
         return StreamState(**content | parsed)
     except (AttributeError, ServiceError, ValueError, TypeError, KeyError):  # never started, or damaged
         return None
@@ -218,7 +218,7 @@ class Observer:
         self._become(phase=Phase.RUNNING, write=True)
         self._emit("info", "start", topic=self._settings.topic, pid=os.getpid(), metrics=self.url)
 
-    def on_batch(self, batch: Batch) -> None:
+    def on_batch(self, batch: BatchFigures) -> None:
         """A micro-batch was committed."""
         self._advanced.set()
         self.metrics.batch(batch)
@@ -248,7 +248,7 @@ class Observer:
             figures = ("p_value", "window_psi", "window_rows")
             self._emit("warning", "drift", model_version=batch.model_version, **{f: batch.drift[f] for f in figures})
 
-    def on_answers(self, sent: Sent) -> None:
+    def on_answers(self, sent: AnswersState) -> None:
         """Answers are to be sent, or were sent."""
         self.metrics.answers(sent)
         self._become(answers=sent, write=self._state.phase is Phase.RUNNING and self._is_old)

@@ -252,7 +252,7 @@ class TopicAppearedError(Exception):
     """Spark planned messages of a topic that did not exist when the query was planned."""
 
 
-class Plan:
+class OffsetPlan:
     """Where each partition's next micro-batch must begin, updated after every batch.
 
     Attributes:
@@ -274,7 +274,7 @@ class Plan:
         """Per partition, the first offset of the next micro-batch; topics by their names in the tables."""
         return dict(self._starts)
 
-    def join(self, other: "Plan") -> "Plan":
+    def join(self, other: "OffsetPlan") -> "OffsetPlan":
         """Add the plan of another topic of the same stream."""
         self.topics |= other.topics
         self._in_kafka |= other._in_kafka
@@ -332,12 +332,12 @@ class Plan:
             self._ends[place] = self._starts[place] = one.end
 
 
-def plan_topics(positions: Positions, topics: Sequence[Topic], accept: Accept) -> Plan:
+def plan_topics(positions: Positions, topics: Sequence[Topic], accept: Accept) -> OffsetPlan:
     """The plan of all topics of a stream; raises the errors of `plan_start`."""
-    return reduce(Plan.join, [plan_start(positions, topic, accept) for topic in topics])
+    return reduce(OffsetPlan.join, [plan_start(positions, topic, accept) for topic in topics])
 
 
-def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
+def plan_start(positions: Positions, topic: Topic, accept: Accept) -> OffsetPlan:
     """The plan of one topic, from the stream's positions and from what Kafka has.
 
     Args:
@@ -360,7 +360,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
                 f"{again}, and its offsets start over: read it from its first message with --accept-new-topic; the "
                 f"tables will name it {name!r}"
             )
-        return Plan(stream, positions.number, name, topic.begins, topic)
+        return OffsetPlan(stream, positions.number, name, topic.begins, topic)
     if not ends and name not in positions.topics:  # a topic that the stream has not read before
         ends = topic.begins
     for partition, begin in sorted(topic.begins.items()):
@@ -371,7 +371,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> Plan:
                 f"{end} to {begin - 1}: Kafka's retention removed them before they were read; use --accept-loss to "
                 "continue without them"
             )
-    return Plan(stream, positions.number, name, ends, topic)
+    return OffsetPlan(stream, positions.number, name, ends, topic)
 
 
 def _made_again(topic: Topic, ends: Mapping[int, int], known_id: str | None) -> str | None:

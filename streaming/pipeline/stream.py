@@ -21,7 +21,7 @@ from pyspark.sql import SparkSession
 
 from producer.topic_files import file_stem
 from streaming.errors import ConfigurationError, ConflictError, ServiceError, StoreAwayError, UnavailableError, restated
-from streaming.pipeline.answers_topic import AnswersTopic, Sent
+from streaming.pipeline.answers_topic import AnswersState, AnswersTopic
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
@@ -31,7 +31,7 @@ from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_che
 from streaming.pipeline.model_manager import ModelManager
 from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.payload import RAW, Payload
-from streaming.pipeline.positions import Accept, Plan, TopicAppearedError, plan_topics, refuse_shared
+from streaming.pipeline.positions import Accept, OffsetPlan, TopicAppearedError, plan_topics, refuse_shared
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.reconcile import WitnessError
 from streaming.pipeline.topic_snapshot import SnapshotReader
@@ -83,7 +83,7 @@ class StreamEvents:
     on_start: Callable[[], None] = lambda: None
     on_batch: Callable[[BatchResult], None] = lambda _: None
     on_step: Callable[[str], None] = lambda _: None
-    on_answers: Callable[[Sent], None] = lambda _: None
+    on_answers: Callable[[AnswersState], None] = lambda _: None
     on_refused: Callable[[int, str], None] = lambda _version, _why: None
     on_trouble: Callable[[str], None] = lambda _: None
     on_notice: Callable[[str], None] = lambda _: None  # a warning without a failure
@@ -202,7 +202,7 @@ class _Planner:
         self._begin = options.begin
         self._subscription = subscription_of(settings, options)
 
-    def plan(self) -> Plan:
+    def plan(self) -> OffsetPlan:
         """The plan of the next query.
 
         Raises:
@@ -270,7 +270,7 @@ class _QueryLoop:
         self.summary.add(batch)
         self._events.on_batch(batch)
 
-    def until_done(self, committer: BatchCommitter, planner: _Planner, plan: Plan) -> None:
+    def until_done(self, committer: BatchCommitter, planner: _Planner, plan: OffsetPlan) -> None:
         """Run the query, restarting it as often as necessary."""
         clock = perf_counter()
         committer.plan = plan
@@ -319,7 +319,7 @@ class _QueryLoop:
             return False
         return True
 
-    def _appeared(self, error: Exception, plan: Plan) -> bool:
+    def _appeared(self, error: Exception, plan: OffsetPlan) -> bool:
         """Whether the query failed because of a topic that the plan does not have yet."""
         before, self._planned = self._planned, {*plan.topics} if isinstance(error, TopicAppearedError) else None
         return self._planned is not None and self._planned != before

@@ -18,7 +18,7 @@ from streaming.images.membership import fitted_on
 from streaming.registry import CHAMPION, Registry
 from streaming.settings import Settings
 from streaming.storage.tables import Table
-from streaming.training.candidate import BackboneParts, Candidate, Comparison, compare, register
+from streaming.training.candidate import BackboneParts, Candidate, ChampionComparison, compare, register
 from streaming.training.evaluate import Evaluation
 from streaming.training.fit import in_order, variance_kept
 from streaming.training.fit_options import GateOptions
@@ -206,7 +206,7 @@ class Job:
             tags={"version": result.version, "bundle_sha256": result.sha256, "by": self.by} | verdict,
         )
 
-    def _compared(self, candidate: Candidate, rows: DataFrame, backbone_sha256: str) -> Comparison | None:
+    def _compared(self, candidate: Candidate, rows: DataFrame, backbone_sha256: str) -> ChampionComparison | None:
         """Compare with the champion, on its own backbone's features; None if there is no champion."""
         if self.champion is None:
             return None
@@ -219,7 +219,7 @@ class Job:
         seen = fitted_on(self.champion, self.settings.place)
         return compare(candidate, self.champion, theirs, seen, self.objective)
 
-    def _verdict(self, comparison: Comparison | None, seed: int, int8_cost: float | None) -> Verdict:
+    def _verdict(self, comparison: ChampionComparison | None, seed: int, int8_cost: float | None) -> Verdict:
         verdict = Verdict(True, "the first model")
         current = self.registry.target(CHAMPION)
         if comparison and current:

@@ -18,7 +18,7 @@ STARTUP_TRIALS = 10  # random trials before the sampler uses earlier results
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """The result of one trial: its settings and their metrics on the validation rows.
 
     Attributes:
@@ -105,7 +105,7 @@ def _drop_torn_line(path: Path) -> None:
                 file.truncate(whole)
 
 
-def record(study: "optuna.Study", trial: "optuna.Trial", result: Outcome | str) -> None:
+def record(study: "optuna.Study", trial: "optuna.Trial", result: TrialResult | str) -> None:
     """Record the outcome of a trial, or why it failed.
 
     Args:
@@ -129,7 +129,7 @@ def finished(study: "optuna.Study") -> list["optuna.trial.FrozenTrial"]:
     return [one for one in trials if "outcome" in one.user_attrs or "why" in one.user_attrs]
 
 
-def outcomes_of(study: "optuna.Study") -> list[Outcome]:
+def outcomes_of(study: "optuna.Study") -> list[TrialResult]:
     """Return the outcomes in order of the trials."""
     records = [one.user_attrs["outcome"] for one in finished(study) if "outcome" in one.user_attrs]
-    return [Outcome(**(one | {"options": options_from_record(one["options"])})) for one in records]
+    return [TrialResult(**(one | {"options": options_from_record(one["options"])})) for one in records]

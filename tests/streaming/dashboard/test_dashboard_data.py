@@ -69,7 +69,7 @@ def test_without_tables_every_question_has_an_answer(settings: Settings) -> None
     assert data.last_batches(reader) == []
     assert data.throughput(reader, WINDOW) == data.latency(reader, WINDOW) == data.accuracy(reader, WINDOW) == []
     assert data.latency_in_all(reader, WINDOW)["p50"] is None
-    assert data.predictions(reader, Filter(judged="wrong"), limit=5) == data.Page([], 0)
+    assert data.predictions(reader, Filter(judged="wrong"), limit=5) == data.PredictionsPage([], 0)
     assert data.choices(reader) == ([], [])
     assert data.reasons(reader) == data.quarantined(reader, None, limit=5) == data.drift(reader) == []
     assert data.versions(reader) == data.confusion(reader, 1) == data.swaps(reader, WINDOW) == []

@@ -18,8 +18,8 @@ from streaming.distributed.protocol import (
     TAG_BYTES,
     Channel,
     LostPeerError,
-    Message,
     MessageKind,
+    PeerMessage,
     _tag,
     accept,
     connect,
@@ -37,9 +37,9 @@ def pair() -> Iterator[tuple[Channel, Channel]]:
 
 def test_what_is_sent_is_received(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
-    sent = Message(MessageKind.PUSH, 3, 4, 5, 600, 7, {"why": "ä"}, np.array([1, -2, np.inf, 1e-30], np.float32))
+    sent = PeerMessage(MessageKind.PUSH, 3, 4, 5, 600, 7, {"why": "ä"}, np.array([1, -2, np.inf, 1e-30], np.float32))
     one.send(sent)
-    one.send(Message(MessageKind.NEXT))
+    one.send(PeerMessage(MessageKind.NEXT))
     got, empty = other.receive(), other.receive()
     assert (got.kind, got.worker, got.epoch, got.step, got.rows, got.version) == (MessageKind.PUSH, 3, 4, 5, 600, 7)
     assert got.meta == {"why": "ä"}
@@ -87,7 +87,7 @@ def test_no_bytes_raise_anything_else(frame: bytes) -> None:
 
 def _receive_all(channel: Channel) -> None:
     while True:
-        assert isinstance(channel.receive(), Message)
+        assert isinstance(channel.receive(), PeerMessage)
 
 
 def test_silence_is_named() -> None:
@@ -123,7 +123,7 @@ def test_only_who_knows_the_token_is_let_in(theirs: bytes, fits: bool) -> None:
 
 def test_text_is_json_and_nothing_else(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
-    one.send(Message(MessageKind.FAILED, meta={"why": "__import__('os')"}))
+    one.send(PeerMessage(MessageKind.FAILED, meta={"why": "__import__('os')"}))
     assert json.loads(json.dumps(other.receive().meta)) == {"why": "__import__('os')"}
 
 
@@ -142,7 +142,7 @@ def _greeted(token: bytes = b"t" * 32) -> tuple[Channel, Channel, socket.socket,
 @pytest.mark.parametrize("place", ["header", "values", "repeated", "reflected"])
 def test_a_frame_that_was_altered_repeated_or_sent_back_is_refused(place: str) -> None:
     worker, server, _, theirs = _greeted()
-    message = Message(MessageKind.PUSH, 1, values=np.ones(4, np.float32))
+    message = PeerMessage(MessageKind.PUSH, 1, values=np.ones(4, np.float32))
     worker.send(message)
     size = worker.sent
     frame = bytearray(theirs.recv(size, socket.MSG_WAITALL))

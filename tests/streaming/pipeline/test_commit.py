@@ -29,7 +29,7 @@ from streaming.pipeline.commit import (
 from streaming.pipeline.decisions import CountedRange, Decision, Decisions, ModelVersion, OffsetRange, TopicPartition
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.model_manager import LoadedModel, ModelManager
-from streaming.pipeline.positions import Plan, Positions
+from streaming.pipeline.positions import OffsetPlan, Positions
 from streaming.pipeline.reconcile import OffsetRun, TopicSnapshot
 from streaming.pipeline.score import OUTPUT, PartitionReport
 from streaming.pipeline.status import refusal
@@ -180,7 +180,7 @@ class Run:
         positions = finish_decided(settings, settings.topic, tables)
         assert positions is not None
         topic = Topic("images", "topic-id", {0: 0}, {0: 100})
-        self.committer.plan = Plan(
+        self.committer.plan = OffsetPlan(
             positions.stream or "", positions.number, "images", positions.of_topic("images"), topic
         )
 

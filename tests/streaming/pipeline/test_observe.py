@@ -22,7 +22,7 @@ import pytest
 
 from streaming.errors import ServiceError
 from streaming.pipeline import offsets
-from streaming.pipeline.answers_topic import Sent
+from streaming.pipeline.answers_topic import AnswersState
 from streaming.pipeline.observe import LogFormat, Observer, Phase, StreamState, open_log, read_state, write_state
 from streaming.pipeline.offsets import PartitionLag
 from streaming.settings import Settings
@@ -143,8 +143,8 @@ def test_the_verdict_on_a_window_is_a_metric_whatever_the_size_of_its_last_batch
 
 def test_answers_topic_is_in_metrics_state_and_status(observer: Observer, settings: Settings) -> None:
     observer.on_start()
-    out = Sent("answers", 7, time.time(), messages=40)
-    for sent in (Sent("answers", 6), Sent("answers", 6, backlog=40), out, replace(out, backlog=3)):
+    out = AnswersState("answers", 7, time.time(), messages=40)
+    for sent in (AnswersState("answers", 6), AnswersState("answers", 6, backlog=40), out, replace(out, backlog=3)):
         observer.on_answers(sent)
     found = metrics(observer)
     assert found["imagestream_answers_total"] == 40
@@ -162,13 +162,13 @@ def test_answers_topic_is_in_metrics_state_and_status(observer: Observer, settin
 @pytest.mark.parametrize(
     ("sent", "shown"),
     [
-        (Sent("answers", 0), "none yet, backlog 0"),  # of a new stream
-        (Sent("answers", 7), "batch 7, backlog 0"),  # of one that has started again
-        (Sent("answers", 7, backlog=1_040), "batch 7, backlog 1,040"),
+        (AnswersState("answers", 0), "none yet, backlog 0"),  # of a new stream
+        (AnswersState("answers", 7), "batch 7, backlog 0"),  # of one that has started again
+        (AnswersState("answers", 7, backlog=1_040), "batch 7, backlog 1,040"),
     ],
 )
 def test_answers_of_an_earlier_start_are_shown_without_a_time(
-    sent: Sent, shown: str, observer: Observer, settings: Settings
+    sent: AnswersState, shown: str, observer: Observer, settings: Settings
 ) -> None:
     observer.on_answers(sent)
     observer.on_start()  # writes the state

@@ -18,7 +18,7 @@ from streaming.pipeline.finish import Tables, apply
 from streaming.pipeline.positions import (
     Accept,
     FirstOffset,
-    Plan,
+    OffsetPlan,
     Positions,
     StreamIdentity,
     TopicAppearedError,
@@ -51,7 +51,7 @@ def at(ends: Mapping[int, int], name: str = "images", topics: Mapping[str, str] 
     return Positions("id", 5, {(name, partition): end for partition, end in ends.items()}, topics or {})
 
 
-def starting(plan: Plan) -> Any:
+def starting(plan: OffsetPlan) -> Any:
     return json.loads(plan.starting_offsets())
 
 
@@ -252,8 +252,8 @@ def test_topics_of_one_stream_are_planned_together_and_a_new_one_from_its_first_
 # A micro-batch
 
 
-def plan_of(ends: Mapping[int, int]) -> Plan:
-    return Plan("id", 5, "images", ends, topic(dict.fromkeys(ends, 0), ends))
+def plan_of(ends: Mapping[int, int]) -> OffsetPlan:
+    return OffsetPlan("id", 5, "images", ends, topic(dict.fromkeys(ends, 0), ends))
 
 
 def test_every_range_of_a_batch_must_start_where_its_partition_ended() -> None:

@@ -37,7 +37,7 @@ from streaming.training.tune import Tuned, TuneOptions, front_of, search
 from streaming.training.tune_features import Variant, VariantMaker
 from streaming.training.tune_plot import plot_trade_offs
 from streaming.training.tune_space import command_of, describe, make_space, options_from_record
-from streaming.training.tune_study import Outcome
+from streaming.training.tune_study import TrialResult
 from tests.conftest import imagestream
 
 ROWS, WIDTH, CLASSES = 300, 8, ("8", "9")
@@ -213,8 +213,10 @@ def test_a_space_holds_only_projections_that_make_the_features_narrower() -> Non
 # --- trade-offs
 
 
-def outcome(number: int, accuracy: float, components: int, images_per_s: float = 1.0, variant: str = "a") -> Outcome:
-    return Outcome(number, variant, FitOptions(), accuracy, accuracy, 0.5, components, images_per_s, 1.0)
+def outcome(
+    number: int, accuracy: float, components: int, images_per_s: float = 1.0, variant: str = "a"
+) -> TrialResult:
+    return TrialResult(number, variant, FitOptions(), accuracy, accuracy, 0.5, components, images_per_s, 1.0)
 
 
 def test_the_front_is_what_nothing_beats_in_both_ways(tmp_path: Path) -> None:
