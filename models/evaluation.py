@@ -53,12 +53,12 @@ class Evaluation:
         return int(self.confusion.sum())
 
     @property
-    def right(self) -> int:
+    def correct(self) -> int:
         return int(np.trace(self.confusion))
 
     @property
     def accuracy(self) -> float:
-        return self.right / max(1, self.rows)
+        return self.correct / max(1, self.rows)
 
     @property
     def support(self) -> Counts:

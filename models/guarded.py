@@ -194,15 +194,15 @@ def run_guarded(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[d
             return process.ask(request, data, limits)
     except EndedError as ended:
         if not ended.crashed:
-            return _why(ended, limits)
+            return _bad_image(ended, limits)
     try:  # retry once: the cause may be external, such as an administrator or a lack of memory
         with _pool.one() as process:
             return process.ask(request, data, limits)
     except EndedError as ended:
-        return _why(ended, limits)
+        return _bad_image(ended, limits)
 
 
-def _why(ended: EndedError, limits: Limits) -> BadImage:
+def _bad_image(ended: EndedError, limits: Limits) -> BadImage:
     if not ended.in_time or ended.status == -signal.SIGPROF:
         return BadImage(
             Stage.DECODE, Reason.DECODE_TIMEOUT, f"decoding was ended after {limits.timeout_s:g} s of CPU time"

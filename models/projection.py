@@ -120,7 +120,7 @@ class GramSums:
     def add(self, rows: Features) -> None:
         """Add rows (N, D)."""
         if len(rows):
-            self.n, self.mean, centred = taken_in(self.n, self.mean, rows)
+            self.n, self.mean, centred = mean_and_centred(self.n, self.mean, rows)
             self.scatter += centred.T @ centred
 
     def merge(self, other: "GramSums") -> None:
@@ -130,7 +130,9 @@ class GramSums:
         self.scatter += np.outer(between, between)
 
 
-def taken_in(n: int, mean: NDArray[np.float64], rows: Features) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+def mean_and_centred(
+    n: int, mean: NDArray[np.float64], rows: Features
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """Row count and mean (D,) after adding N ≥ 1 rows, and the (N + 1, D) centred rows to add to the scatter matrix.
 
     These are the rows about their own mean, and one for the difference between that mean and `mean`.

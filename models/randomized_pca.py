@@ -21,9 +21,9 @@ from models.projection import (
     PCA,
     check_pca_memory,
     components_to_keep,
+    mean_and_centred,
     merged_means,
     pca_of,
-    taken_in,
     variance_of_rounding,
 )
 
@@ -72,7 +72,7 @@ class RangeSketch:
     def add(self, rows: Features) -> None:
         """Add rows (N, D)."""
         for start in range(0, len(rows), _BLOCK):
-            self.n, self.mean, centred = taken_in(self.n, self.mean, rows[start : start + _BLOCK])
+            self.n, self.mean, centred = mean_and_centred(self.n, self.mean, rows[start : start + _BLOCK])
             self.squares += float(np.vdot(centred, centred))
             self.sketch += centred.T @ (centred @ self.directions)
 

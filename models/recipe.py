@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Resize, decode_marked, decode_whole
+from models.decode import DEFAULT_LIMITS, BadImage, Limits, Picture, Resize, decode_full_size, decode_marked
 from models.errors import ModelError
 
 MAX_SIDE = 2048  # of the input of a network
@@ -116,7 +116,7 @@ class Recipe(BaseModel):
 
     def picture(self, data: bytes | None, limits: Limits = DEFAULT_LIMITS) -> Picture | BadImage:
         """As `pixels`, with the damage of an image that was decoded despite it."""
-        found = decode_whole(data, limits)
+        found = decode_full_size(data, limits)
         return found if isinstance(found, BadImage) else found._replace(pixels=self.fitted(found.pixels))
 
     def fitted(self, picture: NDArray[np.uint8]) -> Pixels:

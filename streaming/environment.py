@@ -36,7 +36,7 @@ HONOURED = {
     "SPARK_BUFFER_SIZE",
 }
 # The configuration of a cluster, which a master other than `local` needs.
-OF_A_CLUSTER = ("HADOOP_", "HIVE_", "YARN_", "SPARK_CONF_DIR")
+CLUSTER_PREFIXES = ("HADOOP_", "HIVE_", "YARN_", "SPARK_CONF_DIR")
 # Variables that change the behaviour of the Python interpreter, intended for development.
 INTERPRETER = {f"PYTHON{name}" for name in ("DEVMODE", "INSPECT", "IOENCODING", "OPTIMIZE", "STARTUP", "WARNINGS")}
 LOCALE = "C.UTF-8"
@@ -90,7 +90,7 @@ def ignored(environment: Mapping[str, str], *, local: bool) -> list[str]:
     return sorted(
         name
         for name in environment
-        if name.startswith(FOREIGN) and name not in HONOURED and (local or not name.startswith(OF_A_CLUSTER))
+        if name.startswith(FOREIGN) and name not in HONOURED and (local or not name.startswith(CLUSTER_PREFIXES))
     )
 
 
@@ -125,7 +125,7 @@ def given_scratch() -> str | None:
     return os.environ.get("TMPDIR") or None
 
 
-def give_scratch(folder: str) -> None:
+def set_scratch(folder: str) -> None:
     """Set the folder for temporary files of child processes."""
     os.environ["TMPDIR"] = folder
 

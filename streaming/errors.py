@@ -143,6 +143,6 @@ def reported(function: Callable[[T], Iterator[R]]) -> Callable[[T], Iterator[R]]
     return run
 
 
-def restated(error: ServiceError, message: str) -> ServiceError:
+def with_message(error: ServiceError, message: str) -> ServiceError:
     """An error of the same kind with another message, which may quote it."""
     return KINDS[error.kind](message)

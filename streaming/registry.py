@@ -16,7 +16,7 @@ from models.errors import ModelError
 from streaming.storage.alias_log import AliasLog
 from streaming.storage.local_store import LocalStore
 from streaming.storage.numbered import numbered
-from streaming.storage.old_registry import take_up
+from streaming.storage.old_registry import migrate_registry
 from streaming.storage.registry_objects import (
     BUNDLES,
     DELETED,
@@ -60,7 +60,7 @@ class Registry:
 
     @cached_property
     def _store(self) -> Store:
-        take_up(self._opened)
+        migrate_registry(self._opened)
         return self._opened
 
     @cached_property

@@ -91,7 +91,7 @@ def main(
             },
             "vectors": vectors["output"],
         },
-    ).tell(json_file)
+    ).print_summary(json_file)
 
 
 def prepare(batches: Path, into: Path) -> tuple[Path, Path, int]:

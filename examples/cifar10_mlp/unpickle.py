@@ -103,7 +103,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises:
         ServiceError: the file is too large, refers to other names, or is not such a pickle.
     """
-    with _telling(path):
+    with _errors_named(path):
         content = _read(path)
         _check_opcodes(content)
         return _dictionary(_RestrictedUnpickler(BytesIO(content), encoding="bytes").load())
@@ -121,7 +121,7 @@ def read_batch(path: Path, width: int, n_classes: int) -> Batch:
         ServiceError: as `read_pickle`, or the dictionary is not a batch.
     """
     found = read_pickle(path)
-    with _telling(path):
+    with _errors_named(path):
         data = _array(found.get("data"), width)
         labels = _list(found, "labels", len(data))
         names = _list(found, "filenames", len(data)) if "filenames" in found else []
@@ -131,12 +131,12 @@ def read_batch(path: Path, width: int, n_classes: int) -> Batch:
 def read_names(path: Path) -> list[str]:
     """Read the class names in `batches.meta`; raises as `read_pickle`."""
     found = read_pickle(path)
-    with _telling(path):
+    with _errors_named(path):
         return [_text(name) for name in _list(found, "label_names")]
 
 
 @contextmanager
-def _telling(path: Path) -> Iterator[None]:
+def _errors_named(path: Path) -> Iterator[None]:
     """Report errors of the block in one line that names the file."""
     try:
         yield

@@ -107,7 +107,7 @@ def main(
             "accuracy of the bundle": trained["metrics"]["accuracy"],
             "pipeline": saved,
         },
-    ).tell(json_file)
+    ).print_summary(json_file)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from producer.sources import LabelFrom
-from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, write_json, wrong_usage
+from streaming.cli.app import EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, app, settings_of, usage_errors, write_json
 from streaming.cli.command_line import IMAGES
 from streaming.cli.console import err, out, printable, text_column
 from streaming.errors import ServiceError, UsageError
@@ -100,7 +100,7 @@ def publish(
     from streaming.platform.topic import Right, check_access
 
     settings = settings_of(context)
-    with wrong_usage():  # reported before the broker is contacted
+    with usage_errors():  # reported before the broker is contacted
         RateLimiter(rate)
     reading = ReadOptions(only_images, skip_too_large, shrink_to=shrink_to, limits=settings.image_limits)
     if watch:

@@ -57,7 +57,7 @@ def checked_label(label: str) -> str:
     return name
 
 
-def give_label(settings: Settings, image_id: str, label: str) -> None:
+def add_label(settings: Settings, image_id: str, label: str) -> None:
     """Append a label to the table `labels`, in which the latest label of an image takes precedence.
 
     Args:

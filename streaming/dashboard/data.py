@@ -106,8 +106,8 @@ SELECT p.*, b.committed_at FROM (SELECT * FROM predictions
     WHERE topic = $topic AND "partition" = $partition AND "offset" = $offset LIMIT 1) p
 LEFT JOIN batches b USING (query_id, batch_id)
 """
-TRUTH = f"coalesce((SELECT g.label FROM ({LATEST_LABELS}) g WHERE g.image_id = predictions.image_id), label_true)"  # noqa: S608
-JUDGED = {"right": f"label = {TRUTH}", "wrong": f"label <> {TRUTH}"}
+TRUE_LABEL = f"coalesce((SELECT g.label FROM ({LATEST_LABELS}) g WHERE g.image_id = predictions.image_id), label_true)"  # noqa: S608
+JUDGED = {"right": f"label = {TRUE_LABEL}", "wrong": f"label <> {TRUE_LABEL}"}
 REASONS = """
 SELECT reason, count(*) AS messages, count(replayed_at) AS replayed, max(quarantined_at) AS last
 FROM quarantine GROUP BY reason ORDER BY messages DESC, reason LIMIT $limit

@@ -87,7 +87,7 @@ def ago(moment: datetime | None) -> str:
     return f"{passed:.0f} s ago"
 
 
-def moment(at: datetime | None) -> str:
+def format_time(at: datetime | None) -> str:
     return NOTHING if at is None else f"{at:%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -37,7 +37,7 @@ class Asynchronous:
         """Return the state with all pushes, including those after the last common epoch."""
         return State(self._shared.read()[0], self._run.state.optimizer, self._run.state.epoch)
 
-    def talk(self, channel: Channel, worker: int, attempt: int) -> None:
+    def serve(self, channel: Channel, worker: int, attempt: int) -> None:
         """Serve one worker until it ends.
 
         Args:
@@ -75,7 +75,7 @@ class Asynchronous:
                 case _:
                     raise out_of_turn(message)
 
-    def give_up(self, worker: int, attempt: int, why: str) -> bool:  # noqa: ARG002  other workers are not affected
+    def drop_worker(self, worker: int, attempt: int, why: str) -> bool:  # noqa: ARG002  other workers are not affected
         """Handle the loss of a worker; return False if another attempt has already replaced it.
 
         Args:
@@ -85,7 +85,7 @@ class Asynchronous:
         """
         return self._attempts.get(worker) == attempt
 
-    def break_off(self, why: str) -> None:
+    def abort(self, why: str) -> None:
         """Do nothing: no worker waits."""
 
     def _join(self, worker: int, attempt: int) -> None:

@@ -31,7 +31,7 @@ MAGIC = b"ISD1"
 HEADER = struct.Struct("!4sB3xIIIQQIQ")
 MAX_META_BYTES = 64 * 1024
 NONCE_BYTES = 32
-GREETING_TIMEOUT_S = 10.0
+HANDSHAKE_TIMEOUT_S = 10.0
 TAG_BYTES = 16
 NO_VALUES: Values = np.empty(0, np.float32)
 
@@ -178,12 +178,12 @@ def accept(connection: socket.socket, token: bytes) -> Keys:
     """Authenticate a worker.
 
     Raises:
-        LostPeerError: it does not know the token, or does not prove it within GREETING_TIMEOUT_S.
+        LostPeerError: it does not know the token, or does not prove it within HANDSHAKE_TIMEOUT_S.
     """
-    connection.settimeout(GREETING_TIMEOUT_S)
+    connection.settimeout(HANDSHAKE_TIMEOUT_S)
     nonce = secrets.token_bytes(NONCE_BYTES)
     _send(connection, nonce)
-    answer = _receive(connection, NONCE_BYTES + hashlib.sha256().digest_size, monotonic() + GREETING_TIMEOUT_S)
+    answer = _receive(connection, NONCE_BYTES + hashlib.sha256().digest_size, monotonic() + HANDSHAKE_TIMEOUT_S)
     theirs, proof = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
     if not hmac.compare_digest(proof, _proof(token, b"worker", nonce)):
         raise LostPeerError("the other end does not know the token")
@@ -204,7 +204,7 @@ def connect(address: tuple[str, int], token: bytes, sizes: frozenset[int], timeo
         LostPeerError: the server cannot be reached or does not know the token.
     """
     try:
-        connection = socket.create_connection(address, GREETING_TIMEOUT_S)
+        connection = socket.create_connection(address, HANDSHAKE_TIMEOUT_S)
     except OSError as error:
         raise LostPeerError(f"the parameter server at {address[0]}:{address[1]} cannot be reached: {error}") from error
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -14,7 +14,7 @@ from streaming.distributed.training_run import Callbacks, EpochDecision, State, 
 from streaming.errors import ServiceError
 
 TOKEN_BYTES = 32
-GREETINGS_PER_WORKER = 4  # maximum number of unauthenticated connections per worker
+HANDSHAKES_PER_WORKER = 4  # maximum number of unauthenticated connections per worker
 MAX_WHY_CHARS = 2_000
 
 
@@ -44,7 +44,7 @@ class ParameterServer:
         self._channels: set[Channel] = set()
         self._bytes_closed = 0
         self._closed = False
-        self._greeting = threading.BoundedSemaphore(GREETINGS_PER_WORKER * options.workers)
+        self._handshakes = threading.BoundedSemaphore(HANDSHAKES_PER_WORKER * options.workers)
         self._socket = socket.create_server((host, 0), backlog=options.workers * 2)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         threading.Thread(target=self._listen, name="parameter server", daemon=True).start()
@@ -58,7 +58,7 @@ class ParameterServer:
     def close(self) -> None:
         """Accept no more workers; connected ones fail at their next message."""
         self._closed = True
-        self.mode.break_off("the training is over")
+        self.mode.abort("the training is over")
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -75,7 +75,7 @@ class ParameterServer:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            if not self._greeting.acquire(blocking=False):
+            if not self._handshakes.acquire(blocking=False):
                 connection.close()  # unauthenticated connections get a limited number of threads
                 continue
             threading.Thread(target=self._serve, args=(connection,), name="worker", daemon=True).start()
@@ -87,7 +87,7 @@ class ParameterServer:
             try:
                 keys = accept(connection, self.token)
             finally:
-                self._greeting.release()
+                self._handshakes.release()
             channel = Channel(connection, self.sizes, options.timeout_s, keys)
             worker, attempt = _read_hello(channel.receive(), options.workers)
         except (LostPeerError, OSError):
@@ -95,7 +95,7 @@ class ParameterServer:
             return
         with self.run.lock:
             self._channels.add(channel)
-        why = self._talk(channel, worker, attempt)
+        why = self._serve_worker(channel, worker, attempt)
         if why is not None:
             with suppress(LostPeerError):
                 channel.send(PeerMessage(MessageKind.FAILED, meta={"why": why[:MAX_WHY_CHARS]}))
@@ -104,12 +104,12 @@ class ParameterServer:
             self._bytes_closed += channel.sent + channel.received
         channel.close()
 
-    def _talk(self, channel: Channel, worker: int, attempt: int) -> str | None:
+    def _serve_worker(self, channel: Channel, worker: int, attempt: int) -> str | None:
         """Serve a worker; return why it must end, if it failed."""
         try:
-            self.mode.talk(channel, worker, attempt)
+            self.mode.serve(channel, worker, attempt)
         except LostPeerError as error:
-            if self.mode.give_up(worker, attempt, str(error)) and not self._closed:
+            if self.mode.drop_worker(worker, attempt, str(error)) and not self._closed:
                 self.run.callbacks.lost(worker, attempt, str(error))
             return str(error)
         except BrokenError as error:
@@ -125,7 +125,7 @@ class ParameterServer:
         with run.lock:
             first = run.error is None
             run.error = run.error or error
-        self.mode.break_off(str(error))
+        self.mode.abort(str(error))
         if first:
             run.callbacks.failed()
         return str(error)

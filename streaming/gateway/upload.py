@@ -22,7 +22,7 @@ CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 MAX_BATCH_IMAGES = 100
 MAX_BATCH_BYTES = 64 * 1024 * 1024  # of all images in one request
 UPLOAD_TIMEOUT_S = 60.0  # for the whole body
-ROOM_TIMEOUT_S = 10.0
+MEMORY_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class MemoryBudget:
     async def take(self, size: int) -> AsyncIterator[None]:
         """Reserve `size` bytes, at most the limit; 429 if they do not become available within ten seconds."""
         try:
-            async with asyncio.timeout(ROOM_TIMEOUT_S), self._changed:
+            async with asyncio.timeout(MEMORY_TIMEOUT_S), self._changed:
                 await self._changed.wait_for(lambda: self._free >= size)
                 self._free -= size
         except TimeoutError as error:

@@ -69,7 +69,7 @@ def compare_with_broker(settings: Settings, bootstrap_servers: str, report: Audi
             topics = {name: _Topic(admin, name) for name in sorted({name_in_kafka(span.topic) for span in spans})}
             for span in spans:
                 topic = topics[name_in_kafka(span.topic)]
-                note = topic.why_not(span, ids.get(span.topic), [one.topic for one in spans])
+                note = topic.mismatch(span, ids.get(span.topic), [one.topic for one in spans])
                 if note:
                     report.compared.append(Compared(span.topic, span.partition, note=note))
                 else:
@@ -89,7 +89,7 @@ class _Topic:
         policy = topic_configuration(admin, name).get("cleanup.policy") if self.id else None
         self.compacted = None if policy is None else "compact" in policy  # None: not known
 
-    def why_not(self, span: Span, recorded: str | None, names: Sequence[str]) -> str:
+    def mismatch(self, span: Span, recorded: str | None, names: Sequence[str]) -> str:
         """Why a partition cannot be compared; empty if it can."""
         if self.id is None or span.partition not in self.partitions:
             return "it is no longer in Kafka"

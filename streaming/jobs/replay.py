@@ -34,7 +34,7 @@ from streaming.storage.home import make_dir, try_lock
 from streaming.storage.table_log import LiveFile, open_log
 
 MARK_ATTEMPTS = 20
-TO_SEND = [
+REPLAY_COLUMNS = [
     *("topic", "partition", "offset", "image_id", "source", "label_true", "reason", "value", "replayed_at"),
     *("key", "headers", "timestamp_ms"),  # missing in files of earlier releases
 ]
@@ -153,7 +153,7 @@ def _replay_file(
 
 def _wanted_rows(place: str, file: str, options: ReplayOptions, left: int) -> Iterator[dict[str, Any]]:
     with at_hand(place, file) as copy:
-        for batch in read_batches(copy, TO_SEND):
+        for batch in read_batches(copy, REPLAY_COLUMNS):
             for row in batch.to_pylist():
                 unmarked = options.again or row["replayed_at"] is None
                 if left and unmarked and options.reason in {None, row["reason"]} and row["reason"] != NOT_KEPT:

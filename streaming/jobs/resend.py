@@ -113,7 +113,7 @@ class Resender:
         value = row["value"]  # None if the message had none
         size = len(value or b"")
         while self._waiting and self._waiting_bytes + size > IN_FLIGHT_BYTES:
-            self._settle()
+            self._collect()
         sent = ResentRow((row["topic"], row["partition"], row["offset"]), row["reason"], size)
         message = self._original(row)
         try:
@@ -140,12 +140,12 @@ class Resender:
             made = build_message(value or b"", row["source"] or "", label=row["label_true"], image_id=row["image_id"])
             return _Original(topic, row["partition"], made.key, value, [*made.headers, mark], None)
         headers = [(one["key"], one["value"]) for one in row["headers"] or ()] + [mark]
-        if timestamp < 0 or self._would_vanish(topic, timestamp):
+        if timestamp < 0 or self._expires_soon(topic, timestamp):
             headers.append((HEADER_TIMESTAMP, str(timestamp).encode()))
             timestamp = None
         return _Original(topic, row["partition"], row["key"], value, headers, timestamp)
 
-    def _would_vanish(self, topic: str, timestamp_ms: int) -> bool:
+    def _expires_soon(self, topic: str, timestamp_ms: int) -> bool:
         """Whether the broker would soon delete a message with this timestamp, by its retention."""
         if topic not in self._kept_ms:
             found = topic_configuration(self._admin(), topic)
@@ -199,9 +199,9 @@ class Resender:
     def flush(self) -> None:
         """Wait for the results of all messages in flight."""
         while self._waiting:
-            self._settle()
+            self._collect()
 
-    def _settle(self) -> None:
+    def _collect(self) -> None:
         from kafka.errors import KafkaError, MessageSizeTooLargeError
 
         sent, future = self._waiting.popleft()

@@ -20,14 +20,21 @@ from typing import Any, Literal
 from pyspark.sql import SparkSession
 
 from producer.topic_files import file_stem
-from streaming.errors import ConfigurationError, ConflictError, ServiceError, StoreAwayError, UnavailableError, restated
+from streaming.errors import (
+    ConfigurationError,
+    ConflictError,
+    ServiceError,
+    StoreAwayError,
+    UnavailableError,
+    with_message,
+)
 from streaming.pipeline.answers_topic import AnswersState, AnswersTopic
 from streaming.pipeline.bounded import TRIES, Attempts, read_bounded
 from streaming.pipeline.commit import BatchCommitter, BatchResult, LostDecisionError
 from streaming.pipeline.decisions import Decisions
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.pipeline.ingest import planned_ranges, read_topics
-from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
+from streaming.pipeline.migrate import begin_stream, old_stream_lock, set_checkpoint_aside
 from streaming.pipeline.model_manager import ModelManager
 from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.payload import RAW, Payload
@@ -40,7 +47,7 @@ from streaming.platform.engines import Engines
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import REDACTION, client_arguments, spark_options
 from streaming.platform.session import cause, raised, spark_session
-from streaming.platform.topic import Subscription, describe_topics, offsets_from, topic_notices, trouble_with_broker
+from streaming.platform.topic import Subscription, broker_problem, describe_topics, offsets_from, topic_notices
 from streaming.registry import open_registry
 from streaming.settings import Settings
 from streaming.signals import stop_signals
@@ -153,7 +160,7 @@ def run_stream(
     busy = f"another stream is running on topic {settings.topic!r} in {settings.home}; stop it first"
     lock = locks / f"stream-{file_stem(settings.topic)}.lock"
     answers = AnswersTopic(settings, options.accept.new_topic, events.on_answers)
-    with try_lock(lock, busy), old_stream_stopped(settings), stop_signals() as stop, closing(answers):
+    with try_lock(lock, busy), old_stream_lock(settings), stop_signals() as stop, closing(answers):
         answers.prepare(subscription_of(settings, options))
         planner = _Planner(settings, bootstrap_servers, options, answers)
         plan = planner.plan()
@@ -275,7 +282,7 @@ class _QueryLoop:
         clock = perf_counter()
         committer.plan = plan
         while not self._stop.is_set():
-            if not self._read_beside_spark(committer):
+            if not self._read_without_spark(committer):
                 self._plan_again(committer, planner)
                 continue
             with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as scratch:
@@ -294,7 +301,7 @@ class _QueryLoop:
             self._plan_again(committer, planner)
         self.summary.seconds = perf_counter() - clock
 
-    def _read_beside_spark(self, committer: BatchCommitter) -> bool:
+    def _read_without_spark(self, committer: BatchCommitter) -> bool:
         """Read the next micro-batch in bounded memory, without Spark, if Spark has failed on it repeatedly.
 
         Returns:
@@ -408,10 +415,10 @@ class _QueryLoop:
             self._stop.wait(RETRY_S)  # the next plan, or the same micro-batch, tries again until it answers
             return
         if isinstance(error, ServiceError) and is_permanent(error):
-            raise restated(error, f"the stream stopped: {error}") from error
-        if trouble := trouble_with_broker(self._servers, self._client):
+            raise with_message(error, f"the stream stopped: {error}") from error
+        if trouble := broker_problem(self._servers, self._client):
             self._events.on_trouble(f"{trouble}; waiting for it")
-            while not self._stop.wait(RETRY_S) and trouble_with_broker(self._servers, self._client):
+            while not self._stop.wait(RETRY_S) and broker_problem(self._servers, self._client):
                 pass
             return
         self._failures += 1

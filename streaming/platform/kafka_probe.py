@@ -90,7 +90,7 @@ def _with_tls(connection: socket.socket, host: str, server: str, client: Mapping
     try:
         return context.wrap_socket(connection, server_hostname=host)
     except ssl.SSLCertVerificationError as error:
-        raise RefusedError(_why_not_trusted(error, host, server)) from error
+        raise RefusedError(_untrusted_reason(error, host, server)) from error
     except TimeoutError:
         raise
     except OSError as error:
@@ -101,7 +101,7 @@ def _with_tls(connection: socket.socket, host: str, server: str, client: Mapping
         ) from error
 
 
-def _why_not_trusted(error: ssl.SSLCertVerificationError, host: str, server: str) -> str:
+def _untrusted_reason(error: ssl.SSLCertVerificationError, host: str, server: str) -> str:
     if error.verify_code in {EXPIRED, NOT_YET_VALID}:
         when = "has expired" if error.verify_code == EXPIRED else "is not valid yet"
         return f"the certificate of the broker at {server} {when}: it must be renewed there (or look at the clock here)"

@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from streaming.environment import give_scratch, given_scratch
+from streaming.environment import given_scratch, set_scratch
 from streaming.errors import ConfigurationError
 
 OF_JAVA = "/tmp"  # noqa: S108  whatever TMPDIR says
@@ -21,25 +21,25 @@ def use_scratch(work: Path) -> Path:
         ServiceError: neither the system's folder nor one in the work folder can be used.
     """
     system = Path(given_scratch() or OF_JAVA)
-    if why_not(system) is None:
+    if unusable_reason(system) is None:
         return system
     own = work / "tmp"
     try:
         own.mkdir(parents=True, exist_ok=True)
-        why = why_not(own)
+        why = unusable_reason(own)
     except OSError as error:
         why = f"cannot be made ({error.strerror})"
     if why is not None:
         raise ConfigurationError(
-            f"{system} {why_not(system)} and {own} {why}",
+            f"{system} {unusable_reason(system)} and {own} {why}",
             hint="set TMPDIR to a folder that can be written, on a file system that is not mounted noexec",
         )
     tempfile.tempdir = str(own)
-    give_scratch(str(own))
+    set_scratch(str(own))
     return own
 
 
-def why_not(folder: Path) -> str | None:
+def unusable_reason(folder: Path) -> str | None:
     """Why a folder cannot be used for temporary files; None if it can."""
     try:
         flags = os.statvfs(folder).f_flag

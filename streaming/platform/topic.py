@@ -194,14 +194,14 @@ def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any])
         return  # another process has created it
     except AuthorizationError as error:
         raise RefusedError(
-            f"topic {name!r} does not exist, and {_who(client)} may not create it: create it first"
+            f"topic {name!r} does not exist, and {_user(client)} may not create it: create it first"
         ) from error
     except KafkaError as error:
         raise UnavailableError(f"topic {name!r} does not exist and cannot be created: {error}") from error
     # A broker without ACLs allows everything, and an old broker does not report permissions.
     allowed = found.get("authorized_operations")
     if found["error_code"] == TOPIC_AUTHORIZATION_FAILED or (allowed and right not in {*allowed, "ALL"}):
-        raise RefusedError(no_right(name, right, client))
+        raise RefusedError(permission_error(name, right, client))
 
 
 def is_hidden(bootstrap_servers: str, name: str, client: Mapping[str, Any]) -> bool:
@@ -210,16 +210,16 @@ def is_hidden(bootstrap_servers: str, name: str, client: Mapping[str, Any]) -> b
         return bool(admin.describe_topics([name])[0]["error_code"] == TOPIC_AUTHORIZATION_FAILED)
 
 
-def no_right(name: str, right: Right, client: Mapping[str, Any]) -> str:
+def permission_error(name: str, right: Right, client: Mapping[str, Any]) -> str:
     """The error for a missing permission."""
     return (
-        f"{_who(client)} has no right to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
+        f"{_user(client)} has no right to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
         f"--allow-principal User:NAME --operation {right.capitalize()} --topic {name}`, or look at "
         "IMAGESTREAM_KAFKA_USERNAME"
     )
 
 
-def _who(client: Mapping[str, Any]) -> str:
+def _user(client: Mapping[str, Any]) -> str:
     if user := client.get("sasl_plain_username"):
         return f"Kafka user {user!r}"
     return (
@@ -326,7 +326,7 @@ def messages_near_retention(
     return found
 
 
-def trouble_with_broker(bootstrap_servers: str, client: Mapping[str, Any] = OPEN) -> str | None:
+def broker_problem(bootstrap_servers: str, client: Mapping[str, Any] = OPEN) -> str | None:
     """Why no broker is available at the moment; None if one answers within seconds."""
     try:
         with _admin(bootstrap_servers, client):

@@ -116,7 +116,7 @@ def _headline(found: Evaluation) -> str:
         ("Log loss", f"{found.log_loss:.4f}", f"nats; {found.log_loss_from_logits:.4f} from logits, unclipped"),
         ("ROC AUC", f"{found.macro_auc:.4f}", f"mean, one-vs-rest; weighted {found.weighted_auc:.4f}"),
         ("Calibration error", f"{found.calibration_error:.4f}", "mean difference between confidence and accuracy"),
-        ("Images", f"{found.rows:,}", f"{found.right:,} correct, {found.rows - found.right:,} wrong"),
+        ("Images", f"{found.rows:,}", f"{found.correct:,} correct, {found.rows - found.correct:,} wrong"),
     ]
     cards = (
         _card(

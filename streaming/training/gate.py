@@ -16,7 +16,7 @@ from pyspark.sql import functions as F  # noqa: N812  as Spark's own documentati
 
 from models.errors import ModelError
 from models.evaluation import UNIT
-from models.objective import ACCURACY, LEAST_PROBABILITY, Objective
+from models.objective import ACCURACY, MIN_PROBABILITY, Objective
 from models.paired import F1Gain, Gain, MeanGain, PairedCounts, images_needed
 from models.scorer import Head
 from streaming.registry import Registry
@@ -85,7 +85,7 @@ def pair(
     """
     objective.check_classes(len(candidate.classes))
     by_loss = objective.metric == "log_loss"
-    floor = LEAST_PROBABILITY if by_loss else None
+    floor = MIN_PROBABILITY if by_loss else None
     losses = [F.col("loss")] if by_loss else []
     ours = predict(candidate_rows, candidate, floor=floor)
     theirs = predict(champion_rows, champion, floor=floor)
@@ -143,7 +143,7 @@ def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
     if not gain.rows:
         return Verdict(False, "no held-out image has features of both backbones, so nothing was compared")
     confidence = confidence_of_look(options.confidence, look)
-    promote = gain.doubt(margin, 1 - confidence) < 1 - confidence
+    promote = gain.p_value(margin, 1 - confidence) < 1 - confidence
     low = gain.lower_bound(confidence)
     needed = None if promote else images_needed(gain, margin, 1 - confidence)
     if margin < 0:

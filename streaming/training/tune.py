@@ -209,10 +209,10 @@ def search(
     facts = [VariantFacts(one.name, one.input_size, one.precision) for one in variants]
     rows = variants[0].n_fit, variants[0].n_validation
     guessed = tuple(dict.fromkeys(line for one in variants for line in one.guessed))
-    return Tuned(outcomes, front_of(outcomes), failed, resumed, facts, rows, path, guessed)
+    return Tuned(outcomes, pareto_front(outcomes), failed, resumed, facts, rows, path, guessed)
 
 
-def front_of(outcomes: Sequence[TrialResult]) -> list[int]:
+def pareto_front(outcomes: Sequence[TrialResult]) -> list[int]:
     """Return the Pareto front of accuracy and throughput, most accurate first.
 
     With a single variant of the features, throughput hardly differs and the number of components replaces it.
@@ -220,14 +220,14 @@ def front_of(outcomes: Sequence[TrialResult]) -> list[int]:
     by_speed = len({one.variant for one in outcomes}) > 1
     front: list[int] = []
     best = float("-inf")
-    for one in sorted(outcomes, key=lambda one: (-one.accuracy, -_worth(one, by_speed), one.number)):
-        if _worth(one, by_speed) > best:
-            best = _worth(one, by_speed)
+    for one in sorted(outcomes, key=lambda one: (-one.accuracy, -_rating(one, by_speed), one.number)):
+        if _rating(one, by_speed) > best:
+            best = _rating(one, by_speed)
             front.append(one.number)
     return front
 
 
-def _worth(outcome: TrialResult, by_speed: bool) -> float:
+def _rating(outcome: TrialResult, by_speed: bool) -> float:
     return outcome.images_per_s if by_speed else -float(outcome.components)
 
 

@@ -173,7 +173,7 @@ def test_logits_of_any_size_give_finite_figures() -> None:
 def test_a_class_that_the_model_does_not_know_is_always_wrong_and_has_no_curve() -> None:
     logits = np.array([[2.0, 1.0], [1.0, 2.0], [3.0, 0.0]])
     found = sums_of(logits, np.array([0, 1, 2]), ("a", "b", "new")).result()
-    assert (found.rows, found.right) == (3, 2)
+    assert (found.rows, found.correct) == (3, 2)
     assert found.confusion[2].tolist() == [1, 0, 0]
     assert np.isnan(found.auc[2])
     assert found.auc[0] == 0.5  # the new one is taken for an `a` with more certainty than the `a` itself

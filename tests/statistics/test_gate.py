@@ -27,7 +27,7 @@ def promoted(gain: Gain, margin: float, objective: Objective, look: int = 1) -> 
 
 def doubts(gain: Gain, margin: float, level: float = ALPHA) -> bool:
     """Whether a single look with all of the allowed error would not promote."""
-    return gain.doubt(margin, level) >= level
+    return gain.p_value(margin, level) >= level
 
 
 def fewest_gains(n: int, margin: float, most_losses: int) -> NDArray[np.int64]:
@@ -232,7 +232,8 @@ def test_a_champion_is_replaced_by_an_equal_candidate_in_five_percent_at_most_in
         gains = generator.binomial(wrong, 0.5, looks)
         losses = generator.binomial(n - wrong, 0.05 / 0.9, looks)
         found = [
-            MeanGain(OUTCOMES, np.array([g, b, n - g - b]), 1.0).doubt(0.0) for g, b in zip(gains, losses, strict=True)
+            MeanGain(OUTCOMES, np.array([g, b, n - g - b]), 1.0).p_value(0.0)
+            for g, b in zip(gains, losses, strict=True)
         ]
         once += any(doubt < ALPHA for doubt in found)
         bounded += any(doubt < 1 - confidence_of_look(1 - ALPHA, look) for look, doubt in enumerate(found, 1))
@@ -261,7 +262,7 @@ def test_the_reports_interval_of_a_gain_covers_it_in_95_percent(
         covered = 0
         for counts, number in zip(found, times, strict=True):
             gain = MeanGain(OUTCOMES, counts, 1.0, extra=0.5)  # as `gain_interval` has it on each side
-            doubt = min(gain.doubt(gains - losses), gain.swapped().doubt(losses - gains))
+            doubt = min(gain.p_value(gains - losses), gain.swapped().p_value(losses - gains))
             covered += number * (doubt >= 0.025)
         seen.append(covered / draws)
     text = " ".join(f"{share:.1%}" for share in seen)

@@ -11,7 +11,7 @@ import pytest
 
 import streaming
 from streaming import predictions, quarantine, sql
-from streaming.answers import moment
+from streaming.answers import parse_time
 from streaming.errors import ServiceError
 from streaming.query import query
 from streaming.settings import Settings
@@ -110,11 +110,11 @@ def test_files_that_were_vacuumed_since_are_told(home: Path, tmp_path: Path) -> 
 
 
 def test_a_time_is_iso_8601_and_utc_unless_it_says_otherwise() -> None:
-    assert moment("2024-05-06") == moment(date(2024, 5, 6)) == datetime(2024, 5, 6, tzinfo=UTC)
-    assert moment("2024-05-06T14:00+02:00") == NOON == moment(NOON)
-    assert moment(datetime(2024, 5, 6, 12)) == NOON  # noqa: DTZ001
+    assert parse_time("2024-05-06") == parse_time(date(2024, 5, 6)) == datetime(2024, 5, 6, tzinfo=UTC)
+    assert parse_time("2024-05-06T14:00+02:00") == NOON == parse_time(NOON)
+    assert parse_time(datetime(2024, 5, 6, 12)) == NOON  # noqa: DTZ001
     with pytest.raises(ServiceError, match="expected a time such as .*, got 'Monday'"):
-        moment("Monday")
+        parse_time("Monday")
 
 
 def test_command_line_asks_about_the_past_and_about_one_version(home: Path) -> None:

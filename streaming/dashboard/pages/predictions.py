@@ -5,7 +5,7 @@ from typing import Any
 import streamlit as st
 
 from streaming.dashboard import charts, data
-from streaming.dashboard.actions import give_label
+from streaming.dashboard.actions import add_label
 from streaming.dashboard.context import Dashboard
 from streaming.dashboard.data import Filter
 from streaming.dashboard.layout import (
@@ -14,7 +14,7 @@ from streaming.dashboard.layout import (
     ask,
     empty,
     errors_shown,
-    moment,
+    format_time,
     percent,
     picture_of,
     placeholder,
@@ -118,8 +118,8 @@ def _lineage(found: dict[str, Any]) -> None:
         "image": found["image_id"],
         "source": found["source"],
         "message": f"{found['topic']} / {found['partition']} / {found['offset']}",
-        "published": moment(found["published_at"]),
-        "scored": moment(found["scored_at"]),
+        "published": format_time(found["published_at"]),
+        "scored": format_time(found["scored_at"]),
         "model": f"version {found['model_version']}, batch {found['batch_id']}",
     }
     st.markdown("  \n".join(f":gray[{name}]  {plain(value)}" for name, value in facts.items()))
@@ -135,6 +135,6 @@ def _label_form(dashboard: Dashboard, row: dict[str, Any]) -> None:
         left, right = st.columns([3, 1], vertical_alignment="bottom")
         label = left.selectbox("True label", labels, index=None, accept_new_options=True, placeholder="choose or type")
         if right.form_submit_button("Save label", type="primary", width="stretch") and label:
-            give_label(dashboard.settings, row["image_id"], label)
+            add_label(dashboard.settings, row["image_id"], label)
             dashboard.reader.version("labels")
             st.success(f"Saved: {plain(label)}. The next retraining and report use it.", icon=":material/check:")

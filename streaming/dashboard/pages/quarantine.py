@@ -6,7 +6,7 @@ import streamlit as st
 
 from streaming.dashboard import charts, data
 from streaming.dashboard.context import Dashboard
-from streaming.dashboard.layout import ago, ask, cards, empty, errors_shown, moment, plain, title
+from streaming.dashboard.layout import ago, ask, cards, empty, errors_shown, format_time, plain, title
 from streaming.dashboard.pictures import picture
 from streaming.jobs.replay import ReplayOptions, ReplayReport, replay
 from streaming.platform.broker import bootstrap_servers
@@ -118,7 +118,7 @@ def _look_into(dashboard: Dashboard, row: dict[str, Any]) -> None:
         with left:
             st.markdown(f"**{plain(row['reason'])}** in stage {row['stage']}")
             st.markdown(plain(row["detail"]))
-            st.caption(f"{plain(row['source'])}  \n{moment(row['quarantined_at'])}  \n{len(value or b''):,} bytes")
+            st.caption(f"{plain(row['source'])}  \n{format_time(row['quarantined_at'])}  \n{len(value or b''):,} bytes")
         with right:
             made = picture(value, dashboard.settings.image_limits) if value else None
             if made is not None:

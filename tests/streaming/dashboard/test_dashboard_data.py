@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from streaming.dashboard import data
-from streaming.dashboard.actions import give_label
+from streaming.dashboard.actions import add_label
 from streaming.dashboard.data import Filter, Window
 from streaming.dashboard.reader import Reader
 from streaming.errors import ServiceError
@@ -122,7 +122,7 @@ def test_a_label_given_by_hand_counts_more_than_the_one_that_came_and_the_latest
     }
 
     for label in ("cat", "dog", "cat"):
-        give_label(settings, "0-1", label)
+        add_label(settings, "0-1", label)
     reader.version("labels")
     assert data.given_labels(reader, ["0-0", "0-1"]) == {"0-1": "cat"}
     assert data.accuracy(reader, WINDOW)[0]["accuracy"] == 1.0
@@ -134,7 +134,7 @@ def test_a_label_given_by_hand_counts_more_than_the_one_that_came_and_the_latest
 @pytest.mark.parametrize("label", ["", "  ", "x" * 201])
 def test_a_label_that_says_nothing_is_refused(settings: Settings, label: str) -> None:
     with pytest.raises(ServiceError, match="expected a label"):
-        give_label(settings, "0-1", label)
+        add_label(settings, "0-1", label)
     assert not Path(settings.place.tables).exists()
 
 

@@ -168,7 +168,7 @@ def test_a_frame_that_was_altered_repeated_or_sent_back_is_refused(place: str) -
 
 
 def test_a_greeting_that_comes_a_byte_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "GREETING_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(protocol, "HANDSHAKE_TIMEOUT_S", 0.3)
     ours, theirs = socket.socketpair()
     stop = threading.Event()
 

@@ -163,7 +163,7 @@ def test_a_driver_that_wakes_after_others_have_gone_on_changes_nothing(settings:
     """It decided batch 1 and slept; its batch was finished, and the tables were compacted since."""
     sleeping = tables_of(settings)
     decision = decide(settings, 1)
-    assert sleeping["batches"].seen(QUERY_ID) is None  # it has looked before
+    assert sleeping["batches"].transaction(QUERY_ID) is None  # it has looked before
     for number in (2, 3, 4):
         decide(settings, number)
     finish(settings)
@@ -186,7 +186,7 @@ def test_a_driver_that_decides_a_pruned_number_again_is_stopped(settings: Settin
     """No batch since had a quarantined message: table `quarantine` has not seen a later number."""
     sleeping = tables_of(settings)
     for table in (*DECIDED_TABLES, "batches"):
-        sleeping[table].seen(QUERY_ID)
+        sleeping[table].transaction(QUERY_ID)
     late = decision_of(settings, 2, {0: (10, 20)}, bad={14})
     for number in range(1, 5):
         decision = decision_of(settings, number, {0: (10 * number - 10, 10 * number)})

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from streaming.errors import ServiceError
 from streaming.jobs.audit import audit
 from streaming.pipeline.finish import Tables, finish_decided
-from streaming.pipeline.migrate import begin_stream, old_stream_stopped, set_checkpoint_aside
+from streaming.pipeline.migrate import begin_stream, old_stream_lock, set_checkpoint_aside
 from streaming.pipeline.positions import Accept, Positions, plan_start, read_identity
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
@@ -59,7 +59,7 @@ def old_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 def start(settings: Settings, topic: Topic = SAME, accept: Accept | None = None) -> Positions:
     """What a start of the stream does before it starts Spark."""
     accept, tables = accept or Accept(), Tables(settings.place.tables)
-    with old_stream_stopped(settings):
+    with old_stream_lock(settings):
         positions = finish_decided(settings, settings.topic, tables)
         if positions is None:
             positions = begin_stream(settings, tables, [topic], accept)

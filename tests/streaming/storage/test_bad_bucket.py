@@ -135,7 +135,7 @@ def test_tables_of_a_store_that_went_away_say_so(
         rows = pa.Table.from_pylist([{"batch_id": 2}], schema=BATCHES)
         calls: list[Callable[[], object]] = [
             lambda: table.append(rows, "another", 1),
-            lambda: table.seen("another"),
+            lambda: table.transaction("another"),
             table.files,
             table.bytes,
             lambda: table.delete_beyond(settings.topic, {0: 1}),

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 from models.bundle import BackboneEntry, Manifest, StageEntry, TrainingData
 from models.classifier import LogisticRegression
 from models.errors import ModelError
-from models.objective import ACCURACY, LEAST_PROBABILITY, Objective
+from models.objective import ACCURACY, MIN_PROBABILITY, Objective
 from models.paired import F1Gain, MeanGain, PairedCounts
 from models.projection import NoProjection
 from models.scorer import Head
@@ -266,7 +266,7 @@ def test_log_losses_are_those_of_the_label_and_bounded(two: DataFrame) -> None:
     def losses(slope: float) -> np.ndarray:
         chance = 1 / (1 + np.exp(-slope * np.array([-4.0, -1.0, 1.0])))
         of_true = np.append(np.where([False, True, False], chance, 1 - chance), 0.0)  # the strange label is unknown
-        return -np.log(np.maximum(of_true, LEAST_PROBABILITY))
+        return -np.log(np.maximum(of_true, MIN_PROBABILITY))
 
     found = pair(head(slope=10.0), two, head(), two, Objective("log_loss"))
     assert found.gain.value == pytest.approx(np.mean(losses(1.0) - losses(10.0)), abs=1e-6)

@@ -33,7 +33,7 @@ from streaming.training.backbones import BackboneOptions
 from streaming.training.evaluate import evaluate
 from streaming.training.fit import fit
 from streaming.training.fit_options import FitOptions
-from streaming.training.tune import Tuned, TuneOptions, front_of, search
+from streaming.training.tune import Tuned, TuneOptions, pareto_front, search
 from streaming.training.tune_features import Variant, VariantMaker
 from streaming.training.tune_plot import plot_trade_offs
 from streaming.training.tune_space import command_of, describe, make_space, options_from_record
@@ -227,11 +227,11 @@ def test_the_front_is_what_nothing_beats_in_both_ways(tmp_path: Path) -> None:
         outcome(3, 0.7, 10),
         outcome(4, 0.95, 200),
     ]
-    assert front_of(of_one) == [4, 1, 3]
+    assert pareto_front(of_one) == [4, 1, 3]
     of_two = [outcome(0, 0.9, 10, 50.0), outcome(1, 0.8, 10, 200.0, "b"), outcome(2, 0.85, 5, 40.0)]
-    assert front_of(of_two) == [0, 1]
+    assert pareto_front(of_two) == [0, 1]
     ranked = sorted(of_one, key=lambda one: -one.accuracy)
-    plot_trade_offs(Tuned(ranked, front_of(of_one), {}, 0, [], (80, 20), tmp_path), tmp_path / "folder" / "a.png")
+    plot_trade_offs(Tuned(ranked, pareto_front(of_one), {}, 0, [], (80, 20), tmp_path), tmp_path / "folder" / "a.png")
     with Image.open(tmp_path / "folder" / "a.png") as picture:
         assert picture.format == "PNG"
         assert picture.width > 500
