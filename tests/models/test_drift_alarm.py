@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.stats import fisher_exact
 
 from models.drift import BINS, DriftReference, DriftSums
-from models.drift_alarm import ENOUGH_ROWS, LEVEL, TEST_EVERY_S, TESTS_A_DAY, DriftWindow, p_value, verdict
+from models.drift_alarm import ENOUGH_ROWS, LEVEL, TEST_EVERY_S, TESTS_PER_DAY, DriftWindow, p_value, verdict
 
 WIDTH = 5
 TESTS = 2 * (WIDTH + 1) * (BINS - 1)
@@ -101,7 +101,7 @@ def test_a_day_has_no_more_tests_than_its_level_allows_for(reference: DriftRefer
     for second in range(0, 86_400, 20):
         window, found = window.after("model", reference, sums(reference, 9, 30), float(second))
         judged += bool(found)
-    assert judged <= TESTS_A_DAY
+    assert judged <= TESTS_PER_DAY
 
 
 def test_a_window_is_of_one_model_and_a_swap_gives_no_extra_test(reference: DriftReference) -> None:

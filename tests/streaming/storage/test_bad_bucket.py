@@ -124,7 +124,7 @@ def test_tables_of_a_store_that_went_away_say_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever waits for a store rests on the kind of the error, also where deltalake raises another one."""
-    monkeypatch.setattr(store_module, "ANSWER_WITHIN_S", 0.0)
+    monkeypatch.setattr(store_module, "CREATE_TIMEOUT_S", 0.0)
     settings = Settings(home=bucket_home, work=tmp_path / "work", topic=new_topic())
     with environment(**object_store.environment(proxy.port)):
         commit_batch(settings, 1, {0: (0, 2)})
