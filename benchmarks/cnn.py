@@ -83,7 +83,7 @@ def _compare(mode: Mode, frequency: Frequency, settings: Settings, faces: Faces,
     yield Pair(f"{what} Keras in one process ({keras})", "images/s", WITHIN_A_TENTH, *_speeds(ours, keras))
     if ours.accuracy is not None and keras.accuracy is not None:
         yield Pair(
-            f"{mode}, per {frequency}: images answered rightly, against Keras", "%", WITHIN_A_POINT,
+            f"{mode}, per {frequency}: correct predictions, against Keras", "%", WITHIN_A_POINT,
             [100 * ours.accuracy], [100 * keras.accuracy],
         )  # fmt: skip
     if (mode, frequency) != (Mode.SYNCHRONOUS, Frequency.BATCH):  # not supported by Elephas
@@ -133,7 +133,7 @@ def _run(*command: str | float | Path, settings: Settings) -> dict[str, Any] | N
 
 
 def _write_faces(settings: Settings, scratch: Path) -> Faces:
-    """The faces, divided as `train-cnn` divides them: the peers train on what ours trains on, and answer the same."""
+    """The faces, split as by `train-cnn`, so that the peers train on and predict the same images as ours."""
     folder = write_folders(scratch / "faces", IMAGES, SIDE, SEED)
     apart = settings.model_copy(update={"home": scratch / "split"})
     with spark_session(apart, "benchmark", java_options=QUICK_START) as spark:

@@ -48,7 +48,7 @@ def quick_questions() -> Iterator[Pair]:
 
 
 def _judged(found: Pair, model: str, chosen: EngineName, other: EngineName) -> Pair:
-    """The pair, with a question that tells whether the chosen engine was faster."""
+    """The pair, with a question that states whether the chosen engine was faster."""
     verdict = "chosen, the fastest" if found.ratio >= 1 else "chosen, not the fastest in this run"
     question = f"{model}, {NAMES[chosen]} ({verdict}) against {NAMES[other]}, one thread"
     return Pair(question, found.unit, found.aim, found.ours, found.peer)

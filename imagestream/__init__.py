@@ -102,7 +102,7 @@ def publish(
         options: options of `producer.publish.publish`, such as `label_from="parent"`.
 
     Raises:
-        ServiceError: a setting is wrong, or the home has no broker.
+        ServiceError: a setting is invalid, or the home has no broker.
         PublishError: a path, the topic or the broker cannot be used; nothing was sent.
     """
     _check_packages()
@@ -166,7 +166,7 @@ def _taken() -> str | None:
 
 
 def _owners(name: str) -> str:
-    """The other distributions that installed a package, as far as their metadata says."""
+    """The other distributions that installed a package, according to their metadata."""
     from importlib.metadata import packages_distributions
 
     owners = sorted({*packages_distributions().get(name, [])} - {"imagestream"})
@@ -189,6 +189,6 @@ def _check_packages() -> None:
     for name in PACKAGES:
         if place := _hidden_by(name):
             raise ImportError(
-                f"{place} takes the place of imagestream's package {name!r}: rename it, or put {_root()} before it on "
+                f"{place} shadows imagestream's package {name!r}: rename it, or put {_root()} before it on "
                 "the import path"
             )

@@ -156,13 +156,13 @@ def _run(path: Path, request: Mapping[str, Any]) -> Any:
     is_folder = path.is_dir() and (path / SAVED_MODEL).is_file()
     if not is_folder and path.suffix.lower() not in SUFFIXES:
         raise ModelError(
-            f"a model is a file that ends in {', '.join(SUFFIXES)}, or the folder of a SavedModel, got {path.name!r}"
+            f"expected a file that ends in {', '.join(SUFFIXES)}, or the folder of a SavedModel, got {path.name!r}"
         )
     if not is_folder and not path.is_file():
         raise ModelError(f"there is no file {str(path)!r}")
     size = (path / SAVED_MODEL if is_folder else path).stat().st_size
     if not 0 < size <= MAX_BYTES:
-        raise ModelError(f"{path.name} has {size:,} bytes; a model has from 1 to {MAX_BYTES:,}")
+        raise ModelError(f"{path.name} has {size:,} bytes; expected from 1 to {MAX_BYTES:,}")
     try:
         return run_sandboxed("models.import_work", {**request, "path": str(path.resolve())}, TIMEOUT_S)
     except ModelError as error:

@@ -122,7 +122,9 @@ def _installed() -> _CheckedFile:
         from models.convert import to_flatbuffer
 
         if tensor is not None:
-            raise ModelError("a classifier by name is taken whole; to fit a head, give train --backbone its name")
+            raise ModelError(
+                "a classifier by name is imported with its head; to fit a new one, pass its name to train --backbone"
+            )
         return "tflite", *_converted(lambda: (to_flatbuffer(efficientnet_lite0.build(include_top=True)), "top"))
 
     side = efficientnet_lite0.INPUT_SIZE[0]
@@ -178,7 +180,7 @@ def _imported(path: Path, read: _CheckedFile, request: dict[str, Any]) -> dict[s
     engine = NetworkEngine(network, "pooled" if request["pooled"] else "flat", open_session(file_format, content))
     scores = engine(np.stack([_pixels(Path(image), recipe) for image in request["images"]]))
     if not np.isfinite(scores).all():
-        raise ModelError("it gives values for the sample images that are not finite")
+        raise ModelError("its output for the sample images is not finite")
     (Path(request["into"]) / FILES[file_format]).write_bytes(content)
     return {
         "network": network.model_dump(mode="json"),
@@ -196,7 +198,7 @@ def _sha256(path: Path) -> str:
 
 def _only(outputs: Sequence[Tensor]) -> str:
     if len(outputs) != 1:
-        raise ModelError(f"it has {len(outputs)} outputs, say which is meant, as FILE:NAME: {_listed(outputs)}")
+        raise ModelError(f"it has {len(outputs)} outputs, select one as FILE:NAME: {_listed(outputs)}")
     return outputs[0].name
 
 
@@ -225,11 +227,11 @@ def _recipe(
     if channels == 1:
         values.setdefault("channels", "gray")
     if channels and (values.get("channels") == "gray") != (channels == 1):
-        raise ModelError(f"its input has {channels} channels, --channels {values['channels']} does not fit")
+        raise ModelError(f"its input has {channels} channels, --channels {values['channels']} does not match")
     size = _input_size(sides, input_size, guessed)
     if preset is None:
         preset = _preset_of(taken, layout)
-        guessed["preset"] = f"{preset} (by the input: {layout}, {taken.dtype}; --preset sets it)"
+        guessed["preset"] = f"{preset} (from the input: {layout}, {taken.dtype}; override with --preset)"
     # The session quantises real values with the scale in the file.
     dtype = "float32" if taken.quantization else taken.dtype
     return recipe_of(preset, size, layout=layout, dtype=dtype, **values)
@@ -253,7 +255,7 @@ def _input_size(sides: Sequence[int], wanted: tuple[int, ...] | None, guessed: d
     if wanted is None:
         wanted = tuple(side or DEFAULT_SIDE for side in sides)
         if not all(sides):
-            guessed["input size"] = f"{wanted[0]}×{wanted[1]} (the file leaves it open; --input-size sets it)"
+            guessed["input size"] = f"{wanted[0]}×{wanted[1]} (not fixed by the file; override with --input-size)"
     height, width = wanted
     if any(side not in {0, want} for side, want in zip(sides, wanted, strict=True)):
         raise ModelError(f"its input is {sides[0]}×{sides[1]} pixels (0: not fixed), got {height}×{width}")
@@ -265,13 +267,13 @@ def _layout_of(shape: Sequence[int]) -> Layout:
         return "nhwc"
     if shape[1] in CHANNELS:
         return "nchw"
-    raise ModelError(f"its input has the shape {list(shape)} (0: not fixed): say by --layout nhwc or nchw what is what")
+    raise ModelError(f"its input has the shape {list(shape)} (0: not fixed): set --layout nhwc or nchw")
 
 
 def _pixels(path: Path, recipe: Recipe) -> Any:
     pixels = recipe.pixels(read_limited(path))
     if isinstance(pixels, BadImage):
-        raise ModelError(f"the sample image {path.name} does not decode: {pixels.detail}")
+        raise ModelError(f"the sample image {path.name} cannot be decoded: {pixels.detail}")
     return pixels
 
 

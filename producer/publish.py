@@ -122,7 +122,7 @@ def publish(
         connect_timeout_s: the time to wait for a broker, in seconds.
 
     Returns:
-        The summary, which also reports a failed delivery or Ctrl-C: both stop options files and wait for the messages
+        The summary, which also reports a failed delivery or Ctrl-C: both stop reading files and wait for the messages
         in flight.
 
     Raises:

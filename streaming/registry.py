@@ -104,10 +104,10 @@ class Registry:
         return self._read(version, into)
 
     def export(self, version: int, file: Path) -> Bundle:
-        """Write a version into one file, a zip of its bundle.
+        """Export a version to a zip file of its bundle.
 
         Raises:
-            ModelError: there is no such version, its bundle is refused, or it is larger than a zip holds (4 GiB).
+            ModelError: there is no such version, its bundle is rejected, or it exceeds the limit of a zip file (4 GiB).
         """
         with TemporaryDirectory(prefix="imagestream-") as scratch:
             folder = Path(scratch) / "bundle"

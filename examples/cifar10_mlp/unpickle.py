@@ -141,12 +141,12 @@ def _errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except ServiceError as error:
-        raise ServiceError(f"{path} is no file of CIFAR-10's python version: {error}") from error
+        raise ServiceError(f"{path} is not a file of CIFAR-10's python version: {error}") from error
     except OSError:
         raise
     except Exception as error:  # invalid pickles raise exceptions of any type
         why = f"{type(error).__name__}: {error}"
-        raise ServiceError(f"{path} is no file of CIFAR-10's python version ({why})") from error
+        raise ServiceError(f"{path} is not a file of CIFAR-10's python version ({why})") from error
 
 
 def _dictionary(found: Any) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _check_opcodes(content: bytes) -> None:
             place = memoized if argument is None else int(argument)
             memoized += 1
             if place > MAX_OPCODES:
-                raise ServiceError(f"it memoizes at place {place:,}, at most {MAX_OPCODES:,} are taken")
+                raise ServiceError(f"it memoizes at place {place:,}, at most {MAX_OPCODES:,} are allowed")
             if before in TUPLES:
                 tuples.add(place)
         elif name in {"BINGET", "LONG_BINGET"} and argument in tuples:
@@ -232,4 +232,4 @@ def _text(value: Any) -> str:
         return plain.decode("utf-8", "replace")
     if isinstance(plain, str):
         return plain
-    raise ServiceError(f"it has a value of type {type(plain).__name__} where a text belongs")
+    raise ServiceError(f"it has a value of type {type(plain).__name__} where text is expected")

@@ -30,9 +30,9 @@ class ModeResult:
     """A training mode and its result. `stable` log losses are computed from logits, the others from probabilities.
 
     Attributes:
-        threshold: the probability of "no glasses" from which on that is answered: the one of the best F1 on validation.
-        test_accuracy, test_f1: by this threshold.
-        test_accuracy_at_half: by a threshold of .5.
+        threshold: the probability from which "no glasses" is predicted: the one with the best F1 on validation.
+        test_accuracy, test_f1: with this threshold.
+        test_accuracy_at_half: with a threshold of 0.5.
         staleness: changes by other workers between a worker's read and its push, on average.
         lost: weights whose change another worker overwrote.
     """

@@ -131,7 +131,7 @@ def write_json(path: Path | None, summary: Mapping[str, Any]) -> None:
 
 
 def program() -> list[str]:
-    """The words that start this program from the working directory, for commands that are printed to be typed."""
+    """The words that start this program from the working directory, for commands that are printed for users to run."""
     started = Path(sys.argv[0])
     if started.name != NAME:  # python -m imagestream
         started = Path(sys.executable).with_name(NAME)

@@ -53,7 +53,7 @@ def checked_label(label: str) -> str:
     """
     name = class_name(label) or ""
     if not 0 < len(name) <= MAX_LABEL_CHARS or CONTROL_CHARACTER.search(name):
-        raise DataError(f"expected a label of 1 to {MAX_LABEL_CHARS} printed characters, got {label[:50]!r}")
+        raise DataError(f"expected a label of 1 to {MAX_LABEL_CHARS} printable characters, got {label[:50]!r}")
     return name
 
 

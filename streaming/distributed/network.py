@@ -62,7 +62,8 @@ class TrainableNetwork:
     """A trainable network.
 
     Attributes:
-        model: the Keras model. n_weights: number of trainable weights.
+        model: the Keras model.
+        n_weights: number of trainable weights.
     """
 
     def __init__(self, parts: NetworkParts, options: TrainerOptions, worker: int = 0) -> None:

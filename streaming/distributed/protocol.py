@@ -2,9 +2,8 @@
 
 A frame consists of a header of fixed layout, a short JSON object (counts, an error), and little-endian float32 values,
 whose number must match the network. No part of a frame is executed. Both ends prove knowledge of the training's token
-by
-HMAC-SHA256 of the other's nonce. Each direction of a connection has a key derived from the nonces and the token, with
-which every frame and its sequence number are authenticated (BLAKE2b, RFC 7693), so that frames cannot be modified,
+by HMAC-SHA256 of the other's nonce. Each direction of a connection has a key derived from the nonces and the token,
+with which every frame and its sequence number are authenticated (BLAKE2b, RFC 7693), so that frames cannot be modified,
 replayed or inserted. The header is verified before memory is allocated. Frames are not encrypted.
 """
 
@@ -148,7 +147,7 @@ class Channel:
         number, self._frames_received = self._frames_received, self._frames_received + 1
         header, tag = _receive(self._socket, HEADER.size), _receive(self._socket, TAG_BYTES)
         if not hmac.compare_digest(tag, _tag(self._keys.receives, number, header)):
-            raise LostPeerError("got a frame that the other end did not send")
+            raise LostPeerError("got a frame that fails authentication")
         magic, kind, worker, epoch, step, rows, version, n_meta, n_values = HEADER.unpack(header)
         if magic != MAGIC or kind not in set(MessageKind) or n_meta > MAX_META_BYTES:
             raise LostPeerError("got an invalid frame")
@@ -160,7 +159,7 @@ class Channel:
         if n_meta or n_values:
             tag = _receive(self._socket, TAG_BYTES)
             if not hmac.compare_digest(tag, _tag(self._keys.receives, number, text, _bytes_of(values))):
-                raise LostPeerError("got a frame that the other end did not send")
+                raise LostPeerError("got a frame that fails authentication")
         try:
             meta = json.loads(text) if n_meta else {}
         except (ValueError, RecursionError) as error:

@@ -22,8 +22,11 @@ class ParameterServer:
     """Serves the workers of one training until it is closed; a context manager.
 
     Attributes:
-        address: (host, port) for the workers. token: secret that workers must know. run: the state of the training.
-            mode: how the workers' updates are combined. sizes: permitted numbers of values of a frame, besides 0.
+        address: (host, port) for the workers.
+        token: secret that workers must know.
+        run: the state of the training.
+        mode: how the workers' updates are combined.
+        sizes: permitted numbers of values of a frame, besides 0.
     """
 
     def __init__(

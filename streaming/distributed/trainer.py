@@ -55,8 +55,7 @@ class DistributedTrainer:
     """Trains a Keras model from pixels to logits on the partitions of a DataFrame.
 
     The model maps uint8 (N, H, W, 3) to float32 logits, (N, 1) for two classes or (N, C); only its trainable weights
-    are
-    sent over the network. `models.cnn.build_network` builds such models.
+    are sent over the network. `models.cnn.build_network` builds such models.
 
     Example:
         >>> options = TrainerOptions(mode="synchronous", frequency="epoch", workers=4, epochs=10)

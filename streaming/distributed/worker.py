@@ -65,7 +65,7 @@ def train_partition(
         task: the parameters.
 
     Raises:
-        ServiceError: the server gave this attempt up, or is lost.
+        ServiceError: the server dropped this attempt, or is lost.
     """
     context = TaskContext.get()
     if context is None:
@@ -265,7 +265,7 @@ class _Learner:
         while (reply := self._channel.receive()).kind is MessageKind.PROGRESS:
             pass  # the server is waiting for other workers
         if reply.kind is MessageKind.FAILED:
-            raise ServiceError(str(reply.meta.get("why", "the server gave this worker up")))
+            raise ServiceError(str(reply.meta.get("why", "the server dropped this worker")))
         if reply.kind is not expected:
             raise LostPeerError(f"expected {expected.name}, the server sent {reply.kind.name}")
         return reply

@@ -37,7 +37,7 @@ NOT_UTF8 = "its name is not UTF-8"
 UNREADABLE = "it cannot be read"
 HIDDEN = "it is hidden or belongs to an operating system"
 NOT_AN_IMAGE = "neither its name nor its first bytes are those of an image"
-TABLE = "it is a table beside folders of images: give the file itself to train on it"
+TABLE = "it is a table next to folders of images: give the file itself to train on it"
 ARCHIVE = "it is an archive: unpack it"
 
 

@@ -70,7 +70,7 @@ def _check_record(demo: Settings) -> None:
     for path, size in _data_files(demo):
         if recorded.get(path) != size:
             raise ConflictError(
-                f"{demo.home} holds data that the demo did not make ({path}): move or remove the folder, "
+                f"{demo.home} holds data that the demo did not create ({path}): move or remove the folder, "
                 "or run the demo in another home with --home PLACE"
             )
 

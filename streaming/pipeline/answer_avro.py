@@ -52,7 +52,7 @@ def avro_value(value: Mapping[str, Any], schema_id: int | None) -> bytes:
     """The encoded record of an answer.
 
     Args:
-        value: as `answer_value` makes it.
+        value: the result of `answer_value`.
         schema_id: of the schema in the registry; None for single-object encoding.
     """
     from fastavro import schemaless_writer
@@ -69,7 +69,7 @@ def has_schema_id(data: bytes) -> bool:
 
 
 def avro_rows(registry: str | None) -> Callable[[bytes], dict[str, Any]]:
-    """A function from an encoded record to `table` and the columns of its row, as `answer_value` makes them.
+    """A function from an encoded record to `table` and the columns of its row, as in the result of `answer_value`.
 
     It raises a RecordError if the bytes are not an answer, and a RegistryAwayError if the registry does not respond.
 

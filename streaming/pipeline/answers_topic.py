@@ -251,7 +251,7 @@ class AnswersTopic:
             raise ConflictError(
                 f"the answers of batch {decision.number} are due on topic {due.topic!r} with id {due.topic_id}, and "
                 f"the one at {self._servers()} has id {found.id}: name its broker with --answers-bootstrap-servers or "
-                "IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS; if the topic was made again, start the stream with "
+                "IMAGESTREAM_ANSWERS_BOOTSTRAP_SERVERS; if the topic was recreated, start the stream with "
                 "--accept-new-topic"
             )
 

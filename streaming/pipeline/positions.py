@@ -318,7 +318,7 @@ class OffsetPlan:
             if one.start != start:
                 raise ServiceError(
                     f"topic {one.topic!r} partition {one.partition}: the next batch must begin at offset {start}, but "
-                    f"Spark planned one from {one.start}; nothing of it is committed"
+                    f"Spark planned one from {one.start}; none of it is committed"
                 )
             if (end := self._ends.get(place, 0)) < start:
                 left_out.append(OffsetRange(*place, end, start))
@@ -380,13 +380,13 @@ def _made_again(topic: Topic, ends: Mapping[int, int], known_id: str | None) -> 
     A recreated topic has another id even if its offsets have grown past the old ones.
     """
     if known_id and known_id != topic.id:
-        return f"topic {topic.name!r} was made again (id {topic.id}, before {known_id})"
+        return f"topic {topic.name!r} was recreated (id {topic.id}, before {known_id})"
     for partition, offset in sorted(ends.items()):
         end = topic.ends.get(partition)
         if end is None or end < offset:
             have = "is gone" if end is None else f"ends at offset {end}"
             return (
                 f"topic {topic.name!r} partition {partition} {have}, but messages up to {offset - 1} are committed: "
-                "the topic was made again"
+                "the topic was recreated"
             )
     return None

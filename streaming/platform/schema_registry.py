@@ -80,7 +80,7 @@ def register_schema(url: str, subject: str, schema: str, timeout_s: float = TIME
 
     Raises:
         RegistryAwayError: no response in time, or an error of the server.
-        ServiceError: the subject has a schema that this one is not compatible with, or the registry does not take it.
+        ServiceError: the subject has a schema that this one is not compatible with, or the registry rejects it.
     """
     what, body = f"subject {subject!r}", json.dumps({"schema": schema}).encode()
     path = f"/subjects/{quote(subject, safe='')}"

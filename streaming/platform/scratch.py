@@ -28,7 +28,7 @@ def use_scratch(work: Path) -> Path:
         own.mkdir(parents=True, exist_ok=True)
         why = unusable_reason(own)
     except OSError as error:
-        why = f"cannot be made ({error.strerror})"
+        why = f"cannot be created ({error.strerror})"
     if why is not None:
         raise ConfigurationError(
             f"{system} {unusable_reason(system)} and {own} {why}",

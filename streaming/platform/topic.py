@@ -214,7 +214,7 @@ def permission_error(name: str, right: Right, client: Mapping[str, Any]) -> str:
     """The error for a missing permission."""
     return (
         f"{_user(client)} has no right to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
-        f"--allow-principal User:NAME --operation {right.capitalize()} --topic {name}`, or look at "
+        f"--allow-principal User:NAME --operation {right.capitalize()} --topic {name}`, or check "
         "IMAGESTREAM_KAFKA_USERNAME"
     )
 

@@ -6,9 +6,9 @@ MAX_PATH_BYTES = 3_500  # Linux allows 4,096, including the files in the home
 REFUSED_CHARACTERS = {
     "[": "deltalake does not open",
     "]": "deltalake does not open",
-    "%": "deltalake takes for an escape",
-    "\\": "deltalake takes for a slash",
-    "=": "DuckDB and Spark take for a partition",
+    "%": "deltalake treats as an escape",
+    "\\": "deltalake treats as a slash",
+    "=": "DuckDB and Spark treat as a partition",
 }
 
 

@@ -85,7 +85,7 @@ HOSTILE = {
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
 def test_a_pickle_that_is_no_batch_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data_batch_1").write_bytes(content)
-    with pytest.raises(ServiceError, match="data_batch_1 is no file of CIFAR-10's python version") as refused:
+    with pytest.raises(ServiceError, match="data_batch_1 is not a file of CIFAR-10's python version") as refused:
         read_batch(tmp_path / "data_batch_1", WIDTH, 10)
     assert "\n" not in str(refused.value)
 
@@ -97,7 +97,7 @@ WRONG = {
     "no labels": ({"data": DATA}, "expected a list labels"),
     "no images": ({"labels": []}, "no array of images"),
     "narrow images": (BATCH | {"data": DATA[:, :100]}, "expected N × 3,072 u1"),
-    "names that are numbers": (BATCH | {"filenames": [1, 2]}, "it has a value of type int where a text belongs"),
+    "names that are numbers": (BATCH | {"filenames": [1, 2]}, "it has a value of type int where text is expected"),
 }
 
 

@@ -37,7 +37,7 @@ def test_a_bomb_ends_within_the_limits_with_the_right_reason(one: Bomb) -> None:
 def test_decoding_is_ended_when_its_cpu_time_is_used_up_and_the_next_image_is_decoded() -> None:
     data = many_scans(7_744, 7_744, 100)
     got = decode(data, SIZE, replace(DEFAULT_LIMITS, timeout_s=0.2))
-    assert got == BadImage(Stage.DECODE, Reason.DECODE_TIMEOUT, "decoding was ended after 0.2 s of CPU time")
+    assert got == BadImage(Stage.DECODE, Reason.DECODE_TIMEOUT, "decoding was stopped after 0.2 s of CPU time")
     assert isinstance(decode(GOOD, SIZE), np.ndarray)
 
 

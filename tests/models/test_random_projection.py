@@ -81,9 +81,9 @@ def _hostile() -> dict[str, tuple[Arrays, str]]:
     beyond[-1] = 2**62
     early[0] = 5
     return {
-        "a column out of range": (whole | {"columns": last}, "rising numbers from 0 to 99"),
-        "a negative column": (whole | {"columns": negative}, "rising numbers"),
-        "a column twice": (whole | {"columns": twice}, "rising numbers"),
+        "a column out of range": (whole | {"columns": last}, "ascending numbers from 0 to 99"),
+        "a negative column": (whole | {"columns": negative}, "ascending numbers"),
+        "a column twice": (whole | {"columns": twice}, "ascending numbers"),
         "rows that overlap": (whole | {"indptr": falling}, "do not divide"),
         "rows beyond the entries": (whole | {"indptr": beyond}, "do not divide"),
         "entries before the first row": (whole | {"indptr": early}, "do not divide"),

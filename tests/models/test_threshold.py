@@ -119,7 +119,7 @@ def test_what_shows_no_threshold_is_refused() -> None:
         best_threshold(counted(np.array([0.1, 0.2]), np.array([0, 0])), F1)
     with pytest.raises(ModelError, match="got 0 of the second and 0 others"):
         best_threshold(ScoreHistogram(2), F1)
-    with pytest.raises(ModelError, match="for two classes, there are 3"):
+    with pytest.raises(ModelError, match="requires two classes, got 3"):
         best_threshold(ScoreHistogram(3), F1)
 
 

@@ -117,9 +117,9 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(folder: Path, text: str
     ("name", "why"),
     [
         ("a [1]", "has a [ in its path"),
-        ("a%20b", "has a % in its path, which deltalake takes for an escape"),
+        ("a%20b", "has a % in its path, which deltalake treats as an escape"),
         ("a\\b", "has a \\ in its path"),
-        ("date=2020-01-01", "has a = in its path, which DuckDB and Spark take for a partition"),
+        ("date=2020-01-01", "has a = in its path, which DuckDB and Spark treat as a partition"),
         ("new\nline", "has a line break or another control character"),
         (os.fsdecode(b"caf\xe9"), "is not UTF-8"),
         ("/".join(["x" * 250] * 15), "has more than 3,500 bytes"),

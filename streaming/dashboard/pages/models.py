@@ -61,7 +61,7 @@ def _heads(targets: dict[Alias, int | None], live: dict[int, dict[str, Any]], co
             (
                 "Challenger",
                 f"v{challenger}" if challenger else NOTHING,
-                "Version scored beside the champion for comparison",
+                "Version scored alongside the champion for comparison",
             ),
             ("Versions", f"{count}", "Number of registered versions"),
             ("Champion's predictions", f"{seen.get('rows', 0):,}", "Rows in the table predictions"),

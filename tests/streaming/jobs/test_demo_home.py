@@ -82,7 +82,7 @@ def test_a_demo_that_was_killed_can_be_removed(settings: Settings) -> None:
 def test_what_a_user_added_to_the_demos_home_is_never_removed(settings: Settings, name: str) -> None:
     home = run_demo_like(settings)
     file = write(home / name, "the user's own")
-    with pytest.raises(ServiceError, match=rf"holds data that the demo did not make \({name}\)"):
+    with pytest.raises(ServiceError, match=rf"holds data that the demo did not create \({name}\)"):
         new_demo_home(settings, agree)
     assert file.read_text(encoding="utf-8") == "the user's own"
 
@@ -92,7 +92,7 @@ def test_a_folder_without_a_sound_record_is_not_the_demos(settings: Settings, re
     file = write(settings.work_dir / "demo" / "models" / "versions" / "00000001.json")
     if record is not None:
         write(settings.work_dir / "demo" / "demo.json", record)
-    with pytest.raises(ServiceError, match="data that the demo did not make"):
+    with pytest.raises(ServiceError, match="data that the demo did not create"):
         new_demo_home(settings, agree)
     assert file.is_file()
 

@@ -271,7 +271,9 @@ def test_answers_are_out_once_also_where_the_broker_forgot_the_offset_and_the_to
 
     fourth = decide(settings, 4, third.answers)
     remake_topic(settings)
-    with pytest.raises(ServiceError, match="answers of batch 4 are due on topic .* made again, start the stream with"):
+    with pytest.raises(
+        ServiceError, match="answers of batch 4 are due on topic .* was recreated, start the stream with"
+    ):
         finish_decided(settings, settings.topic, tables)
     with closing(AnswersTopic(settings, accept_new_topic=True)) as answers:
         assert finish_decided(settings, settings.topic, tables, answers)

@@ -307,7 +307,7 @@ def test_a_batch_with_holes_is_decided_with_the_start_of_the_log(settings: Setti
 def test_a_topic_made_again_while_it_was_read_leaves_no_decision_and_no_file(settings: Settings) -> None:
     run = Run(settings)
     run.topic_id = "another"
-    with pytest.raises(ServiceError, match="'images' was made again while batch 1 was read"):
+    with pytest.raises(ServiceError, match="'images' was recreated while batch 1 was read"):
         run.batch(0)
     assert decision_in(settings, 1) is None
     assert not [*Path(settings.place.tables).rglob("part-*.parquet")]

@@ -177,11 +177,11 @@ def test_rows_of_a_batch_cut_off_stay_until_kafka_is_seen_to_hold_its_messages(o
 
 def test_a_topic_that_was_made_again_before_the_migration_is_found_out(old_home: Settings) -> None:
     again = Topic("images", "another", {0: 0, 1: 0, 2: 0}, {0: 90, 1: 90, 2: 90})
-    with pytest.raises(ServiceError, match=r"made again \(id another, before topic-id\)"):
+    with pytest.raises(ServiceError, match=r"was recreated \(id another, before topic-id\)"):
         start(old_home, again)
     positions = start(old_home, again, Accept(new_topic=True))
     assert plan_start(positions, again, Accept(new_topic=True)).topics == {"images~2": again.id}
-    with pytest.raises(ServiceError, match="made again"):
+    with pytest.raises(ServiceError, match="was recreated"):
         start(old_home, again)
 
 

@@ -16,7 +16,7 @@ from streaming.pipeline.offsets import PartitionLag, PartitionOffsets, lags
         (7, 10, 4, 3),
         (7, 10, None, 3),
         (1, 10, 1, 9),
-        (12, 10, 0, 0),  # the topic was made again
+        (12, 10, 0, 0),  # the topic was recreated
         (7, None, None, None),  # the broker does not answer
         (None, 0, 0, 0),
     ],

@@ -347,7 +347,7 @@ def test_a_topic_made_again_is_another_topic(broker: Settings, admin: KafkaAdmin
         pass
     again = describe_topic(str(broker.bootstrap_servers), name)
     positions = at({0: 0}, name, {name: before.id})
-    with pytest.raises(ServiceError, match=f"was made again .*--accept-new-topic; .* '{name}~2'"):
+    with pytest.raises(ServiceError, match=f"was recreated .*--accept-new-topic; .* '{name}~2'"):
         plan_start(positions, again, Accept(loss=True))
     assert plan_start(positions, again, Accept(new_topic=True)).topics == {f"{name}~2": again.id}
 

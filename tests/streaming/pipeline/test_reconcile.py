@@ -161,7 +161,7 @@ def test_the_log_start_of_a_range_with_holes_is_recorded() -> None:
 
 
 def test_a_topic_that_was_made_again_meanwhile_refuses_the_batch() -> None:
-    with pytest.raises(ServiceError, match=r"'images' was made again while batch 7 was read \(id id-2, before id-1\)"):
+    with pytest.raises(ServiceError, match=r"'images' was recreated while batch 7 was read \(id id-2, before id-1\)"):
         confirmed(7, COUNTED, TopicSnapshot({"images": "id-2"}, {("images", 0): 0}), TOPICS)
 
 

@@ -83,20 +83,20 @@ def refused(case: str, secured: SecureBroker, base: Settings, tmp_path: Path) ->
 
 
 REFUSALS = {
-    "wrong password": r"refuses user 'streamer': look at IMAGESTREAM_KAFKA_USERNAME and .*KAFKA_PASSWORD_FILE",
-    "no right": r"user 'stranger' has no right to \w+ topic 'guarded': grant it .* or look at .*_KAFKA_USERNAME",
-    "plaintext to a TLS port": r"wants TLS, and got PLAINTEXT: set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to",
+    "wrong password": r"rejects user 'streamer': check IMAGESTREAM_KAFKA_USERNAME and .*KAFKA_PASSWORD_FILE",
+    "no right": r"user 'stranger' has no right to \w+ topic 'guarded': grant it .* or check .*_KAFKA_USERNAME",
+    "plaintext to a TLS port": r"requires TLS, got PLAINTEXT: set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to",
     "expired certificate": r"the certificate of the broker at [\d.:]+ has expired",
-    "wrong host name": r"is not for '127\.0\.0\.1': look at IMAGESTREAM_BOOTSTRAP_SERVERS",
+    "wrong host name": r"is not for '127\.0\.0\.1': check IMAGESTREAM_BOOTSTRAP_SERVERS",
 }
 OTHER_REFUSALS = {
     "unknown user": r"refuses user 'nobody'",
-    "TLS to a plaintext port": r"does not talk TLS .*look at IMAGESTREAM_KAFKA_SECURITY_PROTOCOL",
-    "unknown authority": r"is not trusted \(.*\): look at IMAGESTREAM_KAFKA_CA_FILE",
-    "no user": r"may want a user; set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to SASL_SSL",
-    "no TLS": r"may want TLS; look at IMAGESTREAM_KAFKA_SECURITY_PROTOCOL",
-    "another mechanism": r"does not take SCRAM-SHA-256: look at IMAGESTREAM_KAFKA_SASL_MECHANISM",
-    "no client certificate": r"does not accept our certificate .*look at IMAGESTREAM_KAFKA_CERTIFICATE_FILE",
+    "TLS to a plaintext port": r"does not use TLS .*check IMAGESTREAM_KAFKA_SECURITY_PROTOCOL",
+    "unknown authority": r"is not trusted \(.*\): check IMAGESTREAM_KAFKA_CA_FILE",
+    "no user": r"may require a user; set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to SASL_SSL",
+    "no TLS": r"may require TLS; check IMAGESTREAM_KAFKA_SECURITY_PROTOCOL",
+    "another mechanism": r"does not support SCRAM-SHA-256: check IMAGESTREAM_KAFKA_SASL_MECHANISM",
+    "no client certificate": r"rejects the client certificate .*check IMAGESTREAM_KAFKA_CERTIFICATE_FILE",
 }
 
 
