@@ -135,7 +135,7 @@ class Evaluation:
         return float(np.abs(right - confidence * UNIT).sum() / rows.sum()) if rows.any() else np.nan
 
     def reliability_curve(self) -> tuple[Floats, Floats, Counts]:
-        """(mean confidence, share right, rows) of each bin of confidence that has rows."""
+        """(mean confidence, accuracy, rows) of each bin of confidence that has rows."""
         rows, right, confidence = self.reliability[:, self.reliability[0] > 0]
         return confidence * UNIT / rows, right / rows, rows
 

@@ -71,7 +71,7 @@ class Objective:
     def check_classes(self, n_classes: int) -> None:
         """Raise ModelError if the objective requires two classes and there are others."""
         if self.metric in {"cost", "f1"} and n_classes != 2:  # noqa: PLR2004
-            raise ModelError(f"--metric {self} is for two classes, there are {n_classes}; give --metric accuracy")
+            raise ModelError(f"--metric {self} requires two classes, got {n_classes}; use --metric accuracy")
 
 
 ACCURACY = Objective()

@@ -158,7 +158,7 @@ def merged_means(
 
 
 def check_pca_memory(n_features: int, size: int | None = None) -> None:
-    """Refuse a PCA whose sums do not fit: D x D, or D x `size` for a randomized one.
+    """Reject a PCA whose sums do not fit into memory: D x D, or D x `size` for a randomized one.
 
     Raises:
         ModelError: they need more than `MAX_PCA_BYTES`; says how much, and what to do instead.
@@ -176,7 +176,7 @@ def check_pca_memory(n_features: int, size: int | None = None) -> None:
     raise ModelError(
         f"PCA of {n_features:,} features needs {needed / 1e9:.1f} GB for its sums in every worker and "
         f"{_EIGEN_COPIES * needed / 1e9:.0f} GB to solve them, at most {MAX_PCA_BYTES / 1e9:.1f} GB of sums is "
-        "allowed; take a sparse random projection, a randomized PCA with few components, or the backbone's pooled "
+        "allowed; use a sparse random projection, a randomized PCA with few components, or the backbone's pooled "
         "output"
     )
 

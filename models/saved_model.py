@@ -39,7 +39,7 @@ def read_saved_model(folder: Path) -> Contents:
     found = Contents(producer="tensorflow")
     graphs = list(protobuf.messages(content, 2))
     if len(graphs) != 1:
-        raise ModelError(f"a SavedModel for serving holds one graph, this one holds {len(graphs)}")
+        raise ModelError(f"a SavedModel for serving has one graph, this one has {len(graphs)}")
     operators: Counter[str] = Counter()
     for graph in protobuf.messages(graphs[0], 2):
         _count(graph, 1, operators)

@@ -1,6 +1,6 @@
 """Publishing images to Kafka for imagestream: reading files, building messages, and sending them reliably.
 
-`publish` is the entry point; `producer.message` is the message contract, which the stream reads by.
+`publish` is the entry point; `producer.message` is the message contract with the stream.
 """
 
 from producer.errors import PublishError

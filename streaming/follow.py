@@ -62,7 +62,7 @@ def follow(home: str | Path | None = None, *, after: str = LATEST, table: str = 
     """Predictions as they are made, without an end.
 
     Args:
-        home: the home, a path or a URI; default: the one that the command line uses.
+        home: the home, a path or a URI; default: that of the command line.
         after: position of the last answer that was processed; "latest" for new answers only, "earliest" for all.
         table: predictions or quarantine.
 

@@ -164,7 +164,7 @@ class _Views:
         self._tables = {name: table for name, table in opened.items() if table is not None}
         self.names = list(self._tables)
         if not self.names:
-            raise NotFoundError(f"no table in {home.tables} was there at {at}: give a later time")
+            raise NotFoundError(f"no table in {home.tables} existed at {at}: give a later time")
         self._empty = set(self.names)
         if home.is_local:
             readable = [file for name in self.names for file in self._fill(name)]

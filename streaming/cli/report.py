@@ -118,7 +118,7 @@ def report(
             "-o",
             metavar="FILE",
             help="File to write the rows to; - for standard output. With --model or --live, file to write the page to "
-            "(default: report.html); its figures are written to a folder beside it.",
+            "(default: report.html); its figures are written to a folder next to it.",
         ),
     ] = None,
     json_file: JsonOption = None,
@@ -151,7 +151,7 @@ def report(
             title, columns = SECTIONS[name]
             print_table(title, tables[name], " ".join(columns))
     if not found.agreement and section in (None, Section.AGREEMENT):
-        err.print("no challenger has been scored beside the champion")
+        err.print("no challenger has been scored alongside the champion")
     return write_json(json_file, tables)
 
 

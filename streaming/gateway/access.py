@@ -67,8 +67,8 @@ def check_binding(host: str, keys: Collection[str]) -> None:
     """
     if not keys and not is_loopback(host):
         raise UsageError(
-            f"--host {host} lets other machines in: set IMAGESTREAM_GATEWAY_API_KEY_FILE to a file with an API key, "
-            "or use 127.0.0.1"
+            f"--host {host} gives other machines access: set IMAGESTREAM_GATEWAY_API_KEY_FILE to a file with an API key"
+            ", or use 127.0.0.1"
         )
 
 

@@ -357,7 +357,7 @@ def _check_ranges(tables: AuditTables, report: AuditReport) -> None:
 def _name_gaps(tables: AuditTables, report: AuditReport, row: dict[str, Any]) -> None:
     """Report the offsets without a row in one range of a batch, unless this was done before.
 
-    If the range has holes, they cannot be told from missing rows: then the number of missing rows is reported.
+    If the range has holes, they cannot be distinguished from missing rows: then the number of missing rows is reported.
     """
     range_ = {name: row[name] for name in ("query_id", "batch_id", "topic", "partition", "start", "end")}
     key = tuple(range_.values())

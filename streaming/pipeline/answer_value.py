@@ -23,7 +23,7 @@ LEFT_OUT = {"predictions": frozenset[str](), "quarantine": frozenset({"value", "
 MAX_KEY_BYTES = 1024  # a longer key is cut, as in `predictions`
 
 
-@cache  # asked for each answer
+@cache  # called for each answer
 def answer_fields(table: str) -> tuple[pa.Field, ...]:
     """The columns of a table that an answer has."""
     return tuple(field for field in SCHEMAS[table][0] if field.name not in LEFT_OUT[table])
@@ -50,7 +50,7 @@ def json_value(value: Mapping[str, Any]) -> bytes:
 
 
 def as_text(value: datetime | date | bytes) -> str:
-    """A value that JSON does not have as the text that an answer has in its place."""
+    """The text that represents a value of a type that JSON does not have."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, datetime):

@@ -95,7 +95,7 @@ class AnswersTopic:
     """Sends the answers of one stream; used by one thread at a time. Connects when there is something to send.
 
     Args:
-        accept_new_topic: send pending answers to a topic that was created again under the same name.
+        accept_new_topic: send pending answers to a topic that was recreated under the same name.
         on_change: called with the new state whenever it changes.
 
     Attributes:
@@ -139,7 +139,7 @@ class AnswersTopic:
             number: of the newest complete batch; its answers are committed, or were not due.
 
         Raises:
-            ServiceError: the broker has no transactions, or this user has no right to them or to the group; an
+            ServiceError: the broker has no transactions, or this user has no permission for them or the group; an
                 AnswersAwayError if no transaction is completed in time, another program uses the transactional id,
                 another process fences this one, or the topic has later batches.
         """
@@ -245,7 +245,7 @@ class AnswersTopic:
         return self._open
 
     def _check_topic(self, decision: Decision, due: AnswersDue) -> None:
-        """Refuse a topic of the same name that is not the one that the stream checked."""
+        """Reject a topic of the same name that is not the one that the stream checked."""
         found = self._described(due.topic, Right.WRITE)
         if found.id != due.topic_id and not self.accept_new_topic:
             raise ConflictError(
@@ -275,7 +275,7 @@ class AnswersTopic:
             return any(wanted.items() <= dict(record.headers).items() for record in records_until(consumer, left))
 
     def _check_transactional_id(self, stream: str, topic: str) -> None:
-        """Refuse an id whose open transaction is not one of this stream, before it is aborted."""
+        """Reject an id whose open transaction is not one of this stream, before it is aborted."""
         name = transactional_id_of(stream)
         others = topics_in_transaction(self._servers(), name, client_arguments(self.settings)) - {topic}
         if others:
@@ -356,11 +356,11 @@ def _explained(error: Exception, fenced: bool, stream: str, topic: str) -> Servi
         )
     grant = "grant it with `kafka-acls.sh --add --allow-principal User:NAME --resource-pattern-type prefixed"
     refused: dict[type[Exception], str] = {  # the first that matches
-        errors.GroupAuthorizationFailedError: f"no right to group {name!r}: {grant} --operation Read --group "
+        errors.GroupAuthorizationFailedError: f"no permission for group {name!r}: {grant} --operation Read --group "
         "imagestream-`",
-        errors.TransactionalIdAuthorizationFailedError: f"no right to transactional id {name!r}: {grant} --operation "
-        "Write --operation Describe --transactional-id imagestream-`",
-        errors.AuthorizationError: f"no right to read and write it ({error}): check IMAGESTREAM_KAFKA_USERNAME",
+        errors.TransactionalIdAuthorizationFailedError: f"no permission for transactional id {name!r}: {grant} "
+        "--operation Write --operation Describe --transactional-id imagestream-`",
+        errors.AuthorizationError: f"no permission to read and write it ({error}): check IMAGESTREAM_KAFKA_USERNAME",
         errors.MessageSizeTooLargeError: f"an answer is too large for it ({error}): raise its max.message.bytes",
         errors.UnsupportedVersionError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",
         errors.KafkaConfigurationError: f"its broker has no transactions ({error}): choose another one with {SERVERS}",

@@ -1,4 +1,4 @@
-"""The commit protocol of a micro-batch, by which every message has exactly one row whenever a process fails.
+"""The commit protocol of a micro-batch, by which every message has exactly one row, whenever a process fails.
 
     1. plan      take Spark's offset ranges; each must start where the previous batch ended
     2. model     load the models that the aliases point to now

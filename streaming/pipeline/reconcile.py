@@ -125,7 +125,7 @@ def reconcile(
             )
         counted.append(CountedRange(one.topic, one.partition, one.start, one.end, rows))
     if wrong:
-        raise ServiceError(f"batch {number} does not add up: {wrong[0]}; nothing of it is committed")
+        raise ServiceError(f"batch {number} does not add up: {wrong[0]}; none of it is committed")
     return tuple(counted)
 
 

@@ -26,7 +26,7 @@ REPLACED = (
     "spark-token-provider-kafka 4.2.0, which Spark's Kafka connector asks for, is replaced by 4.0.0: "
     "the registry lacks 4.2.0, and both have the same interface"
 )
-JARS_HINT = "keep the jars elsewhere, with IMAGESTREAM_JARS"
+JARS_HINT = "choose another folder with IMAGESTREAM_JARS"
 CONNECT_TIMEOUT_MS = 20_000
 READ_TIMEOUT_MS = 60_000
 SLOW_MBIT_S, BEFORE_FETCHING_S = 20, 15  # a slow connection; Ivy fetches the metadata of all jars first

@@ -213,7 +213,7 @@ def is_hidden(bootstrap_servers: str, name: str, client: Mapping[str, Any]) -> b
 def permission_error(name: str, right: Right, client: Mapping[str, Any]) -> str:
     """The error for a missing permission."""
     return (
-        f"{_user(client)} has no right to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
+        f"{_user(client)} is not authorized to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "
         f"--allow-principal User:NAME --operation {right.capitalize()} --topic {name}`, or check "
         "IMAGESTREAM_KAFKA_USERNAME"
     )

@@ -25,7 +25,7 @@ MAX_TEXT = 200  # characters
 
 
 def write_page(report: ModelReport, path: Path) -> list[Path]:
-    """Write the report to `path` and its figures as PNG files to a folder beside it; return the figures' files."""
+    """Write the report to `path` and its figures as PNG files to a folder next to it; return the figures' files."""
     figures = figures_of(report)
     folder = path.parent / f"{path.stem}-figures"
     folder.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def test_keras_gives_the_answers_of_the_flatbuffer(bundle_copy: Path) -> None:
     ("fields", "reason"),
     [
         ({"backbone__scale": 0.5}, "prepares pixels for .* in another way"),
-        ({"backbone__precision": "int8"}, "in integers"),
+        ({"backbone__precision": "int8"}, "is quantised"),
         ({"backbone__name": "vgg17"}, "unknown backbone 'vgg17'"),
         ({"backbone__name": "mobilenet_v2", "backbone__scale": 1 / 127.5, "backbone__offset": -1.0}, "do not fit"),
         ({"backbone__input_size": [24, 24]}, "takes images of .* from 32"),

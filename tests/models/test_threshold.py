@@ -54,7 +54,7 @@ def test_an_aim_is_read_from_what_a_user_writes(text: str, aim: ThresholdAim) ->
     ["", "0", "1", "-0.2", "nan", "f2", "f1:2", "cost", "cost:1", "cost:0:1", "cost:1:inf", "cost:1:2:3", "0.5:1"],
 )
 def test_other_aims_are_refused(text: str) -> None:
-    with pytest.raises(ModelError, match="a number between 0 and 1, or f1, or cost:FP:FN"):
+    with pytest.raises(ModelError, match="a threshold between 0 and 1, f1, or cost:FP:FN"):
         parse_threshold(text)
 
 

@@ -78,7 +78,7 @@ def test_tables_are_read_as_they_were(home: Path) -> None:
     assert predictions(home, at="2024-05-08T13:59+02:00").num_rows == 3
     assert predictions(home, at="2024-05-08T14:00+02:00").num_rows == 6
     assert quarantine(home, at=TUESDAY).num_rows == 1
-    with pytest.raises(ServiceError, match=r"no table in .* was there at 2024-05-05 .*: give a later time"):
+    with pytest.raises(ServiceError, match=r"no table in .* existed at 2024-05-05 .*: give a later time"):
         predictions(home, at="2024-05-05")
 
 

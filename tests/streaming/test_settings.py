@@ -235,7 +235,7 @@ def test_jars_and_backbones_are_kept_once_per_user_unless_the_home_has_its_own(
 
 
 def test_jars_in_a_folder_that_no_class_path_can_name_are_refused(folder: Path) -> None:
-    with pytest.raises(ServiceError, match="has a , in its path: keep the jars elsewhere, with IMAGESTREAM_JARS"):
+    with pytest.raises(ServiceError, match="has a , in its path: choose another folder with IMAGESTREAM_JARS"):
         spark_jars(folder / "a, b")
     check = check_jars(Settings(home=folder, jars=folder / "a, b"))
     assert (check.found, check.ok) == (f"{folder / 'a, b'} has a , in its path", False)

@@ -52,7 +52,7 @@ def _verdict(window: dict[str, Any] | None) -> tuple[str, str]:
     if window is None:
         return (
             "not tested",
-            "Too few images yet, or a model of an earlier release, whose reference are training images",
+            "Too few images yet, or a model of an earlier release, whose reference consists of training images",
         )
     images = f"{window['window_images']:,.0f} images"
     if window["alarm"]:

@@ -101,7 +101,7 @@ SIMILAR = json.dumps(
         (b"\xc3\x01", f"expected a record of schema {FINGERPRINT}, got schema  of another release"),
         (avro_value(answer_value("predictions", ROWS["predictions"]), None)[:-1], "expected a record of its schema"),
         (avro_value(answer_value("predictions", ROWS["predictions"]), None) + b"x", "got 1 bytes after it"),
-        (b"\0\0\0\0\2", "expected a schema that the registry http.* has, got its id 2"),
+        (b"\0\0\0\0\2", "expected a schema id that the registry http.* knows, got 2"),
         (record(), "expected the field 'table' to be predictions or quarantine, got 'None'"),
         (record(table="labels"), "expected the field 'table' to be .*, got 'labels'"),
         (record(table="predictions", scored_at=2**62), "expected a time in 'scored_at', got '4611686018427387904'"),

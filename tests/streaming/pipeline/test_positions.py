@@ -224,7 +224,7 @@ def test_the_first_partition_that_does_not_reach_is_named() -> None:
 def test_a_topic_with_another_id_was_made_again_however_far_it_reaches() -> None:
     found = topic({0: 3}, {0: 100}, "two")
     positions = at({0: 10}, "images~2", {"images~2": "one"})
-    with pytest.raises(ServiceError, match=r"made again \(id two, before one\), .*--accept-new-topic.*'images~3'"):
+    with pytest.raises(ServiceError, match=r"recreated \(id two, before one\), .*--accept-new-topic.*'images~3'"):
         plan_start(positions, found, Accept(loss=True))
     plan = plan_start(positions, found, Accept(new_topic=True))
     assert (plan.topics, plan.number) == ({"images~3": "two"}, 5)
@@ -260,7 +260,7 @@ def test_every_range_of_a_batch_must_start_where_its_partition_ended() -> None:
     fine = [OffsetRange("images", 0, 10, 12), OffsetRange("images", 1, 0, 3), OffsetRange("images", 2, 7, 8)]
     assert plan_of({0: 10, 1: 0, 2: 7}).check(fine) == []
     for number, wrong in ((1, OffsetRange("images", 1, 1, 3)), (2, OffsetRange("images", 2, 6, 8))):
-        with pytest.raises(ServiceError, match=f"partition {number}: the next batch must begin at .* nothing of it"):
+        with pytest.raises(ServiceError, match=f"partition {number}: the next batch must begin at .* none of it"):
             plan_of({0: 10, 1: 0, 2: 7}).check([*fine[:number], wrong, *fine[number + 1 :]])
 
 

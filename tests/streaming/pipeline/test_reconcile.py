@@ -145,7 +145,7 @@ def test_a_batch_that_does_not_add_up_is_refused(
         reconcile(7, RANGES, runs, predicted, quarantined)
     assert str(refused.value).startswith("batch 7 does not add up: ")
     assert problem in str(refused.value)
-    assert str(refused.value).endswith("; nothing of it is committed")
+    assert str(refused.value).endswith("; none of it is committed")
 
 
 # What Kafka confirms

@@ -84,7 +84,7 @@ def refused(case: str, secured: SecureBroker, base: Settings, tmp_path: Path) ->
 
 REFUSALS = {
     "wrong password": r"rejects user 'streamer': check IMAGESTREAM_KAFKA_USERNAME and .*KAFKA_PASSWORD_FILE",
-    "no right": r"user 'stranger' has no right to \w+ topic 'guarded': grant it .* or check .*_KAFKA_USERNAME",
+    "no right": r"user 'stranger' is not authorized to \w+ topic 'guarded': grant it .* or check .*_KAFKA_USERNAME",
     "plaintext to a TLS port": r"requires TLS, got PLAINTEXT: set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to",
     "expired certificate": r"the certificate of the broker at [\d.:]+ has expired",
     "wrong host name": r"is not for '127\.0\.0\.1': check IMAGESTREAM_BOOTSTRAP_SERVERS",
@@ -199,10 +199,13 @@ def test_answers_topic_needs_rights_to_topic_transactional_id_and_group(secured:
         said.append(line())
         secured.allow("stranger", name, *operations, kind=kind)
     assert line() is None
-    expected = ("write topic 'answers'", "read topic 'answers'", "transactional id 'imagestream-7'", "group 'imagestr")
+    expected = (
+        *("not authorized to write topic 'answers'", "not authorized to read topic 'answers'"),
+        *("no permission for transactional id 'imagestream-7'", "no permission for group 'imagestr"),
+    )
     for text, part in zip(said, expected, strict=True):
         assert text is not None
-        assert f"no right to {part}" in text
+        assert part in text
         assert "grant it with `kafka-acls.sh --add" in text
 
 
@@ -233,7 +236,9 @@ def test_client_certificate_is_a_user_too(secured: SecureBroker, base: Settings)
     change = {"bootstrap_servers": secured.listeners["CLIENTS"], "kafka_security_protocol": "SSL", **certificate}
     settings = secured.settings(base, "ignored").model_copy(update=change)
     check = partial(check_access, str(settings.bootstrap_servers), TOPIC, client_arguments(settings), Right.WRITE)
-    with pytest.raises(RefusedError, match="the owner of IMAGESTREAM_KAFKA_CERTIFICATE_FILE has no right to write"):
+    with pytest.raises(
+        RefusedError, match="the owner of IMAGESTREAM_KAFKA_CERTIFICATE_FILE is not authorized to write"
+    ):
         check()
     secured.allow("CN=client", TOPIC, ACLOperation.WRITE)
     for _ in range(50):  # a right takes a moment to get about

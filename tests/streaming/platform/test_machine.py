@@ -132,7 +132,7 @@ def test_scratch_files_go_below_the_home_where_tmp_cannot_be_used(
     assert os.environ["TMPDIR"] == str(tmp_path / "home" / "tmp")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
     (tmp_path / "file").touch()
-    with pytest.raises(ServiceError, match="cannot be made .*: set TMPDIR to a folder that can be written"):
+    with pytest.raises(ServiceError, match="cannot be created .*: set TMPDIR to a folder that can be written"):
         use_scratch(tmp_path / "file")
 
 
