@@ -78,7 +78,7 @@ class _Process:
             self.close()
             raise
 
-    def ask(self, request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
+    def call(self, request: dict[str, Any], data: bytes, limits: Limits) -> tuple[dict[str, Any], bytes]:
         """Send a request and return the reply and its bytes.
 
         Args:
@@ -191,13 +191,13 @@ def run_guarded(request: dict[str, Any], data: bytes, limits: Limits) -> tuple[d
     """
     try:
         with _pool.one() as process:
-            return process.ask(request, data, limits)
+            return process.call(request, data, limits)
     except EndedError as ended:
         if not ended.crashed:
             return _bad_image(ended, limits)
     try:  # retry once: the cause may be external, such as an administrator or a lack of memory
         with _pool.one() as process:
-            return process.ask(request, data, limits)
+            return process.call(request, data, limits)
     except EndedError as ended:
         return _bad_image(ended, limits)
 

@@ -212,7 +212,7 @@ def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
     """
     model = memoryview(content)
     graph = next(protobuf.messages(model, 7))
-    nodes, needed = _needed(graph, tensor)
+    nodes, needed = _dependencies(graph, tensor)
     types = {protobuf.text(one, 1): one for number in (13, 12) for one in protobuf.messages(graph, number)}
     pieces = protobuf.field(2, protobuf.text(graph, 2).encode())
     for node in nodes:
@@ -234,7 +234,7 @@ def extract(content: bytes, tensor: str, folder: Path | None = None) -> bytes:
     return b"".join(whole)
 
 
-def _needed(graph: memoryview, tensor: str) -> tuple[list[_Node], set[str]]:
+def _dependencies(graph: memoryview, tensor: str) -> tuple[list[_Node], set[str]]:
     """The nodes that a tensor depends on, in order, and all names that they read and compute."""
     nodes = [_parse(node) for node in protobuf.messages(graph, 1)]
     if not any(tensor in node.computes for node in nodes):

@@ -46,13 +46,13 @@ class ScoreHistogram:
         classes = np.arange(self.n_classes)
         keys = (classes.astype(np.uint64) << np.uint64(_SCORE_BITS)) | _sortable(odds)
         mine = (truth[:, None] == classes).ravel().astype(np.int64)
-        self._take(keys.ravel(), np.stack([1 - mine, mine]))
+        self._add_pending(keys.ravel(), np.stack([1 - mine, mine]))
 
     def merge(self, other: "ScoreHistogram") -> None:
         """Add the scores of other rows."""
         other.compact()
         self.dropped = max(self.dropped, other.dropped)
-        self._take(other.keys, other.counts)
+        self._add_pending(other.keys, other.counts)
 
     def of_class(self, index: int) -> tuple[Counts, Counts]:
         """(others, members): rows per bin by ascending score of a class."""
@@ -81,7 +81,7 @@ class ScoreHistogram:
             keys, counts = _grouped(keys, counts, self.dropped)
         self.keys, self.counts = keys, counts
 
-    def _take(self, keys: Keys, counts: Counts) -> None:
+    def _add_pending(self, keys: Keys, counts: Counts) -> None:
         self._new.append((keys, counts))
         if sum(len(keys) for keys, _ in self._new) > self.max_keys:  # sorting after every few rows would be slow
             self.compact()

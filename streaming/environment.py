@@ -50,7 +50,7 @@ def isolate() -> None:
     """Clean the environment of this process, which must be a command's own; restarts the interpreter if necessary."""
     other_text = not sys.flags.utf8_mode and locale.getencoding().upper().replace("-", "") != "UTF8"
     if sys.flags.optimize or sys.warnoptions or other_text:
-        _start_again()
+        _restart_interpreter()
     _started_with.update(os.environ)
     _ignored[:] = ignored(os.environ, local=False)
     clean = cleaned(os.environ, local=False)
@@ -120,7 +120,7 @@ def clean_environment(*, local: bool, **variables: str) -> Iterator[None]:
         os.environ.update(before)
 
 
-def given_scratch() -> str | None:
+def scratch_folder() -> str | None:
     """The folder for temporary files in the environment, if set."""
     return os.environ.get("TMPDIR") or None
 
@@ -130,7 +130,7 @@ def set_scratch(folder: str) -> None:
     os.environ["TMPDIR"] = folder
 
 
-def _start_again() -> NoReturn:
+def _restart_interpreter() -> NoReturn:
     """Replace this process by the same command in an interpreter with default options."""
     # Output to this terminal or pipe keeps its encoding.
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

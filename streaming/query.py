@@ -199,7 +199,7 @@ class _Views:
         try:
             files = data_files(self._tables[name], self._home.table(name))
             if self._at is not None:
-                _refuse_vacuumed(self._home, name, files, self._at)
+                _check_not_vacuumed(self._home, name, files, self._at)
             files = local_copies(self._home, files)
             if files and not self._home.is_local:
                 self._connection.execute(f'DROP TABLE "{name}"')
@@ -246,7 +246,7 @@ def _table_at(home: Home, name: str, at: datetime | None) -> "DeltaTable | None"
         raise NotFoundError(f"table {name} has no history as old as {at}: `maintain` cleaned it") from error
 
 
-def _refuse_vacuumed(home: Home, name: str, files: list[str], at: datetime) -> None:
+def _check_not_vacuumed(home: Home, name: str, files: list[str], at: datetime) -> None:
     there = {one.key for one in home.store.list(f"{TABLES_FOLDER}/{name}")}
     gone = sum(file.removeprefix(f"{home.uri}/") not in there for file in files)
     if gone:

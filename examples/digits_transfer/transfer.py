@@ -54,7 +54,7 @@ def evaluate(answers: DataFrame) -> Evaluation:
     return sums.result()
 
 
-def some_answers(answers: DataFrame) -> list[Sample]:
+def sample_predictions(answers: DataFrame) -> list[Sample]:
     """Nine predictions (path, image, label, prediction, probability), sampled by the hash of the path."""
     picked = answers.orderBy(F.xxhash64("path", F.lit(SEED))).limit(SAMPLES).collect()
     samples = []

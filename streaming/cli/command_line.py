@@ -98,9 +98,9 @@ class _Globals:
             return list(own)
         taken = {name for one in own for name in (*one.opts, *one.secondary_opts)}
         everywhere = [one for one in ctx.find_root().command.params if getattr(one, "name", "") in GLOBAL]
-        return [*own, *(self._here(one) for one in everywhere if not taken & {*one.opts, *one.secondary_opts})]
+        return [*own, *(self._option_copy(one) for one in everywhere if not taken & {*one.opts, *one.secondary_opts})]
 
-    def _here(self, option: Any) -> Any:
+    def _option_copy(self, option: Any) -> Any:
         """Copy an option of `imagestream` for this command."""
         here = copy(option)
         here.expose_value, here.callback, here.default = False, _store_option, None

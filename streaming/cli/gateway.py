@@ -46,7 +46,7 @@ def gateway(
     from streaming.gateway.service import Broker
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
-    from streaming.platform.topic import Right, check_access
+    from streaming.platform.topic import TopicOperation, check_access
     from streaming.signals import stop_signals
 
     settings = settings_of(context)
@@ -54,7 +54,7 @@ def gateway(
     keys = read_keys(settings.gateway_api_key_file)
     check_binding(host, keys)
     servers, client = home_servers(settings), client_arguments(settings)
-    check_access(servers, settings.topic, client, Right.WRITE)
+    check_access(servers, settings.topic, client, TopicOperation.WRITE)
     sender = Sender(servers, settings.topic, delivery_timeout_s=ACKNOWLEDGE_TIMEOUT_S, client=client)
     try:
         largest = min(MAX_MESSAGE_BYTES, sender.max_message_bytes - HEADERS_BYTES)

@@ -97,7 +97,7 @@ def publish(
     from producer.topic_files import file_stem
     from streaming.platform.broker import bootstrap_servers as home_servers
     from streaming.platform.kafka_security import client_arguments
-    from streaming.platform.topic import Right, check_access
+    from streaming.platform.topic import TopicOperation, check_access
 
     settings = settings_of(context)
     with usage_errors():  # reported before the broker is contacted
@@ -110,7 +110,7 @@ def publish(
     else:
         sources = _sources(paths or [], from_csv, label_from)
     servers, client = home_servers(settings), client_arguments(settings)
-    check_access(servers, settings.topic, client, Right.WRITE)
+    check_access(servers, settings.topic, client, TopicOperation.WRITE)
     target = Target(servers, client, settings.topic)
     _warn_of_retention(settings, target)
     if watch:

@@ -121,11 +121,11 @@ class SqlCompleter(Completer):
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:  # noqa: ARG002
         before = document.text_before_cursor
         typed = re.split(r"[^\w\\?]", before)[-1]
-        for word in dict.fromkeys(self._words(before, typed, document.text)):
+        for word in dict.fromkeys(self._completions(before, typed, document.text)):
             if word.lower().startswith(typed.lower()) and word != typed:
                 yield Completion(word, start_position=-len(typed))
 
-    def _words(self, before: str, typed: str, statement: str) -> Iterator[str]:
+    def _completions(self, before: str, typed: str, statement: str) -> Iterator[str]:
         if before.lstrip().startswith("\\"):
             yield from self._tables if " " in before else COMMANDS
             return

@@ -77,10 +77,10 @@ class TokenAuth:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": POLICY_VIOLATION})
         else:
-            response = await self._ask(Request(scope, receive))
+            response = await self._request_token(Request(scope, receive))
             await response(scope, receive, send)
 
-    async def _ask(self, request: Request) -> Response:
+    async def _request_token(self, request: Request) -> Response:
         shown = await _shown_token(request)
         if shown is None or not _same(shown, self._token):
             said = "" if shown is None else '<p class="no" role="alert">Wrong token.</p>'

@@ -72,19 +72,19 @@ class Pictures:
                 if pixels is None:
                     left.append(one)
                 else:
-                    self._keep(one, _png(Image.fromarray(pixels)))
+                    self._cache_picture(one, _png(Image.fromarray(pixels)))
             for one, data in self._fetch(left):
                 if (made := picture(data, self._limits)) is not None:
-                    self._keep(one, made)
+                    self._cache_picture(one, made)
             return {one: self._kept[one] for one in wanted if one in self._kept}
 
     def add(self, wanted: ImageRef, data: bytes) -> None:
         """Cache the picture of an image whose bytes are given."""
         if (made := picture(data, self._limits)) is not None:
             with self._lock:
-                self._keep(wanted, made)
+                self._cache_picture(wanted, made)
 
-    def _keep(self, wanted: ImageRef, made: bytes) -> None:
+    def _cache_picture(self, wanted: ImageRef, made: bytes) -> None:
         self._kept[wanted] = made
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)

@@ -63,7 +63,7 @@ class Asynchronous:
                 raise BrokenError("a later attempt has replaced this worker")
             match message.kind:
                 case MessageKind.PROGRESS:
-                    run.note(worker, message)
+                    run.report_progress(worker, message)
                 case MessageKind.PUSH:
                     self._shared.add(worker, message.values * self._share(worker), message.version)
                     weights, version = self._shared.read()

@@ -75,7 +75,7 @@ class Synchronous:
             message = channel.receive()
             match message.kind:
                 case MessageKind.PROGRESS:
-                    run.note(worker, message)
+                    run.report_progress(worker, message)
                 case MessageKind.REDUCE:
                     channel.send(wait(message, _weighted_mean))
                 case MessageKind.EPOCH:

@@ -168,7 +168,7 @@ class _Run:
             if not decision.stop:
                 self._run_job(rows, server)
             final = server.mode.final_state()
-            self._sum_up()
+            self._update_totals()
             self.history.lost = server.mode.lost()  # after all workers have ended
         self._network.weights = final.weights
         self._callbacks.on_train_end()  # may restore the best epoch's weights
@@ -232,7 +232,7 @@ class _Run:
                 "--learning-rate"
             )
         self.history.epochs.append(record)
-        self._sum_up()
+        self._update_totals()
         self._network.weights = state.weights
         self._callbacks.on_epoch_end(record.epoch, record.logs())
         self.history.stopped_early = bool(self._network.model.stop_training)
@@ -254,7 +254,7 @@ class _Run:
         stop = epoch >= self.options.epochs or bool(model.stop_training)
         return EpochDecision(stop, float(model.optimizer.learning_rate))
 
-    def _sum_up(self) -> None:
+    def _update_totals(self) -> None:
         """Update the totals of the history, including those of the resumed run."""
         earlier, server = self._earlier, self._server
         self.history.seconds = earlier.seconds + monotonic() - self._since

@@ -111,7 +111,7 @@ class TrainingRun:
         self.callbacks.ready(worker, dict(message.meta))
         return message
 
-    def note(self, worker: int, message: PeerMessage) -> None:
+    def report_progress(self, worker: int, message: PeerMessage) -> None:
         """Report a worker's progress."""
         self.callbacks.progress(WorkerProgress(worker, message.epoch, message.rows))
 

@@ -165,13 +165,13 @@ class _Learner:
         while not stop:
             since = monotonic()
             self._counts = Counts()
-            self._learn(epoch, start.step if self._options.waits else own_steps)
+            self._train_epoch(epoch, start.step if self._options.waits else own_steps)
             reply = self._request(self._epoch_message(epoch, monotonic() - since), MessageKind.NEXT)
             network.learning_rate, stop = float(reply.meta["learning_rate"]), bool(reply.meta["stop"])
             epoch += 1
         return len(cache)
 
-    def _learn(self, epoch: int, steps: int) -> None:
+    def _train_epoch(self, epoch: int, steps: int) -> None:
         """Train one epoch in an order determined by the seed, the worker and the epoch."""
         order = np.random.default_rng([self._options.seed, self._worker, epoch]).permutation(len(self._read.training))
         size = self._options.local_batch

@@ -166,15 +166,15 @@ class Service:
         return found
 
     async def _find_now(self, image_id: str, before: Found | None) -> Found:
-        return await self._look_up(self._lookup.find, image_id, before)
+        return await self._run_lookup(self._lookup.find, image_id, before)
 
     async def list_rows(self, wanted: RowQuery) -> tuple[Rows, str | None]:
-        return await self._look_up(list_rows, self._lookup, wanted)
+        return await self._run_lookup(list_rows, self._lookup, wanted)
 
     async def list_models(self, wanted: ModelQuery) -> Models:
-        return await self._look_up(list_models, self._settings.place, wanted)
+        return await self._run_lookup(list_models, self._settings.place, wanted)
 
-    async def _look_up(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def _run_lookup(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function that reads the home on a lookup thread; 429 if too many are waiting."""
         if self._waiting >= LOOKUPS_WAITING:
             raise too_many("too many lookups at once: try again")

@@ -75,7 +75,7 @@ class Dataset:
                 lines.append(f"imbalanced classes: {many:,} images of {most}, {few:,} of {least}")
         return lines
 
-    def some_images(self, count: int) -> Iterator[bytes]:
+    def sample_images(self, count: int) -> Iterator[bytes]:
         """Yield encoded images: of files, first `count` evenly spaced ones, then all; of a table, the first ones."""
         if self.table is not None:
             yield from self.table.first_images()

@@ -26,7 +26,7 @@ from streaming.jobs.rewrite import ATTEMPTS, replace_files, write_copy
 from streaming.pipeline.finish import Tables, finish_decided
 from streaming.query import open_snapshot
 from streaming.settings import Settings
-from streaming.storage.files import at_hand, read_batches
+from streaming.storage.files import local_copy, read_batches
 from streaming.storage.home import TABLES_FOLDER, Home
 from streaming.storage.store import open_store
 from streaming.storage.table_log import open_delta, open_log, store_errors_in_one_line
@@ -217,7 +217,7 @@ def _count(place: str, path: str, wanted: pa.Array) -> tuple[int, int]:
     """The number of rows of the images, and of all rows, in a file; 0 if the file has been deleted."""
     found = total = 0
     try:
-        with at_hand(place, path) as file:
+        with local_copy(place, path) as file:
             if not file.is_file():
                 return 0, 0
             columns = [name for name in pq.read_schema(file).names if name in ID_COLUMNS]

@@ -29,7 +29,7 @@ from streaming.jobs.rewrite import replace_files, write_copy
 from streaming.platform.kafka_security import client_arguments
 from streaming.query import query
 from streaming.settings import Settings
-from streaming.storage.files import at_hand, read_batches
+from streaming.storage.files import local_copy, read_batches
 from streaming.storage.home import make_dir, try_lock
 from streaming.storage.table_log import LiveFile, open_log
 
@@ -73,7 +73,7 @@ class ReplayReport:
         return self.failed is None and self.sent == self.wanted
 
 
-def count_wanted(settings: Settings, options: ReplayOptions) -> dict[str, int]:
+def count_selected(settings: Settings, options: ReplayOptions) -> dict[str, int]:
     """Reason → rows that a replay would send, regardless of `limit`.
 
     Raises:
@@ -109,7 +109,7 @@ def replay(
     Raises:
         ServiceError: there is no quarantine, another replay is running, or no broker answers; nothing was sent then.
     """
-    wanted = sum(count_wanted(settings, options).values())
+    wanted = sum(count_selected(settings, options).values())
     report = ReplayReport(wanted if options.limit is None else min(wanted, options.limit))
     with try_lock(
         make_dir(settings.work_dir) / "replay.lock",
@@ -152,7 +152,7 @@ def _replay_file(
 
 
 def _wanted_rows(place: str, file: str, options: ReplayOptions, left: int) -> Iterator[dict[str, Any]]:
-    with at_hand(place, file) as copy:
+    with local_copy(place, file) as copy:
         for batch in read_batches(copy, REPLAY_COLUMNS):
             for row in batch.to_pylist():
                 unmarked = options.again or row["replayed_at"] is None
@@ -192,7 +192,7 @@ def _replace_files(place: str, identities: set[Identity], at: datetime, likely: 
     removes: list[LiveFile] = []
     adds: list[AddAction] = []
     for file in sorted(log.files(), key=lambda one: one.path != likely):
-        with at_hand(place, file.path) as copy:
+        with local_copy(place, file.path) as copy:
             batches = read_batches(copy, ["topic", "partition", "offset"])
             marks = sum(len(_positions(batch, identities)) for batch in batches)
         if marks:

@@ -33,7 +33,7 @@ from streaming.pipeline.score_columns import answer_columns
 from streaming.query import query
 from streaming.registry import open_registry
 from streaming.settings import Settings
-from streaming.storage.files import as_matrix, at_hand
+from streaming.storage.files import as_matrix, local_copy
 from streaming.storage.home import make_dir, try_lock
 from streaming.storage.table_log import open_log
 from streaming.storage.tables import ANSWER, IDENTITY, RESCORED, Table
@@ -262,7 +262,7 @@ def _score_chunk(chunk: _Chunk, work: _Work) -> pa.Table:
     wanted = ["backbone_sha256", "projection_sha256", "features", *(one.name for one in IDENTITY)]
     parts = []
     for file in chunk.files:
-        with at_hand(work.features, file) as copy, pq.ParquetFile(copy) as parquet:
+        with local_copy(work.features, file) as copy, pq.ParquetFile(copy) as parquet:
             for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=wanted):
                 parts.append(_score_batch(batch, work, file))
                 work.on_rows(batch.num_rows)

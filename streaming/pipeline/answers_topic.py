@@ -44,10 +44,10 @@ from streaming.pipeline.decisions import AnswersDue, Decision
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import client_arguments
 from streaming.platform.schema_registry import RegistryAwayError, register_schema
-from streaming.platform.topic import Right, Subscription, Topic, describe_topic
+from streaming.platform.topic import Subscription, Topic, TopicOperation, describe_topic
 from streaming.platform.transactional_producer import TransactionalProducer, is_fencing, topics_in_transaction
 from streaming.settings import Settings
-from streaming.storage.files import DataFile, at_hand, conformed, read_batches
+from streaming.storage.files import DataFile, conformed, local_copy, read_batches
 from streaming.storage.tables import SCHEMAS
 
 TABLES_BY_SETTING = {
@@ -126,7 +126,7 @@ class AnswersTopic:
             raise ConfigurationError(
                 f"--answers-topic: {name!r} is a topic that the stream reads images from: choose another name"
             )
-        topics = [self._described(name, right) for right in (Right.WRITE, Right.READ)]
+        topics = [self._described(name, right) for right in (TopicOperation.WRITE, TopicOperation.READ)]
         check_messages(self.settings, topics[0])
         format_ = self.settings.answers_format
         schema_id = self._registered(name) if format_ == "avro" else None
@@ -200,7 +200,7 @@ class AnswersTopic:
                 if not isinstance(error, KafkaError):
                     raise
                 if not fenced or attempt == TRIES:
-                    raise _explained(error, fenced, stream, topic) from error
+                    raise _as_service_error(error, fenced, stream, topic) from error
             else:
                 return
             threading.Event().wait(uniform(*FENCED_S))  # noqa: S311  no secret
@@ -211,7 +211,7 @@ class AnswersTopic:
             self.close()
             self._check_topic(decision, due)
             opened = self._opened(decision.stream, due.topic)
-            if opened.committed is None and self._is_there(decision, due):
+            if opened.committed is None and self._has_answers(decision, due):
                 opened.committed = decision.number
         if opened.committed is None or opened.committed < decision.number:
             self._transact(opened, decision.number, messages_of(decision, place), on_step)
@@ -246,7 +246,7 @@ class AnswersTopic:
 
     def _check_topic(self, decision: Decision, due: AnswersDue) -> None:
         """Reject a topic of the same name that is not the one that the stream checked."""
-        found = self._described(due.topic, Right.WRITE)
+        found = self._described(due.topic, TopicOperation.WRITE)
         if found.id != due.topic_id and not self.accept_new_topic:
             raise ConflictError(
                 f"the answers of batch {decision.number} are due on topic {due.topic!r} with id {due.topic_id}, and "
@@ -255,7 +255,7 @@ class AnswersTopic:
                 "--accept-new-topic"
             )
 
-    def _is_there(self, decision: Decision, due: AnswersDue) -> bool:
+    def _has_answers(self, decision: Decision, due: AnswersDue) -> bool:
         """Whether the topic itself has answers of the batch; for a group without an offset.
 
         Brokers delete the offset of a group that has not committed for `offsets.retention.minutes`, a week by default.
@@ -264,7 +264,7 @@ class AnswersTopic:
 
         wanted = {HEADER_SOURCE: f"/streams/{decision.stream}".encode(), HEADER_BATCH: str(decision.number).encode()}
         with closing(open_consumer(self._servers(), client_arguments(self.settings))) as consumer:
-            ends = self._described(due.topic, Right.READ).ends
+            ends = self._described(due.topic, TopicOperation.READ).ends
             places = {TopicPartition(due.topic, one): end for one, end in ends.items() if end}
             since = int((decision.decided_at - timedelta(seconds=CLOCKS_S)).timestamp() * 1000)
             first = consumer.offsets_for_times(dict.fromkeys(places, since)) if places else {}
@@ -297,7 +297,7 @@ class AnswersTopic:
     def _servers(self) -> str:
         return answers_servers(self.settings)
 
-    def _described(self, topic: str, right: Right) -> Topic:
+    def _described(self, topic: str, right: TopicOperation) -> Topic:
         try:
             return describe_topic(self._servers(), topic, client_arguments(self.settings), right)
         except RefusedError:
@@ -338,13 +338,13 @@ def file_rows(table: str, place: str, file: DataFile) -> Iterator[dict[str, Any]
     """The columns that an answer is made from, of the rows of one data file, read in parts of bounded size."""
     fields = [*answer_fields(table), *(field for field in SCHEMAS[table][0] if field.name in HEADERS_OF[table])]
     schema = pa.schema([field for field in fields if field.name not in file.partition])
-    with at_hand(place, file.path) as path:
+    with local_copy(place, file.path) as path:
         for batch in read_batches(path, schema.names):
             for row in conformed(batch, schema).to_pylist():
                 yield row | file.partition
 
 
-def _explained(error: Exception, fenced: bool, stream: str, topic: str) -> ServiceError:
+def _as_service_error(error: Exception, fenced: bool, stream: str, topic: str) -> ServiceError:
     """An error of Kafka as one line that names the setting to check; an AnswersAwayError if a retry may succeed."""
     from kafka import errors
 

@@ -31,13 +31,13 @@ from streaming.pipeline.positions import (
     FirstOffset,
     Positions,
     StreamIdentity,
+    check_not_shared,
     ends_of_all,
     identity_key,
     name_in_kafka,
     name_in_tables,
     plan_start,
     read_identity,
-    refuse_shared,
 )
 from streaming.platform.topic import Topic
 from streaming.settings import Settings
@@ -72,7 +72,7 @@ def begin_stream(
     """
     store = settings.place.store
     store.check_conditional()
-    refuse_shared(settings, [topic.name for topic in topics])
+    check_not_shared(settings, [topic.name for topic in topics])
     ids: dict[str, str] = {}
     starts: list[FirstOffset] = []
     for topic in topics:

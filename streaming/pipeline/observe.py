@@ -215,7 +215,7 @@ class Observer:
 
     def on_start(self) -> None:
         """The query is running."""
-        self._become(phase=Phase.RUNNING, write=True)
+        self._update_state(phase=Phase.RUNNING, write=True)
         self._emit("info", "start", topic=self._settings.topic, pid=os.getpid(), metrics=self.url)
 
     def on_batch(self, batch: BatchFigures) -> None:
@@ -223,7 +223,7 @@ class Observer:
         self._advanced.set()
         self.metrics.batch(batch)
         news = batch.model_version != self._state.model_version or self._is_old
-        self._become(phase=Phase.RUNNING, model_version=batch.model_version, write=news)
+        self._update_state(phase=Phase.RUNNING, model_version=batch.model_version, write=news)
         self._emit(
             "info",
             "batch",
@@ -251,7 +251,7 @@ class Observer:
     def on_answers(self, sent: AnswersState) -> None:
         """Answers are to be sent, or were sent."""
         self.metrics.answers(sent)
-        self._become(answers=sent, write=self._state.phase is Phase.RUNNING and self._is_old)
+        self._update_state(answers=sent, write=self._state.phase is Phase.RUNNING and self._is_old)
 
     def on_refused(self, version: int, why: str) -> None:
         """A promoted model was rejected; the stream continues with the previous one."""
@@ -269,14 +269,14 @@ class Observer:
 
     def on_idle(self) -> None:
         """The query is waiting for messages; cheap enough to be called at every poll."""
-        self._become(write=self._state.phase is Phase.RUNNING and self._is_old)
+        self._update_state(write=self._state.phase is Phase.RUNNING and self._is_old)
 
     def on_failure(self, error: str) -> None:
         """The query failed; health checks report it from now on."""
         # Before the query runs, the state may be that of another process that streams this topic, and a failure is
         # reported to the caller directly.
         running = self._state.phase is Phase.RUNNING
-        self._become(phase=Phase.FAILED, reason=error, write=running)
+        self._update_state(phase=Phase.FAILED, reason=error, write=running)
         if running:
             self._emit("error", "failed", topic=self._settings.topic, reason=error)
 
@@ -284,7 +284,7 @@ class Observer:
         """The stream has ended: record it in the state object, and stop serving."""
         self._closing.set()
         if self._state.phase is Phase.RUNNING:
-            self._become(phase=Phase.ENDED, write=True)
+            self._update_state(phase=Phase.ENDED, write=True)
             self._emit("info", "end", topic=self._settings.topic)
         self._probe.join(CLOSE_TIMEOUT_S)  # a broker that does not answer must not delay the end
         if self._server is not None:
@@ -294,7 +294,7 @@ class Observer:
     def _is_old(self) -> bool:
         return time() - self._written >= STATE_EVERY_S
 
-    def _become(self, *, write: bool, **changes: Any) -> None:
+    def _update_state(self, *, write: bool, **changes: Any) -> None:
         with self._lock:
             self._state = replace(self._state, seen=time(), **changes)
             if write:

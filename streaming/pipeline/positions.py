@@ -220,7 +220,7 @@ def _stream_positions(settings: Settings) -> Positions:
     return Positions(ends=ends_of_all(settings)) if identity is None else read_positions(settings, identity)
 
 
-def refuse_shared(settings: Settings, topics: Collection[str]) -> None:
+def check_not_shared(settings: Settings, topics: Collection[str]) -> None:
     """Reject topics that another stream of the home reads: their messages would have two rows.
 
     Args:
@@ -352,7 +352,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> OffsetPlan
     name = positions.topic(topic.name)
     ends = positions.of_topic(name)
     stream = positions.stream or ""
-    again = _made_again(topic, ends, positions.topics.get(name))
+    again = _recreation_error(topic, ends, positions.topics.get(name))
     if again is not None:
         name = name_in_tables(topic.name, number_of(name) + 1)
         if not accept.new_topic:
@@ -374,7 +374,7 @@ def plan_start(positions: Positions, topic: Topic, accept: Accept) -> OffsetPlan
     return OffsetPlan(stream, positions.number, name, ends, topic)
 
 
-def _made_again(topic: Topic, ends: Mapping[int, int], known_id: str | None) -> str | None:
+def _recreation_error(topic: Topic, ends: Mapping[int, int], known_id: str | None) -> str | None:
     """Why this is not the topic that was read before; None if it is.
 
     A recreated topic has another id even if its offsets have grown past the old ones.

@@ -38,7 +38,7 @@ from streaming.pipeline.migrate import begin_stream, old_stream_lock, set_checkp
 from streaming.pipeline.model_manager import ModelManager
 from streaming.pipeline.offsets import COMMITTED
 from streaming.pipeline.payload import RAW, Payload
-from streaming.pipeline.positions import Accept, OffsetPlan, TopicAppearedError, plan_topics, refuse_shared
+from streaming.pipeline.positions import Accept, OffsetPlan, TopicAppearedError, check_not_shared, plan_topics
 from streaming.pipeline.preflight import check_memory, with_fixed_heap
 from streaming.pipeline.reconcile import WitnessError
 from streaming.pipeline.topic_snapshot import SnapshotReader
@@ -133,7 +133,7 @@ class BatchSize:
         mean_bytes = max(1, batch.input_bytes // max(1, batch.input_rows))
         return max(1, min(self._options.images_per_batch, self._options.bytes_per_batch // mean_bytes))
 
-    def is_off(self, batch: BatchResult) -> bool:
+    def needs_resize(self, batch: BatchResult) -> bool:
         ratio = self.fitting(batch) / self.images
         return not 1 / RESIZE_FACTOR <= ratio <= RESIZE_FACTOR
 
@@ -177,7 +177,7 @@ def run_stream(
             if settings.master.startswith("local"):
                 bundle_bytes = sum(len(content) for content in models.champion.broadcast.value.files.values())
                 check_memory(settings, bundle_bytes, spark.sparkContext.defaultParallelism)
-            run = _QueryLoop(settings, bootstrap_servers, options, events, spark, stop)
+            loop = _QueryLoop(settings, bootstrap_servers, options, events, spark, stop)
             with closing(SnapshotReader(bootstrap_servers, client_arguments(settings))) as snapshots:
                 committer = BatchCommitter(
                     models,
@@ -188,11 +188,11 @@ def run_stream(
                     payload=options.payload,
                     limits=settings.image_limits,
                     answers=answers,
-                    on_batch=run.committed,
+                    on_batch=loop.committed,
                     on_step=events.on_step,
                 )
-                run.until_done(committer, planner, plan)
-    return run.summary
+                loop.run(committer, planner, plan)
+    return loop.summary
 
 
 class _Planner:
@@ -232,7 +232,7 @@ class _Planner:
             reads = str(self._subscription)
             positions = begin_stream(settings, self.tables, topics, self._accept, first=first, reads=reads)
         elif new := [topic.name for topic in topics if positions.topic(topic.name) not in positions.topics]:
-            refuse_shared(settings, new)
+            check_not_shared(settings, new)
         return plan_topics(positions, topics, self._accept)
 
 
@@ -277,13 +277,13 @@ class _QueryLoop:
         self.summary.add(batch)
         self._events.on_batch(batch)
 
-    def until_done(self, committer: BatchCommitter, planner: _Planner, plan: OffsetPlan) -> None:
+    def run(self, committer: BatchCommitter, planner: _Planner, plan: OffsetPlan) -> None:
         """Run the query, restarting it as often as necessary."""
         clock = perf_counter()
         committer.plan = plan
         while not self._stop.is_set():
             if not self._read_without_spark(committer):
-                self._plan_again(committer, planner)
+                self._replan(committer, planner)
                 continue
             with TemporaryDirectory(prefix="imagestream-", ignore_cleanup_errors=True) as scratch:
                 query = self._start(committer, Path(scratch))
@@ -298,7 +298,7 @@ class _QueryLoop:
                 self._last = None
             elif not self._appeared(error, committer.plan):
                 self._after_failure(error)
-            self._plan_again(committer, planner)
+            self._replan(committer, planner)
         self.summary.seconds = perf_counter() - clock
 
     def _read_without_spark(self, committer: BatchCommitter) -> bool:
@@ -331,7 +331,7 @@ class _QueryLoop:
         before, self._planned = self._planned, {*plan.topics} if isinstance(error, TopicAppearedError) else None
         return self._planned is not None and self._planned != before
 
-    def _plan_again(self, committer: BatchCommitter, planner: _Planner) -> None:
+    def _replan(self, committer: BatchCommitter, planner: _Planner) -> None:
         """Plan the next query, waiting until brokers and store answer."""
         while not self._stop.is_set():
             try:
@@ -346,7 +346,7 @@ class _QueryLoop:
         plan = committer.plan
 
         def run_batch(messages: Any, batch: int) -> None:
-            if self._last is not None and self._size.is_off(self._last):
+            if self._last is not None and self._size.needs_resize(self._last):
                 raise _ResizeError
             ranges = planned_ranges(scratch, batch, plan.names)
             self._attempts.begin(plan.number + 1, ranges)

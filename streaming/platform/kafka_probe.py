@@ -68,7 +68,7 @@ def _check(connection: socket.socket, host: str, server: str, client: Mapping[st
             connection = _with_tls(connection, host, server, client)
         if protocol.startswith("SASL"):
             _check_sasl(connection, server, client)
-        elif not _ask(connection, METADATA_OF_NO_TOPIC):
+        elif not _exchange(connection, METADATA_OF_NO_TOPIC):
             raise RefusedError(_why_closed(host, server, protocol))
     except TimeoutError:
         return  # no answer, or a slow one: left to the client
@@ -118,7 +118,7 @@ def _untrusted_reason(error: ssl.SSLCertVerificationError, host: str, server: st
 
 def _check_sasl(connection: socket.socket, server: str, client: Mapping[str, Any]) -> None:
     mechanism = str(client["sasl_mechanism"])
-    answer = _ask(connection, SASL_HANDSHAKE + struct.pack(">h", len(mechanism)) + mechanism.encode())
+    answer = _exchange(connection, SASL_HANDSHAKE + struct.pack(">h", len(mechanism)) + mechanism.encode())
     if not answer:
         raise RefusedError(f"the broker at {server} closed the connection: it may require TLS; check {PROTOCOL}")
     code = struct.unpack_from(">h", answer, 4)[0]
@@ -137,7 +137,7 @@ def _authenticate(connection: socket.socket, server: str, client: Mapping[str, A
     mechanism = get_sasl_mechanism(client["sasl_mechanism"])(host=server, **client)
     while not mechanism.is_done():
         said = mechanism.auth_bytes()
-        answer = _ask(connection, SASL_AUTHENTICATE + struct.pack(">i", len(said)) + said)
+        answer = _exchange(connection, SASL_AUTHENTICATE + struct.pack(">i", len(said)) + said)
         code, message_bytes = struct.unpack_from(">hh", answer, 4) if len(answer) >= MIN_SASL_BYTES else (-1, 0)
         try:
             if code == 0:
@@ -170,7 +170,7 @@ def _talks_tls(host: str, server: str) -> bool:
         return False
 
 
-def _ask(connection: socket.socket, request: bytes) -> bytes:
+def _exchange(connection: socket.socket, request: bytes) -> bytes:
     """The response to a request; empty if the connection was closed, or the response is invalid."""
     connection.sendall(struct.pack(">i", len(request)) + request)
     head = _receive(connection, SIZE_BYTES)

@@ -53,10 +53,10 @@ def _limits(control_groups: Path, own_groups: Path) -> Iterator[tuple[int, int]]
             group = top.joinpath(*names[:depth])
             limit, used = (_text(group / file).strip() for file in files[:2])
             if limit.isdecimal():  # not "max"
-                yield int(limit), int(used or 0) - _reclaimable(group, files[2])
+                yield int(limit), int(used or 0) - _page_cache_bytes(group, files[2])
 
 
-def _reclaimable(group: Path, name: str) -> int:
+def _page_cache_bytes(group: Path, name: str) -> int:
     """The size of the page cache, which the kernel frees when memory is needed."""
     lines = (line.split() for line in _text(group / "memory.stat").splitlines())
     return next((int(value) for key, value in lines if key == name), 0)

@@ -52,7 +52,7 @@ def fetch_schema(url: str, number: int, timeout_s: float = TIMEOUT_S) -> str:
         RegistryAwayError: there was no response in time, or a server error.
         ServiceError: the URL is not that of a schema registry without authentication.
     """
-    status, body = _asked(url, f"/schemas/ids/{number}", f"schema {number}", timeout_s)
+    status, body = _checked_request(url, f"/schemas/ids/{number}", f"schema {number}", timeout_s)
     if len(body) > 2 * MAX_SCHEMA_BYTES:  # quotes are escaped in it
         raise UnknownSchemaError(f"expected schema {number} to have at most {MAX_SCHEMA_BYTES:,} bytes, got more")
     content = _parsed(body)
@@ -85,9 +85,9 @@ def register_schema(url: str, subject: str, schema: str, timeout_s: float = TIME
     what, body = f"subject {subject!r}", json.dumps({"schema": schema}).encode()
     path = f"/subjects/{quote(subject, safe='')}"
     # Looked up first, which requires permission to read only and works with a read-only registry.
-    status, answer = _asked(url, path, what, timeout_s, body)
+    status, answer = _checked_request(url, path, what, timeout_s, body)
     if status == NOT_FOUND:
-        status, answer = _asked(url, f"{path}/versions", what, timeout_s, body)
+        status, answer = _checked_request(url, f"{path}/versions", what, timeout_s, body)
     content = _parsed(answer)
     number = content.get("id")
     if status == OK and isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= MAX_ID:
@@ -104,7 +104,7 @@ def register_schema(url: str, subject: str, schema: str, timeout_s: float = TIME
     )
 
 
-def _asked(url: str, path: str, what: str, timeout_s: float, body: bytes | None = None) -> tuple[int, bytes]:
+def _checked_request(url: str, path: str, what: str, timeout_s: float, body: bytes | None = None) -> tuple[int, bytes]:
     """Status and body of a response that is about the request, and not about the state of the registry."""
     try:
         status, answer = _request(url, path, timeout_s, body)

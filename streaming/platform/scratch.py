@@ -8,7 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from streaming.environment import given_scratch, set_scratch
+from streaming.environment import scratch_folder, set_scratch
 from streaming.errors import ConfigurationError
 
 OF_JAVA = "/tmp"  # noqa: S108  whatever TMPDIR says
@@ -20,7 +20,7 @@ def use_scratch(work: Path) -> Path:
     Raises:
         ServiceError: neither the system's folder nor one in the work folder can be used.
     """
-    system = Path(given_scratch() or OF_JAVA)
+    system = Path(scratch_folder() or OF_JAVA)
     if unusable_reason(system) is None:
         return system
     own = work / "tmp"
@@ -52,5 +52,5 @@ def unusable_reason(folder: Path) -> str | None:
 
 def java_scratch() -> list[str]:
     """The JVM option for the folder, if it is not the JVM's default."""
-    folder = given_scratch()
+    folder = scratch_folder()
     return [f"-Djava.io.tmpdir={folder}"] if folder and folder != OF_JAVA else []

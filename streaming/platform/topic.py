@@ -24,7 +24,7 @@ TOPIC_AUTHORIZATION_FAILED = 29  # Kafka's error codes
 UNKNOWN_TOPIC = 3
 
 
-class Right(StrEnum):
+class TopicOperation(StrEnum):
     """An operation on a topic in Kafka's ACLs; each implies `Describe`."""
 
     READ = "READ"
@@ -97,11 +97,11 @@ def describe_topics(
                 raise NotFoundError(
                     f"no topic matches the pattern {subscription.pattern!r}: create one, or correct the pattern"
                 )
-        return [_described(admin, name, client, Right.READ) for name in names]
+        return [_described(admin, name, client, TopicOperation.READ) for name in names]
 
 
 def describe_topic(
-    bootstrap_servers: str, name: str, client: Mapping[str, Any] = OPEN, right: Right = Right.READ
+    bootstrap_servers: str, name: str, client: Mapping[str, Any] = OPEN, right: TopicOperation = TopicOperation.READ
 ) -> Topic:
     """A topic, created with the broker's defaults if it does not exist.
 
@@ -119,7 +119,7 @@ def describe_topic(
         return _described(admin, name, client, right)
 
 
-def _described(admin: Any, name: str, client: Mapping[str, Any], right: Right) -> Topic:
+def _described(admin: Any, name: str, client: Mapping[str, Any], right: TopicOperation) -> Topic:
     _check_right(admin, name, right, client)
     described, begins, ends = _offsets_of(admin, name)
     return Topic(
@@ -169,7 +169,7 @@ def offsets_from(
     return offsets
 
 
-def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], right: Right) -> None:
+def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], right: TopicOperation) -> None:
     """Check the permission for a topic, and create the topic if it does not exist.
 
     Without security arguments, only the connection is checked. For arguments and errors, see `describe_topic`.
@@ -181,7 +181,7 @@ def check_access(bootstrap_servers: str, name: str, client: Mapping[str, Any], r
         _check_right(admin, name, right, client)
 
 
-def _check_right(admin: Any, name: str, right: Right, client: Mapping[str, Any]) -> None:
+def _check_right(admin: Any, name: str, right: TopicOperation, client: Mapping[str, Any]) -> None:
     from kafka.admin import NewTopic
     from kafka.errors import AuthorizationError, KafkaError, TopicAlreadyExistsError
 
@@ -210,7 +210,7 @@ def is_hidden(bootstrap_servers: str, name: str, client: Mapping[str, Any]) -> b
         return bool(admin.describe_topics([name])[0]["error_code"] == TOPIC_AUTHORIZATION_FAILED)
 
 
-def permission_error(name: str, right: Right, client: Mapping[str, Any]) -> str:
+def permission_error(name: str, right: TopicOperation, client: Mapping[str, Any]) -> str:
     """The error for a missing permission."""
     return (
         f"{_user(client)} is not authorized to {right.lower()} topic {name!r}: grant it with `kafka-acls.sh --add "

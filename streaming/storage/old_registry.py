@@ -42,14 +42,14 @@ def migrate_registry(store: Store) -> None:
         return
     root = Path(store.place) / FOLDER
     try:
-        left = _is_left(root)
+        left = _is_present(root)
     except OSError as error:
         raise ModelError(f"cannot read {root} ({error.strerror}): choose another home with --home DIR") from error
     if not left:
         return
     try:
         with lock(root / LOCK):  # against a process of the earlier release
-            if _is_left(root):
+            if _is_present(root):
                 _migrate(store, root)
     except OSError as error:
         raise ModelError(
@@ -58,7 +58,7 @@ def migrate_registry(store: Store) -> None:
         ) from error
 
 
-def _is_left(root: Path) -> bool:
+def _is_present(root: Path) -> bool:
     return (root / ALIASES).exists() or bool(_versions(root))
 
 

@@ -88,9 +88,9 @@ class TableLog:
         self._handle = handle
         self._store = open_store(place)
         self._transactions: dict[str, int | None] = {}  # application id → its newest transaction in `_version`
-        self._learn(opened_at)
+        self._read_state(opened_at)
 
-    def _learn(self, known_at: float) -> None:
+    def _read_state(self, known_at: float) -> None:
         check_features(self._handle, self.place)
         protocol = self._handle.protocol()
         append_only = self._handle.metadata().configuration.get("delta.appendOnly", "false")
@@ -107,7 +107,7 @@ class TableLog:
             return self._handle
         with store_errors_in_one_line(self.place):
             self._handle.update_incremental()
-        self._learn(now)
+        self._read_state(now)
         return self._handle
 
     def _is_newest(self) -> bool:

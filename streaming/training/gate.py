@@ -23,7 +23,7 @@ from streaming.registry import Registry
 from streaming.training.evaluate import predict
 from streaming.training.fit_options import GateOptions
 
-__all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "refuse_costly_int8"]
+__all__ = ["Paired", "PairedCounts", "Verdict", "decide", "looks_at", "pair", "reject_costly_int8"]
 
 MAX_INT8_COST = 0.01  # loss of accuracy
 MAX_F1_IMAGES = 2**18  # maximum number of images compared by F1, which bounds the rows on the driver
@@ -161,7 +161,7 @@ def decide(paired: Paired, options: GateOptions, look: int = 1) -> Verdict:
     )
 
 
-def refuse_costly_int8(verdict: Verdict, cost: float | None) -> Verdict:
+def reject_costly_int8(verdict: Verdict, cost: float | None) -> Verdict:
     """Do not promote 8-bit integers that cost more than one percentage point of accuracy."""
     if cost is None or cost <= MAX_INT8_COST:
         return verdict

@@ -26,7 +26,7 @@ from streaming.images.membership_spark import unseen_by
 from streaming.images.split import Sides
 from streaming.storage.files import as_matrix
 from streaming.storage.tables import Table
-from streaming.training.backbones import BackboneOptions, MadeBackbone, make_backbone
+from streaming.training.backbones import BackboneOptions, PreparedBackbone, make_backbone
 from streaming.training.calibrate import calibration_images
 from streaming.training.fit import in_order
 
@@ -147,8 +147,10 @@ class VariantMaker:
             rows = _ordered(labelled, entry.n_features)
             return self._timed(made, size), rows
 
-    def _timed(self, made: MadeBackbone, size: int | None) -> "_MeasuredBackbone":
-        images = [data for data, _ in zip(self.dataset.some_images(SAMPLE_IMAGES), range(SAMPLE_IMAGES), strict=False)]
+    def _timed(self, made: PreparedBackbone, size: int | None) -> "_MeasuredBackbone":
+        images = [
+            data for data, _ in zip(self.dataset.sample_images(SAMPLE_IMAGES), range(SAMPLE_IMAGES), strict=False)
+        ]
         entry = made.source.entry
         engine = load_engine(entry, made.source.file.read_bytes())
         seconds = _seconds_per_image(engine, images, entry.fitting)

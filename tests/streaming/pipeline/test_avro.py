@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from streaming.errors import ServiceError
 from streaming.images.dataset import digit_images
 from streaming.pipeline.avro import MAX_READS, RecordError, Schema
-from streaming.pipeline.payload import FrameError, Payload, chosen_payload, unwrapping
+from streaming.pipeline.payload import FrameError, Payload, chosen_payload, unwrapper
 from streaming.settings import Settings
 from tests.faults.harness import drain, rows
 from tests.streaming.schema_server import UNKNOWN, Answer, schema_answer, schema_server
@@ -54,7 +54,7 @@ RECORD = packed(SHOT)
 
 
 def unwrap(payload: Payload, data: bytes) -> bytes:
-    unwrapped = unwrapping(payload)
+    unwrapped = unwrapper(payload)
     assert unwrapped is not None
     return unwrapped(data)
 

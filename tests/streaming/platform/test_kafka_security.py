@@ -27,7 +27,7 @@ from streaming.platform.broker import bootstrap_servers
 from streaming.platform.doctor import check_broker
 from streaming.platform.kafka_probe import RefusedError
 from streaming.platform.kafka_security import client_arguments, spark_options
-from streaming.platform.topic import Right, Subscription, check_access, describe_topic
+from streaming.platform.topic import Subscription, TopicOperation, check_access, describe_topic
 from streaming.settings import Settings
 from tests.conftest import imagestream
 from tests.streaming.platform.secure_broker import PASSWORD, SecureBroker, secure_broker
@@ -219,23 +219,29 @@ def test_users_of_the_compose_file_get_the_rights_that_the_service_needs(
     for _ in range(2):  # again and again, with every `up`
         subprocess.run(command, check=True, timeout=60)
 
-    may: dict[str, list[Right]] = {}
+    may: dict[str, list[TopicOperation]] = {}
     for user in ("streamer", "publisher", "operator"):
         settings = secured.settings(base, user)
-        for right in Right:
+        for right in TopicOperation:
             try:
                 check_access(str(settings.bootstrap_servers), "composed", client_arguments(settings), right)
             except RefusedError:
                 continue
             may[user] = [*may.get(user, []), right]
-    assert may == {"streamer": [Right.READ], "publisher": [Right.WRITE], "operator": [Right.READ, Right.WRITE]}
+    assert may == {
+        "streamer": [TopicOperation.READ],
+        "publisher": [TopicOperation.WRITE],
+        "operator": [TopicOperation.READ, TopicOperation.WRITE],
+    }
 
 
 def test_client_certificate_is_a_user_too(secured: SecureBroker, base: Settings) -> None:
     certificate = {name: secured.directory / f"client.{end}" for name, end in CERTIFICATE.items()}
     change = {"bootstrap_servers": secured.listeners["CLIENTS"], "kafka_security_protocol": "SSL", **certificate}
     settings = secured.settings(base, "ignored").model_copy(update=change)
-    check = partial(check_access, str(settings.bootstrap_servers), TOPIC, client_arguments(settings), Right.WRITE)
+    check = partial(
+        check_access, str(settings.bootstrap_servers), TOPIC, client_arguments(settings), TopicOperation.WRITE
+    )
     with pytest.raises(
         RefusedError, match="the owner of IMAGESTREAM_KAFKA_CERTIFICATE_FILE is not authorized to write"
     ):

@@ -24,7 +24,7 @@ from streaming.storage.registry_objects import Version, version_key
 from streaming.storage.store import open_store
 from streaming.training import gate
 from streaming.training.fit_options import GateOptions
-from streaming.training.gate import Paired, Verdict, confidence_of_look, decide, looks_at, pair, refuse_costly_int8
+from streaming.training.gate import Paired, Verdict, confidence_of_look, decide, looks_at, pair, reject_costly_int8
 
 
 def counts(only_candidate: int, only_champion: int, rows: int = 1000) -> Paired:
@@ -161,7 +161,7 @@ def test_nothing_in_common_is_no_reason_to_promote() -> None:
 def test_int8_that_costs_more_than_a_point_is_refused_whatever_it_is_compared_with(
     cost: float | None, promoted: bool
 ) -> None:
-    verdict = refuse_costly_int8(Verdict(True, "the first model"), cost)
+    verdict = reject_costly_int8(Verdict(True, "the first model"), cost)
     assert verdict.promote is promoted
     assert verdict.why.endswith("the first model")
 
