@@ -198,4 +198,4 @@ def test_the_stream_waits_for_the_registry_and_quarantines_what_is_not_in_the_fr
     assert [(row["offset"], row["reason"], row["value"]) for row in bad] == [
         (offset, "wrong_frame", sent[offset]) for offset in (1, 2, 3)
     ]
-    assert "got its id 7" in bad[1]["detail"]
+    assert "knows, got 7" in bad[1]["detail"]

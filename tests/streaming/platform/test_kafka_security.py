@@ -90,7 +90,7 @@ REFUSALS = {
     "wrong host name": r"is not for '127\.0\.0\.1': check IMAGESTREAM_BOOTSTRAP_SERVERS",
 }
 OTHER_REFUSALS = {
-    "unknown user": r"refuses user 'nobody'",
+    "unknown user": r"rejects user 'nobody'",
     "TLS to a plaintext port": r"does not use TLS .*check IMAGESTREAM_KAFKA_SECURITY_PROTOCOL",
     "unknown authority": r"is not trusted \(.*\): check IMAGESTREAM_KAFKA_CA_FILE",
     "no user": r"may require a user; set IMAGESTREAM_KAFKA_SECURITY_PROTOCOL to SASL_SSL",

@@ -84,7 +84,7 @@ def test_a_schema_is_registered_once_and_then_looked_up() -> None:
             ServiceError,
             r"answered 401 for subject 'a-value' \(Unauthorized\)",
         ),
-        ((404, b"<html>"), ServiceError, "answered 404 for subject 'a-value', expected a schema registry that takes"),
+        ((404, b"<html>"), ServiceError, "answered 404 for subject 'a-value', expected a schema registry that accepts"),
         ((200, b'{"id": true}'), ServiceError, "answered 200 for subject 'a-value', expected a schema registry"),
         ((200, b'{"id": 4294967296}'), ServiceError, "answered 200 for subject 'a-value', expected a schema registry"),
         ((503, b""), RegistryAwayError, "answered 503 for subject 'a-value'"),
