@@ -74,7 +74,9 @@ def test_components_are_kept_by_explained_variance_as_far_as_the_sketch_reaches(
     few, more = (fit_randomized_pca(sketch, explained_variance=share) for share in (0.5, 0.6))
     assert few.n_out < more.n_out < 60
     assert captured(few, digits.features) >= 0.5
-    with pytest.raises(ModelError, match=r"a sketch of 60 columns explains 0\.\d+ of the variance, 0.999 was requested"):
+    with pytest.raises(
+        ModelError, match=r"a sketch of 60 columns explains 0\.\d+ of the variance, 0.999 was requested"
+    ):
         fit_randomized_pca(sketch, explained_variance=0.999)
 
 

@@ -235,7 +235,7 @@ def test_macro_f1_is_compared_by_truth_and_both_answers(
         by_hand.append(np.mean([hit / ((truth == one).sum() + (answers == one).sum()) for one, hit in enumerate(hits)]))
     assert found.gain.value == pytest.approx(by_hand[0] - by_hand[1])
     assert found.counts == PairedCounts(16, 2, 8, 4)
-    with pytest.raises(ModelError, match="--metric f1 requires two classes, there are 3"):
+    with pytest.raises(ModelError, match="--metric f1 requires two classes, got 3"):
         pair(half, rows, right, rows, Objective("f1"))
     monkeypatch.setattr(gate, "MAX_F1_IMAGES", 15)
     assert 5 < pair(half, rows, right, rows, Objective("macro_f1")).gain.rows < 25  # a share of them, by hash
