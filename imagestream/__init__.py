@@ -159,8 +159,8 @@ def _taken() -> str | None:
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         if not any(line.startswith(MARKER) for line in text.splitlines()):
             return (
-                f"the package {name!r} in {root} is another distribution's{_owners(name)}: install imagestream into an "
-                "environment of its own"
+                f"the package {name!r} in {root} is another distribution's{_owners(name)}: install imagestream into a "
+                "separate environment"
             )
     return None
 

@@ -1,6 +1,6 @@
 """Publishing files to Kafka: each becomes one acknowledged message, or is reported with the reason why not.
 
-A file is read only when there is room for it, so memory is bounded whatever the number and size of the files.
+A file is read only when there is room for it, so memory is bounded regardless of the number and size of the files.
 """
 
 import os

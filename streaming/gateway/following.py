@@ -178,7 +178,7 @@ async def _events(
 
 
 def _event(answer: Answer) -> str:
-    """An answer as an event, whatever its bytes are: anyone who may write to the topic can have sent it."""
+    """An answer as an event, regardless of its bytes: anyone who may write to the topic can have sent it."""
     lines = re.split(
         "\r\n|\r|\n", answer.value.decode(errors="replace")
     )  # as the format defines lines, unlike splitlines

@@ -188,7 +188,7 @@ async def _read_multipart(request: Request, limits: UploadLimits) -> list[Upload
 
 
 async def _bounded(request: Request, limit: int, refusal: Callable[[], HTTPException]) -> AsyncGenerator[bytes, None]:
-    """The chunks of a body; raises if their total size exceeds the limit, whatever size was declared."""
+    """The chunks of a body; raises if their total size exceeds the limit, regardless of the declared size."""
     size = 0
     async for chunk in request.stream():
         size += len(chunk)

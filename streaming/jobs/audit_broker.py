@@ -7,7 +7,7 @@ of its log, or of the first batch, to where the tables end.
     no message a table has a row, but the log, which covers the offset, has no message: it was aborted, or belongs to
                another topic. Compaction removes messages, so this is not checked in a compacted topic.
 
-Offsets are compared in windows. Messages are read in bounded memory, whatever their decompressed size, and discarded.
+Offsets are compared in windows. Messages are read in bounded memory, regardless of their decompressed size.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

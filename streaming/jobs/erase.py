@@ -1,6 +1,6 @@
 """Erases images permanently, and records it, so that the audit still passes.
 
-    1. find all ids of the images: an image is identified by its content, whatever id it was published under
+    1. find all ids of the images: an image is identified by its content, regardless of its id
     2. record the identity of every row to erase in the table `erased`: topic, partition, offset and batch, but nothing
        about the image itself; the audit counts such an offset as processed
     3. remove the rows from every table, by rewriting the files that contain them

@@ -5,7 +5,7 @@ carries the next transaction of the application `rewrite`, counted from the vers
 two rewriters that read the same version the second is rejected. A commit also fails if a file to be removed is no
 longer part of the table, as after a DELETE by another program. Concurrent appends do not conflict and are never lost.
 
-Rows are copied a few megabytes at a time, however large the files are.
+Rows are copied a few megabytes at a time, regardless of the size of the files.
 """
 
 import json

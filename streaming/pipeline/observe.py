@@ -79,7 +79,7 @@ class StreamState:
         if self.phase is Phase.ENDED:
             return False, "the stream has ended"
         if not self.alive:
-            return False, f"process {self.pid} of the stream is gone"
+            return False, f"process {self.pid} of the stream no longer exists"
         if self.phase is Phase.STARTING:
             return False, "the stream is starting"
         silent_s = time() - self.seen

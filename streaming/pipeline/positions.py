@@ -384,7 +384,7 @@ def _recreation_error(topic: Topic, ends: Mapping[int, int], known_id: str | Non
     for partition, offset in sorted(ends.items()):
         end = topic.ends.get(partition)
         if end is None or end < offset:
-            have = "is gone" if end is None else f"ends at offset {end}"
+            have = "no longer exists" if end is None else f"ends at offset {end}"
             return (
                 f"topic {topic.name!r} partition {partition} {have}, but messages up to {offset - 1} are committed: "
                 "the topic was recreated"

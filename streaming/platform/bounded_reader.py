@@ -1,4 +1,4 @@
-"""Reads messages one by one in bounded memory, whatever their decompressed size.
+"""Reads messages one by one in bounded memory, regardless of their decompressed size.
 
 A record batch of a few kilobytes can expand to gigabytes, in one value or in millions of headers, and Kafka clients
 decompress all of it first. Here a batch is decompressed as a stream: a record that exceeds the limits is skipped, so

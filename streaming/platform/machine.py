@@ -40,7 +40,7 @@ def _limits(control_groups: Path, own_groups: Path) -> Iterator[tuple[int, int]]
     """(limit, used) of each control group of the process, including outer ones, since every limit applies."""
     for line in _text(own_groups).splitlines():
         _, controllers, path = line.split(":", 2)
-        # A container usually sees its own group as the root, whatever its path on the host.
+        # A container usually sees its own group as the root, regardless of its path on the host.
         names = [name for name in path.split("/") if name]
         if controllers == "":
             files, top = ("memory.max", "memory.current", "inactive_file"), control_groups

@@ -11,7 +11,7 @@ from pathlib import Path
 from streaming.environment import scratch_folder, set_scratch
 from streaming.errors import ConfigurationError
 
-OF_JAVA = "/tmp"  # noqa: S108  whatever TMPDIR says
+OF_JAVA = "/tmp"  # noqa: S108  regardless of TMPDIR
 
 
 def use_scratch(work: Path) -> Path:

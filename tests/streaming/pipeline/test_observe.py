@@ -333,7 +333,7 @@ def test_process_that_is_gone_or_another_of_the_same_number_does_not_stream(sett
     assert not replace(state, started=started - 100).alive
     child.kill()
     assert child.wait() != 0
-    assert state.health() == (False, f"process {child.pid} of the stream is gone")
+    assert state.health() == (False, f"process {child.pid} of the stream no longer exists")
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"phase": "odd"}', "\xff"])

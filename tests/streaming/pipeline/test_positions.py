@@ -210,7 +210,7 @@ def test_messages_of_a_partition_found_later_that_are_gone_are_a_loss() -> None:
 
 @pytest.mark.parametrize("ends", [{0: 9}, {}], ids=["shorter", "gone"])
 def test_a_topic_that_does_not_reach_what_is_committed_was_made_again(ends: dict[int, int]) -> None:
-    what = "ends at offset 9" if ends else "is gone"
+    what = "ends at offset 9" if ends else "no longer exists"
     found = topic(dict.fromkeys(ends, 0), ends)
     with pytest.raises(ServiceError, match=f"partition 0 {what}, but messages up to 9 are committed.*'images~2'"):
         plan_start(at({0: 10}), found, Accept(loss=True))
